@@ -1,0 +1,98 @@
+"""An artefact → a classifier an app calls. Knows how to ask a model; knows no training and no server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import peft
+import torch
+from transformers import PreTrainedTokenizerBase
+
+import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
+from finetune.adapters.artefact import Artefact, read_artefact
+from finetune.data.batching import LengthBatches, Shares
+from finetune.errors import InputError
+from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
+from finetune.tasks import find_task
+
+Text = str | tuple[str, str]
+
+
+class Classifier:
+    """Texts → labels with probabilities. Batched; calls from several threads are safe (they take turns on the model)."""
+
+    def __init__(self, network: Any, processor: PreTrainedTokenizerBase, labels: list[str], max_length: int, pair: bool = False) -> None:
+        self.network, self.processor, self.labels, self.max_length, self.pair = network.eval(), processor, labels, max_length, pair
+        self._turn = threading.Lock()
+
+    @overload
+    def __call__(self, texts: Text) -> dict[str, Any]: ...
+    @overload
+    def __call__(self, texts: Sequence[Text]) -> list[dict[str, Any]]: ...
+    def __call__(self, texts: Any) -> Any:
+        """One text (or pair of texts) → `{"label": ..., "probability": ...}`; a list of them → a list.
+
+        Raises:
+            InputError: an empty text, or a pair where the task takes single texts (and the other way round).
+        """
+        one = isinstance(texts, (str, tuple))
+        scores = self.probabilities([texts] if one else list(texts))
+        answers = [{"label": self.labels[int(row.argmax())], "probability": float(row.max())} for row in scores]
+        return answers[0] if one else answers
+
+    def probabilities(self, texts: Sequence[Text], batch_size: int = 32) -> torch.Tensor:
+        """Probability of each label, [texts, labels], float32 on the CPU."""
+        self._check(texts)
+        result = torch.zeros(len(texts), len(self.labels))
+        if not texts:
+            return result
+        columns = [list(part) for part in zip(*texts, strict=True)] if self.pair else [list(texts)]
+        with self._turn:  # a fast tokenizer keeps its truncation as state
+            ids = self.processor(*columns, truncation=True, max_length=self.max_length)
+        lengths = [len(row) for row in ids["input_ids"]]
+        for batch in LengthBatches(lengths, Shares(batch_size)):
+            with self._turn, torch.inference_mode():
+                rows = self.processor.pad({k: [ids[k][i] for i in batch] for k in ids}, padding_side="right", return_tensors="pt")
+                logits = self.network(**rows.to(self.network.device)).logits
+            result[batch] = logits.float().softmax(-1).cpu()
+        return result
+
+    def _check(self, texts: Sequence[Text]) -> None:
+        for index, text in enumerate(texts):
+            parts = text if isinstance(text, tuple) else (text,)
+            if len(parts) != 1 + self.pair or not all(isinstance(part, str) for part in parts):
+                wanted = "a tuple of two texts" if self.pair else "one text"
+                raise InputError(f"Input {index} is {text!r}; wanted {wanted}")
+            if not all(part.strip() for part in parts):
+                raise InputError(f"Input {index} is an empty text; wanted one or more words")
+
+
+def load(folder: str | Path, device: str | None = None) -> Classifier:
+    """The classifier in the output folder of `scripts/train.py`.
+
+    Raises:
+        InputError: the folder is no artefact, is unfinished, or holds a task that doesn't classify.
+    """
+    artefact = read_artefact(folder)
+    task = find_task(artefact.options["task"])
+    if artefact.labels is None:
+        raise InputError(f"{folder} has no label names: its task '{artefact.options['task']}' doesn't classify")
+    processor, network = load_network(artefact)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Classifier(network.to(place), processor, artefact.labels, artefact.options["max_length"], task.pair)
+
+
+def load_network(artefact: Artefact) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Tokenizer and model of an artefact; an adapter comes on the base that `arguments.yaml` names."""
+    task = find_task(artefact.options["task"])
+    options = {k: v for k, v in artefact.options.items() if k in ModelArguments.__dataclass_fields__}
+    source = options["model_name_or_path"] if artefact.is_adapter else str(artefact.folder)
+    _, network = load_model(ModelArguments(**(options | {"model_name_or_path": source})), task.model, artefact.labels)
+    processor = load_processor(str(artefact.folder))
+    fit_embeddings(network, processor)
+    if artefact.is_adapter:
+        network = peft.PeftModel.from_pretrained(network, str(artefact.folder))
+    return processor, network

@@ -1,0 +1,106 @@
+"""Which column is which, and which classes there are. Knows column names and features; knows no tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datasets import ClassLabel, Dataset, Value
+
+from finetune.data.sources import DataArguments
+from finetune.errors import InputError
+
+TEXTS = ("text", "sentence", "review", "content", "document", "question", "premise", "sentence1", "sentence_A", "tokens")
+PAIRS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("premise", "hypothesis"), ("question1", "question2"),
+         ("text", "aspect"), ("question", "context"), ("question", "sentence"), ("text1", "text2"), ("query", "document"))  # fmt: skip
+LABELS = ("label", "labels", "intent", "sentiment", "category", "class", "target", "relatedness_score")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that a task reads; `pair` is None for tasks on one text."""
+
+    text: str
+    pair: str | None
+    label: str
+
+
+def find_columns(rows: Dataset, data: DataArguments, pair: bool = False) -> Columns:
+    """The columns that were named, and those with a usual name where none was.
+
+    Raises:
+        InputError: a named column that is not there, or none with a usual name.
+    """
+    there = rows.column_names
+    for flag in ("text_column", "text_pair_column", "label_column"):
+        named = vars(data)[flag]
+        if named is not None and named not in there:
+            raise InputError(f"No column '{named}' in {data.dataset_name}; it has {', '.join(there)}. Set --{flag}")
+    label = data.label_column or _first(LABELS, there, data.dataset_name, "--label_column")
+    if not pair:
+        return Columns(data.text_column or _first(TEXTS, there, data.dataset_name, "--text_column"), None, label)
+    text, second = data.text_column, data.text_pair_column
+    if text is None or second is None:
+        found = next((p for p in PAIRS if set(p) <= set(there) and (text in (None, p[0])) and (second in (None, p[1]))), None)
+        if found is None:
+            wanted = "two columns with texts"
+            raise InputError(
+                f"No {wanted} found in {data.dataset_name}; it has {', '.join(there)}. Set --text_column and --text_pair_column"
+            )
+        text, second = found
+    return Columns(text, second, label)
+
+
+def _first(usual: tuple[str, ...], there: list[str], name: str, flag: str) -> str:
+    found = next((column for column in usual if column in there), None)
+    if found is None:
+        raise InputError(f"No column '{usual[0]}' in {name}; it has {', '.join(there)}. Set {flag}")
+    return found
+
+
+def class_names(rows: Dataset, column: str) -> list[str]:
+    """Names of the classes in a label column, in the order of their ids.
+
+    Raises:
+        InputError: a column of free floats or of something that is no class.
+    """
+    feature = rows.features[column]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    if not isinstance(feature, Value):
+        raise InputError(f"The label column '{column}' holds {feature}; wanted one class a row. Set --label_column or another --task")
+    values = {value for value in rows[column][:] if value is not None}
+    if feature.dtype.startswith(("float", "double")):
+        free = next((value for value in sorted(values) if value != int(value)), None)
+        if free is not None:
+            raise InputError(
+                f"The label column '{column}' holds free numbers such as {free}; wanted classes. "
+                "Set --task regression, or --label_column to a column of classes"
+            )
+        values = {int(value) for value in values}
+    if len(values) > 1000 and len(values) > len(rows) // 2:
+        raise InputError(f"The label column '{column}' holds {len(values)} different values in {len(rows)} rows; set --label_column")
+    return [str(value) for value in sorted(values)]
+
+
+def class_ids(rows: Dataset, column: str, labels: list[str]) -> list[int]:
+    """Each row's class as its place in `labels`; -1 where the row has none of them (unlabelled, or never seen)."""
+    feature = rows.features[column]
+    place = {name: index for index, name in enumerate(labels)}
+    if isinstance(feature, ClassLabel):
+        of_id = [place.get(name, -1) for name in feature.names]
+        return [of_id[value] if value is not None and 0 <= value < len(of_id) else -1 for value in rows[column][:]]
+    whole = isinstance(feature, Value) and feature.dtype.startswith(("float", "double"))
+    return [
+        place.get(str(int(value)) if whole and value is not None and value == value else str(value), -1) for value in rows[column][:]
+    ]
+
+
+def with_classes(rows: Dataset, column: str) -> Dataset:
+    """The rows with their label column as a ClassLabel, so that samples can be balanced."""
+    if isinstance(rows.features[column], ClassLabel):
+        return rows
+    names = class_names(rows, column)
+    ids = class_ids(rows, column, names)
+    features = rows.features.copy()
+    features[column] = ClassLabel(names=names)
+    return rows.remove_columns(column).add_column(column, ids).cast_column(column, features[column])

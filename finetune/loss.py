@@ -1,0 +1,44 @@
+"""Logits and labels → summed losses and the number of items they are summed over. Knows no model and no Trainer.
+
+A mean over a batch can't be combined exactly: batches, accumulation steps and processes hold different numbers of rows or
+tokens. Sums and counts can. Every loss here returns one sum a row; who wants a mean divides a sum of sums by a sum of counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+RowLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+    """Summed cross-entropy of each row, in float32; labels of -100 count for nothing.
+
+    Args:
+        logits: [batch, classes] or [batch, time, classes].
+        labels: [batch] or [batch, time].
+        smoothing: label smoothing (Szegedy et al. 2016, section 7).
+        weights: one weight a class, [classes].
+
+    Returns:
+        [batch], in nats.
+    """
+    flat = F.cross_entropy(
+        logits.float().reshape(-1, logits.shape[-1]),
+        labels.reshape(-1),
+        weight=weights,
+        ignore_index=IGNORED,
+        reduction="none",
+        label_smoothing=smoothing,
+    )
+    return flat.reshape(labels.shape[0], -1).sum(dim=1)
+
+
+def items(labels: Tensor) -> Tensor:
+    """Number of labels that count in each row: [batch] or [batch, time] → [batch]."""
+    return labels.ne(IGNORED).reshape(labels.shape[0], -1).sum(dim=1)

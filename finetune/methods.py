@@ -1,0 +1,197 @@
+"""METHODS: how a model is tuned. One row a method; `attach` puts it on a model, `refusal` says which pairs can't work.
+
+Every method but `full` has PEFT's shape, so that saving, switching and disabling come for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import is_bitsandbytes_available
+
+from finetune.errors import InputError
+from finetune.tuners.bitfit import BitFitConfig
+from finetune.tuners.bottleneck import BottleneckConfig
+
+HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of tuning.
+
+    Attributes:
+        config: PEFT's configuration class; None trains the whole model.
+        defaults: the configuration's options where the user gives none.
+        learning_rate: where to start; a value of the user's beats it.
+        linear: the method's targets default to every linear layer of the base.
+        virtual: the method feeds made-up tokens to a frozen model.
+        follows: the paper.
+    """
+
+    config: Callable[..., Any] | None
+    defaults: dict[str, Any]
+    learning_rate: float
+    follows: str
+    linear: bool = False
+    virtual: bool = False
+
+
+LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
+
+METHODS: dict[str, Method] = {
+    "full": Method(None, {}, 5e-5, "all weights"),
+    "lora": Method(peft.LoraConfig, LORA, 5e-4, "Hu et al. 2022", linear=True),
+    "rslora": Method(peft.LoraConfig, LORA | {"use_rslora": True}, 2e-4, "Kalajdzievski 2023", linear=True),
+    "dora": Method(peft.LoraConfig, LORA | {"use_dora": True}, 5e-4, "Liu et al. 2024", linear=True),
+    "qlora": Method(peft.LoraConfig, LORA, 2e-4, "Dettmers et al. 2023", linear=True),
+    "bottleneck": Method(BottleneckConfig, {"shape": "houlsby"}, 1e-3, "Houlsby et al. 2019; Pfeiffer et al. 2021; He et al. 2022"),
+    "prefix": Method(peft.PrefixTuningConfig, {"num_virtual_tokens": 20}, 1e-2, "Li & Liang 2021", virtual=True),
+    "prompt": Method(peft.PromptTuningConfig, {"num_virtual_tokens": 20}, 3e-2, "Lester et al. 2021", virtual=True),
+    "ptuning": Method(peft.PromptEncoderConfig, {"num_virtual_tokens": 20, "encoder_hidden_size": 128}, 5e-3, "Liu et al. 2021", virtual=True),
+    "ia3": Method(peft.IA3Config, {}, 5e-3, "Liu et al. 2022"),
+    "bitfit": Method(BitFitConfig, {}, 1e-3, "Ben Zaken et al. 2022"),
+    "linear_probe": Method(peft.LoraConfig, {"target_modules": DUMMY_TARGET_MODULES}, 5e-3, "head only"),
+}  # fmt: skip
+
+
+@dataclass
+class MethodArguments:
+    """How the model is tuned."""
+
+    method: str = field(
+        default="lora",
+        metadata={
+            "help": "A row of METHODS: full, lora, rslora, dora, qlora, bottleneck, prefix, prompt, ptuning, ia3, bitfit, linear_probe."
+        },
+    )
+    method_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Options of the method, as JSON, handed to PEFT as they stand: \'{"r": 8}\'.'}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method_kwargs, str):
+            try:
+                self.method_kwargs = json.loads(self.method_kwargs)
+            except json.JSONDecodeError as error:
+                raise InputError(f"--method_kwargs '{self.method_kwargs}' is no JSON ({error}); wanted as '{{\"r\": 16}}'") from error
+        if self.method_kwargs is not None and not isinstance(self.method_kwargs, dict):
+            raise InputError(f"--method_kwargs holds {self.method_kwargs!r}; wanted a mapping as '{{\"r\": 16}}'")
+
+
+def find_method(name: str) -> Method:
+    """The row of that name.
+
+    Raises:
+        InputError: there is none, or this machine can't run it.
+    """
+    if name not in METHODS:
+        raise InputError(f"Unknown method '{name}'; wanted one of: {', '.join(METHODS)}. Set --method")
+    if name == "qlora" and not (torch.cuda.is_available() and is_bitsandbytes_available()):
+        missing = "a CUDA GPU" if not torch.cuda.is_available() else "the package bitsandbytes (pip install bitsandbytes)"
+        raise InputError(f"The method 'qlora' keeps the base in 4 bits and needs {missing}, not found here. Set --method lora")
+    return METHODS[name]
+
+
+def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, task_type: str) -> Any:
+    """The model with the method on it; `full` hands it back untouched.
+
+    Args:
+        network: any transformers model.
+        options: what goes to PEFT's configuration, over the row's defaults.
+        task_type: PEFT's name of the task (SEQ_CLS, CAUSAL_LM, ...).
+
+    Raises:
+        InputError: the method can't work on this model (see `refusal`), or an option that the method doesn't have.
+    """
+    method, options = find_method(name), dict(options or {})
+    reason = refusal(network, name, task_type)
+    if reason:
+        raise InputError(f"The method '{name}' can't tune {type(network).__name__}: {reason}. Set --method")
+    if method.config is None:
+        if options:
+            raise InputError(f"The method '{name}' takes no --method_kwargs; got {', '.join(options)}")
+        return network
+    heads = head_names(network) if task_type in HEAD_TASKS else []
+    settled = {"task_type": task_type} | _sizes(network, method) | method.defaults
+    if not method.virtual and heads:
+        settled["modules_to_save"] = heads
+    if method.linear:
+        settled["target_modules"] = linear_names(network, heads)
+    try:
+        config = method.config(**(settled | options))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--method_kwargs {json.dumps(options)} does not fit the method '{name}': {error}") from error
+    try:
+        tuned = peft.get_peft_model(network, config)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The method '{name}' can't tune {type(network).__name__}: {error} Set --method or --method_kwargs") from error
+    return tuned
+
+
+def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
+    """Why a method can't work on a model, or None where it can. tests/test_methods.py holds the whole table."""
+    method, kind, config = METHODS[name], type(network).__name__, network.config
+    if name == "linear_probe" and task_type not in HEAD_TASKS:
+        return "the task adds no head that could be trained alone"
+    if name == "bitfit" and not any(n.endswith("bias") for n, _ in network.base_model.named_parameters()):
+        return "its layers have no biases"
+    if name == "ia3" and config.model_type not in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
+        return f"no targets are known for the family '{config.model_type}'"
+    if method.virtual and task_type == "TOKEN_CLS" and name != "prefix":
+        return "made-up tokens at the input would need labels of their own"
+    if method.virtual and config.is_encoder_decoder and task_type in HEAD_TASKS:
+        return f"{kind} takes neither embeddings nor past keys from outside"
+    return None
+
+
+def head_names(network: PreTrainedModel) -> list[str]:
+    """Modules on top of the pretrained base: what a new task adds and has to be trained and saved along."""
+    return [
+        name
+        for name, module in network.named_children()
+        if name != network.base_model_prefix and module is not network.base_model and any(True for _ in module.parameters())
+    ]
+
+
+def linear_names(network: PreTrainedModel, heads: list[str]) -> list[str]:
+    """Full names of the linear layers of the base: attention and feed-forward, without heads, poolers and embeddings."""
+    outside = (*heads, "pooler", "lm_head", "embed")
+    return [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and not any(part.startswith(outside) for part in name.split("."))
+    ]
+
+
+def _sizes(network: PreTrainedModel, method: Method) -> dict[str, Any]:
+    """Sizes that PEFT's virtual-token methods read under other names in some families."""
+    if not method.virtual:
+        return {}
+    config = network.config
+    return {
+        "token_dim": network.get_input_embeddings().embedding_dim,
+        "num_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+    }
+
+
+def trainable_share(network: nn.Module) -> tuple[int, int]:
+    """Numbers of trainable and of all parameters; weights that several modules share count once."""
+    parameters = list(network.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def tuned_layers(network: nn.Module) -> list[str]:
+    """Names of the layers that a method changed, for the log and for tests."""
+    return [name for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)]

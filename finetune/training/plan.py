@@ -1,0 +1,65 @@
+"""What the machine can do, and settings that must stand before the first tensor. Knows no model and no rows."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import platform
+
+import torch
+
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed blocks instead of handing them back to the system at each step; call before the first tensor.
+
+    Otherwise blocks above 32 MB are mapped and unmapped again at every step, and page faults take half of the time. An
+    allocator that was preloaded (jemalloc, tcmalloc) or settings of the user's own are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc" or "LD_PRELOAD" in os.environ or any(k.startswith("MALLOC_") for k in os.environ):
+        return
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def has_fast_bf16() -> bool:
+    """Whether matrix products in bf16 are faster than in float32 here: GPUs that support it, CPUs with AMX or AVX-512 BF16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
+def world_size() -> int:
+    """Number of processes that this run really has, checked against what the launcher was asked for.
+
+    Raises:
+        InputError: a launcher was asked for several processes and started one, or several GPUs stand behind one process.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if "WORLD_SIZE" not in os.environ and "MASTER_ADDR" in os.environ:
+        # accelerate's simple launcher sets the address when it was asked for several processes, and then starts one
+        raise InputError(
+            "Several processes were asked for and one was started: `accelerate launch --cpu --num_processes N` does that. "
+            "Wanted: accelerate launch --config_file scripts/accelerate/two_cpus.yaml ..., or torchrun --nproc_per_node N ..."
+        )
+    if size == 1 and torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        raise InputError(
+            f"{torch.cuda.device_count()} GPUs are visible to one process, which would train by DataParallel, slow and with other "
+            "losses. Wanted: accelerate launch --config_file scripts/accelerate/gpus.yaml ..., or CUDA_VISIBLE_DEVICES=0"
+        )
+    return size
+
+
+def describe(processes: int, bf16: bool) -> str:
+    """One line for the log: processes, device, precision, threads."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    many = "1 process" if processes == 1 else f"{processes} processes"
+    return f"{many} on {device}; {'bf16 autocast, float32 masters' if bf16 else 'float32'}"

@@ -1,0 +1,58 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines in a file. Knows the Trainer's logs only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class Progress(TrainerCallback):
+    """Loss, rows a second and time left; on the main process."""
+
+    def __init__(self, rows_a_step: int) -> None:
+        self.rows_a_step, self.bar = rows_a_step, None
+        self.started, self.first = 0.0, 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.started, self.first = time.monotonic(), state.global_step
+        if state.is_world_process_zero and sys.stderr.isatty():
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar:
+            self.bar.update(state.global_step - self.bar.n)
+            self.bar.set_postfix_str(f"{self._speed(state):.0f} rows/s")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        line = self._line(state, logs)
+        if line:
+            tqdm.write(line, file=sys.stderr)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar:
+            self.bar.close()
+            self.bar = None
+
+    def _speed(self, state: TrainerState) -> float:
+        return (state.global_step - self.first) * self.rows_a_step / max(time.monotonic() - self.started, 1e-9)
+
+    def _line(self, state: TrainerState, logs: dict[str, Any]) -> str:
+        place = f"step {state.global_step}/{state.max_steps}, epoch {state.epoch or 0:.2f}"
+        if "loss" in logs:
+            done = max(state.global_step - self.first, 1)
+            left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
+            return (
+                f"{place} | loss {logs['loss']:.4f} | gradient {logs.get('grad_norm', 0.0):.2f} | learning rate "
+                f"{logs['learning_rate']:.1e} | {self._speed(state):.1f} rows/s | {int(left // 60)}:{int(left % 60):02d} left"
+            )
+        figures = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_") and isinstance(v, float)}
+        shown = [f"{k} {v:.4f}" for k, v in figures.items() if not k.endswith(("runtime", "per_second", "time"))]
+        return f"{place} | evaluation | " + " | ".join(shown) if shown else ""

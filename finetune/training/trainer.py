@@ -1,0 +1,198 @@
+"""Features and a model → a trained model. Knows transformers' Trainer; knows tasks only as the functions of a row.
+
+Losses are exact: sums divided by the number of items of the whole optimizer step, over all micro-batches and processes.
+transformers' own way multiplies the loss of most heads by accumulation steps and processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer
+
+from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches, Shares
+from finetune.errors import InputError
+from finetune.methods import trainable_share
+from finetune.tasks import Task
+from finetune.training.checkpoints import Sealer
+from finetune.training.plan import describe, has_fast_bf16
+from finetune.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' options by their own names; other defaults where those lose accuracy, speed or a run."""
+
+    learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate (default: the method's own, see METHODS)."})  # type: ignore[assignment]
+    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."})  # type: ignore[assignment]
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows a micro-batch on each process."})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "The same for evaluation."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up of the learning rate: steps, or a share of all below 1."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many optimizer steps, or a share of all below 1."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers; here they stop the run."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns the model doesn't name; encoders here keep none."})
+    dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that collate batches; the main one where 0."})
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:
+            raise InputError("No output folder; set --output_dir")
+        if not self.average_tokens_across_devices:
+            raise InputError("--average_tokens_across_devices false makes losses depend on the number of processes; leave it out")
+        if not torch.cuda.is_available():
+            self.use_cpu = True
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and has_fast_bf16()
+        super().__post_init__()
+
+
+class ExactTrainer(Trainer):
+    """transformers' Trainer with exact losses, batches by length, and an end to runs whose loss is no number.
+
+    Args:
+        row: the task, which brings loss, items and metrics.
+        names: label names, handed to the metrics.
+        batching: how rows are put together.
+        shape_loss: keyword arguments of the row's loss for training (smoothing, weights); evaluation has none of them.
+    """
+
+    def __init__(
+        self, *, row: Task, names: list[str] | None, batching: BatchingArguments, shape_loss: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        self.row, self.names, self.batching, self.shape_loss = row, names, batching, shape_loss or {}
+        super().__init__(compute_loss_func=self._step_loss, compute_metrics=self._figures, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of this process. accelerate must not deal them out again, so that it never sees the loader."""
+        args = self.args
+        processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        shares = Shares(args.per_device_train_batch_size, args.gradient_accumulation_steps, processes, process)
+        batches = LengthBatches(
+            self.train_dataset["length"][:],
+            shares,
+            args.seed if args.data_seed is None else args.data_seed,
+            budget=self.batching.tokens_per_batch,
+            group=self.batching.group_by_length,
+        )
+        return EpochLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict], torch.Tensor | int | None]:
+        """The micro-batches of one optimizer step and the number of items in them over all processes."""
+        samples = list(islice(epoch_iterator, num_batches))
+        total = sum((self.row.items(batch["labels"]).sum() for batch in samples), torch.tensor(0)).to(device)
+        return samples, self.accelerator.gather(total).sum()
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> Any:
+        """transformers' own; a loss that is no number stops the run and names the step and the rows."""
+        rows = inputs.pop("row", None)
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        if not math.isfinite(loss.item()):
+            named = "" if rows is None else f" on the training rows {rows.tolist()}"
+            raise InputError(
+                f"The loss is {loss.item()} at step {self.state.global_step + 1}{named}. "
+                "Lower --learning_rate or --max_grad_norm, set --bf16 false, or mend the rows; checkpoints before it are whole"
+            )
+        return result
+
+    def _step_loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+        return self.row.loss(outputs["logits"], labels, **self.shape_loss).sum() / num_items_in_batch.clamp(min=1)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, Any, Any]:
+        """Logits, and each row's summed loss and number of items: what an exact mean over any batches needs."""
+        inputs = self._prepare_inputs(inputs)
+        inputs.pop("row", None)
+        labels = inputs.pop("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(**inputs)["logits"].float()
+        return None, (logits, self.row.loss(logits, labels), self.row.items(labels)), labels
+
+    def _figures(self, prediction: Any) -> dict[str, Any]:
+        logits, losses, items = prediction.predictions
+        loss = float(losses.sum(dtype="float64") / max(items.sum(), 1))
+        return {"loss": loss, **self.row.metrics(logits, prediction.label_ids, self.names)}
+
+
+    def last_figures(self) -> dict[str, Any]:
+        """Figures of the model as it now is, on the evaluation rows; an evaluation that has just been made is not made again."""
+        history = [entry for entry in self.state.log_history if "eval_loss" in entry]
+        fresh = history and history[-1]["step"] == self.state.global_step and not self.args.load_best_model_at_end
+        figures = history[-1] if fresh else self.evaluate()
+        return {k.removeprefix("eval_"): v for k, v in figures.items() if k.startswith("eval_")} | {"steps": self.state.global_step}
+
+    def unwrapped(self) -> Any:
+        """The model without what distributed training put around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+
+def settled(training: TrainingArguments, learning_rate: float) -> TrainingArguments:
+    """The options with the method's learning rate where the user gave none."""
+    return training if training.learning_rate is not None else replace(training, learning_rate=learning_rate)
+
+
+def make_trainer(
+    row: Task,
+    network: Any,
+    processor: Any,
+    training: TrainingArguments,
+    features: dict[str, Dataset],
+    *,
+    labels: list[str] | None = None,
+    batching: BatchingArguments | None = None,
+    shape_loss: dict[str, Any] | None = None,
+) -> ExactTrainer:
+    """A trainer for a row of TASKS or OBJECTIVES on encoded features {"train": ..., "eval": ...}."""
+    share = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    trainer = ExactTrainer(
+        row=row,
+        names=labels,
+        batching=batching or BatchingArguments(),
+        shape_loss=shape_loss,
+        model=network,
+        args=training,
+        train_dataset=features.get("train"),
+        eval_dataset=by_length(features["eval"]) if "eval" in features else None,
+        processing_class=processor,
+        data_collator=row.collate(processor),
+        callbacks=[Sealer(), Progress(share)],
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if trainer.is_world_process_zero():
+        trained, every = trainable_share(network)
+        logger.warning("%s", describe(training.world_size, bool(training.bf16)))
+        logger.warning("%s trainable of %s parameters (%.2f %%)", f"{trained:,}", f"{every:,}", 100 * trained / every)
+    return trainer
+
+
+def by_length(features: Dataset) -> Dataset:
+    """Features sorted by length, so that evaluation pads little; their column `row` says where each one stood."""
+    return features.select(np.argsort(features["length"][:], kind="stable"))

@@ -1,0 +1,1 @@
+"""Prompting: asks a model that stays as it is, and measures the answers."""

@@ -57,12 +57,7 @@ def options_of(module: str, name: str) -> list[Option]:
         return options_of(imports_of(tree, module, path.name == "__init__.py")[name], name)
     options: dict[str, Option] = {}
     for base in node.bases:
-        if isinstance(base, ast.Name):
-            local = any(isinstance(n, ast.ClassDef) and n.name == base.id for n in tree.body)
-            origin = module if local else imports_of(tree, module, path.name == "__init__.py").get(base.id)
-            if origin:
-                renamed = _original_name(tree, base.id)
-                options.update({option.name: option for option in options_of(origin, renamed)})
+        options.update({option.name: option for option in _inherited(base, tree, module, path)})
     for field in node.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and not field.target.id.startswith("_"):
             option = _read_field(field)
@@ -70,6 +65,16 @@ def options_of(module: str, name: str) -> list[Option]:
                 option = Option(option.name, option.default, options[option.name].help)
             options[option.name] = option
     return list(options.values())
+
+
+def _inherited(base: ast.expr, tree: ast.Module, module: str, path: Path) -> list[Option]:
+    if isinstance(base, ast.Attribute):  # class Ours(package.Theirs)
+        return options_of(ast.unparse(base.value), base.attr)
+    if not isinstance(base, ast.Name):
+        return []
+    local = any(isinstance(n, ast.ClassDef) and n.name == base.id for n in tree.body)
+    origin = module if local else imports_of(tree, module, path.name == "__init__.py").get(base.id)
+    return options_of(origin, _original_name(tree, base.id)) if origin else []
 
 
 def _original_name(tree: ast.AST, name: str) -> str:

@@ -17,7 +17,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 LABELS = ["neg", "pos"]
 TAGS = ["O", "B-TITLE", "I-TITLE", "B-PER", "I-PER", "B-LOC", "I-LOC"]
-KINDS = {"film": "TITLE", "other": "TITLE", "place": "LOC", "town": "LOC"} | dict.fromkeys(("actor", "director", "writer", "composer"), "PER")
+KINDS = {"film": "TITLE", "other": "TITLE", "place": "LOC", "town": "LOC"} | dict.fromkeys(
+    ("actor", "director", "writer", "composer"), "PER"
+)
 TOKEN = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
 MOST_ASPECTS = 4  # of eight: as many again are left for the other film of a multiple choice
 
@@ -176,7 +178,9 @@ def compose_long(rng: random.Random, bank: dict, label: int, plan: str, length: 
     neutral = min(max(rng.choice([0, 1, 1, 2]), room - 3), room - 1)
     sides = draw_sides(rng, plan, label, room - neutral)
     verdict_first = with_verdict and rng.random() < 0.25
-    joined = with_verdict and not verdict_first and len(sides) < MOST_ASPECTS and sides[-1] == sides[-2:][0] and rng.random() < 0.35
+    joined = (
+        with_verdict and not verdict_first and len(sides) < MOST_ASPECTS and sides[-1] == sides[-2:][0] and rng.random() < 0.35
+    )
     body = aspect_sentences(rng, bank, draft, sides, room - neutral)
     if joined:
         side = "agree" if sides[-1] == label else "against"
@@ -215,7 +219,9 @@ def aspect_sentences(rng: random.Random, bank: dict, draft: Draft, sides: list[i
     for number in range(sentences):
         text = clauses[position]
         if number in doubles:
-            text = join(rng, bank, "same" if sides[position] == sides[position + 1] else "turn", *clauses[position : position + 2])
+            text = join(
+                rng, bank, "same" if sides[position] == sides[position + 1] else "turn", *clauses[position : position + 2]
+            )
         if number:
             text = lead(rng, bank, "next_same" if sides[position - 1] == sides[position] else "next_turn", text, body)
         body.append(text)
@@ -255,7 +261,11 @@ def free_verdict(rng: random.Random, bank: dict, draft: Draft, plan: str, first:
 
 def joined_verdict(rng: random.Random, bank: dict, draft: Draft, sides: list[int], joint: str) -> str:
     """Aspects and a verdict in one sentence; `joint` says whether they agree or stand against each other."""
-    unfit = {"irony"} if joint == "against" and all(side != draft.label for side, _ in draft.aspects.values()) else {"irony", "salvage"}
+    unfit = (
+        {"irony"}
+        if joint == "against" and all(side != draft.label for side, _ in draft.aspects.values())
+        else {"irony", "salvage"}
+    )
     families = {name: family for name, family in bank["verdicts"].items() if family["joins"] and name not in unfit}
     name = rng.choice(sorted(families))
     draft.strength = families[name]["strength"]
@@ -271,7 +281,9 @@ def join(rng: random.Random, bank: dict, joint: str, first: str, second: str) ->
 
 def lead(rng: random.Random, bank: dict, joint: str, text: str, before: Sequence[str] = ()) -> str:
     """A connective not used before, then the text; no connective where both would begin with an aside set off by a comma."""
-    words = rng.choice([words for words in bank["joints"][joint] if not words or not any(said.startswith(words) for said in before)])
+    words = rng.choice(
+        [words for words in bank["joints"][joint] if not words or not any(said.startswith(words) for said in before)]
+    )
     return text if "," in words and "," in text else words + text
 
 
@@ -302,7 +314,9 @@ def draw_cast(rng: random.Random, names: dict[str, list[str]]) -> dict[str, str]
     films: list[str] = []
     while len(films) < 2:
         whole = rng.random() < 0.25
-        film = rng.choice(names["title_whole"]) if whole else f"{rng.choice(names['title_head'])} {rng.choice(names['title_tail'])}"
+        film = (
+            rng.choice(names["title_whole"]) if whole else f"{rng.choice(names['title_head'])} {rng.choice(names['title_tail'])}"
+        )
         films += [] if film in films else [film]
     people = [" ".join(parts) for parts in zip(rng.sample(names["first"], 4), rng.sample(names["last"], 4), strict=True)]
     cast = dict(zip(("actor", "director", "writer", "composer"), people, strict=True))
@@ -396,7 +410,11 @@ def choose(rng: random.Random, bank: dict, draft: Draft, cast: dict[str, str], t
 
 def turn_round(draft: Draft) -> Draft:
     """The opposite opinion on the same aspects."""
-    return Draft(1 - draft.label, aspects={name: (1 - said, clause) for name, (said, clause) in draft.aspects.items()}, strength=draft.strength)
+    return Draft(
+        1 - draft.label,
+        aspects={name: (1 - said, clause) for name, (said, clause) in draft.aspects.items()},
+        strength=draft.strength,
+    )
 
 
 CORPORA: dict[str, Callable[[], DatasetDict]] = {"reviews": reviews}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import InputError
 
@@ -95,7 +95,10 @@ def _converted(file: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=root))
     try:
-        network = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+        plain = GgufConfig(dequantize=True)  # what stays quantised can't be saved
+        network = AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, quantization_config=plain, dtype=torch.float32
+        )
         network.save_pretrained(fresh)
         AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(fresh)
         fresh.rename(folder)

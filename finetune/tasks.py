@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from finetune import loss, metrics
 from finetune.data import collate, encode
 from finetune.errors import InputError
+from finetune.models import forward
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,12 @@ class Task:
         collate: processor → (features → batch).
         loss: (logits, labels) → summed loss of each row [batch].
         items: labels → number of items that the loss of each row is summed over [batch].
-        metrics: (logits, labels, label names) → figures.
+        metrics: (what is kept of the logits, labels, label names) → figures.
         peft: PEFT's name of the task.
         pair: whether a row has two texts.
         best: the figure that tells the better of two models; greater is better.
+        forward: (model, batch without labels, labels) → logits, where a head wants more than `model(**batch)["logits"]`.
+        keep: (logits, labels) → what evaluation keeps of a batch [batch, ...]; all logits of a vocabulary would not fit.
     """
 
     model: Any
@@ -38,6 +41,8 @@ class Task:
     peft: str
     pair: bool = False
     best: str = "accuracy"
+    forward: Callable = forward.plain
+    keep: Callable = loss.everything
 
 
 TASKS: dict[str, Task] = {

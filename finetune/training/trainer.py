@@ -75,7 +75,8 @@ class ExactTrainer(Trainer):
         self, *, row: Task, names: list[str] | None, batching: BatchingArguments, shape_loss: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         self.row, self.names, self.batching, self.shape_loss = row, names, batching, shape_loss or {}
-        super().__init__(compute_loss_func=self._step_loss, compute_metrics=self._figures, **kwargs)
+        super().__init__(compute_metrics=self._figures, **kwargs)
+        self.loss_is_scaled_for_ga = True  # transformers' word for: divided by the items of the whole step already
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process. accelerate must not deal them out again, so that it never sees the loader."""
@@ -109,36 +110,34 @@ class ExactTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | int | None = None
     ) -> Any:
-        """transformers' own; a loss that is no number stops the run and names the step and the rows."""
-        rows = inputs.pop("row", None)
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = result[0] if return_outputs else result
+        """The row's summed losses over the step's items; a loss that is no number stops the run and names the step and the rows."""
+        rows, labels = inputs.pop("row", None), inputs.pop("labels")
+        logits = self.row.forward(model, inputs, labels)
+        loss = self.row.loss(logits, labels, **self.shape_loss).sum() / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        loss = loss * self.accelerator.num_processes  # distributed training takes the mean of the processes' gradients
         if not math.isfinite(loss.item()):
             named = "" if rows is None else f" on the training rows {rows.tolist()}"
             raise InputError(
                 f"The loss is {loss.item()} at step {self.state.global_step + 1}{named}. "
                 "Lower --learning_rate or --max_grad_norm, set --bf16 false, or mend the rows; checkpoints before it are whole"
             )
-        return result
-
-    def _step_loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
-        return self.row.loss(outputs["logits"], labels, **self.shape_loss).sum() / num_items_in_batch.clamp(min=1)
+        return (loss, {"logits": logits}) if return_outputs else loss
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, Any, Any]:
-        """Logits, and each row's summed loss and number of items: what an exact mean over any batches needs."""
+        """What is kept of the logits, and each row's summed loss and number of items: what an exact mean over any batches needs."""
         inputs = self._prepare_inputs(inputs)
         inputs.pop("row", None)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = model(**inputs)["logits"].float()
-        return None, (logits, self.row.loss(logits, labels), self.row.items(labels)), labels
+            logits = self.row.forward(model, inputs, labels).float()
+        return None, (self.row.keep(logits, labels), self.row.loss(logits, labels), self.row.items(labels)), labels
 
     def _figures(self, prediction: Any) -> dict[str, Any]:
-        logits, losses, items = prediction.predictions
+        kept, losses, items = prediction.predictions
         loss = float(losses.sum(dtype="float64") / max(items.sum(), 1))
-        return {"loss": loss, **self.row.metrics(logits, prediction.label_ids, self.names)}
+        return {"loss": loss, **self.row.metrics(kept, prediction.label_ids, self.names)}
 
 
     def last_figures(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +15,9 @@ IGNORED = -100
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, weights: Tensor | None = None, gamma: float = 0.0
+) -> Tensor:
     """Summed cross-entropy of each row, in float32; labels of -100 count for nothing.
 
     Args:
@@ -24,6 +25,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, wei
         labels: [batch] or [batch, time].
         smoothing: label smoothing (Szegedy et al. 2016, section 7).
         weights: one weight a class, [classes].
+        gamma: focal loss: a label whose probability is p counts (1 - p)^gamma times (Lin et al. 2017, equation 5).
 
     Returns:
         [batch], in nats.
@@ -36,7 +38,35 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, wei
         reduction="none",
         label_smoothing=smoothing,
     )
+    if gamma:
+        chances = logits.float().log_softmax(-1).reshape(-1, logits.shape[-1])
+        plain = F.nll_loss(chances, labels.reshape(-1), ignore_index=IGNORED, reduction="none")
+        flat = flat * (1 - (-plain).exp()) ** gamma
     return flat.reshape(labels.shape[0], -1).sum(dim=1)
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, gamma: float = 0.0) -> Tensor:
+    """Summed binary cross-entropy of each row over its classes, for several labels a row; in float32.
+
+    Args:
+        logits: [batch, classes].
+        labels: [batch, classes], 0.0 or 1.0.
+        weights: how many times a class counts where it is present, [classes].
+        gamma: focal loss, as in `cross_entropy`.
+
+    Returns:
+        [batch], in nats.
+    """
+    each = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), pos_weight=weights, reduction="none")
+    if gamma:
+        plain = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+        each = each * (1 - (-plain).exp()) ** gamma
+    return each.sum(dim=1)
+
+
+def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Squared error of each row, in float32: logits [batch, 1], labels [batch] → [batch]."""
+    return (logits.float().squeeze(-1) - labels.float()) ** 2
 
 
 def items(labels: Tensor) -> Tensor:

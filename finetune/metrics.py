@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
+from seqeval import metrics as seqeval
+from seqeval.scheme import IOB2
 from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef, precision_recall_fscore_support
 
 Array = np.ndarray
@@ -74,3 +77,67 @@ def _percentiles(values: Array, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def label_sets(logits: Array, gold: Array, names: Sequence[str]) -> dict[str, Any]:
+    """Figures of several labels a row, each taken where its probability is above one half: logits, gold (0 or 1) [rows, classes].
+
+    `accuracy` is the share of rows whose whole set is right.
+    """
+    predicted = logits > 0
+    wanted = gold > 0.5
+    return {
+        "accuracy": float((predicted == wanted).all(axis=1).mean()),
+        "macro_f1": float(f1_score(wanted, predicted, average="macro", zero_division=0.0)),
+        "micro_f1": float(f1_score(wanted, predicted, average="micro", zero_division=0.0)),
+        "label_accuracy": float((predicted == wanted).mean()),
+    }
+
+
+def numbers(logits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Figures of a regression, logits [rows, 1], gold [rows]: correlations (0 where either side is constant) and mean errors."""
+    predicted = np.asarray(logits, dtype=np.float64).reshape(len(gold))
+    gold = np.asarray(gold, dtype=np.float64)
+    return {
+        "pearson": _correlation(predicted, gold),
+        "spearman": _correlation(rankdata(predicted), rankdata(gold)),
+        "mse": float(((predicted - gold) ** 2).mean()),
+        "mae": float(np.abs(predicted - gold).mean()),
+    }
+
+
+def _correlation(one: Array, other: Array) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    size = float(np.sqrt((one @ one) * (other @ other)))
+    return float(one @ other) / size if size > 0 else 0.0
+
+
+def choices(logits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Accuracy of a choice, logits [rows, choices], gold [rows]; `chance` is what guessing would get."""
+    offered = (logits > -1e8).sum(axis=1)
+    return {"accuracy": float((logits.argmax(-1) == gold).mean()), "chance": float((1 / offered).mean())}
+
+
+def next_tokens(hits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Share of labelled tokens that were the likeliest: hits [rows] (`loss.hits`), gold [rows, time] with -100 where none is."""
+    return {"token_accuracy": float(hits.sum() / max((gold != -100).sum(), 1))}
+
+
+def tag_accuracy(logits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Share of labelled words with the right tag: logits [rows, time, tags], gold [rows, time] with -100 where none is."""
+    counted = gold != -100
+    return {"accuracy": float((logits.argmax(-1) == gold)[counted].mean()) if counted.any() else 0.0}
+
+
+def entities(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Precision, recall and F1 of whole entities (Tjong Kim Sang & De Meulder 2003), strict IOB2: what starts with I- is none.
+
+    Returns:
+        precision, recall, f1 over all entities, and `per_type` the same for each type; 0 where there is nothing to count.
+    """
+    wanted, said = [list(tags) for tags in gold], [list(tags) for tags in predicted]
+    if not any(tag.startswith("B-") for tags in wanted + said for tag in tags):
+        return {"precision": 0.0, "recall": 0.0, "f1": 0.0, "per_type": {}}
+    report = seqeval.classification_report(wanted, said, mode="strict", scheme=IOB2, output_dict=True, zero_division=0)
+    keys = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
+    figures = {name: {key: float(row[k]) for key, k in keys.items()} for name, row in report.items()}
+    per_type = {k: v | {"entities": int(report[k]["support"])} for k, v in figures.items() if not k.endswith(" avg")}
+    return figures["micro avg"] | {"per_type": per_type}

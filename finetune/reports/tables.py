@@ -1,0 +1,51 @@
+"""Figures → text tables (Markdown, CSV). Knows numbers; knows no models."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows with the same keys → a Markdown table; numbers to the right."""
+    if not rows:
+        return ""
+    keys = list(rows[0])
+    cells = [[str(row[key]) for key in keys] for row in rows]
+    widths = [max(len(key), *(len(line[i]) for line in cells)) for i, key in enumerate(keys)]
+    right = [all(isinstance(row[key], (int, float)) or str(row[key])[:1].isdigit() for row in rows) for key in keys]
+
+    def line(parts: Sequence[str]) -> str:
+        return "| " + " | ".join(p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
+    return "\n".join([line(keys), rule, *map(line, cells)])
+
+
+def comma_separated(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows with the same keys → CSV text with a header."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def with_interval(value: float, interval: Sequence[float]) -> str:
+    """`0.912 (0.894–0.929)`."""
+    return f"{value:.3f} ({interval[0]:.3f}–{interval[1]:.3f})"
+
+
+def assessment_table(figures: dict[str, Any]) -> str:
+    """Overall figures with their intervals, then those of each class."""
+    overall = [
+        {"figure": name, "value (95 % interval)": with_interval(figures[name], figures["intervals"][name])}
+        for name in figures["intervals"]
+    ]
+    classes = [
+        {"class": name, **{k: f"{v:.3f}" for k, v in one.items() if k != "rows"}, "rows": int(one["rows"])}
+        for name, one in figures["per_class"].items()
+    ]
+    return f"{figures['rows']} rows\n\n{markdown(overall)}\n\n{markdown(classes)}"

@@ -1,0 +1,45 @@
+"""Score an artefact on any rows: figures with 95 % intervals, figures of each class, confusion matrix, plot.
+
+python scripts/assess.py --artefact runs/x --dataset_name reviews --eval_split test
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.options import launch
+
+if TYPE_CHECKING:
+    from finetune.adapters.assess import AssessArguments
+    from finetune.data.sources import DataArguments
+
+
+def main(assess: AssessArguments, data: DataArguments) -> None:
+    from finetune.training.plan import keep_freed_memory
+
+    keep_freed_memory()
+    import json
+
+    from finetune.adapters.assess import assess_classifier, assessment_folder, evaluation_rows
+    from finetune.adapters.classifier import load
+    from finetune.errors import InputError
+    from finetune.reports.plots import draw_assessment
+    from finetune.reports.tables import assessment_table
+    from finetune.training.checkpoints import write_atomically
+
+    if assess.artefact is None:
+        raise InputError("No artefact; set --artefact to the --output_dir of a training script")
+    folder = assessment_folder(assess, data)
+    classifier = load(assess.artefact)
+    rows, columns = evaluation_rows(data, classifier)
+    figures = assess_classifier(classifier, rows, columns, assess.per_device_eval_batch_size, assess.bootstrap_samples)
+    figures |= {"artefact": assess.artefact, "dataset_name": data.dataset_name, "eval_split": data.eval_split}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "metrics.json", json.dumps(figures, indent=1))
+    draw_assessment(figures, folder / "assessment.png")
+    print(assessment_table(figures))
+    print(f"\n{folder / 'metrics.json'}\n{folder / 'assessment.png'}")
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,71 @@
+"""Train several methods on one task and show what each costs and gives: Markdown, CSV and PNG.
+
+  python scripts/compare.py --methods full lora bottleneck --dataset_name reviews --num_train_epochs 3 --output_dir runs/compare
+
+Each method runs in a process of its own, so that peak memory is its own. Finished methods are not run again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.options import launch
+
+if TYPE_CHECKING:
+    from finetune.data.batching import BatchingArguments
+    from finetune.data.sources import DataArguments
+    from finetune.models.load import ModelArguments
+    from finetune.reports.compare import CompareArguments
+    from finetune.tasks import TaskArguments
+    from finetune.training.trainer import TrainingArguments
+
+
+def main(
+    compare: CompareArguments,
+    task: TaskArguments,
+    data: DataArguments,
+    model: ModelArguments,
+    batching: BatchingArguments,
+    training: TrainingArguments,
+) -> None:
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    import yaml
+
+    from finetune.adapters.artefact import resolved_options
+    from finetune.adapters.assess import assess_classifier, evaluation_rows
+    from finetune.adapters.classifier import load
+    from finetune.errors import InputError
+    from finetune.methods import find_method
+    from finetune.reports.compare import comparison_row, for_people, read_metrics
+    from finetune.reports.plots import draw_comparison
+    from finetune.reports.tables import comma_separated, markdown
+
+    for method in compare.methods:
+        find_method(method)
+    root = Path(training.output_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    table = []
+    for method in compare.methods:
+        run, recipe = root / method, root / f"{method}.yaml"
+        options = resolved_options(task, data, model, batching, training) | {"output_dir": str(run)} | compare.of_method(method)
+        recipe.write_text(yaml.safe_dump(options), encoding="utf-8")
+        if read_metrics(run) is None:
+            print(f"── {method}", flush=True)
+            script = Path(__file__).with_name("train.py")
+            if subprocess.run([sys.executable, str(script), "--config", str(recipe)]).returncode:
+                raise InputError(f"The run of '{method}' stopped, see above; the finished ones are kept in {root}")
+        classifier = load(run)
+        rows, columns = evaluation_rows(data, classifier)
+        table.append(comparison_row(method, read_metrics(run) or {}, assess_classifier(classifier, rows, columns)))
+    text = markdown([for_people(row) for row in table])
+    (root / "comparison.md").write_text(text + "\n", encoding="utf-8")
+    (root / "comparison.csv").write_text(comma_separated(table), encoding="utf-8")
+    draw_comparison(table, root / "comparison.png")
+    print(f"\n{text}\n\n{root / 'comparison.md'}, .csv and .png")
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,130 @@
+"""Tiny models, made in memory: 16–32 wide, two layers, a word-level tokenizer. Nothing is fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+import datasets
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BartConfig,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    T5Config,
+)
+
+datasets.disable_progress_bars()
+SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+WORDS = "the a film story actor was is not very good bad great awful fine dull sharp slow bright and but or with of in it i we loved hated".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>"]
+SIZE = {"vocab_size": len(SPECIAL) + len(WORDS)}
+
+CONFIGS = {
+    "bert": BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64, **SIZE
+    ),
+    "roberta": RobertaConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=66, pad_token_id=0, **SIZE
+    ),
+    "distilbert": DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64, **SIZE),
+    "llama": LlamaConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64, pad_token_id=0,
+        bos_token_id=5, eos_token_id=6, **SIZE,
+    ),
+    "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, pad_token_id=0, bos_token_id=5, eos_token_id=6, **SIZE),
+    "t5": T5Config(
+        d_model=16, d_ff=32, d_kv=8, num_layers=2, num_decoder_layers=2, num_heads=2, pad_token_id=0, eos_token_id=6,
+        decoder_start_token_id=0, **SIZE,
+    ),
+    "bart": BartConfig(
+        d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, max_position_embeddings=64, pad_token_id=0, bos_token_id=5, eos_token_id=6, decoder_start_token_id=6,
+        forced_eos_token_id=6, **SIZE,
+    ),
+}  # fmt: skip
+FAMILIES = ("bert", "llama", "gpt2", "t5")
+
+
+def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with the special tokens of a family; texts end as the family's own do."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if family in ("bert", "roberta", "distilbert"):
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    elif family in ("t5", "bart"):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>" if family == "bart" else "$A $B </s>", special_tokens=[("</s>", 6)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+        bos_token="<s>", eos_token="</s>", model_max_length=64,
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def make_model(family: str, auto_class: type, seed: int = 0, **config: object) -> torch.nn.Module:
+    """A tiny model of a family, without dropout, the same weights for the same seed; in evaluation mode."""
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if family in ("bert", "roberta") else {}
+    dropout |= {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0} if family == "distilbert" else {}
+    dropout |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
+    dropout |= {"dropout_rate": 0.0} if family == "t5" else {}
+    dropout |= {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0} if family == "bart" else {}
+    settings = type(CONFIGS[family]).from_dict(CONFIGS[family].to_dict() | dropout | config)
+    torch.manual_seed(seed)
+    return auto_class.from_config(settings).eval()
+
+
+@pytest.fixture
+def saved(tmp_path: Path):
+    """family, auto class → a folder with a tiny model and its tokenizer, as `--model_name_or_path` takes it."""
+
+    def save(family: str, auto_class: type, seed: int = 0, **config: object) -> Path:
+        folder = tmp_path / f"{family}-{seed}"
+        make_model(family, auto_class, seed, **config).save_pretrained(folder)
+        make_tokenizer(family).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def review_file(tmp_path: Path) -> Path:
+    """A folder with train.jsonl and test.jsonl: texts of 2 to 14 words whose label follows from one of them."""
+    generator = torch.Generator().manual_seed(0)
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for split, count in (("train", 48), ("test", 24)):
+        lines = []
+        for index in range(count):
+            length = int(torch.randint(2, 14, (1,), generator=generator))
+            words = [WORDS[int(i)] for i in torch.randint(0, 9, (length,), generator=generator)]
+            label = index % 2
+            words.insert(length // 2, ("awful", "great")[label])
+            lines.append(json.dumps({"text": " ".join(words), "label": ("neg", "pos")[label]}))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real data sets are not at hand (../shared/data)")
+    return SHARED_DATA
+
+
+@pytest.fixture(autouse=True)
+def _same_chance() -> None:
+    torch.manual_seed(0)

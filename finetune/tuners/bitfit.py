@@ -1,0 +1,149 @@
+"""BitFit: only biases are trained (Ben Zaken et al. 2022, arXiv:2106.10199). Knows layers with a bias; knows no architectures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+BITFIT = "BITFIT"
+# an output plus a vector is the same as a bias plus that vector in these alone
+ADDITIVE = (nn.Linear, Conv1D, nn.LayerNorm)
+
+
+@dataclass
+class BitFitConfig(PeftConfig):
+    """Trains a difference to each bias, kept apart from the frozen model."""
+
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Layers whose bias is trained: a list of name endings, or one regular expression for whole names. "
+            "None: every linear layer and layer norm that has one."
+        },
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules trained and saved whole beside the biases, such as a new head."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = BITFIT
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+
+
+class BitFitLayer(nn.Module, BaseTunerLayer):
+    """A frozen layer whose output is shifted by one trained vector for each active adapter; several add up."""
+
+    # "bias" in the name keeps transformers' Trainer from decaying it
+    adapter_layer_names = ("bitfit_bias",)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: BitFitConfig) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.bitfit_bias = nn.ParameterDict()
+        self.merged_adapters: list[str] = []
+        self._active_adapter = adapter_name
+        self._bias_before_merge: torch.Tensor | None = None
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: BitFitConfig) -> None:
+        """Add an adapter of that name, at zero, trainable if it is active."""
+        self.bitfit_bias[adapter_name] = nn.Parameter(torch.zeros(self.get_base_layer().bias.shape))
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Fold adapters (the active ones if None) into the layer's bias.
+
+        Raises:
+            ValueError: safe_merge is set and an adapter holds NaN or infinity.
+        """
+        bias = self.get_base_layer().bias
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.bitfit_bias:
+                continue
+            shift = self.bitfit_bias[name].data
+            if safe_merge and not torch.isfinite(shift).all():
+                raise ValueError(f"The adapter '{name}' holds NaN or infinity and was not merged.")
+            if not self.merged_adapters:
+                self._bias_before_merge = bias.detach().clone()
+            # in place, so that a bias tied to another module's stays tied
+            bias.data.copy_(bias.data.to(shift.dtype) + shift)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Put back the bias as it was before merging, to the bit."""
+        if self._bias_before_merge is not None:
+            self.get_base_layer().bias.data.copy_(self._bias_before_merge)
+        self._bias_before_merge = None
+        self.merged_adapters.clear()
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        output = self.base_layer(*args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return output
+        shifts = [self.bitfit_bias[name] for name in self.active_adapters if name in self.bitfit_bias]
+        return (output + sum(shifts)).to(output.dtype) if shifts else output
+
+
+class BitFitModel(BaseTuner):
+    """A frozen model with trainable shifts of its biases; made by `peft.get_peft_model`, not by hand."""
+
+    prefix = "bitfit_"
+    tuner_layer_cls = BitFitLayer
+
+    def _prepare_adapter_config(self, peft_config: BitFitConfig, model_config: dict[str, Any]) -> BitFitConfig:
+        """Find every layer with a bias outside the modules that are trained whole.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        if peft_config.target_modules is None:
+            peft_config.target_modules = self._biased_layers(peft_config.modules_to_save or [])
+            if not peft_config.target_modules:
+                raise ValueError(
+                    f"BitFit trains biases, and the layers of {type(self.model).__name__} ('{model_config['model_type']}') "
+                    "have none. Set another --method, such as lora."
+                )
+        return peft_config
+
+    def _biased_layers(self, heads: list[str]) -> set[str]:
+        layers = {}
+        for name, module in self.model.named_modules():
+            if isinstance(module, BitFitLayer):
+                layers[name] = module.get_base_layer()
+            elif "base_layer" not in name.split(".") and isinstance(module, ADDITIVE):
+                layers[name] = module
+        return {name for name, layer in layers.items() if layer.bias is not None and not set(name.split(".")) & set(heads)}
+
+    def _create_and_replace(
+        self,
+        peft_config: BitFitConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, BitFitLayer):
+            target.update_layer(adapter_name, peft_config)
+            return
+        if not isinstance(target, ADDITIVE) or target.bias is None:
+            raise TypeError(
+                f"'{current_key}' is a {type(target).__name__} without a bias to shift; wanted linear layers or layer norms "
+                "that have one. Set target_modules in --method_kwargs."
+            )
+        layer = BitFitLayer(target, adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)

@@ -1,0 +1,178 @@
+"""Layers that hold bottleneck adapters around a frozen one. Knows tensors; knows no architectures.
+
+Nothing is kept from one call to the next, so that gradient checkpointing, threads and compilation see plain functions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
+
+from finetune.tuners.bottleneck.config import BottleneckConfig
+
+
+def width(module: nn.Module) -> int:
+    """Features of a module's output: those of the last linear layer in it.
+
+    Raises:
+        TypeError: there is none.
+    """
+    for layer in reversed(list(module.modules())):
+        if isinstance(layer, nn.Linear):
+            return layer.out_features
+        if isinstance(layer, Conv1D):
+            return layer.nf
+    raise TypeError(
+        f"A bottleneck adapter needs a linear layer to sit on; {type(module).__name__} holds none. Set target_modules."
+    )
+
+
+def units(features: int, config: BottleneckConfig) -> int:
+    """Width of the bottleneck, rounded down.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    if config.reduction_factor > features:
+        raise ValueError(
+            f"reduction_factor {config.reduction_factor} leaves nothing of a layer {features} wide; wanted {features} or less."
+        )
+    return features // config.reduction_factor
+
+
+class BottleneckLayer(nn.Module, BaseTunerLayer):
+    """What every kind shares: one adapter a name, built by `update_layer`. Subclasses say where its output goes."""
+
+    adapter_layer_names = ("bottleneck_down", "bottleneck_act", "bottleneck_up")
+    other_param_names = ("bottleneck_dropout", "scaling")
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.bottleneck_down = nn.ModuleDict()
+        self.bottleneck_act = nn.ModuleDict()
+        self.bottleneck_up = nn.ModuleDict()
+        self.bottleneck_dropout = nn.ModuleDict()
+        self.scaling: dict[str, float] = {}
+        self.merged_adapters: list[str] = []
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
+        """Add an adapter of that name, trainable if it is active."""
+        self._build(adapter_name, config, width(self.get_base_layer()))
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _build(self, name: str, config: BottleneckConfig, features: int) -> None:
+        self.bottleneck_down[name] = nn.Linear(features, units(features, config))
+        self.bottleneck_act[name] = ACT2FN[config.non_linearity]
+        self._build_up(name, config, features)
+
+    def _build_up(self, name: str, config: BottleneckConfig, features: int) -> None:
+        up = nn.Linear(units(features, config), features)
+        # zeros: a new adapter changes nothing
+        nn.init.zeros_(up.weight)
+        nn.init.zeros_(up.bias)
+        self.bottleneck_up[name] = up
+        self.bottleneck_dropout[name] = nn.Dropout(config.dropout)
+        self.scaling[name] = config.scaling
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+        # a feed-forward as a whole has no weight of its own; quantised weights have no dtype to train in
+        for parameter in base_layer.parameters():
+            if parameter.is_floating_point():
+                return parameter.device, parameter.dtype
+        return super()._get_base_layer_device_and_dtype(base_layer)
+
+    def running(self) -> list[str]:
+        """Names of the adapters that take part in a call, in the order they run."""
+        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.scaling]
+
+    def change(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
+        """scaling · up(f(down(hidden))), in hidden's shape and dtype: [..., features]."""
+        down = self.bottleneck_down[name]
+        inner = self.bottleneck_act[name](down(self._cast_input_dtype(hidden, down.weight.dtype)))
+        return (self.scaling[name] * self.bottleneck_up[name](self.bottleneck_dropout[name](inner))).to(hidden.dtype)
+
+
+class Sequential(BottleneckLayer):
+    """Behind a layer: its output goes through one adapter after the other (Houlsby, Pfeiffer)."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        hidden = self.base_layer(*args, **kwargs)
+        for name in self.running():
+            hidden = hidden + self.change(name, hidden)
+        return hidden
+
+
+class Parallel(BottleneckLayer):
+    """Beside a feed-forward that is one module: same input, outputs added (He et al., table 1)."""
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output = self.base_layer(hidden, *args, **kwargs)
+        for name in self.running():
+            output = output + self.change(name, hidden)
+        return output
+
+
+class ParallelOutput(BottleneckLayer):
+    """Beside the feed-forward of BERT's kin, held by the module that ends it.
+
+    There the residual is the feed-forward's own input, and the module computes norm(linear(inner) + residual): an adapter's output added to
+    the residual is added to the feed-forward's output.
+    """
+
+    def forward(self, inner: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        total = residual
+        for name in self.running():
+            total = total + self.change(name, residual)
+        return self.base_layer(inner, total)
+
+
+class WideIn(BottleneckLayer):
+    """First half of an adapter beside a feed-forward that is no module of its own but fc1, activation, fc2 inside a layer (BART).
+
+    A parallel adapter with the same activation is the same thing as more units in the feed-forward. So fc1 hands over its own units and the
+    bottleneck's side by side, the model applies its activation (and its dropout) to all of them, and `WideOut` takes them apart.
+    """
+
+    adapter_layer_names = ("bottleneck_down",)
+    other_param_names = ()
+
+    def _build(self, name: str, config: BottleneckConfig, features: int) -> None:
+        features = self.get_base_layer().in_features
+        self.bottleneck_down[name] = nn.Linear(features, units(features, config))
+
+    def running(self) -> list[str]:
+        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.bottleneck_down]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        output = self.base_layer(hidden)
+        downs = [self.bottleneck_down[name] for name in self.running()]
+        more = [down(self._cast_input_dtype(hidden, down.weight.dtype)).to(output.dtype) for down in downs]
+        return torch.cat([output, *more], dim=-1) if more else output
+
+
+class WideOut(BottleneckLayer):
+    """Second half: fc2 takes its own units, the adapters theirs (see `WideIn`)."""
+
+    adapter_layer_names = ("bottleneck_up",)
+
+    def _build(self, name: str, config: BottleneckConfig, features: int) -> None:
+        self._build_up(name, config, features)
+
+    def forward(self, inner: torch.Tensor) -> torch.Tensor:
+        names = self.running()
+        own, *more = inner.split([self.get_base_layer().in_features, *(self.bottleneck_up[n].in_features for n in names)], dim=-1)
+        output = self.base_layer(own)
+        for name, part in zip(names, more, strict=True):
+            up = self.bottleneck_up[name]
+            grown = up(self.bottleneck_dropout[name](self._cast_input_dtype(part, up.weight.dtype)))
+            output = output + (self.scaling[name] * grown).to(output.dtype)
+        return output

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from finetune.loss import IGNORED
+
 Batch = dict[str, torch.Tensor]
 Features = list[dict[str, Any]]
 
@@ -27,3 +29,48 @@ def sequences(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]
         return batch
 
     return collate
+
+
+def tokens(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
+    """Like `sequences`, for one label a token: labels [batch, time] are padded with -100."""
+    pad = sequences(processor)
+
+    def collate(features: Features) -> Batch:
+        batch = pad([{k: v for k, v in f.items() if k != "labels"} for f in features])
+        return batch | {"labels": _padded([f["labels"] for f in features], IGNORED)}
+
+    return collate
+
+
+def choices(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
+    """Several texts a row, one line each: input_ids, attention_mask [lines, time]; choices (their number), labels, row [batch]."""
+    pad = sequences(processor)
+
+    def collate(features: Features) -> Batch:
+        names = [k for k in ("input_ids", "token_type_ids") if k in features[0]]
+        lines = [{k: f[k][i] for k in names} for f in features for i in range(len(f["input_ids"]))]
+        batch = pad(lines) | {"choices": torch.tensor([len(f["input_ids"]) for f in features])}
+        return batch | {k: torch.tensor([f[k] for f in features]) for k in ("labels", "row") if k in features[0]}
+
+    return collate
+
+
+def continuations(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
+    """Prompt and target as one text, padded on the right; logits are asked for from the first label of the batch on.
+
+    Returns a function: features → input_ids, attention_mask [batch, time], labels [batch, kept] (the next token at each of the
+    last `kept` places, -100 where it isn't wanted), logits_to_keep (kept, a number), row [batch].
+    """
+    pad = tokens(processor)
+
+    def collate(features: Features) -> Batch:
+        batch = pad(features)
+        wanted = batch["labels"].ne(IGNORED).any(dim=0).nonzero()
+        kept = batch["labels"].shape[1] - int(wanted[0]) if len(wanted) else 1
+        return batch | {"labels": batch["labels"][:, -kept:], "logits_to_keep": kept}  # type: ignore[dict-item]
+
+    return collate
+
+
+def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)

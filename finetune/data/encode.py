@@ -52,6 +52,8 @@ def mapped(
 ) -> Dataset:
     """`rows` through `encode`, in parallel inside the tokenizer, cached by content; a column `row` numbers the rows.
 
+    Where `encode` makes several features of a row, or none, its `source` gives each one's place in the batch.
+
     The cache key is made of rows, tokenizer and options: a tokenizer's own pickle changes with its first call.
     """
     tokenizer = processor.backend_tokenizer.to_str() if processor.is_fast else json.dumps(processor.get_vocab(), sort_keys=True)
@@ -59,7 +61,9 @@ def mapped(
     key = hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:32]
 
     def with_number(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        return encode(batch) | {"row": indices}
+        features = encode(batch)
+        source = features.pop("source", range(len(indices)))
+        return features | {"row": [indices[place] for place in source]}
 
     return rows.map(
         with_number, batched=True, with_indices=True, remove_columns=rows.column_names, new_fingerprint=key, desc="Tokenising"

@@ -6,13 +6,15 @@ Every method but `full` has PEFT's shape, so that saving, switching and disablin
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
@@ -124,10 +126,12 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
         return network
     heads = head_names(network) if task_type in HEAD_TASKS else []
     settled = {"task_type": task_type} | _sizes(network, method) | method.defaults
-    if not method.virtual and heads:
+    if heads:
         settled["modules_to_save"] = heads
     if method.linear:
         settled["target_modules"] = linear_names(network, heads)
+    if method.linear or name == "ia3":
+        settled["fan_in_fan_out"] = any(isinstance(module, Conv1D) for module in network.modules())
     try:
         config = method.config(**(settled | options))
     except (TypeError, ValueError) as error:
@@ -141,27 +145,26 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
 
 def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
     """Why a method can't work on a model, or None where it can. tests/test_methods.py holds the whole table."""
-    method, kind, config = METHODS[name], type(network).__name__, network.config
+    method, kind, config, heads = METHODS[name], type(network).__name__, network.config, head_names(network)
     if name == "linear_probe" and task_type not in HEAD_TASKS:
         return "the task adds no head that could be trained alone"
-    if name == "bitfit" and not any(n.endswith("bias") for n, _ in network.base_model.named_parameters()):
+    if name == "bitfit" and not any(n.endswith(".bias") and n.split(".")[0] not in heads for n, _ in network.named_parameters()):
         return "its layers have no biases"
     if name == "ia3" and config.model_type not in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
         return f"no targets are known for the family '{config.model_type}'"
+    if name == "prefix" and config.model_type == "distilbert":
+        return f"{kind} takes no past keys, which a prefix is made of"
     if method.virtual and task_type == "TOKEN_CLS" and name != "prefix":
         return "made-up tokens at the input would need labels of their own"
-    if method.virtual and config.is_encoder_decoder and task_type in HEAD_TASKS:
-        return f"{kind} takes neither embeddings nor past keys from outside"
+    if method.virtual and task_type in HEAD_TASKS and (config.is_encoder_decoder or config.model_type == "t5"):
+        return f"{kind} takes no embeddings from outside"
     return None
 
 
 def head_names(network: PreTrainedModel) -> list[str]:
     """Modules on top of the pretrained base: what a new task adds and has to be trained and saved along."""
-    return [
-        name
-        for name, module in network.named_children()
-        if name != network.base_model_prefix and module is not network.base_model and any(True for _ in module.parameters())
-    ]
+    base = {network.base_model_prefix} if network.base_model is not network else {"shared", "encoder", "decoder"}
+    return [name for name, module in network.named_children() if name not in base and any(True for _ in module.parameters())]
 
 
 def linear_names(network: PreTrainedModel, heads: list[str]) -> list[str]:
@@ -172,6 +175,27 @@ def linear_names(network: PreTrainedModel, heads: list[str]) -> list[str]:
         for name, module in network.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and not any(part.startswith(outside) for part in name.split("."))
     ]
+
+
+@contextmanager
+def disabled(network: peft.PeftModel) -> Iterator[nn.Module]:
+    """The model as it was before it was tuned, its old head included; yields what is to be called.
+
+    PEFT's own `disable_adapter` fails at its end for methods of virtual tokens on models that can't generate, and leaves the
+    trained head on.
+    """
+    if not network.active_peft_config.is_prompt_learning:
+        with network.disable_adapter():
+            yield network
+        return
+    heads = [module for module in network.modules() if isinstance(module, ModulesToSaveWrapper)]
+    for head in heads:
+        head.enable_adapters(False)
+    try:
+        yield network.get_base_model()
+    finally:
+        for head in heads:
+            head.enable_adapters(True)
 
 
 def _sizes(network: PreTrainedModel, method: Method) -> dict[str, Any]:

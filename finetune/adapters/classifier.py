@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
 from finetune.adapters.artefact import Artefact, read_artefact
+from finetune.adapters.passport import check_passport
 from finetune.data.batching import LengthBatches, Shares
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
@@ -24,8 +25,16 @@ Text = str | tuple[str, str]
 class Classifier:
     """Texts → labels with probabilities. Batched; calls from several threads are safe (they take turns on the model)."""
 
-    def __init__(self, network: Any, processor: PreTrainedTokenizerBase, labels: list[str], max_length: int, pair: bool = False) -> None:
-        self.network, self.processor, self.labels, self.max_length, self.pair = network.eval(), processor, labels, max_length, pair
+    def __init__(
+        self, network: Any, processor: PreTrainedTokenizerBase, labels: list[str], max_length: int, pair: bool = False
+    ) -> None:
+        self.network, self.processor, self.labels, self.max_length, self.pair = (
+            network.eval(),
+            processor,
+            labels,
+            max_length,
+            pair,
+        )
         self._turn = threading.Lock()
 
     @overload
@@ -78,22 +87,23 @@ class Classifier:
                 raise InputError(f"Input {index} is an empty text; wanted one or more words")
 
 
-def load(folder: str | Path, device: str | None = None) -> Classifier:
+def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = False) -> Classifier:
     """The classifier in the output folder of `scripts/train.py`.
 
     Raises:
-        InputError: the folder is no artefact, is unfinished, or holds a task that doesn't classify.
+        InputError: the folder is no artefact, is unfinished, or holds a task that doesn't classify; an adapter whose
+            passport names another base, tokenizer or head (`allow_mismatch` loads it all the same).
     """
     artefact = read_artefact(folder)
     task = find_task(artefact.options["task"])
     if artefact.labels is None:
         raise InputError(f"{folder} has no label names: its task '{artefact.options['task']}' doesn't classify")
-    processor, network = load_network(artefact)
+    processor, network = load_network(artefact, allow_mismatch)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Classifier(network.to(place), processor, artefact.labels, artefact.options["max_length"], task.pair)
 
 
-def load_network(artefact: Artefact) -> tuple[PreTrainedTokenizerBase, Any]:
+def load_network(artefact: Artefact, allow_mismatch: bool = False) -> tuple[PreTrainedTokenizerBase, Any]:
     """Tokenizer and model of an artefact; an adapter comes on the base that `arguments.yaml` names."""
     task = find_task(artefact.options["task"])
     options = {k: v for k, v in artefact.options.items() if k in ModelArguments.__dataclass_fields__}
@@ -102,5 +112,6 @@ def load_network(artefact: Artefact) -> tuple[PreTrainedTokenizerBase, Any]:
     processor = load_processor(str(artefact.folder))
     fit_embeddings(network, processor)
     if artefact.is_adapter:
+        check_passport(artefact.folder, network, processor, allow_mismatch)
         network = peft.PeftModel.from_pretrained(network, str(artefact.folder))
     return processor, network

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from finetune.tuners.tuner import LayerTuner
 
 BITFIT = "BITFIT"
 # an output plus a vector is the same as a bias plus that vector in these alone
@@ -20,7 +22,7 @@ ADDITIVE = (nn.Linear, Conv1D, nn.LayerNorm)
 class BitFitConfig(PeftConfig):
     """Trains a difference to each bias, kept apart from the frozen model."""
 
-    target_modules: list[str] | str | None = field(
+    target_modules: list[str] | set[str] | str | None = field(
         default=None,
         metadata={
             "help": "Layers whose bias is trained: a list of name endings, or one regular expression for whole names. "
@@ -55,7 +57,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: BitFitConfig) -> None:
         """Add an adapter of that name, at zero, trainable if it is active."""
-        self.bitfit_bias[adapter_name] = nn.Parameter(torch.zeros(self.get_base_layer().bias.shape))
+        self.bitfit_bias[adapter_name] = nn.Parameter(torch.zeros(self.bias.shape))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -65,7 +67,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: safe_merge is set and an adapter holds NaN or infinity.
         """
-        bias = self.get_base_layer().bias
+        bias = self.bias
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.bitfit_bias:
                 continue
@@ -81,7 +83,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Put back the bias as it was before merging, to the bit."""
         if self._bias_before_merge is not None:
-            self.get_base_layer().bias.data.copy_(self._bias_before_merge)
+            self.bias.data.copy_(self._bias_before_merge)
         self._bias_before_merge = None
         self.merged_adapters.clear()
 
@@ -95,13 +97,15 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         return (output + sum(shifts)).to(output.dtype) if shifts else output
 
 
-class BitFitModel(BaseTuner):
+class BitFitModel(LayerTuner):
     """A frozen model with trainable shifts of its biases; made by `peft.get_peft_model`, not by hand."""
 
     prefix = "bitfit_"
     tuner_layer_cls = BitFitLayer
 
-    def _prepare_adapter_config(self, peft_config: BitFitConfig, model_config: dict[str, Any]) -> BitFitConfig:
+    def _prepare_adapter_config(  # type: ignore[override]
+        self, peft_config: BitFitConfig, model_config: dict[str, Any]
+    ) -> BitFitConfig:
         """Find every layer with a bias outside the modules that are trained whole.
 
         Raises:
@@ -123,27 +127,16 @@ class BitFitModel(BaseTuner):
                 layers[name] = module.get_base_layer()
             elif "base_layer" not in name.split(".") and isinstance(module, ADDITIVE):
                 layers[name] = module
-        return {name for name, layer in layers.items() if layer.bias is not None and not set(name.split(".")) & set(heads)}
+        return {
+            name
+            for name, layer in layers.items()
+            if layer.bias is not None and not any(f".{head}." in f".{name}." for head in heads)
+        }
 
-    def _create_and_replace(
-        self,
-        peft_config: BitFitConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if isinstance(target, BitFitLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
+    def _wrap(self, config: BitFitConfig, adapter_name: str, target: nn.Module, name: str) -> BitFitLayer:
         if not isinstance(target, ADDITIVE) or target.bias is None:
             raise TypeError(
-                f"'{current_key}' is a {type(target).__name__} without a bias to shift; wanted linear layers or layer norms "
-                "that have one. Set target_modules in --method_kwargs."
+                f"'{name}' is a {type(target).__name__} without a bias to shift; wanted linear layers or layer norms that "
+                "have one. Set target_modules in --method_kwargs."
             )
-        layer = BitFitLayer(target, adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+        return BitFitLayer(target, adapter_name, config)

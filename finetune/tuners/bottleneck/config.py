@@ -40,7 +40,7 @@ class BottleneckConfig(PeftConfig):
         default=None, metadata={"help": "Factor on the adapter's output. None: 4 for parallel as in the paper, 1 otherwise."}
     )
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the bottleneck's activations."})
-    target_modules: list[str] | str | None = field(
+    target_modules: list[str] | set[str] | str | None = field(
         default=None,
         metadata={
             "help": "Modules to adapt: a list of name endings, or one regular expression for whole names. "

@@ -48,8 +48,8 @@ def units(features: int, config: BottleneckConfig) -> int:
 class BottleneckLayer(nn.Module, BaseTunerLayer):
     """What every kind shares: one adapter a name, built by `update_layer`. Subclasses say where its output goes."""
 
-    adapter_layer_names = ("bottleneck_down", "bottleneck_act", "bottleneck_up")
-    other_param_names = ("bottleneck_dropout", "scaling")
+    adapter_layer_names: tuple[str, ...] = ("bottleneck_down", "bottleneck_act", "bottleneck_up")
+    other_param_names: tuple[str, ...] = ("bottleneck_dropout", "scaling")
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         nn.init.zeros_(up.bias)
         self.bottleneck_up[name] = up
         self.bottleneck_dropout[name] = nn.Dropout(config.dropout)
-        self.scaling[name] = config.scaling
+        self.scaling[name] = float(config.scaling)  # type: ignore[arg-type]  # the config settles it
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
         # a feed-forward as a whole has no weight of its own; quantised weights have no dtype to train in
@@ -96,9 +96,17 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def change(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
         """scaling · up(f(down(hidden))), in hidden's shape and dtype: [..., features]."""
-        down = self.bottleneck_down[name]
-        inner = self.bottleneck_act[name](down(self._cast_input_dtype(hidden, down.weight.dtype)))
-        return (self.scaling[name] * self.bottleneck_up[name](self.bottleneck_dropout[name](inner))).to(hidden.dtype)
+        return self.grow(name, self.bottleneck_act[name](self.shrink(name, hidden))).to(hidden.dtype)
+
+    def shrink(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
+        """down(hidden): [..., features] → [..., units], in the adapter's dtype."""
+        down: Any = self.bottleneck_down[name]
+        return down(self._cast_input_dtype(hidden, down.weight.dtype))
+
+    def grow(self, name: str, inner: torch.Tensor) -> torch.Tensor:
+        """scaling · up(inner): [..., units] → [..., features], in the adapter's dtype."""
+        up: Any = self.bottleneck_up[name]
+        return self.scaling[name] * up(self.bottleneck_dropout[name](self._cast_input_dtype(inner, up.weight.dtype)))
 
 
 class Sequential(BottleneckLayer):
@@ -124,7 +132,7 @@ class Parallel(BottleneckLayer):
 class ParallelOutput(BottleneckLayer):
     """Beside the feed-forward of BERT's kin, held by the module that ends it.
 
-    There the residual is the feed-forward's own input, and the module computes norm(linear(inner) + residual): an adapter's output added to
+    There the residual is the feed-forward's own input, and the module computes norm(linear(inner) + residual): what is added to
     the residual is added to the feed-forward's output.
     """
 
@@ -138,24 +146,24 @@ class ParallelOutput(BottleneckLayer):
 class WideIn(BottleneckLayer):
     """First half of an adapter beside a feed-forward that is no module of its own but fc1, activation, fc2 inside a layer (BART).
 
-    A parallel adapter with the same activation is the same thing as more units in the feed-forward. So fc1 hands over its own units and the
-    bottleneck's side by side, the model applies its activation (and its dropout) to all of them, and `WideOut` takes them apart.
+    A parallel adapter with the same activation is the same thing as more units in the feed-forward. So fc1 hands over its own
+    units and the bottleneck's side by side, the model applies its activation (and its dropout) to all, and `WideOut` takes them
+    apart.
     """
 
     adapter_layer_names = ("bottleneck_down",)
     other_param_names = ()
 
     def _build(self, name: str, config: BottleneckConfig, features: int) -> None:
-        features = self.get_base_layer().in_features
-        self.bottleneck_down[name] = nn.Linear(features, units(features, config))
+        base: Any = self.get_base_layer()
+        self.bottleneck_down[name] = nn.Linear(base.in_features, units(base.in_features, config))
 
     def running(self) -> list[str]:
         return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.bottleneck_down]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         output = self.base_layer(hidden)
-        downs = [self.bottleneck_down[name] for name in self.running()]
-        more = [down(self._cast_input_dtype(hidden, down.weight.dtype)).to(output.dtype) for down in downs]
+        more = [self.shrink(name, hidden).to(output.dtype) for name in self.running()]
         return torch.cat([output, *more], dim=-1) if more else output
 
 
@@ -169,10 +177,9 @@ class WideOut(BottleneckLayer):
 
     def forward(self, inner: torch.Tensor) -> torch.Tensor:
         names = self.running()
-        own, *more = inner.split([self.get_base_layer().in_features, *(self.bottleneck_up[n].in_features for n in names)], dim=-1)
+        layers: list[Any] = [self.get_base_layer(), *(self.bottleneck_up[name] for name in names)]
+        own, *more = inner.split([layer.in_features for layer in layers], dim=-1)
         output = self.base_layer(own)
         for name, part in zip(names, more, strict=True):
-            up = self.bottleneck_up[name]
-            grown = up(self.bottleneck_dropout[name](self._cast_input_dtype(part, up.weight.dtype)))
-            output = output + (self.scaling[name] * grown).to(output.dtype)
+            output = output + self.grow(name, part).to(output.dtype)
         return output

@@ -30,24 +30,40 @@ LLAMA = Sites(r"self_attn\.o_proj", r"mlp\.down_proj", {"mlp": Parallel})
 T5 = Sites(r"(SelfAttention|EncDecAttention)\.o", r"DenseReluDense\.wo", {"DenseReluDense": Parallel})
 BART = Sites(r"(self_attn|encoder_attn)\.out_proj", "fc2", {"fc1": WideIn, "fc2": WideOut}, "activation_function")
 
+VIT = Sites(r"attention\.o_proj", r"mlp\.fc2", {"mlp": Parallel})
+WAV2VEC2 = Sites(r"attention\.out_proj", r"feed_forward\.output_dense", {"feed_forward": Parallel})
+
 SITES: dict[str, Sites] = {
     "albert": Sites(r"attention\.dense", "ffn_output", {r"\d+\.ffn": WideIn, "ffn_output": WideOut}, "hidden_act"),
+    "audio-spectrogram-transformer": VIT,
     "bart": BART,
     "bert": BERT,
+    "blenderbot": BART,
     "camembert": BERT,
     "deberta": BERT,
     "deberta-v2": BERT,
+    "deit": VIT,
+    "dinov2": VIT,
     "distilbert": Sites(r"attention\.out_lin", r"ffn\.lin2", {"ffn": Parallel}),
     "electra": BERT,
     "gemma": LLAMA,
     "gemma2": LLAMA,
     "gemma3_text": LLAMA,
     "gpt2": Sites(r"(attn|crossattention)\.c_proj", r"mlp\.c_proj", {"mlp": Parallel}),
+    "gpt_neo": Sites(r"attn\.attention\.out_proj", r"mlp\.c_proj", {"mlp": Parallel}),
     "gpt_neox": Sites(r"attention\.dense", r"mlp\.dense_4h_to_h", {"mlp": Parallel}),
+    "gptj": Sites(r"attn\.out_proj", r"mlp\.fc_out", {"mlp": Parallel}),
+    "granite": LLAMA,
+    "hubert": WAV2VEC2,
     "llama": LLAMA,
+    "m2m_100": BART,
+    "marian": BART,
     "mbart": BART,
     "mistral": LLAMA,
+    "modernbert": Sites(r"attn\.Wo", r"mlp\.Wo", {"mlp": Parallel}),
+    "mpnet": Sites(r"attention\.attn\.o", r"\d+\.output\.dense", {r"\d+\.output": ParallelOutput}),
     "mt5": T5,
+    "olmo": LLAMA,
     "olmo2": LLAMA,
     "opt": Sites(r"self_attn\.out_proj", "fc2", {"fc1": WideIn, "fc2": WideOut}, "activation_function"),
     "pegasus": BART,
@@ -58,6 +74,8 @@ SITES: dict[str, Sites] = {
     "smollm3": LLAMA,
     "t5": T5,
     "umt5": T5,
+    "vit": VIT,
+    "wav2vec2": WAV2VEC2,
     "whisper": BART,
     "xlm-roberta": BERT,
 }
@@ -71,8 +89,8 @@ def targets(model_type: str, shape: str) -> str:
     """
     if model_type not in SITES:
         raise ValueError(
-            f"Where a '{shape}' adapter sits in the architecture '{model_type}' is unknown (known: {', '.join(SITES)}). Name the modules "
-            'as target_modules in --method_kwargs, for example {"target_modules": ["mlp.down_proj"]}.'
+            f"Where a '{shape}' adapter sits in the architecture '{model_type}' is unknown (known: {', '.join(SITES)}). "
+            'Name the modules as target_modules in --method_kwargs, for example {"target_modules": ["mlp.down_proj"]}.'
         )
     sites = SITES[model_type]
     endings = {

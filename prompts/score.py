@@ -1,0 +1,126 @@
+"""The narrow waist: questions with possible answers → log-probabilities. Knows models of three families; knows no templates.
+
+Whatever is asked, of whatever model, comes out as one array of token log-probabilities for each answer; verbalizers make
+[examples, labels] of it, and calibration and ensembles are functions of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+from finetune.errors import InputError
+from prompts.causal import Causal
+from prompts.cloze import EncoderDecoder, Masked
+from prompts.tokens import encode_pairs
+
+
+@dataclass(frozen=True)
+class Request:
+    """A rendered prompt and the answers that are weighed at its slot.
+
+    Attributes:
+        context: the text before the slot, without the space before the answer.
+        answers: what may stand in the slot, with the space that stands before it.
+        rest: the text after the slot; empty for causal models.
+        special: whether the tokenizer adds its special tokens; a chat template has put them in already.
+    """
+
+    context: str
+    answers: tuple[str, ...]
+    rest: str = ""
+    special: bool = True
+
+
+def family(network: Any) -> str:
+    """Which kind of language model it is: causal, masked or seq2seq."""
+    bare = network.get_base_model() if hasattr(network, "peft_config") else network
+    if bare.config.is_encoder_decoder:
+        return "seq2seq"
+    masked = type(bare.config) in MODEL_FOR_MASKED_LM_MAPPING and type(bare) is MODEL_FOR_MASKED_LM_MAPPING[type(bare.config)]
+    return "masked" if masked else "causal"
+
+
+class Scorer:
+    """Asks one model. Calls take turns nowhere: give each thread its own, or a lock."""
+
+    def __init__(
+        self, network: Any, tokenizer: Any, batch_tokens: int = 2048, share: bool = True, fill: str = "left_to_right"
+    ) -> None:
+        """
+        Args:
+            network: a causal, masked or encoder-decoder model with its head, bare or with an adapter.
+            batch_tokens: tokens of one pass, padding included.
+            share: compute shared beginnings once; False scores every sequence whole (slower, the same numbers).
+            fill: how a masked model scores words of several tokens, one of cloze.FILLS.
+
+        Raises:
+            InputError: a model without a language-modelling head.
+        """
+        bare = network.get_base_model() if hasattr(network, "peft_config") else network
+        if bare.get_output_embeddings() is None:
+            raise InputError(f"{type(bare).__name__} has no head that names words; wanted a causal, masked or encoder-decoder model")
+        self.network, self.tokenizer, self.family = network, tokenizer, family(network)
+        self.options = {"share": share, "fill": fill if self.family == "masked" else None}
+        self.model: Any
+        if self.family == "causal":
+            virtual = hasattr(network, "peft_config") and network.active_peft_config.is_prompt_learning
+            self.model = Causal(network, batch_tokens, share and not virtual)
+        elif self.family == "masked":
+            self.model = Masked(network, tokenizer, batch_tokens, fill)
+        else:
+            self.model = EncoderDecoder(network, tokenizer, batch_tokens)
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that a sequence may have."""
+        config = self.network.config.to_dict()
+        limits = [config.get(name) for name in ("max_position_embeddings", "n_positions")] + [self.tokenizer.model_max_length]
+        offset = 2 if config.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0  # positions begin after the pad token's
+        return min(limit for limit in limits if isinstance(limit, int) and limit > 0) - offset
+
+    def __call__(self, requests: Sequence[Request]) -> list[list[np.ndarray]]:
+        """Log-probability of every token of every answer: one list a request, one float32 [tokens] an answer.
+
+        Raises:
+            InputError: text after a causal model's slot, an answer without tokens, a text longer than the model reads.
+        """
+        if self.family == "causal":
+            flat = self._causal(requests)
+        else:
+            flat = self.model([(r.context, answer, r.rest) for r in requests for answer in r.answers])
+        values = iter(flat)
+        return [[next(values) for _ in request.answers] for request in requests]
+
+    def distributions(self, requests: Sequence[Request]) -> np.ndarray:
+        """Log-probabilities of the whole vocabulary as the answer's first token: float32 [requests, vocabulary]."""
+        if self.family != "causal":
+            return self.model.distributions([(r.context + " " * r.answers[0].startswith(" "), r.rest) for r in requests])
+        pairs = self._encode(requests)
+        firsts = np.cumsum([0, *(len(r.answers) for r in requests)])[:-1]
+        return self.model.distributions([pairs[i].ids[: pairs[i].start] for i in firsts])
+
+    def _encode(self, requests: Sequence[Request]) -> list[Any]:
+        for request in requests:
+            if request.rest.strip():
+                raise InputError(
+                    f"The text goes on after its slot ({request.rest.strip()[:40]!r}), which a causal model can't see; "
+                    "wanted a template whose {{ mask }} stands at the end, or a masked model. Set --templates or --models"
+                )
+        encoded: dict[bool, list[Any]] = {}
+        for special in {r.special for r in requests}:
+            pairs = [(r.context, answer) for r in requests if r.special == special for answer in r.answers]
+            encoded[special] = encode_pairs(self.tokenizer, pairs, special)
+        queues = {special: iter(found) for special, found in encoded.items()}
+        return [next(queues[r.special]) for r in requests for _ in r.answers]
+
+    def _causal(self, requests: Sequence[Request]) -> list[np.ndarray]:
+        sequences = self._encode(requests)
+        longest = max((len(s.ids) for s in sequences), default=0)
+        if longest > self.longest:
+            raise InputError(f"A prompt has {longest} tokens, the model reads {self.longest}; set --max_length to shorten its input")
+        return self.model(sequences)

@@ -1,0 +1,381 @@
+"""PPO's loop: sample, score, update, again. Knows the policy's roles and a reward; its arithmetic is ppo.py's.
+
+A step depends on (seed, step) and the weights alone: which prompts, which uniforms, which minibatches. Every process holds the
+whole step's answers and takes its share of each minibatch, so that the number of processes changes no update.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from finetune.alignment import ppo
+from finetune.alignment.policy import REWARD, Policy
+from finetune.alignment.prompts import answer_texts, prompt_ids
+from finetune.alignment.rewards import Prompt, Reward, checked
+from finetune.alignment.rollout import SamplingArguments, draw_uniforms, pad_left, sample_answers, stop_tokens
+from finetune.errors import InputError
+from finetune.training.checkpoints import seal
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PPOArguments:
+    """PPO's own numbers."""
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of AdamW, constant after ten steps of warm-up."})
+    steps: int = field(default=100, metadata={"help": "How often answers are sampled and learnt from."})
+    rollout_batch_size: int = field(default=64, metadata={"help": "Answers a step, over all processes."})
+    minibatch_size: int = field(default=32, metadata={"help": "Answers an optimizer step, over all processes."})
+    per_device_batch_size: int = field(
+        default=16, metadata={"help": "Answers that go through the model together; the rest accumulates."}
+    )
+    epochs: int = field(default=2, metadata={"help": "How often a step's answers are gone through."})
+    clip: float = field(default=0.2, metadata={"help": "Clip of the policy's ratio."})
+    value_clip: float = field(default=0.2, metadata={"help": "Clip of the value's change."})
+    value_coefficient: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    entropy_coefficient: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount a token."})
+    lam: float = field(default=0.95, metadata={"help": "λ of generalised advantage estimation."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are scaled down to this norm."})
+    stop_kl: float | None = field(
+        default=0.1,
+        metadata={"help": "Leave a step's answers when the policy is this many nats a token away from the one that made them."},
+    )
+    whiten_rewards: bool = field(default=False, metadata={"help": "Divide rewards by their standard deviation."})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minibatch_size <= self.rollout_batch_size or self.per_device_batch_size < 1:
+            raise InputError(
+                f"--minibatch_size is {self.minibatch_size} of --rollout_batch_size {self.rollout_batch_size}, "
+                f"--per_device_batch_size {self.per_device_batch_size}; wanted 0 < minibatch ≤ rollout and 1 or more a device"
+            )
+
+
+@dataclass
+class KLArguments:
+    """How the policy is held near the reference."""
+
+    kl_coefficient: float = field(default=0.05, metadata={"help": "Penalty a nat of KL; the first value where it adapts."})
+    kl_estimator: str = field(default="k1", metadata={"help": "Estimator of the penalty: k1, k2, k3."})
+    kl_target: float | None = field(
+        default=None, metadata={"help": "Adapt the coefficient towards so many nats a sequence (default: fixed)."}
+    )
+    kl_gain: float = field(default=0.1, metadata={"help": "How fast it adapts."})
+
+    def __post_init__(self) -> None:
+        if self.kl_estimator not in ppo.ESTIMATORS:
+            wanted = ", ".join(ppo.ESTIMATORS)
+            raise InputError(f"Unknown KL estimator '{self.kl_estimator}'; wanted one of: {wanted}. Set --kl_estimator")
+        if self.kl_target is not None and self.kl_target <= 0:
+            raise InputError(f"--kl_target is {self.kl_target}; wanted above 0, or leave it out for a fixed coefficient")
+
+
+@dataclass
+class Experience:
+    """One step's answers: ids and masks [rows, width], numbers a token [rows, time], numbers an answer [rows]."""
+
+    prompts: Tensor
+    prompt_mask: Tensor
+    answers: Tensor
+    mask: Tensor
+    log_probs: Tensor
+    reference: Tensor
+    values: Tensor
+    entropies: Tensor
+    scores: Tensor
+    ended: Tensor
+
+    def rows(self, index: Sequence[int], device: torch.device) -> Experience:
+        """Some answers, their prompts without the columns that are padding in all of them."""
+        part = Experience(*(vars(self)[f.name][list(index)].to(device) for f in fields(self)))
+        return replace(part, prompts=(kept := real_columns(part.prompts, part.prompt_mask))[0], prompt_mask=kept[1])
+
+
+class Learner:
+    """Holds what a run holds: policy, optimizer, coefficient, step.
+
+    Args:
+        bf16: autocast to bf16 over float32 weights.
+        seed: of prompts, samples and minibatches.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        processor: Any,
+        reward: Reward,
+        accelerator: Accelerator,
+        *,
+        settings: PPOArguments,
+        kl: KLArguments,
+        sampling: SamplingArguments,
+        empty_score: float = -1.0,
+        missing_eos_penalty: float = 0.0,
+        bf16: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.policy, self.processor, self.reward, self.accelerator = policy.to(accelerator.device), processor, reward, accelerator
+        self.settings, self.kl, self.sampling, self.bf16, self.seed = settings, kl, sampling, bf16, seed
+        self.empty_score, self.missing_eos_penalty = empty_score, missing_eos_penalty
+        self.stops = stop_tokens(policy.network, processor)
+        self.step, self.coefficient = 0, kl.kl_coefficient
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+        self.model = accelerator.prepare_model(policy) if accelerator.num_processes > 1 else policy
+        if settings.rollout_batch_size % accelerator.num_processes or settings.minibatch_size < accelerator.num_processes:
+            raise InputError(
+                f"--rollout_batch_size {settings.rollout_batch_size} over {accelerator.num_processes} processes; wanted "
+                "a multiple, and --minibatch_size of one answer a process or more"
+            )
+
+    # ---- one step ----
+
+    def learn(self, prompts: Sequence[Prompt]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """One step on these prompts, [rollout_batch_size]: (figures, sample answers)."""
+        clock = Clock()
+        experience, samples = self.collect(prompts, clock)
+        advantage, returns, figures = self.judge(experience)
+        figures |= self.update(experience, advantage, returns)
+        clock.lap("update")
+        if self.kl.kl_target is not None:
+            self.coefficient = ppo.adapted(self.coefficient, figures["kl"], self.kl.kl_target, self.kl.kl_gain)
+        self.step += 1
+        return {"step": self.step, **figures, **clock.seconds}, samples
+
+    def collect(self, prompts: Sequence[Prompt], clock: Clock) -> tuple[Experience, list[dict[str, Any]]]:
+        """Sample and score this process's share of the prompts, and gather everybody's in the order of the prompts."""
+        accelerator, width = self.accelerator, max(len(prompt_ids(self.processor, p)) for p in prompts)
+        mine = list(range(accelerator.process_index, len(prompts), accelerator.num_processes))
+        ids = [prompt_ids(self.processor, prompts[i]) for i in mine]
+        uniforms = draw_uniforms(self.seed, self.step, mine, self.sampling.max_new_tokens)
+        with self.autocast():
+            answers = sample_answers(self.policy.network, ids, uniforms, self.sampling, self.stops)
+        texts = answer_texts(self.processor, ids, answers.ids, answers.mask)
+        clock.lap("generation")
+        scores = torch.tensor(checked(self.reward, [prompts[i] for i in mine], texts, self.empty_score))
+        clock.lap("reward")
+        prompt, prompt_mask = pad_left(ids, 0, width)
+        tensors = (prompt, prompt_mask, answers.ids, answers.mask)
+        parts = self.score(tensors)
+        clock.lap("scoring")
+        mine_all = Experience(*tensors, *parts, scores, answers.ended)
+        samples = [{"prompt": prompts[i], "answer": t, "score": s} for i, t, s in zip(mine, texts, scores.tolist(), strict=True)]
+        return self.gather(mine_all, len(prompts)), samples
+
+    @torch.no_grad()
+    def score(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        """Log-probabilities, the reference's, values and entropies of given answers, each [rows, time]."""
+        size, found = self.settings.per_device_batch_size, []
+        for start in range(0, len(tensors[0]), size):
+            prompts, prompt_mask, answers, mask = (t[start : start + size].to(self.accelerator.device) for t in tensors)
+            part = (*real_columns(prompts, prompt_mask), answers, mask)
+            with self.autocast():
+                log_probs, values, entropies = self.policy(*part, self.sampling.temperature)
+                reference = self.policy.reference_log_probs(*part, self.sampling.temperature)
+            found.append([log_probs, reference, values, entropies])
+        return [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
+
+    def gather(self, mine: Experience, rows: int) -> Experience:
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            return mine
+        order = [row for process in range(processes) for row in range(process, rows, processes)]
+        back = torch.tensor(order).argsort()
+        device = self.accelerator.device
+        whole = (self.accelerator.gather(vars(mine)[f.name].to(device).contiguous()).cpu() for f in fields(mine))
+        return Experience(*(t[back] for t in whole))
+
+    def judge(self, e: Experience) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Advantages (whitened) and returns [rows, time], and the step's figures."""
+        settings, mask = self.settings, e.mask
+        final = ppo.final_scores(e.scores, e.ended, self.missing_eos_penalty)
+        penalty = ppo.kl_estimate(e.log_probs, e.reference, self.kl.kl_estimator)
+        rewards = ppo.token_rewards(final, penalty, mask, self.coefficient)
+        if settings.whiten_rewards:
+            rewards = ppo.whiten(rewards, mask, shift=False)
+        advantage = ppo.advantages(rewards, e.values, mask, settings.gamma, settings.lam)
+        returns = advantage + e.values
+        lengths = mask.sum(1)
+        figures = {
+            "reward": float(e.scores.mean()),
+            "reward_with_penalties": float(rewards.sum(1).mean()),
+            "kl": float((ppo.kl_estimate(e.log_probs, e.reference, "k1") * mask).sum(1).mean()),
+            "kl_k3": float((ppo.kl_estimate(e.log_probs, e.reference, "k3") * mask).sum(1).mean()),
+            "kl_coefficient": self.coefficient,
+            "entropy": float(e.entropies.sum() / lengths.sum()),
+            "length": float(lengths.mean()),
+            "ended": float(e.ended.float().mean()),
+            "empty": float(((lengths == 1) & e.ended).float().mean()),
+            "value": float((e.values * mask).sum() / lengths.sum()),
+            "explained_variance": ppo.explained_variance(e.values, returns, mask),
+        }
+        return ppo.whiten(advantage, mask), returns, figures
+
+    def update(self, e: Experience, advantage: Tensor, returns: Tensor) -> dict[str, float]:
+        """Epochs of minibatches; leaves off where the policy has moved too far. Figures are means a token."""
+        settings, totals, done = self.settings, torch.zeros(7, dtype=torch.float64), 0
+        self._set_rate()
+        for epoch in range(settings.epochs):
+            order = np.random.default_rng((self.seed, self.step, epoch)).permutation(len(e.mask))
+            moved = 0.0
+            for start in range(0, len(order), settings.minibatch_size):
+                rows = order[start : start + settings.minibatch_size].tolist()
+                sums = self._optimizer_step(e, advantage, returns, rows)
+                totals, done = totals + sums, done + 1
+                moved = float(sums[4] / sums[6])
+                if settings.stop_kl is not None and moved > settings.stop_kl:
+                    break
+            if settings.stop_kl is not None and moved > settings.stop_kl:
+                break
+        names = ("policy_loss", "clip_share", "value_loss", "value_clip_share", "moved", "gradient")
+        means = dict(zip(names, (totals[:6] / totals[6]).tolist(), strict=True))
+        return means | {"gradient": float(totals[5] / done), "updates": float(done)}
+
+    def _optimizer_step(self, e: Experience, advantage: Tensor, returns: Tensor, rows: list[int]) -> Tensor:
+        """One optimizer step on these answers, over all processes; sums over all tokens, and the gradient's norm."""
+        accelerator, settings = self.accelerator, self.settings
+        mine = rows[accelerator.process_index :: accelerator.num_processes]
+        # the same number of parts on each process: with a part missing, the others would wait for its gradient for ever
+        most = math.ceil(len(rows) / accelerator.num_processes)
+        count = math.ceil(most / settings.per_device_batch_size)
+        tokens, sums = float(e.mask[rows].sum()), torch.zeros(5, dtype=torch.float64, device=accelerator.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = [mine[i::count] for i in range(count)]
+        for index, part in enumerate(parts):
+            last = index == count - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                part = part or rows[:1]
+                loss, figures = self._loss(e.rows(part, accelerator.device), advantage[part], returns[part])
+                weight = float(bool(mine[index::count]))  # a process without an answer of its own adds nothing
+                (loss * weight * accelerator.num_processes / tokens).backward()
+                sums += figures * weight
+        norm = torch.nn.utils.clip_grad_norm_([p for p in self.policy.parameters() if p.requires_grad], settings.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise InputError(f"The gradient is {norm.item()} at step {self.step + 1}. Lower --learning_rate, or set --bf16 false")
+        self.optimizer.step()
+        sums = accelerator.reduce(sums, "sum") if accelerator.num_processes > 1 else sums
+        return torch.cat([sums.cpu(), torch.tensor([float(norm), tokens], dtype=torch.float64)])
+
+    def _loss(self, e: Experience, advantage: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
+        settings, device = self.settings, self.accelerator.device
+        advantage, returns = advantage.to(device), returns.to(device)
+        with self.autocast():
+            log_probs, values, entropies = self.model(
+                e.prompts, e.prompt_mask, e.answers, e.mask, self.sampling.temperature, bool(settings.entropy_coefficient)
+            )
+        policy, held = ppo.policy_loss(log_probs, e.log_probs, advantage, e.mask, settings.clip)
+        value, value_held = ppo.value_loss(values, e.values, returns, e.mask, settings.value_clip)
+        loss = policy.sum() + settings.value_coefficient * value.sum()
+        if settings.entropy_coefficient:
+            loss = loss - settings.entropy_coefficient * entropies.sum()
+        moved = (ppo.kl_estimate(e.log_probs, log_probs.detach(), "k3") * e.mask).sum()
+        sums = torch.stack([policy.sum(), held.sum(), value.sum(), value_held.sum(), moved]).detach().double()
+        return loss, sums
+
+    def _set_rate(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * min(1.0, (self.step + 1) / 10)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16)
+
+    # ---- measuring ----
+
+    def measure(
+        self, prompts: Sequence[Prompt], truth: Reward, seed: int = 1_000_003
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Mean score by `truth` and mean sequence KL on held-out prompts; the same uniforms each time, nothing is learnt."""
+        mine = list(range(len(prompts)))
+        ids = [prompt_ids(self.processor, prompts[i]) for i in mine]
+        with self.autocast():
+            answers = sample_answers(
+                self.policy.network, ids, draw_uniforms(seed, 0, mine, self.sampling.max_new_tokens), self.sampling, self.stops
+            )
+        texts = answer_texts(self.processor, ids, answers.ids, answers.mask)
+        scores = checked(truth, prompts, texts, self.empty_score)
+        log_probs, reference, _, _ = self.score((*pad_left(ids, 0), answers.ids, answers.mask))
+        kl = (ppo.kl_estimate(log_probs, reference, "k1") * answers.mask).sum(1)
+        samples = [{"prompt": p, "answer": t, "score": s} for p, t, s in zip(prompts, texts, scores, strict=True)]
+        spread = float(torch.tensor(scores).std()) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
+        length = float(answers.mask.sum(1).mean())
+        return {"reward": float(np.mean(scores)), "reward_error": spread, "kl": float(kl.mean()), "length": length}, samples
+
+    # ---- checkpoints ----
+
+    def trained(self) -> dict[str, Tensor]:
+        """Trainable weights by name; a reward adapter on the same base is none of them."""
+        return {n: p.detach() for n, p in self.policy.named_parameters() if p.requires_grad and f".{REWARD}." not in n}
+
+    def save(self, output: Path) -> None:
+        """Write and seal checkpoint-STEP; on the main process. Chance has no state: it follows from (seed, step)."""
+        folder = output / f"checkpoint-{self.step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({n: p.contiguous().cpu() for n, p in self.trained().items()}, folder / "trained.safetensors")
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        (folder / "state.json").write_text(json.dumps({"step": self.step, "coefficient": self.coefficient}))
+        seal(folder)
+
+    def restore(self, folder: Path) -> None:
+        """Continue from a checkpoint, on every process.
+
+        Raises:
+            InputError: its weights are not those that this run trains.
+        """
+        saved, trained = load_file(folder / "trained.safetensors"), self.trained()
+        if set(saved) != set(trained):
+            raise InputError(f"{folder} holds other trained weights than this run; set --output_dir to a new folder")
+        for name, tensor in saved.items():
+            trained[name].copy_(tensor)
+        self.optimizer.load_state_dict(
+            torch.load(folder / "optimizer.pt", map_location=self.accelerator.device, weights_only=True)
+        )
+        state = json.loads((folder / "state.json").read_text())
+        self.step, self.coefficient = state["step"], state["coefficient"]
+
+
+def real_columns(prompts: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Prompts and mask, padded on the left, without leading columns that hold no real token."""
+    width = int(prompt_mask.sum(1).max())
+    return prompts[:, -width:], prompt_mask[:, -width:]
+
+
+class Clock:
+    """Seconds of each part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[f"seconds_{name}"] = now - self._last
+        self._last = now
+
+
+def step_prompts(prompts: Sequence[Prompt], seed: int, step: int, size: int) -> list[Prompt]:
+    """The prompts of a step: a new permutation an epoch, read on end, so that each prompt comes equally often."""
+    first = step * size
+    chosen = []
+    for place in range(first, first + size):
+        epoch, index = divmod(place, len(prompts))
+        chosen.append(prompts[int(_order(len(prompts), seed, epoch)[index])])
+    return chosen
+
+
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, 7, epoch)).permutation(size)

@@ -1,0 +1,186 @@
+"""One base in several roles: policy, reference, value trunk and, where it can be, reward model. Knows models, not what
+scores are used for.
+
+With an adapter, the reference is the base with the adapter off, and a reward model that is an adapter of the same base is a
+second adapter. Only a policy trained whole needs a second, frozen copy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks)
+from finetune.adapters.artefact import read_artefact
+from finetune.alignment.ppo import entropy
+from finetune.alignment.rollout import answer_log_probs, answer_logits, log_probabilities
+from finetune.errors import InputError
+from finetune.methods import METHODS, attach
+from finetune.models.load import ModelArguments, load_model
+from finetune.models.value import ValueHead, hidden_width
+from finetune.training.checkpoints import ARGUMENTS
+
+REWARD = "reward"
+
+
+class Policy(nn.Module):
+    """A causal model with a value head: answers → log-probabilities, values, entropies, all [rows, time].
+
+    Args:
+        network: a causal model, with an adapter (PEFT's shape) or trained whole.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network, self.head = network.eval(), ValueHead(hidden_width(network))
+        # a list, so that the copy is no submodule: not trained, not saved, not synchronised
+        self._frozen = [] if has_adapter(network) else [copy.deepcopy(network).eval().requires_grad_(False)]
+
+    def forward(
+        self, prompts: Tensor, prompt_mask: Tensor, answers: Tensor, mask: Tensor, temperature: float = 1.0, spread: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`spread=False` leaves the entropies out (zeros): they cost a pass over the vocabulary."""
+        logits, states = answer_logits(self.network, prompts, prompt_mask, answers, mask, hidden=True)
+        assert states is not None
+        logits = logits.float() / temperature
+        return log_probabilities(logits, answers) * mask, self.head(states) * mask, entropy(logits) * mask if spread else mask * 0
+
+    @torch.no_grad()
+    def reference_log_probs(
+        self, prompts: Tensor, prompt_mask: Tensor, answers: Tensor, mask: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """Log-probability of each answer token under the model that training started from, [rows, time]."""
+        network = self._frozen[0] if self._frozen else self.network
+        with nullcontext() if self._frozen else in_role(self.network, None):
+            return answer_log_probs(network, prompts, prompt_mask, answers, mask, temperature)[0]
+
+    def to(self, *args: Any, **kwargs: Any) -> Policy:
+        for network in self._frozen:
+            network.to(*args, **kwargs)
+        return super().to(*args, **kwargs)
+
+
+def has_adapter(network: Any) -> bool:
+    """Whether a model carries an adapter that can be switched off."""
+    return isinstance(network, peft.PeftModel)
+
+
+@contextmanager
+def in_role(network: peft.PeftModel, adapter: str | None) -> Iterator[None]:
+    """The base with another adapter on, or with none; afterwards everything as before.
+
+    PEFT's own switches flip trainable flags, so that training would go on with another set of parameters.
+    """
+    flags, active = [(p, p.requires_grad) for p in network.parameters()], network.active_adapter
+    try:
+        if adapter is None:
+            with network.disable_adapter():
+                yield
+        else:
+            network.set_adapter(adapter)
+            yield
+    finally:
+        network.set_adapter(active)
+        for parameter, trainable in flags:
+            parameter.requires_grad_(trainable)
+
+
+def load_base(model: ModelArguments) -> tuple[Any, Any]:
+    """Tokenizer and causal model to start alignment from.
+
+    A folder with an adapter (the output of supervised fine-tuning) is merged into its base, so that the reference is the tuned
+    model and not the bare base.
+
+    Raises:
+        InputError: no such model, or an adapter folder that doesn't name its base.
+    """
+    folder = Path(model.model_name_or_path)
+    if not (folder / "adapter_config.json").is_file():
+        return load_model(model, AutoModelForCausalLM)
+    if not (folder / ARGUMENTS).is_file():
+        raise InputError(
+            f"{folder} holds an adapter and no {ARGUMENTS} naming its base. Set --model_name_or_path to a merged model"
+        )
+    base = read_artefact(folder).options["model_name_or_path"]
+    processor, network = load_base(ModelArguments(**(vars(model) | {"model_name_or_path": base})))
+    return processor, peft.PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
+
+
+def load_scorer(model: ModelArguments) -> tuple[Any, Any]:
+    """Tokenizer and a model with one score a text, its head new, on the same base that `load_base` gives.
+
+    A classifier of this toolkit (a folder with a head for several labels) is refused by transformers: its head has another size.
+    """
+    if not (Path(model.model_name_or_path) / "adapter_config.json").is_file():
+        return load_model(model, AutoModelForSequenceClassification, num_labels=1)
+    processor, tuned = load_base(model)
+    settings = copy.deepcopy(tuned.config)
+    settings.update({"num_labels": 1, "pad_token_id": processor.pad_token_id})
+    scorer = AutoModelForSequenceClassification.from_config(settings)
+    scorer.base_model.load_state_dict(tuned.base_model.state_dict())
+    return processor, scorer
+
+
+def make_policy(network: Any, method: str, options: dict[str, Any] | None) -> Policy:
+    """A policy by a row of METHODS on a causal model.
+
+    Raises:
+        InputError: a method whose tokens at the input would have no place behind padding on the left.
+    """
+    if method in METHODS and METHODS[method].virtual:
+        raise InputError(
+            f"The method '{method}' feeds made-up tokens, which padding on the left would displace. Set --method lora"
+        )
+    return Policy(attach(network, method, options, "CAUSAL_LM"))
+
+
+def attach_reward(policy: Policy, folder: str | Path) -> nn.Linear:
+    """Put a reward model that is an adapter of the policy's base beside the policy's own adapter; gives back its head.
+
+    Raises:
+        InputError: the folder's adapter is none that a reward head can be taken from.
+    """
+    network = policy.network
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, True  # type: ignore[attr-defined]
+    weights = load_file(Path(folder) / "adapter_model.safetensors")
+    heads = [name for name in weights if name.endswith("score.weight")]
+    if len(heads) != 1:
+        raise InputError(
+            f"The reward model in {folder} has no head 'score' beside its adapter; set --reward_on_policy_base false"
+        )
+    head = nn.Linear(*weights[heads[0]].shape[::-1], bias=False)
+    head.weight.data.copy_(weights.pop(heads[0]))
+    flags, active = [(p, p.requires_grad) for p in network.parameters()], network.active_adapter
+    network.add_adapter(REWARD, config)
+    report = peft.set_peft_model_state_dict(network, weights, adapter_name=REWARD)
+    if report.unexpected_keys:
+        raise InputError(
+            f"The reward model in {folder} doesn't fit the policy's base ({report.unexpected_keys[0]}); "
+            "set --reward_on_policy_base false"
+        )
+    network.set_adapter(active)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    for parameter, trainable in flags:
+        parameter.requires_grad_(trainable)
+    return head.requires_grad_(False)
+
+
+def trunk_scores(policy: Policy, head: nn.Linear, ids: Tensor, mask: Tensor) -> Tensor:
+    """Scores [rows] of texts padded on the right, read at the last real token by the mask, whatever ids pad and EOS have."""
+    with torch.no_grad(), in_role(policy.network, REWARD):
+        base = policy.network.base_model.model if isinstance(policy.network.base_model, BaseTuner) else policy.network
+        states = base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    last = states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
+    return head(last.float())[:, 0]

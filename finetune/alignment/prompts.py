@@ -1,0 +1,121 @@
+"""Rows → prompts as text or conversations, and as ids of the policy. Knows rows and tokenizers; knows no model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+
+from finetune.alignment.rewards import Prompt
+from finetune.data.columns import TEXTS
+from finetune.data.sources import DataArguments, Rows, load_rows, sample
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PromptArguments:
+    """What the policy is asked."""
+
+    prompt_tokens: int | None = field(
+        default=None, metadata={"help": "Use the first so many tokens of each text as its prompt (default: the whole text)."}
+    )
+    max_prompt_length: int = field(default=512, metadata={"help": "Prompts of more tokens are left out; the log says how many."})
+
+
+def read_prompts(data: DataArguments, settings: PromptArguments, processor: Any) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts: texts, or conversations that end before the assistant's turn.
+
+    The column is the one named by --text_column, else `prompt`, `messages`, or a usual name of a text.
+
+    Raises:
+        InputError: no such column, a cell that is neither text nor conversation, no prompt left.
+    """
+    rows: Rows = load_rows(data)
+    assert rows.train is not None and rows.eval is not None
+    train = _prompts(sample(rows.train, data.max_train_rows, data.sample_seed), data, settings, processor, "training")
+    return train, _prompts(sample(rows.eval, data.max_eval_rows, data.sample_seed), data, settings, processor, "evaluation")
+
+
+def _prompts(rows: Dataset, data: DataArguments, settings: PromptArguments, processor: Any, where: str) -> list[Prompt]:
+    column = data.text_column or next((name for name in ("prompt", "messages", *TEXTS) if name in rows.column_names), None)
+    if column is None or column not in rows.column_names:
+        there = ", ".join(rows.column_names)
+        raise InputError(f"No column '{column or 'prompt'}' in {data.dataset_name}; it has {there}. Set --text_column")
+    found = [as_prompt(value, index) for index, value in enumerate(rows[column][:])]
+    if settings.prompt_tokens is not None:
+        found = [beginning(prompt, settings.prompt_tokens, processor) for prompt in found]
+    lengths = [len(prompt_ids(processor, prompt)) for prompt in found]
+    kept = [prompt for prompt, length in zip(found, lengths, strict=True) if 0 < length <= settings.max_prompt_length]
+    long, empty = sum(length > settings.max_prompt_length for length in lengths), lengths.count(0)
+    if long:
+        limit = settings.max_prompt_length
+        logger.warning(
+            "%d of %d %s prompts exceed %d tokens and are left out (--max_prompt_length)", long, len(found), where, limit
+        )
+    if empty:
+        logger.warning("%d of %d %s prompts are empty and are left out", empty, len(found), where)
+    if not kept:
+        raise InputError(
+            f"No {where} prompt of 1 to {settings.max_prompt_length} tokens among {len(found)}; "
+            "raise --max_prompt_length or set --prompt_tokens"
+        )
+    return kept
+
+
+def as_prompt(value: Any, index: int) -> Prompt:
+    """A cell as a prompt; a conversation loses the assistant's last turn, which is what is to be sampled."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value):
+        messages = [{"role": m["role"], "content": m["content"]} for m in value]
+        return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    raise InputError(
+        f"The prompt of row {index} is {str(value)[:60]!r}; wanted a text or a list of messages with role and content. "
+        "Set --text_column"
+    )
+
+
+def beginning(prompt: Prompt, tokens: int, processor: Any) -> Prompt:
+    """The first tokens of a text, as text."""
+    if not isinstance(prompt, str):
+        raise InputError("--prompt_tokens cuts texts, and these prompts are conversations; leave it out")
+    ids = processor(prompt, add_special_tokens=False, truncation=True, max_length=tokens)["input_ids"]
+    return processor.decode(ids, skip_special_tokens=True)
+
+
+def prompt_ids(processor: Any, prompt: Prompt) -> list[int]:
+    """Ids of a prompt; a conversation goes through the tokenizer's template, which brings its own special tokens.
+
+    An EOS that the tokenizer puts at the end of a text is taken off: an answer could not follow it.
+    """
+    if isinstance(prompt, str):
+        ids = processor(prompt)["input_ids"]
+        return ids[:-1] if ids and ids[-1] == processor.eos_token_id else ids
+    if not processor.chat_template:
+        raise InputError(
+            "The prompts are conversations and the model's tokenizer has no chat template; use prompts of plain text"
+        )
+    return processor.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+
+
+def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any, mask: Any) -> list[str]:
+    """The answers as text. Decoded together with their prompt: alone, some tokenizers drop an answer's first space."""
+    texts = []
+    for prompt, answer, real in zip(prompts, answers.tolist(), mask.tolist(), strict=True):
+        ids = [token for token, is_real in zip(answer, real, strict=True) if is_real]
+        before = processor.decode(list(prompt), skip_special_tokens=True)
+        whole = processor.decode([*prompt, *ids], skip_special_tokens=True)
+        texts.append(whole[len(before) :] if whole.startswith(before) else processor.decode(ids, skip_special_tokens=True))
+    return texts
+
+
+def prompts_fingerprint(prompts: Sequence[Prompt]) -> str:
+    """Hash of all prompts in their order."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()

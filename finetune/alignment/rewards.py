@@ -1,0 +1,287 @@
+"""Prompts and answers as text → scores. Knows classifiers, reward models and functions; knows no token ids of the policy.
+
+A reward sees text alone and tokenises it itself: ids of one tokenizer mean nothing to another.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from finetune.adapters.artefact import read_artefact
+from finetune.adapters.classifier import Classifier, load
+from finetune.alignment.policy import Policy, attach_reward, has_adapter, load_scorer, trunk_scores
+from finetune.alignment.rollout import log_probabilities
+from finetune.errors import InputError
+from finetune.models.load import ModelArguments, load_model, load_processor
+from finetune.training.checkpoints import ARGUMENTS
+
+logger = logging.getLogger(__name__)
+
+Prompt = str | list[dict[str, str]]
+Reward = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
+
+
+@dataclass
+class RewardArguments:
+    """What scores an answer."""
+
+    reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "classifier:FOLDER[:LABEL] (probability of a label, by default the last), model:FOLDER (a reward model), "
+            "function:FILE.py:NAME or function:MODULE:NAME (prompts, answers → numbers), "
+            "prompt:MODEL:TEXT|GOOD|BAD (how much likelier GOOD is than BAD after TEXT, which holds {text})."
+        },
+    )
+    reward_logit: bool = field(
+        default=False, metadata={"help": "A classifier's log-odds of the label instead of its probability."}
+    )
+    reward_part: str = field(default="full", metadata={"help": "What is scored: full (prompt and answer) or answer."})
+    reward_on_policy_base: bool = field(
+        default=True,
+        metadata={"help": "Load a reward model that is an adapter of the policy's base onto that base, instead of its own."},
+    )
+    reward_batch_size: int = field(default=32, metadata={"help": "Texts scored together."})
+    missing_eos_penalty: float = field(
+        default=0.0, metadata={"help": "Taken from the score of an answer that didn't end by itself."}
+    )
+    empty_score: float = field(
+        default=-1.0, metadata={"help": "Score of an answer without text, which no reward is asked about."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.reward_part not in ("full", "answer"):
+            raise InputError(f"--reward_part is '{self.reward_part}'; wanted full or answer")
+
+
+def as_text(prompt: Prompt, answer: str, part: str) -> str:
+    """What a reward reads: the answer, or prompt and answer as one text (of a conversation, one message a line)."""
+    if part == "answer":
+        return answer
+    if isinstance(prompt, str):
+        return prompt + answer
+    return "\n".join([*(message["content"] for message in prompt), answer])
+
+
+def checked(reward: Reward, prompts: Sequence[Prompt], answers: Sequence[str], empty_score: float) -> list[float]:
+    """One finite number an answer; answers without text get `empty_score` and are not handed to the reward.
+
+    Raises:
+        InputError: a reward that gives back another number of scores, or one that is no number.
+    """
+    asked = [i for i, answer in enumerate(answers) if answer.strip()]
+    scores = [empty_score] * len(answers)
+    if not asked:
+        return scores
+    found = reward([prompts[i] for i in asked], [answers[i] for i in asked])
+    found = found.tolist() if isinstance(found, torch.Tensor) else list(found)
+    if len(found) != len(asked):
+        raise InputError(f"The reward gave {len(found)} scores for {len(asked)} answers; wanted one each. Mend --reward")
+    for i, score in zip(asked, found, strict=True):
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            raise InputError(f"The reward gave {score!r} for the answer {answers[i]!r}; wanted a finite number. Mend --reward")
+        scores[i] = float(score)
+    return scores
+
+
+def load_reward(settings: RewardArguments) -> Reward:
+    """The reward that an option names.
+
+    Raises:
+        InputError: no option, an unknown kind, or something that isn't there.
+    """
+    kind, _, rest = (settings.reward or "").partition(":")
+    if kind not in MAKERS or not rest:
+        raise InputError(
+            f"--reward is {settings.reward!r}; wanted classifier:FOLDER, model:FOLDER, function:FILE.py:NAME "
+            "or prompt:MODEL:TEXT|GOOD|BAD"
+        )
+    return MAKERS[kind](rest, settings)
+
+
+def classifier_reward(rest: str, settings: RewardArguments) -> Reward:
+    """`FOLDER[:LABEL]` → probability (or log-odds) of the label."""
+    folder, _, label = rest.partition(":") if not Path(rest).is_dir() else (rest, "", "")
+    classifier = load(folder)
+    label = label or classifier.labels[-1]
+    if label not in classifier.labels:
+        raise InputError(
+            f"The classifier in {folder} has no label '{label}'; wanted one of: {', '.join(classifier.labels)}. Set --reward"
+        )
+    return of_classifier(classifier, classifier.labels.index(label), settings)
+
+
+def of_classifier(classifier: Classifier, label: int, settings: RewardArguments) -> Reward:
+    def reward(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        texts = [as_text(p, a, settings.reward_part) for p, a in zip(prompts, answers, strict=True)]
+        log_p = classifier.logits(texts, settings.reward_batch_size).double().log_softmax(-1)
+        others = log_p.index_fill(1, torch.tensor([label]), -torch.inf).logsumexp(-1)
+        return (log_p[:, label] - others if settings.reward_logit else log_p[:, label].exp()).tolist()
+
+    return reward
+
+
+class RewardModel:
+    """A model with one score a text. Tokenises for itself.
+
+    Args:
+        score: ids and attention mask, padded on the right → scores [rows].
+    """
+
+    def __init__(
+        self,
+        score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        processor: Any,
+        max_length: int,
+        settings: RewardArguments,
+    ) -> None:
+        self.score, self.processor, self.max_length, self.settings = score, processor, max_length, settings
+
+    def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        part = self.settings.reward_part
+        rows = [text_ids(self.processor, p, a, part, self.max_length) for p, a in zip(prompts, answers, strict=True)]
+        return score_texts(self.score, rows, self.processor, self.settings.reward_batch_size)
+
+
+def text_ids(processor: Any, prompt: Prompt, answer: str, part: str, max_length: int) -> list[int]:
+    """Ids of what a reward model was trained on: text with an EOS at its end, or a conversation by its template.
+
+    Cut on the left, so that the end of the answer is always seen.
+    """
+    if not isinstance(prompt, str) and part == "full" and processor.chat_template:
+        messages = [*prompt, {"role": "assistant", "content": answer}]
+        ids = processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    else:
+        text = as_text(prompt, answer, part)
+        ids = processor(text + (processor.eos_token or ""))["input_ids"]
+    return ids[-max_length:]
+
+
+def score_texts(
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: list[list[int]], processor: Any, size: int
+) -> list[float]:
+    """Scores of token lists, in batches of like length, padded on the right."""
+    result = [0.0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        batch = processor.pad({"input_ids": [rows[i] for i in part]}, padding_side="right", return_tensors="pt")
+        for i, value in zip(part, score(batch["input_ids"], batch["attention_mask"]).float().tolist(), strict=True):
+            result[i] = value
+    return result
+
+
+def model_reward(rest: str, settings: RewardArguments) -> Reward:
+    """`FOLDER` of scripts/reward.py (whole or adapter), or any saved sequence classifier with one output."""
+    processor, network, max_length = load_reward_model(rest)
+    network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    @torch.inference_mode()
+    def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits[:, 0]
+
+    return RewardModel(score, processor, max_length, settings)
+
+
+def on_policy_base(policy: Policy, model: ModelArguments, settings: RewardArguments) -> Reward | None:
+    """A reward model that is an adapter of the policy's own base, put on that base; None where it is anything else."""
+    kind, _, folder = (settings.reward or "").partition(":")
+    if kind != "model" or not settings.reward_on_policy_base or not has_adapter(policy.network):
+        return None
+    if not (Path(folder) / "adapter_config.json").is_file():
+        return None
+    options = read_artefact(folder).options
+    if (options["model_name_or_path"], options.get("model_revision", "main")) != (model.model_name_or_path, model.model_revision):
+        return None
+    head = attach_reward(policy, folder)
+    logger.warning("The reward model in %s is an adapter of the policy's base and shares it", folder)
+
+    def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        place = policy.network.device
+        return trunk_scores(policy, head.to(place), ids.to(place), mask.to(place))
+
+    return RewardModel(score, load_processor(folder), options.get("max_length") or 1024, settings)
+
+
+def load_reward_model(folder: str) -> tuple[Any, Any, int]:
+    """Tokenizer, model with one output, and the longest text it was trained on."""
+    options = read_artefact(folder).options if (Path(folder) / ARGUMENTS).is_file() else {}
+    if (Path(folder) / "adapter_config.json").is_file():
+        processor, network = load_scorer(ModelArguments(model_name_or_path=options["model_name_or_path"]))
+        network = peft.PeftModel.from_pretrained(network, folder)
+    else:
+        processor, network = load_model(ModelArguments(model_name_or_path=folder), AutoModelForSequenceClassification)
+    if network.config.num_labels != 1:
+        outputs = network.config.num_labels
+        raise InputError(f"The model in {folder} has {outputs} outputs; a reward model has one. Set --reward classifier:{folder}")
+    return processor, network, options.get("max_length") or 1024
+
+
+def function_reward(rest: str, settings: RewardArguments) -> Reward:
+    """`FILE.py:NAME` or `MODULE:NAME` → the function of that name, called with prompts and answers."""
+    place, _, name = rest.rpartition(":")
+    if place.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        if spec is None or spec.loader is None or not Path(place).is_file():
+            raise InputError(f"No file {place}; set --reward function:FILE.py:NAME")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ImportError as error:
+            raise InputError(f"Cannot import '{place}' ({error}); set --reward function:MODULE:NAME") from error
+    if name not in vars(module) or not callable(vars(module)[name]):
+        raise InputError(f"There is no function '{name}' in {place}; set --reward function:{place}:NAME")
+    return vars(module)[name]
+
+
+def prompt_reward(rest: str, settings: RewardArguments) -> Reward:
+    """`MODEL:TEXT|GOOD|BAD` → log-odds of one continuation over the other, both tokenised together with what goes before."""
+    model, _, words = rest.partition(":")
+    parts = words.replace("\\n", "\n").split("|")
+    if len(parts) != 3 or "{text}" not in parts[0]:
+        raise InputError(f"--reward prompt:{rest!r}; wanted MODEL:TEXT|GOOD|BAD, where TEXT holds {{text}}")
+    processor, network = load_model(ModelArguments(model_name_or_path=model), AutoModelForCausalLM)
+    template, good, bad = parts
+    network.eval()
+
+    def reward(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        texts = [template.replace("{text}", as_text(p, a, settings.reward_part)) for p, a in zip(prompts, answers, strict=True)]
+        return [likelier - other for likelier, other in (continuations(network, processor, text, (good, bad)) for text in texts)]
+
+    return reward
+
+
+@torch.inference_mode()
+def continuations(network: Any, processor: Any, text: str, words: Sequence[str]) -> list[float]:
+    """Log-probability of each continuation, counted from the first token in which any of the joined texts differ.
+
+    Text and continuation are tokenised together: apart, " good" and "good" after a space are other tokens.
+    """
+    rows = [processor(text + word)["input_ids"] for word in words]
+    shared = next(i for i in range(min(map(len, rows))) if len({row[i] for row in rows}) > 1)
+    scores = []
+    for row in rows:
+        ids = torch.tensor([row], device=network.device)
+        scores.append(float(log_probabilities(network(input_ids=ids).logits[0, shared - 1 : -1], ids[0, shared:]).sum()))
+    return scores
+
+
+MAKERS: dict[str, Callable[[str, RewardArguments], Reward]] = {
+    "classifier": classifier_reward,
+    "model": model_reward,
+    "function": function_reward,
+    "prompt": prompt_reward,
+}

@@ -1,0 +1,80 @@
+"""PPO with any reward: a classifier, a reward model, a function or a prompt; one base for policy, reference, values and reward.
+
+python scripts/ppo.py --config scripts/recipes/imdb_ppo.yaml --reward classifier:runs/imdb_lora
+torchrun --nproc_per_node 2 scripts/ppo.py --config scripts/recipes/imdb_ppo.yaml --reward model:runs/imdb_reward
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.options import launch
+
+if TYPE_CHECKING:
+    from finetune.alignment.learner import KLArguments, PPOArguments
+    from finetune.alignment.prompts import PromptArguments
+    from finetune.alignment.rewards import RewardArguments
+    from finetune.alignment.rollout import SamplingArguments
+    from finetune.alignment.run import RunArguments
+    from finetune.data.sources import DataArguments
+    from finetune.methods import MethodArguments
+    from finetune.models.load import ModelArguments
+
+
+def main(
+    data: DataArguments,
+    prompt: PromptArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    reward: RewardArguments,
+    sampling: SamplingArguments,
+    ppo: PPOArguments,
+    kl: KLArguments,
+    run: RunArguments,
+) -> None:
+    from finetune.training.plan import keep_freed_memory, world_size
+
+    keep_freed_memory()
+    from dataclasses import replace
+
+    import torch
+    from accelerate import Accelerator
+
+    from finetune.adapters.artefact import resolved_options
+    from finetune.alignment.learner import Learner
+    from finetune.alignment.policy import load_base, make_policy
+    from finetune.alignment.prompts import prompts_fingerprint, read_prompts
+    from finetune.alignment.rewards import load_reward, on_policy_base
+    from finetune.alignment.run import run as run_steps
+    from finetune.alignment.run import save_policy
+    from finetune.training.checkpoints import open_run
+    from finetune.training.plan import describe
+
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    with accelerator.main_process_first():
+        processor, network = load_base(model)
+        prompts, held_out = read_prompts(data, prompt, processor)
+    checkpoint = open_run(
+        resolved_options(data, prompt, model, method, reward, sampling, ppo, kl, run) | {"task": "ppo"},
+        prompts_fingerprint(prompts),
+    )
+    torch.manual_seed(run.seed)  # the adapter's first weights
+    policy = make_policy(network, method.method, method.method_kwargs)
+    scorer = on_policy_base(policy, model, reward) or load_reward(reward)
+    truth = load_reward(replace(reward, reward=run.true_reward)) if run.true_reward else scorer
+    learner = Learner(
+        policy, processor, scorer, accelerator, settings=ppo, kl=kl, sampling=sampling, empty_score=reward.empty_score,
+        missing_eos_penalty=reward.missing_eos_penalty, bf16=bool(run.bf16), seed=run.seed,
+    )  # fmt: skip
+    if checkpoint:
+        learner.restore(checkpoint)
+    if accelerator.is_main_process:
+        print(describe(world_size(), bool(run.bf16)))
+    metrics = run_steps(learner, prompts, held_out, run, truth)
+    if accelerator.is_main_process:
+        save_policy(learner, run, metrics)
+        print(f"\n{run.output_dir}")
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,210 @@
+"""PPO on a bandit of tiny models where the right token is known; resumed and shared runs are the same run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import WORDS, make_model, make_tokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from finetune.alignment.learner import KLArguments, Learner, PPOArguments, step_prompts
+from finetune.alignment.policy import in_role, make_policy
+from finetune.alignment.rollout import SamplingArguments, pad_left
+from finetune.errors import InputError
+
+GOOD = "great"
+PROMPTS = ["the film was", "a story", "we loved the dull actor in it", "the"]
+
+
+def share_of_good(prompts, answers):
+    """The reward of the bandit: share of the answer's words that are the right one."""
+    return [answer.split().count(GOOD) / max(len(answer.split()), 1) for answer in answers]
+
+
+def shuffled(prompts, answers):
+    order = torch.randperm(len(answers), generator=torch.Generator().manual_seed(len("".join(answers)))).tolist()
+    found = share_of_good(prompts, answers)
+    return [found[i] for i in order]
+
+
+def learner(reward=share_of_good, family="llama", method="lora", kl=None, seed=0, **options):
+    torch.manual_seed(seed)
+    network = make_model(family, AutoModelForCausalLM)
+    with torch.no_grad():  # freshly made heads are so small that no state can make a token likely
+        network.get_output_embeddings().weight.mul_(30)
+    defaults = {
+        "learning_rate": 1e-2,
+        "rollout_batch_size": 32,
+        "minibatch_size": 16,
+        "per_device_batch_size": 16,
+        "stop_kl": None,
+    }
+    return Learner(
+        make_policy(network, method, {"r": 4} if method == "lora" else None),
+        make_tokenizer(family),
+        reward,
+        Accelerator(mixed_precision="no", cpu=True),
+        settings=PPOArguments(**(defaults | options)),
+        kl=kl or KLArguments(kl_coefficient=0.0),
+        sampling=SamplingArguments(max_new_tokens=3),
+        seed=seed,
+    )
+
+
+def probability_of_good(subject: Learner) -> float:
+    """Mean probability of the right word as the first of an answer."""
+    prompts, mask = pad_left([subject.processor(p)["input_ids"] for p in PROMPTS], 0)
+    answers = torch.full((len(PROMPTS), 1), subject.processor.convert_tokens_to_ids(GOOD))
+    with torch.no_grad():
+        return subject.policy(prompts, mask, answers, torch.ones(len(PROMPTS), 1))[0].exp().mean().item()
+
+
+def steps(subject: Learner, count: int) -> list[dict[str, float]]:
+    return [subject.learn(step_prompts(PROMPTS, subject.seed, subject.step, 32))[0] for _ in range(count)]
+
+
+@pytest.mark.parametrize(("family", "method"), [("llama", "lora"), ("gpt2", "full"), ("llama", "bottleneck")])
+def test_the_right_token_is_found(family, method):
+    subject = learner(family=family, method=method)
+    assert probability_of_good(subject) < 0.1
+    figures = []
+    while probability_of_good(subject) <= 0.95 and subject.step < 60:
+        figures += steps(subject, 5)
+    assert probability_of_good(subject) > 0.95
+    assert figures[-1]["reward"] > 0.8
+    assert figures[-1]["kl"] > 1
+
+
+def test_a_huge_coefficient_holds_the_policy_at_the_reference():
+    subject = learner(kl=KLArguments(kl_coefficient=100.0, kl_estimator="k2"))
+    figures = steps(subject, 15)
+    assert probability_of_good(subject) < 0.1
+    assert figures[-1]["kl_k3"] < 0.05
+
+
+def test_a_shuffled_reward_teaches_nothing():
+    subject = learner(reward=shuffled)
+    steps(subject, 15)
+    assert probability_of_good(subject) < 0.3
+
+
+def test_the_first_step_starts_at_the_reference():
+    figures = steps(learner(epochs=1, minibatch_size=32, per_device_batch_size=32), 1)[0]
+    assert figures["kl"] == pytest.approx(0, abs=1e-5)
+    assert figures["moved"] == pytest.approx(0, abs=1e-6)
+    assert figures["clip_share"] == 0
+    assert figures["policy_loss"] == pytest.approx(0, abs=1e-5)  # the mean of whitened advantages
+    assert figures["value"] == 0
+
+
+def test_accumulation_changes_no_update():
+    whole, parts = learner(per_device_batch_size=16), learner(per_device_batch_size=3)
+    steps(whole, 2), steps(parts, 2)
+    for name, tensor in whole.trained().items():
+        torch.testing.assert_close(parts.trained()[name], tensor, atol=2e-4, rtol=1e-3)
+
+
+def test_the_base_and_the_reference_never_move():
+    subject = learner()
+    before = {n: p.clone() for n, p in subject.policy.named_parameters() if not p.requires_grad}
+    names = set(subject.trained())
+    steps(subject, 2)
+    assert set(subject.trained()) == names
+    for name, parameter in subject.policy.named_parameters():
+        if name in before:
+            assert torch.equal(parameter, before[name]), name
+
+
+def test_trainable_flags_survive_a_change_of_role():
+    policy = make_policy(make_model("llama", AutoModelForCausalLM), "lora", None)
+    before = [p.requires_grad for p in policy.parameters()]
+    with in_role(policy.network, None):
+        pass
+    assert [p.requires_grad for p in policy.parameters()] == before
+    assert any(before)
+
+
+def test_the_reference_of_a_whole_policy_is_a_frozen_copy():
+    subject = learner(method="full")
+    prompts, mask = pad_left([[7, 8]], 0)
+    arguments = (prompts, mask, torch.tensor([[9, 10]]), torch.ones(1, 2))
+    before = subject.policy.reference_log_probs(*arguments)
+    steps(subject, 2)
+    assert torch.equal(subject.policy.reference_log_probs(*arguments), before)
+    with torch.no_grad():
+        assert not torch.allclose(subject.policy(*arguments)[0], before)
+
+
+def test_an_epoch_ends_early_when_the_policy_has_moved():
+    free, held = learner(epochs=6, learning_rate=0.1), learner(epochs=6, learning_rate=0.1, stop_kl=0.01)
+    assert steps(free, 3)[-1]["updates"] == 12
+    assert steps(held, 3)[-1]["updates"] < 12
+
+
+def test_the_coefficient_follows_its_target():
+    subject = learner(kl=KLArguments(kl_coefficient=0.1, kl_target=5.0))
+    assert steps(subject, 2)[-1]["kl_coefficient"] == pytest.approx(0.1 * 0.98)  # below the target: the first step lowers it
+
+
+def test_resumed_is_uninterrupted(tmp_path: Path):
+    options = {"kl": KLArguments(kl_coefficient=0.1, kl_target=1.0)}
+    whole = learner(**options)
+    steps(whole, 2)
+    whole.save(tmp_path)
+    later = steps(whole, 2)
+    resumed = learner(**options)
+    resumed.restore(tmp_path / "checkpoint-2")
+    again = steps(resumed, 2)
+    for name, tensor in whole.trained().items():
+        assert torch.equal(resumed.trained()[name], tensor), name
+    assert [(f["reward"], f["kl"], f["kl_coefficient"]) for f in later] == [
+        (f["reward"], f["kl"], f["kl_coefficient"]) for f in again
+    ]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
+    learner(family="gpt2").save(tmp_path)
+    with pytest.raises(InputError, match="other trained weights"):
+        learner().restore(tmp_path / "checkpoint-0")
+
+
+def test_two_processes_give_the_update_of_one(tmp_path: Path):
+    subject = learner()
+    figures = steps(subject, 3)[-1]
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d",
+         "--rdzv_endpoint", "localhost:0", str(Path(__file__).with_name("two_learners.py")), str(tmp_path)],
+        check=True, capture_output=True, timeout=180,
+    )  # fmt: skip
+    there = load_file(tmp_path / "checkpoint-3" / "trained.safetensors")
+    for name, tensor in subject.trained().items():
+        torch.testing.assert_close(there[name], tensor, atol=2e-4, rtol=1e-3)
+    assert float((tmp_path / "reward").read_text()) == pytest.approx(figures["reward"], abs=1e-5)
+
+
+def test_every_prompt_comes_equally_often():
+    prompts = [str(i) for i in range(10)]
+    seen = [p for step in range(5) for p in step_prompts(prompts, 0, step, 4)]
+    assert {seen.count(p) for p in prompts} == {2}
+    assert seen[:10] != seen[10:]
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "ptuning"])
+def test_made_up_tokens_are_refused(method):
+    with pytest.raises(InputError, match="--method"):
+        make_policy(make_model("llama", AutoModelForCausalLM), method, None)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="--minibatch_size"):
+        PPOArguments(rollout_batch_size=8, minibatch_size=16)
+
+
+def test_the_bandits_word_is_one_token():
+    assert GOOD in WORDS

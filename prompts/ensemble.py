@@ -1,0 +1,27 @@
+"""Several prompts' scores → one: `[prompts, examples, labels]` in, `[examples, labels]` out. Knows arrays; knows no models."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+
+def mean(scores: np.ndarray) -> np.ndarray:
+    """Log of the mean probability over prompts."""
+    return weighted(scores, np.ones(len(scores)))
+
+
+def weighted(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Log of the weighted mean probability; weights [prompts] of 0 or more, for instance accuracies on a few labelled rows."""
+    weights = np.asarray(weights, dtype=np.float64)
+    if (weights < 0).any() or weights.sum() <= 0:
+        raise ValueError(f"Got weights {weights.tolist()}; wanted numbers of 0 or more, not all 0")
+    share = (weights / weights.sum())[:, None, None]
+    with np.errstate(divide="ignore"):
+        return logsumexp(log_softmax(scores, axis=2) + np.log(share), axis=0)
+
+
+def vote(scores: np.ndarray) -> np.ndarray:
+    """Number of prompts that name each label; the mean probability, below 1, parts equal numbers."""
+    named = np.eye(scores.shape[2])[scores.argmax(axis=2)].sum(axis=0)
+    return named + 0.5 * np.exp(mean(scores))

@@ -11,6 +11,8 @@ from torch import nn
 class LayerTuner(BaseTuner):
     """A tuner whose layers wrap one frozen module each and take further adapters by `update_layer`."""
 
+    tuner_layer_cls: type[Any]
+
     def _wrap(self, config: Any, adapter_name: str, target: nn.Module, name: str) -> nn.Module:
         """The layer around a module of that name, holding a first adapter.
 

@@ -82,3 +82,8 @@ def everything(logits: Tensor, labels: Tensor) -> Tensor:
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
     """Number of labels that are the likeliest class: [batch, time, classes], [batch, time] → [batch]; -100 counts for nothing."""
     return logits.argmax(-1).eq(labels).sum(dim=1)
+
+
+def time_first(logits: Tensor, labels: Tensor) -> Tensor:
+    """[batch, 2, time] → [batch, time, 2]: what evaluation keeps of the two ends of an answer, so that time can be padded."""
+    return logits.transpose(1, 2)

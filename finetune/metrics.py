@@ -141,3 +141,8 @@ def entities(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) 
     figures = {name: {key: float(row[k]) for key, k in keys.items()} for name, row in report.items()}
     per_type = {k: v | {"entities": int(report[k]["support"])} for k, v in figures.items() if not k.endswith(" avg")}
     return figures["micro avg"] | {"per_type": per_type}
+
+
+def span_ends(scores: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Share of windows whose likeliest first and last token are both right: scores [windows, time, 2], gold [windows, 2]."""
+    return {"window_accuracy": float((scores.argmax(axis=1) == gold).all(axis=1).mean())}

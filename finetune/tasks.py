@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import inspect
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
-from finetune import loss, metrics
-from finetune.data import collate, encode
+from finetune import answers, loss, metrics, text_metrics
+from finetune.data import collate, doctor, encode, generation, labelling, spans, targets
 from finetune.errors import InputError
-from finetune.models import forward
+from finetune.models import forward, generate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Task:
     """One task, as the functions and classes that each step needs.
 
+    A keyword-only parameter of `encode` or `read` that has the name of an option is filled from it (see `settle`).
+
     Attributes:
         model: transformers' auto class.
+        examine: (rows, data options) → (rows sampled and checked, columns, names of the classes or None).
         encode: (rows, columns, processor, max_length, labels) → features.
         collate: processor → (features → batch).
         loss: (logits, labels) → summed loss of each row [batch].
@@ -30,9 +48,14 @@ class Task:
         best: the figure that tells the better of two models; greater is better.
         forward: (model, batch without labels, labels) → logits, where a head wants more than `model(**batch)["logits"]`.
         keep: (logits, labels) → what evaluation keeps of a batch [batch, ...]; all logits of a vocabulary would not fit.
+        read: (what is kept, what was asked) → one answer a raw row; None where a model writes its answers.
+        figures: (answers, label names) → further figures, where those of single logits don't say it.
+        config: entries of the model's configuration.
+        decoder_only: the row to take for a model that has no encoder, where that is another.
     """
 
     model: Any
+    examine: Callable
     encode: Callable
     collate: Callable
     loss: loss.RowLoss
@@ -43,25 +66,101 @@ class Task:
     best: str = "accuracy"
     forward: Callable = forward.plain
     keep: Callable = loss.everything
+    read: Callable | None = answers.classes
+    figures: Callable | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    decoder_only: Task | None = None
 
+
+CLASSES = Task(
+    AutoModelForSequenceClassification, partial(doctor.examine_classes, pair=False), encode.sequence, collate.sequences,
+    loss.cross_entropy, loss.items, metrics.labels, "SEQ_CLS",
+)  # fmt: skip
+CONTINUATIONS = Task(
+    AutoModelForCausalLM, targets.examine_texts, generation.continuations, collate.continuations,
+    loss.cross_entropy, loss.items, metrics.next_tokens, "CAUSAL_LM",
+    best="rougeL", keep=loss.hits, read=None, figures=answers.text_figures,
+)  # fmt: skip
 
 TASKS: dict[str, Task] = {
-    "classification": Task(
-        AutoModelForSequenceClassification, encode.sequence, collate.sequences, loss.cross_entropy, loss.items, metrics.labels, "SEQ_CLS"
+    "classification": CLASSES,
+    "pairs": replace(CLASSES, examine=partial(doctor.examine_classes, pair=True), pair=True),
+    "multilabel": Task(
+        AutoModelForSequenceClassification, targets.examine_label_sets, labelling.label_sets, collate.sequences,
+        loss.binary_cross_entropy, loss.items, metrics.label_sets, "SEQ_CLS",
+        best="micro_f1", read=answers.label_sets, config={"problem_type": "multi_label_classification"},
     ),
-    "pairs": Task(
-        AutoModelForSequenceClassification, encode.sequence, collate.sequences, loss.cross_entropy, loss.items, metrics.labels, "SEQ_CLS",
-        pair=True,
+    "regression": Task(
+        AutoModelForSequenceClassification, targets.examine_numbers, labelling.numbers, collate.sequences,
+        loss.squared_error, loss.items, metrics.numbers, "SEQ_CLS",
+        best="pearson", read=answers.numbers, config={"num_labels": 1, "problem_type": "regression"},
+    ),
+    "tokens": Task(
+        AutoModelForTokenClassification, targets.examine_tags, labelling.tokens, collate.tokens,
+        loss.cross_entropy, loss.items, metrics.tag_accuracy, "TOKEN_CLS",
+        best="f1", read=answers.tags, figures=answers.tag_figures,
+    ),
+    "spans": Task(
+        AutoModelForQuestionAnswering, targets.examine_spans, spans.spans, collate.sequences,
+        loss.cross_entropy, loss.items, metrics.span_ends, "QUESTION_ANS",
+        best="f1", forward=forward.spans, keep=loss.time_first, read=answers.spans, figures=answers.span_figures,
+    ),
+    "seq2seq": Task(
+        AutoModelForSeq2SeqLM, targets.examine_texts, generation.targets, collate.tokens,
+        loss.cross_entropy, loss.items, metrics.next_tokens, "SEQ_2_SEQ_LM",
+        best="rougeL", forward=forward.encoder_decoder, keep=loss.hits, read=None, figures=answers.text_figures,
+        decoder_only=CONTINUATIONS,
+    ),
+    "choice": Task(
+        AutoModelForSequenceClassification, targets.examine_choices, labelling.choices, collate.choices,
+        loss.cross_entropy, loss.items, metrics.choices, "SEQ_CLS",
+        forward=forward.choices, read=answers.choices, config={"num_labels": 1},
     ),
 }  # fmt: skip
 
 
 @dataclass
 class TaskArguments:
-    """Which task."""
+    """Which task, and what its steps may be told; an option that the task has no use for is refused."""
 
-    task: str = field(default="classification", metadata={"help": "A row of TASKS: classification, pairs."})
-    max_length: int = field(default=256, metadata={"help": "Longest input in tokens; longer texts are cut, and the log says how many."})
+    task: str = field(
+        default="classification",
+        metadata={"help": "A row of TASKS: classification, pairs, multilabel, regression, tokens, spans, seq2seq, choice."},
+    )
+    max_length: int = field(default=256, metadata={"help": "Longest input in tokens; the log says what is cut."})
+    class_weights: str | None = field(
+        default=None, metadata={"help": "How much each class counts in training: balanced, or JSON by name: '{\"pos\": 2}'."}
+    )
+    focal_gamma: float = field(default=0.0, metadata={"help": "Focal loss: above 0, likely labels count less (2 is usual)."})
+    stride: int | None = field(
+        default=None, metadata={"help": "Tokens that windows of a text share (tokens, spans; default: a quarter of max_length)."}
+    )
+    max_answer_length: int = field(default=30, metadata={"help": "Longest answer in tokens (spans)."})
+    n_best: int = field(default=20, metadata={"help": "Answers ranked for each question (spans)."})
+    no_answer_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Give no answer where its score beats the best answer's by this (spans; default: always answer)."},
+    )
+    max_target_length: int = field(default=128, metadata={"help": "Longest text to learn and to write, in tokens (seq2seq)."})
+    source_prefix: str | None = field(default=None, metadata={"help": "Text in front of each source (seq2seq)."})
+    source_suffix: str | None = field(
+        default=None, metadata={"help": "Text behind each source (seq2seq; default: an empty line for decoders)."}
+    )
+    num_beams: int = field(default=1, metadata={"help": "Beams of the search for a text (seq2seq); 1 is greedy."})
+    generation_kwargs: str | None = field(
+        default=None, metadata={"help": "Options of generation as JSON, by transformers' names: '{\"length_penalty\": 0.8}'."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a better figure, and keep the best model."}
+    )
+    save_predictions: bool = field(
+        default=False, metadata={"help": "Write predictions.jsonl: id, text, gold, prediction, score."}
+    )
+
+
+ALWAYS = {"task", "max_length", "early_stopping_patience", "save_predictions"}
+WRITING = {"max_target_length", "num_beams", "generation_kwargs"}
+SHAPES = {"class_weights": "weights", "focal_gamma": "gamma", "label_smoothing_factor": "smoothing"}
 
 
 def find_task(name: str) -> Task:
@@ -73,3 +172,109 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise InputError(f"Unknown task '{name}'; wanted one of: {', '.join(TASKS)}. Set --task")
     return TASKS[name]
+
+
+def settle(options: TaskArguments, architecture: str) -> Task:
+    """The row of `options.task` with the options in its functions.
+
+    Args:
+        architecture: of the model: encoder, decoder or encoder-decoder.
+
+    Raises:
+        InputError: no such task, a model that can't do it, or an option set that the task has no use for.
+    """
+    row = find_task(options.task)
+    if row.decoder_only is not None and architecture != "encoder-decoder":
+        if architecture == "encoder":
+            raise InputError(f"The task '{options.task}' wants a model that writes; this one reads. Set --model_name_or_path")
+        row = row.decoder_only
+    given = {f.name: vars(options)[f.name] for f in fields(options) if f.default is MISSING or vars(options)[f.name] != f.default}
+    takes = {name: _keywords(function) for name in ("encode", "read") if (function := vars(row)[name]) is not None}
+    useful = ALWAYS.union(*takes.values(), WRITING if row.read is None else ())
+    useful |= {option for option, name in SHAPES.items() if name in _keywords(row.loss)}
+    idle = sorted(set(given) - useful)
+    if idle:
+        raise InputError(f"The task '{options.task}' has no use for --{idle[0]}; leave it out or set another --task")
+    bound = {step: partial(vars(row)[step], **{k: given[k] for k in names if k in given}) for step, names in takes.items()}
+    return replace(row, **bound)
+
+
+def _keywords(function: Callable) -> set[str]:
+    return {name for name, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY}
+
+
+def answerer(row: Task, options: TaskArguments, processor: Any, asked: answers.Asked, batch_size: int) -> Callable:
+    """(what evaluation kept, network) → one answer a raw row: read off, or written by the model where the row reads nothing.
+
+    Raises:
+        InputError: options of generation that are no JSON mapping.
+    """
+    if row.read is not None:
+        return lambda kept, network: row.read(kept, asked)  # type: ignore[misc]
+    try:
+        further = dict(json.loads(options.generation_kwargs or "{}"))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--generation_kwargs '{options.generation_kwargs}' is no JSON mapping ({error})") from error
+    logger.warning("%s", "; ".join(f"{name} {value}" for name, value in text_metrics.signatures().items()))
+
+    def write(kept: Any, network: Any) -> list[answers.Answer]:
+        config = generate.settings(network, processor, options.max_target_length, options.num_beams, further)
+        features = asked.features.select(np.argsort(asked.features["row"][:], kind="stable"))
+        ids = features["input_ids"][:]
+        sources = [row[:n] for row, n in zip(ids, features["prompt"], strict=True)] if "prompt" in features.column_names else ids
+        written = generate.texts(network, sources, processor, config, batch_size)
+        gold = asked.rows[asked.columns.label]
+        return [{"gold": g, "prediction": text, "score": score} for g, (text, score) in zip(gold, written, strict=True)]
+
+    return write
+
+
+def shape_loss(
+    row: Task, options: TaskArguments, smoothing: float, features: Dataset, labels: list[str] | None
+) -> dict[str, Any]:
+    """Keyword arguments of the row's loss in training, those that were asked for: class weights, smoothing, focal gamma.
+
+    Raises:
+        InputError: smoothing for a loss that has none, or weights for classes that aren't there.
+    """
+    shape: dict[str, Any] = {}
+    if smoothing:
+        if "smoothing" not in _keywords(row.loss):
+            raise InputError(f"The task '{options.task}' has no use for --label_smoothing_factor; leave it out")
+        shape["smoothing"] = smoothing
+    if options.focal_gamma:
+        shape["gamma"] = options.focal_gamma
+    if options.class_weights:
+        if labels is None:
+            raise InputError(f"The task '{options.task}' has no classes to weight; leave --class_weights out")
+        shape["weights"] = class_weights(options.class_weights, features["labels"][:], labels)
+    return shape
+
+
+def class_weights(wanted: str, gold: Sequence[Any], labels: list[str]) -> torch.Tensor:
+    """Weights [classes]: given by name as JSON (1 for the rest), or balanced.
+
+    Balanced weights make each class count as much in all (King & Zeng 2001), with a mean of 1 over labels; for sets of labels
+    they are the ratio of rows without a label to rows with it.
+
+    Args:
+        gold: one class id a row, one a token (-100 where there is none), or 0.0 and 1.0 for each class.
+    """
+    if wanted != "balanced":
+        try:
+            given = json.loads(wanted)
+            unknown = set(given) - set(labels)
+            weights = torch.tensor([float(given.get(name, 1.0)) for name in labels])
+        except (ValueError, TypeError, AttributeError) as error:
+            example = json.dumps({labels[0]: 2})
+            raise InputError(f"--class_weights {wanted} is no mapping; wanted balanced, or JSON as '{example}'") from error
+        if unknown:
+            raise InputError(f"--class_weights names {', '.join(sorted(unknown))}; there are: {', '.join(labels)}")
+        return weights
+    if isinstance(gold[0], list) and gold[0] and isinstance(gold[0][0], float):
+        present = torch.tensor(gold).sum(dim=0)
+        return (len(gold) - present) / present.clamp(min=1)
+    ids = [label for row in gold for label in row] if isinstance(gold[0], list) else gold
+    flat = torch.tensor(ids)
+    counts = torch.bincount(flat[flat >= 0], minlength=len(labels)).float()
+    return torch.where(counts > 0, counts.sum() / (counts.gt(0).sum() * counts.clamp(min=1)), torch.ones_like(counts))

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.options import launch
 
@@ -30,32 +30,64 @@ def main(
     from finetune.training.plan import keep_freed_memory, world_size
 
     keep_freed_memory()
+    from finetune.tasks import find_task
+    from finetune.training.repeats import finished, repeats, save_spread
+
+    world_size()
+    runs = []
+    for chosen, settings in repeats(data, training):
+        done = finished(settings.output_dir) if data.seeds > 1 else None
+        runs.append(done or run(task, chosen, model, method, batching, settings))
+    if len(runs) > 1 and training.process_index == 0:
+        print(save_spread(runs, training.output_dir, find_task(task.task).best))
+
+
+def run(
+    task: TaskArguments,
+    data: DataArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    batching: BatchingArguments,
+    training: TrainingArguments,
+) -> dict[str, Any]:
+    """One run, from rows to its folder; its figures."""
+    from transformers import set_seed
+
     from finetune.adapters.artefact import resolved_options, save_artefact
-    from finetune.data.doctor import examine_classes
+    from finetune.answers import Asked, save_answers
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
     from finetune.methods import attach, find_method
-    from finetune.models.load import load_model
-    from finetune.tasks import find_task
+    from finetune.models.load import architecture, load_model
+    from finetune.tasks import answerer, settle, shape_loss
     from finetune.training.checkpoints import open_run
-    from finetune.training.trainer import make_trainer, settled
+    from finetune.training.trainer import by_length, make_trainer, settled
 
-    world_size()
-    row, way = find_task(task.task), find_method(method.method)
-    training = settled(training, way.learning_rate)
+    row, way = settle(task, architecture(model)), find_method(method.method)
+    training = settled(training, way.learning_rate, row.best, task.early_stopping_patience)
+    set_seed(training.seed)
     with training.main_process_first(desc="reading rows"):
-        rows, columns, labels = examine_classes(load_rows(data), data, row.pair)
-    processor, network = load_model(model, row.model, labels)
+        rows, columns, labels = row.examine(load_rows(data), data)
+    processor, network = load_model(model, row.model, labels, **row.config)
     network = attach(network, method.method, method.method_kwargs, row.peft)
     with training.main_process_first(desc="tokenising"):
         features = {split: row.encode(part, columns, processor, task.max_length, labels) for split, part in rows.splits()}
+    asked = Asked(rows.eval, columns, by_length(features["eval"]), labels)
+    shape = shape_loss(row, task, training.label_smoothing_factor, features["train"], labels)
+    answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size)
     options = resolved_options(task, data, model, method, batching, training)
     checkpoint = open_run(options, fingerprint(rows.train, columns))
-    trainer = make_trainer(row, network, processor, training, features, labels=labels, batching=batching)
+    trainer = make_trainer(
+        row, network, processor, training, features,
+        labels=labels, batching=batching, shape_loss=shape, answer=answer, patience=task.early_stopping_patience,
+    )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = trainer.last_figures()
     if trainer.is_world_process_zero():
+        if task.save_predictions:
+            save_answers(trainer.answers, asked, training.output_dir)
         save_artefact(trainer.unwrapped(), processor, training.output_dir, labels, metrics)
+    return metrics
 
 
 if __name__ == "__main__":

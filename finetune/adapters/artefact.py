@@ -49,12 +49,13 @@ def _plain(value: Any) -> Any:
 
 
 def save_artefact(
-    network: Any, processor: PreTrainedTokenizerBase, folder: Path, labels: list[str] | None, metrics: dict[str, Any]
+    network: Any, processor: PreTrainedTokenizerBase, folder: Path | str, labels: list[str] | None, metrics: dict[str, Any]
 ) -> None:
     """Write weights, tokenizer, label names and figures; `metrics.json` comes last and marks the run as finished.
 
     Call on the main process only, with the unwrapped model; `arguments.yaml` stands there since the start of the run.
     """
+    folder = Path(folder)
     if hasattr(network, "peft_config"):
         network.save_pretrained(folder, save_embedding_layers=False)
     else:

@@ -35,9 +35,9 @@ def find_columns(rows: Dataset, data: DataArguments, pair: bool = False) -> Colu
         named = vars(data)[flag]
         if named is not None and named not in there:
             raise InputError(f"No column '{named}' in {data.dataset_name}; it has {', '.join(there)}. Set --{flag}")
-    label = data.label_column or _first(LABELS, there, data.dataset_name, "--label_column")
+    label = data.label_column or first_there(LABELS, there, data.dataset_name, "--label_column")
     if not pair:
-        return Columns(data.text_column or _first(TEXTS, there, data.dataset_name, "--text_column"), None, label)
+        return Columns(data.text_column or first_there(TEXTS, there, data.dataset_name, "--text_column"), None, label)
     text, second = data.text_column, data.text_pair_column
     if text is None or second is None:
         found = next((p for p in PAIRS if set(p) <= set(there) and (text in (None, p[0])) and (second in (None, p[1]))), None)
@@ -50,7 +50,7 @@ def find_columns(rows: Dataset, data: DataArguments, pair: bool = False) -> Colu
     return Columns(text, second, label)
 
 
-def _first(usual: tuple[str, ...], there: list[str], name: str, flag: str) -> str:
+def first_there(usual: tuple[str, ...], there: list[str], name: str, flag: str) -> str:
     found = next((column for column in usual if column in there), None)
     if found is None:
         raise InputError(f"No column '{usual[0]}' in {name}; it has {', '.join(there)}. Set {flag}")

@@ -57,7 +57,7 @@ def check_classes(rows: Dataset, column: str, labels: list[str], where: str) -> 
         values = Counter(_name(feature, rows[column][index]) for index in strange)
         named = ", ".join(f"{value!r} ({count} rows)" for value, count in values.most_common(5))
         raise InputError(
-            f"{len(strange)} {where} rows have a label in '{column}' that no training row has: {named}; "
+            f"{len(strange)} {where} rows have a label in '{column}' that no training row has, or none: {named}; "
             f"wanted one of: {', '.join(labels[:20])}. Mend the rows, or set --label_column, --train_split or --eval_split"
         )
 
@@ -65,7 +65,7 @@ def check_classes(rows: Dataset, column: str, labels: list[str], where: str) -> 
 def _name(feature: object, value: object) -> object:
     if isinstance(feature, ClassLabel) and isinstance(value, int) and 0 <= value < feature.num_classes:
         return feature.int2str(value)
-    return value
+    return "no label" if value in (None, -1) else value
 
 
 def seen_classes(rows: Dataset, column: str, labels: list[str]) -> list[str]:
@@ -83,6 +83,19 @@ def seen_classes(rows: Dataset, column: str, labels: list[str]) -> list[str]:
             "(a file sorted by label may hold one class in its first rows)"
         )
     return seen
+
+
+def check_shots(rows: Dataset, column: str, labels: list[str], shots: int) -> int:
+    """Number of rows that make `shots` of each class.
+
+    Raises:
+        InputError: no shot at all, or a class with fewer rows.
+    """
+    counts = Counter(class_ids(rows, column, labels))
+    fewest = min(range(len(labels)), key=lambda index: counts[index])
+    if not 0 < shots <= counts[fewest]:
+        raise InputError(f"--shots_per_class {shots}: the class '{labels[fewest]}' has {counts[fewest]} rows; wanted from 1 to as many")
+    return shots * len(labels)
 
 
 def overlap(train: Dataset, evaluation: Dataset, key: Callable[[dict], str]) -> int:
@@ -111,7 +124,11 @@ def examine_classes(rows: Rows, data: DataArguments, pair: bool) -> tuple[Rows, 
     check_classes(train, columns.label, declared, "training")
     labels = seen_classes(train, columns.label, declared)
     check_classes(evaluation, columns.label, labels, "evaluation")
-    train = sample(train, data.max_train_rows, data.sample_seed, columns.label)
+    limit = data.max_train_rows
+    if data.shots_per_class is not None:
+        limit = check_shots(train, columns.label, labels, data.shots_per_class)
+    seed = data.sample_seed if data.train_sample_seed is None else data.train_sample_seed
+    train = sample(train, limit, seed, columns.label)
     evaluation = sample(with_classes(evaluation, columns.label), data.max_eval_rows, data.sample_seed, columns.label)
     seen_classes(train, columns.label, labels)
     overlap(train, evaluation, lambda row: " ".join(str(row[c]) for c in (columns.text, columns.pair) if c).lower())

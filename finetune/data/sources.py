@@ -49,6 +49,11 @@ class DataArguments:
     max_eval_rows: int | None = field(default=None, metadata={"help": "The same for evaluation."})
     drop_empty_rows: bool = field(default=False, metadata={"help": "Leave rows without text out instead of stopping."})
     sample_seed: int = field(default=0, metadata={"help": "Seed of the samples and of a split kept aside."})
+    train_sample_seed: int | None = field(default=None, metadata={"help": "Seed of the training sample alone (default: sample_seed)."})
+    shots_per_class: int | None = field(default=None, metadata={"help": "Train on this many rows of each class: few-shot fine-tuning."})
+    seeds: int = field(
+        default=1, metadata={"help": "Runs with other training samples and seeds, each in its folder; figures as mean and deviation."}
+    )
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,8 @@ def _read_files(files: dict[str, list[Path]]) -> DatasetDict:
         except Exception as error:  # whatever a reader says of a damaged file, with the name of the file
             cause = error.__cause__ or error
             names = ", ".join(str(p) for p in paths)
+            if "corresponds to no data" in str(error):
+                raise InputError(f"{names} has 0 rows; name files with rows by --data_files") from error
             raise InputError(f"Cannot read {names}: {type(cause).__name__}: {cause}. Mend it or name others by --data_files") from error
     return splits
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from finetune.errors import InputError
 
@@ -155,6 +156,24 @@ def load_model(model: ModelArguments, auto_class: Any, labels: list[str] | None 
         raise InputError(_unknown(model.model_name_or_path, error)) from error
     fit_embeddings(network, processor)
     return processor, network
+
+
+def architecture(model: ModelArguments) -> str:
+    """What a model is made of: `encoder`, `decoder` or `encoder-decoder`; reads its configuration alone.
+
+    Raises:
+        InputError: no such model.
+    """
+    source, further = resolve(model.model_name_or_path)
+    try:
+        settings = AutoConfig.from_pretrained(
+            source, revision=model.model_revision, trust_remote_code=model.trust_remote_code, **further
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(_unknown(model.model_name_or_path, error)) from error
+    if settings.is_encoder_decoder:
+        return "encoder-decoder"
+    return "encoder" if settings.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "decoder"
 
 
 def fit_embeddings(network: PreTrainedModel, processor: PreTrainedTokenizerBase) -> None:

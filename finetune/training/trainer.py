@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -18,7 +18,8 @@ import torch
 import transformers
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches, Shares
 from finetune.errors import InputError
@@ -69,12 +70,21 @@ class ExactTrainer(Trainer):
         names: label names, handed to the metrics.
         batching: how rows are put together.
         shape_loss: keyword arguments of the row's loss for training (smoothing, weights); evaluation has none of them.
+        answer: (what evaluation kept, network) → one answer a raw row; they stand in `answers` after each evaluation.
     """
 
     def __init__(
-        self, *, row: Task, names: list[str] | None, batching: BatchingArguments, shape_loss: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        *,
+        row: Task,
+        names: list[str] | None,
+        batching: BatchingArguments,
+        shape_loss: dict[str, Any] | None = None,
+        answer: Callable[[Any, Any], list[dict[str, Any]]] | None = None,
+        **kwargs: Any,
     ) -> None:
         self.row, self.names, self.batching, self.shape_loss = row, names, batching, shape_loss or {}
+        self.answer, self.answers = answer, []
         super().__init__(compute_metrics=self._figures, **kwargs)
         self.loss_is_scaled_for_ga = True  # transformers' word for: divided by the items of the whole step already
 
@@ -139,6 +149,21 @@ class ExactTrainer(Trainer):
         loss = float(losses.sum(dtype="float64") / max(items.sum(), 1))
         return {"loss": loss, **self.row.metrics(kept, prediction.label_ids, self.names)}
 
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """transformers' own, and the answers to raw rows with their figures."""
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self.answer is not None:
+            self.answers = self.answer(output.predictions[0], self.unwrapped())
+            figures = self.row.figures(self.answers, self.names) if self.row.figures else {}
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        return output
 
     def last_figures(self) -> dict[str, Any]:
         """Figures of the model as it now is, on the evaluation rows; an evaluation that has just been made is not made again."""
@@ -162,9 +187,27 @@ class ExactTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
 
-def settled(training: TrainingArguments, learning_rate: float) -> TrainingArguments:
-    """The options with the method's learning rate where the user gave none."""
-    return training if training.learning_rate is not None else replace(training, learning_rate=learning_rate)
+def settled(
+    training: TrainingArguments, learning_rate: float, best: str = "accuracy", patience: int | None = None
+) -> TrainingArguments:
+    """The options with the method's learning rate where the user gave none, and with the figure that tells the best model.
+
+    Raises:
+        InputError: early stopping without evaluations, or with checkpoints at other times than evaluations.
+    """
+    changes: dict[str, Any] = {}
+    if training.learning_rate is None:
+        changes["learning_rate"] = learning_rate
+    if patience is not None:
+        if training.eval_strategy == "no" or training.eval_strategy != training.save_strategy:
+            raise InputError(
+                f"--early_stopping_patience with --eval_strategy {training.eval_strategy.value} and --save_strategy "
+                f"{training.save_strategy.value}; wanted the same for both, steps or epoch"
+            )
+        changes["load_best_model_at_end"] = True
+    if (patience is not None or training.load_best_model_at_end) and training.metric_for_best_model in (None, "loss"):
+        changes |= {"metric_for_best_model": best, "greater_is_better": True}
+    return replace(training, **changes) if changes else training
 
 
 def make_trainer(
@@ -177,6 +220,8 @@ def make_trainer(
     labels: list[str] | None = None,
     batching: BatchingArguments | None = None,
     shape_loss: dict[str, Any] | None = None,
+    answer: Callable[[Any, Any], list[dict[str, Any]]] | None = None,
+    patience: int | None = None,
 ) -> ExactTrainer:
     """A trainer for a row of TASKS or OBJECTIVES on encoded features {"train": ..., "eval": ...}."""
     share = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
@@ -185,13 +230,14 @@ def make_trainer(
         names=labels,
         batching=batching or BatchingArguments(),
         shape_loss=shape_loss,
+        answer=answer,
         model=network,
         args=training,
         train_dataset=features.get("train"),
         eval_dataset=by_length(features["eval"]) if "eval" in features else None,
         processing_class=processor,
         data_collator=row.collate(processor),
-        callbacks=[Sealer(), Progress(share)],
+        callbacks=[Sealer(), Progress(share), *([] if patience is None else [EarlyStoppingCallback(patience)])],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

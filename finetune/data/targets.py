@@ -1,0 +1,256 @@
+"""What rows must hold where the target is no single class, said before any training. Knows raw columns; knows no tokenizer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+from datasets import ClassLabel, Dataset, List
+
+from finetune.data.columns import PAIRS, Columns, find_columns, first_there
+from finetune.data.doctor import overlap, without_empty
+from finetune.data.labelling import named
+from finetune.data.sources import DataArguments, Rows, sample
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Examined = tuple[Rows, Columns, list[str] | None]
+Check = Callable[[Dataset, Columns, str], None]
+
+SCORES = ("score", "rating", "relatedness_score", "similarity", "target", "label")
+SETS = ("labels", "label", "categories", "tags", "topics")
+WORDS, TAGS = ("tokens", "words"), ("ner_tags", "pos_tags", "tags", "labels", "chunk_tags")
+SOURCES = ("source", "dialogue", "document", "article", "text", "question", "input")
+TARGETS = ("target", "summary", "highlights", "answer", "output")
+STEMS, OFFERS, ANSWERS = (
+    ("text", "question", "prompt", "sentence"),
+    ("choices", "options", "endings"),
+    ("answer", "label", "gold"),
+)
+
+
+def examine_numbers(rows: Rows, data: DataArguments) -> Examined:
+    """Rows for a regression on one text, or on two where two are named or stand under usual names.
+
+    Raises:
+        InputError: a target that is no finite number, or the same in all training rows.
+    """
+    assert rows.train is not None
+    there = rows.train.column_names
+    paired = data.text_pair_column is not None or (data.text_column is None and any(set(pair) <= set(there) for pair in PAIRS))
+    columns = find_columns(rows.train, data, paired)
+    columns = Columns(
+        columns.text, columns.pair, data.label_column or first_there(SCORES, there, data.dataset_name, "--label_column")
+    )
+    return *_examined(rows, data, columns, check_numbers), None
+
+
+def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:
+    """Every target is a finite number."""
+    values = rows[columns.label][:]
+    strange = [i for i, v in enumerate(values) if not isinstance(v, (int, float)) or not math.isfinite(v)]
+    if isinstance(rows.features[columns.label], ClassLabel) or strange:
+        index = strange[0] if strange else 0
+        raise InputError(
+            f"The {where} row {index} has {values[index]!r} in '{columns.label}'; wanted a number. Set --label_column"
+        )
+    if where == "training" and len(set(values)) < 2:
+        raise InputError(
+            f"All training rows have {values[0]!r} in '{columns.label}'; nothing could be learnt. Set --label_column"
+        )
+
+
+def examine_label_sets(rows: Rows, data: DataArguments) -> Examined:
+    """Rows with a list of labels each; their names are those of training rows.
+
+    Raises:
+        InputError: a label column without lists, or evaluation labels that no training row has.
+    """
+    assert rows.train is not None and rows.eval is not None
+    columns = _columns(rows.train, data, label=SETS)
+    for part in (rows.train, rows.eval):
+        _want_lists(part, columns.label)
+    present = [names for names in named(rows.train.features[columns.label], rows.train[columns.label][:]) if names]
+    labels = sorted({name for names in present for name in names})
+    if not labels:
+        raise InputError(f"No training row has a label in '{columns.label}'; set --label_column")
+
+    def check(part: Dataset, columns: Columns, where: str) -> None:
+        for index, names in enumerate(named(part.features[columns.label], part[columns.label][:])):
+            if not set(names) <= set(labels):
+                strange = sorted(set(names) - set(labels))
+                raise InputError(
+                    f"The {where} row {index} has labels that no training row has: {', '.join(strange)}. Mend the rows"
+                )
+
+    return *_examined(rows, data, columns, check), labels
+
+
+def examine_tags(rows: Rows, data: DataArguments) -> Examined:
+    """Rows of words with a tag each; tags that look like entities must keep IOB2.
+
+    Raises:
+        InputError: unequal numbers of words and tags, an I- tag that continues nothing, evaluation tags never seen in training.
+    """
+    assert rows.train is not None and rows.eval is not None
+    columns = _columns(rows.train, data, text=WORDS, label=TAGS)
+    for part in (rows.train, rows.eval):
+        _want_lists(part, columns.text)
+        _want_lists(part, columns.label)
+    feature = rows.train.features[columns.label].feature
+    if isinstance(feature, ClassLabel):
+        labels = list(feature.names)
+    else:
+        seen = {name for names in named(rows.train.features[columns.label], rows.train[columns.label][:]) for name in names}
+        labels = sorted(seen, key=lambda name: (name != "O", name))
+
+    def check(part: Dataset, columns: Columns, where: str) -> None:
+        tags = named(part.features[columns.label], part[columns.label][:])
+        check_tags(part[columns.text][:], tags, labels, where)
+
+    return *_examined(rows, data, columns, check), labels
+
+
+def check_tags(words: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], labels: list[str], where: str) -> None:
+    """One known tag a word, and IOB2 kept where the tags are of entities."""
+    entities = are_entities(labels)
+    for index, (row, marks) in enumerate(zip(words, tags, strict=True)):
+        if len(row) != len(marks):
+            raise InputError(f"The {where} row {index} has {len(row)} words and {len(marks)} tags; wanted as many of both")
+        for place, (before, mark) in enumerate(zip(["O", *marks], marks, strict=False)):
+            if mark not in labels:
+                raise InputError(f"The {where} row {index} has the tag '{mark}' that no training row has. Mend the rows")
+            if entities and mark.startswith("I-") and before[2:] != mark[2:]:
+                raise InputError(
+                    f"The tags of {where} row {index} break IOB2: '{mark}' at word {place} ({row[place]!r}) follows '{before}'; "
+                    f"wanted 'B-{mark[2:]}' where an entity begins. Convert the tags, or set --label_column"
+                )
+
+
+def are_entities(labels: Sequence[str]) -> bool:
+    """Whether all tags are O, B-... or I-..., as those of entities are; parts of speech are not."""
+    return any(name.startswith("B-") for name in labels) and all(name == "O" or name.startswith(("B-", "I-")) for name in labels)
+
+
+def examine_spans(rows: Rows, data: DataArguments) -> Examined:
+    """Questions, contexts and answers {text: [...], answer_start: [...]} that stand in them (SQuAD's format).
+
+    Raises:
+        InputError: no such answers, answers that don't stand where they say, no answer in any training row.
+    """
+    assert rows.train is not None
+    columns = _columns(rows.train, data, text=("question",), pair=("context",), label=("answers",))
+    examined = _examined(rows, data, columns, check_answers)
+    count = sum(not answers["text"] for answers in rows.train[columns.label][:])
+    if count == len(rows.train):
+        raise InputError(f"No training row has an answer in '{columns.label}'; set --label_column")
+    if count:
+        logger.warning(
+            "%d of %d training questions have no answer (--no_answer_threshold says when to give none)", count, len(rows.train)
+        )
+    return *examined, None
+
+
+def check_answers(rows: Dataset, columns: Columns, where: str) -> None:
+    """Every answer stands in its context where it says."""
+    feature = rows.features[columns.label]
+    if not isinstance(feature, dict) or not {"text", "answer_start"} <= set(feature):
+        wanted = "a mapping of text and answer_start, both lists"
+        raise InputError(f"The column '{columns.label}' holds {feature}; wanted {wanted}. Set --label_column")
+    for index, (context, answers) in enumerate(zip(rows[columns.pair], rows[columns.label], strict=True)):
+        for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+            found = context[start : start + len(text)] if start >= 0 else ""
+            if found != text or not text.strip():
+                raise InputError(
+                    f"The {where} row {index} has the answer {text!r} at character {start} of its context; there stands {found!r}. "
+                    "Mend the row or leave it out"
+                )
+
+
+def examine_texts(rows: Rows, data: DataArguments) -> Examined:
+    """Source and target texts; columns inside columns are named with a dot (translation.en).
+
+    Raises:
+        InputError: missing columns, empty sources or targets.
+    """
+    assert rows.train is not None and rows.eval is not None
+    flat = Rows(rows.train.flatten(), rows.eval.flatten(), rows.name)
+    assert flat.train is not None
+    columns = _columns(flat.train, data, text=SOURCES, label=TARGETS)
+    both = Columns(columns.text, columns.label, columns.label)
+    examined, _ = _examined(flat, data, both, lambda part, columns, where: None)
+    return examined, columns, None
+
+
+def examine_choices(rows: Rows, data: DataArguments) -> Examined:
+    """A text, two or more choices, and the place of the right one.
+
+    Raises:
+        InputError: a column that is missing, fewer than two choices, an empty one, an answer that is none of them.
+    """
+    assert rows.train is not None
+    columns = _columns(rows.train, data, text=STEMS, pair=OFFERS, label=ANSWERS)
+    _want_lists(rows.train, str(columns.pair))
+    return *_examined(rows, data, columns, check_choices), None
+
+
+def check_choices(rows: Dataset, columns: Columns, where: str) -> None:
+    """Two or more texts to choose from, and the answer is the place of one of them."""
+    for index, (offered, answer) in enumerate(zip(rows[columns.pair], rows[columns.label], strict=True)):
+        if len(offered) < 2 or not all(isinstance(text, str) and text.strip() for text in offered):
+            raise InputError(f"The {where} row {index} offers {offered!r} in '{columns.pair}'; wanted two texts or more")
+        if not isinstance(answer, int) or not 0 <= answer < len(offered):
+            raise InputError(
+                f"The {where} row {index} has the answer {answer!r} in '{columns.label}'; wanted 0 to {len(offered) - 1}. Set --label_column"
+            )
+
+
+def _columns(
+    rows: Dataset,
+    data: DataArguments,
+    *,
+    text: tuple[str, ...] = ("text", "sentence", "review", "content", "document"),
+    pair: tuple[str, ...] | None = None,
+    label: tuple[str, ...],
+) -> Columns:
+    """The columns that were named, else those with one of the given names."""
+    there = rows.column_names
+    found: list[str | None] = []
+    for named_column, usual, flag in (
+        (data.text_column, text, "--text_column"),
+        (data.text_pair_column, pair, "--text_pair_column"),
+        (data.label_column, label, "--label_column"),
+    ):
+        if named_column is not None and named_column not in there:
+            raise InputError(f"No column '{named_column}' in {data.dataset_name}; it has {', '.join(there)}. Set {flag}")
+        found.append(None if usual is None else named_column or first_there(usual, there, data.dataset_name, flag))
+    return Columns(str(found[0]), found[1], str(found[2]))
+
+
+def _examined(rows: Rows, data: DataArguments, columns: Columns, check: Check) -> tuple[Rows, Columns]:
+    """What all tasks share: columns in both splits, rows without text, the task's own check, samples, rows in both splits."""
+    assert rows.train is not None and rows.eval is not None
+    if data.shots_per_class is not None:
+        raise InputError("--shots_per_class wants a task with one class a row; set --max_train_rows")
+    parts = []
+    for part, where, limit in ((rows.train, "training", data.max_train_rows), (rows.eval, "evaluation", data.max_eval_rows)):
+        missing = [name for name in (columns.text, columns.pair, columns.label) if name and name not in part.column_names]
+        if missing:
+            raise InputError(
+                f"No column '{missing[0]}' in the {where} rows; they have {', '.join(part.column_names)}. Set --eval_split"
+            )
+        part = without_empty(part, columns, data.drop_empty_rows, where)
+        check(part, columns, where)
+        other = where == "training" and data.train_sample_seed is not None
+        parts.append(sample(part, limit, data.train_sample_seed if other else data.sample_seed))  # type: ignore[arg-type]
+    overlap(*parts, lambda row: " ".join(str(row[name]) for name in (columns.text, columns.pair) if name).lower())
+    return Rows(parts[0], parts[1], rows.name), columns
+
+
+def _want_lists(rows: Dataset, column: str) -> None:
+    if not isinstance(rows.features[column], List):
+        raise InputError(
+            f"The column '{column}' holds {rows.features[column]}; wanted a list a row. Set --label_column or --text_column"
+        )

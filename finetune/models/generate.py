@@ -1,0 +1,95 @@
+"""A model and encoded sources → texts. Knows models and tokenizers; knows no rows' meaning and no Trainer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from finetune.errors import InputError
+
+
+def settings(
+    network: Any, processor: PreTrainedTokenizerBase, most: int, beams: int = 1, further: dict[str, Any] | None = None
+) -> GenerationConfig:
+    """How texts are searched for: at most `most` new tokens, `beams` beams, no sampling; `further` by transformers' names.
+
+    Raises:
+        InputError: an option that generation doesn't have, or values that don't go together.
+    """
+    config = copy.deepcopy(network.generation_config)
+    ends = {"pad_token_id": processor.pad_token_id, "eos_token_id": processor.eos_token_id}
+    plain = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "max_length": None}
+    try:
+        unknown = config.update(**(plain | ends | {"max_new_tokens": most, "num_beams": beams} | (further or {})))
+        config.validate()
+    except ValueError as error:
+        raise InputError(f"Generation can't work: {error} Set --generation_kwargs or --num_beams") from error
+    if unknown:
+        raise InputError(f"Generation knows no {', '.join(unknown)}; set --generation_kwargs by transformers' names")
+    return config
+
+
+def texts(
+    network: Any,
+    sources: Sequence[Sequence[int]],
+    processor: PreTrainedTokenizerBase,
+    config: GenerationConfig,
+    batch_size: int = 16,
+) -> list[tuple[str, float]]:
+    """A text for each source (token ids), with a score: the mean log-probability of its tokens, or what beam search ranks by.
+
+    Sources of like length share a batch, padded on the left, so that batches change no text; each process writes its share.
+    """
+    state = PartialState()
+    mine = range(state.process_index, len(sources), state.num_processes)
+    order = sorted(mine, key=lambda index: -len(sources[index]))
+    found = []
+    was_training = network.training
+    network.eval()
+    for batch in _batches(order, sources, batch_size, even=_has_virtual_tokens(network)):
+        written = _write(network, [sources[index] for index in batch], processor, config)
+        found += [(index, *one) for index, one in zip(batch, written, strict=True)]
+    network.train(was_training)
+    everything = gather_object(found) if state.num_processes > 1 else found
+    return [(text, score) for _, text, score in sorted(everything)]
+
+
+def _batches(order: Sequence[int], sources: Sequence[Sequence[int]], size: int, even: bool) -> Iterator[list[int]]:
+    """Runs of `order`; `even` ones hold sources of one length alone, so that nothing is padded."""
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) == size or (even and len(sources[index]) != len(sources[batch[0]]))):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _has_virtual_tokens(network: Any) -> bool:
+    """Whether a tuning method puts made-up tokens in front: padding would stand between them and the text."""
+    return bool(getattr(network, "peft_config", None)) and network.active_peft_config.is_prompt_learning
+
+
+@torch.no_grad()
+def _write(
+    network: Any, sources: Sequence[Sequence[int]], processor: PreTrainedTokenizerBase, config: GenerationConfig
+) -> list[tuple[str, float]]:
+    batch = processor.pad({"input_ids": [list(ids) for ids in sources]}, padding_side="left", return_tensors="pt")
+    inputs = {name: batch[name].to(network.device) for name in ("input_ids", "attention_mask")}
+    out = network.generate(**inputs, generation_config=config, return_dict_in_generate=True, output_scores=True)
+    new = out.sequences if network.config.is_encoder_decoder else out.sequences[:, inputs["input_ids"].shape[1] :]
+    if config.num_beams > 1:
+        scores = out.sequences_scores
+    else:
+        steps = network.compute_transition_scores(out.sequences, out.scores, normalize_logits=True).float()
+        real = new[:, -steps.shape[1] :].ne(processor.pad_token_id)
+        scores = steps.masked_fill(~real, 0).sum(1) / real.sum(1).clamp(min=1)
+    decoded = processor.batch_decode(new, skip_special_tokens=True)
+    return [(text.strip(), float(score)) for text, score in zip(decoded, scores, strict=True)]

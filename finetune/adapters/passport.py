@@ -183,14 +183,15 @@ def hash_weights(network: Any, samples: int | None = SAMPLES) -> dict[str, str]:
         samples: numbers taken from each tensor, evenly spaced; None takes all.
 
     Values count as bfloat16: the same base loaded in float32 and in bfloat16 is the same. Left out are biases (BitFit and LoRA's
-    `bias` train them), poolers (made up where a checkpoint has none) and whole numbers (quantised weights).
+    `bias` train them) and whole numbers (quantised weights). A pooler that a checkpoint lacks is made up anew at each loading;
+    its hash tells.
     """
     base = _unwrapped(network)
     table = base.get_input_embeddings().weight if isinstance(base, PreTrainedModel) else None
     base = base.base_model if isinstance(base, PreTrainedModel) else base
     hashes = {}
     for name, tensor in _base_tensors(base):
-        if name.endswith("bias") or "pooler" in name or not tensor.is_floating_point():
+        if name.endswith("bias") or not tensor.is_floating_point():
             continue
         hashes[name] = _hash_tensor(tensor.detach(), samples, tensor is table)
     return hashes

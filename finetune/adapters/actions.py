@@ -1,0 +1,137 @@
+"""What `scripts/adapter.py` can do with adapters. One row an action; each gives back the lines to print."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import peft
+
+from finetune.adapters import probe
+from finetune.adapters.deltas import read_adapter
+from finetune.adapters.merge import MergeArguments, combine, save_merged
+from finetune.adapters.mounting import base_of, load_base, mount
+from finetune.adapters.passport import check_passport, read_passport
+from finetune.errors import InputError
+
+
+@dataclass
+class ActionArguments:
+    """What is done, to which adapters."""
+
+    action: str = field(default="check", metadata={"help": "check, merge or into_base."})
+    adapters: list[str] = field(default_factory=list, metadata={"help": "Folders of adapters, in order."})
+    output_dir: str | None = field(default=None, metadata={"help": "A new folder for the result."})
+    base: str | None = field(default=None, metadata={"help": "Another base than the one that the adapter's passport names."})
+    allow_mismatch: bool = field(default=False, metadata={"help": "Go on where an adapter doesn't belong on the base."})
+    full: bool = field(default=False, metadata={"help": "check: compare every weight, where the passport holds hashes of all."})
+    limit: float | None = field(
+        default=None,
+        metadata={"help": "Largest logit difference allowed on the probe texts (default: 1e-3 where it should be exact)."},
+    )
+    probe_texts: str | None = field(
+        default=None, metadata={"help": "A file, one probe text a line (default: twelve built-in ones)."}
+    )
+
+
+def act(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
+    """Lines that say what was done.
+
+    Raises:
+        InputError: an unknown action, no adapters, or what the action refuses.
+    """
+    if action.action not in ACTIONS:
+        raise InputError(f"Unknown action '{action.action}'; wanted one of: {', '.join(ACTIONS)}. Set --action")
+    if not action.adapters:
+        raise InputError("No adapters; name their folders by --adapters")
+    yield from ACTIONS[action.action](action, merge)
+
+
+def check(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
+    """Hold each adapter to its passport on the base."""
+    for folder in action.adapters:
+        processor, network = load_base(folder, action.base)
+        check_passport(folder, network, processor, action.allow_mismatch, action.full)
+        passport = read_passport(folder) or {}
+        known = ", ".join(f"{key} {passport[key]}" for key in ("task", "method") if key in passport)
+        yield f"{folder} belongs on '{action.base or base_of(folder)}'" + (
+            f" ({known})" if known else " as far as its files tell"
+        )
+
+
+def add_up(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
+    """Several adapters → one, probed against the sum of their changes."""
+    adapters = [read_adapter(folder) for folder in action.adapters]
+    merged = combine(adapters, merge)
+    processor, network = load_base(merged.adapter.folder, action.base)
+    for folder in action.adapters:
+        check_passport(folder, network, None, action.allow_mismatch)
+    texts = texts_of(action)
+    wanted = copy.deepcopy(network)
+    probe.asked_for(wanted, adapters, merge)
+    folder = save_merged(merged, output_of(action))
+    found = probe.compare(
+        probe.logits_of(wanted, processor, texts),
+        probe.logits_of(peft.PeftModel.from_pretrained(network, str(folder)).eval(), processor, texts),
+    )
+    exact = merge.how == "sum" and merge.rank is None
+    yield f"{merge.how} of {len(adapters)} adapters: {found}"
+    if not exact:
+        yield f"approximate: largest relative error of a module {merged.worst:.3g}"
+    _hold_or_remove(found, action, folder, exact)
+    yield str(folder)
+
+
+def into_base(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
+    """One adapter → a whole model without it, probed against the model with it."""
+    from finetune.adapters.export import merge_into_base, save_whole
+
+    processor, network = mount(one_of(action), action.base, action.allow_mismatch)
+    texts = texts_of(action)
+    before = probe.logits_of(network, processor, texts)
+    whole = merge_into_base(network)
+    found = probe.compare(before, probe.logits_of(whole, processor, texts))
+    yield f"merged into the base: {found}"
+    probe.hold(found, probe.EXACT if action.limit is None else action.limit, "The merged model differs from the adapter")
+    yield str(save_whole(whole, processor, one_of(action), output_of(action)))
+
+
+def one_of(action: ActionArguments) -> str:
+    if len(action.adapters) != 1:
+        raise InputError(f"--action {action.action} takes one adapter; got {len(action.adapters)}. Merge them first")
+    return action.adapters[0]
+
+
+def output_of(action: ActionArguments) -> Path:
+    if action.output_dir is None:
+        raise InputError(f"--action {action.action} writes a folder; set --output_dir")
+    return Path(action.output_dir)
+
+
+def texts_of(action: ActionArguments) -> list[str]:
+    if action.probe_texts is None:
+        return list(probe.PROBES)
+    try:
+        texts = [line for line in Path(action.probe_texts).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read {action.probe_texts}, named by --probe_texts: {error}") from error
+    if not texts:
+        raise InputError(f"{action.probe_texts} holds no text; wanted one a line")
+    return texts
+
+
+def _hold_or_remove(found: probe.Probe, action: ActionArguments, folder: Path, exact: bool) -> None:
+    limit = action.limit if action.limit is not None else probe.EXACT if exact else float("inf")
+    try:
+        probe.hold(found, limit, "The merged adapter differs from the sum of the changes")
+    except InputError:
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+        raise
+
+
+ACTIONS: dict[str, Callable[[Any, Any], Iterator[str]]] = {"check": check, "merge": add_up, "into_base": into_base}

@@ -1,0 +1,51 @@
+"""Adapters → models that other programs read. Knows formats; knows no rows and no training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from finetune.adapters.artefact import LABELS
+from finetune.errors import InputError
+
+
+def merge_into_base(network: PeftModel) -> Any:
+    """The base with the adapter's changes in its own weights, and no adapter left.
+
+    Raises:
+        InputError: the method can't be merged, or the sum holds values that are no numbers.
+    """
+    if network.active_peft_config.is_prompt_learning:
+        raise InputError(f"{network.active_peft_config.peft_type} adds tokens, not weights: it can't be merged into the base")
+    try:
+        return network.merge_and_unload(safe_merge=True).eval()
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        raise InputError(f"This adapter can't be merged into the base: {error}") from error
+
+
+def save_whole(network: Any, processor: Any, source: str | Path, folder: Path) -> Path:
+    """A merged model as safetensors with its tokenizer and label names.
+
+    Raises:
+        InputError: the folder holds something already.
+    """
+    claim(folder)
+    network.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if (Path(source) / LABELS).is_file():
+        shutil.copy2(Path(source) / LABELS, folder / LABELS)
+    return folder
+
+
+def claim(folder: Path) -> None:
+    """Make a folder for a result.
+
+    Raises:
+        InputError: it holds something already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"The folder {folder} is not empty; set --output_dir to a new one")
+    folder.mkdir(parents=True, exist_ok=True)

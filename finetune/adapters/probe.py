@@ -1,0 +1,115 @@
+"""Whether two models say the same, asked on a few texts. Knows models and changes of weights; knows no rows and no training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.adapters.deltas import Adapter
+from finetune.adapters.merge import MergeArguments, weighted_sum
+from finetune.errors import InputError
+
+PROBES = (
+    "A warm, funny film with a fine cast.", "Two hours that I will never get back.", "The trains run every hour.",
+    "Explain in one sentence what a prime number is.", "No.", "She asked whether the parcel had come, and nobody answered.",
+    "Prices rose by 3.5 % in March after falling for a year.", "Not bad at all, though the ending drags on and on and on.",
+    "What should I cook tonight with rice, eggs and spinach?", "The quick brown fox jumps over the lazy dog.",
+    "Great actors, dull story, awful sound.", "Der Zug nach Wien fährt um acht Uhr ab.",
+)  # fmt: skip
+EXACT = 1e-3
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How far two models are apart on the same texts.
+
+    Attributes:
+        difference: largest distance of two logits.
+        changed: predictions that differ; one a text for classifiers, one a token elsewhere.
+        predictions: how many there were.
+    """
+
+    difference: float
+    changed: int
+    predictions: int
+
+    def __str__(self) -> str:
+        return f"largest logit difference {self.difference:.2e}, {self.changed} of {self.predictions} predictions changed"
+
+
+@torch.inference_mode()
+def logits_of(network: Any, processor: Any, texts: Sequence[str] = PROBES) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [texts, (time,) classes] in float32, and which of them count (padding doesn't)."""
+    batch = processor(list(texts), padding=True, padding_side="right", truncation=True, max_length=64, return_tensors="pt")
+    inputs = {k: v.to(network.device) for k, v in batch.items() if k != "token_type_ids" or v.any()}
+    out = network(**inputs)
+    logits = (out["logits"] if "logits" in out else out["last_hidden_state"]).float().cpu()
+    counted = batch["attention_mask"].bool() if logits.dim() == 3 else torch.ones(len(logits), dtype=torch.bool)
+    return logits, counted
+
+
+def compare(before: tuple[torch.Tensor, torch.Tensor], after: tuple[torch.Tensor, torch.Tensor]) -> Probe:
+    """Two answers of `logits_of` → how far they are apart."""
+    one, other = before[0][before[1]], after[0][after[1]]
+    changed = int((one.argmax(-1) != other.argmax(-1)).sum())
+    return Probe(float((one - other).abs().max()), changed, len(one))
+
+
+def hold(probe: Probe, limit: float, what: str) -> None:
+    """Stop where two models that should say the same don't.
+
+    Raises:
+        InputError: the largest difference is beyond the limit (or no number).
+    """
+    if not probe.difference <= limit:
+        raise InputError(f"{what}: {probe}; wanted {limit:g} at most. Nothing was written; --limit sets the limit")
+
+
+def reference(network: torch.nn.Module, adapter: Adapter) -> None:
+    """Add an adapter's changes to the weights of its base, in place and without PEFT: what every other way must equal.
+
+    Raises:
+        InputError: a module isn't in this model.
+    """
+    modules = dict(network.named_modules())
+    missing = [name for name in (*adapter.factors, *adapter.scales) if name not in modules]
+    if missing:
+        raise InputError(f"The base has no module '{missing[0]}'; wanted the base that {adapter.folder} was trained on")
+    with torch.no_grad():
+        for name, factors in adapter.factors.items():
+            weight: Any = modules[name].weight
+            dense = factors.dense()
+            turned = dense.T if dense.shape != weight.shape or type(modules[name]).__name__ == "Conv1D" else dense
+            weight.add_(turned.to(weight))
+        for name, scale in adapter.scales.items():
+            _scale(modules[name], scale, name in adapter.inward)
+        own = network.state_dict()
+        for name, tensor in adapter.heads.items():
+            own[name].copy_(tensor)
+
+
+def _scale(module: Any, scale: Tensor, inward: bool) -> None:
+    turned = type(module).__name__ == "Conv1D"
+    scale = scale.to(module.weight)
+    module.weight.mul_(scale[None] if inward != turned else scale[:, None])
+    if not inward and module.bias is not None:
+        module.bias.mul_(scale)
+
+
+def asked_for(network: torch.nn.Module, adapters: Sequence[Adapter], options: MergeArguments) -> None:
+    """The base with the weighted sum of all changes, in float64 and without PEFT: what a merge is held to."""
+    weights = options.weights or [1.0] * len(adapters)
+    for index, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
+        factors = {name: weighted_sum([f], [weight]) for name, f in adapter.factors.items()}
+        heads = adapter.heads if options.head in (None, index) else {}
+        reference(network, replace(adapter, factors=factors, scales={}, heads=heads))
+    if any(adapter.scales for adapter in adapters):  # factors act on the untouched weight, not one on the other's result
+        total: dict[str, Tensor] = {}
+        for adapter, weight in zip(adapters, weights, strict=True):
+            for name, scale in adapter.scales.items():
+                total[name] = total.get(name, 1.0) + weight * (scale.double() - 1)
+        reference(network, replace(adapters[0], factors={}, scales=total, heads={}))

@@ -1,0 +1,31 @@
+"""Work on trained adapters: check them against a base, add them up, merge them into the base, export them.
+
+python scripts/adapter.py --action check --adapters runs/films
+python scripts/adapter.py --action merge --adapters runs/films runs/books --weights 0.5 0.5 --head 0 --output_dir runs/both
+python scripts/adapter.py --action into_base --adapters runs/films --output_dir runs/films_whole
+python scripts/adapter.py --action gguf --adapters runs/chat --output_dir runs/chat_gguf
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.options import launch
+
+if TYPE_CHECKING:
+    from finetune.adapters.actions import ActionArguments
+    from finetune.adapters.merge import MergeArguments
+
+
+def main(action: ActionArguments, merge: MergeArguments) -> None:
+    from finetune.training.plan import keep_freed_memory
+
+    keep_freed_memory()
+    from finetune.adapters.actions import act
+
+    for line in act(action, merge):
+        print(line)
+
+
+if __name__ == "__main__":
+    launch(main)

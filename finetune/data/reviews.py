@@ -19,8 +19,8 @@ MOST_ASPECTS = 4  # of eight: as many again are left for the other film of a mul
 # How often a review has so many sentences, and how its aspects stand to its verdict: all with it, at least half against it,
 # all against it, none named.
 LENGTHS = {1: 14, 2: 24, 3: 26, 4: 19, 5: 11, 6: 6}
-PLANS = {"agree": 60, "mixed": 12, "against": 14, "bare": 14}
-LITERAL = 0.7  # share of framed verdicts whose words of praise or blame mean what they say
+PLANS = {"agree": 56, "mixed": 12, "against": 20, "bare": 12}
+LITERAL = 0.78  # share of framed verdicts whose words of praise or blame mean what they say
 
 
 @dataclass

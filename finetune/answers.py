@@ -160,6 +160,23 @@ def text_figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dic
     return text_metrics.texts([a["prediction"] for a in answers], [a["gold"] for a in answers]) | text_metrics.signatures()
 
 
+def instruction_figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dict[str, Any]:
+    """Figures of texts; where references end in `#### number`, also the share of answers that end in that number."""
+    figures = text_figures(answers, labels)
+    if all(text_metrics.MARK in a["gold"] for a in answers):
+        right = [text_metrics.final_number(a["prediction"]) == text_metrics.final_number(a["gold"]) for a in answers]
+        figures["answer_accuracy"] = sum(right) / len(right)
+    return figures
+
+
+def references(rows: Dataset, column: str) -> list[str]:
+    """Texts of a column; of chats, the assistant's last message."""
+    values = rows[column][:]
+    if values and isinstance(values[0], str):
+        return list(values)
+    return [next((m["content"] or "" for m in reversed(chat) if m["role"] == "assistant"), "") for chat in values]
+
+
 def save_answers(answers: Sequence[Answer], asked: Asked, folder: str) -> Path:
     """Writes predictions.jsonl, a line a row: id (its number where there is none), text, gold, prediction, score, and more."""
     rows, columns = asked.rows, asked.columns

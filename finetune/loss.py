@@ -69,6 +69,21 @@ def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.float().squeeze(-1) - labels.float()) ** 2
 
 
+def packed_cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Summed cross-entropy of each row where logits stand for labelled places alone.
+
+    Args:
+        logits: [labels that are not -100, classes], row by row.
+        labels: [batch, time].
+
+    Returns:
+        [batch], in nats.
+    """
+    wanted = labels.ne(IGNORED)
+    flat = F.cross_entropy(logits.float(), labels[wanted], reduction="none", label_smoothing=smoothing)
+    return flat.new_zeros(labels.shape[0]).index_add(0, wanted.nonzero()[:, 0], flat)
+
+
 def items(labels: Tensor) -> Tensor:
     """Number of labels that count in each row: [batch] or [batch, time] → [batch]."""
     return labels.ne(IGNORED).reshape(labels.shape[0], -1).sum(dim=1)
@@ -87,3 +102,10 @@ def hits(logits: Tensor, labels: Tensor) -> Tensor:
 def time_first(logits: Tensor, labels: Tensor) -> Tensor:
     """[batch, 2, time] → [batch, time, 2]: what evaluation keeps of the two ends of an answer, so that time can be padded."""
     return logits.transpose(1, 2)
+
+
+def packed_hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """`hits` for logits [labels, classes] of labelled places alone: [batch]."""
+    wanted = labels.ne(IGNORED)
+    right = logits.argmax(-1).eq(labels[wanted]).long()
+    return right.new_zeros(labels.shape[0]).index_add(0, wanted.nonzero()[:, 0], right)

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from finetune import answers, loss, metrics, text_metrics
-from finetune.data import collate, doctor, encode, generation, labelling, spans, targets
+from finetune.data import collate, doctor, encode, generation, instructions, labelling, spans, targets
 from finetune.errors import InputError
 from finetune.models import forward, generate
 
@@ -111,6 +111,11 @@ TASKS: dict[str, Task] = {
         best="rougeL", forward=forward.encoder_decoder, keep=loss.hits, read=None, figures=answers.text_figures,
         decoder_only=CONTINUATIONS,
     ),
+    "sft": Task(
+        AutoModelForCausalLM, targets.examine_instructions, instructions.instructions, collate.continuations,
+        loss.cross_entropy, loss.items, metrics.next_tokens, "CAUSAL_LM",
+        best="token_accuracy", keep=loss.hits, read=None, figures=answers.instruction_figures,
+    ),
     "choice": Task(
         AutoModelForSequenceClassification, targets.examine_choices, labelling.choices, collate.choices,
         loss.cross_entropy, loss.items, metrics.choices, "SEQ_CLS",
@@ -125,7 +130,7 @@ class TaskArguments:
 
     task: str = field(
         default="classification",
-        metadata={"help": "A row of TASKS: classification, pairs, multilabel, regression, tokens, spans, seq2seq, choice."},
+        metadata={"help": "A row of TASKS: classification, pairs, multilabel, regression, tokens, spans, seq2seq, choice, sft."},
     )
     max_length: int = field(default=256, metadata={"help": "Longest input in tokens; the log says what is cut."})
     class_weights: str | None = field(
@@ -199,6 +204,11 @@ def settle(options: TaskArguments, architecture: str) -> Task:
     return replace(row, **bound)
 
 
+def packed(row: Task) -> Task:
+    """A row for texts of a decoder, with its rows packed into one line and logits where there is a label alone."""
+    return replace(row, collate=collate.packed, forward=forward.packed, loss=loss.packed_cross_entropy, keep=loss.packed_hits)
+
+
 def _keywords(function: Callable) -> set[str]:
     return {name for name, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY}
 
@@ -223,7 +233,7 @@ def answerer(row: Task, options: TaskArguments, processor: Any, asked: answers.A
         ids = features["input_ids"][:]
         sources = [row[:n] for row, n in zip(ids, features["prompt"], strict=True)] if "prompt" in features.column_names else ids
         written = generate.texts(network, sources, processor, config, batch_size)
-        gold = asked.rows[asked.columns.label]
+        gold = answers.references(asked.rows, asked.columns.label)
         return [{"gold": g, "prediction": text, "score": score} for g, (text, score) in zip(gold, written, strict=True)]
 
     return write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -10,6 +11,8 @@ import sacrebleu
 from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer
 
+MARK = "####"
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
@@ -49,3 +52,10 @@ def signatures() -> dict[str, Any]:
     texts(["a"], ["a"])  # a signature says how many references there were and needs one scoring
     bleu, chrf, _ = _measures()
     return {"bleu_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())}
+
+
+def final_number(text: str) -> float | None:
+    """The number behind `####`, else the last number of a text; None where there is none (Cobbe et al. 2021 mark answers so)."""
+    marked = text.partition(MARK)[2]
+    numbers = NUMBER.findall(marked) if marked else NUMBER.findall(text)[-1:]
+    return float(numbers[0].replace(",", "")) if numbers else None

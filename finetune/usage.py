@@ -60,11 +60,22 @@ def options_of(module: str, name: str) -> list[Option]:
         options.update({option.name: option for option in _inherited(base, tree, module, path)})
     for field in node.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and not field.target.id.startswith("_"):
+            if _is_fixed(field):  # a subclass takes the option away
+                options.pop(field.target.id, None)
+                continue
             option = _read_field(field)
             if option.name in options and not option.help:
                 option = Option(option.name, option.default, options[option.name].help)
             options[option.name] = option
     return list(options.values())
+
+
+def _is_fixed(field: ast.AnnAssign) -> bool:
+    """Whether a field is `field(..., init=False)`, which no command line sets."""
+    return isinstance(field.value, ast.Call) and any(
+        keyword.arg == "init" and isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+        for keyword in field.value.keywords
+    )
 
 
 def _inherited(base: ast.expr, tree: ast.Module, module: str, path: Path) -> list[Option]:

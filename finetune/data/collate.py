@@ -43,7 +43,7 @@ def tokens(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
 
 
 def choices(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
-    """Several texts a row, one line each: input_ids, attention_mask [lines, time]; choices (their number), labels, row [batch]."""
+    """Several texts a row, one line each: input_ids, attention_mask [lines, time]; choices (how many), labels, row [batch]."""
     pad = sequences(processor)
 
     def collate(features: Features) -> Batch:
@@ -68,6 +68,32 @@ def continuations(processor: PreTrainedTokenizerBase) -> Callable[[Features], Ba
         wanted = batch["labels"].ne(IGNORED).any(dim=0).nonzero()
         kept = batch["labels"].shape[1] - int(wanted[0]) if len(wanted) else 1
         return batch | {"labels": batch["labels"][:, -kept:], "logits_to_keep": kept}  # type: ignore[dict-item]
+
+    return collate
+
+
+def packed(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
+    """Rows one after the other in a single line without padding; positions restart, and edges say where rows begin.
+
+    Returns a function: features → input_ids, position_ids [1, tokens], logits_to_keep (places with a label, ascending),
+    cu_seq_lens_q and _k [rows + 1], max_length_q and _k (numbers), labels [rows, time] padded with -100, row [rows].
+    """
+
+    def collate(features: Features) -> Batch:
+        rows, gold = [f["input_ids"] for f in features], [f["labels"] for f in features]
+        edges = torch.tensor([0, *map(len, rows)]).cumsum(0).to(torch.int32)
+        longest = max(map(len, rows))
+        line = torch.tensor([label for row in gold for label in row])
+        return {
+            "input_ids": torch.tensor([[token for row in rows for token in row]]),
+            "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None],
+            "logits_to_keep": line.ne(IGNORED).nonzero()[:, 0],
+            "cu_seq_lens_q": edges,
+            "cu_seq_lens_k": edges,
+            "max_length_q": longest,  # type: ignore[dict-item]
+            "max_length_k": longest,  # type: ignore[dict-item]
+            "labels": _padded(gold, IGNORED),
+        } | {k: torch.tensor([f[k] for f in features]) for k in ("row",) if k in features[0]}
 
     return collate
 

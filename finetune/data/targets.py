@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, List
 
 from finetune.data.columns import PAIRS, Columns, find_columns, first_there
 from finetune.data.doctor import overlap, without_empty
+from finetune.data.instructions import COMPLETIONS, PROMPTS
 from finetune.data.labelling import named
 from finetune.data.sources import DataArguments, Rows, sample
 from finetune.errors import InputError
@@ -164,7 +165,7 @@ def check_answers(rows: Dataset, columns: Columns, where: str) -> None:
             found = context[start : start + len(text)] if start >= 0 else ""
             if found != text or not text.strip():
                 raise InputError(
-                    f"The {where} row {index} has the answer {text!r} at character {start} of its context; there stands {found!r}. "
+                    f"The {where} row {index} says that {text!r} stands at character {start} of its context; there is {found!r}. "
                     "Mend the row or leave it out"
                 )
 
@@ -182,6 +183,31 @@ def examine_texts(rows: Rows, data: DataArguments) -> Examined:
     both = Columns(columns.text, columns.label, columns.label)
     examined, _ = _examined(flat, data, both, lambda part, columns, where: None)
     return examined, columns, None
+
+
+def examine_instructions(rows: Rows, data: DataArguments) -> Examined:
+    """Chats (`messages`), or prompts and completions; columns of chats are named alike as text and label.
+
+    Raises:
+        InputError: missing columns, chats without an answer, empty prompts or completions.
+    """
+    assert rows.train is not None
+    there = rows.train.column_names
+    named_ones = data.text_column is not None or data.label_column is not None
+    if "messages" in there and not named_ones:
+        return *_examined(rows, data, Columns("messages", None, "messages"), check_messages), None
+    columns = _columns(rows.train, data, text=PROMPTS, label=COMPLETIONS)
+    examined, _ = _examined(rows, data, Columns(columns.text, columns.label, columns.label), lambda part, columns, where: None)
+    return examined, columns, None
+
+
+def check_messages(rows: Dataset, columns: Columns, where: str) -> None:
+    """Every chat has roles and an answer of the assistant's."""
+    for index, messages in enumerate(rows[columns.text]):
+        if not all(isinstance(message, dict) and message.get("role") for message in messages):
+            raise InputError(f"The {where} row {index} has messages without a role; wanted role and content in each")
+        if not any(message["role"] == "assistant" for message in messages):
+            raise InputError(f"The {where} row {index} has no message of the role assistant, so that nothing could be learnt")
 
 
 def examine_choices(rows: Rows, data: DataArguments) -> Examined:
@@ -203,7 +229,8 @@ def check_choices(rows: Dataset, columns: Columns, where: str) -> None:
             raise InputError(f"The {where} row {index} offers {offered!r} in '{columns.pair}'; wanted two texts or more")
         if not isinstance(answer, int) or not 0 <= answer < len(offered):
             raise InputError(
-                f"The {where} row {index} has the answer {answer!r} in '{columns.label}'; wanted 0 to {len(offered) - 1}. Set --label_column"
+                f"The {where} row {index} has the answer {answer!r} in '{columns.label}'; wanted 0 to {len(offered) - 1}. "
+                "Set --label_column"
             )
 
 

@@ -222,10 +222,15 @@ def make_trainer(
     shape_loss: dict[str, Any] | None = None,
     answer: Callable[[Any, Any], list[dict[str, Any]]] | None = None,
     patience: int | None = None,
+    kind: type[ExactTrainer] | None = None,
+    **further: Any,
 ) -> ExactTrainer:
-    """A trainer for a row of TASKS or OBJECTIVES on encoded features {"train": ..., "eval": ...}."""
+    """A trainer for a row of TASKS or OBJECTIVES on encoded features {"train": ..., "eval": ...}.
+
+    `kind` is a subclass to make instead, and `further` its own arguments.
+    """
     share = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    trainer = ExactTrainer(
+    trainer = (kind or ExactTrainer)(
         row=row,
         names=labels,
         batching=batching or BatchingArguments(),
@@ -238,6 +243,7 @@ def make_trainer(
         processing_class=processor,
         data_collator=row.collate(processor),
         callbacks=[Sealer(), Progress(share), *([] if patience is None else [EarlyStoppingCallback(patience)])],
+        **further,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

@@ -1,0 +1,78 @@
+"""Instruction tuning: prompts and completions, or chats with tools, on TRL's SFTTrainer with packed rows and exact losses.
+
+  python scripts/sft.py --model_name_or_path smollm2 --dataset_name ../shared/data/alpaca_en_demo --output_dir runs/alpaca
+  python scripts/sft.py --config scripts/recipes/gsm8k_lora.yaml --output_dir runs/gsm8k
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.options import launch
+
+if TYPE_CHECKING:
+    from finetune.data.batching import BatchingArguments
+    from finetune.data.instructions import InstructionArguments
+    from finetune.data.sources import DataArguments
+    from finetune.methods import MethodArguments
+    from finetune.models.load import ModelArguments
+    from finetune.training.instruct import SftArguments
+
+
+def main(
+    instruct: InstructionArguments,
+    data: DataArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    batching: BatchingArguments,
+    training: SftArguments,
+) -> None:
+    from finetune.training.plan import keep_freed_memory, world_size
+
+    keep_freed_memory()
+    from transformers import set_seed
+
+    from finetune.adapters.artefact import resolved_options, save_artefact
+    from finetune.answers import Asked, save_answers
+    from finetune.data.encode import fingerprint
+    from finetune.data.sources import load_rows
+    from finetune.methods import attach, find_method
+    from finetune.models.load import load_model
+    from finetune.models.packed import pack
+    from finetune.tasks import TASKS, TaskArguments, answerer, packed
+    from finetune.training.checkpoints import open_run
+    from finetune.training.instruct import make_instruct_trainer
+    from finetune.training.trainer import by_length, settled
+
+    world_size()
+    row = packed(TASKS["sft"]) if training.packing else TASKS["sft"]
+    training = settled(training, find_method(method.method).learning_rate, row.best)
+    set_seed(training.seed)
+    with training.main_process_first(desc="reading rows"):
+        rows, columns, _ = row.examine(load_rows(data), data)
+    processor, network = load_model(model, row.model)
+    if training.packing:
+        pack(network)
+    network = attach(network, method.method, method.method_kwargs, row.peft)
+    answers_only = training.assistant_only_loss if columns.text == columns.label else training.completion_only_loss
+    with training.main_process_first(desc="tokenising"):
+        features = {
+            split: row.encode(part, columns, processor, training.max_length, None, chat=instruct.chat, answers_only=answers_only)
+            for split, part in rows.splits()
+        }
+    asked = Asked(rows.eval.select(sorted(features["eval"]["row"])), columns, by_length(features["eval"]), None)
+    task = TaskArguments(task="sft", max_target_length=instruct.max_new_tokens)
+    answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size) if instruct.write_answers else None
+    options = {"task": "sft"} | resolved_options(instruct, data, model, method, batching, training)
+    checkpoint = open_run(options, fingerprint(rows.train, columns))
+    trainer = make_instruct_trainer(row, network, processor, training, features, batching=batching, answer=answer)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    metrics = trainer.last_figures()
+    if trainer.is_world_process_zero():
+        if instruct.save_predictions and instruct.write_answers:
+            save_answers(trainer.answers, asked, training.output_dir)
+        save_artefact(trainer.unwrapped(), processor, training.output_dir, None, metrics)
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,119 @@
+"""Packed rows: none sees another, and losses and gradients are those of rows that are padded or alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_model, make_tokenizer
+from transformers import AutoModelForCausalLM
+
+from finetune import loss
+from finetune.data import collate
+from finetune.errors import InputError
+from finetune.models import forward, packed
+from finetune.training.instruct import noisy, token_lengths
+
+ROWS = [
+    {"input_ids": [8, 9, 10, 11], "labels": [-100, 10, 11, 6], "row": 0, "length": 4},
+    {"input_ids": [12, 13], "labels": [-100, 6], "row": 1, "length": 2},
+    {"input_ids": [14, 15, 16, 17, 18, 19, 20], "labels": [-100, -100, 17, -100, 19, 20, 6], "row": 2, "length": 7},
+]
+
+
+def batch_of(rows, collator=collate.packed, family="llama"):
+    batch = collator(make_tokenizer(family))(rows)
+    batch.pop("row")
+    return batch, batch.pop("labels")
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def decoder(request):
+    network = make_model(request.param, AutoModelForCausalLM)
+    packed.pack(network)
+    return network
+
+
+def test_a_packed_batch_by_eye():
+    batch, labels = batch_of(ROWS)
+    assert batch["input_ids"].tolist() == [[8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2, 3, 4, 5, 6]]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 4, 6, 13]
+    assert batch["logits_to_keep"].tolist() == [1, 2, 3, 5, 8, 10, 11, 12]
+    assert labels.tolist()[1] == [-100, 6, -100, -100, -100, -100, -100]
+    assert batch["max_length_q"] == 7
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("short", [0, 320])
+def test_losses_and_gradients_equal_those_of_padded_rows(family, short, monkeypatch):
+    monkeypatch.setattr(packed, "SHORT", short)  # both ways of computing a text
+    results = []
+    for pack in (False, True):
+        network = make_model(family, AutoModelForCausalLM)
+        if pack:
+            packed.pack(network)
+        batch, labels = batch_of(ROWS, collate.packed if pack else collate.continuations, family)
+        call, measure = (forward.packed, loss.packed_cross_entropy) if pack else (forward.plain, loss.cross_entropy)
+        losses = measure(call(network, batch, labels), labels)
+        losses.sum().backward()
+        results.append((losses.detach(), {n: p.grad for n, p in network.named_parameters() if p.grad is not None}))
+    (padded, wanted), (found, gradients) = results
+    torch.testing.assert_close(found, padded, atol=1e-5, rtol=1e-5)
+    assert wanted.keys() == gradients.keys()
+    for name in wanted:
+        torch.testing.assert_close(gradients[name], wanted[name], atol=1e-5, rtol=1e-4)
+
+
+def test_no_text_sees_another(decoder):
+    batch, labels = batch_of(ROWS)
+    before = forward.packed(decoder, batch, labels)
+    changed = [dict(ROWS[0], input_ids=[20, 19, 18, 17]), *ROWS[1:]]
+    other, _ = batch_of(changed)
+    after = forward.packed(decoder, other, labels)
+    assert not torch.allclose(before[:3], after[:3])
+    torch.testing.assert_close(before[3:], after[3:])
+
+
+def test_lines_that_are_not_packed_are_attended_to_as_ever(decoder):
+    plain = make_model("llama" if decoder.config.model_type == "llama" else "gpt2", AutoModelForCausalLM)
+    inputs = {
+        "input_ids": torch.tensor([[0, 0, 8, 9], [10, 11, 12, 13]]),
+        "attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]),
+    }
+    torch.testing.assert_close(decoder(**inputs).logits[:, 2:], plain(**inputs).logits[:, 2:])
+    written = [m.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0) for m in (decoder, plain)]
+    assert written[0].tolist() == written[1].tolist()
+
+
+def test_losses_and_hits_of_labelled_places_by_hand():
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]))
+    labels = torch.tensor([[-100, 0, 2], [1, -100, -100]])
+    found = loss.packed_cross_entropy(logits[[0, 1, 2]], labels)
+    torch.testing.assert_close(found, -torch.log(torch.tensor([0.5 * 0.25, 0.25])))
+    assert loss.packed_hits(logits, labels).tolist() == [1, 0]
+    assert loss.items(labels).tolist() == [2, 1]
+
+
+def test_noise_is_scaled_by_each_texts_own_length():
+    batch, _ = batch_of(ROWS)
+    lengths = token_lengths(batch)
+    assert lengths.tolist() == [[4] * 4 + [2] * 2 + [7] * 7]
+    padded = {"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    assert token_lengths(padded).tolist() == [[2], [3]]
+    embeddings = torch.nn.Embedding(39, 16)
+    ids = batch["input_ids"]
+    with noisy(embeddings, lengths, alpha=5.0):
+        noise = (embeddings(ids) - embeddings.weight[ids]).abs()
+    bound = 5 / (lengths * 16).sqrt()
+    assert (noise <= bound[..., None] + 1e-6).all() and (noise.amax(-1) > bound * 0.5).all()
+    torch.testing.assert_close(embeddings(ids), embeddings.weight[ids])  # and nothing of it stays
+
+
+def test_a_model_that_cannot_be_told_how_to_attend_is_refused():
+    with pytest.raises(InputError, match="--packing false"):
+        packed.pack(_Refusing())
+
+
+class _Refusing(torch.nn.Module):
+    def set_attn_implementation(self, name: str) -> None:
+        raise ValueError(f"no {name}")

@@ -1,6 +1,7 @@
 """Scores of labels, made fairer: `[examples, labels]` in, the same out. Knows arrays; knows no models.
 
-A label can win because its word is likely anyway. Each function takes away another guess of how likely; none looks at gold labels.
+A label can win because its word is likely anyway. Each function takes away another guess of how likely that is; none
+looks at gold labels.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ CONTENT_FREE = ("N/A", "[MASK]", "")  # the inputs of Zhao et al. 2021, section 
 
 
 def contextual(scores: np.ndarray, blank: np.ndarray) -> np.ndarray:
-    """Contextual calibration (Zhao et al. 2021): divide by the mean probability on content-free inputs, `blank` [inputs, labels]."""
+    """Contextual calibration (Zhao et al. 2021): divide by mean probabilities on content-free inputs, `blank` [inputs, labels]."""
     return log_softmax(scores, axis=1) - _log_mean(log_softmax(blank, axis=1))
 
 
 def domain(scores: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Domain-context calibration (Fei et al. 2023): the same, with inputs of random words of the rows' own, `drawn` [inputs, labels]."""
+    """Domain-context calibration (Fei et al. 2023): the same, with inputs of the rows' own words, `drawn` [inputs, labels]."""
     return contextual(scores, drawn)
 
 
 def pmi(scores: np.ndarray, premise: np.ndarray) -> np.ndarray:
-    """Pointwise mutual information (Holtzman et al. 2021): log p(label | input) - log p(label | premise alone), `premise` [1, labels]."""
+    """Pointwise mutual information (Holtzman et al. 2021): log p(label | input) - log p(label | premise), `premise` [1, labels]."""
     return scores - premise
 
 

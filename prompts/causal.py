@@ -1,8 +1,8 @@
 """Token sequences → log-probabilities by a causal model. Knows how to share work; knows no text.
 
 A shared prefix goes through the model once, as a key-value cache. What follows it goes through as trees: one pass for
-a context with all of its continuations, each node seeing its ancestors only (tree attention, Cai et al. 2024). The head is computed
-at the needed nodes, in float32 whatever the trunk does.
+a context with all of its continuations, each node seeing its ancestors only (tree attention, Cai et al. 2024). The head
+is computed at the needed nodes, in float32 whatever the trunk does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from prompts.tree import Scored, Segment, Tree, ancestors, segments, trees
+from prompts.tree import Scored, Segment, Tree, ancestors, batches, segments, trees
 
 logger = logging.getLogger(__name__)
 KEPT_ROWS = 256  # rows of the head's output, [rows, vocabulary], that are held at once
@@ -52,7 +52,7 @@ class Causal:
         rows = np.empty((len(contexts), self.vocabulary), dtype=np.float32)
         order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
         with torch.inference_mode():
-            for batch in _fill([(len(contexts[i]), i) for i in order], self.batch_tokens):
+            for batch in batches([(len(contexts[i]), i) for i in order], self.batch_tokens):
                 logits = self._logits([contexts[i] for i in batch])
                 for row, index in enumerate(batch):
                     rows[index] = logits[row, len(contexts[index]) - 1].float().log_softmax(-1).cpu().numpy()
@@ -75,7 +75,8 @@ class Causal:
         difference = float(np.abs(np.concatenate(shared) - np.concatenate(whole)).mean())
         allowed = 1e-3 if next(self.network.parameters()).dtype == torch.float32 else 0.3
         if not difference <= allowed:
-            logger.warning("%s: shared scores differ by %.3g: every sequence is scored whole", type(self.network).__name__, difference)
+            name = type(self.network).__name__
+            logger.warning("%s: shared scores differ by %.3g: every sequence is scored whole", name, difference)
         return difference <= allowed
 
     def _descend(self, segment: Segment, sequences: Sequence[Scored], past: Layers, cut: int, found: list[np.ndarray]) -> None:
@@ -86,7 +87,7 @@ class Causal:
             past, cut = [(layer.keys, layer.values) for layer in cache.layers], cut + len(segment.tokens)
         forest = sorted(trees(sequences, segment.members, cut, self.batch_tokens), key=lambda tree: len(tree.tokens))
         held = max(1, 16 * self.batch_tokens // max(cut, 1))  # rows whose copies of the prefix are held at once
-        for batch in _fill([(len(tree.tokens), i) for i, tree in enumerate(forest)], self.batch_tokens, held):
+        for batch in batches([(len(tree.tokens), i) for i, tree in enumerate(forest)], self.batch_tokens, held):
             self._score([forest[i] for i in batch], past, cut, found)
         for below in segment.below:
             self._descend(below, sequences, past, cut, found)
@@ -97,7 +98,8 @@ class Causal:
             further["position_ids"] = self._tensor([tree.depths for tree in batch]) + cut
             further["attention_mask"] = self._mask(batch, cut)
         # chains padded on the right need neither mask nor positions: no token sees what comes after it
-        hidden = self.trunk(input_ids=self._tensor([tree.tokens for tree in batch]), use_cache=bool(past), **further).last_hidden_state
+        ids = self._tensor([tree.tokens for tree in batch])
+        hidden = self.trunk(input_ids=ids, use_cache=bool(past), **further).last_hidden_state
         nodes = sorted({(row, node) for row, tree in enumerate(batch) for node, *_ in tree.wanted})
         place = {pair: i for i, pair in enumerate(nodes)}
         rows, columns = (torch.tensor(part, device=hidden.device) for part in zip(*nodes, strict=True))
@@ -124,7 +126,7 @@ class Causal:
     def _whole(self, sequences: Sequence[Scored], found: list[np.ndarray]) -> None:
         """Every sequence through the model's own forward, nothing shared."""
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
-        for batch in _fill([(len(sequences[i].ids), i) for i in order], self.batch_tokens):
+        for batch in batches([(len(sequences[i].ids), i) for i in order], self.batch_tokens):
             logits = self._logits([sequences[i].ids for i in batch])
             for row, index in enumerate(batch):
                 ids, start = sequences[index].ids, sequences[index].start
@@ -132,7 +134,7 @@ class Causal:
                 found[index][:] = kept[range(len(ids) - start), list(ids[start:])].cpu().numpy()
 
     def _logits(self, rows: list[Sequence[int]]) -> torch.Tensor:
-        """The model's own logits, [rows, time, vocabulary], without those of virtual tokens that a prompt method puts in front."""
+        """The model's own logits, [rows, time, vocabulary], less those of virtual tokens that a prompt method puts in front."""
         ids = self._tensor(rows)
         lengths = torch.tensor([len(row) for row in rows], device=ids.device)
         mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
@@ -147,13 +149,3 @@ class Causal:
 def _cache(past: Layers, rows: int) -> DynamicCache:
     """A cache of its own for a batch, from keys and values of one row; the model appends to it."""
     return DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in past])
-
-
-def _fill(sized: list[tuple[int, int]], tokens: int, rows: int | None = None) -> list[list[int]]:
-    """(size, item), smallest first → batches of at most `tokens` after padding (a larger item stands alone)."""
-    batches: list[list[int]] = []
-    for size, item in sized:
-        if not batches or size * (len(batches[-1]) + 1) > tokens or (rows and len(batches[-1]) >= rows):
-            batches.append([])
-        batches[-1].append(item)
-    return batches

@@ -1,7 +1,7 @@
 """Slots inside a text → log-probabilities by masked models and encoder-decoders. Knows models and tokenizers; knows no templates.
 
-A word of several tokens in a masked model: `left_to_right` fills as many masks one after the other and adds up (Schick & Schütze 2021),
-`together` reads all of them from one pass.
+A word of several tokens in a masked model: `left_to_right` fills as many masks one after the other and adds up
+(Schick & Schütze 2021), `together` reads all of them from one pass.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from finetune.errors import InputError
-from prompts.causal import _fill
 from prompts.tokens import word_ids
+from prompts.tree import batches
 
 Slot = tuple[str, str, str]  # text before, answer, text after
 FILLS = ("left_to_right", "together")
@@ -60,12 +60,14 @@ class Masked:
         """Log-probabilities of the whole vocabulary at one mask, (before, after) → float32 [slots, vocabulary]."""
         gaps = [(before.rstrip(" ") + " " if before[-1:] == " " else before, after, 1) for before, after in slots]
         questions = [(tuple(ids), first) for ids, first in self._encode(gaps)]
-        rows = {question: row for batch, found in self._passes(sorted(set(questions))) for question, row in zip(batch, found, strict=True)}
+        rows: dict[Any, np.ndarray] = {}
+        for batch, found in self._passes(sorted(set(questions))):
+            rows.update(zip(batch, found, strict=True))
         return np.stack([rows[question] for question in questions])
 
     def _passes(self, questions: list[tuple[tuple[int, ...], int]]) -> Iterator[tuple[list[Any], np.ndarray]]:
         order = sorted(range(len(questions)), key=lambda i: len(questions[i][0]))
-        for batch in _fill([(len(questions[i][0]), i) for i in order], self.batch_tokens):
+        for batch in batches([(len(questions[i][0]), i) for i in order], self.batch_tokens):
             chosen = [questions[i] for i in batch]
             rows = self.tokenizer.pad({"input_ids": [list(ids) for ids, _ in chosen]}, padding_side="right", return_tensors="pt")
             places = torch.tensor([place for _, place in chosen])
@@ -135,7 +137,7 @@ class EncoderDecoder:
             return before.rstrip(), (self.start,)
         if self.sentinel is None:
             raise InputError(
-                f"The text goes on after its slot ({after.strip()[:40]!r}), and {type(self.network).__name__} has no sentinel tokens; "
+                f"The text goes on after its slot ({after.strip()[:40]!r}), and {type(self.network).__name__} has no sentinels; "
                 "wanted a template whose {{ mask }} stands at the end. Set --templates"
             )
         gap = " " if before[-1:] != " " else ""
@@ -149,7 +151,7 @@ class EncoderDecoder:
         of_text: dict[str, list[tuple[int, ...]]] = {}
         for text, begun in questions:
             of_text.setdefault(text, []).append(begun)
-        for batch in _fill([(len(ids[i]), i) for i in order], self.batch_tokens):
+        for batch in batches([(len(ids[i]), i) for i in order], self.batch_tokens):
             yield from self._decode([texts[i] for i in batch], [ids[i] for i in batch], of_text)
 
     def _decode(self, texts: list[str], ids: list[list[int]], of_text: dict[str, list[tuple[int, ...]]]) -> Iterator[Any]:

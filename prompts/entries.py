@@ -73,6 +73,12 @@ class Entry:
         if isinstance(given, dict) and "words" in given:
             options = {k: v for k, v in given.items() if k != "words"}
             given = given["words"]
+        if isinstance(given, list):  # one a label, in the data's order
+            if len(given) != len(known):
+                raise InputError(
+                    f"{self.name}/{name}: {len(given)} answers for {len(known)} labels ({', '.join(known[:12])}). Set --dataset_name"
+                )
+            given = dict(zip(known, given, strict=True))
         return make_verbalizer(f"{self.name}/{name}", known, given, **options)
 
     def template(self, name: str) -> Template:
@@ -101,7 +107,7 @@ def read_entry(name: str) -> Entry:
     if not path.is_file():
         raise InputError(f"No prompts '{name}': no such file, and the library has {', '.join(library())}. Set --prompts")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"Cannot read {path}: {error}. Mend the file, or name another by --prompts") from error
     if not isinstance(content, dict) or not isinstance(content.get("templates"), dict) or not content["templates"]:
@@ -161,7 +167,9 @@ def _promptsource(path: Path, content: dict[str, Any]) -> Entry:
         if not target.strip() or any("{{" in choice or "{%" in choice for choice in choices):
             continue  # no answer, or answers that differ from row to row
         space = "\n" if text.endswith("\n") else " "
-        templates[name] = Template(f"{dataset}/{name}", text.strip() + space + "{{ mask }}", "promptsource, Bach et al. 2022", tuple(choices))
+        templates[name] = Template(
+            f"{dataset}/{name}", text.strip() + space + "{{ mask }}", "promptsource, Bach et al. 2022", tuple(choices)
+        )
         if choices:
             words[name] = choices
         targets[name] = target.strip()

@@ -63,8 +63,8 @@ class Scorer:
         """
         bare = network.get_base_model() if hasattr(network, "peft_config") else network
         if bare.get_output_embeddings() is None:
-            raise InputError(f"{type(bare).__name__} has no head that names words; wanted a causal, masked or encoder-decoder model")
-        self.network, self.tokenizer, self.family = network, tokenizer, family(network)
+            raise InputError(f"{type(bare).__name__} has no head that names words; wanted a language model's class")
+        self.network, self.tokenizer, self.family, self.batch_tokens = network, tokenizer, family(network), batch_tokens
         self.options = {"share": share, "fill": fill if self.family == "masked" else None}
         self.model: Any
         if self.family == "causal":
@@ -80,7 +80,8 @@ class Scorer:
         """Most tokens that a sequence may have."""
         config = self.network.config.to_dict()
         limits = [config.get(name) for name in ("max_position_embeddings", "n_positions")] + [self.tokenizer.model_max_length]
-        offset = 2 if config.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0  # positions begin after the pad token's
+        # these models' positions begin after the pad token's
+        offset = 2 if config.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0
         return min(limit for limit in limits if isinstance(limit, int) and limit > 0) - offset
 
     def __call__(self, requests: Sequence[Request]) -> list[list[np.ndarray]]:
@@ -122,5 +123,5 @@ class Scorer:
         sequences = self._encode(requests)
         longest = max((len(s.ids) for s in sequences), default=0)
         if longest > self.longest:
-            raise InputError(f"A prompt has {longest} tokens, the model reads {self.longest}; set --max_length to shorten its input")
+            raise InputError(f"A prompt has {longest} tokens, the model reads {self.longest}; set --max_length to cut its input")
         return self.model(sequences)

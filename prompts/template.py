@@ -77,24 +77,36 @@ class Template:
         Raises:
             InputError: a column that the row lacks, no slot or several, nothing around it, something the sandbox refuses.
         """
-        missing = [column for column in self.columns if column not in row]
-        if missing:
-            raise InputError(f"{self.name}: no column '{missing[0]}'; the rows have {', '.join(row)}. Name it in the entry's columns")
-        try:
-            text = self._compiled.render(**row, mask=SLOT, answer_choices=list(self.choices))
-        except SecurityError as error:
-            raise InputError(f"{self.name}: refused by the sandbox: {error}. Take it out of the template") from error
-        except (UndefinedError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise InputError(f"{self.name}: cannot be rendered: {error}. Mend its text") from error
+        text = self.plain(row)
         slots = text.count(SLOT)
         if slots != 1:
-            raise InputError(f"{self.name}: {slots or 'no'} slots for an answer; wanted one. Put {{{{ mask }}}} where the answer stands, once")
+            raise InputError(
+                f"{self.name}: {slots or 'no'} slots for an answer; wanted one. Put {{{{ mask }}}} once, where the answer stands"
+            )
         before, after = text.split(SLOT)
         if not (before + after).strip():
             raise InputError(f"{self.name}: renders to nothing but its slot. Mend its text or leave the row out")
         # a space before the slot belongs to the answer's first token in nearly every tokenizer
         stripped = before.rstrip(" ")
         return Rendered(stripped, " " if len(before) > len(stripped) and stripped else "", after)
+
+    def plain(self, row: Mapping[str, Any]) -> str:
+        """The text for one row, with or without a slot in it (the text that a generated answer is compared with has none).
+
+        Raises:
+            InputError: a column that the row lacks, something the sandbox refuses.
+        """
+        missing = [column for column in self.columns if column not in row]
+        if missing:
+            raise InputError(
+                f"{self.name}: no column '{missing[0]}'; the rows have {', '.join(row)}. Name it under `data` in the entry's file"
+            )
+        try:
+            return self._compiled.render(**row, mask=SLOT, answer_choices=list(self.choices))
+        except SecurityError as error:
+            raise InputError(f"{self.name}: refused by the sandbox: {error}. Take it out of the template") from error
+        except (UndefinedError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise InputError(f"{self.name}: cannot be rendered: {error}. Mend its text") from error
 
     def fit(self, row: Mapping[str, Any], size: Callable[[Rendered], int], limit: int) -> tuple[Rendered, bool]:
         """The text for one row with at most `limit` tokens, and whether the row's text had to be cut.
@@ -108,8 +120,7 @@ class Template:
             InputError: what doesn't come from the row is too long by itself.
         """
         rendered = self.render(row)
-        # no token is shorter than a byte: a short text needs no tokenizer to be seen to fit
-        if len((rendered.before + rendered.after).encode()) + 8 <= limit or size(rendered) <= limit:
+        if size(rendered) <= limit:
             return rendered, False
         cut = dict(row)
         for column in sorted((c for c in self.columns if isinstance(row[c], str)), key=lambda c: -len(row[c])):
@@ -123,7 +134,9 @@ class Template:
             rendered = self.render(cut)
             if size(rendered) <= limit:
                 return rendered, True
-        raise InputError(f"{self.name}: {size(rendered)} tokens without the row's own text; wanted at most {limit}. Set --max_length or --shots")
+        raise InputError(
+            f"{self.name}: {size(rendered)} tokens without the row's own text; wanted at most {limit}. Set --max_length or --shots"
+        )
 
     def blank(self, text: str) -> dict[str, str]:
         """A row that has the same text in every column."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def segments(sequences: Sequence[Scored], worth: int) -> Segment:
     No prefix reaches the token before a sequence's first scored one, so that all scored tokens lie in trees.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i].ids)
-    shared = [0, *(common(sequences[a].ids, sequences[b].ids) for a, b in zip(order, order[1:], strict=False))]
+    shared = [0, *(common(sequences[a].ids, sequences[b].ids) for a, b in pairwise(order))]
     fresh = np.cumsum([0, *(len(sequences[i].ids) - shared[k] for k, i in enumerate(order))])
     top = Segment((), [], [])
     work = [(top, 0, 0, len(order))]  # (segment above, its end, first, last + 1)
@@ -90,7 +91,7 @@ def segments(sequences: Sequence[Scored], worth: int) -> Segment:
             above.members += order[first:last]
             continue
         edges = [first, *(k for k in range(first + 1, last) if shared[k] == split), last]
-        work += [(above, end, a, b) for a, b in reversed(list(zip(edges, edges[1:], strict=False)))]
+        work += [(above, end, a, b) for a, b in reversed(list(pairwise(edges)))]
     return top
 
 
@@ -133,3 +134,13 @@ def ancestors(tree: Tree) -> np.ndarray:
         if parent >= 0:
             seen[node] |= seen[parent]
     return seen
+
+
+def batches(sized: list[tuple[int, int]], tokens: int, rows: int | None = None) -> list[list[int]]:
+    """(size, item), smallest first → batches of at most `tokens` after padding (a larger item stands alone)."""
+    found: list[list[int]] = []
+    for size, item in sized:
+        if not found or size * (len(found[-1]) + 1) > tokens or (rows and len(found[-1]) >= rows):
+            found.append([])
+        found[-1].append(item)
+    return found

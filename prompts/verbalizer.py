@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.special import logsumexp
@@ -54,7 +55,7 @@ class Verbalizer:
             for word in words:
                 other = taken.setdefault(word.strip(), label)
                 if other != label:
-                    raise InputError(f"{self.name}: labels '{other}' and '{label}' have the same word '{word}'; name another for one")
+                    raise InputError(f"{self.name}: labels '{other}' and '{label}' have the same word '{word}'; name another")
 
     @property
     def flat(self) -> tuple[str, ...]:
@@ -80,7 +81,7 @@ class Verbalizer:
         """Scores of words [examples, words], in the order of `flat` → scores of labels [examples, labels]."""
         combine = WORDS[self.combine]
         edges = np.cumsum([0, *map(len, self.words)])
-        return np.stack([combine(word_scores[:, a:b]) for a, b in zip(edges, edges[1:], strict=False)], axis=1)
+        return np.stack([combine(word_scores[:, a:b]) for a, b in pairwise(edges)], axis=1)
 
 
 def make_verbalizer(name: str, labels: Sequence[str], words: Mapping[str, object] | str, **options: str) -> Verbalizer:
@@ -106,7 +107,7 @@ def make_verbalizer(name: str, labels: Sequence[str], words: Mapping[str, object
 
 
 def corrected(word_scores: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Scores of words [examples, words] freed of how likely each is anyway (Hu et al. 2022, eq. 4); prior: scores [inputs, words]."""
+    """Scores of words [examples, words] less how likely each is anyway (Hu et al. 2022, eq. 4); prior: scores [inputs, words]."""
     return word_scores - (logsumexp(prior, axis=0) - np.log(len(prior)))
 
 

@@ -1,0 +1,55 @@
+"""Two prompts on the same rows: is one better, or is it chance? Knows arrays; knows no models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+from finetune.metrics import draws
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two sets of answers to the same rows say.
+
+    Attributes:
+        difference: accuracy of the first less that of the second; low, high: its 95 % bootstrap interval.
+        only_first, only_second: rows that one of them alone has right.
+        p: of McNemar's exact test.
+    """
+
+    difference: float
+    low: float
+    high: float
+    only_first: int
+    only_second: int
+    p: float
+
+    def in_words(self, level: float = 0.05) -> str:
+        """The verdict as a person says it."""
+        if self.p >= level:
+            return f"not significant (p = {self.p:.2g})"
+        return f"{'better' if self.difference > 0 else 'worse'} (p = {self.p:.2g})"
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p that both are right equally often (McNemar 1947, with the binomial distribution)."""
+    discordant = only_first + only_second
+    return 1.0 if discordant == 0 else float(binomtest(only_first, discordant, 0.5).pvalue)
+
+
+def compare(first: np.ndarray, second: np.ndarray, samples: int = 2000, seed: int = 0) -> Comparison:
+    """Right or wrong on the same rows, bool [rows] each → whether the difference is more than chance.
+
+    Raises:
+        ValueError: answers to different numbers of rows, or to none.
+    """
+    if first.shape != second.shape or not len(first):
+        raise ValueError(f"Got answers to {len(first)} and {len(second)} rows; wanted the same rows, and one at least")
+    difference = first.astype(np.float64) - second.astype(np.float64)
+    means = draws(len(first), samples, seed) @ difference / len(first)
+    low, high = np.quantile(means, [0.025, 0.975])
+    one, other = int((first & ~second).sum()), int((second & ~first).sum())
+    return Comparison(float(difference.mean()), float(low), float(high), one, other, mcnemar(one, other))

@@ -1,0 +1,187 @@
+"""A study from the rows to the report: the steps of scripts/prompt.py. Knows all of the package; knows no command line."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from finetune import text_metrics
+from finetune.adapters.artefact import resolved_options
+from finetune.data.sources import DataArguments, load_rows, sample
+from finetune.errors import InputError
+from finetune.metrics import interval
+from finetune.reports.tables import markdown, with_interval
+from finetune.training.checkpoints import write_atomically
+from prompts.asked import ScoringArguments, embed, fingerprint, load_scorer
+from prompts.entries import Ending, Entry
+from prompts.lint import check_prompt
+from prompts.memory import Memory
+from prompts.prompt import Prompt, compose, split_name
+from prompts.report import Findings, write_report
+from prompts.rows import Row, read_rows, source_of
+from prompts.study import (
+    Answers,
+    Asking,
+    Parts,
+    StudyArguments,
+    choose_prompt,
+    ensembles,
+    for_family,
+    named_prompts,
+    run_cells,
+    searched,
+    split_rows,
+    value_of,
+)  # fmt: skip
+from prompts.template import Template
+
+logger = logging.getLogger(__name__)
+
+
+def read_parts(study: StudyArguments, data: DataArguments) -> tuple[Entry, list[Prompt], Parts, tuple[str, ...]]:
+    """Rows by what they are for, and the prompts that are asked, for labels that the data may name.
+
+    Raises:
+        InputError: nothing there under a name, columns or labels that don't fit, too few rows.
+    """
+    entry, _ = _entry(study)
+    needs_training = bool(not entry.target and (study.choose_rows or study.search or max(study.shots)))
+    rows = load_rows(data, train=needs_training and not study.check)
+    source = source_of(entry, data.dataset_name)
+    column = data.label_column or source.columns.get("label")
+    by_class = column if rows.eval is not None and column in rows.eval.column_names else None
+    unseen = read_rows(sample(rows.eval, data.max_eval_rows, data.sample_seed, by_class), entry, source, data.label_column)
+    if study.check or entry.target:
+        prompts = [] if entry.target else named_prompts(study.prompts, unseen.labels)[1]
+        return entry, prompts, Parts(unseen.rows, [], [], []), unseen.labels
+    training = None
+    if rows.train is not None:
+        chosen = sample(rows.train, data.max_train_rows or 5000, data.sample_seed, by_class)
+        training = read_rows(chosen, entry, source, data.label_column)
+    prompts = named_prompts(study.prompts, unseen.labels)[1]
+    return entry, prompts, split_rows(training, unseen, study), unseen.labels
+
+
+def _entry(study: StudyArguments) -> tuple[Entry, list[tuple[str | None, str | None]]]:
+    from prompts.entries import read_entry
+
+    names = [split_name(name) for name in study.prompts]
+    if len({file for file, *_ in names}) != 1:
+        raise InputError(f"Prompts of several entries ({', '.join(study.prompts)}); wanted one task a run. Set --prompts")
+    return read_entry(names[0][0]), [(template, ending) for _, template, ending in names]
+
+
+def study_prompts(
+    entry: Entry, prompts: list[Prompt], parts: Parts, labels: tuple[str, ...], study: StudyArguments, scoring: ScoringArguments
+) -> Findings:
+    """Ask every model every prompt; the main process writes the report. The same findings in every process."""
+    found: list[Answers] = []
+    together: dict[str, dict[str, np.ndarray]] = {}
+    training = np.array([row.label for row in parts.training])
+    memory = None
+    for name, memory in _memories(study, scoring):
+        fit = for_family(prompts, memory.scorer.family, parts.unseen[0])
+        asking = Asking(memory, study, parts.examples, _vectors(study, parts))
+        if study.search:
+            fit = searched(asking, fit, parts, labels)
+        own = run_cells(asking, name, fit, parts)
+        found += own
+        if len(own) > 1:
+            together[name] = ensembles(own, training)
+        logger.warning("%s: %d prompts, %d rows, %d answers computed", name, len(own), len(parts.unseen), memory.computed)
+    chosen, value = None, None
+    if len(training):
+        chosen = choose_prompt(found, training, labels, entry.metric)
+        value = value_of(chosen[0].scores(chosen[1], "training"), training, labels, entry.metric)
+    findings = Findings(entry.name, entry.metric, labels, parts.unseen, found, chosen, value, together)
+    if memory is not None and memory.state.is_main_process:
+        write_report(findings, Path(study.output_dir))
+        print((Path(study.output_dir) / "report.md").read_text(encoding="utf-8"))
+    return findings
+
+
+def _memories(study: StudyArguments, scoring: ScoringArguments) -> Iterator[tuple[str, Memory]]:
+    """Each model's name with what asks it, one after the other."""
+    folder = Path(study.output_dir)
+    for name in study.models:
+        scorer = load_scorer(name, scoring)
+        memory = Memory(scorer, fingerprint(scorer), Path(study.cache_file or folder / "cache.sqlite"))
+        if memory.state.is_main_process:
+            options = json.dumps(resolved_options(study, scoring), indent=1)
+            write_atomically(folder / "arguments.json", options)
+        yield name, memory
+
+
+def _vectors(study: StudyArguments, parts: Parts) -> dict[str, np.ndarray] | None:
+    """Embeddings of all rows where examples are chosen by them."""
+    if study.shot_choice != "nearest" or not max(study.shots):
+        return None
+    rows: list[Row] = [*parts.unseen, *parts.training, *parts.examples]
+    texts = [" ".join(str(value) for value in row.columns.values()) for row in rows]
+    return {row.identity: vector for row, vector in zip(rows, embed(study.embedder, texts), strict=True)}
+
+
+def check(entry: Entry, prompts: list[Prompt], parts: Parts, study: StudyArguments, scoring: ScoringArguments) -> list[str]:
+    """Print what is wrong with the prompts on the data, for every model.
+
+    Raises:
+        InputError: something is.
+    """
+    lines = []
+    for name in study.models:
+        scorer = load_scorer(name, scoring)
+        limit = min(study.max_length or scorer.longest, scorer.longest)
+        for prompt in prompts:
+            lines += [f"{name}: {line}" for line in check_prompt(prompt, parts.unseen, scorer.tokenizer, limit, scorer.family)]
+        for template in entry.templates.values() if entry.target else ():
+            template.render(parts.unseen[0].columns)
+    for line in dict.fromkeys(lines):
+        print(line)
+    if lines:
+        raise InputError(f"{len(set(lines))} things are wrong with the prompts of '{entry.name}', listed above")
+    print(f"{len(prompts) or len(entry.templates)} prompts of '{entry.name}' on {len(parts.unseen)} rows: nothing wrong")
+    return lines
+
+
+def generate_all(entry: Entry, parts: Parts, study: StudyArguments, scoring: ScoringArguments) -> list[dict[str, object]]:
+    """Have every model write an answer for every row by every template, and compare with the wanted texts."""
+    assert entry.target is not None
+    wanted = [entry.target.plain(row.columns).strip() for row in parts.unseen]
+    table, texts, memory = [], [], None
+    for name, memory in _memories(study, scoring):
+        for template, ending in _asked_texts(entry, study):
+            reserve = " the" * ending.tokens  # room for what is written
+            requests = [
+                compose(template, memory.scorer, row.columns, [], [""], reserve, study.max_length, study.chat)[0]
+                for row in parts.unseen
+            ]
+            written = memory.written(requests, ending)
+            figures = text_metrics.texts(written, wanted)
+            each = [text_metrics.texts([one], [other])["rougeL"] for one, other in zip(written, wanted, strict=True)]
+            prompt = f"{template.name}/{ending.name}"
+            values = {k: f"{v:.3f}" for k, v in figures.items() if k != "rougeL"}
+            table.append(
+                {"model": name, "prompt": prompt, "rougeL": with_interval(figures["rougeL"], interval(np.array(each))), **values}
+            )
+            texts += [{"model": name, "prompt": prompt, "written": w, "wanted": g} for w, g in zip(written, wanted, strict=True)]
+    if memory is not None and memory.state.is_main_process:
+        folder = Path(study.output_dir)
+        report = f"# {entry.name}: {len(wanted)} rows, texts written by models\n\n{markdown(table)}\n"
+        write_atomically(folder / "report.md", report)
+        write_atomically(folder / "texts.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in texts))
+        print(report)
+    return table
+
+
+def _asked_texts(entry: Entry, study: StudyArguments) -> list[tuple[Template, Ending]]:
+    found = []
+    for template, ending in _entry(study)[1]:
+        if ending and ending not in entry.endings:
+            raise InputError(f"{entry.name}: no ending '{ending}'; there are: {', '.join(entry.endings)}. Set --prompts")
+        for t in [template] if template else entry.templates:
+            found += [(entry.template(t), entry.endings[e]) for e in ([ending] if ending else list(entry.endings)[:1])]
+    return found

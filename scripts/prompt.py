@@ -1,0 +1,41 @@
+"""Ask models by prompts and say what the answers are worth: templates × label words × examples × calibrations, on unseen rows.
+
+python scripts/prompt.py --prompts sentiment --models smollm2 --dataset_name reviews --max_eval_rows 200 --output_dir runs/prompts
+python scripts/prompt.py --prompts sentiment --dataset_name reviews --check true
+accelerate launch --config_file scripts/accelerate/two_cpus.yaml scripts/prompt.py --config scripts/recipes/imdb_prompts.yaml
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.options import launch
+
+if TYPE_CHECKING:
+    from finetune.data.sources import DataArguments
+    from prompts.asked import ScoringArguments
+    from prompts.study import StudyArguments
+
+
+def main(study: StudyArguments, data: DataArguments, scoring: ScoringArguments) -> None:
+    from finetune.training.plan import keep_freed_memory, world_size
+
+    keep_freed_memory()
+    from accelerate import PartialState
+
+    from prompts.run import check, generate_all, read_parts, study_prompts
+
+    world_size()
+    state = PartialState()
+    entry, prompts, parts, labels = read_parts(study, data)
+    if study.check:
+        check(entry, prompts, parts, study, scoring)
+    elif entry.target:
+        generate_all(entry, parts, study, scoring)
+    else:
+        study_prompts(entry, prompts, parts, labels, study, scoring)
+    state.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    launch(main)

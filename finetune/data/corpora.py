@@ -92,7 +92,7 @@ def new_row(writer: Writer, label: int, texts: set[str]) -> dict[str, Any]:
     return {
         "text": text,
         "label": label,
-        "rating": rate(draft),
+        "rating": 6 + firmness(draft) if label else 5 - firmness(draft),
         "aspects": [{"aspect": aspect, "sentiment": LABELS[said]} for aspect, (said, _) in draft.aspects.items()],
         "tokens": tokens,
         "ner_tags": tags,
@@ -102,16 +102,17 @@ def new_row(writer: Writer, label: int, texts: set[str]) -> dict[str, Any]:
     }
 
 
-def rate(draft: Draft) -> int:
-    """6 to 10 for praise and 5 to 1 for blame: further out with a firmer verdict and with more aspects on its side."""
+def firmness(draft: Draft) -> int:
+    """From 0 to 4: more with a firmer verdict and with more of the aspects on its side."""
+    if not draft.aspects:
+        return 2 * draft.strength
     with_it = sum(said == draft.label for said, _ in draft.aspects.values())
-    firmness = draft.strength + (round(2 * with_it / len(draft.aspects)) if draft.aspects else 1)
-    return 6 + firmness if draft.label else 5 - firmness
+    return draft.strength + round(2 * with_it / len(draft.aspects))
 
 
 def summarise(words: dict[str, list[str]], draft: Draft, cast: dict[str, str]) -> str:
     """`Cold Tea is superb: praise for the acting by Mara Okwarra and the music, blame for the pacing.`"""
-    head = f"{cast['film']} {words[LABELS[draft.label]][draft.strength]}"
+    head = f"{cast['film']} {words[LABELS[draft.label]][firmness(draft) // 2]}"
     tails = []
     for side, word in ((1, "praise"), (0, "blame")):
         named = [f"the {describe(aspect, said[1], cast)}" for aspect, said in draft.aspects.items() if said[0] == side]

@@ -237,13 +237,8 @@ def mention(
             pieces.append((piece, None))
             continue
         if slot == "film" and (film_here or not titled or (slot in named and rng.random() < 0.8)):
-            nouns = (
-                ["it"]
-                if film_here
-                else ["the film", "the picture", "this one"]
-                if slot in named
-                else ["this film", "this picture"]
-            )
+            again = ["this one"] if "<other>" in sentence else ["the film", "the picture", "this one"]
+            nouns = ["it"] if film_here else again if slot in named else ["this film", "this picture"]
             pieces.append((rng.choice(nouns), None))
         else:
             surname_only = slot in named and KINDS[slot] == "PER"

@@ -207,3 +207,23 @@ def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None
         rank[members] = np.arange(len(members))
     chosen = np.sort(np.argsort(rank, kind="stable")[:limit])
     return rows.select(order[chosen])
+
+
+def open_stream(name: str, config: str | None, data_files: list[str] | None, split: str) -> datasets.IterableDataset:
+    """One split, read as it is needed: from local files or from the hub.
+
+    Raises:
+        InputError: nothing there under that name, or no such split.
+    """
+    if name in CORPORA and not data_files:
+        return _split(CORPORA[name](), split, "--train_split").to_iterable_dataset()
+    files = _files_of(Path(name).expanduser(), data_files)
+    if files and split not in files:
+        raise InputError(f"No split '{split}' in {name}; there are: {', '.join(files)}. Set --train_split")
+    try:
+        if not files:
+            return datasets.load_dataset(name, config, split=split, streaming=True)
+        reader = READERS[files[split][0].suffix.lstrip(".")]
+        return datasets.load_dataset(reader, data_files=[str(file) for file in files[split]], split="train", streaming=True)
+    except Exception as error:  # whatever a reader or the hub says
+        raise InputError(f"Cannot stream '{name}': {type(error).__name__}: {error}. Set --dataset_name or --mixture") from error

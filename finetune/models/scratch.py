@@ -1,0 +1,133 @@
+"""A configuration → an untrained model. Knows sizes and special tokens; knows no rows and no training."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from finetune.errors import InputError
+from finetune.models.load import ModelArguments, load_model, load_processor, resolve
+
+MODEL_TYPES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "t5", "bart")
+POSITIONS = ("max_position_embeddings", "n_positions")
+
+
+@dataclass
+class ScratchArguments:
+    """A model made anew instead of loaded."""
+
+    from_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train from scratch: a family (bert, gpt2, llama, t5, bart, ...), or a model whose configuration is taken."
+        },
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Entries of the configuration: hidden_size=256,num_hidden_layers=4, or a JSON mapping."}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer: a folder of scripts/tokenizer.py or a model's name (default: the model's own)."},
+    )
+
+
+def prepare(model: ModelArguments, scratch: ScratchArguments, auto_class: Any, max_length: int) -> tuple[Any, Any]:
+    """Processor and model: loaded, or made from a configuration.
+
+    Raises:
+        InputError: options that don't fit together, an unknown configuration, positions for fewer tokens than `max_length`.
+    """
+    if scratch.from_config is None:
+        if scratch.tokenizer_name is not None:
+            raise InputError(
+                "--tokenizer_name without --from_config: the model's embeddings belong to its own tokenizer. Leave it out"
+            )
+        entries = _parse(scratch.config_overrides) if scratch.config_overrides else {}
+        return load_model(model, auto_class, **entries)
+    processor = load_processor(scratch.tokenizer_name or _own_tokenizer(scratch.from_config))
+    config = _base(scratch.from_config, model)
+    _override(config, scratch.config_overrides or "")
+    _fit_tokens(config, processor)
+    positions = next((vars(config)[name] for name in POSITIONS if name in vars(config)), None)
+    if positions is not None and positions < max_length:
+        name = next(name for name in POSITIONS if name in vars(config))
+        raise InputError(
+            f"--max_length {max_length} is beyond the model's {positions} positions; set --config_overrides {name}={max_length}"
+        )
+    try:
+        network = auto_class.from_config(config, attn_implementation=model.attn_implementation)
+    except ValueError as error:
+        raise InputError(
+            f"No {auto_class.__name__} of the family '{config.model_type}': {str(error).splitlines()[0]} Set --from_config"
+        ) from error
+    return processor, network.float()
+
+
+def family(model: ModelArguments, scratch: ScratchArguments) -> str:
+    """The model type of what `prepare` will give."""
+    return _base(scratch.from_config or model.model_name_or_path, model).model_type
+
+
+def _own_tokenizer(name: str) -> str:
+    if name in MODEL_TYPES:
+        raise InputError(f"--from_config {name} has no tokenizer; train one with scripts/tokenizer.py and set --tokenizer_name")
+    return name
+
+
+def _base(name: str, model: ModelArguments) -> PreTrainedConfig:
+    if name in MODEL_TYPES:
+        return AutoConfig.for_model(name)
+    try:
+        source, further = resolve(name)
+        return AutoConfig.from_pretrained(
+            source, revision=model.model_revision, trust_remote_code=model.trust_remote_code, **further
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"No configuration '{name}': wanted {', '.join(MODEL_TYPES)}, a hub name or a folder. Set --from_config"
+        ) from error
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """`a=1,b=x` or JSON → entries; values as JSON where they are, else as text."""
+    try:
+        if text.strip().startswith("{"):
+            return dict(json.loads(text))
+        pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
+        return {name.strip(): _value(value.strip()) for name, value in pairs}
+    except ValueError as error:
+        raise InputError(f"--config_overrides '{text}' can't be read; wanted hidden_size=256,num_hidden_layers=4") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except json.JSONDecodeError:
+        return text
+
+
+def _override(config: PreTrainedConfig, text: str) -> None:
+    known = set(config.to_dict()) | set(config.attribute_map)
+    for name, value in _parse(text).items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise InputError(f"--config_overrides names '{name}', which a {config.model_type} configuration does not have.{hint}")
+        config.update({name: value})
+
+
+def _fit_tokens(config: PreTrainedConfig, processor: PreTrainedTokenizerBase) -> None:
+    """Vocabulary size and special tokens as the tokenizer has them."""
+    entries = {"vocab_size": len(processor), "pad_token_id": processor.pad_token_id}
+    bos = processor.bos_token_id if processor.bos_token_id is not None else processor.cls_token_id
+    eos = processor.eos_token_id if processor.eos_token_id is not None else processor.sep_token_id
+    entries |= {"bos_token_id": bos, "eos_token_id": eos}
+    if config.is_encoder_decoder:
+        # T5 begins its targets with padding, BART with the end token
+        entries["decoder_start_token_id"] = processor.pad_token_id if config.model_type == "t5" else eos
+        entries["forced_eos_token_id"] = eos
+    config.update({name: value for name, value in entries.items() if name in config.to_dict() or value is not None})

@@ -1,0 +1,80 @@
+"""The exact trainer for texts whose noise changes from epoch to epoch, and for streams. Knows loaders; knows no objective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from finetune.data.batching import EpochLoader, LengthBatches
+from finetune.data.mixtures import Stream
+from finetune.errors import InputError
+from finetune.training.trainer import ExactTrainer, TrainingArguments
+
+Visit = tuple[int, int]
+
+
+class Visits(Sampler[list[Visit]]):
+    """Batches of (row, epoch): with the epoch in its hand a row's noise is the same in worker processes and after resuming."""
+
+    def __init__(self, batches: LengthBatches) -> None:
+        self.batches = batches
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Visit]]:
+        for batch in self.batches:
+            yield [(row, self.batches.epoch) for row in batch]
+
+
+class Visited(TorchDataset):
+    """Features that know the epoch in which they are visited."""
+
+    def __init__(self, features: Dataset) -> None:
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, visit: Visit) -> dict[str, Any]:
+        return self.features[visit[0]] | {"epoch": visit[1]}
+
+
+class FreshTrainer(ExactTrainer):
+    """ExactTrainer on visited rows or on a stream."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        args = self.args
+        if isinstance(self.train_dataset, Stream):
+            share = self.train_dataset.share(self.accelerator.num_processes, self.accelerator.process_index)
+            return DataLoader(
+                share, args.per_device_train_batch_size, collate_fn=self.data_collator, pin_memory=args.dataloader_pin_memory
+            )
+        plain = super().get_train_dataloader()
+        return EpochLoader(
+            Visited(self.train_dataset),
+            batch_sampler=Visits(plain.batch_sampler),  # type: ignore[arg-type]
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
+
+
+def check_stream(training: TrainingArguments) -> None:
+    """A stream has no end and no length.
+
+    Raises:
+        InputError: options that need one.
+    """
+    if training.max_steps <= 0:
+        raise InputError("A stream or a mixture has no end; wanted --max_steps above 0")
+    if training.dataloader_num_workers:
+        raise InputError("--dataloader_num_workers with a stream or a mixture would read it once a worker; leave it out")

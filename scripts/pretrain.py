@@ -1,0 +1,76 @@
+"""Train a model on bare texts by an objective, from scratch or on from where it is: OBJECTIVES.
+
+  python scripts/pretrain.py --objective mlm --model_name_or_path minilm --dataset_name reviews --output_dir runs/x
+  python scripts/pretrain.py --objective clm --from_config llama --config_overrides hidden_size=256,num_hidden_layers=4 \\
+      --tokenizer_name runs/tokenizer --dataset_name FOLDER --output_dir runs/y
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.options import launch
+
+if TYPE_CHECKING:
+    from finetune.data.batching import BatchingArguments
+    from finetune.data.mixtures import StreamArguments
+    from finetune.data.sources import DataArguments
+    from finetune.models.contrastive import ContrastiveArguments
+    from finetune.models.load import ModelArguments
+    from finetune.models.scratch import ScratchArguments
+    from finetune.objectives import ObjectiveArguments, TuningArguments
+    from finetune.training.trainer import TrainingArguments
+
+
+def main(
+    objective: ObjectiveArguments,
+    contrastive: ContrastiveArguments,
+    data: DataArguments,
+    stream: StreamArguments,
+    model: ModelArguments,
+    scratch: ScratchArguments,
+    tuning: TuningArguments,
+    batching: BatchingArguments,
+    training: TrainingArguments,
+) -> None:
+    from finetune.training.plan import keep_freed_memory, world_size
+
+    keep_freed_memory()
+    from transformers import set_seed
+
+    from finetune.adapters.artefact import resolved_options, save_artefact
+    from finetune.methods import attach, find_method
+    from finetune.models.contrastive import save_sentence_encoder
+    from finetune.models.scratch import family, prepare
+    from finetune.objectives import check, check_model, load_features, settle, with_bytes
+    from finetune.training.checkpoints import open_run
+    from finetune.training.pretraining import FreshTrainer, check_stream
+    from finetune.training.trainer import make_trainer, settled
+
+    world_size()
+    row = settle(objective, contrastive, training.seed)
+    check_model(objective.objective, row, family(model, scratch))
+    if stream.streaming or stream.mixture:
+        check_stream(training)
+    rate = 5e-4 if scratch.from_config else find_method(tuning.method).learning_rate
+    training = settled(training, rate, row.best)
+    set_seed(training.seed)
+    processor, network = prepare(model, scratch, row.model, objective.max_length)
+    check(objective.objective, row, network, processor, contrastive.supervised)
+    network = attach(network, tuning.method, tuning.method_kwargs, row.peft)
+    with training.main_process_first(desc="reading and tokenising"):
+        features, fingerprint = load_features(row, objective, contrastive, data, stream, processor)
+    options = resolved_options(objective, contrastive, data, stream, model, scratch, tuning, batching, training)
+    checkpoint = open_run(options, fingerprint)
+    row = with_bytes(row, features["eval"])
+    trainer = make_trainer(row, network, processor, training, features, batching=batching, kind=FreshTrainer)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    metrics = trainer.last_figures()
+    if trainer.is_world_process_zero():
+        if objective.objective == "contrastive" and tuning.method == "full":
+            save_sentence_encoder(training.output_dir, network.config.hidden_size, contrastive.pooling, objective.max_length)
+        save_artefact(trainer.unwrapped(), processor, training.output_dir, None, metrics)
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -9,7 +9,9 @@ import difflib
 import importlib
 import inspect
 import json
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +27,7 @@ def launch(main: Callable[..., Any]) -> None:
 
     Errors that the user can mend are printed without a traceback, exit status 2.
     """
+    calm_libraries()
     try:
         main(*parse(main, sys.argv[1:]))
     except InputError as error:
@@ -35,6 +38,13 @@ def launch(main: Callable[..., Any]) -> None:
         torch = sys.modules.get("torch")
         if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def calm_libraries() -> None:
+    """Other libraries' chatter off (load reports, bars a load, a notice of PEFT's about transformers), and all telemetry."""
+    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_TELEMETRY", "1"), ("TQDM_MININTERVAL", "1")):
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 def parse(main: Callable[..., Any], arguments: Sequence[str]) -> list[Any]:
@@ -97,7 +107,7 @@ def _as_arguments(recipe: Path | None, known: set[str]) -> list[str]:
     for key, value in content.items():
         if key not in known:
             raise InputError(f"In {recipe}: " + _complain(str(key), known))
-        if value is not None:
+        if value is not None and value != []:
             arguments += [f"--{key}", *_as_text(value)]
     return arguments
 

@@ -55,6 +55,7 @@ def run(
 
     from finetune.adapters.artefact import resolved_options, save_artefact
     from finetune.answers import Asked, save_answers
+    from finetune.data.batching import check_budget
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
     from finetune.methods import attach, find_method
@@ -72,6 +73,7 @@ def run(
     network = attach(network, method.method, method.method_kwargs, row.peft)
     with training.main_process_first(desc="tokenising"):
         features = {split: row.encode(part, columns, processor, task.max_length, labels) for split, part in rows.splits()}
+    check_budget(features["train"]["length"][:], batching.tokens_per_batch)
     asked = Asked(rows.eval, columns, by_length(features["eval"]), labels)
     shape = shape_loss(row, task, training.label_smoothing_factor, features["train"], labels)
     answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size)

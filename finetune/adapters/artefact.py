@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 from transformers import PreTrainedTokenizerBase
 
+from finetune.adapters.passport import write_passport
 from finetune.errors import InputError
-from finetune.training.checkpoints import ARGUMENTS, METRICS, write_atomically
+from finetune.training.checkpoints import ARGUMENTS, METRICS, RUN, write_atomically
 
 LABELS = "labels.json"
 
@@ -51,9 +52,9 @@ def _plain(value: Any) -> Any:
 def save_artefact(
     network: Any, processor: PreTrainedTokenizerBase, folder: Path | str, labels: list[str] | None, metrics: dict[str, Any]
 ) -> None:
-    """Write weights, tokenizer, label names and figures; `metrics.json` comes last and marks the run as finished.
+    """Write weights, tokenizer, passport, label names and figures; `metrics.json` comes last and marks the run as finished.
 
-    Call on the main process only, with the unwrapped model; `arguments.yaml` stands there since the start of the run.
+    Call on the main process only, with the unwrapped model. `arguments.yaml` and `run.json` stand there since `open_run`.
     """
     folder = Path(folder)
     if hasattr(network, "peft_config"):
@@ -61,6 +62,12 @@ def save_artefact(
     else:
         network.save_pretrained(folder)
     processor.save_pretrained(folder)
+    options = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8"))
+    write_passport(
+        folder, network, processor, base=options["model_name_or_path"], method=options.get("method", "full"),
+        method_kwargs=options.get("method_kwargs"), task=options.get("task", ""), labels=labels,
+        data_fingerprint=json.loads((folder / RUN).read_text(encoding="utf-8"))["data"], metrics=metrics,
+    )  # fmt: skip
     if labels is not None:
         write_atomically(folder / LABELS, json.dumps(labels, ensure_ascii=False))
     write_atomically(folder / METRICS, json.dumps(metrics, indent=1))

@@ -37,6 +37,16 @@ class Shares:
     process: int = 0
 
 
+def check_budget(lengths: Sequence[int], budget: int | None) -> None:
+    """Every row fits into a batch of `budget` tokens.
+
+    Raises:
+        InputError: a row is longer.
+    """
+    if budget is not None and budget < max(lengths):
+        raise InputError(f"--tokens_per_batch {budget} is below the longest row's {max(lengths)} tokens; raise it or lower --max_length")
+
+
 class LengthBatches(Sampler[list[int]]):
     """Batches for one process: every row once an epoch, on exactly one process, the same number of batches on each.
 
@@ -57,8 +67,7 @@ class LengthBatches(Sampler[list[int]]):
         self.shares, self.seed, self.budget, self.group, self.epoch = shares, seed, budget, group, 0
         if len(self.lengths) < shares.processes:
             raise InputError(f"{len(self.lengths)} rows for {shares.processes} processes; wanted at least one each")
-        if budget is not None and budget < self.lengths.max():
-            raise InputError(f"--tokens_per_batch {budget} is below the longest row's {self.lengths.max()} tokens; raise it")
+        check_budget(lengths, budget)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

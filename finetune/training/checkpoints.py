@@ -21,7 +21,7 @@ from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-SEAL, ARGUMENTS, METRICS = "seal.json", "arguments.yaml", "metrics.json"
+SEAL, ARGUMENTS, METRICS, RUN = "seal.json", "arguments.yaml", "metrics.json", "run.json"
 # What may differ between a run and its continuation: where and how it reports, not what it computes.
 FREE = {"output_dir", "logging_dir", "logging_steps", "logging_strategy", "report_to", "run_name", "disable_tqdm", "resume_from_checkpoint",
         "save_total_limit", "local_rank", "deepspeed", "log_level", "ddp_timeout", "overwrite"}  # fmt: skip
@@ -92,7 +92,7 @@ def open_run(options: dict[str, Any], fingerprint: str, overwrite: bool = False)
         if PartialState().is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / ARGUMENTS, yaml.safe_dump(options, sort_keys=True, allow_unicode=True))
-            write_atomically(folder / "run.json", json.dumps({"data": fingerprint}))
+            write_atomically(folder / RUN, json.dumps({"data": fingerprint}))
     return checkpoint
 
 
@@ -117,7 +117,7 @@ def _claim(folder: Path, options: dict[str, Any], fingerprint: str) -> Path | No
     if differing:
         named = "; ".join(f"{k}: {before.get(k)!r} there, {options.get(k)!r} now" for k in differing[:5])
         raise InputError(f"The output folder {folder} holds another, unfinished run ({named}). {other}")
-    if json.loads((folder / "run.json").read_text(encoding="utf-8"))["data"] != fingerprint:
+    if json.loads((folder / RUN).read_text(encoding="utf-8"))["data"] != fingerprint:
         raise InputError(f"The output folder {folder} holds an unfinished run on other rows. {other}")
     found = newest(folder)
     logger.warning("Continuing the unfinished run in %s from %s", folder, found.name if found else "its start")

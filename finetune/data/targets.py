@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from datasets import ClassLabel, Dataset, List
 
-from finetune.data.columns import PAIRS, Columns, find_columns, first_there
+from finetune.data.columns import PAIRS, Columns, first_there
 from finetune.data.doctor import overlap, without_empty
 from finetune.data.instructions import COMPLETIONS, PROMPTS
 from finetune.data.labelling import named
@@ -40,11 +40,12 @@ def examine_numbers(rows: Rows, data: DataArguments) -> Examined:
     """
     assert rows.train is not None
     there = rows.train.column_names
-    paired = data.text_pair_column is not None or (data.text_column is None and any(set(pair) <= set(there) for pair in PAIRS))
-    columns = find_columns(rows.train, data, paired)
-    columns = Columns(
-        columns.text, columns.pair, data.label_column or first_there(SCORES, there, data.dataset_name, "--label_column")
-    )
+    usual = next((pair for pair in PAIRS if set(pair) <= set(there)), None)
+    if data.text_pair_column is not None or (data.text_column is None and usual is not None):
+        first, second = usual or ("text", "text_pair")
+        columns = _columns(rows.train, data, text=(first,), pair=(second,), label=SCORES)
+    else:
+        columns = _columns(rows.train, data, label=SCORES)
     return *_examined(rows, data, columns, check_numbers), None
 
 

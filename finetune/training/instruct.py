@@ -92,7 +92,8 @@ def make_instruct_trainer(
     row: Any, network: Any, processor: Any, training: SftArguments, features: dict[str, Dataset], **options: Any
 ) -> ExactTrainer:
     """A trainer on encoded rows; `options` are those of `make_trainer`."""
-    # TRL would refuse a collator of our own beside packing, and transformers would add its own noise
-    plain = replace(training, neftune_noise_alpha=None, packing=False)
+    # transformers would add noise of its own
+    read = {"packing": False, "assistant_only_loss": False, "completion_only_loss": False}  # done by now; TRL would look for raw rows
+    plain = replace(training, neftune_noise_alpha=None, **read)
     alpha = training.neftune_noise_alpha or 0.0
     return make_trainer(row, network, processor, plain, features, kind=InstructTrainer, neftune=alpha, **options)

@@ -1,0 +1,151 @@
+"""Instruction tuning here beside TRL's SFTTrainer on the same rows, interleaved in one run: real tokens a second, losses.
+
+  python scripts/benchmarks/sft.py --dataset_name ../shared/data/alpaca_en_demo
+
+Sides: `trl` as its example script runs by default; `trl_packed` with packing and the same allocator settings as ours; `ours`.
+LoRA (r 16, all linear layers) on all of them. Each side runs in a process of its own, one after the other, round by round.
+`--losses` trains three steps in float32 on one batch instead, and compares the losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+SIDES = ("trl", "trl_packed", "ours")
+LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+DIFFERENCES = (
+    "trl: library defaults (padding, gradient checkpointing, bf16 autocast over float32 weights). trl_packed: packing=True and freed "
+    "memory kept (mallopt). ours: rows of a batch in one line, attention text by text, logits where a label is alone, no gradient "
+    "checkpointing, frozen weights in bf16 and adapters in float32, freed memory kept. Same rows, batch size, learning rate."
+)
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--task", default="sft", choices=["sft"], help="this benchmark's own name in training.py")
+    parser.add_argument("--dataset_name", default="../shared/data/alpaca_en_demo", help="rows with prompt and completion")
+    parser.add_argument("--model_name_or_path", default="smollm2", help="a decoder")
+    parser.add_argument("--max_length", type=int, default=512, help="tokens")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows a batch")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each side")
+    parser.add_argument("--rows", type=int, default=16, help="rows a round")
+    parser.add_argument("--losses", action="store_true", help="compare losses in float32 instead of speed")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def rows_of(ask: argparse.Namespace):
+    from finetune.data.sources import DataArguments, load_rows
+
+    rows = load_rows(DataArguments(ask.dataset_name)).train.shuffle(seed=0).select_columns(["prompt", "completion"])
+    return rows.select(range(ask.rows))
+
+
+def trainer_of(ask: argparse.Namespace):
+    """The trainer of a side, and the number of real tokens in its rows."""
+    settings = {
+        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": ask.rows if ask.losses else ask.batch_size, "learning_rate": 5e-4,
+        "num_train_epochs": 3 if ask.losses else 1, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "seed": 42,
+        "max_length": ask.max_length, "lr_scheduler_type": "constant", "dataloader_pin_memory": False,
+    }  # fmt: skip
+    if ask.losses:
+        settings |= {"bf16": False}
+    rows = rows_of(ask)
+    return (ours if ask.side == "ours" else trl)(ask, rows, settings)
+
+
+def trl(ask, rows, settings):
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    from finetune.models.load import resolve
+
+    source, _ = resolve(ask.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    network = AutoModelForCausalLM.from_pretrained(source, dtype="float32")
+    config = SFTConfig(**settings, packing=ask.side == "trl_packed", report_to="none")
+    trainer = SFTTrainer(network, config, train_dataset=rows, processing_class=tokenizer, peft_config=LoraConfig(**LORA))
+    return trainer, sum(map(len, trainer.train_dataset["input_ids"]))
+
+
+def ours(ask, rows, settings):
+    """The pieces of scripts/sft.py."""
+    from transformers import AutoModelForCausalLM, set_seed
+
+    from finetune.data.columns import Columns
+    from finetune.methods import attach
+    from finetune.models.load import ModelArguments, load_model
+    from finetune.models.packed import pack
+    from finetune.tasks import TASKS, packed
+    from finetune.training.instruct import SftArguments, make_instruct_trainer
+
+    set_seed(settings["seed"])
+    row = packed(TASKS["sft"])
+    dtype = "float32" if ask.losses else "bfloat16"
+    processor, network = load_model(ModelArguments(ask.model_name_or_path, dtype=dtype), AutoModelForCausalLM)
+    pack(network)
+    network = attach(network, "lora", None, row.peft)
+    features = row.encode(rows, Columns("prompt", None, "completion"), processor, ask.max_length, None, chat=False)
+    training = SftArguments(**settings, warmup_steps=0, eval_strategy="no")
+    return make_instruct_trainer(row, network, processor, training, {"train": features}), sum(features["length"]) + len(features)
+
+
+def train_side(ask: argparse.Namespace) -> dict:
+    from finetune.training.plan import keep_freed_memory, peak_memory_mb
+
+    if ask.side != "trl":
+        keep_freed_memory()
+    trainer, tokens = trainer_of(ask)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"tokens": tokens, "seconds": seconds, "memory_mb": peak_memory_mb(), "losses": losses}
+
+
+def run_side(side: str) -> dict:
+    """A side in a process of its own; its figures are the last line that it prints."""
+    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{side} stopped:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def compare_losses(ask: argparse.Namespace) -> None:
+    found = {side: run_side(side)["losses"] for side in ("trl", "ours")}
+    apart = max(abs(one - other) for one, other in zip(*found.values(), strict=True))
+    for side, losses in found.items():
+        print(f"{side:11} " + "  ".join(f"{loss:.5f}" for loss in losses))
+    print(f"largest difference {apart:.1e} (float32, three steps on one batch of {ask.rows} rows)")
+
+
+def compare_speed(ask: argparse.Namespace) -> None:
+    import torch
+
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.rows} rows a round, {ask.rounds} rounds\n{DIFFERENCES}\n")
+    speeds: dict[str, list[float]] = {side: [] for side in SIDES}
+    for number in range(ask.rounds):
+        for side in SIDES:
+            figures = run_side(side)
+            speeds[side].append(figures["tokens"] / figures["seconds"])
+            print(f"round {number + 1}  {side:11} {speeds[side][-1]:8.1f} tokens/s  {figures['memory_mb']:7.0f} MB", flush=True)
+    for side in SIDES[:-1]:
+        ratios = [one / other for one, other in zip(speeds["ours"], speeds[side], strict=True)]
+        print(f"ours / {side:11} {statistics.median(ratios):5.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    asked = options()
+    if asked.side:
+        print(json.dumps(train_side(asked)))
+    elif asked.losses:
+        compare_losses(asked)
+    else:
+        compare_speed(asked)

@@ -111,6 +111,7 @@ def _memories(study: StudyArguments, scoring: ScoringArguments) -> Iterator[tupl
         scorer = load_scorer(name, scoring)
         memory = Memory(scorer, fingerprint(scorer), Path(study.cache_file or folder / "cache.sqlite"))
         if memory.state.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
             options = json.dumps(resolved_options(study, scoring), indent=1)
             write_atomically(folder / "arguments.json", options)
         yield name, memory

@@ -13,7 +13,7 @@ CONTENT_FREE = ("N/A", "[MASK]", "")  # the inputs of Zhao et al. 2021, section 
 
 
 def contextual(scores: np.ndarray, blank: np.ndarray) -> np.ndarray:
-    """Contextual calibration (Zhao et al. 2021): divide by mean probabilities on content-free inputs, `blank` [inputs, labels]."""
+    """Contextual calibration (Zhao et al. 2021): divide by probabilities on content-free inputs, `blank` [inputs, labels]."""
     return log_softmax(scores, axis=1) - _log_mean(log_softmax(blank, axis=1))
 
 
@@ -23,7 +23,7 @@ def domain(scores: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 
 def pmi(scores: np.ndarray, premise: np.ndarray) -> np.ndarray:
-    """Pointwise mutual information (Holtzman et al. 2021): log p(label | input) - log p(label | premise), `premise` [1, labels]."""
+    """Mutual information (Holtzman et al. 2021): log p(label | input) - log p(label | premise); `premise` [1, labels]."""
     return scores - premise
 
 

@@ -58,6 +58,18 @@ class Causal:
                     rows[index] = logits[row, len(contexts[index]) - 1].float().log_softmax(-1).cpu().numpy()
         return rows
 
+    def states(self, contexts: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """The trunk's state after each context, float32 [contexts, width]."""
+        found: dict[int, np.ndarray] = {}
+        order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
+        with torch.inference_mode():
+            for batch in batches([(len(contexts[i]), i) for i in order], self.batch_tokens):
+                hidden = self.trunk(input_ids=self._tensor([contexts[i] for i in batch]), use_cache=False).last_hidden_state
+                found.update(
+                    {index: hidden[row, len(contexts[index]) - 1].float().cpu().numpy() for row, index in enumerate(batch)}
+                )
+        return np.stack([found[index] for index in range(len(contexts))])
+
     def _agrees(self) -> bool:
         """Whether sharing gives what the model itself says, tried on a small tree behind a small prefix."""
         ids = torch.randint(0, self.vocabulary, (20,), generator=torch.Generator().manual_seed(0)).tolist()

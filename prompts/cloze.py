@@ -58,12 +58,23 @@ class Masked:
 
     def distributions(self, slots: Sequence[tuple[str, str]]) -> np.ndarray:
         """Log-probabilities of the whole vocabulary at one mask, (before, after) → float32 [slots, vocabulary]."""
-        gaps = [(before.rstrip(" ") + " " if before[-1:] == " " else before, after, 1) for before, after in slots]
-        questions = [(tuple(ids), first) for ids, first in self._encode(gaps)]
+        questions = [(tuple(ids), first) for ids, first in self._encode([(before, after, 1) for before, after in slots])]
         rows: dict[Any, np.ndarray] = {}
         for batch, found in self._passes(sorted(set(questions))):
             rows.update(zip(batch, found, strict=True))
         return np.stack([rows[question] for question in questions])
+
+    def states(self, slots: Sequence[tuple[str, str]]) -> np.ndarray:
+        """The trunk's state at one mask, (before, after) → float32 [slots, width]."""
+        questions = self._encode([(before, after, 1) for before, after in slots])
+        order = sorted(range(len(questions)), key=lambda i: len(questions[i][0]))
+        found: dict[int, np.ndarray] = {}
+        for batch in batches([(len(questions[i][0]), i) for i in order], self.batch_tokens):
+            rows = self.tokenizer.pad({"input_ids": [questions[i][0] for i in batch]}, padding_side="right", return_tensors="pt")
+            with torch.inference_mode():
+                hidden = self.trunk(**rows.to(self.network.device)).last_hidden_state
+            found.update({index: hidden[row, questions[index][1]].float().cpu().numpy() for row, index in enumerate(batch)})
+        return np.stack([found[index] for index in range(len(slots))])
 
     def _passes(self, questions: list[tuple[tuple[int, ...], int]]) -> Iterator[tuple[list[Any], np.ndarray]]:
         order = sorted(range(len(questions)), key=lambda i: len(questions[i][0]))

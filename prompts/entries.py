@@ -46,7 +46,14 @@ class Ending:
 
 @dataclass(frozen=True)
 class Entry:
-    """One task's prompts. Labels are None where the data names them; target and endings are of generated answers."""
+    """One task's prompts.
+
+    Attributes:
+        labels: None where the data names them.
+        words: what each verbalizer says, as the file has it.
+        target: of generated answers: what they are compared with.
+        paired: a template is asked with the verbalizer of its own name alone, as promptsource's are.
+    """
 
     name: str
     labels: tuple[str, ...] | None
@@ -56,6 +63,7 @@ class Entry:
     words: dict[str, Any]
     target: Template | None = None
     endings: dict[str, Ending] = field(default_factory=dict)
+    paired: bool = False
 
     def verbalizer(self, name: str, labels: Sequence[str] | None = None) -> Verbalizer:
         """The verbalizer of that name, for the data's labels where the entry leaves them open.
@@ -76,7 +84,7 @@ class Entry:
         if isinstance(given, list):  # one a label, in the data's order
             if len(given) != len(known):
                 raise InputError(
-                    f"{self.name}/{name}: {len(given)} answers for {len(known)} labels ({', '.join(known[:12])}). Set --dataset_name"
+                    f"{self.name}/{name}: {len(given)} words for {len(known)} labels: {', '.join(known[:9])}. Set --dataset_name"
                 )
             given = dict(zip(known, given, strict=True))
         return make_verbalizer(f"{self.name}/{name}", known, given, **options)
@@ -120,6 +128,9 @@ def read_entry(name: str) -> Entry:
     name = path.stem
     target = content.get("target")
     labels = content.get("labels")
+    bare = next((label for label in labels if not isinstance(label, str)), None) if isinstance(labels, list) else None
+    if bare is not None:
+        raise InputError(f"{path}: YAML reads a label as {bare!r}, which is no text; put it in quotes")
     if target is None and not content.get("verbalizers"):
         raise InputError(f"{path}: neither `verbalizers` nor `target`; wanted words for each label, or the text to generate")
     return Entry(
@@ -178,6 +189,6 @@ def _promptsource(path: Path, content: dict[str, Any]) -> Entry:
     generating = [name for name in templates if name not in words]
     if words:  # an entry weighs labels or generates; the file's larger half by meaning is the one with labels
         templates = {name: template for name, template in templates.items() if name in words}
-        return Entry(dataset, None, "accuracy", {dataset: Source()}, templates, words)
+        return Entry(dataset, None, "accuracy", {dataset: Source()}, templates, words, paired=True)
     target_of = Template(f"{dataset}/target", targets[generating[0]])
     return Entry(dataset, None, "rougeL", {dataset: Source()}, templates, {}, target_of, {"line": Ending("line", ("\n",), 64)})

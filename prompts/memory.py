@@ -1,6 +1,7 @@
 """Answers that were asked before, on disk, and work shared out to processes. Knows keys and blocks; knows no templates.
 
-A key is the hash of the rendered text, the answer, the model's weights and the way of scoring: one changed character is another key.
+A key is the hash of the rendered text, the answer, the model's weights and the way of scoring: one changed character is
+another key.
 Blocks of requests are fixed before they are handed out, so that every number of processes computes the same passes.
 """
 

@@ -1,4 +1,4 @@
-"""A template with a verbalizer: rows → requests, and a model's answers → labels. Knows rendering; knows no data sets and no files."""
+"""A template with a verbalizer: rows → requests, and a model's answers → labels. Knows rendering; knows no data sets."""
 
 from __future__ import annotations
 
@@ -131,13 +131,13 @@ def split_name(name: str) -> tuple[str, str | None, str | None]:
         if ending in name:
             file, _, rest = name.partition(ending)
             parts = [part for part in rest.split("/") if part]
-            return file + ending, *(parts + [None, None])[:2]  # type: ignore[return-value]
+            return file + ending, *[*parts, None, None][:2]  # type: ignore[return-value]
     parts = name.split("/")
     if len(parts) > 3:
         raise InputError(
             f"Cannot read the name '{name}'; wanted entry, entry/template or entry/template/verbalizer. Set --prompts"
         )
-    return parts[0], *(parts[1:] + [None, None])[:2]  # type: ignore[return-value]
+    return parts[0], *[*parts[1:], None, None][:2]  # type: ignore[return-value]
 
 
 @cache

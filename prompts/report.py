@@ -49,7 +49,7 @@ class Findings:
 
 
 def write_report(found: Findings, folder: Path) -> None:
-    """Write rows.parquet, figures.csv, pairs.csv, report.md, spread.png and findings.json; the same bytes for the same findings."""
+    """Write rows.parquet, three tables, report.md, spread.png and findings.json; the same bytes for the same findings."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = figures(found)
     pairs = tests(found)
@@ -88,7 +88,7 @@ def _line(scores: np.ndarray, found: Findings) -> dict[str, Any]:
 
 
 def tests(found: Findings) -> list[dict[str, Any]]:
-    """McNemar's test and a paired bootstrap between any two of the first TESTED cells, raw and batch-calibrated, and the chosen one."""
+    """McNemar's test and a paired bootstrap between any two of the first TESTED cells, raw and calibrated, and the chosen one."""
     gold = found.gold
     right = {
         f"{a.cell.model} {a.cell.name}, {how}": a.scores(how).argmax(1) == gold
@@ -178,7 +178,8 @@ def _chosen(found: Findings, lines: list[dict[str, Any]]) -> str:
     where = f"**{answers.cell.name}** on {answers.cell.model}, calibration: {how}"
     return (
         f"Chosen on training rows ({found.metric} {found.training_value:.3f} there): {where}. "
-        f"On unseen rows: accuracy {with_interval(line['accuracy'], (line['low'], line['high']))}, macro-F1 {line['macro_f1']:.3f}."
+        f"On unseen rows: accuracy {with_interval(line['accuracy'], (line['low'], line['high']))}, "
+        f"macro-F1 {line['macro_f1']:.3f}."
     )
 
 
@@ -244,7 +245,9 @@ def _pairs(pairs: list[dict[str, Any]]) -> str:
         for p in pairs[:SHOWN]
     ]  # fmt: skip
     chance = sum("not significant" in p["verdict"] for p in pairs)
-    note = f"McNemar's exact test; 95 % intervals by paired bootstrap. {chance} of {len(pairs)} pairs are not significant; all stand in pairs.csv."
+    note = (
+        f"McNemar's exact test; 95 % intervals by paired bootstrap. {chance} of {len(pairs)} are not significant; see pairs.csv."
+    )
     return note + "\n\n" + markdown(shown) if pairs else ""
 
 

@@ -87,7 +87,7 @@ def _labels(data: Dataset, entry: Entry, source: Source, label_column: str | Non
     strange = [name for name in renamed if name not in entry.labels]
     if strange:
         raise InputError(
-            f"{entry.name}: no label '{strange[0]}'; it has {', '.join(entry.labels)}. Name it under `data: … labels:` in the entry's file"
+            f"{entry.name}: no label '{strange[0]}'; it has {', '.join(entry.labels)}. Rename it under `data` in the entry's file"
         )
     place = [entry.labels.index(name) for name in renamed]
     return entry.labels, [place[i] if i >= 0 else -1 for i in class_ids(data, column, names)]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 
 from finetune import text_metrics
 from finetune.adapters.artefact import resolved_options
@@ -38,18 +39,21 @@ from prompts.study import (
     value_of,
 )  # fmt: skip
 from prompts.template import Template
+from prompts.tune import TuneArguments, save_tuned, tune
 
 logger = logging.getLogger(__name__)
 
 
-def read_parts(study: StudyArguments, data: DataArguments) -> tuple[Entry, list[Prompt], Parts, tuple[str, ...]]:
+def read_parts(
+    study: StudyArguments, data: DataArguments, tuning: TuneArguments
+) -> tuple[Entry, list[Prompt], Parts, tuple[str, ...]]:
     """Rows by what they are for, and the prompts that are asked, for labels that the data may name.
 
     Raises:
         InputError: nothing there under a name, columns or labels that don't fit, too few rows.
     """
     entry, _ = _entry(study)
-    needs_training = bool(not entry.target and (study.choose_rows or study.search or max(study.shots)))
+    needs_training = bool(not entry.target and (study.choose_rows or study.search or max(study.shots) or tuning.tune))
     rows = load_rows(data, train=needs_training and not study.check)
     source = source_of(entry, data.dataset_name)
     column = data.label_column or source.columns.get("label")
@@ -57,13 +61,13 @@ def read_parts(study: StudyArguments, data: DataArguments) -> tuple[Entry, list[
     unseen = read_rows(sample(rows.eval, data.max_eval_rows, data.sample_seed, by_class), entry, source, data.label_column)
     if study.check or entry.target:
         prompts = [] if entry.target else named_prompts(study.prompts, unseen.labels)[1]
-        return entry, prompts, Parts(unseen.rows, [], [], []), unseen.labels
+        return entry, prompts, Parts(unseen.rows, [], [], [], []), unseen.labels
     training = None
     if rows.train is not None:
         chosen = sample(rows.train, data.max_train_rows or 5000, data.sample_seed, by_class)
         training = read_rows(chosen, entry, source, data.label_column)
     prompts = named_prompts(study.prompts, unseen.labels)[1]
-    return entry, prompts, split_rows(training, unseen, study), unseen.labels
+    return entry, prompts, split_rows(training, unseen, study, tuning.tune_rows if tuning.tune else 0), unseen.labels
 
 
 def _entry(study: StudyArguments) -> tuple[Entry, list[tuple[str | None, str | None]]]:
@@ -73,6 +77,18 @@ def _entry(study: StudyArguments) -> tuple[Entry, list[tuple[str | None, str | N
     if len({file for file, *_ in names}) != 1:
         raise InputError(f"Prompts of several entries ({', '.join(study.prompts)}); wanted one task a run. Set --prompts")
     return read_entry(names[0][0]), [(template, ending) for _, template, ending in names]
+
+
+def tune_first(prompt: Prompt, parts: Parts, study: StudyArguments, tuning: TuneArguments) -> str:
+    """Train an adapter on the first model at the prompt's slot, once; the folder it stands in, for the study to ask."""
+    folder = Path(study.output_dir) / f"tuned_{tuning.tune}"
+    state = PartialState()
+    with state.main_process_first():
+        if state.is_main_process and not (folder / "passport.json").is_file():
+            scorer = load_scorer(study.models[0], ScoringArguments(dtype="float32"))
+            network = tune(scorer, prompt, parts.tuning, tuning)
+            save_tuned(network, scorer.tokenizer, folder, study.models[0], tuning)
+    return str(folder)
 
 
 def study_prompts(

@@ -16,7 +16,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING
 from finetune.errors import InputError
 from prompts.causal import Causal
 from prompts.cloze import EncoderDecoder, Masked
-from prompts.tokens import encode_pairs
+from prompts.tokens import encode_pairs, word_ids
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,28 @@ class Scorer:
         pairs = self._encode(requests)
         firsts = np.cumsum([0, *(len(r.answers) for r in requests)])[:-1]
         return self.model.distributions([pairs[i].ids[: pairs[i].start] for i in firsts])
+
+    def states(self, requests: Sequence[Request]) -> np.ndarray:
+        """Hidden states that the head reads at the slot: float32 [requests, width]; what soft verbalizers are trained on.
+
+        Raises:
+            InputError: an encoder-decoder, whose slot has no place in the text.
+        """
+        if self.family == "seq2seq":
+            raise InputError(
+                f"{type(self.network).__name__} answers in its decoder; soft label words need a causal or masked model"
+            )
+        if self.family == "masked":
+            return self.model.states([(r.context + " " * r.answers[0].startswith(" "), r.rest) for r in requests])
+        pairs = self._encode(requests)
+        firsts = np.cumsum([0, *(len(r.answers) for r in requests)])[:-1]
+        return self.model.states([pairs[i].ids[: pairs[i].start] for i in firsts])
+
+    def word_vectors(self, words: Sequence[str]) -> np.ndarray:
+        """Output embeddings of words, the mean over their tokens: float32 [words, width]."""
+        bare = self.network.get_base_model() if hasattr(self.network, "peft_config") else self.network
+        table = bare.get_output_embeddings().weight.detach().float()
+        return np.stack([table[word_ids(self.tokenizer, word)].mean(0).cpu().numpy() for word in words])
 
     def _encode(self, requests: Sequence[Request]) -> list[Any]:
         for request in requests:

@@ -1,4 +1,4 @@
-"""More templates and words than were written by hand: composed, paraphrased, found in the vocabulary. Knows templates and arrays."""
+"""More templates and words than were written by hand: composed, paraphrased, found in a vocabulary. Knows templates, arrays."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def compositions(templates: Sequence[Template]) -> list[Template]:
 def search_words(
     distributions: np.ndarray, gold: np.ndarray, vocabulary: Sequence[str], labels: Sequence[str], count: int = 1
 ) -> Verbalizer:
-    """Words for each label from a few labelled rows: those whose probability rises most with the label (Schick et al. 2020, PETAL).
+    """Words for each label from a few labelled rows: those whose probability rises most with it (Schick et al. 2020, PETAL).
 
     Args:
         distributions: log-probabilities at the slot, [rows, vocabulary].
@@ -88,7 +88,7 @@ def _has_spaces(tokenizer: object) -> bool:
 
 
 def balanced_accuracy(scores: np.ndarray, gold: np.ndarray) -> float:
-    """Mean over labels of the share that is right, after batch calibration: what candidates are ranked by; [rows, labels], [rows]."""
+    """Mean over labels of the share that is right after batch calibration, which ranks candidates; [rows, labels], [rows]."""
     own = log_softmax(scores, axis=1)
     predicted = (own - np.log(np.exp(own).mean(axis=0))).argmax(axis=1)
     return float(np.mean([(predicted[gold == label] == label).mean() for label in np.unique(gold)]))

@@ -1,4 +1,4 @@
-"""Templates × verbalizers × examples × seeds × models on one data set → scores, and the prompt to take. Knows no files but the rows.
+"""Templates × verbalizers × examples × seeds × models on one data set → scores, and which to take. Knows rows; knows no files.
 
 The prompt is chosen on training rows; what it is worth is said on rows that chose nothing.
 """
@@ -37,7 +37,7 @@ class StudyArguments:
     prompts: list[str] = field(
         default_factory=lambda: ["sentiment"],
         metadata={
-            "help": "Prompts of one task: entry, entry/template or entry/template/verbalizer; an entry of the library or a YAML file."
+            "help": "Prompts of one task: entry, entry/template or entry/template/verbalizer; an entry of the library or a file."
         },
     )
     models: list[str] = field(
@@ -112,9 +112,10 @@ class Parts:
     training: list[Row]
     examples: list[Row]
     search: list[Row]
+    tuning: list[Row]
 
 
-def split_rows(training: Table | None, unseen: Table, study: StudyArguments) -> Parts:
+def split_rows(training: Table | None, unseen: Table, study: StudyArguments, tuning: int = 0) -> Parts:
     """Training rows in disjoint parts, none of them a row of `unseen`; rows without a label are left out, with a count.
 
     Raises:
@@ -127,14 +128,14 @@ def split_rows(training: Table | None, unseen: Table, study: StudyArguments) -> 
         raise InputError("0 rows with a label to measure on. Set --eval_split or --label_column")
     known = {row.identity for row in kept}
     pool = [row for row in training.rows if row.label >= 0 and row.identity not in known] if training else []
-    wanted = (study.choose_rows, study.search_rows if study.search else 0)
+    wanted = (study.choose_rows, study.search_rows if study.search else 0, tuning)
     if len(pool) < sum(wanted) + max(study.shots):
         raise InputError(
-            f"{len(pool)} training rows for {wanted[0]} to choose on, {wanted[1]} to search on and {max(study.shots)} examples. "
-            "Set --choose_rows, --search_rows or --shots"
+            f"{len(pool)} training rows for {wanted[0]} to choose on, {wanted[1]} to search on, {tuning} to tune on and "
+            f"{max(study.shots)} examples. Set --choose_rows, --search_rows, --tune_rows or --shots"
         )
-    first, second = wanted[0], sum(wanted)
-    return Parts(kept, pool[:first], pool[second : second + 1000], pool[first:second])
+    first, second, third = np.cumsum(wanted)
+    return Parts(kept, pool[:first], pool[third : third + 1000], pool[first:second], pool[second:third])
 
 
 def named_prompts(names: Sequence[str], labels: Sequence[str] | None = None) -> tuple[Entry, list[Prompt]]:
@@ -151,7 +152,7 @@ def named_prompts(names: Sequence[str], labels: Sequence[str] | None = None) -> 
     for name in names:
         _, template, verbalizer = split_name(name)
         for t in [template] if template else entry.templates:
-            own = [t] if t in entry.words else list(entry.words)  # promptsource's templates bring answers of their own
+            own = [t] if entry.paired else list(entry.words)
             for v in [verbalizer] if verbalizer else own:
                 prompt = Prompt(entry.template(t), entry.verbalizer(v, labels))
                 found.setdefault(prompt.name, prompt)
@@ -166,8 +167,8 @@ def for_family(prompts: list[Prompt], family: str, row: Row) -> list[Prompt]:
         logger.warning("Left out for a causal model, as text follows their slot: %s", ", ".join(left))
     if not fit:
         raise InputError(
-            f"{', '.join(left)}: text follows the slot, which a causal model can't see; wanted {{{{ mask }}}} at the end, or a masked model. "
-            "Set --prompts or --models"
+            f"{', '.join(left)}: text follows the slot, which a causal model can't see; wanted {{{{ mask }}}} at the end. "
+            "Set --prompts, or --models to a masked model"
         )
     return fit
 
@@ -302,7 +303,7 @@ def choose_prompt(found: list[Answers], gold: np.ndarray, labels: Sequence[str],
 
 
 def ensembles(found: list[Answers], gold_training: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Scores on unseen rows of all prompts together: mean and vote, raw and after batch calibration; weighted by training accuracy."""
+    """Scores on unseen rows of all prompts together: mean, vote, weighted by training accuracy; raw and batch-calibrated."""
     made = {}
     for how in ("raw", "batch"):
         stack = np.stack([answers.scores(how) for answers in found])

@@ -135,7 +135,7 @@ class Template:
             if size(rendered) <= limit:
                 return rendered, True
         raise InputError(
-            f"{self.name}: {size(rendered)} tokens without the row's own text; wanted at most {limit}. Set --max_length or --shots"
+            f"{self.name}: {size(rendered)} tokens without the row's text; wanted at most {limit}. Set --max_length or --shots"
         )
 
     def blank(self, text: str) -> dict[str, str]:

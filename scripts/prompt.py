@@ -15,19 +15,22 @@ if TYPE_CHECKING:
     from finetune.data.sources import DataArguments
     from prompts.asked import ScoringArguments
     from prompts.study import StudyArguments
+    from prompts.tune import TuneArguments
 
 
-def main(study: StudyArguments, data: DataArguments, scoring: ScoringArguments) -> None:
+def main(study: StudyArguments, data: DataArguments, scoring: ScoringArguments, tuning: TuneArguments) -> None:
     from finetune.training.plan import keep_freed_memory, world_size
 
     keep_freed_memory()
     from accelerate import PartialState
 
-    from prompts.run import check, generate_all, read_parts, study_prompts
+    from prompts.run import check, generate_all, read_parts, study_prompts, tune_first
 
     world_size()
     state = PartialState()
-    entry, prompts, parts, labels = read_parts(study, data)
+    entry, prompts, parts, labels = read_parts(study, data, tuning)
+    if tuning.tune:
+        study.models.append(tune_first(prompts[0], parts, study, tuning))
     if study.check:
         check(entry, prompts, parts, study, scoring)
     elif entry.target:

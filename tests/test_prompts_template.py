@@ -1,0 +1,323 @@
+"""Templates, entries, verbalizers, rows: what is rendered, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_model, make_tokenizer
+from datasets import ClassLabel, Dataset, Features, List, Value
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from finetune.data.sources import DataArguments, load_rows
+from finetune.errors import InputError
+from prompts.entries import library, read_entry
+from prompts.lint import check_prompt
+from prompts.prompt import Prompt, compose, split_name
+from prompts.rows import Row, read_rows, source_of
+from prompts.score import Scorer
+from prompts.study import named_prompts
+from prompts.template import Rendered, Template
+from prompts.verbalizer import Verbalizer, corrected, make_verbalizer, probabilities
+
+WORDS = make_verbalizer("t/w", ["neg", "pos"], {"neg": "bad", "pos": "good"})
+TASKS = {"aspect", "entities", "grammar", "inference", "intent", "paraphrase", "sentiment", "summary", "topic", "translation"}
+
+
+def words(rendered: Rendered) -> int:
+    return len(rendered.filled("x").split())
+
+
+def test_rendering_parts_the_text_at_its_slot() -> None:
+    template = Template("t/a", "{{ text }}\nIt was {{ mask }}.")
+    assert template.columns == ("text",)
+    rendered = template.render({"text": "Fine.", "other": 1})
+    assert (rendered.before, rendered.gap, rendered.after) == ("Fine.\nIt was", " ", ".")
+    assert rendered.filled("good") == "Fine.\nIt was good."
+    assert Template("t/b", "A: {{ a }}\n{{ mask }}").render({"a": "x"}) == Rendered("A: x\n", "", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ text.__class__.__mro__ }}",
+        "{{ mask.format.__globals__ }}",
+        "{{ rows.append(1) }}",
+    ],
+)
+def test_the_sandbox_refuses(text: str) -> None:
+    with pytest.raises(InputError, match=r"t/a: (refused by the sandbox|cannot be rendered|no column)"):
+        Template("t/a", text + "{{ mask }}").render({"text": "x", "rows": [1]})
+
+
+def test_the_sandbox_keeps_lists_as_they_are() -> None:
+    rows = [1]
+    with pytest.raises(InputError, match="refused by the sandbox"):
+        Template("t/a", "{% set _ = rows.append(2) %}a {{ mask }}").render({"rows": rows})
+    assert rows == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{{ txt }} {{ mask }}", "t/a: no column 'txt'; the rows have text"),
+        ("{{ text }}", "no slots"),
+        ("{{ mask }} {{ text }} {{ mask }}", "2 slots"),
+        ("{{ mask }}", "nothing but its slot"),
+        ("{{ text {{ mask }}", "no valid template"),
+        ("{{ text.nowhere }} {{ mask }}", "cannot be rendered"),
+    ],
+)
+def test_bad_templates_are_named(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Template("t/a", text).render({"text": "x"})
+
+
+def test_cutting_shortens_the_row_and_neither_instruction_nor_slot() -> None:
+    template = Template("t/a", "Review: {{ text }} Question: good or bad? Answer: {{ mask }}")
+    row = {"text": " ".join(f"w{i}" for i in range(50))}
+    rendered, was_cut = template.fit(row, words, 17)
+    assert was_cut and words(rendered) == 17
+    assert rendered.before == "Review: w0 w1 w2 w3 w4 w5 w6 w7 w8 w9 Question: good or bad? Answer:"
+    assert template.fit(row, words, 57) == (template.render(row), False)
+    with pytest.raises(InputError, match=r"tokens without the row's text; wanted at most 5.*--max_length"):
+        template.fit(row, words, 5)
+
+
+def test_cutting_takes_the_longest_column_first() -> None:
+    template = Template("t/a", "{{ a }} / {{ b }} = {{ mask }}")
+    rendered, _ = template.fit({"a": "one two", "b": "x " * 30}, words, 8)
+    assert rendered.before == "one two / x x x ="
+
+
+def test_the_library_has_ten_tasks_with_templates_and_words() -> None:
+    assert set(library()) == TASKS
+    for name in library():
+        entry = read_entry(name)
+        assert len(entry.templates) >= 3 and entry.data and all(t.follows for t in entry.templates.values())
+        assert len(entry.words) >= 2 or (entry.target and len(entry.endings) >= 2)
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_template_renders_on_its_data(name: str, shared_data: Path) -> None:
+    entry = read_entry(name)
+    for dataset in entry.data:
+        folder = dataset if dataset == "reviews" else str(shared_data / dataset)
+        rows = load_rows(DataArguments(dataset_name=folder), train=False).eval.select(range(20))
+        table = read_rows(rows, entry, source_of(entry, folder))
+        if entry.target is None:
+            _, prompts = named_prompts([name], table.labels)
+            assert {row.label for row in table.rows} <= set(range(len(table.labels)))
+            assert len(prompts) == len(entry.templates) * len(entry.words)
+        else:
+            assert all(entry.target.plain(row.columns).strip() for row in table.rows)
+        for template in entry.templates.values():
+            for row in table.rows:
+                rendered = template.render(row.columns)
+                assert all(str(row.columns[c]).strip() in rendered.filled("") for c in template.columns)
+
+
+def test_entities_are_spans_of_a_sentence() -> None:
+    names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    data = Dataset.from_dict(
+        {"tokens": [["Ada", "King", "saw", "Paris", "Rome", "."]], "ner_tags": [[1, 2, 0, 3, 3, 0]]},
+        features=Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))}),
+    )
+    table = read_rows(data, read_entry("entities"), read_entry("entities").data["conll2003"])
+    assert [(row.columns["span"], table.labels[row.label]) for row in table.rows] == [
+        ("Ada King", "PER"),
+        ("Paris", "LOC"),
+        ("Rome", "LOC"),
+    ]
+    assert table.rows[0].columns["text"] == "Ada King saw Paris Rome."
+
+
+def test_labels_are_renamed_by_name_not_by_place() -> None:
+    data = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).cast_column("label", ClassLabel(names=["pos", "neg"]))
+    table = read_rows(data, read_entry("sentiment"), read_entry("sentiment").data["imdb"])
+    assert table.labels == ("negative", "positive") and [row.label for row in table.rows] == [1, 0]
+    strange = data.cast_column("label", ClassLabel(names=["pos", "meh"]))
+    with pytest.raises(InputError, match="sentiment: no label 'meh'; it has negative, positive"):
+        read_rows(strange, read_entry("sentiment"), read_entry("sentiment").data["imdb"])
+    with pytest.raises(InputError, match="no column 'text' in the data; it has words"):
+        read_rows(data.rename_column("text", "words"), read_entry("sentiment"), read_entry("sentiment").data["imdb"])
+    with pytest.raises(InputError, match="0 rows"):
+        read_rows(data.select([]), read_entry("sentiment"), read_entry("sentiment").data["imdb"])
+
+
+def test_files_of_ones_own_and_what_is_wrong_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("labels: [no, yes]\ntemplates: {a: '{{ text }} {{ mask }}'}\nverbalizers: {w: {'no': bad, 'yes': good}}")
+    with pytest.raises(InputError, match="reads a label as False"):  # YAML reads a bare no as false
+        Prompt.load(f"{path}/a/w")
+    path.write_text("labels: ['no', 'yes']\ntemplates: {a: '{{ text }} {{ mask }}'}\nverbalizers: {w: {'no': bad, 'yes': good}}")
+    assert Prompt.load(f"{path}/a/w").verbalizer.words == (("bad",), ("good",))
+    for text, message in (
+        ("labels: [a]", "has no `templates`"),
+        ("templates: {a: x}", "neither `verbalizers` nor `target`"),
+        ("template: 1\ntemplates: {a: x}", "unknown key 'template'"),
+        ("templates: {a: 3}\nverbalizers: {w: '{name}'}", "wanted `text`"),
+        ("templates: [", "Cannot read"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_entry(str(path))
+    with pytest.raises(InputError, match="No prompts 'sentimental'"):
+        read_entry("sentimental")
+
+
+def test_promptsource_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "templates.yaml"
+    path.write_text(
+        "dataset: imdb\ntemplates:\n"
+        "  0001: !Template\n    answer_choices: bad ||| good\n    id: '0001'\n    name: Opinion\n"
+        "    metadata: !TemplateMetadata {original_task: true}\n"
+        "    jinja: 'The review: {{text}} Is it {{ answer_choices | join(\" or \") }}? ||| {{ answer_choices[label] }}'\n    reference: ''\n"
+        "  0002: !Template\n    answer_choices: null\n    name: Write\n"
+        "    metadata: !TemplateMetadata {original_task: false}\n"
+        "    jinja: 'Write one: ||| {{text}}'\n    reference: ''\n"
+    )
+    entry, prompts = named_prompts([str(path)], ["neg", "pos"])
+    assert [prompt.name for prompt in prompts] == ["imdb/Opinion/Opinion"] and list(entry.templates) == ["Opinion"]
+    assert prompts[0].template.render({"text": "Fun."}).filled("good") == "The review: Fun. It is bad or good? good"
+    with pytest.raises(InputError, match="2 words for 3 labels"):
+        named_prompts([str(path)], ["neg", "meh", "pos"])
+
+
+def test_verbalizers_by_eye() -> None:
+    verbalizer = Verbalizer("v", ("a", "b"), (("x", "y"), ("z",)))
+    tokens = [[np.log([0.5, 0.5]), np.log([0.25]), np.log([0.125])]]
+    exact = verbalizer.word_scores(tokens)
+    np.testing.assert_allclose(np.exp(exact), [[0.25, 0.25, 0.125]])
+    np.testing.assert_allclose(probabilities(verbalizer.label_scores(exact)), [[2 / 3, 1 / 3]])
+    for how, expected in (("mean", 0.2), ("sum", 0.4), ("max", 0.3), ("first", 0.1)):
+        scores = Verbalizer("v", ("a", "b"), (("x", "y"), ("z",)), combine=how).label_scores(np.log([[0.1, 0.3, 0.2]]))
+        np.testing.assert_allclose(np.exp(scores), [[expected, 0.2]])
+    for how, expected in (("mean", 0.2), ("first", 0.1), ("max", 0.4)):
+        scores = Verbalizer("v", ("a", "b"), (("x",), ("z",)), tokens=how).word_scores([[np.log([0.1, 0.4]), np.log([1.0])]])
+        np.testing.assert_allclose(np.exp(scores[0, 0]), expected)
+    np.testing.assert_allclose(np.exp(corrected(np.log([[0.2, 0.2]]), np.log([[0.1, 0.3], [0.3, 0.1]]))), [[1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"a": "x", "c": "y"}, "no label 'c'; the data has a, b"),
+        ({"a": "x"}, "no word for the label 'b'"),
+        ({"a": "x", "b": "x"}, "'a' and 'b' have the same word 'x'"),
+        ({"a": "x", "b": " "}, "label 'b' has"),
+        ({"a": "x", "b": []}, "label 'b' has"),
+        ("same", "have the same word"),
+    ],
+)
+def test_bad_verbalizers_are_named(given: object, message: str) -> None:
+    with pytest.raises(InputError, match=f"v/w: .*{message}"):
+        make_verbalizer("v/w", ["a", "b"], given)  # type: ignore[arg-type]
+
+
+def test_bad_names_and_options_are_named() -> None:
+    for name, message in (
+        ("sentiment/nowhere", "no template 'nowhere'"),
+        ("sentiment/review/nowhere", "no verbalizer 'nowhere'"),
+        ("summary/tldr", "generates text"),
+        ("intent/intent", "its labels are those of the data"),
+        ("a/b/c/d", "wanted entry"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Prompt.load(name)
+    with pytest.raises(InputError, match="unknown tokens 'median'"):
+        Verbalizer("v", ("a", "b"), (("x",), ("z",)), tokens="median")
+    with pytest.raises(InputError, match="1 labels"):
+        Verbalizer("v", ("a",), (("x",),))
+    with pytest.raises(InputError, match="no label 'c'"):
+        Verbalizer("v", ("a", "b"), (("x",), ("z",))).answer("c")
+    assert split_name("x/y.yaml/t/v") == ("x/y.yaml", "t", "v") and split_name("s") == ("s", None, None)
+    with pytest.raises(InputError, match="several entries"):
+        named_prompts(["sentiment", "topic"])
+
+
+@pytest.fixture
+def scorer() -> Scorer:
+    return Scorer(make_model("llama", AutoModelForCausalLM), make_tokenizer("llama"))
+
+
+def test_asking_in_python(scorer: Scorer) -> None:
+    prompt = Prompt(Template("t/a", "{{ text }} it was {{ mask }}"), WORDS)
+    answer = prompt.ask(scorer, "we loved the film")
+    assert list(answer) == ["neg", "pos"] and sum(answer.values()) == pytest.approx(1)
+    assert answer == prompt.ask(scorer, text="we loved the film")
+    with pytest.raises(InputError, match="no column 'text'"):
+        prompt.ask(scorer, film="x")
+    two = Prompt(Template("t/b", "{{ a }} {{ b }} {{ mask }}"), prompt.verbalizer)
+    with pytest.raises(InputError, match="reads a, b; give each by its name"):
+        two.ask(scorer, "x")
+    assert sum(two.ask(scorer, a="the film", b="was").values()) == pytest.approx(1)
+
+
+def test_examples_stand_before_the_question_with_their_answers(scorer: Scorer) -> None:
+    template = Template("t/a", "{{ text }} it was {{ mask }}.")
+    shown = [(template.render({"text": "the film"}), "good"), (template.render({"text": "a story"}), "bad")]
+    request, was_cut = compose(template, scorer, {"text": "the actor"}, shown, ["bad", "good"], "good")
+    assert request.context == "the film it was good.\n\na story it was bad.\n\nthe actor it was"
+    assert request.answers == (" bad", " good") and request.rest == "." and not was_cut
+    cut, was_cut = compose(template, scorer, {"text": "the actor " * 60}, shown, ["bad", "good"], "good")
+    assert was_cut and cut.context.startswith("the film it was good.") and cut.context.endswith("actor it was")
+    assert len(scorer.tokenizer(cut.context)["input_ids"]) <= scorer.longest
+
+
+def test_a_chat_goes_through_the_models_own_template_with_one_bos(scorer: Scorer) -> None:
+    template = Template("t/a", "{{ text }} it was {{ mask }}")
+    with pytest.raises(InputError, match="has no chat template"):
+        compose(template, scorer, {"text": "the film"}, [], ["good"], "good", chat=True)
+    scorer.tokenizer.chat_template = "<s>{% for m in messages %}{{ m['content'] }} {% endfor %}[CLS]"
+    shown = [(template.render({"text": "a story"}), "bad")]
+    request, _ = compose(template, scorer, {"text": "the film"}, shown, ["good"], "good", chat=True)
+    assert (
+        request.context == "<s>a story it was bad the film it was [CLS]" and request.answers == ("good",) and not request.special
+    )
+    sequence = scorer._encode([request])[0]
+    assert sequence.ids.count(5) == 1  # a chat template has put its special tokens in already
+    with pytest.raises(InputError, match="can't stand in a chat"):
+        compose(Template("t/b", "{{ text }} {{ mask }}."), scorer, {"text": "x"}, [], ["good"], "good", chat=True)
+
+
+def test_lint_names_what_is_wrong() -> None:
+    rows = [Row({"text": "the film was very good"}, 1, "a"), Row({"text": " "}, 0, "b")]
+    tokenizer = make_tokenizer("llama")
+
+    def lint(text: str, words: Verbalizer = WORDS, limit: int = 50) -> str:
+        return "\n".join(check_prompt(Prompt(Template("t/a", text), words), rows, tokenizer, limit, "causal"))
+
+    fine = "the story is {{ text }} it was {{ mask }}"
+    assert lint(fine) == "t/a/w: 1 rows with an empty column among text"
+    missing = lint("{{ review }} {{ mask }}")
+    assert "no column 'review'; the rows have text" in missing and "(2 of 2 rows)" in missing
+    assert "renders to nothing but its slot" in lint("{{ text.strip() }}{{ mask }}")
+    assert "no slots for an answer" in lint("{{ text }}")
+    assert "text after the slot" in lint("{{ text }} was {{ mask }} and dull")
+    assert "1 of 2 rows have more than 9 tokens" in lint(fine, limit=9)
+    assert "begins with <s> twice" in lint("<s> <s> {{ text }} {{ mask }}")
+    unknown = make_verbalizer("t/w", ["neg", "pos"], {"neg": "zebra", "pos": "good"})
+    assert "The answer ' zebra' is unknown to the vocabulary" in lint(fine, unknown)
+
+
+def test_lint_sees_an_answer_that_is_split_differently_in_context() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["[UNK]", "i", "t", "w", "a", "s", ":", "g", "o", "d", "oo", "goo", "good", ":g", " "]
+    merges = [("o", "o"), (":", "g"), ("g", "oo"), ("goo", "d")]
+    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, merges, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", bos_token="[UNK]")
+    prompt = Prompt(Template("t/a", "{{ text }}:{{ mask }}"), make_verbalizer("t/w", ["n", "p"], {"n": "was", "p": "good"}))
+    lines = check_prompt(prompt, [Row({"text": "it was"}, 0, "a")], fast, 50, "causal")
+    assert any("'good' is split in another way behind this text than alone: ':g' 'oo' 'd'" in line for line in lines)
+
+
+def test_a_masked_model_fills_a_cloze_in_the_middle() -> None:
+    scorer = Scorer(make_model("bert", AutoModelForMaskedLM), make_tokenizer("bert"))
+    prompt = Prompt(Template("t/a", "it was {{ mask }} , {{ text }}"), WORDS)
+    assert sum(prompt.ask(scorer, "we loved it").values()) == pytest.approx(1)

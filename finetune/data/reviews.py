@@ -20,7 +20,7 @@ MOST_ASPECTS = 4  # of eight: as many again are left for the other film of a mul
 # all against it, none named.
 LENGTHS = {1: 14, 2: 24, 3: 26, 4: 19, 5: 11, 6: 6}
 PLANS = {"agree": 56, "mixed": 12, "against": 20, "bare": 12}
-LITERAL = 0.78  # share of framed verdicts whose words of praise or blame mean what they say
+LITERAL = 0.82  # share of framed verdicts whose words of praise or blame mean what they say
 
 
 @dataclass

@@ -31,7 +31,7 @@ def test_rows_hold_every_piece_once_and_nearly_fill():
     rows = packing.fill(lengths, 128)
     assert sorted(packing.joined(rows)) == list(range(2000))
     assert max(sum(lengths[i] for i in row) for row in rows) <= 128
-    assert sum(lengths) / (len(rows) * 128) > 0.99
+    assert sum(lengths) / (len(rows) * 128) > 0.98
 
 
 def test_positions_documents_and_labels_of_a_row():

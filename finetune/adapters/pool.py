@@ -1,0 +1,387 @@
+"""One base in memory, many adapters on it, different ones within one batch. Knows texts and adapters; knows no server.
+
+pool = AdapterPool("smollm2")
+pool.add("films", "runs/films")
+pool.generate(["A film about", "A film about"], adapters=["films", None])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from finetune.adapters.deltas import read_adapter
+from finetune.adapters.mixture import Chain, Mixture, Plan, Ready, SwitchedHead
+from finetune.adapters.mounting import MODELS, labels_of
+from finetune.adapters.passport import WEIGHTS, check_passport
+from finetune.adapters.writing import Row, Sampling, Writing
+from finetune.errors import InputError
+from finetune.methods import head_names
+from finetune.models.load import ModelArguments, load_model, resolve
+from finetune.training.checkpoints import ARGUMENTS
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+Name = str | tuple[str, ...] | None
+Text = str | tuple[str, str]
+
+
+@dataclass
+class Entry:
+    """An adapter that the pool knows; its tensors are there only while they are used now and then."""
+
+    folder: Path
+    digest: str
+    task: str | None
+    labels: list[str] | None
+    ready: Ready | None = None
+    used: int = 0
+
+
+@dataclass
+class Books:
+    """What the pool knows by name. A lock of its own: looking up waits for no model."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    clock: int = 0
+
+
+class AdapterPool:
+    """Many adapters on one base. Calls from several threads are safe: they take turns on the model, step by step.
+
+    Args:
+        base: a name as `--model_name_or_path` takes it, or a model (then with its `processor`).
+        memory_limit_mb: adapters that were not used for longest are put aside beyond it, and read again when asked for.
+        allow_mismatch: take adapters that don't belong on this base.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        processor: Any = None,
+        memory_limit_mb: float = 1024,
+        allow_mismatch: bool = False,
+        device: str | None = None,
+    ) -> None:
+        processor, network = _load(base) if processor is None else (processor, base)
+        self.processor, self.allow_mismatch, self.limit = processor, allow_mismatch, int(memory_limit_mb * 2**20)
+        self.network = network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)
+        self.trunk = self.network.base_model
+        self.prefix = f"{self.network.base_model_prefix}."
+        self.mixture = Mixture(self.trunk)
+        sizes = self.network.config.to_dict()
+        self.context = int(sizes.get("max_position_embeddings") or sizes.get("n_positions", 2048))
+        self._books, self._turn, self._words = Books(), threading.Lock(), threading.Lock()
+        self._views: dict[str, Any] = {}
+
+    @property
+    def writes(self) -> bool:
+        """Whether the base can write texts."""
+        return self.network is not self.trunk
+
+    def add(self, name: str, folder: str | Path, replace: bool = False) -> None:
+        """Take an adapter in, also while others answer.
+
+        Raises:
+            InputError: a bad or taken name, no adapter, or one that doesn't belong on this base.
+        """
+        if not NAME.fullmatch(name) or ".." in name:
+            raise InputError(f"The name {name!r} is no adapter's; wanted up to 64 letters, digits, '-', '_' and '.'")
+        path = Path(folder)
+        ready = self._read(path)
+        entry = Entry(path, _digest(path), ready.task, ready.labels, ready)
+        with self._books.lock:
+            if name in self._books.entries and not replace:
+                raise InputError(f"There is an adapter '{name}' already; wanted another name, or replace=True")
+            self._books.entries[name] = entry
+            self._put_aside(keep=[entry])
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out; what it was asked before, it still answers.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        with self._books.lock:
+            self._entry(name)
+            del self._books.entries[name]
+
+    def adapters(self) -> dict[str, dict[str, Any]]:
+        """Name → folder, kind of task, labels, and whether its tensors are in memory."""
+        with self._books.lock:
+            return {
+                name: {"folder": str(e.folder), "task": e.task, "labels": e.labels, "in_memory": e.ready is not None}
+                for name, e in self._books.entries.items()
+            }
+
+    def chain(self, name: Name) -> Chain:
+        """The adapters of one name, of several in sequence (a stack), or of none, ready for use."""
+        names = () if name is None else (name,) if isinstance(name, str) else name
+        found = []
+        with self._books.lock:
+            for one in names:
+                entry = self._entry(one)
+                if entry.ready is None:
+                    if _digest(entry.folder) != entry.digest:
+                        raise InputError(f"The files of '{one}' in {entry.folder} have changed; add it again with replace=True")
+                    entry.ready = self._read(entry.folder)
+                self._books.clock += 1
+                entry.used = self._books.clock
+                found.append(entry)
+            self._put_aside(keep=found)
+            return tuple(entry.ready for entry in found if entry.ready)
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self._books.entries:
+            known = ", ".join(sorted(self._books.entries)[:20]) or "none"
+            raise InputError(f"Unknown adapter {name!r}; there are: {known}. Add it first")
+        return self._books.entries[name]
+
+    def _put_aside(self, keep: Sequence[Entry]) -> None:
+        loaded = [e for e in self._books.entries.values() if e.ready is not None]
+        total = sum(e.ready.adapter.size() for e in loaded if e.ready)
+        for entry in sorted(loaded, key=lambda e: e.used):
+            if total <= self.limit:
+                return
+            if entry.ready is not None and entry not in keep:
+                total -= entry.ready.adapter.size()
+                entry.ready = None
+
+    def _read(self, folder: Path) -> Ready:
+        adapter = read_adapter(folder)
+        if adapter.config.get("task_type") not in MODELS:
+            raise InputError(
+                f"{folder} is an adapter for the task '{adapter.config.get('task_type')}', which a pool can't answer"
+            )
+        with self._turn:
+            check_passport(folder, self.network, self.processor, self.allow_mismatch)
+            ready = self.mixture.lay_out(adapter, self.prefix)
+        ready.labels, ready.max_length = labels_of(folder), _max_length(folder)
+        if ready.task in ("SEQ_CLS", "TOKEN_CLS"):
+            ready.heads = self._make_heads(ready)
+            ready.labels = ready.labels or [f"LABEL_{i}" for i in range(_width(ready.heads))]
+        elif adapter.heads:
+            raise InputError(f"{folder} has a head for '{ready.task}', which a pool can't run; wanted classification or tokens")
+        return ready
+
+    def _make_heads(self, ready: Ready) -> dict[str, Any]:
+        weights = ready.adapter.heads
+        width = (
+            len(ready.labels) if ready.labels else next(t.shape[0] for n, t in reversed(weights.items()) if n.endswith("weight"))
+        )
+        model = self._bare_view(str(ready.task), width)
+        heads = {}
+        for name in head_names(model):
+            head = model.get_submodule(name)
+            mine = {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
+            own = {k: v.to(self.network.device, self.network.dtype) for k, v in mine.items()}
+            if own.keys() != head.state_dict().keys() or any(own[k].shape != v.shape for k, v in head.state_dict().items()):
+                raise InputError(
+                    f"The head '{name}' is not whole in {ready.adapter.folder}: without it {ready.task} has no answer"
+                )
+            head.load_state_dict(own, assign=True)
+            heads[name] = head.eval()
+        return heads
+
+    def _bare_view(self, task: str, width: int) -> Any:
+        labels = {index: f"LABEL_{index}" for index in range(width)}
+        further = {"id2label": labels, "label2id": {v: k for k, v in labels.items()}, "pad_token_id": self.processor.pad_token_id}
+        config = type(self.network.config).from_dict(self.network.config.to_dict() | further)
+        with torch.device("meta"):
+            return MODELS[task].from_config(config)
+
+    def _view(self, task: str) -> Any:
+        """A model for the task around the pool's own base, with heads that switch by row."""
+        if task not in self._views:
+            view = self._bare_view(task, 2).eval()
+            for name in head_names(view):
+                setattr(view, name, SwitchedHead(name, self.mixture))
+            setattr(view, view.base_model_prefix, self.trunk)
+            self._views[task] = view
+        return self._views[task]
+
+    def run(self, plan: Plan, function: Callable[[], Any]) -> Any:
+        """What the function gives on the model while the plan stands; others wait."""
+        with self._turn, torch.inference_mode():
+            self.mixture.plan = plan
+            try:
+                return function()
+            finally:
+                self.mixture.plan = None
+
+    def classify(self, texts: Sequence[Text], adapters: Sequence[Name], truncate: bool = False) -> list[dict[str, Any]]:
+        """One text (or pair) and one adapter each → label, its probability, and the probability of every label.
+
+        Raises:
+            InputError: an unknown adapter or one that doesn't classify, an empty text, or one that is too long.
+        """
+        answers = []
+        for row, labels in self._labelled(texts, adapters, truncate):
+            chances = row.softmax(-1).tolist()
+            best = int(row.argmax())
+            every = dict(zip(labels, chances, strict=True))
+            answers.append({"label": labels[best], "probability": chances[best], "probabilities": every})
+        return answers
+
+    def logits(self, texts: Sequence[Text], adapters: Sequence[Name], truncate: bool = False) -> list[Tensor]:
+        """Logits [labels] of each text under its adapter, float32 on the CPU."""
+        return [row for row, _ in self._labelled(texts, adapters, truncate)]
+
+    def _labelled(self, texts: Sequence[Text], adapters: Sequence[Name], truncate: bool) -> list[tuple[Tensor, list[str]]]:
+        chains = [chain for _, chain in self._asked(texts, adapters, "SEQ_CLS")]
+        out = self._ask("SEQ_CLS", self._encode(texts, chains, truncate), chains)
+        labels = [chain[-1].labels or [] for chain in chains]
+        return [(row[: len(names)], names) for row, names in zip(out, labels, strict=True)]
+
+    def tag(self, texts: Sequence[str], adapters: Sequence[Name], truncate: bool = False) -> list[list[dict[str, Any]]]:
+        """One text and one adapter each → for every word its label and probability; a word goes by its first token."""
+        asked = self._asked(texts, adapters, "TOKEN_CLS")
+        words, chains = [text.split() for text in texts], [c for _, c in asked]
+        batch = self._encode(words, chains, truncate, split=True)
+        logits = self._ask("TOKEN_CLS", batch, chains)
+        answers = []
+        for index, chain in enumerate(chains):
+            places, labels = batch.word_ids(index), chain[-1].labels or []
+            firsts = {word: place for place, word in reversed(list(enumerate(places))) if word is not None}
+            chances = logits[index, :, : len(labels)].softmax(-1)
+            best = {word: int(chances[place].argmax()) for word, place in firsts.items()}
+            answers.append([
+                {"word": word, "label": labels[best[i]], "probability": float(chances[firsts[i], best[i]])}
+                for i, word in enumerate(words[index]) if i in firsts
+            ])  # fmt: skip
+        return answers
+
+    def embed(self, texts: Sequence[str], adapters: Sequence[Name] | None = None, truncate: bool = False) -> Tensor:
+        """Mean of the last hidden states over a text's tokens, length 1: [texts, width], float32 on the CPU."""
+        asked = self._asked(texts, adapters or [None] * len(texts))
+        chains = [c for _, c in asked]
+        batch = self._encode(list(texts), chains, truncate)
+        hidden = self._ask(None, batch, chains)
+        mask = batch["attention_mask"][..., None].float()
+        return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+    def rows(self, texts: Sequence[str], adapters: Sequence[Name], sampling: Sampling) -> list[Row]:
+        """Texts to be continued, ready to join a batch.
+
+        Raises:
+            InputError: a base that writes nothing, an adapter for another task, an empty text, or one that is too long.
+        """
+        if not self.writes:
+            raise InputError("This base writes no texts; wanted a causal model such as smollm2")
+        rows = []
+        for text, chain in self._asked(texts, adapters, None):
+            if any(ready.task not in ("CAUSAL_LM", None) for ready in chain):
+                raise InputError(f"An adapter for {chain[-1].task} writes no texts; wanted one for CAUSAL_LM")
+            with self._words:
+                ids = self.processor(text)["input_ids"]
+            if len(ids) + sampling.max_new_tokens > self.context:
+                raise InputError(
+                    f"The text has {len(ids)} tokens, and {sampling.max_new_tokens} new ones are asked for; the context holds "
+                    f"{self.context}. Shorten the text or ask for fewer new tokens"
+                )
+            rows.append(Row(ids, chain, replace(sampling, seed=sampling.seed + len(rows)), self._decode))
+        return rows
+
+    def writing(self) -> Writing:
+        """An empty batch that rows join."""
+        ends = self.network.generation_config.eos_token_id
+        ids = {self.processor.eos_token_id} | set(ends if isinstance(ends, list) else [ends])
+        return Writing(self.network, self.run, {i for i in ids if i is not None})
+
+    def generate(self, texts: Sequence[str], adapters: Sequence[Name] | None = None, **sampling: Any) -> list[str]:
+        """Continuations of the texts, each by its own adapter (None: the base); options are those of `Sampling`."""
+        rows = self.rows(texts, adapters or [None] * len(texts), Sampling(**sampling))
+        for _ in self._write(rows):
+            pass
+        return [row.text for row in rows]
+
+    def stream(self, texts: Sequence[str], adapters: Sequence[Name] | None = None, **sampling: Any) -> Iterator[tuple[int, str]]:
+        """The same, piece by piece as it is written: (which text, what comes next)."""
+        rows = self.rows(texts, adapters or [None] * len(texts), Sampling(**sampling))
+        places = {row: index for index, row in enumerate(rows)}
+        yield from ((places[row], piece) for row, piece in self._write(rows) if piece)
+
+    def _write(self, rows: list[Row]) -> Iterator[tuple[Row, str]]:
+        writing = self.writing()
+        yield from writing.join(rows) if rows else ()
+        while writing.rows:
+            yield from writing.step()
+
+    def _decode(self, ids: list[int]) -> str:
+        with self._words:
+            return self.processor.decode(ids, skip_special_tokens=True)
+
+    def _asked(self, texts: Sequence[Text], adapters: Sequence[Name], task: str | None = None) -> list[tuple[Text, Chain]]:
+        if len(texts) != len(adapters):
+            raise InputError(f"{len(texts)} texts and {len(adapters)} adapters; wanted one each (None for the base)")
+        asked = []
+        for index, (text, name) in enumerate(zip(texts, adapters, strict=True)):
+            for part in text if isinstance(text, tuple) else (text,):
+                if not isinstance(part, str) or not part.strip():
+                    raise InputError(f"Text {index} is empty; wanted one or more words")
+            chain = self.chain(name)
+            if task and (not chain or chain[-1].task != task):
+                what = f"'{name}' is for {chain[-1].task}" if chain else "the base alone has no head"
+                raise InputError(f"Text {index} asks for {task}, and {what}; name an adapter trained for it")
+            asked.append((text, chain))
+        return asked
+
+    def _encode(self, texts: Sequence[Any], chains: Sequence[Chain], truncate: bool, split: bool = False) -> Any:
+        limits = [min([self.context, *(r.max_length for r in chain if r.max_length)]) for chain in chains]
+        with self._words:
+            columns = (
+                [list(part) for part in zip(*texts, strict=True)] if texts and isinstance(texts[0], tuple) else [list(texts)]
+            )
+            cut = {"truncation": True, "max_length": min(limits)} if truncate else {}
+            padded = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+            batch = self.processor(*columns, is_split_into_words=split, **cut, **padded)
+        for index, (length, limit) in enumerate(zip(batch["attention_mask"].sum(1).tolist(), limits, strict=True)):
+            if length > limit:
+                raise InputError(
+                    f"Text {index} has {length} tokens, its adapter and base take {limit}; shorten it, or set truncate"
+                )
+        return batch
+
+    def _ask(self, task: str | None, batch: Any, chains: Sequence[Chain]) -> Tensor:
+        inputs = {
+            k: v.to(self.network.device) for k, v in batch.items() if k in ("input_ids", "attention_mask", "token_type_ids")
+        }
+        model = self.trunk if task is None else self._view(task)
+        name = "last_hidden_state" if task is None else "logits"
+        return self.run(Plan(chains), lambda: model(**inputs)[name]).float().cpu()
+
+
+def _load(base: Any) -> tuple[Any, Any]:
+    if not isinstance(base, str):
+        raise InputError(f"A base given as a {type(base).__name__} needs its processor; wanted AdapterPool(network, processor)")
+    source, further = resolve(base)
+    try:
+        names = AutoConfig.from_pretrained(source, **further).architectures or []
+    except (OSError, ValueError):
+        names = []  # load_model says what is wrong
+    writes = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    return load_model(ModelArguments(model_name_or_path=base), AutoModelForCausalLM if writes else AutoModel)
+
+
+def _digest(folder: Path) -> str:
+    with (folder / WEIGHTS).open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _max_length(folder: Path) -> int | None:
+    file = folder / ARGUMENTS
+    return yaml.safe_load(file.read_text(encoding="utf-8")).get("max_length") if file.is_file() else None
+
+
+def _width(heads: dict[str, Any]) -> int:
+    return int(list(heads.values())[-1].state_dict()["weight"].shape[0])

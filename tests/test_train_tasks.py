@@ -130,7 +130,8 @@ def test_a_series_of_few_shot_runs_gives_mean_and_deviation(saved, review_file, 
     out = tmp_path / "series"
     arguments = [
         "--method", "full", "--model_name_or_path", saved("bert", AutoModel), "--dataset_name", review_file,
-        "--output_dir", out, "--num_train_epochs", 3, "--shots_per_class", 4, "--seeds", 2, "--bf16", "false", "--learning_rate", 0.01,
+        "--output_dir", out, "--num_train_epochs", 3, "--shots_per_class", 4, "--seeds", 2, "--bf16", "false",
+        "--learning_rate", 0.01,
     ]  # fmt: skip
     run("train", *arguments)
     found = figures(out)
@@ -206,7 +207,10 @@ def test_early_stopping_wants_evaluations(saved, review_file, tmp_path):
         )
 
 
-CHATS = "{% for m in messages %}<s> {{ m.role }} {{ m.content }} </s>{% endfor %}{% if add_generation_prompt %}<s> assistant {% endif %}"
+CHATS = (
+    "{% for m in messages %}<s> {{ m.role }} {{ m.content }} </s>{% endfor %}"
+    "{% if add_generation_prompt %}<s> assistant {% endif %}"
+)
 
 
 @pytest.fixture
@@ -295,8 +299,9 @@ def test_instructions_are_answered(chats, tmp_path):
 
 PAIRS = [
     ("tokens", "bert", "lora"), ("tokens", "bert", "bottleneck"), ("tokens", "gpt2", "bitfit"), ("spans", "bert", "prompt"),
-    ("spans", "bert", "prefix"), ("spans", "t5", "lora"), ("seq2seq", "t5", "prefix"), ("seq2seq", "t5", "prompt"), ("seq2seq", "t5", "ia3"),
-    ("seq2seq", "gpt2", "prompt"), ("seq2seq", "llama", "prefix"), ("seq2seq", "llama", "bottleneck"), ("choice", "bert", "prompt"),
+    ("spans", "bert", "prefix"), ("spans", "t5", "lora"), ("seq2seq", "t5", "prefix"), ("seq2seq", "t5", "prompt"),
+    ("seq2seq", "t5", "ia3"), ("seq2seq", "gpt2", "prompt"), ("seq2seq", "llama", "prefix"), ("seq2seq", "llama", "bottleneck"),
+    ("choice", "bert", "prompt"),
     ("choice", "llama", "lora"), ("regression", "bert", "linear_probe"), ("multilabel", "gpt2", "ptuning"),
 ]  # fmt: skip
 

@@ -20,14 +20,16 @@ import time
 SIDES = ("trl", "trl_packed", "ours")
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 DIFFERENCES = (
-    "trl: library defaults (padding, gradient checkpointing, bf16 autocast over float32 weights). trl_packed: packing=True and freed "
-    "memory kept (mallopt). ours: rows of a batch in one line, attention text by text, logits where a label is alone, no gradient "
-    "checkpointing, frozen weights in bf16 and adapters in float32, freed memory kept. Same rows, batch size, learning rate."
+    "trl: library defaults (padding, gradient checkpointing, bf16 autocast, float32 weights). trl_packed: packing=True and "
+    "freed memory kept (mallopt). ours: rows of a batch in one line, attention text by text, logits where a label is alone, no "
+    "gradient checkpointing, frozen weights in bf16, adapters in float32, freed memory kept. Same rows, batch and learning rate."
 )
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--task", default="sft", choices=["sft"], help="this benchmark's own name in training.py")
     parser.add_argument("--dataset_name", default="../shared/data/alpaca_en_demo", help="rows with prompt and completion")
     parser.add_argument("--model_name_or_path", default="smollm2", help="a decoder")
@@ -49,13 +51,17 @@ def rows_of(ask: argparse.Namespace):
 
 def trainer_of(ask: argparse.Namespace):
     """The trainer of a side, and the number of real tokens in its rows."""
+    import torch
+
     settings = {
-        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": ask.rows if ask.losses else ask.batch_size, "learning_rate": 5e-4,
-        "num_train_epochs": 3 if ask.losses else 1, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "seed": 42,
+        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": ask.rows if ask.losses else ask.batch_size,
+        "learning_rate": 5e-4, "num_train_epochs": 3 if ask.losses else 1, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "seed": 42,
         "max_length": ask.max_length, "lr_scheduler_type": "constant", "dataloader_pin_memory": False,
     }  # fmt: skip
+    if not torch.cuda.is_available():
+        settings["use_cpu"] = True  # TRL stops without it
     if ask.losses:
-        settings |= {"bf16": False}
+        settings["bf16"] = False
     rows = rows_of(ask)
     return (ours if ask.side == "ours" else trl)(ask, rows, settings)
 
@@ -94,7 +100,8 @@ def ours(ask, rows, settings):
     network = attach(network, "lora", None, row.peft)
     features = row.encode(rows, Columns("prompt", None, "completion"), processor, ask.max_length, None, chat=False)
     training = SftArguments(**settings, warmup_steps=0, eval_strategy="no")
-    return make_instruct_trainer(row, network, processor, training, {"train": features}), sum(features["length"]) + len(features)
+    tokens = sum(features["length"]) + len(features)  # the last token of a row is a label alone
+    return make_instruct_trainer(row, network, processor, training, {"train": features}), tokens
 
 
 def train_side(ask: argparse.Namespace) -> dict:
@@ -129,7 +136,9 @@ def compare_losses(ask: argparse.Namespace) -> None:
 def compare_speed(ask: argparse.Namespace) -> None:
     import torch
 
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.rows} rows a round, {ask.rounds} rounds\n{DIFFERENCES}\n")
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.rows} rows a round, {ask.rounds} rounds\n{DIFFERENCES}\n"
+    )
     speeds: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(ask.rounds):
         for side in SIDES:

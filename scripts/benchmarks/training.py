@@ -26,6 +26,7 @@ DIFFERENCES = (
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--task", default="classification", choices=("classification", "sft"), help="sft: sft.py beside this file")
     parser.add_argument("--dataset_name", default="reviews", help="rows to train on")
     parser.add_argument("--model_name_or_path", default="minilm", help="an encoder")
     parser.add_argument("--max_length", type=int, default=512, help="tokens")
@@ -143,7 +144,16 @@ def foreign_load() -> float:
     return psutil.cpu_percent(interval=1.0) / 100
 
 
+def asked_task() -> str:
+    """--task alone: instruction tuning has options of its own."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--task", default="classification")
+    return parser.parse_known_args()[0].task
+
+
 def main() -> None:
+    if asked_task() == "sft":
+        sys.exit(subprocess.call([sys.executable, str(Path(__file__).with_name("sft.py")), *sys.argv[1:]]))
     ask = options()
     if ask.side:
         print(json.dumps(train_side(ask)))

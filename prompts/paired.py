@@ -40,8 +40,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return 1.0 if discordant == 0 else float(binomtest(only_first, discordant, 0.5).pvalue)
 
 
-def compare(first: np.ndarray, second: np.ndarray, samples: int = 2000, seed: int = 0) -> Comparison:
+def compare(first: np.ndarray, second: np.ndarray, drawn: np.ndarray | None = None) -> Comparison:
     """Right or wrong on the same rows, bool [rows] each → whether the difference is more than chance.
+
+    Args:
+        drawn: bootstrap samples [samples, rows], as metrics.draws gives them; many pairs can share them.
 
     Raises:
         ValueError: answers to different numbers of rows, or to none.
@@ -49,7 +52,7 @@ def compare(first: np.ndarray, second: np.ndarray, samples: int = 2000, seed: in
     if first.shape != second.shape or not len(first):
         raise ValueError(f"Got answers to {len(first)} and {len(second)} rows; wanted the same rows, and one at least")
     difference = first.astype(np.float64) - second.astype(np.float64)
-    means = draws(len(first), samples, seed) @ difference / len(first)
+    means = (draws(len(first), 2000, 0) if drawn is None else drawn) @ difference / len(first)
     low, high = np.quantile(means, [0.025, 0.975])
     one, other = int((first & ~second).sum()), int((second & ~first).sum())
     return Comparison(float(difference.mean()), float(low), float(high), one, other, mcnemar(one, other))

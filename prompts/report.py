@@ -52,7 +52,7 @@ def write_report(found: Findings, folder: Path) -> None:
     """Write rows.parquet, three tables, report.md, spread.png and findings.json; the same bytes for the same findings."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = figures(found)
-    pairs = tests(found)
+    pairs = verdicts(found)
     write_rows(found, folder / "rows.parquet")
     (folder / "figures.csv").write_text(comma_separated(lines), encoding="utf-8")
     (folder / "pairs.csv").write_text(comma_separated(pairs), encoding="utf-8")
@@ -87,7 +87,7 @@ def _line(scores: np.ndarray, found: Findings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tests(found: Findings) -> list[dict[str, Any]]:
+def verdicts(found: Findings) -> list[dict[str, Any]]:
     """McNemar's test and a paired bootstrap between any two of the first TESTED cells, raw and calibrated, and the chosen one."""
     gold = found.gold
     right = {
@@ -98,9 +98,10 @@ def tests(found: Findings) -> list[dict[str, Any]]:
     if found.chosen:
         answers, how = found.chosen
         right = {f"{answers.cell.model} {answers.cell.name}, {how}": answers.scores(how).argmax(1) == gold} | right
+    drawn = metrics.draws(len(gold), 1000, 0)
     lines = []
     for (first, one), (second, other) in combinations(right.items(), 2):
-        result = compare(one, other, samples=1000)
+        result = compare(one, other, drawn)
         lines.append({"first": first, "second": second, **asdict(result), "verdict": f"first is {result.in_words()}"})
     return lines
 

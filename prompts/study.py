@@ -209,7 +209,10 @@ class Asking:
     def _request(self, group: list[Prompt], row: Row, shots: int, seed: int) -> Request:
         prompt, words = group[0], _words(group)
         vector = self.vectors.get(row.identity)
-        chosen = choose(self.study.shot_choice if shots else "none", self.pool, shots, seed, row.identity, vector)
+        way = self.study.shot_choice if shots else "none"
+        if way == "nearest" and vector is None:  # what calibration asks is near to nothing
+            way = "balanced"
+        chosen = choose(way, self.pool, shots, seed, row.identity, vector)
         shown = [
             (prompt.template.render(self.examples[i].columns), prompt.verbalizer.answer(self.examples[i].label)) for i in chosen
         ]

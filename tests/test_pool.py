@@ -241,7 +241,7 @@ def test_refusals_say_what_to_do(tmp_path):
     for texts, adapters, message in [
         (["x"], ["b"], "Unknown adapter 'b'; there are: a"),
         (["  "], ["a"], "Text 0 is empty"),
-        (["the " * 80], ["a"], "Text 0 has 82 tokens, its adapter takes 64; shorten it, or set truncate"),
+        (["the " * 80], ["a"], "Text 0 has 82 tokens, its adapter and base take 64; shorten it, or set truncate"),
         (["x"], [None], "the base alone has no head"),
         (["x"], ["a", "a"], "1 texts and 2 adapters"),
     ]:

@@ -35,6 +35,10 @@ Name = str | tuple[str, ...] | None
 Text = str | tuple[str, str]
 
 
+class UnknownAdapter(InputError):
+    """No adapter of that name is in the pool."""
+
+
 @dataclass
 class Entry:
     """An adapter that the pool knows; its tensors are there only while they are used now and then."""
@@ -144,7 +148,7 @@ class AdapterPool:
     def _entry(self, name: str) -> Entry:
         if name not in self._books.entries:
             known = ", ".join(sorted(self._books.entries)[:20]) or "none"
-            raise InputError(f"Unknown adapter {name!r}; there are: {known}. Add it first")
+            raise UnknownAdapter(f"Unknown adapter {name!r}; there are: {known}. Add it first")
         return self._books.entries[name]
 
     def _put_aside(self, keep: Sequence[Entry]) -> None:
@@ -270,8 +274,8 @@ class AdapterPool:
         mask = batch["attention_mask"][..., None].float()
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
-    def rows(self, texts: Sequence[str], adapters: Sequence[Name], sampling: Sampling) -> list[Row]:
-        """Texts to be continued, ready to join a batch.
+    def rows(self, texts: Sequence[str], adapters: Sequence[Name], sampling: Sampling, special: bool = True) -> list[Row]:
+        """Texts to be continued, ready to join a batch; `special=False` for those that a chat template has made.
 
         Raises:
             InputError: a base that writes nothing, an adapter for another task, an empty text, or one that is too long.
@@ -283,7 +287,7 @@ class AdapterPool:
             if any(ready.task not in ("CAUSAL_LM", None) for ready in chain):
                 raise InputError(f"An adapter for {chain[-1].task} writes no texts; wanted one for CAUSAL_LM")
             with self._words:
-                ids = self.processor(text)["input_ids"]
+                ids = self.processor(text, add_special_tokens=special)["input_ids"]
             if len(ids) + sampling.max_new_tokens > self.context:
                 raise InputError(
                     f"The text has {len(ids)} tokens, and {sampling.max_new_tokens} new ones are asked for; the context holds "
@@ -291,6 +295,35 @@ class AdapterPool:
                 )
             rows.append(Row(ids, chain, replace(sampling, seed=sampling.seed + len(rows)), self._decode))
         return rows
+
+    def prompt_of(self, messages: Sequence[dict[str, str]]) -> str:
+        """A chat as the text that its answer continues.
+
+        Raises:
+            InputError: the tokenizer has no chat template, or the template refuses the messages.
+        """
+        if self.processor.chat_template is None:
+            raise InputError("This base has no chat template; ask for completions of plain text")
+        try:
+            return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # whatever a template raises: the fault is the messages'
+            raise InputError(f"The chat template refuses these messages: {error}") from error
+
+    def check(self, texts: Sequence[Text], adapters: Sequence[Name], task: str | None = None) -> list[Chain]:
+        """The adapters of each text, ready for use.
+
+        Raises:
+            InputError: an unknown adapter, one for another task, or an empty text.
+        """
+        return [chain for _, chain in self._asked(texts, adapters, task)]
+
+    def fit(self, texts: Sequence[Text], chains: Sequence[Chain]) -> list[int]:
+        """Number of tokens of each text (or pair).
+
+        Raises:
+            InputError: one is longer than its adapter and the base take.
+        """
+        return [int(self._encode([t], [c], False)["attention_mask"].sum()) for t, c in zip(texts, chains, strict=True)]
 
     def writing(self) -> Writing:
         """An empty batch that rows join."""

@@ -1,0 +1,39 @@
+"""Serve a base and its adapters over HTTP: classify, tag, embed, generate, OpenAI's completions and chats; a page at /.
+
+python scripts/serve.py --base smollm2 --adapters films=runs/films formal=runs/formal --adapters_dir runs --port 8000
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.options import launch
+
+if TYPE_CHECKING:
+    from finetune.serving.app import ServeArguments
+
+
+def main(serve: ServeArguments) -> None:
+    from finetune.training.plan import keep_freed_memory
+
+    keep_freed_memory()
+    import os
+
+    import uvicorn
+
+    from finetune.adapters.pool import AdapterPool
+    from finetune.errors import InputError
+    from finetune.serving.app import make_app
+
+    serve.api_key = serve.api_key or os.environ.get("API_KEY")
+    pool = AdapterPool(serve.base, memory_limit_mb=serve.memory_limit_mb, allow_mismatch=serve.allow_mismatch)
+    for entry in serve.adapters:
+        name, _, folder = entry.partition("=")
+        if not folder:
+            raise InputError(f"--adapters {entry}; wanted name=folder")
+        pool.add(name, folder)
+    uvicorn.run(make_app(pool, serve), host=serve.host, port=serve.port, limit_concurrency=serve.max_queue, log_level="info")
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -112,8 +112,9 @@ def _correlation(one: Array, other: Array) -> float:
 
 def choices(logits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Accuracy of a choice, logits [rows, choices], gold [rows]; `chance` is what guessing would get."""
-    offered = (logits > -1e8).sum(axis=1)
-    return {"accuracy": float((logits.argmax(-1) == gold).mean()), "chance": float((1 / offered).mean())}
+    absent = (logits < -1e8) | (logits == -100)  # filled up in a batch, and between batches
+    predicted = np.where(absent, -np.inf, logits).argmax(-1)
+    return {"accuracy": float((predicted == gold).mean()), "chance": float((1 / (~absent).sum(axis=1)).mean())}
 
 
 def next_tokens(hits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def best_threshold(margins: Sequence[float], f1_answered: Sequence[float], answe
     """
     count = len(margins)
     order = sorted(range(count), key=lambda index: margins[index])
-    total = sum(not has for has in answerable)  # everything left unanswered
-    best, threshold = float(total), (margins[order[0]] - 1.0 if count else 0.0)
+    total = float(sum(not has for has in answerable))  # everything left unanswered
+    best, threshold = total, (margins[order[0]] - 1.0 if count else 0.0)
     for place, index in enumerate(order):
         total += f1_answered[index] if answerable[index] else -1
         tied = place + 1 < count and margins[order[place + 1]] == margins[index]

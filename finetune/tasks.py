@@ -24,6 +24,7 @@ from transformers import (
 from finetune import answers, loss, metrics, text_metrics
 from finetune.data import collate, doctor, encode, generation, instructions, labelling, spans, targets
 from finetune.errors import InputError
+from finetune.loss import everything
 from finetune.models import forward, generate
 
 logger = logging.getLogger(__name__)
@@ -58,14 +59,14 @@ class Task:
     examine: Callable
     encode: Callable
     collate: Callable
-    loss: loss.RowLoss
+    loss: Callable
     items: Callable
     metrics: Callable
     peft: str
     pair: bool = False
     best: str = "accuracy"
     forward: Callable = forward.plain
-    keep: Callable = loss.everything
+    keep: Callable = everything
     read: Callable | None = answers.classes
     figures: Callable | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -201,7 +202,7 @@ def settle(options: TaskArguments, architecture: str) -> Task:
     if idle:
         raise InputError(f"The task '{options.task}' has no use for --{idle[0]}; leave it out or set another --task")
     bound = {step: partial(vars(row)[step], **{k: given[k] for k in names if k in given}) for step, names in takes.items()}
-    return replace(row, **bound)
+    return replace(row, encode=bound["encode"], read=bound.get("read"))
 
 
 def packed(row: Task) -> Task:

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from step_gradients import SPLITS
 from task_gradients import CASES, COLUMNS, LABELS, kind_of, rows, step_gradients
 
-from finetune.tasks import TaskArguments, settle
+from finetune.answers import Asked
+from finetune.tasks import TaskArguments, answerer, settle
+from finetune.training.trainer import TrainingArguments, by_length, make_trainer
 
 TESTS = Path(__file__).parent
 
@@ -82,3 +84,24 @@ def test_padding_changes_no_loss(task, family):
     together = losses(features)
     alone = torch.cat([losses([one]) for one in features])
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("task", "family"), CASES)
+def test_evaluation_does_not_change_with_its_batches(task, family, tmp_path):
+    """Figures are sums over all rows: transformers' own evaluation loss is a mean of batch means."""
+    further = {"max_target_length": 4} if task == "seq2seq" else {}
+    options = TaskArguments(task=task, **further)
+    row, processor = settle(options, kind_of(family)), make_tokenizer(family)
+    labels = LABELS if task in ("multilabel", "tokens") else None
+    network = make_model(family, row.model, **(dict(row.config) | ({} if labels is None else {"num_labels": 3})))
+    features = row.encode(rows(), COLUMNS[task], processor, 20, labels)
+    asked = Asked(rows(), COLUMNS[task], by_length(features), labels)
+    found = []
+    for size in (1, 3, 8):
+        training = TrainingArguments(output_dir=str(tmp_path), per_device_eval_batch_size=size, bf16=False, disable_tqdm=True)
+        answer = answerer(row, options, processor, asked, size)
+        trainer = make_trainer(row, network, processor, training, {"eval": features}, labels=labels, answer=answer)
+        figures = trainer.evaluate()
+        found.append({k: v for k, v in figures.items() if isinstance(v, float) and "time" not in k and "second" not in k})
+    assert "eval_loss" in found[0]
+    assert found[1] == pytest.approx(found[0], abs=2e-4) and found[2] == pytest.approx(found[0], abs=2e-4)

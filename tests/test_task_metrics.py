@@ -70,8 +70,9 @@ def test_sets_of_labels_counted_by_hand():
 
 
 def test_choices_with_fewer_offered():
-    logits = np.array([[1.0, 2.0, -1e9, -1e9], [0.0, 1.0, 5.0, 2.0]])
-    assert metrics.choices(logits, np.array([1, 3])) == {"accuracy": 0.5, "chance": (1 / 2 + 1 / 4) / 2}
+    # filled up with -1e9 in a batch, with -100 where batches are put together
+    logits = np.array([[-101.0, -102.0, -1e9, -100.0], [0.0, 1.0, 5.0, 2.0]])
+    assert metrics.choices(logits, np.array([0, 3])) == {"accuracy": 0.5, "chance": (1 / 2 + 1 / 4) / 2}
 
 
 def test_next_tokens_are_counted_over_all_rows():

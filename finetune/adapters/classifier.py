@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
+from finetune import answers
 from finetune.adapters.artefact import Artefact, read_artefact
 from finetune.adapters.passport import check_passport
 from finetune.data.batching import LengthBatches, Shares
@@ -96,8 +97,8 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
     """
     artefact = read_artefact(folder)
     task = find_task(artefact.options["task"])
-    if artefact.labels is None:
-        raise InputError(f"{folder} has no label names: its task '{artefact.options['task']}' doesn't classify")
+    if artefact.labels is None or task.read is not answers.classes:
+        raise InputError(f"{folder} holds the task '{artefact.options['task']}', which doesn't give a text one class")
     processor, network = load_network(artefact, allow_mismatch)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Classifier(network.to(place), processor, artefact.labels, artefact.options["max_length"], task.pair)

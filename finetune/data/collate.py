@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.loss import IGNORED
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
 Features = list[dict[str, Any]]
 
 
@@ -22,7 +22,8 @@ def sequences(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]
 
     def collate(features: Features) -> Batch:
         inputs = [{k: f[k] for k in ("input_ids", "token_type_ids") if k in f} for f in features]
-        batch = dict(processor.pad({k: [f[k] for f in inputs] for k in inputs[0]}, padding_side="right", return_tensors="pt"))
+        lines: dict[str, Any] = {k: [f[k] for f in inputs] for k in inputs[0]}
+        batch = dict(processor.pad(lines, padding_side="right", return_tensors="pt"))
         for name in ("labels", "row"):
             if name in features[0]:
                 batch[name] = torch.tensor([f[name] for f in features])
@@ -47,8 +48,8 @@ def choices(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
     pad = sequences(processor)
 
     def collate(features: Features) -> Batch:
-        names = [k for k in ("input_ids", "token_type_ids") if k in features[0]]
-        lines = [{k: f[k][i] for k in names} for f in features for i in range(len(f["input_ids"]))]
+        names: list[str] = [k for k in ("input_ids", "token_type_ids") if k in features[0]]
+        lines: Features = [{k: f[k][i] for k in names} for f in features for i in range(len(f["input_ids"]))]
         batch = pad(lines) | {"choices": torch.tensor([len(f["input_ids"]) for f in features])}
         return batch | {k: torch.tensor([f[k] for f in features]) for k in ("labels", "row") if k in features[0]}
 
@@ -67,7 +68,7 @@ def continuations(processor: PreTrainedTokenizerBase) -> Callable[[Features], Ba
         batch = pad(features)
         wanted = batch["labels"].ne(IGNORED).any(dim=0).nonzero()
         kept = batch["labels"].shape[1] - int(wanted[0]) if len(wanted) else 1
-        return batch | {"labels": batch["labels"][:, -kept:], "logits_to_keep": kept}  # type: ignore[dict-item]
+        return batch | {"labels": batch["labels"][:, -kept:], "logits_to_keep": kept}
 
     return collate
 
@@ -90,8 +91,8 @@ def packed(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
             "logits_to_keep": line.ne(IGNORED).nonzero()[:, 0],
             "cu_seq_lens_q": edges,
             "cu_seq_lens_k": edges,
-            "max_length_q": longest,  # type: ignore[dict-item]
-            "max_length_k": longest,  # type: ignore[dict-item]
+            "max_length_q": longest,
+            "max_length_k": longest,
             "labels": _padded(gold, IGNORED),
         } | {k: torch.tensor([f[k] for f in features]) for k in ("row",) if k in features[0]}
 

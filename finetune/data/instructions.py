@@ -148,7 +148,7 @@ def _messages(row: dict[str, Any], columns: Columns) -> list[Message]:
 
 def _render(processor: PreTrainedTokenizerBase, messages: list[Message], tools: Any, prompt: bool = False) -> str:
     try:
-        return processor.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
+        return str(processor.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt))
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise InputError(f"The chat template refuses messages of {roles}: {error}. Mend the rows") from error

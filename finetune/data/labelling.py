@@ -56,7 +56,7 @@ def choices(
             "labels": [int(answer) for answer in batch[columns.label]],
             "cut": [],
         }
-        for text, offered in zip(batch[columns.text], batch[columns.pair], strict=True):
+        for text, offered in zip(batch[columns.text], batch[str(columns.pair)], strict=True):
             encoded = processor([text] * len(offered), list(offered), truncation="only_first", max_length=max_length)
             whole = processor([text] * len(offered), list(offered), verbose=False)
             kept = sum(map(len, encoded["input_ids"]))
@@ -136,9 +136,9 @@ def first_pieces(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> li
     for position, (start, end) in enumerate(offsets):
         if end <= start:
             continue
-        word = bisect.bisect_right(starts, end - 1) - 1  # by its last sign: some tokens begin with the space before a word
-        if found[word] is None and end - 1 < starts[word] + len(words[word]):
-            found[word] = position
+        owner = bisect.bisect_right(starts, end - 1) - 1  # by its last sign: some tokens begin with the space before a word
+        if found[owner] is None and end - 1 < starts[owner] + len(words[owner]):
+            found[owner] = position
     return found
 
 

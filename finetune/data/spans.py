@@ -50,7 +50,7 @@ def spans(
         asked = _cut_questions(batch[columns.text], processor, max_length // 2)
         encoded = processor(
             asked,
-            batch[columns.pair],
+            batch[str(columns.pair)],
             truncation="only_second",
             max_length=max_length,
             stride=overlap,

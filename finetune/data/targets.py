@@ -273,7 +273,7 @@ def _examined(rows: Rows, data: DataArguments, columns: Columns, check: Check) -
         check(part, columns, where)
         other = where == "training" and data.train_sample_seed is not None
         parts.append(sample(part, limit, data.train_sample_seed if other else data.sample_seed))  # type: ignore[arg-type]
-    overlap(*parts, lambda row: " ".join(str(row[name]) for name in (columns.text, columns.pair) if name).lower())
+    overlap(parts[0], parts[1], lambda row: " ".join(str(row[name]) for name in (columns.text, columns.pair) if name).lower())
     return Rows(parts[0], parts[1], rows.name), columns
 
 

@@ -48,7 +48,7 @@ def attend(
         return _on_gpu(query, key, value, cu_seq_lens_q, scale), None
     edges = cu_seq_lens_q.tolist()
     parts = [
-        _one_text(*(part[0, :, start:end] for part in (query, key, value)), scale)
+        _one_text(query[0, :, start:end], key[0, :, start:end], value[0, :, start:end], scale)
         for start, end in itertools.pairwise(edges)
     ]
     return torch.cat(parts, dim=1).transpose(0, 1)[None], None
@@ -74,15 +74,14 @@ def _on_gpu(query: Tensor, key: Tensor, value: Tensor, edges: Tensor, scale: flo
     from torch.nn.attention.varlen import varlen_attn  # exists for a GPU alone
 
     longest = int(edges.diff().max())
-    inputs = [part[0].transpose(0, 1).contiguous() for part in (query, key, value)]
-    grouped = query.shape[1] != key.shape[1]
-    out = varlen_attn(*inputs, edges, edges, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
-    return out[None]  # type: ignore[index]
+    apart = {"cu_seq_q": edges, "cu_seq_k": edges, "max_q": longest, "max_k": longest, "window_size": (-1, 0)}
+    lines = {name: part[0].transpose(0, 1).contiguous() for name, part in (("query", query), ("key", key), ("value", value))}
+    return varlen_attn(**lines, **apart, scale=scale, enable_gqa=query.shape[1] != key.shape[1])[None]  # type: ignore
 
 
-def no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+def no_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     """The mask of a packed line, which needs none; other lines get that of scaled_dot_product_attention."""
-    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 
 AttentionInterface.register(NAME, attend)

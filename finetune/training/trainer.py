@@ -19,7 +19,7 @@ import transformers
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
 from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches, Shares
 from finetune.errors import InputError
@@ -84,7 +84,8 @@ class ExactTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         self.row, self.names, self.batching, self.shape_loss = row, names, batching, shape_loss or {}
-        self.answer, self.answers = answer, []
+        self.answer = answer
+        self.answers: list[dict[str, Any]] = []
         super().__init__(compute_metrics=self._figures, **kwargs)
         self.loss_is_scaled_for_ga = True  # transformers' word for: divided by the items of the whole step already
 
@@ -162,7 +163,8 @@ class ExactTrainer(Trainer):
         if self.answer is not None:
             self.answers = self.answer(output.predictions[0], self.unwrapped())
             figures = self.row.figures(self.answers, self.names) if self.row.figures else {}
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+            named = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+            output.metrics.update(named)  # type: ignore[union-attr]
         return output
 
     def last_figures(self) -> dict[str, Any]:
@@ -200,9 +202,9 @@ def settled(
         changes["learning_rate"] = learning_rate
     if patience is not None:
         if training.eval_strategy == "no" or training.eval_strategy != training.save_strategy:
+            when, saved = (IntervalStrategy(name).value for name in (training.eval_strategy, training.save_strategy))
             raise InputError(
-                f"--early_stopping_patience with --eval_strategy {training.eval_strategy.value} and --save_strategy "
-                f"{training.save_strategy.value}; wanted the same for both, steps or epoch"
+                f"--early_stopping_patience with --eval_strategy {when} and --save_strategy {saved}; wanted steps or epoch for both"
             )
         changes["load_best_model_at_end"] = True
     if (patience is not None or training.load_best_model_at_end) and training.metric_for_best_model in (None, "loss"):

@@ -55,7 +55,8 @@ def trainer_of(ask: argparse.Namespace):
 
     settings = {
         "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": ask.rows if ask.losses else ask.batch_size,
-        "learning_rate": 5e-4, "num_train_epochs": 3 if ask.losses else 1, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "seed": 42,
+        "learning_rate": 5e-4, "num_train_epochs": 3 if ask.losses else 1, "save_strategy": "no", "logging_steps": 1,
+        "disable_tqdm": True, "seed": 42,
         "max_length": ask.max_length, "lr_scheduler_type": "constant", "dataloader_pin_memory": False,
     }  # fmt: skip
     if not torch.cuda.is_available():
@@ -137,7 +138,7 @@ def compare_speed(ask: argparse.Namespace) -> None:
     import torch
 
     print(
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.rows} rows a round, {ask.rounds} rounds\n{DIFFERENCES}\n"
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.rows} rows a round\n{DIFFERENCES}\n"
     )
     speeds: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(ask.rounds):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from finetune import metrics
 from finetune.reports.tables import comma_separated, markdown, with_interval
-from prompts.paired import compare
+from prompts.paired import compare, intervals
 from prompts.rows import Row
 from prompts.study import CALIBRATIONS, Answers, value_of
 from prompts.verbalizer import probabilities
@@ -63,22 +63,23 @@ def write_report(found: Findings, folder: Path) -> None:
 
 def figures(found: Findings) -> list[dict[str, Any]]:
     """One line a cell and calibration, and one an ensemble."""
+    drawn = metrics.draws(len(found.rows), 2000, 0)
     lines = []
     for answers in found.answers:
         for how in CALIBRATIONS:
-            lines.append({**asdict(answers.cell), "calibration": how, **_line(answers.scores(how), found)})
+            lines.append({**asdict(answers.cell), "calibration": how, **_line(answers.scores(how), found, drawn)})
     for model, made in found.ensembles.items():
         for name, scores in made.items():
             cell = {"model": model, "template": "ensemble", "verbalizer": name.split(", ")[0], "shots": "", "seed": ""}
-            lines.append({**cell, "calibration": name.split(", ")[1], **_line(scores, found)})
+            lines.append({**cell, "calibration": name.split(", ")[1], **_line(scores, found, drawn)})
     return lines
 
 
-def _line(scores: np.ndarray, found: Findings) -> dict[str, Any]:
+def _line(scores: np.ndarray, found: Findings, drawn: np.ndarray) -> dict[str, Any]:
     gold, predicted = found.gold, scores.argmax(axis=1)
     values = metrics.labels(scores, gold, found.labels)
-    low, high = metrics.interval(predicted == gold)
-    f1_low, f1_high = metrics.macro_f1_interval(predicted, gold, len(found.labels))
+    sure = intervals(predicted, gold, len(found.labels), drawn)
+    (low, high), (f1_low, f1_high) = sure["accuracy"], sure["macro_f1"]
     return {
         "accuracy": values["accuracy"], "low": low, "high": high,
         "macro_f1": values["macro_f1"], "f1_low": f1_low, "f1_high": f1_high,

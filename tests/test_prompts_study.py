@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from scipy.stats import binomtest
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
+from finetune import metrics
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from prompts import calibrate, ensemble
@@ -25,7 +26,7 @@ from prompts.asked import ScoringArguments, embed, fingerprint, load_scorer
 from prompts.entries import Ending
 from prompts.generate import cut, generate
 from prompts.memory import BLOCK, Memory
-from prompts.paired import compare, mcnemar
+from prompts.paired import compare, intervals, mcnemar
 from prompts.prompt import Prompt
 from prompts.run import check, generate_all, read_parts, study_prompts, tune_first
 from prompts.score import Request, Scorer
@@ -105,6 +106,11 @@ def test_comparisons_say_it_in_words() -> None:
     result = compare(*noise)
     width = 2 * 1.96 * (noise[0].astype(float) - noise[1]).std() / 20
     assert result.high - result.low == pytest.approx(width, rel=0.1)
+    sure = intervals(noise[0].astype(int), noise[1].astype(int), 2, metrics.draws(400, 2000, 0))
+    np.testing.assert_allclose(sure["accuracy"], metrics.interval(noise[0] == noise[1]), atol=1e-9)
+    np.testing.assert_allclose(
+        sure["macro_f1"], metrics.macro_f1_interval(noise[0].astype(int), noise[1].astype(int), 2), atol=1e-9
+    )
     with pytest.raises(ValueError, match="wanted the same rows"):
         compare(first, second[:5])
 
@@ -213,7 +219,8 @@ def test_texts_are_written_up_to_their_ending(scorer: Scorer, tmp_path: Path) ->
 
 
 def test_compositions_are_new_and_read_the_same_columns() -> None:
-    templates = [Template("t/a", "{{ text }}\nIn summary, it was {{ mask }}"), Template("t/b", "Review: {{ text }}\nSentiment: {{ mask }}"),
+    templates = [Template("t/a", "{{ text }}\nIn summary, it was {{ mask }}"),
+                 Template("t/b", "Review: {{ text }}\nSentiment: {{ mask }}"),
                  Template("t/c", "{{ text }} was {{ mask }}.")]  # fmt: skip
     made = [template.text for template in compositions(templates)]
     assert "Review: {{ text }}\nOverall, it was {{ mask }}" in made and "{{ text }}\nSentiment: {{ mask }}" in made

@@ -174,14 +174,14 @@ def test_promptsource_files_are_read(tmp_path: Path) -> None:
         "dataset: imdb\ntemplates:\n"
         "  0001: !Template\n    answer_choices: bad ||| good\n    id: '0001'\n    name: Opinion\n"
         "    metadata: !TemplateMetadata {original_task: true}\n"
-        "    jinja: 'The review: {{text}} Is it {{ answer_choices | join(\" or \") }}? ||| {{ answer_choices[label] }}'\n    reference: ''\n"
+        "    jinja: 'Review: {{text}} Is it {{ answer_choices | join(\" or \") }}? ||| {{ answer_choices[label] }}'\n"
         "  0002: !Template\n    answer_choices: null\n    name: Write\n"
         "    metadata: !TemplateMetadata {original_task: false}\n"
         "    jinja: 'Write one: ||| {{text}}'\n    reference: ''\n"
     )
     entry, prompts = named_prompts([str(path)], ["neg", "pos"])
     assert [prompt.name for prompt in prompts] == ["imdb/Opinion/Opinion"] and list(entry.templates) == ["Opinion"]
-    assert prompts[0].template.render({"text": "Fun."}).filled("good") == "The review: Fun. It is bad or good? good"
+    assert prompts[0].template.render({"text": "Fun."}).filled("good") == "Review: Fun. Is it bad or good? good"
     with pytest.raises(InputError, match="2 words for 3 labels"):
         named_prompts([str(path)], ["neg", "meh", "pos"])
 

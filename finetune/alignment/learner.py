@@ -294,27 +294,6 @@ class Learner:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16)
 
-    # ---- measuring ----
-
-    def measure(
-        self, prompts: Sequence[Prompt], truth: Reward, seed: int = 1_000_003
-    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Mean score by `truth` and mean sequence KL on held-out prompts; the same uniforms each time, nothing is learnt."""
-        mine = list(range(len(prompts)))
-        ids = [prompt_ids(self.processor, prompts[i]) for i in mine]
-        with self.autocast():
-            answers = sample_answers(
-                self.policy.network, ids, draw_uniforms(seed, 0, mine, self.sampling.max_new_tokens), self.sampling, self.stops
-            )
-        texts = answer_texts(self.processor, ids, answers.ids, answers.mask)
-        scores = checked(truth, prompts, texts, self.empty_score)
-        log_probs, reference, _, _ = self.score((*pad_left(ids, 0), answers.ids, answers.mask))
-        kl = (ppo.kl_estimate(log_probs, reference, "k1") * answers.mask).sum(1)
-        samples = [{"prompt": p, "answer": t, "score": s} for p, t, s in zip(prompts, texts, scores, strict=True)]
-        spread = float(torch.tensor(scores).std()) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
-        length = float(answers.mask.sum(1).mean())
-        return {"reward": float(np.mean(scores)), "reward_error": spread, "kl": float(kl.mean()), "length": length}, samples
-
     # ---- checkpoints ----
 
     def trained(self) -> dict[str, Tensor]:

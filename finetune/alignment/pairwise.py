@@ -30,6 +30,8 @@ from finetune.training.progress import Progress
 logger = logging.getLogger(__name__)
 
 OTHER_LOSSES = ("kto", "orpo")
+PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+               "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
 
 
 def _settle(options: Any) -> None:
@@ -51,7 +53,7 @@ class RewardTrainingArguments(trl.RewardConfig):
     bf16: bool | None = field(
         default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."}
     )  # type: ignore[assignment]
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Compute activations again in the backward pass."})
+    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "The old name of activation_checkpointing."})  # type: ignore[assignment]
     max_length: int | None = field(default=512, metadata={"help": "Longest prompt and answer together, in tokens."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."})
@@ -74,7 +76,7 @@ class DPOTrainingArguments(trl.DPOConfig):
     bf16: bool | None = field(
         default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."}
     )  # type: ignore[assignment]
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Compute activations again in the backward pass."})
+    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "The old name of activation_checkpointing."})  # type: ignore[assignment]
     max_length: int | None = field(default=512, metadata={"help": "Longest prompt and answer together, in tokens."})
     precompute_ref_log_probs: bool = field(
         default=True, metadata={"help": "Reference log-probabilities once, before training, cached by what they depend on."}
@@ -160,10 +162,12 @@ def make_dpo_trainer(network: Any, processor: Any, training: DPOTrainingArgument
         "callbacks": callbacks,
     }
     name = training.loss_type[0]
+    unknown = sorted(set(training.loss_type) - {*PAIR_LOSSES, *OTHER_LOSSES})
+    if unknown or (name in OTHER_LOSSES and len(training.loss_type) > 1):
+        wanted = f"one of {', '.join(OTHER_LOSSES)}, or some of {', '.join(PAIR_LOSSES)}"
+        raise InputError(f"--loss_type is {' '.join(training.loss_type)}; wanted {wanted}")
     if name == "kto":
-        return _quiet(
-            trl.KTOTrainer(args=_as(trl.KTOConfig, training, beta=training.beta, max_length=training.max_length), **parts)
-        )
+        return _quiet(trl.KTOTrainer(args=_as(trl.KTOConfig, training), **parts))
     if name == "orpo":
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -177,13 +181,14 @@ def make_dpo_trainer(network: Any, processor: Any, training: DPOTrainingArgument
 
 
 # Options that mean something else in the other trainers, or that they lack.
-NOT_SHARED = ("loss_type", "loss_weights", "precompute_ref_log_probs", "model_init_kwargs", "pad_token", "truncation_mode")
+NOT_SHARED = ("loss_type", "loss_weights", "precompute_ref_log_probs", "model_init_kwargs", "pad_token", "truncation_mode",
+              "gradient_checkpointing", "gradient_checkpointing_kwargs")  # fmt: skip
 
 
 def _as(kind: Any, training: DPOTrainingArguments) -> Any:
     """The options that another of TRL's configurations has too."""
     both = {name for name, entry in kind.__dataclass_fields__.items() if entry.init} & set(training.__dataclass_fields__)
-    return kind(**{name: vars(training)[name] for name in both - set(NOT_SHARED)})
+    return kind(gradient_checkpointing=None, **{name: vars(training)[name] for name in both - set(NOT_SHARED)})
 
 
 def _rows_a_step(training: Any) -> int:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from finetune.adapters.artefact import save_artefact
 from finetune.alignment.learner import Learner, step_prompts
+from finetune.alignment.measure import measure
 from finetune.alignment.policy import REWARD, has_adapter
 from finetune.alignment.rewards import Prompt, Reward
 from finetune.errors import InputError
@@ -85,15 +86,17 @@ def _measured(learner: Learner, held_out: Sequence[Prompt], truth: Reward, setti
     """Held-out figures, on the main process; the others wait at the next step."""
     if not learner.accelerator.is_main_process:
         return {"true_reward": 0.0}
-    figures, samples = learner.measure(held_out, truth)
+    figures, samples = measure(
+        learner.policy, learner.processor, held_out, truth, sampling=learner.sampling, empty_score=learner.empty_score,
+        bf16=learner.bf16, batch_size=learner.settings.per_device_batch_size,
+    )  # fmt: skip
     folder = Path(str(settings.output_dir))
     write_atomically(folder / f"samples-{learner.step}.md", sample_table(samples[: settings.samples]))
     print(
-        f"held-out | true reward {figures['reward']:.3f} ± {figures['reward_error']:.3f} | "
-        f"KL {figures['kl']:.2f} nats a sequence",
+        f"held-out | true reward {figures['reward']:.3f} ± {figures['error']:.3f} | KL {figures['kl']:.2f} nats a sequence",
         flush=True,
     )
-    return {"true_reward": figures["reward"], "true_reward_error": figures["reward_error"], "held_out_kl": figures["kl"]}
+    return {"true_reward": figures["reward"], "true_reward_error": figures["error"], "held_out_kl": figures["kl"]}
 
 
 def sample_table(samples: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,46 @@
+"""Reward against KL on film reviews: DPO, PPO, best-of-n and preferred fine-tuning from one tuned start; resumable.
+
+python scripts/frontier.py --size smoke --dataset_name imdb --reward classifier:runs/imdb_lora --output_dir runs/frontier
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.options import launch
+
+if TYPE_CHECKING:
+    from finetune.alignment.frontier import FrontierArguments
+    from finetune.alignment.rewards import RewardArguments
+    from finetune.data.sources import DataArguments
+    from finetune.models.load import ModelArguments
+
+
+def main(frontier: FrontierArguments, data: DataArguments, model: ModelArguments, reward: RewardArguments) -> None:
+    from finetune.training.plan import keep_freed_memory, world_size
+
+    keep_freed_memory()
+    from pathlib import Path
+
+    from finetune.alignment.frontier import Frontier, run_points
+    from finetune.data.sources import load_rows
+    from finetune.reports.alignment import draw_frontier
+    from finetune.reports.tables import comma_separated, markdown
+    from finetune.training.checkpoints import write_atomically
+
+    world_size()
+    rows = load_rows(data)
+    assert rows.train is not None and rows.eval is not None
+    experiment = Frontier(frontier, model, reward, rows.train, rows.eval)
+    experiment.prepare()
+    names = ("method", "setting", "kl", "reward", "error", "ppo_steps")
+    points = [{name: point[name] for name in names} for point in run_points(experiment)]
+    folder = Path(str(frontier.output_dir))
+    write_atomically(folder / "frontier.csv", comma_separated(points))
+    draw_frontier(points, folder / "frontier.png")
+    print(markdown([{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in point.items()} for point in points]))
+    print(f"\n{folder / 'frontier.csv'}\n{folder / 'frontier.png'}")
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -98,11 +98,13 @@ def _head_of(name: str) -> Any:
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot load the model '{name}': {str(error).splitlines()[0]} Set --models") from error
     saved = (config.architectures or [""])[0]
+    masked: Any = MODEL_FOR_MASKED_LM_MAPPING
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING
     if config.is_encoder_decoder:
         return AutoModelForSeq2SeqLM
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and saved == MODEL_FOR_MASKED_LM_MAPPING[type(config)].__name__:
+    if type(config) in masked and saved == masked[type(config)].__name__:
         return AutoModelForMaskedLM
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and saved == MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__:
+    if type(config) in causal and saved == causal[type(config)].__name__:
         return AutoModelForCausalLM
     raise InputError(
         f"The model '{name}' was saved as {saved or 'a model without a head'}, which names no words; wanted a causal, masked or "

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from prompts.tree import Scored, Segment, Tree, ancestors, batches, segments, trees
 
@@ -28,8 +28,9 @@ class Causal:
 
     def __init__(self, network: Any, batch_tokens: int = 2048, share: bool = True) -> None:
         self.network, self.batch_tokens = network.eval(), batch_tokens
-        bare: PreTrainedModel = network.get_base_model() if hasattr(network, "peft_config") else network
-        self.trunk, head = bare.base_model, bare.get_output_embeddings()
+        bare: Any = network.get_base_model() if hasattr(network, "peft_config") else network
+        self.trunk: Any = bare.base_model
+        head: Any = bare.get_output_embeddings()
         self.vocabulary = head.weight.shape[0]
         self.weight = head.weight.detach().float()
         self.bias = None if head.bias is None else head.bias.detach().float()
@@ -94,7 +95,7 @@ class Causal:
     def _descend(self, segment: Segment, sequences: Sequence[Scored], past: Layers, cut: int, found: list[np.ndarray]) -> None:
         """Score a segment's own sequences behind its prefix, then those of the segments below."""
         if segment.tokens:
-            cache = _cache(past, 1)
+            cache: Any = _cache(past, 1)
             self.trunk(input_ids=self._tensor([segment.tokens]), past_key_values=cache, use_cache=True)
             past, cut = [(layer.keys, layer.values) for layer in cache.layers], cut + len(segment.tokens)
         forest = sorted(trees(sequences, segment.members, cut, self.batch_tokens), key=lambda tree: len(tree.tokens))
@@ -152,7 +153,7 @@ class Causal:
         mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
         return self.network(input_ids=ids, attention_mask=mask).logits[:, -ids.shape[1] :]
 
-    def _tensor(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _tensor(self, rows: Sequence[Any]) -> torch.Tensor:
         """Rows padded on the right with their own last token, which nothing looks at."""
         width = max(map(len, rows))
         return torch.tensor([[*row, *row[-1:] * (width - len(row))] for row in rows], device=self.trunk.device)

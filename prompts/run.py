@@ -164,7 +164,7 @@ def check(entry: Entry, prompts: list[Prompt], parts: Parts, study: StudyArgumen
     return lines
 
 
-def generate_all(entry: Entry, parts: Parts, study: StudyArguments, scoring: ScoringArguments) -> list[dict[str, object]]:
+def generate_all(entry: Entry, parts: Parts, study: StudyArguments, scoring: ScoringArguments) -> list[dict[str, str]]:
     """Have every model write an answer for every row by every template, and compare with the wanted texts."""
     assert entry.target is not None
     wanted = [entry.target.plain(row.columns).strip() for row in parts.unseen]

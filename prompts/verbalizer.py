@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,13 +11,13 @@ from scipy.special import logsumexp
 
 from finetune.errors import InputError
 
-TOKENS = {  # log-probabilities of a word's tokens → one number
+TOKENS: dict[str, Callable[[np.ndarray], float]] = {  # log-probabilities of a word's tokens → one number
     "sum": np.sum,  # the word's own log-probability, exactly
     "mean": np.mean,  # for each token, so that long words lose nothing
     "max": np.max,
     "first": lambda values: values[0],
 }
-WORDS = {  # log-probabilities [examples, words] of a label's words → [examples]
+WORDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # log-probabilities [examples, words] of a label's words → [examples]
     "mean": lambda scores: logsumexp(scores, axis=1) - np.log(scores.shape[1]),
     "sum": lambda scores: logsumexp(scores, axis=1),
     "max": lambda scores: scores.max(axis=1),
@@ -93,6 +93,7 @@ def make_verbalizer(name: str, labels: Sequence[str], words: Mapping[str, object
     Raises:
         InputError: a label that isn't there, or one without a word.
     """
+    given: dict[str, tuple[str, ...]]
     if isinstance(words, str):
         given = {label: (words.replace("{name}", label.replace("_", " ")),) for label in labels}
     else:

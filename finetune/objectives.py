@@ -1,4 +1,4 @@
-"""OBJECTIVES: what a model can learn from bare texts. One row an objective; behind it pure functions for each step of the flow."""
+"""OBJECTIVES: what a model can learn from bare texts. One row an objective; behind it pure functions for each step."""
 
 from __future__ import annotations
 
@@ -99,24 +99,24 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "nsp": Objective(
         AutoModelForPreTraining, documents.pairs, fresh.pairs, trunk.pairs, likelihood.pair_loss, likelihood.pair_items,
-        likelihood.kept_pairs, likelihood.pairs, PAIR_READERS, ("mask_token", "cls_token", "sep_token"), {"sentence_order": False} | MASKS, None,
-        "pair_accuracy", "Devlin et al. 2019; sentence order: Lan et al. 2020",
+        likelihood.kept_pairs, likelihood.pairs, PAIR_READERS, ("mask_token", "cls_token", "sep_token"),
+        {"sentence_order": False} | MASKS, None, "pair_accuracy", "Devlin et al. 2019; sentence order: Lan et al. 2020",
     ),
     "contrastive": Objective(
         AutoModel, documents.views, fresh.views, contrastive.embeddings, contrastive.in_batch, contrastive.rows,
-        loss.everything, embedding_metrics.pairs, READERS | DECODERS, (), {"temperature": 0.05, "pooling": "mean"}, "FEATURE_EXTRACTION", "spearman",
-        "Gao et al. 2021",
+        loss.everything, embedding_metrics.pairs, READERS | DECODERS, (), {"temperature": 0.05, "pooling": "mean"},
+        "FEATURE_EXTRACTION", "spearman", "Gao et al. 2021",
     ),
     "span_corruption": Objective(
         AutoModelForSeq2SeqLM, documents.spans, fresh.spans, trunk.encoder_decoder, loss.packed_cross_entropy, loss.items,
-        likelihood.kept, likelihood.tokens, WRITERS, ("eos_token",), {"layout": "rows", "masking_rate": 0.15, "mean_span": 3.0}, "SEQ_2_SEQ_LM",
-        "token_accuracy", "Raffel et al. 2020",
+        likelihood.kept, likelihood.tokens, WRITERS, ("eos_token",),
+        {"layout": "rows", "masking_rate": 0.15, "mean_span": 3.0}, "SEQ_2_SEQ_LM", "token_accuracy", "Raffel et al. 2020",
     ),
     "infilling": Objective(
         AutoModelForSeq2SeqLM, documents.sentences, fresh.infilled, trunk.encoder_decoder, loss.packed_cross_entropy, loss.items,
         likelihood.kept, likelihood.tokens, WRITERS, ("mask_token",),
-        {"masking_rate": 0.3, "mean_span": 3.0, "permute_sentences": True, "deletion_rate": 0.0}, "SEQ_2_SEQ_LM", "token_accuracy",
-        "Lewis et al. 2020",
+        {"masking_rate": 0.3, "mean_span": 3.0, "permute_sentences": True, "deletion_rate": 0.0}, "SEQ_2_SEQ_LM",
+        "token_accuracy", "Lewis et al. 2020",
     ),
 }  # fmt: skip
 
@@ -132,7 +132,7 @@ class ObjectiveArguments:
     layout: str | None = field(
         default=None,
         metadata={
-            "help": "rows: a row for each piece of a text; blocks: rows filled with several (clm's default; mlm, span_corruption)."
+            "help": "rows: a row for each piece of a text; blocks: rows filled with several (clm, mlm, span_corruption)."
         },
     )
     masking_rate: float | None = field(
@@ -228,8 +228,8 @@ def check(name: str, row: Objective, network: Any, processor: PreTrainedTokenize
     missing = [token for token in row.needs if processor.special_tokens_map.get(token) is None]
     if missing:
         raise InputError(
-            f"The tokenizer has no {missing[0].replace('_', ' ')}, which the objective '{name}' needs. Set --model_name_or_path to a model "
-            f"that has one, or make a tokenizer with scripts/tokenizer.py --objective {name}"
+            f"The tokenizer has no {missing[0].replace('_', ' ')}, which the objective '{name}' needs. "
+            f"Set --model_name_or_path to a model that has one, or make a tokenizer with scripts/tokenizer.py --objective {name}"
         )
     if name == "span_corruption" and not fresh.sentinels(processor):
         raise InputError(

@@ -1,5 +1,6 @@
 """Batches by eye, and noise that depends on (seed, epoch, row) alone."""
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_special_tokens_around_a_text(bert, llama):
 
 def test_masked_rows(bert):
     rows = features(documents.masked, bert, layout="rows")
-    assert [words(bert, row["input_ids"]) for row in rows][0] == "[CLS] the film was good [SEP]"
+    assert words(bert, rows[0]["input_ids"]) == "[CLS] the film was good [SEP]"
     assert rows[0]["words"] == [-1, 0, 1, 2, 3, -1]
     batch = fresh.masked(bert, masking_rate=0.3, whole_words=False, seed=0)(rows)
     assert batch["attention_mask"].sum(dim=1).tolist() == [6, 14, 3]
@@ -96,7 +97,7 @@ def test_bytes_of_what_is_predicted(llama):
     texts = ["the film", "good é .", "a  "]
     rows = features(documents.causal, llama, texts, layout="rows")
     first = [len(text) for text in ("the", "good", "a")]  # nothing stands before a text's first token
-    assert [row["bytes"] for row in rows] == [len(t.encode()) - n for t, n in zip(texts, first, strict=True)][:2] + [0]
+    assert [row["bytes"] for row in rows] == [len(t.encode()) - n for t, n in zip(texts, first, strict=True)]
 
 
 @pytest.mark.parametrize("length", [4, 7, 30])
@@ -164,7 +165,7 @@ def test_sentences_end_where_they_do(bert):
     text = 'i hated it . "the film was bad !" but the actor\nwas good'
     (document,) = documents.tokenised([text], bert)
     ends = [0, *documents.sentence_ends(document)]
-    parts = [words(bert, document.ids[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [words(bert, document.ids[a:b]) for a, b in itertools.pairwise(ends)]
     assert parts == ["i hated it [UNK]", "[UNK] the film was bad [UNK]", "but the actor", "was good"]
 
 
@@ -177,7 +178,9 @@ def test_pairs_are_neighbours_and_strangers(bert):
         assert row["other"] == strangers[-len(row["other"]) :]
     seen = set()
     for epoch in range(20):
-        batch = fresh.pairs(bert, masking_rate=0.01, whole_words=False, sentence_order=False, seed=0)([rows[0] | {"epoch": epoch}])
+        batch = fresh.pairs(bert, masking_rate=0.01, whole_words=False, sentence_order=False, seed=0)(
+            [rows[0] | {"epoch": epoch}]
+        )
         wrong = int(batch["labels"][0, 0])
         segment = batch["input_ids"][0][batch["token_type_ids"][0] == 1]
         assert len(segment) == len(rows[0]["other" if wrong else "second"]) + 1

@@ -39,7 +39,9 @@ def test_masked_blocks_are_their_documents(family, attention):
 
 def test_only_labelled_positions_reach_the_head():
     processor, network = make_tokenizer("bert"), make_model("bert", AutoModelForMaskedLM)
-    batch = fresh.masked(processor, masking_rate=0.3, whole_words=False, seed=0)(features(documents.masked, processor, layout="rows"))
+    batch = fresh.masked(processor, masking_rate=0.3, whole_words=False, seed=0)(
+        features(documents.masked, processor, layout="rows")
+    )
     labels = batch["labels"]
     got = trunk.masked(network, without(batch, "labels"), labels)
     whole = network(**without(batch, "labels")).logits

@@ -162,7 +162,7 @@ def sentinels(processor: PreTrainedTokenizerBase) -> list[int]:
 
 
 def spans(processor: PreTrainedTokenizerBase, *, masking_rate: float, mean_span: float, seed: int) -> Fresh:
-    """Span corruption (Raffel et al. 2020): input with sentinels, target with what they stand for; both end with the end token."""
+    """Span corruption (Raffel et al. 2020): input with sentinels, target with what they stand for; the end token closes both."""
     end, marks = processor.eos_token_id, sentinels(processor)
 
     def damaged(rng: Generator, feature: Row) -> Row:

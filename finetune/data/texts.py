@@ -94,8 +94,9 @@ def encoded(
     """
     options = dict(encode.keywords) if isinstance(encode, partial) else {}
     name = encode.func.__name__ if isinstance(encode, partial) else encode.__name__
-    parts = [content(rows, roles), processor.backend_tokenizer.to_str(), name,
-             json.dumps([roles, options, max_length, seed], sort_keys=True), Path(documents.__file__).read_text(encoding="utf-8")]  # fmt: skip
+    settings = json.dumps([roles, options, max_length, seed], sort_keys=True)
+    code = Path(documents.__file__).read_text(encoding="utf-8")  # an older version's rows are not these
+    parts = [content(rows, roles), processor.backend_tokenizer.to_str(), name, settings, code]
 
     def features(batch: dict[str, list], indices: list[int]) -> documents.Batch:
         return encode(

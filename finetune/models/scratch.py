@@ -48,8 +48,8 @@ def prepare(model: ModelArguments, scratch: ScratchArguments, auto_class: Any, m
             )
         entries = _parse(scratch.config_overrides) if scratch.config_overrides else {}
         return load_model(model, auto_class, **entries)
-    processor = load_processor(scratch.tokenizer_name or _own_tokenizer(scratch.from_config))
     config = _base(scratch.from_config, model)
+    processor = load_processor(scratch.tokenizer_name or _own_tokenizer(scratch.from_config))
     _override(config, scratch.config_overrides or "")
     _fit_tokens(config, processor)
     positions = next((vars(config)[name] for name in POSITIONS if name in vars(config)), None)

@@ -33,7 +33,7 @@ def body(network: Any) -> nn.Module:
 
 
 def labelled_logits(model: Any, inputs: dict[str, Tensor], where: Tensor) -> Any:
-    """The model's outputs for the positions in `where` [batch, time] alone, in row-major order: logits [1, positions, vocabulary]."""
+    """The outputs for the positions in `where` [batch, time] alone, in row-major order: logits [1, positions, vocabulary]."""
 
     def pick(module: nn.Module, arguments: Any, outputs: Any) -> Any:
         hidden = outputs["last_hidden_state"]

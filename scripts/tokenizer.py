@@ -1,0 +1,45 @@
+"""Train a tokenizer on a corpus, with the special tokens that an objective needs.
+
+python scripts/tokenizer.py --objective mlm --dataset_name FOLDER --vocab_size 8192 --output_dir runs/tokenizer
+python scripts/pretrain.py --objective mlm --from_config bert \\
+      --tokenizer_name runs/tokenizer --dataset_name FOLDER --output_dir runs/x
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.options import launch
+
+if TYPE_CHECKING:
+    from finetune.data.sources import DataArguments
+    from finetune.data.vocabulary import VocabularyArguments
+
+
+def main(vocabulary: VocabularyArguments, data: DataArguments) -> None:
+    from pathlib import Path
+
+    from finetune.data.sources import load_rows, sample
+    from finetune.data.texts import find_roles
+    from finetune.data.vocabulary import KINDS, texts_of, train_tokenizer
+    from finetune.errors import InputError
+
+    if vocabulary.output_dir is None:
+        raise InputError("No folder for the tokenizer; set --output_dir")
+    if Path(vocabulary.output_dir, "tokenizer.json").exists():
+        raise InputError(f"{vocabulary.output_dir} holds a tokenizer already; set --output_dir to another folder")
+    rows = load_rows(data).train
+    assert rows is not None
+    column = find_roles(rows.column_names, data, {})["text"]
+    rows = sample(rows, data.max_train_rows, data.sample_seed)
+    kind = vocabulary.kind or KINDS.get(vocabulary.objective, "bpe")
+    tokenizer = train_tokenizer(
+        texts_of(rows, column), vocabulary.objective, kind, vocabulary.vocab_size,
+        min_frequency=vocabulary.min_frequency, lowercase=vocabulary.lowercase, sentinels=vocabulary.sentinel_count,
+    )  # fmt: skip
+    tokenizer.save_pretrained(vocabulary.output_dir)
+    print(f"{kind}, {len(tokenizer)} tokens from {len(rows)} texts → {vocabulary.output_dir}")
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -6,8 +6,10 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from accelerate import PartialState
 
 from finetune import text_metrics
@@ -42,6 +44,12 @@ from prompts.template import Template
 from prompts.tune import TuneArguments, save_tuned, tune
 
 logger = logging.getLogger(__name__)
+
+
+def keep_options(folder: Path, *groups: Any) -> None:
+    """Every option as resolved, in `arguments.yaml`, which --config takes again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "arguments.yaml", yaml.safe_dump(resolved_options(*groups), sort_keys=False, allow_unicode=True))
 
 
 def read_parts(
@@ -122,14 +130,9 @@ def study_prompts(
 
 def _memories(study: StudyArguments, scoring: ScoringArguments) -> Iterator[tuple[str, Memory]]:
     """Each model's name with what asks it, one after the other."""
-    folder = Path(study.output_dir)
     for name in study.models:
         scorer = load_scorer(name, scoring)
-        memory = Memory(scorer, fingerprint(scorer), Path(study.cache_file or folder / "cache.sqlite"))
-        if memory.state.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            options = json.dumps(resolved_options(study, scoring), indent=1)
-            write_atomically(folder / "arguments.json", options)
+        memory = Memory(scorer, fingerprint(scorer), Path(study.cache_file or Path(study.output_dir) / "cache.sqlite"))
         yield name, memory
 
 

@@ -88,12 +88,17 @@ class Scorer:
         """Log-probability of every token of every answer: one list a request, one float32 [tokens] an answer.
 
         Raises:
-            InputError: text after a causal model's slot, an answer without tokens, a text longer than the model reads.
+            InputError: text after a causal model's slot, an answer without tokens, a text longer than the model reads,
+                scores that are no numbers.
         """
         if self.family == "causal":
             flat = self._causal(requests)
         else:
             flat = self.model([(r.context, answer, r.rest) for r in requests for answer in r.answers])
+        if any(np.isnan(tokens).any() for tokens in flat):
+            raise InputError(
+                "The model's scores are no numbers (NaN): its weights or their type don't bear this text. Set --dtype float32"
+            )
         values = iter(flat)
         return [[next(values) for _ in request.answers] for request in requests]
 

@@ -192,7 +192,7 @@ class Asking:
         for part, members in rows.items():
             for row in members:
                 for key, group in groups.items():
-                    flat.append((part, key, self._request(group, row, shots, seed)))
+                    flat.append((part, key, self.request(group, row, shots, seed)))
         answers = self.memory([request for *_, request in flat])
         found: dict[str, dict[str, Any]] = {prompt.name: {"requests": {}} for prompt in prompts}
         for key, group in groups.items():
@@ -206,7 +206,8 @@ class Asking:
                     found[prompt.name]["requests"][part] = [request for request, _ in mine]
         return found
 
-    def _request(self, group: list[Prompt], row: Row, shots: int, seed: int) -> Request:
+    def request(self, group: list[Prompt], row: Row, shots: int, seed: int) -> Request:
+        """One row's question behind its examples, with the words of all verbalizers of a group."""
         prompt, words = group[0], _words(group)
         vector = self.vectors.get(row.identity)
         way = self.study.shot_choice if shots else "none"
@@ -277,7 +278,7 @@ def searched(asking: Asking, prompts: list[Prompt], parts: Parts, labels: Sequen
     tried = asking.ask([*prompts, *candidates], {"search": parts.search}, 0, 0)
     ranked = sorted([*prompts, *candidates], key=lambda p: -balanced_accuracy(tried[p.name]["search"], gold))
     best = list({prompt.template.name: prompt.template for prompt in ranked}.values())[:KEPT]
-    requests = [asking._request([Prompt(best[0], verbalizers[0])], row, 0, 0) for row in parts.search]
+    requests = [asking.request([Prompt(best[0], verbalizers[0])], row, 0, 0) for row in parts.search]
     distributions = asking.memory.scorer.distributions(requests)
     tokens = whole_words(asking.memory.scorer.tokenizer, distributions.shape[1], best[0].render(row.columns).gap)
     words = search_words(distributions, gold, tokens, labels)

@@ -7,6 +7,7 @@ accelerate launch --config_file scripts/accelerate/two_cpus.yaml scripts/prompt.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.options import launch
@@ -24,11 +25,13 @@ def main(study: StudyArguments, data: DataArguments, scoring: ScoringArguments, 
     keep_freed_memory()
     from accelerate import PartialState
 
-    from prompts.run import check, generate_all, read_parts, study_prompts, tune_first
+    from prompts.run import check, generate_all, keep_options, read_parts, study_prompts, tune_first
 
     world_size()
     state = PartialState()
     entry, prompts, parts, labels = read_parts(study, data, tuning)
+    if state.is_main_process and not study.check:
+        keep_options(Path(study.output_dir), study, data, scoring, tuning)
     if tuning.tune:
         study.models.append(tune_first(prompts[0], parts, study, tuning))
     if study.check:

@@ -181,6 +181,14 @@ def test_what_cannot_be_asked_is_refused() -> None:
         scorer_of("bert", fill="sideways")
 
 
+def test_scores_that_are_no_numbers_stop_the_run() -> None:
+    scorer = scorer_of("llama")
+    with torch.no_grad():
+        scorer.network.model.norm.weight[0] = float("nan")
+    with pytest.raises(InputError, match=r"NaN.*--dtype float32"):
+        scorer([Request("the film was", (" great",))])
+
+
 def test_answers_are_found_by_their_characters_in_the_joint_text() -> None:
     tokenizer = make_tokenizer("bert")  # puts [CLS] before and [SEP] after
     assert encode_pairs(tokenizer, [("the film was", " great")]) == [

@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 from finetune import metrics
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
+from finetune.options import parse_into
 from prompts import calibrate, ensemble
 from prompts.asked import ScoringArguments, embed, fingerprint, load_scorer
 from prompts.entries import Ending
@@ -28,7 +29,7 @@ from prompts.generate import cut, generate
 from prompts.memory import BLOCK, Memory
 from prompts.paired import compare, intervals, mcnemar
 from prompts.prompt import Prompt
-from prompts.run import check, generate_all, read_parts, study_prompts, tune_first
+from prompts.run import check, generate_all, keep_options, read_parts, study_prompts, tune_first
 from prompts.score import Request, Scorer
 from prompts.search import balanced_accuracy, compositions, search_words, whole_words
 from prompts.shots import Pool, choose
@@ -348,6 +349,15 @@ def test_a_whole_study(saved, review_file: Path, tmp_path: Path, capsys: pytest.
     assert len(set.union(*pieces)) == sum(map(len, pieces)) and not unseen & set.union(
         *pieces
     )  # nothing is chosen on what it is measured on
+
+
+def test_options_are_kept_as_config_takes_them(tmp_path: Path) -> None:
+    study = StudyArguments(prompts=["topic"], shots=[0, 4], output_dir=str(tmp_path))
+    keep_options(tmp_path, study, DataArguments(), ScoringArguments(), TuneArguments())
+    again = parse_into(
+        [StudyArguments, DataArguments, ScoringArguments, TuneArguments], ["--config", str(tmp_path / "arguments.yaml")]
+    )
+    assert again == [study, DataArguments(), ScoringArguments(), TuneArguments()]
 
 
 def test_a_study_with_a_tuned_prompt(saved, review_file: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from finetune.adapters.writing import Row, Sampling
 from finetune.errors import InputError
 from finetune.serving.gathering import Budget, Busy, Gatherer, Order, Question
 from finetune.serving.limits import Figures, Limits
-from finetune.serving.messages import AddAdapter, Ask, Chat, Classify, Completion, Generate, Options
+from finetune.serving.messages import AddAdapter, Ask, Attribute, Chat, Classify, Completion, Generate, Options
 
 BASE = "base"
 PAGE = Path(__file__).with_name("page.html")
@@ -46,9 +46,7 @@ class ServeArguments:
     max_batch_rows: int = field(default=32, metadata={"help": "Texts in one batch."})
     max_batch_tokens: int = field(default=16384, metadata={"help": "Tokens in one batch, padding and tokens to come counted."})
     gather_ms: float = field(default=5.0, metadata={"help": "How long a first request waits for others."})
-    timeout_seconds: float = field(
-        default=120.0, metadata={"help": "Longest time of a request, and of its body's arrival (at most 20)."}
-    )
+    timeout_seconds: float = field(default=120.0, metadata={"help": "Longest time of a request (of its body: 20 at most)."})
     max_new_tokens: int = field(default=1024, metadata={"help": "Most new tokens that a request may ask for."})
     memory_limit_mb: float = field(default=1024.0, metadata={"help": "Memory for adapters; the least used are put aside."})
     allow_mismatch: bool = field(default=False, metadata={"help": "Serve adapters that don't belong on the base."})
@@ -197,6 +195,20 @@ def _add_own(app: FastAPI, served: Served) -> None:
     async def classify(ask: Classify) -> dict[str, Any]:
         texts = ask.texts if ask.pairs is None else _paired(ask.texts, ask.pairs)
         return {"answers": await served.ask("classify", texts, ask.names())}
+
+    @app.post("/v1/attribute")
+    async def attribute(ask: Attribute) -> dict[str, Any]:
+        """How much each word speaks for a label: its probability with the word minus without it (occlusion)."""
+        words = ask.text.split()
+        if not 2 <= len(words) <= 200:
+            raise InputError(f"The text has {len(words)} words; attribution takes 2 to 200")
+        texts = [ask.text, *(" ".join(words[:i] + words[i + 1 :]) for i in range(len(words)))]
+        whole, *without = await served.ask("classify", texts, [ask.adapter] * len(texts))
+        label = whole["label"] if ask.label is None else ask.label
+        if label not in whole["probabilities"]:
+            raise InputError(f"No label '{label}'; there are: {', '.join(whole['probabilities'])}")
+        shares = [whole["probabilities"][label] - other["probabilities"][label] for other in without]
+        return {"label": label, "words": words, "attributions": shares} | {"probability": whole["probabilities"][label]}
 
     @app.post("/v1/tag")
     async def tag(ask: Ask) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Plain ASGI, so that a body is refused while it arrives. Knows no routes but the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import time
@@ -100,11 +101,27 @@ class Limits:
             body = await self._read(scope, receive)
             await self.app(scope, _replayed(body, receive), noting)
         except Refused as refused:
+            await self._drain(receive, refused)
             await _refuse(noting, refused)
         finally:
             self.figures.running -= 1
             route = scope.get("route")
             self.figures.note(route.path if route else "other", seen, time.monotonic() - started)
+
+    async def _drain(self, receive: Callable, refused: Refused) -> None:
+        """Swallow a little more of a body that is too long: whose data is left unread never sees the answer."""
+        if refused.status != 413:
+            return
+
+        async def swallow() -> None:
+            size, more = 0, True
+            while more and size < 16 * self.body:
+                message = await receive()
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)
+
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(swallow(), min(2.0, self.seconds))
 
     def _check_key(self, scope: dict[str, Any]) -> None:
         if self.key is None or scope["path"] in OPEN:

@@ -139,8 +139,9 @@ def has_dropout(network: nn.Module) -> bool:
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules())
 
 
-def save_sentence_encoder(folder: Path, width: int, pooling: str, max_length: int) -> None:
+def save_sentence_encoder(folder: str | Path, width: int, pooling: str, max_length: int) -> None:
     """What sentence-transformers reads beside weights and tokenizer: the model's parts, and how they are put together."""
+    folder = Path(folder)
     (folder / "1_Pooling").mkdir(exist_ok=True)
     kind = "sentence_transformers.models"
     parts = [

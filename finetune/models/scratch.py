@@ -46,18 +46,15 @@ def prepare(model: ModelArguments, scratch: ScratchArguments, auto_class: Any, m
             raise InputError(
                 "--tokenizer_name without --from_config: the model's embeddings belong to its own tokenizer. Leave it out"
             )
-        entries = _parse(scratch.config_overrides) if scratch.config_overrides else {}
-        return load_model(model, auto_class, **entries)
+        _override(_base(model.model_name_or_path, model), scratch.config_overrides or "")  # refuses names that aren't there
+        processor, network = load_model(model, auto_class, **_parse(scratch.config_overrides or ""))
+        _check_positions(network.config, max_length)
+        return processor, network
     config = _base(scratch.from_config, model)
     processor = load_processor(scratch.tokenizer_name or _own_tokenizer(scratch.from_config))
     _override(config, scratch.config_overrides or "")
     _fit_tokens(config, processor)
-    positions = next((vars(config)[name] for name in POSITIONS if name in vars(config)), None)
-    if positions is not None and positions < max_length:
-        name = next(name for name in POSITIONS if name in vars(config))
-        raise InputError(
-            f"--max_length {max_length} is beyond the model's {positions} positions; set --config_overrides {name}={max_length}"
-        )
+    _check_positions(config, max_length)
     try:
         network = auto_class.from_config(config, attn_implementation=model.attn_implementation)
     except ValueError as error:
@@ -65,6 +62,16 @@ def prepare(model: ModelArguments, scratch: ScratchArguments, auto_class: Any, m
             f"No {auto_class.__name__} of the family '{config.model_type}': {str(error).splitlines()[0]} Set --from_config"
         ) from error
     return processor, network.float()
+
+
+def _check_positions(config: PreTrainedConfig, max_length: int) -> None:
+    entries = config.to_dict()
+    name = next((name for name in POSITIONS if name in entries), None)
+    if name is not None and entries[name] < max_length:
+        raise InputError(
+            f"--max_length {max_length} is beyond the model's {entries[name]} positions; lower it, or from scratch set "
+            f"--config_overrides {name}={max_length}"
+        )
 
 
 def family(model: ModelArguments, scratch: ScratchArguments) -> str:

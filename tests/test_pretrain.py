@@ -1,0 +1,175 @@
+"""scripts/pretrain.py from options to folder: tiny models for the plumbing; slow tests learn from real data."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from conftest import make_tokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from finetune.data.vocabulary import train_tokenizer
+from finetune.errors import InputError
+from finetune.options import parse
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+LLAMA = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,num_key_value_heads=2,intermediate_size=32"
+
+
+def run(name: str, *arguments: str) -> None:
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(*parse(module.main, arguments))
+
+
+def pretrain(folder: Path, *arguments: str) -> dict:
+    quiet = ("--bf16", "false", "--disable_tqdm", "true", "--save_strategy", "no")
+    run("pretrain", *quiet, "--output_dir", str(folder), *arguments)
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_masked_model_goes_on_to_a_task(saved, review_file, tmp_path):
+    base = saved("bert", AutoModelForMaskedLM)
+    options = ("--objective", "mlm", "--model_name_or_path", str(base), "--dataset_name", str(review_file), "--max_length", "32")
+    figures = pretrain(tmp_path / "run", *options, "--num_train_epochs", "1")
+    assert 0 <= figures["masked_accuracy"] <= 1
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
+    with pytest.raises(InputError, match="already holds a finished run"):
+        pretrain(tmp_path / "run", *options, "--num_train_epochs", "1")
+
+
+def test_from_scratch_with_a_tokenizer_of_its_own(review_file, tmp_path):
+    data = ("--dataset_name", str(review_file))
+    run("tokenizer", "--objective", "clm", *data, "--vocab_size", "300", "--output_dir", str(tmp_path / "tokenizer"))
+    figures = pretrain(
+        tmp_path / "run", "--objective", "clm", "--from_config", "llama", "--config_overrides", LLAMA, *data,
+        "--tokenizer_name", str(tmp_path / "tokenizer"), "--max_length", "32", "--num_train_epochs", "1",
+    )  # fmt: skip
+    assert figures["bits_per_byte"] > 0
+    assert figures["perplexity"] == pytest.approx(2.718281828 ** figures["loss"], rel=1e-4)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+
+
+def test_an_adapter_from_a_mixed_stream(saved, review_file, tmp_path):
+    base = saved("llama", AutoModelForCausalLM)
+    figures = pretrain(
+        tmp_path / "run", "--objective", "clm", "--model_name_or_path", str(base), "--dataset_name", str(review_file),
+        "--method", "lora", "--streaming", "true", "--mixture", f"{review_file}=2", "reviews=1",
+        "--max_steps", "3", "--max_length", "32",
+        "--eval_strategy", "no", "--per_device_train_batch_size", "2", "--shuffle_buffer", "4",
+    )  # fmt: skip
+    assert (tmp_path / "run" / "adapter_config.json").is_file()
+    assert figures["steps"] == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sentence_encoder(saved, review_file, tmp_path):
+    base = saved("bert", AutoModel)
+    options = ("--objective", "contrastive", "--model_name_or_path", str(base), "--dataset_name", str(review_file))
+    options += ("--max_length", "32")
+    with pytest.raises(InputError, match="no dropout"):
+        pretrain(tmp_path / "none", *options)
+    figures = pretrain(
+        tmp_path / "run", *options, "--config_overrides", "hidden_dropout_prob=0.1", "--pooling", "cls", "--num_train_epochs", "1"
+    )
+    assert "uniformity" in figures
+    theirs = pytest.importorskip("sentence_transformers")
+    assert theirs.SentenceTransformer(str(tmp_path / "run"), device="cpu").encode(["the film was good"]).shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--objective", "clm"), r"'clm' can't train a model of the family 'bert'"),
+        (("--text_column", "body"), r"No column 'body'.*--text_column"),
+        (("--streaming", "true"), r"--max_steps"),
+        (("--max_length", "3"), r"--max_length 3 leaves no room"),
+        (("--max_length", "100"), r"--max_length 100 is beyond the model's 64 positions"),
+        (("--config_overrides", "hidden_dropout=0.1"), r"'hidden_dropout', which a bert configuration does not have"),
+    ],
+)
+def test_bad_input_is_said_before_training(changes, message, saved, review_file, tmp_path):
+    base = saved("bert", AutoModelForMaskedLM)
+    with pytest.raises(InputError, match=message):
+        pretrain(
+            tmp_path / "run", "--model_name_or_path", str(base), "--dataset_name", str(review_file),
+            "--max_length", "32", *changes,
+        )  # fmt: skip
+
+
+def test_empty_texts_are_named(saved, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"text": text}) for text in ["a film", " ", "good", "bad", "dull"] * 5))
+    base = saved("bert", AutoModelForMaskedLM)
+    options = ("--model_name_or_path", str(base), "--dataset_name", str(rows), "--max_length", "32")
+    with pytest.raises(InputError, match=r"--drop_empty_rows"):
+        pretrain(tmp_path / "run", *options)
+    pretrain(tmp_path / "run", *options, "--drop_empty_rows", "true")
+
+
+def test_a_tokenizer_is_never_written_over(review_file, tmp_path):
+    make_tokenizer("bert").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"holds a tokenizer already.*--output_dir"):
+        run("tokenizer", "--dataset_name", str(review_file), "--output_dir", str(tmp_path))
+
+
+SIZES = {
+    "mlm": ("bert", "hidden_size=64,num_hidden_layers=2,num_attention_heads=2,intermediate_size=128,hidden_dropout_prob=0"),
+    "clm": ("llama", "hidden_size=64,num_hidden_layers=2,num_attention_heads=2,num_key_value_heads=2,intermediate_size=128"),
+    "nsp": ("bert", "hidden_size=64,num_hidden_layers=2,num_attention_heads=2,intermediate_size=128,hidden_dropout_prob=0"),
+    "span_corruption": ("t5", "d_model=64,d_ff=128,d_kv=32,num_layers=2,num_heads=2,dropout_rate=0"),
+    "infilling": (
+        "bart",
+        "d_model=64,encoder_layers=1,decoder_layers=1,encoder_attention_heads=2,decoder_attention_heads=2,"
+        "encoder_ffn_dim=128,decoder_ffn_dim=128,dropout=0",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", SIZES)
+def test_every_objective_learns_from_real_texts(objective, shared_data, tmp_path):
+    """From scratch, more is right than by always saying the commonest token (below 7 % of these texts)."""
+    from datasets import load_dataset
+
+    data = shared_data / ("imdb" if objective == "nsp" else "wikitext2")
+    texts = load_dataset("parquet", data_files=str(data / "train.parquet"), split="train[:3000]")["text"]
+    kind = {"mlm": "wordpiece", "nsp": "wordpiece", "span_corruption": "unigram"}.get(objective, "bpe")
+    train_tokenizer((t for t in texts if t.strip()), objective, kind, 2048, lowercase=True).save_pretrained(
+        tmp_path / "tokenizer"
+    )
+    family, overrides = SIZES[objective]
+    figures = pretrain(
+        tmp_path / "run", "--objective", objective, "--from_config", family, "--config_overrides", overrides,
+        "--dataset_name", str(data), "--tokenizer_name", str(tmp_path / "tokenizer"), "--max_length", "64",
+        "--max_train_rows", "2500", "--max_eval_rows", "200", "--drop_empty_rows", "true", "--max_steps", "300",
+        "--learning_rate", "3e-3", "--eval_strategy", "no",
+    )  # fmt: skip
+    accuracy = figures.get("masked_accuracy", figures.get("token_accuracy"))
+    assert accuracy > 0.08
+    assert figures["perplexity"] < 600
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_entailed_sentences_come_together(shared_data, tmp_path):
+    """Vectors of an untrained model, trained on entailed pairs alone, agree better with what people say of other pairs."""
+    from datasets import load_dataset
+
+    data = shared_data / "sick"
+    rows = load_dataset("parquet", data_files=str(data / "train.parquet"), split="train")
+    train_tokenizer([*rows["sentence_A"], *rows["sentence_B"]], "contrastive", "wordpiece", 2048, lowercase=True).save_pretrained(
+        tmp_path / "tokenizer"
+    )
+    options = ("--objective", "contrastive", "--from_config", "bert", "--config_overrides", SIZES["mlm"][1],
+               "--dataset_name", str(data), "--tokenizer_name", str(tmp_path / "tokenizer"),
+               "--supervised", "true", "--positive_label", "entailment",
+               "--score_column", "relatedness_score", "--max_length", "48", "--eval_strategy", "no")  # fmt: skip
+    before = pretrain(tmp_path / "before", *options, "--max_steps", "1", "--learning_rate", "1e-9")
+    after = pretrain(
+        tmp_path / "after", *options, "--max_steps", "200", "--learning_rate", "1e-3", "--per_device_train_batch_size", "64"
+    )
+    assert after["spearman"] > before["spearman"] + 0.03

@@ -131,9 +131,7 @@ class ObjectiveArguments:
     max_length: int = field(default=256, metadata={"help": "Longest row in tokens; longer texts go on in further rows."})
     layout: str | None = field(
         default=None,
-        metadata={
-            "help": "rows: a row for each piece of a text; blocks: rows filled with several (clm, mlm, span_corruption)."
-        },
+        metadata={"help": "rows: a row for each piece of a text; blocks: rows filled with several (clm, mlm, span_corruption)."},
     )
     masking_rate: float | None = field(
         default=None, metadata={"help": "Share of tokens to predict (default: 0.15; infilling: 0.3)."}
@@ -212,8 +210,16 @@ def _check(values: dict[str, Any]) -> None:
         raise InputError(f"Unknown layout '{values['layout']}'; wanted rows or blocks. Set --layout")
 
 
-def check(name: str, row: Objective, network: Any, processor: PreTrainedTokenizerBase, supervised: bool = False) -> None:
-    """Model and tokenizer have what the objective needs; a decoder is told to read packed rows.
+def check(
+    name: str,
+    row: Objective,
+    """Model and tokenizer have what the objective needs; a decoder reads packed rows unless another `attention` was asked for.
+    processor: PreTrainedTokenizerBase,
+    *,
+    supervised: bool = False,
+    attention: str | None = None,
+) -> None:
+    """Model and tokenizer have what the objective needs; a decoder is told to read packed rows unless another `attention` was asked for.
 
     Raises:
         InputError: a special token is missing, or the dropout that tells two views of a text apart.
@@ -223,7 +229,7 @@ def check(name: str, row: Objective, network: Any, processor: PreTrainedTokenize
             "The model has no dropout, so that a text's two views would be the same. "
             "Set --config_overrides hidden_dropout_prob=0.1, or --supervised with two texts a row"
         )
-    if name == "clm" and network.config._attn_implementation == "sdpa":
+    if name == "clm" and attention is None:
         packed.pack(network)
     missing = [token for token in row.needs if processor.special_tokens_map.get(token) is None]
     if missing:

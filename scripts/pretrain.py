@@ -56,7 +56,7 @@ def main(
     training = settled(training, rate, row.best)
     set_seed(training.seed)
     processor, network = prepare(model, scratch, row.model, objective.max_length)
-    check(objective.objective, row, network, processor, contrastive.supervised)
+    check(objective.objective, row, network, processor, supervised=contrastive.supervised, attention=model.attn_implementation)
     network = attach(network, tuning.method, tuning.method_kwargs, row.peft)
     with training.main_process_first(desc="reading and tokenising"):
         features, fingerprint = load_features(row, objective, contrastive, data, stream, processor)

@@ -198,6 +198,12 @@ def test_sentence_order_swaps(bert):
         assert words(bert, ids) == f"[CLS] {one} [SEP] {two} [SEP]"
 
 
+def test_one_text_alone_has_no_strangers(bert):
+    texts = ["i hated it . the film was bad . dull ."]
+    assert features(documents.pairs, bert, texts, sentence_order=False) == []
+    assert len(features(documents.pairs, bert, texts, sentence_order=True)) == 1
+
+
 def test_runs_of_sentences():
     assert documents.groups([3, 3, 3, 9, 2, 2], 8) == [(0, 2), (4, 6)]
     assert documents.groups([9], 8) == []

@@ -75,6 +75,11 @@ def test_an_empty_source_is_said():
         taken(stream(sources=[texts("a", 0)], weights=[1.0]), 1)
 
 
+def test_a_stream_that_gives_no_row_is_said():
+    with pytest.raises(InputError, match=r"5120 texts of a stream give no row"):
+        taken(stream(encode=lambda batch, rng: {"text": []}), 1)
+
+
 def trained(folder, resume=None, stop=None):
     processor, network = make_tokenizer("bert"), make_model("bert", AutoModelForMaskedLM).train()
     row = settle(ObjectiveArguments("mlm", max_length=16), ContrastiveArguments(), 0)

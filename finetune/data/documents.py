@@ -188,13 +188,15 @@ def pairs(batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng
     room = room_for_text(processor, max_length, 3)
     texts = [_sentences_within(document, room) for document in tokenised(batch["text"], processor)]
     texts = [text for text in texts if text]
+    if not sentence_order and len(texts) < 2:
+        texts = []  # no stranger to take a segment from
     features: Batch = {name: [] for name in ("first", "second", "other", "first_words", "second_words", "other_words", "length")}
     for number, text in enumerate(texts):
         for start, end in groups([len(ids) for ids, _ in text], room):
             middle = int(rng.integers(start + 1, end))
             first, second = _flat(text[start:middle]), _flat(text[middle:end])
             other: tuple[list[int], list[int]] = ([], [])
-            if not sentence_order and len(texts) > 1:
+            if not sentence_order:
                 stranger = texts[(number + int(rng.integers(1, len(texts)))) % len(texts)]
                 other = _flat(stranger[int(rng.integers(len(stranger))) :])
             other = (other[0][: room - len(first[0])], other[1][: room - len(first[0])])

@@ -20,6 +20,7 @@ from finetune.errors import InputError
 Row = dict[str, Any]
 Encode = Callable[[dict[str, list[Any]], np.random.Generator], dict[str, list[Any]]]
 TEXTS_AT_ONCE = 256
+PATIENCE = 20  # batches of texts that may give no row, one after another
 
 
 @dataclass
@@ -69,13 +70,16 @@ def rounds(rows: Dataset | IterableDataset, seed: tuple[int, ...]) -> Iterator[R
 
 def features_of(rows: Iterable[Row], encode: Encode, seed: tuple[int, ...]) -> Iterator[Row]:
     """Features of raw rows, so many texts at once; rows without text are passed over."""
-    remaining = iter(rows)
+    remaining, idle = iter(rows), 0
     for number in itertools.count():
         part = list(itertools.islice(remaining, TEXTS_AT_ONCE))
         if not part:
             return
         batch = {name: [row[name] for row in part] for name in part[0]}
         encoded = encode(batch, np.random.default_rng((*seed, number)))
+        idle = idle + 1 if not any(encoded.values()) else 0
+        if idle == PATIENCE:
+            raise InputError(f"{PATIENCE * TEXTS_AT_ONCE} texts of a stream give no row: they are too short. Set --text_column")
         yield from (dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True))
 
 

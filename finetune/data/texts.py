@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data import documents
@@ -55,7 +55,7 @@ def with_label(rows: Dataset, label: str, data: DataArguments) -> Dataset:
     """
     column = data.label_column or first_there(LABELS, rows.column_names, data.dataset_name, "--label_column")
     feature = rows.features[column]
-    names = list(getattr(feature, "names", []))  # a ClassLabel holds numbers
+    names = list(feature.names) if isinstance(feature, ClassLabel) else []
     wanted = names.index(label) if label in names else label
     kept = [place for place, value in enumerate(rows[column]) if value == wanted or str(value) == label]
     if not kept:

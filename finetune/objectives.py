@@ -213,13 +213,13 @@ def _check(values: dict[str, Any]) -> None:
 def check(
     name: str,
     row: Objective,
-    """Model and tokenizer have what the objective needs; a decoder reads packed rows unless another `attention` was asked for.
+    network: Any,
     processor: PreTrainedTokenizerBase,
     *,
     supervised: bool = False,
     attention: str | None = None,
 ) -> None:
-    """Model and tokenizer have what the objective needs; a decoder is told to read packed rows unless another `attention` was asked for.
+    """Model and tokenizer have what the objective needs; a decoder reads packed rows unless another `attention` was asked for.
 
     Raises:
         InputError: a special token is missing, or the dropout that tells two views of a text apart.

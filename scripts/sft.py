@@ -36,6 +36,7 @@ def main(
     from finetune.answers import Asked, save_answers
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
+    from finetune.errors import InputError
     from finetune.methods import attach, find_method
     from finetune.models.load import load_model
     from finetune.models.packed import pack
@@ -45,6 +46,8 @@ def main(
     from finetune.training.trainer import by_length, settled
 
     world_size()
+    if data.seeds != 1:
+        raise InputError("--seeds makes a series of scripts/train.py; leave it out")
     row = packed(TASKS["sft"]) if training.packing else TASKS["sft"]
     training = settled(training, find_method(method.method).learning_rate, row.best)
     set_seed(training.seed)

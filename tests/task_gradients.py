@@ -14,13 +14,14 @@ from step_gradients import SPLITS, KeepGradients
 
 from finetune.data.batching import BatchingArguments
 from finetune.data.columns import Columns
-from finetune.tasks import TaskArguments, settle
+from finetune.models.packed import pack
+from finetune.tasks import TaskArguments, packed, settle
 from finetune.training.trainer import TrainingArguments, make_trainer
 
 CASES = [
     ("multilabel", "bert"), ("multilabel", "llama"), ("regression", "bert"), ("regression", "t5"), ("tokens", "bert"),
     ("tokens", "gpt2"), ("spans", "bert"), ("spans", "llama"), ("seq2seq", "t5"), ("seq2seq", "bart"), ("seq2seq", "gpt2"),
-    ("seq2seq", "llama"), ("choice", "bert"), ("choice", "gpt2"),
+    ("seq2seq", "llama"), ("choice", "bert"), ("choice", "gpt2"), ("sft", "llama"),
 ]  # fmt: skip
 LABELS = ["O", "B-A", "I-A"]
 COLUMNS = {
@@ -30,6 +31,7 @@ COLUMNS = {
     "spans": Columns("second", "text", "answers"),
     "seq2seq": Columns("text", None, "second"),
     "choice": Columns("second", "offers", "place"),
+    "sft": Columns("text", None, "second"),
 }
 FEATURES = Features(
     {
@@ -90,6 +92,9 @@ def step_gradients(task: str, family: str, split: tuple[int, int], folder: Path)
         bf16=False, optim="sgd", learning_rate=0.1, max_grad_norm=0.0, eval_strategy="no", save_strategy="no", logging_steps=1,
         disable_tqdm=True,
     )  # fmt: skip
+    if task == "sft":
+        row = packed(row)
+        pack(network)
     trainer = make_trainer(row, network, processor, training, {"train": features}, labels=labels, batching=BatchingArguments())
     keeper = KeepGradients()
     trainer.add_callback(keeper)

@@ -92,8 +92,17 @@ def make_instruct_trainer(
     row: Any, network: Any, processor: Any, training: SftArguments, features: dict[str, Dataset], **options: Any
 ) -> ExactTrainer:
     """A trainer on encoded rows; `options` are those of `make_trainer`."""
-    # transformers would add noise of its own
-    read = {"packing": False, "assistant_only_loss": False, "completion_only_loss": False}  # done by now; TRL would look for raw rows
-    plain = replace(training, neftune_noise_alpha=None, **read)
+    # What is read here already: TRL would look for raw rows, and transformers add noise and smoothing of its own.
+    plain = replace(
+        training,
+        packing=False,
+        assistant_only_loss=False,
+        completion_only_loss=False,
+        neftune_noise_alpha=None,
+        label_smoothing_factor=0.0,
+    )
+    shape = {"smoothing": training.label_smoothing_factor} if training.label_smoothing_factor else None
     alpha = training.neftune_noise_alpha or 0.0
-    return make_trainer(row, network, processor, plain, features, kind=InstructTrainer, neftune=alpha, **options)
+    return make_trainer(
+        row, network, processor, plain, features, kind=InstructTrainer, neftune=alpha, shape_loss=shape, **options
+    )

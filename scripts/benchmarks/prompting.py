@@ -1,7 +1,10 @@
 """Prompt scoring beside lm-evaluation-harness: same model, rows, prompts, type and tokens a pass, in one run; scores compared.
 
-pip install lm-eval==0.4.13
-python scripts/benchmarks/prompting.py --dataset_name ../shared/data/imdb --rows 48
+  pip install lm-eval==0.4.13
+  python scripts/benchmarks/prompting.py --dataset_name ../shared/data/imdb --rows 48
+
+Each side works in a process of its own, in turn, as its own command would set it up: ours keeps freed memory (mallopt), the peer
+runs as it comes. Both sort rows by length. Seconds are those of scoring, after a warm-up, without loading.
 """
 
 from __future__ import annotations
@@ -9,10 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+SIDES = ("own", "peer")
 CASES = ("zero", "few", "grid", "long")
 WORDS = {"plain": ("bad", "good"), "strong": ("terrible", "great"), "named": ("negative", "positive")}
 LONG = ("not worth watching", "very well made")
@@ -35,28 +43,68 @@ def options() -> argparse.Namespace:
         help="zero: one template; few: 4 fixed examples; grid: 3 templates, 3 verbalizers; long: labels of 3 tokens",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=2, help="rounds of both sides in turn; the best of each counts")
-    parser.add_argument("--output_file", default="runs/benchmark_prompting.json", help="where the figures go")
+    parser.add_argument("--output_file", type=Path, default=Path("runs/benchmark_prompting.json"), help="where the figures go")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--work_file", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main(ask: argparse.Namespace) -> None:
-    from finetune.training.plan import keep_freed_memory
-
-    keep_freed_memory()
     from finetune.reports.tables import markdown
 
+    if ask.side:
+        ask.output_file.write_text(json.dumps(run_side(ask)), encoding="utf-8")
+        return
     texts, shots = read_texts(ask)
     table = []
-    for dtype in ask.dtypes:
-        own, peer = load_both(ask, dtype)
-        for case in ask.cases:
-            requests = work(case, texts, shots)
-            table.append({"work": case, "dtype": dtype, **measure(own, peer, requests, len(texts), ask.rounds)})
-            print(json.dumps(table[-1]), flush=True)
-    path = Path(ask.output_file)
+    with tempfile.TemporaryDirectory() as folder:
+        ask.work_file = Path(folder) / "work.json"
+        ask.work_file.write_text(json.dumps({case: work(case, texts, shots) for case in ask.cases}), encoding="utf-8")
+        for dtype in ask.dtypes:
+            rounds = [
+                {side: in_own_process(ask, side, dtype, Path(folder) / f"{side}.json") for side in SIDES}
+                for _ in range(ask.rounds)
+            ]
+            for case in ask.cases:
+                table.append({"work": case, "dtype": dtype, **compared(rounds, case, len(texts))})
+                print(json.dumps(table[-1]), flush=True)
+    path = ask.output_file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"load": os.getloadavg(), "cores": os.cpu_count(), "figures": table}, indent=1), encoding="utf-8")
     print(markdown(table))
+
+
+def in_own_process(ask: argparse.Namespace, side: str, dtype: str, output: Path) -> dict[str, Any]:
+    """Seconds and scores of one side on all work."""
+    command = [sys.executable, __file__, "--model", ask.model, "--batch_size", str(ask.batch_size), "--side", side]
+    command += ["--dtypes", dtype, "--work_file", str(ask.work_file), "--output_file", str(output)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return json.loads(output.read_text(encoding="utf-8"))
+
+
+def run_side(ask: argparse.Namespace) -> dict[str, Any]:
+    """What the child process does: case → seconds and log-probabilities, in the order of the work."""
+    tasks = json.loads(ask.work_file.read_text(encoding="utf-8"))
+    score = load_own(ask) if ask.side == "own" else load_peer(ask)
+    score(next(iter(tasks.values()))[:2])
+    found = {}
+    for case, asked in tasks.items():
+        began = time.perf_counter()
+        scores = score(asked)
+        found[case] = {"seconds": time.perf_counter() - began, "scores": scores}
+    return found
+
+
+def compared(rounds: list[dict[str, Any]], case: str, rows: int) -> dict[str, Any]:
+    """Rows a second of both sides (the best round of each), their ratio, the largest difference between log-probabilities."""
+    best = {side: min(one[side][case]["seconds"] for one in rounds) for side in SIDES}
+    pairs = zip(*(rounds[0][side][case]["scores"] for side in SIDES), strict=True)
+    return {
+        "own, rows/s": round(rows / best["own"], 2),
+        "peer, rows/s": round(rows / best["peer"], 2),
+        "ratio": round(best["peer"] / best["own"], 2),
+        "largest difference": float(f"{max(abs(a - b) for a, b in pairs):.2g}"),
+    }
 
 
 def read_texts(ask: argparse.Namespace) -> tuple[list[str], list[tuple[str, int]]]:
@@ -85,46 +133,37 @@ def work(case: str, texts: list[str], shots: list[tuple[str, int]]) -> list[tupl
     return [(f"{head}{text}\n{LINES[0]}", answers) for text in texts]
 
 
-def load_both(ask: argparse.Namespace, dtype: str) -> tuple[Any, Any]:
+def load_own(ask: argparse.Namespace) -> Callable[[list[Any]], list[float]]:
+    from finetune.training.plan import keep_freed_memory
+
+    keep_freed_memory()
+    from prompts.asked import ScoringArguments, load_scorer
+    from prompts.score import Request
+
+    scorer = load_scorer(ask.model, ScoringArguments(dtype=ask.dtypes[0], batch_tokens=ask.batch_size * 256))
+
+    def score(asked: list[Any]) -> list[float]:
+        found = scorer([Request(context, tuple(answers)) for context, answers in asked])
+        return [float(tokens.sum()) for row in found for tokens in row]
+
+    return score
+
+
+def load_peer(ask: argparse.Namespace) -> Callable[[list[Any]], list[float]]:
+    from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     from finetune.models.load import resolve
-    from prompts.asked import ScoringArguments, load_scorer
 
-    own = load_scorer(ask.model, ScoringArguments(dtype=dtype, batch_tokens=ask.batch_size * 256))
     folder, _ = resolve(ask.model)
-    peer = HFLM(pretrained=folder, dtype=dtype, batch_size=ask.batch_size, device="cpu", add_bos_token=False)
-    return own, peer
+    peer = HFLM(pretrained=folder, dtype=ask.dtypes[0], batch_size=ask.batch_size, device="cpu", add_bos_token=False)
 
+    def score(asked: list[Any]) -> list[float]:
+        pairs = [(context, answer) for context, answers in asked for answer in answers]
+        instances = [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=i) for i, pair in enumerate(pairs)]
+        return [value for value, _ in peer.loglikelihood(instances, disable_tqdm=True)]
 
-def measure(own: Any, peer: Any, work: list[tuple[str, tuple[str, ...]]], rows: int, rounds: int) -> dict[str, Any]:
-    """Rows a second of both sides, their ratio, and the largest difference between their log-probabilities."""
-    from lm_eval.api.instance import Instance
-
-    from prompts.score import Request
-
-    asked = [Request(context, answers) for context, answers in work]
-    instances = [
-        Instance(request_type="loglikelihood", doc={}, arguments=(context, answer), idx=i)
-        for i, (context, answers) in enumerate(work)
-        for answer in answers
-    ]
-    own(asked[:2])
-    seconds: dict[str, list[float]] = {"own": [], "peer": []}
-    for _ in range(rounds):
-        began = time.perf_counter()
-        ours = [float(tokens.sum()) for row in own(asked) for tokens in row]
-        between = time.perf_counter()
-        theirs = [score for score, _ in peer.loglikelihood(instances, disable_tqdm=True)]
-        seconds["own"].append(between - began)
-        seconds["peer"].append(time.perf_counter() - between)
-    best = {side: min(values) for side, values in seconds.items()}
-    return {
-        "own, rows/s": round(rows / best["own"], 2),
-        "peer, rows/s": round(rows / best["peer"], 2),
-        "ratio": round(best["peer"] / best["own"], 2),
-        "largest difference": float(f"{max(abs(a - b) for a, b in zip(ours, theirs, strict=True)):.2g}"),
-    }
+    return score
 
 
 if __name__ == "__main__":

@@ -189,7 +189,8 @@ def settle(options: ObjectiveArguments, apart: contrastive.ContrastiveArguments,
         contrastive.find_pooling(apart.pooling)
     _check(values)
     steps = {name: vars(row)[name] for name in ("encode", "collate", "forward", "loss")}
-    return replace(row, **{name: partial(function, **_taken(function, values)) for name, function in steps.items()})
+    bound: dict[str, Any] = {name: partial(function, **_taken(function, values)) for name, function in steps.items()}
+    return replace(row, **bound)
 
 
 def _taken(function: Callable, values: dict[str, Any]) -> dict[str, Any]:
@@ -327,6 +328,7 @@ def _source(
     chosen = replace(data, dataset_name=source)
     files = data.data_files if source == data.dataset_name else None
     rows = open_stream(source, data.dataset_config, files, data.train_split) if stream.streaming else load_rows(chosen).train
+    assert rows is not None
     if apart.positive_label is not None and isinstance(rows, Dataset):
         rows = texts.with_label(rows, apart.positive_label, chosen)
     there = find_inputs(name, apart, list(next(iter(rows))), chosen, train=True)

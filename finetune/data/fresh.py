@@ -155,7 +155,8 @@ def _pair_words(one: list[int], two: list[int]) -> list[int]:
 
 def sentinels(processor: PreTrainedTokenizerBase) -> list[int]:
     """Ids of <extra_id_0>, <extra_id_1>, ... as far as the vocabulary has them."""
-    vocabulary, found = processor.get_vocab(), []
+    vocabulary = processor.get_vocab()
+    found: list[int] = []
     while f"<extra_id_{len(found)}>" in vocabulary:
         found.append(vocabulary[f"<extra_id_{len(found)}>"])
     return found

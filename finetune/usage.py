@@ -119,7 +119,12 @@ def _help_in(metadata: ast.AST) -> str:
 def usage(script: Path, classes: list[tuple[str, str]]) -> str:
     """The whole help text of a script: its docstring, then the options class by class."""
     docstring = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
-    lines = [docstring, "", "  --config FILE.yaml", "      A recipe: any of the options below as keys. The command line beats it; it beats the defaults."]
+    lines = [
+        docstring,
+        "",
+        "  --config FILE.yaml",
+        "      A recipe: any of the options below as keys. The command line beats it; it beats the defaults.",
+    ]
     for module, name in classes:
         lines += ["", f"{name} ({module})"]
         for option in options_of(module, name):

@@ -24,7 +24,10 @@ TASK_NAMES = ("classification", "pairs")
 def rows() -> Dataset:
     """Eight rows of unequal length, three classes."""
     generator = torch.Generator().manual_seed(1)
-    texts = [" ".join(WORDS[int(i)] for i in torch.randint(0, len(WORDS), (n,), generator=generator)) for n in (2, 3, 5, 7, 4, 12, 9, 6)]
+    texts = [
+        " ".join(WORDS[int(i)] for i in torch.randint(0, len(WORDS), (n,), generator=generator))
+        for n in (2, 3, 5, 7, 4, 12, 9, 6)
+    ]
     labels = [0, 1, 2, 0, 1, 0, 0, 2]
     features = Features({"text": Value("string"), "second": Value("string"), "label": ClassLabel(names=["a", "b", "c"])})
     return Dataset.from_dict({"text": texts, "second": texts[::-1], "label": labels}, features=features)
@@ -51,7 +54,9 @@ def step_gradients(task: str, family: str, split: tuple[int, int], folder: Path)
         output_dir=str(folder), per_device_train_batch_size=split[0], gradient_accumulation_steps=split[1], max_steps=1, bf16=False,
         optim="sgd", learning_rate=0.1, max_grad_norm=0.0, eval_strategy="no", save_strategy="no", logging_steps=1, disable_tqdm=True,
     )  # fmt: skip
-    trainer = make_trainer(row, network, processor, training, {"train": features}, labels=["a", "b", "c"], batching=BatchingArguments())
+    trainer = make_trainer(
+        row, network, processor, training, {"train": features}, labels=["a", "b", "c"], batching=BatchingArguments()
+    )
     keeper = KeepGradients()
     trainer.add_callback(keeper)
     trainer.train()

@@ -81,7 +81,7 @@ def named_in_table(title: str) -> set[str]:
     """First cells of the rows of the README's table under a heading."""
     section = re.split(r"^#+ ", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     text = next(part for part in section if part.startswith(title))
-    return {cell for cell in re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)}
+    return set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
 
 
 def test_readme_prints_the_tables():

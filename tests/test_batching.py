@@ -10,7 +10,10 @@ LENGTHS = np.random.default_rng(0).integers(3, 200, 203)
 
 
 def all_processes(shares: Shares, **options) -> list[LengthBatches]:
-    return [LengthBatches(LENGTHS, Shares(shares.rows, shares.accumulation, shares.processes, p), **options) for p in range(shares.processes)]
+    return [
+        LengthBatches(LENGTHS, Shares(shares.rows, shares.accumulation, shares.processes, p), **options)
+        for p in range(shares.processes)
+    ]
 
 
 @pytest.mark.parametrize("shares", [Shares(8), Shares(4, 2), Shares(4, 1, 2), Shares(3, 2, 3), Shares(300), Shares(67, 1, 3)])

@@ -56,7 +56,9 @@ def test_a_pair_needs_two_texts():
 
 
 def test_empty_rows_can_be_left_out():
-    rows, _, _ = examine({"text": ["a", " ", "", "b"], "label": [0, 1, 0, 1]}, {"text": ["c"], "label": [0]}, drop_empty_rows=True)
+    rows, _, _ = examine(
+        {"text": ["a", " ", "", "b"], "label": [0, 1, 0, 1]}, {"text": ["c"], "label": [0]}, drop_empty_rows=True
+    )
     assert sorted(rows.train["text"]) == ["a", "b"]
 
 

@@ -40,7 +40,15 @@ def test_accumulation_changes_no_gradient(whole, task, family, split, tmp_path):
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(TESTS / "step_gradients.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(TESTS / "step_gradients.py"),
+    ]
     done = subprocess.run([*command, "processes", str(folder)], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(folder / "processes.safetensors")

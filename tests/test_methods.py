@@ -6,7 +6,12 @@ import peft
 import pytest
 import torch
 from conftest import make_model
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from finetune.errors import InputError
 from finetune.methods import METHODS, MethodArguments, attach, disabled, head_names, refusal
@@ -36,7 +41,9 @@ REFUSED = {
     ("SEQ_2_SEQ_LM", "t5"): {"bitfit", "linear_probe"},
     ("SEQ_2_SEQ_LM", "bart"): {"linear_probe"},
 }
-PAIRS = [(task, family, name) for (task, family), gone in REFUSED.items() if family != "roberta" for name in sorted(WORKING - gone)]
+PAIRS = [
+    (task, family, name) for (task, family), gone in REFUSED.items() if family != "roberta" for name in sorted(WORKING - gone)
+]
 
 
 def model(task: str, family: str, seed: int = 0):
@@ -121,7 +128,9 @@ def test_method_options_reach_peft(shape):
 
 
 def test_refused_by_name():
-    with pytest.raises(InputError, match="'bitfit' can't tune LlamaForSequenceClassification: its layers have no biases. Set --method"):
+    with pytest.raises(
+        InputError, match="'bitfit' can't tune LlamaForSequenceClassification: its layers have no biases. Set --method"
+    ):
         attach(model("SEQ_CLS", "llama"), "bitfit", None, "SEQ_CLS")
     with pytest.raises(InputError, match="'prefix' can't tune DistilBertForSequenceClassification: .* no past keys"):
         attach(model("SEQ_CLS", "distilbert"), "prefix", None, "SEQ_CLS")

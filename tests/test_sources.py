@@ -64,7 +64,9 @@ def test_without_an_evaluation_split_rows_are_kept_aside(tmp_path):
 
 
 def test_a_sorted_file_gives_a_balanced_sample():
-    rows = Dataset.from_dict({"text": list("abcdefghij"), "label": [0] * 7 + [1] * 3}).cast_column("label", ClassLabel(names=["n", "p"]))
+    rows = Dataset.from_dict({"text": list("abcdefghij"), "label": [0] * 7 + [1] * 3}).cast_column(
+        "label", ClassLabel(names=["n", "p"])
+    )
     assert Counter(sample(rows, 4, 0, "label")["label"]) == {0: 2, 1: 2}
     assert Counter(sample(rows, 8, 0, "label")["label"]) == {0: 5, 1: 3}
     assert sample(rows, 4, 0, "label")["text"][:] == sample(rows, 4, 0, "label")["text"][:]

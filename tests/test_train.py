@@ -119,7 +119,19 @@ def test_nothing_is_overwritten(tiny, review_file, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny, review_file, tmp_path):
     with pytest.raises(InputError, match=r"The loss is (nan|inf) at step \d+ on the training rows \["):
-        train(tiny, review_file, tmp_path / "run", "--method", "full", "--learning_rate", "1e30", "--max_grad_norm", "0", "--optim", "sgd")
+        train(
+            tiny,
+            review_file,
+            tmp_path / "run",
+            "--method",
+            "full",
+            "--learning_rate",
+            "1e30",
+            "--max_grad_norm",
+            "0",
+            "--optim",
+            "sgd",
+        )
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
@@ -153,7 +165,14 @@ def test_empty_texts_and_pairs_are_refused_by_the_classifier(tiny, review_file, 
 def test_two_processes_train_as_one(tiny, review_file, tmp_path):
     one = train(tiny, review_file, tmp_path / "one", "--method", "lora")
     further = ("--method", "lora", "--per_device_train_batch_size", "4")
-    command = ["accelerate", "launch", "--config_file", str(ROOT / "scripts/accelerate/two_cpus.yaml"), "--main_process_port", "0"]
+    command = [
+        "accelerate",
+        "launch",
+        "--config_file",
+        str(ROOT / "scripts/accelerate/two_cpus.yaml"),
+        "--main_process_port",
+        "0",
+    ]
     command += [str(ROOT / "scripts/train.py"), *arguments(tiny, review_file, tmp_path / "two", *further)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)

@@ -23,7 +23,8 @@ class AssessArguments:
 
     artefact: str | None = field(default=None, metadata={"help": "Output folder of a training script."})
     output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for metrics.json and the plot (default: assessments/DATA_SPLIT inside the artefact)."}
+        default=None,
+        metadata={"help": "Folder for metrics.json and the plot (default: assessments/DATA_SPLIT inside the artefact)."},
     )
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Rows a batch."})
     bootstrap_samples: int = field(default=2000, metadata={"help": "Samples behind each 95 % interval."})

@@ -20,7 +20,9 @@ from finetune.errors import InputError
 class BatchingArguments:
     """Which rows share a batch."""
 
-    group_by_length: bool = field(default=True, metadata={"help": "Rows of like length together, in shuffled order: less padding."})
+    group_by_length: bool = field(
+        default=True, metadata={"help": "Rows of like length together, in shuffled order: less padding."}
+    )
     tokens_per_batch: int | None = field(
         default=None,
         metadata={"help": "Fill batches up to this many tokens (padding counted) instead of per_device_train_batch_size rows."},
@@ -44,7 +46,9 @@ def check_budget(lengths: Sequence[int], budget: int | None) -> None:
         InputError: a row is longer.
     """
     if budget is not None and budget < max(lengths):
-        raise InputError(f"--tokens_per_batch {budget} is below the longest row's {max(lengths)} tokens; raise it or lower --max_length")
+        raise InputError(
+            f"--tokens_per_batch {budget} is below the longest row's {max(lengths)} tokens; raise it or lower --max_length"
+        )
 
 
 class LengthBatches(Sampler[list[int]]):

@@ -67,7 +67,9 @@ def class_names(rows: Dataset, column: str) -> list[str]:
     if isinstance(feature, ClassLabel):
         return list(feature.names)
     if not isinstance(feature, Value):
-        raise InputError(f"The label column '{column}' holds {feature}; wanted one class a row. Set --label_column or another --task")
+        raise InputError(
+            f"The label column '{column}' holds {feature}; wanted one class a row. Set --label_column or another --task"
+        )
     values = {value for value in rows[column][:] if value is not None}
     if feature.dtype.startswith(("float", "double")):
         free = next((value for value in sorted(values) if value != int(value)), None)
@@ -78,7 +80,9 @@ def class_names(rows: Dataset, column: str) -> list[str]:
             )
         values = {int(value) for value in values}
     if len(values) > 1000 and len(values) > len(rows) // 2:
-        raise InputError(f"The label column '{column}' holds {len(values)} different values in {len(rows)} rows; set --label_column")
+        raise InputError(
+            f"The label column '{column}' holds {len(values)} different values in {len(rows)} rows; set --label_column"
+        )
     return [str(value) for value in sorted(values)]
 
 
@@ -91,7 +95,8 @@ def class_ids(rows: Dataset, column: str, labels: list[str]) -> list[int]:
         return [of_id[value] if value is not None and 0 <= value < len(of_id) else -1 for value in rows[column][:]]
     whole = isinstance(feature, Value) and feature.dtype.startswith(("float", "double"))
     return [
-        place.get(str(int(value)) if whole and value is not None and value == value else str(value), -1) for value in rows[column][:]
+        place.get(str(int(value)) if whole and value is not None and value == value else str(value), -1)
+        for value in rows[column][:]
     ]
 
 

@@ -94,7 +94,9 @@ def check_shots(rows: Dataset, column: str, labels: list[str], shots: int) -> in
     counts = Counter(class_ids(rows, column, labels))
     fewest = min(range(len(labels)), key=lambda index: counts[index])
     if not 0 < shots <= counts[fewest]:
-        raise InputError(f"--shots_per_class {shots}: the class '{labels[fewest]}' has {counts[fewest]} rows; wanted from 1 to as many")
+        raise InputError(
+            f"--shots_per_class {shots}: the class '{labels[fewest]}' has {counts[fewest]} rows; wanted from 1 to as many"
+        )
     return shots * len(labels)
 
 

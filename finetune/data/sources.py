@@ -29,7 +29,9 @@ class DataArguments:
 
     dataset_name: str = field(
         default="reviews",
-        metadata={"help": "A hub name, a local folder or file (parquet, csv, tsv, json, jsonl, txt), or a built-in corpus (reviews)."},
+        metadata={
+            "help": "A hub name, a local folder or file (parquet, csv, tsv, json, jsonl, txt), or a built-in corpus (reviews)."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     data_files: list[str] | None = field(
@@ -38,21 +40,29 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "Split to train on; a slice as train[:50%] is taken too."})
     eval_split: str | None = field(
         default=None,
-        metadata={"help": "Split to evaluate on (default: validation, else test, else a tenth of the training rows, kept aside)."},
+        metadata={
+            "help": "Split to evaluate on (default: validation, else test, else a tenth of the training rows, kept aside)."
+        },
     )
     text_column: str | None = field(default=None, metadata={"help": "Column with the text (default: found by its usual names)."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column with the second text, for tasks on pairs."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the label or target."})
     max_train_rows: int | None = field(
-        default=None, metadata={"help": "Train on this many rows: a seeded sample, balanced over the classes where there are any."}
+        default=None,
+        metadata={"help": "Train on this many rows: a seeded sample, balanced over the classes where there are any."},
     )
     max_eval_rows: int | None = field(default=None, metadata={"help": "The same for evaluation."})
     drop_empty_rows: bool = field(default=False, metadata={"help": "Leave rows without text out instead of stopping."})
     sample_seed: int = field(default=0, metadata={"help": "Seed of the samples and of a split kept aside."})
-    train_sample_seed: int | None = field(default=None, metadata={"help": "Seed of the training sample alone (default: sample_seed)."})
-    shots_per_class: int | None = field(default=None, metadata={"help": "Train on this many rows of each class: few-shot fine-tuning."})
+    train_sample_seed: int | None = field(
+        default=None, metadata={"help": "Seed of the training sample alone (default: sample_seed)."}
+    )
+    shots_per_class: int | None = field(
+        default=None, metadata={"help": "Train on this many rows of each class: few-shot fine-tuning."}
+    )
     seeds: int = field(
-        default=1, metadata={"help": "Runs with other training samples and seeds, each in its folder; figures as mean and deviation."}
+        default=1,
+        metadata={"help": "Runs with other training samples and seeds, each in its folder; figures as mean and deviation."},
     )
 
 
@@ -140,13 +150,17 @@ def _read_files(files: dict[str, list[Path]]) -> DatasetDict:
     splits = DatasetDict()
     for split, paths in files.items():
         try:  # one by one: splits of one folder need not have the same columns
-            splits[split] = datasets.load_dataset(readers.copy().pop(), data_files=[str(p) for p in paths], split="train", **options)
+            splits[split] = datasets.load_dataset(
+                readers.copy().pop(), data_files=[str(p) for p in paths], split="train", **options
+            )
         except Exception as error:  # whatever a reader says of a damaged file, with the name of the file
             cause = error.__cause__ or error
             names = ", ".join(str(p) for p in paths)
             if "corresponds to no data" in str(error):
                 raise InputError(f"{names} has 0 rows; name files with rows by --data_files") from error
-            raise InputError(f"Cannot read {names}: {type(cause).__name__}: {cause}. Mend it or name others by --data_files") from error
+            raise InputError(
+                f"Cannot read {names}: {type(cause).__name__}: {cause}. Mend it or name others by --data_files"
+            ) from error
     return splits
 
 
@@ -182,7 +196,9 @@ def _slice(bounds: str, length: int, flag: str) -> range:
     match = re.fullmatch(r"(-?\d+%?)?:(-?\d+%?)?\]", bounds)
     if not match:
         raise InputError(f"Cannot read the slice '[{bounds}'; wanted [start:end] in rows or per cent. Set {flag}")
-    edges = [None if edge is None else int(edge[:-1]) * length // 100 if edge.endswith("%") else int(edge) for edge in match.groups()]
+    edges = [
+        None if edge is None else int(edge[:-1]) * length // 100 if edge.endswith("%") else int(edge) for edge in match.groups()
+    ]
     return range(length)[slice(*edges)]
 
 

@@ -20,10 +20,12 @@ class CompareArguments:
         metadata={"help": "Rows of METHODS to train one after the other, each in a process of its own."},
     )
     method_options: str | None = field(
-        default=None, metadata={"help": 'Options of single methods, as JSON: \'{"lora": {"r": 8}}\'; others have the method\'s own defaults.'}
+        default=None,
+        metadata={"help": 'Options of single methods, as JSON: \'{"lora": {"r": 8}}\'; others have the method\'s own defaults.'},
     )
     learning_rates: str | None = field(
-        default=None, metadata={"help": 'Learning rates of single methods, as JSON: \'{"lora": 1e-3}\'; others have the method\'s own.'}
+        default=None,
+        metadata={"help": "Learning rates of single methods, as JSON: '{\"lora\": 1e-3}'; others have the method's own."},
     )
 
     def of_method(self, method: str) -> dict[str, Any]:

@@ -26,7 +26,12 @@ def draw_assessment(figures: dict[str, Any], path: Path) -> None:
         value = figures[name]
         left.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", color=INK, capsize=4)
         left.annotate(f"{value:.3f}", (value, place), textcoords="offset points", xytext=(0, 8), ha="center")
-    left.set(yticks=range(len(names)), yticklabels=names, ylim=(-0.6, len(names) - 0.4), title=f"{figures['rows']} rows, 95 % intervals")
+    left.set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        ylim=(-0.6, len(names) - 0.4),
+        title=f"{figures['rows']} rows, 95 % intervals",
+    )
     if len(figures["labels"]) <= 12:
         _confusion(right, np.asarray(figures["confusion"]), figures["labels"])
     else:
@@ -62,13 +67,21 @@ def draw_comparison(rows: Sequence[dict[str, Any]], path: Path, figure: str = "a
     Args:
         rows: each with method, `figure`, low, high, trainable, seconds, memory_mb.
     """
-    axes_of = (("trainable", "trainable parameters", True), ("seconds", "training seconds", False), ("memory_mb", "peak memory, MB", False))
+    axes_of = (
+        ("trainable", "trainable parameters", True),
+        ("seconds", "training seconds", False),
+        ("memory_mb", "peak memory, MB", False),
+    )
     fig, panels = plt.subplots(1, 3, figsize=(12, 4), sharey=True)
     for panel, (key, label, logarithmic) in zip(panels, axes_of, strict=True):
         for index, row in enumerate(rows):
             value = row[figure]
-            panel.errorbar(row[key], value, yerr=[[value - row["low"]], [row["high"] - value]], fmt="o", color=INK, ecolor=FAINT, capsize=2)
-            panel.annotate(row["method"], (row[key], value), textcoords="offset points", xytext=(5, 4 if index % 2 else -10), fontsize=7)
+            panel.errorbar(
+                row[key], value, yerr=[[value - row["low"]], [row["high"] - value]], fmt="o", color=INK, ecolor=FAINT, capsize=2
+            )
+            panel.annotate(
+                row["method"], (row[key], value), textcoords="offset points", xytext=(5, 4 if index % 2 else -10), fontsize=7
+            )
         panel.set(xlabel=label, xscale="log" if logarithmic else "linear")
         panel.margins(x=0.15)
         panel.grid(alpha=0.2)

@@ -36,8 +36,12 @@ logger = logging.getLogger(__name__)
 class TrainingArguments(transformers.TrainingArguments):
     """transformers' options by their own names; other defaults where those lose accuracy, speed or a run."""
 
-    learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate (default: the method's own, see METHODS)."})  # type: ignore[assignment]
-    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."})  # type: ignore[assignment]
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate (default: the method's own, see METHODS)."}
+    )  # type: ignore[assignment]
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."}
+    )  # type: ignore[assignment]
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows a micro-batch on each process."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "The same for evaluation."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up of the learning rate: steps, or a share of all below 1."})
@@ -45,8 +49,12 @@ class TrainingArguments(transformers.TrainingArguments):
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers; here they stop the run."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns the model doesn't name; encoders here keep none."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide losses that are no numbers; here they stop the run."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Drop columns the model doesn't name; encoders here keep none."}
+    )
     dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that collate batches; the main one where 0."})
 
@@ -119,7 +127,11 @@ class ExactTrainer(Trainer):
         return samples, self.accelerator.gather(total).sum()
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | int | None = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The row's summed losses over the step's items; a loss that is no number stops the run and names the step and the rows."""
         rows, labels = inputs.pop("row", None), inputs.pop("labels")

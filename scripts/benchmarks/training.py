@@ -25,8 +25,12 @@ DIFFERENCES = (
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--task", default="classification", choices=("classification", "sft"), help="sft: sft.py beside this file")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--task", default="classification", choices=("classification", "sft"), help="sft: sft.py beside this file"
+    )
     parser.add_argument("--dataset_name", default="reviews", help="rows to train on")
     parser.add_argument("--model_name_or_path", default="minilm", help="an encoder")
     parser.add_argument("--max_length", type=int, default=512, help="tokens")
@@ -34,7 +38,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--learning_rate", type=float, default=1e-4, help="both sides'")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each side")
     parser.add_argument("--round_rows", type=int, default=96, help="rows a timed round")
-    parser.add_argument("--accuracy_rows", type=int, default=800, help="rows of the epoch whose accuracy is compared; 0 leaves it out")
+    parser.add_argument(
+        "--accuracy_rows", type=int, default=800, help="rows of the epoch whose accuracy is compared; 0 leaves it out"
+    )
     parser.add_argument("--eval_rows", type=int, default=1000, help="held-out rows")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
@@ -53,7 +59,9 @@ def train_side(ask: argparse.Namespace) -> dict[str, float]:
     data = DataArguments(ask.dataset_name, max_train_rows=ask.rows, max_eval_rows=ask.eval_rows, eval_split="test")
     rows, columns, labels = examine_classes(load_rows(data), data, pair=False)
     trainer, features = (make_ours if ask.side == "ours" else make_peer)(ask, rows, columns, labels)
-    lengths = [sum(mask) for mask in features["attention_mask"]] if "attention_mask" in features.column_names else features["length"][:]
+    lengths = (
+        [sum(mask) for mask in features["attention_mask"]] if "attention_mask" in features.column_names else features["length"][:]
+    )
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
@@ -64,7 +72,11 @@ def train_side(ask: argparse.Namespace) -> dict[str, float]:
 
         classifier = Classifier(trainer.model, trainer.processing_class, labels, ask.max_length)
         assessed = assess_classifier(classifier, rows.eval, columns)
-        figures |= {"accuracy": assessed["accuracy"], "low": assessed["intervals"]["accuracy"][0], "high": assessed["intervals"]["accuracy"][1]}
+        figures |= {
+            "accuracy": assessed["accuracy"],
+            "low": assessed["intervals"]["accuracy"][0],
+            "high": assessed["intervals"]["accuracy"][1],
+        }
     return figures
 
 
@@ -78,7 +90,8 @@ def make_peer(ask, rows, columns, labels):
     tokenizer = AutoTokenizer.from_pretrained(source)
     network = AutoModelForSequenceClassification.from_pretrained(source, num_labels=len(labels))
     features = rows.train.map(
-        lambda batch: tokenizer(batch[columns.text], padding="max_length", truncation=True, max_length=ask.max_length), batched=True
+        lambda batch: tokenizer(batch[columns.text], padding="max_length", truncation=True, max_length=ask.max_length),
+        batched=True,
     ).rename_column(columns.label, "labels")
     training = TrainingArguments(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=ask.batch_size, learning_rate=ask.learning_rate, num_train_epochs=1,
@@ -166,14 +179,19 @@ def main() -> None:
         for side in SIDES if number % 2 == 0 else SIDES[::-1]:
             figures = run_side(side, ask.round_rows)
             speeds[side].append(figures["tokens"] / figures["seconds"])
-            print(f"round {number + 1} {side}: {speeds[side][-1]:,.0f} tokens/s, peak memory {figures['memory_mb']:,.0f} MB", flush=True)
+            print(
+                f"round {number + 1} {side}: {speeds[side][-1]:,.0f} tokens/s, peak memory {figures['memory_mb']:,.0f} MB",
+                flush=True,
+            )
     ratios = sorted(ours / peer for ours, peer in zip(speeds["ours"], speeds["peer"], strict=True))
     median = ratios[len(ratios) // 2]
     print(f"\nratio of each round: {', '.join(f'{r:.1f}' for r in ratios)}; median {median:.1f} ×\n{DIFFERENCES}")
     peak, need = matrix_peak(), operations_a_token(ask.model_name_or_path)
     for side in SIDES:
         best = sorted(speeds[side])[len(speeds[side]) // 2]
-        print(f"{side}: {best:,.0f} tokens/s, {best * need / peak:.1%} of the measured bf16 matrix-product peak ({peak / 1e12:.2f} TFLOP/s)")
+        print(
+            f"{side}: {best:,.0f} tokens/s, {best * need / peak:.1%} of the measured bf16 matrix-product peak ({peak / 1e12:.2f} TFLOP/s)"
+        )
     if ask.accuracy_rows:
         for side in SIDES:
             figures = run_side(side, ask.accuracy_rows)

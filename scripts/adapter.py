@@ -3,7 +3,7 @@
 python scripts/adapter.py --action check --adapters runs/films
 python scripts/adapter.py --action merge --adapters runs/films runs/books --weights 0.5 0.5 --head 0 --output_dir runs/both
 python scripts/adapter.py --action into_base --adapters runs/films --output_dir runs/films_whole
-python scripts/adapter.py --action gguf --adapters runs/chat --output_dir runs/chat_gguf
+python scripts/adapter.py --action int8 --adapters runs/films --output_dir runs/films_onnx
 """
 
 from __future__ import annotations

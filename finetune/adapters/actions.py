@@ -22,7 +22,7 @@ from finetune.errors import InputError
 class ActionArguments:
     """What is done, to which adapters."""
 
-    action: str = field(default="check", metadata={"help": "check, merge or into_base."})
+    action: str = field(default="check", metadata={"help": "check, merge, into_base, onnx or int8."})
     adapters: list[str] = field(default_factory=list, metadata={"help": "Folders of adapters, in order."})
     output_dir: str | None = field(default=None, metadata={"help": "A new folder for the result."})
     base: str | None = field(default=None, metadata={"help": "Another base than the one that the adapter's passport names."})
@@ -99,6 +99,20 @@ def into_base(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     yield str(save_whole(whole, processor, one_of(action), output_of(action)))
 
 
+def to_onnx(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
+    """One adapter merged into its base → an ONNX file, for int8 also a quantised one, checked on the probe texts."""
+    from finetune.adapters.export import claim, merge_into_base
+    from finetune.adapters.onnx import INT8, export_onnx
+
+    processor, network = mount(one_of(action), action.base, action.allow_mismatch)
+    folder = output_of(action)
+    claim(folder)
+    for file, found in export_onnx(merge_into_base(network), processor, folder, action.action == "int8").items():
+        yield f"{folder / file}: {found}"
+        limit = float("inf") if file == INT8 else probe.EXACT
+        probe.hold(found, limit if action.limit is None else action.limit, f"{file} differs from the model")
+
+
 def one_of(action: ActionArguments) -> str:
     if len(action.adapters) != 1:
         raise InputError(f"--action {action.action} takes one adapter; got {len(action.adapters)}. Merge them first")
@@ -134,4 +148,6 @@ def _hold_or_remove(found: probe.Probe, action: ActionArguments, folder: Path, e
         raise
 
 
-ACTIONS: dict[str, Callable[[Any, Any], Iterator[str]]] = {"check": check, "merge": add_up, "into_base": into_base}
+ACTIONS: dict[str, Callable[[Any, Any], Iterator[str]]] = {
+    "check": check, "merge": add_up, "into_base": into_base, "onnx": to_onnx, "int8": to_onnx
+}  # fmt: skip

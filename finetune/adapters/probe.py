@@ -66,7 +66,7 @@ def hold(probe: Probe, limit: float, what: str) -> None:
         InputError: the largest difference is beyond the limit (or no number).
     """
     if not probe.difference <= limit:
-        raise InputError(f"{what}: {probe}; wanted {limit:g} at most. Nothing was written; --limit sets the limit")
+        raise InputError(f"{what}: {probe}; wanted {limit:g} at most. --limit sets the limit")
 
 
 def reference(network: torch.nn.Module, adapter: Adapter) -> None:

@@ -1,0 +1,33 @@
+"""Exported files answer as the model they were made of."""
+
+import pytest
+from conftest import make_model, make_tokenizer
+from test_merge import run, save
+from transformers import AutoModelForSequenceClassification
+
+from finetune.adapters import probe
+from finetune.adapters.mounting import mount
+
+ort = pytest.importorskip("onnxruntime", reason="ONNX needs the extra 'export'")
+pytest.importorskip("onnxscript", reason="ONNX needs the extra 'export'")
+
+
+def test_an_adapter_becomes_onnx_and_int8(tmp_path, saved, capsys):
+    import peft
+
+    from finetune.adapters.onnx import INT8, MODEL, run_onnx
+
+    source = saved("bert", AutoModelForSequenceClassification, id2label={0: "neg", 1: "pos"})
+    network = make_model("bert", AutoModelForSequenceClassification, id2label={0: "neg", 1: "pos"})
+    folder = save(tmp_path / "a", peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"]), network, named=str(source))
+    make_tokenizer("bert").save_pretrained(folder)
+    run("--action", "int8", "--adapters", folder, "--output_dir", tmp_path / "onnx", "--allow_mismatch", "true")
+    said = capsys.readouterr().out.splitlines()
+    assert f"{MODEL}: largest logit difference" in said[0] and "0 of 12 predictions changed" in said[0]
+    assert INT8 in said[1]
+    processor, mounted = mount(folder, allow_mismatch=True)
+    before = probe.logits_of(mounted, processor)
+    assert probe.compare(before, (run_onnx(tmp_path / "onnx" / MODEL, processor), before[1])).difference < 1e-4
+    assert 0 < probe.compare(before, (run_onnx(tmp_path / "onnx" / INT8, processor), before[1])).difference < 0.5
+    one = run_onnx(tmp_path / "onnx" / MODEL, processor, ("the film",))  # another batch and length than was traced
+    assert one.shape == (1, 2)

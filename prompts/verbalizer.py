@@ -75,7 +75,8 @@ class Verbalizer:
     def word_scores(self, scored: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
         """Log-probabilities of tokens, [examples][words] of [tokens] → scores of words, float64 [examples, words]."""
         reduce = TOKENS[self.tokens]
-        return np.array([[float(reduce(tokens.astype(np.float64))) for tokens in row] for row in scored])
+        values = [[float(reduce(tokens.astype(np.float64))) for tokens in row] for row in scored]
+        return np.array(values, dtype=np.float64).reshape(len(scored), len(self.flat))
 
     def label_scores(self, word_scores: np.ndarray) -> np.ndarray:
         """Scores of words [examples, words], in the order of `flat` → scores of labels [examples, labels]."""

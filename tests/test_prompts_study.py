@@ -372,11 +372,12 @@ def test_nearest_examples_and_other_families(saved, review_file: Path, tmp_path:
     vectors = embed(str(embedder), ["the film", "the film", "a dull story"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
-    for family, auto in (("bert", AutoModelForMaskedLM), ("t5", AutoModelForSeq2SeqLM)):
+    for family, auto in (("bert", AutoModelForMaskedLM), ("t5", AutoModelForSeq2SeqLM)):  # and nothing chosen
         study, data = run(
             saved(family, auto), review_file, tmp_path / family, shots=[1], shot_choice="nearest", embedder=str(embedder)
         )
-        assert len(finish(study, data).answers) == 4
+        found = finish(replace(study, choose_rows=0), data)
+        assert len(found.answers) == 4 and found.chosen is None
 
 
 def test_generated_texts_are_measured(saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from finetune.errors import InputError
 class ActionArguments:
     """What is done, to which adapters."""
 
-    action: str = field(default="check", metadata={"help": "check, merge, into_base, onnx or int8."})
+    action: str = field(default="check", metadata={"help": "check, merge, into_base, onnx, int8 or gguf."})
     adapters: list[str] = field(default_factory=list, metadata={"help": "Folders of adapters, in order."})
     output_dir: str | None = field(default=None, metadata={"help": "A new folder for the result."})
     base: str | None = field(default=None, metadata={"help": "Another base than the one that the adapter's passport names."})
@@ -32,6 +32,7 @@ class ActionArguments:
         default=None,
         metadata={"help": "Largest logit difference allowed on the probe texts (default: 1e-3 where it should be exact)."},
     )
+    gguf_type: str = field(default="q8_0", metadata={"help": "gguf: type of the weights, f32, f16 or q8_0."})
     probe_texts: str | None = field(
         default=None, metadata={"help": "A file, one probe text a line (default: twelve built-in ones)."}
     )
@@ -113,6 +114,20 @@ def to_onnx(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
         probe.hold(found, limit if action.limit is None else action.limit, f"{file} differs from the model")
 
 
+def to_gguf(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
+    """One adapter merged into its base → a GGUF file, read back and compared on the probe texts."""
+    from finetune.adapters.export import claim, merge_into_base
+    from finetune.adapters.gguf_file import FILE, export_gguf
+
+    processor, network = mount(one_of(action), action.base, action.allow_mismatch)
+    folder = output_of(action)
+    claim(folder)
+    found = export_gguf(merge_into_base(network), processor, folder, action.gguf_type)
+    yield f"{folder / FILE} ({action.gguf_type}): {found}"
+    limit = probe.EXACT if action.gguf_type == "f32" else float("inf")
+    probe.hold(found, limit if action.limit is None else action.limit, "The GGUF file differs from the model")
+
+
 def one_of(action: ActionArguments) -> str:
     if len(action.adapters) != 1:
         raise InputError(f"--action {action.action} takes one adapter; got {len(action.adapters)}. Merge them first")
@@ -149,5 +164,5 @@ def _hold_or_remove(found: probe.Probe, action: ActionArguments, folder: Path, e
 
 
 ACTIONS: dict[str, Callable[[Any, Any], Iterator[str]]] = {
-    "check": check, "merge": add_up, "into_base": into_base, "onnx": to_onnx, "int8": to_onnx
+    "check": check, "merge": add_up, "into_base": into_base, "onnx": to_onnx, "int8": to_onnx, "gguf": to_gguf,
 }  # fmt: skip

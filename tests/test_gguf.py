@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from finetune.adapters.gguf_file import FILE, export_gguf
+from finetune.adapters.modelfile import PROBE_CHATS, make_modelfile, rendered
 from finetune.errors import InputError
 
 
@@ -50,3 +51,25 @@ def test_what_llama_cpp_could_not_read_is_refused(tmp_path):
     with pytest.raises(InputError, match="Unknown GGUF type 'q9'"):
         export_gguf(model_for(tokenizer), tokenizer, tmp_path, "q9")
     assert not list(tmp_path.iterdir())
+
+
+CHATML = """{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system
+Help.<|im_end|>
+{% endif %}<|im_start|>{{ m['role'] }}
+{{ m['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_a_modelfile_is_written_for_chatml_alone():
+    tokenizer = byte_level()
+    with pytest.raises(InputError, match="no chat template"):
+        make_modelfile(tokenizer, FILE)
+    tokenizer.chat_template = CHATML
+    text = make_modelfile(tokenizer, FILE)
+    assert text.startswith("FROM ./model.gguf\n") and 'SYSTEM "Help."' in text
+    for chat in PROBE_CHATS:
+        assert rendered(chat, "Help.") == tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
+    tokenizer.chat_template = CHATML.replace("{{ m['content'] }}", "{{ m['content'] | trim }} ")
+    with pytest.raises(InputError, match="is no ChatML"):
+        make_modelfile(tokenizer, FILE)

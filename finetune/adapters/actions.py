@@ -118,12 +118,18 @@ def to_gguf(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     """One adapter merged into its base → a GGUF file, read back and compared on the probe texts."""
     from finetune.adapters.export import claim, merge_into_base
     from finetune.adapters.gguf_file import FILE, export_gguf
+    from finetune.adapters.modelfile import make_modelfile
 
     processor, network = mount(one_of(action), action.base, action.allow_mismatch)
     folder = output_of(action)
     claim(folder)
     found = export_gguf(merge_into_base(network), processor, folder, action.gguf_type)
     yield f"{folder / FILE} ({action.gguf_type}): {found}"
+    try:
+        (folder / "Modelfile").write_text(make_modelfile(processor, FILE), encoding="utf-8")
+        yield f"{folder / 'Modelfile'}: its chats equal the tokenizer's template on every probe chat"
+    except InputError as error:
+        yield f"no Modelfile: {error}"
     limit = probe.EXACT if action.gguf_type == "f32" else float("inf")
     probe.hold(found, limit if action.limit is None else action.limit, "The GGUF file differs from the model")
 

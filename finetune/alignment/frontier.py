@@ -154,7 +154,8 @@ class Frontier:
         return {
             "output_dir": str(folder), "learning_rate": self.settings.learning_rate, "bf16": self.bf16, "report_to": "none",
             "per_device_train_batch_size": 16, "save_strategy": "no", "eval_strategy": "no", "logging_steps": 5,
-            "disable_tqdm": True, "activation_checkpointing": False, "gradient_checkpointing": None, "use_cpu": not torch.cuda.is_available(),
+            "disable_tqdm": True, "activation_checkpointing": False, "gradient_checkpointing": None,
+            "use_cpu": not torch.cuda.is_available(),
             "seed": self.settings.seed, "warmup_steps": 0.1, "dataloader_pin_memory": torch.cuda.is_available(),
         }  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -301,13 +302,16 @@ class Learner:
         return {n: p.detach() for n, p in self.policy.named_parameters() if p.requires_grad and f".{REWARD}." not in n}
 
     def save(self, output: Path) -> None:
-        """Write and seal checkpoint-STEP; on the main process. Chance has no state: it follows from (seed, step)."""
+        """Write and seal checkpoint-STEP, keep it and the one before; on the main process. Chance has no state: it follows from (seed, step)."""
         folder = output / f"checkpoint-{self.step}"
         folder.mkdir(parents=True, exist_ok=True)
         save_file({n: p.contiguous().cpu() for n, p in self.trained().items()}, folder / "trained.safetensors")
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
         (folder / "state.json").write_text(json.dumps({"step": self.step, "coefficient": self.coefficient}))
         seal(folder)
+        older = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))[:-2]
+        for checkpoint in older:
+            shutil.rmtree(checkpoint)
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint, on every process.

@@ -1,0 +1,132 @@
+"""Pairs, reward model, DPO and PPO as a user runs them one after the other, on tiny models."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from conftest import SHARED_DATA
+from transformers import AutoModelForCausalLM
+
+from finetune.alignment.frontier import SIZES
+from finetune.alignment.policy import load_base
+from finetune.errors import InputError
+from finetune.models.load import ModelArguments
+from finetune.options import parse
+
+ROOT = Path(__file__).parent.parent
+TRAINING = "--bf16 false --disable_tqdm true --max_length 48 --num_train_epochs 1 --learning_rate 1e-2 --drop_faulty_pairs true"
+PPO = (
+    "--bf16 false --max_new_tokens 4 --rollout_batch_size 8 --minibatch_size 8 --per_device_batch_size 4 --eval_prompts 8 "
+    "--prompt_tokens 3 --eval_steps 2 --save_steps 1"
+)
+
+
+def run(name: str, *told: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(*parse(module.main, [word for part in told for word in part.split()]))
+
+
+@pytest.fixture
+def place(tmp_path: Path, saved, review_file, monkeypatch):
+    """A folder with a tiny base, reviews and a reward; options that name them."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    (tmp_path / "mine.py").write_text(
+        "def vowels(prompts, answers):\n    return [float(sum(map(a.count, 'aeiou'))) for a in answers]\n"
+    )
+    model = saved("llama", AutoModelForCausalLM)
+    return (
+        tmp_path,
+        f"--model_name_or_path {model} --dataset_name ",
+        str(review_file),
+        f"--reward function:{tmp_path}/mine.py:vowels",
+    )
+
+
+def test_from_prompts_to_an_aligned_model(place, capsys):
+    folder, model, reviews, reward = place
+    sampling = "--max_new_tokens 4 --prompt_tokens 3 --answers_per_prompt 3 --text_column text"
+    run("prefer", model + reviews, reward, sampling, f"--output_dir {folder}/pairs")
+    pairs = [json.loads(line) for line in (folder / "pairs" / "train.jsonl").read_text().splitlines()]
+    assert len(pairs) > 20
+    assert all(pair["chosen_score"] > pair["rejected_score"] for pair in pairs)
+
+    run("reward", model + f"{folder}/pairs", TRAINING, f"--output_dir {folder}/reward")
+    figures = json.loads((folder / "reward" / "metrics.json").read_text())
+    assert 0 <= figures["interval"][0] <= figures["accuracy"] <= figures["interval"][1] <= 1
+    assert (folder / "reward" / "calibration.png").is_file()
+
+    run("dpo", model + f"{folder}/pairs", TRAINING, f"--output_dir {folder}/dpo")
+    assert json.loads((folder / "dpo" / "metrics.json").read_text())["loss"] > 0
+    load_base(ModelArguments(model_name_or_path=str(folder / "dpo")))  # what alignment leaves can be aligned again
+
+    capsys.readouterr()
+    run("ppo", model + reviews, PPO, f"--steps 2 --reward model:{folder}/reward --output_dir {folder}/ppo")
+    said = capsys.readouterr().out
+    assert "generation" in said and "scoring" in said and "update" in said
+    metrics = json.loads((folder / "ppo" / "metrics.json").read_text())
+    assert metrics["steps"] == 2
+    assert metrics["before"]["held_out_kl"] == pytest.approx(0, abs=1e-5)
+    assert "| score" in (folder / "ppo" / "samples-2.md").read_text()
+    assert not (folder / "ppo" / "reward").exists()  # the borrowed adapter is no part of the policy
+
+
+def test_a_stopped_run_is_continued(place, monkeypatch):
+    folder, model, reviews, reward = place
+    told = (model + reviews, PPO, reward, "--steps 3")
+    run("ppo", *told, f"--output_dir {folder}/whole")
+    from finetune.alignment.learner import Learner
+
+    learn, stopped = Learner.learn, []
+
+    def learn_until_third(self, prompts):
+        if self.step == 2 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        return learn(self, prompts)
+
+    monkeypatch.setattr(Learner, "learn", learn_until_third)
+    with pytest.raises(KeyboardInterrupt):
+        run("ppo", *told, f"--output_dir {folder}/stopped")
+    run("ppo", *told, f"--output_dir {folder}/stopped")
+    logs = [
+        [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "stopped")
+    ]
+    without_times = [[{k: v for k, v in entry.items() if not k.startswith("seconds")} for entry in log] for log in logs]
+    assert without_times[0] == without_times[1]
+    weights = [(folder / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
+def test_a_prompt_longer_than_the_context_is_named(place):
+    folder, model, reviews, reward = place
+    with pytest.raises(InputError, match=r"64 positions.*--max_new_tokens"):
+        run("ppo", model + reviews, PPO, reward, f"--max_new_tokens 100 --steps 1 --output_dir {folder}/long")
+    with pytest.raises(InputError, match="--max_prompt_length"):
+        run("ppo", model + reviews, PPO, reward, f"--max_prompt_length 1 --steps 1 --output_dir {folder}/none")
+
+
+def test_a_size_that_is_not_there_is_refused(place):
+    folder, model, reviews, reward = place
+    with pytest.raises(InputError, match="smoke, cpu, gpu"):
+        run("frontier", model + reviews, reward, f"--size huge --output_dir {folder}/frontier")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED_DATA / "imdb").is_dir(), reason="the IMDB reviews are not beside the checkout")
+def test_the_smoke_frontier(place):
+    folder, _, _, reward = place
+    told = f"--size smoke --model_name_or_path smollm2 --dataset_name {SHARED_DATA}/imdb --output_dir {folder}/frontier"
+    run("frontier", told, reward, "--max_points 2")
+    run("frontier", told, reward)
+    points = [json.loads(file.read_text()) for file in (folder / "frontier" / "points").glob("*.json")]
+    size = SIZES["smoke"]
+    assert len(points) == 2 + len(size.best_of) + len(size.betas) + 2 * len(size.coefficients)
+    assert next(p for p in points if p["method"] == "start")["kl"] == pytest.approx(0, abs=1e-3)
+    assert (folder / "frontier" / "frontier.png").is_file()
+    assert (folder / "frontier" / "frontier.csv").read_text().count("\n") == len(points) + 1

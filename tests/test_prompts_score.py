@@ -7,7 +7,14 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from finetune.errors import InputError
 from prompts.score import Request, Scorer, family
@@ -196,6 +203,39 @@ def test_answers_are_found_by_their_characters_in_the_joint_text() -> None:
     ]
     empty = encode_pairs(make_tokenizer("llama"), [("", "great")])[0]
     assert empty.ids[0] == 5 and empty.start == 1  # nothing before the answer: the beginning-of-sequence token stands there
+
+
+def test_further_answers_are_tokenised_as_with_their_whole_context() -> None:
+    pieces = bytes_to_pieces()
+    contexts = [
+        "it was",
+        "a film of the story that we loved and the actor was very",
+        "the  film ,was of it. And so it was not very\n\nA:",
+    ]
+    pairs = [(context, answer) for context in contexts for answer in (" good", " very good", "bad", " g")]
+    assert encode_pairs(pieces, pairs) == [encode_pairs(pieces, [pair])[0] for pair in pairs]
+    words = make_tokenizer("bert")
+    assert encode_pairs(words, pairs[4:6]) == [encode_pairs(words, [pair])[0] for pair in pairs[4:6]]
+
+
+def bytes_to_pieces() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a few merges, made in memory."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [
+        ("o", "o"),
+        ("oo", "d"),
+        ("g", "ood"),
+        ("Ġ", "g"),
+        ("Ġg", "ood"),
+        ("e", "r"),
+        ("v", "er"),
+        ("ver", "y"),
+        ("Ġ", "very"),
+    ]
+    vocabulary = {piece: i for i, piece in enumerate([*letters, *(a + b for a, b in merges), "</s>"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 
 
 def test_a_tree_by_eye() -> None:

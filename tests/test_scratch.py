@@ -30,6 +30,7 @@ def test_sizes_and_special_tokens(family, tmp_path):
     config = network.config
     assert network.get_input_embeddings().weight.shape == (len(processor), 16)
     assert (config.pad_token_id, config.vocab_size) == (processor.pad_token_id, len(processor))
+    network.save_pretrained(tmp_path / "saved")
     if config.is_encoder_decoder:
         assert config.decoder_start_token_id == {"t5": processor.pad_token_id, "bart": processor.eos_token_id}[family]
 

@@ -136,5 +136,6 @@ def _fit_tokens(config: PreTrainedConfig, processor: PreTrainedTokenizerBase) ->
     if config.is_encoder_decoder:
         # T5 begins its targets with padding, BART with the end token
         entries["decoder_start_token_id"] = processor.pad_token_id if config.model_type == "t5" else eos
-        entries["forced_eos_token_id"] = eos
+        # a family that names a forced end token among its own entries shall name this one
+        entries |= {"forced_eos_token_id": eos} if "forced_eos_token_id" in config.to_dict() else {}
     config.update({name: value for name, value in entries.items() if name in config.to_dict() or value is not None})

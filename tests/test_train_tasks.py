@@ -264,6 +264,20 @@ def test_instructions_have_the_same_losses_packed_and_padded(chats, tmp_path):
     assert found["true"]["token_accuracy"] == found["false"]["token_accuracy"]
 
 
+def test_adapters_in_float32_learn_over_frozen_weights_in_bf16(chats, tmp_path):
+    """The casts that are left out under autocast change nothing: the loss falls, and only adapters move."""
+    model, data = chats
+    losses = []
+    for epochs in (1, 6):
+        out = tmp_path / str(epochs)
+        run(
+            "sft", "--model_name_or_path", model, "--dataset_name", data, "--output_dir", out, "--method", "lora", "--dtype", "bfloat16",
+            "--num_train_epochs", epochs, "--bf16", "true", "--learning_rate", 0.03, "--max_length", 48,
+        )  # fmt: skip
+        losses.append(figures(out)["loss"])
+    assert losses[1] < losses[0] - 0.1
+
+
 def test_instructions_are_answered(chats, tmp_path):
     model, data = chats
     out = tmp_path / "run"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
@@ -57,8 +58,13 @@ class InstructTrainer(ExactTrainer, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """ExactTrainer's, with noise on the embeddings where it was asked for."""
-        with noisy(self.unwrapped().get_input_embeddings(), token_lengths(inputs), self.neftune):
+        """ExactTrainer's, with noise on the embeddings where it was asked for.
+
+        Under autocast, PEFT's own casts of every adapter's input to float32 are undone by the next product: left out, same values.
+        """
+        network = self.unwrapped()
+        noise = noisy(network.get_input_embeddings(), token_lengths(inputs), self.neftune)
+        with noise, disable_input_dtype_casting(network, active=bool(self.args.bf16 or self.args.fp16)):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 

@@ -68,8 +68,8 @@ def add_up(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     adapters = [read_adapter(folder) for folder in action.adapters]
     merged = combine(adapters, merge)
     processor, network = load_base(merged.adapter.folder, action.base)
-    for folder in action.adapters:
-        check_passport(folder, network, None, action.allow_mismatch)
+    for given in action.adapters:
+        check_passport(given, network, None, action.allow_mismatch)
     texts = texts_of(action)
     wanted = copy.deepcopy(network)
     probe.asked_for(wanted, adapters, merge)

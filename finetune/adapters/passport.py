@@ -272,7 +272,7 @@ def _different_weights(passport: dict[str, Any], network: Any, full: bool) -> li
 def _trained_heads(network: PeftModel) -> list[str]:
     """Heads that were trained along with the adapter and must come with it."""
     wanted = set(head_names(network.get_base_model())) if isinstance(network.get_base_model(), PreTrainedModel) else set()
-    saved = network.peft_config[network.active_adapter].modules_to_save if _keeps_modules(network) else None
+    saved = vars(network.peft_config[network.active_adapter])["modules_to_save"] if _keeps_modules(network) else None
     return sorted(wanted & set(saved or ()))
 
 

@@ -282,7 +282,7 @@ class AdapterPool:
         """
         if not self.writes:
             raise InputError("This base writes no texts; wanted a causal model such as smollm2")
-        rows = []
+        rows: list[Any] = []
         for text, chain in self._asked(texts, adapters, None):
             if any(ready.task not in ("CAUSAL_LM", None) for ready in chain):
                 raise InputError(f"An adapter for {chain[-1].task} writes no texts; wanted one for CAUSAL_LM")

@@ -263,7 +263,7 @@ class Frontier:
 
 def run_points(frontier: Frontier) -> list[dict[str, Any]]:
     """All points of the plan that are missing, at most `max_points` of them; gives back every point that is there."""
-    done = []
+    done: list[dict[str, Any]] = []
     for method, setting, make in frontier.plan():
         file = frontier.folder / "points" / f"{method}-{setting}.json"
         if not file.is_file() and (frontier.settings.max_points is None or len(done) < frontier.settings.max_points):

@@ -163,7 +163,7 @@ def attach_reward(policy: Policy, folder: str | Path) -> nn.Linear:
     head.weight.data.copy_(weights.pop(heads[0]))
     flags, active = [(p, p.requires_grad) for p in network.parameters()], network.active_adapter
     network.add_adapter(REWARD, config)
-    report = peft.set_peft_model_state_dict(network, weights, adapter_name=REWARD)
+    report: Any = peft.set_peft_model_state_dict(network, weights, adapter_name=REWARD)
     if report.unexpected_keys:
         raise InputError(
             f"The reward model in {folder} doesn't fit the policy's base ({report.unexpected_keys[0]}); "

@@ -144,6 +144,6 @@ class EpochLoader(DataLoader):
 
 def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
     """Share of padded positions over all batches, 0 to 1."""
-    lengths = np.asarray(lengths)
-    held = sum(len(batch) * int(lengths[list(batch)].max()) for batch in batches)
-    return 1 - sum(int(lengths[list(batch)].sum()) for batch in batches) / held
+    tokens = np.asarray(lengths)
+    held = sum(len(batch) * int(tokens[list(batch)].max()) for batch in batches)
+    return 1 - sum(int(tokens[list(batch)].sum()) for batch in batches) / held

@@ -193,7 +193,7 @@ def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
 
 
 def _dtype(name: str) -> torch.dtype | str:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+    known: dict[str, torch.dtype | str] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
     if name not in known:
         raise InputError(f"Unknown dtype '{name}'; wanted one of: {', '.join(known)}. Set --dtype")
     return known[name]

@@ -121,7 +121,8 @@ class Gatherer:
     def _next_questions(self) -> list[Question]:
         """The first in line and those like it that fit: one kind, single texts or pairs, tokens with padding."""
         first = self._questions[0]
-        chosen, longest = [], 0
+        chosen: list[Any] = []
+        longest = 0
         for question in self._questions:
             if question.kind != first.kind or isinstance(question.text, tuple) != isinstance(first.text, tuple):
                 continue

@@ -68,7 +68,7 @@ def strict_json(body: bytes) -> None:
         content = json.loads(body.decode("utf-8"), parse_constant=no_number)
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeError as error:
-        raise Refused(400, f"The body is no UTF-8: {error.reason}") from error
+        raise Refused(400, f"The body is no UTF-8: {error}") from error
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"The body is no JSON: {str(error) or 'too deeply nested'}") from error
 

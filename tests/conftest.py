@@ -29,7 +29,37 @@ datasets.disable_progress_bars()
 torch.set_num_threads(1)
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
-WORDS = ["the", "a", "film", "story", "actor", "was", "is", "not", "very", "good", "bad", "great", "awful", "fine", "dull", "sharp", "slow", "bright", "and", "but", "or", "with", "of", "in", "it", "i", "we", "loved", "hated"]
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "story",
+    "actor",
+    "was",
+    "is",
+    "not",
+    "very",
+    "good",
+    "bad",
+    "great",
+    "awful",
+    "fine",
+    "dull",
+    "sharp",
+    "slow",
+    "bright",
+    "and",
+    "but",
+    "or",
+    "with",
+    "of",
+    "in",
+    "it",
+    "i",
+    "we",
+    "loved",
+    "hated",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>"]
 SIZE = {"vocab_size": len(SPECIAL) + len(WORDS)}
 

@@ -51,9 +51,13 @@ class ModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a hub model."})
     dtype: str = field(
         default="float32",
-        metadata={"help": "Type of the weights: float32, bfloat16, float16 or auto. bf16 training casts by itself; masters stay float32."},
+        metadata={
+            "help": "Type of the weights: float32, bfloat16, float16 or auto. bf16 training casts by itself; masters stay float32."
+        },
     )
-    attn_implementation: str | None = field(default=None, metadata={"help": "Attention kernel: sdpa, eager, flash_attention_2, ..."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention kernel: sdpa, eager, flash_attention_2, ..."}
+    )
     keep_attention_dropout: bool = field(
         default=False, metadata={"help": "Keep dropout inside attention on a CPU, where it takes attention off its fused kernel."}
     )
@@ -143,7 +147,11 @@ def load_model(model: ModelArguments, auto_class: Any, labels: list[str] | None 
     source, further = resolve(model.model_name_or_path)
     processor = load_processor(model.model_name_or_path, model.model_revision, model.trust_remote_code)
     if labels is not None:
-        config |= {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+        config |= {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {n: i for i, n in enumerate(labels)},
+        }
     source_options = {"revision": model.model_revision, "trust_remote_code": model.trust_remote_code, **further}
     try:
         settings = AutoConfig.from_pretrained(source, **source_options)
@@ -193,7 +201,12 @@ def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
 
 
 def _dtype(name: str) -> torch.dtype | str:
-    known: dict[str, torch.dtype | str] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+    known: dict[str, torch.dtype | str] = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "auto": "auto",
+    }
     if name not in known:
         raise InputError(f"Unknown dtype '{name}'; wanted one of: {', '.join(known)}. Set --dtype")
     return known[name]

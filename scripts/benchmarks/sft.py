@@ -137,9 +137,7 @@ def compare_losses(ask: argparse.Namespace) -> None:
 def compare_speed(ask: argparse.Namespace) -> None:
     import torch
 
-    print(
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.rows} rows a round\n{DIFFERENCES}\n"
-    )
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.rows} rows a round\n{DIFFERENCES}\n")
     speeds: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(ask.rounds):
         for side in SIDES:

@@ -171,7 +171,7 @@ def test_a_reward_model_learns_which_side_is_chosen(tmp_path: Path):
     network = attach(make_model("llama", AutoModelForSequenceClassification, num_labels=1), "lora", {"r": 4}, "SEQ_CLS")
     assert isinstance(network, peft.PeftModel)
     training = RewardTrainingArguments(
-        output_dir=str(tmp_path), bf16=False, learning_rate=3e-2, num_train_epochs=12, per_device_train_batch_size=2,
+        output_dir=str(tmp_path), bf16=False, learning_rate=1e-2, num_train_epochs=12, per_device_train_batch_size=2,
         logging_steps=1, eval_strategy="no", save_strategy="no", max_length=32, center_rewards_coefficient=0.01,
     )  # fmt: skip
     trainer = make_reward_trainer(network, make_tokenizer("llama"), training, PAIRS, PAIRS)

@@ -7,7 +7,6 @@ pool.generate(["A film about", "A film about"], adapters=["films", None])
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from finetune.adapters.deltas import read_adapter
 from finetune.adapters.mixture import Chain, Mixture, Plan, Ready, SwitchedHead
 from finetune.adapters.mounting import MODELS, labels_of
-from finetune.adapters.passport import WEIGHTS, check_passport
+from finetune.adapters.passport import check_passport
+from finetune.adapters.shelf import digest, load_base, max_length
 from finetune.adapters.writing import Row, Sampling, Writing
 from finetune.errors import InputError
 from finetune.methods import head_names
-from finetune.models.load import ModelArguments, load_model, resolve
-from finetune.training.checkpoints import ARGUMENTS
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 Name = str | tuple[str, ...] | None
@@ -77,7 +73,7 @@ class AdapterPool:
         allow_mismatch: bool = False,
         device: str | None = None,
     ) -> None:
-        processor, network = _load(base) if processor is None else (processor, base)
+        processor, network = load_base(base) if processor is None else (processor, base)
         self.processor, self.allow_mismatch, self.limit = processor, allow_mismatch, int(memory_limit_mb * 2**20)
         self.network = network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)
         self.trunk = self.network.base_model
@@ -103,7 +99,7 @@ class AdapterPool:
             raise InputError(f"The name {name!r} is no adapter's; wanted up to 64 letters, digits, '-', '_' and '.'")
         path = Path(folder)
         ready = self._read(path)
-        entry = Entry(path, _digest(path), ready.task, ready.labels, ready)
+        entry = Entry(path, digest(path), ready.task, ready.labels, ready)
         with self._books.lock:
             if name in self._books.entries and not replace:
                 raise InputError(f"There is an adapter '{name}' already; wanted another name, or replace=True")
@@ -136,7 +132,7 @@ class AdapterPool:
             for one in names:
                 entry = self._entry(one)
                 if entry.ready is None:
-                    if _digest(entry.folder) != entry.digest:
+                    if digest(entry.folder) != entry.digest:
                         raise InputError(f"The files of '{one}' in {entry.folder} have changed; add it again with replace=True")
                     entry.ready = self._read(entry.folder)
                 self._books.clock += 1
@@ -170,7 +166,7 @@ class AdapterPool:
         with self._turn:
             check_passport(folder, self.network, self.processor, self.allow_mismatch)
             ready = self.mixture.lay_out(adapter, self.prefix)
-        ready.labels, ready.max_length = labels_of(folder), _max_length(folder)
+        ready.labels, ready.max_length = labels_of(folder), max_length(folder)
         if ready.task in ("SEQ_CLS", "TOKEN_CLS"):
             ready.heads = self._make_heads(ready)
             ready.labels = ready.labels or [f"LABEL_{i}" for i in range(_width(ready.heads))]
@@ -392,28 +388,6 @@ class AdapterPool:
         model = self.trunk if task is None else self._view(task)
         name = "last_hidden_state" if task is None else "logits"
         return self.run(Plan(chains), lambda: model(**inputs)[name]).float().cpu()
-
-
-def _load(base: Any) -> tuple[Any, Any]:
-    if not isinstance(base, str):
-        raise InputError(f"A base given as a {type(base).__name__} needs its processor; wanted AdapterPool(network, processor)")
-    source, further = resolve(base)
-    try:
-        names = AutoConfig.from_pretrained(source, **further).architectures or []
-    except (OSError, ValueError):
-        names = []  # load_model says what is wrong
-    writes = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
-    return load_model(ModelArguments(model_name_or_path=base), AutoModelForCausalLM if writes else AutoModel)
-
-
-def _digest(folder: Path) -> str:
-    with (folder / WEIGHTS).open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _max_length(folder: Path) -> int | None:
-    file = folder / ARGUMENTS
-    return yaml.safe_load(file.read_text(encoding="utf-8")).get("max_length") if file.is_file() else None
 
 
 def _width(heads: dict[str, Any]) -> int:

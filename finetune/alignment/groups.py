@@ -35,6 +35,7 @@ def _settle(options: Any) -> None:
 class GRPOArguments(trl.GRPOConfig):
     """TRL's options of group relative policy optimisation."""
 
+    trust_remote_code: bool = field(default=False, init=False)  # ModelArguments has it
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast over float32 masters (default: where it is fast)."})  # type: ignore[assignment]
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "The old name of activation_checkpointing."})  # type: ignore[assignment]
@@ -52,6 +53,7 @@ class GRPOArguments(trl.GRPOConfig):
 class RLOOArguments(trl.RLOOConfig):
     """TRL's options of REINFORCE leave-one-out."""
 
+    trust_remote_code: bool = field(default=False, init=False)  # ModelArguments has it
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast over float32 masters (default: where it is fast)."})  # type: ignore[assignment]
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "The old name of activation_checkpointing."})  # type: ignore[assignment]

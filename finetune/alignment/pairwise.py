@@ -53,6 +53,7 @@ class RewardTrainingArguments(trl.RewardConfig):
     bf16: bool | None = field(
         default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."}
     )  # type: ignore[assignment]
+    trust_remote_code: bool = field(default=False, init=False)  # ModelArguments has it
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "The old name of activation_checkpointing."})  # type: ignore[assignment]
     max_length: int | None = field(default=512, metadata={"help": "Longest prompt and answer together, in tokens."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
@@ -76,6 +77,7 @@ class DPOTrainingArguments(trl.DPOConfig):
     bf16: bool | None = field(
         default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."}
     )  # type: ignore[assignment]
+    trust_remote_code: bool = field(default=False, init=False)  # ModelArguments has it
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "The old name of activation_checkpointing."})  # type: ignore[assignment]
     max_length: int | None = field(default=512, metadata={"help": "Longest prompt and answer together, in tokens."})
     precompute_ref_log_probs: bool = field(
@@ -167,7 +169,8 @@ def make_dpo_trainer(network: Any, processor: Any, training: DPOTrainingArgument
         wanted = f"one of {', '.join(OTHER_LOSSES)}, or some of {', '.join(PAIR_LOSSES)}"
         raise InputError(f"--loss_type is {' '.join(training.loss_type)}; wanted {wanted}")
     if name == "kto":
-        return _quiet(trl.KTOTrainer(args=_as(trl.KTOConfig, training), **parts))
+        # its estimate of the KL divergence pairs each answer with its neighbour's
+        return _quiet(trl.KTOTrainer(args=_as(trl.KTOConfig, training, train_sampling_strategy="sequential"), **parts))
     if name == "orpo":
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -185,10 +188,12 @@ NOT_SHARED = ("loss_type", "loss_weights", "precompute_ref_log_probs", "model_in
               "gradient_checkpointing", "gradient_checkpointing_kwargs")  # fmt: skip
 
 
-def _as(kind: Any, training: DPOTrainingArguments) -> Any:
-    """The options that another of TRL's configurations has too."""
-    both = {name for name, entry in kind.__dataclass_fields__.items() if entry.init} & set(training.__dataclass_fields__)
-    return kind(gradient_checkpointing=None, **{name: vars(training)[name] for name in both - set(NOT_SHARED)})
+def _as(kind: Any, training: DPOTrainingArguments, **instead: Any) -> Any:
+    """The options that another of TRL's configurations has too, some of them set otherwise."""
+    theirs, ours = ({name for name, entry in one.__dataclass_fields__.items() if entry.init} for one in (kind, type(training)))
+    both = theirs & ours
+    shared = {name: vars(training)[name] for name in both - set(NOT_SHARED)}
+    return kind(gradient_checkpointing=None, **(shared | instead))
 
 
 def _rows_a_step(training: Any) -> int:

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from finetune.errors import InputError
+from finetune.models import attention
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class ModelArguments:
         },
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention kernel: sdpa, eager, flash_attention_2, ..."}
+        default=None,
+        metadata={"help": "Attention kernel: sdpa, eager, flash_attention_2, ... (default: transformers' own; on a CPU the faster)."},
     )
     keep_attention_dropout: bool = field(
         default=False, metadata={"help": "Keep dropout inside attention on a CPU, where it takes attention off its fused kernel."}
@@ -162,6 +164,8 @@ def load_model(model: ModelArguments, auto_class: Any, labels: list[str] | None 
         )
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         raise InputError(_unknown(model.model_name_or_path, error)) from error
+    if model.attn_implementation is None:
+        attention.choose(network)
     fit_embeddings(network, processor)
     return processor, network
 

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from finetune.errors import InputError
+from finetune.models import attention
 from finetune.models.load import ModelArguments, load_model, load_processor, resolve
 
 MODEL_TYPES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "t5", "bart")
@@ -61,6 +62,8 @@ def prepare(model: ModelArguments, scratch: ScratchArguments, auto_class: Any, m
         raise InputError(
             f"No {auto_class.__name__} of the family '{config.model_type}': {str(error).splitlines()[0]} Set --from_config"
         ) from error
+    if model.attn_implementation is None:
+        attention.choose(network)
     return processor, network.float()
 
 

@@ -7,7 +7,9 @@ tokens. Sums and counts can. Every loss here returns one sum a row; who wants a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -80,8 +82,44 @@ def packed_cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0
         [batch], in nats.
     """
     wanted = labels.ne(IGNORED)
-    flat = F.cross_entropy(logits.float(), labels[wanted], reduction="none", label_smoothing=smoothing)
+    if smoothing:
+        flat = F.cross_entropy(logits.float(), labels[wanted], reduction="none", label_smoothing=smoothing)
+    else:
+        flat = InParts.apply(logits, labels[wanted])
     return flat.new_zeros(labels.shape[0]).index_add(0, wanted.nonzero()[:, 0], flat)
+
+
+class InParts(torch.autograd.Function):
+    """Cross-entropy in float32 of logits in any precision, a few lines at a time: no float32 table of a vocabulary is ever held.
+
+    logits [places, classes], labels [places] → [places], in nats.
+    """
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        sums, own = (torch.empty(len(labels), dtype=torch.float32, device=logits.device) for _ in range(2))
+        for part in _parts(logits):
+            lines = logits[part].float()
+            sums[part] = lines.logsumexp(-1)
+            own[part] = lines.gather(1, labels[part, None])[:, 0]
+        context.save_for_backward(logits, labels, sums)
+        return sums - own
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, labels, sums = context.saved_tensors
+        found = torch.empty_like(logits)
+        for part in _parts(logits):
+            chances = (logits[part].float() - sums[part, None]).exp_()
+            chances.scatter_add_(1, labels[part, None], chances.new_full((len(chances), 1), -1.0))
+            found[part] = chances.mul_(gradient[part, None])
+        return found, None
+
+
+def _parts(logits: Tensor) -> list[slice]:
+    """Lines that together stay in a core's cache, or on a GPU keep it busy."""
+    step = max(1, 2 ** (27 if logits.is_cuda else 20) // logits.shape[1])
+    return [slice(start, start + step) for start in range(0, len(logits), step)]
 
 
 def items(labels: Tensor) -> Tensor:

@@ -231,7 +231,7 @@ def check(
             "Set --config_overrides hidden_dropout_prob=0.1, or --supervised with two texts a row"
         )
     if name == "clm" and attention is None:
-        packed.pack(network)
+        packed.pack(network, "--attn_implementation sdpa")
     missing = [token for token in row.needs if processor.special_tokens_map.get(token) is None]
     if missing:
         raise InputError(

@@ -25,7 +25,7 @@ from finetune import answers, loss, metrics, text_metrics
 from finetune.data import collate, doctor, encode, generation, instructions, labelling, spans, targets
 from finetune.errors import InputError
 from finetune.loss import everything
-from finetune.models import forward, generate
+from finetune.models import forward, generate, trunk
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Task:
         read: (what is kept, what was asked) → one answer a raw row; None where a model writes its answers.
         figures: (answers, label names) → further figures, where those of single logits don't say it.
         config: entries of the model's configuration.
+        start: (network, training targets) → None, where a new head is told of them before the first step.
         decoder_only: the row to take for a model that has no encoder, where that is another.
     """
 
@@ -70,6 +71,7 @@ class Task:
     read: Callable | None = answers.classes
     figures: Callable | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    start: Callable | None = None
     decoder_only: Task | None = None
 
 
@@ -95,6 +97,7 @@ TASKS: dict[str, Task] = {
         AutoModelForSequenceClassification, targets.examine_numbers, labelling.numbers, collate.sequences,
         loss.squared_error, loss.items, metrics.numbers, "SEQ_CLS",
         best="pearson", read=answers.numbers, config={"num_labels": 1, "problem_type": "regression"},
+        start=trunk.start_at_mean,
     ),
     "tokens": Task(
         AutoModelForTokenClassification, targets.examine_tags, labelling.tokens, collate.tokens,

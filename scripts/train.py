@@ -70,6 +70,8 @@ def run(
     with training.main_process_first(desc="reading rows"):
         rows, columns, labels = row.examine(load_rows(data), data)
     processor, network = load_model(model, row.model, labels, **row.config)
+    if row.start is not None:
+        row.start(network, rows.train[columns.label][:])
     network = attach(network, method.method, method.method_kwargs, row.peft)
     with training.main_process_first(desc="tokenising"):
         features = {split: row.encode(part, columns, processor, task.max_length, labels) for split, part in rows.splits()}

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from finetune import loss
 from finetune.loss import cross_entropy, items
 
 LOGITS = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
@@ -31,3 +32,27 @@ def test_smoothing_and_weights():
 
 def test_float32_even_for_bf16_logits():
     assert cross_entropy(LOGITS.bfloat16(), torch.tensor([0, 1])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("lines", [1, 7, 1000])
+def test_cross_entropy_in_parts_is_that_of_the_whole(lines, monkeypatch):
+    monkeypatch.setattr(loss, "_parts", lambda logits: [slice(start, start + lines) for start in range(0, len(logits), lines)])
+    labels = torch.tensor([[3, -100, 0], [49, 7, -100], [-100, 1, 1], [2, 2, 2]])
+    found, wanted = (torch.randn(12, 50, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    counted = labels.flatten().ne(-100)
+    one = loss.packed_cross_entropy(found[counted], labels)
+    other = cross_entropy(wanted.view(4, 3, 50), labels)
+    torch.testing.assert_close(one, other)
+    (one * weights).sum().backward()
+    (other * weights).sum().backward()
+    torch.testing.assert_close(found.grad, wanted.grad)
+
+
+def test_cross_entropy_of_bf16_logits_is_computed_in_float32():
+    logits = (5 * torch.randn(6, 50, generator=torch.Generator().manual_seed(0))).bfloat16().requires_grad_()
+    labels = torch.arange(6)[None]
+    found = loss.packed_cross_entropy(logits, labels)
+    torch.testing.assert_close(found, cross_entropy(logits[None], labels).detach())
+    found.sum().backward()
+    assert logits.grad.dtype == torch.bfloat16

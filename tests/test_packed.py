@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from finetune import loss
 from finetune.data import collate
@@ -44,7 +44,7 @@ def test_a_packed_batch_by_eye():
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("short", [0, 320])
+@pytest.mark.parametrize("short", [0, 640])
 def test_losses_and_gradients_equal_those_of_padded_rows(family, short, monkeypatch):
     monkeypatch.setattr(packed, "SHORT", short)  # both ways of computing a text
     results = []
@@ -62,6 +62,39 @@ def test_losses_and_gradients_equal_those_of_padded_rows(family, short, monkeypa
     assert wanted.keys() == gradients.keys()
     for name in wanted:
         torch.testing.assert_close(gradients[name], wanted[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("short", [0, 640])
+def test_a_sliding_window_hides_what_lies_behind_it(short, monkeypatch):
+    monkeypatch.setattr(packed, "SHORT", short)
+    network = make_mistral()
+    batch, labels = batch_of(ROWS, collate.continuations)
+    wanted = loss.cross_entropy(forward.plain(network, batch, labels), labels)
+    packed.pack(network)
+    batch, labels = batch_of(ROWS)
+    torch.testing.assert_close(loss.packed_cross_entropy(forward.packed(network, batch, labels), labels), wanted)
+
+
+def make_mistral():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MistralConfig(num_key_value_heads=1, vocab_size=40, sliding_window=3, **sizes)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_dropout_inside_attention_is_not_forgotten():
+    line = [torch.randn(1, 2, 7, 8) for _ in range(3)]
+    edges = torch.tensor([0, 3, 7])
+    plain, none = (packed.attend(None, *line, None, dropout=rate, cu_seq_lens_q=edges)[0] for rate in (0.0, 0.0))
+    torch.testing.assert_close(plain, none)
+    noisy_one, _ = packed.attend(None, *line, None, dropout=0.5, cu_seq_lens_q=edges)
+    assert not torch.allclose(plain, noisy_one)
+
+
+def test_scores_that_are_not_plain_are_refused():
+    line = [torch.randn(1, 2, 7, 8) for _ in range(3)]
+    with pytest.raises(InputError, match="softcap.*--packing false"):
+        packed.attend(None, *line, None, cu_seq_lens_q=torch.tensor([0, 7]), softcap=30.0)
 
 
 def test_no_text_sees_another(decoder):

@@ -5,7 +5,13 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from test_fresh import TEXTS, features, spans_tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 from finetune import likelihood, loss
 from finetune.data import documents, fresh
@@ -102,3 +108,12 @@ def test_figures_by_hand():
     figures = likelihood.tokens(sums.numpy(), labels.numpy(), byte_count=8)
     assert figures == {"perplexity": pytest.approx(16 ** (1 / 3)), "token_accuracy": pytest.approx(2 / 3), "tokens": 3,
                        "bits_per_byte": pytest.approx(0.5)}  # fmt: skip
+
+
+def test_a_new_head_starts_at_the_mean_and_a_trained_one_stays():
+    network = make_model("bert", AutoModelForSequenceClassification, num_labels=1)
+    trunk.start_at_mean(network, [1.0, 3.0, 5.0])
+    assert network.classifier.bias.item() == 3.0
+    trunk.start_at_mean(network, [7.0])
+    assert network.classifier.bias.item() == 3.0
+    trunk.start_at_mean(make_model("llama", AutoModelForSequenceClassification, num_labels=1), [7.0])  # without a bias: as it is

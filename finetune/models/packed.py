@@ -6,7 +6,6 @@ itself: by the variable-length kernel on a GPU, text by text on a CPU.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from transformers.masking_utils import sdpa_mask
 from finetune.errors import InputError
 
 NAME = "texts_apart"
-SHORT = 320  # below this many tokens plain matrix products beat the fused kernel's backward on a CPU
+SHORT = 640  # up to this many tokens plain matrix products beat the fused kernel's backward on a CPU
+OTHER_SCORES = ("softcap", "s_aux")  # what some families add to their scores: nothing here computes it
 
 
 def attend(
@@ -30,6 +30,7 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside each text of a packed line; lines that are not packed go to transformers' own function.
@@ -37,44 +38,57 @@ def attend(
     Args:
         query: [1, heads, tokens, width]; key and value may have fewer heads (grouped-query attention).
         cu_seq_lens_q: where texts begin, and the end of the last, [texts + 1].
+        sliding_window: tokens that each one sees, itself included; None for all before it.
 
     Returns:
         [1, tokens, heads, width].
+
+    Raises:
+        InputError: a family whose scores are not the plain ones.
     """
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    strange = [name for name in OTHER_SCORES if kwargs.get(name) is not None]
+    if strange:
+        raise InputError(f"Packed rows know no attention with {strange[0]}. Set --attn_implementation eager and --packing false")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.is_cuda:
-        return _on_gpu(query, key, value, cu_seq_lens_q, scale), None
-    edges = cu_seq_lens_q.tolist()
-    parts = [
-        _one_text(query[0, :, start:end], key[0, :, start:end], value[0, :, start:end], scale)
-        for start, end in itertools.pairwise(edges)
-    ]
+    if query.is_cuda and not dropout:
+        return _on_gpu(query, key, value, cu_seq_lens_q, scale, sliding_window), None
+    lengths = cu_seq_lens_q.diff().tolist()
+    texts = zip(*(part[0].split(lengths, dim=1) for part in (query, key, value)), strict=True)
+    parts = [_one_text(*text, scale, sliding_window, dropout) for text in texts]
     return torch.cat(parts, dim=1).transpose(0, 1)[None], None
 
 
-def _one_text(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _one_text(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, dropout: float) -> Tensor:
     """[heads, time, width], causal."""
     heads, time, width = query.shape
     groups = heads // key.shape[0]
+    bias = _unseen(time, window, query)
     if time > SHORT:
-        whole = torch.nn.functional.scaled_dot_product_attention(
-            query[None], key[None], value[None], is_causal=True, scale=scale, enable_gqa=groups > 1
-        )
-        return whole[0]
-    grouped = query.reshape(key.shape[0], groups * time, width)
-    scores = (grouped @ key.transpose(1, 2)).view(key.shape[0], groups, time, time) * scale
-    hidden = torch.ones(time, time, dtype=torch.bool, device=query.device).triu(1)
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype)
-    return (weights.view(key.shape[0], groups * time, time) @ value).view(heads, time, width)
+        line = (query[None], key[None], value[None])
+        mask = None if window is None else bias
+        return torch.nn.functional.scaled_dot_product_attention(
+            *line, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=groups > 1
+        )[0]
+    together = query.reshape(key.shape[0], groups * time, width)  # heads that share keys
+    scores = torch.baddbmm(bias.repeat(groups, 1), together, key.transpose(1, 2), alpha=scale)
+    weights = torch.nn.functional.dropout(scores.softmax(-1), dropout)
+    return (weights @ value).view(heads, time, width)
 
 
-def _on_gpu(query: Tensor, key: Tensor, value: Tensor, edges: Tensor, scale: float) -> Tensor:
+def _unseen(time: int, window: int | None, like: Tensor) -> Tensor:
+    """-inf where a token may not look, else 0: [time, time]."""
+    bias = like.new_full((time, time), float("-inf")).triu_(1)
+    return bias if window is None else bias + like.new_full((time, time), float("-inf")).tril_(-window)
+
+
+def _on_gpu(query: Tensor, key: Tensor, value: Tensor, edges: Tensor, scale: float, window: int | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # exists for a GPU alone
 
     longest = int(edges.diff().max())
-    apart = {"cu_seq_q": edges, "cu_seq_k": edges, "max_q": longest, "max_k": longest, "window_size": (-1, 0)}
+    seen = (-1 if window is None else window - 1, 0)
+    apart = {"cu_seq_q": edges, "cu_seq_k": edges, "max_q": longest, "max_k": longest, "window_size": seen}
     lines = {name: part[0].transpose(0, 1).contiguous() for name, part in (("query", query), ("key", key), ("value", value))}
     return varlen_attn(**lines, **apart, scale=scale, enable_gqa=query.shape[1] != key.shape[1])[None]  # type: ignore
 
@@ -88,8 +102,11 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, no_mask)
 
 
-def pack(network: PreTrainedModel) -> None:
+def pack(network: PreTrainedModel, otherwise: str = "--packing false") -> None:
     """Have a decoder attend to packed rows text by text.
+
+    Args:
+        otherwise: what to set where that can't be.
 
     Raises:
         InputError: a model whose attention can't be chosen.
@@ -97,4 +114,4 @@ def pack(network: PreTrainedModel) -> None:
     try:
         network.set_attn_implementation(NAME)
     except (ValueError, NotImplementedError) as error:
-        raise InputError(f"{type(network).__name__} can't read packed rows ({error}). Set --packing false") from error
+        raise InputError(f"{type(network).__name__} can't read packed rows ({error}). Set {otherwise}") from error

@@ -7,6 +7,7 @@ the wrapped model's own forward, where distributed training listens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,16 @@ def core(model: Any) -> Any:
 def body(network: Any) -> nn.Module:
     """What comes before the head: the base model, or the decoder of a model that has no base of its own."""
     return network.get_decoder() if network.base_model is network else network.base_model
+
+
+def start_at_mean(network: nn.Module, values: Sequence[float]) -> None:
+    """A new head that gives one number starts at the mean of `values`, where it has a bias to hold it.
+
+    From zero, the first steps would push every text's vector the same way, and a small encoder may never tell texts apart again.
+    """
+    heads = [one for one in network.modules() if isinstance(one, nn.Linear) and one.out_features == 1 and one.bias is not None]
+    if heads and not heads[-1].bias.any():  # any other bias was learnt
+        nn.init.constant_(heads[-1].bias, sum(values) / len(values))
 
 
 def labelled_logits(model: Any, inputs: dict[str, Any], where: Tensor) -> Any:

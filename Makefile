@@ -24,7 +24,7 @@ test: $(VENV)/ready  ## the plain tests: offline, under five minutes on two core
 	$(BIN)/python -m pytest -q
 
 test-slow: $(VENV)/ready  ## tests that train real models
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow -o faulthandler_timeout=7200
 
 check: $(VENV)/ready  ## format, lint, types, tests
 	$(BIN)/ruff format --check .

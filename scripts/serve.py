@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from finetune.options import launch
 
 if TYPE_CHECKING:
-    from finetune.serving.app import ServeArguments
+    from finetune.serving.service import ServeArguments
 
 
 def main(serve: ServeArguments) -> None:
@@ -24,6 +24,7 @@ def main(serve: ServeArguments) -> None:
     from finetune.adapters.pool import AdapterPool
     from finetune.errors import InputError
     from finetune.serving.app import make_app
+    from finetune.serving.connections import configure
 
     serve.api_key = serve.api_key or os.environ.get("API_KEY")
     pool = AdapterPool(serve.base, memory_limit_mb=serve.memory_limit_mb, allow_mismatch=serve.allow_mismatch)
@@ -32,7 +33,8 @@ def main(serve: ServeArguments) -> None:
         if not folder:
             raise InputError(f"--adapters {entry}; wanted name=folder")
         pool.add(name, folder)
-    uvicorn.run(make_app(pool, serve), host=serve.host, port=serve.port, limit_concurrency=serve.max_queue, log_level="info")
+    settings = configure(make_app(pool, serve), serve.host, serve.port, serve.max_queue, seconds=serve.patience())
+    uvicorn.Server(settings).run()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from finetune.adapters.mounting import mount
 from finetune.adapters.passport import write_passport
 from finetune.errors import InputError
 from finetune.tuners import BottleneckConfig
+from finetune.tuners.bitfit import BitFitConfig
 
 LLAMA = {"target_modules": ["q_proj", "v_proj", "down_proj"]}
 
@@ -131,6 +132,26 @@ def test_dare_keeps_the_mean():
     dropped = merge.drop(change, 0.25, torch.Generator().manual_seed(0))
     assert set(dropped.unique().tolist()) == {0.0, 4.0}
     assert dropped.mean() == pytest.approx(1.0, abs=0.03)
+
+
+def test_shifts_of_bitfit_add_up(tmp_path):
+    def gpt2():
+        return base("gpt2")
+
+    adapters = [
+        read_adapter(save(tmp_path / str(seed), BitFitConfig(task_type="CAUSAL_LM"), gpt2(), seed=seed)) for seed in (1, 2)
+    ]
+    options = MergeArguments(weights=[0.5, -1.0])
+    folder = save_merged(combine(adapters, options), tmp_path / "sum")
+    wanted = gpt2()
+    probe.asked_for(wanted, adapters, options)
+    tokenizer = make_tokenizer("gpt2")
+    before = probe.logits_of(wanted, tokenizer)
+    after = probe.logits_of(peft.PeftModel.from_pretrained(gpt2(), folder).eval(), tokenizer)
+    assert probe.compare(before, after).difference < 1e-5
+    assert probe.compare(before, probe.logits_of(gpt2(), tokenizer)).difference > 1e-2
+    with pytest.raises(InputError, match="wanted --how sum and no --rank"):
+        combine(adapters, MergeArguments(how="ties"))
 
 
 def test_scales_of_ia3_add_up(tmp_path):

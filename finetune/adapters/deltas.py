@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from finetune.training.checkpoints import write_atomically
 
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "down", "lora_B.weight": "up", "lora_embedding_A": "down", "lora_embedding_B": "up"}
+KINDS = ("LORA", "IA3", "BOTTLENECK", "BITFIT")
 LAYERS = ("bottleneck_down.weight", "bottleneck_down.bias", "bottleneck_up.weight", "bottleneck_up.bias")
 
 
@@ -49,6 +52,7 @@ class Adapter:
         factors: LoRA's changes of weights.
         scales: IA3's factors, flat; one below a module in `inward` scales that module's input, else its output.
         layers: weights of bottleneck adapters, by the names in LAYERS.
+        shifts: BitFit's differences of biases.
         magnitudes: DoRA's lengths of the rows of each weight [out].
         heads: weights of modules that were trained whole.
     """
@@ -60,6 +64,7 @@ class Adapter:
     scales: dict[str, Tensor] = field(default_factory=dict)
     inward: frozenset[str] = frozenset()
     layers: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    shifts: dict[str, Tensor] = field(default_factory=dict)
     magnitudes: dict[str, Tensor] = field(default_factory=dict)
     heads: dict[str, Tensor] = field(default_factory=dict)
 
@@ -74,7 +79,11 @@ class Adapter:
     def size(self) -> int:
         """Bytes of all tensors."""
         tensors = [t for f in self.factors.values() for t in (f.down, f.up)] + [*self.scales.values(), *self.heads.values()]
-        tensors += [*self.magnitudes.values(), *(t for layer in self.layers.values() for t in layer.values())]
+        tensors += [
+            *self.magnitudes.values(),
+            *self.shifts.values(),
+            *(t for layer in self.layers.values() for t in layer.values()),
+        ]
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -87,14 +96,16 @@ def read_adapter(folder: str | Path) -> Adapter:
     path = Path(folder)
     config = check_files(path)
     kind = config["peft_type"]
-    if kind not in ("LORA", "IA3", "BOTTLENECK"):
-        raise InputError(f"{path} holds a {kind} adapter; wanted LORA, IA3 or BOTTLENECK, which change single layers")
+    if kind not in KINDS:
+        raise InputError(f"{path} holds a {kind} adapter; wanted one that changes single layers: {', '.join(KINDS)}")
     adapter = Adapter(path, config, read_passport(path) or {})
     parts: dict[str, dict[str, Tensor]] = {}
     embeddings = set()
     for key, tensor in load_file(path / WEIGHTS).items():
         name = key.removeprefix(PREFIX)
-        ending = next((e for e in (*FACTORS, *LAYERS, "ia3_l", "lora_magnitude_vector") if name.endswith("." + e)), None)
+        ending = next(
+            (e for e in (*FACTORS, *LAYERS, "ia3_l", "bitfit_bias", "lora_magnitude_vector") if name.endswith("." + e)), None
+        )
         if ending is None:
             _check_whole(path, config, name)
             adapter.heads[name] = tensor
@@ -102,6 +113,8 @@ def read_adapter(folder: str | Path) -> Adapter:
         module = name.removesuffix("." + ending)
         if ending == "ia3_l":
             adapter.scales[module] = tensor.flatten()
+        elif ending == "bitfit_bias":
+            adapter.shifts[module] = tensor
         elif ending == "lora_magnitude_vector":
             adapter.magnitudes[module] = tensor
         elif ending in LAYERS:
@@ -119,8 +132,16 @@ def read_adapter(folder: str | Path) -> Adapter:
 def _listed(name: str, wanted: Any) -> bool:
     """Whether PEFT counts a module among names or below one regular expression."""
     if isinstance(wanted, str):
+        _check_patterns("feedforward_modules", [wanted])
         return get_pattern_key([wanted], name) == wanted
     return any(name == entry or name.endswith(f".{entry}") for entry in wanted or ())
+
+
+def _check_patterns(option: str, patterns: Iterable[str]) -> None:
+    """Regular expressions come from a file that anyone may have written: one that repeats a repetition may never end."""
+    for pattern in patterns:
+        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > 3:
+            raise InputError(f"The {option} {pattern!r} repeats too much; wanted names of modules, or up to three of '*' and '+'")
 
 
 def _check_whole(folder: Path, config: dict[str, Any], name: str) -> None:
@@ -131,12 +152,13 @@ def _check_whole(folder: Path, config: dict[str, Any], name: str) -> None:
 
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
     patterns = config.get("alpha_pattern") or {}
+    _check_patterns("alpha_pattern", patterns)
     alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
 
 
 def write_adapter(adapter: Adapter, folder: str | Path) -> None:
-    """Save LoRA factors (scaling 1, ranks as they are) or IA3 scales with their heads, as PEFT reads them."""
+    """Save LoRA factors (scaling 1, ranks as they are), IA3 scales or BitFit's shifts with their heads, as PEFT reads them."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tensors = {PREFIX + name: tensor for name, tensor in adapter.heads.items()}
@@ -146,6 +168,9 @@ def write_adapter(adapter: Adapter, folder: str | Path) -> None:
         for name, factors in adapter.factors.items():
             keys = ("lora_embedding_A", "lora_embedding_B") if factors.embedding else ("lora_A.weight", "lora_B.weight")
             tensors |= {f"{PREFIX}{name}.{key}": t for key, t in zip(keys, (factors.down, factors.up), strict=True)}
+    elif adapter.kind == "BITFIT":
+        config |= {"target_modules": sorted(adapter.shifts)}
+        tensors |= {f"{PREFIX}{name}.bitfit_bias": shift for name, shift in adapter.shifts.items()}
     else:
         config |= {"target_modules": sorted(adapter.scales), "feedforward_modules": sorted(adapter.inward)}
         for name, scale in adapter.scales.items():

@@ -73,6 +73,10 @@ def combine(adapters: Sequence[Adapter], options: MergeArguments) -> Merged:
         if options.how != "sum" or options.rank is not None:
             raise InputError("IA3 holds factors, not matrices: wanted --how sum and no --rank")
         return Merged(replace(start, scales=_sum_scales(adapters, weights), inward=_inward(adapters)), {})
+    if kinds == {"BITFIT"}:
+        if options.how != "sum" or options.rank is not None:
+            raise InputError("BitFit holds shifts of biases, not matrices: wanted --how sum and no --rank")
+        return Merged(replace(start, shifts=_sum_shifts(adapters, weights)), {})
     generator = torch.Generator().manual_seed(options.seed)
     factors, errors = {}, {}
     for name in sorted({name for adapter in adapters for name in adapter.factors}):
@@ -210,6 +214,14 @@ def _sum_scales(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[s
     for adapter, weight in zip(adapters, weights, strict=True):
         for name, scale in adapter.scales.items():
             result[name] = result.get(name, torch.ones_like(scale)) + weight * (scale - 1)
+    return result
+
+
+def _sum_shifts(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = {}
+    for adapter, weight in zip(adapters, weights, strict=True):
+        for name, shift in adapter.shifts.items():
+            result[name] = result.get(name, torch.zeros_like(shift)) + weight * shift
     return result
 
 

@@ -96,7 +96,10 @@ class Mixture:
         Raises:
             InputError: a layer that isn't in the base, or of a kind that can't be mixed.
         """
-        names = {name: self._find(name, prefix, adapter) for name in (*adapter.factors, *adapter.scales, *adapter.layers)}
+        names = {
+            name: self._find(name, prefix, adapter)
+            for name in (*adapter.factors, *adapter.scales, *adapter.layers, *adapter.shifts)
+        }
         weight = next(p for p in self.network.parameters() if p.is_floating_point())
 
         def fit(tensor: Tensor) -> Tensor:
@@ -108,6 +111,7 @@ class Mixture:
             scales={names[k]: fit(s) for k, s in adapter.scales.items()},
             inward=frozenset(names[k] for k in adapter.inward),
             layers={names[k]: {part: fit(t) for part, t in layer.items()} for k, layer in adapter.layers.items()},
+            shifts={names[k]: fit(s) for k, s in adapter.shifts.items()},
             magnitudes={names[k]: fit(m) for k, m in adapter.magnitudes.items()},
         )
         ratios = {name: self._ratio(name, moved) for name in moved.magnitudes}
@@ -129,6 +133,9 @@ class Mixture:
             kind = parallel_kind(self.network.config.model_type, name)
             if adapter.config["shape"] == "parallel" and kind not in (Parallel, ParallelOutput):
                 raise InputError(f"{adapter.folder} widens '{name}' itself; such parallel adapters can't be mixed in one batch")
+        elif adapter.kind == "BITFIT":
+            if dict(module.named_parameters(recurse=False)).get("bias") is None:
+                raise InputError(f"{adapter.folder} shifts the bias of '{name}', which has none in this base")
         elif not isinstance(module, (nn.Linear, Conv1D, nn.Embedding)):
             raise InputError(f"{adapter.folder} changes '{name}', a {type(module).__name__}; wanted linear layers or embeddings")
         elif adapter.config.get("bias", "none") != "none":
@@ -179,6 +186,8 @@ class Mixture:
                 adapter = ready.adapter
                 if name in adapter.scales and name not in adapter.inward:
                     result = _put(result, output, rows, result[rows] * adapter.scales[name])
+                elif name in adapter.shifts:
+                    result = _put(result, output, rows, result[rows] + adapter.shifts[name])
                 elif name in ready.ratios:
                     change = _low_rank(args[0][rows], (adapter.factors[name].down, adapter.factors[name].up, None))
                     bias = 0 if module.bias is None else module.bias

@@ -7,53 +7,26 @@ pool.generate(["A film about", "A film about"], adapters=["films", None])
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from finetune.adapters.books import Books, Name
 from finetune.adapters.deltas import read_adapter
 from finetune.adapters.mixture import Chain, Mixture, Plan, Ready, SwitchedHead
 from finetune.adapters.mounting import MODELS, labels_of
 from finetune.adapters.passport import check_passport
-from finetune.adapters.shelf import digest, load_base, max_length
+from finetune.adapters.shelf import load_base, max_length
 from finetune.adapters.writing import Row, Sampling, Writing
 from finetune.errors import InputError
 from finetune.methods import head_names
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
-Name = str | tuple[str, ...] | None
 Text = str | tuple[str, str]
-
-
-class UnknownAdapter(InputError):
-    """No adapter of that name is in the pool."""
-
-
-@dataclass
-class Entry:
-    """An adapter that the pool knows; its tensors are there only while they are used now and then."""
-
-    folder: Path
-    digest: str
-    task: str | None
-    labels: list[str] | None
-    ready: Ready | None = None
-    used: int = 0
-
-
-@dataclass
-class Books:
-    """What the pool knows by name. A lock of its own: looking up waits for no model."""
-
-    entries: dict[str, Entry] = field(default_factory=dict)
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    clock: int = 0
 
 
 class AdapterPool:
@@ -74,14 +47,15 @@ class AdapterPool:
         device: str | None = None,
     ) -> None:
         processor, network = load_base(base) if processor is None else (processor, base)
-        self.processor, self.allow_mismatch, self.limit = processor, allow_mismatch, int(memory_limit_mb * 2**20)
+        self.processor, self.allow_mismatch = processor, allow_mismatch
         self.network = network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)
         self.trunk = self.network.base_model
         self.prefix = f"{self.network.base_model_prefix}."
         self.mixture = Mixture(self.trunk)
         sizes = self.network.config.to_dict()
         self.context = int(sizes.get("max_position_embeddings") or sizes.get("n_positions", 2048))
-        self._books, self._turn, self._words = Books(), threading.Lock(), threading.Lock()
+        self._books = Books(self._read, int(memory_limit_mb * 2**20))
+        self._turn, self._words = threading.Lock(), threading.Lock()
         self._views: dict[str, Any] = {}
 
     @property
@@ -95,69 +69,35 @@ class AdapterPool:
         Raises:
             InputError: a bad or taken name, no adapter, or one that doesn't belong on this base.
         """
-        if not NAME.fullmatch(name) or ".." in name:
-            raise InputError(f"The name {name!r} is no adapter's; wanted up to 64 letters, digits, '-', '_' and '.'")
-        path = Path(folder)
-        ready = self._read(path)
-        entry = Entry(path, digest(path), ready.task, ready.labels, ready)
-        with self._books.lock:
-            if name in self._books.entries and not replace:
-                raise InputError(f"There is an adapter '{name}' already; wanted another name, or replace=True")
-            self._books.entries[name] = entry
-            self._put_aside(keep=[entry])
+        self._books.add(name, folder, replace)
 
     def remove(self, name: str) -> None:
         """Take an adapter out; what it was asked before, it still answers.
 
         Raises:
-            InputError: there is none of that name.
+            UnknownAdapter: there is none of that name.
         """
-        with self._books.lock:
-            self._entry(name)
-            del self._books.entries[name]
+        self._books.remove(name)
 
     def adapters(self) -> dict[str, dict[str, Any]]:
         """Name → folder, kind of task, labels, and whether its tensors are in memory."""
-        with self._books.lock:
-            return {
-                name: {"folder": str(e.folder), "task": e.task, "labels": e.labels, "in_memory": e.ready is not None}
-                for name, e in self._books.entries.items()
-            }
+        return self._books.listed()
 
     def chain(self, name: Name) -> Chain:
         """The adapters of one name, of several in sequence (a stack), or of none, ready for use."""
-        names = () if name is None else (name,) if isinstance(name, str) else name
-        found = []
-        with self._books.lock:
-            for one in names:
-                entry = self._entry(one)
-                if entry.ready is None:
-                    if digest(entry.folder) != entry.digest:
-                        raise InputError(f"The files of '{one}' in {entry.folder} have changed; add it again with replace=True")
-                    entry.ready = self._read(entry.folder)
-                self._books.clock += 1
-                entry.used = self._books.clock
-                found.append(entry)
-            self._put_aside(keep=found)
-            return tuple(entry.ready for entry in found if entry.ready)
-
-    def _entry(self, name: str) -> Entry:
-        if name not in self._books.entries:
-            known = ", ".join(sorted(self._books.entries)[:20]) or "none"
-            raise UnknownAdapter(f"Unknown adapter {name!r}; there are: {known}. Add it first")
-        return self._books.entries[name]
-
-    def _put_aside(self, keep: Sequence[Entry]) -> None:
-        loaded = [e for e in self._books.entries.values() if e.ready is not None]
-        total = sum(e.ready.adapter.size() for e in loaded if e.ready)
-        for entry in sorted(loaded, key=lambda e: e.used):
-            if total <= self.limit:
-                return
-            if entry.ready is not None and entry not in keep:
-                total -= entry.ready.adapter.size()
-                entry.ready = None
+        return self._books.chain(name)
 
     def _read(self, folder: Path) -> Ready:
+        try:
+            return self._read_whole(folder)
+        except InputError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{folder} is no whole adapter ({type(error).__name__}: {error}); save it again by training or PEFT"
+            ) from error
+
+    def _read_whole(self, folder: Path) -> Ready:
         adapter = read_adapter(folder)
         if adapter.config.get("task_type") not in MODELS:
             raise InputError(

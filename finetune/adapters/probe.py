@@ -76,7 +76,7 @@ def reference(network: torch.nn.Module, adapter: Adapter) -> None:
         InputError: a module isn't in this model.
     """
     modules = dict(network.named_modules())
-    missing = [name for name in (*adapter.factors, *adapter.scales) if name not in modules]
+    missing = [name for name in (*adapter.factors, *adapter.scales, *adapter.shifts) if name not in modules]
     if missing:
         raise InputError(f"The base has no module '{missing[0]}'; wanted the base that {adapter.folder} was trained on")
     with torch.no_grad():
@@ -87,6 +87,9 @@ def reference(network: torch.nn.Module, adapter: Adapter) -> None:
             weight.add_(turned.to(weight))
         for name, scale in adapter.scales.items():
             _scale(modules[name], scale, name in adapter.inward)
+        for name, shift in adapter.shifts.items():
+            bias: Any = modules[name].bias
+            bias.add_(shift.to(bias))
         own = network.state_dict()
         for name, tensor in adapter.heads.items():
             own[name].copy_(tensor)
@@ -106,10 +109,11 @@ def asked_for(network: torch.nn.Module, adapters: Sequence[Adapter], options: Me
     for index, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
         factors = {name: weighted_sum([f], [weight]) for name, f in adapter.factors.items()}
         heads = adapter.heads if options.head in (None, index) else {}
-        reference(network, replace(adapter, factors=factors, scales={}, heads=heads))
+        shifts = {name: weight * shift for name, shift in adapter.shifts.items()}
+        reference(network, replace(adapter, factors=factors, scales={}, shifts=shifts, heads=heads))
     if any(adapter.scales for adapter in adapters):  # factors act on the untouched weight, not one on the other's result
         total: dict[str, Tensor] = {}
         for adapter, weight in zip(adapters, weights, strict=True):
             for name, scale in adapter.scales.items():
                 total[name] = total.get(name, 1.0) + weight * (scale.double() - 1)
-        reference(network, replace(adapters[0], factors={}, scales=total, heads={}))
+        reference(network, replace(adapters[0], factors={}, scales=total, shifts={}, heads={}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import queue
 import threading
 import time
@@ -11,9 +13,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.adapters.pool import AdapterPool, Name, Text
+from finetune.adapters.books import Name
+from finetune.adapters.pool import AdapterPool, Text
 from finetune.adapters.writing import Row
 from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class Busy(Exception):
@@ -71,6 +76,7 @@ class Gatherer:
         self._questions: deque[Question] = deque()
         self._orders: deque[Order] = deque()
         self._writing, self._written = pool.writing() if pool.writes else None, dict[Row, Order]()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="gatherer", daemon=True)
         self._thread.start()
 
@@ -82,23 +88,33 @@ class Gatherer:
         """Put a job in line.
 
         Raises:
-            Busy: the line is full.
+            Busy: the line is full, or the gatherer is closed.
         """
+        if self._closed.is_set():
+            raise Busy("The server is stopping; try again later")
         if self.waiting >= self.budget.waiting:
-            raise Busy(f"{self.waiting} requests are waiting; try again later")
+            raise Busy(f"{self.waiting} texts are waiting; try again later")
         self._inbox.put(job)
 
     def close(self) -> None:
+        """Answer nothing more; who still waits hears so."""
+        self._closed.set()
         self._inbox.put(None)
         self._thread.join(timeout=30)
 
     def _work(self) -> None:
         while self._receive():
-            self._questions = deque(q for q in self._questions if not q.answer.cancelled())
-            if self._questions:
-                self._answer(self._next_questions())
-            if self._writing is not None and (self._orders or self._written):
-                self._write()
+            try:
+                self._questions = deque(q for q in self._questions if not q.answer.cancelled())
+                self._orders = deque(order for order in self._orders if not order.abandoned)
+                if self._questions:
+                    self._answer(self._next_questions())
+                if self._writing is not None and (self._orders or self._written):
+                    self._write()
+            except Exception as error:  # whatever it was: without this thread nobody is ever answered again
+                logger.exception("A batch broke")
+                self._fail(error)
+        self._dismiss()
 
     def _receive(self) -> bool:
         """Fetch what came in; idle, wait for a first job and then a moment for company. False at the end."""
@@ -169,14 +185,15 @@ class Gatherer:
             else:
                 return
         except Exception as error:
+            if not isinstance(error, InputError):
+                logger.exception("Writing broke")
             self._fail(error)
             return
         self.counts["steps"] += 1
         self.counts["tokens"] += len(pieces)
         for row, piece in pieces:
-            self._written[row].tell(piece, row)
-            if row.ended:
-                del self._written[row]
+            order = self._written.pop(row) if row.ended else self._written[row]
+            order.tell(piece, row)
 
     def _next_orders(self) -> list[Order]:
         fresh: list[Order] = []
@@ -195,10 +212,23 @@ class Gatherer:
     def _fail(self, error: Exception) -> None:
         """Something broke in the batch: everyone in it hears so, and the next batch starts afresh."""
         orders, self._written = list(self._written.values()), {}
-        self._writing = self.pool.writing()
+        self._writing = self.pool.writing() if self.pool.writes else None
         for order in orders:
             order.row.ended = "error"
-            order.tell("", error if isinstance(error, InputError) else RuntimeError(f"{type(error).__name__}: {error}"))
+            order.tell("", error)
+
+    def _dismiss(self) -> None:
+        """The end: everyone in line or in a batch hears that there will be no answer."""
+        late: list[Any] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                late.append(self._inbox.get_nowait())
+        for job in [*late, *self._questions, *self._orders, *self._written.values()]:
+            if isinstance(job, Question):
+                _finish(job.answer, Busy("The server is stopping; try again later"))
+            elif isinstance(job, Order):
+                job.row.ended = "error"
+                job.tell("", Busy("The server is stopping; try again later"))
 
 
 def _finish(answer: Future, result: Any) -> None:

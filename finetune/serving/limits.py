@@ -1,4 +1,4 @@
-"""What reaches the application at all: size and pace of bodies, their encoding, the key, figures of every request.
+"""What reaches the application at all: size, pace and encoding of bodies, the key; and what stops when the client hangs up.
 
 Plain ASGI, so that a body is refused while it arrives. Knows no routes but the open ones.
 """
@@ -10,48 +10,27 @@ import contextlib
 import hmac
 import json
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
+from finetune.serving.figures import Figures
+
 OPEN = ("/", "/health")
-BUCKETS = (0.01, 0.05, 0.25, 1.0, 5.0, 30.0)
-
-
-@dataclass
-class Figures:
-    """Counts for `/metrics`."""
-
-    requests: Counter = field(default_factory=Counter)
-    seconds: Counter = field(default_factory=Counter)
-    running: int = 0
-
-    def note(self, path: str, status: int, seconds: float) -> None:
-        self.requests[path, status] += 1
-        for bucket in (*BUCKETS, float("inf")):
-            if seconds <= bucket:
-                self.seconds["+Inf" if bucket == float("inf") else f"{bucket:g}"] += 1
-        self.seconds["sum"] += seconds  # type: ignore[assignment]
-
-    def text(self, gauges: dict[str, float]) -> str:
-        """All figures in Prometheus' text format 0.0.4."""
-        lines = ["# TYPE finetune_requests_total counter"]
-        lines += [f'finetune_requests_total{{path="{p}",status="{s}"}} {n}' for (p, s), n in sorted(self.requests.items())]
-        lines += ["# TYPE finetune_request_seconds histogram"]
-        for bucket in [*(f"{b:g}" for b in BUCKETS), "+Inf"]:
-            lines.append(f'finetune_request_seconds_bucket{{le="{bucket}"}} {self.seconds[bucket]}')
-        lines += [f"finetune_request_seconds_sum {float(self.seconds['sum']):.6f}"]
-        lines += [f"finetune_request_seconds_count {self.seconds['+Inf']}"]
-        for name, value in (gauges | {"requests_running": self.running}).items():
-            lines += [f"# TYPE finetune_{name} {'counter' if name.endswith('_total') else 'gauge'}", f"finetune_{name} {value:g}"]
-        return "\n".join(lines) + "\n"
+# two of them, and this server may read one where something before it read the other
+ONCE = (b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding")
+DEPTH = 32
+HEAD = 32_768
+HUNG_UP = 499  # nginx's number for a client that did not wait for its answer: nobody is sent it, the figures show it
 
 
 class Refused(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status, self.message = status, message
+
+
+class HungUp(Exception):
+    """Nobody waits for the answer any more."""
 
 
 def strict_json(body: bytes) -> None:
@@ -66,11 +45,24 @@ def strict_json(body: bytes) -> None:
 
     try:
         content = json.loads(body.decode("utf-8"), parse_constant=no_number)
-        json.dumps(content, ensure_ascii=False).encode("utf-8")
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeError as error:
         raise Refused(400, f"The body is no UTF-8: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"The body is no JSON: {str(error) or 'too deeply nested'}") from error
+    except RecursionError as error:
+        raise Refused(400, f"The body nests deeper than {DEPTH} levels") from error
+    except ValueError as error:
+        raise Refused(400, f"The body is no JSON: {error}") from error
+    if _deep(content):
+        raise Refused(400, f"The body nests deeper than {DEPTH} levels")
+
+
+def _deep(content: Any) -> bool:
+    level = [content]
+    for _ in range(DEPTH):
+        level = [
+            part for one in level if isinstance(one, (dict, list)) for part in (one.values() if isinstance(one, dict) else one)
+        ]
+    return any(isinstance(one, (dict, list)) for one in level)
 
 
 class Limits:
@@ -88,7 +80,7 @@ class Limits:
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        started, seen = time.monotonic(), 500
+        started, seen = time.monotonic(), HUNG_UP
         self.figures.running += 1
 
         async def noting(message: dict[str, Any]) -> None:
@@ -97,12 +89,15 @@ class Limits:
             await send(message)
 
         try:
+            _check_head(scope["headers"])
             self._check_key(scope)
             body = await self._read(scope, receive)
-            await self.app(scope, _replayed(body, receive), noting)
+            await _while_heard(self.app, scope, body, receive, noting)
         except Refused as refused:
             await self._drain(receive, refused)
             await _refuse(noting, refused)
+        except HungUp:
+            pass
         finally:
             self.figures.running -= 1
             route = scope.get("route")
@@ -134,13 +129,16 @@ class Limits:
         headers = dict(scope["headers"])
         said = headers.get(b"content-length", b"0")
         if said.isdigit() and int(said) > self.body:
-            raise Refused(413, f"The body has {int(said)} bytes; {self.body} at most")
+            raise Refused(413, f"The body has {int(said)} bytes; {self.body} at most. Send fewer texts at a time")
         try:
             body = await asyncio.wait_for(self._collect(receive), self.seconds)
         except TimeoutError as error:
-            raise Refused(408, f"The body took longer than {self.seconds:g} seconds") from error
+            raise Refused(408, f"The body took longer than {self.seconds:g} seconds to arrive") from error
         if body:
             strict_json(body)
+            # also keeps other sites' pages out: without asking first, a browser sends them no other type than forms' and text
+            if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+                raise Refused(415, "The body must be JSON and say so; wanted the header 'Content-Type: application/json'")
         return body
 
     async def _collect(self, receive: Callable) -> bytes:
@@ -148,22 +146,60 @@ class Limits:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refused(400, "The connection ended before the body")
+                raise HungUp
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self.body:
-                raise Refused(413, f"The body has more than {self.body} bytes")
+                raise Refused(413, f"The body has more than {self.body} bytes. Send fewer texts at a time")
             if not message.get("more_body"):
                 return b"".join(parts)
 
 
-def _replayed(body: bytes, receive: Callable) -> Callable:
-    pending = [{"type": "http.request", "body": body, "more_body": False}]
+def _check_head(headers: list[tuple[bytes, bytes]]) -> None:
+    names, size = [name for name, _ in headers], sum(len(name) + len(value) for name, value in headers)
+    if size > HEAD:
+        raise Refused(431, f"The head has {size} bytes; {HEAD} at most")
+    twice = next((name for name in ONCE if names.count(name) > 1), None)
+    if twice is not None:
+        raise Refused(400, f"The header '{twice.decode()}' stands twice; wanted it once")
+    if {b"content-length", b"transfer-encoding"} <= set(names):
+        raise Refused(400, "The head names a Content-Length and a Transfer-Encoding; wanted one of them")
+
+
+async def _while_heard(app: Callable, scope: dict[str, Any], body: bytes, receive: Callable, send: Callable) -> None:
+    """Run the application on the body until it has answered; whoever hangs up frees what works for him.
+
+    Raises:
+        HungUp: the client left before the answer's end.
+    """
+    pending, gone, complete = [{"type": "http.request", "body": body, "more_body": False}], asyncio.Event(), asyncio.Event()
 
     async def again() -> dict[str, Any]:
-        return pending.pop() if pending else await receive()
+        if pending:
+            return pending.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
 
-    return again
+    async def listen() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    async def noting(message: dict[str, Any]) -> None:
+        await send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            complete.set()
+
+    answering, listening = asyncio.create_task(app(scope, again, noting)), asyncio.create_task(listen())
+    try:
+        await asyncio.wait((answering, listening), return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done() and not complete.is_set():
+            raise HungUp
+        await answering
+    finally:
+        for task in (answering, listening):
+            task.cancel()
+        await asyncio.gather(answering, listening, return_exceptions=True)
 
 
 async def _refuse(send: Callable, refused: Refused) -> None:

@@ -1,0 +1,73 @@
+"""A server's connections: heads that never end, answers that nobody reads. Knows uvicorn; knows no routes and no models."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+class Patient(H11Protocol):
+    """uvicorn's HTTP/1.1 with an end to patience; alone it waits for a head, or for a reader, for ever."""
+
+    seconds = 20.0
+    _head: asyncio.TimerHandle | None = None
+    _reader: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader = self.loop.call_later(self.seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for timer in (self._head, self._reader):
+            if timer is not None:
+                timer.cancel()
+
+    def _watch_head(self) -> None:
+        """One timer from the first byte (or the connection) to the head's end; more bytes buy no more time."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self._head is not None:
+                self._head.cancel()
+            self._head = None
+        elif self._head is None:
+            self._head = self.loop.call_later(self.seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.conn.our_state is h11.IDLE:
+            headers = [("Content-Type", "text/plain"), ("Connection", "close")]
+            message = f"The head of the request took longer than {self.seconds:g} seconds to arrive\n".encode()
+            for event in (h11.Response(status_code=408, headers=headers), h11.Data(data=message), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+def configure(app: Any, host: str = "127.0.0.1", port: int = 8000, most: int | None = None, **options: Any) -> uvicorn.Config:
+    """uvicorn's settings for the application.
+
+    Args:
+        most: connections at a time; more are answered with 503.
+        options: uvicorn's own, and `seconds`: the patience with a slow head or reader.
+    """
+    protocol = type("Patient", (Patient,), {"seconds": options.pop("seconds", Patient.seconds)})
+    # an answer that streams must not keep the server from stopping
+    ends = {"timeout_graceful_shutdown": 5, "server_header": False}
+    return uvicorn.Config(app, host=host, port=port, limit_concurrency=most, http=protocol, ws="none", **(ends | options))

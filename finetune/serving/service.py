@@ -1,0 +1,112 @@
+"""What all endpoints share: the pool, its gatherer, the limits. Knows what is asked; knows no routes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.adapters.pool import AdapterPool
+from finetune.adapters.writing import Sampling
+from finetune.errors import InputError
+from finetune.serving.figures import Figures
+from finetune.serving.gathering import Budget, Busy, Gatherer, Question
+from finetune.serving.streaming import Written
+
+BASE = "base"
+ABOVE = re.compile(r"(?<![\w/.])/(?:[^/\s'\"]+/)+")  # what stands before the last name of an absolute path
+
+
+@dataclass
+class ServeArguments:
+    """What is served, and within which limits."""
+
+    base: str = field(default="smollm2", metadata={"help": "The base: a hub name, a folder, or a packaged model."})
+    adapters: list[str] = field(default_factory=list, metadata={"help": "Adapters from the start, each as name=folder."})
+    adapters_dir: str | None = field(
+        default=None, metadata={"help": "Folder below which adapters may be added over HTTP; without it none can."}
+    )
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on."})
+    port: int = field(default=8000, metadata={"help": "Port to listen on."})
+    api_key: str | None = field(default=None, metadata={"help": "Key that every request must bring (else the variable API_KEY)."})
+    max_body_kb: int = field(default=1024, metadata={"help": "Largest body of a request."})
+    max_queue: int = field(default=512, metadata={"help": "Texts that may wait; more are answered with 503."})
+    max_batch_rows: int = field(default=32, metadata={"help": "Texts in one batch."})
+    max_batch_tokens: int = field(default=16384, metadata={"help": "Tokens in one batch, padding and tokens to come counted."})
+    gather_ms: float = field(default=5.0, metadata={"help": "How long a first request waits for others."})
+    timeout_seconds: float = field(
+        default=120.0, metadata={"help": "Longest time of an answer (of a request's head, of its body: 20 at most)."}
+    )
+    max_new_tokens: int = field(default=1024, metadata={"help": "Most new tokens that a request may ask for."})
+    memory_limit_mb: float = field(default=1024.0, metadata={"help": "Memory for adapters; the least used are put aside."})
+    allow_mismatch: bool = field(default=False, metadata={"help": "Serve adapters that don't belong on the base."})
+
+    def patience(self) -> float:
+        """Seconds that a client may take for a request's head, for its body, and to read on in an answer."""
+        return min(20.0, self.timeout_seconds)
+
+
+class Served:
+    """What the endpoints share: the pool, its gatherer, the limits."""
+
+    def __init__(self, pool: AdapterPool, options: ServeArguments) -> None:
+        self.pool, self.options, self.figures = pool, options, Figures()
+        budget = Budget(options.max_batch_rows, options.max_batch_tokens, options.gather_ms / 1000, options.max_queue)
+        self.gatherer = Gatherer(pool, budget)
+
+    async def ask(self, kind: str, texts: list[Any], names: list[Any]) -> list[Any]:
+        """The answer to each text; all are checked before any is put in line."""
+        if len(texts) != len(names):
+            raise InputError(f"{len(texts)} texts and {len(names)} adapters; wanted one each")
+        lengths = await asyncio.to_thread(self._checked, kind, texts, names)
+        questions = [Question(kind, *one) for one in zip(texts, names, lengths, strict=True)]
+        try:
+            for question in questions:
+                self.gatherer.submit(question)
+            waiting = asyncio.gather(*(asyncio.wrap_future(q.answer) for q in questions))
+            return await asyncio.wait_for(waiting, self.options.timeout_seconds)
+        finally:
+            for question in questions:  # those that nobody waits for any more; the others are done
+                question.answer.cancel()
+
+    def _checked(self, kind: str, texts: list[Any], names: list[Any]) -> list[int]:
+        task = {"classify": "SEQ_CLS", "tag": "TOKEN_CLS"}.get(kind)
+        chains = self.pool.check(texts, names, task)
+        return self.pool.fit(texts, chains)
+
+    async def orders(self, prompts: list[str], names: list[Any], sampling: Sampling, special: bool = True) -> list[Written]:
+        if len(prompts) != len(names):
+            raise InputError(f"{len(prompts)} texts and {len(names)} adapters; wanted one each")
+        if sampling.max_new_tokens > self.options.max_new_tokens:
+            raise InputError(
+                f"{sampling.max_new_tokens} new tokens asked for; {self.options.max_new_tokens} at most here. Ask for fewer"
+            )
+        rows = await asyncio.to_thread(self.pool.rows, prompts, names, sampling, special)
+        written = [Written(row, asyncio.get_running_loop()) for row in rows]
+        try:
+            for one in written:
+                self.gatherer.submit(one.order)
+        except Busy:
+            for one in written:
+                one.order.abandoned = True
+            raise
+        return written
+
+    def adapter_of(self, model: str) -> str | None:
+        """OpenAI's `model` → the adapter; the base by its own name or as "base"."""
+        return None if model in (BASE, self.base) else model
+
+    @property
+    def base(self) -> str:
+        """The base's name; where it is a folder, without what lies above it."""
+        return Path(self.options.base).name if Path(self.options.base).is_dir() else self.options.base
+
+    def plain(self, message: str) -> str:
+        """An error's message without the server's folders: an adapter's goes by its name."""
+        for name, entry in self.pool.adapters().items():
+            message = message.replace(entry["folder"], name)
+        if self.options.adapters_dir is not None:
+            message = message.replace(f"{Path(self.options.adapters_dir).resolve()}/", "")
+        return ABOVE.sub("", message)

@@ -1,0 +1,88 @@
+"""A server in a thread of its own for the tests that talk to one; it ends with the block, whatever happened in it."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pool import make, pool_of
+
+pytest.importorskip("fastapi", reason="the server needs the extra 'serve'")
+uvicorn = pytest.importorskip("uvicorn", reason="the server needs the extra 'serve'")
+httpx = pytest.importorskip("httpx", reason="the requests of these tests need httpx")
+
+from finetune.adapters.pool import AdapterPool  # noqa: E402
+from finetune.serving.app import make_app  # noqa: E402
+from finetune.serving.connections import configure  # noqa: E402
+from finetune.serving.service import ServeArguments, Served  # noqa: E402
+
+TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+
+
+@dataclass
+class Running:
+    client: httpx.Client
+    served: Served
+    port: int
+
+    @property
+    def pool(self) -> AdapterPool:
+        return self.served.pool
+
+    def connect(self) -> socket.socket:
+        """A bare connection, for what no client library would send."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def until(self, wanted, seconds: float = 20.0) -> bool:
+        """Wait for something to become true."""
+        end = time.monotonic() + seconds
+        while not wanted() and time.monotonic() < end:
+            time.sleep(0.02)
+        return wanted()
+
+
+@contextmanager
+def serving(pool: AdapterPool, **options: Any) -> Iterator[Running]:
+    arguments = ServeArguments(**({"base": "tiny"} | options))
+    app = make_app(pool, arguments)
+    server = uvicorn.Server(configure(app, port=0, seconds=arguments.patience(), log_level="critical"))
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        end = time.monotonic() + 60
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < end, "the server did not start"
+            time.sleep(0.01)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+            yield Running(client, app.state.served, port)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+    assert not thread.is_alive(), "the server did not stop"
+
+
+def make_folders(root: Path) -> Path:
+    """Eight adapters that write, one that classifies, one that tags, all on the tiny Llama of `filled`."""
+    for seed in range(8):
+        make(root / f"write{seed}", "llama", "CAUSAL_LM", ("lora", "ia3", "houlsby")[seed % 3], seed)
+    make(root / "films", "llama", "SEQ_CLS", "lora", 1)
+    make(root / "words", "llama", "TOKEN_CLS", "lora", 2)
+    return root
+
+
+def filled(folders: Path, **options: Any) -> AdapterPool:
+    pool = pool_of("llama", writes=True, **options)
+    pool.processor.chat_template = TEMPLATE
+    pool.allow_mismatch = True  # the adapters' tokenizer has no chat template
+    for folder in sorted(folders.iterdir()):
+        pool.add(folder.name, folder)
+    return pool

@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,8 +58,10 @@ def parse(main: Callable[..., Any], arguments: Sequence[str]) -> list[Any]:
     names = [str(parameter.annotation) for parameter in inspect.signature(main).parameters.values()]
     classes = option_classes(script, names)
     if {"-h", "--help"} & set(arguments):
-        print(usage(script, classes))
-        sys.exit(0)
+        with suppress(BrokenPipeError):  # `| head` has seen enough
+            print(usage(script, classes), flush=True)
+            sys.exit(0)
+        os._exit(0)
     types = [vars(importlib.import_module(module))[name] for module, name in classes]
     return parse_into(types, arguments)
 

@@ -111,7 +111,7 @@ def write_rows(found: Findings, path: Path) -> None:
     """One row a prompt and example: which, the hash of the rendered prompt, gold label, scores of the labels, what was said."""
     columns: dict[str, list[Any]] = {}
     for answers in found.answers:
-        scores = answers.unseen
+        scores = answers.labels["unseen"]
         chances = probabilities(scores)
         for index, (row, request) in enumerate(zip(found.rows, answers.requests, strict=True)):
             text = request.context + "\ue0ff" + request.rest
@@ -267,7 +267,7 @@ def _confusion(found: Findings) -> str:
 
 
 def _flips(found: Findings) -> str:
-    said = np.stack([answers.unseen.argmax(axis=1) for answers in found.answers])
+    said = np.stack([answers.labels["unseen"].argmax(axis=1) for answers in found.answers])
     if len(said) < 2:
         return ""
     votes = np.eye(len(found.labels))[said].sum(axis=0)

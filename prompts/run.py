@@ -26,6 +26,7 @@ from prompts.memory import Memory
 from prompts.prompt import Prompt, compose, split_name
 from prompts.report import Findings, write_report
 from prompts.rows import Row, read_rows, source_of
+from prompts.soft import soft_cells
 from prompts.study import (
     Answers,
     Asking,
@@ -61,7 +62,9 @@ def read_parts(
         InputError: nothing there under a name, columns or labels that don't fit, too few rows.
     """
     entry, _ = _entry(study)
-    needs_training = bool(not entry.target and (study.choose_rows or study.search or max(study.shots) or tuning.tune))
+    needs_training = bool(
+        not entry.target and (study.choose_rows or study.search or study.soft_rows or max(study.shots) or tuning.tune)
+    )
     rows = load_rows(data, train=needs_training and not study.check)
     source = source_of(entry, data.dataset_name)
     column = data.label_column or source.columns.get("label")
@@ -69,7 +72,7 @@ def read_parts(
     unseen = read_rows(sample(rows.eval, data.max_eval_rows, data.sample_seed, by_class), entry, source, data.label_column)
     if study.check or entry.target:
         prompts = [] if entry.target else named_prompts(study.prompts, unseen.labels)[1]
-        return entry, prompts, Parts(unseen.rows, [], [], [], []), unseen.labels
+        return entry, prompts, Parts(unseen.rows, [], [], [], [], []), unseen.labels
     training = None
     if rows.train is not None:
         chosen = sample(rows.train, data.max_train_rows or 5000, data.sample_seed, by_class)
@@ -112,7 +115,7 @@ def study_prompts(
         asking = Asking(memory, study, parts.examples, _vectors(study, parts))
         if study.search:
             fit = searched(asking, fit, parts, labels)
-        own = run_cells(asking, name, fit, parts)
+        own = run_cells(asking, name, fit, parts) + (soft_cells(asking, name, fit, parts) if study.soft_rows else [])
         found += own
         if len(own) > 1:
             together[name] = ensembles(own, training)

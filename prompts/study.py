@@ -23,11 +23,12 @@ from prompts.score import Request
 from prompts.search import balanced_accuracy, compositions, search_words, whole_words
 from prompts.shots import Pool, choose
 from prompts.template import Template
+from prompts.verbalizer import Verbalizer, corrected
 
 logger = logging.getLogger(__name__)
 DOMAIN_INPUTS = 20  # as many as Fei et al. 2023 draw
 KEPT = 6  # templates that a search hands on to the study
-CALIBRATIONS = ("raw", "contextual", "domain", "pmi", "batch")
+CALIBRATIONS = ("raw", "contextual", "domain", "pmi", "prior", "batch")
 
 
 @dataclass
@@ -60,6 +61,10 @@ class StudyArguments:
     search: bool = field(
         default=False, metadata={"help": "Try composed and paraphrased templates, and searched words, on few rows first."}
     )
+    soft_rows: int = field(
+        default=0,
+        metadata={"help": "Learn a vector for each label, in place of words, on this many training rows; 0 learns none."},
+    )
     search_rows: int = field(default=64, metadata={"help": "Training rows that a search tries its candidates on."})
     check: bool = field(default=False, metadata={"help": "Only read the prompts on the data and say what is wrong with them."})
     cache_file: str | None = field(
@@ -86,22 +91,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class Answers:
-    """A cell's scores of labels: [rows, labels] on training and on unseen rows, [inputs, labels] on what calibration asks."""
+    """A cell's answers: part → scores of labels [rows, labels], for training and unseen rows and for what calibration asks.
+
+    Attributes:
+        words: part → scores of the verbalizer's words [rows, words].
+    """
 
     cell: Cell
-    training: np.ndarray
-    unseen: np.ndarray
-    inputs: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
     requests: list[Request]
+    verbalizer: Verbalizer
+    words: dict[str, np.ndarray]
 
     def scores(self, how: str, part: str = "unseen") -> np.ndarray:
         """Scores after a calibration, one of CALIBRATIONS; `part` is training or unseen."""
-        own = self.unseen if part == "unseen" else self.training
+        own = self.labels[part]
         if how == "raw":
             return own
         if how == "batch":
             return calibrate.batch(own)
-        return {"contextual": calibrate.contextual, "domain": calibrate.domain, "pmi": calibrate.pmi}[how](own, self.inputs[how])
+        if how == "prior":
+            return self.verbalizer.label_scores(corrected(self.words[part], self.words[part]))
+        return {"contextual": calibrate.contextual, "domain": calibrate.domain, "pmi": calibrate.pmi}[how](own, self.labels[how])
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,7 @@ class Parts:
     examples: list[Row]
     search: list[Row]
     tuning: list[Row]
+    soft: list[Row]
 
 
 def split_rows(training: Table | None, unseen: Table, study: StudyArguments, tuning: int = 0) -> Parts:
@@ -128,14 +140,15 @@ def split_rows(training: Table | None, unseen: Table, study: StudyArguments, tun
         raise InputError("0 rows with a label to measure on. Set --eval_split or --label_column")
     known = {row.identity for row in kept}
     pool = [row for row in training.rows if row.label >= 0 and row.identity not in known] if training else []
-    wanted = (study.choose_rows, study.search_rows if study.search else 0, tuning)
+    wanted = (study.choose_rows, study.search_rows if study.search else 0, tuning, study.soft_rows)
     if len(pool) < sum(wanted) + max(study.shots):
         raise InputError(
             f"{len(pool)} training rows for {wanted[0]} to choose on, {wanted[1]} to search on, {tuning} to tune on and "
             f"{max(study.shots)} examples. Set --choose_rows, --search_rows, --tune_rows or --shots"
         )
-    first, second, third = np.cumsum(wanted)
-    return Parts(kept, pool[:first], pool[third : third + 1000], pool[first:second], pool[second:third])
+    first, second, third, fourth = np.cumsum(wanted)
+    examples = pool[fourth : fourth + 1000]
+    return Parts(kept, pool[:first], examples, pool[first:second], pool[second:third], pool[third:fourth])
 
 
 def named_prompts(names: Sequence[str], labels: Sequence[str] | None = None) -> tuple[Entry, list[Prompt]]:
@@ -186,7 +199,7 @@ class Asking:
         self.cut = 0
 
     def ask(self, prompts: list[Prompt], rows: dict[str, list[Row]], shots: int, seed: int) -> dict[str, dict[str, Any]]:
-        """Scores of every prompt on every part: prompt's name → part → [rows, labels]; and `requests`: part → its requests."""
+        """Scores of every prompt on every part: prompt's name → part → [rows, labels]; `words`, `requests`: part → the same."""
         groups = _groups(prompts, together=shots == 0)
         flat: list[tuple[str, str, Request]] = []
         for part, members in rows.items():
@@ -194,7 +207,7 @@ class Asking:
                 for key, group in groups.items():
                     flat.append((part, key, self.request(group, row, shots, seed)))
         answers = self.memory([request for *_, request in flat])
-        found: dict[str, dict[str, Any]] = {prompt.name: {"requests": {}} for prompt in prompts}
+        found: dict[str, dict[str, Any]] = {prompt.name: {"requests": {}, "words": {}} for prompt in prompts}
         for key, group in groups.items():
             words = _words(group)
             for part in rows:
@@ -202,6 +215,7 @@ class Asking:
                 for prompt in group:
                     places = [words.index(word) for word in prompt.verbalizer.flat]
                     scored = prompt.verbalizer.word_scores([[row[i] for i in places] for _, row in mine])
+                    found[prompt.name]["words"][part] = scored
                     found[prompt.name][part] = prompt.verbalizer.label_scores(scored)
                     found[prompt.name]["requests"][part] = [request for request, _ in mine]
         return found
@@ -239,23 +253,27 @@ def _words(group: list[Prompt]) -> list[str]:
 
 def run_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts) -> list[Answers]:
     """Every prompt × number of examples × seed of one model."""
-    study, found = asking.study, []
-    blanks = _blank_rows(prompts, parts, study)
-    for shots in study.shots:
-        for seed in study.shot_seeds if shots else study.shot_seeds[:1]:
-            scores = asking.ask(prompts, {"training": parts.training, "unseen": parts.unseen, **blanks}, shots, seed)
-            for prompt in prompts:
-                own = scores[prompt.name]
-                template, verbalizer = prompt.name.rsplit("/", 1)
-                cell = Cell(model, template, verbalizer, shots, seed)
-                inputs = {name: own[name] for name in blanks}
-                found.append(Answers(cell, own["training"], own["unseen"], inputs, own["requests"]["unseen"]))
+    found = []
+    blanks = blank_rows(prompts, parts, asking.study)
+    for shots, seed in settings(asking.study):
+        scores = asking.ask(prompts, {"training": parts.training, "unseen": parts.unseen, **blanks}, shots, seed)
+        for prompt in prompts:
+            own = scores[prompt.name]
+            template, verbalizer = prompt.name.rsplit("/", 1)
+            cell = Cell(model, template, verbalizer, shots, seed)
+            labels = {part: own[part] for part in ("training", "unseen", *blanks)}
+            found.append(Answers(cell, labels, own["requests"]["unseen"], prompt.verbalizer, own["words"]))
     if asking.cut:
         logger.warning("%d prompts of %s were cut to fit (--max_length)", asking.cut, model)
     return found
 
 
-def _blank_rows(prompts: list[Prompt], parts: Parts, study: StudyArguments) -> dict[str, list[Row]]:
+def settings(study: StudyArguments) -> list[tuple[int, int]]:
+    """(examples, seed) that every prompt is asked with; without examples one seed says all."""
+    return [(shots, seed) for shots in study.shots for seed in (study.shot_seeds if shots else study.shot_seeds[:1])]
+
+
+def blank_rows(prompts: list[Prompt], parts: Parts, study: StudyArguments) -> dict[str, list[Row]]:
     """What calibration asks: rows without content, of random words of the rows' own, and empty ones."""
     columns = sorted({column for prompt in prompts for column in prompt.template.columns})
     words = [str(row.columns[column]) for row in parts.unseen[:500] for column in columns]

@@ -33,10 +33,11 @@ from prompts.run import check, generate_all, keep_options, read_parts, study_pro
 from prompts.score import Request, Scorer
 from prompts.search import balanced_accuracy, compositions, search_words, whole_words
 from prompts.shots import Pool, choose
-from prompts.study import StudyArguments
+from prompts.soft import soft_verbalizer
+from prompts.study import Answers, Cell, StudyArguments
 from prompts.template import Template
-from prompts.tune import TuneArguments, soft_verbalizer, tune
-from prompts.verbalizer import make_verbalizer, probabilities
+from prompts.tune import TuneArguments, tune
+from prompts.verbalizer import Verbalizer, make_verbalizer, probabilities
 
 WORDS = make_verbalizer("t/w", ["neg", "pos"], {"neg": "bad", "pos": "good"})
 ENTRY = """
@@ -365,6 +366,26 @@ def test_a_study_with_a_tuned_prompt(saved, review_file: Path, tmp_path: Path) -
     found = finish(study, data, TuneArguments(tune="prompt", tune_rows=16))
     assert {answers.cell.model for answers in found.answers} == set(study.models) and len(study.models) == 2
     assert (Path(study.models[1]) / "passport.json").is_file()
+
+
+def test_a_study_with_label_vectors(saved, review_file: Path, tmp_path: Path) -> None:
+    model = saved("llama", AutoModelForCausalLM, initializer_range=0.2)
+    study, data = run(model, review_file, tmp_path / "a", soft_rows=16, shots=[0, 1])
+    found = finish(study, data)
+    soft = [answers for answers in found.answers if answers.cell.verbalizer == "soft"]
+    templates = {answers.cell.template for answers in found.answers}
+    assert {(a.cell.template, a.cell.shots) for a in soft} == {(template, shots) for template in templates for shots in (0, 1)}
+    assert soft[0].labels["unseen"].shape == (20, 2) and np.isfinite(soft[0].scores("prior", "training")).all()
+    parts = read_parts(study, data, TuneArguments())[2]
+    assert len(parts.soft) == 16 and not {r.identity for r in parts.soft} & {r.identity for r in [*parts.training, *parts.unseen]}
+
+
+def test_the_prior_of_each_word_is_taken_away_before_words_are_joined() -> None:
+    words = logs([0.4, 0.1, 0.2], [0.2, 0.1, 0.6])
+    verbalizer = Verbalizer("v", ("a", "b"), (("x", "y"), ("z",)))
+    answers = Answers(Cell("m", "t", "v", 0, 0), {"unseen": words[:, :2]}, [], verbalizer, {"unseen": words})
+    # means of the words: 0.3, 0.1, 0.4
+    np.testing.assert_allclose(np.exp(answers.scores("prior")), [[(4 / 3 + 1) / 2, 0.5], [(2 / 3 + 1) / 2, 1.5]])
 
 
 def test_nearest_examples_and_other_families(saved, review_file: Path, tmp_path: Path) -> None:

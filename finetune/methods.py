@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_bitsandbytes_available
 
 from finetune.errors import InputError
+from finetune.models.load import MADE_UP
 from finetune.tuners.bitfit import BitFitConfig
 from finetune.tuners.bottleneck import BottleneckConfig
 
@@ -129,7 +130,7 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
     heads = head_names(network) if task_type in HEAD_TASKS else []
     settled = {"task_type": task_type} | _sizes(network, method) | method.defaults
     if heads:
-        settled["modules_to_save"] = heads
+        settled["modules_to_save"] = heads + network.config.to_dict().get(MADE_UP, [])
     if method.linear:
         settled["target_modules"] = linear_names(network, heads)
     if method.linear or name == "ia3":

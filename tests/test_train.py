@@ -13,10 +13,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, TrainerCallback
 
 from finetune.adapters import load
 from finetune.adapters.assess import assess_classifier, evaluation_rows
+from finetune.adapters.pool import AdapterPool
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from finetune.options import parse
@@ -42,6 +43,18 @@ def train(*given: str | Path) -> Path:
     main = script("train").main
     main(*parse(main, arguments(*given)))
     return Path(given[2])
+
+
+def test_a_pooler_that_the_base_lacks_comes_with_the_adapter(saved, review_file, tmp_path):
+    run = train(saved("bert", AutoModelForMaskedLM), review_file, tmp_path / "run", "--method", "lora")
+    weights = load_file(run / "adapter_model.safetensors")
+    assert any("pooler.dense.weight" in name for name in weights)
+    first, second = (load(run).logits(["the film was great", "awful"]) for _ in range(2))  # drawn anew each time, and replaced
+    torch.testing.assert_close(first, second)
+    with pytest.raises(InputError, match=r"brings 'bert\.pooler"):
+        AdapterPool(yaml.safe_load((run / "arguments.yaml").read_text())["model_name_or_path"]).add("x", run)
+    again = train(saved("bert", AutoModelForSequenceClassification), review_file, tmp_path / "other", "--method", "lora")
+    assert not any("pooler" in name for name in load_file(again / "adapter_model.safetensors"))
 
 
 @pytest.fixture

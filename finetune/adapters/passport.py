@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import InputError
 from finetune.methods import HEAD_TASKS, head_names
+from finetune.models.load import MADE_UP
 from finetune.training.checkpoints import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -183,15 +184,15 @@ def hash_weights(network: Any, samples: int | None = SAMPLES) -> dict[str, str]:
         samples: numbers taken from each tensor, evenly spaced; None takes all.
 
     Values count as bfloat16: the same base loaded in float32 and in bfloat16 is the same. Left out are biases (BitFit and LoRA's
-    `bias` train them) and whole numbers (quantised weights). A pooler that a checkpoint lacks is made up anew at each loading;
-    its hash tells.
+    `bias` train them), whole numbers (quantised weights) and modules that the checkpoint lacked, which come with the adapter.
     """
     base = _unwrapped(network)
+    made_up = tuple(f"{name}." for name in base.config.to_dict().get(MADE_UP, [])) if isinstance(base, PreTrainedModel) else ()
     table = base.get_input_embeddings().weight if isinstance(base, PreTrainedModel) else None
     base = base.base_model if isinstance(base, PreTrainedModel) else base
     hashes = {}
     for name, tensor in _base_tensors(base):
-        if name.endswith("bias") or not tensor.is_floating_point():
+        if name.endswith("bias") or name.startswith(made_up) or not tensor.is_floating_point():
             continue
         hashes[name] = _hash_tensor(tensor.detach(), samples, tensor is table)
     return hashes

@@ -10,23 +10,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from finetune.adapters import front
 from finetune.adapters.books import Books, Name
-from finetune.adapters.deltas import read_adapter
-from finetune.adapters.mixture import Chain, Mixture, Plan, Ready, SwitchedHead
-from finetune.adapters.mounting import MODELS, labels_of
+from finetune.adapters.deltas import KINDS, read_adapter
+from finetune.adapters.mixture import Chain, Mixture, Plan, Ready
+from finetune.adapters.mounting import MODELS, labels_of, quietly
 from finetune.adapters.passport import check_passport
+from finetune.adapters.rewriting import Rewriting
 from finetune.adapters.shelf import load_base, max_length
+from finetune.adapters.views import Views
 from finetune.adapters.writing import Row, Sampling, Writing
 from finetune.errors import InputError
-from finetune.methods import head_names
 
 Text = str | tuple[str, str]
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class AdapterPool:
@@ -46,22 +50,33 @@ class AdapterPool:
         allow_mismatch: bool = False,
         device: str | None = None,
     ) -> None:
-        processor, network = load_base(base) if processor is None else (processor, base)
+        with quietly():
+            processor, network = load_base(base) if processor is None else (processor, base)
         self.processor, self.allow_mismatch = processor, allow_mismatch
         self.network = network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)
         self.trunk = self.network.base_model
         self.prefix = f"{self.network.base_model_prefix}."
         self.mixture = Mixture(self.trunk)
+        self.views = Views(self.network, self.trunk, self.mixture, self.processor.pad_token_id)
         sizes = self.network.config.to_dict()
         self.context = int(sizes.get("max_position_embeddings") or sizes.get("n_positions", 2048))
         self._books = Books(self._read, int(memory_limit_mb * 2**20))
         self._turn, self._words = threading.Lock(), threading.Lock()
-        self._views: dict[str, Any] = {}
 
     @property
     def writes(self) -> bool:
         """Whether the base can write texts."""
-        return self.network is not self.trunk
+        return bool(self.network.can_generate())
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether the base is an encoder-decoder."""
+        return bool(self.network.config.is_encoder_decoder)
+
+    @property
+    def task(self) -> str:
+        """PEFT's name of the task of adapters that write on this base."""
+        return "SEQ_2_SEQ_LM" if self.reads_first else "CAUSAL_LM"
 
     def add(self, name: str, folder: str | Path, replace: bool = False) -> None:
         """Take an adapter in, also while others answer.
@@ -98,7 +113,7 @@ class AdapterPool:
             ) from error
 
     def _read_whole(self, folder: Path) -> Ready:
-        adapter = read_adapter(folder)
+        adapter = read_adapter(folder, (*KINDS, *front.KINDS))
         if adapter.config.get("task_type") not in MODELS:
             raise InputError(
                 f"{folder} is an adapter for the task '{adapter.config.get('task_type')}', which a pool can't answer"
@@ -106,49 +121,17 @@ class AdapterPool:
         with self._turn:
             check_passport(folder, self.network, self.processor, self.allow_mismatch)
             ready = self.mixture.lay_out(adapter, self.prefix)
+            if adapter.kind in front.KINDS:
+                with torch.inference_mode():
+                    ready.front = front.make_front(adapter.kind, adapter.config, ready.adapter.prompt, self.network)
         ready.labels, ready.max_length = labels_of(folder), max_length(folder)
         if ready.task in ("SEQ_CLS", "TOKEN_CLS"):
-            ready.heads = self._make_heads(ready)
-            ready.labels = ready.labels or [f"LABEL_{i}" for i in range(_width(ready.heads))]
+            ready.heads = self.views.heads(ready)
+            last = list(ready.heads.values())[-1].state_dict()["weight"]
+            ready.labels = ready.labels or [f"LABEL_{i}" for i in range(len(last))]
         elif adapter.heads:
             raise InputError(f"{folder} has a head for '{ready.task}', which a pool can't run; wanted classification or tokens")
         return ready
-
-    def _make_heads(self, ready: Ready) -> dict[str, Any]:
-        weights = ready.adapter.heads
-        width = (
-            len(ready.labels) if ready.labels else next(t.shape[0] for n, t in reversed(weights.items()) if n.endswith("weight"))
-        )
-        model = self._bare_view(str(ready.task), width)
-        heads = {}
-        for name in head_names(model):
-            head = model.get_submodule(name)
-            mine = {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
-            own = {k: v.to(self.network.device, self.network.dtype) for k, v in mine.items()}
-            if own.keys() != head.state_dict().keys() or any(own[k].shape != v.shape for k, v in head.state_dict().items()):
-                raise InputError(
-                    f"The head '{name}' is not whole in {ready.adapter.folder}: without it {ready.task} has no answer"
-                )
-            head.load_state_dict(own, assign=True)
-            heads[name] = head.eval()
-        return heads
-
-    def _bare_view(self, task: str, width: int) -> Any:
-        labels = {index: f"LABEL_{index}" for index in range(width)}
-        further = {"id2label": labels, "label2id": {v: k for k, v in labels.items()}, "pad_token_id": self.processor.pad_token_id}
-        config = type(self.network.config).from_dict(self.network.config.to_dict() | further)
-        with torch.device("meta"):
-            return MODELS[task].from_config(config)
-
-    def _view(self, task: str) -> Any:
-        """A model for the task around the pool's own base, with heads that switch by row."""
-        if task not in self._views:
-            view = self._bare_view(task, 2).eval()
-            for name in head_names(view):
-                setattr(view, name, SwitchedHead(name, self.mixture))
-            setattr(view, view.base_model_prefix, self.trunk)
-            self._views[task] = view
-        return self._views[task]
 
     def run(self, plan: Plan, function: Callable[[], Any]) -> Any:
         """What the function gives on the model while the plan stands; others wait."""
@@ -220,13 +203,15 @@ class AdapterPool:
             raise InputError("This base writes no texts; wanted a causal model such as smollm2")
         rows: list[Any] = []
         for text, chain in self._asked(texts, adapters, None):
-            if any(ready.task not in ("CAUSAL_LM", None) for ready in chain):
-                raise InputError(f"An adapter for {chain[-1].task} writes no texts; wanted one for CAUSAL_LM")
+            if any(ready.task not in (self.task, None) for ready in chain):
+                raise InputError(f"An adapter for {chain[-1].task} writes no texts; wanted one for {self.task}")
             with self._words:
                 ids = self.processor(text, add_special_tokens=special)["input_ids"]
-            if len(ids) + sampling.max_new_tokens > self.context:
+            size = len(ids) + sum(ready.front.length for ready in chain if ready.front)
+            together = max(size, sampling.max_new_tokens) if self.reads_first else size + sampling.max_new_tokens
+            if together > self.context:
                 raise InputError(
-                    f"The text has {len(ids)} tokens, and {sampling.max_new_tokens} new ones are asked for; the context holds "
+                    f"The text has {size} tokens, and {sampling.max_new_tokens} new ones are asked for; the context holds "
                     f"{self.context}. Shorten the text or ask for fewer new tokens"
                 )
             rows.append(Row(ids, chain, replace(sampling, seed=sampling.seed + len(rows)), self._decode))
@@ -261,11 +246,12 @@ class AdapterPool:
         """
         return [int(self._encode([t], [c], False)["attention_mask"].sum()) for t, c in zip(texts, chains, strict=True)]
 
-    def writing(self) -> Writing:
+    def writing(self) -> Writing | Rewriting:
         """An empty batch that rows join."""
         ends = self.network.generation_config.eos_token_id
         ids = {self.processor.eos_token_id} | set(ends if isinstance(ends, list) else [ends])
-        return Writing(self.network, self.run, {i for i in ids if i is not None})
+        kind = Rewriting if self.reads_first else Writing
+        return kind(self.network, self.run, {i for i in ids if i is not None})
 
     def generate(self, texts: Sequence[str], adapters: Sequence[Name] | None = None, **sampling: Any) -> list[str]:
         """Continuations of the texts, each by its own adapter (None: the base); options are those of `Sampling`."""
@@ -299,6 +285,8 @@ class AdapterPool:
                 if not isinstance(part, str) or not part.strip():
                     raise InputError(f"Text {index} is empty; wanted one or more words")
             chain = self.chain(name)
+            if len(chain) > 1 and any(ready.front for ready in chain):
+                raise InputError(f"{name} has made-up tokens in front of the text, which stack with nothing; name it alone")
             if task and (not chain or chain[-1].task != task):
                 what = f"'{name}' is for {chain[-1].task}" if chain else "the base alone has no head"
                 raise InputError(f"Text {index} asks for {task}, and {what}; name an adapter trained for it")
@@ -322,13 +310,22 @@ class AdapterPool:
         return batch
 
     def _ask(self, task: str | None, batch: Any, chains: Sequence[Chain]) -> Tensor:
-        inputs = {
-            k: v.to(self.network.device) for k, v in batch.items() if k in ("input_ids", "attention_mask", "token_type_ids")
-        }
-        model = self.trunk if task is None else self._view(task)
+        """What the task's model says of a batch; rows with made-up tokens in front go in batches of their own."""
+        inputs = {k: v.to(self.network.device) for k, v in batch.items() if k in INPUTS}
+        body = self.trunk.get_encoder() if self.reads_first else self.trunk
+        model = body if task is None else self.views.view(task)
         name = "last_hidden_state" if task is None else "logits"
-        return self.run(Plan(chains), lambda: model(**inputs)[name]).float().cpu()
+        parts = []
+        for ahead, rows in front.groups([chain[0].front if chain else None for chain in chains]):
+            own = {key: value[rows] for key, value in inputs.items()}
+            out = self.run(Plan([chains[row] for row in rows]), partial(self._through, model, ahead, own))[name].float().cpu()
+            parts.append((rows, out[:, -own["input_ids"].shape[1] :] if out.dim() == 3 else out))
+        if len(parts) == 1:
+            return parts[0][1]
+        result = torch.zeros(len(chains), *parts[0][1].shape[1:-1], max(part.shape[-1] for _, part in parts))
+        for rows, part in parts:
+            result[rows, ..., : part.shape[-1]] = part
+        return result
 
-
-def _width(heads: dict[str, Any]) -> int:
-    return int(list(heads.values())[-1].state_dict()["weight"].shape[0])
+    def _through(self, model: Any, ahead: front.Front | None, inputs: dict[str, Tensor]) -> Any:
+        return model(**(inputs if ahead is None else ahead.before(inputs, self.network)))

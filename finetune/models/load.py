@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ PACKAGED = {
 
 # Off the fused kernel: above zero, each of these takes scaled_dot_product_attention to its slow path on a CPU.
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+MADE_UP = "made_up_modules"  # entry of a loaded model's configuration
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 
@@ -58,7 +60,9 @@ class ModelArguments:
     )
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "Attention kernel: sdpa, eager, flash_attention_2, ... (default: transformers' own; on a CPU the faster)."},
+        metadata={
+            "help": "Attention kernel: sdpa, eager, flash_attention_2, ... (default: transformers' own; on a CPU the faster)."
+        },
     )
     keep_attention_dropout: bool = field(
         default=False, metadata={"help": "Keep dropout inside attention on a CPU, where it takes attention off its fused kernel."}
@@ -159,11 +163,15 @@ def load_model(model: ModelArguments, auto_class: Any, labels: list[str] | None 
         settings = AutoConfig.from_pretrained(source, **source_options)
         config |= {"pad_token_id": processor.pad_token_id} | _fused_attention(settings, model.keep_attention_dropout)
         settings = AutoConfig.from_pretrained(source, **source_options, **config)
-        network = auto_class.from_pretrained(
-            source, config=settings, dtype=_dtype(model.dtype), attn_implementation=model.attn_implementation, **source_options
-        )
+        network, report = auto_class.from_pretrained(
+            source, config=settings, dtype=_dtype(model.dtype), attn_implementation=model.attn_implementation,
+            output_loading_info=True, **source_options,
+        )  # fmt: skip
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         raise InputError(_unknown(model.model_name_or_path, error)) from error
+    made_up = _made_up(network, report["missing_keys"])
+    if made_up or MADE_UP in settings.to_dict():
+        network.config.update({MADE_UP: made_up})
     if model.attn_implementation is None:
         attention.choose(network)
     fit_embeddings(network, processor)
@@ -202,6 +210,15 @@ def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
     for name, value in present.items():
         logger.warning("%s %s → 0 for the fused attention kernel on a CPU (--keep_attention_dropout keeps it)", name, value)
     return dict.fromkeys(present, 0.0)
+
+
+def _made_up(network: PreTrainedModel, missing: Collection[str]) -> list[str]:
+    """Last names of the base's modules that the checkpoint holds no weights for: the pooler of an encoder that was saved without.
+
+    They are drawn at random at each loading, so that a tuning method has to train and save them along with its head.
+    """
+    within = f"{network.base_model_prefix}."
+    return sorted({name.removeprefix(within).split(".")[0] for name in missing if name.startswith(within)})
 
 
 def _dtype(name: str) -> torch.dtype | str:

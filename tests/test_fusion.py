@@ -1,5 +1,11 @@
 """Fusion starts as the mean of its adapters, learns which to listen to, and comes back as it was saved."""
 
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
 import peft
 import pytest
 import torch
@@ -7,8 +13,12 @@ from conftest import make_model, make_tokenizer
 from test_pool import TEXTS, make
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from finetune.adapters.fusion import Fused, fuse, load_fusion, save_fusion
+from finetune.adapters import load
+from finetune.adapters.fusion import Fused, FusionArguments, fuse, load_fusion, mount_all, save_fusion, with_drift
 from finetune.errors import InputError
+from finetune.tasks import TASKS
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 NAMES = ["films", "books"]  # PEFT warns of names that its prefix "bottleneck_" contains, as "b"
 
@@ -76,6 +86,73 @@ def test_only_fusion_moves_and_it_learns(two, tmp_path):
     assert torch.allclose(ask(again), ask(network), atol=1e-6)
 
 
+def fuse_by_script(tmp_path, saved, rows, *options: object):
+    source = saved("bert", AutoModel)
+    for seed, name in enumerate(NAMES):
+        make(tmp_path / name, "bert", "SEQ_CLS", "pfeiffer", seed)
+        passport = json.loads((tmp_path / name / "passport.json").read_text())
+        (tmp_path / name / "passport.json").write_text(json.dumps(passport | {"base": str(source)}))
+    arguments = [
+        "fuse.py",
+        "--adapters",
+        *(tmp_path / name for name in NAMES),
+        "--task",
+        "classification",
+        "--dataset_name",
+        rows,
+    ]
+    arguments += ["--output_dir", tmp_path / "fused", "--num_train_epochs", 2, "--per_device_train_batch_size", 4, *options]
+    before, sys.argv = sys.argv, [str(a) for a in arguments]
+    try:
+        runpy.run_path(str(SCRIPTS / "fuse.py"), run_name="__main__")
+    finally:
+        sys.argv = before
+    return tmp_path / "fused"
+
+
+def test_the_script_saves_what_load_reads(tmp_path, saved, review_file):
+    folder = fuse_by_script(tmp_path, saved, review_file, "--learning_rate", "1e-2", "--bf16", "false")
+    metrics, told = json.loads((folder / "metrics.json").read_text()), json.loads((folder / "passport.json").read_text())
+    assert told["method"] == "fusion" and told["labels"] == ["neg", "pos"] and not list(folder.glob("README*"))
+    for name in NAMES:  # the artefact holds its own copies
+        shutil.rmtree(tmp_path / name)
+    classifier = load(folder)
+    rows = [json.loads(line) for line in (review_file / "test.jsonl").read_text().splitlines()]
+    right = sum(answer["label"] == row["label"] for answer, row in zip(classifier([r["text"] for r in rows]), rows, strict=True))
+    assert right / len(rows) == pytest.approx(metrics["accuracy"]) and metrics["loss"] < 0.7
+    names = {name.split(".")[-2] for name, p in classifier.network.named_parameters() if p.requires_grad}
+    assert names == {"query", "key", "value", "classifier"}
+    other = make_model("bert", AutoModel, seed=5)
+    other.save_pretrained(tmp_path / "bert-0")
+    with pytest.raises(InputError, match="does not fit"):
+        load(folder)
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, saved, review_file):
+    folder = fuse_by_script(tmp_path, saved, review_file, "--learning_rate", "1e-2", "--bf16", "false")
+    whole = load(folder).logits(TEXTS)
+    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    shutil.rmtree(last)
+    (folder / "metrics.json").unlink()
+    again = load(fuse_by_script(tmp_path, saved, review_file, "--learning_rate", "1e-2", "--bf16", "false")).logits(TEXTS)
+    assert torch.allclose(again, whole, atol=1e-5)
+
+
+def test_drift_counts_once_a_step(two):
+    network = two()
+    fuse(network, NAMES)
+    for layer in network.modules():
+        if isinstance(layer, Fused):
+            torch.nn.init.zeros_(layer.value.weight)
+    row = with_drift(TASKS["classification"], network, 0.5)
+    logits, labels = torch.zeros(4, 2, requires_grad=True), torch.tensor([0, 1, 1, 0])
+    plain = TASKS["classification"].loss(logits, labels).sum() / 4
+    apart = sum(row.loss(logits[part], labels[part]).sum() for part in (slice(0, 1), slice(1, 4))) / 4
+    layers = sum(isinstance(layer, Fused) for layer in network.modules())
+    assert apart.item() == pytest.approx(plain.item() + 0.5 * 16 * layers)
+    assert row.loss(logits.detach(), labels).sum().item() / 4 == pytest.approx(plain.item())  # evaluation has none of it
+
+
 def test_what_cannot_be_fused_is_refused(two, tmp_path):
     with pytest.raises(InputError, match=r"No adapter .*'c'"):
         fuse(two(), ["films", "c"])
@@ -87,3 +164,7 @@ def test_what_cannot_be_fused_is_refused(two, tmp_path):
     with pytest.raises(InputError, match="no sequential bottleneck"):
         fuse(lora, ["default"])
     assert not any(isinstance(module, Fused) for module in lora.modules())
+    with pytest.raises(InputError, match="wanted two or more. Set --adapters"):
+        FusionArguments(["one"]).checked()
+    with pytest.raises(InputError, match="LORA adapter; fusion takes bottleneck adapters"):
+        mount_all(make_model("bert", AutoModel), [tmp_path / "lora"], None)

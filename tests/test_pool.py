@@ -7,7 +7,13 @@ import peft
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from finetune.adapters.passport import write_passport
 from finetune.adapters.pool import AdapterPool
@@ -18,6 +24,7 @@ from finetune.tuners import BottleneckConfig
 
 TEXTS = ["the film was great", "a dull story", "i loved the very bright actor in it and the film", "awful"]
 KINDS = {
+    "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
     "SEQ_CLS": AutoModelForSequenceClassification,
     "TOKEN_CLS": AutoModelForTokenClassification,
     "CAUSAL_LM": AutoModelForCausalLM,
@@ -25,16 +32,18 @@ KINDS = {
 METHODS = {
     "lora": {"r": 3}, "rslora": {"r": 5}, "dora": {"r": 2}, "ia3": {}, "houlsby": {"reduction_factor": 4},
     "pfeiffer": {"shape": "pfeiffer", "reduction_factor": 2}, "parallel": {"shape": "parallel", "reduction_factor": 4},
-    "bitfit": {}, "linear_probe": {},
+    "bitfit": {}, "linear_probe": {}, "prefix": {"num_virtual_tokens": 3}, "prompt": {"num_virtual_tokens": 2},
+    "ptuning": {"num_virtual_tokens": 4, "encoder_hidden_size": 8},
 }  # fmt: skip
 LABELS = ["neg", "pos", "so"]
 
 
 def make(folder: Path, family: str, task: str, method: str, seed: int, labels: int = 2) -> peft.PeftModel:
     """An adapter with random weights in a folder, and the model that PEFT makes of it."""
-    names = {"id2label": dict(enumerate(LABELS[:labels]))} if task != "CAUSAL_LM" else {}
+    names = {"id2label": dict(enumerate(LABELS[:labels]))} if task in ("SEQ_CLS", "TOKEN_CLS") else {}
     base = make_model(family, KINDS[task], **names)
-    base.base_model.load_state_dict(make_model(family, AutoModel).state_dict(), strict=False)
+    if task != "SEQ_2_SEQ_LM":
+        base.base_model.load_state_dict(make_model(family, AutoModel).state_dict(), strict=False)
     name = "bottleneck" if "reduction_factor" in METHODS[method] else method
     network = attach(base, name, METHODS[method], task)
     generator = torch.Generator().manual_seed(seed)
@@ -68,8 +77,9 @@ def alone(network, family: str, text: str) -> torch.Tensor:
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 def test_a_mixed_batch_equals_one_by_one(tmp_path, family, task):
-    every = ("lora", "rslora", "dora", "ia3", "houlsby", "pfeiffer", "bitfit", "linear_probe")
-    methods = [m for m in every if (family, m) not in (("distilbert", "ia3"), ("llama", "bitfit"))]
+    every = ["lora", "rslora", "dora", "ia3", "houlsby", "pfeiffer", "bitfit", "linear_probe", "prefix", "prompt", "ptuning"]
+    never = {("distilbert", "ia3"), ("llama", "bitfit"), ("distilbert", "prefix")}
+    methods = [m for m in every if (family, m) not in never and (task == "SEQ_CLS" or m not in ("prompt", "ptuning"))]
     pool, networks = pool_of(family), {}
     for seed, method in enumerate(methods):
         networks[method] = make(tmp_path / method, family, task, method, seed, labels=2 + seed % 2)
@@ -102,7 +112,8 @@ def greedy(network, family: str, text: str, most: int) -> list[int]:
     ids = make_tokenizer(family)(text)["input_ids"]
     new: list[int] = []
     while len(new) < most and (not new or new[-1] != 6):
-        new.append(int(network(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax()))
+        whole = torch.tensor([ids + new])
+        new.append(int(network(input_ids=whole, attention_mask=torch.ones_like(whole)).logits[0, -1].argmax()))
     return [token for token in new if token != 6]
 
 
@@ -110,7 +121,7 @@ def greedy(network, family: str, text: str, most: int) -> list[int]:
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 def test_texts_are_written_as_alone_whoever_joins_and_leaves(tmp_path, family):
     pool = pool_of(family, writes=True)
-    methods = ["lora", "ia3", "houlsby", "dora", None]
+    methods = ["lora", "ia3", "houlsby", "dora", "prefix", "prompt", "ptuning", None]
     networks = {None: pool.network}
     for seed, method in enumerate(methods[:-1]):
         networks[method] = make(tmp_path / method, family, "CAUSAL_LM", method, seed)
@@ -118,7 +129,7 @@ def test_texts_are_written_as_alone_whoever_joins_and_leaves(tmp_path, family):
             pool.network.get_output_embeddings().state_dict()
         )
         pool.add(method, tmp_path / method)
-    jobs = [(TEXTS[i % 4], methods[i % 5], 3 + 2 * i % 9) for i in range(8)]
+    jobs = [(TEXTS[i % 4], methods[i % 8], 3 + 2 * i % 9) for i in range(10)]
     wanted = [greedy(networks[name], family, text, most) for text, name, most in jobs]
     rows = [pool.rows([text], [name], Sampling(max_new_tokens=most))[0] for text, name, most in jobs]
     writing = pool.writing()
@@ -132,6 +143,48 @@ def test_texts_are_written_as_alone_whoever_joins_and_leaves(tmp_path, family):
     assert [row.ids for row in rows] == wanted
     pieces = [piece for _, piece in pool.stream([TEXTS[0]], ["lora"], max_new_tokens=5)]
     assert ["".join(pieces)] == pool.generate([TEXTS[0]], ["lora"], max_new_tokens=5)
+
+
+@torch.no_grad()
+def written_alone(network, family: str, text: str, most: int) -> list[int]:
+    source, settings = make_tokenizer(family)(text, return_tensors="pt"), network.generation_config
+    new = [network.config.decoder_start_token_id]
+    while len(new) <= most and (len(new) == 1 or new[-1] != 6):
+        logits = network(**source, decoder_input_ids=torch.tensor([new])).logits[0, -1]
+        new.append(int(logits.argmax()))
+    assert settings.forced_bos_token_id is None
+    return [token for token in new[1:] if token != 6]
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+@pytest.mark.filterwarnings("ignore:The target module type .* is not an instance of:UserWarning")
+def test_encoder_decoders_write_in_mixed_batches(tmp_path, family):
+    base = make_model(family, AutoModelForSeq2SeqLM)
+    pool = AdapterPool(base, make_tokenizer(family))
+    methods = ["lora", "ia3", "houlsby", "bitfit", None] if family == "bart" else ["lora", "ia3", "houlsby", None]
+    networks = {None: base}
+    for seed, method in enumerate(methods[:-1]):
+        networks[method] = make(tmp_path / method, family, "SEQ_2_SEQ_LM", method, seed)
+        pool.add(method, tmp_path / method)
+    jobs = [(TEXTS[i % 4], methods[i % len(methods)], 3 + 2 * i % 9) for i in range(9)]
+    wanted = [written_alone(networks[name], family, text, most) for text, name, most in jobs]
+    rows = [pool.rows([text], [name], Sampling(max_new_tokens=most))[0] for text, name, most in jobs]
+    writing = pool.writing()
+    writing.join(rows[:4])
+    for late in rows[4:]:
+        writing.step()
+        writing.join([late])
+    writing.leave(rows[-1:])
+    while writing.rows:
+        writing.step()
+    assert [row.ids for row in rows[:-1]] == wanted[:-1] and rows[-1].ended == "stop"
+    assert pool.embed([TEXTS[0]] * 2, ["lora", None]).shape == (2, 16)
+    with pytest.raises(InputError, match="the context holds"):
+        pool.generate(["the film"], max_new_tokens=9999)
+    prefix = attach(make_model(family, AutoModelForSeq2SeqLM), "prefix", {"num_virtual_tokens": 2}, "SEQ_2_SEQ_LM")
+    prefix.save_pretrained(tmp_path / "prefix")
+    with pytest.raises(InputError, match="use it alone, by PEFT"):
+        pool.add("prefix", tmp_path / "prefix")
 
 
 def test_draws_do_not_depend_on_the_batch(tmp_path):
@@ -262,8 +315,8 @@ def test_refusals_say_what_to_do(tmp_path):
         writer.generate(["the film"], max_new_tokens=64)
     with pytest.raises(InputError, match="does not fit"):
         AdapterPool(make_model("bert", AutoModel, seed=1), make_tokenizer("bert")).add("a", tmp_path / "a")
-    prompt = attach(make_model("bert", AutoModelForSequenceClassification), "prompt", {"num_virtual_tokens": 2}, "SEQ_CLS")
-    prompt.save_pretrained(tmp_path / "prompt")
-    with pytest.raises(InputError, match="PROMPT_TUNING adapter; wanted one that changes single layers"):
-        pool.add("prompt", tmp_path / "prompt")
+    make(tmp_path / "prompt", "bert", "SEQ_CLS", "prompt", 1)
+    pool.add("prompt", tmp_path / "prompt")
+    with pytest.raises(InputError, match="stack with nothing"):
+        pool.classify(["x"], [("a", "prompt")])
     assert BottleneckConfig().shape == "houlsby"

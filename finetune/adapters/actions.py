@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 
+from finetune import answers
 from finetune.adapters import probe
+from finetune.adapters.artefact import read_artefact
+from finetune.adapters.classifier import load
 from finetune.adapters.deltas import read_adapter
 from finetune.adapters.merge import MergeArguments, combine, save_merged
 from finetune.adapters.mounting import base_of, load_base, mount
 from finetune.adapters.passport import check_passport, read_passport
+from finetune.data.columns import class_ids
+from finetune.data.sources import DataArguments
 from finetune.errors import InputError
+from finetune.tasks import find_task
+from finetune.training.checkpoints import ARGUMENTS
 
 
 @dataclass
@@ -38,7 +46,17 @@ class ActionArguments:
     )
 
 
-def act(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
+@dataclass
+class AccuracyArguments(DataArguments):
+    """Labelled rows on which int8 states the accuracy that it costs."""
+
+    dataset_name: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "int8: labelled rows to state the accuracy lost on (default: the adapter's own evaluation rows)."},
+    )
+
+
+def act(action: ActionArguments, merge: MergeArguments, data: AccuracyArguments | None = None) -> Iterator[str]:
     """Lines that say what was done.
 
     Raises:
@@ -48,7 +66,11 @@ def act(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
         raise InputError(f"Unknown action '{action.action}'; wanted one of: {', '.join(ACTIONS)}. Set --action")
     if not action.adapters:
         raise InputError("No adapters; name their folders by --adapters")
-    yield from ACTIONS[action.action](action, merge)
+    if action.action == "int8":
+        yield from to_onnx(action, merge)
+        yield accuracy_lost(action, data or AccuracyArguments())
+    else:
+        yield from ACTIONS[action.action](action, merge)
 
 
 def check(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
@@ -112,6 +134,39 @@ def to_onnx(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
         yield f"{folder / file}: {found}"
         limit = float("inf") if file == INT8 else probe.EXACT
         probe.hold(found, limit if action.limit is None else action.limit, f"{file} differs from the model")
+
+
+def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
+    """Accuracy of a classifier in PyTorch, as ONNX and as int8, on the same labelled rows."""
+    from finetune.adapters.assess import assessed_texts, evaluation_rows
+    from finetune.adapters.onnx import INT8, MODEL, onnx_predictions
+
+    folder, source = output_of(action), one_of(action)
+    if not (Path(source) / ARGUMENTS).is_file():
+        return "the accuracy lost is unknown: the adapter's folder has no arguments.yaml, which says how to read labelled rows"
+    artefact = read_artefact(source)
+    if find_task(artefact.options["task"]).read is not answers.classes:
+        return f"the accuracy lost is unknown: the task '{artefact.options['task']}' gives a text no class"
+    classifier = load(source, allow_mismatch=action.allow_mismatch)
+    given = (
+        vars(data)
+        if data.dataset_name
+        else {k: v for k, v in artefact.options.items() if k in DataArguments.__dataclass_fields__}
+    )
+    rows, columns = evaluation_rows(DataArguments(**given), classifier)
+    texts, gold = assessed_texts(rows, columns), torch.tensor(class_ids(rows, columns.label, classifier.labels))
+    plain = classifier.logits(texts).argmax(-1)
+    found = {"PyTorch": plain} | {
+        name: onnx_predictions(folder / file, classifier.processor, texts, classifier.max_length)
+        for name, file in (("ONNX", MODEL), ("int8", INT8))
+    }
+    said = ", ".join(f"{name} {float((predicted == gold).double().mean()):.4f}" for name, predicted in found.items())
+    lost = float((plain == gold).double().mean() - (found["int8"] == gold).double().mean())
+    changed = int((plain != found["int8"]).sum())
+    return (
+        f"accuracy on {len(gold)} rows of '{given['dataset_name']}': {said}; int8 loses {100 * lost:.2f} points "
+        f"({changed} predictions changed)"
+    )
 
 
 def to_gguf(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:

@@ -34,6 +34,10 @@ class Artefact:
     def is_adapter(self) -> bool:
         return (self.folder / "adapter_config.json").is_file()
 
+    @property
+    def is_fusion(self) -> bool:
+        return (self.folder / "fusion.json").is_file()
+
 
 def resolved_options(*groups: Any) -> dict[str, Any]:
     """Every option of all groups as plain values, in one flat mapping that `--config` takes again."""
@@ -58,7 +62,7 @@ def save_artefact(
     """
     folder = Path(folder)
     if hasattr(network, "peft_config"):
-        network.save_pretrained(folder, save_embedding_layers=False)
+        _save_adapter(network, folder)
     else:
         network.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -71,6 +75,17 @@ def save_artefact(
     if labels is not None:
         write_atomically(folder / LABELS, json.dumps(labels, ensure_ascii=False))
     write_atomically(folder / METRICS, json.dumps(metrics, indent=1))
+
+
+def _save_adapter(network: Any, folder: Path) -> None:
+    """PEFT's files without its model card: an empty form that names the base by this machine's path."""
+    card = folder / "README.md"
+    before = card.read_bytes() if card.is_file() else None
+    network.save_pretrained(folder, save_embedding_layers=False)
+    if before is None:
+        card.unlink(missing_ok=True)
+    else:
+        card.write_bytes(before)
 
 
 def read_artefact(folder: str | Path) -> Artefact:

@@ -52,6 +52,11 @@ def evaluation_rows(data: DataArguments, classifier: Classifier) -> tuple[Datase
     return sample(with_classes(rows, columns.label), data.max_eval_rows, data.sample_seed, columns.label), columns
 
 
+def assessed_texts(rows: Dataset, columns: Columns) -> list[Any]:
+    """The rows' texts (or pairs of texts), as a classifier takes them."""
+    return rows[columns.text][:] if columns.pair is None else list(zip(rows[columns.text], rows[columns.pair], strict=True))
+
+
 def assess_classifier(
     classifier: Classifier, rows: Dataset, columns: Columns, batch_size: int = 32, samples: int = 2000
 ) -> dict[str, Any]:
@@ -59,8 +64,7 @@ def assess_classifier(
 
     The loss is the mean over rows in nats, exact for any batch size.
     """
-    texts = rows[columns.text][:] if columns.pair is None else list(zip(rows[columns.text], rows[columns.pair], strict=True))
-    logits = classifier.logits(texts, batch_size)
+    logits = classifier.logits(assessed_texts(rows, columns), batch_size)
     gold = torch.tensor(class_ids(rows, columns.label, classifier.labels))
     losses = loss.cross_entropy(logits, gold).double().numpy()
     predicted, truth, names = logits.argmax(-1).numpy(), gold.numpy(), classifier.labels

@@ -14,11 +14,13 @@ from transformers import PreTrainedTokenizerBase
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
 from finetune import answers
 from finetune.adapters.artefact import Artefact, read_artefact
+from finetune.adapters.fusion import mount_fusion
+from finetune.adapters.mounting import quietly
 from finetune.adapters.passport import check_passport
 from finetune.data.batching import LengthBatches, Shares
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
-from finetune.tasks import find_task
+from finetune.tasks import Task, find_task
 
 Text = str | tuple[str, str]
 
@@ -104,15 +106,25 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
     return Classifier(network.to(place), processor, artefact.labels, artefact.options["max_length"], task.pair)
 
 
-def load_network(artefact: Artefact, allow_mismatch: bool = False) -> tuple[PreTrainedTokenizerBase, Any]:
-    """Tokenizer and model of an artefact; an adapter comes on the base that `arguments.yaml` names."""
-    task = find_task(artefact.options["task"])
+def load_network(
+    artefact: Artefact, allow_mismatch: bool = False, row: Task | None = None
+) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Tokenizer and model of an artefact; an adapter or a fusion comes on the base that `arguments.yaml` names.
+
+    `row` is its task's, where the one of that name in TASKS is not the one for its model.
+    """
+    task = row or find_task(artefact.options["task"])
     options = {k: v for k, v in artefact.options.items() if k in ModelArguments.__dataclass_fields__}
-    source = options["model_name_or_path"] if artefact.is_adapter else str(artefact.folder)
-    _, network = load_model(ModelArguments(**(options | {"model_name_or_path": source})), task.model, artefact.labels)
-    processor = load_processor(str(artefact.folder))
-    fit_embeddings(network, processor)
-    if artefact.is_adapter:
-        check_passport(artefact.folder, network, processor, allow_mismatch)
-        network = peft.PeftModel.from_pretrained(network, str(artefact.folder))
+    tuned_whole = not (artefact.is_adapter or artefact.is_fusion)
+    source = str(artefact.folder) if tuned_whole else options["model_name_or_path"]
+    with quietly():
+        model = ModelArguments(**(options | {"model_name_or_path": source}))
+        _, network = load_model(model, task.model, artefact.labels, **task.config)
+        processor = load_processor(str(artefact.folder))
+        fit_embeddings(network, processor)
+        if artefact.is_adapter:
+            check_passport(artefact.folder, network, processor, allow_mismatch)
+            network = peft.PeftModel.from_pretrained(network, str(artefact.folder))
+        elif artefact.is_fusion:
+            network = mount_fusion(network, artefact.folder, processor, allow_mismatch)
     return processor, network

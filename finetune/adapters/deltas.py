@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from finetune.training.checkpoints import write_atomically
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "down", "lora_B.weight": "up", "lora_embedding_A": "down", "lora_embedding_B": "up"}
 KINDS = ("LORA", "IA3", "BOTTLENECK", "BITFIT")
+PROMPT = "prompt_embeddings"
 LAYERS = ("bottleneck_down.weight", "bottleneck_down.bias", "bottleneck_up.weight", "bottleneck_up.bias")
 
 
@@ -54,6 +55,7 @@ class Adapter:
         layers: weights of bottleneck adapters, by the names in LAYERS.
         shifts: BitFit's differences of biases.
         magnitudes: DoRA's lengths of the rows of each weight [out].
+        prompt: made-up tokens as PEFT saves them, see finetune.adapters.virtual.
         heads: weights of modules that were trained whole.
     """
 
@@ -66,6 +68,7 @@ class Adapter:
     layers: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     shifts: dict[str, Tensor] = field(default_factory=dict)
     magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    prompt: Tensor | None = None
     heads: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -84,11 +87,15 @@ class Adapter:
             *self.shifts.values(),
             *(t for layer in self.layers.values() for t in layer.values()),
         ]
+        tensors += [] if self.prompt is None else [self.prompt]
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def read_adapter(folder: str | Path) -> Adapter:
+def read_adapter(folder: str | Path, kinds: Sequence[str] = KINDS) -> Adapter:
     """Everything in an adapter's folder; scaling and rank of each module are settled as PEFT settles them.
+
+    Args:
+        kinds: what is taken, by PEFT's names.
 
     Raises:
         InputError: no adapter, a folder that isn't safe to open, or weights of a kind that can't be taken apart.
@@ -96,13 +103,14 @@ def read_adapter(folder: str | Path) -> Adapter:
     path = Path(folder)
     config = check_files(path)
     kind = config["peft_type"]
-    if kind not in KINDS:
-        raise InputError(f"{path} holds a {kind} adapter; wanted one that changes single layers: {', '.join(KINDS)}")
-    adapter = Adapter(path, config, read_passport(path) or {})
+    if kind not in kinds:
+        raise InputError(f"{path} holds a {kind} adapter; wanted one of: {', '.join(kinds)}")
+    tensors = load_file(path / WEIGHTS)
+    adapter = Adapter(path, config, read_passport(path) or {}, prompt=tensors.pop(PROMPT, None))
     parts: dict[str, dict[str, Tensor]] = {}
     embeddings = set()
-    for key, tensor in load_file(path / WEIGHTS).items():
-        name = key.removeprefix(PREFIX)
+    for key, tensor in tensors.items():
+        name = key.removeprefix(PREFIX).removeprefix("base_model.")  # what PEFT calls a head behind made-up tokens
         ending = next(
             (e for e in (*FACTORS, *LAYERS, "ia3_l", "bitfit_bias", "lora_magnitude_vector") if name.endswith("." + e)), None
         )

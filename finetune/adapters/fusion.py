@@ -1,27 +1,64 @@
 """Learnt fusion of several bottleneck adapters (AdapterFusion, Pfeiffer et al. 2021, arXiv:2005.00247).
 
 At each adapted layer, attention over the adapters' outputs: the layer's own output asks, each adapter's output is key and value.
-Base and adapters stay frozen; only the three matrices of each layer are trained. Knows layers and files; knows no training loop.
+Base and adapters stay frozen; the three matrices of each layer are trained, and the task's head. A saved fusion holds a copy of
+its adapters, so that its folder is whole. Knows layers and files; knows no training loop.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+import yaml
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from finetune.adapters import passport
+from finetune.adapters.artefact import LABELS
+from finetune.adapters.deltas import read_adapter
+from finetune.adapters.mounting import labels_of
 from finetune.errors import InputError
-from finetune.training.checkpoints import write_atomically
+from finetune.methods import head_names
+from finetune.tasks import Task
+from finetune.training.checkpoints import ARGUMENTS, METRICS, RUN, write_atomically
+from finetune.tuners import BottleneckConfig
 from finetune.tuners.bottleneck.layer import Sequential
 
-CONFIG, WEIGHTS = "fusion.json", "fusion.safetensors"
+CONFIG, WEIGHTS, ADAPTERS = "fusion.json", "fusion.safetensors", "adapters"
+COPIED = (passport.CONFIG, passport.WEIGHTS, passport.PASSPORT)
+LEARNING_RATE = 5e-5  # the paper's, section 4.2
 PARTS = ("query", "key", "value")
+
+
+@dataclass
+class FusionArguments:
+    """Which adapters are fused, and how closely their values stay what they were."""
+
+    adapters: list[str] = field(
+        default_factory=list, metadata={"help": "Folders of bottleneck adapters on one base, two or more."}
+    )
+    drift_weight: float = field(
+        default=0.01, metadata={"help": "Weight in the loss of the values' squared distance from the identity."}
+    )
+    allow_mismatch: bool = field(default=False, metadata={"help": "Fuse adapters that don't belong on their base."})
+
+    def checked(self) -> list[str]:
+        """The folders.
+
+        Raises:
+            InputError: fewer than two.
+        """
+        if len(self.adapters) < 2:
+            raise InputError(f"{len(self.adapters)} adapters to fuse; wanted two or more. Set --adapters")
+        return self.adapters
 
 
 class Fused(nn.Module):
@@ -77,20 +114,123 @@ def fuse(network: PeftModel, names: Sequence[str]) -> list[Fused]:
     return fused
 
 
-def save_fusion(network: PeftModel, folder: str | Path) -> None:
-    """Write the fusion's own matrices and the names of its adapters; the adapters stay where they are."""
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    layers = _fused(network)
+def mount_all(
+    network: PreTrainedModel, folders: Sequence[Path], processor: Any, allow_mismatch: bool = False
+) -> tuple[PeftModel, list[str]]:
+    """Several adapters on one base without their heads, under names that they have in this model alone.
+
+    Raises:
+        InputError: one that is no adapter, no bottleneck, or doesn't belong on this base.
+    """
+    tuned, names = None, [f"adapter{index}" for index in range(len(folders))]
+    for name, folder in zip(names, folders, strict=True):
+        passport.check_passport(folder, network if tuned is None else tuned, processor, allow_mismatch)
+        config = PeftConfig.from_pretrained(folder)
+        if not isinstance(config, BottleneckConfig):
+            raise InputError(f"{folder} holds a {config.peft_type} adapter; fusion takes bottleneck adapters")
+        # the fused model has a head of its own, which need not have the classes of any of its adapters
+        config.task_type, config.modules_to_save = None, None
+        if tuned is None:
+            tuned = PeftModel(network, config, adapter_name=name)
+        else:
+            tuned.add_adapter(name, config)
+        set_peft_model_state_dict(
+            tuned, {k: v for k, v in load_file(folder / passport.WEIGHTS).items() if "bottleneck_" in k}, name
+        )
+    if tuned is None:
+        raise InputError("No adapters to fuse; name two or more by --adapters")
+    return tuned.eval(), names
+
+
+def fuse_folders(
+    network: PreTrainedModel, folders: Sequence[Path], processor: Any, labels: Sequence[str] | None, allow_mismatch: bool = False
+) -> PeftModel:
+    """A base with its adapters and untrained fusion over them; the head is that of the first adapter with these labels.
+
+    Raises:
+        InputError: adapters that can't be fused on this base.
+    """
+    for head in _heads_for(folders, labels):
+        network.load_state_dict(head, strict=False)
+    tuned, names = mount_all(network, folders, processor, allow_mismatch)
+    fuse(tuned, names)
+    for head in head_names(network):
+        network.get_submodule(head).requires_grad_(True)
+    return tuned
+
+
+def _heads_for(folders: Sequence[Path], labels: Sequence[str] | None) -> list[dict[str, Tensor]]:
+    fitting = [folder for folder in folders if labels is not None and labels_of(folder) == list(labels)]
+    return [read_adapter(folder).heads for folder in fitting[:1]]
+
+
+def drift(network: nn.Module) -> Tensor:
+    """The paper's regulariser of a whole model: the sum of its layers'."""
+    return torch.stack([layer.drift() for layer in _fused(network).values()]).sum()
+
+
+def with_drift(row: Task, network: nn.Module, weight: float) -> Task:
+    """The task with the regulariser in its training loss, once an optimizer step whatever the batches and processes."""
+
+    def loss(logits: Any, labels: Any, **shape: Any) -> Tensor:
+        losses = row.loss(logits, labels, **shape)
+        # losses are summed and divided by the items of the whole step: with each row's items as its share, one drift is left
+        return losses + weight * drift(network) * row.items(labels).to(losses) if logits.requires_grad else losses
+
+    return replace(row, loss=loss)
+
+
+def save_fusion(network: PeftModel, folder: str | Path, adapters: Sequence[Path] = ()) -> None:
+    """Write the fusion's own matrices, the head that was trained with it, and copies of its adapters.
+
+    Raises:
+        InputError: the model has no fusion.
+    """
+    path, layers = Path(folder), _fused(network)
     if not layers:
         raise InputError("This model has no fusion to save; wanted one that `fuse` was called on")
+    names = next(iter(layers.values())).names
+    for name, source in zip(names, adapters, strict=False):
+        (path / ADAPTERS / name).mkdir(parents=True, exist_ok=True)
+        for file in COPIED:
+            if (source / file).is_file():
+                shutil.copy2(source / file, path / ADAPTERS / name / file)
+    path.mkdir(parents=True, exist_ok=True)
     tensors = {f"{name}.{part}": getattr(layer, part).weight.detach() for name, layer in layers.items() for part in PARTS}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / WEIGHTS)
-    write_atomically(path / CONFIG, json.dumps({"adapters": next(iter(layers.values())).names}))
+    base = network.get_base_model()
+    heads = {f"{head}.{key}": t for head in head_names(base) for key, t in base.get_submodule(head).state_dict().items()}
+    save_file({name: tensor.contiguous() for name, tensor in (tensors | heads).items()}, path / WEIGHTS)
+    write_atomically(path / CONFIG, json.dumps({"adapters": names}))
+
+
+def save_fused(
+    network: PeftModel,
+    processor: Any,
+    folder: str | Path,
+    adapters: Sequence[Path],
+    *,
+    labels: list[str] | None,
+    metrics: dict[str, Any],
+) -> None:
+    """An artefact that `finetune.adapters.load` reads: fusion and adapters, tokenizer, passport, labels; figures come last."""
+    path = Path(folder)
+    save_fusion(network, path, adapters)
+    processor.save_pretrained(path)
+    options = yaml.safe_load((path / ARGUMENTS).read_text(encoding="utf-8"))
+    first = passport.read_passport(adapters[0]) or {}  # all of them were checked: base and tokenizer are the same
+    own = {
+        "base": options["model_name_or_path"], "method": "fusion", "method_kwargs": {"adapters": len(adapters)},
+        "task": options["task"], "labels": labels, "heads": head_names(network.get_base_model()), "metrics": metrics,
+        "data": json.loads((path / RUN).read_text(encoding="utf-8"))["data"],
+    }  # fmt: skip
+    write_atomically(path / passport.PASSPORT, json.dumps(first | own, indent=1, ensure_ascii=False))
+    if labels is not None:
+        write_atomically(path / LABELS, json.dumps(labels, ensure_ascii=False))
+    write_atomically(path / METRICS, json.dumps(metrics, indent=1))
 
 
 def load_fusion(network: PeftModel, folder: str | Path) -> list[Fused]:
-    """Fusion as it was saved, on a model that has its adapters under the same names.
+    """Fusion and head as they were saved, on a model that has the adapters under the same names.
 
     Raises:
         InputError: no fusion there, or one of other adapters or layers.
@@ -99,15 +239,30 @@ def load_fusion(network: PeftModel, folder: str | Path) -> list[Fused]:
     if not (path / CONFIG).is_file():
         raise InputError(f"{path} holds no {CONFIG}; wanted a folder that save_fusion wrote")
     fused = fuse(network, json.loads((path / CONFIG).read_text(encoding="utf-8"))["adapters"])
-    tensors, layers = load_file(path / WEIGHTS), _fused(network)
-    if {f"{name}.{part}" for name in layers for part in PARTS} != tensors.keys():
+    tensors, layers, base = load_file(path / WEIGHTS), _fused(network), network.get_base_model()
+    heads = {f"{head}.{key}": t for head in head_names(base) for key, t in base.get_submodule(head).state_dict().items()}
+    if {f"{name}.{part}" for name in layers for part in PARTS} | set(heads) != tensors.keys():
         raise InputError(f"The fusion in {path} belongs to other layers; wanted the base and adapters it was trained with")
     with torch.no_grad():
         for name, layer in layers.items():
             for part in PARTS:
                 getattr(layer, part).weight.copy_(tensors[f"{name}.{part}"])
+        for name, parameter in heads.items():
+            parameter.copy_(tensors[name])
     return fused
 
 
-def _fused(network: PeftModel) -> dict[str, Fused]:
+def mount_fusion(network: PreTrainedModel, folder: Path, processor: Any, allow_mismatch: bool = False) -> PeftModel:
+    """A base with the adapters and the fusion of a saved folder.
+
+    Raises:
+        InputError: adapters that don't belong on this base, or a folder that isn't whole.
+    """
+    names = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["adapters"]
+    tuned, _ = mount_all(network, [folder / ADAPTERS / name for name in names], processor, allow_mismatch)
+    load_fusion(tuned, folder)
+    return tuned.eval()
+
+
+def _fused(network: nn.Module) -> dict[str, Fused]:
     return {name: module for name, module in network.named_modules() if isinstance(module, Fused)}

@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from finetune.adapters.deltas import Adapter
+from finetune.adapters.front import Front
 from finetune.errors import InputError
 from finetune.tuners.bottleneck.layer import Parallel, ParallelOutput
 from finetune.tuners.bottleneck.sites import parallel_kind
@@ -28,12 +29,14 @@ class Ready:
 
     Attributes:
         heads: task's heads by name; the last of a chain that has one counts.
+        front: made-up tokens that stand before each text.
         ratios: DoRA's length of each row over that of the changed weight [out].
     """
 
     adapter: Adapter
     ratios: dict[str, Tensor] = field(default_factory=dict)
     heads: dict[str, nn.Module] = field(default_factory=dict)
+    front: Front | None = None
     labels: list[str] | None = None
     max_length: int | None = None
 
@@ -113,6 +116,7 @@ class Mixture:
             layers={names[k]: {part: fit(t) for part, t in layer.items()} for k, layer in adapter.layers.items()},
             shifts={names[k]: fit(s) for k, s in adapter.shifts.items()},
             magnitudes={names[k]: fit(m) for k, m in adapter.magnitudes.items()},
+            prompt=None if adapter.prompt is None else fit(adapter.prompt),
         )
         ratios = {name: self._ratio(name, moved) for name in moved.magnitudes}
         for name in names.values():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.utils import logging
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
 from finetune.adapters.artefact import LABELS
@@ -32,6 +36,21 @@ MODELS: dict[str | None, Any] = {
     None: AutoModel,
 }
 TOKENIZER = "tokenizer_config.json"
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Loading without transformers' report on heads that a checkpoint lacks (an adapter brings its own) and without PEFT's notice
+    about transformers; a script has both off anyway.
+    """
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def base_of(folder: str | Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ MODEL, INT8 = "model.onnx", "model.int8.onnx"
 
 
 class _Logits(nn.Module):
-    """What the exported graph computes: ids and mask [batch, time] → logits."""
+    """What the exported graph computes: ids, mask (and where the tokenizer makes them, token types) [batch, time] → logits."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -25,9 +26,18 @@ class _Logits(nn.Module):
         # a cache would be one more output of every layer
         self.further = {"use_cache": False} if "use_cache" in inspect.signature(network.forward).parameters else {}
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        out = self.network(input_ids=input_ids, attention_mask=attention_mask, **self.further)
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        out = self.network(input_ids=input_ids, attention_mask=attention_mask, **types, **self.further)
         return out["logits"] if "logits" in out else out["last_hidden_state"]
+
+
+def _inputs(network: Any, processor: Any) -> list[str]:
+    taken = inspect.signature(network.forward).parameters
+    types = ["token_type_ids"] if "token_type_ids" in processor.model_input_names and "token_type_ids" in taken else []
+    return ["input_ids", "attention_mask", *types]
 
 
 def export_onnx(network: Any, processor: Any, folder: Path, int8: bool = False) -> dict[str, Probe]:
@@ -44,13 +54,13 @@ def export_onnx(network: Any, processor: Any, folder: Path, int8: bool = False) 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"ONNX needs the extra 'export', and {error.name} is not installed: pip install '.[export]'") from error
-    inputs = {name: torch.ones(2, 5, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    inputs = {name: torch.ones(2, 5, dtype=torch.long) for name in _inputs(network, processor)}
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the exporter's own, about operators of packages that aren't used
             torch.onnx.export(
-                _Logits(network).eval(), tuple(inputs.values()), str(folder / MODEL), dynamo=True, dynamic_shapes=(free, free),
+                _Logits(network).eval(), tuple(inputs.values()), str(folder / MODEL), dynamo=True, dynamic_shapes=(free,) * len(inputs),
                 input_names=list(inputs), output_names=["logits"], verbose=False,
             )  # fmt: skip
     except (torch.onnx.OnnxExporterError, RuntimeError, TypeError) as error:
@@ -75,10 +85,30 @@ def _quantise(folder: Path) -> None:
     quantize_dynamic(graph, folder / INT8, weight_type=QuantType.QInt8)
 
 
-def run_onnx(file: Path, processor: Any, texts: tuple[str, ...] = PROBES) -> torch.Tensor:
-    """Logits of the texts as onnxruntime computes them."""
+def run_onnx(file: Path, processor: Any, texts: Sequence[Any] = PROBES, max_length: int = 64) -> torch.Tensor:
+    """Logits of the texts (or pairs) in one batch, as onnxruntime computes them."""
+    return torch.from_numpy(_answer(_session(file), processor, texts, max_length))
+
+
+def onnx_predictions(file: Path, processor: Any, texts: Sequence[Any], max_length: int, batch_size: int = 32) -> torch.Tensor:
+    """Class of each text (or pair), [texts], by an exported classifier."""
+    session = _session(file)
+    order = sorted(range(len(texts)), key=lambda index: len(str(texts[index])))  # alike lengths together: little padding
+    found = torch.zeros(len(texts), dtype=torch.long)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        found[batch] = torch.from_numpy(_answer(session, processor, [texts[i] for i in batch], max_length)).argmax(-1)
+    return found
+
+
+def _session(file: Path) -> Any:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    batch = processor(list(texts), padding=True, padding_side="right", truncation=True, max_length=64, return_tensors="np")
-    return torch.from_numpy(session.run(None, {k: batch[k] for k in ("input_ids", "attention_mask")})[0])
+    return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+
+def _answer(session: Any, processor: Any, texts: Sequence[Any], max_length: int) -> Any:
+    columns = [list(part) for part in zip(*texts, strict=True)] if isinstance(texts[0], tuple) else [list(texts)]
+    cut = {"truncation": True, "max_length": max_length}
+    batch = processor(*columns, padding=True, padding_side="right", return_tensors="np", **cut)
+    return session.run(None, {entry.name: batch[entry.name] for entry in session.get_inputs()})[0]

@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from finetune.adapters.passport import WEIGHTS
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, load_model, resolve
 from finetune.training.checkpoints import ARGUMENTS
+
+WRITING = {
+    "ForCausalLM": AutoModelForCausalLM,
+    "LMHeadModel": AutoModelForCausalLM,
+    "ForConditionalGeneration": AutoModelForSeq2SeqLM,
+}
 
 
 def load_base(base: Any) -> tuple[Any, Any]:
@@ -28,8 +34,8 @@ def load_base(base: Any) -> tuple[Any, Any]:
         names = AutoConfig.from_pretrained(source, **further).architectures or []
     except (OSError, ValueError):
         names = []  # load_model says what is wrong
-    writes = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
-    return load_model(ModelArguments(model_name_or_path=base), AutoModelForCausalLM if writes else AutoModel)
+    model = next((kind for ending, kind in WRITING.items() if any(name.endswith(ending) for name in names)), AutoModel)
+    return load_model(ModelArguments(model_name_or_path=base), model)
 
 
 def digest(folder: Path) -> str:

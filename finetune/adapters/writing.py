@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from finetune.adapters.front import seeded
 from finetune.adapters.mixture import Chain, Plan
 
 
@@ -120,7 +121,12 @@ class Writing:
         longest = max(len(row.prompt) for row in rows)
         ids = torch.tensor([[0] * (longest - len(row.prompt)) + row.prompt for row in rows])
         mask = torch.tensor([[0] * (longest - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
-        cache = DynamicCache()
+        fronts = [row.chain[0].front if row.chain else None for row in rows]
+        cache = seeded(fronts) if any(fronts) else DynamicCache()
+        if any(fronts):
+            before = torch.arange(cache.get_seq_length(), 0, -1)  # distance of each place to where the texts begin
+            lengths = torch.tensor([front.length if front else 0 for front in fronts])
+            mask = torch.cat([(before <= lengths[:, None]).long(), mask], dim=1)
         logits = self._forward(Plan([row.chain for row in rows]), ids, mask, cache)
         self._cache = cache if self._cache is None else _joined(self._cache, cache)
         width = max(mask.shape[1], self._mask.shape[1])

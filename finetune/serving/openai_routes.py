@@ -22,7 +22,7 @@ def add_openai(app: FastAPI, served: Served) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        names = [BASE, *(name for name, e in served.pool.adapters().items() if e["task"] == "CAUSAL_LM")]
+        names = [BASE, *(name for name, e in served.pool.adapters().items() if e["task"] == served.pool.task)]
         return {"object": "list", "data": [{"id": n, "object": "model", "created": 0, "owned_by": "finetune"} for n in names]}
 
     @app.post("/v1/completions")

@@ -1,61 +1,83 @@
-"""Many adapters under load: the server's gathered batches beside one request at a time and beside PEFT's set_adapter.
+"""Many adapters under load: the server's gathered batches beside one request at a time, PEFT's set_adapter, `transformers serve`.
 
-Same base, same random LoRA adapters, same greedy requests in every way; the answers are compared. Prints one JSON object.
+Same base, same random LoRA adapters, same greedy requests in every way; every answer is compared with the one that the server
+gave to that request alone. `transformers serve` knows no adapters: it and the server are asked the same chats of the base.
+Prints one JSON object.
 
   python scripts/benchmarks/serving.py --base smollm2 --requests 200 --adapters 8
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
 
-from finetune.options import launch
-
-
-@dataclass
-class BenchmarkArguments:
-    """How much is asked."""
-
-    base: str = field(default="smollm2", metadata={"help": "A causal base."})
-    adapters: int = field(default=8, metadata={"help": "Number of random LoRA adapters (rank 16, every linear layer)."})
-    requests: int = field(default=200, metadata={"help": "Requests at once."})
-    singles: int = field(default=24, metadata={"help": "Requests of the ways that answer one after another."})
-    new_tokens: int = field(default=16, metadata={"help": "Tokens to write a request."})
-
-
-def main(arguments: BenchmarkArguments) -> None:
-    from finetune.training.plan import keep_freed_memory
-
-    keep_freed_memory()
-    import json
-    import logging
-    import os
-    import resource
-    import tempfile
-    from pathlib import Path
-
-    logging.disable(logging.WARNING)
-    with tempfile.TemporaryDirectory() as root:
-        folders = make_adapters(arguments, Path(root))
-        jobs = [(PROMPTS[i % len(PROMPTS)], i % len(folders)) for i in range(arguments.requests)]
-        said = {"load_before": os.getloadavg()[0], "new_tokens": arguments.new_tokens, "adapters": len(folders)}
-        answers, said["set_adapter"] = by_set_adapter(arguments, folders, jobs[: arguments.singles])
-        more, rest = by_server(arguments, folders, jobs)
-        said |= rest
-        said["differing_answers"] = sum(a != b for a, b in zip(answers, more, strict=False))
-        said["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        said["server_over_one_at_a_time"] = rest["server"]["requests_per_second"] / rest["one_at_a_time"]["requests_per_second"]
-        said["server_over_set_adapter"] = rest["server"]["requests_per_second"] / said["set_adapter"]["requests_per_second"]
-        print(json.dumps(said, indent=1))
-
-
+SERVE = Path(__file__).parent.parent / "serve.py"
 PROMPTS = (
     "The film was", "In the middle of the night she heard", "The capital of France is", "A short recipe for rice and eggs:",
     "Dear neighbours, I am writing because", "Three reasons to learn to swim are", "The train left and", "Once upon a time",
 )  # fmt: skip
+Job = tuple[str, str]  # prompt, adapter
 
 
-def make_adapters(arguments, root):
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--base", default="smollm2", help="a causal base")
+    parser.add_argument("--adapters", type=int, default=8, help="number of random LoRA adapters (rank 16, every linear layer)")
+    parser.add_argument("--requests", type=int, default=200, help="requests at once")
+    parser.add_argument("--singles", type=int, default=16, help="requests of set_adapter, which answers one after another")
+    parser.add_argument(
+        "--chats", type=int, default=16, help="chats of the base at once, for `transformers serve`; 0 leaves it out"
+    )
+    parser.add_argument("--new_tokens", type=int, default=16, help="tokens to write a request")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = options()
+    from finetune.options import calm_libraries
+    from finetune.training.plan import keep_freed_memory
+
+    calm_libraries()
+    keep_freed_memory()
+    import logging
+    import tempfile
+
+    logging.disable(logging.WARNING)
+    said: dict[str, Any] = {"load_before": os.getloadavg()[0], "new_tokens": arguments.new_tokens}
+    with tempfile.TemporaryDirectory() as root:
+        folders = make_adapters(arguments, Path(root))
+        pairs = [(prompt, f"a{index}") for prompt, index in product(PROMPTS, range(len(folders)))]
+        jobs = [pairs[i % len(pairs)] for i in range(arguments.requests)]
+        switched, said["set_adapter"] = by_set_adapter(arguments, folders, pairs[: arguments.singles])
+        more = [f"a{index}={folder}" for index, folder in enumerate(folders)]
+        with serving([SERVE, "--base", arguments.base, "--adapters", *more]) as server:
+            alone = by_server(said, server, jobs, pairs, arguments.new_tokens)
+            chats = by_chats(server, "base", arguments) if arguments.chats else None
+    said["set_adapter"]["answers_unlike_the_server's"] = sum(alone[job] != text for job, text in switched.items())
+    said["all_at_once_over_set_adapter"] = ratio(said["all_at_once"], said["set_adapter"])
+    if chats is not None:
+        said["chats_of_the_base"] = {"server": chats} | by_transformers(arguments)
+    print(json.dumps(said, indent=1))
+
+
+def make_adapters(arguments: argparse.Namespace, root: Path) -> list[Path]:
     """Folders of adapters with random weights, small enough that texts stay texts."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -70,15 +92,13 @@ def make_adapters(arguments, root):
         with torch.no_grad():
             for name, parameter in tuned.named_parameters():
                 if "lora_B" in name:
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.005)
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.03)
         tuned.save_pretrained(root / f"a{seed}", save_embedding_layers=False)
     return [root / f"a{seed}" for seed in range(arguments.adapters)]
 
 
-def by_set_adapter(arguments, folders, jobs):
+def by_set_adapter(arguments: argparse.Namespace, folders: list[Path], jobs: list[Job]) -> tuple[dict[Job, str], dict]:
     """PEFT as it stands: all adapters loaded, one switched on for each request."""
-    import time
-
     import peft
     import torch
     from transformers import AutoModelForCausalLM
@@ -86,74 +106,138 @@ def by_set_adapter(arguments, folders, jobs):
     from finetune.models.load import ModelArguments, load_model
 
     processor, network = load_model(ModelArguments(model_name_or_path=arguments.base), AutoModelForCausalLM)
-    tuned = peft.PeftModel.from_pretrained(network, folders[0], adapter_name="0").eval()
-    for index, folder in enumerate(folders[1:], 1):
-        tuned.load_adapter(folder, adapter_name=str(index))
+    tuned = peft.PeftModel.from_pretrained(network, str(folders[0]), adapter_name=folders[0].name).eval()
+    for folder in folders[1:]:
+        tuned.load_adapter(str(folder), adapter_name=folder.name)
     options = {"max_new_tokens": arguments.new_tokens, "do_sample": False, "pad_token_id": processor.pad_token_id}
-    answers = []
-    started = time.perf_counter()
-    for prompt, adapter in jobs:
-        tuned.set_adapter(str(adapter))
-        inputs = processor(prompt, return_tensors="pt")
+
+    def ask(job: Job) -> str:
+        tuned.set_adapter(job[1])
+        inputs = processor(job[0], return_tensors="pt")
         with torch.inference_mode():
             out = tuned.generate(**inputs, **options)
-        answers.append(processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-    return answers, figures(len(jobs), time.perf_counter() - started)
+        return processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    answers, found = timed(ask, jobs, at_once=1)
+    return dict(zip(jobs, answers, strict=True)), found
 
 
-def by_server(arguments, folders, jobs):
-    """The server over HTTP: one request at a time, then all at once."""
-    import json
-    import socket
-    import threading
-    import time
-    import urllib.request
-    from concurrent.futures import ThreadPoolExecutor
+@dataclass
+class Server:
+    address: str
+    process: subprocess.Popen
 
-    import uvicorn
+    def memory_mb(self, what: str = "VmRSS") -> int:
+        """Memory of the process now (VmRSS) or at most so far (VmHWM)."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(what))
 
-    from finetune.adapters.pool import AdapterPool
-    from finetune.serving.app import ServeArguments, make_app
-
-    pool = AdapterPool(arguments.base)
-    for index, folder in enumerate(folders):
-        pool.add(f"a{index}", folder)
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(pool, ServeArguments(base=arguments.base)), log_level="error", lifespan="off")
-    )
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/generate"
-
-    def ask(job):
-        body = {"texts": [job[0]], "adapter": f"a{job[1]}", "max_new_tokens": arguments.new_tokens}
-        request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=600) as answer:
-            return json.load(answer)["texts"][0]
+            return json.load(answer)
 
-    ask(jobs[0])
-    started = time.perf_counter()
-    alone = [ask(job) for job in jobs[: arguments.singles]]
-    between = time.perf_counter()
-    with ThreadPoolExecutor(len(jobs)) as many:
-        together = list(many.map(ask, jobs))
-    ended = time.perf_counter()
-    server.should_exit = True
-    thread.join(10)
-    mixed_up = sum(a != b for a, b in zip(alone, together, strict=False))
-    return together, {
-        "one_at_a_time": figures(len(alone), between - started),
-        "server": figures(len(jobs), ended - between) | {"differing_from_one_at_a_time": mixed_up},
+
+@contextmanager
+def serving(command: list[Any], python: bool = True) -> Iterator[Server]:
+    """A server in a process of its own, from the moment that it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    whole = [*([sys.executable] if python else []), *map(str, command), "--port", str(port)]
+    process = subprocess.Popen(whole, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = Server(f"http://127.0.0.1:{port}", process)
+    try:
+        for _ in range(600):
+            if process.poll() is not None:
+                raise RuntimeError(f"{whole[0]} ended with status {process.returncode} before it answered")
+            try:
+                urllib.request.urlopen(f"{server.address}/health", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def by_server(said: dict[str, Any], server: Server, jobs: list[Job], pairs: list[Job], most: int) -> dict[Job, str]:
+    """Each distinct request alone, then all requests at once; gives back what was answered alone."""
+
+    def ask(job: Job) -> str:
+        return server.post("/v1/generate", {"texts": [job[0]], "adapter": job[1], "max_new_tokens": most})["texts"][0]
+
+    ask(pairs[0])
+    answers, said["one_at_a_time"] = timed(ask, pairs, at_once=1)
+    alone, before = dict(zip(pairs, answers, strict=True)), server.memory_mb()
+    together, said["all_at_once"] = timed(ask, jobs, at_once=len(jobs))
+    said["all_at_once"] |= {
+        "adapters": len({adapter for _, adapter in jobs}),
+        "distinct_answers": len(set(alone.values())),
+        "answers_unlike_alone": sum(alone[job] != text for job, text in zip(jobs, together, strict=True)),
+        "server_memory_mb_before": before,
+        "server_memory_mb_peak": server.memory_mb("VmHWM"),
     }
+    said["all_at_once_over_one_at_a_time"] = ratio(said["all_at_once"], said["one_at_a_time"])
+    return alone
 
 
-def figures(requests, seconds):
-    return {"requests": requests, "seconds": round(seconds, 2), "requests_per_second": round(requests / seconds, 3)}
+def by_chats(server: Server, model: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Chats of the base, all at once, by OpenAI's route."""
+
+    def ask(number: int) -> str:
+        body = {
+            "model": model, "temperature": 0, "max_tokens": arguments.new_tokens,
+            "messages": [{"role": "user", "content": f"{PROMPTS[number % len(PROMPTS)]} ({number})"}],
+        }  # fmt: skip
+        return server.post("/v1/chat/completions", body)["choices"][0]["message"]["content"]
+
+    ask(0)
+    return timed(ask, range(arguments.chats), at_once=arguments.chats)[1]
+
+
+def by_transformers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """transformers' own server, as it comes and with its continuous batching, if it starts here."""
+    from finetune.models.load import resolve
+
+    model, found = resolve(arguments.base)[0], {}
+    ways = {"transformers serve": [], "transformers serve --continuous-batching": ["--continuous-batching"]}
+    for name, further in ways.items():
+        command = [
+            Path(sys.executable).with_name("transformers"),
+            "serve",
+            model,
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            *further,
+        ]
+        try:
+            with serving(command, python=False) as server:
+                found[name] = by_chats(server, model, arguments) | {"memory_mb_peak": server.memory_mb("VmHWM")}
+        except (OSError, RuntimeError, KeyError, TypeError) as error:
+            body = error.read().decode(errors="replace")[:300] if isinstance(error, urllib.error.HTTPError) else ""
+            found[name] = f"did not answer: {error} {body}".strip()
+    return found
+
+
+def timed(ask: Callable[[Any], str], jobs: Any, at_once: int) -> tuple[list[str], dict[str, Any]]:
+    """Answers in order, and how fast they came; an error of one is an error of all."""
+    started = time.perf_counter()
+    with ThreadPoolExecutor(at_once) as many:
+        answers = list(many.map(ask, jobs))
+    seconds = time.perf_counter() - started
+    return answers, {"requests": len(jobs), "seconds": round(seconds, 2), "per_second": round(len(jobs) / seconds, 3)}
+
+
+def ratio(one: dict[str, Any], other: dict[str, Any]) -> float:
+    return round(one["per_second"] / other["per_second"], 2)
 
 
 if __name__ == "__main__":
-    launch(main)
+    main()

@@ -1,0 +1,79 @@
+"""One base with the heads of several tasks: each row goes through its own adapter's. Knows models; knows no texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from finetune.adapters.mixture import Mixture, Ready, SwitchedHead
+from finetune.adapters.mounting import MODELS
+from finetune.errors import InputError
+from finetune.methods import head_names
+
+
+class Views:
+    """Models for tasks with a head, made once each around one base.
+
+    Args:
+        network: the base, with or without a head of its own.
+        trunk: the base without it.
+        pad: id of the padding token, by which decoders find a text's last one.
+    """
+
+    def __init__(self, network: Any, trunk: Any, mixture: Mixture, pad: int | None) -> None:
+        self.network, self.trunk, self.mixture, self.pad = network, trunk, mixture, pad
+        self._made: dict[str, Any] = {}
+
+    def view(self, task: str) -> Any:
+        """A model for the task around the base, with heads that switch by row."""
+        if task not in self._made:
+            made = self._bare(task, 2).eval()
+            for name in head_names(made):
+                setattr(made, name, SwitchedHead(name, self.mixture))
+            setattr(made, made.base_model_prefix, self.trunk)
+            self._made[task] = made
+        return self._made[task]
+
+    def heads(self, ready: Ready) -> dict[str, Any]:
+        """The heads that an adapter's folder holds, as modules by name.
+
+        Raises:
+            InputError: one is missing or has another shape, or the folder changes a part of the base itself.
+        """
+        if self.trunk is self.network and self.network.can_generate():
+            raise InputError(
+                f"{ready.adapter.folder} is for {ready.task}, and {type(self.network).__name__} is no base for heads"
+            )
+        weights = ready.adapter.heads
+        model = self._bare(str(ready.task), _width(ready))
+        heads = {}
+        for name in head_names(model):
+            head = model.get_submodule(name)
+            mine = {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
+            own = {k: v.to(self.network.device, self.network.dtype) for k, v in mine.items()}
+            if own.keys() != head.state_dict().keys() or any(own[k].shape != v.shape for k, v in head.state_dict().items()):
+                raise InputError(
+                    f"The head '{name}' is not whole in {ready.adapter.folder}: without it {ready.task} has no answer"
+                )
+            head.load_state_dict(own, assign=True)
+            heads[name] = head.eval()
+        strange = [name for name in weights if not name.startswith(tuple(f"{head}." for head in heads))]
+        if strange:
+            raise InputError(
+                f"{ready.adapter.folder} brings '{strange[0]}', a part of the base that all adapters of a pool share; use it alone, by load"
+            )
+        return heads
+
+    def _bare(self, task: str, width: int) -> Any:
+        labels = {index: f"LABEL_{index}" for index in range(width)}
+        further = {"id2label": labels, "label2id": {v: k for k, v in labels.items()}, "pad_token_id": self.pad}
+        config = type(self.network.config).from_dict(self.network.config.to_dict() | further)
+        with torch.device("meta"):
+            return MODELS[task].from_config(config)
+
+
+def _width(ready: Ready) -> int:
+    if ready.labels:
+        return len(ready.labels)
+    return next(t.shape[0] for n, t in reversed(ready.adapter.heads.items()) if n.endswith("weight"))

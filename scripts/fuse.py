@@ -1,0 +1,67 @@
+"""Learn to mix several bottleneck adapters of one base for a task (AdapterFusion): adapters stay as they are, attention over them is trained.
+
+python scripts/fuse.py --adapters runs/films runs/books --task classification --dataset_name reviews --output_dir runs/fused
+python scripts/assess.py --artefact runs/fused --dataset_name reviews --eval_split test
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.options import launch
+
+if TYPE_CHECKING:
+    from finetune.adapters.fusion import FusionArguments
+    from finetune.data.batching import BatchingArguments
+    from finetune.data.sources import DataArguments
+    from finetune.tasks import TaskArguments
+    from finetune.training.trainer import TrainingArguments
+
+
+def main(
+    fusion: FusionArguments, task: TaskArguments, data: DataArguments, batching: BatchingArguments, training: TrainingArguments
+) -> None:
+    from finetune.training.plan import keep_freed_memory, world_size
+
+    keep_freed_memory()
+    from pathlib import Path
+
+    from transformers import set_seed
+
+    from finetune.adapters.artefact import resolved_options
+    from finetune.adapters.fusion import LEARNING_RATE, fuse_folders, save_fused, with_drift
+    from finetune.adapters.mounting import base_of
+    from finetune.data.encode import fingerprint
+    from finetune.data.sources import load_rows
+    from finetune.models.load import ModelArguments, architecture, load_model
+    from finetune.tasks import settle
+    from finetune.training.checkpoints import open_run
+    from finetune.training.trainer import make_trainer, settled
+
+    world_size()
+    folders = [Path(folder) for folder in fusion.checked()]
+    model = ModelArguments(model_name_or_path=base_of(folders[0]))
+    row = settle(task, architecture(model))
+    training = settled(training, LEARNING_RATE, row.best, task.early_stopping_patience)
+    set_seed(training.seed)
+    with training.main_process_first(desc="reading rows"):
+        rows, columns, labels = row.examine(load_rows(data), data)
+    processor, network = load_model(model, row.model, labels, **row.config)
+    tuned = fuse_folders(network, folders, processor, labels, fusion.allow_mismatch)
+    with training.main_process_first(desc="tokenising"):
+        features = {split: row.encode(part, columns, processor, task.max_length, labels) for split, part in rows.splits()}
+    options = resolved_options(fusion, task, data, model, batching, training) | {"method": "fusion"}
+    checkpoint = open_run(options, fingerprint(rows.train, columns))
+    # the model under PEFT's: its checkpoints hold everything that runs, fusion included
+    trainer = make_trainer(
+        with_drift(row, network, fusion.drift_weight), network, processor, training, features,
+        labels=labels, batching=batching, patience=task.early_stopping_patience,
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    metrics = trainer.last_figures()
+    if trainer.is_world_process_zero():
+        save_fused(tuned, processor, training.output_dir, folders, labels=labels, metrics=metrics)
+
+
+if __name__ == "__main__":
+    launch(main)

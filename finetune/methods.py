@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_bitsandbytes_available
 
 from finetune.errors import InputError
-from finetune.models.load import MADE_UP
+from finetune.models.load import FROM_TWO, MADE_UP, POSITIONS
 from finetune.tuners.bitfit import BitFitConfig
 from finetune.tuners.bottleneck import BottleneckConfig
 
@@ -164,6 +164,23 @@ def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
     if method.virtual and task_type in HEAD_TASKS and (config.is_encoder_decoder or config.model_type == "t5"):
         return f"{kind} takes no embeddings from outside"
     return None
+
+
+def check_length(network: Any, longest: int) -> None:
+    """A row of `longest` tokens has a position for each, and for the virtual tokens that its method puts in front.
+
+    Raises:
+        InputError: the model has positions for fewer.
+    """
+    config = network.config.to_dict()
+    limit = next((config[name] for name in POSITIONS if isinstance(config.get(name), int)), None)
+    if limit is None or "relative_attention_num_buckets" in config:  # relative positions have no end
+        return
+    limit -= 2 if config.get("model_type") in FROM_TWO else 0
+    if isinstance(network, peft.PeftModel) and network.active_peft_config.is_prompt_learning:
+        limit -= network.active_peft_config.num_virtual_tokens
+    if longest > limit:
+        raise InputError(f"A row has {longest} tokens and the model has room for {limit}; set --max_length {limit}")
 
 
 def head_names(network: PreTrainedModel) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from finetune.errors import InputError
+from finetune.models.load import FROM_TWO, POSITIONS
 from prompts.causal import Causal
 from prompts.cloze import EncoderDecoder, Masked
 from prompts.tokens import encode_pairs, word_ids
@@ -79,9 +80,8 @@ class Scorer:
     def longest(self) -> int:
         """Most tokens that a sequence may have."""
         config = self.network.config.to_dict()
-        limits = [config.get(name) for name in ("max_position_embeddings", "n_positions")] + [self.tokenizer.model_max_length]
-        # these models' positions begin after the pad token's
-        offset = 2 if config.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0
+        limits = [config.get(name) for name in POSITIONS] + [self.tokenizer.model_max_length]
+        offset = 2 if config.get("model_type") in FROM_TWO else 0
         return min(limit for limit in limits if isinstance(limit, int) and limit > 0) - offset
 
     def __call__(self, requests: Sequence[Request]) -> list[list[np.ndarray]]:

@@ -51,8 +51,9 @@ def test_a_pooler_that_the_base_lacks_comes_with_the_adapter(saved, review_file,
     assert any("pooler.dense.weight" in name for name in weights)
     first, second = (load(run).logits(["the film was great", "awful"]) for _ in range(2))  # drawn anew each time, and replaced
     torch.testing.assert_close(first, second)
-    with pytest.raises(InputError, match=r"brings 'bert\.pooler"):
-        AdapterPool(yaml.safe_load((run / "arguments.yaml").read_text())["model_name_or_path"]).add("x", run)
+    pool = AdapterPool(yaml.safe_load((run / "arguments.yaml").read_text())["model_name_or_path"])
+    pool.add("x", run)
+    torch.testing.assert_close(torch.stack(pool.logits(["the film was great", "awful"], ["x", "x"])), first)
     again = train(saved("bert", AutoModelForSequenceClassification), review_file, tmp_path / "other", "--method", "lora")
     assert not any("pooler" in name for name in load_file(again / "adapter_model.safetensors"))
 
@@ -201,3 +202,47 @@ def test_several_processes_asked_for_and_one_started(tiny, review_file, tmp_path
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(InputError, match="Several processes were asked for and one was started"):
         train(tiny, review_file, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        (("--per_device_train_batch_size", "0"), "wanted 1 or more"),
+        (("--gradient_accumulation_steps", "0"), "wanted 1 or more"),
+        (("--seed", "-1"), "wanted 0 or more"),
+        (("--learning_rate", "nan"), "wanted a number above 0"),
+        (("--label_smoothing_factor", "2"), "a share below 1"),
+        (("--report_to", "nowhere"), "nowhere is not supported"),
+        (("--max_length", "2"), "no room for a text beside 2 special tokens"),
+        (("--max_length", "0"), "wanted 1 or more"),
+    ],
+)
+def test_options_out_of_range_are_refused(further, message, tiny, review_file, tmp_path):
+    with pytest.raises(InputError, match=message):
+        train(tiny, review_file, tmp_path / "run", *further)
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_beyond_the_models_positions_are_refused(tiny, review_file, tmp_path):
+    lines = [json.dumps({"text": "film " * 90, "label": label}) for label in ("neg", "pos")]
+    (review_file / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"92 tokens and the model has room for 64; set --max_length 64"):
+        train(tiny, review_file, tmp_path / "run", "--max_length", "100")
+    with pytest.raises(InputError, match=r"room for 44"):
+        train(tiny, review_file, tmp_path / "run", "--max_length", "64", "--method", "prompt")
+
+
+def test_a_file_where_the_folder_should_be_is_left_alone(tiny, review_file, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(InputError, match=r"taken is a file; set --output_dir"):
+        train(tiny, review_file, tmp_path / "taken")
+    with pytest.raises(InputError, match="Can't make the output folder"):
+        train(tiny, review_file, Path("/proc/none/x"))
+
+
+def test_a_head_for_other_classes_gives_way(saved, review_file, tmp_path):
+    rows = [{"text": f"the film was {word}", "label": word} for word in ("good", "bad", "fine", "dull")]
+    (review_file / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (review_file / "test.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    run = train(saved("bert", AutoModelForSequenceClassification), review_file, tmp_path / "run", "--method", "full")
+    assert load(run).logits(["the film was dull"]).shape == (1, 4)

@@ -39,6 +39,8 @@ PACKAGED = {
 
 # Off the fused kernel: above zero, each of these takes scaled_dot_product_attention to its slow path on a CPU.
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+POSITIONS = ("max_position_embeddings", "n_positions")
+FROM_TWO = ("roberta", "xlm-roberta", "camembert")  # their positions begin after the pad token's
 MADE_UP = "made_up_modules"  # entry of a loaded model's configuration
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
@@ -165,10 +167,11 @@ def load_model(model: ModelArguments, auto_class: Any, labels: list[str] | None 
         settings = AutoConfig.from_pretrained(source, **source_options, **config)
         network, report = auto_class.from_pretrained(
             source, config=settings, dtype=_dtype(model.dtype), attn_implementation=model.attn_implementation,
-            output_loading_info=True, **source_options,
+            output_loading_info=True, ignore_mismatched_sizes=labels is not None, **source_options,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         raise InputError(_unknown(model.model_name_or_path, error)) from error
+    _check_sizes(model.model_name_or_path, network, report["mismatched_keys"])
     made_up = _made_up(network, report["missing_keys"])
     if made_up or MADE_UP in settings.to_dict():
         network.config.update({MADE_UP: made_up})
@@ -210,6 +213,27 @@ def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
     for name, value in present.items():
         logger.warning("%s %s → 0 for the fused attention kernel on a CPU (--keep_attention_dropout keeps it)", name, value)
     return dict.fromkeys(present, 0.0)
+
+
+def _check_sizes(name: str, network: PreTrainedModel, mismatched: Collection[tuple]) -> None:
+    """A head for another number of classes gives way to a fresh one; a base of other sizes is no such model."""
+    for weight, held, wanted in mismatched:
+        if not weight.startswith(f"{network.base_model_prefix}.") and len(held) == len(wanted) and held[1:] == wanted[1:]:
+            logger.warning("The head's %s in '%s' is for %d classes: a fresh one for %d", weight, name, held[0], wanted[0])
+        else:
+            sizes = f"{weight} is {tuple(held)} where its configuration says {tuple(wanted)}"
+            raise InputError(f"Cannot load the model '{name}': {sizes}. Mend its config.json, or set --model_name_or_path")
+
+
+def check_room(processor: PreTrainedTokenizerBase, max_length: int, pair: bool = False) -> None:
+    """Beside special tokens, `max_length` leaves room for one token of each text.
+
+    Raises:
+        InputError: it doesn't.
+    """
+    special = processor.num_special_tokens_to_add(pair=pair)
+    if max_length <= special + pair:
+        raise InputError(f"--max_length {max_length} leaves no room for a text beside {special} special tokens; raise it")
 
 
 def _made_up(network: PreTrainedModel, missing: Collection[str]) -> list[str]:

@@ -11,10 +11,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from finetune.errors import InputError
 from finetune.models import attention
-from finetune.models.load import ModelArguments, load_model, load_processor, resolve
+from finetune.models.load import POSITIONS, ModelArguments, load_model, load_processor, resolve
 
 MODEL_TYPES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "t5", "bart")
-POSITIONS = ("max_position_embeddings", "n_positions")
 
 
 @dataclass

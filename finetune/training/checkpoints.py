@@ -90,7 +90,12 @@ def open_run(options: dict[str, Any], fingerprint: str, overwrite: bool = False)
     with PartialState().main_process_first():
         checkpoint = _claim(folder, options, fingerprint)
         if PartialState().is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"Can't make the output folder {folder} ({error.strerror}); set --output_dir to another"
+                ) from error
             write_atomically(folder / ARGUMENTS, yaml.safe_dump(options, sort_keys=True, allow_unicode=True))
             write_atomically(folder / RUN, json.dumps({"data": fingerprint}))
     return checkpoint
@@ -103,6 +108,8 @@ def _claim(folder: Path, options: dict[str, Any], fingerprint: str) -> Path | No
         if reason:
             raise InputError(f"Can't continue from {named}: {reason}. Set --resume_from_checkpoint to a whole checkpoint")
         return Path(named)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"The output folder {folder} is a file; set --output_dir to a new folder")
     if not folder.exists() or not any(folder.iterdir()):
         return None
     other = f"Set --output_dir to a new folder, or remove {folder} yourself; nothing in it was touched"

@@ -19,6 +19,7 @@ import transformers
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
 from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches, Shares
@@ -30,6 +31,13 @@ from finetune.training.plan import describe, has_fast_bf16, peak_memory_mb
 from finetune.training.progress import Progress
 
 logger = logging.getLogger(__name__)
+
+
+# Below these a run stops in mid-air, or trains on nothing without a word.
+LEAST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": 0,
+    "seed": 0, "warmup_steps": 0, "max_grad_norm": 0, "weight_decay": 0, "label_smoothing_factor": 0, "dataloader_num_workers": 0,
+}  # fmt: skip
 
 
 @dataclass
@@ -61,13 +69,24 @@ class TrainingArguments(transformers.TrainingArguments):
     def __post_init__(self) -> None:
         if self.output_dir is None:
             raise InputError("No output folder; set --output_dir")
+        for name, least in LEAST.items():
+            if not vars(self)[name] >= least:
+                raise InputError(f"Got --{name} {vars(self)[name]}; wanted {least} or more")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise InputError(f"Got --learning_rate {self.learning_rate}; wanted a number above 0, or none for the method's own")
+        if self.label_smoothing_factor >= 1:
+            raise InputError(f"Got --label_smoothing_factor {self.label_smoothing_factor}; wanted a share below 1")
         if not self.average_tokens_across_devices:
             raise InputError("--average_tokens_across_devices false makes losses depend on the number of processes; leave it out")
         if not torch.cuda.is_available():
             self.use_cpu = True
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+            get_reporting_integration_callbacks(self.report_to)
+        except ValueError as error:  # transformers' own words on options that don't fit together
+            raise InputError(str(error)) from error
 
 
 class ExactTrainer(Trainer):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, TrainerCallback
 
@@ -246,3 +247,9 @@ def test_a_head_for_other_classes_gives_way(saved, review_file, tmp_path):
     (review_file / "test.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     run = train(saved("bert", AutoModelForSequenceClassification), review_file, tmp_path / "run", "--method", "full")
     assert load(run).logits(["the film was dull"]).shape == (1, 4)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "scripts" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_files(file):
+    config = load_config_from_file(str(file))  # stops at a key that it doesn't know
+    assert config.num_processes == {"one_cpu": 1, "one_gpu": 1, "two_cpus": 2, "machines": 16}.get(file.stem, 8)

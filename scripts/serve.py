@@ -18,6 +18,7 @@ def main(serve: ServeArguments) -> None:
 
     keep_freed_memory()
     import os
+    from pathlib import Path
 
     import uvicorn
 
@@ -32,7 +33,7 @@ def main(serve: ServeArguments) -> None:
         name, _, folder = entry.partition("=")
         if not folder:
             raise InputError(f"--adapters {entry}; wanted name=folder")
-        pool.add(name, folder)
+        pool.add(name, Path(folder).resolve())  # whole, so that messages to clients can leave it out
     settings = configure(make_app(pool, serve), serve.host, serve.port, serve.max_queue, seconds=serve.patience())
     uvicorn.Server(settings).run()
 

@@ -2,14 +2,18 @@
 
 import csv
 import io
+import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import make_model, make_tokenizer
 from test_pool import make
 from transformers import AutoModel, AutoModelForCausalLM
+
+from finetune.adapters.artefact import save_artefact
 
 APPS = Path(__file__).parent.parent / "scripts" / "apps"
 
@@ -34,6 +38,24 @@ def test_a_csv_without_the_column_says_what_it_has(tmp_path):
         csv.writer(file).writerows([["review"], ["fine"]])
     with pytest.raises(SystemExit, match="No column 'text' in .*; it has review"):
         run("score_csv.py", "none", tmp_path / "rows.csv", tmp_path / "out.csv")
+
+
+def test_five_lines_print_answers_and_no_reports(tmp_path, saved, capsys, caplog):
+    folder, network = tmp_path / "films", make(tmp_path / "films", "bert", "SEQ_CLS", "lora", 1)
+    options = {"task": "classification", "model_name_or_path": str(saved("bert", AutoModel)), "max_length": 16, "method": "lora"}
+    (folder / "arguments.yaml").write_text(yaml.safe_dump(options))
+    (folder / "run.json").write_text(json.dumps({"data": "rows"}))
+    save_artefact(network, make_tokenizer("bert"), folder, ["neg", "pos"], {"loss": 1.0})
+    assert not list(folder.glob("README*"))  # PEFT's form, with this machine's path in it
+    (folder / "README.md").write_text("mine")
+    save_artefact(network, make_tokenizer("bert"), folder, ["neg", "pos"], {"loss": 1.0})
+    assert (folder / "README.md").read_text() == "mine"
+    capsys.readouterr()
+    caplog.clear()
+    run("five_lines.py", folder, "a great film", "awful")
+    said = capsys.readouterr()
+    assert [line.split()[0] in ("neg", "pos") for line in said.out.splitlines()] == [True, True]
+    assert "MISSING" not in said.err + caplog.text and "deprecated" not in said.err
 
 
 def test_rows_are_mapped_by_two_adapters(tmp_path):

@@ -83,8 +83,8 @@ def test_labels_are_bars_and_words_are_coloured(page, served):
     for share, (_, colour, title) in zip(why["attributions"], words, strict=True):
         assert ("46, 160, 80" if share > 0 else "214, 72, 60") in colour
         assert float(title.split()[0]) == pytest.approx(100 * share, abs=0.02)
-    tags = page.text("#right .words").split()
-    assert tags[::2] == TEXTS[0].split()
+    tags = page.run("return [...document.querySelectorAll('#right .words span')].map(span => span.textContent)")
+    assert tags == TEXTS[0].split()
     assert page.run("return document.querySelector('#right .prompt').closest('label').hidden")
 
 
@@ -97,10 +97,11 @@ def test_a_refusal_is_shown_and_the_page_goes_on(page):
 
 
 def test_stop_ends_an_answer(page, served):
-    page.type("#most", "50")
-    page.run("window.held = HTMLFormElement.prototype.requestSubmit.call(document.getElementById('form'))")
-    page.click("#stop") if page.run("return !document.getElementById('stop').disabled") else None
+    page.type("#text", "the film")
+    page.type("#most", "60")
+    page.run("document.getElementById('ask').click(); document.getElementById('stop').click()")
     page.until(DONE)
+    assert page.text("#left .said").strip() == "Stopped." and page.run("return document.getElementById('stop').disabled")
     assert served.until(lambda: not served.served.gatherer._written and not served.served.gatherer.waiting)
 
 

@@ -1,5 +1,6 @@
 """Adapters mixed in one batch answer as they do alone, whoever joins, leaves or is replaced meanwhile."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -95,6 +96,24 @@ def test_a_mixed_batch_equals_one_by_one(tmp_path, family, task):
             for answer, row in zip(found, chances, strict=False):
                 assert answer["label"] == LABELS[int(row.argmax())], method
                 assert answer["probability"] == pytest.approx(float(row.max()), abs=1e-5)
+
+
+def test_a_pooler_that_came_with_an_adapter_is_its_own(tmp_path):
+    pool, networks = pool_of("bert"), {}
+    for seed, name in enumerate(("own", "plain")):
+        base = make_model("bert", AutoModelForSequenceClassification, id2label={0: "neg", 1: "pos"})
+        base.base_model.load_state_dict(make_model("bert", AutoModel).state_dict())
+        options = {"modules_to_save": ["classifier", "pooler"]} if name == "own" else {}
+        networks[name] = attach(base, "lora", options, "SEQ_CLS")
+        torch.manual_seed(seed)
+        for parameter in networks[name].parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.3)
+        networks[name].eval().save_pretrained(tmp_path / name)
+        pool.add(name, tmp_path / name)
+    names = ["own", "plain", "plain", "own"]
+    for found, name, text in zip(pool.logits(TEXTS, names), names, TEXTS, strict=True):
+        assert torch.allclose(found, alone(networks[name], "bert", text), atol=1e-5), name
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -310,6 +329,16 @@ def test_refusals_say_what_to_do(tmp_path):
     for name in ("../a", "", "a/b", "x" * 65, ".."):
         with pytest.raises(InputError, match="is no adapter's"):
             pool.add(name, tmp_path / "a")
+    for task, text, message in (
+        ("regression", "x", "was trained for 'regression'; ask for logits"),
+        ("pairs", "x", "is a single text; its adapter takes a pair of texts"),
+        ("classification", ("x", "y"), "is a pair; its adapter takes a single text"),
+    ):
+        passport = json.loads((tmp_path / "a" / "passport.json").read_text()) | {"task": task}
+        (tmp_path / "a" / "passport.json").write_text(json.dumps(passport))
+        pool.add("a", tmp_path / "a", replace=True)
+        with pytest.raises(InputError, match=message):
+            pool.classify([text], ["a"])
     writer = pool_of("llama", writes=True)
     with pytest.raises(InputError, match="the context holds 64"):
         writer.generate(["the film"], max_new_tokens=64)
@@ -317,6 +346,8 @@ def test_refusals_say_what_to_do(tmp_path):
         AdapterPool(make_model("bert", AutoModel, seed=1), make_tokenizer("bert")).add("a", tmp_path / "a")
     make(tmp_path / "prompt", "bert", "SEQ_CLS", "prompt", 1)
     pool.add("prompt", tmp_path / "prompt")
+    with pytest.raises(InputError, match="Text 0 has 64 tokens, its adapter and base take 62"):
+        pool.classify(["the " * 62], ["prompt"])
     with pytest.raises(InputError, match="stack with nothing"):
         pool.classify(["x"], [("a", "prompt")])
     assert BottleneckConfig().shape == "houlsby"

@@ -138,6 +138,7 @@ def test_a_folder_that_is_no_adapter_is_named_as_it_was_asked_for(served, folder
         ("chat/completions", {"model": "base", "messages": [{"role": "user", "content": " "}]}, 400, "last message is empty"),
         ("chat/completions", {"model": "x", "messages": [{"role": "user", "content": "x"}]}, 404, "Unknown adapter 'x'"),
         ("chat/completions", {"model": "base", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422, "text"),
+        ("chat/completions", {"model": "base", "messages": [{"role": "robot", "content": "x"}]}, 422, "role"),
         ("nothing", {"texts": ["x"]}, 404, "/docs"),
     ],
 )

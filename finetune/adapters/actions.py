@@ -161,11 +161,11 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
         for name, file in (("ONNX", MODEL), ("int8", INT8))
     }
     said = ", ".join(f"{name} {float((predicted == gold).double().mean()):.4f}" for name, predicted in found.items())
-    lost = float((plain == gold).double().mean() - (found["int8"] == gold).double().mean())
+    gained = float((found["int8"] == gold).double().mean() - (plain == gold).double().mean())
     changed = int((plain != found["int8"]).sum())
     return (
-        f"accuracy on {len(gold)} rows of '{given['dataset_name']}': {said}; int8 loses {100 * lost:.2f} points "
-        f"({changed} predictions changed)"
+        f"accuracy on {len(gold)} rows of '{given['dataset_name']}': {said}; "
+        f"int8 costs {max(0.0, -100 * gained):.2f} points of it ({changed} predictions changed)"
     )
 
 

@@ -29,15 +29,19 @@ class Ready:
 
     Attributes:
         heads: task's heads by name; the last of a chain that has one counts.
+        parts: modules in place of the base's own, by name.
         front: made-up tokens that stand before each text.
         ratios: DoRA's length of each row over that of the changed weight [out].
+        trained_for: its row of TASKS, where its folder says.
     """
 
     adapter: Adapter
     ratios: dict[str, Tensor] = field(default_factory=dict)
     heads: dict[str, nn.Module] = field(default_factory=dict)
+    parts: dict[str, nn.Module] = field(default_factory=dict)
     front: Front | None = None
     labels: list[str] | None = None
+    trained_for: str | None = None
     max_length: int | None = None
 
     @property
@@ -122,7 +126,7 @@ class Mixture:
         for name in names.values():
             self._check(name, moved)
         for name in names.values():
-            self._hook(name)
+            self.watch(name)
         return Ready(moved, ratios)
 
     def _find(self, name: str, prefix: str, adapter: Adapter) -> str:
@@ -151,7 +155,8 @@ class Mixture:
         changed = rows.double() + adapter.factors[name].dense().to(rows.device)
         return (adapter.magnitudes[name].double() / changed.norm(dim=1)).to(weight.dtype)
 
-    def _hook(self, name: str) -> None:
+    def watch(self, name: str) -> None:
+        """Have a layer of the model obey the plan."""
         if name in self._hooked:
             return
         self._hooked.add(name)
@@ -190,6 +195,8 @@ class Mixture:
                 adapter = ready.adapter
                 if name in adapter.scales and name not in adapter.inward:
                     result = _put(result, output, rows, result[rows] * adapter.scales[name])
+                elif name in ready.parts:
+                    result = _put(result, output, rows, ready.parts[name](*(a[rows] for a in args)))
                 elif name in adapter.shifts:
                     result = _put(result, output, rows, result[rows] + adapter.shifts[name])
                 elif name in ready.ratios:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,7 @@ def export_onnx(network: Any, processor: Any, folder: Path, int8: bool = False) 
     inputs = {name: torch.ones(2, 5, dtype=torch.long) for name in _inputs(network, processor)}
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the exporter's own, about operators of packages that aren't used
+        with _silent(), torch.no_grad():
             torch.onnx.export(
                 _Logits(network).eval(), tuple(inputs.values()), str(folder / MODEL), dynamo=True, dynamic_shapes=(free,) * len(inputs),
                 input_names=list(inputs), output_names=["logits"], verbose=False,
@@ -82,7 +83,21 @@ def _quantise(folder: Path) -> None:
 
     graph = onnx.load(folder / MODEL)
     del graph.graph.value_info[:]  # the exporter's notes on shapes contradict what the quantiser infers
-    quantize_dynamic(graph, folder / INT8, weight_type=QuantType.QInt8)
+    with _silent():
+        quantize_dynamic(graph, folder / INT8, weight_type=QuantType.QInt8)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the exporter's and the quantiser's own words, on operators of packages that aren't used and on other ways to work."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def run_onnx(file: Path, processor: Any, texts: Sequence[Any] = PROBES, max_length: int = 64) -> torch.Tensor:

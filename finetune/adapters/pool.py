@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune import answers
 from finetune.adapters import front
 from finetune.adapters.books import Books, Name
 from finetune.adapters.deltas import KINDS, read_adapter
@@ -28,6 +29,7 @@ from finetune.adapters.shelf import load_base, max_length
 from finetune.adapters.views import Views
 from finetune.adapters.writing import Row, Sampling, Writing
 from finetune.errors import InputError
+from finetune.tasks import TASKS
 
 Text = str | tuple[str, str]
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -59,7 +61,8 @@ class AdapterPool:
         self.mixture = Mixture(self.trunk)
         self.views = Views(self.network, self.trunk, self.mixture, self.processor.pad_token_id)
         sizes = self.network.config.to_dict()
-        self.context = int(sizes.get("max_position_embeddings") or sizes.get("n_positions", 2048))
+        positions = int(sizes.get("max_position_embeddings") or sizes.get("n_positions", 2048))
+        self.context = min(positions, self.processor.model_max_length)  # RoBERTa numbers two positions that no text reaches
         self._books = Books(self._read, int(memory_limit_mb * 2**20))
         self._turn, self._words = threading.Lock(), threading.Lock()
 
@@ -125,8 +128,10 @@ class AdapterPool:
                 with torch.inference_mode():
                     ready.front = front.make_front(adapter.kind, adapter.config, ready.adapter.prompt, self.network)
         ready.labels, ready.max_length = labels_of(folder), max_length(folder)
+        ready.trained_for = adapter.passport.get("task")
         if ready.task in ("SEQ_CLS", "TOKEN_CLS"):
             ready.heads = self.views.heads(ready)
+            ready.parts = self.views.parts(ready)
             last = list(ready.heads.values())[-1].state_dict()["weight"]
             ready.labels = ready.labels or [f"LABEL_{i}" for i in range(len(last))]
         elif adapter.heads:
@@ -148,13 +153,14 @@ class AdapterPool:
         Raises:
             InputError: an unknown adapter or one that doesn't classify, an empty text, or one that is too long.
         """
-        answers = []
+        self.check(texts, adapters, "SEQ_CLS")
+        found = []
         for row, labels in self._labelled(texts, adapters, truncate):
             chances = row.softmax(-1).tolist()
             best = int(row.argmax())
             every = dict(zip(labels, chances, strict=True))
-            answers.append({"label": labels[best], "probability": chances[best], "probabilities": every})
-        return answers
+            found.append({"label": labels[best], "probability": chances[best], "probabilities": every})
+        return found
 
     def logits(self, texts: Sequence[Text], adapters: Sequence[Name], truncate: bool = False) -> list[Tensor]:
         """Logits [labels] of each text under its adapter, float32 on the CPU."""
@@ -172,17 +178,17 @@ class AdapterPool:
         words, chains = [text.split() for text in texts], [c for _, c in asked]
         batch = self._encode(words, chains, truncate, split=True)
         logits = self._ask("TOKEN_CLS", batch, chains)
-        answers = []
+        found = []
         for index, chain in enumerate(chains):
             places, labels = batch.word_ids(index), chain[-1].labels or []
             firsts = {word: place for place, word in reversed(list(enumerate(places))) if word is not None}
             chances = logits[index, :, : len(labels)].softmax(-1)
             best = {word: int(chances[place].argmax()) for word, place in firsts.items()}
-            answers.append([
+            found.append([
                 {"word": word, "label": labels[best[i]], "probability": float(chances[firsts[i], best[i]])}
                 for i, word in enumerate(words[index]) if i in firsts
             ])  # fmt: skip
-        return answers
+        return found
 
     def embed(self, texts: Sequence[str], adapters: Sequence[Name] | None = None, truncate: bool = False) -> Tensor:
         """Mean of the last hidden states over a text's tokens, length 1: [texts, width], float32 on the CPU."""
@@ -236,7 +242,21 @@ class AdapterPool:
         Raises:
             InputError: an unknown adapter, one for another task, or an empty text.
         """
-        return [chain for _, chain in self._asked(texts, adapters, task)]
+        chains = [chain for _, chain in self._asked(texts, adapters, task)]
+        if task == "SEQ_CLS":
+            self._check_classes(texts, chains)
+        return chains
+
+    def _check_classes(self, texts: Sequence[Text], chains: Sequence[Chain]) -> None:
+        for index, (text, chain) in enumerate(zip(texts, chains, strict=True)):
+            row = TASKS.get(chain[-1].trained_for or "")
+            if row is not None and row.read is not answers.classes:
+                raise InputError(
+                    f"Text {index} asks for a class, and its adapter was trained for '{chain[-1].trained_for}'; ask for logits"
+                )
+            if row is not None and row.pair != isinstance(text, tuple):
+                wanted = "a pair of texts" if row.pair else "a single text"
+                raise InputError(f"Text {index} is {'a single text' if row.pair else 'a pair'}; its adapter takes {wanted}")
 
     def fit(self, texts: Sequence[Text], chains: Sequence[Chain]) -> list[int]:
         """Number of tokens of each text (or pair).
@@ -294,7 +314,10 @@ class AdapterPool:
         return asked
 
     def _encode(self, texts: Sequence[Any], chains: Sequence[Chain], truncate: bool, split: bool = False) -> Any:
-        limits = [min([self.context, *(r.max_length for r in chain if r.max_length)]) for chain in chains]
+        limits = [
+            min([self.context - sum(r.front.length for r in chain if r.front), *(r.max_length for r in chain if r.max_length)])
+            for chain in chains
+        ]
         with self._words:
             columns = (
                 [list(part) for part in zip(*texts, strict=True)] if texts and isinstance(texts[0], tuple) else [list(texts)]

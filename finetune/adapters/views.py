@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Views:
         """The heads that an adapter's folder holds, as modules by name.
 
         Raises:
-            InputError: one is missing or has another shape, or the folder changes a part of the base itself.
+            InputError: one is missing or has another shape.
         """
         if self.trunk is self.network and self.network.can_generate():
             raise InputError(
@@ -58,12 +59,34 @@ class Views:
                 )
             head.load_state_dict(own, assign=True)
             heads[name] = head.eval()
-        strange = [name for name in weights if not name.startswith(tuple(f"{head}." for head in heads))]
-        if strange:
-            raise InputError(
-                f"{ready.adapter.folder} brings '{strange[0]}', a part of the base that all adapters of a pool share; use it alone, by load"
-            )
         return heads
+
+    def parts(self, ready: Ready) -> dict[str, Any]:
+        """Modules of the base itself that an adapter's folder holds whole (a pooler that the base's checkpoint lacks), by name.
+
+        Raises:
+            InputError: one that the base doesn't have, or of another shape.
+        """
+        prefix, saved = f"{self.network.base_model_prefix}.", ready.adapter.config.get("modules_to_save") or ()
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in ready.adapter.heads.items():
+            steps = key.removeprefix(prefix).split(".")
+            if steps[0] in ready.heads:
+                continue
+            ends = [index for index, step in enumerate(steps) if step in saved]
+            whole = ".".join(steps[: ends[0] + 1]) if ends else key
+            found.setdefault(whole, {})[".".join(steps[len(whole.split(".")) :])] = tensor
+        return {name: self._part(ready, name, weights) for name, weights in found.items()}
+
+    def _part(self, ready: Ready, name: str, weights: dict[str, torch.Tensor]) -> Any:
+        own = dict(self.trunk.named_modules()).get(name)
+        shapes = {} if own is None else {key: value.shape for key, value in own.state_dict().items()}
+        if own is None or shapes != {key: value.shape for key, value in weights.items()}:
+            raise InputError(f"{ready.adapter.folder} brings '{name}', which this base has not or in another shape")
+        part = copy.deepcopy(own)
+        part.load_state_dict({key: value.to(self.network.device, self.network.dtype) for key, value in weights.items()})
+        self.mixture.watch(name)
+        return part.eval()
 
     def _bare(self, task: str, width: int) -> Any:
         labels = {index: f"LABEL_{index}" for index in range(width)}

@@ -107,12 +107,13 @@ class Part(Strict):
 
 
 class Message(BaseModel):
-    role: str = Field(max_length=32)
+    role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(max_length=256)]
 
     def plain(self) -> dict[str, str]:
         parts = self.content if isinstance(self.content, list) else [Part(type="text", text=self.content)]
-        return {"role": self.role, "content": "".join(part.text for part in parts)}
+        role = "system" if self.role == "developer" else self.role  # OpenAI's newer word for it; templates know the older one
+        return {"role": role, "content": "".join(part.text for part in parts)}
 
 
 class PlainText(Strict):

@@ -106,7 +106,8 @@ class Served:
     def plain(self, message: str) -> str:
         """An error's message without the server's folders: an adapter's goes by its name."""
         for name, entry in self.pool.adapters().items():
-            message = message.replace(entry["folder"], name)
+            if Path(entry["folder"]).is_absolute():
+                message = message.replace(entry["folder"], name)
         if self.options.adapters_dir is not None:
             message = message.replace(f"{Path(self.options.adapters_dir).resolve()}/", "")
         return ABOVE.sub("", message)

@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def make_adapters(arguments: argparse.Namespace, root: Path) -> list[Path]:
-    """Folders of adapters with random weights, small enough that texts stay texts."""
+    """Folders of adapters with random weights, large enough that each answers in its own way."""
     import torch
     from transformers import AutoModelForCausalLM
 

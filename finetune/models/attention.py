@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "products"
+OTHER_SCORES = ("position_bias", "softcap", "s_aux")  # what some families add to their scores: nothing here computes it
 MOST_SCORES = 2**26  # of one layer: 128 MB in bf16
 
 
@@ -39,7 +40,8 @@ def attend(
         [batch, time, heads, width].
     """
     unseen = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    if unseen or kwargs.get("position_bias") is not None or not products_are_faster(query, key):
+    strange = any(kwargs.get(name) is not None for name in OTHER_SCORES)
+    if unseen or strange or not products_are_faster(query, key):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )

@@ -34,19 +34,20 @@ def tokens(sums: Array, gold: Array, names: Sequence[str] | None = None, *, byte
         byte_count: UTF-8 bytes of text in the labelled tokens.
 
     Returns:
-        perplexity: exp(nats / tokens); token_accuracy; tokens; with `byte_count` also bits_per_byte, which can be
-        compared between tokenizers.
+        perplexity: exp(nats / tokens); token_accuracy; commonest: the accuracy of always saying the commonest token; tokens;
+        with `byte_count` also bits_per_byte, which can be compared between tokenizers.
     """
-    counted = int((gold != loss.IGNORED).sum())
-    nats, hits = sums.sum(axis=0, dtype=np.float64)
-    figures = {"perplexity": _exp(nats / max(counted, 1)), "token_accuracy": float(hits / max(counted, 1)), "tokens": counted}
-    return figures | ({"bits_per_byte": float(nats / math.log(2) / byte_count)} if byte_count else {})
+    labels = gold[gold != loss.IGNORED]
+    counted, most = len(labels), int(np.bincount(labels).max(initial=0))
+    nats, hits = sums.sum(axis=0, dtype=np.float64) / max(counted, 1)
+    figures = {"perplexity": _exp(nats), "token_accuracy": float(hits), "commonest": most / max(counted, 1), "tokens": counted}
+    return figures | ({"bits_per_byte": float(nats * counted / math.log(2) / byte_count)} if byte_count else {})
 
 
 def masked(sums: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Figures of a masked language model: `tokens` under the name that says of which tokens, those to predict."""
     figures = tokens(sums, gold)
-    return {"masked_accuracy": figures["token_accuracy"], "perplexity": figures["perplexity"], "tokens": figures["tokens"]}
+    return {"masked_accuracy": figures.pop("token_accuracy"), **figures}
 
 
 def _exp(value: float) -> float:

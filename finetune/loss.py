@@ -81,38 +81,45 @@ def packed_cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0
     Returns:
         [batch], in nats.
     """
-    wanted = labels.ne(IGNORED)
-    if smoothing:
-        flat = F.cross_entropy(logits.float(), labels[wanted], reduction="none", label_smoothing=smoothing)
-    else:
-        flat = InParts.apply(logits, labels[wanted])
-    return flat.new_zeros(labels.shape[0]).index_add(0, wanted.nonzero()[:, 0], flat)
+    return placed_cross_entropy(Places.apply(logits, labels[labels.ne(IGNORED)]), labels, smoothing=smoothing)
 
 
-class InParts(torch.autograd.Function):
-    """Cross-entropy in float32 of logits in any precision, a few lines at a time: no float32 table of a vocabulary is ever held.
+def placed_cross_entropy(places: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """`packed_cross_entropy` from what `Places` says of each labelled place, [labels that are not -100, 3]."""
+    return _row_sums((1 - smoothing) * places[:, 0] + smoothing * places[:, 1], labels)
 
-    logits [places, classes], labels [places] → [places], in nats.
+
+class Places(torch.autograd.Function):
+    """What a label at each place costs, in float32 whatever the logits are, a few lines at a time: no float32 table of a vocabulary
+    is ever held.
+
+    logits [places, classes], labels [places] → [places, 3]: nats of the label, mean nats over all classes (for label smoothing),
+    and whether the label is the likeliest class, which is counted where no gradient is wanted.
     """
 
     @staticmethod
     def forward(context: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        sums, own = (torch.empty(len(labels), dtype=torch.float32, device=logits.device) for _ in range(2))
+        table = torch.zeros(len(labels), 3, dtype=torch.float32, device=logits.device)
+        sums = table.new_zeros(len(labels))
         for part in _parts(logits):
             lines = logits[part].float()
             sums[part] = lines.logsumexp(-1)
-            own[part] = lines.gather(1, labels[part, None])[:, 0]
+            table[part, 0] = sums[part] - lines.gather(1, labels[part, None])[:, 0]
+            table[part, 1] = sums[part] - lines.mean(-1)
+            if not context.needs_input_grad[0]:
+                table[part, 2] = lines.argmax(-1).eq(labels[part]).float()
         context.save_for_backward(logits, labels, sums)
-        return sums - own
+        return table
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         logits, labels, sums = context.saved_tensors
+        own, every = gradient[:, 0], gradient[:, 1]
         found = torch.empty_like(logits)
         for part in _parts(logits):
             chances = (logits[part].float() - sums[part, None]).exp_()
-            chances.scatter_add_(1, labels[part, None], chances.new_full((len(chances), 1), -1.0))
-            found[part] = chances.mul_(gradient[part, None])
+            chances.mul_((own + every)[part, None]).sub_(every[part, None] / logits.shape[1])
+            found[part] = chances.scatter_add_(1, labels[part, None], -own[part, None])
         return found, None
 
 
@@ -144,6 +151,15 @@ def time_first(logits: Tensor, labels: Tensor) -> Tensor:
 
 def packed_hits(logits: Tensor, labels: Tensor) -> Tensor:
     """`hits` for logits [labels, classes] of labelled places alone: [batch]."""
-    wanted = labels.ne(IGNORED)
-    right = logits.argmax(-1).eq(labels[wanted]).long()
-    return right.new_zeros(labels.shape[0]).index_add(0, wanted.nonzero()[:, 0], right)
+    return _row_sums(logits.argmax(-1).eq(labels[labels.ne(IGNORED)]).long(), labels)
+
+
+def placed_hits(places: Tensor, labels: Tensor) -> Tensor:
+    """`hits` from what `Places` says of each labelled place: [batch]."""
+    return _row_sums(places[:, 2].long(), labels)
+
+
+def _row_sums(values: Tensor, labels: Tensor) -> Tensor:
+    """One value a labelled place, row by row → their sums in each row of labels [batch, time]: [batch]."""
+    rows = labels.ne(IGNORED).nonzero()[:, 0]
+    return values.new_zeros(labels.shape[0]).index_add(0, rows, values)

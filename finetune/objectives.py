@@ -296,17 +296,21 @@ def load_features(
         InputError: columns that are missing, rows without text, sources that can't be read.
     """
     name, length, seed = options.objective, options.max_length, data.sample_seed
-    rows = load_rows(data)
-    assert rows.train is not None and rows.eval is not None
+    endless = stream.streaming or stream.mixture is not None
+    rows = load_rows(data, train=not stream.streaming, fallback=None)
+    assert rows.eval is not None
     there = find_inputs(name, apart, rows.eval.column_names, data, train=False)
     evaluation = texts.settled_rows(rows.eval, there, data, "evaluation", data.max_eval_rows)
     held_out = texts.encoded(evaluation, there, row.encode, processor, length, seed)
-    if stream.streaming or stream.mixture:
+    if endless:
         weights = parse_mixture(stream.mixture) if stream.mixture else {data.dataset_name: 1.0}
         sources = [_source(source, name, apart, data, stream) for source in weights]
         encode = partial(_encode_batch, row.encode, processor, length)
-        endless = Stream(sources, list(weights.values()), encode, seed, stream.shuffle_buffer)
-        return {"train": endless, "eval": held_out}, repr(weights)
+        # of what is read as it is needed the names alone are known
+        known = [texts.content(rows, {role: role for role in rows.column_names}) for rows in sources if isinstance(rows, Dataset)]
+        endless_rows = Stream(sources, list(weights.values()), encode, seed, stream.shuffle_buffer)
+        return {"train": endless_rows, "eval": held_out}, repr((weights, known))
+    assert rows.train is not None
     train = rows.train if apart.positive_label is None else texts.with_label(rows.train, apart.positive_label, data)
     there = find_inputs(name, apart, train.column_names, data, train=True)
     train = texts.settled_rows(train, there, data, "training", data.max_train_rows)
@@ -329,10 +333,13 @@ def _source(
     files = data.data_files if source == data.dataset_name else None
     rows = open_stream(source, data.dataset_config, files, data.train_split) if stream.streaming else load_rows(chosen).train
     assert rows is not None
-    if apart.positive_label is not None and isinstance(rows, Dataset):
+    if apart.positive_label is not None:
+        if not isinstance(rows, Dataset):
+            raise InputError("--positive_label wants rows that are read before the start; leave --streaming out")
         rows = texts.with_label(rows, apart.positive_label, chosen)
     there = find_inputs(name, apart, list(next(iter(rows))), chosen, train=True)
     rows = rows.select_columns(list(there.values())).rename_columns(
         {column: role for role, column in there.items() if column != role}
     )
-    return rows.filter(lambda row: bool(row["text"].strip()))
+    wanted = [role for role in there if role != "score"]
+    return rows.filter(lambda row: all((row[role] or "").strip() for role in wanted))

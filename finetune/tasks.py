@@ -198,6 +198,7 @@ def settle(options: TaskArguments, architecture: str) -> Task:
             raise InputError(f"The task '{options.task}' wants a model that writes; this one reads. Set --model_name_or_path")
         row = row.decoder_only
     given = {f.name: vars(options)[f.name] for f in fields(options) if f.default is MISSING or vars(options)[f.name] != f.default}
+    _check(options)
     takes = {name: _keywords(function) for name in ("encode", "read") if (function := vars(row)[name]) is not None}
     useful = ALWAYS.union(*takes.values(), WRITING if row.read is None else ())
     useful |= {option for option, name in SHAPES.items() if name in _keywords(row.loss)}
@@ -208,9 +209,17 @@ def settle(options: TaskArguments, architecture: str) -> Task:
     return replace(row, encode=bound["encode"], read=bound.get("read"))
 
 
+def _check(options: TaskArguments) -> None:
+    for name in ("max_length", "max_target_length", "max_answer_length", "n_best", "num_beams"):
+        if vars(options)[name] < 1:
+            raise InputError(f"Got --{name} {vars(options)[name]}; wanted 1 or more")
+    if options.focal_gamma < 0:
+        raise InputError(f"Got --focal_gamma {options.focal_gamma}; wanted 0 or more")
+
+
 def packed(row: Task) -> Task:
     """A row for texts of a decoder, with its rows packed into one line and logits where there is a label alone."""
-    return replace(row, collate=collate.packed, forward=forward.packed, loss=loss.packed_cross_entropy, keep=loss.packed_hits)
+    return replace(row, collate=collate.packed, forward=trunk.packed, loss=loss.placed_cross_entropy, keep=loss.placed_hits)
 
 
 def _keywords(function: Callable) -> set[str]:
@@ -252,6 +261,8 @@ def shape_loss(
         InputError: smoothing for a loss that has none, or weights for classes that aren't there.
     """
     shape: dict[str, Any] = {}
+    if not 0 <= smoothing < 1:
+        raise InputError(f"Got --label_smoothing_factor {smoothing}; wanted 0 or more, below 1")
     if smoothing:
         if "smoothing" not in _keywords(row.loss):
             raise InputError(f"The task '{options.task}' has no use for --label_smoothing_factor; leave it out")
@@ -282,6 +293,8 @@ def class_weights(wanted: str, gold: Sequence[Any], labels: list[str]) -> torch.
         except (ValueError, TypeError, AttributeError) as error:
             example = json.dumps({labels[0]: 2})
             raise InputError(f"--class_weights {wanted} is no mapping; wanted balanced, or JSON as '{example}'") from error
+        if not torch.isfinite(weights).all() or weights.min() < 0 or not weights.any():
+            raise InputError(f"--class_weights {wanted} has weights that are below 0 or no numbers; wanted 0 or more, not all 0")
         if unknown:
             raise InputError(f"--class_weights names {', '.join(sorted(unknown))}; there are: {', '.join(labels)}")
         return weights

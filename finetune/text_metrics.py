@@ -47,6 +47,11 @@ def texts(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
     }
 
 
+def rouge_l(predicted: str, gold: str) -> float:
+    """ROUGE-L of one text, F1, as in `texts`."""
+    return float(_measures()[2].score(gold, predicted)["rougeL"].fmeasure)
+
+
 def signatures() -> dict[str, Any]:
     """What BLEU and chrF were computed with, in sacrebleu's notation, so that two figures can be compared."""
     texts(["a"], ["a"])  # a signature says how many references there were and needs one scoring

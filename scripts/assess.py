@@ -1,4 +1,4 @@
-"""Score an artefact on any rows: figures with 95 % intervals, figures of each class, confusion matrix, plot.
+"""Score an artefact of any task on any rows: figures with 95 % intervals; of classifiers also each class, confusion and a plot.
 
 python scripts/assess.py --artefact runs/x --dataset_name reviews --eval_split test
 """
@@ -20,6 +20,8 @@ def main(assess: AssessArguments, data: DataArguments) -> None:
     keep_freed_memory()
     import json
 
+    from finetune.adapters.answering import assess_task
+    from finetune.adapters.artefact import read_artefact
     from finetune.adapters.assess import assess_classifier, assessment_folder, evaluation_rows
     from finetune.adapters.classifier import load
     from finetune.errors import InputError
@@ -30,15 +32,22 @@ def main(assess: AssessArguments, data: DataArguments) -> None:
     if assess.artefact is None:
         raise InputError("No artefact; set --artefact to the --output_dir of a training script")
     folder = assessment_folder(assess, data)
-    classifier = load(assess.artefact)
-    rows, columns = evaluation_rows(data, classifier)
-    figures = assess_classifier(classifier, rows, columns, assess.per_device_eval_batch_size, assess.bootstrap_samples)
+    artefact = read_artefact(assess.artefact)
+    classes = artefact.options.get("task") in ("classification", "pairs")
+    if classes:
+        classifier = load(assess.artefact)
+        rows, columns = evaluation_rows(data, classifier)
+        figures = assess_classifier(classifier, rows, columns, assess.per_device_eval_batch_size, assess.bootstrap_samples)
+    else:
+        figures = assess_task(artefact, data, assess.per_device_eval_batch_size, assess.bootstrap_samples, folder)
     figures |= {"artefact": assess.artefact, "dataset_name": data.dataset_name, "eval_split": data.eval_split}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "metrics.json", json.dumps(figures, indent=1))
-    draw_assessment(figures, folder / "assessment.png")
     print(assessment_table(figures))
-    print(f"\n{folder / 'metrics.json'}\n{folder / 'assessment.png'}")
+    print(f"\n{folder / 'metrics.json'}")
+    if classes:
+        draw_assessment(figures, folder / "assessment.png")
+        print(folder / "assessment.png")
 
 
 if __name__ == "__main__":

@@ -67,8 +67,9 @@ def main(
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = trainer.last_figures()
     if trainer.is_world_process_zero():
-        if objective.objective == "contrastive" and tuning.method == "full":
-            save_sentence_encoder(training.output_dir, network.config.hidden_size, contrastive.pooling, objective.max_length)
+        if objective.objective == "contrastive":
+            whole = trainer.unwrapped()
+            save_sentence_encoder(whole, processor, training.output_dir, contrastive.pooling, objective.max_length)
         save_artefact(trainer.unwrapped(), processor, training.output_dir, None, metrics)
 
 

@@ -36,7 +36,7 @@ def main(
     from finetune.answers import Asked, save_answers
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
-    from finetune.errors import InputError
+    from finetune.intervals import intervals
     from finetune.methods import attach, find_method
     from finetune.models.load import load_model
     from finetune.models.packed import pack
@@ -46,8 +46,6 @@ def main(
     from finetune.training.trainer import by_length, settled
 
     world_size()
-    if data.seeds != 1:
-        raise InputError("--seeds makes a series of scripts/train.py; leave it out")
     row = packed(TASKS["sft"]) if training.packing else TASKS["sft"]
     training = settled(training, find_method(method.method).learning_rate, row.best)
     set_seed(training.seed)
@@ -71,6 +69,7 @@ def main(
     trainer = make_instruct_trainer(row, network, processor, training, features, batching=batching, answer=answer)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = trainer.last_figures()
+    metrics["intervals"] = intervals("sft", trainer.answers, metrics)
     if trainer.is_world_process_zero():
         if instruct.save_predictions and instruct.write_answers:
             save_answers(trainer.answers, asked, training.output_dir)

@@ -12,7 +12,7 @@ from finetune.options import launch
 
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
-    from finetune.data.sources import DataArguments
+    from finetune.data.sources import FewShotArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
     from finetune.tasks import TaskArguments
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def main(
     task: TaskArguments,
-    data: DataArguments,
+    data: FewShotArguments,
     model: ModelArguments,
     method: MethodArguments,
     batching: BatchingArguments,
@@ -44,7 +44,7 @@ def main(
 
 def run(
     task: TaskArguments,
-    data: DataArguments,
+    data: FewShotArguments,
     model: ModelArguments,
     method: MethodArguments,
     batching: BatchingArguments,
@@ -58,6 +58,7 @@ def run(
     from finetune.data.batching import check_budget
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
+    from finetune.intervals import intervals
     from finetune.methods import attach, find_method
     from finetune.models.load import architecture, load_model
     from finetune.tasks import answerer, settle, shape_loss
@@ -87,6 +88,7 @@ def run(
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = trainer.last_figures()
+    metrics["intervals"] = intervals(task.task, trainer.answers, metrics)
     if trainer.is_world_process_zero():
         if task.save_predictions:
             save_answers(trainer.answers, asked, training.output_dir)

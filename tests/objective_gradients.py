@@ -1,17 +1,14 @@
-"""One optimizer step of each objective → gradients, saved as safetensors. Run by test_objectives, also under torchrun."""
+"""One optimizer step of each objective → gradients. Used by test_objectives, and run by it under torchrun."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from conftest import WORDS, make_model, make_tokenizer
 from datasets import Dataset
-from safetensors.torch import save_file
-from step_gradients import KeepGradients
+from gradients import Gradients, one_step, trained, write
 from tokenizers import AddedToken
 
 from finetune.data import texts
@@ -20,10 +17,9 @@ from finetune.models import packed
 from finetune.models.contrastive import ContrastiveArguments
 from finetune.objectives import ObjectiveArguments, settle
 from finetune.training.pretraining import FreshTrainer
-from finetune.training.trainer import TrainingArguments, make_trainer
+from finetune.training.trainer import make_trainer
 
 FAMILIES = {"mlm": "bert", "clm": "gpt2", "nsp": "bert", "contrastive": "bert", "span_corruption": "t5", "infilling": "bart"}
-SPLITS = {"batch": (8, 1), "accumulation": (1, 8), "uneven": (3, 3), "processes": (4, 1)}
 
 
 def rows() -> Dataset:
@@ -52,32 +48,13 @@ def prepared(objective: str, **options: object):
     return row, processor, network, texts.encoded(rows(), {"text": "text"}, row.encode, processor, 48)
 
 
-def step_gradients(objective: str, split: tuple[int, int], folder: Path) -> dict[str, torch.Tensor]:
-    """Gradients of the first step with (rows a micro-batch, accumulation), and its logged loss under the key `loss`."""
+def step_gradients(objective: str, split: str, folder: Path) -> Gradients:
+    """Gradients of the first step, the rows dealt out as `split` says (`gradients.SPLITS`)."""
     row, processor, network, features = prepared(objective, **({"layout": "rows"} if objective == "clm" else {}))
-    training = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=split[0], gradient_accumulation_steps=split[1], max_steps=1,
-        bf16=False, optim="sgd", learning_rate=0.1, max_grad_norm=0.0, eval_strategy="no", save_strategy="no", logging_steps=1,
-        disable_tqdm=True,
-    )  # fmt: skip
-    trainer = make_trainer(
-        row, network, processor, training, {"train": features}, batching=BatchingArguments(), kind=FreshTrainer
-    )
-    keeper = KeepGradients()
-    trainer.add_callback(keeper)
-    trainer.train()
-    return keeper.gradients | {"loss": torch.tensor(trainer.state.log_history[0]["loss"])}
-
-
-def main(name: str, folder: Path) -> None:
-    found = {}
-    for objective in FAMILIES:
-        found |= {f"{objective}/{key}": value for key, value in step_gradients(objective, SPLITS[name], folder).items()}
-    if os.environ.get("RANK", "0") == "0":
-        save_file(found, folder / f"{name}.safetensors")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    options = {"batching": BatchingArguments(), "kind": FreshTrainer}
+    return trained(make_trainer(row, network, processor, one_step(split, folder), {"train": features}, **options))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    out = Path(sys.argv[1])
+    write({objective: step_gradients(objective, "processes", out) for objective in FAMILIES}, out)

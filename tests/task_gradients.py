@@ -1,30 +1,33 @@
-"""One optimizer step of every task on a few families → gradients. Run by test_task_invariance, also under torchrun."""
+"""One optimizer step of every task on a few families → gradients. Used by test_task_invariance, and run by it under torchrun."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import torch
 from conftest import WORDS, make_model, make_tokenizer
 from datasets import ClassLabel, Dataset, Features, List, Value
-from safetensors.torch import save_file
-from step_gradients import SPLITS, KeepGradients
+from gradients import Gradients, one_step, trained, write
 
 from finetune.data.batching import BatchingArguments
 from finetune.data.columns import Columns
 from finetune.models.packed import pack
 from finetune.tasks import TaskArguments, packed, settle
-from finetune.training.trainer import TrainingArguments, make_trainer
+from finetune.training.trainer import make_trainer
 
 CASES = [
+    ("classification", "bert"), ("classification", "llama"), ("classification", "gpt2"), ("classification", "t5"),
+    ("pairs", "bert"), ("pairs", "llama"), ("pairs", "gpt2"), ("pairs", "t5"),
     ("multilabel", "bert"), ("multilabel", "llama"), ("regression", "bert"), ("regression", "t5"), ("tokens", "bert"),
     ("tokens", "gpt2"), ("spans", "bert"), ("spans", "llama"), ("seq2seq", "t5"), ("seq2seq", "bart"), ("seq2seq", "gpt2"),
     ("seq2seq", "llama"), ("choice", "bert"), ("choice", "gpt2"), ("sft", "llama"),
 ]  # fmt: skip
 LABELS = ["O", "B-A", "I-A"]
+WITH_LABELS = ("classification", "pairs", "multilabel", "tokens")
 COLUMNS = {
+    "classification": Columns("text", None, "label"),
+    "pairs": Columns("text", "second", "label"),
     "multilabel": Columns("text", None, "set"),
     "regression": Columns("text", "second", "score"),
     "tokens": Columns("words", None, "tags"),
@@ -37,6 +40,7 @@ FEATURES = Features(
     {
         "text": Value("string"),
         "second": Value("string"),
+        "label": ClassLabel(names=LABELS),
         "set": List(ClassLabel(names=LABELS)),
         "score": Value("float32"),
         "words": List(Value("string")),
@@ -59,6 +63,7 @@ def rows() -> Dataset:
             {
                 "text": text,
                 "second": second,
+                "label": (0, 1, 2, 0, 1, 0, 0, 2)[index],
                 "set": [i for i in range(3) if (index >> i) & 1],
                 "score": index / 2,
                 "words": words,
@@ -77,41 +82,28 @@ def kind_of(family: str) -> str:
     return {"bert": "encoder", "t5": "encoder-decoder", "bart": "encoder-decoder"}.get(family, "decoder")
 
 
-def step_gradients(task: str, family: str, split: tuple[int, int], folder: Path) -> dict[str, torch.Tensor]:
-    """Gradients of the first step with (rows a micro-batch, accumulation), and its logged loss under the key `loss`."""
-    further = {"max_target_length": 8} if task == "seq2seq" else {}
+def prepared(task: str, family: str, max_target_length: int = 8, **config: object):
+    """The row, its processor, a tiny model, the names of its classes or None, and the features of the eight rows."""
+    further = {"max_target_length": max_target_length} if task == "seq2seq" else {}
     row, processor = settle(TaskArguments(task=task, **further), kind_of(family)), make_tokenizer(family)
-    labels = LABELS if task in ("multilabel", "tokens") else None
-    config = dict(row.config) | ({} if labels is None else {"num_labels": 3})
-    config |= {"classifier_dropout": 0.0} if family == "gpt2" else {}
+    labels = LABELS if task in WITH_LABELS else None
+    network = make_model(family, row.model, **(dict(row.config) | ({} if labels is None else {"num_labels": 3}) | config))
+    return row, processor, network, labels, row.encode(rows(), COLUMNS[task], processor, 20, labels)
+
+
+def step_gradients(task: str, family: str, split: str, folder: Path) -> Gradients:
+    """Gradients of the first step, the rows dealt out as `split` says (`gradients.SPLITS`)."""
+    config: dict[str, object] = {"classifier_dropout": 0.0} if family == "gpt2" else {}
     config |= {"initializer_range": 0.3} if family in ("bert", "llama") else {}  # gradients well above rounding
-    network = make_model(family, row.model, **config).train()
-    features = row.encode(rows(), COLUMNS[task], processor, 20, labels)
-    training = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=split[0], gradient_accumulation_steps=split[1], max_steps=1,
-        bf16=False, optim="sgd", learning_rate=0.1, max_grad_norm=0.0, eval_strategy="no", save_strategy="no", logging_steps=1,
-        disable_tqdm=True,
-    )  # fmt: skip
+    row, processor, network, labels, features = prepared(task, family, **config)
     if task == "sft":
         row = packed(row)
         pack(network)
-    trainer = make_trainer(row, network, processor, training, {"train": features}, labels=labels, batching=BatchingArguments())
-    keeper = KeepGradients()
-    trainer.add_callback(keeper)
-    trainer.train()
-    return keeper.gradients | {"loss": torch.tensor(trainer.state.log_history[0]["loss"])}
-
-
-def main(name: str, folder: Path) -> None:
-    found = {}
-    for task, family in CASES:
-        gradients = step_gradients(task, family, SPLITS[name], folder)
-        found |= {f"{task}/{family}/{key}": value for key, value in gradients.items()}
-    if os.environ.get("RANK", "0") == "0":
-        save_file(found, folder / f"{name}.safetensors")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    training = one_step(split, folder)
+    options = {"labels": labels, "batching": BatchingArguments()}
+    return trained(make_trainer(row, network.train(), processor, training, {"train": features}, **options))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    out = Path(sys.argv[1])
+    write({f"{task}/{family}": step_gradients(task, family, "processes", out) for task, family in CASES}, out)

@@ -9,6 +9,7 @@ from conftest import make_model, make_tokenizer
 from transformers import AutoModel
 
 from finetune import embedding_metrics
+from finetune.methods import attach
 from finetune.models import contrastive
 
 HIDDEN = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [9.0, 9.0]]])
@@ -64,18 +65,31 @@ def test_padding_changes_no_vector():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("pooling", contrastive.POOLINGS)
-def test_sentence_transformers_loads_what_is_saved(pooling, tmp_path):
+@pytest.mark.parametrize(("pooling", "method"), [("mean", "full"), ("cls", "full"), ("last", "full"), ("mean", "lora")])
+def test_sentence_transformers_loads_what_is_saved(pooling, method, tmp_path):
     theirs = pytest.importorskip("sentence_transformers")
     processor, network = make_tokenizer("bert"), make_model("bert", AutoModel)
-    network.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    contrastive.save_sentence_encoder(tmp_path, 16, pooling, 32)
+    folder = tmp_path
+    if method == "full":
+        network.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+    else:
+        network, folder = (
+            attach(network, "lora", {"init_lora_weights": False}, "FEATURE_EXTRACTION"),
+            tmp_path / "sentence_encoder",
+        )
+    contrastive.save_sentence_encoder(network, processor, tmp_path, pooling, 32)
     texts = ["the film was good", "dull"]
-    encoder = theirs.SentenceTransformer(str(tmp_path), device="cpu")
+    encoder = theirs.SentenceTransformer(str(folder), device="cpu")
     with torch.no_grad():
         ours = contrastive.embeddings(
-            network, dict(processor(texts, padding=True, return_tensors="pt")), torch.zeros(2), pooling=pooling
+            network.eval(), dict(processor(texts, padding=True, return_tensors="pt")), torch.zeros(2), pooling=pooling
         )[:, 0]
     torch.testing.assert_close(torch.tensor(encoder.encode(texts)), ours, atol=1e-5, rtol=1e-4)
     assert encoder.max_seq_length == 32
+
+
+def test_what_cannot_be_merged_is_said(tmp_path, caplog):
+    network = attach(make_model("bert", AutoModel), "bottleneck", None, "FEATURE_EXTRACTION")
+    contrastive.save_sentence_encoder(network, make_tokenizer("bert"), tmp_path, "mean", 32)
+    assert "sentence-transformers won't load it" in caplog.text and not (tmp_path / "sentence_encoder").exists()

@@ -126,3 +126,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(processor):
 
 def test_tokens_in_spans_by_eye():
     assert in_spans([(0, 2), (2, 4), (4, 4), (4, 6)], [(3, 5)]) == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [("[{", "is no JSON"), ('"film"', "wanted a list of JSON schemas"), ("[1]", "wanted a list of JSON schemas")],
+)
+def test_tools_that_are_none_are_said(processor, tools, message):
+    rows = Dataset.from_list([{"messages": chat(("user", "well?"), ("assistant", "yes")), "tools": tools}])
+    with pytest.raises(InputError, match=message):
+        instructions(rows, CHAT, processor, 128, None)

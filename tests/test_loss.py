@@ -35,14 +35,15 @@ def test_float32_even_for_bf16_logits():
 
 
 @pytest.mark.parametrize("lines", [1, 7, 1000])
-def test_cross_entropy_in_parts_is_that_of_the_whole(lines, monkeypatch):
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_cross_entropy_in_parts_is_that_of_the_whole(lines, smoothing, monkeypatch):
     monkeypatch.setattr(loss, "_parts", lambda logits: [slice(start, start + lines) for start in range(0, len(logits), lines)])
     labels = torch.tensor([[3, -100, 0], [49, 7, -100], [-100, 1, 1], [2, 2, 2]])
     found, wanted = (torch.randn(12, 50, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
     weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
     counted = labels.flatten().ne(-100)
-    one = loss.packed_cross_entropy(found[counted], labels)
-    other = cross_entropy(wanted.view(4, 3, 50), labels)
+    one = loss.packed_cross_entropy(found[counted], labels, smoothing=smoothing)
+    other = cross_entropy(wanted.view(4, 3, 50), labels, smoothing=smoothing)
     torch.testing.assert_close(one, other)
     (one * weights).sum().backward()
     (other * weights).sum().backward()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from finetune import loss
 from finetune.data import collate
 from finetune.errors import InputError
-from finetune.models import forward, packed
+from finetune.models import forward, packed, trunk
 from finetune.training.instruct import noisy, token_lengths
 
 ROWS = [
@@ -53,7 +53,7 @@ def test_losses_and_gradients_equal_those_of_padded_rows(family, short, monkeypa
         if pack:
             packed.pack(network)
         batch, labels = batch_of(ROWS, collate.packed if pack else collate.continuations, family)
-        call, measure = (forward.packed, loss.packed_cross_entropy) if pack else (forward.plain, loss.cross_entropy)
+        call, measure = (trunk.packed, loss.placed_cross_entropy) if pack else (forward.plain, loss.cross_entropy)
         losses = measure(call(network, batch, labels), labels)
         losses.sum().backward()
         results.append((losses.detach(), {n: p.grad for n, p in network.named_parameters() if p.grad is not None}))
@@ -72,7 +72,7 @@ def test_a_sliding_window_hides_what_lies_behind_it(short, monkeypatch):
     wanted = loss.cross_entropy(forward.plain(network, batch, labels), labels)
     packed.pack(network)
     batch, labels = batch_of(ROWS)
-    torch.testing.assert_close(loss.packed_cross_entropy(forward.packed(network, batch, labels), labels), wanted)
+    torch.testing.assert_close(loss.placed_cross_entropy(trunk.packed(network, batch, labels), labels), wanted)
 
 
 def make_mistral():
@@ -85,10 +85,9 @@ def make_mistral():
 def test_dropout_inside_attention_is_not_forgotten():
     line = [torch.randn(1, 2, 7, 8) for _ in range(3)]
     edges = torch.tensor([0, 3, 7])
-    plain, none = (packed.attend(None, *line, None, dropout=rate, cu_seq_lens_q=edges)[0] for rate in (0.0, 0.0))
-    torch.testing.assert_close(plain, none)
-    noisy_one, _ = packed.attend(None, *line, None, dropout=0.5, cu_seq_lens_q=edges)
-    assert not torch.allclose(plain, noisy_one)
+    plain, _ = packed.attend(None, *line, None, cu_seq_lens_q=edges)
+    dropped, _ = packed.attend(None, *line, None, dropout=0.5, cu_seq_lens_q=edges)
+    assert not torch.allclose(plain, dropped)
 
 
 def test_scores_that_are_not_plain_are_refused():
@@ -99,10 +98,10 @@ def test_scores_that_are_not_plain_are_refused():
 
 def test_no_text_sees_another(decoder):
     batch, labels = batch_of(ROWS)
-    before = forward.packed(decoder, batch, labels)
+    before = trunk.packed(decoder, batch, labels)
     changed = [dict(ROWS[0], input_ids=[20, 19, 18, 17]), *ROWS[1:]]
     other, _ = batch_of(changed)
-    after = forward.packed(decoder, other, labels)
+    after = trunk.packed(decoder, other, labels)
     assert not torch.allclose(before[:3], after[:3])
     torch.testing.assert_close(before[3:], after[3:])
 
@@ -124,6 +123,9 @@ def test_losses_and_hits_of_labelled_places_by_hand():
     found = loss.packed_cross_entropy(logits[[0, 1, 2]], labels)
     torch.testing.assert_close(found, -torch.log(torch.tensor([0.5 * 0.25, 0.25])))
     assert loss.packed_hits(logits, labels).tolist() == [1, 0]
+    places = loss.Places.apply(logits, labels[labels.ne(-100)])
+    torch.testing.assert_close(loss.placed_cross_entropy(places, labels), found)
+    assert loss.placed_hits(places, labels).tolist() == [1, 0]
     assert loss.items(labels).tolist() == [2, 1]
 
 

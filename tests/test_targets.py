@@ -6,7 +6,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from finetune.data import targets
-from finetune.data.sources import DataArguments, Rows
+from finetune.data.sources import DataArguments, FewShotArguments, Rows
 from finetune.errors import InputError
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -146,4 +146,51 @@ def test_chats_without_an_answer_are_refused():
 
 def test_shots_want_classes():
     with pytest.raises(InputError, match="--shots_per_class wants a task with one class a row"):
-        targets.examine_tags(tagged("O"), DataArguments(shots_per_class=2))
+        targets.examine_tags(tagged("O"), FewShotArguments(shots_per_class=2))
+
+
+def test_labels_inside_records_are_lists_of_labels():
+    """As the built-in reviews have them: aspects, each with what is said of it."""
+    rows = Dataset.from_list(
+        [
+            {"text": "a film", "aspects": [{"aspect": "story", "said": "good"}, {"aspect": "music", "said": "bad"}]},
+            {"text": "a story", "aspects": []},
+        ]
+    )
+    examined, columns, labels = targets.examine_label_sets(Rows(rows, rows, "x"), DataArguments(label_column="aspects.aspect"))
+    assert labels == ["music", "story"] and sorted(examined.train[columns.label]) == [[], ["story", "music"]]
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (["S-PER", "O", "B-LOC"], r"'S-PER' is of another scheme than IOB2"),
+        (["I-PER", "O", "I-PER"], r"break IOB2: 'I-PER' at word 0"),
+    ],
+)
+def test_other_ways_to_mark_entities_are_told_from_iob2(tags, message):
+    rows = [{"tokens": ["a", "b", "c"], "ner_tags": tags}]
+    with pytest.raises(InputError, match=message):
+        targets.examine_tags(both(rows), DataArguments())
+
+
+def test_a_class_without_a_name_is_no_tag():
+    feature = Features({"tokens": List(Value("string")), "ner_tags": List(Value("int64"))})
+    rows = Dataset.from_list([{"tokens": ["a", "b"], "ner_tags": [0, -1]}], feature)
+    rows = rows.cast(Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=TAGS))}))
+    with pytest.raises(InputError, match="Row 0 has the label -1"):
+        targets.examine_tags(Rows(rows, rows, "x"), DataArguments())
+
+
+def test_words_that_are_no_text_and_answers_without_a_start_are_named():
+    with pytest.raises(InputError, match="row 0 holds a word that is no text"):
+        targets.examine_tags(both([{"tokens": ["a", None], "ner_tags": ["O", "O"]}]), DataArguments())
+    asked = {"question": "who", "context": "a film", "answers": {"text": ["film"], "answer_start": []}}
+    with pytest.raises(InputError, match="as many texts as starts"):
+        targets.examine_spans(both([asked]), DataArguments())
+
+
+def test_an_answer_without_content_is_named():
+    chat = [{"role": "user", "content": "well?"}, {"role": "assistant", "content": " "}]
+    with pytest.raises(InputError, match="row 0 has an answer without content"):
+        targets.examine_instructions(both([{"messages": chat}]), DataArguments())

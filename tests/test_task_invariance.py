@@ -2,76 +2,42 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
-from safetensors.torch import load_file
-from step_gradients import SPLITS
-from task_gradients import CASES, COLUMNS, LABELS, kind_of, rows, step_gradients
+from gradients import in_two_processes, relative_difference
+from task_gradients import CASES, COLUMNS, prepared, rows, step_gradients
 
 from finetune.answers import Asked
-from finetune.tasks import TaskArguments, answerer, settle
+from finetune.tasks import TaskArguments, answerer
 from finetune.training.trainer import TrainingArguments, by_length, make_trainer
-
-TESTS = Path(__file__).parent
-
-
-def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    norm = torch.stack([value.norm() for name, value in one.items() if name != "loss"]).norm()
-    assert norm > 1e-5
-    return float(torch.stack([(one[name] - other[name]).norm() for name in one]).norm() / norm)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return {case: step_gradients(*case, SPLITS["batch"], folder) for case in CASES}
+    return {case: step_gradients(*case, "batch", folder) for case in CASES}
 
 
 @pytest.mark.parametrize(("task", "family"), CASES)
-def test_accumulation_changes_no_gradient(whole, task, family, tmp_path):
-    assert relative_difference(whole[task, family], step_gradients(task, family, SPLITS["accumulation"], tmp_path)) < 1e-5
+@pytest.mark.parametrize("split", ["accumulation", "uneven"])
+def test_accumulation_changes_no_gradient(whole, task, family, split, tmp_path):
+    assert relative_difference(whole[task, family], step_gradients(task, family, split, tmp_path)) < 1e-5
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(TESTS / "task_gradients.py"),
-    ]
-    done = subprocess.run([*command, "processes", str(folder)], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(folder / "processes.safetensors")
+    return in_two_processes("task_gradients.py", tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize(("task", "family"), CASES)
 def test_two_processes_change_no_gradient(whole, two_processes, task, family):
-    prefix = f"{task}/{family}/"
-    found = {key.removeprefix(prefix): value for key, value in two_processes.items() if key.startswith(prefix)}
-    assert relative_difference(whole[task, family], found) < 1e-5
+    assert relative_difference(whole[task, family], two_processes[f"{task}/{family}"]) < 1e-5
 
 
 @pytest.mark.parametrize(("task", "family"), CASES)
 def test_padding_changes_no_loss(task, family):
     """One row alone has the loss that it has beside longer ones: heads, attention and items all leave padding out."""
-    further = {"max_target_length": 8} if task == "seq2seq" else {}
-    row, processor = settle(TaskArguments(task=task, **further), kind_of(family)), make_tokenizer(family)
-    labels = LABELS if task in ("multilabel", "tokens") else None
-    network = make_model(family, row.model, **(dict(row.config) | ({} if labels is None else {"num_labels": 3})))
-    features = list(row.encode(rows(), COLUMNS[task], processor, 20, labels))
+    row, processor, network, _, features = prepared(task, family)
     collate = row.collate(processor)
 
     def losses(part):
@@ -81,7 +47,7 @@ def test_padding_changes_no_loss(task, family):
         with torch.no_grad():
             return row.loss(row.forward(network, batch, gold).float(), gold)
 
-    together = losses(features)
+    together = losses(list(features))
     alone = torch.cat([losses([one]) for one in features])
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-5)
 
@@ -89,12 +55,8 @@ def test_padding_changes_no_loss(task, family):
 @pytest.mark.parametrize(("task", "family"), CASES)
 def test_evaluation_does_not_change_with_its_batches(task, family, tmp_path):
     """Figures are sums over all rows: transformers' own evaluation loss is a mean of batch means."""
-    further = {"max_target_length": 4} if task == "seq2seq" else {}
-    options = TaskArguments(task=task, **further)
-    row, processor = settle(options, kind_of(family)), make_tokenizer(family)
-    labels = LABELS if task in ("multilabel", "tokens") else None
-    network = make_model(family, row.model, **(dict(row.config) | ({} if labels is None else {"num_labels": 3})))
-    features = row.encode(rows(), COLUMNS[task], processor, 20, labels)
+    row, processor, network, labels, features = prepared(task, family, max_target_length=4)
+    options = TaskArguments(task=task, max_target_length=4)
     asked = Asked(rows(), COLUMNS[task], by_length(features), labels)
     found = []
     for size in (1, 3, 8):

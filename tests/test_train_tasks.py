@@ -23,10 +23,12 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 def run(script: str, *arguments: object) -> None:
+    """A script's main with these arguments; flags and plain values may stand together in one text."""
     spec = importlib.util.spec_from_file_location(script, SCRIPTS / f"{script}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main(*parse(module.main, [str(a) for a in arguments]))
+    given = [part for one in arguments for part in (one.split() if str(one).startswith("--") else [str(one)])]
+    module.main(*parse(module.main, given))
 
 
 @pytest.fixture
@@ -66,27 +68,32 @@ def test_a_task_trains_and_leaves_figures_and_predictions(task, saved, folder_of
         "--task",
         task,
         *columns_of(task),
-        "--method",
-        "full",
+        "--method full",
         "--model_name_or_path",
         saved(family, AutoModel),
         "--dataset_name",
         folder_of_rows,
-        "--max_length",
-        24,
+        "--max_length 24",
         "--output_dir",
         out,
-        "--num_train_epochs",
-        1,
-        "--save_predictions",
-        "true",
-        "--bf16",
-        "false",
+        "--num_train_epochs 1 --save_predictions true --bf16 false",
     )
     found = figures(out)
     assert names <= found.keys() and found["loss"] > 0
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 8 and all({"id", "text", "gold", "prediction", "score"} <= line.keys() for line in lines)
+    assessed(out, folder_of_rows, found)
+
+
+def assessed(out: Path, rows_in: Path, found: dict) -> None:
+    """scripts/assess.py on the same rows gives the figures and intervals of the training's end."""
+    run("assess", "--artefact", out, "--dataset_name", rows_in)
+    again = figures(out / "assessments" / "rows")
+    for name, value in found.items():
+        if isinstance(value, float) and name in again and name != "runtime" and "second" not in name:
+            assert again[name] == pytest.approx(value, abs=1e-4), name
+    assert again["rows"] == 8 and again["intervals"] == found["intervals"] != {}
+    assert (out / "assessments" / "rows" / "predictions.jsonl").is_file()
 
 
 @pytest.mark.parametrize(("family", "kind"), [("t5", AutoModelForSeq2SeqLM), ("gpt2", AutoModelForCausalLM)])
@@ -94,29 +101,17 @@ def test_models_of_both_kinds_write(family, kind, saved, folder_of_rows, tmp_pat
     out = tmp_path / "run"
     run(
         "train",
-        "--task",
-        "seq2seq",
+        "--task seq2seq",
         *columns_of("seq2seq"),
-        "--method",
-        "lora",
+        "--method lora",
         "--model_name_or_path",
         saved(family, kind),
         "--dataset_name",
         folder_of_rows,
-        "--max_length",
-        32,
-        "--max_target_length",
-        8,
-        "--num_beams",
-        2,
+        "--max_length 32 --max_target_length 8 --num_beams 2",
         "--output_dir",
         out,
-        "--num_train_epochs",
-        1,
-        "--save_predictions",
-        "true",
-        "--bf16",
-        "false",
+        "--num_train_epochs 1 --save_predictions true --bf16 false",
         "--generation_kwargs",
         '{"length_penalty": 0.5}',
     )
@@ -124,6 +119,7 @@ def test_models_of_both_kinds_write(family, kind, saved, folder_of_rows, tmp_pat
     assert {"rouge1", "rouge2", "rougeL", "bleu", "chrf", "length_ratio", "token_accuracy", "loss"} <= found.keys()
     assert found["bleu_signature"].startswith("nrefs:1") and "bleu_signature nrefs:1" in caplog.text
     assert len((out / "predictions.jsonl").read_text().splitlines()) == 8
+    assessed(out, folder_of_rows, found)
 
 
 def test_a_series_of_few_shot_runs_gives_mean_and_deviation(saved, review_file, tmp_path, capsys):
@@ -146,8 +142,7 @@ def test_more_shots_than_rows_are_refused(saved, review_file, tmp_path):
     with pytest.raises(InputError, match=r"--shots_per_class 99: the class '.*' has 24 rows"):
         run(
             "train",
-            "--method",
-            "full",
+            "--method full",
             "--model_name_or_path",
             saved("bert", AutoModel),
             "--dataset_name",
@@ -163,22 +158,14 @@ def test_early_stopping_keeps_the_best_model(saved, review_file, tmp_path):
     out = tmp_path / "run"
     run(
         "train",
-        "--method",
-        "full",
+        "--method full",
         "--model_name_or_path",
         saved("bert", AutoModel),
         "--dataset_name",
         review_file,
         "--output_dir",
         out,
-        "--num_train_epochs",
-        12,
-        "--early_stopping_patience",
-        2,
-        "--bf16",
-        "false",
-        "--learning_rate",
-        0.02,
+        "--num_train_epochs 12 --early_stopping_patience 2 --bf16 false --learning_rate 0.02",
     )
     state = json.loads(
         sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[-1].joinpath("trainer_state.json").read_text()
@@ -192,18 +179,14 @@ def test_early_stopping_wants_evaluations(saved, review_file, tmp_path):
     with pytest.raises(InputError, match="--early_stopping_patience with --eval_strategy no"):
         run(
             "train",
-            "--method",
-            "full",
+            "--method full",
             "--model_name_or_path",
             saved("bert", AutoModel),
             "--dataset_name",
             review_file,
             "--output_dir",
             tmp_path / "run",
-            "--early_stopping_patience",
-            2,
-            "--eval_strategy",
-            "no",
+            "--early_stopping_patience 2 --eval_strategy no",
         )
 
 
@@ -244,20 +227,9 @@ def test_instructions_have_the_same_losses_packed_and_padded(chats, tmp_path):
             data,
             "--output_dir",
             out,
-            "--method",
-            "lora",
-            "--packing",
-            packing,
-            "--num_train_epochs",
-            2,
-            "--bf16",
-            "false",
-            "--per_device_train_batch_size",
-            4,
-            "--learning_rate",
-            0.01,
-            "--max_length",
-            48,
+            "--method lora",
+            f"--packing {packing} --group_by_length false",  # packed rows are not grouped
+            "--num_train_epochs 2 --bf16 false --per_device_train_batch_size 4 --learning_rate 0.01 --max_length 48",
         )
         found[packing] = figures(out)
     assert found["true"]["loss"] == pytest.approx(found["false"]["loss"], abs=1e-5)
@@ -289,26 +261,17 @@ def test_instructions_are_answered(chats, tmp_path):
         data,
         "--output_dir",
         out,
-        "--method",
-        "full",
-        "--num_train_epochs",
-        1,
-        "--bf16",
-        "false",
-        "--write_answers",
-        "true",
-        "--max_new_tokens",
-        4,
-        "--save_predictions",
-        "true",
-        "--max_length",
-        48,
-        "--neftune_noise_alpha",
-        5,
+        "--method full --num_train_epochs 1 --bf16 false --write_answers true --max_new_tokens 4 --save_predictions true",
+        "--max_length 48 --neftune_noise_alpha 5",
     )
     assert "rougeL" in figures(out)
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert lines[0]["gold"].startswith("good") and len(lines) == 8
+    run("assess", "--artefact", out, "--dataset_name", data)
+    again, found = figures(out / "assessments" / "chats"), figures(out)
+    assert {name: again[name] for name in ("rougeL", "token_accuracy", "loss")} == pytest.approx(
+        {name: found[name] for name in ("rougeL", "token_accuracy", "loss")}, abs=1e-4
+    )
 
 
 PAIRS = [

@@ -107,7 +107,7 @@ def test_figures_by_hand():
     assert sums.tolist() == [[pytest.approx(float(np.log(8))), 1.0], [pytest.approx(float(np.log(2))), 1.0]]
     figures = likelihood.tokens(sums.numpy(), labels.numpy(), byte_count=8)
     assert figures == {"perplexity": pytest.approx(16 ** (1 / 3)), "token_accuracy": pytest.approx(2 / 3), "tokens": 3,
-                       "bits_per_byte": pytest.approx(0.5)}  # fmt: skip
+                       "commonest": pytest.approx(2 / 3), "bits_per_byte": pytest.approx(0.5)}  # fmt: skip
 
 
 def test_a_new_head_starts_at_the_mean_and_a_trained_one_stays():

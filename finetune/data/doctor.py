@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datasets import ClassLabel, Dataset
 
 from finetune.data.columns import Columns, class_ids, class_names, find_columns, with_classes
-from finetune.data.sources import DataArguments, Rows, sample
+from finetune.data.sources import DataArguments, FewShotArguments, Rows, sample
 from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,13 @@ def check_shots(rows: Dataset, column: str, labels: list[str], shots: int) -> in
     return shots * len(labels)
 
 
+def few_shots(data: DataArguments) -> tuple[int | None, int]:
+    """Rows of each class to train on, None for no such bound, and the seed of the training sample."""
+    if not isinstance(data, FewShotArguments):
+        return None, data.sample_seed
+    return data.shots_per_class, data.sample_seed if data.train_sample_seed is None else data.train_sample_seed
+
+
 def overlap(train: Dataset, evaluation: Dataset, key: Callable[[dict], str]) -> int:
     """Number of evaluation rows whose text, lower-cased, also stands in the training rows; more than none is said in the log."""
     known = {key(row) for row in train}
@@ -126,10 +133,9 @@ def examine_classes(rows: Rows, data: DataArguments, pair: bool) -> tuple[Rows, 
     check_classes(train, columns.label, declared, "training")
     labels = seen_classes(train, columns.label, declared)
     check_classes(evaluation, columns.label, labels, "evaluation")
-    limit = data.max_train_rows
-    if data.shots_per_class is not None:
-        limit = check_shots(train, columns.label, labels, data.shots_per_class)
-    seed = data.sample_seed if data.train_sample_seed is None else data.train_sample_seed
+    limit, (shots, seed) = data.max_train_rows, few_shots(data)
+    if shots is not None:
+        limit = check_shots(train, columns.label, labels, shots)
     train = sample(train, limit, seed, columns.label)
     evaluation = sample(with_classes(evaluation, columns.label), data.max_eval_rows, data.sample_seed, columns.label)
     seen_classes(train, columns.label, labels)

@@ -16,6 +16,7 @@ from numpy.random import Generator
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data import noise, packing
+from finetune.data.encode import want_tokens
 from finetune.errors import InputError
 
 Batch = dict[str, list[Any]]
@@ -38,7 +39,7 @@ class Document:
 
 
 def tokenised(texts: Sequence[str], processor: PreTrainedTokenizerBase) -> list[Document]:
-    """Each text as a document.
+    """Each text that has a token as a document.
 
     Raises:
         InputError: a tokenizer without word numbers and offsets (one that is not backed by the tokenizers library).
@@ -53,6 +54,7 @@ def tokenised(texts: Sequence[str], processor: PreTrainedTokenizerBase) -> list[
             text, encoding.ids, [-1 if word is None else word for word in encoding.word_ids], [end for _, end in encoding.offsets]
         )
         for text, encoding in zip(texts, encodings, strict=True)
+        if encoding.ids
     ]
 
 
@@ -243,11 +245,12 @@ def views(batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng
     Returns:
         views (ids of each text), labels (the `score` of the pair; not a number where there is none), length (of the longest).
     """
-    columns = [
-        processor(list(batch[name]), truncation=True, max_length=max_length)["input_ids"]
-        for name in ("text", "pair", "negative")
-        if name in batch
-    ]
+    columns = []
+    for name in ("text", "pair", "negative"):
+        if name in batch:
+            encoded = processor(list(batch[name]), truncation=True, max_length=max_length)
+            want_tokens(encoded, [batch[name]], max_length)
+            columns.append(encoded["input_ids"])
     rows = [list(texts) for texts in zip(*columns, strict=True)]
     scores = [float("nan") if score is None else float(score) for score in batch.get("score", [None] * len(rows))]
     return {"views": rows, "labels": scores, "length": [max(map(len, row)) for row in rows]}

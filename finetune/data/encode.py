@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -28,6 +30,7 @@ def sequence(
     def encode(batch: dict[str, list]) -> dict[str, list]:
         texts = [batch[column] for column in (columns.text, columns.pair) if column]
         encoded = processor(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+        want_tokens(encoded, texts, max_length)
         features = {name: encoded[name] for name in encoded}
         return features | {"length": [len(ids) for ids in encoded["input_ids"]], "cut": _cut(encoded)}
 
@@ -37,10 +40,29 @@ def sequence(
     return report_cut(features, max_length)
 
 
-def fingerprint(rows: Dataset, columns: Columns) -> str:
-    """Hash of what the columns hold, row by row: equal for equal content, whatever file it came from."""
+def want_tokens(encoded: Any, texts: Sequence[Sequence[str]], max_length: int) -> None:
+    """Each text has a token left (known for fast tokenizers).
+
+    Args:
+        texts: what was encoded: a list of texts, or two.
+
+    Raises:
+        InputError: one has none: signs that the tokenizer drops, or no room beside special tokens and the other text.
+    """
+    for whole, parts in zip(encoded.encodings or (), zip(*texts, strict=True), strict=False):
+        present = {part for part in whole.sequence_ids if part is not None}
+        gone = next((text for part, text in enumerate(parts) if part not in present), None)
+        if gone is not None:
+            raise InputError(
+                f"Within {max_length} tokens nothing is left of the text {gone!r:.80}; wanted one token or more. "
+                "Set --max_length higher, or mend the row"
+            )
+
+
+def fingerprint(rows: Dataset, columns: Columns, *further: str) -> str:
+    """Hash of what the columns, and `further` ones, hold, row by row: equal for equal content, whatever file it came from."""
     digest = hashlib.sha256()
-    for column in filter(None, (columns.text, columns.pair, columns.label)):
+    for column in filter(None, (columns.text, columns.pair, columns.label, *further)):
         digest.update(f"{column}:{rows.features[column]}".encode())
         for value in rows[column]:
             digest.update(repr(value).encode() + b"\x00")
@@ -48,26 +70,52 @@ def fingerprint(rows: Dataset, columns: Columns) -> str:
 
 
 def mapped(
-    rows: Dataset, columns: Columns, encode: Callable[[dict], dict], processor: PreTrainedTokenizerBase, options: dict[str, Any]
+    rows: Dataset,
+    columns: Columns,
+    encode: Callable[[dict], dict],
+    processor: PreTrainedTokenizerBase,
+    options: dict[str, Any],
 ) -> Dataset:
     """`rows` through `encode`, in parallel inside the tokenizer, cached by content; a column `row` numbers the rows.
 
-    Where `encode` makes several features of a row, or none, its `source` gives each one's place in the batch.
-
-    The cache key is made of rows, tokenizer and options: a tokenizer's own pickle changes with its first call.
+    Where `encode` makes several features of a row, or none, its `source` gives each one's place in the batch. `options` are what
+    the features depend on beside columns and tokenizer.
     """
-    tokenizer = processor.backend_tokenizer.to_str() if processor.is_fast else json.dumps(processor.get_vocab(), sort_keys=True)
-    parts = [fingerprint(rows, columns), tokenizer, encode.__qualname__, json.dumps(options, sort_keys=True, default=str)]
-    key = hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:32]
 
     def with_number(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
         features = encode(batch)
         source = features.pop("source", range(len(indices)))
         return features | {"row": [indices[place] for place in source]}
 
+    return cached(rows, with_number, processor, fingerprint(rows, columns), encode.__qualname__, options)
+
+
+def cached(rows: Dataset, encode: Callable, processor: PreTrainedTokenizerBase, *parts: Any) -> Dataset:
+    """`rows` through `encode` (batch, indices) → features, read from the cache where all `parts`, the tokenizer and the code are old.
+
+    The key is made here, as datasets' own would be made of a tokenizer's pickle, which changes with the tokenizer's first call.
+    """
+    found = [code(), tokenizer_key(processor), *(json.dumps(part, sort_keys=True, default=str) for part in parts)]
+    key = hashlib.sha256("\x00".join(found).encode()).hexdigest()[:32]
     return rows.map(
-        with_number, batched=True, with_indices=True, remove_columns=rows.column_names, new_fingerprint=key, desc="Tokenising"
+        encode, batched=True, with_indices=True, remove_columns=rows.column_names, new_fingerprint=key, desc="Tokenising"
     )
+
+
+@cache
+def code() -> str:
+    """Hash of this folder's modules: what an older version of an encoder has made is not what this one makes."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\x00".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def tokenizer_key(processor: PreTrainedTokenizerBase) -> str:
+    """What decides which tokens a text becomes, whatever the tokenizer was asked for before."""
+    special = json.dumps(processor.special_tokens_map, sort_keys=True, default=str)
+    if not processor.is_fast:
+        return special + json.dumps(processor.get_vocab(), sort_keys=True)
+    whole = json.loads(processor.backend_tokenizer.to_str())
+    return special + json.dumps({name: part for name, part in whole.items() if name not in ("truncation", "padding")})
 
 
 def report_cut(features: Dataset, max_length: int) -> Dataset:
@@ -80,8 +128,6 @@ def report_cut(features: Dataset, max_length: int) -> Dataset:
             "%d of %d texts are longer than %d tokens and were cut: %.1f %% of all tokens (--max_length)",
             many, len(cut), max_length, 100 * share,
         )  # fmt: skip
-    if min(kept, default=1) == 0:
-        raise InputError(f"Row {kept.index(0)} has no token left; wanted one or more. Set --max_length above {max_length}")
     return features.remove_columns("cut")
 
 

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.columns import Columns
-from finetune.data.encode import mapped
+from finetune.data.encode import fingerprint, mapped
 from finetune.data.labelling import frame
 from finetune.errors import InputError
 from finetune.loss import IGNORED
@@ -97,6 +97,8 @@ def instructions(
         return features
 
     options = {"max_length": max_length, "chat": chatting, "answers_only": answers_only, "template": processor.chat_template}
+    if "tools" in rows.column_names:
+        options["tools"] = fingerprint(rows, Columns("tools", None, ""))
     return _report(mapped(rows, columns, encode, processor, options), len(rows), max_length)
 
 
@@ -114,8 +116,7 @@ def conversation(row: dict[str, Any], columns: Columns, processor: PreTrainedTok
         InputError: a template that rewrites earlier turns, so that a turn can't be found in the whole.
     """
     messages = _messages(row, columns)
-    tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools
+    tools = _tools(row.get("tools"))
     whole = _render(processor, messages, tools)
     spans = []
     for place, message in enumerate(messages):
@@ -140,16 +141,36 @@ def in_spans(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]
 def _messages(row: dict[str, Any], columns: Columns) -> list[Message]:
     if columns.text == columns.label:
         # columns of structs hold every key of any row; templates ask whether a key is there
-        return [{k: v for k, v in message.items() if v is not None} for message in row[columns.text]]
+        return [_present(message) for message in row[columns.text]]
     prompt, answer = row[columns.text], row[columns.label]
     first = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     return [*first, *([{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer)]
 
 
+def _tools(given: Any) -> list[dict] | None:
+    """Descriptions of tools as JSON schemas: a list, or the JSON of one; columns of structs hold every key of any row."""
+    try:
+        tools = json.loads(given) if isinstance(given, str) else given
+    except json.JSONDecodeError as error:
+        raise InputError(f"The column 'tools' holds {given[:80]!r}, which is no JSON ({error}). Mend the rows") from error
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise InputError(f"The column 'tools' holds {str(given)[:80]!r}; wanted a list of JSON schemas. Mend the rows")
+    return tools if isinstance(given, str) else [_present(tool) for tool in tools]
+
+
+def _present(value: Any) -> Any:
+    """Without the keys that hold nothing, at any depth."""
+    if isinstance(value, dict):
+        return {name: _present(one) for name, one in value.items() if one is not None}
+    return [_present(one) for one in value] if isinstance(value, list) else value
+
+
 def _render(processor: PreTrainedTokenizerBase, messages: list[Message], tools: Any, prompt: bool = False) -> str:
     try:
         return str(processor.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt))
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:  # whatever a template makes of a content that it doesn't expect
         roles = ", ".join(message["role"] for message in messages)
         raise InputError(f"The chat template refuses messages of {roles}: {error}. Mend the rows") from error
 

@@ -71,9 +71,18 @@ def choices(
 
 
 def named(feature: Any, values: Sequence[Sequence[Any] | None]) -> list[list[str]]:
-    """Lists of a column of lists → lists of names, whether it holds classes or strings."""
-    if isinstance(feature.feature, ClassLabel):
-        return [[feature.feature.names[index] for index in row or []] for row in values]
+    """Lists of a column of lists → lists of names, whether it holds classes or strings.
+
+    Raises:
+        InputError: a class that has no name, such as -1, or none at all.
+    """
+    names = feature.feature.names if isinstance(feature.feature, ClassLabel) else None
+    for place, row in enumerate(values):
+        for one in row or ():
+            if one is None or (names is not None and not 0 <= one < len(names)):
+                raise InputError(f"Row {place} has the label {one}, which is no class; wanted one or none. Mend the row")
+    if names is not None:
+        return [[names[index] for index in row or []] for row in values]
     return [[str(name) for name in row or []] for row in values]
 
 
@@ -98,9 +107,7 @@ def tokens(
     assert labels is not None
     front, back = frame(processor)
     room = max_length - len(front) - len(back)
-    overlap = max_length // 4 if stride is None else stride
-    if overlap >= room or room < 1:
-        raise InputError(f"--stride {overlap} leaves nothing of {room} tokens; set --stride lower or --max_length higher")
+    overlap = shared(stride, max_length, room)
     place = {name: index for index, name in enumerate(labels)}
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
@@ -167,16 +174,37 @@ def windows(firsts: Sequence[int], total: int, room: int, stride: int) -> list[t
     return [(start, end, edges[i], edges[i + 1]) for i, (start, end) in enumerate(spans)]
 
 
-def frame(processor: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Special tokens that the tokenizer puts in front of a text and behind it.
+def shared(stride: int | None, max_length: int, room: int) -> int:
+    """Tokens that windows share, a quarter of `max_length` where `stride` is None.
 
     Raises:
-        InputError: a tokenizer that doesn't say where its tokens stand in the text.
+        InputError: fewer than none, or so many that no window gets on.
+    """
+    overlap = max_length // 4 if stride is None else stride
+    if not 0 <= overlap < room:
+        raise InputError(f"--stride {overlap} leaves nothing of {room} tokens; set --stride lower or --max_length higher")
+    return overlap
+
+
+def want_places(processor: PreTrainedTokenizerBase) -> None:
+    """The tokenizer says where its tokens stand in the text.
+
+    Raises:
+        InputError: it doesn't.
     """
     if not processor.is_fast:
         raise InputError(
             f"{type(processor).__name__} keeps no places of tokens; wanted a fast tokenizer. Set --model_name_or_path"
         )
+
+
+def frame(processor: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Special tokens that the tokenizer puts in front of a text and behind it.
+
+    Raises:
+        InputError: a tokenizer that doesn't say where its tokens stand in the text, or knows no letter.
+    """
+    want_places(processor)
     encoded = processor("a", return_special_tokens_mask=True)
     inner = [position for position, special in enumerate(encoded["special_tokens_mask"]) if not special]
     if not inner:

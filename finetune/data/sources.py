@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -54,6 +56,12 @@ class DataArguments:
     max_eval_rows: int | None = field(default=None, metadata={"help": "The same for evaluation."})
     drop_empty_rows: bool = field(default=False, metadata={"help": "Leave rows without text out instead of stopping."})
     sample_seed: int = field(default=0, metadata={"help": "Seed of the samples and of a split kept aside."})
+
+
+@dataclass
+class FewShotArguments(DataArguments):
+    """Rows to train on that may be few of each class, and drawn several times."""
+
     train_sample_seed: int | None = field(
         default=None, metadata={"help": "Seed of the training sample alone (default: sample_seed)."}
     )
@@ -79,15 +87,15 @@ class Rows:
         return [(name, part) for name, part in (("train", self.train), ("eval", self.eval)) if part is not None]
 
 
-def load_rows(data: DataArguments, train: bool = True) -> Rows:
-    """Read the splits that a run needs; `train=False` reads the evaluation split alone.
+def load_rows(data: DataArguments, train: bool = True, fallback: str | None = "train") -> Rows:
+    """Read the splits that a run needs; `train=False` reads the evaluation split alone, or `fallback` where there is none.
 
     Raises:
         InputError: nothing there under that name, an unreadable file, a split that does not exist, 0 rows.
     """
-    splits = read_splits(data.dataset_name, data.dataset_config, data.data_files)
     if not train:
-        return Rows(None, _split(splits, data.eval_split or _default_eval(splits, "train"), "--eval_split"), data.dataset_name)
+        return Rows(None, _evaluation(data, fallback), data.dataset_name)
+    splits = read_splits(data.dataset_name, data.dataset_config, data.data_files)
     training = _split(splits, data.train_split, "--train_split")
     held_out = data.eval_split or _default_eval(splits, None)
     if held_out is not None:
@@ -97,6 +105,21 @@ def load_rows(data: DataArguments, train: bool = True) -> Rows:
     parts = training.train_test_split(test_size=max(1, len(training) // 10), seed=data.sample_seed)
     logger.warning("%s has no evaluation split: %d of its rows are kept aside for it", data.dataset_name, len(parts["test"]))
     return Rows(parts["train"], parts["test"], data.dataset_name)
+
+
+def _evaluation(data: DataArguments, fallback: str | None) -> Dataset:
+    """The evaluation split alone: beside it may lie more than can be read at once."""
+    files = {} if data.dataset_name in CORPORA else _files_of(Path(data.dataset_name).expanduser(), data.data_files)
+    base = str(data.eval_split or _default_eval(files, fallback)).partition("[")[0]
+    splits = (
+        _read_files({base: files[base]})
+        if base in files
+        else read_splits(data.dataset_name, data.dataset_config, data.data_files)
+    )
+    name = data.eval_split or _default_eval(splits, fallback)
+    if name is None:
+        raise InputError(f"{data.dataset_name} has no evaluation split; name one by --eval_split")
+    return _split(splits, name, "--eval_split")
 
 
 def read_splits(name: str, config: str | None = None, data_files: list[str] | None = None) -> DatasetDict:
@@ -176,7 +199,7 @@ def _read_hub(name: str, config: str | None) -> DatasetDict:
     return found
 
 
-def _default_eval(splits: DatasetDict, fallback: str | None) -> str | None:
+def _default_eval(splits: Mapping[str, Any], fallback: str | None) -> str | None:
     return next((name for name in ("validation", "test") if name in splits), fallback)
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.data.columns import Columns
 from finetune.data.encode import mapped
-from finetune.errors import InputError
+from finetune.data.labelling import shared, want_places
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,8 @@ def spans(
     Raises:
         InputError: a slow tokenizer, or a stride that leaves no room.
     """
-    if not processor.is_fast:
-        raise InputError(
-            f"{type(processor).__name__} keeps no places of tokens; wanted a fast tokenizer. Set --model_name_or_path"
-        )
-    overlap = max_length // 4 if stride is None else stride
-    room = max_length - max_length // 2 - processor.num_special_tokens_to_add(pair=True)
-    if overlap >= room:
-        raise InputError(f"--stride {overlap} leaves nothing of {room} tokens; set --stride lower or --max_length higher")
+    want_places(processor)
+    overlap = shared(stride, max_length, max_length - max_length // 2 - processor.num_special_tokens_to_add(pair=True))
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         asked = _cut_questions(batch[columns.text], processor, max_length // 2)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datasets import ClassLabel, Dataset, List
 
 from finetune.data.columns import PAIRS, Columns, first_there
-from finetune.data.doctor import overlap, without_empty
+from finetune.data.doctor import few_shots, overlap, without_empty
 from finetune.data.instructions import COMPLETIONS, PROMPTS
 from finetune.data.labelling import named
 from finetune.data.sources import DataArguments, Rows, sample
@@ -22,6 +22,7 @@ Check = Callable[[Dataset, Columns, str], None]
 
 SCORES = ("score", "rating", "relatedness_score", "similarity", "target", "label")
 SETS = ("labels", "label", "categories", "tags", "topics")
+OTHER_SCHEMES = ("E-", "S-", "L-", "U-", "M-")  # how BIOES and BILOU mark the end of an entity, and one of a single word
 WORDS, TAGS = ("tokens", "words"), ("ner_tags", "pos_tags", "tags", "labels", "chunk_tags")
 SOURCES = ("source", "dialogue", "document", "article", "text", "question", "input")
 TARGETS = ("target", "summary", "highlights", "answer", "output")
@@ -65,11 +66,14 @@ def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:
 
 
 def examine_label_sets(rows: Rows, data: DataArguments) -> Examined:
-    """Rows with a list of labels each; their names are those of training rows.
+    """Rows with a list of labels each, or a list of records with one (aspects.aspect); their names are those of training rows.
 
     Raises:
         InputError: a label column without lists, or evaluation labels that no training row has.
     """
+    assert rows.train is not None and rows.eval is not None
+    train = with_inner(rows.train, data.label_column)
+    rows = Rows(train, train if rows.eval is rows.train else with_inner(rows.eval, data.label_column), rows.name)
     assert rows.train is not None and rows.eval is not None
     columns = _columns(rows.train, data, label=SETS)
     for part in (rows.train, rows.eval):
@@ -88,6 +92,16 @@ def examine_label_sets(rows: Rows, data: DataArguments) -> Examined:
                 )
 
     return *_examined(rows, data, columns, check), labels
+
+
+def with_inner(rows: Dataset, column: str | None) -> Dataset:
+    """The rows with a column `records.entry` where they have a column of lists of records: each row's entries of that name."""
+    outer, _, inner = (column or "").partition(".")
+    records = rows.features[outer].feature if isinstance(rows.features.get(outer), List) else None
+    if not isinstance(records, dict) or inner not in records:
+        return rows
+    values = [[record[inner] for record in row or []] for row in rows[outer]]
+    return rows.add_column(f"{outer}.{inner}", values, feature=List(records[inner]))
 
 
 def examine_tags(rows: Rows, data: DataArguments) -> Examined:
@@ -118,9 +132,16 @@ def examine_tags(rows: Rows, data: DataArguments) -> Examined:
 def check_tags(words: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], labels: list[str], where: str) -> None:
     """One known tag a word, and IOB2 kept where the tags are of entities."""
     entities = are_entities(labels)
+    others = [name for name in labels if name[:2] in OTHER_SCHEMES]
+    if others and all(name == "O" or name[1:2] == "-" for name in labels):
+        raise InputError(
+            f"The tag '{others[0]}' is of another scheme than IOB2; wanted O, B-... and I-... alone. Convert the tags"
+        )
     for index, (row, marks) in enumerate(zip(words, tags, strict=True)):
         if len(row) != len(marks):
             raise InputError(f"The {where} row {index} has {len(row)} words and {len(marks)} tags; wanted as many of both")
+        if not all(isinstance(word, str) for word in row):
+            raise InputError(f"The {where} row {index} holds a word that is no text: {row!r:.200}. Mend the row or leave it out")
         for place, (before, mark) in enumerate(zip(["O", *marks], marks, strict=False)):
             if mark not in labels:
                 raise InputError(f"The {where} row {index} has the tag '{mark}' that no training row has. Mend the rows")
@@ -133,7 +154,8 @@ def check_tags(words: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], la
 
 def are_entities(labels: Sequence[str]) -> bool:
     """Whether all tags are O, B-... or I-..., as those of entities are; parts of speech are not."""
-    return any(name.startswith("B-") for name in labels) and all(name == "O" or name.startswith(("B-", "I-")) for name in labels)
+    inside = [name for name in labels if name != "O"]
+    return bool(inside) and all(name.startswith(("B-", "I-")) for name in inside)
 
 
 def examine_spans(rows: Rows, data: DataArguments) -> Examined:
@@ -162,7 +184,11 @@ def check_answers(rows: Dataset, columns: Columns, where: str) -> None:
         wanted = "a mapping of text and answer_start, both lists"
         raise InputError(f"The column '{columns.label}' holds {feature}; wanted {wanted}. Set --label_column")
     for index, (context, answers) in enumerate(zip(rows[columns.pair], rows[columns.label], strict=True)):
-        for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+        if answers is None or len(answers["text"] or ()) != len(answers["answer_start"] or ()):
+            raise InputError(
+                f"The {where} row {index} has the answers {answers!r:.200}; wanted as many texts as starts. Mend the row or leave it out"
+            )
+        for text, start in zip(answers["text"] or (), answers["answer_start"] or (), strict=True):
             found = context[start : start + len(text)] if start >= 0 else ""
             if found != text or not text.strip():
                 raise InputError(
@@ -178,7 +204,8 @@ def examine_texts(rows: Rows, data: DataArguments) -> Examined:
         InputError: missing columns, empty sources or targets.
     """
     assert rows.train is not None and rows.eval is not None
-    flat = Rows(rows.train.flatten(), rows.eval.flatten(), rows.name)
+    train = rows.train.flatten()
+    flat = Rows(train, train if rows.eval is rows.train else rows.eval.flatten(), rows.name)
     assert flat.train is not None
     columns = _columns(flat.train, data, text=SOURCES, label=TARGETS)
     both = Columns(columns.text, columns.label, columns.label)
@@ -209,6 +236,9 @@ def check_messages(rows: Dataset, columns: Columns, where: str) -> None:
             raise InputError(f"The {where} row {index} has messages without a role; wanted role and content in each")
         if not any(message["role"] == "assistant" for message in messages):
             raise InputError(f"The {where} row {index} has no message of the role assistant, so that nothing could be learnt")
+        for message in messages:
+            if message["role"] == "assistant" and not (message.get("tool_calls") or str(message.get("content") or "").strip()):
+                raise InputError(f"The {where} row {index} has an answer without content. Mend the row or leave it out")
 
 
 def examine_choices(rows: Rows, data: DataArguments) -> Examined:
@@ -260,10 +290,14 @@ def _columns(
 def _examined(rows: Rows, data: DataArguments, columns: Columns, check: Check) -> tuple[Rows, Columns]:
     """What all tasks share: columns in both splits, rows without text, the task's own check, samples, rows in both splits."""
     assert rows.train is not None and rows.eval is not None
-    if data.shots_per_class is not None:
+    shots, train_seed = few_shots(data)
+    if shots is not None:
         raise InputError("--shots_per_class wants a task with one class a row; set --max_train_rows")
     parts = []
-    for part, where, limit in ((rows.train, "training", data.max_train_rows), (rows.eval, "evaluation", data.max_eval_rows)):
+    for part, where, limit, seed in (
+        (rows.train, "training", data.max_train_rows, train_seed),
+        (rows.eval, "evaluation", data.max_eval_rows, data.sample_seed),
+    ):
         missing = [name for name in (columns.text, columns.pair, columns.label) if name and name not in part.column_names]
         if missing:
             raise InputError(
@@ -271,9 +305,9 @@ def _examined(rows: Rows, data: DataArguments, columns: Columns, check: Check) -
             )
         part = without_empty(part, columns, data.drop_empty_rows, where)
         check(part, columns, where)
-        other = where == "training" and data.train_sample_seed is not None
-        parts.append(sample(part, limit, data.train_sample_seed if other else data.sample_seed))  # type: ignore[arg-type]
-    overlap(parts[0], parts[1], lambda row: " ".join(str(row[name]) for name in (columns.text, columns.pair) if name).lower())
+        parts.append(sample(part, limit, seed))
+    if rows.train is not rows.eval:
+        overlap(parts[0], parts[1], lambda row: " ".join(str(row[name]) for name in (columns.text, columns.pair) if name).lower())
     return Rows(parts[0], parts[1], rows.name), columns
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset
@@ -16,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune.data import documents
 from finetune.data.columns import LABELS, PAIRS, TEXTS, Columns, first_there
 from finetune.data.doctor import without_empty
-from finetune.data.encode import fingerprint
+from finetune.data.encode import cached, fingerprint
 from finetune.data.sources import DataArguments, sample
 from finetune.errors import InputError
 
@@ -76,7 +73,7 @@ def settled_rows(rows: Dataset, roles: Roles, data: DataArguments, where: str, l
 
 def content(rows: Dataset, roles: Roles) -> str:
     """Fingerprint of what the columns hold."""
-    return fingerprint(rows.select_columns(list(roles.values())), Columns(roles["text"], roles.get("pair"), ""))
+    return fingerprint(rows, Columns(roles["text"], None, ""), *(column for role, column in roles.items() if role != "text"))
 
 
 def encoded(
@@ -94,9 +91,6 @@ def encoded(
     """
     options = dict(encode.keywords) if isinstance(encode, partial) else {}
     name = encode.func.__name__ if isinstance(encode, partial) else encode.__name__
-    settings = json.dumps([roles, options, max_length, seed], sort_keys=True)
-    code = Path(documents.__file__).read_text(encoding="utf-8")  # an older version's rows are not these
-    parts = [content(rows, roles), processor.backend_tokenizer.to_str(), name, settings, code]
 
     def features(batch: dict[str, list], indices: list[int]) -> documents.Batch:
         return encode(
@@ -106,10 +100,7 @@ def encoded(
             np.random.default_rng((seed, indices[0])),
         )
 
-    key = hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:32]
-    found = rows.map(
-        features, batched=True, with_indices=True, remove_columns=rows.column_names, new_fingerprint=key, desc="Tokenising"
-    )
+    found = cached(rows, features, processor, content(rows, roles), name, roles, options, max_length, seed)
     if len(found) == 0:
         raise InputError(
             f"{len(rows)} rows give no row to train on: their texts are too short. Set --text_column or --max_length"

@@ -6,7 +6,9 @@ with 4 rows each learn as one with 8.
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -139,18 +145,32 @@ def has_dropout(network: nn.Module) -> bool:
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules())
 
 
-def save_sentence_encoder(folder: str | Path, width: int, pooling: str, max_length: int) -> None:
-    """What sentence-transformers reads beside weights and tokenizer: the model's parts, and how they are put together."""
+def save_sentence_encoder(
+    network: Any, processor: PreTrainedTokenizerBase, folder: str | Path, pooling: str, max_length: int
+) -> None:
+    """What sentence-transformers reads: beside the weights in `folder`, or for an adapter in its folder `sentence_encoder`, merged.
+
+    Methods that can't be merged into the weights leave nothing, which the log says.
+    """
     folder = Path(folder)
-    (folder / "1_Pooling").mkdir(exist_ok=True)
+    if isinstance(network, PeftModel):
+        folder = folder / "sentence_encoder"
+        try:
+            whole = copy.deepcopy(network).merge_and_unload()
+        except (AttributeError, NotImplementedError, ValueError) as error:  # what PEFT raises, by method
+            logger.warning("%s can't be merged (%s): sentence-transformers won't load it", type(network).__name__, error)
+            return
+        whole.save_pretrained(folder)
+        processor.save_pretrained(folder)
     kind = "sentence_transformers.models"
     parts = [
         {"idx": 0, "name": "0", "path": "", "type": f"{kind}.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{kind}.Pooling"},
     ]
-    modes = {"word_embedding_dimension": width} | {theirs: name == pooling for name, theirs in THEIR_NAMES.items()}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes, indent=1), encoding="utf-8")
-    (folder / "sentence_bert_config.json").write_text(
-        json.dumps({"max_seq_length": max_length, "do_lower_case": False}), encoding="utf-8"
-    )
-    (folder / "modules.json").write_text(json.dumps(parts, indent=1), encoding="utf-8")
+    modes = {"word_embedding_dimension": network.config.hidden_size} | {
+        theirs: name == pooling for name, theirs in THEIR_NAMES.items()
+    }
+    limits = {"max_seq_length": max_length, "do_lower_case": False}
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    for file, content in (("1_Pooling/config.json", modes), ("sentence_bert_config.json", limits), ("modules.json", parts)):
+        (folder / file).write_text(json.dumps(content, indent=1), encoding="utf-8")

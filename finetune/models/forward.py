@@ -41,11 +41,6 @@ def choices(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     return table
 
 
-def packed(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Logits of the labelled places alone, [labels, vocabulary], of rows packed into one line (see `collate.packed`)."""
-    return model(**batch, use_cache=False)["logits"][0]
-
-
 def encoder_decoder(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Logits [batch, target time, vocabulary] of a target that is fed to the decoder one place to the right."""
     config = extract_model_from_parallel(model).config

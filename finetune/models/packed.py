@@ -6,6 +6,7 @@ itself: by the variable-length kernel on a GPU, text by text on a CPU.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -64,23 +65,26 @@ def _one_text(query: Tensor, key: Tensor, value: Tensor, scale: float, window: i
     """[heads, time, width], causal."""
     heads, time, width = query.shape
     groups = heads // key.shape[0]
-    bias = _unseen(time, window, query)
     if time > SHORT:
         line = (query[None], key[None], value[None])
-        mask = None if window is None else bias
+        mask = None if window is None else _unseen(time, window, query.dtype, query.device)
         return torch.nn.functional.scaled_dot_product_attention(
             *line, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=groups > 1
         )[0]
+    bias = _remembered(time, window, query.dtype, query.device)
     together = query.reshape(key.shape[0], groups * time, width)  # heads that share keys
     scores = torch.baddbmm(bias.repeat(groups, 1), together, key.transpose(1, 2), alpha=scale)
     weights = torch.nn.functional.dropout(scores.softmax(-1), dropout)
     return (weights @ value).view(heads, time, width)
 
 
-def _unseen(time: int, window: int | None, like: Tensor) -> Tensor:
+def _unseen(time: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     """-inf where a token may not look, else 0: [time, time]."""
-    bias = like.new_full((time, time), float("-inf")).triu_(1)
-    return bias if window is None else bias + like.new_full((time, time), float("-inf")).tril_(-window)
+    whole = torch.full((time, time), float("-inf"), dtype=dtype, device=device)
+    return whole.triu(1) if window is None else whole.triu(1) + whole.tril(-window)
+
+
+_remembered = lru_cache(maxsize=32)(_unseen)  # every layer asks for the same texts' again
 
 
 def _on_gpu(query: Tensor, key: Tensor, value: Tensor, edges: Tensor, scale: float, window: int | None) -> Tensor:

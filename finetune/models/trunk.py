@@ -15,7 +15,7 @@ from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from torch import Tensor, nn
 
-from finetune.loss import IGNORED
+from finetune.loss import IGNORED, Places
 from finetune.models.forward import OUT, shifted_right
 
 # What heads for two segments call the logits that say whether they belong together.
@@ -87,6 +87,21 @@ def pairs(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     tokens = outputs["prediction_logits"][0]
     together = next(outputs[name] for name in PAIR_LOGITS if name in outputs)
     return torch.cat([nn.functional.pad(together, (0, tokens.shape[-1] - 2), value=OUT).to(tokens.dtype), tokens])
+
+
+def packed(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """What each labelled place costs, [labels, 3] (see `loss.Places`), of rows packed into one line (see `collate.packed`).
+
+    It is computed inside the model's own forward: mixed precision makes float32 copies of whatever comes out of that.
+    """
+    wanted = labels[labels.ne(IGNORED)]
+
+    def measure(module: Any, arguments: Any, outputs: Any) -> Any:
+        outputs["logits"] = Places.apply(outputs["logits"][0], wanted)[None]
+        return outputs
+
+    with core(model).register_forward_hook(measure):
+        return model(**batch, use_cache=False)["logits"][0]
 
 
 def causal(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:

@@ -39,13 +39,17 @@ def with_interval(value: float, interval: Sequence[float]) -> str:
 
 
 def assessment_table(figures: dict[str, Any]) -> str:
-    """Overall figures with their intervals, then those of each class."""
-    overall = [
-        {"figure": name, "value (95 % interval)": with_interval(figures[name], figures["intervals"][name])}
-        for name in figures["intervals"]
+    """Overall figures, with their intervals where there are any, then those of each class."""
+    bounds = figures["intervals"]
+    shown = {name: with_interval(figures[name], bounds[name]) for name in bounds}
+    plain = (n for n, v in figures.items() if isinstance(v, float) and n not in bounds and not n.endswith(("runtime", "_second")))
+    shown |= {name: f"{figures[name]:.3f}" for name in plain}
+    parts = [
+        f"{figures['rows']} rows",
+        markdown([{"figure": name, "value (95 % interval)": text} for name, text in shown.items()]),
     ]
     classes = [
         {"class": name, **{k: f"{v:.3f}" for k, v in one.items() if k != "rows"}, "rows": int(one["rows"])}
-        for name, one in figures["per_class"].items()
+        for name, one in figures.get("per_class", {}).items()
     ]
-    return f"{figures['rows']} rows\n\n{markdown(overall)}\n\n{markdown(classes)}"
+    return "\n\n".join([*parts, markdown(classes)] if classes else parts)

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune.data.sources import DataArguments
+from finetune.data.sources import FewShotArguments
 from finetune.errors import InputError
 from finetune.training.checkpoints import METRICS, write_atomically
 from finetune.training.trainer import TrainingArguments
 
 
-def repeats(data: DataArguments, training: TrainingArguments) -> Iterator[tuple[DataArguments, TrainingArguments]]:
+def repeats(data: FewShotArguments, training: TrainingArguments) -> Iterator[tuple[FewShotArguments, TrainingArguments]]:
     """The options of each run: other training rows, another head and order, the same evaluation rows, a folder of its own.
 
     Raises:

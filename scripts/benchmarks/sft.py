@@ -4,7 +4,8 @@
 
 Sides: `trl` as its example script runs by default; `trl_packed` with packing and the same allocator settings as ours; `ours`.
 LoRA (r 16, all linear layers) on all of them. Each side runs in a process of its own, one after the other, round by round. Tokens
-are real ones, padding not counted; a run's first step, in which memory is touched for the first time, is left out on every side.
+are real ones, padding not counted. Each side trains for as many seconds; the first quarter of them, and the first step, is left
+out on every side, as memory that is touched for the first time costs more than anything else then.
 `--losses` trains three steps in float32 on one batch of four rows instead, and compares the losses.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -39,7 +41,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--max_length", type=int, default=512, help="tokens")
     parser.add_argument("--batch_size", type=int, default=8, help="rows a batch")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each side")
-    parser.add_argument("--rows", type=int, default=48, help="rows a round")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds that a side trains in a round")
     parser.add_argument("--losses", action="store_true", help="compare losses in float32 instead of speed")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -52,7 +54,7 @@ def rows_of(ask: argparse.Namespace):
 
     rows = load_rows(DataArguments(ask.dataset_name)).train.shuffle(seed=0).select_columns(["prompt", "completion"])
     if not ask.losses:
-        return rows.select(range(ask.rows))
+        return rows
     ids = functools.partial(load_processor(ask.model_name_or_path), add_special_tokens=False)
     apart = rows.filter(
         lambda row: (
@@ -68,7 +70,7 @@ def trainer_of(ask: argparse.Namespace):
     rows = rows_of(ask)
     settings = {
         "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": LOSS_ROWS if ask.losses else ask.batch_size,
-        "learning_rate": 5e-4, "num_train_epochs": 3 if ask.losses else 1, "save_strategy": "no", "logging_steps": 1,
+        "learning_rate": 5e-4, "num_train_epochs": 3, "save_strategy": "no", "logging_steps": 1,
         "disable_tqdm": True, "seed": 42, "include_num_input_tokens_seen": "non_padding",
         "max_length": ask.max_length, "lr_scheduler_type": "constant", "dataloader_pin_memory": False,
     }  # fmt: skip
@@ -118,13 +120,17 @@ def ours(ask, rows, settings):
     return make_instruct_trainer(row, network, processor, training, {"train": features})
 
 
-def clock(marks: list[tuple[float, int]]):
-    """A callback that notes time and real tokens so far at the end of each step."""
+def clock(marks: list[tuple[float, int]], seconds: float):
+    """A callback that notes time and real tokens so far at the start and the end of each step, until `seconds` have passed."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            marks.append((time.perf_counter(), 0))
+
         def on_step_end(self, args, state, control, **kwargs):
             marks.append((time.perf_counter(), state.num_input_tokens_seen))
+            control.should_training_stop = control.should_training_stop or marks[-1][0] - marks[0][0] > seconds
 
     return Clock()
 
@@ -136,9 +142,10 @@ def train_side(ask: argparse.Namespace) -> dict:
         keep_freed_memory()
     trainer = trainer_of(ask)
     marks: list[tuple[float, int]] = []
-    trainer.add_callback(clock(marks))
+    trainer.add_callback(clock(marks, math.inf if ask.losses else ask.seconds))
     trainer.train()
-    (start, before), (end, after) = marks[0], marks[-1]
+    warm = [mark for mark in marks[1:-1] if mark[0] - marks[0][0] > ask.seconds / 4]
+    (start, before), (end, after) = (warm or marks[-2:])[0], marks[-1]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"tokens": int(after - before), "seconds": end - start, "memory_mb": peak_memory_mb(), "losses": losses}
 
@@ -162,7 +169,7 @@ def compare_losses(ask: argparse.Namespace) -> None:
 def compare_speed(ask: argparse.Namespace) -> None:
     import torch
 
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.rows} rows a round\n{DIFFERENCES}\n")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.seconds:.0f} s a side and round\n{DIFFERENCES}\n")
     speeds: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(ask.rounds):
         for side in SIDES:

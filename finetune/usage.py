@@ -49,25 +49,34 @@ def option_classes(script: Path, names: list[str]) -> list[tuple[str, str]]:
 
 
 def options_of(module: str, name: str) -> list[Option]:
-    """All options of a dataclass, those of its base classes included; a subclass's own word on a field comes last and counts."""
+    """All options of a dataclass, those of its base classes included; the word of the class that Python asks first counts."""
+    options: dict[str, Option] = {}
+    for node in lineage(module, name).values():
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and not field.target.id.startswith("_"):
+                if _is_fixed(field):  # a subclass takes the option away
+                    options.pop(field.target.id, None)
+                    continue
+                option = _read_field(field)
+                if option.name in options and not option.help:
+                    option = Option(option.name, option.default, options[option.name].help)
+                options[option.name] = option
+    return list(options.values())
+
+
+def lineage(module: str, name: str) -> dict[tuple[str, str], ast.ClassDef]:
+    """A class and all it inherits from, by (module, name), the other way round than Python asks them for an attribute."""
     path = source_of(module)
     tree = ast.parse(path.read_text(encoding="utf-8"))
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
     if node is None:  # the package only hands the name on
-        return options_of(imports_of(tree, module, path.name == "__init__.py")[name], name)
-    options: dict[str, Option] = {}
-    for base in node.bases:
-        options.update({option.name: option for option in _inherited(base, tree, module, path)})
-    for field in node.body:
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and not field.target.id.startswith("_"):
-            if _is_fixed(field):  # a subclass takes the option away
-                options.pop(field.target.id, None)
-                continue
-            option = _read_field(field)
-            if option.name in options and not option.help:
-                option = Option(option.name, option.default, options[option.name].help)
-            options[option.name] = option
-    return list(options.values())
+        return lineage(imports_of(tree, module, path.name == "__init__.py")[name], name)
+    found: dict[tuple[str, str], ast.ClassDef] = {}
+    for base in reversed(node.bases):
+        place = _place_of(base, tree, module, path)
+        for key, ancestor in (lineage(*place) if place else {}).items():
+            found.setdefault(key, ancestor)
+    return found | {(module, name): node}
 
 
 def _is_fixed(field: ast.AnnAssign) -> bool:
@@ -78,14 +87,15 @@ def _is_fixed(field: ast.AnnAssign) -> bool:
     )
 
 
-def _inherited(base: ast.expr, tree: ast.Module, module: str, path: Path) -> list[Option]:
+def _place_of(base: ast.expr, tree: ast.Module, module: str, path: Path) -> tuple[str, str] | None:
+    """(module, class) of a base class as it is written."""
     if isinstance(base, ast.Attribute):  # class Ours(package.Theirs)
-        return options_of(ast.unparse(base.value), base.attr)
+        return ast.unparse(base.value), base.attr
     if not isinstance(base, ast.Name):
-        return []
+        return None
     local = any(isinstance(n, ast.ClassDef) and n.name == base.id for n in tree.body)
     origin = module if local else imports_of(tree, module, path.name == "__init__.py").get(base.id)
-    return options_of(origin, _original_name(tree, base.id)) if origin else []
+    return (origin, _original_name(tree, base.id)) if origin else None
 
 
 def _original_name(tree: ast.AST, name: str) -> str:

@@ -29,11 +29,9 @@ def main(frontier: FrontierArguments, data: DataArguments, model: ModelArguments
     from finetune.training.checkpoints import write_atomically
 
     world_size()
-    rows = load_rows(data)
-    assert rows.train is not None and rows.eval is not None
-    experiment = Frontier(frontier, model, reward, rows.train, rows.eval)
+    experiment = Frontier(frontier, model, reward, data, load_rows(data))
     experiment.prepare()
-    names = ("method", "setting", "kl", "reward", "error", "ppo_steps")
+    names = ("method", "setting", "steps", "kl", "reward", "error")
     points = [{name: point[name] for name in names} for point in run_points(experiment)]
     folder = Path(str(frontier.output_dir))
     write_atomically(folder / "frontier.csv", comma_separated(points))

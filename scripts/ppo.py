@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from finetune.options import launch
 
 if TYPE_CHECKING:
-    from finetune.alignment.learner import KLArguments, PPOArguments
+    from finetune.alignment.learner import KLArguments, PPOArguments, ValueArguments
     from finetune.alignment.prompts import PromptArguments
     from finetune.alignment.rewards import RewardArguments
     from finetune.alignment.rollout import SamplingArguments
@@ -29,6 +29,7 @@ def main(
     reward: RewardArguments,
     sampling: SamplingArguments,
     ppo: PPOArguments,
+    value: ValueArguments,
     kl: KLArguments,
     run: RunArguments,
 ) -> None:
@@ -55,16 +56,16 @@ def main(
         processor, network = load_base(model)
         prompts, held_out = read_prompts(data, prompt, processor)
     checkpoint = open_run(
-        resolved_options(data, prompt, model, method, reward, sampling, ppo, kl, run) | {"task": "ppo"},
+        resolved_options(data, prompt, model, method, reward, sampling, ppo, value, kl, run) | {"task": "ppo"},
         prompts_fingerprint(prompts),
     )
     torch.manual_seed(run.seed)  # the adapter's first weights
-    policy = make_policy(network, method.method, method.method_kwargs)
+    policy = make_policy(network, method.method, method.method_kwargs, bool(run.bf16))
     scorer = on_policy_base(policy, model, reward) or load_reward(reward)
     truth = load_reward(replace(reward, reward=run.true_reward)) if run.true_reward else scorer
     learner = Learner(
-        policy, processor, scorer, accelerator, settings=ppo, kl=kl, sampling=sampling, empty_score=reward.empty_score,
-        missing_eos_penalty=reward.missing_eos_penalty, bf16=bool(run.bf16), seed=run.seed,
+        policy, processor, scorer, accelerator, settings=ppo, value=value, kl=kl, sampling=sampling,
+        empty_score=reward.empty_score, missing_eos_penalty=reward.missing_eos_penalty, seed=run.seed,
     )  # fmt: skip
     if checkpoint:
         learner.restore(checkpoint)

@@ -7,10 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import SHARED_DATA
 from transformers import AutoModelForCausalLM
 
-from finetune.alignment.frontier import SIZES
 from finetune.alignment.policy import load_base
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments
@@ -111,22 +109,26 @@ def test_a_prompt_longer_than_the_context_is_named(place):
         run("ppo", model + reviews, PPO, reward, f"--max_prompt_length 1 --steps 1 --output_dir {folder}/none")
 
 
-def test_a_size_that_is_not_there_is_refused(place):
+def test_a_folder_with_a_finished_or_another_run_is_refused(place):
     folder, model, reviews, reward = place
-    with pytest.raises(InputError, match="smoke, cpu, gpu"):
-        run("frontier", model + reviews, reward, f"--size huge --output_dir {folder}/frontier")
+    told = (model + reviews, PPO, reward, f"--steps 1 --output_dir {folder}/ppo")
+    run("ppo", *told)
+    with pytest.raises(InputError, match="finished run.*--output_dir"):
+        run("ppo", *told)
+    with pytest.raises(InputError, match="not empty.*--output_dir"):
+        run("prefer", model + reviews, reward, f"--output_dir {folder}/ppo")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not (SHARED_DATA / "imdb").is_dir(), reason="the IMDB reviews are not beside the checkout")
-def test_the_smoke_frontier(place):
-    folder, _, _, reward = place
-    told = f"--size smoke --model_name_or_path smollm2 --dataset_name {SHARED_DATA}/imdb --output_dir {folder}/frontier"
-    run("frontier", told, reward, "--max_points 2")
-    run("frontier", told, reward)
-    points = [json.loads(file.read_text()) for file in (folder / "frontier" / "points").glob("*.json")]
-    size = SIZES["smoke"]
-    assert len(points) == 2 + len(size.best_of) + len(size.betas) + 2 * len(size.coefficients)
-    assert next(p for p in points if p["method"] == "start")["kl"] == pytest.approx(0, abs=1e-3)
-    assert (folder / "frontier" / "frontier.png").is_file()
-    assert (folder / "frontier" / "frontier.csv").read_text().count("\n") == len(points) + 1
+@pytest.mark.parametrize("told", ["--kl_coeficient 1", "--kl_coef 1", "--value_coefficient 1"])
+def test_misspelled_and_shortened_options_are_refused(place, told):
+    folder, model, reviews, reward = place
+    with pytest.raises(InputError, match="Unknown option"):
+        run("ppo", model + reviews, PPO, reward, told, f"--output_dir {folder}/ppo")
+
+
+@pytest.mark.parametrize("body", ["[float('nan')] * len(answers)", "[0.5]", "None", "['good'] * len(answers)"])
+def test_a_reward_that_gives_no_numbers_stops_the_run(place, body):
+    folder, model, reviews, _ = place
+    (folder / "bad.py").write_text(f"def bad(prompts, answers):\n    return {body}\n")
+    with pytest.raises(InputError, match="Mend --reward"):
+        run("ppo", model + reviews, PPO, f"--reward function:{folder}/bad.py:bad --steps 1 --output_dir {folder}/ppo")

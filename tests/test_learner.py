@@ -13,7 +13,7 @@ from conftest import WORDS, make_model, make_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from finetune.alignment.learner import KLArguments, Learner, PPOArguments, step_prompts
+from finetune.alignment.learner import KLArguments, Learner, PPOArguments, ValueArguments, step_prompts
 from finetune.alignment.policy import in_role, make_policy
 from finetune.alignment.rollout import SamplingArguments, pad_left
 from finetune.errors import InputError
@@ -33,7 +33,7 @@ def shuffled(prompts, answers):
     return [found[i] for i in order]
 
 
-def learner(reward=share_of_good, family="llama", method="lora", kl=None, seed=0, **options):
+def learner(reward=share_of_good, family="llama", method="lora", kl=None, value=None, seed=0, **options):
     torch.manual_seed(seed)
     network = make_model(family, AutoModelForCausalLM)
     with torch.no_grad():  # freshly made heads are so small that no state can make a token likely
@@ -52,6 +52,7 @@ def learner(reward=share_of_good, family="llama", method="lora", kl=None, seed=0
         Accelerator(mixed_precision="no", cpu=True),
         settings=PPOArguments(**(defaults | options)),
         kl=kl or KLArguments(kl_coefficient=0.0),
+        value=value,
         sampling=SamplingArguments(max_new_tokens=3),
         seed=seed,
     )
@@ -81,11 +82,37 @@ def test_the_right_token_is_found(family, method):
     assert figures[-1]["kl"] > 1
 
 
-def test_a_huge_coefficient_holds_the_policy_at_the_reference():
-    held, free = (learner(kl=KLArguments(kl_coefficient=beta), learning_rate=2e-3) for beta in (10.0, 0.0))
-    assert abs(steps(held, 30)[-1]["kl"]) < 0.3  # the whole reward is worth a tenth of a nat
-    assert steps(free, 30)[-1]["kl"] > 1
+@pytest.mark.parametrize("coefficient", [10.0, 100.0, 1000.0])
+def test_a_huge_coefficient_holds_the_policy_at_the_reference(coefficient):
+    held = learner(kl=KLArguments(kl_coefficient=coefficient))  # the rate at which the right word is found in a few steps
+    assert max(figures["kl_k3"] for figures in steps(held, 30)) < 0.5
     assert probability_of_good(held) < 0.1
+
+
+def test_without_a_penalty_the_policy_leaves_the_reference():
+    assert steps(learner(kl=KLArguments(kl_coefficient=0.0), learning_rate=2e-3), 30)[-1]["kl"] > 1
+
+
+def test_no_gradient_of_the_values_reaches_the_policy():
+    subject = learner(reward=lambda prompts, answers: [0.0] * len(answers), value=ValueArguments(value_learning_rate=0.1))
+    with torch.no_grad():
+        subject.policy.head.out.bias.fill_(1.0)  # off by one everywhere: all there is to learn is the value
+    prompts, mask = pad_left([[7, 8]], 0)
+    arguments = (prompts, mask, torch.tensor([[9, 10]]), torch.ones(1, 2))
+    _, values, _ = subject.policy(*arguments)
+    values.sum().backward()
+    assert all(p.grad is None for p in subject.policy.network.parameters())
+    assert all(p.grad is not None for p in subject.policy.head.parameters())
+
+
+def test_the_value_head_comes_to_explain_what_follows_from_the_prompt():
+    def long_prompts_pay(prompts, answers):
+        return [float(len(prompt.split()) > 2) for prompt in prompts]
+
+    subject = learner(reward=long_prompts_pay, learning_rate=1e-4)
+    explained = [figures["explained_variance"] for figures in steps(subject, 40)]
+    assert explained[0] == pytest.approx(0, abs=1e-4)
+    assert sum(explained[-5:]) / 5 > 0.4
 
 
 def test_a_shuffled_reward_teaches_nothing():

@@ -111,6 +111,15 @@ def test_whitening_over_two_processes_is_that_of_one():
     torch.testing.assert_close(ppo.whiten(x[:2], mask[:2], total=lambda part: part + partner.pop(0)), whole[:2])
 
 
+def test_a_steps_share_by_hand():
+    scores = tensor([0.0, 2.0])  # deviation 1
+    assert ppo.step_share(scores, scores) == 1
+    assert ppo.step_share(scores, tensor([0.0, 4.0])) == pytest.approx(0.5)
+    assert ppo.step_share(scores, tensor([0.0, 1.0])) == 1  # a penalty may even scores out
+    assert ppo.step_share(scores, tensor([0.0, 2000.0])) == 0.1
+    assert ppo.step_share(torch.zeros(2), torch.zeros(2)) == 1
+
+
 def test_policy_loss_by_hand():
     # ratios 1.5, 1.5, 0.5, 0.5 with advantages 1, -1, 1, -1 and clip 0.2: gains are held, losses are not
     ratio, advantage = tensor([[1.5, 1.5, 0.5, 0.5]]), tensor([[1.0, -1.0, 1.0, -1.0]])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import peft
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from finetune.adapters.artefact import save_artefact
 from finetune.alignment import rewards
@@ -30,16 +32,25 @@ def test_what_a_reward_reads():
 
 @pytest.mark.parametrize(
     ("found", "message"),
-    [([1.0, float("nan")], "nan"), ([1.0, float("inf")], "inf"), ([1.0], "1 scores for 2 answers"), ([1.0, None], "None")],
-    ids=["NaN", "infinite", "too few", "none"],
-)
+    [
+        ([1.0, float("nan")], "nan"), ([1.0, float("inf")], "inf"), ([1.0], "1 scores for 2 answers"), ([1.0, 2.0, 3.0], "3 scores"),
+        ([1.0, None], "None"), ([1.0, "0.5"], "'0.5'"), ([1.0, True], "True"), ([[1.0], [2.0]], r"\[1.0\]"), (None, "'None'"),
+        (0.5, "'0.5'"), ("10", "'10'"), ({"a": 1.0, "b": 2.0}, "list with one number"),
+    ],
+    ids=["NaN", "infinite", "too few", "too many", "none", "text", "truth", "nested", "nothing", "one number", "a text", "a mapping"],
+)  # fmt: skip
 def test_scores_that_are_no_numbers_stop_the_run(found, message):
     with pytest.raises(InputError, match=message):
         checked(lambda prompts, answers: found, ["p", "q"], ["a", "b"], -1.0)
 
 
-def test_tensors_are_taken_as_scores():
-    assert checked(lambda prompts, answers: torch.tensor([1.0, 2.0]), ["p", "q"], ["a", "b"], -1.0) == [1.0, 2.0]
+@pytest.mark.parametrize(
+    "found",
+    [torch.tensor([1.0, 2.0]), np.array([1.0, 2.0], np.float32), [np.float32(1), np.int64(2)], [torch.tensor(1.0), 2], (1, 2)],
+    ids=["tensor", "array", "numpy's numbers", "tensors", "tuple"],
+)
+def test_numbers_of_any_kind_are_taken_as_scores(found):
+    assert checked(lambda prompts, answers: found, ["p", "q"], ["a", "b"], -1.0) == [1.0, 2.0]
 
 
 def test_empty_answers_never_reach_the_reward():
@@ -85,6 +96,16 @@ def test_a_classifiers_probability_and_log_odds(tmp_path: Path):
     assert odds == pytest.approx(torch.logit(torch.tensor(probability, dtype=torch.float64)).item(), abs=1e-5)
     with pytest.raises(InputError, match="no label 'neutral'"):
         load_reward(RewardArguments(reward=f"classifier:{tmp_path}/c:neutral"))
+
+
+def test_a_classifier_reads_the_end_of_what_is_too_long_for_it(tmp_path: Path, caplog):
+    save_classifier(tmp_path / "c")
+    reward = load_reward(RewardArguments(reward=f"classifier:{tmp_path}/c"))
+    words = ["the", "film", "was", "very", "good", "and", "the", "story", "was", "dull"] * 4
+    found = reward([" ".join(words)], [" awful"])
+    assert "1 of 1 texts exceed the reward's 32 tokens" in caplog.text
+    assert found == reward([" ".join(words[-29:])], [" awful"])  # 32 with the answer, [CLS] and [SEP]
+    assert found != reward([" ".join(words)], [" great"])
 
 
 def save_reward_adapter(tmp_path: Path, saved) -> tuple[Path, Path]:
@@ -135,6 +156,23 @@ def test_a_score_does_not_depend_on_padding(tmp_path: Path, saved, batch_size):
     prompts, answers = ["the film", "a", "we loved the story of it"], [" great", " is very bad and dull", " fine"]
     alone = [reward([p], [a])[0] for p, a in zip(prompts, answers, strict=True)]
     assert reward(prompts, answers) == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_reward_model_reads_texts_by_its_own_tokenizer(tmp_path: Path):
+    network = make_model("gpt2", AutoModelForSequenceClassification, num_labels=1, pad_token_id=0)
+    processor = make_tokenizer("gpt2")
+    turned = {token: len(processor) - 1 - i for token, i in processor.get_vocab().items()}  # the same words, other ids
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(turned, unk_token="[UNK]")), unk_token="[UNK]", pad_token="[PAD]", eos_token="</s>",
+    )  # fmt: skip
+    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    network.save_pretrained(tmp_path)
+    other.save_pretrained(tmp_path)
+    found = load_reward(RewardArguments(reward=f"model:{tmp_path}"))(["the film"], [" great"])
+    ids = torch.tensor([[turned[word] for word in ("the", "film", "great", "</s>")]])
+    with torch.no_grad():
+        expected = network.score(network.transformer(input_ids=ids).last_hidden_state[:, -1])
+    assert found == pytest.approx(expected[0].tolist(), abs=1e-5)
 
 
 def test_a_model_with_several_outputs_is_no_reward_model(tmp_path: Path):

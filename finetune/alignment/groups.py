@@ -6,65 +6,38 @@ The same rewards as PPO's, so that the three can be compared. Knows TRL; knows n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 import trl
 from datasets import Dataset
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
-from finetune.alignment.policy import Policy
-from finetune.alignment.rewards import Prompt, Reward, checked
+from finetune.adapters.artefact import resolved_options, save_artefact
+from finetune.alignment.measure import measure
+from finetune.alignment.policy import Policy, load_base, make_policy
+from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts
+from finetune.alignment.rewards import Prompt, Reward, RewardArguments, checked, load_reward
+from finetune.alignment.rollout import SamplingArguments
+from finetune.alignment.trl_options import GroupOptions
+from finetune.data.sources import DataArguments
 from finetune.errors import InputError
-from finetune.training.checkpoints import Sealer
-from finetune.training.plan import has_fast_bf16
+from finetune.methods import MethodArguments
+from finetune.models.load import ModelArguments
+from finetune.training.checkpoints import Sealer, open_run
 from finetune.training.progress import Progress
 
-
-def _settle(options: Any) -> None:
-    if options.output_dir is None:
-        raise InputError("No output folder; set --output_dir")
-    if not torch.cuda.is_available():
-        options.use_cpu = True
-    if options.bf16 is None:
-        options.bf16 = not options.fp16 and has_fast_bf16()
+HELD_OUT = 128  # prompts that the finished policy is measured on
 
 
 @dataclass
-class GRPOArguments(trl.GRPOConfig):
+class GRPOArguments(GroupOptions, trl.GRPOConfig):
     """TRL's options of group relative policy optimisation."""
 
-    trust_remote_code: bool = field(default=False, init=False)  # ModelArguments has it
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
-    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast over float32 masters (default: where it is fast)."})  # type: ignore[assignment]
-    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "The old name of activation_checkpointing."})  # type: ignore[assignment]
-    max_completion_length: int | None = field(default=48, metadata={"help": "Longest answer in tokens."})
-    max_steps: int = field(default=100, metadata={"help": "Optimizer steps."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."})
-
-    def __post_init__(self) -> None:
-        _settle(self)
-        super().__post_init__()
-
 
 @dataclass
-class RLOOArguments(trl.RLOOConfig):
+class RLOOArguments(GroupOptions, trl.RLOOConfig):
     """TRL's options of REINFORCE leave-one-out."""
-
-    trust_remote_code: bool = field(default=False, init=False)  # ModelArguments has it
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
-    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast over float32 masters (default: where it is fast)."})  # type: ignore[assignment]
-    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "The old name of activation_checkpointing."})  # type: ignore[assignment]
-    max_completion_length: int | None = field(default=48, metadata={"help": "Longest answer in tokens."})
-    max_steps: int = field(default=100, metadata={"help": "Optimizer steps."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."})
-
-    def __post_init__(self) -> None:
-        _settle(self)
-        super().__post_init__()
 
 
 def as_trl_reward(reward: Reward, empty_score: float) -> Callable[..., list[float]]:
@@ -97,3 +70,32 @@ def make_group_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def align(
+    data: DataArguments,
+    prompt: PromptArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    reward: RewardArguments,
+    training: GRPOArguments | RLOOArguments,
+) -> None:
+    """The whole of scripts/grpo.py and scripts/rloo.py, which differ in `training` alone; figures are of held-out prompts."""
+    task = "grpo" if isinstance(training, GRPOArguments) else "rloo"
+    set_seed(training.seed)  # the adapter's first weights
+    with training.main_process_first(desc="reading prompts"):
+        processor, network = load_base(model)
+        prompts, held_out = read_prompts(data, prompt, processor)
+    options = resolved_options(data, prompt, model, method, reward, training) | {"task": task}
+    checkpoint = open_run(options, prompts_fingerprint(prompts))
+    policy = make_policy(network, method.method, method.method_kwargs)
+    scorer = load_reward(reward)
+    trainer = make_group_trainer(policy, processor, training, prompts, as_trl_reward(scorer, reward.empty_score))
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if trainer.is_world_process_zero():
+        sampling = SamplingArguments(max_new_tokens=training.max_completion_length or 48, temperature=training.temperature)
+        subject = Policy(policy.network, bool(training.bf16))
+        figures, _ = measure(subject, processor, held_out[:HELD_OUT], scorer, sampling=sampling, empty_score=reward.empty_score)
+        save_artefact(policy.network, processor, str(training.output_dir), None, figures)
+        print(" | ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        print(training.output_dir)

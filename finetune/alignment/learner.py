@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -47,17 +47,12 @@ class PPOArguments:
     )
     epochs: int = field(default=2, metadata={"help": "How often a step's answers are gone through."})
     clip: float = field(default=0.2, metadata={"help": "Clip of the policy's ratio."})
-    value_clip: float = field(default=0.2, metadata={"help": "Clip of the value's change."})
-    value_coefficient: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     entropy_coefficient: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
-    gamma: float = field(default=1.0, metadata={"help": "Discount a token."})
-    lam: float = field(default=0.95, metadata={"help": "λ of generalised advantage estimation."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are scaled down to this norm."})
     stop_kl: float | None = field(
         default=0.1,
         metadata={"help": "Leave a step's answers when the policy is this many nats a token away from the one that made them."},
     )
-    whiten_rewards: bool = field(default=False, metadata={"help": "Divide rewards by their standard deviation."})
 
     def __post_init__(self) -> None:
         if not 0 < self.minibatch_size <= self.rollout_batch_size or self.per_device_batch_size < 1:
@@ -65,6 +60,23 @@ class PPOArguments:
                 f"--minibatch_size is {self.minibatch_size} of --rollout_batch_size {self.rollout_batch_size}, "
                 f"--per_device_batch_size {self.per_device_batch_size}; wanted 0 < minibatch ≤ rollout and 1 or more a device"
             )
+
+
+@dataclass
+class ValueArguments:
+    """How what is to come is valued at each token."""
+
+    gamma: float = field(default=1.0, metadata={"help": "Discount a token."})
+    lam: float = field(default=0.95, metadata={"help": "λ of generalised advantage estimation."})
+    value_learning_rate: float = field(
+        default=3e-3, metadata={"help": "Learning rate of the value head, which starts from nothing and shares no gradient."}
+    )
+    value_clip: float = field(default=0.2, metadata={"help": "Clip of the value's change."})
+    whiten_rewards: bool = field(default=False, metadata={"help": "Divide rewards by their standard deviation."})
+
+    def __post_init__(self) -> None:
+        if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):
+            raise InputError(f"--gamma is {self.gamma} and --lam {self.lam}; wanted 0 < gamma ≤ 1 and 0 ≤ lam ≤ 1")
 
 
 @dataclass
@@ -100,6 +112,7 @@ class Experience:
     entropies: Tensor
     scores: Tensor
     ended: Tensor
+    empty: Tensor
 
     def rows(self, index: Sequence[int], device: torch.device) -> Experience:
         """Some answers, their prompts without the columns that are padding in all of them."""
@@ -111,7 +124,6 @@ class Learner:
     """Holds what a run holds: policy, optimizer, coefficient, step.
 
     Args:
-        bf16: autocast to bf16 over float32 weights.
         seed: of prompts, samples and minibatches.
     """
 
@@ -125,18 +137,21 @@ class Learner:
         settings: PPOArguments,
         kl: KLArguments,
         sampling: SamplingArguments,
+        value: ValueArguments | None = None,
         empty_score: float = -1.0,
         missing_eos_penalty: float = 0.0,
-        bf16: bool = False,
         seed: int = 0,
     ) -> None:
         self.policy, self.processor, self.reward, self.accelerator = policy.to(accelerator.device), processor, reward, accelerator
-        self.settings, self.kl, self.sampling, self.bf16, self.seed = settings, kl, sampling, bf16, seed
+        self.settings, self.kl, self.sampling, self.seed = settings, kl, sampling, seed
+        self.value = value or ValueArguments()
         self.empty_score, self.missing_eos_penalty = empty_score, missing_eos_penalty
         self.stops = stop_tokens(policy.network, processor)
         self.step, self.coefficient = 0, kl.kl_coefficient
-        trained = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+        self.parts = [[p for p in part.parameters() if p.requires_grad] for part in (policy.network, policy.head)]
+        rates = (settings.learning_rate, self.value.value_learning_rate)
+        groups = [{"params": part, "lr": rate} for part, rate in zip(self.parts, rates, strict=True)]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.95))
         self.model = accelerator.prepare_model(policy) if accelerator.num_processes > 1 else policy
         if settings.rollout_batch_size % accelerator.num_processes or settings.minibatch_size < accelerator.num_processes:
             raise InputError(
@@ -151,6 +166,7 @@ class Learner:
         clock = Clock()
         experience, samples = self.collect(prompts, clock)
         advantage, returns, figures = self.judge(experience)
+        self._set_rate(figures["step_share"])
         figures |= self.update(experience, advantage, returns)
         clock.lap("update")
         if self.kl.kl_target is not None:
@@ -164,7 +180,7 @@ class Learner:
         mine = list(range(accelerator.process_index, len(prompts), accelerator.num_processes))
         ids = [prompt_ids(self.processor, prompts[i]) for i in mine]
         uniforms = draw_uniforms(self.seed, self.step, mine, self.sampling.max_new_tokens)
-        with self.autocast():
+        with self.policy.autocast():
             answers = sample_answers(self.policy.network, ids, uniforms, self.sampling, self.stops)
         texts = answer_texts(self.processor, ids, answers.ids, answers.mask)
         clock.lap("generation")
@@ -174,7 +190,8 @@ class Learner:
         tensors = (prompt, prompt_mask, answers.ids, answers.mask)
         parts = self.score(tensors)
         clock.lap("scoring")
-        mine_all = Experience(*tensors, *parts, scores, answers.ended)
+        empty = torch.tensor([not text.strip() for text in texts])
+        mine_all = Experience(*tensors, *parts, scores, answers.ended, empty)
         samples = [{"prompt": prompts[i], "answer": t, "score": s} for i, t, s in zip(mine, texts, scores.tolist(), strict=True)]
         return self.gather(mine_all, len(prompts)), samples
 
@@ -185,9 +202,8 @@ class Learner:
         for start in range(0, len(tensors[0]), size):
             prompts, prompt_mask, answers, mask = (t[start : start + size].to(self.accelerator.device) for t in tensors)
             part = (*real_columns(prompts, prompt_mask), answers, mask)
-            with self.autocast():
-                log_probs, values, entropies = self.policy(*part, self.sampling.temperature)
-                reference = self.policy.reference_log_probs(*part, self.sampling.temperature)
+            log_probs, values, entropies = self.policy(*part, self.sampling.temperature)
+            reference = self.policy.reference_log_probs(*part, self.sampling.temperature)
             found.append([log_probs, reference, values, entropies])
         return [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
 
@@ -203,13 +219,14 @@ class Learner:
 
     def judge(self, e: Experience) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Advantages (whitened) and returns [rows, time], and the step's figures."""
-        settings, mask = self.settings, e.mask
+        value, mask = self.value, e.mask
         final = ppo.final_scores(e.scores, e.ended, self.missing_eos_penalty)
         penalty = ppo.kl_estimate(e.log_probs, e.reference, self.kl.kl_estimator)
         rewards = ppo.token_rewards(final, penalty, mask, self.coefficient)
-        if settings.whiten_rewards:
+        share = ppo.step_share(final, rewards.sum(1))
+        if value.whiten_rewards:
             rewards = ppo.whiten(rewards, mask, shift=False)
-        advantage = ppo.advantages(rewards, e.values, mask, settings.gamma, settings.lam)
+        advantage = ppo.advantages(rewards, e.values, mask, value.gamma, value.lam)
         returns = advantage + e.values
         lengths = mask.sum(1)
         figures = {
@@ -218,10 +235,11 @@ class Learner:
             "kl": float((ppo.kl_estimate(e.log_probs, e.reference, "k1") * mask).sum(1).mean()),
             "kl_k3": float((ppo.kl_estimate(e.log_probs, e.reference, "k3") * mask).sum(1).mean()),
             "kl_coefficient": self.coefficient,
+            "step_share": share,
             "entropy": float(e.entropies.sum() / lengths.sum()),
             "length": float(lengths.mean()),
             "ended": float(e.ended.float().mean()),
-            "empty": float(((lengths == 1) & e.ended).float().mean()),
+            "empty": float(e.empty.float().mean()),
             "value": float((e.values * mask).sum() / lengths.sum()),
             "explained_variance": ppo.explained_variance(e.values, returns, mask),
         }
@@ -230,22 +248,21 @@ class Learner:
     def update(self, e: Experience, advantage: Tensor, returns: Tensor) -> dict[str, float]:
         """Epochs of minibatches; leaves off where the policy has moved too far. Figures are means a token."""
         settings, totals, done = self.settings, torch.zeros(7, dtype=torch.float64), 0
-        self._set_rate()
-        for epoch in range(settings.epochs):
-            order = np.random.default_rng((self.seed, self.step, epoch)).permutation(len(e.mask))
-            moved = 0.0
-            for start in range(0, len(order), settings.minibatch_size):
-                rows = order[start : start + settings.minibatch_size].tolist()
-                sums = self._optimizer_step(e, advantage, returns, rows)
-                totals, done = totals + sums, done + 1
-                moved = float(sums[4] / sums[6])
-                if settings.stop_kl is not None and moved > settings.stop_kl:
-                    break
-            if settings.stop_kl is not None and moved > settings.stop_kl:
+        for rows in self.minibatches(len(e.mask)):
+            sums = self._optimizer_step(e, advantage, returns, rows)
+            totals, done = totals + sums, done + 1
+            if settings.stop_kl is not None and sums[4] / sums[6] > settings.stop_kl:
                 break
         names = ("policy_loss", "clip_share", "value_loss", "value_clip_share", "moved", "gradient")
         means = dict(zip(names, (totals[:6] / totals[6]).tolist(), strict=True))
         return means | {"gradient": float(totals[5] / done), "updates": float(done)}
+
+    def minibatches(self, answers: int) -> Iterator[list[int]]:
+        """Rows of each minibatch, epoch after epoch, in an order that follows from (seed, step, epoch)."""
+        for epoch in range(self.settings.epochs):
+            order = np.random.default_rng((self.seed, self.step, epoch)).permutation(answers)
+            for start in range(0, answers, self.settings.minibatch_size):
+                yield order[start : start + self.settings.minibatch_size].tolist()
 
     def _optimizer_step(self, e: Experience, advantage: Tensor, returns: Tensor, rows: list[int]) -> Tensor:
         """One optimizer step on these answers, over all processes; sums over all tokens, and the gradient's norm."""
@@ -265,8 +282,9 @@ class Learner:
                 weight = float(bool(mine[index::count]))  # a process without an answer of its own adds nothing
                 (loss * weight * accelerator.num_processes / tokens).backward()
                 sums += figures * weight
-        norm = torch.nn.utils.clip_grad_norm_([p for p in self.policy.parameters() if p.requires_grad], settings.max_grad_norm)
-        if not torch.isfinite(norm):
+        # each part by itself: a value far off would scale the policy's gradient down to nothing
+        norm, value_norm = (torch.nn.utils.clip_grad_norm_(part, settings.max_grad_norm) for part in self.parts)
+        if not torch.isfinite(norm + value_norm):
             raise InputError(f"The gradient is {norm.item()} at step {self.step + 1}. Lower --learning_rate, or set --bf16 false")
         self.optimizer.step()
         sums = accelerator.reduce(sums, "sum") if accelerator.num_processes > 1 else sums
@@ -275,25 +293,21 @@ class Learner:
     def _loss(self, e: Experience, advantage: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
         settings, device = self.settings, self.accelerator.device
         advantage, returns = advantage.to(device), returns.to(device)
-        with self.autocast():
-            log_probs, values, entropies = self.model(
-                e.prompts, e.prompt_mask, e.answers, e.mask, self.sampling.temperature, bool(settings.entropy_coefficient)
-            )
+        log_probs, values, entropies = self.model(
+            e.prompts, e.prompt_mask, e.answers, e.mask, self.sampling.temperature, bool(settings.entropy_coefficient)
+        )
         policy, held = ppo.policy_loss(log_probs, e.log_probs, advantage, e.mask, settings.clip)
-        value, value_held = ppo.value_loss(values, e.values, returns, e.mask, settings.value_clip)
-        loss = policy.sum() + settings.value_coefficient * value.sum()
+        value, value_held = ppo.value_loss(values, e.values, returns, e.mask, self.value.value_clip)
+        loss = policy.sum() + value.sum()  # two losses of two sets of weights
         if settings.entropy_coefficient:
             loss = loss - settings.entropy_coefficient * entropies.sum()
         moved = (ppo.kl_estimate(e.log_probs, log_probs.detach(), "k3") * e.mask).sum()
         sums = torch.stack([policy.sum(), held.sum(), value.sum(), value_held.sum(), moved]).detach().double()
         return loss, sums
 
-    def _set_rate(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * min(1.0, (self.step + 1) / 10)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16)
+    def _set_rate(self, share: float) -> None:
+        # the value head needs no warm-up: the sooner it knows something, the less noise in the advantages
+        self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * share * min(1.0, (self.step + 1) / 10)
 
     # ---- checkpoints ----
 
@@ -301,13 +315,18 @@ class Learner:
         """Trainable weights by name; a reward adapter on the same base is none of them."""
         return {n: p.detach() for n, p in self.policy.named_parameters() if p.requires_grad and f".{REWARD}." not in n}
 
-    def save(self, output: Path) -> None:
-        """Write and seal checkpoint-STEP, keep it and the one before; on the main process. Chance has no state: it follows from (seed, step)."""
+    def save(self, output: Path, further: dict[str, str] | None = None) -> None:
+        """Write and seal checkpoint-STEP, keep it and the one before; on the main process. Chance has no state: it follows from (seed, step).
+
+        `further` texts are sealed with it, by file name.
+        """
         folder = output / f"checkpoint-{self.step}"
         folder.mkdir(parents=True, exist_ok=True)
         save_file({n: p.contiguous().cpu() for n, p in self.trained().items()}, folder / "trained.safetensors")
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        (folder / "state.json").write_text(json.dumps({"step": self.step, "coefficient": self.coefficient}))
+        texts = {"state.json": json.dumps({"step": self.step, "coefficient": self.coefficient})} | (further or {})
+        for name, text in texts.items():
+            (folder / name).write_text(text)
         seal(folder)
         older = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))[:-2]
         for checkpoint in older:

@@ -21,14 +21,14 @@ SEED = 1_000_003  # the same uniforms for every policy that is measured
 @torch.no_grad()
 def measure(
     policy: Policy, processor: Any, prompts: Sequence[Prompt], truth: Reward, *, sampling: SamplingArguments,
-    empty_score: float = -1.0, bf16: bool = False, batch_size: int = 32,
+    empty_score: float = -1.0, batch_size: int = 32,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:  # fmt: skip
     """Mean score with its standard error, mean sequence KL (nats, by k1) and mean length of sampled answers; the answers."""
     device = policy.network.device
     ids = [prompt_ids(processor, prompt) for prompt in prompts]
     uniforms = draw_uniforms(SEED, 0, range(len(ids)), sampling.max_new_tokens)
     kl = []
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with policy.autocast():
         answers = sample_answers(policy.network, ids, uniforms, sampling, stop_tokens(policy.network, processor))
         for start in range(0, len(ids), batch_size):
             part = slice(start, start + batch_size)

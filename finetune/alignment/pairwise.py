@@ -18,13 +18,15 @@ import numpy as np
 import torch
 import trl
 from datasets import Dataset
+from peft.helpers import disable_input_dtype_casting
 from safetensors.numpy import load_file, save_file
 from transformers import PrinterCallback, ProgressCallback
 
 from finetune.alignment.policy import has_adapter
+from finetune.alignment.shared_prompt import SharedPrompt, can_share
+from finetune.alignment.trl_options import PairOptions
 from finetune.errors import InputError
 from finetune.training.checkpoints import Sealer
-from finetune.training.plan import has_fast_bf16
 from finetune.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -34,64 +36,25 @@ PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco
                "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
 
 
-def _settle(options: Any) -> None:
-    if options.output_dir is None:
-        raise InputError("No output folder; set --output_dir")
-    if not torch.cuda.is_available():
-        options.use_cpu = True
-    if options.bf16 is None:
-        options.bf16 = not options.fp16 and has_fast_bf16()
-
-
 @dataclass
-class RewardTrainingArguments(trl.RewardConfig):
+class RewardTrainingArguments(PairOptions, trl.RewardConfig):
     """TRL's options of a Bradley–Terry reward model; `center_rewards_coefficient` centres it."""
 
     learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate (default: the method's own, see METHODS)."}
     )  # type: ignore[assignment]
-    bf16: bool | None = field(
-        default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."}
-    )  # type: ignore[assignment]
-    trust_remote_code: bool = field(default=False, init=False)  # ModelArguments has it
-    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "The old name of activation_checkpointing."})  # type: ignore[assignment]
-    max_length: int | None = field(default=512, metadata={"help": "Longest prompt and answer together, in tokens."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})
-    dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."})
-
-    def __post_init__(self) -> None:
-        _settle(self)
-        super().__post_init__()
 
 
 @dataclass
-class DPOTrainingArguments(trl.DPOConfig):
+class DPOTrainingArguments(PairOptions, trl.DPOConfig):
     """TRL's options of direct preference optimisation (Rafailov et al. 2023); `loss_type` also takes kto and orpo."""
 
     learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate (default: a tenth of the method's own)."}
     )  # type: ignore[assignment]
-    bf16: bool | None = field(
-        default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."}
-    )  # type: ignore[assignment]
-    trust_remote_code: bool = field(default=False, init=False)  # ModelArguments has it
-    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "The old name of activation_checkpointing."})  # type: ignore[assignment]
-    max_length: int | None = field(default=512, metadata={"help": "Longest prompt and answer together, in tokens."})
     precompute_ref_log_probs: bool = field(
         default=True, metadata={"help": "Reference log-probabilities once, before training, cached by what they depend on."}
     )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})
-    dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."})
-
-    def __post_init__(self) -> None:
-        _settle(self)
-        super().__post_init__()
 
 
 def make_reward_trainer(
@@ -106,7 +69,25 @@ def make_reward_trainer(
 
 
 class CachedDPOTrainer(trl.DPOTrainer):
-    """TRL's DPO trainer whose reference log-probabilities are kept in a file named after everything they depend on."""
+    """TRL's DPO trainer whose reference log-probabilities are kept in a file named after everything they depend on.
+
+    Both sides of a pair share their prompt's computation where the model allows it.
+    """
+
+    _shares: bool | None = None  # found out at the first batch, which TRL asks for while it is being made
+
+    def _sharing(self, model: Any) -> Any:
+        if self._shares is None:
+            self._shares = can_share(model)
+        return SharedPrompt(model) if self._shares else model
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """TRL's, on one line a pair."""
+        return super().compute_ref_log_probs(self._sharing(model), inputs)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        with disable_input_dtype_casting(self.accelerator.unwrap_model(model), active=self.args.bf16 or self.args.fp16):
+            return super()._compute_loss(self._sharing(model), inputs, return_outputs)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         file = reference_cache() / f"{reference_key(dataset, self.model, self.ref_model, bool(self.args.bf16))}.safetensors"
@@ -218,7 +199,7 @@ def pair_margins(network: Any, processor: Any, pairs: Dataset, max_length: int, 
     sides = []
     for side in ("chosen", "rejected"):
         answers = [row[side] if isinstance(row[side], str) else row[side][-1]["content"] for row in pairs]
-        rows = [text_ids(processor, p, a, "full", max_length) for p, a in zip(pairs["prompt"], answers, strict=True)]
+        rows = [text_ids(processor, p, a, "full")[-max_length:] for p, a in zip(pairs["prompt"], answers, strict=True)]
         sides.append(np.asarray(score_texts(score, rows, processor, batch_size)))
     return sides[0] - sides[1]
 

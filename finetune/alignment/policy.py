@@ -22,11 +22,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks)
 from finetune.adapters.artefact import read_artefact
-from finetune.alignment.ppo import entropy
-from finetune.alignment.rollout import answer_log_probs, answer_logits, log_probabilities
+from finetune.alignment.head import cast_frozen, plain_head
+from finetune.alignment.rollout import answer_log_probs
 from finetune.errors import InputError
 from finetune.methods import METHODS, attach
 from finetune.models.load import ModelArguments, load_model
+from finetune.models.trunk import core
 from finetune.models.value import ValueHead, hidden_width
 from finetune.training.checkpoints import ARGUMENTS
 
@@ -36,24 +37,37 @@ REWARD = "reward"
 class Policy(nn.Module):
     """A causal model with a value head: answers → log-probabilities, values, entropies, all [rows, time].
 
+    The value head reads the policy's states and sends no gradient back into them. Values grow with the KL coefficient, and their
+    errors would pull the shared weights wherever values are easier to learn, however far from the reference.
+
     Args:
         network: a causal model, with an adapter (PEFT's shape) or trained whole.
+        bf16: products in bf16 over float32 masters; what is frozen is cast once.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, bf16: bool = False) -> None:
         super().__init__()
-        self.network, self.head = network.eval(), ValueHead(hidden_width(network))
-        # a list, so that the copy is no submodule: not trained, not saved, not synchronised
+        self.network, self.head, self.bf16 = network.eval(), ValueHead(hidden_width(network)), bf16
+        # lists, so that these are no submodules: not trained, not saved, not synchronised
         self._frozen = [] if has_adapter(network) else [copy.deepcopy(network).eval().requires_grad_(False)]
+        with self.autocast():
+            self._plain_heads = [plain_head(core(one)) for one in (network, *self._frozen)]
+        if bf16:
+            for one in (network, *self._frozen):
+                cast_frozen(one)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.bf16)
 
     def forward(
         self, prompts: Tensor, prompt_mask: Tensor, answers: Tensor, mask: Tensor, temperature: float = 1.0, spread: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`spread=False` leaves the entropies out (zeros): they cost a pass over the vocabulary."""
-        logits, states = answer_logits(self.network, prompts, prompt_mask, answers, mask, hidden=True)
-        assert states is not None
-        logits = logits.float() / temperature
-        return log_probabilities(logits, answers) * mask, self.head(states) * mask, entropy(logits) * mask if spread else mask * 0
+        with self.autocast():
+            log_probs, entropies, states = answer_log_probs(
+                self.network, prompts, prompt_mask, answers, mask, temperature, spread=spread, head=self._plain_heads[0]
+            )
+            return log_probs, self.head(states.detach()) * mask, entropies
 
     @torch.no_grad()
     def reference_log_probs(
@@ -61,8 +75,10 @@ class Policy(nn.Module):
     ) -> Tensor:
         """Log-probability of each answer token under the model that training started from, [rows, time]."""
         network = self._frozen[0] if self._frozen else self.network
-        with nullcontext() if self._frozen else in_role(self.network, None):
-            return answer_log_probs(network, prompts, prompt_mask, answers, mask, temperature)[0]
+        with self.autocast(), nullcontext() if self._frozen else in_role(self.network, None):
+            return answer_log_probs(
+                network, prompts, prompt_mask, answers, mask, temperature, spread=False, head=self._plain_heads[-1]
+            )[0]
 
     def to(self, *args: Any, **kwargs: Any) -> Policy:
         for network in self._frozen:
@@ -131,7 +147,7 @@ def load_scorer(model: ModelArguments) -> tuple[Any, Any]:
     return processor, scorer
 
 
-def make_policy(network: Any, method: str, options: dict[str, Any] | None) -> Policy:
+def make_policy(network: Any, method: str, options: dict[str, Any] | None, bf16: bool = False) -> Policy:
     """A policy by a row of METHODS on a causal model.
 
     Raises:
@@ -141,7 +157,7 @@ def make_policy(network: Any, method: str, options: dict[str, Any] | None) -> Po
         raise InputError(
             f"The method '{method}' feeds made-up tokens, which padding on the left would displace. Set --method lora"
         )
-    return Policy(attach(network, method, options, "CAUSAL_LM"))
+    return Policy(attach(network, method, options, "CAUSAL_LM"), bf16)
 
 
 def attach_reward(policy: Policy, folder: str | Path) -> nn.Linear:
@@ -179,7 +195,7 @@ def attach_reward(policy: Policy, folder: str | Path) -> nn.Linear:
 
 def trunk_scores(policy: Policy, head: nn.Linear, ids: Tensor, mask: Tensor) -> Tensor:
     """Scores [rows] of texts padded on the right, read at the last real token by the mask, whatever ids pad and EOS have."""
-    with torch.no_grad(), in_role(policy.network, REWARD):
+    with torch.no_grad(), policy.autocast(), in_role(policy.network, REWARD):
         base = policy.network.base_model.model if isinstance(policy.network.base_model, BaseTuner) else policy.network
         states = base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     last = states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]

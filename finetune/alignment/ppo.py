@@ -107,6 +107,20 @@ def whiten(x: Tensor, mask: Tensor, shift: bool = True, total: Callable[[Tensor]
     return ((white if shift else white + mean) * mask).to(x.dtype)
 
 
+def step_share(scores: Tensor, penalised: Tensor, least: float = 0.1) -> float:
+    """How much of a full step is worth taking: the deviation of the scores in that of scores and penalties together, at most 1.
+
+    Whitened advantages make each step as large as any other. Where the penalty outweighs the scores, close to the reference, most
+    of what is whitened is the noise of its estimate, and full steps would carry the policy about however large the coefficient.
+
+    Args:
+        scores, penalised: of whole answers, [batch].
+        least: what is always taken, so that a penalty alone leads back to the reference.
+    """
+    whole = float(penalised.double().std(correction=0))
+    return min(1.0, max(least, float(scores.double().std(correction=0)) / whole)) if whole > 0 else 1.0
+
+
 def policy_loss(log_probs: Tensor, old: Tensor, advantage: Tensor, mask: Tensor, clip: float = 0.2) -> tuple[Tensor, Tensor]:
     """The clipped surrogate, to be minimised (Schulman et al. 2017, eq. 7).
 

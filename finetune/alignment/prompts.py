@@ -44,11 +44,7 @@ def read_prompts(data: DataArguments, settings: PromptArguments, processor: Any)
 
 
 def _prompts(rows: Dataset, data: DataArguments, settings: PromptArguments, processor: Any, where: str) -> list[Prompt]:
-    column = data.text_column or next((name for name in ("prompt", "messages", *TEXTS) if name in rows.column_names), None)
-    if column is None or column not in rows.column_names:
-        there = ", ".join(rows.column_names)
-        raise InputError(f"No column '{column or 'prompt'}' in {data.dataset_name}; it has {there}. Set --text_column")
-    found = [as_prompt(value, index) for index, value in enumerate(rows[column][:])]
+    found = [as_prompt(value, index) for index, value in enumerate(rows[prompt_column(rows, data)][:])]
     if settings.prompt_tokens is not None:
         found = [beginning(prompt, settings.prompt_tokens, processor) for prompt in found]
     lengths = [len(prompt_ids(processor, prompt)) for prompt in found]
@@ -67,6 +63,19 @@ def _prompts(rows: Dataset, data: DataArguments, settings: PromptArguments, proc
             "raise --max_prompt_length or set --prompt_tokens"
         )
     return kept
+
+
+def prompt_column(rows: Dataset, data: DataArguments) -> str:
+    """The column that prompts come from: the one named by --text_column, else `prompt`, `messages`, or a usual name of a text.
+
+    Raises:
+        InputError: no such column.
+    """
+    column = data.text_column or next((name for name in ("prompt", "messages", *TEXTS) if name in rows.column_names), None)
+    if column is None or column not in rows.column_names:
+        there = ", ".join(rows.column_names)
+        raise InputError(f"No column '{column or 'prompt'}' in {data.dataset_name}; it has {there}. Set --text_column")
+    return column
 
 
 def as_prompt(value: Any, index: int) -> Prompt:

@@ -9,11 +9,13 @@ import importlib
 import importlib.util
 import logging
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -84,14 +86,17 @@ def checked(reward: Reward, prompts: Sequence[Prompt], answers: Sequence[str], e
     scores = [empty_score] * len(answers)
     if not asked:
         return scores
-    found = reward([prompts[i] for i in asked], [answers[i] for i in asked])
-    found = found.tolist() if isinstance(found, torch.Tensor) else list(found)
+    given = reward([prompts[i] for i in asked], [answers[i] for i in asked])
+    found = given.tolist() if isinstance(given, (torch.Tensor, np.ndarray)) else given
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        raise InputError(f"The reward gave {str(given)[:60]!r}; wanted a list with one number an answer. Mend --reward")
     if len(found) != len(asked):
         raise InputError(f"The reward gave {len(found)} scores for {len(asked)} answers; wanted one each. Mend --reward")
     for i, score in zip(asked, found, strict=True):
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+        number = score.item() if isinstance(score, (torch.Tensor, np.generic)) and np.ndim(score) == 0 else score
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
             raise InputError(f"The reward gave {score!r} for the answer {answers[i]!r}; wanted a finite number. Mend --reward")
-        scores[i] = float(score)
+        scores[i] = float(number)
     return scores
 
 
@@ -124,12 +129,29 @@ def classifier_reward(rest: str, settings: RewardArguments) -> Reward:
 
 def of_classifier(classifier: Classifier, label: int, settings: RewardArguments) -> Reward:
     def reward(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        texts = [as_text(p, a, settings.reward_part) for p, a in zip(prompts, answers, strict=True)]
+        whole = [as_text(p, a, settings.reward_part) for p, a in zip(prompts, answers, strict=True)]
+        texts = [last_tokens(text, classifier.processor, classifier.max_length) for text in whole]
+        warn_of_cuts(sum(map(operator.ne, whole, texts)), len(texts), classifier.max_length)
         log_p = classifier.logits(texts, settings.reward_batch_size).double().log_softmax(-1)
         others = log_p.index_fill(1, torch.tensor([label]), -torch.inf).logsumexp(-1)
         return (log_p[:, label] - others if settings.reward_logit else log_p[:, label].exp()).tolist()
 
     return reward
+
+
+def last_tokens(text: str, processor: Any, max_length: int) -> str:
+    """The end of a text that a classifier can read whole: its own truncation would drop the answer and score the prompt."""
+    room = max_length - processor.num_special_tokens_to_add(pair=False)
+    places = processor(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return text if len(places) <= room else text[places[-room][0] :]
+
+
+def warn_of_cuts(cut: int, texts: int, max_length: int) -> None:
+    """Say that a reward doesn't see the beginning of some texts."""
+    if cut:
+        logger.warning(
+            "%d of %d texts exceed the reward's %d tokens and lose their beginning before they are scored", cut, texts, max_length
+        )
 
 
 class RewardModel:
@@ -150,22 +172,18 @@ class RewardModel:
 
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
         part = self.settings.reward_part
-        rows = [text_ids(self.processor, p, a, part, self.max_length) for p, a in zip(prompts, answers, strict=True)]
+        rows = [text_ids(self.processor, p, a, part) for p, a in zip(prompts, answers, strict=True)]
+        warn_of_cuts(sum(len(row) > self.max_length for row in rows), len(rows), self.max_length)
+        rows = [row[-self.max_length :] for row in rows]  # the end of the answer is always seen
         return score_texts(self.score, rows, self.processor, self.settings.reward_batch_size)
 
 
-def text_ids(processor: Any, prompt: Prompt, answer: str, part: str, max_length: int) -> list[int]:
-    """Ids of what a reward model was trained on: text with an EOS at its end, or a conversation by its template.
-
-    Cut on the left, so that the end of the answer is always seen.
-    """
+def text_ids(processor: Any, prompt: Prompt, answer: str, part: str) -> list[int]:
+    """Ids of what a reward model was trained on: text with an EOS at its end, or a conversation by its template."""
     if not isinstance(prompt, str) and part == "full" and processor.chat_template:
         messages = [*prompt, {"role": "assistant", "content": answer}]
-        ids = processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
-    else:
-        text = as_text(prompt, answer, part)
-        ids = processor(text + (processor.eos_token or ""))["input_ids"]
-    return ids[-max_length:]
+        return processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    return processor(as_text(prompt, answer, part) + (processor.eos_token or ""))["input_ids"]
 
 
 def score_texts(

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
+from finetune.alignment.head import token_log_probs
 from finetune.alignment.ppo import entropy
 from finetune.errors import InputError
+from finetune.models.trunk import body, core
 
 
 @dataclass
@@ -102,6 +104,24 @@ def longest_input(network: Any) -> int | None:
     return network.config.to_dict().get("max_position_embeddings") or network.config.to_dict().get("n_positions")
 
 
+def check_room(network: Any, lengths: Sequence[int], width: int) -> None:
+    """Refuse prompts without tokens, and those that leave an answer of `width` tokens no room in the model's context.
+
+    Raises:
+        InputError: there is one.
+    """
+    longest = longest_input(network)
+    if min(lengths) == 0:
+        raise InputError(
+            f"Prompt {list(lengths).index(0)} has no token; wanted one or more. Set --text_column or --prompt_tokens"
+        )
+    if longest and max(lengths) + width > longest:
+        raise InputError(
+            f"A prompt of {max(lengths)} tokens and an answer of {width} don't fit the model's {longest} positions. "
+            "Lower --max_prompt_length or --max_new_tokens"
+        )
+
+
 @torch.no_grad()
 def sample_answers(
     network: Any, prompts: Sequence[Sequence[int]], uniforms: Tensor, sampling: SamplingArguments, stops: Sequence[int]
@@ -117,15 +137,8 @@ def sample_answers(
     Raises:
         InputError: a prompt without tokens, or one that leaves the answer no room in the model's context.
     """
-    width, longest = sampling.max_new_tokens, longest_input(network)
-    lengths = [len(prompt) for prompt in prompts]
-    if min(lengths) == 0:
-        raise InputError(f"Prompt {lengths.index(0)} has no token; wanted one or more. Set --prompt_column or --prompt_tokens")
-    if longest and max(lengths) + width > longest:
-        raise InputError(
-            f"A prompt of {max(lengths)} tokens and an answer of {width} don't fit the model's {longest} positions. "
-            "Lower --max_prompt_length or --max_new_tokens"
-        )
+    width, lengths = sampling.max_new_tokens, [len(prompt) for prompt in prompts]
+    check_room(network, lengths, width)
     pad = 0  # any id will do: it is masked wherever it stands
     result = Answers(torch.full((len(prompts), width), pad), torch.zeros(len(prompts), width), torch.zeros(len(prompts)).bool())
     order = sorted(range(len(prompts)), key=lengths.__getitem__)
@@ -178,33 +191,39 @@ def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def answer_log_probs(
-    network: Any, prompts: Tensor, prompt_mask: Tensor, answers: Tensor, mask: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each answer token and the entropy it was drawn with, both [rows, time], 0 on padding.
+    network: Any,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    answers: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    *,
+    spread: bool = True,
+    head: nn.Linear | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of each answer token and the entropy it was drawn with, both [rows, time], 0 on padding; the states that
+    they come from, [rows, time, width].
 
     Args:
         prompts, prompt_mask: [rows, width], padded on the left.
         answers, mask: [rows, time], padded on the right.
-    """
-    logits, _ = answer_logits(network, prompts, prompt_mask, answers, mask)
-    logits = logits.float() / temperature
-    return log_probabilities(logits, answers) * mask, entropy(logits) * mask
-
-
-def answer_logits(
-    network: Any, prompts: Tensor, prompt_mask: Tensor, answers: Tensor, mask: Tensor, hidden: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Logits of each answer token [rows, time, vocabulary], and, where `hidden`, the states they come from [rows, time, width].
-
-    Only positions that predict an answer token go through the model's head.
+        spread: whether entropies are wanted; else they are 0.
+        head: the model's output layer where its logits are that layer's product alone (`head.plain_head`), which saves memory
+            and time; None asks the model for its logits.
     """
     whole, time = torch.cat([prompt_mask, mask.long()], 1), answers.shape[1]
-    out = network(
-        input_ids=torch.cat([prompts, answers], 1),
-        attention_mask=whole,
-        position_ids=positions(whole),
-        logits_to_keep=time + 1,
-        output_hidden_states=hidden,
-        use_cache=False,
-    )
-    return out.logits[:, -time - 1 : -1], out.hidden_states[-1][:, -time - 1 : -1] if hidden else None
+    read = {
+        "input_ids": torch.cat([prompts, answers], 1),
+        "attention_mask": whole,
+        "position_ids": positions(whole),
+        "use_cache": False,
+    }
+    if head is not None:
+        states = body(core(network))(**read).last_hidden_state[:, -time - 1 : -1]
+        log_probs, entropies = token_log_probs(head, states, answers, temperature, spread)
+        return log_probs * mask, entropies * mask, states
+    # only positions that predict an answer token go through the model's head
+    out = network(**read, logits_to_keep=time + 1, output_hidden_states=True)
+    logits = out.logits[:, -time - 1 : -1].float() / temperature
+    entropies = entropy(logits) * mask if spread else torch.zeros_like(mask)
+    return log_probabilities(logits, answers) * mask, entropies, out.hidden_states[-1][:, -time - 1 : -1]

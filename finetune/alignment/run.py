@@ -15,7 +15,9 @@ from finetune.adapters.artefact import save_artefact
 from finetune.alignment.learner import Learner, step_prompts
 from finetune.alignment.measure import measure
 from finetune.alignment.policy import REWARD, has_adapter
+from finetune.alignment.prompts import prompt_ids
 from finetune.alignment.rewards import Prompt, Reward
+from finetune.alignment.rollout import check_room
 from finetune.errors import InputError
 from finetune.reports.tables import markdown
 from finetune.training.checkpoints import write_atomically
@@ -62,6 +64,8 @@ def run(
     """
     folder, main = Path(str(settings.output_dir)), learner.accelerator.is_main_process
     held_out = held_out[: settings.eval_prompts]
+    lengths = [len(prompt_ids(learner.processor, prompt)) for prompt in (*prompts, *held_out)]
+    check_room(learner.policy.network, lengths, learner.sampling.max_new_tokens)  # now, not when a long one has its turn
     lines = _lines_before(folder / "log.jsonl", learner.step)
     if learner.step == 0:
         lines.append({"step": 0, **_measured(learner, held_out, truth, settings)})
@@ -88,7 +92,7 @@ def _measured(learner: Learner, held_out: Sequence[Prompt], truth: Reward, setti
         return {"true_reward": 0.0}
     figures, samples = measure(
         learner.policy, learner.processor, held_out, truth, sampling=learner.sampling, empty_score=learner.empty_score,
-        bf16=learner.bf16, batch_size=learner.settings.per_device_batch_size,
+        batch_size=learner.settings.per_device_batch_size,
     )  # fmt: skip
     folder = Path(str(settings.output_dir))
     write_atomically(folder / f"samples-{learner.step}.md", sample_table(samples[: settings.samples]))
@@ -119,7 +123,7 @@ def line(figures: dict[str, float], steps: int) -> str:
         f"entropy {figures['entropy']:.2f} | "
         f"clipped {figures['clip_share']:.2f} | value loss {figures['value_loss']:.3f} | "
         f"explained {figures['explained_variance']:.2f} | "
-        f"length {figures['length']:.1f} | ended {figures['ended']:.2f} | {times}"
+        f"length {figures['length']:.1f} | ended {figures['ended']:.2f} | empty {figures['empty']:.2f} | {times}"
     )
 
 

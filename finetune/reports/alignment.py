@@ -21,27 +21,42 @@ def draw_calibration(bins: Sequence[dict[str, float]], path: Path) -> None:
     plt.close(fig)
 
 
-COLOURS = {"dpo": "#1f4e79", "ppo": "#c05a1c", "ppo-true": "#7a9a3a", "best-of-n": "#7d4f9e", "preferred-ft": "#888888"}
+COLOURS = {"dpo": "#1f4e79", "ppo": "#c05a1c", "ppo-true": "#7a9a3a", "best-of-n": "#7d4f9e", "preferred-ft": "#666666"}
+NAMES = {
+    "dpo": "DPO, β", "ppo": "PPO, learnt reward, coefficient", "ppo-true": "PPO, true reward, coefficient", "best-of-n": "best of n",
+    "preferred-ft": "preferred-FT", "start": "start",
+}  # fmt: skip
 
 
 def draw_frontier(points: Sequence[dict[str, Any]], path: Path) -> None:
-    """Mean true reward against sequence KL to the reference, one colour a method (Rafailov et al. 2023, figure 2, left).
+    """Mean true reward against sequence KL to the reference (Rafailov et al. 2023, figure 2, left).
+
+    A colour a method, a line a run from the start to its end, which bears the run's setting; best-of-n has no way, and one line.
 
     Args:
-        points: each with method, setting, kl (nats a sequence), reward, error (one standard error).
+        points: each with method, setting, steps, kl (nats a sequence), reward, error (one standard error).
     """
-    fig, axes = plt.subplots(figsize=(6, 4.2))
-    for method in dict.fromkeys(point["method"] for point in points):
-        mine = sorted((p for p in points if p["method"] == method), key=lambda p: p["kl"])
+    fig, axes = plt.subplots(figsize=(7, 4.6))
+    start = [point for point in points if point["method"] == "start"]
+    for method in [name for name in NAMES if any(point["method"] == name for point in points)]:
+        mine, colour = [point for point in points if point["method"] == method], COLOURS.get(method, INK)
+        settings = sorted({point["setting"] for point in mine})
+        runs = [sorted((p for p in mine if p["setting"] == s), key=lambda p: p["steps"]) for s in settings]
+        ways = [[p for run in runs for p in run]] if method == "best-of-n" else runs
+        for way in ways:
+            whole = [*start, *way] if method != "start" else way
+            axes.plot([p["kl"] for p in whole], [p["reward"] for p in whole], ".-", color=colour, lw=0.8, ms=4, alpha=0.7)
+        ends = [run[-1] for run in runs]
         axes.errorbar(
-            [p["kl"] for p in mine], [p["reward"] for p in mine], yerr=[1.96 * p["error"] for p in mine],
-            fmt="o-", lw=1, capsize=2, color=COLOURS.get(method, FAINT), label=method,
+            [p["kl"] for p in ends], [p["reward"] for p in ends], yerr=[1.96 * p["error"] for p in ends],
+            fmt="o", ms=5, elinewidth=0.8, capsize=2, color=colour, label=NAMES[method],
         )  # fmt: skip
-        for p in mine:
-            axes.annotate(str(p["setting"]), (p["kl"], p["reward"]), textcoords="offset points", xytext=(4, 4), fontsize=6)
-    axes.set(xlabel="KL to the reference, nats a sequence", ylabel="mean true reward, 95 % interval")
-    axes.legend(frameon=False)
+        for p in ends if method not in ("start", "preferred-ft") else []:
+            place = (p["kl"], p["reward"])
+            axes.annotate(f"{p['setting']:g}", place, textcoords="offset points", xytext=(5, 4), fontsize=7, color=colour)
+    axes.set(xlabel="KL to the reference, nats a sequence", ylabel="mean true reward, ends with 95 % intervals")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axes.grid(alpha=0.2)
     fig.tight_layout()
-    fig.savefig(path)
+    fig.savefig(path, dpi=110)
     plt.close(fig)

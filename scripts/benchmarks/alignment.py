@@ -1,113 +1,214 @@
-"""Peak memory and seconds of a PPO step beside a step of supervised fine-tuning: the same model, adapter, batch and length.
+"""What alignment costs: memory of a PPO step beside supervised fine-tuning's, and DPO's speed beside TRL's with the best of its options.
 
-python scripts/benchmarks/alignment.py
+python scripts/benchmarks/alignment.py memory
+python scripts/benchmarks/alignment.py dpo --rounds 2
+
+Each part runs in a process of its own, the sides of a comparison by turns: same model, LoRA of rank 16, batch, lengths, bf16 autocast
+over float32 masters, no checkpointing, and the allocator's setting that finetune.training.plan.keep_freed_memory makes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
-PARTS = ("sft", "ppo", "ppo with a learnt reward on its base")
+MEMORY, SPEED = ("sft", "ppo", "ppo, learnt reward"), ("trl", "ours")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--part", choices=PARTS, help="Measure one part in this process (without it: all, each in its own).")
+    parser.add_argument("what", choices=("memory", "dpo"))
+    parser.add_argument("--part", choices=(*MEMORY, *SPEED), help="Measure one part in this process (without it: all).")
     parser.add_argument("--model_name_or_path", default="smollm2")
-    parser.add_argument("--batch", type=int, default=16, help="Texts a step.")
-    parser.add_argument("--length", type=int, default=128, help="Tokens a text, half prompt, half answer.")
+    parser.add_argument("--batch", type=int, default=8, help="Texts or pairs a step.")
+    parser.add_argument("--length", type=int, default=128, help="memory: tokens a text, half prompt, half answer.")
+    parser.add_argument("--prompt", type=int, default=150, help="dpo: tokens of a prompt.")
+    parser.add_argument("--answer", type=int, default=75, help="dpo: tokens of an answer.")
+    parser.add_argument("--steps", type=int, default=3, help="Steps that are measured, after one that isn't.")
+    parser.add_argument("--rounds", type=int, default=1, help="How often each part is measured.")
     options = parser.parse_args()
     if options.part:
         print(json.dumps(measured(options)))
         return
-    rows = []
-    for part in PARTS:
-        told = [
-            "--model_name_or_path",
-            options.model_name_or_path,
-            "--batch",
-            str(options.batch),
-            "--length",
-            str(options.length),
-        ]
-        done = subprocess.run([sys.executable, __file__, "--part", part, *told], check=True, capture_output=True, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-    least = rows[0]["peak_mb"]
-    print(f"batch {options.batch}, {options.length} tokens, LoRA of rank 16, float32 masters")
-    print("| step | peak memory, MB | × SFT | seconds |\n|---|---:|---:|---:|")
-    for row in rows:
-        print(f"| {row['part']} | {row['peak_mb']:.0f} | {row['peak_mb'] / least:.2f} | {row['seconds']:.1f} |")
+    parts = MEMORY if options.what == "memory" else SPEED
+    rows = [in_a_process(part) for _ in range(options.rounds) for part in parts]
+    report = memory_report if options.what == "memory" else speed_report
+    print("\n".join(report(rows, options)))
 
 
-def measured(options: argparse.Namespace) -> dict[str, float | str]:
-    from finetune.training.plan import has_fast_bf16, keep_freed_memory
+def in_a_process(part: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, *sys.argv, "--part", part], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
+    least = min(row["peak_mb"] for row in rows if row["part"] == "sft")
+    lines = [f"batch {options.batch}, {options.length} tokens", "| step | peak memory, MB | × SFT |", "|---|---:|---:|"]
+    return lines + [f"| {row['part']} | {row['peak_mb']:.0f} | {row['peak_mb'] / least:.2f} |" for row in rows]
+
+
+def speed_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
+    lines = [f"batch {options.batch}, prompts of {options.prompt} tokens, answers of {options.answer}",
+             "| DPO | references, pairs/s | training, pairs/s | one epoch of both, pairs/s |", "|---|---:|---:|---:|"]  # fmt: skip
+    names = ("reference_pairs_a_second", "pairs_a_second", "both")
+    rows = [row | {"both": 1 / (1 / row[names[0]] + 1 / row[names[1]])} for row in rows]
+    lines += [f"| {row['part']} | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |" for row in rows]
+    best = [{name: max(row[name] for row in rows if row["part"] == part) for name in names} for part in SPEED]
+    return [*lines, "| ours / TRL, best of each | " + " | ".join(f"{best[1][n] / best[0][n]:.2f} ×" for n in names) + " |"]
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    from finetune.training.plan import keep_freed_memory, peak_memory_mb
 
     keep_freed_memory()
     import torch
+    from transformers.utils import logging
 
     from finetune.alignment.policy import load_base
     from finetune.methods import attach
     from finetune.models.load import ModelArguments
 
+    logging.set_verbosity_error()
     torch.manual_seed(0)
     processor, network = load_base(ModelArguments(model_name_or_path=options.model_name_or_path))
-    network = attach(network, "lora", None, "CAUSAL_LM").eval()
-    words = ["a film that nobody should miss " * options.length for _ in range(options.batch)]
-    ids = processor(words, truncation=True, max_length=options.length, return_tensors="pt")["input_ids"]
-    started = time.perf_counter()
-    if options.part == "sft":
-        optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad])
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16()):
-            loss = network(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
-        loss.backward()
-        optimizer.step()
+    network = attach(network, "lora", None, "CAUSAL_LM")
+    if options.part in SPEED:
+        figures: dict[str, Any] = dpo(network, processor, options)
     else:
-        ppo_step(network, processor, ids[:, : options.length // 2], options, has_fast_bf16())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"part": options.part, "peak_mb": peak, "seconds": time.perf_counter() - started}
+        figures = sft(network, processor, options) if options.part == "sft" else ppo(network, processor, options)
+    return {"part": options.part, "peak_mb": peak_memory_mb(), **figures}
 
 
-def ppo_step(network: Any, processor: Any, prompts: Any, options: argparse.Namespace, bf16: bool) -> None:
+def shared_options(folder: str, options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from finetune.training.plan import has_fast_bf16
+
+    return {
+        "output_dir": folder, "per_device_train_batch_size": options.batch, "max_steps": options.steps + 1, "bf16": has_fast_bf16(),
+        "use_cpu": not torch.cuda.is_available(), "report_to": "none", "save_strategy": "no", "logging_strategy": "no",
+        "disable_tqdm": True, "activation_checkpointing": False, "gradient_checkpointing": None, "dataloader_pin_memory": False,
+    }  # fmt: skip
+
+
+def sft(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, float]:
+    """TRL's trainer, whose output layer works in tiles."""
+    import trl
+    from datasets import Dataset
+
+    texts = [words(processor, options.length - 1, i) for i in range(options.batch * (options.steps + 1))]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trl.SFTTrainer(
+            model=network, args=trl.SFTConfig(**shared_options(folder, options), max_length=options.length),
+            train_dataset=Dataset.from_dict({"text": texts}), processing_class=processor,
+        )  # fmt: skip
+        trainer.train()
+    return {}
+
+
+def ppo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, float]:
     import torch
     from accelerate import Accelerator
-    from torch import nn
 
     from finetune.alignment.learner import KLArguments, Learner, PPOArguments
-    from finetune.alignment.policy import REWARD, Policy, trunk_scores
-    from finetune.alignment.rewards import RewardArguments, RewardModel
+    from finetune.alignment.policy import Policy
     from finetune.alignment.rollout import SamplingArguments
+    from finetune.training.plan import has_fast_bf16
 
-    policy = Policy(network)
-
-    def reward(prompts: list[str], answers: list[str]) -> list[float]:
-        return [float(len(answer)) for answer in answers]
-
-    if options.part == PARTS[2]:
-        config = network.peft_config["default"]
-        flags = [(p, p.requires_grad) for p in network.parameters()]
-        network.add_adapter(REWARD, config)
-        network.set_adapter("default")
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
-        for parameter, trainable in flags:
-            parameter.requires_grad_(trainable)
-        head = nn.Linear(network.config.hidden_size, 1, bias=False)
-        reward = RewardModel(lambda ids, mask: trunk_scores(policy, head, ids, mask), processor, 1024, RewardArguments())
+    policy = Policy(network, has_fast_bf16())
+    reward: Callable[..., list[float]] = lambda prompts, answers: [float(len(answer)) for answer in answers]  # noqa: E731
     learner = Learner(
-        policy, processor, reward, Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available()),
+        policy, processor, reward if options.part == "ppo" else reward_on(policy, processor),
+        Accelerator(cpu=not torch.cuda.is_available()),
         settings=PPOArguments(rollout_batch_size=options.batch, minibatch_size=options.batch,
                               per_device_batch_size=options.batch, epochs=1),
-        kl=KLArguments(), sampling=SamplingArguments(max_new_tokens=options.length // 2), bf16=bf16,
+        kl=KLArguments(), sampling=SamplingArguments(max_new_tokens=options.length // 2),
     )  # fmt: skip
-    learner.learn([processor.decode(row) for row in prompts.tolist()])
+    for _ in range(options.steps + 1):
+        learner.learn([words(processor, options.length // 2, i) for i in range(options.batch)])
+    return {}
+
+
+def reward_on(policy: Any, processor: Any) -> Any:
+    """A reward model that is a second adapter of the policy's base, its weights fresh."""
+    import peft
+    from torch import nn
+
+    from finetune.alignment.policy import REWARD, trunk_scores
+    from finetune.alignment.rewards import RewardArguments, RewardModel
+
+    flags = [(p, p.requires_grad) for p in policy.network.parameters()]
+    policy.network.add_adapter(REWARD, peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    policy.network.set_adapter("default")
+    for parameter in policy.network.parameters():
+        parameter.requires_grad_(False)
+    for parameter, trainable in flags:
+        parameter.requires_grad_(trainable)
+    head = nn.Linear(policy.network.config.hidden_size, 1, bias=False)
+    return RewardModel(lambda ids, mask: trunk_scores(policy, head, ids, mask), processor, 1024, RewardArguments())
+
+
+def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, float]:
+    import trl
+    from datasets import Dataset
+    from transformers import PrinterCallback, TrainerCallback
+
+    from finetune.alignment.pairwise import CachedDPOTrainer
+
+    moments: list[float] = []
+
+    class Stopwatch(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            moments.append(time.perf_counter())
+
+    count = options.batch * (options.steps + 1)
+    sides = {"prompt": (options.prompt, 0), "chosen": (options.answer - 1, count), "rejected": (options.answer - 1, 2 * count)}
+    rows = {name: [words(processor, length, first + i) for i in range(count)] for name, (length, first) in sides.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HF_HOME"] = folder  # nothing is found in a cache
+        started = time.perf_counter()
+        trainer = (CachedDPOTrainer if options.part == "ours" else trl.DPOTrainer)(
+            model=network, train_dataset=Dataset.from_dict(rows), processing_class=processor,
+            args=trl.DPOConfig(**shared_options(folder, options), precompute_ref_log_probs=True, max_length=None),
+            callbacks=[Stopwatch()],
+        )  # fmt: skip
+        references = time.perf_counter() - started
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return {"reference_pairs_a_second": count / references,
+            "pairs_a_second": options.batch * options.steps / (moments[-1] - moments[0])}  # fmt: skip
+
+
+def words(processor: Any, tokens: int, seed: int) -> str:
+    """A text of about so many tokens, other words for other seeds."""
+    vocabulary = (
+        "film",
+        "story",
+        "actor",
+        "scene",
+        "music",
+        "plot",
+        "ending",
+        "camera",
+        "never",
+        "always",
+        "loved",
+        "dull",
+        "was",
+        "and",
+    )
+    return " " + " ".join(vocabulary[(seed * 7 + i * (3 + seed % 5)) % len(vocabulary)] for i in range(tokens))
 
 
 if __name__ == "__main__":

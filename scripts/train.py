@@ -59,8 +59,8 @@ def run(
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
     from finetune.intervals import intervals
-    from finetune.methods import attach, find_method
-    from finetune.models.load import architecture, load_model
+    from finetune.methods import attach, check_length, find_method
+    from finetune.models.load import architecture, check_room, load_model
     from finetune.tasks import answerer, settle, shape_loss
     from finetune.training.checkpoints import open_run
     from finetune.training.trainer import by_length, make_trainer, settled
@@ -73,10 +73,12 @@ def run(
     processor, network = load_model(model, row.model, labels, **row.config)
     if row.start is not None:
         row.start(network, rows.train[columns.label][:])
+    check_room(processor, task.max_length, row.pair)
     network = attach(network, method.method, method.method_kwargs, row.peft)
     with training.main_process_first(desc="tokenising"):
         features = {split: row.encode(part, columns, processor, task.max_length, labels) for split, part in rows.splits()}
     check_budget(features["train"]["length"][:], batching.tokens_per_batch)
+    check_length(network, max(max(part["length"][:]) for part in features.values()))
     asked = Asked(rows.eval, columns, by_length(features["eval"]), labels)
     shape = shape_loss(row, task, training.label_smoothing_factor, features["train"], labels)
     answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size)

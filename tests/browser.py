@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+
+httpx = pytest.importorskip("httpx", reason="the browser is asked by httpx")
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key under which WebDriver's standard hands out an element
 

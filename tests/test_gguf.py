@@ -1,8 +1,10 @@
 """GGUF files hold what the model held; what llama.cpp couldn't read is refused."""
 
 import gguf
+import peft
 import pytest
 from conftest import make_model, make_tokenizer
+from test_merge import run, save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -73,3 +75,12 @@ def test_a_modelfile_is_written_for_chatml_alone():
     tokenizer.chat_template = CHATML.replace("{{ m['content'] }}", "{{ m['content'] | trim }} ")
     with pytest.raises(InputError, match="is no ChatML"):
         make_modelfile(tokenizer, FILE)
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path, saved, capsys):
+    source, config = saved("gpt2", AutoModelForCausalLM), peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True)
+    folder = save(tmp_path / "a", config, make_model("gpt2", AutoModelForCausalLM), named=str(source))
+    with pytest.raises(SystemExit):
+        run("--action", "gguf", "--adapters", folder, "--output_dir", tmp_path / "gguf", "--allow_mismatch", "true")
+    assert "'gpt2' is not written as GGUF" in capsys.readouterr().err
+    assert not (tmp_path / "gguf").exists()

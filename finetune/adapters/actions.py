@@ -124,16 +124,16 @@ def into_base(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
 
 def to_onnx(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     """One adapter merged into its base → an ONNX file, for int8 also a quantised one, checked on the probe texts."""
-    from finetune.adapters.export import claim, merge_into_base
+    from finetune.adapters.export import claimed, merge_into_base
     from finetune.adapters.onnx import INT8, export_onnx
 
     processor, network = mount(one_of(action), action.base, action.allow_mismatch)
     folder = output_of(action)
-    claim(folder)
-    for file, found in export_onnx(merge_into_base(network), processor, folder, action.action == "int8").items():
-        yield f"{folder / file}: {found}"
-        limit = float("inf") if file == INT8 else probe.EXACT
-        probe.hold(found, limit if action.limit is None else action.limit, f"{file} differs from the model")
+    with claimed(folder):
+        for file, found in export_onnx(merge_into_base(network), processor, folder, action.action == "int8").items():
+            yield f"{folder / file}: {found}"
+            limit = float("inf") if file == INT8 else probe.EXACT
+            probe.hold(found, limit if action.limit is None else action.limit, f"{file} differs from the model")
 
 
 def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
@@ -148,11 +148,10 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
     if find_task(artefact.options["task"]).read is not answers.classes:
         return f"the accuracy lost is unknown: the task '{artefact.options['task']}' gives a text no class"
     classifier = load(source, allow_mismatch=action.allow_mismatch)
-    given = (
-        vars(data)
-        if data.dataset_name
-        else {k: v for k, v in artefact.options.items() if k in DataArguments.__dataclass_fields__}
-    )
+    given = vars(data)
+    if data.dataset_name is None:  # the rows that training evaluated on, but for what was asked for here
+        own = {name: artefact.options[name] for name in given if name in artefact.options}
+        given = own | {name: given[name] for name in ("eval_split", "max_eval_rows") if given[name] is not None}
     rows, columns = evaluation_rows(DataArguments(**given), classifier)
     texts, gold = assessed_texts(rows, columns), torch.tensor(class_ids(rows, columns.label, classifier.labels))
     plain = classifier.logits(texts).argmax(-1)
@@ -171,22 +170,22 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
 
 def to_gguf(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     """One adapter merged into its base → a GGUF file, read back and compared on the probe texts."""
-    from finetune.adapters.export import claim, merge_into_base
+    from finetune.adapters.export import claimed, merge_into_base
     from finetune.adapters.gguf_file import FILE, export_gguf
     from finetune.adapters.modelfile import make_modelfile
 
     processor, network = mount(one_of(action), action.base, action.allow_mismatch)
     folder = output_of(action)
-    claim(folder)
-    found = export_gguf(merge_into_base(network), processor, folder, action.gguf_type)
-    yield f"{folder / FILE} ({action.gguf_type}): {found}"
+    with claimed(folder):
+        found = export_gguf(merge_into_base(network), processor, folder, action.gguf_type)
+        yield f"{folder / FILE} ({action.gguf_type}): {found}"
+        limit = probe.EXACT if action.gguf_type == "f32" else float("inf")
+        probe.hold(found, limit if action.limit is None else action.limit, "The GGUF file differs from the model")
     try:
         (folder / "Modelfile").write_text(make_modelfile(processor, FILE), encoding="utf-8")
         yield f"{folder / 'Modelfile'}: its chats equal the tokenizer's template on every probe chat"
     except InputError as error:
         yield f"no Modelfile: {error}"
-    limit = probe.EXACT if action.gguf_type == "f32" else float("inf")
-    probe.hold(found, limit if action.limit is None else action.limit, "The GGUF file differs from the model")
 
 
 def one_of(action: ActionArguments) -> str:

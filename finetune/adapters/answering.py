@@ -38,8 +38,8 @@ def assess_task(
     part = load_rows(data, train=False).eval
     assert part is not None
     named = {name: artefact.options.get(name) for name in COLUMNS if vars(data)[name] is None}
-    there = part.flatten().column_names + part.column_names
-    data = replace(data, **{name: column for name, column in named.items() if column in there}, max_train_rows=None)
+    there = {name: column for name, column in named.items() if str(column).partition(".")[0] in part.column_names}
+    data = replace(data, **there, max_train_rows=None)
     rows, columns, seen = row.examine(Rows(part, part, data.dataset_name), data)
     labels = artefact.labels
     strange = sorted(set(seen or ()) - set(labels or ()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,21 @@ def save_whole(network: Any, processor: Any, source: str | Path, folder: Path) -
     if (Path(source) / LABELS).is_file():
         shutil.copy2(Path(source) / LABELS, folder / LABELS)
     return folder
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """A folder for a result, gone again where the result is refused.
+
+    Raises:
+        InputError: it holds something already.
+    """
+    claim(folder)
+    try:
+        yield
+    except InputError:
+        shutil.rmtree(folder)
+        raise
 
 
 def claim(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune.serving.figures import Figures
 
-OPEN = ("/", "/health")
+OPEN = ("/", "/docs", "/health")
 # two of them, and this server may read one where something before it read the other
 ONCE = (b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding")
 DEPTH = 32

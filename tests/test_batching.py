@@ -58,12 +58,13 @@ def test_batches_do_not_come_sorted_by_length():
     assert abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.5
 
 
-def test_the_longest_rows_come_first_in_the_first_epoch_alone():
-    sampler = LengthBatches(LENGTHS, Shares(8), seed=2)
-    sizes = [len(batch) * LENGTHS[batch].max() for batch in sampler]
+@pytest.mark.parametrize("group", [True, False])
+def test_the_step_with_the_most_tokens_comes_first_in_the_first_epoch_alone(group):
+    sampler = LengthBatches(LENGTHS, Shares(8), seed=2, group=group)
+    sizes = [LENGTHS[batch].sum() for batch in sampler]
     assert sizes[0] == max(sizes[:-1])
     sampler.set_epoch(1)
-    assert next(iter(sampler)) != next(iter(LengthBatches(LENGTHS, Shares(8), seed=2)))
+    assert LENGTHS[next(iter(sampler))].sum() < sizes[0]
 
 
 def test_a_budget_is_kept():

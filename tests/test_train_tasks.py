@@ -228,7 +228,7 @@ def test_instructions_have_the_same_losses_packed_and_padded(chats, tmp_path):
             "--output_dir",
             out,
             "--method lora",
-            f"--packing {packing} --group_by_length false",  # packed rows are not grouped
+            f"--packing {packing}",
             "--num_train_epochs 2 --bf16 false --per_device_train_batch_size 4 --learning_rate 0.01 --max_length 48",
         )
         found[packing] = figures(out)

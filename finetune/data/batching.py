@@ -21,7 +21,7 @@ class BatchingArguments:
     """Which rows share a batch."""
 
     group_by_length: bool = field(
-        default=True, metadata={"help": "Rows of like length together, in shuffled order: less padding (packed rows have none)."}
+        default=True, metadata={"help": "Rows of like length together, in shuffled order: less padding."}
     )
     tokens_per_batch: int | None = field(
         default=None,
@@ -84,16 +84,12 @@ class LengthBatches(Sampler[list[int]]):
         steps = self._steps(generator)
         # the step that may be smaller stays last, where the Trainer expects an incomplete accumulation
         order = [*generator.permutation(len(steps) - 1), len(steps) - 1]
-        if self.epoch == 0 and self.group and len(order) > 2:
-            # the longest rows first: whether they fit into memory is known at once, and memory is taken once
-            largest = max(range(len(order) - 1), key=lambda place: self._padded(steps[order[place]]))
+        if self.epoch == 0 and len(order) > 2:
+            # the most tokens first: whether they fit into memory is known at once, and memory is taken once
+            largest = max(range(len(order) - 1), key=lambda place: self.lengths[steps[order[place]]].sum())
             order.insert(0, order.pop(largest))
         for index in order:
             yield from self._dealt(steps[index])
-
-    def _padded(self, step: np.ndarray) -> int:
-        """Tokens that a step's rows take, padded to the longest."""
-        return len(step) * int(self.lengths[step].max())
 
     def _steps(self, generator: np.random.Generator) -> list[np.ndarray]:
         """All rows, cut into the sets of the epoch's optimizer steps. Their number does not depend on the generator."""

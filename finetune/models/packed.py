@@ -56,9 +56,59 @@ def attend(
     if query.is_cuda and not dropout:
         return _on_gpu(query, key, value, cu_seq_lens_q, scale, sliding_window), None
     lengths = cu_seq_lens_q.diff().tolist()
+    if not dropout and max(lengths) <= SHORT:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+        line = (part[0].to(dtype) for part in (query, key, value))
+        return ShortTexts.apply(*line, lengths, scale, sliding_window).transpose(0, 1)[None], None
     texts = zip(*(part[0].split(lengths, dim=1) for part in (query, key, value)), strict=True)
     parts = [_one_text(*text, scale, sliding_window, dropout) for text in texts]
     return torch.cat(parts, dim=1).transpose(0, 1)[None], None
+
+
+class ShortTexts(torch.autograd.Function):
+    """Causal attention of each text of a line by plain products: query [heads, tokens, width], key and value [key heads, ...].
+
+    What autograd would do between the products, text by text and layer by layer, costs as much as they do.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float, window: int | None
+    ) -> Tensor:
+        found, chances, start, groups = torch.empty_like(query), [], 0, query.shape[0] // key.shape[0]
+        with torch.autocast("cpu", enabled=False):
+            for time in lengths:
+                here = slice(start, start + time)
+                bias = _remembered(time, window, query.dtype, query.device).repeat(groups, 1)
+                together = _grouped(query[:, here], groups)
+                scores = torch.baddbmm(bias, together, key[:, here].transpose(1, 2), alpha=scale)
+                chances.append(scores.softmax(-1))
+                found[:, here] = (chances[-1] @ value[:, here]).view(query.shape[0], time, -1)
+                start += time
+        context.save_for_backward(query, key, value, *chances)
+        context.lengths, context.scale = lengths, scale
+        return found
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *chances = context.saved_tensors
+        of_query, of_key, of_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        start, groups = 0, query.shape[0] // key.shape[0]
+        for time, weights in zip(context.lengths, chances, strict=True):
+            here = slice(start, start + time)
+            grown, together = _grouped(gradient[:, here], groups), _grouped(query[:, here], groups)
+            of_value[:, here] = weights.transpose(1, 2) @ grown
+            scores = torch.ops.aten._softmax_backward_data(grown @ value[:, here].transpose(1, 2), weights, -1, weights.dtype)
+            of_query[:, here] = (scores @ key[:, here]).mul_(context.scale).view(query.shape[0], time, -1)
+            of_key[:, here] = (scores.transpose(1, 2) @ together).mul_(context.scale)
+            start += time
+        return of_query, of_key, of_value, None, None, None
+
+
+def _grouped(line: Tensor, groups: int) -> Tensor:
+    """[heads, time, width] → [key heads, heads that share one × time, width]."""
+    heads, time, width = line.shape
+    return line.reshape(heads // groups, groups * time, width)
 
 
 def _one_text(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, dropout: float) -> Tensor:
@@ -72,8 +122,7 @@ def _one_text(query: Tensor, key: Tensor, value: Tensor, scale: float, window: i
             *line, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=groups > 1
         )[0]
     bias = _remembered(time, window, query.dtype, query.device)
-    together = query.reshape(key.shape[0], groups * time, width)  # heads that share keys
-    scores = torch.baddbmm(bias.repeat(groups, 1), together, key.transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(bias.repeat(groups, 1), _grouped(query, groups), key.transpose(1, 2), alpha=scale)
     weights = torch.nn.functional.dropout(scores.softmax(-1), dropout)
     return (weights @ value).view(heads, time, width)
 

@@ -13,7 +13,6 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
-from finetune.data.batching import BatchingArguments
 from finetune.training.trainer import ExactTrainer, TrainingArguments, make_trainer
 
 
@@ -108,8 +107,6 @@ def make_instruct_trainer(
         neftune_noise_alpha=None,
         label_smoothing_factor=0.0,
     )
-    if training.packing:  # nothing is padded, and lines of like length need the least memory
-        options["batching"] = replace(options.get("batching") or BatchingArguments(), group_by_length=False)
     shape = {"smoothing": training.label_smoothing_factor} if training.label_smoothing_factor else None
     alpha = training.neftune_noise_alpha or 0.0
     return make_trainer(

@@ -13,9 +13,9 @@ from conftest import WORDS, make_model, make_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from finetune.alignment.learner import KLArguments, Learner, PPOArguments, ValueArguments, step_prompts
+from finetune.alignment.learner import Clock, KLArguments, Learner, PPOArguments, ValueArguments, step_prompts
 from finetune.alignment.policy import in_role, make_policy
-from finetune.alignment.rollout import SamplingArguments, pad_left
+from finetune.alignment.rollout import SamplingArguments, pad_left, stop_tokens
 from finetune.errors import InputError
 
 GOOD = "great"
@@ -226,6 +226,31 @@ def test_every_prompt_comes_equally_often():
 def test_made_up_tokens_are_refused(method):
     with pytest.raises(InputError, match="--method"):
         make_policy(make_model("llama", AutoModelForCausalLM), method, None)
+
+
+def test_where_pad_equals_eos_an_answer_still_ends_in_its_eos():
+    subject = learner()
+    subject.processor.pad_token = subject.processor.eos_token
+    subject.stops = stop_tokens(subject.policy.network, subject.processor)
+    end = subject.processor.eos_token_id
+    assert subject.stops == [end]
+    experience, _ = subject.collect(PROMPTS * 20, Clock())
+    assert experience.ended.any()
+    for answer, mask, ended in zip(experience.answers, experience.mask, experience.ended, strict=True):
+        real = answer[mask.bool()].tolist()
+        assert real.count(end) == int(ended)
+        assert (real[-1] == end) == bool(ended)
+
+
+def test_empty_answers_are_counted_and_cost_their_score():
+    subject = learner(reward=lambda prompts, answers: [1.0] * len(answers))
+    subject.sampling = SamplingArguments(max_new_tokens=1)  # now and then a special token, which leaves no text
+    subject.empty_score = -3.0
+    experience, samples = subject.collect(PROMPTS * 20, Clock())
+    share = subject.judge(experience)[2]["empty"]
+    assert 0 < share < 1
+    assert share == pytest.approx(sum(not sample["answer"].strip() for sample in samples) / len(samples))
+    assert {sample["score"] for sample in samples if not sample["answer"].strip()} == {-3.0}
 
 
 def test_sizes_that_do_not_fit_are_refused():

@@ -140,6 +140,15 @@ def test_a_reward_adapter_on_the_policys_base_scores_as_the_model_alone(tmp_path
     assert policy.network.active_adapter == "default"
 
 
+def test_a_reward_adapter_scores_on_a_base_that_was_cast_to_bf16(tmp_path: Path, saved):
+    base, folder = save_reward_adapter(tmp_path, saved)
+    settings = RewardArguments(reward=f"model:{folder}")
+    policy = make_policy(AutoModelForCausalLM.from_pretrained(base), "lora", None, bf16=True)
+    shared = rewards.on_policy_base(policy, ModelArguments(model_name_or_path=str(base)), settings)
+    expected = load_reward(settings)(["the film"], [" great"])[0]
+    assert shared(["the film"], [" great"])[0] == pytest.approx(expected, rel=0.05, abs=0.05)
+
+
 def test_a_reward_adapter_of_another_base_is_loaded_apart(tmp_path: Path, saved):
     base, folder = save_reward_adapter(tmp_path, saved)
     policy = make_policy(AutoModelForCausalLM.from_pretrained(base), "lora", None)

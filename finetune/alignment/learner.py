@@ -153,6 +153,10 @@ class Learner:
         groups = [{"params": part, "lr": rate} for part, rate in zip(self.parts, rates, strict=True)]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.95))
         self.model = accelerator.prepare_model(policy) if accelerator.num_processes > 1 else policy
+        if sampling.top_k or sampling.top_p < 1:
+            logger.warning(
+                "Answers come from a part of the distribution (--top_k, --top_p), and KL is counted on the whole of it"
+            )
         if settings.rollout_batch_size % accelerator.num_processes or settings.minibatch_size < accelerator.num_processes:
             raise InputError(
                 f"--rollout_batch_size {settings.rollout_batch_size} over {accelerator.num_processes} processes; wanted "

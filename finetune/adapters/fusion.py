@@ -27,6 +27,7 @@ from finetune.adapters.deltas import read_adapter
 from finetune.adapters.mounting import labels_of
 from finetune.errors import InputError
 from finetune.methods import head_names
+from finetune.models.load import MADE_UP
 from finetune.tasks import Task
 from finetune.training.checkpoints import ARGUMENTS, METRICS, RUN, write_atomically
 from finetune.tuners import BottleneckConfig
@@ -150,13 +151,18 @@ def fuse_folders(
     Raises:
         InputError: adapters that can't be fused on this base.
     """
-    for head in _heads_for(folders, labels):
-        network.load_state_dict(head, strict=False)
+    for weights in _heads_for(folders, labels):
+        network.load_state_dict(weights, strict=False)
     tuned, names = mount_all(network, folders, processor, allow_mismatch)
     fuse(tuned, names)
-    for head in head_names(network):
+    for head in _trained_whole(network):
         network.get_submodule(head).requires_grad_(True)
     return tuned
+
+
+def _trained_whole(network: PreTrainedModel) -> list[str]:
+    """Modules trained beside the fusion: heads, and what the base's checkpoint lacked (a pooler)."""
+    return head_names(network) + [f"{network.base_model_prefix}.{name}" for name in network.config.to_dict().get(MADE_UP, [])]
 
 
 def _heads_for(folders: Sequence[Path], labels: Sequence[str] | None) -> list[dict[str, Tensor]]:
@@ -198,7 +204,7 @@ def save_fusion(network: PeftModel, folder: str | Path, adapters: Sequence[Path]
     path.mkdir(parents=True, exist_ok=True)
     tensors = {f"{name}.{part}": getattr(layer, part).weight.detach() for name, layer in layers.items() for part in PARTS}
     base = network.get_base_model()
-    heads = {f"{head}.{key}": t for head in head_names(base) for key, t in base.get_submodule(head).state_dict().items()}
+    heads = {f"{head}.{key}": t for head in _trained_whole(base) for key, t in base.get_submodule(head).state_dict().items()}
     save_file({name: tensor.contiguous() for name, tensor in (tensors | heads).items()}, path / WEIGHTS)
     write_atomically(path / CONFIG, json.dumps({"adapters": names}))
 
@@ -220,7 +226,7 @@ def save_fused(
     first = passport.read_passport(adapters[0]) or {}  # all of them were checked: base and tokenizer are the same
     own = {
         "base": options["model_name_or_path"], "method": "fusion", "method_kwargs": {"adapters": len(adapters)},
-        "task": options["task"], "labels": labels, "heads": head_names(network.get_base_model()), "metrics": metrics,
+        "task": options["task"], "labels": labels, "heads": _trained_whole(network.get_base_model()), "metrics": metrics,
         "data": json.loads((path / RUN).read_text(encoding="utf-8"))["data"],
     }  # fmt: skip
     write_atomically(path / passport.PASSPORT, json.dumps(first | own, indent=1, ensure_ascii=False))
@@ -240,7 +246,7 @@ def load_fusion(network: PeftModel, folder: str | Path) -> list[Fused]:
         raise InputError(f"{path} holds no {CONFIG}; wanted a folder that save_fusion wrote")
     fused = fuse(network, json.loads((path / CONFIG).read_text(encoding="utf-8"))["adapters"])
     tensors, layers, base = load_file(path / WEIGHTS), _fused(network), network.get_base_model()
-    heads = {f"{head}.{key}": t for head in head_names(base) for key, t in base.get_submodule(head).state_dict().items()}
+    heads = {f"{head}.{key}": t for head in _trained_whole(base) for key, t in base.get_submodule(head).state_dict().items()}
     if {f"{name}.{part}" for name in layers for part in PARTS} | set(heads) != tensors.keys():
         raise InputError(f"The fusion in {path} belongs to other layers; wanted the base and adapters it was trained with")
     with torch.no_grad():

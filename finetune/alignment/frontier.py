@@ -87,7 +87,9 @@ class FrontierArguments:
     """Which experiment, how large."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the experiment; finished points in it stay."})
-    size: str = field(default="smoke", metadata={"help": "smoke (minutes on two cores), cpu (an hour, run by run), gpu."})
+    size: str = field(
+        default="smoke", metadata={"help": "smoke (minutes on two cores), cpu (SmolLM2-135M on two cores, run by run), gpu."}
+    )
     max_points: int | None = field(default=None, metadata={"help": "Make at most so many runs that are missing, then stop."})
     only: list[str] | None = field(
         default=None, metadata={"help": "Only these methods: best-of-n preferred-ft dpo ppo ppo-true."}

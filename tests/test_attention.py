@@ -46,6 +46,8 @@ def test_only_trained_bf16_takes_products(monkeypatch):
     assert not attention.products_are_faster(query.detach(), query.detach())
     with torch.no_grad():
         assert not attention.products_are_faster(query, query)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention.products_are_faster(query.float(), query.float())
     monkeypatch.setattr(attention, "MOST_SCORES", 2 * 4 * 6 * 6 - 1)
     assert not attention.products_are_faster(query, query)
 
@@ -76,6 +78,20 @@ def test_no_token_sees_a_later_one(family):
     before, after = network(input_ids=ids).logits, network(input_ids=torch.tensor([[8, 9, 10, 20]])).logits
     torch.testing.assert_close(before[:, :3], after[:, :3], atol=0, rtol=0)
     assert not torch.equal(before[:, 3], after[:, 3])
+
+
+def test_rotary_positions_under_autocast_stay_close_to_the_kernel():
+    found = []
+    for choose in (False, True):
+        network = make_model("llama", AutoModelForCausalLM)
+        if choose:
+            attention.choose(network)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(**LEFT_PADDED).logits.float()[:, 2:]
+        logits.square().sum().backward()
+        found.append((logits.detach(), network.model.layers[0].self_attn.q_proj.weight.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=0.02 * float(other.abs().max()), rtol=0)
 
 
 def test_a_kernel_that_was_asked_for_is_kept(tmp_path, saved):

@@ -46,14 +46,20 @@ def attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return products(query, key, value, attention_mask, scale, dropout).transpose(1, 2), None
+    lines = (part.to(_computed_in(part)) for part in (query, key, value))
+    return products(*lines, attention_mask, scale, dropout).transpose(1, 2), None
 
 
 def products_are_faster(query: Tensor, key: Tensor) -> bool:
     """Whether plain products beat the fused kernel for these: [batch, heads, time, width]."""
     trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
-    plain = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    plain = query.device.type == "cpu" and _computed_in(query) == torch.bfloat16
     return trained and plain and query.shape[:3].numel() * key.shape[2] <= MOST_SCORES
+
+
+def _computed_in(part: Tensor) -> torch.dtype:
+    """What a product of it is computed in; rotary positions hand on float32 under autocast."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else part.dtype
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0) -> Tensor:

@@ -95,7 +95,7 @@ def number(answer: Answer) -> float:
     return float(text_metrics.final_number(answer["prediction"]) == text_metrics.final_number(answer["gold"]))
 
 
-ACCURACY = {"accuracy": (each(right), mean)}
+ACCURACY: dict[str, tuple[Counts, Figure]] = {"accuracy": (each(right), mean)}
 FIGURES: dict[str, dict[str, tuple[Counts, Figure]]] = {
     "classification": ACCURACY,
     "pairs": ACCURACY,

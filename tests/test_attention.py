@@ -62,7 +62,7 @@ def test_a_model_gives_the_kernels_numbers(family, monkeypatch):
         inputs = {"input_ids": inputs["input_ids"].index_fill(1, torch.tensor(4), 6), "attention_mask": inputs["attention_mask"]}
     found, wanted = (network(**inputs).logits for network in (quick, plain))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
-    for network, logits in ((quick, found), (plain, wanted)):
+    for logits in (found, wanted):
         logits.square().sum().backward()
     gradients = dict(plain.named_parameters())
     for name, parameter in quick.named_parameters():

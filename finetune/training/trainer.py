@@ -283,7 +283,9 @@ def make_trainer(
     if trainer.is_world_process_zero():
         trained, every = trainable_share(network)
         if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters()):
-            logger.warning("Weights are trained in 16 bits, where small updates are rounded away. Set --dtype float32 (bf16 casts by itself)")
+            logger.warning(
+                "Weights are trained in 16 bits, where small updates are rounded away. Set --dtype float32 (bf16 casts by itself)"
+            )
         logger.warning("%s", describe(training.world_size, bool(training.bf16)))
         logger.warning("%s trainable of %s parameters (%.2f %%)", f"{trained:,}", f"{every:,}", 100 * trained / every)
     return trainer

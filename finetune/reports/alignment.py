@@ -21,7 +21,9 @@ def draw_calibration(bins: Sequence[dict[str, float]], path: Path) -> None:
     plt.close(fig)
 
 
-COLOURS = {"dpo": "#1f4e79", "ppo": "#c05a1c", "ppo-true": "#7a9a3a", "best-of-n": "#7d4f9e", "preferred-ft": "#666666"}
+COLOURS = {
+    "dpo": "#1f4e79", "ppo": "#c05a1c", "ppo-true": "#7a9a3a", "best-of-n": "#7d4f9e", "preferred-ft": "#666666", "start": "#000000",
+}  # fmt: skip
 NAMES = {
     "dpo": "DPO, β", "ppo": "PPO, learnt reward, coefficient", "ppo-true": "PPO, true reward, coefficient", "best-of-n": "best of n",
     "preferred-ft": "preferred-FT", "start": "start",
@@ -39,7 +41,7 @@ def draw_frontier(points: Sequence[dict[str, Any]], path: Path) -> None:
     fig, axes = plt.subplots(figsize=(7, 4.6))
     start = [point for point in points if point["method"] == "start"]
     for method in [name for name in NAMES if any(point["method"] == name for point in points)]:
-        mine, colour = [point for point in points if point["method"] == method], COLOURS.get(method, INK)
+        mine, colour = [point for point in points if point["method"] == method], COLOURS[method]
         settings = sorted({point["setting"] for point in mine})
         runs = [sorted((p for p in mine if p["setting"] == s), key=lambda p: p["steps"]) for s in settings]
         ways = [[p for run in runs for p in run]] if method == "best-of-n" else runs

@@ -12,6 +12,8 @@ import pytest
 from served import filled, httpx, make_folders, serving
 from test_pool import TEXTS, make
 
+from finetune.adapters.writing import Writing
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
@@ -252,12 +254,24 @@ def test_slow_clients_are_sent_away(folders):
         assert running.client.get("/health").status_code == 200
 
 
+@pytest.fixture
+def slowly(monkeypatch):
+    """Every token takes its time, so that an answer is still on its way when the test reaches for it."""
+    step = Writing.step
+
+    def waiting(writing: Writing) -> list:
+        time.sleep(0.05)
+        return step(writing)
+
+    monkeypatch.setattr(Writing, "step", waiting)
+
+
 def lasting(**further) -> dict:
-    """A request whose answer would take long: the tiny model is asked for all that its context holds, many times."""
-    return {"texts": [TEXTS[0]] * 64, "adapter": "write1", "max_new_tokens": 55} | further
+    """A request whose answer would take long: all that the tiny model's context holds, many times; this adapter ends none early."""
+    return {"texts": [TEXTS[0]] * 64, "adapter": "write2", "max_new_tokens": 55} | further
 
 
-def test_who_hangs_up_in_mid_answer_frees_his_place(served):
+def test_who_hangs_up_in_mid_answer_frees_his_place(served, slowly):
     gatherer = served.served.gatherer
     for stream in (True, False):
         body = json.dumps(lasting(stream=stream)).encode()
@@ -314,7 +328,7 @@ def test_adapters_come_and_go_while_requests_are_answered(served, folders):
     assert not errors
 
 
-def test_a_stop_in_mid_stream_ends_the_stream_and_the_server(folders):
+def test_a_stop_in_mid_stream_ends_the_stream_and_the_server(folders, slowly):
     ask = lasting(stream=True)
     with serving(filled(folders)) as running, running.client.stream("POST", "/v1/generate", json=ask) as stream:
         lines = stream.iter_lines()

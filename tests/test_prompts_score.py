@@ -77,6 +77,26 @@ def test_sharing_prefixes_changes_no_score(name: str, head: str) -> None:
     np.testing.assert_allclose(flat(scorer(requests(head=head))), flat(whole(requests(head=head))), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("head", [0, 200])
+@pytest.mark.parametrize("answers", [ANSWERS, (" great", " bad")])  # trees and chains
+def test_rows_are_padded_to_whole_blocks_of_keys_up_to_the_models_positions(
+    name: str, head: int, answers: tuple[str, ...]
+) -> None:
+    words = ("the film was bad and i hated it very dull slow story " * 40).split()
+    long = [Request(" ".join(words[:head] + words[i : i + 140 + 3 * i]), answers) for i in range(1, 6)]
+    tokenizer = make_tokenizer(name)
+    tokenizer.model_max_length = 1024
+    positions = max(len(pair.ids) for pair in scorer_of(name)._encode(long))  # none is left for padding behind the longest row
+    assert positions % 16
+
+    def scores(share: bool) -> np.ndarray:
+        size = {"n_positions" if name == "gpt2" else "max_position_embeddings": positions}
+        return flat(Scorer(make_model(name, CAUSAL, initializer_range=0.2, **size), tokenizer, 1024, share)(long))
+
+    np.testing.assert_allclose(scores(True), scores(False), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_neither_batches_nor_padding_side_nor_order_change_a_score(name: str) -> None:
     reference = flat(scorer_of(name, batch_tokens=2048)(requests()))

@@ -201,7 +201,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
         learner().restore(tmp_path / "checkpoint-0")
 
 
-def test_two_processes_give_the_update_of_one(tmp_path: Path):
+def test_two_processes_stopped_and_continued_give_the_updates_of_one(tmp_path: Path):
     subject = learner()
     figures = steps(subject, 3)[-1]
     subprocess.run(

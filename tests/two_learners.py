@@ -1,4 +1,5 @@
-"""What test_learner.py starts on two processes: three steps of the bandit, weights and reward written by the first."""
+"""What test_learner.py starts on two processes: three steps of the bandit, stopped after the first and continued; weights and
+reward written by the main one."""
 
 from __future__ import annotations
 
@@ -11,10 +12,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_learner import learner, steps
 
 if __name__ == "__main__":
+    folder, stopped = Path(sys.argv[1]), learner()
+    assert stopped.accelerator.num_processes == 2
+    steps(stopped, 1)
+    if stopped.accelerator.is_main_process:
+        stopped.save(folder)
+    stopped.accelerator.wait_for_everyone()
     subject = learner()
-    assert subject.accelerator.num_processes == 2
-    figures = steps(subject, 3)[-1]
+    subject.restore(folder / "checkpoint-1")
+    figures = steps(subject, 2)[-1]
     if subject.accelerator.is_main_process:
-        subject.save(Path(sys.argv[1]))
-        (Path(sys.argv[1]) / "reward").write_text(str(figures["reward"]))
+        subject.save(folder)
+        (folder / "reward").write_text(str(figures["reward"]))
     torch.distributed.destroy_process_group()

@@ -347,9 +347,7 @@ class Learner:
             raise InputError(f"{folder} holds other trained weights than this run; set --output_dir to a new folder")
         for name, tensor in saved.items():
             trained[name].copy_(tensor)
-        self.optimizer.load_state_dict(
-            torch.load(folder / "optimizer.pt", map_location=self.accelerator.device, weights_only=True)
-        )
+        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
         state = json.loads((folder / "state.json").read_text())
         self.step, self.coefficient = state["step"], state["coefficient"]
 

@@ -20,15 +20,12 @@ if TYPE_CHECKING:
 
 
 def main(study: StudyArguments, data: DataArguments, scoring: ScoringArguments, tuning: TuneArguments) -> None:
-    from finetune.training.plan import keep_freed_memory, world_size
+    from finetune.training.plan import join_processes, keep_freed_memory
 
     keep_freed_memory()
-    from accelerate import PartialState
-
     from prompts.run import check, generate_all, keep_options, read_parts, study_prompts, tune_first
 
-    world_size()
-    state = PartialState()
+    state = join_processes()
     entry, prompts, parts, labels = read_parts(study, data, tuning)
     if state.is_main_process and not study.check:
         keep_options(Path(study.output_dir), study, data, scoring, tuning)

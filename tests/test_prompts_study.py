@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -39,6 +40,7 @@ from prompts.template import Template
 from prompts.tune import TuneArguments, tune
 from prompts.verbalizer import Verbalizer, make_verbalizer, probabilities
 
+ROOT = Path(__file__).parent.parent
 WORDS = make_verbalizer("t/w", ["neg", "pos"], {"neg": "bad", "pos": "good"})
 ENTRY = """
 labels: [neg, pos]
@@ -452,31 +454,40 @@ def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Pat
         load_scorer(str(adapter))
 
 
+def test_processes_know_of_each_other(tmp_path: Path) -> None:
+    (tmp_path / "told.py").write_text(
+        "from finetune.training.plan import join_processes\n"
+        "state = join_processes()\n"
+        "open(f'{state.process_index} of {state.num_processes}', 'w')\n"
+    )
+    done = launched(["told.py"], tmp_path)
+    assert done.returncode == 0 and "gives the same bytes" in done.stderr, done.stderr[-3000:]
+    assert {"0 of 2", "1 of 2"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def launched(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A script in two processes, as the README launches it."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, "PYTHONPATH": str(ROOT)}
+    config = str(ROOT / "scripts" / "accelerate" / "two_cpus.yaml")
+    launcher = ["accelerate", "launch", "--config_file", config, "--main_process_port", "0"]
+    return subprocess.run(
+        [*launcher, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
 @pytest.mark.slow
 def test_two_processes_write_the_same_bytes(saved, review_file: Path, tmp_path: Path) -> None:
     model = saved("llama", AutoModelForCausalLM, initializer_range=0.2)
     (tmp_path / "own.yaml").write_text(ENTRY)
-    script = str(Path(__file__).parent.parent / "scripts" / "prompt.py")
-    common = [
-        "--prompts",
-        "own.yaml",
-        "--models",
-        str(model),
-        "--dataset_name",
-        str(review_file),
-        "--choose_rows",
-        "12",
-        "--shots",
-        "0",
-        "1",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    written = []
-    for processes in (1, 2):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [*launcher, script, *common, "--output_dir", f"out{processes}"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        names = ("rows.parquet", "figures.csv", "pairs.csv", "report.md", "findings.json", "spread.png")
-        written.append({name: (tmp_path / f"out{processes}" / name).read_bytes() for name in names})
-    assert written[0] == written[1]
+    options = f"--prompts own.yaml --models {model} --dataset_name {review_file} --choose_rows 12 --shots 0 1 --search true"
+    further = "--search_rows 8 --soft_rows 8 --tune lora --tune_rows 8 --output_dir out"
+    command = [str(ROOT / "scripts" / "prompt.py"), *options.split(), *further.split()]
+    done = launched(command, tmp_path)
+    assert done.returncode == 0 and done.stdout.count("# own: 24 rows") == 1, done.stderr[-3000:]  # one process reports
+    names = ("rows.parquet", "figures.csv", "pairs.csv", "report.md", "findings.json", "spread.png", "arguments.yaml")
+    two = {name: (tmp_path / "out" / name).read_bytes() for name in names}
+    shutil.rmtree(tmp_path / "out")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, timeout=300, check=True)
+    assert two == {name: (tmp_path / "out" / name).read_bytes() for name in names}

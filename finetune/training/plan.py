@@ -9,6 +9,7 @@ import platform
 import resource
 
 import torch
+from accelerate import PartialState
 
 from finetune.errors import InputError
 
@@ -57,6 +58,28 @@ def world_size() -> int:
             "losses. Wanted: accelerate launch --config_file scripts/accelerate/gpus.yaml ..., or CUDA_VISIBLE_DEVICES=0"
         )
     return size
+
+
+def join_processes() -> PartialState:
+    """This run's processes, each knowing of the others; on CPUs with gloo between them.
+
+    Left alone, accelerate joins processes by GPUs only: on CPUs each would believe to be the only one, and do all of the work.
+
+    Raises:
+        InputError: as `world_size` does.
+    """
+    size = world_size()
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if state.num_processes != size:
+        raise InputError(
+            f"{size} processes were started, {state.num_processes} know of each other. Wanted: scripts/accelerate/two_cpus.yaml"
+        )
+    if size > 1 and state.is_main_process and not torch.cuda.is_available():
+        threads = torch.get_num_threads()
+        logger.warning(
+            "%d processes, %d threads each; one process with OMP_NUM_THREADS=%d gives the same bytes", size, threads, threads
+        )
+    return state
 
 
 def describe(processes: int, bf16: bool) -> str:

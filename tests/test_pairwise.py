@@ -142,6 +142,32 @@ def test_references_of_another_base_are_computed_anew(tmp_path: Path):
     assert dpo(other, tmp_path / "b").train_dataset["ref_rejected_logps"][:] != first
 
 
+def test_references_cached_under_another_weight_or_another_cut_are_no_use(tmp_path: Path):
+    first = dpo(tuned(), tmp_path / "a").train_dataset["ref_chosen_logps"][:]
+    cut = dpo(tuned(), tmp_path / "b", max_length=4).train_dataset["ref_chosen_logps"][:]
+    assert all(
+        short > whole for short, whole in zip(cut, first, strict=True)
+    )  # fewer tokens, each with a log-probability below 0
+    other = make_model("llama", AutoModelForCausalLM)
+    with torch.no_grad():
+        other.get_output_embeddings().weight[-1, 0] += 1.0
+    changed = dpo(attach(other, "lora", {"r": 4}, "CAUSAL_LM"), tmp_path / "c").train_dataset["ref_chosen_logps"][:]
+    assert all(a != b for a, b in zip(changed, first, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"precompute_ref_log_probs": False}, {"loss_type": ["kto"]}])
+def test_the_reference_is_the_model_below_the_adapter_and_no_second_one(tmp_path: Path, options):
+    network = tuned()
+    trainer = dpo(network, tmp_path, **options)
+    assert list(network.peft_config) == ["default"]
+    assert network.active_adapter == "default"
+    assert all(p.requires_grad == ("lora_" in n) for n, p in network.named_parameters())
+    figures = trainer.evaluate()
+    assert figures["eval_rewards/chosen"] == pytest.approx(0, abs=1e-4)
+    trainer.train()
+    assert abs(trainer.evaluate()["eval_rewards/chosen"]) > 1e-3
+
+
 @pytest.mark.parametrize("precompute", [True, False])
 def test_a_model_trained_whole_has_its_start_as_reference(tmp_path: Path, precompute):
     network = make_model("llama", AutoModelForCausalLM)
@@ -159,6 +185,19 @@ def test_other_losses_by_one_option(tmp_path: Path, loss):
     trainer.train()
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     assert any(p.abs().sum() > 0 for n, p in network.named_parameters() if "lora_B.default" in n)
+
+
+def test_kto_of_a_model_trained_whole_has_its_start_as_reference(tmp_path: Path):
+    network = make_model("llama", AutoModelForCausalLM, seed=5)  # stands on no disk, as a merged adapter doesn't
+    trainer = dpo(network, tmp_path, loss_type=["kto"], learning_rate=1e-3)
+    assert trainer.evaluate()["eval_rewards/chosen"] == pytest.approx(0, abs=1e-4)
+    trainer.train()
+    assert abs(trainer.evaluate()["eval_rewards/chosen"]) > 1e-3
+
+
+def test_kto_needs_two_rows_a_batch(tmp_path: Path):
+    with pytest.raises(InputError, match="batch size must be > 1"):
+        dpo(tuned(), tmp_path, loss_type=["kto"], per_device_train_batch_size=1)
 
 
 def test_an_unknown_loss_is_refused(tmp_path: Path):

@@ -34,6 +34,13 @@ logger = logging.getLogger(__name__)
 OTHER_LOSSES = ("kto", "orpo")
 PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
                "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
+REFERENCE_OPTIONS = (
+    "bf16",
+    "fp16",
+    "max_length",
+    "truncation_mode",
+    "ld_alpha",
+)  # what log-probabilities depend on beside weights
 
 
 @dataclass
@@ -90,21 +97,32 @@ class CachedDPOTrainer(trl.DPOTrainer):
             return super()._compute_loss(self._sharing(model), inputs, return_outputs)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        file = reference_cache() / f"{reference_key(dataset, self.model, self.ref_model, bool(self.args.bf16))}.safetensors"
-        columns = ("ref_chosen_logps", "ref_rejected_logps")
-        if file.is_file():
+        drop_copy(self.model)
+        made_by = {option: vars(self.args)[option] for option in REFERENCE_OPTIONS}
+        key = reference_key(dataset, self.ref_model or self.model, made_by)
+        self._precompute_model_hash = key  # TRL's own cache goes by less
+        file, columns = reference_cache() / f"{key}.safetensors", ("ref_chosen_logps", "ref_rejected_logps")
+        here = torch.tensor([float(file.is_file())], device=self.accelerator.device)
+        if bool(self.accelerator.gather(here).all()):  # one process alone would wait for the others for ever
             logger.warning("Reference log-probabilities of the %s pairs come from %s", name, file)
             found = load_file(file)
             for column in columns:
                 dataset = dataset.add_column(column, found[column])
             return dataset
         dataset = super()._precompute_ref_logps(dataset, name, batch_size)
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_local_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
             fresh = file.with_name(f".{file.name}.{os.getpid()}")
             save_file({column: np.asarray(dataset[column][:], dtype=np.float32) for column in columns}, fresh)
             fresh.replace(file)
+        self.accelerator.wait_for_everyone()
         return dataset
+
+
+def drop_copy(network: Any) -> None:
+    """Remove the copy of the fresh adapter that TRL makes for a reference: the model below the adapter is that already."""
+    if has_adapter(network) and "ref" in network.peft_config:
+        network.delete_adapter("ref")
 
 
 def reference_cache() -> Path:
@@ -112,16 +130,15 @@ def reference_cache() -> Path:
     return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "reference_log_probs"
 
 
-def reference_key(dataset: Dataset, network: Any, reference: Any | None, bf16: bool) -> str:
-    """Hash of the token ids, of the reference's weights and of the precision."""
-    digest = hashlib.sha256(json.dumps([bf16, str(type(network))]).encode())
+def reference_key(dataset: Dataset, reference: Any, made_by: dict[str, Any]) -> str:
+    """Hash of the token ids, of the reference's weights and of the options that its log-probabilities depend on."""
+    digest = hashlib.sha256(json.dumps([made_by, str(type(reference))]).encode())
     for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
         digest.update(json.dumps(dataset[column][:]).encode())
-    subject = reference if reference is not None else network
     # the policy's own adapter is off in the reference, whatever it was made with
-    own = {name for name, p in subject.named_parameters() if p.requires_grad} if has_adapter(subject) else set()
-    for name, tensor in sorted(subject.state_dict().items()):
-        if name not in own and ".ref." not in name:  # TRL's copy of the fresh adapter, which does nothing yet
+    own = {name for name, p in reference.named_parameters() if p.requires_grad} if has_adapter(reference) else set()
+    for name, tensor in sorted(reference.state_dict().items()):
+        if name not in own:
             digest.update(name.encode() + str(tuple(tensor.shape)).encode())
             digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -136,32 +153,35 @@ def make_dpo_trainer(network: Any, processor: Any, training: DPOTrainingArgument
     Raises:
         InputError: a loss that TRL hasn't.
     """
-    callbacks = [Sealer(), Progress(_rows_a_step(training))]
-    parts = {
-        "model": network,
-        "train_dataset": train,
-        "eval_dataset": held_out,
-        "processing_class": processor,
-        "callbacks": callbacks,
-    }
     name = training.loss_type[0]
     unknown = sorted(set(training.loss_type) - {*PAIR_LOSSES, *OTHER_LOSSES})
     if unknown or (name in OTHER_LOSSES and len(training.loss_type) > 1):
         wanted = f"one of {', '.join(OTHER_LOSSES)}, or some of {', '.join(PAIR_LOSSES)}"
         raise InputError(f"--loss_type is {' '.join(training.loss_type)}; wanted {wanted}")
-    if name == "kto":
-        # its estimate of the KL divergence pairs each answer with its neighbour's
-        return _quiet(trl.KTOTrainer(args=_as(trl.KTOConfig, training, train_sampling_strategy="sequential"), **parts))
+    parts = {"model": network, "train_dataset": train, "eval_dataset": held_out, "processing_class": processor,
+             "callbacks": [Sealer(), Progress(_rows_a_step(training))]}  # fmt: skip
+    try:
+        trainer = _trainer_of(name, training, parts)
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"TRL refuses these options: {error} Set --loss_type or what it names") from error
+    drop_copy(network)
+    return _quiet(trainer)
+
+
+def _trainer_of(name: str, training: DPOTrainingArguments, parts: dict[str, Any]) -> Any:
+    network = parts["model"]
     if name == "orpo":
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-        return _quiet(ORPOTrainer(args=_as(ORPOConfig, training), **parts))
-    alone = has_adapter(network) or training.precompute_ref_log_probs
-    try:
-        # TRL would read a reference from the disk again, where a merged model doesn't stand
-        return _quiet(CachedDPOTrainer(args=training, ref_model=None if alone else copy.deepcopy(network), **parts))
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(f"TRL refuses these options: {error} Set --loss_type or what it names") from error
+        return ORPOTrainer(args=_as(ORPOConfig, training), **parts)
+    # TRL would read a reference from the disk again, where a merged model doesn't stand
+    alone = has_adapter(network) or (name != "kto" and training.precompute_ref_log_probs)
+    reference = None if alone else copy.deepcopy(network)
+    if name == "kto":
+        # its estimate of the KL divergence pairs each answer with its neighbour's
+        options = _as(trl.KTOConfig, training, train_sampling_strategy="sequential")
+        return trl.KTOTrainer(args=options, ref_model=reference, **parts)
+    return CachedDPOTrainer(args=training, ref_model=reference, **parts)
 
 
 # Options that mean something else in the other trainers, or that they lack.

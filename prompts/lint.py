@@ -8,7 +8,7 @@ from typing import Any
 from finetune.errors import InputError
 from prompts.prompt import Prompt
 from prompts.rows import Row
-from prompts.template import Rendered
+from prompts.template import Rendered, is_empty
 from prompts.tokens import beginning, count_tokens, encode_pairs, word_ids
 
 SHOWN = 200  # rows that a template is tried on
@@ -31,7 +31,7 @@ def check_prompt(prompt: Prompt, rows: Sequence[Row], tokenizer: Any, limit: int
         lines.append(f"{prompt.name}: text after the slot ({first.after.strip()[:40]!r}), which a causal model can't see")
     if first.before.endswith(("\t", "\u00a0")):
         lines.append(f"{prompt.name}: ends in white space before its slot; end it in a single space")
-    lines += _empty(prompt, rows)
+    lines += _empty(prompt, rows, rendered)
     lines += _doubled(prompt, first, tokenizer)
     lines += _words(prompt, first, tokenizer, family)
     long = sum(count_tokens(tokenizer, text.filled(max(prompt.verbalizer.flat, key=len))) > limit for text in rendered)
@@ -42,9 +42,12 @@ def check_prompt(prompt: Prompt, rows: Sequence[Row], tokenizer: Any, limit: int
     return lines
 
 
-def _empty(prompt: Prompt, rows: Sequence[Row]) -> list[str]:
-    empty = sum(any(not str(row.columns.get(c, "-")).strip() for c in prompt.template.columns) for row in rows[:SHOWN])
-    return [f"{prompt.name}: {empty} rows with an empty column among {', '.join(prompt.template.columns)}"] if empty else []
+def _empty(prompt: Prompt, rows: Sequence[Row], rendered: Sequence[Rendered]) -> list[str]:
+    columns = prompt.template.columns
+    empty = sum(any(is_empty(row.columns.get(column, "-")) for column in columns) for row in rows[:SHOWN])
+    lines = [f"{prompt.name}: {empty} rows with an empty column among {', '.join(columns)}"] if empty else []
+    bare = sum(not (text.before + text.after).strip() for text in rendered)
+    return lines + ([f"{prompt.name}: {bare} rows render to nothing but the slot"] if bare else [])
 
 
 def _doubled(prompt: Prompt, first: Rendered, tokenizer: Any) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import InputError
-from prompts import calibrate
 from prompts.asked import load_scorer
 from prompts.entries import read_entry
 from prompts.score import Request, Scorer
@@ -77,10 +76,6 @@ class Prompt:
     def scores(self, scorer: Scorer, requests: Sequence[Request]) -> np.ndarray:
         """Scores of the labels, float64 [requests, labels]."""
         return self.verbalizer.label_scores(self.verbalizer.word_scores(scorer(requests)))
-
-    def blanks(self, scorer: Scorer, texts: Sequence[str] = calibrate.CONTENT_FREE, **options: Any) -> list[Request]:
-        """Requests with the same text in every column: what calibration asks."""
-        return [self.request(scorer, self.template.blank(text), **options)[0] for text in texts]
 
 
 def compose(

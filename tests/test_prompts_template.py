@@ -18,7 +18,7 @@ from prompts.prompt import Prompt, compose, split_name
 from prompts.rows import Row, read_rows, source_of
 from prompts.score import Scorer
 from prompts.study import named_prompts
-from prompts.template import Rendered, Template
+from prompts.template import Rendered, Template, shortened
 from prompts.verbalizer import Verbalizer, corrected, make_verbalizer, probabilities
 
 WORDS = make_verbalizer("t/w", ["neg", "pos"], {"neg": "bad", "pos": "good"})
@@ -88,8 +88,60 @@ def test_cutting_shortens_the_row_and_neither_instruction_nor_slot() -> None:
 
 def test_cutting_takes_the_longest_column_first() -> None:
     template = Template("t/a", "{{ a }} / {{ b }} = {{ mask }}")
-    rendered, _ = template.fit({"a": "one two", "b": "x " * 30}, words, 8)
-    assert rendered.before == "one two / x x x ="
+    rendered, _ = template.fit({"a": "one two", "b": "x " * 30}, words, 12)
+    assert rendered.before == "one two / x x x x x x x ="
+    both, _ = template.fit({"a": "one two three " * 9, "b": "four five six " * 8}, words, 16)
+    assert (
+        both.before.count(" ") == 14
+        and both.before.startswith("one two three one two three ")
+        and "/ four five six " in both.before
+    )
+
+
+def test_cutting_ends_between_words_where_there_are_words() -> None:
+    assert [shortened("one two three", most) for most in (13, 9, 7, 6, 2)] == ["one two three", "one two", "one two", "one", "on"]
+    assert shortened("我喜欢这部电影" * 9, 10) == "我喜欢这部电影我喜欢"
+    template = Template("t/a", "评论：{{ text }}\n好还是坏？{{ mask }}")
+
+    def characters(rendered: Rendered) -> int:
+        return len(rendered.filled("好"))
+
+    rendered, was_cut = template.fit({"text": "这部电影很好看" * 30}, characters, 40)
+    assert was_cut and characters(rendered) == 40 and rendered.before.endswith("\n好还是坏？")
+    lines, was_cut = template.fit({"text": "eins\nzwei\tdrei\u00a0vier\n" * 30}, characters, 60)
+    assert was_cut and 50 < characters(lines) <= 60
+
+
+def test_names_values_and_helpers_that_could_confuse_jinja() -> None:
+    template = Template("t/a", "{% for one in range(2) %}{{ one }}{% endfor %} {{ self_ }} {{ loop }} {{ class }} {{ mask }}")
+    row = {"self": "a", "mask": "b", "answer_choices": "c", "if": "d", "self_": "e", "loop": "f", "class": "g", "kwargs": "h"}
+    assert template.columns == ("class", "loop", "self_") and template.render(row).before == "01 e f g"
+    assert Template("t/b", "{{ text }}: {{ title }} {{ mask }}").render({"text": None, "title": "x"}).before == ": x"
+    assert Template("t/c", "{{ text }} it was {{ mask }}").render({"text": "a \ue0ff b ||| \ue0fe"}).before == "a  b |||  it was"
+    for text in (
+        "{{ lipsum() }}",
+        "{% include 'a' %}",
+        "{{ 1 // 0 }}",
+        "{{ text | dictsort }}",
+        "{{ range(10 ** 9) }}",
+        "{{ [] | random }}",
+    ):
+        with pytest.raises(InputError, match=r"t/d: (no column|cannot be rendered|refused by the sandbox)"):
+            Template("t/d", text + " {{ mask }}").render({"text": "x"})
+
+
+def test_what_is_drawn_in_a_template_depends_on_the_row_alone() -> None:
+    template = Template("t/a", "{{ ['Say', 'Tell', 'Name'] | random }}: {{ text }} {{ mask }}")
+    texts = [template.render({"text": f"row {i}"}).before for i in range(30)]
+    assert texts == [template.render({"text": f"row {i}"}).before for i in range(30)]
+    assert {text.partition(":")[0] for text in texts} == {"Say", "Tell", "Name"}
+
+
+def test_a_template_may_be_as_empty_as_its_row() -> None:
+    template = Template("t/a", "{{ text }} {{ mask }}")
+    assert template.render({"text": ""}) == Rendered("", "", "")
+    with pytest.raises(InputError, match="nothing but its slot"):
+        Template("t/b", "{% if label == 1 %}{{ text }}{% endif %}{{ mask }}").render({"text": "x", "label": 0})
 
 
 def test_the_library_has_ten_tasks_with_templates_and_words() -> None:
@@ -294,7 +346,8 @@ def test_lint_names_what_is_wrong() -> None:
     assert lint(fine) == "t/a/w: 1 rows with an empty column among text"
     missing = lint("{{ review }} {{ mask }}")
     assert "no column 'review'; the rows have text" in missing and "(2 of 2 rows)" in missing
-    assert "renders to nothing but its slot" in lint("{{ text.strip() }}{{ mask }}")
+    assert "1 rows render to nothing but the slot" in lint("{{ text.strip() }}{{ mask }}")
+    assert "renders to nothing but its slot. Mend its text or leave the row out (1 of 2 rows)" in lint("{{ text[:0] }}{{ mask }}")
     assert "no slots for an answer" in lint("{{ text }}")
     assert "text after the slot" in lint("{{ text }} was {{ mask }} and dull")
     assert "1 of 2 rows have more than 9 tokens" in lint(fine, limit=9)

@@ -219,6 +219,22 @@ def test_a_reward_model_learns_which_side_is_chosen(tmp_path: Path):
     assert (margins > 0).all()
 
 
+def test_margins_read_every_turn_of_a_conversation():
+    network, processor = make_model("llama", AutoModelForSequenceClassification, num_labels=1), make_tokenizer("llama")
+    processor.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}</s>"
+    turns = [[{"role": "assistant", "content": text}] for text in ("great", "bad")]
+    more = [{"role": "user", "content": "the story"}, *turns[0]]
+    pairs = Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": "the film"}], "chosen": turns[1] + more, "rejected": turns[0]}]
+    )
+    ids = [
+        processor(text, return_tensors="pt")["input_ids"] for text in ("the film bad the story great </s>", "the film great </s>")
+    ]
+    with torch.no_grad():
+        expected = network(input_ids=ids[0]).logits - network(input_ids=ids[1]).logits
+    assert pairwise.pair_margins(network, processor, pairs, 32) == pytest.approx(expected.item(), abs=1e-6)
+
+
 def test_calibration_by_hand():
     margins = np.array([0.0, 0.0, 2.0, -2.0, 2.0, 2.0]) + 1e-9
     low, high = pairwise.calibration(margins, bins=2)

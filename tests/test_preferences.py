@@ -12,7 +12,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from finetune.alignment.preferences import PairArguments, examine_pairs, pairs_of, read_pairs, sound_pairs
+from finetune.alignment.preferences import PairArguments, examine_pairs, pairs_of, read_pairs, sound_pairs, with_prompt
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 
@@ -46,6 +46,87 @@ def test_sound_pairs_have_no_fault():
 )
 def test_each_fault_is_found_with_its_rows(pairs, expected):
     assert faults_of(*pairs) == expected
+
+
+@pytest.mark.parametrize(
+    ("pair", "fault"),
+    [
+        ({"prompt": "a", "chosen": None, "rejected": "b"}, "empty"),
+        ({"prompt": None, "chosen": "a", "rejected": "b"}, "unlike"),
+        ({"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": [{"role": "assistant", "content": "c"}]}, "unlike"),
+    ],
+    ids=["nothing", "no prompt", "text and messages"],
+)  # fmt: skip
+def test_cells_of_other_kinds_are_named(pair, fault):
+    assert examine_pairs(Dataset.from_list([pair]), make_tokenizer("llama"), 32)[fault] == [0]
+
+
+def test_sides_that_differ_beyond_the_cut_alone_are_equal():
+    assert faults_of(("the film", " good good great", " good good bad"), max_length=4)["equal"] == [0]
+    assert "equal" not in faults_of(("the film", " good good great", " good good bad"), max_length=5)
+
+
+def test_answers_without_eos_are_noted():
+    processor = make_tokenizer("llama")
+    assert examine_pairs(rows(GOOD), processor, 32)["endless"] == []
+    processor.eos_token = None
+    assert examine_pairs(rows(GOOD), processor, 32)["endless"] == [0]
+    pair = {side: [{"role": "assistant", "content": word}] for side, word in (("chosen", "good"), ("rejected", "bad"))}
+    chat = Dataset.from_list([{"prompt": [{"role": "user", "content": "the film"}], **pair}])
+    for end, expected in ((" </s> ", []), ("", [0])):
+        processor = make_tokenizer("llama")
+        processor.chat_template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }}" + end + "{% endfor %}"
+        assert examine_pairs(chat, processor, 32)["endless"] == expected
+
+
+def test_transcripts_that_hold_their_prompt_lose_it(caplog):
+    whole = rows(("the film", "the film great", "the film bad"), ("a", "a good", "a dull"))
+    found = with_prompt(whole, "pairs")
+    assert found.to_list() == [
+        dict(zip(("prompt", "chosen", "rejected"), r, strict=True)) for r in (GOOD, ("a", " good", " dull"))
+    ]
+    assert "2 pairs hold their prompt" in caplog.text
+    mixed = rows(("the film", "the film great", "the film bad"), GOOD)
+    assert with_prompt(mixed, "pairs").to_list() == mixed.to_list()
+    assert examine_pairs(mixed, make_tokenizer("llama"), 32)["repeated"] == [0]
+
+
+QUESTION, NICE, RUDE = (
+    {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "nice"), ("assistant", "rude"))
+)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        ("A: Good day", "A: Great day", ("A:", " Good day", " Great day")),  # not after the G that both share
+        ("a film", "a film too", ("a", " film", " film too")),
+        ("good", "great", ("", "good", "great")),
+        ("a film", "a film", ("a", " film", " film")),
+        ([QUESTION, NICE], [QUESTION, RUDE], ([QUESTION], [NICE], [RUDE])),
+        ([QUESTION, NICE], [QUESTION, NICE], ([QUESTION], [NICE], [NICE])),
+    ],
+)
+def test_a_prompt_is_what_both_sides_begin_with_in_whole_words(chosen, rejected, expected):
+    found = with_prompt(Dataset.from_list([{"chosen": chosen, "rejected": rejected}]), "pairs")[0]
+    assert (found["prompt"], found["chosen"], found["rejected"]) == expected
+
+
+def test_a_prompt_told_twice_beside_conversations_is_left_aside():
+    found = with_prompt(Dataset.from_list([{"prompt": "q", "chosen": [QUESTION, NICE], "rejected": [QUESTION, RUDE]}]), "pairs")[
+        0
+    ]
+    assert (found["prompt"], found["chosen"], found["rejected"]) == ([QUESTION], [NICE], [RUDE])
+
+
+@pytest.mark.parametrize("margin", [float("nan"), None])
+def test_margins_that_are_no_numbers_are_named(tmp_path: Path, margin):
+    lines = [dict(zip(("prompt", "chosen", "rejected"), GOOD, strict=True)) | {"margin": m} for m in (0.5, margin)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = DataArguments(dataset_name=str(tmp_path), eval_split="train")
+    for settings in (PairArguments(margin=True), PairArguments(min_margin=0.3)):
+        with pytest.raises(InputError, match=r"margin.*rows 1\)"):
+            read_pairs(data, settings, make_tokenizer("llama"), 32)
 
 
 def test_tokens_that_merge_at_the_boundary_are_noted():

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import PrinterCallback, ProgressCallback
 
 from finetune.alignment.policy import has_adapter
+from finetune.alignment.preferences import pair_ids
 from finetune.alignment.shared_prompt import SharedPrompt, can_share
 from finetune.alignment.trl_options import PairOptions
 from finetune.errors import InputError
@@ -210,7 +211,7 @@ def _quiet(trainer: Any) -> Any:
 @torch.no_grad()
 def pair_margins(network: Any, processor: Any, pairs: Dataset, max_length: int, batch_size: int = 16) -> np.ndarray:
     """Reward of chosen minus reward of rejected for each pair, [pairs]."""
-    from finetune.alignment.rewards import score_texts, text_ids
+    from finetune.alignment.rewards import score_texts
 
     def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits[:, 0]
@@ -218,8 +219,7 @@ def pair_margins(network: Any, processor: Any, pairs: Dataset, max_length: int, 
     network.eval()
     sides = []
     for side in ("chosen", "rejected"):
-        answers = [row[side] if isinstance(row[side], str) else row[side][-1]["content"] for row in pairs]
-        rows = [text_ids(processor, p, a, "full")[-max_length:] for p, a in zip(pairs["prompt"], answers, strict=True)]
+        rows = [pair_ids(processor, row["prompt"], row[side])[-max_length:] for row in pairs]
         sides.append(np.asarray(score_texts(score, rows, processor, batch_size)))
     return sides[0] - sides[1]
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
-from trl.data_utils import extract_prompt
 
 from finetune.data.sources import DataArguments, load_rows, sample
 from finetune.errors import InputError
@@ -23,15 +24,18 @@ logger = logging.getLogger(__name__)
 
 # What makes a pair useless, and what is only worth knowing.
 UNUSABLE = {
-    "equal": "chosen and rejected are the same",
+    "equal": "as far as --max_length, chosen and rejected are the same",
     "empty": "a side holds no text",
+    "unlike": "prompt, chosen and rejected are neither three texts nor three lists of messages",
     "duplicate": "the same pair stands before it",
     "conflicting": "another row prefers the opposite",
     "no room": "the prompt alone fills --max_length",
 }
 NOTED = {
     "merged": "the prompt's last token merges with the answer's first, so that training sees another prompt than sampling",
-    "cut": "an answer is cut by --max_length and with it its EOS, so that the model doesn't learn to stop there",
+    "cut": "an answer goes beyond --max_length: DPO cuts it and with it its EOS, a reward model leaves the pair out",
+    "endless": "an answer ends without the tokenizer's EOS, so that the model doesn't learn to stop",
+    "repeated": "both sides begin with the whole prompt, which the model then reads twice",
 }
 
 
@@ -57,14 +61,9 @@ def read_pairs(data: DataArguments, settings: PairArguments, processor: Any, max
     parts = []
     for part, limit, where in ((rows.train, data.max_train_rows, "training"), (rows.eval, data.max_eval_rows, "held-out")):
         part = with_prompt(part, data.dataset_name)
-        if settings.min_margin:
+        if settings.min_margin or settings.margin:
             part = _with_margin(part, settings.min_margin)
         wanted = ["prompt", "chosen", "rejected", *(["margin"] if settings.margin else [])]
-        missing = [name for name in wanted if name not in part.column_names]
-        if missing:
-            raise InputError(
-                f"No column '{missing[0]}' in {data.dataset_name}; it has {', '.join(part.column_names)}. Set --margin false"
-            )
         part = sample(part.select_columns(wanted), limit, data.sample_seed)
         parts.append(sound_pairs(part, processor, max_length, settings.drop_faulty_pairs, where))
     return parts[0], parts[1]
@@ -77,14 +76,44 @@ def with_prompt(rows: Dataset, name: str) -> Dataset:
         raise InputError(
             f"No column '{missing[0]}' in {name}; it has {', '.join(rows.column_names)}. Set --dataset_name to preference pairs"
         )
-    return rows if "prompt" in rows.column_names else rows.map(extract_prompt, desc="Finding prompts")
+    told_twice = "prompt" in rows.column_names and isinstance(rows[0]["prompt"], str) and isinstance(rows[0]["chosen"], list)
+    if "prompt" not in rows.column_names or told_twice:
+        return rows.remove_columns(["prompt"] if told_twice else []).map(_apart, desc="Finding prompts")
+    if not all(map(_holds_prompt, rows)):
+        return rows
+    logger.warning("The answers of all %d pairs hold their prompt, which is taken off", len(rows))
+    return rows.map(lambda row: {side: row[side][len(row["prompt"]) :] for side in ("chosen", "rejected")})
+
+
+def _holds_prompt(row: dict[str, Any]) -> bool:
+    prompt, sides = row["prompt"], (row["chosen"], row["rejected"])
+    return bool(prompt) and all(side is not None and side[: len(prompt)] == prompt for side in sides)
+
+
+def _apart(row: dict[str, Any]) -> dict[str, Any]:
+    """What two texts or conversations begin with alike, in whole words or messages, and what each goes on with."""
+    chosen, rejected = row["chosen"] or "", row["rejected"] or ""
+    most = max(0, min(len(chosen), len(rejected)) - 1)  # something is left to answer
+    shared = next((i for i in range(most) if chosen[i] != rejected[i]), most)
+    if isinstance(chosen, str):
+        shared = len(re.sub(r"[A-Za-z0-9]*$", "", chosen[:shared]).rstrip(" "))
+    return {
+        "prompt": (chosen or rejected)[:shared],
+        "chosen": row["chosen"] and chosen[shared:],
+        "rejected": row["rejected"] and rejected[shared:],
+    }
 
 
 def _with_margin(rows: Dataset, least: float) -> Dataset:
     if "margin" not in rows.column_names:
-        raise InputError(f"--min_margin needs a column 'margin'; there are {', '.join(rows.column_names)}. Leave it out")
-    kept = rows.filter(lambda row: row["margin"] >= least)
-    logger.warning("%d of %d pairs have a margin below %g and are left out", len(rows) - len(kept), len(rows), least)
+        there = ", ".join(rows.column_names)
+        raise InputError(f"No column 'margin' among {there}; leave --margin and --min_margin out")
+    bad = [i for i, m in enumerate(rows["margin"][:]) if not isinstance(m, (int, float)) or not math.isfinite(m)]
+    if bad:
+        raise InputError(f"{len(bad)} pairs have a margin that is no number (rows {_named(bad)}). Mend the column 'margin'")
+    kept = rows.filter(lambda row: row["margin"] >= least) if least else rows
+    if len(kept) < len(rows):
+        logger.warning("%d of %d pairs have a margin below %g and are left out", len(rows) - len(kept), len(rows), least)
     return kept
 
 
@@ -140,29 +169,37 @@ def examine_pairs(rows: Dataset, processor: Any, max_length: int) -> dict[str, l
 def _fault(row: dict[str, Any], equal: bool, repeated: bool) -> str | None:
     if not _text(row["chosen"]).strip() or not _text(row["rejected"]).strip():
         return "empty"
+    if len({type(row[name]) for name in ("prompt", "chosen", "rejected")}) > 1:
+        return "unlike"
     if equal:
         return "equal"
     return "duplicate" if repeated else None
 
 
 def _token_fault(row: dict[str, Any], processor: Any, max_length: int, faults: dict[str, list[int]], index: int) -> str | None:
-    prompt = _ids(processor, row["prompt"], None)
+    prompt = pair_ids(processor, row["prompt"], None)
     if len(prompt) >= max_length:
         return "no room"
-    wholes = [_ids(processor, row["prompt"], row[side]) for side in ("chosen", "rejected")]
-    if any(whole[: len(prompt)] != prompt for whole in wholes):
-        faults["merged"].append(index)
-    if max(map(len, wholes)) > max_length:
-        faults["cut"].append(index)
+    wholes = [pair_ids(processor, row["prompt"], row[side]) for side in ("chosen", "rejected")]
+    if wholes[0][:max_length] == wholes[1][:max_length]:
+        return "equal"
+    noted = {
+        "merged": any(whole[: len(prompt)] != prompt for whole in wholes),
+        "cut": max(map(len, wholes)) > max_length,
+        "endless": any(processor.eos_token_id not in whole[len(prompt) :] for whole in wholes),
+        "repeated": _holds_prompt(row),
+    }
+    for name in (name for name, found in noted.items() if found):
+        faults[name].append(index)
     return None
 
 
 def _text(side: Any) -> str:
-    return side if isinstance(side, str) else "".join(message["content"] for message in side)
+    return side if isinstance(side, str) else "".join(message["content"] or "" for message in side or [])
 
 
-def _ids(processor: Any, prompt: Any, answer: Any | None) -> list[int]:
-    """Ids as TRL makes them: texts joined and ended by EOS, conversations through the template."""
+def pair_ids(processor: Any, prompt: Any, answer: Any | None) -> list[int]:
+    """Ids as TRL makes them: texts joined and ended by EOS, conversations through the template; without an answer, the prompt's."""
     if isinstance(prompt, str):
         return processor(prompt if answer is None else prompt + answer + (processor.eos_token or ""))["input_ids"]
     messages = prompt if answer is None else [*prompt, *answer]

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset
 
 from finetune.data.columns import class_ids, class_names, find_columns
 from finetune.data.doctor import examine_classes
-from finetune.data.sources import DataArguments, Rows
+from finetune.data.sources import DataArguments, FewShotArguments, Rows
 from finetune.errors import InputError
 
 TEXTS = ["good film", "bad film", "fine film", "dull film"]
@@ -78,3 +78,24 @@ def test_rows_on_both_sides_are_counted(caplog):
     with caplog.at_level(logging.WARNING):
         examine({"text": TEXTS, "label": [0, 1, 0, 1]}, {"text": ["GOOD film", "new"], "label": [0, 1]})
     assert "1 of 2 evaluation rows also stand in the training rows" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("train", "options", "complaint"),
+    [
+        ({"text": [1, 2, 3, 4], "label": [0, 1, 0, 1]}, {}, r"'text' of the training rows holds .*int64.*--text_column"),
+        ({"text": [["a"], ["b"], ["c"], ["d"]], "label": [0, 1, 0, 1]}, {}, r"holds List.*wanted texts"),
+        ({"text": TEXTS, "label": [0.0, float("nan"), 1.0, 0.0]}, {}, r"1 training rows have a label .* or none"),
+        ({"text": TEXTS, "label": [0.0, float("inf"), 1.0, 0.0]}, {}, r"free numbers such as inf"),
+    ],
+)
+def test_columns_of_another_kind(train, options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        examine(train, **options)
+
+
+def test_shots_and_a_number_of_rows_contradict_each_other():
+    data = FewShotArguments("rows", shots_per_class=1, max_train_rows=3)
+    part = Dataset.from_dict({"text": TEXTS, "label": [0, 1, 0, 1]})
+    with pytest.raises(InputError, match="leave one out"):
+        examine_classes(Rows(part, part, "rows"), data, False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import make_tokenizer
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from finetune.data import collate, generation
@@ -141,3 +141,15 @@ def test_logits_are_asked_for_from_the_first_label_on():
     assert batch["labels"].tolist() == [[-100, -100, -100, it, EOS], [great, film, EOS, -100, -100]]
     one = collate.continuations(processor)(list(features)[:1])
     assert one["logits_to_keep"] == 2 and one["labels"].tolist() == [[it, EOS]]
+
+
+@pytest.mark.parametrize("encode", [generation.targets, generation.continuations])
+@pytest.mark.parametrize(
+    ("row", "most", "message"),
+    [(("\u200b", "good"), 4, "of the source"), (("good", "\u200b"), 4, "of the target"), (("good", "bad"), 1, "of the target")],
+)
+def test_texts_of_which_nothing_is_left_are_refused(encode, row, most, message):
+    processor = make_tokenizer("llama")
+    processor.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    with pytest.raises(InputError, match=f"nothing is left {message} of the row"):
+        encode(rows(row), COLUMNS, processor, 12, None, max_target_length=most, source_suffix="")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_tokenizer
 from datasets import ClassLabel, Dataset, Features, List, Value
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from finetune.data import collate, labelling
@@ -162,3 +162,19 @@ def test_each_choice_is_read_with_its_text(caplog):
     batch = collate.choices(processor)(list(features))
     assert batch["choices"].tolist() == [2, 3] and batch["input_ids"].shape == (5, 8)
     assert batch["labels"].tolist() == [1, 2] and batch["row"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "offered", "message"),
+    [
+        ("good", ["bad " * 5, "fine"], "has 5 tokens, which leaves no room for the text within 8"),
+        ("\u200b", ["bad", "fine"], "nothing is left of the text"),
+        ("good", ["\u200b", "fine"], "nothing is left of the text"),
+    ],
+)
+def test_choices_of_which_nothing_is_left_are_refused(text, offered, message):
+    processor = make_tokenizer("bert")
+    processor.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    rows = Dataset.from_dict({"text": [text], "choices": [offered], "answer": [1]})
+    with pytest.raises(InputError, match=message):
+        labelling.choices(rows, Columns("text", "choices", "answer"), processor, 8, None)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import make_tokenizer
 from datasets import Dataset
+from tokenizers import normalizers
 
 from finetune.data import collate
 from finetune.data.columns import Columns
@@ -90,3 +91,11 @@ def test_the_collator_stacks_both_ends():
     )
     batch = collate.sequences(make_tokenizer("bert"))(list(features))
     assert batch["labels"].shape == (2, 2) and "offsets" not in batch
+
+
+@pytest.mark.parametrize(("question", "context"), [("\u200b", CONTEXT), ("was it good", "\u200b\u200c")])
+def test_texts_without_a_token_are_refused(question, context):
+    processor = make_tokenizer("bert")
+    processor.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    with pytest.raises(InputError, match="nothing is left of the text"):
+        spans(Dataset.from_list([asked(question, None, context)]), COLUMNS, processor, 24, None)

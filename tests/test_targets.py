@@ -194,3 +194,29 @@ def test_an_answer_without_content_is_named():
     chat = [{"role": "user", "content": "well?"}, {"role": "assistant", "content": " "}]
     with pytest.raises(InputError, match="row 0 has an answer without content"):
         targets.examine_instructions(both([{"messages": chat}]), DataArguments())
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (["B-A", "X"], "'X' stands beside tags of entities"),
+        (["b-a", "o"], "'b-a' stands beside"),
+        (["B", "I"], "'B' stands beside"),
+        (["B-", "O"], "'B-' stands beside"),
+        (["O", "O"], r"one tag only \(O\)"),
+    ],
+)
+def test_tags_that_only_look_like_entities_are_refused(tags, message):
+    with pytest.raises(InputError, match=message):
+        targets.examine_tags(both([{"tokens": ["a", "dog"], "ner_tags": tags}] * 2), DataArguments())
+
+
+def test_what_f1_means_of_parts_of_speech_is_said(caplog):
+    targets.examine_tags(both([{"tokens": ["a", "dog"], "pos_tags": ["DT", "NN"]}]), DataArguments())
+    assert "share of words with the right tag" in caplog.text
+
+
+def test_a_start_that_is_missing_is_named():
+    rows = [{"question": "q", "context": "a film", "answers": {"text": ["a", "film"], "answer_start": [0, None]}}]
+    with pytest.raises(InputError, match="training row 0 has the answers .*wanted as many texts as starts"):
+        targets.examine_spans(both(rows), DataArguments())

@@ -70,9 +70,9 @@ def class_names(rows: Dataset, column: str) -> list[str]:
         raise InputError(
             f"The label column '{column}' holds {feature}; wanted one class a row. Set --label_column or another --task"
         )
-    values = {value for value in rows[column][:] if value is not None}
+    values = {value for value in rows[column][:] if value is not None and value == value}  # NaN is no class either
     if feature.dtype.startswith(("float", "double")):
-        free = next((value for value in sorted(values) if value != int(value)), None)
+        free = next((value for value in sorted(values) if not value.is_integer()), None)
         if free is not None:
             raise InputError(
                 f"The label column '{column}' holds free numbers such as {free}; wanted classes. "

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Value
 
 from finetune.data.columns import Columns, class_ids, class_names, find_columns, with_classes
 from finetune.data.sources import DataArguments, FewShotArguments, Rows, sample
@@ -15,13 +15,18 @@ from finetune.errors import InputError
 logger = logging.getLogger(__name__)
 
 
-def without_empty(rows: Dataset, columns: Columns, drop: bool, where: str) -> Dataset:
-    """Rows whose texts hold something.
+def without_empty(rows: Dataset, columns: Columns, drop: bool, where: str, lists: bool = False) -> Dataset:
+    """Rows whose texts hold something; with `lists`, a text may be a list (words, messages, choices).
 
     Raises:
-        InputError: rows without text, where `drop` does not allow to leave them out.
+        InputError: columns that hold no texts, or rows without text, where `drop` does not allow to leave them out.
     """
     texts = [column for column in (columns.text, columns.pair) if column]
+    for column, flag in zip(texts, ("text", "text_pair"), strict=False):
+        feature = rows.features[column]
+        kind = feature.dtype if isinstance(feature, Value) else "list"
+        if kind not in ("string", "large_string", "null", *(["list"] if lists else [])):
+            raise InputError(f"The column '{column}' of the {where} rows holds {feature}; wanted texts. Set --{flag}_column")
     values = list(zip(*(rows[column][:] for column in texts), strict=True))
     empty = [index for index, parts in enumerate(values) if not all(map(_has_text, parts))]
     if not empty:
@@ -135,6 +140,8 @@ def examine_classes(rows: Rows, data: DataArguments, pair: bool) -> tuple[Rows, 
     check_classes(evaluation, columns.label, labels, "evaluation")
     limit, (shots, seed) = data.max_train_rows, few_shots(data)
     if shots is not None:
+        if limit is not None:
+            raise InputError("--shots_per_class and --max_train_rows both say how many rows to train on; leave one out")
         limit = check_shots(train, columns.label, labels, shots)
     train = sample(train, limit, seed, columns.label)
     evaluation = sample(with_classes(evaluation, columns.label), data.max_eval_rows, data.sample_seed, columns.label)

@@ -28,6 +28,9 @@ def targets(
     """For an encoder-decoder: source → input_ids, target → labels that end in EOS; row, length (of both).
 
     Sources are cut to `max_length` between prefix and suffix, targets to `max_target_length`; the log says how many.
+
+    Raises:
+        InputError: nothing is left of a source or a target.
     """
     front, back = frame(processor)
 
@@ -42,6 +45,9 @@ def targets(
         ]
         wanted = processor(text_target=batch[columns.label], verbose=False)["input_ids"]
         goals = [ended(ids, max_target_length, processor.eos_token_id) for ids in wanted]
+        for place, (text, goal) in enumerate(zip(batch[columns.text], goals, strict=True)):
+            inside = within(encoded["offset_mapping"][place], len(source_prefix), borders[place])
+            want_both(inside - sources[place][1], goal, text, processor, (max_length, max_target_length))
         ids = [front + source + back for source, _ in sources]
         return {
             "input_ids": ids,
@@ -95,6 +101,8 @@ def continuations(
             goal = ended(ids[first:], max_target_length, eos)
             border = len(source_prefix) + len(batch[columns.text][index].rstrip())
             source, dropped = shortened(ids[:first], offsets[:first], border, max_length - len(front) - len(goal) + 1)
+            inside = within(offsets[:first], len(source_prefix), border)
+            want_both(inside - dropped, goal, batch[columns.text][index], processor, (max_length, max_target_length))
             head = front + source
             features["input_ids"].append([*head, *goal[:-1]])
             features["labels"].append([IGNORED] * (len(head) - 1) + goal)
@@ -120,6 +128,30 @@ def shortened(ids: Sequence[int], offsets: Sequence[tuple[int, int]], border: in
     if len(tail) >= room:
         raise InputError(f"--source_suffix takes {len(tail)} of {max(room, 0)} tokens; set --max_length higher")
     return [*ids[: room - len(tail)], *tail], len(ids) - room
+
+
+def within(offsets: Sequence[tuple[int, int]], start: int, end: int) -> int:
+    """Number of tokens that hold some of the characters start..end."""
+    return sum(a < end and b > max(a, start) for a, b in offsets)
+
+
+def want_both(kept: int, goal: Sequence[int], text: str, processor: PreTrainedTokenizerBase, limits: tuple[int, int]) -> None:
+    """Something is left of a source (`kept` of its tokens) and of its target, special tokens aside.
+
+    Args:
+        text: the source.
+        limits: max_length and max_target_length.
+
+    Raises:
+        InputError: nothing is.
+    """
+    special = set(processor.all_special_ids) - {processor.unk_token_id}
+    gone = "source" if kept < 1 else "target" if special.issuperset(goal) else None
+    if gone is not None:
+        raise InputError(
+            f"Within --max_length {limits[0]} and --max_target_length {limits[1]} nothing is left of the {gone} of the row "
+            f"{text!r:.80}; set it higher, or mend the row"
+        )
 
 
 def ended(ids: Sequence[int], most: int, eos: int | None) -> list[int]:

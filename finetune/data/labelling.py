@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.columns import Columns
-from finetune.data.encode import mapped, report_cut, sequence
+from finetune.data.encode import mapped, report_cut, sequence, want_tokens
 from finetune.errors import InputError
 from finetune.loss import IGNORED
 
@@ -46,8 +46,12 @@ def choices(
     """A text, several others, and which of them fits it → input_ids [choices, time], labels, row, length (of all choices).
 
     Each choice is read together with the text; where they are too long, the text is cut.
+
+    Raises:
+        InputError: a choice that leaves no room for its text, or a text or choice without a single token.
     """
     assert columns.pair is not None
+    room = max_length - processor.num_special_tokens_to_add(pair=True)
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         features: dict[str, list] = {
@@ -57,14 +61,22 @@ def choices(
             "cut": [],
         }
         for text, offered in zip(batch[columns.text], batch[str(columns.pair)], strict=True):
-            encoded = processor([text] * len(offered), list(offered), truncation="only_first", max_length=max_length)
-            whole = processor([text] * len(offered), list(offered), verbose=False)
+            alone = [len(ids) for ids in processor([text, *offered], add_special_tokens=False, verbose=False)["input_ids"]]
+            longest = max(alone[1:])
+            if longest >= room:
+                raise InputError(
+                    f"A choice for {text!r:.80} has {longest} tokens, which leaves no room for the text within {max_length}; "
+                    "set --max_length higher"
+                )
+            both = [[text] * len(offered), list(offered)]
+            encoded = processor(*both, truncation="only_first", max_length=max_length)
+            want_tokens(encoded, both, max_length)
             kept = sum(map(len, encoded["input_ids"]))
             features["input_ids"].append(encoded["input_ids"])
             if "token_type_ids" in encoded:
                 features.setdefault("token_type_ids", []).append(encoded["token_type_ids"])
             features["length"].append(kept)
-            features["cut"].append(sum(map(len, whole["input_ids"])) - kept)
+            features["cut"].append(sum(max(alone[0] + one - room, 0) for one in alone[1:]))
         return features
 
     return report_cut(mapped(rows, columns, encode, processor, {"max_length": max_length}), max_length)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.columns import Columns
-from finetune.data.encode import mapped
+from finetune.data.encode import mapped, want_tokens
 from finetune.data.labelling import shared, want_places
 
 logger = logging.getLogger(__name__)
@@ -35,16 +35,16 @@ def spans(
     character in the context, (-1, -1) outside. Questions beyond half of `max_length` are cut.
 
     Raises:
-        InputError: a slow tokenizer, or a stride that leaves no room.
+        InputError: a slow tokenizer, a stride that leaves no room, or a question or context without a single token.
     """
     want_places(processor)
     overlap = shared(stride, max_length, max_length - max_length // 2 - processor.num_special_tokens_to_add(pair=True))
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        asked = _cut_questions(batch[columns.text], processor, max_length // 2)
+        asked, contexts = _cut_questions(batch[columns.text], processor, max_length // 2), batch[str(columns.pair)]
         encoded = processor(
             asked,
-            batch[str(columns.pair)],
+            contexts,
             truncation="only_second",
             max_length=max_length,
             stride=overlap,
@@ -53,6 +53,7 @@ def spans(
             return_attention_mask=False,
         )
         source = encoded["overflow_to_sample_mapping"]
+        want_tokens(encoded, [[asked[place] for place in source], [contexts[place] for place in source]], max_length)
         features: dict[str, list] = {k: encoded[k] for k in encoded if k in ("input_ids", "token_type_ids")}
         features |= {"source": source, "length": [len(ids) for ids in encoded["input_ids"]], "offsets": [], "labels": []}
         for window, places in enumerate(encoded["offset_mapping"]):

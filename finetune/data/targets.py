@@ -115,28 +115,46 @@ def examine_tags(rows: Rows, data: DataArguments) -> Examined:
     for part in (rows.train, rows.eval):
         _want_lists(part, columns.text)
         _want_lists(part, columns.label)
-    feature = rows.train.features[columns.label].feature
-    if isinstance(feature, ClassLabel):
-        labels = list(feature.names)
-    else:
-        seen = {name for names in named(rows.train.features[columns.label], rows.train[columns.label][:]) for name in names}
-        labels = sorted(seen, key=lambda name: (name != "O", name))
+    feature = rows.train.features[columns.label]
+    seen = {name for names in named(feature, rows.train[columns.label][:]) for name in names}
+    listed = isinstance(feature.feature, ClassLabel)
+    labels = list(feature.feature.names) if listed else sorted(seen, key=lambda name: (name != "O", name))
+    check_scheme(labels)
 
     def check(part: Dataset, columns: Columns, where: str) -> None:
         tags = named(part.features[columns.label], part[columns.label][:])
         check_tags(part[columns.text][:], tags, labels, where)
 
-    return *_examined(rows, data, columns, check), labels
+    examined = _examined(rows, data, columns, check, lists=True)
+    if len(seen) < 2 and rows.train is not rows.eval:
+        raise InputError(f"The training rows have one tag only ({', '.join(seen)}) in '{columns.label}'; set --label_column")
+    return *examined, labels
 
 
-def check_tags(words: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], labels: list[str], where: str) -> None:
-    """One known tag a word, and IOB2 kept where the tags are of entities."""
-    entities = are_entities(labels)
+def check_scheme(labels: list[str]) -> None:
+    """Tags of entities are written as IOB2 writes them, all of them; what the log says of others is what F1 then means.
+
+    Raises:
+        InputError: another scheme, or tags of entities beside others.
+    """
     others = [name for name in labels if name[:2] in OTHER_SCHEMES]
     if others and all(name == "O" or name[1:2] == "-" for name in labels):
         raise InputError(
             f"The tag '{others[0]}' is of another scheme than IOB2; wanted O, B-... and I-... alone. Convert the tags"
         )
+    inside = [name for name in labels if name != "O"]
+    strange = [name for name in inside if name[:2] not in ("B-", "I-") or len(name) < 3]
+    if strange and (set(inside) <= {"B", "I"} or any(name[:2].upper() in ("B-", "I-") for name in inside)):
+        raise InputError(
+            f"The tag '{strange[0]}' stands beside tags of entities; wanted O, B-TYPE and I-TYPE alone. Convert the tags"
+        )
+    if strange:
+        logger.warning("Tags such as '%s' mark no entities: f1 is the share of words with the right tag", strange[0])
+
+
+def check_tags(words: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], labels: list[str], where: str) -> None:
+    """One known tag a word, and IOB2 kept where the tags are of entities."""
+    entities = are_entities(labels)
     for index, (row, marks) in enumerate(zip(words, tags, strict=True)):
         if len(row) != len(marks):
             raise InputError(f"The {where} row {index} has {len(row)} words and {len(marks)} tags; wanted as many of both")
@@ -184,7 +202,8 @@ def check_answers(rows: Dataset, columns: Columns, where: str) -> None:
         wanted = "a mapping of text and answer_start, both lists"
         raise InputError(f"The column '{columns.label}' holds {feature}; wanted {wanted}. Set --label_column")
     for index, (context, answers) in enumerate(zip(rows[columns.pair], rows[columns.label], strict=True)):
-        if answers is None or len(answers["text"] or ()) != len(answers["answer_start"] or ()):
+        starts = (answers or {}).get("answer_start") or ()
+        if answers is None or len(answers["text"] or ()) != len(starts) or None in starts:
             raise InputError(
                 f"The {where} row {index} has the answers {answers!r:.200}; wanted as many texts as starts. Mend the row or leave it out"
             )
@@ -223,9 +242,10 @@ def examine_instructions(rows: Rows, data: DataArguments) -> Examined:
     there = rows.train.column_names
     named_ones = data.text_column is not None or data.label_column is not None
     if "messages" in there and not named_ones:
-        return *_examined(rows, data, Columns("messages", None, "messages"), check_messages), None
+        return *_examined(rows, data, Columns("messages", None, "messages"), check_messages, lists=True), None
     columns = _columns(rows.train, data, text=PROMPTS, label=COMPLETIONS)
-    examined, _ = _examined(rows, data, Columns(columns.text, columns.label, columns.label), lambda part, columns, where: None)
+    both = Columns(columns.text, columns.label, columns.label)
+    examined, _ = _examined(rows, data, both, lambda part, columns, where: None, lists=True)
     return examined, columns, None
 
 
@@ -250,7 +270,7 @@ def examine_choices(rows: Rows, data: DataArguments) -> Examined:
     assert rows.train is not None
     columns = _columns(rows.train, data, text=STEMS, pair=OFFERS, label=ANSWERS)
     _want_lists(rows.train, str(columns.pair))
-    return *_examined(rows, data, columns, check_choices), None
+    return *_examined(rows, data, columns, check_choices, lists=True), None
 
 
 def check_choices(rows: Dataset, columns: Columns, where: str) -> None:
@@ -287,7 +307,7 @@ def _columns(
     return Columns(str(found[0]), found[1], str(found[2]))
 
 
-def _examined(rows: Rows, data: DataArguments, columns: Columns, check: Check) -> tuple[Rows, Columns]:
+def _examined(rows: Rows, data: DataArguments, columns: Columns, check: Check, lists: bool = False) -> tuple[Rows, Columns]:
     """What all tasks share: columns in both splits, rows without text, the task's own check, samples, rows in both splits."""
     assert rows.train is not None and rows.eval is not None
     shots, train_seed = few_shots(data)
@@ -303,7 +323,7 @@ def _examined(rows: Rows, data: DataArguments, columns: Columns, check: Check) -
             raise InputError(
                 f"No column '{missing[0]}' in the {where} rows; they have {', '.join(part.column_names)}. Set --eval_split"
             )
-        part = without_empty(part, columns, data.drop_empty_rows, where)
+        part = without_empty(part, columns, data.drop_empty_rows, where, lists)
         check(part, columns, where)
         parts.append(sample(part, limit, seed))
     if rows.train is not rows.eval:

@@ -172,15 +172,21 @@ def check_length(network: Any, longest: int) -> None:
     Raises:
         InputError: the model has positions for fewer.
     """
+    limit = room(network)
+    if limit is not None and longest > limit:
+        raise InputError(f"A row has {longest} tokens and the model has room for {limit}; set --max_length {limit}")
+
+
+def room(network: Any) -> int | None:
+    """Positions that are left beside the method's virtual tokens; None where positions are relative and have no end."""
     config = network.config.to_dict()
     limit = next((config[name] for name in POSITIONS if isinstance(config.get(name), int)), None)
-    if limit is None or "relative_attention_num_buckets" in config:  # relative positions have no end
-        return
+    if limit is None or "relative_attention_num_buckets" in config:
+        return None
     limit -= 2 if config.get("model_type") in FROM_TWO else 0
     if isinstance(network, peft.PeftModel) and network.active_peft_config.is_prompt_learning:
         limit -= network.active_peft_config.num_virtual_tokens
-    if longest > limit:
-        raise InputError(f"A row has {longest} tokens and the model has room for {limit}; set --max_length {limit}")
+    return limit
 
 
 def head_names(network: PreTrainedModel) -> list[str]:

@@ -84,10 +84,11 @@ def label_sets(logits: Array, gold: Array, names: Sequence[str]) -> dict[str, An
     """
     predicted = logits > 0
     wanted = gold > 0.5
+    alone = wanted.shape[1] == 1  # which scikit-learn takes for two classes, there and not there
     return {
         "accuracy": float((predicted == wanted).all(axis=1).mean()),
-        "macro_f1": float(f1_score(wanted, predicted, average="macro", zero_division=0.0)),
-        "micro_f1": float(f1_score(wanted, predicted, average="micro", zero_division=0.0)),
+        "macro_f1": float(f1_score(wanted, predicted, average="binary" if alone else "macro", zero_division=0.0)),
+        "micro_f1": float(f1_score(wanted, predicted, average="binary" if alone else "micro", zero_division=0.0)),
         "label_accuracy": float((predicted == wanted).mean()),
     }
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+import numpy as np
+from datasets import Dataset, IterableDataset, Value
 from numpy.random import Generator
 from transformers import (
     AutoModel,
@@ -259,8 +260,10 @@ def check_model(name: str, row: Objective, model_type: str) -> None:
         )
 
 
-def with_bytes(row: Objective, features: Dataset) -> Objective:
-    """The row with figures by the byte where the features count the bytes of their text."""
+def fitted(row: Objective, features: Dataset) -> Objective:
+    """The row with figures by the byte where the features count the bytes of their text, and a best figure that there is."""
+    if row.best == "spearman" and not np.isfinite(features["labels"][:]).sum() > 1:
+        return replace(row, best="loss")  # pairs without scores
     if "bytes" not in features.column_names:
         return row
     return replace(row, metrics=partial(row.metrics, byte_count=sum(features["bytes"][:])))
@@ -272,7 +275,11 @@ def find_inputs(
     """Which columns the objective reads: one text, or for `contrastive` also its partner, a hard negative and a score."""
     if name != "contrastive":
         return texts.find_roles(there, data, {})
+    if apart.negative_column is not None and not apart.supervised:
+        raise InputError("--negative_column is for pairs; set --supervised true")
     pair = texts.find_pair(there, data)
+    if apart.score_column is not None and pair is None:
+        raise InputError("--score_column says how alike two texts are, and the rows have one. Set --text_pair_column")
     if train and apart.supervised and pair is None:
         raise InputError(
             f"--supervised wants two texts a row; {data.dataset_name} has {', '.join(there)}. Set --text_pair_column"
@@ -301,6 +308,8 @@ def load_features(
     assert rows.eval is not None
     there = find_inputs(name, apart, rows.eval.column_names, data, train=False)
     evaluation = texts.settled_rows(rows.eval, there, data, "evaluation", data.max_eval_rows)
+    if "score" in there:
+        check_scores(evaluation, there["score"])
     held_out = texts.encoded(evaluation, there, row.encode, processor, length, seed)
     if endless:
         weights = parse_mixture(stream.mixture) if stream.mixture else {data.dataset_name: 1.0}
@@ -317,6 +326,18 @@ def load_features(
     return {"train": texts.encoded(train, there, row.encode, processor, length, seed), "eval": held_out}, texts.content(
         train, there
     )
+
+
+def check_scores(rows: Dataset, column: str) -> None:
+    """Scores are numbers, or missing.
+
+    Raises:
+        InputError: texts, classes, or no score at all.
+    """
+    feature = rows.features[column]
+    numbers = isinstance(feature, Value) and feature.dtype.startswith(("float", "double", "int", "uint"))
+    if not numbers or all(score is None for score in rows[column]):
+        raise InputError(f"The column '{column}' holds {feature}; wanted numbers. Set --score_column")
 
 
 def _encode_batch(

@@ -25,6 +25,7 @@ from finetune import answers, loss, metrics, text_metrics
 from finetune.data import collate, doctor, encode, generation, instructions, labelling, spans, targets
 from finetune.errors import InputError
 from finetune.loss import everything
+from finetune.methods import room
 from finetune.models import forward, generate, trunk
 
 logger = logging.getLogger(__name__)
@@ -197,6 +198,8 @@ def settle(options: TaskArguments, architecture: str) -> Task:
         if architecture == "encoder":
             raise InputError(f"The task '{options.task}' wants a model that writes; this one reads. Set --model_name_or_path")
         row = row.decoder_only
+    if row.model is AutoModelForCausalLM and architecture != "decoder":
+        raise InputError(f"The task '{options.task}' wants a decoder, not an {architecture}. Set --model_name_or_path")
     given = {f.name: vars(options)[f.name] for f in fields(options) if f.default is MISSING or vars(options)[f.name] != f.default}
     _check(options)
     takes = {name: _keywords(function) for name in ("encode", "read") if (function := vars(row)[name]) is not None}
@@ -213,6 +216,8 @@ def _check(options: TaskArguments) -> None:
     for name in ("max_length", "max_target_length", "max_answer_length", "n_best", "num_beams"):
         if vars(options)[name] < 1:
             raise InputError(f"Got --{name} {vars(options)[name]}; wanted 1 or more")
+    if options.early_stopping_patience is not None and options.early_stopping_patience < 1:
+        raise InputError(f"Got --early_stopping_patience {options.early_stopping_patience}; wanted 1 or more, or none")
     if options.focal_gamma < 0:
         raise InputError(f"Got --focal_gamma {options.focal_gamma}; wanted 0 or more")
 
@@ -234,10 +239,7 @@ def answerer(row: Task, options: TaskArguments, processor: Any, asked: answers.A
     """
     if row.read is not None:
         return lambda kept, network: row.read(kept, asked)  # type: ignore[misc]
-    try:
-        further = dict(json.loads(options.generation_kwargs or "{}"))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"--generation_kwargs '{options.generation_kwargs}' is no JSON mapping ({error})") from error
+    further = _further(options)
     logger.warning("%s", "; ".join(f"{name} {value}" for name, value in text_metrics.signatures().items()))
 
     def write(kept: Any, network: Any) -> list[answers.Answer]:
@@ -250,6 +252,31 @@ def answerer(row: Task, options: TaskArguments, processor: Any, asked: answers.A
         return [{"gold": g, "prediction": text, "score": score} for g, (text, score) in zip(gold, written, strict=True)]
 
     return write
+
+
+def _further(options: TaskArguments) -> dict[str, Any]:
+    try:
+        return dict(json.loads(options.generation_kwargs or "{}"))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--generation_kwargs '{options.generation_kwargs}' is no JSON mapping ({error})") from error
+
+
+def check_writing(row: Task, options: TaskArguments, network: Any, processor: Any, features: Dataset) -> None:
+    """What evaluation lets a model write can be written; said before the training that comes first.
+
+    Raises:
+        InputError: options that generation doesn't have, or prompts that leave too few positions for what follows them.
+    """
+    if row.read is not None:
+        return
+    config = generate.settings(network, processor, options.max_target_length, options.num_beams, _further(options))
+    prompt = max(features["prompt"][:]) if "prompt" in features.column_names else 1
+    limit, needed = room(network), prompt + config.max_new_tokens - 1  # the last token written is read by nobody
+    if limit is not None and needed > limit and "rope_parameters" not in network.config.to_dict():
+        raise InputError(
+            f"A prompt of {prompt} tokens and {config.max_new_tokens} new ones take {needed} positions and the model has {limit}; "
+            "set fewer new tokens, or a lower --max_length"
+        )
 
 
 def shape_loss(

@@ -42,27 +42,27 @@ def main(
     from finetune.methods import attach, find_method
     from finetune.models.contrastive import save_sentence_encoder
     from finetune.models.scratch import family, prepare
-    from finetune.objectives import check, check_model, load_features, settle, with_bytes
+    from finetune.objectives import check, check_model, fitted, load_features, settle
     from finetune.training.checkpoints import open_run
-    from finetune.training.pretraining import FreshTrainer, check_stream
+    from finetune.training.pretraining import FreshTrainer, check_options
     from finetune.training.trainer import make_trainer, settled
 
     world_size()
     row = settle(objective, contrastive, training.seed)
     check_model(objective.objective, row, family(model, scratch))
-    if stream.streaming or stream.mixture:
-        check_stream(training)
+    alone = objective.objective == "contrastive" and contrastive.negative_column is None
+    check_options(stream, data, batching, training, in_batch=alone)
     rate = 5e-4 if scratch.from_config else find_method(tuning.method).learning_rate
-    training = settled(training, rate, row.best)
     set_seed(training.seed)
     processor, network = prepare(model, scratch, row.model, objective.max_length)
     check(objective.objective, row, network, processor, supervised=contrastive.supervised, attention=model.attn_implementation)
     network = attach(network, tuning.method, tuning.method_kwargs, row.peft)
     with training.main_process_first(desc="reading and tokenising"):
         features, fingerprint = load_features(row, objective, contrastive, data, stream, processor)
+    row = fitted(row, features["eval"])
+    training = settled(training, rate, row.best)
     options = resolved_options(objective, contrastive, data, stream, model, scratch, tuning, batching, training)
     checkpoint = open_run(options, fingerprint)
-    row = with_bytes(row, features["eval"])
     trainer = make_trainer(row, network, processor, training, features, batching=batching, kind=FreshTrainer)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = trainer.last_figures()

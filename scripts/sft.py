@@ -38,15 +38,17 @@ def main(
     from finetune.data.sources import load_rows
     from finetune.intervals import intervals
     from finetune.methods import attach, find_method
-    from finetune.models.load import load_model
+    from finetune.models.load import architecture, load_model
     from finetune.models.packed import pack
-    from finetune.tasks import TASKS, TaskArguments, answerer, packed
+    from finetune.tasks import TaskArguments, answerer, check_writing, packed, settle
     from finetune.training.checkpoints import open_run
     from finetune.training.instruct import make_instruct_trainer
     from finetune.training.trainer import by_length, settled
 
     world_size()
-    row = packed(TASKS["sft"]) if training.packing else TASKS["sft"]
+    task = TaskArguments(task=instruct.task, max_target_length=instruct.max_new_tokens)
+    row = settle(task, architecture(model))
+    row = packed(row) if training.packing else row
     training = settled(training, find_method(method.method).learning_rate, row.best)
     set_seed(training.seed)
     with training.main_process_first(desc="reading rows"):
@@ -62,16 +64,18 @@ def main(
             for split, part in rows.splits()
         }
     asked = Asked(rows.eval.select(sorted(features["eval"]["row"])), columns, by_length(features["eval"]), None)
-    task = TaskArguments(task="sft", max_target_length=instruct.max_new_tokens)
-    answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size) if instruct.write_answers else None
-    options = {"task": "sft"} | resolved_options(instruct, data, model, method, batching, training)
+    answer = None
+    if instruct.write_answers:
+        check_writing(row, task, network, processor, features["eval"])
+        answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size)
+    options = resolved_options(instruct, data, model, method, batching, training)
     checkpoint = open_run(options, fingerprint(rows.train, columns))
     trainer = make_instruct_trainer(row, network, processor, training, features, batching=batching, answer=answer)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = trainer.last_figures()
     metrics["intervals"] = intervals("sft", trainer.answers, metrics)
     if trainer.is_world_process_zero():
-        if instruct.save_predictions and instruct.write_answers:
+        if instruct.save_predictions:
             save_answers(trainer.answers, asked, training.output_dir)
         save_artefact(trainer.unwrapped(), processor, training.output_dir, None, metrics)
 

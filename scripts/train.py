@@ -30,16 +30,21 @@ def main(
     from finetune.training.plan import keep_freed_memory, world_size
 
     keep_freed_memory()
+    from finetune.adapters.artefact import resolved_options
+    from finetune.methods import find_method
     from finetune.tasks import find_task
     from finetune.training.repeats import finished, repeats, save_spread
+    from finetune.training.trainer import settled
 
     world_size()
+    rate, best = find_method(method.method).learning_rate, find_task(task.task).best
     runs = []
     for chosen, settings in repeats(data, training):
-        done = finished(settings.output_dir) if data.seeds > 1 else None
+        settings = settled(settings, rate, best, task.early_stopping_patience)
+        done = finished(resolved_options(task, chosen, model, method, batching, settings)) if data.seeds > 1 else None
         runs.append(done or run(task, chosen, model, method, batching, settings))
     if len(runs) > 1 and training.process_index == 0:
-        print(save_spread(runs, training.output_dir, find_task(task.task).best))
+        print(save_spread(runs, training.output_dir, best))
 
 
 def run(
@@ -59,14 +64,13 @@ def run(
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
     from finetune.intervals import intervals
-    from finetune.methods import attach, check_length, find_method
+    from finetune.methods import attach, check_length
     from finetune.models.load import architecture, check_room, load_model
-    from finetune.tasks import answerer, settle, shape_loss
+    from finetune.tasks import answerer, check_writing, settle, shape_loss
     from finetune.training.checkpoints import open_run
-    from finetune.training.trainer import by_length, make_trainer, settled
+    from finetune.training.trainer import by_length, make_trainer
 
-    row, way = settle(task, architecture(model)), find_method(method.method)
-    training = settled(training, way.learning_rate, row.best, task.early_stopping_patience)
+    row = settle(task, architecture(model))
     set_seed(training.seed)
     with training.main_process_first(desc="reading rows"):
         rows, columns, labels = row.examine(load_rows(data), data)
@@ -79,7 +83,8 @@ def run(
         features = {split: row.encode(part, columns, processor, task.max_length, labels) for split, part in rows.splits()}
     check_budget(features["train"]["length"][:], batching.tokens_per_batch)
     check_length(network, max(max(part["length"][:]) for part in features.values()))
-    asked = Asked(rows.eval, columns, by_length(features["eval"]), labels)
+    check_writing(row, task, network, processor, features["eval"])
+    asked = Asked(rows.eval.select(sorted(set(features["eval"]["row"][:]))), columns, by_length(features["eval"]), labels)
     shape = shape_loss(row, task, training.label_smoothing_factor, features["train"], labels)
     answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size)
     options = resolved_options(task, data, model, method, batching, training)

@@ -12,10 +12,12 @@ from test_objectives import StopAt
 from transformers import AutoModelForMaskedLM
 
 from finetune.data import mixtures
+from finetune.data.batching import BatchingArguments
+from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from finetune.models.contrastive import ContrastiveArguments
 from finetune.objectives import ObjectiveArguments, settle
-from finetune.training.pretraining import FreshTrainer, check_stream
+from finetune.training.pretraining import FreshTrainer, check_options
 from finetune.training.trainer import TrainingArguments, make_trainer
 
 
@@ -107,9 +109,31 @@ def test_a_resumed_stream_goes_on_where_it_was_left(tmp_path):
 
 def test_a_stream_needs_an_end(tmp_path):
     with pytest.raises(InputError, match="--max_steps"):
-        check_stream(TrainingArguments(output_dir=str(tmp_path)))
+        checked(tmp_path)
     with pytest.raises(InputError, match="--dataloader_num_workers"):
-        check_stream(TrainingArguments(output_dir=str(tmp_path), max_steps=2, dataloader_num_workers=1))
+        checked(tmp_path, max_steps=2, dataloader_num_workers=1)
+
+
+def checked(folder, stream=None, data=None, batching=None, in_batch=False, **training):
+    training = TrainingArguments(output_dir=str(folder), **training)
+    stream = stream or mixtures.StreamArguments(streaming=True)
+    check_options(stream, data or DataArguments(), batching or BatchingArguments(), training, in_batch=in_batch)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"data": DataArguments(max_train_rows=3), "max_steps": 1}, "no use for --max_train_rows"),
+        ({"batching": BatchingArguments(tokens_per_batch=99), "max_steps": 1}, "no use for --tokens_per_batch"),
+        ({"stream": mixtures.StreamArguments(streaming=True, shuffle_buffer=0)}, "wanted 1 or more"),
+        ({"stream": mixtures.StreamArguments(shuffle_buffer=5)}, "--shuffle_buffer is for --streaming"),
+        ({"label_smoothing_factor": 0.1}, "no use for --label_smoothing_factor"),
+        ({"in_batch": True, "per_device_train_batch_size": 1}, "set --per_device_train_batch_size 2"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(given, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        checked(tmp_path, **given)
 
 
 def test_draws_end_with_the_first_source_that_does():

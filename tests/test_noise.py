@@ -80,6 +80,11 @@ def test_whole_words_go_together():
         assert 1 <= len(places) <= 4
 
 
+def test_words_of_two_documents_are_two_words():
+    words = [-1, 0, -1, -1, 0, -1]
+    assert {tuple(noise.draw_places(rng(seed), words, 0.5, whole_words=True)) for seed in range(20)} == {(1,), (4,)}
+
+
 def test_eighty_ten_ten():
     ids = [5] * 20000
     new = noise.draw_replacements(rng(), ids, range(20000), 103, np.arange(1000, 2000))

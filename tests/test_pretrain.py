@@ -89,16 +89,36 @@ def test_a_sentence_encoder(saved, review_file, tmp_path):
         (("--mixture", "reviews=1"), r"--max_steps"),
         (("--max_length", "3"), r"--max_length 3 leaves no room"),
         (("--max_length", "100"), r"--max_length 100 is beyond the model's 64 positions"),
+        (("--text_column", "number"), r"'number' of the evaluation rows holds .*int64.*wanted texts"),
+        (("--objective", "contrastive", "--negative_column", "text"), "--negative_column is for pairs; set --supervised"),
+        (("--objective", "contrastive", "--score_column", "number"), "the rows have one. Set --text_pair_column"),
+        (
+            ("--objective", "contrastive", "--text_pair_column", "label", "--score_column", "label"),
+            "wanted numbers. Set --score_column",
+        ),
         (("--config_overrides", "hidden_dropout=0.1"), r"'hidden_dropout', which a bert configuration does not have"),
     ],
 )
 def test_bad_input_is_said_before_training(changes, message, saved, review_file, tmp_path):
-    base = saved("bert", AutoModelForMaskedLM)
+    base = saved("bert", AutoModelForMaskedLM, hidden_dropout_prob=0.1)
+    for file in review_file.iterdir():
+        lines = [json.loads(line) | {"number": 1} for line in file.read_text().splitlines()]
+        file.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(InputError, match=message):
         pretrain(
             tmp_path / "run", "--model_name_or_path", str(base), "--dataset_name", str(review_file),
             "--max_length", "32", *changes,
         )  # fmt: skip
+
+
+def test_pairs_without_scores_are_told_by_their_loss(saved, review_file, tmp_path):
+    base = saved("bert", AutoModel, hidden_dropout_prob=0.1)
+    figures = pretrain(
+        tmp_path / "run", "--objective", "contrastive", "--model_name_or_path", str(base), "--dataset_name", str(review_file),
+        "--max_length", "32", "--num_train_epochs", "2", "--save_strategy", "epoch", "--load_best_model_at_end", "true",
+    )  # fmt: skip
+    history = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    assert figures["loss"] == pytest.approx(min(entry["eval_loss"] for entry in history if "eval_loss" in entry), abs=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -69,6 +69,11 @@ def test_sets_of_labels_counted_by_hand():
     assert figures["label_accuracy"] == pytest.approx(8 / 9)
 
 
+def test_a_set_of_one_label_has_the_f1_of_that_label():
+    figures = metrics.label_sets(np.array([[1.0], [1.0], [-1.0], [-1.0]]), np.array([[1.0], [0.0], [0.0], [0.0]]), ["a"])
+    assert figures["macro_f1"] == figures["micro_f1"] == pytest.approx(2 / 3) and figures["accuracy"] == 0.75
+
+
 def test_choices_with_fewer_offered():
     # filled up with -1e9 in a batch, with -100 where batches are put together
     logits = np.array([[-101.0, -102.0, -1e9, -100.0], [0.0, 1.0, 5.0, 2.0]])

@@ -32,6 +32,7 @@ PROMPTS, COMPLETIONS = ("prompt", "question", "instruction"), ("completion", "an
 class InstructionArguments:
     """How instructions are read, and whether answers are written and scored."""
 
+    task: str = field(default="sft", metadata={"help": "What arguments.yaml says of the run, which is a recipe: always sft."})
     chat: bool | None = field(
         default=None, metadata={"help": "Wrap prompt and completion into the chat template (default: where there is one)."}
     )
@@ -40,8 +41,16 @@ class InstructionArguments:
     )
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer to write, in tokens."})
     save_predictions: bool = field(
-        default=False, metadata={"help": "Write predictions.jsonl: id, text, gold, prediction, score."}
+        default=False, metadata={"help": "Write predictions.jsonl: id, text, gold, prediction, score (with write_answers)."}
     )
+
+    def __post_init__(self) -> None:
+        if self.task != "sft":
+            raise InputError(f"Got --task {self.task}; this script's is sft. Use scripts/train.py for others")
+        if self.max_new_tokens < 1:
+            raise InputError(f"Got --max_new_tokens {self.max_new_tokens}; wanted 1 or more")
+        if self.save_predictions and not self.write_answers:
+            raise InputError("--save_predictions has nothing to save where the model writes no answers; set --write_answers true")
 
 
 def instructions(

@@ -32,7 +32,7 @@ def draw_places(rng: Generator, words: Sequence[int], rate: float, whole_words: 
     if not whole_words:
         return sorted(rng.permutation(able)[:wanted].tolist())
     chosen: list[int] = []
-    members = np.split(able, np.flatnonzero(np.diff(numbers[able])) + 1)
+    members = np.split(able, np.flatnonzero((np.diff(numbers[able]) != 0) | (np.diff(able) > 1)) + 1)
     for index in rng.permutation(len(members)):
         if not chosen or len(chosen) + len(members[index]) <= wanted:
             chosen += members[index].tolist()

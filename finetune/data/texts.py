@@ -68,7 +68,10 @@ def settled_rows(rows: Dataset, roles: Roles, data: DataArguments, where: str, l
         InputError: rows without text, where --drop_empty_rows does not leave them out.
     """
     columns = Columns(roles["text"], roles.get("pair"), "")
-    return sample(without_empty(rows, columns, data.drop_empty_rows, where), limit, data.sample_seed)
+    rows = without_empty(rows, columns, data.drop_empty_rows, where)
+    if "negative" in roles:
+        rows = without_empty(rows, Columns(roles["negative"], None, ""), data.drop_empty_rows, where)
+    return sample(rows, limit, data.sample_seed)
 
 
 def content(rows: Dataset, roles: Roles) -> str:

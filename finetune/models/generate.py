@@ -13,6 +13,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from finetune.errors import InputError
 
+WORDS = ("cache_implementation", "early_stopping", "stop_strings", "speculation_type")  # options whose values may be text
+
 
 def settings(
     network: Any, processor: PreTrainedTokenizerBase, most: int, beams: int = 1, further: dict[str, Any] | None = None
@@ -30,6 +32,10 @@ def settings(
         config.validate()
     except ValueError as error:
         raise InputError(f"Generation can't work: {error} Set --generation_kwargs or --num_beams") from error
+    strange = next((name for name, value in (further or {}).items() if isinstance(value, str) and name not in WORDS), None)
+    if strange is not None or (config.num_return_sequences or 1) > 1:
+        wanted = f"a number for {strange}" if strange else "one text for each source (num_return_sequences 1)"
+        raise InputError(f"--generation_kwargs {further}; wanted {wanted}")
     if unknown:
         raise InputError(f"Generation knows no {', '.join(unknown)}; set --generation_kwargs by transformers' names")
     return config

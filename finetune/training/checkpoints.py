@@ -119,16 +119,21 @@ def _claim(folder: Path, options: dict[str, Any], fingerprint: str) -> Path | No
         raise InputError(f"The output folder {folder} already holds a finished run. {other}")
     if not PartialState().is_main_process:  # the main process has just checked it and written its own options
         return newest(folder)
-    before = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8"))
-    differing = sorted(k for k in (set(before) | set(options)) - FREE if before.get(k) != options.get(k))
+    differing = difference(folder, options)
     if differing:
-        named = "; ".join(f"{k}: {before.get(k)!r} there, {options.get(k)!r} now" for k in differing[:5])
-        raise InputError(f"The output folder {folder} holds another, unfinished run ({named}). {other}")
+        raise InputError(f"The output folder {folder} holds another, unfinished run ({differing}). {other}")
     if json.loads((folder / RUN).read_text(encoding="utf-8"))["data"] != fingerprint:
         raise InputError(f"The output folder {folder} holds an unfinished run on other rows. {other}")
     found = newest(folder)
     logger.warning("Continuing the unfinished run in %s from %s", folder, found.name if found else "its start")
     return found
+
+
+def difference(folder: Path, options: dict[str, Any]) -> str:
+    """In which options, free ones aside, the run in a folder is another one; nothing where it is the same."""
+    before = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8"))
+    differing = sorted(k for k in (set(before) | set(options)) - FREE if before.get(k) != options.get(k))
+    return "; ".join(f"{k}: {before.get(k)!r} there, {options.get(k)!r} now" for k in differing[:5])
 
 
 class Sealer(TrainerCallback):

@@ -9,8 +9,9 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from finetune.data.batching import EpochLoader, LengthBatches
-from finetune.data.mixtures import Stream
+from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches
+from finetune.data.mixtures import Stream, StreamArguments
+from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from finetune.training.trainer import ExactTrainer, TrainingArguments
 
@@ -68,12 +69,35 @@ class FreshTrainer(ExactTrainer):
         )
 
 
-def check_stream(training: TrainingArguments) -> None:
-    """A stream has no end and no length.
+def check_options(
+    stream: StreamArguments,
+    data: DataArguments,
+    batching: BatchingArguments,
+    training: TrainingArguments,
+    *,
+    in_batch: bool = False,
+) -> None:
+    """Options that pretraining, or a stream, which has no end and no length, has no use for.
+
+    Args:
+        in_batch: whether a row is told from the others of its batch alone.
 
     Raises:
-        InputError: options that need one.
+        InputError: one is set, or one that a stream needs is not; or batches of one row, which has nothing to be told from.
     """
+    if in_batch and training.per_device_train_batch_size * training.world_size < 2 and batching.tokens_per_batch is None:
+        raise InputError("One row a batch has no other to be told from; set --per_device_train_batch_size 2 or higher")
+    if training.label_smoothing_factor:
+        raise InputError("Objectives have no use for --label_smoothing_factor; leave it out")
+    if not (stream.streaming or stream.mixture):
+        if stream.shuffle_buffer != StreamArguments.shuffle_buffer:
+            raise InputError("--shuffle_buffer is for --streaming or --mixture; leave it out")
+        return
+    if stream.shuffle_buffer < 1:
+        raise InputError(f"Got --shuffle_buffer {stream.shuffle_buffer}; wanted 1 or more")
+    for name, value in (("max_train_rows", data.max_train_rows), ("tokens_per_batch", batching.tokens_per_batch)):
+        if value is not None:
+            raise InputError(f"A stream or a mixture has no use for --{name}; leave it out, or say how long by --max_steps")
     if training.max_steps <= 0:
         raise InputError("A stream or a mixture has no end; wanted --max_steps above 0")
     if training.dataloader_num_workers:

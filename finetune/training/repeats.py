@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.data.sources import FewShotArguments
 from finetune.errors import InputError
-from finetune.training.checkpoints import METRICS, write_atomically
+from finetune.training.checkpoints import ARGUMENTS, METRICS, difference, write_atomically
 from finetune.training.trainer import TrainingArguments
 
 
@@ -19,13 +19,15 @@ def repeats(data: FewShotArguments, training: TrainingArguments) -> Iterator[tup
     """The options of each run: other training rows, another head and order, the same evaluation rows, a folder of its own.
 
     Raises:
-        InputError: fewer than one run.
+        InputError: fewer than one run, or several in a folder that holds one.
     """
     if data.seeds < 1:
         raise InputError(f"Got --seeds {data.seeds}; wanted 1 or more")
     if data.seeds == 1:
         yield data, training
         return
+    if (Path(training.output_dir) / ARGUMENTS).is_file():  # type: ignore[arg-type]
+        raise InputError(f"{training.output_dir} holds a single run; set --output_dir to a new folder for {data.seeds} --seeds")
     for number in range(data.seeds):
         first = data.sample_seed if data.train_sample_seed is None else data.train_sample_seed
         folder = str(Path(training.output_dir) / f"seed-{number}")  # type: ignore[arg-type]
@@ -35,10 +37,22 @@ def repeats(data: FewShotArguments, training: TrainingArguments) -> Iterator[tup
         )
 
 
-def finished(folder: str) -> dict[str, Any] | None:
-    """The figures of a run that is done, None for any other: started again, a series goes on where it stopped."""
-    path = Path(folder) / METRICS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def finished(options: dict[str, Any]) -> dict[str, Any] | None:
+    """The figures of a run that is done, None for any other: started again, a series goes on where it stopped.
+
+    Args:
+        options: every option as resolved; `output_dir` is the run's folder.
+
+    Raises:
+        InputError: the run that is done there had other options.
+    """
+    folder = Path(options["output_dir"])
+    if not (folder / METRICS).is_file():
+        return None
+    differing = difference(folder, options)
+    if differing:
+        raise InputError(f"{folder} holds a finished run of another series ({differing}). Set --output_dir to a new folder")
+    return json.loads((folder / METRICS).read_text(encoding="utf-8"))
 
 
 def spread(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

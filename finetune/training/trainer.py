@@ -38,6 +38,12 @@ LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": 0,
     "seed": 0, "warmup_steps": 0, "max_grad_norm": 0, "weight_decay": 0, "label_smoothing_factor": 0, "dataloader_num_workers": 0,
 }  # fmt: skip
+# Said to transformers' loaders and loops, which are not the ones at work here: they would be ignored, or leave rows out.
+FIXED = {
+    "dataloader_drop_last": False, "auto_find_batch_size": False, "train_sampling_strategy": "random", "batch_eval_metrics": False,
+    "eval_do_concat_batches": True, "prediction_loss_only": False,
+}  # fmt: skip
+LOWER_IS_BETTER = {"loss", "mse", "mae", "perplexity", "bits_per_byte", "uniformity", "alignment"}
 
 
 @dataclass
@@ -72,6 +78,9 @@ class TrainingArguments(transformers.TrainingArguments):
         for name, least in LEAST.items():
             if not vars(self)[name] >= least:
                 raise InputError(f"Got --{name} {vars(self)[name]}; wanted {least} or more")
+        for name, only in FIXED.items():
+            if vars(self)[name] != only:
+                raise InputError(f"--{name} {vars(self)[name]} has no effect on this trainer's batches; leave it out")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"Got --learning_rate {self.learning_rate}; wanted a number above 0, or none for the method's own")
         if self.label_smoothing_factor >= 1:
@@ -82,11 +91,16 @@ class TrainingArguments(transformers.TrainingArguments):
             self.use_cpu = True
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16()
+        named, better = self.metric_for_best_model, self.greater_is_better
+        if named is not None and better is None:
+            self.greater_is_better = named.removeprefix("eval_") not in LOWER_IS_BETTER
         try:
             super().__post_init__()
             get_reporting_integration_callbacks(self.report_to)
         except ValueError as error:  # transformers' own words on options that don't fit together
             raise InputError(str(error)) from error
+        if named is None and self.lr_scheduler_type not in ("reduce_lr_on_plateau", "greedy"):
+            self.metric_for_best_model, self.greater_is_better = None, better  # the task's own, see `settled`
 
 
 class ExactTrainer(Trainer):
@@ -196,12 +210,21 @@ class ExactTrainer(Trainer):
             figures = self.row.figures(self.answers, self.names) if self.row.figures else {}
             named = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
             output.metrics.update(named)  # type: ignore[union-attr]
+        self._want_best(output.metrics or {})
         return output
+
+    def _want_best(self, figures: dict[str, float]) -> None:
+        """The figure that tells the better of two models is among those that there are."""
+        best = self.args.metric_for_best_model
+        if best is not None and f"eval_{best.removeprefix('eval_')}" not in figures:
+            there = ", ".join(name.removeprefix("eval_") for name, value in figures.items() if isinstance(value, float))
+            raise InputError(f"No figure '{best}' to tell the best model by; there are: {there}. Set --metric_for_best_model")
 
     def last_figures(self) -> dict[str, Any]:
         """Figures of the model as it now is, on the evaluation rows; an evaluation that has just been made is not made again."""
         history = [entry for entry in self.state.log_history if "eval_loss" in entry]
         fresh = history and history[-1]["step"] == self.state.global_step and not self.args.load_best_model_at_end
+        fresh = fresh and (self.answer is None or self.answers)  # a run that was killed at its very end has no answers any more
         figures = history[-1] if fresh else self.evaluate()
         kept = {k.removeprefix("eval_"): v for k, v in figures.items() if k.startswith("eval_")}
         trained, every = trainable_share(self.unwrapped())
@@ -237,9 +260,13 @@ def settled(
             raise InputError(
                 f"--early_stopping_patience with --eval_strategy {when} and --save_strategy {saved}; wanted steps or epoch for both"
             )
-        changes["load_best_model_at_end"] = True
-    if (patience is not None or training.load_best_model_at_end) and training.metric_for_best_model in (None, "loss"):
-        changes |= {"metric_for_best_model": best, "greater_is_better": True}
+        # a run that is continued remembers how long it has been waiting
+        changes |= {"load_best_model_at_end": True, "restore_callback_states_from_checkpoint": True}
+    named = training.metric_for_best_model
+    if named is None and (patience is not None or training.load_best_model_at_end):
+        changes |= {"metric_for_best_model": best, "greater_is_better": best not in LOWER_IS_BETTER}
+    elif named is not None and named.removeprefix("eval_") not in (best, "loss"):
+        changes["eval_on_start"] = True  # a figure that isn't there is said before the training
     return replace(training, **changes) if changes else training
 
 

@@ -5,18 +5,23 @@ Reads the library's files and promptsource's (Bach et al. 2022).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from finetune.errors import InputError
-from prompts.template import Template
+from prompts.template import PARTED, Template
 from prompts.verbalizer import Verbalizer, make_verbalizer
 
+logger = logging.getLogger(__name__)
+FIGURES = ("accuracy", "macro_f1", "matthews")  # of labels
+TEXT_FIGURES = ("rougeL", "rouge1", "rouge2", "bleu", "chrf", "exact_match")  # of texts
 LIBRARY = Path(__file__).parent / "library"
+LINE = {"line": {"until": ["\n"], "tokens": "64"}}
 KEYS = {"labels", "metric", "target", "data", "templates", "verbalizers", "endings"}
 
 
@@ -50,8 +55,8 @@ class Entry:
 
     Attributes:
         labels: None where the data names them.
-        words: what each verbalizer says, as the file has it.
-        target: of generated answers: what they are compared with.
+        words: what each verbalizer says, as the file has it; of promptsource's, the text after `|||`.
+        targets: of generated answers: for each template, what they are compared with.
         paired: a template is asked with the verbalizer of its own name alone, as promptsource's are.
     """
 
@@ -61,12 +66,15 @@ class Entry:
     data: dict[str, Source]
     templates: dict[str, Template]
     words: dict[str, Any]
-    target: Template | None = None
+    targets: dict[str, Template] = field(default_factory=dict)
     endings: dict[str, Ending] = field(default_factory=dict)
     paired: bool = False
 
-    def verbalizer(self, name: str, labels: Sequence[str] | None = None) -> Verbalizer:
+    def verbalizer(self, name: str, labels: Sequence[str] | None = None, values: Sequence[Any] | None = None) -> Verbalizer:
         """The verbalizer of that name, for the data's labels where the entry leaves them open.
+
+        Args:
+            values: what stands in the data for each label (default: numbers from 0).
 
         Raises:
             InputError: no such verbalizer, labels that don't fit it, labels left open and not given.
@@ -77,16 +85,12 @@ class Entry:
         if not known:
             raise InputError(f"{self.name}: its labels are those of the data; name a data set by --dataset_name")
         given = self.words[name]
+        if isinstance(given, Template):
+            given = _answers(given, known, values)
         options = {}
         if isinstance(given, dict) and "words" in given:
             options = {k: v for k, v in given.items() if k != "words"}
             given = given["words"]
-        if isinstance(given, list):  # one a label, in the data's order
-            if len(given) != len(known):
-                raise InputError(
-                    f"{self.name}/{name}: {len(given)} words for {len(known)} labels: {', '.join(known[:9])}. Set --dataset_name"
-                )
-            given = dict(zip(known, given, strict=True))
         return make_verbalizer(f"{self.name}/{name}", known, given, **options)
 
     def template(self, name: str) -> Template:
@@ -127,22 +131,31 @@ def read_entry(name: str) -> Entry:
         raise InputError(f"{path}: unknown key '{sorted(strange)[0]}'; wanted some of: {', '.join(sorted(KEYS))}")
     name = path.stem
     target = content.get("target")
-    labels = content.get("labels")
-    bare = next((label for label in labels if not isinstance(label, str)), None) if isinstance(labels, list) else None
-    if bare is not None:
-        raise InputError(f"{path}: YAML reads a label as {bare!r}, which is no text; put it in quotes")
-    if target is None and not content.get("verbalizers"):
+    labels = content.get("labels", "data")
+    if labels != "data" and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise InputError(f"{path}: `labels` holds {labels!r}; wanted [one, other, ...], or data where the data names them")
+    metric, known = content.get("metric", "rougeL" if target else "accuracy"), TEXT_FIGURES if target else FIGURES
+    if metric not in known:
+        raise InputError(f"{path}: unknown metric '{metric}'; wanted one of: {', '.join(known)}")
+    if target is None and not isinstance(content.get("verbalizers"), dict):
         raise InputError(f"{path}: neither `verbalizers` nor `target`; wanted words for each label, or the text to generate")
     return Entry(
         name,
         tuple(map(str, labels)) if isinstance(labels, list) else None,
-        str(content.get("metric", "accuracy")),
+        metric,
         {key: _source(path, key, value or {}) for key, value in (content.get("data") or {}).items()},
         {key: _template(name, key, value) for key, value in content["templates"].items()},
         dict(content.get("verbalizers") or {}),
-        Template(f"{name}/target", target) if target else None,
-        {key: Ending(key, tuple(value["until"]), int(value["tokens"])) for key, value in (content.get("endings") or {}).items()},
+        dict.fromkeys(content["templates"], Template(f"{name}/target", target)) if target else {},
+        {key: _ending(path, key, value) for key, value in (content.get("endings") or LINE).items()},
     )
+
+
+def _ending(path: Path, key: str, value: Any) -> Ending:
+    until = value.get("until") if isinstance(value, dict) else None
+    if not isinstance(until, list) or not str(value.get("tokens")).isdigit() or set(value) != {"until", "tokens"}:
+        raise InputError(f"{path}: the ending '{key}' holds {value!r}; wanted {{until: [texts], tokens: number}}")
+    return Ending(key, tuple(map(str, until)), int(value["tokens"]))
 
 
 def _source(path: Path, key: str, value: Mapping[str, Any]) -> Source:
@@ -160,8 +173,23 @@ def _template(name: str, key: str, value: Any) -> Template:
     return Template(f"{name}/{key}", value["text"], value.get("follows", ""))
 
 
+_KEPT = {
+    first: [rule for rule in rules if rule[0].endswith((":null", ":merge"))]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML with promptsource's two tags, read as plain mappings."""
+    """YAML whose plain words are texts (no is "no", 1.0 is "1.0"), with promptsource's two tags read as mappings."""
+
+    yaml_implicit_resolvers = _KEPT
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"'{twice}' is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 for _tag in ("!Template", "!TemplateMetadata"):
@@ -169,26 +197,66 @@ for _tag in ("!Template", "!TemplateMetadata"):
 
 
 def _promptsource(path: Path, content: dict[str, Any]) -> Entry:
-    """Templates `input ||| target`: with fixed answer_choices they are ours with a verbalizer each, without they generate."""
-    templates, words, targets = {}, {}, {}
+    """Templates `input ||| answer`: those with choices that are the same for all rows weigh labels, those without write texts.
+
+    Where a file has both kinds, the ones with choices are taken.
+    """
+    templates, words, targets, left = {}, {}, {}, []
     dataset = "_".join(str(content[key]) for key in ("dataset", "subset") if content.get(key))
     for given in content["templates"].values():
-        name, (text, _, target) = given["name"], given["jinja"].partition("|||")
-        choices = [choice.strip() for choice in (given.get("answer_choices") or "").split("|||") if choice.strip()]
-        if not target.strip() or any("{{" in choice or "{%" in choice for choice in choices):
-            continue  # no answer, or answers that differ from row to row
-        space = "\n" if text.endswith("\n") else " "
-        templates[name] = Template(
-            f"{dataset}/{name}", text.strip() + space + "{{ mask }}", "promptsource, Bach et al. 2022", tuple(choices)
-        )
+        name = f"{given['name']}".replace("/", " or ")
+        asked, answer = _parted(f"{dataset}/{name}", given["jinja"])
+        choices = _choices(given.get("answer_choices"), asked.name)
+        if answer is None or choices is None or (choices and not _label_column(answer)):
+            left.append(name)
+            continue
+        templates[name] = replace(asked, choices=choices)
         if choices:
-            words[name] = choices
-        targets[name] = target.strip()
+            words[name] = replace(answer, choices=choices)
+        else:
+            targets[name] = answer
+    if words:
+        left += list(targets)
+        templates, targets = {name: templates[name] for name in words}, {}
+    if left:
+        logger.warning("%s: left out, as their answers aren't the labels of one column: %s", path, ", ".join(left))
     if not templates:
         raise InputError(f"{path}: none of its templates has an answer that is the same for all rows; name another by --prompts")
-    generating = [name for name in templates if name not in words]
-    if words:  # an entry weighs labels or generates; the file's larger half by meaning is the one with labels
-        templates = {name: template for name, template in templates.items() if name in words}
-        return Entry(dataset, None, "accuracy", {dataset: Source()}, templates, words, paired=True)
-    target_of = Template(f"{dataset}/target", targets[generating[0]])
-    return Entry(dataset, None, "rougeL", {dataset: Source()}, templates, {}, target_of, {"line": Ending("line", ("\n",), 64)})
+    metric = "accuracy" if words else "rougeL"
+    line = {} if words else {key: _ending(path, key, value) for key, value in LINE.items()}
+    return Entry(dataset, None, metric, {dataset: Source()}, templates, words, targets, line, paired=True)
+
+
+def _parted(name: str, text: str) -> tuple[Template, Template | None]:
+    """Both sides of `|||`; one text with two sides where it stands within a block, as in {% if a %} b ||| c {% endif %}."""
+    whole, follows = text.replace("|||", PARTED), "promptsource, Bach et al. 2022"
+    if PARTED not in whole:
+        return Template(name, text, follows), None
+    asked, _, answer = whole.partition(PARTED)
+    halves = Template(name, asked + PARTED, follows), Template(f"{name} (answer)", PARTED + answer, side="answer")
+    if all(half.is_valid for half in halves):
+        return halves
+    return Template(name, whole, follows), Template(f"{name} (answer)", whole, side="answer")
+
+
+def _choices(given: Any, name: str) -> tuple[str, ...] | None:
+    """Choices that are the same for all rows, () where there are none to choose from, None where they differ."""
+    if not given:
+        return ()
+    text = Template(f"{name} (choices)", "|||".join(given) if isinstance(given, list) else str(given))
+    return None if text.columns else tuple(choice.strip() for choice in text.plain({}).split("|||"))
+
+
+def _label_column(answer: Template) -> str | None:
+    """The column that an answer follows from: its only one, or the one that is called so."""
+    if len(answer.columns) == 1:
+        return answer.columns[0]
+    return "label" if "label" in answer.columns else None
+
+
+def _answers(answer: Template, labels: Sequence[str], values: Sequence[Any] | None) -> dict[str, str]:
+    """What promptsource's answer is for each label: {{ answer_choices[1 - label] }} turns them round."""
+    row: dict[str, Any] = dict.fromkeys(answer.columns, "...")
+    column = str(_label_column(answer))
+    pairs = zip(labels, values or range(len(labels)), strict=True)
+    return {label: answer.plain({**row, column: value}) for label, value in pairs}

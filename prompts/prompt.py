@@ -41,10 +41,11 @@ class Prompt:
         """
         file, template, verbalizer = split_name(name)
         entry = read_entry(file)
-        if entry.target:
+        if entry.targets:
             raise InputError(f"'{name}' generates text and has no labels to weigh; wanted an entry with verbalizers")
         chosen = template or next(iter(entry.templates))
-        return cls(entry.template(chosen), entry.verbalizer(verbalizer or next(iter(entry.words)), labels))
+        words = verbalizer or (chosen if entry.paired else next(iter(entry.words)))
+        return cls(entry.template(chosen), entry.verbalizer(words, labels))
 
     def ask(self, model: Scorer | str, text: str | None = None, **columns: Any) -> dict[str, float]:
         """Probability of each label: `Prompt.load("sentiment/review").ask("smollm2", "I loved it")`.

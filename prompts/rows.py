@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
 from finetune.data.columns import class_ids, class_names
 from finetune.errors import InputError
@@ -27,10 +27,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with the names of their labels."""
+    """Rows with the names of their labels, and what stands in the data for each."""
 
     rows: list[Row]
     labels: tuple[str, ...]
+    values: tuple[Any, ...] = ()
 
 
 def source_of(entry: Entry, dataset_name: str) -> Source:
@@ -41,21 +42,26 @@ def source_of(entry: Entry, dataset_name: str) -> Source:
     return Source()
 
 
-def read_rows(data: Dataset, entry: Entry, source: Source, label_column: str | None = None) -> Table:
+def read_rows(
+    data: Dataset, entry: Entry, source: Source, label_column: str | None = None, splits: Sequence[Dataset] = ()
+) -> Table:
     """Rows of one split as the entry's templates name them.
+
+    Args:
+        splits: the splits whose labels are numbered together, where the data names them (default: this one's alone).
 
     Raises:
         InputError: a column or label that isn't there, 0 rows.
     """
     if source.rows not in READERS:
         raise InputError(f"{entry.name}: rows '{source.rows}' can't be read; wanted one of: {', '.join(READERS)}")
-    table = READERS[source.rows](data, entry, source, label_column)
+    table = READERS[source.rows](data, entry, source, label_column, splits)
     if not table.rows:
         raise InputError(f"{entry.name}: 0 rows. Set --dataset_name, --eval_split or --max_eval_rows")
     return table
 
 
-def _plain(data: Dataset, entry: Entry, source: Source, label_column: str | None) -> Table:
+def _plain(data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]) -> Table:
     columns = {name: column for name, column in source.columns.items() if name != "label"} or {
         name: name for name in data.column_names
     }
@@ -64,36 +70,57 @@ def _plain(data: Dataset, entry: Entry, source: Source, label_column: str | None
             raise InputError(
                 f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. Mend the entry's `data`"
             )
-    labels, ids = ((), [-1] * len(data)) if entry.target else _labels(data, entry, source, label_column)
+    labels: tuple[str, ...] = ()
+    values: tuple[Any, ...] = ()
+    ids = [-1] * len(data)
+    if not entry.targets:
+        labels, values, ids = _labels(data, entry, source, label_column, splits)
     roots = {column.split(".")[0] for column in columns.values()}
     stored = {root: data[root][:] for root in roots}
     rows = []
     for index in range(len(data)):
-        values = {name: _reach({root: stored[root][index] for root in roots}, path) for name, path in columns.items()}
-        rows.append(Row(values, ids[index], _identity(values)))
-    return Table(rows, labels)
+        fields = {name: _reach({root: stored[root][index] for root in roots}, path) for name, path in columns.items()}
+        rows.append(Row(fields, ids[index], _identity(fields)))
+    return Table(rows, labels, values)
 
 
-def _labels(data: Dataset, entry: Entry, source: Source, label_column: str | None) -> tuple[tuple[str, ...], list[int]]:
+def _labels(
+    data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]
+) -> tuple[tuple[str, ...], tuple[Any, ...], list[int]]:
+    """Names of the labels, what stands in the data for each, and each row's number."""
     column = label_column or source.columns.get("label", "label")
     if column not in data.column_names:
         raise InputError(
             f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. Set --label_column"
         )
-    names = class_names(data, column)
+    names, values = _classes([split for split in splits if column in split.column_names] or [data], column)
     renamed = [source.labels.get(name, name) for name in names]
     if entry.labels is None:
-        return tuple(renamed), class_ids(data, column, names)
+        return tuple(renamed), values, class_ids(data, column, names)
     strange = [name for name in renamed if name not in entry.labels]
     if strange:
         raise InputError(
             f"{entry.name}: no label '{strange[0]}'; it has {', '.join(entry.labels)}. Rename it under `data` in the entry's file"
         )
     place = [entry.labels.index(name) for name in renamed]
-    return entry.labels, [place[i] if i >= 0 else -1 for i in class_ids(data, column, names)]
+    return entry.labels, (), [place[i] if i >= 0 else -1 for i in class_ids(data, column, names)]
 
 
-def _entities(data: Dataset, entry: Entry, source: Source, label_column: str | None) -> Table:
+def _classes(splits: Sequence[Dataset], column: str) -> tuple[list[str], tuple[Any, ...]]:
+    """Names of the classes of all splits in their order, and the values that stand for them."""
+    names = list(dict.fromkeys(name for split in splits for name in class_names(split, column)))
+    if isinstance(splits[0].features[column], ClassLabel):
+        return names, tuple(range(len(names)))
+    values: dict[str, Any] = {}
+    for split in splits:
+        for value in split.unique(column):
+            if value is not None and value == value:
+                values[str(int(value)) if isinstance(value, float) else str(value)] = value
+    names = sorted(names, key=values.__getitem__)
+    return names, tuple(values[name] for name in names)
+
+
+def _entities(data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]) -> Table:
     """One row for each named entity: the sentence, the entity's words, its kind."""
     tokens, tags = source.columns.get("tokens", "tokens"), label_column or source.columns.get("tags", "ner_tags")
     for column in (tokens, tags):
@@ -139,4 +166,7 @@ def _identity(columns: dict[str, Any]) -> str:
     return json.dumps(columns, sort_keys=True, ensure_ascii=False, default=str)
 
 
-READERS: dict[str, Callable[[Dataset, Entry, Source, str | None], Table]] = {"plain": _plain, "entities": _entities}
+READERS: dict[str, Callable[[Dataset, Entry, Source, str | None, Sequence[Dataset]], Table]] = {
+    "plain": _plain,
+    "entities": _entities,
+}

@@ -21,7 +21,7 @@ from finetune.reports.tables import markdown, with_interval
 from finetune.training.checkpoints import write_atomically
 from prompts.asked import ScoringArguments, embed, fingerprint, load_scorer
 from prompts.entries import Ending, Entry
-from prompts.lint import check_prompt
+from prompts.lint import check_prompt, check_template, refusals
 from prompts.memory import Memory
 from prompts.prompt import Prompt, compose, split_name
 from prompts.report import Findings, write_report
@@ -63,21 +63,23 @@ def read_parts(
     """
     entry, _ = _entry(study)
     needs_training = bool(
-        not entry.target and (study.choose_rows or study.search or study.soft_rows or max(study.shots) or tuning.tune)
+        not entry.targets and (study.choose_rows or study.search or study.soft_rows or max(study.shots) or tuning.tune)
     )
     rows = load_rows(data, train=needs_training and not study.check)
     source = source_of(entry, data.dataset_name)
     column = data.label_column or source.columns.get("label")
     by_class = column if rows.eval is not None and column in rows.eval.column_names else None
-    unseen = read_rows(sample(rows.eval, data.max_eval_rows, data.sample_seed, by_class), entry, source, data.label_column)
-    if study.check or entry.target:
-        prompts = [] if entry.target else named_prompts(study.prompts, unseen.labels)[1]
+    splits = [split for split in (rows.eval, rows.train) if split is not None]
+    asked = sample(rows.eval, data.max_eval_rows, data.sample_seed, by_class)
+    unseen = read_rows(asked, entry, source, data.label_column, splits)
+    if study.check or entry.targets:
+        prompts = [] if entry.targets else named_prompts(study.prompts, unseen.labels, unseen.values)[1]
         return entry, prompts, Parts(unseen.rows, [], [], [], [], []), unseen.labels
     training = None
     if rows.train is not None:
         chosen = sample(rows.train, data.max_train_rows or 5000, data.sample_seed, by_class)
-        training = read_rows(chosen, entry, source, data.label_column)
-    prompts = named_prompts(study.prompts, unseen.labels)[1]
+        training = read_rows(chosen, entry, source, data.label_column, splits)
+    prompts = named_prompts(study.prompts, unseen.labels, unseen.values)[1]
     return entry, prompts, split_rows(training, unseen, study, tuning.tune_rows if tuning.tune else 0), unseen.labels
 
 
@@ -112,6 +114,10 @@ def study_prompts(
     memory = None
     for name, memory in _memories(study, scoring):
         fit = for_family(prompts, memory.scorer.family, parts.unseen[0])
+        first = parts.unseen[0].columns
+        refused = [line for p in fit for line in refusals(p, p.template.render(first), memory.scorer.tokenizer)]
+        if refused:
+            raise InputError(f"{name}: {refused[0]}")
         asking = Asking(memory, study, parts.examples, _vectors(study, parts))
         if study.search:
             fit = searched(asking, fit, parts, labels)
@@ -160,8 +166,10 @@ def check(entry: Entry, prompts: list[Prompt], parts: Parts, study: StudyArgumen
         limit = min(study.max_length or scorer.longest, scorer.longest)
         for prompt in prompts:
             lines += [f"{name}: {line}" for line in check_prompt(prompt, parts.unseen, scorer.tokenizer, limit, scorer.family)]
-        for template in entry.templates.values() if entry.target else ():
-            template.render(parts.unseen[0].columns)
+        for template in entry.templates.values() if entry.targets else ():
+            lines += [
+                f"{name}: {line}" for line in check_template(template, parts.unseen, scorer.tokenizer, limit, scorer.family)
+            ]
     for line in dict.fromkeys(lines):
         print(line)
     if lines:
@@ -172,11 +180,10 @@ def check(entry: Entry, prompts: list[Prompt], parts: Parts, study: StudyArgumen
 
 def generate_all(entry: Entry, parts: Parts, study: StudyArguments, scoring: ScoringArguments) -> list[dict[str, str]]:
     """Have every model write an answer for every row by every template, and compare with the wanted texts."""
-    assert entry.target is not None
-    wanted = [entry.target.plain(row.columns).strip() for row in parts.unseen]
     table, texts, memory = [], [], None
     for name, memory in _memories(study, scoring):
-        for template, ending in _asked_texts(entry, study):
+        for template, target, ending in _asked_texts(entry, study):
+            wanted = [target.plain(row.columns).strip() for row in parts.unseen]
             reserve = " the" * ending.tokens  # room for what is written
             requests = [
                 compose(template, memory.scorer, row.columns, [], [""], reserve, study.max_length, study.chat)[0]
@@ -193,18 +200,19 @@ def generate_all(entry: Entry, parts: Parts, study: StudyArguments, scoring: Sco
             texts += [{"model": name, "prompt": prompt, "written": w, "wanted": g} for w, g in zip(written, wanted, strict=True)]
     if memory is not None and memory.state.is_main_process:
         folder = Path(study.output_dir)
-        report = f"# {entry.name}: {len(wanted)} rows, texts written by models\n\n{markdown(table)}\n"
+        report = f"# {entry.name}: {len(parts.unseen)} rows, texts written by models\n\n{markdown(table)}\n"
         write_atomically(folder / "report.md", report)
         write_atomically(folder / "texts.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in texts))
         print(report)
     return table
 
 
-def _asked_texts(entry: Entry, study: StudyArguments) -> list[tuple[Template, Ending]]:
+def _asked_texts(entry: Entry, study: StudyArguments) -> list[tuple[Template, Template, Ending]]:
+    """Templates with what their texts are compared with, and where they end."""
     found = []
     for template, ending in _entry(study)[1]:
         if ending and ending not in entry.endings:
             raise InputError(f"{entry.name}: no ending '{ending}'; there are: {', '.join(entry.endings)}. Set --prompts")
         for t in [template] if template else entry.templates:
-            found += [(entry.template(t), entry.endings[e]) for e in ([ending] if ending else list(entry.endings)[:1])]
+            found.append((entry.template(t), entry.targets[t], entry.endings[ending or next(iter(entry.endings))]))
     return found

@@ -151,8 +151,13 @@ def split_rows(training: Table | None, unseen: Table, study: StudyArguments, tun
     return Parts(kept, pool[:first], examples, pool[first:second], pool[second:third], pool[third:fourth])
 
 
-def named_prompts(names: Sequence[str], labels: Sequence[str] | None = None) -> tuple[Entry, list[Prompt]]:
+def named_prompts(
+    names: Sequence[str], labels: Sequence[str] | None = None, values: Sequence[Any] | None = None
+) -> tuple[Entry, list[Prompt]]:
     """The entry that all names are of, and its prompts: every template with every verbalizer where none is named.
+
+    Args:
+        values: what stands in the data for each label, which promptsource's answers are made of.
 
     Raises:
         InputError: names of several entries, or nothing there under a name.
@@ -167,7 +172,7 @@ def named_prompts(names: Sequence[str], labels: Sequence[str] | None = None) -> 
         for t in [template] if template else entry.templates:
             own = [t] if entry.paired else list(entry.words)
             for v in [verbalizer] if verbalizer else own:
-                prompt = Prompt(entry.template(t), entry.verbalizer(v, labels))
+                prompt = Prompt(entry.template(t), entry.verbalizer(v, labels, values))
                 found.setdefault(prompt.name, prompt)
     return entry, list(found.values())
 

@@ -99,6 +99,14 @@ class Template:
         except TemplateError as error:
             raise InputError(f"{self.name}: no valid template ({error}). Mend its text") from error
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether the text is Jinja by itself."""
+        try:
+            return bool(self._compiled)
+        except InputError:
+            return False
+
     @cached_property
     def _compiled(self) -> Any:
         try:

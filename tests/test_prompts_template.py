@@ -149,7 +149,7 @@ def test_the_library_has_ten_tasks_with_templates_and_words() -> None:
     for name in library():
         entry = read_entry(name)
         assert len(entry.templates) >= 3 and entry.data and all(t.follows for t in entry.templates.values())
-        assert len(entry.words) >= 2 or (entry.target and len(entry.endings) >= 2)
+        assert len(entry.words) >= 2 or (entry.targets and len(entry.endings) >= 2)
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
@@ -159,12 +159,12 @@ def test_every_template_renders_on_its_data(name: str, shared_data: Path) -> Non
         folder = dataset if dataset == "reviews" else str(shared_data / dataset)
         rows = load_rows(DataArguments(dataset_name=folder), train=False).eval.select(range(20))
         table = read_rows(rows, entry, source_of(entry, folder))
-        if entry.target is None:
+        if not entry.targets:
             _, prompts = named_prompts([name], table.labels)
             assert {row.label for row in table.rows} <= set(range(len(table.labels)))
             assert len(prompts) == len(entry.templates) * len(entry.words)
         else:
-            assert all(entry.target.plain(row.columns).strip() for row in table.rows)
+            assert all(target.plain(row.columns).strip() for row in table.rows for target in entry.targets.values())
         for template in entry.templates.values():
             for row in table.rows:
                 rendered = template.render(row.columns)
@@ -201,17 +201,21 @@ def test_labels_are_renamed_by_name_not_by_place() -> None:
 
 def test_files_of_ones_own_and_what_is_wrong_with_them(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("labels: [no, yes]\ntemplates: {a: '{{ text }} {{ mask }}'}\nverbalizers: {w: {'no': bad, 'yes': good}}")
-    with pytest.raises(InputError, match="reads a label as False"):  # YAML reads a bare no as false
-        Prompt.load(f"{path}/a/w")
-    path.write_text("labels: ['no', 'yes']\ntemplates: {a: '{{ text }} {{ mask }}'}\nverbalizers: {w: {'no': bad, 'yes': good}}")
-    assert Prompt.load(f"{path}/a/w").verbalizer.words == (("bad",), ("good",))
+    path.write_text("labels: [no, yes]\ntemplates: {a: '{{ text }} {{ mask }}'}\nverbalizers: {w: {no: No, yes: 1.0}}")
+    prompt = Prompt.load(f"{path}/a/w")  # plain words are texts, whatever YAML would make of them
+    assert prompt.verbalizer.labels == ("no", "yes") and prompt.verbalizer.words == (("No",), ("1.0",))
     for text, message in (
         ("labels: [a]", "has no `templates`"),
         ("templates: {a: x}", "neither `verbalizers` nor `target`"),
         ("template: 1\ntemplates: {a: x}", "unknown key 'template'"),
-        ("templates: {a: 3}\nverbalizers: {w: '{name}'}", "wanted `text`"),
+        ("templates: {a: [3]}\nverbalizers: {w: '{name}'}", "wanted `text`"),
         ("templates: [", "Cannot read"),
+        ("templates: {a: x, a: y}\nverbalizers: {w: '{name}'}", "'a' is there twice"),
+        ("labels: neg\ntemplates: {a: x}\nverbalizers: {w: '{name}'}", "`labels` holds 'neg'; wanted"),
+        ("metric: f1\ntemplates: {a: x}\nverbalizers: {w: '{name}'}", "unknown metric 'f1'; wanted one of: accuracy"),
+        ("metric: accuracy\ntemplates: {a: x}\ntarget: y", "unknown metric 'accuracy'; wanted one of: rougeL"),
+        ("templates: {a: x}\ntarget: y\nendings: {e: {until: END}}", "the ending 'e' holds"),
+        ("templates: {a: x}\nverbalizers: [w]", "neither `verbalizers` nor `target`"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
@@ -220,22 +224,85 @@ def test_files_of_ones_own_and_what_is_wrong_with_them(tmp_path: Path) -> None:
         read_entry("sentimental")
 
 
-def test_promptsource_files_are_read(tmp_path: Path) -> None:
+PROMPTSOURCE = """
+dataset: imdb
+templates:
+  0001: !Template
+    answer_choices: bad ||| good
+    id: '0001'
+    name: Opinion
+    metadata: !TemplateMetadata {original_task: true}
+    jinja: 'Review: {{text}} Is it {{ answer_choices | join(" or ") }}? ||| {{ answer_choices[label] }}'
+  0002: !Template {answer_choices: null, name: Write, jinja: 'Write one: ||| {{text}}', reference: ''}
+  0003: !Template
+    answer_choices: [negative, positive]
+    name: Turned
+    jinja: '{{text}} This is definitely not a ||| {{ answer_choices [1-label]}} review.'
+  0004: !Template
+    answer_choices: 'No ||| Yes'
+    name: In a block
+    jinja: |-
+      {% if text %}
+      {{ text }}
+      Did I like it?
+      ||| {{ answer_choices[label] }}
+      {% endif %}
+  0005: !Template {answer_choices: '{{ text }} ||| no', name: Each its own, jinja: '{{text}} ||| {{ answer_choices[label] }}'}
+  0006: !Template
+    answer_choices: '{{ ["bad", "good"] | join("|||") }}'
+    name: n/a
+    jinja: |-
+      {% for word, other in zip(["Say"], ["it"]) %}{{ [word] | choice }} {{ other }}{% endfor %}: {{text}}
+
+      ||| {{ answer_choices[label] }}
+"""
+
+
+def test_promptsource_files_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "templates.yaml"
+    path.write_text(PROMPTSOURCE)
+    entry, prompts = named_prompts([str(path)], ["neg", "pos"])
+    assert list(entry.templates) == ["Opinion", "Turned", "In a block", "n or a"]
+    assert "left out, as their answers aren't the labels of one column: Each its own, Write" in caplog.text
+    words = {prompt.name: prompt.verbalizer.words for prompt in prompts}
+    assert words == {
+        "imdb/Opinion/Opinion": (("bad",), ("good",)),
+        "imdb/Turned/Turned": (("positive review.",), ("negative review.",)),  # the answer, not the place of a choice
+        "imdb/In a block/In a block": (("No",), ("Yes",)),
+        "imdb/n or a/n or a": (("bad",), ("good",)),
+    }
+    row = {"text": "Fun ||| games."}
+    assert prompts[0].template.render(row).filled("good") == "Review: Fun ||| games. Is it bad or good? good"
+    block = prompts[2].template.render({**row, "label": 1})
+    assert block == Rendered("Fun ||| games.\nDid I like it?\n", "", "")
+    assert prompts[3].template.render(row).filled("good") == "Say it: Fun ||| games.\ngood"
+    assert Prompt.load(f"{path}/Turned", ["neg", "pos"]).verbalizer.answer("neg") == "positive review."
+    assert named_prompts([f"{path}/Opinion"], ["1", "2"], [0, 1])[1][0].verbalizer.answer("2") == "good"
+    with pytest.raises(InputError, match="imdb/Opinion.*cannot be rendered: list object has no element 2"):
+        named_prompts([str(path)], ["neg", "meh", "pos"])
+
+
+def test_promptsource_templates_that_write_have_their_own_answers(tmp_path: Path) -> None:
     path = tmp_path / "templates.yaml"
     path.write_text(
-        "dataset: imdb\ntemplates:\n"
-        "  0001: !Template\n    answer_choices: bad ||| good\n    id: '0001'\n    name: Opinion\n"
-        "    metadata: !TemplateMetadata {original_task: true}\n"
-        "    jinja: 'Review: {{text}} Is it {{ answer_choices | join(\" or \") }}? ||| {{ answer_choices[label] }}'\n"
-        "  0002: !Template\n    answer_choices: null\n    name: Write\n"
-        "    metadata: !TemplateMetadata {original_task: false}\n"
-        "    jinja: 'Write one: ||| {{text}}'\n    reference: ''\n"
+        "dataset: a\ntemplates:\n  1: !Template {name: one, jinja: 'Sum up: {{ text }} ||| {{ summary }}'}\n"
+        "  2: !Template {name: two, jinja: '{% if text %}Write: {{ summary }} ||| {{ text }}{% endif %}'}\n"
     )
-    entry, prompts = named_prompts([str(path)], ["neg", "pos"])
-    assert [prompt.name for prompt in prompts] == ["imdb/Opinion/Opinion"] and list(entry.templates) == ["Opinion"]
-    assert prompts[0].template.render({"text": "Fun."}).filled("good") == "Review: Fun. Is it bad or good? good"
-    with pytest.raises(InputError, match="2 words for 3 labels"):
-        named_prompts([str(path)], ["neg", "meh", "pos"])
+    entry = read_entry(str(path))
+    row = {"text": "long", "summary": "short"}
+    assert {name: target.plain(row) for name, target in entry.targets.items()} == {"one": "short", "two": "long"}
+    assert entry.templates["two"].render(row) == Rendered("Write: short", " ", "") and list(entry.endings) == ["line"]
+    with pytest.raises(InputError, match="nothing but its slot"):
+        entry.templates["two"].render({"text": "", "summary": "short"})
+
+
+def test_both_splits_number_labels_alike() -> None:
+    entry = read_entry("intent")
+    test, train = ({"text": ["a", "b"], "intent": [1, 10]}, {"text": ["c", "d", "e"], "intent": [10, 2, None]})
+    splits = [Dataset.from_dict(part) for part in (test, train)]
+    tables = [read_rows(split, entry, entry.data["clinc150"], splits=splits) for split in splits]
+    assert [table.labels for table in tables] == [("1", "2", "10")] * 2 and tables[0].values == (1, 2, 10)
+    assert [[row.label for row in table.rows] for table in tables] == [[0, 2], [2, 1, -1]]
 
 
 def test_verbalizers_by_eye() -> None:
@@ -343,7 +410,7 @@ def test_lint_names_what_is_wrong() -> None:
         return "\n".join(check_prompt(Prompt(Template("t/a", text), words), rows, tokenizer, limit, "causal"))
 
     fine = "the story is {{ text }} it was {{ mask }}"
-    assert lint(fine) == "t/a/w: 1 rows with an empty column among text"
+    assert lint(fine) == "t/a: 1 rows with an empty column among text"
     missing = lint("{{ review }} {{ mask }}")
     assert "no column 'review'; the rows have text" in missing and "(2 of 2 rows)" in missing
     assert "1 rows render to nothing but the slot" in lint("{{ text.strip() }}{{ mask }}")
@@ -354,6 +421,8 @@ def test_lint_names_what_is_wrong() -> None:
     assert "begins with <s> twice" in lint("<s> <s> {{ text }} {{ mask }}")
     unknown = make_verbalizer("t/w", ["neg", "pos"], {"neg": "zebra", "pos": "good"})
     assert "The answer ' zebra' is unknown to the vocabulary" in lint(fine, unknown)
+    same = make_verbalizer("t/w", ["neg", "pos"], {"neg": "very bad", "pos": ["good", "very  bad"]})
+    assert "t/a/w: 'very bad' of 'neg' and 'very  bad' of 'pos' are the same tokens; name another" in lint(fine, same)
 
 
 def test_lint_sees_an_answer_that_is_split_differently_in_context() -> None:

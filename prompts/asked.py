@@ -30,6 +30,7 @@ from finetune.training.plan import has_fast_bf16
 from prompts.score import Scorer
 from prompts.tree import batches
 
+PLACES = ("_name_or_path", "base_model_name_or_path")  # where a model lies says nothing of what it answers
 HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 
@@ -113,12 +114,21 @@ def _head_of(name: str) -> Any:
 
 
 def fingerprint(scorer: Scorer) -> str:
-    """Hash of every weight, of an adapter's too, of the tokenizer, the weights' type and the way of scoring."""
-    digest = hashlib.sha256(json.dumps([scorer.options, hash_processor(scorer.tokenizer)], sort_keys=True).encode())
+    """Hash of every weight, of an adapter's too, of configurations and tokenizer, the weights' type and the way of scoring."""
+    bare = scorer.network.get_base_model() if hasattr(scorer.network, "peft_config") else scorer.network
+    adapters = scorer.network.peft_config if bare is not scorer.network else {}
+    made_of = [bare.config, *adapters.values(), *([bare.generation_config] if bare.can_generate() else [])]
+    told = [{key: value for key, value in part.to_dict().items() if key not in PLACES} for part in made_of]
+    known = json.dumps([scorer.options, hash_processor(scorer.tokenizer), told], sort_keys=True, default=_plainly)
+    digest = hashlib.sha256(known.encode())
     for name, tensor in sorted(scorer.network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _plainly(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
 
 
 def embed(name: str, texts: list[str], batch_tokens: int = 8192) -> np.ndarray:

@@ -116,8 +116,12 @@ def _only(trunk: Any, places: torch.Tensor) -> Iterator[None]:
 class EncoderDecoder:
     """Scores answers as what the decoder says: the whole answer, or what it puts in the place of a sentinel (T5)."""
 
-    def __init__(self, network: Any, tokenizer: Any, batch_tokens: int = 2048) -> None:
-        self.network, self.tokenizer, self.batch_tokens = network.eval(), tokenizer, batch_tokens
+    def __init__(self, network: Any, tokenizer: Any, batch_tokens: int = 2048, share: bool = True) -> None:
+        """
+        Args:
+            share: put a text through the encoder once for all of its answers; False where an adapter works on both halves at once.
+        """
+        self.network, self.tokenizer, self.batch_tokens, self.share = network.eval(), tokenizer, batch_tokens, share
         self.start = network.config.decoder_start_token_id
         known = tokenizer.get_vocab()
         self.sentinel = known.get("<extra_id_0>")
@@ -171,14 +175,13 @@ class EncoderDecoder:
         questions = [(text, begun) for text in texts for begun in of_text[text]]
         origin = torch.tensor([row for row, text in enumerate(texts) for _ in of_text[text]], device=device)
         with torch.inference_mode():
-            states = self.network.get_encoder()(**rows).last_hidden_state
+            states = self.network.get_encoder()(**rows).last_hidden_state if self.share else None
             for first in range(0, len(questions), 64):
                 part = questions[first : first + 64]
                 width = max(len(begun) for _, begun in part)
                 decoder = torch.tensor([[*begun, *begun[-1:] * (width - len(begun))] for _, begun in part], device=device)
                 chosen = origin[first : first + 64]
-                logits = self.network(
-                    encoder_outputs=(states[chosen],), attention_mask=rows["attention_mask"][chosen], decoder_input_ids=decoder
-                ).logits
+                given = {"input_ids": rows["input_ids"][chosen]} if states is None else {"encoder_outputs": (states[chosen],)}
+                logits = self.network(**given, attention_mask=rows["attention_mask"][chosen], decoder_input_ids=decoder).logits
                 for row, question in enumerate(part):
                     yield question, logits[row, : len(question[1])].float().log_softmax(-1).cpu().numpy()

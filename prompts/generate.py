@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 
 from finetune.errors import InputError
 from prompts.entries import Ending
 from prompts.score import Request, Scorer
+from prompts.tokens import beginning
 from prompts.tree import batches
 
 
@@ -26,10 +28,10 @@ def generate(scorer: Scorer, requests: Sequence[Request], ending: Ending) -> lis
             f"The text goes on after its slot ({late.strip()[:40]!r}); to generate, {{{{ mask }}}} has to stand at the end"
         )
     tokenizer, texts = scorer.tokenizer, [""] * len(requests)
-    ids = [tokenizer(r.context, add_special_tokens=r.special)["input_ids"] for r in requests]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for batch in batches([(len(ids[i]) + ending.tokens, i) for i in order], scorer.batch_tokens):
-        padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt").to(
+    ids = [tokenizer(r.context, add_special_tokens=r.special)["input_ids"] or [beginning(tokenizer)] for r in requests]
+    side = "left" if scorer.family == "causal" else "right"  # an encoder may count positions from its first token, padding or not
+    for batch in _batches(ids, ending.tokens, scorer):
+        padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side=side, return_tensors="pt").to(
             scorer.network.device
         )
         with torch.inference_mode():
@@ -41,6 +43,15 @@ def generate(scorer: Scorer, requests: Sequence[Request], ending: Ending) -> lis
         for index, text in zip(batch, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
             texts[index] = cut(text, ending.until)
     return texts
+
+
+def _batches(ids: Sequence[Sequence[int]], further: int, scorer: Scorer) -> list[list[int]]:
+    """Numbers of the texts that are written together; of one length alone where padding would part a method's made-up tokens."""
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    sized = [(len(ids[i]) + further, i) for i in order]
+    if not scorer.virtual_tokens:
+        return batches(sized, scorer.batch_tokens)
+    return [batch for _, alike in groupby(sized, key=lambda pair: pair[0]) for batch in batches([*alike], scorer.batch_tokens)]
 
 
 def cut(text: str, until: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from prompts.memory import Memory
 from prompts.prompt import Prompt, compose, split_name
 from prompts.report import Findings, write_report
 from prompts.rows import Row, read_rows, source_of
+from prompts.score import Scorer
 from prompts.soft import soft_cells
 from prompts.study import (
     Answers,
@@ -42,7 +44,7 @@ from prompts.study import (
     value_of,
 )  # fmt: skip
 from prompts.template import Template
-from prompts.tune import TuneArguments, save_tuned, tune
+from prompts.tune import TuneArguments, is_tuned, save_tuned, tune
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +99,19 @@ def tune_first(prompt: Prompt, parts: Parts, study: StudyArguments, tuning: Tune
     folder = Path(study.output_dir) / f"tuned_{tuning.tune}"
     state = PartialState()
     with state.main_process_first():
-        if state.is_main_process and not (folder / "passport.json").is_file():
+        if state.is_main_process:
             scorer = load_scorer(study.models[0], ScoringArguments(dtype="float32"))
-            network = tune(scorer, prompt, parts.tuning, tuning)
-            save_tuned(network, scorer.tokenizer, folder, study.models[0], tuning)
+            made_from = _made_from(scorer, prompt, parts.tuning, tuning)
+            if not is_tuned(folder, made_from):
+                network = tune(scorer, prompt, parts.tuning, tuning)
+                save_tuned(network, scorer.tokenizer, folder, study.models[0], made_from, tuning)
     return str(folder)
+
+
+def _made_from(scorer: Scorer, prompt: Prompt, rows: list[Row], tuning: TuneArguments) -> str:
+    """Hash of all that an adapter follows from: model, prompt, rows, options."""
+    told = [prompt.template.text, prompt.verbalizer.words, [(row.identity, row.label) for row in rows], vars(tuning)]
+    return sha256(json.dumps([fingerprint(scorer), *told]).encode()).hexdigest()
 
 
 def study_prompts(

@@ -69,12 +69,17 @@ class Scorer:
         self.options = {"share": share, "fill": fill if self.family == "masked" else None}
         self.model: Any
         if self.family == "causal":
-            virtual = hasattr(network, "peft_config") and network.active_peft_config.is_prompt_learning
-            self.model = Causal(network, batch_tokens, share and not virtual)
+            self.model = Causal(network, batch_tokens, share and not self.virtual_tokens)
         elif self.family == "masked":
             self.model = Masked(network, tokenizer, batch_tokens, fill)
         else:
-            self.model = EncoderDecoder(network, tokenizer, batch_tokens)
+            self.model = EncoderDecoder(network, tokenizer, batch_tokens, share=not self.virtual_tokens)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Made-up tokens that an adapter puts in front of every text (prompt, prefix, p-tuning)."""
+        config = self.network.active_peft_config if hasattr(self.network, "peft_config") else None
+        return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
 
     @property
     def longest(self) -> int:
@@ -82,7 +87,7 @@ class Scorer:
         config = self.network.config.to_dict()
         limits = [config.get(name) for name in POSITIONS] + [self.tokenizer.model_max_length]
         offset = 2 if config.get("model_type") in FROM_TWO else 0
-        return min(limit for limit in limits if isinstance(limit, int) and limit > 0) - offset
+        return min(limit for limit in limits if isinstance(limit, int) and limit > 0) - offset - self.virtual_tokens
 
     def __call__(self, requests: Sequence[Request]) -> list[list[np.ndarray]]:
         """Log-probability of every token of every answer: one list a request, one float32 [tokens] an answer.
@@ -114,8 +119,13 @@ class Scorer:
         """Hidden states that the head reads at the slot: float32 [requests, width]; what soft verbalizers are trained on.
 
         Raises:
-            InputError: an encoder-decoder, whose slot has no place in the text.
+            InputError: an encoder-decoder, whose slot has no place in the text, or an adapter of made-up tokens.
         """
+        if self.virtual_tokens:
+            kind = self.network.active_peft_config.peft_type.value
+            raise InputError(
+                f"Soft label words can't be learnt behind made-up tokens ({kind}). Set --soft_rows 0, or other --models"
+            )
         if self.family == "seq2seq":
             raise InputError(
                 f"{type(self.network).__name__} answers in its decoder; soft label words need a causal or masked model"

@@ -116,12 +116,21 @@ def _ends(losses: list[float]) -> tuple[float, float]:
     return float(np.mean(losses[:part])), float(np.mean(losses[-part:]))
 
 
-def save_tuned(network: Any, tokenizer: Any, folder: Path, base: str, options: TuneArguments) -> None:
+def is_tuned(folder: Path, made_from: str) -> bool:
+    """Whether the folder holds the adapter that was trained from just this."""
+    arguments = folder / "arguments.yaml"
+    if not arguments.is_file() or not (folder / "passport.json").is_file():
+        return False
+    return yaml.safe_load(arguments.read_text(encoding="utf-8")).get("made_from") == made_from
+
+
+def save_tuned(network: Any, tokenizer: Any, folder: Path, base: str, made_from: str, options: TuneArguments) -> None:
     """The adapter's folder, as the study's --models takes it."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "passport.json").unlink(missing_ok=True)
     network.save_pretrained(folder, save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
-    arguments: Mapping[str, Any] = {"model_name_or_path": base, "method": options.tune, **vars(options)}
+    arguments: Mapping[str, Any] = {"model_name_or_path": base, "method": options.tune, "made_from": made_from, **vars(options)}
     (folder / "arguments.yaml").write_text(yaml.safe_dump(dict(arguments)), encoding="utf-8")
     write_passport(
         folder, network, tokenizer, base=base, method=str(options.tune), method_kwargs=None, task="prompt", labels=None,

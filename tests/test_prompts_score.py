@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from finetune.errors import InputError
+from finetune.methods import attach
 from prompts.score import Request, Scorer, family
 from prompts.tokens import encode_pairs
 from prompts.tree import Scored, Tree, ancestors, batches, common, segments, trees
@@ -142,6 +143,33 @@ def test_encoder_decoder_scores_by_hand() -> None:
             **scorer.tokenizer("the film was", return_tensors="pt"), decoder_input_ids=torch.tensor([[0, words[0]]])
         ).logits.log_softmax(-1)[0]
     np.testing.assert_allclose(got, [float(logits[i, w]) for i, w in enumerate(words)], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("method", ["prefix", "prompt", "lora"])
+def test_encoder_decoders_are_scored_with_their_adapters(name: str, method: str) -> None:
+    bare = scorer_of(name)
+    network = attach(make_model(name, PAIRED), method, None, "SEQ_2_SEQ_LM").eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter) if parameter.requires_grad else 0.0)
+    scorer = Scorer(network, bare.tokenizer)
+    asked = [Request("the film was", (" very good",)), Request("a story of the actor that we loved is", (" very good",))]
+    words = scorer.tokenizer("very good", add_special_tokens=False)["input_ids"]
+    for request, got in zip(asked, scorer(asked), strict=True):
+        inputs = scorer.tokenizer(request.context, return_tensors="pt")
+        begun = torch.tensor([[network.config.decoder_start_token_id, words[0]]])
+        with torch.no_grad():
+            logits = network(**inputs, decoder_input_ids=begun).logits.log_softmax(-1)[0]
+        np.testing.assert_allclose(got[0], [float(logits[i, w]) for i, w in enumerate(words)], atol=1e-5)
+    assert np.abs(flat(scorer(asked)) - flat(bare(asked))).max() > 1e-5  # the adapter is on
+    assert scorer.longest == bare.longest - (0 if method == "lora" else 20)
+
+
+def test_soft_words_and_made_up_tokens_do_not_meet() -> None:
+    network = attach(make_model("llama", CAUSAL), "prompt", None, "CAUSAL_LM")
+    with pytest.raises(InputError, match=r"behind made-up tokens \(PROMPT_TUNING\). Set --soft_rows 0"):
+        Scorer(network, make_tokenizer("llama")).states(requests(1))
 
 
 def test_bf16_trunk_keeps_a_float32_head() -> None:

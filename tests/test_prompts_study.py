@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
@@ -22,6 +23,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 from finetune import metrics
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
+from finetune.methods import attach
 from finetune.options import parse_into
 from prompts import calibrate, ensemble
 from prompts.asked import ScoringArguments, embed, fingerprint, load_scorer
@@ -180,6 +182,32 @@ def test_a_stale_answer_is_never_given(scorer: Scorer, tmp_path: Path) -> None:
     assert fingerprint(half) != fingerprint(scorer) != fingerprint(Scorer(scorer.network, scorer.tokenizer, share=False))
 
 
+def test_what_stands_in_configurations_is_part_of_the_fingerprint(saved, tmp_path: Path) -> None:
+    base = saved("llama", AutoModelForCausalLM)
+
+    def of(folder: Path) -> str:
+        return fingerprint(load_scorer(str(folder), ScoringArguments(dtype="float32")))
+
+    def changed(folder: Path, file: str, key: str, value: object) -> str:
+        other = tmp_path / f"{folder.name}_{key}"
+        shutil.copytree(folder, other)
+        content = json.loads((other / file).read_text())
+        (other / file).write_text(json.dumps(content | {key: value}))
+        return of(other)
+
+    shutil.copytree(base, tmp_path / "elsewhere")
+    assert of(tmp_path / "elsewhere") == of(base)  # the same model in another place
+    network = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    )
+    network.save_pretrained(tmp_path / "adapter")
+    found = [
+        of(base), of(tmp_path / "adapter"), changed(base, "config.json", "rms_norm_eps", 0.1),
+        changed(base, "generation_config.json", "repetition_penalty", 1.5), changed(tmp_path / "adapter", "adapter_config.json", "lora_alpha", 4),
+    ]  # fmt: skip
+    assert len(set(found)) == len(found)  # the same weights with other numbers beside them are another model
+
+
 def test_an_interrupted_run_keeps_its_blocks(scorer: Scorer, tmp_path: Path) -> None:
     asked = [
         Request(f"the film was {'good ' * (i % 7)}{'bad ' * (i // 7 % 5)}{'in ' * (i // 35)}", (" dull",))
@@ -220,6 +248,26 @@ def test_texts_are_written_up_to_their_ending(scorer: Scorer, tmp_path: Path) ->
         generate(scorer, [Request("a", ("",), "b")], Ending("line", ("\n",), 5))
     paired = Scorer(make_model("t5", AutoModelForSeq2SeqLM), make_tokenizer("t5"))
     assert len(generate(paired, asked, Ending("line", ("\n",), 5))) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")  # PEFT's word on rows that have no padding here
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bart"])
+def test_padding_changes_no_text_that_is_written(name: str) -> None:
+    auto, task = (AutoModelForSeq2SeqLM, "SEQ_2_SEQ_LM") if name in ("t5", "bart") else (AutoModelForCausalLM, "CAUSAL_LM")
+    asked = [Request("the film was", ("",)), Request("a dull story of the actor it was", ("",)), Request("", ("",))]
+    texts: set[str] = set()
+    for method in (None, "prompt", "prefix"):
+        network = make_model(name, auto, **({} if name in ("t5", "bart") else {"initializer_range": 0.4}))
+        network = attach(network, method, None, task) if method else network
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        scorer = Scorer(network, make_tokenizer(name))
+        together = generate(scorer, asked, Ending("line", ("\n",), 5))
+        scorer.batch_tokens = 1
+        assert generate(scorer, asked, Ending("line", ("\n",), 5)) == together
+        texts |= set(together)
+    assert len(texts) > 1
 
 
 def test_compositions_are_new_and_read_the_same_columns() -> None:
@@ -367,7 +415,19 @@ def test_a_study_with_a_tuned_prompt(saved, review_file: Path, tmp_path: Path) -
     study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
     found = finish(study, data, TuneArguments(tune="prompt", tune_rows=16))
     assert {answers.cell.model for answers in found.answers} == set(study.models) and len(study.models) == 2
+    weights = Path(study.models[1]) / "adapter_model.safetensors"
     assert (Path(study.models[1]) / "passport.json").is_file()
+
+    def trained(**options: object) -> int:
+        study.models[:] = study.models[:1]
+        finish(study, data, TuneArguments(**{"tune": "prompt", "tune_rows": 16, **options}))
+        return weights.stat().st_mtime_ns
+
+    first = weights.stat().st_mtime_ns
+    assert trained() == first  # once
+    second = trained(tune_epochs=2)
+    (tmp_path / "a" / "own.yaml").write_text(ENTRY.replace("it was", "it is"))
+    assert first < second < trained(tune_epochs=2)  # what is asked for is another adapter
 
 
 def test_a_study_with_label_vectors(saved, review_file: Path, tmp_path: Path) -> None:

@@ -63,6 +63,22 @@ def test_without_an_evaluation_split_rows_are_kept_aside(tmp_path):
     assert not set(rows.train["text"]) & set(rows.eval["text"])
 
 
+def test_a_file_of_another_kind_is_no_split(tmp_path, caplog):
+    for split in ("train", "validation"):
+        Dataset.from_dict({"text": [split]}).to_parquet(tmp_path / f"{split}.parquet")
+    (tmp_path / "input.txt").write_text("everything")
+    assert set(read_splits(str(tmp_path))) == {"train", "validation"}
+    assert "input.txt" in caplog.text and "--data_files" in caplog.text
+    (tmp_path / "train.txt").write_text("which one?")
+    with pytest.raises(InputError, match="Files of several kinds"):
+        read_splits(str(tmp_path))
+
+
+def test_every_set_at_hand_can_be_read(shared_data):
+    for folder in sorted(path for path in shared_data.iterdir() if path.is_dir()):
+        assert len(read_splits(str(folder))["train"]) > 0, folder
+
+
 def test_a_sorted_file_gives_a_balanced_sample():
     rows = Dataset.from_dict({"text": list("abcdefghij"), "label": [0] * 7 + [1] * 3}).cast_column(
         "label", ClassLabel(names=["n", "p"])

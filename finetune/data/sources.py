@@ -161,7 +161,19 @@ def _files_of(path: Path, data_files: list[str] | None) -> dict[str, list[Path]]
             return {}
         stem = re.sub(r"-\d{5}-of-\d{5}.*$", "", file.stem)
         found.setdefault(SPLIT_NAMES.get(stem, stem), []).append(file)
-    return {"train": next(iter(found.values()))} if len(found) == 1 else found
+    return {"train": next(iter(found.values()))} if len(found) == 1 else _of_one_kind(found)
+
+
+def _of_one_kind(files: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """The files of the training rows' kind: what lies beside train.parquet as input.txt is no split."""
+    readers = {READERS[file.suffix.lstrip(".")] for file in files.get("train", [])}
+    others = {split: [f for f in paths if READERS[f.suffix.lstrip(".")] not in readers] for split, paths in files.items()}
+    strange = [str(file) for paths in others.values() for file in paths]
+    if len(readers) != 1 or not strange:
+        return files
+    logger.warning("Left aside, as the training rows are of another kind: %s (--data_files names others)", ", ".join(strange))
+    kept = {split: [file for file in paths if file not in others[split]] for split, paths in files.items()}
+    return {split: paths for split, paths in kept.items() if paths}
 
 
 def _read_files(files: dict[str, list[Path]]) -> DatasetDict:

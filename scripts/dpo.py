@@ -43,7 +43,7 @@ def main(
         processor, network = load_base(model)
         train, held_out = read_pairs(data, pairs, processor, training.max_length)
     network = attach(network, method.method, method.method_kwargs, "CAUSAL_LM")
-    checkpoint = open_run(resolved_options(data, pairs, model, method, training) | {"task": "dpo"}, pairs_fingerprint(train))
+    checkpoint = open_run(resolved_options(data, pairs, model, method, training), pairs_fingerprint(train))
     trainer = make_dpo_trainer(network, processor, training, train, held_out)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}

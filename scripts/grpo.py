@@ -26,12 +26,8 @@ def main(
     reward: RewardArguments,
     training: GRPOArguments,
 ) -> None:
-    from finetune.training.plan import keep_freed_memory, world_size
-
-    keep_freed_memory()
     from finetune.alignment.groups import align
 
-    world_size()
     align(data, prompt, model, method, reward, training)
 
 

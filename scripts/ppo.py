@@ -56,7 +56,7 @@ def main(
         processor, network = load_base(model)
         prompts, held_out = read_prompts(data, prompt, processor)
     checkpoint = open_run(
-        resolved_options(data, prompt, model, method, reward, sampling, ppo, value, kl, run) | {"task": "ppo"},
+        resolved_options(data, prompt, model, method, reward, sampling, ppo, value, kl, run),
         prompts_fingerprint(prompts),
     )
     torch.manual_seed(run.seed)  # the adapter's first weights

@@ -27,37 +27,41 @@ def main(
     sampling: SamplingArguments,
     prefer: PreferArguments,
 ) -> None:
-    from finetune.training.plan import keep_freed_memory
+    from finetune.training.plan import keep_freed_memory, world_size
 
     keep_freed_memory()
     import json
     from pathlib import Path
 
     import torch
+    from accelerate import PartialState
 
+    from finetune.adapters.artefact import resolved_options
     from finetune.alignment.policy import load_base
     from finetune.alignment.prompts import read_prompts
     from finetune.alignment.rewards import load_reward
-    from finetune.alignment.sampling import make_pairs
-    from finetune.errors import InputError
+    from finetune.alignment.sampling import FILES, claim_pairs, make_pairs
     from finetune.training.checkpoints import write_atomically
 
-    folder = Path(str(prefer.output_dir))
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty; set --output_dir to a new folder")
-    processor, network = load_base(model)
-    network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    parts = read_prompts(data, prompt, processor)
-    scorer = load_reward(reward)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, prompts, seed in zip(("train", "test"), parts, (prefer.seed, prefer.seed + 1), strict=True):
+    world_size()
+    state, folder = PartialState(cpu=not torch.cuda.is_available()), Path(str(prefer.output_dir))
+    with state.main_process_first():
+        processor, network = load_base(model)
+        parts = read_prompts(data, prompt, processor)
+    claim_pairs(folder, resolved_options(data, prompt, model, reward, sampling, prefer))
+    network, scorer = network.to(state.device), load_reward(reward)
+    for place, (file, prompts) in enumerate(zip(FILES, parts, strict=True)):
+        if (folder / file).is_file():
+            continue  # made before the run was stopped
         pairs = make_pairs(
             network, processor, prompts, scorer, prefer.answers_per_prompt,
-            sampling=sampling, seed=seed, empty_score=reward.empty_score, bf16=prefer.bf16,
+            sampling=sampling, seed=prefer.seed + place, empty_score=reward.empty_score, bf16=prefer.bf16,
         )  # fmt: skip
-        write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
-        margin = sum(pair["margin"] for pair in pairs) / max(len(pairs), 1)
-        print(f"{folder / name}.jsonl: {len(pairs)} pairs from {len(prompts)} prompts, mean margin {margin:.3f}")
+        if state.is_main_process:
+            write_atomically(folder / file, "".join(json.dumps(pair) + "\n" for pair in pairs))
+            margin = sum(pair["margin"] for pair in pairs) / max(len(pairs), 1)
+            print(f"{folder / file}: {len(pairs)} pairs from {len(prompts)} prompts, mean margin {margin:.3f}")
+        state.wait_for_everyone()
 
 
 if __name__ == "__main__":

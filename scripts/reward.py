@@ -45,7 +45,7 @@ def main(
         processor, network = load_scorer(model)
         train, held_out = read_pairs(data, pairs, processor, training.max_length)
     network = attach(network, method.method, method.method_kwargs, "SEQ_CLS")
-    checkpoint = open_run(resolved_options(data, pairs, model, method, training) | {"task": "reward"}, pairs_fingerprint(train))
+    checkpoint = open_run(resolved_options(data, pairs, model, method, training), pairs_fingerprint(train))
     trainer = make_reward_trainer(network, processor, training, train, held_out)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.is_world_process_zero():

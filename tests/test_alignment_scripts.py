@@ -46,7 +46,7 @@ def place(tmp_path: Path, saved, review_file, monkeypatch):
     )
 
 
-def test_from_prompts_to_an_aligned_model(place, capsys):
+def test_from_prompts_to_an_aligned_model(place, capsys):  # each step reads what the one before left
     folder, model, reviews, reward = place
     sampling = "--max_new_tokens 4 --prompt_tokens 3 --answers_per_prompt 3 --text_column text"
     run("prefer", model + reviews, reward, sampling, f"--output_dir {folder}/pairs")
@@ -61,6 +61,9 @@ def test_from_prompts_to_an_aligned_model(place, capsys):
 
     run("dpo", model + f"{folder}/pairs", TRAINING, f"--output_dir {folder}/dpo")
     assert json.loads((folder / "dpo" / "metrics.json").read_text())["loss"] > 0
+    assert not {"README.md", "ref"} & {path.name for path in (folder / "dpo").iterdir()}  # TRL's form and its second adapter
+    with pytest.raises(InputError, match="--beta 0"):
+        run("rloo", f"--model_name_or_path {folder}/dpo --method full --dataset_name", reviews, f"--output_dir {folder}/rloo")
     load_base(ModelArguments(model_name_or_path=str(folder / "dpo")))  # what alignment leaves can be aligned again
 
     capsys.readouterr()
@@ -72,6 +75,41 @@ def test_from_prompts_to_an_aligned_model(place, capsys):
     assert metrics["before"]["held_out_kl"] == pytest.approx(0, abs=1e-5)
     assert "| score" in (folder / "ppo" / "samples-2.md").read_text()
     assert not (folder / "ppo" / "reward").exists()  # the borrowed adapter is no part of the policy
+
+
+@pytest.mark.parametrize(("script", "method"), [("grpo", "full"), ("rloo", "lora")])
+def test_policy_gradients_without_values(place, script, method):
+    folder, model, reviews, reward = place
+    told = f"--bf16 false --disable_tqdm true --prompt_tokens 3 --max_completion_length 4 --max_steps 2 --learning_rate 1e-2 --method {method}"
+    sizes = "--per_device_train_batch_size 4 --num_generations 4 --logging_steps 1 --save_steps 1"
+    run(script, model + reviews, reward, told, sizes, f"--output_dir {folder}/one")
+    figures = json.loads((folder / "one" / "metrics.json").read_text())
+    assert abs(figures["kl"]) > 1e-4  # to the model that training started from, not to the one it ended with
+    run(script, f"--config {folder}/one/arguments.yaml --output_dir {folder}/two")
+    assert json.loads((folder / "two" / "metrics.json").read_text()) == figures
+
+
+@pytest.mark.parametrize("script", ["ppo", "dpo", "reward", "grpo", "rloo", "prefer"])
+def test_the_recipe_of_another_script_is_refused(place, script):
+    with pytest.raises(InputError, match=f"--task sft.*{script}"):
+        run(script, f"--task sft --output_dir {place[0]}/other")
+
+
+def test_a_stopped_making_of_pairs_is_continued(place, capsys):
+    folder, model, reviews, reward = place
+    told = (model + reviews, reward, "--max_new_tokens 4 --prompt_tokens 3 --max_train_rows 6 --max_eval_rows 6")
+    run("prefer", *told, f"--output_dir {folder}/whole")
+    run("prefer", f"--config {folder}/whole/arguments.yaml --output_dir {folder}/stopped")
+    (folder / "stopped" / "test.jsonl").unlink()
+    (folder / "stopped" / "train.jsonl").write_text("kept as it is")
+    run("prefer", *told, f"--output_dir {folder}/stopped")
+    assert (folder / "stopped" / "test.jsonl").read_bytes() == (folder / "whole" / "test.jsonl").read_bytes()
+    assert (folder / "stopped" / "train.jsonl").read_text() == "kept as it is"
+    (folder / "stopped" / "test.jsonl").unlink()
+    with pytest.raises(InputError, match="other pairs.*max_new_tokens: 4 there, 5 now.*--output_dir"):
+        run("prefer", *told, f"--max_new_tokens 5 --output_dir {folder}/stopped")
+    with pytest.raises(InputError, match="train.jsonl and test.jsonl.*--output_dir"):
+        run("prefer", *told, f"--output_dir {folder}/whole")
 
 
 def test_a_stopped_run_is_continued(place, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from finetune.alignment.learner import Clock, KLArguments, Learner, PPOArguments, ValueArguments, step_prompts
 from finetune.alignment.policy import in_role, make_policy
 from finetune.alignment.rollout import SamplingArguments, pad_left, stop_tokens
+from finetune.alignment.sampling import scored_answers
 from finetune.errors import InputError
 
 GOOD = "great"
@@ -68,6 +70,14 @@ def probability_of_good(subject: Learner) -> float:
 
 def steps(subject: Learner, count: int) -> list[dict[str, float]]:
     return [subject.learn(step_prompts(PROMPTS, subject.seed, subject.step, 32))[0] for _ in range(count)]
+
+
+def sampled(subject: Learner) -> list[list]:
+    """Answers and scores of as many prompts as two processes can't share evenly."""
+    found = scored_answers(
+        subject.policy.network, subject.processor, PROMPTS[:3], share_of_good, each=3, sampling=subject.sampling
+    )
+    return [list(part) for part in found]
 
 
 @pytest.mark.parametrize(("family", "method"), [("llama", "lora"), ("gpt2", "full"), ("llama", "bottleneck")])
@@ -212,6 +222,7 @@ def test_two_processes_stopped_and_continued_give_the_updates_of_one(tmp_path: P
     there = load_file(tmp_path / "checkpoint-3" / "trained.safetensors")
     for name, tensor in subject.trained().items():
         torch.testing.assert_close(there[name], tensor, atol=2e-4, rtol=1e-3)
+    assert json.loads((tmp_path / "answers").read_text()) == sampled(learner())
     assert float((tmp_path / "reward").read_text()) == pytest.approx(figures["reward"], abs=1e-5)
 
 

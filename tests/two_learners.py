@@ -1,15 +1,16 @@
-"""What test_learner.py starts on two processes: three steps of the bandit, stopped after the first and continued; weights and
-reward written by the main one."""
+"""What test_learner.py starts on two processes: three steps of the bandit, stopped after the first and continued, and answers
+that are shared out; weights, reward and answers written by the main one."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_learner import learner, steps
+from test_learner import learner, sampled, steps
 
 if __name__ == "__main__":
     folder, stopped = Path(sys.argv[1]), learner()
@@ -21,7 +22,9 @@ if __name__ == "__main__":
     subject = learner()
     subject.restore(folder / "checkpoint-1")
     figures = steps(subject, 2)[-1]
+    answers = sampled(learner())
     if subject.accelerator.is_main_process:
+        (folder / "answers").write_text(json.dumps(answers))
         subject.save(folder)
         (folder / "reward").write_text(str(figures["reward"]))
     torch.distributed.destroy_process_group()

@@ -20,15 +20,12 @@ import trl
 from datasets import Dataset
 from peft.helpers import disable_input_dtype_casting
 from safetensors.numpy import load_file, save_file
-from transformers import PrinterCallback, ProgressCallback
 
-from finetune.alignment.policy import has_adapter
+from finetune.alignment.policy import drop_copy, has_adapter
 from finetune.alignment.preferences import pair_ids
 from finetune.alignment.shared_prompt import SharedPrompt, can_share
-from finetune.alignment.trl_options import PairOptions
+from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.errors import InputError
-from finetune.training.checkpoints import Sealer
-from finetune.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +45,14 @@ REFERENCE_OPTIONS = (
 class RewardTrainingArguments(PairOptions, trl.RewardConfig):
     """TRL's options of a Bradley–Terry reward model; `center_rewards_coefficient` centres it."""
 
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate (default: the method's own, see METHODS)."}
-    )  # type: ignore[assignment]
+    task: str = field(default="reward")
 
 
 @dataclass
 class DPOTrainingArguments(PairOptions, trl.DPOConfig):
     """TRL's options of direct preference optimisation (Rafailov et al. 2023); `loss_type` also takes kto and orpo."""
 
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate (default: a tenth of the method's own)."}
-    )  # type: ignore[assignment]
+    task: str = field(default="dpo")
     precompute_ref_log_probs: bool = field(
         default=True, metadata={"help": "Reference log-probabilities once, before training, cached by what they depend on."}
     )
@@ -69,11 +62,12 @@ def make_reward_trainer(
     network: Any, processor: Any, training: RewardTrainingArguments, train: Dataset, held_out: Dataset
 ) -> Any:
     """TRL's reward trainer on checked pairs; the network has one output, an adapter on it or not."""
-    trainer = trl.RewardTrainer(
-        model=network, args=training, train_dataset=train, eval_dataset=held_out, processing_class=processor,
-        callbacks=[Sealer(), Progress(_rows_a_step(training))],
-    )  # fmt: skip
-    return _quiet(trainer)
+    with made_by_trl():
+        trainer = trl.RewardTrainer(
+            model=network, args=training, train_dataset=train, eval_dataset=held_out, processing_class=processor,
+            callbacks=callbacks(training),
+        )  # fmt: skip
+    return quiet(trainer)
 
 
 class CachedDPOTrainer(trl.DPOTrainer):
@@ -120,12 +114,6 @@ class CachedDPOTrainer(trl.DPOTrainer):
         return dataset
 
 
-def drop_copy(network: Any) -> None:
-    """Remove the copy of the fresh adapter that TRL makes for a reference: the model below the adapter is that already."""
-    if has_adapter(network) and "ref" in network.peft_config:
-        network.delete_adapter("ref")
-
-
 def reference_cache() -> Path:
     """Folder of the cached reference log-probabilities."""
     return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "reference_log_probs"
@@ -160,13 +148,11 @@ def make_dpo_trainer(network: Any, processor: Any, training: DPOTrainingArgument
         wanted = f"one of {', '.join(OTHER_LOSSES)}, or some of {', '.join(PAIR_LOSSES)}"
         raise InputError(f"--loss_type is {' '.join(training.loss_type)}; wanted {wanted}")
     parts = {"model": network, "train_dataset": train, "eval_dataset": held_out, "processing_class": processor,
-             "callbacks": [Sealer(), Progress(_rows_a_step(training))]}  # fmt: skip
-    try:
+             "callbacks": callbacks(training)}  # fmt: skip
+    with made_by_trl():
         trainer = _trainer_of(name, training, parts)
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(f"TRL refuses these options: {error} Set --loss_type or what it names") from error
     drop_copy(network)
-    return _quiet(trainer)
+    return quiet(trainer)
 
 
 def _trainer_of(name: str, training: DPOTrainingArguments, parts: dict[str, Any]) -> Any:
@@ -196,16 +182,6 @@ def _as(kind: Any, training: DPOTrainingArguments, **instead: Any) -> Any:
     both = theirs & ours
     shared = {name: vars(training)[name] for name in both - set(NOT_SHARED)}
     return kind(gradient_checkpointing=None, **(shared | instead))
-
-
-def _rows_a_step(training: Any) -> int:
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-
-
-def _quiet(trainer: Any) -> Any:
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 @torch.no_grad()

@@ -86,9 +86,20 @@ class Policy(nn.Module):
         return super().to(*args, **kwargs)
 
 
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter and not a whole model."""
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
 def has_adapter(network: Any) -> bool:
     """Whether a model carries an adapter that can be switched off."""
     return isinstance(network, peft.PeftModel)
+
+
+def drop_copy(network: Any) -> None:
+    """Remove the copy of the fresh adapter that TRL makes for a reference: the model below the adapter is that already."""
+    if has_adapter(network) and "ref" in network.peft_config:
+        network.delete_adapter("ref")
 
 
 @contextmanager
@@ -121,7 +132,7 @@ def load_base(model: ModelArguments) -> tuple[Any, Any]:
         InputError: no such model, or an adapter folder that doesn't name its base.
     """
     folder = Path(model.model_name_or_path)
-    if not (folder / "adapter_config.json").is_file():
+    if not is_adapter(folder):
         return load_model(model, AutoModelForCausalLM)
     if not (folder / ARGUMENTS).is_file():
         raise InputError(
@@ -137,7 +148,7 @@ def load_scorer(model: ModelArguments) -> tuple[Any, Any]:
 
     A classifier of this toolkit (a folder with a head for several labels) is refused by transformers: its head has another size.
     """
-    if not (Path(model.model_name_or_path) / "adapter_config.json").is_file():
+    if not is_adapter(model.model_name_or_path):
         return load_model(model, AutoModelForSequenceClassification, num_labels=1)
     processor, tuned = load_base(model)
     settings = copy.deepcopy(tuned.config)

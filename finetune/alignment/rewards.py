@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from finetune.adapters.artefact import read_artefact
 from finetune.adapters.classifier import Classifier, load
-from finetune.alignment.policy import Policy, attach_reward, has_adapter, load_scorer, trunk_scores
+from finetune.alignment.policy import Policy, attach_reward, has_adapter, is_adapter, load_scorer, trunk_scores
 from finetune.alignment.rollout import log_probabilities
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, load_model, load_processor
@@ -217,7 +217,7 @@ def on_policy_base(policy: Policy, model: ModelArguments, settings: RewardArgume
     kind, _, folder = (settings.reward or "").partition(":")
     if kind != "model" or not settings.reward_on_policy_base or not has_adapter(policy.network):
         return None
-    if not (Path(folder) / "adapter_config.json").is_file():
+    if not is_adapter(folder):
         return None
     options = read_artefact(folder).options
     if (options["model_name_or_path"], options.get("model_revision", "main")) != (model.model_name_or_path, model.model_revision):
@@ -235,7 +235,7 @@ def on_policy_base(policy: Policy, model: ModelArguments, settings: RewardArgume
 def load_reward_model(folder: str) -> tuple[Any, Any, int]:
     """Tokenizer, model with one output, and the longest text it was trained on."""
     options = read_artefact(folder).options if (Path(folder) / ARGUMENTS).is_file() else {}
-    if (Path(folder) / "adapter_config.json").is_file():
+    if is_adapter(folder):
         processor, network = load_scorer(ModelArguments(model_name_or_path=options["model_name_or_path"]))
         network = peft.PeftModel.from_pretrained(network, folder)
     else:

@@ -18,6 +18,7 @@ from finetune.alignment.policy import REWARD, has_adapter
 from finetune.alignment.prompts import prompt_ids
 from finetune.alignment.rewards import Prompt, Reward
 from finetune.alignment.rollout import check_room
+from finetune.alignment.trl_options import check_task
 from finetune.errors import InputError
 from finetune.reports.tables import markdown
 from finetune.training.checkpoints import write_atomically
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 class RunArguments:
     """Where a run goes and what it leaves behind."""
 
+    task: str = field(default="ppo", metadata={"help": "What arguments.yaml says of the run, which is a recipe: always ppo."})
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of the run; a run that was stopped in it is continued."}
     )
@@ -49,6 +51,7 @@ class RunArguments:
     samples: int = field(default=8, metadata={"help": "Answers in the table of samples."})
 
     def __post_init__(self) -> None:
+        check_task(self.task, "ppo")
         if self.output_dir is None:
             raise InputError("No output folder; set --output_dir")
         if self.bf16 is None:

@@ -1,22 +1,32 @@
-"""What every trainer of TRL's is told here, whatever it trains. Knows option names; knows no loss and no model.
+"""What every trainer of TRL's is told here, whatever it trains. Knows options and callbacks; knows no loss and no model.
 
 TRL's own option names stay; other defaults stand where its own lose speed, disk or the truth about a run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune.errors import InputError
+from finetune.training.checkpoints import Sealer
 from finetune.training.plan import has_fast_bf16
+from finetune.training.progress import Progress
 
 
 @dataclass
 class TrlOptions:
     """Stands before one of TRL's configurations in a class's bases, and beats it."""
 
+    task: str = field(
+        default="", metadata={"help": "What arguments.yaml says of the run, which is a recipe: always the script's name."}
+    )
     bf16: bool | None = field(
         default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."}
     )
@@ -27,6 +37,7 @@ class TrlOptions:
     dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."})
 
     def __post_init__(self) -> None:
+        check_task(self.task, type(self).task)
         if self.output_dir is None:  # type: ignore[attr-defined]
             raise InputError("No output folder; set --output_dir")
         if not torch.cuda.is_available():
@@ -40,6 +51,9 @@ class TrlOptions:
 class PairOptions(TrlOptions):
     """The same for trainers on preference pairs."""
 
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate (default: the method's own, see METHODS; a tenth of it for DPO)."}
+    )
     max_length: int | None = field(default=512, metadata={"help": "Longest prompt and answer together, in tokens."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."})
@@ -52,3 +66,42 @@ class GroupOptions(TrlOptions):
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     max_completion_length: int | None = field(default=48, metadata={"help": "Longest answer in tokens."})
     max_steps: int = field(default=100, metadata={"help": "Optimizer steps."})
+
+
+def check_task(told: str, wanted: str) -> None:
+    """Refuse the arguments.yaml of another script as a recipe."""
+    if told != wanted:
+        raise InputError(f"Got --task {told}; wanted {wanted}, which this script does. Set --config to a recipe of its own")
+
+
+class NoCard(TrainerCallback):
+    """Removes the form that TRL leaves for a model card: it names no base and no data."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(str(args.output_dir)) / "README.md").unlink(missing_ok=True)
+
+
+def callbacks(training: Any) -> list[TrainerCallback]:
+    """Checkpoints that are sealed, a line a log, no empty card."""
+    return [
+        Sealer(),
+        NoCard(),
+        Progress(training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size),
+    ]
+
+
+@contextmanager
+def made_by_trl() -> Iterator[None]:
+    """Turns what TRL says of options that don't go together into an error that the user can mend."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"TRL refuses these options: {error} Set what it names") from error
+
+
+def quiet(trainer: Any) -> Any:
+    """The trainer without transformers' own bars and printed mappings: `callbacks` say the same."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer

@@ -164,7 +164,7 @@ def instruction_figures(answers: Sequence[Answer], labels: Sequence[str] | None)
     """Figures of texts; where references end in `#### number`, also the share of answers that end in that number."""
     figures = text_figures(answers, labels)
     if all(text_metrics.MARK in a["gold"] for a in answers):
-        right = [text_metrics.final_number(a["prediction"]) == text_metrics.final_number(a["gold"]) for a in answers]
+        right = [text_metrics.same_number(a["prediction"], a["gold"]) for a in answers]
         figures["answer_accuracy"] = sum(right) / len(right)
     return figures
 

@@ -92,7 +92,7 @@ def best_of(score: Callable[[str, str], float]) -> Counts:
 
 
 def number(answer: Answer) -> float:
-    return float(text_metrics.final_number(answer["prediction"]) == text_metrics.final_number(answer["gold"]))
+    return float(text_metrics.same_number(answer["prediction"], answer["gold"]))
 
 
 ACCURACY: dict[str, tuple[Counts, Figure]] = {"accuracy": (each(right), mean)}

@@ -358,9 +358,20 @@ def _source(
         if not isinstance(rows, Dataset):
             raise InputError("--positive_label wants rows that are read before the start; leave --streaming out")
         rows = texts.with_label(rows, apart.positive_label, chosen)
-    there = find_inputs(name, apart, list(next(iter(rows))), chosen, train=True)
+    first = next(iter(rows), None)
+    if first is None:
+        raise InputError(f"'{source}' has no rows to train on; set --train_split or --mixture")
+    there = find_inputs(name, apart, list(first), chosen, train=True)
     rows = rows.select_columns(list(there.values())).rename_columns(
         {column: role for role, column in there.items() if column != role}
     )
     wanted = [role for role in there if role != "score"]
-    return rows.filter(lambda row: all((row[role] or "").strip() for role in wanted))
+    return rows.filter(partial(_has_texts, wanted=wanted, source=source))
+
+
+def _has_texts(row: dict[str, Any], *, wanted: list[str], source: str) -> bool:
+    """Whether a row of a stream has a text in each of the columns; what is there must be one."""
+    strange = next((row[role] for role in wanted if row[role] is not None and not isinstance(row[role], str)), None)
+    if strange is not None:
+        raise InputError(f"A row of '{source}' holds {strange!r:.80}; wanted texts. Set --text_column")
+    return all((row[role] or "").strip() for role in wanted)

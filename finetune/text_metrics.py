@@ -12,7 +12,7 @@ from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 MARK = "####"
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"(?:(?<![\w)])-)?\d[\d,]*(?:\.\d+)?")  # a minus, but no dash between two numbers
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
@@ -57,6 +57,12 @@ def signatures() -> dict[str, Any]:
     texts(["a"], ["a"])  # a signature says how many references there were and needs one scoring
     bleu, chrf, _ = _measures()
     return {"bleu_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())}
+
+
+def same_number(predicted: str, gold: str) -> bool:
+    """Whether a text ends in the number that its reference ends in; never where the reference has none."""
+    wanted = final_number(gold)
+    return wanted is not None and final_number(predicted) == wanted
 
 
 def final_number(text: str) -> float | None:

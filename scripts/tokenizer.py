@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 def main(vocabulary: VocabularyArguments, data: DataArguments) -> None:
     from pathlib import Path
 
+    from finetune.data.columns import Columns
+    from finetune.data.doctor import without_empty
     from finetune.data.sources import load_rows, sample
     from finetune.data.texts import find_roles
-    from finetune.data.vocabulary import KINDS, texts_of, train_tokenizer
+    from finetune.data.vocabulary import KINDS, train_tokenizer
     from finetune.errors import InputError
 
     if vocabulary.output_dir is None:
@@ -31,10 +33,10 @@ def main(vocabulary: VocabularyArguments, data: DataArguments) -> None:
     rows = load_rows(data).train
     assert rows is not None
     column = find_roles(rows.column_names, data, {})["text"]
-    rows = sample(rows, data.max_train_rows, data.sample_seed)
+    rows = sample(without_empty(rows, Columns(column, None, ""), True, "training"), data.max_train_rows, data.sample_seed)
     kind = vocabulary.kind or KINDS.get(vocabulary.objective, "bpe")
     tokenizer = train_tokenizer(
-        texts_of(rows, column), vocabulary.objective, kind, vocabulary.vocab_size,
+        iter(rows[column]), vocabulary.objective, kind, vocabulary.vocab_size,
         min_frequency=vocabulary.min_frequency, lowercase=vocabulary.lowercase, sentinels=vocabulary.sentinel_count,
     )  # fmt: skip
     tokenizer.save_pretrained(vocabulary.output_dir)

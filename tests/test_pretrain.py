@@ -132,6 +132,20 @@ def test_a_stream_wants_an_evaluation_split_and_knows_no_labels(saved, review_fi
         pretrain(tmp_path / "run", *options, "--dataset_name", str(review_file), "--positive_label", "pos")
 
 
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_sources_of_no_texts_are_named(streaming, saved, review_file, tmp_path):
+    base = saved("bert", AutoModelForMaskedLM)
+    other = tmp_path / "other"
+    other.mkdir()
+    for split in ("train", "test"):
+        (other / f"{split}.jsonl").write_text("\n".join(['{"text": 5}'] * 4))
+    with pytest.raises(InputError, match="other' holds 5; wanted texts"):
+        pretrain(
+            tmp_path / "run", "--model_name_or_path", str(base), "--dataset_name", str(review_file), "--max_length", "32",
+            "--max_steps", "2", "--streaming", streaming, "--mixture", f"{review_file}=1", f"{other}=1",
+        )  # fmt: skip
+
+
 def test_empty_texts_are_named(saved, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(json.dumps({"text": text}) for text in ["a film", " ", "good", "bad", "dull"] * 5))
@@ -146,6 +160,17 @@ def test_a_tokenizer_is_never_written_over(review_file, tmp_path):
     make_tokenizer("bert").save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"holds a tokenizer already.*--output_dir"):
         run("tokenizer", "--dataset_name", str(review_file), "--output_dir", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"), [([1, 2, 3], "holds .*int64.*wanted texts"), ([None, " ", ""], "No training row has any text")]
+)
+def test_a_tokenizer_wants_texts(texts, message, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    with pytest.raises(InputError, match=message):
+        run("tokenizer", "--dataset_name", str(tmp_path), "--vocab_size", "300", "--output_dir", str(tmp_path / "tokenizer"))
+    assert not (tmp_path / "tokenizer").exists()
 
 
 SIZES = {

@@ -55,3 +55,24 @@ def test_signatures_name_version_and_settings():
     signatures = text_metrics.signatures()
     assert signatures["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
     assert "nc:6|nw:0" in signatures["chrf_signature"]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("5-10 of them", 10),
+        ("= 12-7=5.", 5),
+        ("it fell to -3", -3),
+        ("(-4)", -4),
+        ("x-7", 7),
+        ("$1,234.50", 1234.5),
+        ("none", None),
+    ],
+)
+def test_a_minus_is_no_dash(text, number):
+    assert text_metrics.final_number(text) == number
+
+
+def test_a_reference_without_a_number_is_never_met():
+    assert text_metrics.same_number("#### 7", "so #### 7.0")
+    assert not text_metrics.same_number("nothing", "#### none")

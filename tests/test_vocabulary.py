@@ -53,3 +53,5 @@ def test_bad_input():
         vocabulary.train_tokenizer(TEXTS, "glm", "bpe", 400)
     with pytest.raises(InputError, match=r"--vocab_size 200 is too small"):
         vocabulary.train_tokenizer(TEXTS, "mlm", "bpe", 200)
+    with pytest.raises(InputError, match=r"--sentinel_count 0"):
+        vocabulary.train_tokenizer(TEXTS, "span_corruption", "bpe", 400, sentinels=0)

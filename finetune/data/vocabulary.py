@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from datasets import Dataset
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -56,7 +55,7 @@ def train_tokenizer(
     `wordpiece` follows Devlin et al. 2019, `bpe` Radford et al. 2019 (on bytes, so that no text is unknown), `unigram` Kudo 2018.
 
     Raises:
-        InputError: no such objective or kind, or a vocabulary too small for its special tokens.
+        InputError: no such objective or kind, no sentinel, or a vocabulary too small for its special tokens.
     """
     if objective not in SPECIAL:
         raise InputError(f"Unknown objective '{objective}'; wanted one of: {', '.join(SPECIAL)}. Set --objective")
@@ -65,6 +64,8 @@ def train_tokenizer(
     names = SPECIAL[objective]
     marks = [f"<extra_id_{number}>" for number in range(sentinels)] if objective == "span_corruption" else []
     special = [*names.values(), *marks]
+    if objective == "span_corruption" and sentinels < 1:
+        raise InputError(f"Got --sentinel_count {sentinels}; wanted 1 or more")
     # 256 bytes or as many characters are the least that says anything
     if vocab_size < len(special) + 256:
         raise InputError(
@@ -121,8 +122,3 @@ def _around(tokenizer: Tokenizer, names: dict[str, str], kind: str) -> processor
     if kind != "bpe":
         return template
     return processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
-
-
-def texts_of(rows: Dataset, column: str) -> Iterator[str]:
-    """The texts of a column, those that hold something."""
-    return (text for text in rows[column] if text and text.strip())

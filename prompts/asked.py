@@ -12,6 +12,7 @@ import numpy as np
 import peft
 import torch
 import yaml
+from peft.tuners.tuners_utils import BaseTuner
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -54,28 +55,46 @@ class ScoringArguments:
 
 
 def load_scorer(name: str, options: ScoringArguments | None = None) -> Scorer:
-    """A scorer for a model's name, or for the folder of an adapter that this project or PEFT saved (on the base it names).
+    """A scorer for a model's name, or for the folder of an adapter that this project or PEFT saved, on the base that it names.
 
     Raises:
         InputError: no such model, an adapter with a classifier's head, one that belongs on another base.
     """
     options = options or ScoringArguments()
-    folder = Path(name).expanduser()
-    is_adapter = (folder / "adapter_config.json").is_file()
-    base = _base_of(folder) if is_adapter else name
+    base = name
+    while _is_adapter(base):
+        base = _base_of(Path(base).expanduser())
     head = _head_of(base)
     dtype = options.dtype
     if dtype == "auto":
         dtype = "bfloat16" if head is AutoModelForCausalLM and has_fast_bf16() else "float32"
-    tokenizer, network = load_model(ModelArguments(base, dtype=dtype, keep_attention_dropout=True), head)
-    if is_adapter:
-        if any(folder.glob("tokenizer*.json")):
-            tokenizer = load_processor(str(folder))
-            fit_embeddings(network, tokenizer)
-        check_passport(folder, network, tokenizer, options.allow_mismatch)
-        network = peft.PeftModel.from_pretrained(network, str(folder))
+    tokenizer, network = _load(name, head, dtype, options.allow_mismatch)
     network.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
     return Scorer(network, tokenizer, options.batch_tokens, options.share, options.fill)
+
+
+def _load(name: str, head: Any, dtype: str, allow_mismatch: bool) -> tuple[Any, Any]:
+    """Tokenizer and model; an adapter on its base, one below it merged into that, as alignment after tuning had it."""
+    if not _is_adapter(name):
+        return load_model(ModelArguments(name, dtype=dtype, keep_attention_dropout=True), head)
+    folder = Path(name).expanduser()
+    below = _base_of(folder)
+    stacked = _is_adapter(below)
+    tokenizer, network = _load(below, head, "float32" if stacked else dtype, allow_mismatch)
+    if stacked:
+        if not isinstance(network.base_model, BaseTuner):
+            kind = network.active_peft_config.peft_type.value
+            raise InputError(f"{folder} belongs on {below}, whose {kind} adapter can't be merged into a base. Set --models")
+        network = network.merge_and_unload().to(getattr(torch, dtype))
+    if any(folder.glob("tokenizer*.json")):
+        tokenizer = load_processor(str(folder))
+        fit_embeddings(network, tokenizer)
+    check_passport(folder, network, tokenizer, allow_mismatch)
+    return tokenizer, peft.PeftModel.from_pretrained(network, str(folder))
+
+
+def _is_adapter(name: str) -> bool:
+    return (Path(name).expanduser() / "adapter_config.json").is_file()
 
 
 def _base_of(folder: Path) -> str:

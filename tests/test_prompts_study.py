@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from finetune import metrics
+from finetune.adapters.passport import write_passport
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from finetune.methods import attach
@@ -534,6 +535,30 @@ def launched(command: list[str], folder: Path) -> subprocess.CompletedProcess[st
     return subprocess.run(
         [*launcher, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def test_an_adapter_on_a_tuned_model_is_asked_on_the_two_merged(saved, tmp_path: Path) -> None:
+    base, folders = saved("llama", AutoModelForCausalLM, initializer_range=0.2), (tmp_path / "sft", tmp_path / "dpo")
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(base), make_tokenizer("llama")
+    for below, folder in zip((base, folders[0]), folders, strict=True):
+        config = LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM", target_modules="all-linear")
+        network = get_peft_model(network, config)
+        network.save_pretrained(folder)
+        write_passport(folder, network, tokenizer, base=str(below), method="lora", method_kwargs=None, task="sft", labels=None,
+                       data_fingerprint=None, metrics=None)  # fmt: skip
+        (folder / "arguments.yaml").write_text(f"model_name_or_path: {below}\n")
+        network = network.merge_and_unload()
+    asked = [Request("the film was", (" good", " bad"))]
+    expected = Scorer(network, tokenizer)(asked)[0]
+    for dtype, near in (("float32", 1e-4), ("bfloat16", 0.2)):
+        found = load_scorer(str(folders[1]), ScoringArguments(dtype=dtype))
+        assert next(found.network.parameters()).dtype == getattr(torch, dtype)
+        np.testing.assert_allclose(np.concatenate(found(asked)[0]), np.concatenate(expected), atol=near)
+    virtual = attach(AutoModelForCausalLM.from_pretrained(base), "prompt", None, "CAUSAL_LM")
+    virtual.save_pretrained(folders[0])
+    (folders[0] / "passport.json").unlink()
+    with pytest.raises(InputError, match=r"PROMPT_TUNING adapter can't be merged"):
+        load_scorer(str(folders[1]))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from finetune.adapters.artefact import save_artefact
+from finetune.adapters.passport import hash_processor
 from finetune.alignment import pairwise
 from finetune.alignment.pairwise import DPOTrainingArguments, RewardTrainingArguments, make_dpo_trainer, make_reward_trainer
 from finetune.alignment.policy import load_base, load_scorer
@@ -107,6 +109,22 @@ def test_after_supervised_tuning_the_reference_is_the_tuned_model(tmp_path: Path
         bare = [log_probs(AutoModelForCausalLM.from_pretrained(base), row["prompt"], row["chosen"]).item() for row in PAIRS]
     assert references == pytest.approx(expected, abs=1e-3)
     assert references != pytest.approx(bare, abs=0.1)
+
+
+def test_alignment_asks_by_the_template_that_tuning_brought_and_on_the_tuned_base_alone(tmp_path: Path, saved):
+    base = saved("llama", AutoModelForCausalLM)
+    save_sft(tmp_path / "sft", base)
+    processor = make_tokenizer("llama")
+    processor.chat_template = "{{ messages[0]['content'] }}"
+    processor.save_pretrained(tmp_path / "sft")
+    with pytest.raises(InputError, match="another chat template"):
+        load_base(ModelArguments(model_name_or_path=str(tmp_path / "sft")))
+    passport = tmp_path / "sft" / "passport.json"
+    passport.write_text(json.dumps(json.loads(passport.read_text()) | hash_processor(processor)))
+    assert load_base(ModelArguments(model_name_or_path=str(tmp_path / "sft")))[0].chat_template == processor.chat_template
+    make_model("llama", AutoModelForCausalLM, seed=9).save_pretrained(base)
+    with pytest.raises(InputError, match="does not fit"):
+        load_base(ModelArguments(model_name_or_path=str(tmp_path / "sft")))
 
 
 def test_a_reward_model_stands_on_the_tuned_trunk(tmp_path: Path, saved):

@@ -200,6 +200,47 @@ def test_a_prompt_as_a_reward(saved):
     assert reward(["the film"], [" fine"])[0] == pytest.approx((log_p[great] - log_p[bad]).item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("words", [" great| great", " great| great film", "|"])
+def test_words_that_begin_alike_are_no_reward(saved, words):
+    with pytest.raises(InputError, match="begins with the other"):
+        load_reward(RewardArguments(reward=f"prompt:{saved('llama', AutoModelForCausalLM)}:{{text}} it was|{words}"))
+
+
+def test_a_prompt_as_a_reward_reads_the_end_of_what_is_too_long(saved, caplog):
+    reward = load_reward(RewardArguments(reward=f"prompt:{saved('gpt2', AutoModelForCausalLM)}:{{text}} it was| great| bad"))
+    found = reward(["the film " * 60], ["was fine"])  # 64 positions
+    assert "1 of 1 texts exceed" in caplog.text
+    assert found == reward(["the film " * 70], ["was fine"])
+
+
+def test_what_a_reward_raises_says_where_it_comes_from():
+    def reward(prompts, answers):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError) as raised:
+        checked(reward, ["p", "q"], ["", "the answer"], -1.0)
+    assert raised.value.__notes__ == ["The reward (--reward) raised this for 1 answers, the first 'the answer'"]
+
+
+@pytest.mark.parametrize("method", ["bottleneck", "ia3"])
+def test_a_reward_adapter_of_another_kind_gets_a_base_of_its_own(tmp_path: Path, saved, method, caplog):
+    base, folder = save_reward_adapter(tmp_path, saved)
+    policy = make_policy(AutoModelForCausalLM.from_pretrained(base), method, None)
+    assert (
+        rewards.on_policy_base(policy, ModelArguments(model_name_or_path=str(base)), RewardArguments(reward=f"model:{folder}"))
+        is None
+    )
+    assert "another kind" in caplog.text
+
+
+def test_a_reward_adapter_on_a_base_that_was_trained_on_is_refused(tmp_path: Path, saved):
+    base, folder = save_reward_adapter(tmp_path, saved)
+    load_reward(RewardArguments(reward=f"model:{folder}"))
+    make_model("llama", AutoModelForCausalLM, seed=9).save_pretrained(base)
+    with pytest.raises(InputError, match="does not fit"):
+        load_reward(RewardArguments(reward=f"model:{folder}"))
+
+
 def test_answers_keep_their_first_space():
     processor = make_tokenizer("llama")
     prompt = processor("the film")["input_ids"]
@@ -210,8 +251,9 @@ def test_answers_keep_their_first_space():
 def test_prompts_are_texts_or_conversations():
     assert as_prompt("a", 0) == "a"
     assert as_prompt([*CHAT, {"role": "assistant", "content": "great"}], 0) == CHAT
-    with pytest.raises(InputError, match="row 3"):
-        as_prompt([7, 8, 9], 3)
+    for cell in ([7, 8, 9], [], None, [{"role": "user", "content": None}], [{"role": "assistant", "content": "great"}]):
+        with pytest.raises(InputError, match="row 3"):
+            as_prompt(cell, 3)
 
 
 def test_a_prompt_never_ends_in_eos():

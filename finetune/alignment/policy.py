@@ -22,11 +22,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks)
 from finetune.adapters.artefact import read_artefact
+from finetune.adapters.passport import check_passport
 from finetune.alignment.head import cast_frozen, plain_head
 from finetune.alignment.rollout import answer_log_probs
 from finetune.errors import InputError
 from finetune.methods import METHODS, attach
-from finetune.models.load import ModelArguments, load_model
+from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
 from finetune.models.trunk import core
 from finetune.models.value import ValueHead, hidden_width
 from finetune.training.checkpoints import ARGUMENTS
@@ -139,7 +140,10 @@ def load_base(model: ModelArguments) -> tuple[Any, Any]:
             f"{folder} holds an adapter and no {ARGUMENTS} naming its base. Set --model_name_or_path to a merged model"
         )
     base = read_artefact(folder).options["model_name_or_path"]
-    processor, network = load_base(ModelArguments(**(vars(model) | {"model_name_or_path": base})))
+    _, network = load_base(ModelArguments(**(vars(model) | {"model_name_or_path": base})))
+    processor = load_processor(str(folder))  # tuning may have brought a chat template
+    fit_embeddings(network, processor)
+    check_passport(folder, network, processor)
     return processor, peft.PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
 
 

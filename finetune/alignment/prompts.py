@@ -82,11 +82,15 @@ def as_prompt(value: Any, index: int) -> Prompt:
     """A cell as a prompt; a conversation loses the assistant's last turn, which is what is to be sampled."""
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and value and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value):
+    if isinstance(value, list) and all(
+        isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in value
+    ):
         messages = [{"role": m["role"], "content": m["content"]} for m in value]
-        return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        asked = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+        if asked:
+            return asked
     raise InputError(
-        f"The prompt of row {index} is {str(value)[:60]!r}; wanted a text or a list of messages with role and content. "
+        f"The prompt of row {index} is {str(value)[:60]!r}; wanted a text or a list of messages with role and content, not the assistant's alone. "
         "Set --text_column"
     )
 

@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import math
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from finetune.adapters.artefact import read_artefact
 from finetune.adapters.classifier import Classifier, load
+from finetune.adapters.passport import check_passport
 from finetune.alignment.policy import Policy, attach_reward, has_adapter, is_adapter, load_scorer, trunk_scores
-from finetune.alignment.rollout import log_probabilities
+from finetune.alignment.rollout import log_probabilities, longest_input
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, load_model, load_processor
 from finetune.training.checkpoints import ARGUMENTS
@@ -86,7 +88,11 @@ def checked(reward: Reward, prompts: Sequence[Prompt], answers: Sequence[str], e
     scores = [empty_score] * len(answers)
     if not asked:
         return scores
-    given = reward([prompts[i] for i in asked], [answers[i] for i in asked])
+    try:
+        given = reward([prompts[i] for i in asked], [answers[i] for i in asked])
+    except Exception as error:
+        error.add_note(f"The reward (--reward) raised this for {len(asked)} answers, the first {answers[asked[0]]!r}")
+        raise
     found = given.tolist() if isinstance(given, (torch.Tensor, np.ndarray)) else given
     if not isinstance(found, Sequence) or isinstance(found, str):
         raise InputError(f"The reward gave {str(given)[:60]!r}; wanted a list with one number an answer. Mend --reward")
@@ -220,6 +226,11 @@ def on_policy_base(policy: Policy, model: ModelArguments, settings: RewardArgume
     if not is_adapter(folder):
         return None
     options = read_artefact(folder).options
+    if peft.PeftConfig.from_pretrained(folder).peft_type != policy.network.active_peft_config.peft_type:
+        logger.warning(
+            "The reward model in %s has an adapter of another kind than the policy's and gets a base of its own", folder
+        )
+        return None
     if (options["model_name_or_path"], options.get("model_revision", "main")) != (model.model_name_or_path, model.model_revision):
         return None
     head = attach_reward(policy, folder)
@@ -237,6 +248,7 @@ def load_reward_model(folder: str) -> tuple[Any, Any, int]:
     options = read_artefact(folder).options if (Path(folder) / ARGUMENTS).is_file() else {}
     if is_adapter(folder):
         processor, network = load_scorer(ModelArguments(model_name_or_path=options["model_name_or_path"]))
+        check_passport(folder, network, processor)
         network = peft.PeftModel.from_pretrained(network, folder)
     else:
         processor, network = load_model(ModelArguments(model_name_or_path=folder), AutoModelForSequenceClassification)
@@ -272,29 +284,46 @@ def prompt_reward(rest: str, settings: RewardArguments) -> Reward:
     if len(parts) != 3 or "{text}" not in parts[0]:
         raise InputError(f"--reward prompt:{rest!r}; wanted MODEL:TEXT|GOOD|BAD, where TEXT holds {{text}}")
     processor, network = load_model(ModelArguments(model_name_or_path=model), AutoModelForCausalLM)
-    template, good, bad = parts
-    network.eval()
+    network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    template, words = parts[0], parts[1:]
+    told_apart(processor, template, words)
+    used = max(len(processor(template + word)["input_ids"]) for word in words)
+    room = max((longest_input(network) or sys.maxsize) - used, 1)
 
     def reward(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        texts = [template.replace("{text}", as_text(p, a, settings.reward_part)) for p, a in zip(prompts, answers, strict=True)]
-        return [likelier - other for likelier, other in (continuations(network, processor, text, (good, bad)) for text in texts)]
+        whole = [as_text(p, a, settings.reward_part) for p, a in zip(prompts, answers, strict=True)]
+        texts = [last_tokens(text, processor, room) for text in whole]
+        warn_of_cuts(sum(map(operator.ne, whole, texts)), len(texts), room)
+        found = (continuations(network, processor, template.replace("{text}", text), words) for text in texts)
+        return [likelier - other for likelier, other in found]
 
     return reward
 
 
 @torch.inference_mode()
 def continuations(network: Any, processor: Any, text: str, words: Sequence[str]) -> list[float]:
-    """Log-probability of each continuation, counted from the first token in which any of the joined texts differ.
-
-    Text and continuation are tokenised together: apart, " good" and "good" after a space are other tokens.
-    """
-    rows = [processor(text + word)["input_ids"] for word in words]
-    shared = next(i for i in range(min(map(len, rows))) if len({row[i] for row in rows}) > 1)
+    """Log-probability of each continuation, counted from the first token in which any of the joined texts differ."""
+    rows, shared = told_apart(processor, text, words)
     scores = []
     for row in rows:
         ids = torch.tensor([row], device=network.device)
         scores.append(float(log_probabilities(network(input_ids=ids).logits[0, shared - 1 : -1], ids[0, shared:]).sum()))
     return scores
+
+
+def told_apart(processor: Any, text: str, words: Sequence[str]) -> tuple[list[list[int]], int]:
+    """Ids of the text with each continuation, and the first place where they differ.
+
+    Text and continuation are tokenised together: apart, " good" and "good" after a space are other tokens.
+
+    Raises:
+        InputError: one continuation is the other, or its beginning.
+    """
+    rows = [processor(text + word)["input_ids"] for word in words]
+    shared = next((i for i in range(min(map(len, rows))) if len({row[i] for row in rows}) > 1), None)
+    if shared is None:
+        raise InputError(f"--reward prompt:...|{'|'.join(words)}: one of the two words begins with the other; set others")
+    return rows, shared
 
 
 MAKERS: dict[str, Callable[[str, RewardArguments], Reward]] = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.errors import InputError
-from prompts.prompt import Prompt
+from prompts.prompt import Prompt, longest
 from prompts.rows import Row
 from prompts.template import Rendered, Template, is_empty
 from prompts.tokens import beginning, count_tokens, encode_pairs, word_ids
@@ -16,8 +16,7 @@ SHOWN = 200  # rows that a template is tried on
 
 def check_prompt(prompt: Prompt, rows: Sequence[Row], tokenizer: Any, limit: int, family: str) -> list[str]:
     """What is wrong with a prompt on some rows, one line each; empty where nothing is."""
-    longest = max(prompt.verbalizer.flat, key=lambda word: count_tokens(tokenizer, word, special=False))
-    lines = check_template(prompt.template, rows, tokenizer, limit, family, longest)
+    lines = check_template(prompt.template, rows, tokenizer, limit, family, longest(tokenizer, prompt.verbalizer.flat))
     first = next(iter(_rendered(prompt.template, rows)[0]), None)
     if first is None:
         return lines

@@ -71,8 +71,7 @@ class Prompt:
     ) -> tuple[Request, bool]:
         """One row's question, behind its examples, and whether the row's text was cut to `limit` tokens."""
         examples = [(self.template.render(columns), self.verbalizer.answer(label)) for columns, label in shots]
-        longest = max(self.verbalizer.flat, key=len)
-        return compose(self.template, scorer, row, [*examples], [*self.verbalizer.flat], longest, limit, chat)
+        return compose(self.template, scorer, row, examples, self.verbalizer.flat, limit, chat)
 
     def scores(self, scorer: Scorer, requests: Sequence[Request]) -> np.ndarray:
         """Scores of the labels, float64 [requests, labels]."""
@@ -83,13 +82,18 @@ def compose(
     template: Template,
     scorer: Scorer,
     row: Mapping[str, Any],
-    examples: list[tuple[Rendered, str]],
-    answers: list[str],
-    reserve: str,
+    examples: Sequence[tuple[Rendered, str]],
+    answers: Sequence[str],
     limit: int | None = None,
     chat: bool = False,
+    reserve: str | None = None,
 ) -> tuple[Request, bool]:
-    """A row's request: examples, one after the other, then the row with an open slot. `reserve` is room left for an answer."""
+    """A row's request: examples, one after the other, then the row with an open slot, and whether the row's text was cut.
+
+    `reserve` is room left for an answer (default: for the one with the most tokens).
+    """
+    if reserve is None:
+        reserve = longest(scorer.tokenizer, tuple(answers))
     limit = min(limit or scorer.longest, scorer.longest)
     head = "" if chat else "".join(rendered.filled(answer) + JOINER for rendered, answer in examples)
 
@@ -108,6 +112,12 @@ def compose(
             )
         return Request(_conversation(scorer.tokenizer, examples, rendered), tuple(answers), special=False), was_cut
     return Request(head + rendered.before, tuple(rendered.gap + answer for answer in answers), rendered.after), was_cut
+
+
+@cache
+def longest(tokenizer: Any, answers: tuple[str, ...]) -> str:
+    """The answer with the most tokens."""
+    return max(answers, key=lambda answer: count_tokens(tokenizer, answer, special=False))
 
 
 def _conversation(tokenizer: Any, examples: Sequence[tuple[Rendered, str]], rendered: Rendered) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from prompts.asked import ScoringArguments, embed, fingerprint, load_scorer
 from prompts.entries import Ending, Entry
 from prompts.lint import check_prompt, check_template, refusals
 from prompts.memory import Memory
-from prompts.prompt import Prompt, compose, split_name
+from prompts.prompt import Prompt, split_name
 from prompts.report import Findings, write_report
 from prompts.rows import Row, read_rows, source_of
 from prompts.score import Scorer
@@ -34,12 +35,15 @@ from prompts.study import (
     Asking,
     Parts,
     StudyArguments,
+    check_numbers,
     choose_prompt,
     ensembles,
+    examples_of,
     for_family,
     named_prompts,
     run_cells,
     searched,
+    settings,
     split_rows,
     value_of,
 )  # fmt: skip
@@ -63,9 +67,12 @@ def read_parts(
     Raises:
         InputError: nothing there under a name, columns or labels that don't fit, too few rows.
     """
+    check_numbers(study)
     entry, _ = _entry(study)
+    if entry.targets and (study.search or study.soft_rows or tuning.tune):
+        raise InputError(f"'{entry.name}' has texts written, no labels weighed: leave out --search, --soft_rows and --tune")
     needs_training = bool(
-        not entry.targets and (study.choose_rows or study.search or study.soft_rows or max(study.shots) or tuning.tune)
+        max(study.shots) or (not entry.targets and (study.choose_rows or study.search or study.soft_rows or tuning.tune))
     )
     rows = load_rows(data, train=needs_training and not study.check)
     source = source_of(entry, data.dataset_name)
@@ -74,14 +81,15 @@ def read_parts(
     splits = [split for split in (rows.eval, rows.train) if split is not None]
     asked = sample(rows.eval, data.max_eval_rows, data.sample_seed, by_class)
     unseen = read_rows(asked, entry, source, data.label_column, splits)
-    if study.check or entry.targets:
-        prompts = [] if entry.targets else named_prompts(study.prompts, unseen.labels, unseen.values)[1]
+    prompts = [] if entry.targets else named_prompts(study.prompts, unseen.labels, unseen.values)[1]
+    if study.check:
         return entry, prompts, Parts(unseen.rows, [], [], [], [], []), unseen.labels
     training = None
     if rows.train is not None:
         chosen = sample(rows.train, data.max_train_rows or 5000, data.sample_seed, by_class)
         training = read_rows(chosen, entry, source, data.label_column, splits)
-    prompts = named_prompts(study.prompts, unseen.labels, unseen.values)[1]
+    if entry.targets:
+        return entry, [], Parts(unseen.rows, [], examples_of(training, unseen, study), [], [], []), ()
     return entry, prompts, split_rows(training, unseen, study, tuning.tune_rows if tuning.tune else 0), unseen.labels
 
 
@@ -191,23 +199,23 @@ def check(entry: Entry, prompts: list[Prompt], parts: Parts, study: StudyArgumen
 def generate_all(entry: Entry, parts: Parts, study: StudyArguments, scoring: ScoringArguments) -> list[dict[str, str]]:
     """Have every model write an answer for every row by every template, and compare with the wanted texts."""
     table, texts, memory = [], [], None
+    vectors = _vectors(study, parts)
     for name, memory in _memories(study, scoring):
-        for template, target, ending in _asked_texts(entry, study):
+        asking = Asking(memory, study, parts.examples, vectors)
+        for (shots, seed), (template, target, ending) in product(settings(study), _asked_texts(entry, study)):
             wanted = [target.plain(row.columns).strip() for row in parts.unseen]
-            reserve = " the" * ending.tokens  # room for what is written
-            requests = [
-                compose(template, memory.scorer, row.columns, [], [""], reserve, study.max_length, study.chat)[0]
-                for row in parts.unseen
-            ]
+            requests = [asking.text_request(template, target, row, (shots, seed), ending.tokens) for row in parts.unseen]
             written = memory.written(requests, ending)
             figures = text_metrics.texts(written, wanted)
             each = [text_metrics.texts([one], [other])["rougeL"] for one, other in zip(written, wanted, strict=True)]
-            prompt = f"{template.name}/{ending.name}"
+            prompt = f"{template.name}/{ending.name}" + (f" {shots} shots, seed {seed}" if shots else "")
             values = {k: f"{v:.3f}" for k, v in figures.items() if k != "rougeL"}
             table.append(
                 {"model": name, "prompt": prompt, "rougeL": with_interval(figures["rougeL"], interval(np.array(each))), **values}
             )
             texts += [{"model": name, "prompt": prompt, "written": w, "wanted": g} for w, g in zip(written, wanted, strict=True)]
+        if asking.cut:
+            logger.warning("%d prompts of %s were cut to fit (--max_length)", asking.cut, name)
     if memory is not None and memory.state.is_main_process:
         folder = Path(study.output_dir)
         report = f"# {entry.name}: {len(parts.unseen)} rows, texts written by models\n\n{markdown(table)}\n"

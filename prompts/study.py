@@ -127,6 +127,19 @@ class Parts:
     soft: list[Row]
 
 
+def check_numbers(study: StudyArguments) -> None:
+    """
+    Raises:
+        InputError: a number below what it can be.
+    """
+    wanted = {"choose_rows": 0, "search_rows": 1, "soft_rows": 0, "max_length": 1, "shots": 0}
+    for name, least in wanted.items():
+        given = vars(study)[name]
+        wrong = next((n for n in (given if isinstance(given, list) else [given]) if n is not None and n < least), None)
+        if wrong is not None or given == []:
+            raise InputError(f"--{name} {'' if wrong is None else wrong}; wanted {least} or more")
+
+
 def split_rows(training: Table | None, unseen: Table, study: StudyArguments, tuning: int = 0) -> Parts:
     """Training rows in disjoint parts, none of them a row of `unseen`; rows without a label are left out, with a count.
 
@@ -149,6 +162,19 @@ def split_rows(training: Table | None, unseen: Table, study: StudyArguments, tun
     first, second, third, fourth = np.cumsum(wanted)
     examples = pool[fourth : fourth + 1000]
     return Parts(kept, pool[:first], examples, pool[first:second], pool[second:third], pool[third:fourth])
+
+
+def examples_of(training: Table | None, unseen: Table, study: StudyArguments) -> list[Row]:
+    """Training rows that can stand as examples before texts to write, none of them a row of `unseen`.
+
+    Raises:
+        InputError: too few for what was asked.
+    """
+    known = {row.identity for row in unseen.rows}
+    found = [row for row in training.rows if row.identity not in known][:1000] if training else []
+    if len(found) < max(study.shots):
+        raise InputError(f"{len(found)} training rows for {max(study.shots)} examples. Set --shots or --train_split")
+    return found
 
 
 def named_prompts(
@@ -228,20 +254,31 @@ class Asking:
     def request(self, group: list[Prompt], row: Row, shots: int, seed: int) -> Request:
         """One row's question behind its examples, with the words of all verbalizers of a group."""
         prompt, words = group[0], _words(group)
+        chosen = self._chosen(row, shots, seed)
+        shown = [
+            (prompt.template.render(self.examples[i].columns), prompt.verbalizer.answer(self.examples[i].label)) for i in chosen
+        ]
+        request, was_cut = compose(
+            prompt.template, self.memory.scorer, row.columns, shown, words, self.study.max_length, self.study.chat
+        )
+        self.cut += was_cut
+        return request
+
+    def text_request(self, template: Template, target: Template, row: Row, setting: tuple[int, int], room: int) -> Request:
+        """One row's question behind its (examples, seed), with room for a text of so many tokens."""
+        examples = [self.examples[i].columns for i in self._chosen(row, *setting)]
+        shown = [(template.render(columns), target.plain(columns).strip()) for columns in examples]
+        limit, chat = self.study.max_length, self.study.chat
+        request, was_cut = compose(template, self.memory.scorer, row.columns, shown, [""], limit, chat, " the" * room)
+        self.cut += was_cut
+        return request
+
+    def _chosen(self, row: Row, shots: int, seed: int) -> list[int]:
         vector = self.vectors.get(row.identity)
         way = self.study.shot_choice if shots else "none"
         if way == "nearest" and vector is None:  # what calibration asks is near to nothing
             way = "balanced"
-        chosen = choose(way, self.pool, shots, seed, row.identity, vector)
-        shown = [
-            (prompt.template.render(self.examples[i].columns), prompt.verbalizer.answer(self.examples[i].label)) for i in chosen
-        ]
-        reserve = max(words, key=len)
-        request, was_cut = compose(
-            prompt.template, self.memory.scorer, row.columns, shown, words, reserve, self.study.max_length, self.study.chat
-        )
-        self.cut += was_cut
-        return request
+        return choose(way, self.pool, shots, seed, row.identity, vector)
 
 
 def _groups(prompts: list[Prompt], together: bool) -> dict[str, list[Prompt]]:
@@ -280,19 +317,27 @@ def settings(study: StudyArguments) -> list[tuple[int, int]]:
 
 def blank_rows(prompts: list[Prompt], parts: Parts, study: StudyArguments) -> dict[str, list[Row]]:
     """What calibration asks: rows without content, of random words of the rows' own, and empty ones."""
-    columns = sorted({column for prompt in prompts for column in prompt.template.columns})
-    words = [str(row.columns[column]) for row in parts.unseen[:500] for column in columns]
+    first = parts.unseen[0].columns
+    kept = {column: first[column] for prompt in prompts for column in prompt.template.columns}  # numbers and lists as they are
+    columns = sorted(column for column, value in kept.items() if value is None or isinstance(value, str))
+    words = [row.columns[column] or "" for row in parts.unseen[:500] for column in columns]
     texts = {
         "contextual": list(calibrate.CONTENT_FREE),
         "domain": calibrate.random_inputs(words, DOMAIN_INPUTS, study.shot_seeds[0]),
         "pmi": [""],
     }
-    return {how: [Row(dict.fromkeys(columns, text), -1, f"{how}: {text}") for text in given] for how, given in texts.items()}
+    return {
+        how: [Row({**kept, **dict.fromkeys(columns, text)}, -1, f"{how}: {text}") for text in given]
+        for how, given in texts.items()
+    }
 
 
 def searched(asking: Asking, prompts: list[Prompt], parts: Parts, labels: Sequence[str]) -> list[Prompt]:
     """The prompts, and with them the best of what a search makes of them, tried on a few labelled rows."""
     gold = np.array([row.label for row in parts.search])
+    absent = [label for number, label in enumerate(labels) if number not in gold]
+    if absent:
+        raise InputError(f"No row of '{absent[0]}' among the {len(gold)} that words are searched on. Set --search_rows")
     by_template = {prompt.template.name: prompt.template for prompt in prompts}
     verbalizers = list({prompt.verbalizer.name: prompt.verbalizer for prompt in prompts}.values())
     row = parts.search[0]

@@ -38,7 +38,7 @@ from prompts.score import Request, Scorer
 from prompts.search import balanced_accuracy, compositions, search_words, whole_words
 from prompts.shots import Pool, choose
 from prompts.soft import soft_verbalizer
-from prompts.study import Answers, Cell, StudyArguments
+from prompts.study import CALIBRATIONS, Answers, Asking, Cell, StudyArguments
 from prompts.template import Template
 from prompts.tune import TuneArguments, tune
 from prompts.verbalizer import Verbalizer, make_verbalizer, probabilities
@@ -481,6 +481,46 @@ def test_generated_texts_are_measured(saved, tmp_path: Path, capsys: pytest.Capt
     assert len(lines) == 6 and {line["wanted"] for line in lines} == {"very good"}
 
 
+def test_texts_are_written_behind_examples_of_texts(saved, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        'target: "{{ end }}"\ntemplates: {a: "{{ text }} {{ mask }}"}\nendings: {line: {until: ["."], tokens: 4}}\n'
+    )
+    for split, texts in (("test", ["the film", "a story"]), ("train", ["the actor", "the film", "it was"])):
+        lines = [json.dumps({"text": text, "end": f"very {'good' if split == 'train' else 'bad'}"}) for text in texts]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    study = StudyArguments(
+        prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))], shots=[0, 2],
+        shot_choice="random", output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    data = DataArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl", "train=train.jsonl"])
+    entry, _, parts, _ = read_parts(study, data, TuneArguments())
+    table = generate_all(entry, parts, study, ScoringArguments(dtype="float32"))
+    assert [line["prompt"] for line in table] == ["own/a/line", "own/a/line 2 shots, seed 0"]
+    asking = Asking(Memory(load_scorer(study.models[0]), "x"), study, parts.examples)
+    request = asking.text_request(entry.templates["a"], entry.targets["a"], parts.unseen[0], (2, 0), 4)
+    assert request.context.endswith("\n\nthe film") and request.context.count("very good\n\n") == 2
+    for options, message in (({"search": True}, "leave out --search"), ({"shots": [4]}, "3 training rows for 4 examples")):
+        with pytest.raises(InputError, match=message):
+            read_parts(replace(study, **options), data, TuneArguments())
+
+
+def test_calibration_keeps_what_is_no_text(saved, review_file: Path, tmp_path: Path) -> None:
+    study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
+    (tmp_path / "rows").mkdir(exist_ok=True)
+    for split in ("train", "test"):
+        rows = [json.loads(line) for line in (review_file / f"{split}.jsonl").read_text().splitlines()]
+        for number, row in enumerate(rows):
+            row |= {"stars": number % 5 + 1, "words": row["text"].split(), "title": None if number % 3 else "a film"}
+        (tmp_path / "rows" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path(study.prompts[0]).write_text(
+        ENTRY.replace("{{ text }} it was", "{{ title }} {{ stars + 1 }} {{ words[0] }} {{ words[-1] }} it was").replace(
+            "the film was\\n{{ text }} it is {{ mask }}", "{{ text }} {{ mask }}"
+        )
+    )
+    found = finish(study, replace(data, dataset_name=str(tmp_path / "rows")))
+    assert len(found.answers) == 4 and all(np.isfinite(a.scores(how)).all() for a in found.answers for how in CALIBRATIONS)
+
+
 def test_check_passes_good_prompts_and_stops_at_bad_ones(
     saved, review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -497,6 +537,15 @@ def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Pat
     study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
     with pytest.raises(InputError, match="48 training rows for 60 to choose on"):
         read_parts(replace(study, choose_rows=60), data, TuneArguments())
+    for option, wrong in (("choose_rows", -1), ("shots", [0, -1]), ("max_length", 0), ("shots", [])):
+        with pytest.raises(InputError, match=f"--{option} .*wanted"):
+            read_parts(replace(study, **{option: wrong}), data, TuneArguments())
+    with pytest.raises(InputError, match=r"No row of '.*' among the 1 that words are searched on. Set --search_rows"):
+        finish(replace(study, search=True, search_rows=1), data)
+    same = tmp_path / "same.yaml"
+    same.write_text(ENTRY.replace("pos: good", "pos: zebra"))
+    with pytest.raises(InputError, match=r"same/is/plain: The answer ' zebra' is unknown to the vocabulary"):
+        finish(replace(study, prompts=[str(same)]), data)
     with pytest.raises(InputError, match="was saved as BertModel"):
         load_scorer(str(saved("bert", AutoModel, seed=2)))
     with pytest.raises(InputError, match="text follows the slot"):

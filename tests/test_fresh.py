@@ -169,6 +169,13 @@ def test_sentences_end_where_they_do(bert):
     assert parts == ["i hated it [UNK]", "[UNK] the film was bad [UNK]", "but the actor", "was good"]
 
 
+def test_sentences_end_where_no_space_follows():
+    text = "你好。他说：“走！”然后呢？好"
+    letters = documents.Document(text, list(range(len(text))), list(range(len(text))), [place + 1 for place in range(len(text))])
+    ends = [0, *documents.sentence_ends(letters)]
+    assert [text[a:b] for a, b in itertools.pairwise(ends)] == ["你好。", "他说：“走！”", "然后呢？", "好"]
+
+
 def test_pairs_are_neighbours_and_strangers(bert):
     texts = ["i hated it . the film was bad . dull .", "we loved it . the actor was great . fine ."]
     rows = features(documents.pairs, bert, texts, sentence_order=False)

@@ -27,6 +27,7 @@ def settings(**given: object) -> TrainingArguments:
     [
         ({}, 2, "f1", True),
         ({"load_best_model_at_end": True}, None, "f1", True),
+        ({"save_strategy": "best"}, None, "f1", True),
         ({"load_best_model_at_end": True, "metric_for_best_model": "loss"}, None, "loss", False),
         ({"metric_for_best_model": "eval_mse"}, 2, "eval_mse", False),
         ({"metric_for_best_model": "perplexity"}, 2, "perplexity", False),
@@ -50,6 +51,20 @@ def test_the_best_model_is_told_by_the_figure_that_was_named(given, patience, me
 def test_options_of_other_loaders_are_refused(option):
     with pytest.raises(InputError, match=f"--{next(iter(option))} .* has no effect"):
         settings(**option)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_steps": 0}, "wanted 1 or more, or none"),
+        ({"seed": 2**32}, "wanted a number below 4294967296"),
+        ({"fsdp": "full_shard"}, "this is one"),
+        ({"report_to": "wandb"}, "requires wandb to be installed"),
+    ],
+)
+def test_options_that_cannot_work_here_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        settings(**given)
 
 
 def test_a_figure_that_is_not_there_is_said_before_the_training(saved, review_file, tmp_path):

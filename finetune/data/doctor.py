@@ -26,7 +26,9 @@ def without_empty(rows: Dataset, columns: Columns, drop: bool, where: str, lists
         feature = rows.features[column]
         kind = feature.dtype if isinstance(feature, Value) else "list"
         if kind not in ("string", "large_string", "null", *(["list"] if lists else [])):
-            raise InputError(f"The column '{column}' of the {where} rows holds {feature}; wanted texts. Set --{flag}_column")
+            raise InputError(
+                f"The column '{column}' of the {where} rows holds {feature!s:.120}; wanted texts. Set --{flag}_column"
+            )
     values = list(zip(*(rows[column][:] for column in texts), strict=True))
     empty = [index for index, parts in enumerate(values) if not all(map(_has_text, parts))]
     if not empty:

@@ -20,7 +20,7 @@ from finetune.data.encode import want_tokens
 from finetune.errors import InputError
 
 Batch = dict[str, list[Any]]
-SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s)|\n+")
+SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s)|[。！？]+[”’」』）]*|\n+")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -78,6 +79,12 @@ class TrainingArguments(transformers.TrainingArguments):
         for name, least in LEAST.items():
             if not vars(self)[name] >= least:
                 raise InputError(f"Got --{name} {vars(self)[name]}; wanted {least} or more")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise InputError(f"Got --max_steps {self.max_steps}; wanted 1 or more, or none for --num_train_epochs")
+        if self.seed >= 2**32:
+            raise InputError(f"Got --seed {self.seed}; wanted a number below {2**32}")
+        if self.fsdp and os.environ.get("WORLD_SIZE", "1") == "1":
+            raise InputError("--fsdp shards a model over several processes and this is one; leave it out, or start more")
         for name, only in FIXED.items():
             if vars(self)[name] != only:
                 raise InputError(f"--{name} {vars(self)[name]} has no effect on this trainer's batches; leave it out")
@@ -96,8 +103,10 @@ class TrainingArguments(transformers.TrainingArguments):
             self.greater_is_better = named.removeprefix("eval_") not in LOWER_IS_BETTER
         try:
             super().__post_init__()
-            get_reporting_integration_callbacks(self.report_to)
-        except ValueError as error:  # transformers' own words on options that don't fit together
+            for reporter in get_reporting_integration_callbacks(self.report_to):
+                reporter()
+        # transformers' own words on options that don't fit together, or packages that aren't there
+        except (ValueError, RuntimeError, ImportError) as error:
             raise InputError(str(error)) from error
         if named is None and self.lr_scheduler_type not in ("reduce_lr_on_plateau", "greedy"):
             self.metric_for_best_model, self.greater_is_better = None, better  # the task's own, see `settled`
@@ -263,7 +272,7 @@ def settled(
         # a run that is continued remembers how long it has been waiting
         changes |= {"load_best_model_at_end": True, "restore_callback_states_from_checkpoint": True}
     named = training.metric_for_best_model
-    if named is None and (patience is not None or training.load_best_model_at_end):
+    if named is None and (patience is not None or training.load_best_model_at_end or training.save_strategy == "best"):
         changes |= {"metric_for_best_model": best, "greater_is_better": best not in LOWER_IS_BETTER}
     elif named is not None and named.removeprefix("eval_") not in (best, "loss"):
         changes["eval_on_start"] = True  # a figure that isn't there is said before the training

@@ -95,38 +95,62 @@ class Places(torch.autograd.Function):
 
     logits [places, classes], labels [places] → [places, 3]: nats of the label, mean nats over all classes (for label smoothing),
     and whether the label is the likeliest class, which is counted where no gradient is wanted.
+
+    With a frozen output layer (weight [classes, width], bias) its states [places, width] stand in for the logits, which then never
+    stand in memory together, as they are made again going back; the gradient goes to the states alone.
     """
 
     @staticmethod
-    def forward(context: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        table = torch.zeros(len(labels), 3, dtype=torch.float32, device=logits.device)
+    def forward(context: Any, given: Tensor, labels: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        table = torch.zeros(len(labels), 3, dtype=torch.float32, device=given.device)
         sums = table.new_zeros(len(labels))
-        for part in _parts(logits):
-            lines = logits[part].float()
-            sums[part] = lines.logsumexp(-1)
-            table[part, 0] = sums[part] - lines.gather(1, labels[part, None])[:, 0]
-            table[part, 1] = sums[part] - lines.mean(-1)
-            if not context.needs_input_grad[0]:
-                table[part, 2] = lines.argmax(-1).eq(labels[part]).float()
-        context.save_for_backward(logits, labels, sums)
+        for block in _blocks(given, weight):
+            logits, gold = _logits(given[block], weight, bias), labels[block]
+            rows, totals = table[block], sums[block]
+            for part in _parts(logits):
+                lines = logits[part].float()
+                totals[part] = lines.logsumexp(-1)
+                rows[part, 0] = totals[part] - lines.gather(1, gold[part, None])[:, 0]
+                rows[part, 1] = totals[part] - lines.mean(-1)
+                if not context.needs_input_grad[0]:
+                    rows[part, 2] = lines.argmax(-1).eq(gold[part]).float()
+        context.save_for_backward(given, labels, weight, bias, sums)
         return table
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        logits, labels, sums = context.saved_tensors
-        own, every = gradient[:, 0], gradient[:, 1]
-        found = torch.empty_like(logits)
-        for part in _parts(logits):
-            chances = (logits[part].float() - sums[part, None]).exp_()
-            chances.mul_((own + every)[part, None]).sub_(every[part, None] / logits.shape[1])
-            found[part] = chances.scatter_add_(1, labels[part, None], -own[part, None])
-        return found, None
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        given, labels, weight, bias, sums = context.saved_tensors
+        found = torch.empty_like(given)
+        for block in _blocks(given, weight):
+            logits, gold = _logits(given[block], weight, bias), labels[block]
+            own, every, totals = gradient[block, 0], gradient[block, 1], sums[block]
+            slopes = found if weight is None else logits  # a block's own logits are needed once
+            for part in _parts(logits):
+                chances = (logits[part].float() - totals[part, None]).exp_()
+                chances.mul_((own + every)[part, None]).sub_(every[part, None] / logits.shape[1])
+                slopes[part] = chances.scatter_add_(1, gold[part, None], -own[part, None])
+            if weight is not None:
+                found[block] = (slopes @ weight).to(found.dtype)
+        return found, None, None, None
+
+
+def _logits(given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return given if weight is None else F.linear(given.to(weight.dtype), weight, bias)
+
+
+def _blocks(given: Tensor, weight: Tensor | None) -> list[slice]:
+    """Places whose logits stand in memory together: all where they are there anyway."""
+    return [slice(0, len(given))] if weight is None else _slices(given, len(weight), 26)
 
 
 def _parts(logits: Tensor) -> list[slice]:
     """Lines that together stay in a core's cache, or on a GPU keep it busy."""
-    step = max(1, 2 ** (27 if logits.is_cuda else 20) // logits.shape[1])
-    return [slice(start, start + step) for start in range(0, len(logits), step)]
+    return _slices(logits, logits.shape[1], 20)
+
+
+def _slices(table: Tensor, width: int, power: int) -> list[slice]:
+    step = max(1, 2 ** (27 if table.is_cuda else power) // width)
+    return [slice(start, start + step) for start in range(0, len(table), step)]
 
 
 def items(labels: Tensor) -> Tensor:

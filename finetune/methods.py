@@ -25,6 +25,7 @@ from finetune.errors import InputError
 from finetune.models.load import FROM_TWO, MADE_UP, POSITIONS
 from finetune.tuners.bitfit import BitFitConfig
 from finetune.tuners.bottleneck import BottleneckConfig
+from finetune.tuners.low_rank import LowRankLinear
 
 HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
@@ -140,6 +141,8 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
     except (TypeError, ValueError) as error:
         raise InputError(f"--method_kwargs {json.dumps(options)} does not fit the method '{name}': {error}") from error
     try:
+        if name in ("lora", "rslora") and not getattr(network, "is_quantized", False):
+            config._register_custom_module({nn.Linear: LowRankLinear})
         tuned = peft.get_peft_model(network, config)
     except (TypeError, ValueError) as error:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import AutoModelForCausalLM, GraniteConfig, MistralConfig
 
 from finetune import loss
 from finetune.data import collate
@@ -127,6 +127,47 @@ def test_losses_and_hits_of_labelled_places_by_hand():
     torch.testing.assert_close(loss.placed_cross_entropy(places, labels), found)
     assert loss.placed_hits(places, labels).tolist() == [1, 0]
     assert loss.items(labels).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_frozen_heads_places_cost_what_its_logits_do(bias, monkeypatch):
+    monkeypatch.setattr(loss, "_slices", lambda table, *_: [slice(i, i + 3) for i in range(0, len(table), 3)])
+    head, states = torch.nn.Linear(4, 11, bias=bias).requires_grad_(False), torch.randn(8, 4, requires_grad=True)
+    labels, towards = torch.randint(0, 11, (8,)), torch.tensor([0.9, 0.1, 0.0])
+    found = []
+    for places in (loss.Places.apply(states, labels, head.weight, head.bias), loss.Places.apply(head(states), labels)):
+        found.append((places, *torch.autograd.grad((places * towards).sum(), states)))
+    torch.testing.assert_close(*found)
+    likeliest = head(states).argmax(-1)
+    labels = torch.where(torch.arange(8) < 5, likeliest, (likeliest + 1) % 11)
+    assert loss.Places.apply(states.detach(), labels, head.weight, head.bias)[:, 2].tolist() == [1] * 5 + [0] * 3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_frozen_head_makes_no_table_of_logits_and_the_same_gradients(family):
+    batch, labels = batch_of(ROWS, family=family)
+    found = []
+    for frozen in (False, True):
+        network = make_model(family, AutoModelForCausalLM, tie_word_embeddings=False)
+        packed.pack(network)
+        network.get_output_embeddings().requires_grad_(not frozen)
+        assert trunk.has_plain_head(network) == frozen
+        places = trunk.packed(network, batch, labels)
+        loss.placed_cross_entropy(places, labels).sum().backward()
+        assert network(input_ids=batch["input_ids"]).logits.shape[-1] == network.config.vocab_size  # the head is itself again
+        found.append((places, {n: p.grad for n, p in network.named_parameters() if "lm_head" not in n}))
+    torch.testing.assert_close(*found)
+
+
+def test_logits_that_are_scaled_after_the_head_are_the_models_own():
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = GraniteConfig(vocab_size=40, logits_scaling=4.0, **sizes)
+    network = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    packed.pack(network)
+    assert not trunk.has_plain_head(network)
+    batch, labels = batch_of(ROWS)
+    logits = network(**batch, use_cache=False).logits[0]
+    torch.testing.assert_close(trunk.packed(network, batch, labels), loss.Places.apply(logits, labels[labels.ne(-100)]))
 
 
 def test_noise_is_scaled_by_each_texts_own_length():

@@ -7,8 +7,10 @@ the wrapped model's own forward, where distributed training listens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -92,16 +94,53 @@ def pairs(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
 def packed(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """What each labelled place costs, [labels, 3] (see `loss.Places`), of rows packed into one line (see `collate.packed`).
 
-    It is computed inside the model's own forward: mixed precision makes float32 copies of whatever comes out of that.
+    It is computed inside the model's own forward: mixed precision makes float32 copies of whatever comes out of that. A frozen
+    head's logits, the largest thing in a step, are made a few places at a time.
     """
-    wanted = labels[labels.ne(IGNORED)]
+    wanted, network = labels[labels.ne(IGNORED)], core(model)
+    head = network.get_output_embeddings()
+    layer = _frozen_layer(head, batch["input_ids"].device.type) if has_plain_head(network) else ()
 
     def measure(module: Any, arguments: Any, outputs: Any) -> Any:
-        outputs["logits"] = Places.apply(outputs["logits"][0], wanted)[None]
+        outputs["logits"] = Places.apply(outputs["logits"][0], wanted, *layer)[None]
         return outputs
 
-    with core(model).register_forward_hook(measure):
+    with network.register_forward_hook(measure), _passing(head) if layer else nullcontext():
         return model(**batch, use_cache=False)["logits"][0]
+
+
+_plain: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def has_plain_head(network: Any) -> bool:
+    """Whether a model's logits are the product of a frozen layer and nothing more: some families scale or cap them afterwards."""
+    head = network.get_output_embeddings()
+    if type(head) is not nn.Linear or head.weight.requires_grad:
+        return False
+    if head not in _plain:
+        said: list[Tensor] = []
+        devices = [network.device] if network.device.type == "cuda" else []
+        # dropout in these two tokens must not move the streams that a continued run goes on with
+        with torch.no_grad(), torch.random.fork_rng(devices), head.register_forward_hook(lambda m, a, out: said.append(out)):
+            logits = network(input_ids=torch.tensor([[1, 2]], device=network.device), use_cache=False).logits
+        _plain[head] = logits is said[0]
+    return _plain[head]
+
+
+def _frozen_layer(head: nn.Linear, device: str) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in the type that their product is made in."""
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+    return head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+
+
+@contextmanager
+def _passing(layer: nn.Module) -> Iterator[None]:
+    """A layer that hands on what it is given."""
+    layer.forward = lambda states: states  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del layer.forward
 
 
 def causal(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def keep_freed_memory() -> None:
         return
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # never: a step of a small model may free 2 GB at once
 
 
 def has_fast_bf16() -> bool:

@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from finetune.alignment.learner import Clock, KLArguments, Learner, PPOArguments, ValueArguments, step_prompts
 from finetune.alignment.policy import in_role, make_policy
+from finetune.alignment.prompts import PromptArguments
+from finetune.alignment.rewards import RewardArguments
 from finetune.alignment.rollout import SamplingArguments, pad_left, stop_tokens
+from finetune.alignment.run import RunArguments
 from finetune.alignment.sampling import scored_answers
 from finetune.errors import InputError
 
@@ -264,9 +267,25 @@ def test_empty_answers_are_counted_and_cost_their_score():
     assert {sample["score"] for sample in samples if not sample["answer"].strip()} == {-3.0}
 
 
-def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="--minibatch_size"):
-        PPOArguments(rollout_batch_size=8, minibatch_size=16)
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [(PPOArguments, name, 0) for name in ("steps", "epochs", "minibatch_size", "per_device_batch_size", "clip", "stop_kl")]
+    + [(PPOArguments, "learning_rate", float("nan")), (PPOArguments, "minibatch_size", 65)]
+    + [(KLArguments, "kl_coefficient", -0.1), (KLArguments, "kl_target", 0.0), (KLArguments, "kl_estimator", "k4")]
+    + [(ValueArguments, "value_clip", 0.0), (ValueArguments, "gamma", 1.5), (ValueArguments, "lam", -0.1)]
+    + [(RunArguments, name, 0) for name in ("save_steps", "eval_steps", "eval_prompts")]
+    + [(RewardArguments, "reward_batch_size", 0), (PromptArguments, "prompt_tokens", 0), (SamplingArguments, "generation_batch_size", 0)],
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused(kind, option, value):
+    told = {"output_dir": "somewhere"} if kind is RunArguments else {}
+    with pytest.raises(InputError, match=f"--{option}"):
+        kind(**told, **{option: value})
+
+
+def test_the_reward_with_penalties_is_told_as_it_was_before_whitening():
+    options = {"kl": KLArguments(kl_coefficient=0.1), "reward": lambda prompts, answers: [5.0] * len(answers)}
+    plain, white = (learner(value=ValueArguments(whiten_rewards=whiten), **options) for whiten in (False, True))
+    assert steps(plain, 1)[0]["reward_with_penalties"] == steps(white, 1)[0]["reward_with_penalties"] == pytest.approx(5, abs=0.5)
 
 
 def test_the_bandits_word_is_one_token():

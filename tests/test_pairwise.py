@@ -218,6 +218,31 @@ def test_kto_needs_two_rows_a_batch(tmp_path: Path):
         dpo(tuned(), tmp_path, loss_type=["kto"], per_device_train_batch_size=1)
 
 
+@pytest.mark.filterwarnings("ignore:Adapter name 'ref':UserWarning")  # TRL's copy, which is dropped
+@pytest.mark.parametrize("method", ["bottleneck", "ia3", "prefix", "prompt"])
+def test_other_methods_are_aligned_too(tmp_path: Path, method):
+    network = attach(make_model("llama", AutoModelForCausalLM), method, None, "CAUSAL_LM")
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    dpo(network, tmp_path).train()
+    moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and moved <= {name for name, p in network.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(("family", "max_length"), [("gpt2", 512), ("llama", 100)])
+def test_pairs_longer_than_the_model_are_refused(tmp_path: Path, family, max_length):
+    long = Dataset.from_list([{"prompt": "the film", "chosen": " great" * 99, "rejected": " bad"}])
+    with pytest.raises(InputError, match="--max_length 64"):
+        make_dpo_trainer(
+            make_model(family, AutoModelForCausalLM), make_tokenizer(family),
+            DPOTrainingArguments(output_dir=str(tmp_path), bf16=False, max_length=max_length), long, long,
+        )  # fmt: skip
+    scorer = make_model(family, AutoModelForSequenceClassification, num_labels=1)
+    with pytest.raises(InputError, match="--max_length 64"):
+        make_reward_trainer(
+            scorer, make_tokenizer(family), RewardTrainingArguments(output_dir=str(tmp_path), bf16=False, max_length=max_length), long, PAIRS
+        )  # fmt: skip
+
+
 def test_an_unknown_loss_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="--loss_type"):
         dpo(tuned(), tmp_path, loss_type=["nonsense"])

@@ -28,7 +28,7 @@ from finetune.alignment.policy import REWARD, Policy
 from finetune.alignment.prompts import answer_texts, prompt_ids
 from finetune.alignment.rewards import Prompt, Reward, checked
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, pad_left, sample_answers, stop_tokens
-from finetune.errors import InputError
+from finetune.errors import InputError, check_above, check_least
 from finetune.training.checkpoints import seal
 
 logger = logging.getLogger(__name__)
@@ -55,10 +55,12 @@ class PPOArguments:
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.minibatch_size <= self.rollout_batch_size or self.per_device_batch_size < 1:
+        check_least(self, 1, "steps", "minibatch_size", "per_device_batch_size", "epochs")
+        check_above(self, 0, "learning_rate", "clip", "max_grad_norm", "stop_kl")
+        check_least(self, 0, "entropy_coefficient")
+        if self.minibatch_size > self.rollout_batch_size:
             raise InputError(
-                f"--minibatch_size is {self.minibatch_size} of --rollout_batch_size {self.rollout_batch_size}, "
-                f"--per_device_batch_size {self.per_device_batch_size}; wanted 0 < minibatch ≤ rollout and 1 or more a device"
+                f"--minibatch_size is {self.minibatch_size} of --rollout_batch_size {self.rollout_batch_size}; wanted at most that"
             )
 
 
@@ -75,6 +77,7 @@ class ValueArguments:
     whiten_rewards: bool = field(default=False, metadata={"help": "Divide rewards by their standard deviation."})
 
     def __post_init__(self) -> None:
+        check_above(self, 0, "value_learning_rate", "value_clip")
         if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):
             raise InputError(f"--gamma is {self.gamma} and --lam {self.lam}; wanted 0 < gamma ≤ 1 and 0 ≤ lam ≤ 1")
 
@@ -94,8 +97,8 @@ class KLArguments:
         if self.kl_estimator not in ppo.ESTIMATORS:
             wanted = ", ".join(ppo.ESTIMATORS)
             raise InputError(f"Unknown KL estimator '{self.kl_estimator}'; wanted one of: {wanted}. Set --kl_estimator")
-        if self.kl_target is not None and self.kl_target <= 0:
-            raise InputError(f"--kl_target is {self.kl_target}; wanted above 0, or leave it out for a fixed coefficient")
+        check_least(self, 0, "kl_coefficient", "kl_gain")
+        check_above(self, 0, "kl_target")
 
 
 @dataclass
@@ -227,7 +230,7 @@ class Learner:
         final = ppo.final_scores(e.scores, e.ended, self.missing_eos_penalty)
         penalty = ppo.kl_estimate(e.log_probs, e.reference, self.kl.kl_estimator)
         rewards = ppo.token_rewards(final, penalty, mask, self.coefficient)
-        share = ppo.step_share(final, rewards.sum(1))
+        share, penalised = ppo.step_share(final, rewards.sum(1)), float(rewards.sum(1).mean())
         if value.whiten_rewards:
             rewards = ppo.whiten(rewards, mask, shift=False)
         advantage = ppo.advantages(rewards, e.values, mask, value.gamma, value.lam)
@@ -235,7 +238,7 @@ class Learner:
         lengths = mask.sum(1)
         figures = {
             "reward": float(e.scores.mean()),
-            "reward_with_penalties": float(rewards.sum(1).mean()),
+            "reward_with_penalties": penalised,
             "kl": float((ppo.kl_estimate(e.log_probs, e.reference, "k1") * mask).sum(1).mean()),
             "kl_k3": float((ppo.kl_estimate(e.log_probs, e.reference, "k3") * mask).sum(1).mean()),
             "kl_coefficient": self.coefficient,

@@ -23,9 +23,11 @@ from safetensors.numpy import load_file, save_file
 
 from finetune.alignment.policy import drop_copy, has_adapter
 from finetune.alignment.preferences import pair_ids
+from finetune.alignment.rollout import longest_input
 from finetune.alignment.shared_prompt import SharedPrompt, can_share
 from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.errors import InputError
+from finetune.methods import check_length
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +64,26 @@ def make_reward_trainer(
     network: Any, processor: Any, training: RewardTrainingArguments, train: Dataset, held_out: Dataset
 ) -> Any:
     """TRL's reward trainer on checked pairs; the network has one output, an adapter on it or not."""
+    check_pairs_fit(network, processor, training.max_length, train, held_out)
     with made_by_trl():
         trainer = trl.RewardTrainer(
             model=network, args=training, train_dataset=train, eval_dataset=held_out, processing_class=processor,
             callbacks=callbacks(training),
         )  # fmt: skip
     return quiet(trainer)
+
+
+def check_pairs_fit(network: Any, processor: Any, max_length: int | None, *parts: Dataset) -> None:
+    """A pair as far as `max_length` has a position in the model for each token; only where `max_length` promises none is it looked at.
+
+    Raises:
+        InputError: one has more tokens.
+    """
+    limit = longest_input(network)
+    if limit and (max_length is None or max_length > limit):
+        sides = ((row, row[side]) for part in parts for row in part for side in ("chosen", "rejected"))
+        longest = max(len(pair_ids(processor, row["prompt"], answer)) for row, answer in sides)
+        check_length(network, longest if max_length is None else min(longest, max_length))
 
 
 class CachedDPOTrainer(trl.DPOTrainer):
@@ -149,6 +165,7 @@ def make_dpo_trainer(network: Any, processor: Any, training: DPOTrainingArgument
         raise InputError(f"--loss_type is {' '.join(training.loss_type)}; wanted {wanted}")
     parts = {"model": network, "train_dataset": train, "eval_dataset": held_out, "processing_class": processor,
              "callbacks": callbacks(training)}  # fmt: skip
+    check_pairs_fit(network, processor, training.max_length, train, held_out)
     with made_by_trl():
         trainer = _trainer_of(name, training, parts)
     drop_copy(network)

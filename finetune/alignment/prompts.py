@@ -14,7 +14,7 @@ from datasets import Dataset
 from finetune.alignment.rewards import Prompt
 from finetune.data.columns import TEXTS
 from finetune.data.sources import DataArguments, Rows, load_rows, sample
-from finetune.errors import InputError
+from finetune.errors import InputError, check_least
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,9 @@ class PromptArguments:
         default=None, metadata={"help": "Use the first so many tokens of each text as its prompt (default: the whole text)."}
     )
     max_prompt_length: int = field(default=512, metadata={"help": "Prompts of more tokens are left out; the log says how many."})
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "prompt_tokens", "max_prompt_length")
 
 
 def read_prompts(data: DataArguments, settings: PromptArguments, processor: Any) -> tuple[list[Prompt], list[Prompt]]:

@@ -26,7 +26,7 @@ from finetune.adapters.classifier import Classifier, load
 from finetune.adapters.passport import check_passport
 from finetune.alignment.policy import Policy, attach_reward, has_adapter, is_adapter, load_scorer, trunk_scores
 from finetune.alignment.rollout import log_probabilities, longest_input
-from finetune.errors import InputError
+from finetune.errors import InputError, check_least
 from finetune.models.load import ModelArguments, load_model, load_processor
 from finetune.training.checkpoints import ARGUMENTS
 
@@ -67,6 +67,7 @@ class RewardArguments:
     def __post_init__(self) -> None:
         if self.reward_part not in ("full", "answer"):
             raise InputError(f"--reward_part is '{self.reward_part}'; wanted full or answer")
+        check_least(self, 1, "reward_batch_size")
 
 
 def as_text(prompt: Prompt, answer: str, part: str) -> str:

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from finetune.alignment.head import token_log_probs
 from finetune.alignment.ppo import entropy
-from finetune.errors import InputError
+from finetune.errors import InputError, check_least
 from finetune.models.trunk import body, core
 
 
@@ -35,8 +35,7 @@ class SamplingArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"--max_new_tokens is {self.max_new_tokens}; wanted 1 or more")
+        check_least(self, 1, "max_new_tokens", "generation_batch_size")
         if self.temperature <= 0:
             raise InputError(f"--temperature is {self.temperature}; wanted above 0 (very low for greedy answers)")
         if not 0 < self.top_p <= 1 or self.top_k < 0:

@@ -19,7 +19,7 @@ from finetune.alignment.prompts import prompt_ids
 from finetune.alignment.rewards import Prompt, Reward
 from finetune.alignment.rollout import check_room
 from finetune.alignment.trl_options import check_task
-from finetune.errors import InputError
+from finetune.errors import InputError, check_least
 from finetune.reports.tables import markdown
 from finetune.training.checkpoints import write_atomically
 from finetune.training.plan import has_fast_bf16
@@ -52,6 +52,7 @@ class RunArguments:
 
     def __post_init__(self) -> None:
         check_task(self.task, "ppo")
+        check_least(self, 1, "save_steps", "eval_steps", "eval_prompts")
         if self.output_dir is None:
             raise InputError("No output folder; set --output_dir")
         if self.bf16 is None:

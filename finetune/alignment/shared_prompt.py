@@ -14,6 +14,8 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from torch import Tensor
 
 from finetune.alignment.rollout import positions
@@ -88,9 +90,12 @@ def one_line(ids: Tensor, mask: Tensor, labels: Tensor) -> Line | None:
 def can_share(model: Any) -> bool:
     """Whether a model with TRL's fused head gives the same in one line as in two rows: told by what it does with a short pair.
 
-    State-space layers, position schemes of their own and kernels that take no mask don't; a sliding window shows on long ones only.
+    State-space layers, position schemes of their own and kernels that take no mask don't; a sliding window shows on long ones only,
+    and made-up tokens have no place in a mask of two dimensions.
     """
-    network = core(model)
+    network, inner = core(model), extract_model_from_parallel(model)
+    if isinstance(inner, PeftModel) and inner.active_peft_config.is_prompt_learning:
+        return False
     if network.config._attn_implementation not in ATTENTION or network.config.get_text_config().to_dict().get("sliding_window"):
         return False
     ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 6, 0]], device=network.device)

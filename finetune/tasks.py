@@ -279,6 +279,15 @@ def check_writing(row: Task, options: TaskArguments, network: Any, processor: An
         )
 
 
+def longest_line(features: Dataset, encoder_decoder: bool) -> int:
+    """Tokens of the longest line that a model reads or writes at once: each choice is one, and so is an encoder-decoder's target."""
+    ids: list[Any] = features["input_ids"][:]
+    lines = [line for row in ids for line in (row if isinstance(row[0], list) else [row])]
+    gold: list[Any] = features["labels"][:] if encoder_decoder else []
+    targets = [row for row in gold if isinstance(row, list) and isinstance(row[0], int)]
+    return max(map(len, lines + targets))
+
+
 def shape_loss(
     row: Task, options: TaskArguments, smoothing: float, features: Dataset, labels: list[str] | None
 ) -> dict[str, Any]:

@@ -116,6 +116,21 @@ def test_texts_beyond_the_positions_cannot_be_written(family, kind, most, saved,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_line_has_room_for_itself_and_not_for_all_of_its_row(saved, tmp_path):
+    rows = {"source": "the film was " * 15, "target": "good " * 30, "choices": ["it was good " * 5] * 3, "answer": 1}
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join([json.dumps(rows)] * 4))
+    for task, family, kind, most in (
+        ("seq2seq", "bart", AutoModelForSeq2SeqLM, "--max_target_length 40"),
+        ("choice", "bert", AutoModel, "--text_column source"),
+    ):
+        run(
+            "train", "--task", task, QUIET, most, "--model_name_or_path", saved(family, kind), "--dataset_name", tmp_path,
+            "--data_files", "train=train.jsonl", "validation=validation.jsonl", "--output_dir", tmp_path / task, "--max_length 64",
+        )  # fmt: skip
+        assert figures(tmp_path / task)["steps"] == 1
+
+
 def test_instructions_want_a_decoder_and_something_to_save(saved, review_file, chats, tmp_path):  # noqa: F811
     model, data = chats
     common = ("--dataset_name", data, "--output_dir", tmp_path / "run", QUIET)

@@ -153,7 +153,7 @@ class EncoderDecoder:
         if self.sentinel is None:
             raise InputError(
                 f"The text goes on after its slot ({after.strip()[:40]!r}), and {type(self.network).__name__} has no sentinels; "
-                "wanted a template whose {{ mask }} stands at the end. Set --templates"
+                "wanted a template whose {{ mask }} stands at the end. Set --prompts"
             )
         gap = " " if before[-1:] != " " else ""
         return f"{before}{gap}<extra_id_0>{after}", (self.start, self.sentinel)

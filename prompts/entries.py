@@ -132,8 +132,12 @@ def read_entry(name: str) -> Entry:
     name = path.stem
     target = content.get("target")
     labels = content.get("labels", "data")
-    if labels != "data" and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
-        raise InputError(f"{path}: `labels` holds {labels!r}; wanted [one, other, ...], or data where the data names them")
+    if labels != "data" and not (
+        isinstance(labels, list) and all(isinstance(label, str) for label in labels) and len(set(labels)) == len(labels) > 1
+    ):
+        raise InputError(
+            f"{path}: `labels` holds {labels!r}; wanted two or more different ones, or data where the data names them"
+        )
     metric, known = content.get("metric", "rougeL" if target else "accuracy"), TEXT_FIGURES if target else FIGURES
     if metric not in known:
         raise InputError(f"{path}: unknown metric '{metric}'; wanted one of: {', '.join(known)}")

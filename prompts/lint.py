@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from finetune.errors import InputError
@@ -17,7 +17,7 @@ SHOWN = 200  # rows that a template is tried on
 def check_prompt(prompt: Prompt, rows: Sequence[Row], tokenizer: Any, limit: int, family: str) -> list[str]:
     """What is wrong with a prompt on some rows, one line each; empty where nothing is."""
     lines = check_template(prompt.template, rows, tokenizer, limit, family, longest(tokenizer, prompt.verbalizer.flat))
-    first = next(iter(_rendered(prompt.template, rows)[0]), None)
+    first = next(iter(_tried(prompt.template.render, rows)[0]), None)
     if first is None:
         return lines
     return [*lines, *_split(prompt, first, tokenizer, family), *refusals(prompt, first, tokenizer)]
@@ -27,7 +27,7 @@ def check_template(
     template: Template, rows: Sequence[Row], tokenizer: Any, limit: int, family: str, answer: str = ""
 ) -> list[str]:
     """The same for what is around the slot; `answer` is the longest that has to find room in it."""
-    rendered, faults = _rendered(template, rows)
+    rendered, faults = _tried(template.render, rows)
     lines = [f"{fault} ({count} of {min(len(rows), SHOWN)} rows)" for fault, count in faults.items()]
     if not rendered:
         return lines
@@ -45,13 +45,21 @@ def check_template(
     return lines
 
 
-def _rendered(template: Template, rows: Sequence[Row]) -> tuple[list[Rendered], dict[str, int]]:
-    """Texts of the rows that can be rendered, and why others can't, with their numbers."""
-    rendered: list[Rendered] = []
+def check_target(target: Template, rows: Sequence[Row]) -> list[str]:
+    """What is wrong with the texts that written ones are compared with."""
+    texts, faults = _tried(target.plain, rows)
+    empty = sum(not text.strip() for text in texts)
+    lines = [f"{fault} ({count} of {min(len(rows), SHOWN)} rows)" for fault, count in faults.items()]
+    return lines + ([f"{target.name}: {empty} rows have no text to compare with"] if empty else [])
+
+
+def _tried(render: Callable[[Mapping[str, Any]], Any], rows: Sequence[Row]) -> tuple[list[Any], dict[str, int]]:
+    """What could be rendered, and why the rest could not, with numbers of rows."""
+    rendered: list[Any] = []
     faults: dict[str, int] = {}
     for row in rows[:SHOWN]:
         try:
-            rendered.append(template.render(row.columns))
+            rendered.append(render(row.columns))
         except InputError as error:
             faults[str(error)] = faults.get(str(error), 0) + 1
     return rendered, faults

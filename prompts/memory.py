@@ -20,6 +20,7 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from finetune.errors import InputError
 from prompts.entries import Ending
 from prompts.generate import generate
 from prompts.score import Request, Scorer
@@ -36,13 +37,19 @@ class Memory:
         Args:
             fingerprint: of the model and the way of scoring.
             path: the file; None keeps nothing.
+
+        Raises:
+            InputError: the file is there and holds something else.
         """
         self.scorer, self.fingerprint, self.state, self.computed = scorer, fingerprint, PartialState(), 0
         self.file = None
         if path is not None and self.state.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = sqlite3.connect(path)
-            self.file.execute("create table if not exists answers (key blob primary key, value blob not null)")
+            self.file = sqlite3.connect(path, timeout=60)  # another study may keep answers in the same file
+            try:
+                self.file.execute("create table if not exists answers (key blob primary key, value blob not null)")
+            except sqlite3.DatabaseError as error:
+                raise InputError(f"{path} can't keep answers: {error}. Remove it, or set --cache_file") from error
 
     def __call__(self, requests: Sequence[Request]) -> list[list[np.ndarray]]:
         """The scorer's answers, the same in every process: one list a request, one float32 [tokens] an answer."""

@@ -262,7 +262,10 @@ def _confusion(found: Findings) -> str:
         return markdown([{"label": name, **{k: f"{v:.3f}" for k, v in per_class[name].items()}} for name in worst])
     matrix = metrics.confusion(predicted, found.gold, found.labels)
     return markdown(
-        [{"gold": name, **dict(zip(found.labels, line, strict=True))} for name, line in zip(found.labels, matrix, strict=True)]
+        [
+            {"gold ↓ said →": name, **dict(zip(found.labels, line, strict=True))}
+            for name, line in zip(found.labels, matrix, strict=True)
+        ]
     )
 
 
@@ -276,7 +279,7 @@ def _flips(found: Findings) -> str:
     table = []
     for index in order[agreed[order] < 1]:
         row = found.rows[index]
-        text = " / ".join(str(v) for v in row.columns.values()).replace("\n", " ").replace("|", "\\|")[:120]
+        text = " / ".join(str(v) for v in row.columns.values())[:120]
         counts = ", ".join(
             f"{found.labels[k]} {int(votes[index, k])}" for k in np.argsort(-votes[index], kind="stable")[:4] if votes[index, k]
         )

@@ -23,7 +23,7 @@ from finetune.reports.tables import markdown, with_interval
 from finetune.training.checkpoints import write_atomically
 from prompts.asked import ScoringArguments, embed, fingerprint, load_scorer
 from prompts.entries import Ending, Entry
-from prompts.lint import check_prompt, check_template, refusals
+from prompts.lint import check_prompt, check_target, check_template, refusals
 from prompts.memory import Memory
 from prompts.prompt import Prompt, split_name
 from prompts.report import Findings, write_report
@@ -184,10 +184,9 @@ def check(entry: Entry, prompts: list[Prompt], parts: Parts, study: StudyArgumen
         limit = min(study.max_length or scorer.longest, scorer.longest)
         for prompt in prompts:
             lines += [f"{name}: {line}" for line in check_prompt(prompt, parts.unseen, scorer.tokenizer, limit, scorer.family)]
-        for template in entry.templates.values() if entry.targets else ():
-            lines += [
-                f"{name}: {line}" for line in check_template(template, parts.unseen, scorer.tokenizer, limit, scorer.family)
-            ]
+        for template, target, _ in _asked_texts(entry, study) if entry.targets else ():
+            found = check_template(template, parts.unseen, scorer.tokenizer, limit, scorer.family)
+            lines += [f"{name}: {line}" for line in [*found, *check_target(target, parts.unseen)]]
     for line in dict.fromkeys(lines):
         print(line)
     if lines:

@@ -147,7 +147,7 @@ class Scorer:
             if request.rest.strip():
                 raise InputError(
                     f"The text goes on after its slot ({request.rest.strip()[:40]!r}), which a causal model can't see; "
-                    "wanted a template whose {{ mask }} stands at the end, or a masked model. Set --templates or --models"
+                    "wanted a template whose {{ mask }} stands at the end, or a masked model. Set --prompts or --models"
                 )
         encoded: dict[bool, list[Any]] = {}
         for special in {r.special for r in requests}:

@@ -101,7 +101,8 @@ def make_verbalizer(name: str, labels: Sequence[str], words: Mapping[str, object
         strange = [str(label) for label in words if str(label) not in labels]
         if strange:
             raise InputError(f"{name}: no label '{strange[0]}'; the data has {', '.join(labels[:12])}. Rename it in the entry")
-        given = {str(k): tuple(str(w) for w in v) if isinstance(v, (list, tuple)) else (str(v),) for k, v in words.items()}
+        listed = {str(k): v if isinstance(v, (list, tuple)) else [v] for k, v in words.items()}
+        given = {k: tuple("" if w is None else str(w) for w in v) for k, v in listed.items()}
         missing = [label for label in labels if label not in given]
         if missing:
             raise InputError(f"{name}: no word for the label '{missing[0]}'; name one in the entry")

@@ -533,6 +533,48 @@ def test_check_passes_good_prompts_and_stops_at_bad_ones(
     assert "rows have more than 6 tokens" in capsys.readouterr().out
 
 
+def test_check_reads_what_written_texts_are_compared_with(saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.yaml").write_text(
+        'target: "{{ end }}"\ntemplates: {a: "{{ text }} {{ mask }}", b: "{{ txt }} {{ mask }}"}\n'
+    )
+    rows = [{"text": "the film", "end": ""}, {"text": "", "end": "x"}]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = str(saved("llama", AutoModelForCausalLM))
+    study = StudyArguments(prompts=[str(tmp_path / "own.yaml")], models=[model], check=True, output_dir=str(tmp_path / "out"))
+    data = DataArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl"])
+    entry, prompts, parts, _ = read_parts(study, data, TuneArguments())
+    with pytest.raises(InputError, match="4 things are wrong"):
+        check(entry, prompts, parts, study, ScoringArguments())
+    told = capsys.readouterr().out
+    for fault in (
+        "own/a: 1 rows with an empty column", "own/a: 1 rows render to nothing", "own/target: 1 rows have no text to compare with",
+        "own/b: no column 'txt'; the rows have text, end",
+    ):  # fmt: skip
+        assert fault in told
+
+
+def test_tables_bear_any_label_and_the_cache_any_file(saved, tmp_path: Path) -> None:
+    labels = ["a | b", "two\nlines", "gold"]
+    (tmp_path / "own.yaml").write_text(
+        'labels: data\ntemplates: {a: "{{ text }} it was {{ mask }}", b: "{{ text }} is {{ mask }}"}\n'
+        'verbalizers: {w: {"a | b": good, "two\\nlines": bad, gold: dull}}\n'
+    )
+    for split in ("train", "test"):
+        rows = [{"text": f"the film {'|' * i} \r\n was", "label": labels[i % 3]} for i in range(9)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    study = StudyArguments(
+        prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))], choose_rows=0,
+        output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    finish(study, DataArguments(dataset_name=str(tmp_path)))
+    lines = (tmp_path / "out" / "report.md").read_text().split("## Where the first prompt errs")[1].splitlines()
+    tables = [line.replace("\\|", "") for line in lines if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {5} and sum("gold ↓ said →" in line for line in tables) == 1
+    (tmp_path / "out" / "cache.sqlite").write_text("no database" * 99)
+    with pytest.raises(InputError, match=r"cache.sqlite can't keep answers: .*Remove it, or set --cache_file"):
+        finish(study, DataArguments(dataset_name=str(tmp_path)))
+
+
 def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Path) -> None:
     study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
     with pytest.raises(InputError, match="48 training rows for 60 to choose on"):

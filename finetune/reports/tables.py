@@ -9,19 +9,24 @@ from typing import Any
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows with the same keys → a Markdown table; numbers to the right."""
+    """Rows with the same keys → a Markdown table; numbers to the right, whatever would end a cell or its line escaped."""
     if not rows:
         return ""
     keys = list(rows[0])
-    cells = [[str(row[key]) for key in keys] for row in rows]
-    widths = [max(len(key), *(len(line[i]) for line in cells)) for i, key in enumerate(keys)]
+    heads = [_cell(key) for key in keys]
+    cells = [[_cell(row[key]) for key in keys] for row in rows]
+    widths = [max(len(head), *(len(line[i]) for line in cells)) for i, head in enumerate(heads)]
     right = [all(isinstance(row[key], (int, float)) or str(row[key])[:1].isdigit() for row in rows) for key in keys]
 
     def line(parts: Sequence[str]) -> str:
         return "| " + " | ".join(p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True)) + " |"
 
     rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
-    return "\n".join([line(keys), rule, *map(line, cells)])
+    return "\n".join([line(heads), rule, *map(line, cells)])
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def comma_separated(rows: Sequence[dict[str, Any]]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
+from peft.helpers import disable_input_dtype_casting
 from transformers import AutoModelForCausalLM, GraniteConfig, MistralConfig
 
 from finetune import loss
 from finetune.data import collate
 from finetune.errors import InputError
+from finetune.methods import attach
 from finetune.models import forward, packed, trunk
 from finetune.training.instruct import noisy, token_lengths
 
@@ -157,6 +159,17 @@ def test_a_frozen_head_makes_no_table_of_logits_and_the_same_gradients(family):
         assert network(input_ids=batch["input_ids"]).logits.shape[-1] == network.config.vocab_size  # the head is itself again
         found.append((places, {n: p.grad for n, p in network.named_parameters() if "lm_head" not in n}))
     torch.testing.assert_close(*found)
+
+
+def test_adapters_in_float32_on_a_base_in_bf16_under_autocast_inside_the_forward_alone():
+    network = make_model("llama", AutoModelForCausalLM).bfloat16()
+    packed.pack(network)
+    tuned = attach(network, "lora", None, "CAUSAL_LM")
+    tuned.forward = torch.autocast("cpu", torch.bfloat16)(tuned.forward)  # as accelerate does
+    batch, labels = batch_of(ROWS)
+    with disable_input_dtype_casting(tuned):
+        loss.placed_cross_entropy(trunk.packed(tuned, batch, labels), labels).sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in tuned.parameters() if p.requires_grad)
 
 
 def test_logits_that_are_scaled_after_the_head_are_the_models_own():

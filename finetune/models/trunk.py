@@ -99,13 +99,14 @@ def packed(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """
     wanted, network = labels[labels.ne(IGNORED)], core(model)
     head = network.get_output_embeddings()
-    layer = _frozen_layer(head, batch["input_ids"].device.type) if has_plain_head(network) else ()
+    plain = has_plain_head(network)
 
     def measure(module: Any, arguments: Any, outputs: Any) -> Any:
+        layer = _frozen_layer(head, labels.device.type) if plain else ()
         outputs["logits"] = Places.apply(outputs["logits"][0], wanted, *layer)[None]
         return outputs
 
-    with network.register_forward_hook(measure), _passing(head) if layer else nullcontext():
+    with network.register_forward_hook(measure), _passing(head) if plain else nullcontext():
         return model(**batch, use_cache=False)["logits"][0]
 
 
@@ -119,10 +120,11 @@ def has_plain_head(network: Any) -> bool:
         return False
     if head not in _plain:
         said: list[Tensor] = []
-        devices = [network.device] if network.device.type == "cuda" else []
-        # dropout in these two tokens must not move the streams that a continued run goes on with
-        with torch.no_grad(), torch.random.fork_rng(devices), head.register_forward_hook(lambda m, a, out: said.append(out)):
-            logits = network(input_ids=torch.tensor([[1, 2]], device=network.device), use_cache=False).logits
+        device, watched = network.device, head.register_forward_hook(lambda module, arguments, output: said.append(output))
+        same_type = torch.autocast(device.type, torch.bfloat16)  # adapters may stand in float32 on a base in bf16
+        streams = torch.random.fork_rng([device] if device.type == "cuda" else [])  # a continued run goes on with them
+        with watched, torch.no_grad(), same_type, streams:
+            logits = network(input_ids=torch.tensor([[1, 2]], device=device), use_cache=False).logits
         _plain[head] = logits is said[0]
     return _plain[head]
 

@@ -91,6 +91,14 @@ class Entry:
         if isinstance(given, dict) and "words" in given:
             options = {k: v for k, v in given.items() if k != "words"}
             given = given["words"]
+        strange = sorted(set(options) - {"tokens", "combine"})
+        if strange or not isinstance(given, (str, dict)):
+            what = (
+                f"unknown key '{strange[0]}'; wanted words, tokens, combine"
+                if strange
+                else f"holds {given!r}; wanted label: word"
+            )
+            raise InputError(f"{self.name}/{name}: {what}")
         return make_verbalizer(f"{self.name}/{name}", known, given, **options)
 
     def template(self, name: str) -> Template:
@@ -138,6 +146,9 @@ def read_entry(name: str) -> Entry:
         raise InputError(
             f"{path}: `labels` holds {labels!r}; wanted two or more different ones, or data where the data names them"
         )
+    data = content.get("data") or {}
+    if not isinstance(data, dict) or not all(isinstance(value or {}, dict) for value in data.values()):
+        raise InputError(f"{path}: `data` holds {data!r}; wanted for each data set: columns, labels, rows")
     metric, known = content.get("metric", "rougeL" if target else "accuracy"), TEXT_FIGURES if target else FIGURES
     if metric not in known:
         raise InputError(f"{path}: unknown metric '{metric}'; wanted one of: {', '.join(known)}")
@@ -147,7 +158,7 @@ def read_entry(name: str) -> Entry:
         name,
         tuple(map(str, labels)) if isinstance(labels, list) else None,
         metric,
-        {key: _source(path, key, value or {}) for key, value in (content.get("data") or {}).items()},
+        {key: _source(path, key, value or {}) for key, value in data.items()},
         {key: _template(name, key, value) for key, value in content["templates"].items()},
         dict(content.get("verbalizers") or {}),
         dict.fromkeys(content["templates"], Template(f"{name}/target", target)) if target else {},

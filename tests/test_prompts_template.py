@@ -216,11 +216,16 @@ def test_files_of_ones_own_and_what_is_wrong_with_them(tmp_path: Path) -> None:
         ("metric: f1\ntemplates: {a: x}\nverbalizers: {w: '{name}'}", "unknown metric 'f1'; wanted one of: accuracy"),
         ("metric: accuracy\ntemplates: {a: x}\ntarget: y", "unknown metric 'accuracy'; wanted one of: rougeL"),
         ("templates: {a: x}\ntarget: y\nendings: {e: {until: END}}", "the ending 'e' holds"),
+        ("data: [x]\ntemplates: {a: x}\nverbalizers: {w: '{name}'}", "`data` holds ['x']; wanted".replace("[", "\\[")),
         ("templates: {a: x}\nverbalizers: [w]", "neither `verbalizers` nor `target`"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             read_entry(str(path))
+    for words, message in (("[bad, good]", "own/w: holds"), ("{words: '{name}', tokes: sum}", "own/w: unknown key 'tokes'")):
+        (tmp_path / "own.yaml").write_text(f"labels: [n, p]\ntemplates: {{a: x}}\nverbalizers: {{w: {words}}}")
+        with pytest.raises(InputError, match=message):
+            Prompt.load(str(tmp_path / "own.yaml"))
     with pytest.raises(InputError, match="No prompts 'sentimental'"):
         read_entry("sentimental")
 

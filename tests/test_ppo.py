@@ -103,14 +103,6 @@ def test_whitening_sees_real_tokens_alone():
     assert unshifted[:, 2].eq(0).all()
 
 
-def test_whitening_over_two_processes_is_that_of_one():
-    x, mask = torch.randn(4, 3), torch.ones(4, 3)
-    whole = ppo.whiten(x, mask)
-    # each process hands in its sums in turn; the partner's are added as a process group would
-    partner = [torch.stack([mask[2:].double().sum(), x[2:].double().sum()]), (x[2:] - x.mean()).double().square().sum()]
-    torch.testing.assert_close(ppo.whiten(x[:2], mask[:2], total=lambda part: part + partner.pop(0)), whole[:2])
-
-
 def test_a_steps_share_by_hand():
     scores = tensor([0.0, 2.0])  # deviation 1
     assert ppo.step_share(scores, scores) == 1
@@ -139,6 +131,13 @@ def test_value_loss_by_hand():
     loss, held = ppo.value_loss(tensor([[1.0, 0.1]]), tensor([[0.0, 0.0]]), tensor([[1.0, 1.0]]), torch.ones(1, 2), clip=0.2)
     torch.testing.assert_close(loss, tensor([0.8**2 / 2 + 0.9**2 / 2]))
     assert held.item() == 1
+
+
+def test_held_tokens_come_back_and_gains_stop_at_the_clip():
+    # ρ = 1.5: beyond the clip a gain has no gradient, a loss has -A ρ
+    log_probs = tensor([[math.log(1.5), math.log(1.5)]], requires_grad=True)
+    ppo.policy_loss(log_probs, torch.zeros(1, 2), tensor([[1.0, -1.0]]), torch.ones(1, 2))[0].sum().backward()
+    torch.testing.assert_close(log_probs.grad, tensor([[0.0, 1.5]]))
 
 
 @pytest.mark.parametrize("loss", [ppo.policy_loss, ppo.value_loss])

@@ -79,6 +79,13 @@ def test_answers_without_eos_are_noted():
         assert examine_pairs(chat, processor, 32)["endless"] == expected
 
 
+def test_texts_without_any_eos_are_refused():
+    processor = make_tokenizer("llama")
+    processor.eos_token = None
+    with pytest.raises(InputError, match="eos_token in tokenizer_config.json"):
+        sound_pairs(rows(GOOD), processor, 32, True, "training")
+
+
 def test_transcripts_that_hold_their_prompt_lose_it(caplog):
     whole = rows(("the film", "the film great", "the film bad"), ("a", "a good", "a dull"))
     found = with_prompt(whole, "pairs")
@@ -187,6 +194,8 @@ def test_pairs_are_read_from_a_folder_and_small_margins_left_out(tmp_path: Path)
     data = DataArguments(dataset_name=str(tmp_path))
     train, held_out = read_pairs(data, PairArguments(min_margin=0.3, margin=True), make_tokenizer("llama"), 32)
     assert train["margin"][:] == held_out["margin"][:] == [0.5]
+    with pytest.raises(InputError, match="lower --min_margin"):
+        read_pairs(data, PairArguments(min_margin=0.6), make_tokenizer("llama"), 32)
     with pytest.raises(InputError, match="--drop_faulty_pairs"):
         read_pairs(data, PairArguments(), make_tokenizer("llama"), 32)  # without the margin the two rows are one pair
 

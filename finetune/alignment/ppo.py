@@ -1,5 +1,8 @@
 """PPO's arithmetic: penalties, rewards, advantages, losses. Knows tensors; knows no model and no text.
 
+Read it from top to bottom: how far the policy is from the reference, what each token earned, how much better that was than
+expected, and the two losses that follow. A step of training (learner.py) calls it in this order.
+
 Everything is [batch, time] over the tokens of the answers, padded on the right; `mask` is 1 on real tokens, the EOS included.
 Losses come as one sum a row: who wants a mean divides by the number of tokens of the whole step, over all processes.
 
@@ -11,19 +14,12 @@ Losses come as one sum a row: who wants a mean divides by the number of tokens o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from finetune.errors import InputError
 
 ESTIMATORS = ("k1", "k2", "k3")
-
-
-def alone(totals: Tensor) -> Tensor:
-    """The sum over processes where there is one."""
-    return totals
 
 
 def kl_estimate(log_probs: Tensor, reference: Tensor, kind: str = "k1") -> Tensor:
@@ -49,7 +45,10 @@ def kl_estimate(log_probs: Tensor, reference: Tensor, kind: str = "k1") -> Tenso
 
 
 def adapted(coefficient: float, kl: float, target: float, gain: float = 0.1) -> float:
-    """The KL coefficient for the next step (Ziegler et al. 2019, section 2.2); kl and target are nats a sequence."""
+    """The KL coefficient β for the next step (Ziegler et al. 2019, section 2.2); kl and target are nats a sequence.
+
+    e = clip((kl - target) / target, -0.2, 0.2) and β ← β (1 + gain · e): further than the target makes distance dearer.
+    """
     error = min(max((kl - target) / target, -0.2), 0.2)
     return coefficient * (1 + gain * error)
 
@@ -60,7 +59,10 @@ def final_scores(scores: Tensor, ended: Tensor, penalty: float = 0.0) -> Tensor:
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coefficient: float) -> Tensor:
-    """-coefficient · KL at each token, and the answer's score at its last real token, wherever padding begins.
+    """What each token earned: -coefficient · KL, and at the answer's last real token, wherever padding begins, its score too.
+
+    Summed over an answer and with k1 it is R = r - β log(policy / reference) (Ziegler et al. 2019, eq. 2; Stiennon et al. 2020,
+    section 3.4); a token at a time, the value model can tell which token was dear.
 
     Args:
         scores: [batch].
@@ -79,30 +81,33 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coefficient: float) 
 def advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16); all inputs [batch, time], padding masked out.
 
+    How much better a token did than its value promised, δ_t = r_t + γ V_{t+1} - V_t, and how much better its followers did, in
+    shares that shrink by γλ a token: A_t = Σ_l (γλ)^l δ_{t+l} = δ_t + γλ A_{t+1}, from the last token back to the first.
     The value after the last real token is 0: an answer ends there.
     """
-    ahead, result = torch.zeros_like(rewards[:, 0]), torch.zeros_like(rewards)
-    following = torch.zeros_like(values[:, 0])
+    found = torch.zeros_like(rewards)
+    next_advantage = next_value = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
-        delta = rewards[:, t] + gamma * following - values[:, t]  # eq. 9
-        ahead = (delta + gamma * lam * ahead) * mask[:, t]
-        following = values[:, t] * mask[:, t]
-        result[:, t] = ahead
-    return result
+        surprise = rewards[:, t] + gamma * next_value - values[:, t]
+        found[:, t] = next_advantage = (surprise + gamma * lam * next_advantage) * mask[:, t]
+        next_value = values[:, t] * mask[:, t]
+    return found
 
 
-def moments(x: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor] = alone) -> tuple[Tensor, Tensor]:
-    """Mean and variance over real tokens; `total` sums over processes, so that each sees those of the whole batch."""
+def moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over real tokens."""
     x, mask = x.double(), mask.double()
-    count, first = total(torch.stack([mask.sum(), (x * mask).sum()]))
-    mean = first / count.clamp(min=1)
-    second = total(((x - mean).square() * mask).sum())
-    return mean, second / count.clamp(min=1)
+    count = mask.sum().clamp(min=1)
+    mean = (x * mask).sum() / count
+    return mean, ((x - mean).square() * mask).sum() / count
 
 
-def whiten(x: Tensor, mask: Tensor, shift: bool = True, total: Callable[[Tensor], Tensor] = alone) -> Tensor:
-    """Variance 1 over the real tokens, and mean 0 where `shift`; padding stays 0."""
-    mean, variance = moments(x, mask, total)
+def whiten(x: Tensor, mask: Tensor, shift: bool = True) -> Tensor:
+    """Variance 1 over the real tokens, and mean 0 where `shift`; padding stays 0.
+
+    Advantages are shifted; rewards, where they are whitened at all, keep their mean, since their sign says what is good.
+    """
+    mean, variance = moments(x, mask)
     white = (x.double() - mean) * torch.rsqrt(variance + 1e-8)
     return ((white if shift else white + mean) * mask).to(x.dtype)
 
@@ -112,6 +117,7 @@ def step_share(scores: Tensor, penalised: Tensor, least: float = 0.1) -> float:
 
     Whitened advantages make each step as large as any other. Where the penalty outweighs the scores, close to the reference, most
     of what is whitened is the noise of its estimate, and full steps would carry the policy about however large the coefficient.
+    This project's own: no paper has it.
 
     Args:
         scores, penalised: of whole answers, [batch].
@@ -122,7 +128,10 @@ def step_share(scores: Tensor, penalised: Tensor, least: float = 0.1) -> float:
 
 
 def policy_loss(log_probs: Tensor, old: Tensor, advantage: Tensor, mask: Tensor, clip: float = 0.2) -> tuple[Tensor, Tensor]:
-    """The clipped surrogate, to be minimised (Schulman et al. 2017, eq. 7).
+    """The clipped surrogate, to be minimised (Schulman et al. 2017, eq. 7): -min(ρ A, clip(ρ, 1 - ε, 1 + ε) A).
+
+    ρ = policy / old policy of the token that was sampled. Past the clip a gain counts no more, and the gradient is 0; a loss
+    counts in full, so that a token can always come back.
 
     Returns:
         Its sum over each answer [batch], and how many tokens were held by the clip [batch].
@@ -134,6 +143,8 @@ def policy_loss(log_probs: Tensor, old: Tensor, advantage: Tensor, mask: Tensor,
 
 def value_loss(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2) -> tuple[Tensor, Tensor]:
     """Half the squared error, the worse of the value and the value held within `clip` of the old one.
+
+    The papers don't have it; the code of Schulman et al. 2017 and of Ziegler et al. 2019 does.
 
     Returns:
         Its sum over each answer [batch], and how many tokens were held by the clip [batch].

@@ -112,6 +112,8 @@ def _with_margin(rows: Dataset, least: float) -> Dataset:
     if bad:
         raise InputError(f"{len(bad)} pairs have a margin that is no number (rows {_named(bad)}). Mend the column 'margin'")
     kept = rows.filter(lambda row: row["margin"] >= least) if least else rows
+    if not len(kept):
+        raise InputError(f"None of {len(rows)} pairs has a margin of {least:g} or more; lower --min_margin")
     if len(kept) < len(rows):
         logger.warning("%d of %d pairs have a margin below %g and are left out", len(rows) - len(kept), len(rows), least)
     return kept
@@ -123,6 +125,8 @@ def sound_pairs(rows: Dataset, processor: Any, max_length: int, drop: bool, wher
     Raises:
         InputError: pairs that can't, where `drop` doesn't allow to leave them out.
     """
+    if processor.eos_token is None and isinstance(rows[0]["chosen"], str):
+        raise InputError("The tokenizer has no EOS, with which TRL ends each answer. Name its eos_token in tokenizer_config.json")
     faults = examine_pairs(rows, processor, max_length)
     for name, said in NOTED.items():
         if faults[name]:

@@ -280,8 +280,8 @@ def function_reward(rest: str, settings: RewardArguments) -> Reward:
 
 def prompt_reward(rest: str, settings: RewardArguments) -> Reward:
     """`MODEL:TEXT|GOOD|BAD` → log-odds of one continuation over the other, both tokenised together with what goes before."""
-    model, _, words = rest.partition(":")
-    parts = words.replace("\\n", "\n").split("|")
+    model, _, told = rest.partition(":")
+    parts = told.replace("\\n", "\n").split("|")
     if len(parts) != 3 or "{text}" not in parts[0]:
         raise InputError(f"--reward prompt:{rest!r}; wanted MODEL:TEXT|GOOD|BAD, where TEXT holds {{text}}")
     processor, network = load_model(ModelArguments(model_name_or_path=model), AutoModelForCausalLM)

@@ -169,6 +169,21 @@ def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
     return None
 
 
+def check_packed(name: str, mend: str) -> None:
+    """Each row has a place in front of it for the method's virtual tokens; rows that stand in one line have none.
+
+    Args:
+        mend: what else to set than the method.
+
+    Raises:
+        InputError: the method has such tokens.
+    """
+    if find_method(name).virtual:
+        raise InputError(
+            f"The method '{name}' puts tokens of its own in front of a row, and rows stand in one line here. Set --method lora{mend}"
+        )
+
+
 def check_length(network: Any, longest: int) -> None:
     """A row of `longest` tokens has a position for each, and for the virtual tokens that its method puts in front.
 

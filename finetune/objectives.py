@@ -32,7 +32,7 @@ from finetune.data import documents, fresh, texts
 from finetune.data.mixtures import Stream, StreamArguments, parse_mixture
 from finetune.data.sources import DataArguments, load_rows, open_stream
 from finetune.errors import InputError
-from finetune.methods import MethodArguments
+from finetune.methods import MethodArguments, check_packed, find_method
 from finetune.models import contrastive, packed, trunk
 
 WRITERS = frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
@@ -244,6 +244,18 @@ def check(
             "The tokenizer has no sentinels <extra_id_0>, <extra_id_1>, ..., which the objective 'span_corruption' needs. "
             "Make one with scripts/tokenizer.py --objective span_corruption"
         )
+
+
+def check_method(name: str, row: Objective, method: str) -> None:
+    """The method can tune what the objective trains; said before anything is loaded.
+
+    Raises:
+        InputError: its virtual tokens have no place there.
+    """
+    if name == "clm":
+        check_packed(method, "")
+    if row.peft is None and find_method(method).virtual:
+        raise InputError(f"The method '{method}' wants a task that PEFT knows, and '{name}' is none. Set --method lora")
 
 
 def check_model(name: str, row: Objective, model_type: str) -> None:

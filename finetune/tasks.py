@@ -281,11 +281,29 @@ def check_writing(row: Task, options: TaskArguments, network: Any, processor: An
 
 def longest_line(features: Dataset, encoder_decoder: bool) -> int:
     """Tokens of the longest line that a model reads or writes at once: each choice is one, and so is an encoder-decoder's target."""
-    ids: list[Any] = features["input_ids"][:]
-    lines = [line for row in ids for line in (row if isinstance(row[0], list) else [row])]
+    lines = _lines(features)
     gold: list[Any] = features["labels"][:] if encoder_decoder else []
     targets = [row for row in gold if isinstance(row, list) and isinstance(row[0], int)]
     return max(map(len, lines + targets))
+
+
+def check_ends(features: Dataset, eos: int) -> None:
+    """Every line has as many end tokens: heads of encoder-decoders read a text's vector at its last one.
+
+    Raises:
+        InputError: a text that holds one itself.
+    """
+    counts = [line.count(eos) for line in _lines(features)]
+    if len(set(counts)) > 1:
+        raise InputError(
+            f"{sum(count > min(counts) for count in counts)} texts hold the model's own end token, so that it would find their end in "
+            "their midst. Mend the rows, or set --model_name_or_path to an encoder"
+        )
+
+
+def _lines(features: Dataset) -> list[list[int]]:
+    ids: list[Any] = features["input_ids"][:]
+    return [line for row in ids for line in (row if isinstance(row[0], list) else [row])]
 
 
 def shape_loss(

@@ -39,10 +39,10 @@ def main(
     from transformers import set_seed
 
     from finetune.adapters.artefact import resolved_options, save_artefact
-    from finetune.methods import attach, find_method
+    from finetune.methods import attach, check_length, find_method
     from finetune.models.contrastive import save_sentence_encoder
     from finetune.models.scratch import family, prepare
-    from finetune.objectives import check, check_model, fitted, load_features, settle
+    from finetune.objectives import check, check_method, check_model, fitted, load_features, settle
     from finetune.training.checkpoints import open_run
     from finetune.training.pretraining import FreshTrainer, check_options
     from finetune.training.trainer import make_trainer, settled
@@ -50,6 +50,7 @@ def main(
     world_size()
     row = settle(objective, contrastive, training.seed)
     check_model(objective.objective, row, family(model, scratch))
+    check_method(objective.objective, row, tuning.method)
     alone = objective.objective == "contrastive" and contrastive.negative_column is None
     check_options(stream, data, batching, training, in_batch=alone)
     rate = 5e-4 if scratch.from_config else find_method(tuning.method).learning_rate
@@ -57,6 +58,7 @@ def main(
     processor, network = prepare(model, scratch, row.model, objective.max_length)
     check(objective.objective, row, network, processor, supervised=contrastive.supervised, attention=model.attn_implementation)
     network = attach(network, tuning.method, tuning.method_kwargs, row.peft)
+    check_length(network, objective.max_length)
     with training.main_process_first(desc="reading and tokenising"):
         features, fingerprint = load_features(row, objective, contrastive, data, stream, processor)
     row = fitted(row, features["eval"])

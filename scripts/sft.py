@@ -37,7 +37,7 @@ def main(
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
     from finetune.intervals import intervals
-    from finetune.methods import attach, find_method
+    from finetune.methods import attach, check_length, check_packed, find_method
     from finetune.models.load import architecture, load_model
     from finetune.models.packed import pack
     from finetune.tasks import TaskArguments, answerer, check_writing, packed, settle
@@ -55,6 +55,7 @@ def main(
         rows, columns, _ = row.examine(load_rows(data), data)
     processor, network = load_model(model, row.model)
     if training.packing:
+        check_packed(method.method, " or --packing false")
         pack(network)
     network = attach(network, method.method, method.method_kwargs, row.peft)
     answers_only = training.assistant_only_loss if columns.text == columns.label else training.completion_only_loss
@@ -63,11 +64,11 @@ def main(
             split: row.encode(part, columns, processor, training.max_length, None, chat=instruct.chat, answers_only=answers_only)
             for split, part in rows.splits()
         }
+    check_length(network, max(max(part["length"][:]) for part in features.values()))
     asked = Asked(rows.eval.select(sorted(features["eval"]["row"])), columns, by_length(features["eval"]), None)
-    answer = None
     if instruct.write_answers:
         check_writing(row, task, network, processor, features["eval"])
-        answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size)
+    answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size) if instruct.write_answers else None
     options = resolved_options(instruct, data, model, method, batching, training)
     checkpoint = open_run(options, fingerprint(rows.train, columns))
     trainer = make_instruct_trainer(row, network, processor, training, features, batching=batching, answer=answer)

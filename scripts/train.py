@@ -66,7 +66,7 @@ def run(
     from finetune.intervals import intervals
     from finetune.methods import attach, check_length
     from finetune.models.load import architecture, check_room, load_model
-    from finetune.tasks import answerer, check_writing, longest_line, settle, shape_loss
+    from finetune.tasks import answerer, check_ends, check_writing, longest_line, settle, shape_loss
     from finetune.training.checkpoints import open_run
     from finetune.training.trainer import by_length, make_trainer
 
@@ -82,6 +82,9 @@ def run(
     with training.main_process_first(desc="tokenising"):
         features = {split: row.encode(part, columns, processor, task.max_length, labels) for split, part in rows.splits()}
     check_budget(features["train"]["length"][:], batching.tokens_per_batch)
+    if row.peft == "SEQ_CLS" and network.config.is_encoder_decoder:
+        for part in features.values():
+            check_ends(part, processor.eos_token_id)
     check_length(network, max(longest_line(part, network.config.is_encoder_decoder) for part in features.values()))
     check_writing(row, task, network, processor, features["eval"])
     asked = Asked(rows.eval.select(sorted(set(features["eval"]["row"][:]))), columns, by_length(features["eval"]), labels)

@@ -89,6 +89,11 @@ def test_a_sentence_encoder(saved, review_file, tmp_path):
         (("--mixture", "reviews=1"), r"--max_steps"),
         (("--max_length", "3"), r"--max_length 3 leaves no room"),
         (("--max_length", "100"), r"--max_length 100 is beyond the model's 64 positions"),
+        (("--method", "prompt"), "'prompt' wants a task that PEFT knows, and 'mlm' is none"),
+        (
+            ("--objective", "contrastive", "--method", "prefix", "--max_length", "50"),
+            "the model has room for 44; set --max_length 44",
+        ),
         (("--text_column", "number"), r"'number' of the evaluation rows holds .*int64.*wanted texts"),
         (("--objective", "contrastive", "--negative_column", "text"), "--negative_column is for pairs; set --supervised"),
         (("--objective", "contrastive", "--score_column", "number"), "the rows have one. Set --text_pair_column"),
@@ -108,6 +113,15 @@ def test_bad_input_is_said_before_training(changes, message, saved, review_file,
         pretrain(
             tmp_path / "run", "--model_name_or_path", str(base), "--dataset_name", str(review_file),
             "--max_length", "32", *changes,
+        )  # fmt: skip
+
+
+def test_packed_texts_take_no_tokens_in_front(saved, review_file, tmp_path):
+    base = saved("gpt2", AutoModelForCausalLM)
+    with pytest.raises(InputError, match="'prefix' puts tokens of its own in front of a row, and rows stand in one line"):
+        pretrain(
+            tmp_path / "run", "--objective", "clm", "--model_name_or_path", str(base), "--dataset_name", str(review_file),
+            "--max_length", "32", "--method", "prefix",
         )  # fmt: skip
 
 

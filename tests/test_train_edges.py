@@ -131,6 +131,32 @@ def test_a_line_has_room_for_itself_and_not_for_all_of_its_row(saved, tmp_path):
         assert figures(tmp_path / task)["steps"] == 1
 
 
+def test_texts_that_hold_an_end_token_are_refused_where_the_end_is_read(saved, tmp_path):
+    for split in ("train", "validation"):
+        lines = [{"text": "good </s> film" if n % 3 else "bad", "label": n % 2} for n in range(12)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    files = ("--dataset_name", tmp_path, "--data_files", "train=train.jsonl", "validation=validation.jsonl")
+    with pytest.raises(InputError, match="8 texts hold the model's own end token"):
+        run("train", QUIET, *files, "--model_name_or_path", saved("t5", AutoModel), "--output_dir", tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix", "ptuning"])
+def test_tokens_in_front_of_a_row_want_rows_of_their_own(method, chats, tmp_path):  # noqa: F811
+    model, data = chats
+    common = (
+        "--model_name_or_path",
+        model,
+        "--dataset_name",
+        data,
+        "--output_dir",
+        tmp_path / "run",
+        "--bf16 false --max_length 40",
+    )
+    with pytest.raises(InputError, match=f"'{method}' puts tokens of its own .*--packing false"):
+        run("sft", *common, "--method", method)
+    run("sft", *common, "--method", method, "--packing false --num_train_epochs 1")
+
+
 def test_instructions_want_a_decoder_and_something_to_save(saved, review_file, chats, tmp_path):  # noqa: F811
     model, data = chats
     common = ("--dataset_name", data, "--output_dir", tmp_path / "run", QUIET)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune.models.forward import computed_in
 from finetune.models.trunk import body
 
 ENTRIES = 2**24  # logits that stand at a time: 64 MB in float32
@@ -78,8 +79,7 @@ def token_log_probs(
         states: [rows, time, width].
         tokens: [rows, time].
     """
-    kind = states.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+    dtype = computed_in(head.weight)
     weight, bias = head.weight.detach().to(dtype), None if head.bias is None else head.bias.detach().to(dtype)
     flat = states.reshape(-1, states.shape[-1])
     found = TokenLogProbs.apply(flat, weight, bias, tokens.reshape(-1), temperature, spread)

@@ -14,6 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from finetune.models.forward import computed_in
+
 NAME = "products"
 OTHER_SCORES = ("position_bias", "softcap", "s_aux")  # what some families add to their scores: nothing here computes it
 MOST_SCORES = 2**26  # of one layer: 128 MB in bf16
@@ -46,20 +48,16 @@ def attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    lines = (part.to(_computed_in(part)) for part in (query, key, value))
+    # rotary positions hand on float32 under autocast
+    lines = (part.to(computed_in(part)) for part in (query, key, value))
     return products(*lines, attention_mask, scale, dropout).transpose(1, 2), None
 
 
 def products_are_faster(query: Tensor, key: Tensor) -> bool:
     """Whether plain products beat the fused kernel for these: [batch, heads, time, width]."""
     trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
-    plain = query.device.type == "cpu" and _computed_in(query) == torch.bfloat16
+    plain = query.device.type == "cpu" and computed_in(query) == torch.bfloat16
     return trained and plain and query.shape[:3].numel() * key.shape[2] <= MOST_SCORES
-
-
-def _computed_in(part: Tensor) -> torch.dtype:
-    """What a product of it is computed in; rotary positions hand on float32 under autocast."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else part.dtype
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0) -> Tensor:

@@ -13,6 +13,12 @@ from finetune.loss import IGNORED
 OUT = -1e9  # a logit that wins nothing and, unlike -inf, stays a number when it is multiplied by 0
 
 
+def computed_in(part: Tensor) -> torch.dtype:
+    """What a product with it is computed in: autocast's type, else its own."""
+    kind = part.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else part.dtype
+
+
 def plain(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """The head's own logits: [batch, classes] or [batch, time, classes]."""
     return model(**batch)["logits"]

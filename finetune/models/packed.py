@@ -16,10 +16,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from finetune.errors import InputError
+from finetune.models.attention import OTHER_SCORES
+from finetune.models.forward import computed_in
 
 NAME = "texts_apart"
 SHORT = 640  # up to this many tokens plain matrix products beat the fused kernel's backward on a CPU
-OTHER_SCORES = ("softcap", "s_aux")  # what some families add to their scores: nothing here computes it
 
 
 def attend(
@@ -57,8 +58,7 @@ def attend(
         return _on_gpu(query, key, value, cu_seq_lens_q, scale, sliding_window), None
     lengths = cu_seq_lens_q.diff().tolist()
     if not dropout and max(lengths) <= SHORT:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-        line = (part[0].to(dtype) for part in (query, key, value))
+        line = (part[0].to(computed_in(part)) for part in (query, key, value))
         return ShortTexts.apply(*line, lengths, scale, sliding_window).transpose(0, 1)[None], None
     texts = zip(*(part[0].split(lengths, dim=1) for part in (query, key, value)), strict=True)
     parts = [_one_text(*text, scale, sliding_window, dropout) for text in texts]

@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from finetune.loss import IGNORED, Places
-from finetune.models.forward import OUT, shifted_right
+from finetune.models.forward import OUT, computed_in, shifted_right
 
 # What heads for two segments call the logits that say whether they belong together.
 PAIR_LOGITS = ("seq_relationship_logits", "sop_logits")
@@ -102,7 +102,7 @@ def packed(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     plain = has_plain_head(network)
 
     def measure(module: Any, arguments: Any, outputs: Any) -> Any:
-        layer = _frozen_layer(head, labels.device.type) if plain else ()
+        layer = _frozen_layer(head) if plain else ()
         outputs["logits"] = Places.apply(outputs["logits"][0], wanted, *layer)[None]
         return outputs
 
@@ -129,9 +129,9 @@ def has_plain_head(network: Any) -> bool:
     return _plain[head]
 
 
-def _frozen_layer(head: nn.Linear, device: str) -> tuple[Tensor, Tensor | None]:
+def _frozen_layer(head: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Weight and bias in the type that their product is made in."""
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+    dtype = computed_in(head.weight)
     return head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -13,13 +14,13 @@ class LayerTuner(BaseTuner):
 
     tuner_layer_cls: type[Any]
 
+    @abstractmethod
     def _wrap(self, config: Any, adapter_name: str, target: nn.Module, name: str) -> nn.Module:
         """The layer around a module of that name, holding a first adapter.
 
         Raises:
             TypeError, ValueError: the method can't work on this module.
         """
-        raise NotImplementedError
 
     def _create_and_replace(  # type: ignore[override]
         self,

@@ -33,7 +33,7 @@ def main(study: StudyArguments, data: DataArguments, scoring: ScoringArguments, 
         study.models.append(tune_first(prompts[0], parts, study, tuning))
     if study.check:
         check(entry, prompts, parts, study, scoring)
-    elif entry.target:
+    elif entry.targets:
         generate_all(entry, parts, study, scoring)
     else:
         study_prompts(entry, prompts, parts, labels, study, scoring)

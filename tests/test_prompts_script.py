@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,6 +24,16 @@ def test_help_answers_at_once_and_lists_every_option() -> None:
     assert time.monotonic() - began < 5 and done.returncode == 0
     for option in ("--prompts", "--shot_choice", "--search", "--check", "--batch_tokens", "--tune", "--max_eval_rows"):
         assert option in done.stdout
+
+
+def test_texts_are_written_from_the_command_line(saved, review_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        'target: "{{ label }}"\ntemplates: {a: "{{ text }} it was {{ mask }}"}\nendings: {line: {until: ["."], tokens: 3}}\n'
+    )
+    model, rows = str(saved("llama", AutoModelForCausalLM)), ("--dataset_name", str(review_file), "--max_eval_rows", "4")
+    done = call("--prompts", "own.yaml", "--models", model, "--shots", "1", *rows, "--output_dir", "out", folder=tmp_path)
+    assert done.returncode == 0 and "own/a/line 1 shots, seed 0" in done.stdout, done.stderr[-2000:]
+    assert len((tmp_path / "out" / "texts.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.slow

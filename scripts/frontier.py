@@ -24,11 +24,13 @@ def main(frontier: FrontierArguments, data: DataArguments, model: ModelArguments
 
     from finetune.alignment.frontier import Frontier, run_points
     from finetune.data.sources import load_rows
+    from finetune.errors import InputError
     from finetune.reports.alignment import draw_frontier
     from finetune.reports.tables import comma_separated, markdown
     from finetune.training.checkpoints import write_atomically
 
-    world_size()
+    if world_size() > 1:
+        raise InputError("The frontier is drawn by one process, run by run; start it without torchrun or accelerate launch")
     experiment = Frontier(frontier, model, reward, data, load_rows(data))
     experiment.prepare()
     names = ("method", "setting", "steps", "kl", "reward", "error")

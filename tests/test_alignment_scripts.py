@@ -95,6 +95,12 @@ def test_the_recipe_of_another_script_is_refused(place, script):
         run(script, f"--task sft --output_dir {place[0]}/other")
 
 
+def test_a_frontier_is_drawn_by_one_process(place, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process"):
+        run("frontier", f"--output_dir {place[0]}/frontier")
+
+
 def test_a_stopped_making_of_pairs_is_continued(place, capsys):
     folder, model, reviews, reward = place
     told = (model + reviews, reward, "--max_new_tokens 4 --prompt_tokens 3 --max_train_rows 6 --max_eval_rows 6")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import WORDS
 from transformers import AutoModelForCausalLM
 
 from finetune.alignment.policy import load_base
@@ -142,6 +146,34 @@ def test_a_stopped_run_is_continued(place, monkeypatch):
     without_times = [[{k: v for k, v in entry.items() if not k.startswith("seconds")} for entry in log] for log in logs]
     assert without_times[0] == without_times[1]
     weights = [(folder / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
+def on_two_processes(script: str, *told: str, wrapper: tuple[str, ...] = (), **environment: str) -> int:
+    words = [word for part in told for word in part.split()]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+                "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    command = [*launcher, *wrapper, str(ROOT / "scripts" / f"{script}.py"), *words]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, timeout=180, check=False).returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["dpo", "reward"])
+def test_a_run_of_two_processes_that_was_killed_is_continued_bit_by_bit(place, script):
+    folder, model, _, _ = place
+    lines = [
+        json.dumps({"prompt": f"the {a} film", "chosen": f" {b} great", "rejected": f" bad {a}"})
+        for a in WORDS
+        for b in WORDS[:2]
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    told = (model + f"{folder}/pairs.jsonl", TRAINING, "--save_strategy steps --save_steps 2 --per_device_train_batch_size 4")
+    assert on_two_processes(script, *told, f"--output_dir {folder}/whole") == 0
+    wrapper = (str(Path(__file__).with_name("killed_run.py")),)
+    assert on_two_processes(script, *told, f"--output_dir {folder}/killed", wrapper=wrapper, KILL_AT="4") != 0
+    assert (folder / "killed" / "checkpoint-2" / "seal.json").is_file()
+    assert on_two_processes(script, *told, f"--output_dir {folder}/killed") == 0
+    weights = [(folder / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
 
 

@@ -136,3 +136,10 @@ def test_tools_that_are_none_are_said(processor, tools, message):
     rows = Dataset.from_list([{"messages": chat(("user", "well?"), ("assistant", "yes")), "tools": tools}])
     with pytest.raises(InputError, match=message):
         instructions(rows, CHAT, processor, 128, None)
+
+
+@pytest.mark.parametrize("length", [1, 0, -5])
+def test_a_length_that_holds_nothing_is_refused(processor, length):
+    rows = Dataset.from_list([{"prompt": "yes", "completion": " no"}])
+    with pytest.raises(InputError, match=f"Got --max_length {length}; wanted 2 or more"):
+        instructions(rows, PLAIN, processor, length, None, chat=False)

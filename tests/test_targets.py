@@ -220,3 +220,15 @@ def test_a_start_that_is_missing_is_named():
     rows = [{"question": "q", "context": "a film", "answers": {"text": ["a", "film"], "answer_start": [0, None]}}]
     with pytest.raises(InputError, match="training row 0 has the answers .*wanted as many texts as starts"):
         targets.examine_spans(both(rows), DataArguments())
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "assistant", "content": "hello"}], "begins with an answer"),
+        ([{"role": "user", "content": None}, {"role": "assistant", "content": "hello"}], "user's message without content"),
+    ],
+)
+def test_chats_that_answer_nothing_are_named(messages, message):
+    with pytest.raises(InputError, match=f"training row 0 .*{message}"):
+        targets.examine_instructions(both([{"messages": messages}]), DataArguments())

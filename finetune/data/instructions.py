@@ -74,6 +74,8 @@ def instructions(
     Raises:
         InputError: messages without a chat template, a template whose text changes behind what it has written, no row left.
     """
+    if max_length < 2:
+        raise InputError(f"Got --max_length {max_length}; wanted 2 or more: a token and one to predict")
     chatting = columns.text == columns.label or (processor.chat_template is not None if chat is None else chat)
     if chatting and processor.chat_template is None:
         raise InputError("The tokenizer has no chat template; set --model_name_or_path to a chat model, or --chat false")

@@ -256,7 +256,11 @@ def check_messages(rows: Dataset, columns: Columns, where: str) -> None:
             raise InputError(f"The {where} row {index} has messages without a role; wanted role and content in each")
         if not any(message["role"] == "assistant" for message in messages):
             raise InputError(f"The {where} row {index} has no message of the role assistant, so that nothing could be learnt")
+        if messages[0]["role"] == "assistant":
+            raise InputError(f"The {where} row {index} begins with an answer; wanted a message in front of it. Mend the row")
         for message in messages:
+            if message["role"] == "user" and not message.get("content"):
+                raise InputError(f"The {where} row {index} has a user's message without content. Mend the row or leave it out")
             if message["role"] == "assistant" and not (message.get("tool_calls") or str(message.get("content") or "").strip()):
                 raise InputError(f"The {where} row {index} has an answer without content. Mend the row or leave it out")
 

@@ -143,11 +143,17 @@ def test_the_answer_of_a_problem_is_its_final_number():
 
 
 @pytest.mark.parametrize(
-    ("family", "kind"), [("llama", AutoModelForCausalLM), ("gpt2", AutoModelForCausalLM), ("t5", AutoModelForSeq2SeqLM)]
+    ("family", "kind"),
+    [
+        ("llama", AutoModelForCausalLM),
+        ("gpt2", AutoModelForCausalLM),
+        ("t5", AutoModelForSeq2SeqLM),
+        ("bart", AutoModelForSeq2SeqLM),
+    ],
 )
 @pytest.mark.parametrize("beams", [1, 3])
 def test_texts_do_not_change_with_their_batch(family, kind, beams):
-    range_ = {"initializer_factor": 3.0} if family == "t5" else {"initializer_range": 0.5}
+    range_ = {"t5": {"initializer_factor": 3.0}, "bart": {"init_std": 0.5}}.get(family, {"initializer_range": 0.5})
     network, processor = make_model(family, kind, **range_), make_tokenizer(family)
     sources = [[8, 9], [10, 11, 12, 13, 14, 15], [16], [17, 18, 19]]
     config = generate.settings(network, processor, 6, beams)

@@ -50,7 +50,8 @@ def texts(
 ) -> list[tuple[str, float]]:
     """A text for each source (token ids), with a score: the mean log-probability of its tokens, or what beam search ranks by.
 
-    Sources of like length share a batch, padded on the left, so that batches change no text; each process writes its share.
+    Sources of like length share a batch, padded where the model doesn't see it, so that batches change no text; each process
+    writes its share.
     """
     state = PartialState()
     mine = range(state.process_index, len(sources), state.num_processes)
@@ -87,7 +88,8 @@ def _has_virtual_tokens(network: Any) -> bool:
 def _write(
     network: Any, sources: Sequence[Sequence[int]], processor: PreTrainedTokenizerBase, config: GenerationConfig
 ) -> list[tuple[str, float]]:
-    batch = processor.pad({"input_ids": [list(ids) for ids in sources]}, padding_side="left", return_tensors="pt")
+    side = "right" if network.config.is_encoder_decoder else "left"  # an encoder's learnt positions begin with the text
+    batch = processor.pad({"input_ids": [list(ids) for ids in sources]}, padding_side=side, return_tensors="pt")
     inputs = {name: batch[name].to(network.device) for name in ("input_ids", "attention_mask")}
     out = network.generate(**inputs, generation_config=config, return_dict_in_generate=True, output_scores=True)
     new = out.sequences if network.config.is_encoder_decoder else out.sequences[:, inputs["input_ids"].shape[1] :]

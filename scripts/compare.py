@@ -32,14 +32,12 @@ def main(
     import sys
     from pathlib import Path
 
-    import yaml
-
     from finetune.adapters.artefact import resolved_options
     from finetune.adapters.assess import assess_classifier, evaluation_rows
     from finetune.adapters.classifier import load
     from finetune.errors import InputError
     from finetune.methods import find_method
-    from finetune.reports.compare import comparison_row, for_people, read_metrics
+    from finetune.reports.compare import comparison_row, for_people, read_metrics, write_recipe
     from finetune.reports.plots import draw_comparison
     from finetune.reports.tables import comma_separated, markdown
 
@@ -51,7 +49,7 @@ def main(
     for method in compare.methods:
         run, recipe = root / method, root / f"{method}.yaml"
         options = resolved_options(task, data, model, batching, training) | {"output_dir": str(run)} | compare.of_method(method)
-        recipe.write_text(yaml.safe_dump(options), encoding="utf-8")
+        write_recipe(recipe, options, finished=read_metrics(run) is not None)
         if read_metrics(run) is None:
             print(f"── {method}", flush=True)
             script = Path(__file__).with_name("train.py")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from finetune.errors import InputError
 from finetune.reports.tables import with_interval
 
@@ -77,6 +79,20 @@ def for_people(row: dict[str, Any]) -> dict[str, Any]:
         "seconds": f"{row['seconds']:.0f}",
         "peak memory": f"{row['memory_mb']:.0f} MB",
     }
+
+
+def write_recipe(path: Path, options: dict[str, Any], finished: bool) -> None:
+    """One method's options, for `scripts/train.py --config`.
+
+    Raises:
+        InputError: its run is finished and had other options: two experiments would stand in one table.
+    """
+    before = yaml.safe_load(path.read_text(encoding="utf-8")) if finished and path.is_file() else options
+    differing = [name for name in options if before.get(name) != options[name]]
+    if differing:
+        said = "; ".join(f"{name}: {before.get(name)!r} there, {options[name]!r} now" for name in differing[:5])
+        raise InputError(f"{path} belongs to a finished run with other options ({said}). Set --output_dir to a new folder")
+    path.write_text(yaml.safe_dump(options), encoding="utf-8")
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import make_tokenizer
 from datasets import Dataset
-from tokenizers import normalizers
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from finetune.data import documents, encode, instructions, texts
 from finetune.data.columns import Columns
@@ -79,6 +80,14 @@ def test_other_tools_are_another_text(tmp_path):
         for place, tools in enumerate(['[{"name": "the"}]', '[{"name": "the film"}]'])
     ]  # fmt: skip
     assert found[0] != found[1]
+
+
+def test_two_texts_are_parted_by_the_tokenizer_or_by_a_line_break():
+    pairs = [("a film", "it was"), ("b", "c")]
+    assert encode.as_columns(pairs, make_tokenizer("bert")) == [["a film", "b"], ["it was", "c"]]
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})))
+    assert encode.as_columns(pairs, bare) == [["a film", "b"], ["\nit was", "\nc"]]
+    assert encode.as_columns(["a", "b"], bare) == [["a", "b"]]
 
 
 @pytest.mark.parametrize(("family", "pair"), [("bert", None), ("bert", "second"), ("llama", None), ("t5", "second")])

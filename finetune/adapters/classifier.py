@@ -18,6 +18,7 @@ from finetune.adapters.fusion import mount_fusion
 from finetune.adapters.mounting import quietly
 from finetune.adapters.passport import check_passport
 from finetune.data.batching import LengthBatches, Shares
+from finetune.data.encode import as_columns
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
 from finetune.tasks import Task, find_task
@@ -69,9 +70,8 @@ class Classifier:
         result = torch.zeros(len(texts), len(self.labels))
         if not texts:
             return result
-        columns = [list(part) for part in zip(*texts, strict=True)] if self.pair else [list(texts)]
         with self._turn:  # a fast tokenizer keeps its truncation as state
-            ids = self.processor(*columns, truncation=True, max_length=self.max_length)
+            ids = self.processor(*as_columns(texts, self.processor), truncation=True, max_length=self.max_length)
         lengths = [len(row) for row in ids["input_ids"]]
         for batch in LengthBatches(lengths, Shares(batch_size)):
             with self._turn, torch.inference_mode():

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from finetune.adapters.probe import PROBES, Probe, compare, logits_of
+from finetune.data.encode import as_columns
 from finetune.errors import InputError
 
 MODEL, INT8 = "model.onnx", "model.int8.onnx"
@@ -123,7 +124,6 @@ def _session(file: Path) -> Any:
 
 
 def _answer(session: Any, processor: Any, texts: Sequence[Any], max_length: int) -> Any:
-    columns = [list(part) for part in zip(*texts, strict=True)] if isinstance(texts[0], tuple) else [list(texts)]
     cut = {"truncation": True, "max_length": max_length}
-    batch = processor(*columns, padding=True, padding_side="right", return_tensors="np", **cut)
+    batch = processor(*as_columns(texts, processor), padding=True, padding_side="right", return_tensors="np", **cut)
     return session.run(None, {entry.name: batch[entry.name] for entry in session.get_inputs()})[0]

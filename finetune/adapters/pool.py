@@ -28,6 +28,7 @@ from finetune.adapters.rewriting import Rewriting
 from finetune.adapters.shelf import load_base, max_length
 from finetune.adapters.views import Views
 from finetune.adapters.writing import Row, Sampling, Writing
+from finetune.data.encode import as_columns
 from finetune.errors import InputError
 from finetune.tasks import TASKS
 
@@ -319,12 +320,9 @@ class AdapterPool:
             for chain in chains
         ]
         with self._words:
-            columns = (
-                [list(part) for part in zip(*texts, strict=True)] if texts and isinstance(texts[0], tuple) else [list(texts)]
-            )
             cut = {"truncation": True, "max_length": min(limits)} if truncate else {}
             padded = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
-            batch = self.processor(*columns, is_split_into_words=split, **cut, **padded)
+            batch = self.processor(*as_columns(texts, self.processor), is_split_into_words=split, **cut, **padded)
         for index, (length, limit) in enumerate(zip(batch["attention_mask"].sum(1).tolist(), limits, strict=True)):
             if length > limit:
                 raise InputError(

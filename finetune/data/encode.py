@@ -29,7 +29,8 @@ def sequence(
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         texts = [batch[column] for column in (columns.text, columns.pair) if column]
-        encoded = processor(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+        given = apart(*texts, processor) if columns.pair else texts
+        encoded = processor(*given, truncation=True, max_length=max_length, return_attention_mask=False)
         want_tokens(encoded, texts, max_length)
         features = {name: encoded[name] for name in encoded}
         return features | {"length": [len(ids) for ids in encoded["input_ids"]], "cut": _cut(encoded)}
@@ -38,6 +39,19 @@ def sequence(
     if labels is not None:
         features = features.add_column("labels", class_ids(rows, columns.label, labels))
     return report_cut(features, max_length)
+
+
+def as_columns(texts: Sequence[str | tuple[str, str]], processor: PreTrainedTokenizerBase) -> list[list[str]]:
+    """Texts, or pairs of texts, as a tokenizer takes them."""
+    if texts and isinstance(texts[0], tuple):
+        return apart(*(list(part) for part in zip(*texts, strict=True)), processor)  # type: ignore[arg-type]
+    return [list(texts)]  # type: ignore[list-item]
+
+
+def apart(firsts: list[str], seconds: list[str], processor: PreTrainedTokenizerBase) -> list[list[str]]:
+    """The two texts of each row, with a line break between them where the tokenizer would put nothing (most decoders')."""
+    parted = processor.num_special_tokens_to_add(pair=True) > processor.num_special_tokens_to_add(pair=False)
+    return [firsts, seconds if parted else ["\n" + text for text in seconds]]
 
 
 def want_tokens(encoded: Any, texts: Sequence[Sequence[str]], max_length: int) -> None:

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.columns import Columns
-from finetune.data.encode import mapped, report_cut, sequence, want_tokens
+from finetune.data.encode import apart, mapped, report_cut, sequence, want_tokens
 from finetune.errors import InputError
 from finetune.loss import IGNORED
 
@@ -61,14 +61,14 @@ def choices(
             "cut": [],
         }
         for text, offered in zip(batch[columns.text], batch[str(columns.pair)], strict=True):
-            alone = [len(ids) for ids in processor([text, *offered], add_special_tokens=False, verbose=False)["input_ids"]]
+            both = apart([text] * len(offered), list(offered), processor)
+            alone = [len(ids) for ids in processor([text, *both[1]], add_special_tokens=False, verbose=False)["input_ids"]]
             longest = max(alone[1:])
             if longest >= room:
                 raise InputError(
                     f"A choice for {text!r:.80} has {longest} tokens, which leaves no room for the text within {max_length}; "
                     "set --max_length higher"
                 )
-            both = [[text] * len(offered), list(offered)]
             encoded = processor(*both, truncation="only_first", max_length=max_length)
             want_tokens(encoded, both, max_length)
             kept = sum(map(len, encoded["input_ids"]))

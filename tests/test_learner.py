@@ -217,11 +217,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
 def test_two_processes_stopped_and_continued_give_the_updates_of_one(tmp_path: Path):
     subject = learner()
     figures = steps(subject, 3)[-1]
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d",
          "--rdzv_endpoint", "localhost:0", str(Path(__file__).with_name("two_learners.py")), str(tmp_path)],
-        check=True, capture_output=True, timeout=180,
+        capture_output=True, text=True, timeout=180,
     )  # fmt: skip
+    assert not done.returncode, done.stderr[-4000:]
     there = load_file(tmp_path / "checkpoint-3" / "trained.safetensors")
     for name, tensor in subject.trained().items():
         torch.testing.assert_close(there[name], tensor, atol=2e-4, rtol=1e-3)

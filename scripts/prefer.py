@@ -27,14 +27,11 @@ def main(
     sampling: SamplingArguments,
     prefer: PreferArguments,
 ) -> None:
-    from finetune.training.plan import keep_freed_memory, world_size
+    from finetune.training.plan import join_processes, keep_freed_memory
 
     keep_freed_memory()
     import json
     from pathlib import Path
-
-    import torch
-    from accelerate import PartialState
 
     from finetune.adapters.artefact import resolved_options
     from finetune.alignment.policy import load_base
@@ -43,8 +40,7 @@ def main(
     from finetune.alignment.sampling import FILES, claim_pairs, make_pairs
     from finetune.training.checkpoints import write_atomically
 
-    world_size()
-    state, folder = PartialState(cpu=not torch.cuda.is_available()), Path(str(prefer.output_dir))
+    state, folder = join_processes(), Path(str(prefer.output_dir))
     with state.main_process_first():
         processor, network = load_base(model)
         parts = read_prompts(data, prompt, processor)

@@ -6,6 +6,7 @@ The command line beats the recipe (`--config FILE.yaml`), which beats the defaul
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import inspect
 import json
@@ -35,10 +36,18 @@ def launch(main: Callable[..., Any]) -> None:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
     finally:
-        # Without it a process that trained successfully may abort at exit.
-        torch = sys.modules.get("torch")
-        if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        leave_processes()
+
+
+def leave_processes() -> None:
+    """End the threads that talk to other processes; one that still runs while the interpreter closes may abort it (SIGABRT)."""
+    torch = sys.modules.get("torch")
+    if not (torch and torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    group = torch.distributed.group.WORLD  # the last reference to go, because this one joins the threads without Python's lock
+    torch.distributed.destroy_process_group()
+    gc.collect()  # a trainer is full of cycles, and its model holds the group
+    del group
 
 
 def calm_libraries() -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from finetune.options import leave_processes
 from finetune.training.trainer import TrainingArguments
 
 Gradients = dict[str, torch.Tensor]
@@ -52,7 +53,7 @@ def write(found: dict[str, Gradients], folder: Path) -> None:
     if os.environ.get("RANK", "0") == "0":
         flat = {f"{case}/{name}": value for case, gradients in found.items() for name, value in gradients.items()}
         save_file(flat, folder / "gradients.safetensors")
-    torch.distributed.destroy_process_group()
+    leave_processes()
 
 
 def in_two_processes(script: str, folder: Path) -> dict[str, Gradients]:

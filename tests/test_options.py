@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -91,3 +92,29 @@ def test_help_answers_at_once(script):
         return time.perf_counter() - start
 
     assert min(ask() for _ in range(2)) < 1.0
+
+
+LEAVING = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed.nn  # as transformers does; imported after there is a group, its signatures would hold it for ever
+from finetune import options
+
+def main():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    trainer = {"model": torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))}
+    trainer["callback"] = trainer
+
+options.parse = lambda main, arguments: []
+options.launch(main)
+print([task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm") if "gloo" in task.read_text()])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads' names come from Linux")
+def test_no_thread_of_the_process_group_outlives_a_run():
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", LEAVING], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "[]"

@@ -7,12 +7,13 @@ import json
 import sys
 from pathlib import Path
 
-import torch
+from finetune.options import leave_processes
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_learner import learner, sampled, steps
 
-if __name__ == "__main__":
+
+def main() -> None:
     folder, stopped = Path(sys.argv[1]), learner()
     assert stopped.accelerator.num_processes == 2
     steps(stopped, 1)
@@ -27,4 +28,8 @@ if __name__ == "__main__":
         (folder / "answers").write_text(json.dumps(answers))
         subject.save(folder)
         (folder / "reward").write_text(str(figures["reward"]))
-    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
+    leave_processes()

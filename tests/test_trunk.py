@@ -16,6 +16,7 @@ from transformers import (
 from finetune import likelihood, loss
 from finetune.data import documents, fresh
 from finetune.models import packed, trunk
+from finetune.models.load import ModelArguments, load_model
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 
@@ -117,3 +118,15 @@ def test_a_new_head_starts_at_the_mean_and_a_trained_one_stays():
     trunk.start_at_mean(network, [7.0])
     assert network.classifier.bias.item() == 3.0
     trunk.start_at_mean(make_model("llama", AutoModelForSequenceClassification, num_labels=1), [7.0])  # without a bias: as it is
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_head_never_reads_a_view(family, saved):
+    """In bf16 on a CPU its product would copy the whole weight once a row: a third of the speed, six times the memory."""
+    network = load_model(ModelArguments(saved(family, AutoModelForCausalLM)), AutoModelForCausalLM)[1]
+    read = []
+    network.get_output_embeddings().register_forward_hook(lambda head, states, logits: read.append(states[0]))
+    ids = torch.tensor([[7, 8, 9], [9, 8, 7]])
+    whole = network(input_ids=ids).logits
+    torch.testing.assert_close(network(input_ids=ids, logits_to_keep=2).logits, whole[:, 1:])
+    assert all(states.is_contiguous() for states in read)

@@ -178,7 +178,16 @@ def load_model(model: ModelArguments, auto_class: Any, labels: list[str] | None 
     if model.attn_implementation is None:
         attention.choose(network)
     fit_embeddings(network, processor)
+    head = network.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(_laid_out)
     return processor, network
+
+
+def _laid_out(head: torch.nn.Module, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """States of a language model's head without gaps: of a view, such as a text's last places, a product in bf16 on a CPU
+    copies the whole weight once a row."""
+    return (states[0].contiguous(), *states[1:])
 
 
 def architecture(model: ModelArguments) -> str:

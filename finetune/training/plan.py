@@ -38,7 +38,7 @@ def keep_freed_memory() -> None:
     libc.mallopt(M_TRIM_THRESHOLD, -1)  # never: a step of a small model may free 2 GB at once
     if hasattr(libc, "mallinfo2"):  # glibc 2.33
         libc.mallinfo2.restype = _Blocks
-        threading.Thread(target=_hand_back, args=(libc, _memory_limit() // 2), name="freed-memory", daemon=True).start()
+        threading.Thread(target=_hand_back, args=(libc, _memory_limit() // 2), daemon=True).start()
 
 
 class _Blocks(ctypes.Structure):
@@ -50,12 +50,13 @@ class _Blocks(ctypes.Structure):
     ]
 
 
-def _hand_back(libc: ctypes.CDLL, limit: int, seconds: float = 1.0) -> None:
-    """Look every so often, for ever; free blocks count where they are resident, which they no longer are once handed back."""
+def _hand_back(libc: ctypes.CDLL, limit: int) -> None:
+    """Look once a second, for ever. A free block counts while it is resident, which it isn't once it was handed back."""
     process = psutil.Process()
     while True:
-        time.sleep(seconds)
-        if process.memory_info().rss - libc.mallinfo2().uordblks > limit:
+        time.sleep(1)
+        memory = process.memory_info()
+        if memory.rss - memory.shared - libc.mallinfo2().uordblks > limit:  # mapped files are shared
             libc.malloc_trim(0)
 
 

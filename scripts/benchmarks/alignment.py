@@ -81,13 +81,29 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
     logging.set_verbosity_error()
     torch.manual_seed(0)
-    processor, network = load_base(ModelArguments(model_name_or_path=options.model_name_or_path))
-    network = attach(network, "lora", None, "CAUSAL_LM")
+    if options.part == "trl":
+        processor, network = plain(options.model_name_or_path)
+    else:
+        processor, network = load_base(ModelArguments(model_name_or_path=options.model_name_or_path))
+        network = attach(network, "lora", None, "CAUSAL_LM")
     if options.part in SPEED:
         figures: dict[str, Any] = dpo(network, processor, options)
     else:
         figures = sft(network, processor, options) if options.part == "sft" else ppo(network, processor, options)
     return {"part": options.part, "peak_mb": peak_memory_mb(), **figures}
+
+
+def plain(name: str) -> tuple[Any, Any]:
+    """What a user of TRL gives it: transformers' model with PEFT's own layers, of the same sizes."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    from finetune.methods import METHODS
+    from finetune.models.load import load_processor, resolve
+
+    network = AutoModelForCausalLM.from_pretrained(resolve(name)[0], dtype="float32")
+    sizes = peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **METHODS["lora"].defaults)
+    return load_processor(name), peft.get_peft_model(network, sizes)
 
 
 def shared_options(folder: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
 
 
 def load_network(
-    artefact: Artefact, allow_mismatch: bool = False, row: Task | None = None
+    artefact: Artefact, allow_mismatch: bool | None = None, row: Task | None = None
 ) -> tuple[PreTrainedTokenizerBase, Any]:
     """Tokenizer and model of an artefact; an adapter or a fusion comes on the base that `arguments.yaml` names.
 

@@ -116,7 +116,7 @@ def fuse(network: PeftModel, names: Sequence[str]) -> list[Fused]:
 
 
 def mount_all(
-    network: PreTrainedModel, folders: Sequence[Path], processor: Any, allow_mismatch: bool = False
+    network: PreTrainedModel, folders: Sequence[Path], processor: Any, allow_mismatch: bool | None = None
 ) -> tuple[PeftModel, list[str]]:
     """Several adapters on one base without their heads, under names that they have in this model alone.
 
@@ -144,7 +144,7 @@ def mount_all(
 
 
 def fuse_folders(
-    network: PreTrainedModel, folders: Sequence[Path], processor: Any, labels: Sequence[str] | None, allow_mismatch: bool = False
+    network: PreTrainedModel, folders: Sequence[Path], processor: Any, labels: Sequence[str] | None, allow_mismatch: bool | None = None
 ) -> PeftModel:
     """A base with its adapters and untrained fusion over them; the head is that of the first adapter with these labels.
 
@@ -258,7 +258,7 @@ def load_fusion(network: PeftModel, folder: str | Path) -> list[Fused]:
     return fused
 
 
-def mount_fusion(network: PreTrainedModel, folder: Path, processor: Any, allow_mismatch: bool = False) -> PeftModel:
+def mount_fusion(network: PreTrainedModel, folder: Path, processor: Any, allow_mismatch: bool | None = None) -> PeftModel:
     """A base with the adapters and the fusion of a saved folder.
 
     Raises:

@@ -100,13 +100,15 @@ def read_passport(folder: str | Path) -> dict[str, Any] | None:
     return content
 
 
-def check_passport(folder: str | Path, network: Any, processor: Any, allow_mismatch: bool = False, full: bool = False) -> None:
+def check_passport(
+    folder: str | Path, network: Any, processor: Any, allow_mismatch: bool | None = None, full: bool = False
+) -> None:
     """Refuse an adapter that doesn't belong on this base, with this tokenizer, or that lost its head.
 
     Args:
         network: the base with or without adapters on it, none of them merged.
         processor: its tokenizer; None leaves that check out.
-        allow_mismatch: say what differs in the log, and go on.
+        allow_mismatch: say what differs in the log, and go on; None: there is no such option where this is called.
         full: compare every weight, where the passport holds hashes of all.
 
     Raises:
@@ -124,7 +126,8 @@ def check_passport(folder: str | Path, network: Any, processor: Any, allow_misma
     belongs = f" It was trained on '{passport.get('base')}'." if passport else ""
     message = f"The adapter in {folder} does not fit: {'; '.join(faults)}.{belongs}"
     if not allow_mismatch:
-        raise InputError(f"{message} Load it on what it belongs to; --allow_mismatch insists")
+        insist = "" if allow_mismatch is None else "; --allow_mismatch insists"
+        raise InputError(f"{message} Load it on what it belongs to{insist}")
     logger.warning("%s Loaded all the same (--allow_mismatch)", message)
 
 

@@ -177,16 +177,22 @@ def load_model(model: ModelArguments, auto_class: Any, labels: list[str] | None 
         network.config.update({MADE_UP: made_up})
     if model.attn_implementation is None:
         attention.choose(network)
+    _lay_out(network)
     fit_embeddings(network, processor)
-    head = network.get_output_embeddings()
-    if head is not None:
-        head.register_forward_pre_hook(_laid_out)
     return processor, network
 
 
-def _laid_out(head: torch.nn.Module, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """States of a language model's head without gaps: of a view, such as a text's last places, a product in bf16 on a CPU
-    copies the whole weight once a row."""
+def _lay_out(network: PreTrainedModel) -> None:
+    """Have a language model's head read its states without gaps.
+
+    Of a view, such as the last places of each text, a product in bf16 on a CPU copies the whole weight once a row.
+    """
+    head = network.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(_gapless)
+
+
+def _gapless(head: torch.nn.Module, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return (states[0].contiguous(), *states[1:])
 
 
@@ -212,6 +218,7 @@ def fit_embeddings(network: PreTrainedModel, processor: PreTrainedTokenizerBase)
     """Room for a pad token that the tokenizer gained; padding is masked, so that the row's value changes nothing."""
     if len(processor) > network.get_input_embeddings().num_embeddings:
         network.resize_token_embeddings(len(processor), mean_resizing=False)
+        _lay_out(network)  # its head is a new layer
 
 
 def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:

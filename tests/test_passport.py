@@ -57,8 +57,10 @@ def test_the_own_base_is_taken(tmp_path, method):
 
 def test_another_base_of_the_same_shape_is_refused_by_name(tmp_path):
     folder = save_adapter(tmp_path)
-    with pytest.raises(InputError, match=r"other base weights \(\d+ of \d+ tensors differ.*trained on 'tiny'.*allow_mismatch"):
+    with pytest.raises(InputError, match=r"other base weights \(\d+ of \d+ tensors differ.*trained on 'tiny'.*belongs to$"):
         check_passport(folder, classifier(seed=1), make_tokenizer("bert"))
+    with pytest.raises(InputError, match="--allow_mismatch insists"):  # where there is such an option
+        check_passport(folder, classifier(seed=1), make_tokenizer("bert"), allow_mismatch=False)
     other = make_model("gpt2", AutoModelForSequenceClassification, id2label={0: "neg", 1: "pos"})
     with pytest.raises(InputError, match=r"another architecture .*another base"):
         check_passport(folder, other, make_tokenizer("bert"))

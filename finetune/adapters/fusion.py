@@ -144,7 +144,11 @@ def mount_all(
 
 
 def fuse_folders(
-    network: PreTrainedModel, folders: Sequence[Path], processor: Any, labels: Sequence[str] | None, allow_mismatch: bool | None = None
+    network: PreTrainedModel,
+    folders: Sequence[Path],
+    processor: Any,
+    labels: Sequence[str] | None,
+    allow_mismatch: bool | None = None,
 ) -> PeftModel:
     """A base with its adapters and untrained fusion over them; the head is that of the first adapter with these labels.
 

@@ -299,9 +299,11 @@ def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Pat
 
 def test_processes_know_of_each_other(tmp_path: Path) -> None:
     (tmp_path / "told.py").write_text(
+        "from finetune.options import leave_processes\n"
         "from finetune.training.plan import join_processes\n"
         "state = join_processes()\n"
         "open(f'{state.process_index} of {state.num_processes}', 'w')\n"
+        "leave_processes()\n"
     )
     done = launched(["told.py"], tmp_path)
     assert done.returncode == 0 and "gives the same bytes" in done.stderr, done.stderr[-3000:]

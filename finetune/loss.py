@@ -18,7 +18,12 @@ RowLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, weights: Tensor | None = None, gamma: float = 0.0
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    smoothing: float = 0.0,
+    weights: Tensor | None = None,
+    gamma: float = 0.0,
 ) -> Tensor:
     """Summed cross-entropy of each row, in float32; labels of -100 count for nothing.
 
@@ -47,7 +52,9 @@ def cross_entropy(
     return flat.reshape(labels.shape[0], -1).sum(dim=1)
 
 
-def binary_cross_entropy(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, gamma: float = 0.0) -> Tensor:
+def binary_cross_entropy(
+    logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, gamma: float = 0.0
+) -> Tensor:
     """Summed binary cross-entropy of each row over its classes, for several labels a row; in float32.
 
     Args:
@@ -59,7 +66,9 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, *, weights: Tensor | No
     Returns:
         [batch], in nats.
     """
-    each = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), pos_weight=weights, reduction="none")
+    each = F.binary_cross_entropy_with_logits(
+        logits.float(), labels.float(), pos_weight=weights, reduction="none"
+    )
     if gamma:
         plain = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
         each = each * (1 - (-plain).exp()) ** gamma
@@ -101,7 +110,9 @@ class Places(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, given: Tensor, labels: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        context: Any, given: Tensor, labels: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
         table = torch.zeros(len(labels), 3, dtype=torch.float32, device=given.device)
         sums = table.new_zeros(len(labels))
         for block in _blocks(given, weight):

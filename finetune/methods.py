@@ -23,9 +23,9 @@ from transformers.utils import is_bitsandbytes_available
 
 from finetune.errors import InputError
 from finetune.models.load import FROM_TWO, MADE_UP, POSITIONS
+from finetune.models.lora_kernel import LowRankLinear
 from finetune.tuners.bitfit import BitFitConfig
 from finetune.tuners.bottleneck import BottleneckConfig
-from finetune.tuners.low_rank import LowRankLinear
 
 HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
@@ -80,7 +80,8 @@ class MethodArguments:
         },
     )
     method_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Options of the method, as JSON, handed to PEFT as they stand: '{\"r\": 8}'."}
+        default=None,
+        metadata={"help": "Options of the method, as JSON, handed to PEFT as they stand: '{\"r\": 8}'."},
     )
 
     def __post_init__(self) -> None:
@@ -92,7 +93,9 @@ class MethodArguments:
                     f"--method_kwargs '{self.method_kwargs}' is no JSON ({error}); wanted as '{{\"r\": 16}}'"
                 ) from error
         if self.method_kwargs is not None and not isinstance(self.method_kwargs, dict):
-            raise InputError(f"--method_kwargs holds {self.method_kwargs!r}; wanted a mapping as '{{\"r\": 16}}'")
+            raise InputError(
+                f"--method_kwargs holds {self.method_kwargs!r}; wanted a mapping as '{{\"r\": 16}}'"
+            )
 
 
 def find_method(name: str) -> Method:
@@ -104,8 +107,14 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         raise InputError(f"Unknown method '{name}'; wanted one of: {', '.join(METHODS)}. Set --method")
     if name == "qlora" and not (torch.cuda.is_available() and is_bitsandbytes_available()):
-        missing = "a CUDA GPU" if not torch.cuda.is_available() else "the package bitsandbytes (pip install bitsandbytes)"
-        raise InputError(f"The method 'qlora' keeps the base in 4 bits and needs {missing}, not found here. Set --method lora")
+        missing = (
+            "a CUDA GPU"
+            if not torch.cuda.is_available()
+            else "the package bitsandbytes (pip install bitsandbytes)"
+        )
+        raise InputError(
+            f"The method 'qlora' keeps the base in 4 bits and needs {missing}, not found here. Set --method lora"
+        )
     return METHODS[name]
 
 
@@ -139,7 +148,9 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
     try:
         config = method.config(**(settled | options))
     except (TypeError, ValueError) as error:
-        raise InputError(f"--method_kwargs {json.dumps(options)} does not fit the method '{name}': {error}") from error
+        raise InputError(
+            f"--method_kwargs {json.dumps(options)} does not fit the method '{name}': {error}"
+        ) from error
     try:
         if name in ("lora", "rslora") and not getattr(network, "is_quantized", False):
             config._register_custom_module({nn.Linear: LowRankLinear})
@@ -156,7 +167,9 @@ def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
     method, kind, config, heads = METHODS[name], type(network).__name__, network.config, head_names(network)
     if name == "linear_probe" and task_type not in HEAD_TASKS:
         return "the task adds no head that could be trained alone"
-    if name == "bitfit" and not any(n.endswith(".bias") and n.split(".")[0] not in heads for n, _ in network.named_parameters()):
+    if name == "bitfit" and not any(
+        n.endswith(".bias") and n.split(".")[0] not in heads for n, _ in network.named_parameters()
+    ):
         return "its layers have no biases"
     if name == "ia3" and config.model_type not in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
         return f"no targets are known for the family '{config.model_type}'"
@@ -164,7 +177,11 @@ def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
         return f"{kind} takes no past keys, which a prefix is made of"
     if method.virtual and task_type == "TOKEN_CLS" and name != "prefix":
         return "made-up tokens at the input would need labels of their own"
-    if method.virtual and task_type in HEAD_TASKS and (config.is_encoder_decoder or config.model_type == "t5"):
+    if (
+        method.virtual
+        and task_type in HEAD_TASKS
+        and (config.is_encoder_decoder or config.model_type == "t5")
+    ):
         return f"{kind} takes no embeddings from outside"
     return None
 
@@ -192,7 +209,9 @@ def check_length(network: Any, longest: int) -> None:
     """
     limit = room(network)
     if limit is not None and longest > limit:
-        raise InputError(f"A row has {longest} tokens and the model has room for {limit}; set --max_length {limit}")
+        raise InputError(
+            f"A row has {longest} tokens and the model has room for {limit}; set --max_length {limit}"
+        )
 
 
 def room(network: Any) -> int | None:
@@ -209,8 +228,14 @@ def room(network: Any) -> int | None:
 
 def head_names(network: PreTrainedModel) -> list[str]:
     """Modules on top of the pretrained base: what a new task adds and has to be trained and saved along."""
-    base = {network.base_model_prefix} if network.base_model is not network else {"shared", "encoder", "decoder"}
-    return [name for name, module in network.named_children() if name not in base and any(True for _ in module.parameters())]
+    base = (
+        {network.base_model_prefix} if network.base_model is not network else {"shared", "encoder", "decoder"}
+    )
+    return [
+        name
+        for name, module in network.named_children()
+        if name not in base and any(True for _ in module.parameters())
+    ]
 
 
 def linear_names(network: PreTrainedModel, heads: list[str]) -> list[str]:
@@ -219,7 +244,8 @@ def linear_names(network: PreTrainedModel, heads: list[str]) -> list[str]:
     return [
         name
         for name, module in network.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and not any(part.startswith(outside) for part in name.split("."))
+        if isinstance(module, (nn.Linear, Conv1D))
+        and not any(part.startswith(outside) for part in name.split("."))
     ]
 
 

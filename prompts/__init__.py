@@ -1,5 +1,5 @@
 """Prompting: asks a model that stays as it is, and measures the answers."""
 
-from prompts.prompt import Prompt
+from prompts.templates.prompt import Prompt
 
 __all__ = ["Prompt"]

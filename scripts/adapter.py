@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.adapters.actions import AccuracyArguments, ActionArguments
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(action: ActionArguments, merge: MergeArguments, data: AccuracyArguments) -> None:
-    from finetune.training.plan import keep_freed_memory
+    from finetune.training.machine import keep_freed_memory
 
     keep_freed_memory()
     from finetune.adapters.actions import act

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.adapters.assess import AssessArguments
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 def main(assess: AssessArguments, data: DataArguments) -> None:
-    from finetune.training.plan import keep_freed_memory
+    from finetune.training.machine import keep_freed_memory
 
     keep_freed_memory()
     import json
 
     from finetune.adapters.answering import assess_task
-    from finetune.adapters.artefact import read_artefact
     from finetune.adapters.assess import assess_classifier, assessment_folder, evaluation_rows
     from finetune.adapters.classifier import load
+    from finetune.artefacts.checkpoints import write_atomically
+    from finetune.artefacts.folder import read_artefact
     from finetune.errors import InputError
     from finetune.reports.plots import draw_assessment
     from finetune.reports.tables import assessment_table
-    from finetune.training.checkpoints import write_atomically
 
     if assess.artefact is None:
         raise InputError("No artefact; set --artefact to the --output_dir of a training script")
@@ -37,9 +37,13 @@ def main(assess: AssessArguments, data: DataArguments) -> None:
     if classes:
         classifier = load(assess.artefact)
         rows, columns = evaluation_rows(data, classifier)
-        figures = assess_classifier(classifier, rows, columns, assess.per_device_eval_batch_size, assess.bootstrap_samples)
+        figures = assess_classifier(
+            classifier, rows, columns, assess.per_device_eval_batch_size, assess.bootstrap_samples
+        )
     else:
-        figures = assess_task(artefact, data, assess.per_device_eval_batch_size, assess.bootstrap_samples, folder)
+        figures = assess_task(
+            artefact, data, assess.per_device_eval_batch_size, assess.bootstrap_samples, folder
+        )
     figures |= {"artefact": assess.artefact, "dataset_name": data.dataset_name, "eval_split": data.eval_split}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "metrics.json", json.dumps(figures, indent=1))

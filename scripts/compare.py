@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
     from finetune.data.sources import DataArguments
     from finetune.models.load import ModelArguments
     from finetune.reports.compare import CompareArguments
-    from finetune.tasks import TaskArguments
+    from finetune.tasks.table import TaskArguments
     from finetune.training.trainer import TrainingArguments
 
 
@@ -32,9 +32,9 @@ def main(
     import sys
     from pathlib import Path
 
-    from finetune.adapters.artefact import resolved_options
     from finetune.adapters.assess import assess_classifier, evaluation_rows
     from finetune.adapters.classifier import load
+    from finetune.artefacts.folder import resolved_options
     from finetune.errors import InputError
     from finetune.methods import find_method
     from finetune.reports.compare import comparison_row, for_people, read_metrics, write_recipe
@@ -48,16 +48,24 @@ def main(
     table = []
     for method in compare.methods:
         run, recipe = root / method, root / f"{method}.yaml"
-        options = resolved_options(task, data, model, batching, training) | {"output_dir": str(run)} | compare.of_method(method)
+        options = (
+            resolved_options(task, data, model, batching, training)
+            | {"output_dir": str(run)}
+            | compare.of_method(method)
+        )
         write_recipe(recipe, options, finished=read_metrics(run) is not None)
         if read_metrics(run) is None:
             print(f"── {method}", flush=True)
             script = Path(__file__).with_name("train.py")
             if subprocess.run([sys.executable, str(script), "--config", str(recipe)]).returncode:
-                raise InputError(f"The run of '{method}' stopped, see above; the finished ones are kept in {root}")
+                raise InputError(
+                    f"The run of '{method}' stopped, see above; the finished ones are kept in {root}"
+                )
         classifier = load(run)
         rows, columns = evaluation_rows(data, classifier)
-        table.append(comparison_row(method, read_metrics(run) or {}, assess_classifier(classifier, rows, columns)))
+        table.append(
+            comparison_row(method, read_metrics(run) or {}, assess_classifier(classifier, rows, columns))
+        )
     text = markdown([for_people(row) for row in table])
     (root / "comparison.md").write_text(text + "\n", encoding="utf-8")
     (root / "comparison.csv").write_text(comma_separated(table), encoding="utf-8")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.alignment.pairwise import DPOTrainingArguments
+    from finetune.alignment.dpo import DPOTrainingArguments
     from finetune.alignment.preferences import PairArguments
     from finetune.data.sources import DataArguments
     from finetune.methods import MethodArguments
@@ -19,21 +19,25 @@ if TYPE_CHECKING:
 
 
 def main(
-    data: DataArguments, pairs: PairArguments, model: ModelArguments, method: MethodArguments, training: DPOTrainingArguments
+    data: DataArguments,
+    pairs: PairArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    training: DPOTrainingArguments,
 ) -> None:
-    from finetune.training.plan import keep_freed_memory, world_size
+    from finetune.training.machine import keep_freed_memory, world_size
 
     keep_freed_memory()
     from pathlib import Path
 
     from transformers import set_seed
 
-    from finetune.adapters.artefact import resolved_options, save_artefact
-    from finetune.alignment.pairwise import make_dpo_trainer
+    from finetune.alignment.dpo import make_dpo_trainer
     from finetune.alignment.policy import load_base
     from finetune.alignment.preferences import pairs_fingerprint, read_pairs
+    from finetune.artefacts.checkpoints import open_run
+    from finetune.artefacts.folder import resolved_options, save_artefact
     from finetune.methods import attach, find_method
-    from finetune.training.checkpoints import open_run
     from finetune.training.trainer import settled
 
     world_size()
@@ -50,7 +54,9 @@ def main(
     if trainer.is_world_process_zero():
         network = trainer.accelerator.unwrap_model(trainer.model)
         save_artefact(network, processor, Path(training.output_dir), None, figures)
-        print("\n".join(f"{name}: {value:.4f}" for name, value in figures.items() if isinstance(value, float)))
+        print(
+            "\n".join(f"{name}: {value:.4f}" for name, value in figures.items() if isinstance(value, float))
+        )
         print(training.output_dir)
 
 

@@ -7,30 +7,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.alignment.frontier import FrontierArguments
     from finetune.alignment.rewards import RewardArguments
     from finetune.data.sources import DataArguments
+    from finetune.experiments.frontier import FrontierArguments
     from finetune.models.load import ModelArguments
 
 
-def main(frontier: FrontierArguments, data: DataArguments, model: ModelArguments, reward: RewardArguments) -> None:
-    from finetune.training.plan import keep_freed_memory, world_size
+def main(
+    frontier: FrontierArguments, data: DataArguments, model: ModelArguments, reward: RewardArguments
+) -> None:
+    from finetune.training.machine import keep_freed_memory, world_size
 
     keep_freed_memory()
     from pathlib import Path
 
-    from finetune.alignment.frontier import Frontier, run_points
+    from finetune.artefacts.checkpoints import write_atomically
     from finetune.data.sources import load_rows
     from finetune.errors import InputError
-    from finetune.reports.alignment import draw_frontier
+    from finetune.experiments.frontier import Frontier, run_points
+    from finetune.experiments.frontier_plots import draw_frontier
     from finetune.reports.tables import comma_separated, markdown
-    from finetune.training.checkpoints import write_atomically
 
     if world_size() > 1:
-        raise InputError("The frontier is drawn by one process, run by run; start it without torchrun or accelerate launch")
+        raise InputError(
+            "The frontier is drawn by one process, run by run; start it without torchrun or accelerate launch"
+        )
     experiment = Frontier(frontier, model, reward, data, load_rows(data))
     experiment.prepare()
     names = ("method", "setting", "steps", "kl", "reward", "error")
@@ -38,7 +42,11 @@ def main(frontier: FrontierArguments, data: DataArguments, model: ModelArguments
     folder = Path(str(frontier.output_dir))
     write_atomically(folder / "frontier.csv", comma_separated(points))
     draw_frontier(points, folder / "frontier.png")
-    print(markdown([{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in point.items()} for point in points]))
+    print(
+        markdown(
+            [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in point.items()} for point in points]
+        )
+    )
     print(f"\n{folder / 'frontier.csv'}\n{folder / 'frontier.png'}")
 
 

@@ -8,34 +8,38 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.adapters.fusion import FusionArguments
     from finetune.data.batching import BatchingArguments
     from finetune.data.sources import DataArguments
-    from finetune.tasks import TaskArguments
+    from finetune.tasks.table import TaskArguments
     from finetune.training.trainer import TrainingArguments
 
 
 def main(
-    fusion: FusionArguments, task: TaskArguments, data: DataArguments, batching: BatchingArguments, training: TrainingArguments
+    fusion: FusionArguments,
+    task: TaskArguments,
+    data: DataArguments,
+    batching: BatchingArguments,
+    training: TrainingArguments,
 ) -> None:
-    from finetune.training.plan import keep_freed_memory, world_size
+    from finetune.training.machine import keep_freed_memory, world_size
 
     keep_freed_memory()
     from pathlib import Path
 
     from transformers import set_seed
 
-    from finetune.adapters.artefact import resolved_options
     from finetune.adapters.fusion import LEARNING_RATE, fuse_folders, save_fused, with_drift
-    from finetune.adapters.mounting import base_of
+    from finetune.adapters.loading import base_of
+    from finetune.artefacts.checkpoints import open_run
+    from finetune.artefacts.folder import resolved_options
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
     from finetune.models.load import ModelArguments, architecture, load_model
-    from finetune.tasks import settle
-    from finetune.training.checkpoints import open_run
+    from finetune.tasks.table import settle
     from finetune.training.trainer import make_trainer, settled
 
     world_size()
@@ -49,7 +53,10 @@ def main(
     processor, network = load_model(model, row.model, labels, **row.config)
     tuned = fuse_folders(network, folders, processor, labels, fusion.allow_mismatch)
     with training.main_process_first(desc="tokenising"):
-        features = {split: row.encode(part, columns, processor, task.max_length, labels) for split, part in rows.splits()}
+        features = {
+            split: row.encode(part, columns, processor, task.max_length, labels)
+            for split, part in rows.splits()
+        }
     options = resolved_options(fusion, task, data, model, batching, training) | {"method": "fusion"}
     checkpoint = open_run(options, fingerprint(rows.train, columns))
     # the model under PEFT's: its checkpoints hold everything that runs, fusion included

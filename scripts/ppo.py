@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.alignment.learner import KLArguments, PPOArguments, ValueArguments
+    from finetune.alignment.ppo_trainer import KLArguments, PPOArguments, ValueArguments
     from finetune.alignment.prompts import PromptArguments
     from finetune.alignment.rewards import RewardArguments
     from finetune.alignment.rollout import SamplingArguments
@@ -33,7 +33,7 @@ def main(
     kl: KLArguments,
     run: RunArguments,
 ) -> None:
-    from finetune.training.plan import keep_freed_memory, world_size
+    from finetune.training.machine import keep_freed_memory, world_size
 
     keep_freed_memory()
     from dataclasses import replace
@@ -41,15 +41,15 @@ def main(
     import torch
     from accelerate import Accelerator
 
-    from finetune.adapters.artefact import resolved_options
-    from finetune.alignment.learner import Learner
     from finetune.alignment.policy import load_base, make_policy
+    from finetune.alignment.ppo_trainer import Learner
     from finetune.alignment.prompts import prompts_fingerprint, read_prompts
     from finetune.alignment.rewards import load_reward, on_policy_base
     from finetune.alignment.run import run as run_steps
     from finetune.alignment.run import save_policy
-    from finetune.training.checkpoints import open_run
-    from finetune.training.plan import describe
+    from finetune.artefacts.checkpoints import open_run
+    from finetune.artefacts.folder import resolved_options
+    from finetune.training.machine import describe
 
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     with accelerator.main_process_first():

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
+    from finetune.alignment.pairs import PreferArguments
     from finetune.alignment.prompts import PromptArguments
     from finetune.alignment.rewards import RewardArguments
     from finetune.alignment.rollout import SamplingArguments
-    from finetune.alignment.sampling import PreferArguments
     from finetune.data.sources import DataArguments
     from finetune.models.load import ModelArguments
 
@@ -27,18 +27,18 @@ def main(
     sampling: SamplingArguments,
     prefer: PreferArguments,
 ) -> None:
-    from finetune.training.plan import join_processes, keep_freed_memory
+    from finetune.training.machine import join_processes, keep_freed_memory
 
     keep_freed_memory()
     import json
     from pathlib import Path
 
-    from finetune.adapters.artefact import resolved_options
+    from finetune.alignment.pairs import FILES, claim_pairs, make_pairs
     from finetune.alignment.policy import load_base
     from finetune.alignment.prompts import read_prompts
     from finetune.alignment.rewards import load_reward
-    from finetune.alignment.sampling import FILES, claim_pairs, make_pairs
-    from finetune.training.checkpoints import write_atomically
+    from finetune.artefacts.checkpoints import write_atomically
+    from finetune.artefacts.folder import resolved_options
 
     state, folder = join_processes(), Path(str(prefer.output_dir))
     with state.main_process_first():
@@ -56,7 +56,9 @@ def main(
         if state.is_main_process:
             write_atomically(folder / file, "".join(json.dumps(pair) + "\n" for pair in pairs))
             margin = sum(pair["margin"] for pair in pairs) / max(len(pairs), 1)
-            print(f"{folder / file}: {len(pairs)} pairs from {len(prompts)} prompts, mean margin {margin:.3f}")
+            print(
+                f"{folder / file}: {len(pairs)} pairs from {len(prompts)} prompts, mean margin {margin:.3f}"
+            )
         state.wait_for_everyone()
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
-    from finetune.data.mixtures import StreamArguments
     from finetune.data.sources import DataArguments
-    from finetune.models.contrastive import ContrastiveArguments
     from finetune.models.load import ModelArguments
     from finetune.models.scratch import ScratchArguments
-    from finetune.objectives import ObjectiveArguments, TuningArguments
+    from finetune.objectives.contrastive import ContrastiveArguments
+    from finetune.objectives.streams import StreamArguments
+    from finetune.objectives.table import ObjectiveArguments, TuningArguments
     from finetune.training.trainer import TrainingArguments
 
 
@@ -33,17 +33,17 @@ def main(
     batching: BatchingArguments,
     training: TrainingArguments,
 ) -> None:
-    from finetune.training.plan import keep_freed_memory, world_size
+    from finetune.training.machine import keep_freed_memory, world_size
 
     keep_freed_memory()
     from transformers import set_seed
 
-    from finetune.adapters.artefact import resolved_options, save_artefact
+    from finetune.artefacts.checkpoints import open_run
+    from finetune.artefacts.folder import resolved_options, save_artefact
     from finetune.methods import attach, check_length, find_method
-    from finetune.models.contrastive import save_sentence_encoder
     from finetune.models.scratch import family, prepare
-    from finetune.objectives import check, check_method, check_model, fitted, load_features, settle
-    from finetune.training.checkpoints import open_run
+    from finetune.objectives.contrastive import save_sentence_encoder
+    from finetune.objectives.table import check, check_method, check_model, fitted, load_features, settle
     from finetune.training.pretraining import FreshTrainer, check_options
     from finetune.training.trainer import make_trainer, settled
 
@@ -56,14 +56,23 @@ def main(
     rate = 5e-4 if scratch.from_config else find_method(tuning.method).learning_rate
     set_seed(training.seed)
     processor, network = prepare(model, scratch, row.model, objective.max_length)
-    check(objective.objective, row, network, processor, supervised=contrastive.supervised, attention=model.attn_implementation)
+    check(
+        objective.objective,
+        row,
+        network,
+        processor,
+        supervised=contrastive.supervised,
+        attention=model.attn_implementation,
+    )
     network = attach(network, tuning.method, tuning.method_kwargs, row.peft)
     check_length(network, objective.max_length)
     with training.main_process_first(desc="reading and tokenising"):
         features, fingerprint = load_features(row, objective, contrastive, data, stream, processor)
     row = fitted(row, features["eval"])
     training = settled(training, rate, row.best)
-    options = resolved_options(objective, contrastive, data, stream, model, scratch, tuning, batching, training)
+    options = resolved_options(
+        objective, contrastive, data, stream, model, scratch, tuning, batching, training
+    )
     checkpoint = open_run(options, fingerprint)
     trainer = make_trainer(row, network, processor, training, features, batching=batching, kind=FreshTrainer)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -71,7 +80,9 @@ def main(
     if trainer.is_world_process_zero():
         if objective.objective == "contrastive":
             whole = trainer.unwrapped()
-            save_sentence_encoder(whole, processor, training.output_dir, contrastive.pooling, objective.max_length)
+            save_sentence_encoder(
+                whole, processor, training.output_dir, contrastive.pooling, objective.max_length
+            )
         save_artefact(trainer.unwrapped(), processor, training.output_dir, None, metrics)
 
 

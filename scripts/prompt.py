@@ -10,20 +10,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.data.sources import DataArguments
-    from prompts.asked import ScoringArguments
-    from prompts.study import StudyArguments
-    from prompts.tune import TuneArguments
+    from prompts.scoring.load import ScoringArguments
+    from prompts.study.study import StudyArguments
+    from prompts.study.tune import TuneArguments
 
 
-def main(study: StudyArguments, data: DataArguments, scoring: ScoringArguments, tuning: TuneArguments) -> None:
-    from finetune.training.plan import join_processes, keep_freed_memory
+def main(
+    study: StudyArguments, data: DataArguments, scoring: ScoringArguments, tuning: TuneArguments
+) -> None:
+    from finetune.training.machine import join_processes, keep_freed_memory
 
     keep_freed_memory()
-    from prompts.run import check, generate_all, keep_options, read_parts, study_prompts, tune_first
+    from prompts.study.run import check, generate_all, keep_options, read_parts, study_prompts, tune_first
 
     state = join_processes()
     entry, prompts, parts, labels = read_parts(study, data, tuning)

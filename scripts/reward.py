@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.alignment.pairwise import RewardTrainingArguments
+    from finetune.alignment.dpo import RewardTrainingArguments
     from finetune.alignment.preferences import PairArguments
     from finetune.data.sources import DataArguments
     from finetune.methods import MethodArguments
@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 
 def main(
-    data: DataArguments, pairs: PairArguments, model: ModelArguments, method: MethodArguments, training: RewardTrainingArguments
+    data: DataArguments,
+    pairs: PairArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    training: RewardTrainingArguments,
 ) -> None:
-    from finetune.training.plan import keep_freed_memory, world_size
+    from finetune.training.machine import keep_freed_memory, world_size
 
     keep_freed_memory()
     from pathlib import Path
@@ -28,14 +32,14 @@ def main(
     import numpy as np
     from transformers import set_seed
 
-    from finetune import metrics
-    from finetune.adapters.artefact import resolved_options, save_artefact
-    from finetune.alignment.pairwise import calibration, make_reward_trainer, pair_margins
+    from finetune.alignment.dpo import calibration, make_reward_trainer, pair_margins
     from finetune.alignment.policy import load_scorer
     from finetune.alignment.preferences import pairs_fingerprint, read_pairs
+    from finetune.artefacts.checkpoints import open_run
+    from finetune.artefacts.folder import resolved_options, save_artefact
+    from finetune.experiments.frontier_plots import draw_calibration
     from finetune.methods import attach, find_method
-    from finetune.reports.alignment import draw_calibration
-    from finetune.training.checkpoints import open_run
+    from finetune.metrics import classification
     from finetune.training.trainer import settled
 
     world_size()
@@ -50,8 +54,10 @@ def main(
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.is_world_process_zero():
         network = trainer.accelerator.unwrap_model(trainer.model)
-        margins = pair_margins(network, processor, held_out, training.max_length, training.per_device_eval_batch_size)
-        figures = {"accuracy": float(np.mean(margins > 0)), "interval": metrics.interval(margins > 0), "pairs": len(margins),
+        margins = pair_margins(
+            network, processor, held_out, training.max_length, training.per_device_eval_batch_size
+        )
+        figures = {"accuracy": float(np.mean(margins > 0)), "interval": classification.interval(margins > 0), "pairs": len(margins),
                    "margin": float(margins.mean()), "calibration": calibration(margins)}  # fmt: skip
         save_artefact(network, processor, Path(training.output_dir), None, figures)
         draw_calibration(figures["calibration"], Path(training.output_dir) / "calibration.png")

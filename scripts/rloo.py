@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.alignment.groups import RLOOArguments
+    from finetune.alignment.grpo import RLOOArguments
     from finetune.alignment.prompts import PromptArguments
     from finetune.alignment.rewards import RewardArguments
     from finetune.data.sources import DataArguments
@@ -26,7 +26,7 @@ def main(
     reward: RewardArguments,
     training: RLOOArguments,
 ) -> None:
-    from finetune.alignment.groups import align
+    from finetune.alignment.grpo import align
 
     align(data, prompt, model, method, reward, training)
 

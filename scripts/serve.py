@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.serving.service import ServeArguments
 
 
 def main(serve: ServeArguments) -> None:
-    from finetune.training.plan import keep_freed_memory
+    from finetune.training.machine import keep_freed_memory
 
     keep_freed_memory()
     import os
@@ -22,8 +22,8 @@ def main(serve: ServeArguments) -> None:
 
     import uvicorn
 
-    from finetune.adapters.pool import AdapterPool
     from finetune.errors import InputError
+    from finetune.pool.pool import AdapterPool
     from finetune.serving.app import make_app
     from finetune.serving.connections import configure
 
@@ -34,7 +34,9 @@ def main(serve: ServeArguments) -> None:
         if not folder:
             raise InputError(f"--adapters {entry}; wanted name=folder")
         pool.add(name, Path(folder).resolve())  # whole, so that messages to clients can leave it out
-    settings = configure(make_app(pool, serve), serve.host, serve.port, serve.max_queue, seconds=serve.patience())
+    settings = configure(
+        make_app(pool, serve), serve.host, serve.port, serve.max_queue, seconds=serve.patience()
+    )
     uvicorn.Server(settings).run()
 
 

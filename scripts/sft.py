@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
-    from finetune.data.instructions import InstructionArguments
     from finetune.data.sources import DataArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
-    from finetune.training.instruct import SftArguments
+    from finetune.tasks.instructions import InstructionArguments
+    from finetune.training.sft import SftArguments
 
 
 def main(
@@ -27,22 +27,22 @@ def main(
     batching: BatchingArguments,
     training: SftArguments,
 ) -> None:
-    from finetune.training.plan import keep_freed_memory, world_size
+    from finetune.training.machine import keep_freed_memory, world_size
 
     keep_freed_memory()
     from transformers import set_seed
 
-    from finetune.adapters.artefact import resolved_options, save_artefact
-    from finetune.answers import Asked, save_answers
+    from finetune.artefacts.checkpoints import open_run
+    from finetune.artefacts.folder import resolved_options, save_artefact
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
-    from finetune.intervals import intervals
     from finetune.methods import attach, check_length, check_packed, find_method
+    from finetune.metrics.bootstrap import intervals
+    from finetune.models.attention.packed import pack
     from finetune.models.load import architecture, load_model
-    from finetune.models.packed import pack
-    from finetune.tasks import TaskArguments, answerer, check_writing, packed, settle
-    from finetune.training.checkpoints import open_run
-    from finetune.training.instruct import make_instruct_trainer
+    from finetune.tasks.answers import Asked, save_answers
+    from finetune.tasks.table import TaskArguments, answerer, check_writing, packed, settle
+    from finetune.training.sft import make_instruct_trainer
     from finetune.training.trainer import by_length, settled
 
     world_size()
@@ -58,20 +58,38 @@ def main(
         check_packed(method.method, " or --packing false")
         pack(network)
     network = attach(network, method.method, method.method_kwargs, row.peft)
-    answers_only = training.assistant_only_loss if columns.text == columns.label else training.completion_only_loss
+    answers_only = (
+        training.assistant_only_loss if columns.text == columns.label else training.completion_only_loss
+    )
     with training.main_process_first(desc="tokenising"):
         features = {
-            split: row.encode(part, columns, processor, training.max_length, None, chat=instruct.chat, answers_only=answers_only)
+            split: row.encode(
+                part,
+                columns,
+                processor,
+                training.max_length,
+                None,
+                chat=instruct.chat,
+                answers_only=answers_only,
+            )
             for split, part in rows.splits()
         }
     check_length(network, max(max(part["length"][:]) for part in features.values()))
-    asked = Asked(rows.eval.select(sorted(features["eval"]["row"])), columns, by_length(features["eval"]), None)
+    asked = Asked(
+        rows.eval.select(sorted(features["eval"]["row"])), columns, by_length(features["eval"]), None
+    )
     if instruct.write_answers:
         check_writing(row, task, network, processor, features["eval"])
-    answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size) if instruct.write_answers else None
+    answer = (
+        answerer(row, task, processor, asked, training.per_device_eval_batch_size)
+        if instruct.write_answers
+        else None
+    )
     options = resolved_options(instruct, data, model, method, batching, training)
     checkpoint = open_run(options, fingerprint(rows.train, columns))
-    trainer = make_instruct_trainer(row, network, processor, training, features, batching=batching, answer=answer)
+    trainer = make_instruct_trainer(
+        row, network, processor, training, features, batching=batching, answer=answer
+    )
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = trainer.last_figures()
     metrics["intervals"] = intervals("sft", trainer.answers, metrics)

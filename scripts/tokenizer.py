@@ -9,31 +9,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.data.sources import DataArguments
-    from finetune.data.vocabulary import VocabularyArguments
+    from finetune.objectives.tokenizer import VocabularyArguments
 
 
 def main(vocabulary: VocabularyArguments, data: DataArguments) -> None:
     from pathlib import Path
 
+    from finetune.data.checks import without_empty
     from finetune.data.columns import Columns
-    from finetune.data.doctor import without_empty
     from finetune.data.sources import load_rows, sample
-    from finetune.data.texts import find_roles
-    from finetune.data.vocabulary import KINDS, train_tokenizer
     from finetune.errors import InputError
+    from finetune.objectives.inputs import find_roles
+    from finetune.objectives.tokenizer import KINDS, train_tokenizer
 
     if vocabulary.output_dir is None:
         raise InputError("No folder for the tokenizer; set --output_dir")
     if Path(vocabulary.output_dir, "tokenizer.json").exists():
-        raise InputError(f"{vocabulary.output_dir} holds a tokenizer already; set --output_dir to another folder")
+        raise InputError(
+            f"{vocabulary.output_dir} holds a tokenizer already; set --output_dir to another folder"
+        )
     rows = load_rows(data).train
     assert rows is not None
     column = find_roles(rows.column_names, data, {})["text"]
-    rows = sample(without_empty(rows, Columns(column, None, ""), True, "training"), data.max_train_rows, data.sample_seed)
+    rows = sample(
+        without_empty(rows, Columns(column, None, ""), True, "training"),
+        data.max_train_rows,
+        data.sample_seed,
+    )
     kind = vocabulary.kind or KINDS.get(vocabulary.objective, "bpe")
     tokenizer = train_tokenizer(
         iter(rows[column]), vocabulary.objective, kind, vocabulary.vocab_size,

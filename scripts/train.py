@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finetune.options import launch
+from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
     from finetune.data.sources import FewShotArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
-    from finetune.tasks import TaskArguments
+    from finetune.tasks.table import TaskArguments
     from finetune.training.trainer import TrainingArguments
 
 
@@ -27,13 +27,13 @@ def main(
     batching: BatchingArguments,
     training: TrainingArguments,
 ) -> None:
-    from finetune.training.plan import keep_freed_memory, world_size
+    from finetune.training.machine import keep_freed_memory, world_size
 
     keep_freed_memory()
-    from finetune.adapters.artefact import resolved_options
+    from finetune.artefacts.folder import resolved_options
     from finetune.methods import find_method
-    from finetune.tasks import find_task
-    from finetune.training.repeats import finished, repeats, save_spread
+    from finetune.tasks.table import find_task
+    from finetune.training.seeds import finished, repeats, save_spread
     from finetune.training.trainer import settled
 
     world_size()
@@ -41,7 +41,11 @@ def main(
     runs = []
     for chosen, settings in repeats(data, training):
         settings = settled(settings, rate, best, task.early_stopping_patience)
-        done = finished(resolved_options(task, chosen, model, method, batching, settings)) if data.seeds > 1 else None
+        done = (
+            finished(resolved_options(task, chosen, model, method, batching, settings))
+            if data.seeds > 1
+            else None
+        )
         runs.append(done or run(task, chosen, model, method, batching, settings))
     if len(runs) > 1 and training.process_index == 0:
         print(save_spread(runs, training.output_dir, best))
@@ -58,16 +62,16 @@ def run(
     """One run, from rows to its folder; its figures."""
     from transformers import set_seed
 
-    from finetune.adapters.artefact import resolved_options, save_artefact
-    from finetune.answers import Asked, save_answers
+    from finetune.artefacts.checkpoints import open_run
+    from finetune.artefacts.folder import resolved_options, save_artefact
     from finetune.data.batching import check_budget
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
-    from finetune.intervals import intervals
     from finetune.methods import attach, check_length
+    from finetune.metrics.bootstrap import intervals
     from finetune.models.load import architecture, check_room, load_model
-    from finetune.tasks import answerer, check_ends, check_writing, longest_line, settle, shape_loss
-    from finetune.training.checkpoints import open_run
+    from finetune.tasks.answers import Asked, save_answers
+    from finetune.tasks.table import answerer, check_ends, check_writing, longest_line, settle, shape_loss
     from finetune.training.trainer import by_length, make_trainer
 
     row = settle(task, architecture(model))
@@ -80,14 +84,24 @@ def run(
     check_room(processor, task.max_length, row.pair)
     network = attach(network, method.method, method.method_kwargs, row.peft)
     with training.main_process_first(desc="tokenising"):
-        features = {split: row.encode(part, columns, processor, task.max_length, labels) for split, part in rows.splits()}
+        features = {
+            split: row.encode(part, columns, processor, task.max_length, labels)
+            for split, part in rows.splits()
+        }
     check_budget(features["train"]["length"][:], batching.tokens_per_batch)
     if row.peft == "SEQ_CLS" and network.config.is_encoder_decoder:
         for part in features.values():
             check_ends(part, processor.eos_token_id)
-    check_length(network, max(longest_line(part, network.config.is_encoder_decoder) for part in features.values()))
+    check_length(
+        network, max(longest_line(part, network.config.is_encoder_decoder) for part in features.values())
+    )
     check_writing(row, task, network, processor, features["eval"])
-    asked = Asked(rows.eval.select(sorted(set(features["eval"]["row"][:]))), columns, by_length(features["eval"]), labels)
+    asked = Asked(
+        rows.eval.select(sorted(set(features["eval"]["row"][:]))),
+        columns,
+        by_length(features["eval"]),
+        labels,
+    )
     shape = shape_loss(row, task, training.label_smoothing_factor, features["train"], labels)
     answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size)
     options = resolved_options(task, data, model, method, batching, training)

@@ -13,7 +13,9 @@ import pytest
 
 httpx = pytest.importorskip("httpx", reason="the browser is asked by httpx")
 
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key under which WebDriver's standard hands out an element
+ELEMENT = (
+    "element-6066-11e4-a52e-4f735466cecf"  # the key under which WebDriver's standard hands out an element
+)
 
 
 class Browser:
@@ -78,10 +80,23 @@ def browser() -> Iterator[Browser]:
     process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        port = next(line for line in process.stdout if "successfully on port" in line).rstrip(".\n").rpartition(" ")[2]
+        port = (
+            next(line for line in process.stdout if "successfully on port" in line)
+            .rstrip(".\n")
+            .rpartition(" ")[2]
+        )
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client:
-            flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1100,900"]
-            wanted = {"goog:chromeOptions": {"binary": chromium, "args": flags}, "goog:loggingPrefs": {"browser": "ALL"}}
+            flags = [
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--window-size=1100,900",
+            ]
+            wanted = {
+                "goog:chromeOptions": {"binary": chromium, "args": flags},
+                "goog:loggingPrefs": {"browser": "ALL"},
+            }
             started = client.post("/session", json={"capabilities": {"alwaysMatch": wanted}}).json()["value"]
             assert "sessionId" in started, started
             try:

@@ -98,7 +98,9 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
         tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     elif family in ("t5", "bart"):
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A </s>", pair="$A </s> $B </s>" if family == "bart" else "$A $B </s>", special_tokens=[("</s>", 6)]
+            single="$A </s>",
+            pair="$A </s> $B </s>" if family == "bart" else "$A $B </s>",
+            special_tokens=[("</s>", 6)],
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
@@ -109,11 +111,21 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
 
 def make_model(family: str, auto_class: type, seed: int = 0, **config: object) -> torch.nn.Module:
     """A tiny model of a family, without dropout, the same weights for the same seed; in evaluation mode."""
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if family in ("bert", "roberta") else {}
-    dropout |= {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0} if family == "distilbert" else {}
+    dropout = (
+        {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        if family in ("bert", "roberta")
+        else {}
+    )
+    dropout |= (
+        {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+        if family == "distilbert"
+        else {}
+    )
     dropout |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
     dropout |= {"dropout_rate": 0.0} if family == "t5" else {}
-    dropout |= {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0} if family == "bart" else {}
+    dropout |= (
+        {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0} if family == "bart" else {}
+    )
     settings = type(CONFIGS[family]).from_dict(CONFIGS[family].to_dict() | dropout | config)
     torch.manual_seed(seed)
     return auto_class.from_config(settings).eval()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from finetune.options import leave_processes
+from finetune.cli.parser import leave_processes
 from finetune.training.trainer import TrainingArguments
 
 Gradients = dict[str, torch.Tensor]
@@ -51,7 +51,9 @@ def trained(trainer) -> Gradients:
 def write(found: dict[str, Gradients], folder: Path) -> None:
     """A script's end under torchrun: the gradients of each case in one file."""
     if os.environ.get("RANK", "0") == "0":
-        flat = {f"{case}/{name}": value for case, gradients in found.items() for name, value in gradients.items()}
+        flat = {
+            f"{case}/{name}": value for case, gradients in found.items() for name, value in gradients.items()
+        }
         save_file(flat, folder / "gradients.safetensors")
     leave_processes()
 
@@ -59,9 +61,19 @@ def write(found: dict[str, Gradients], folder: Path) -> None:
 def in_two_processes(script: str, folder: Path) -> dict[str, Gradients]:
     """What a script of this folder `write`s when two processes run it."""
     tests = Path(__file__).parent
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tests / script)]
-    done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, timeout=240)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(tests / script),
+    ]
+    done = subprocess.run(
+        [*command, str(folder)], env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Gradients] = {}
     for key, value in load_file(folder / "gradients.safetensors").items():

@@ -16,7 +16,7 @@ pytest.importorskip("fastapi", reason="the server needs the extra 'serve'")
 uvicorn = pytest.importorskip("uvicorn", reason="the server needs the extra 'serve'")
 httpx = pytest.importorskip("httpx", reason="the requests of these tests need httpx")
 
-from finetune.adapters.pool import AdapterPool  # noqa: E402
+from finetune.pool.pool import AdapterPool  # noqa: E402
 from finetune.serving.app import make_app  # noqa: E402
 from finetune.serving.connections import configure  # noqa: E402
 from finetune.serving.service import ServeArguments, Served  # noqa: E402

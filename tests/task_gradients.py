@@ -12,8 +12,8 @@ from gradients import Gradients, one_step, trained, write
 
 from finetune.data.batching import BatchingArguments
 from finetune.data.columns import Columns
-from finetune.models.packed import pack
-from finetune.tasks import TaskArguments, packed, settle
+from finetune.models.attention.packed import pack
+from finetune.tasks.table import TaskArguments, packed, settle
 from finetune.training.trainer import make_trainer
 
 CASES = [
@@ -55,7 +55,10 @@ FEATURES = Features(
 def rows() -> Dataset:
     """Eight rows of unequal length that hold a target for every task; numbers of labels and choices differ too."""
     generator = torch.Generator().manual_seed(1)
-    lines = [[WORDS[int(i)] for i in torch.randint(0, len(WORDS), (n,), generator=generator)] for n in (2, 3, 5, 7, 4, 12, 9, 6)]
+    lines = [
+        [WORDS[int(i)] for i in torch.randint(0, len(WORDS), (n,), generator=generator)]
+        for n in (2, 3, 5, 7, 4, 12, 9, 6)
+    ]
     found = []
     for index, words in enumerate(lines):
         text, second = " ".join(words), " ".join(lines[-1 - index][:5])
@@ -87,14 +90,18 @@ def prepared(task: str, family: str, max_target_length: int = 8, **config: objec
     further = {"max_target_length": max_target_length} if task == "seq2seq" else {}
     row, processor = settle(TaskArguments(task=task, **further), kind_of(family)), make_tokenizer(family)
     labels = LABELS if task in WITH_LABELS else None
-    network = make_model(family, row.model, **(dict(row.config) | ({} if labels is None else {"num_labels": 3}) | config))
+    network = make_model(
+        family, row.model, **(dict(row.config) | ({} if labels is None else {"num_labels": 3}) | config)
+    )
     return row, processor, network, labels, row.encode(rows(), COLUMNS[task], processor, 20, labels)
 
 
 def step_gradients(task: str, family: str, split: str, folder: Path) -> Gradients:
     """Gradients of the first step, the rows dealt out as `split` says (`gradients.SPLITS`)."""
     config: dict[str, object] = {"classifier_dropout": 0.0} if family == "gpt2" else {}
-    config |= {"initializer_range": 0.3} if family in ("bert", "llama") else {}  # gradients well above rounding
+    config |= (
+        {"initializer_range": 0.3} if family in ("bert", "llama") else {}
+    )  # gradients well above rounding
     row, processor, network, labels, features = prepared(task, family, **config)
     if task == "sft":
         row = packed(row)

@@ -12,13 +12,17 @@ LOGITS = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
 
 
 def test_one_sum_a_row():
-    assert cross_entropy(LOGITS, torch.tensor([0, 1])).tolist() == pytest.approx([math.log(4 / 3), math.log(2)])
+    assert cross_entropy(LOGITS, torch.tensor([0, 1])).tolist() == pytest.approx(
+        [math.log(4 / 3), math.log(2)]
+    )
 
 
 def test_ignored_labels_count_for_nothing():
     logits = LOGITS.repeat(2, 1, 1)
     labels = torch.tensor([[0, -100], [0, 1]])
-    assert cross_entropy(logits, labels).tolist() == pytest.approx([math.log(4 / 3), math.log(4 / 3) + math.log(2)])
+    assert cross_entropy(logits, labels).tolist() == pytest.approx(
+        [math.log(4 / 3), math.log(4 / 3) + math.log(2)]
+    )
     assert items(labels).tolist() == [1, 2]
     assert items(torch.tensor([3, -100])).tolist() == [1, 0]
 
@@ -37,9 +41,13 @@ def test_float32_even_for_bf16_logits():
 @pytest.mark.parametrize("lines", [1, 7, 1000])
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_cross_entropy_in_parts_is_that_of_the_whole(lines, smoothing, monkeypatch):
-    monkeypatch.setattr(loss, "_parts", lambda logits: [slice(start, start + lines) for start in range(0, len(logits), lines)])
+    monkeypatch.setattr(
+        loss, "_parts", lambda logits: [slice(start, start + lines) for start in range(0, len(logits), lines)]
+    )
     labels = torch.tensor([[3, -100, 0], [49, 7, -100], [-100, 1, 1], [2, 2, 2]])
-    found, wanted = (torch.randn(12, 50, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
+    found, wanted = (
+        torch.randn(12, 50, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)
+    )
     weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
     counted = labels.flatten().ne(-100)
     one = loss.packed_cross_entropy(found[counted], labels, smoothing=smoothing)

@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from finetune.options import leave_processes
+from finetune.cli.parser import leave_processes
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_learner import learner, sampled, steps
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "alignment")]
+from test_ppo_trainer import learner, sampled, steps  # noqa: E402
 
 
 def main() -> None:

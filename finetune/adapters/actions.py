@@ -11,19 +11,19 @@ from typing import Any
 import peft
 import torch
 
-from finetune import answers
 from finetune.adapters import probe
-from finetune.adapters.artefact import read_artefact
 from finetune.adapters.classifier import load
-from finetune.adapters.deltas import read_adapter
+from finetune.adapters.loading import base_of, load_base, mount
 from finetune.adapters.merge import MergeArguments, combine, save_merged
-from finetune.adapters.mounting import base_of, load_base, mount
-from finetune.adapters.passport import check_passport, read_passport
+from finetune.adapters.weights import read_adapter
+from finetune.artefacts.checkpoints import ARGUMENTS
+from finetune.artefacts.folder import read_artefact
+from finetune.artefacts.passport import check_passport, read_passport
 from finetune.data.columns import class_ids
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
-from finetune.tasks import find_task
-from finetune.training.checkpoints import ARGUMENTS
+from finetune.tasks import answers
+from finetune.tasks.table import find_task
 
 
 @dataclass
@@ -33,12 +33,21 @@ class ActionArguments:
     action: str = field(default="check", metadata={"help": "check, merge, into_base, onnx, int8 or gguf."})
     adapters: list[str] = field(default_factory=list, metadata={"help": "Folders of adapters, in order."})
     output_dir: str | None = field(default=None, metadata={"help": "A new folder for the result."})
-    base: str | None = field(default=None, metadata={"help": "Another base than the one that the adapter's passport names."})
-    allow_mismatch: bool = field(default=False, metadata={"help": "Go on where an adapter doesn't belong on the base."})
-    full: bool = field(default=False, metadata={"help": "check: compare every weight, where the passport holds hashes of all."})
+    base: str | None = field(
+        default=None, metadata={"help": "Another base than the one that the adapter's passport names."}
+    )
+    allow_mismatch: bool = field(
+        default=False, metadata={"help": "Go on where an adapter doesn't belong on the base."}
+    )
+    full: bool = field(
+        default=False,
+        metadata={"help": "check: compare every weight, where the passport holds hashes of all."},
+    )
     limit: float | None = field(
         default=None,
-        metadata={"help": "Largest logit difference allowed on the probe texts (default: 1e-3 where it should be exact)."},
+        metadata={
+            "help": "Largest logit difference allowed on the probe texts (default: 1e-3 where it should be exact)."
+        },
     )
     gguf_type: str = field(default="q8_0", metadata={"help": "gguf: type of the weights, f32, f16 or q8_0."})
     probe_texts: str | None = field(
@@ -52,18 +61,24 @@ class AccuracyArguments(DataArguments):
 
     dataset_name: str | None = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "int8: labelled rows to state the accuracy lost on (default: the adapter's own evaluation rows)."},
+        metadata={
+            "help": "int8: labelled rows to state the accuracy lost on (default: the adapter's own evaluation rows)."
+        },
     )
 
 
-def act(action: ActionArguments, merge: MergeArguments, data: AccuracyArguments | None = None) -> Iterator[str]:
+def act(
+    action: ActionArguments, merge: MergeArguments, data: AccuracyArguments | None = None
+) -> Iterator[str]:
     """Lines that say what was done.
 
     Raises:
         InputError: an unknown action, no adapters, or what the action refuses.
     """
     if action.action not in ACTIONS:
-        raise InputError(f"Unknown action '{action.action}'; wanted one of: {', '.join(ACTIONS)}. Set --action")
+        raise InputError(
+            f"Unknown action '{action.action}'; wanted one of: {', '.join(ACTIONS)}. Set --action"
+        )
     if not action.adapters:
         raise InputError("No adapters; name their folders by --adapters")
     if action.action == "int8":
@@ -118,7 +133,11 @@ def into_base(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     whole = merge_into_base(network)
     found = probe.compare(before, probe.logits_of(whole, processor, texts))
     yield f"merged into the base: {found}"
-    probe.hold(found, probe.EXACT if action.limit is None else action.limit, "The merged model differs from the adapter")
+    probe.hold(
+        found,
+        probe.EXACT if action.limit is None else action.limit,
+        "The merged model differs from the adapter",
+    )
     yield str(save_whole(whole, processor, one_of(action), output_of(action)))
 
 
@@ -130,10 +149,14 @@ def to_onnx(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     processor, network = mount(one_of(action), action.base, action.allow_mismatch)
     folder = output_of(action)
     with claimed(folder):
-        for file, found in export_onnx(merge_into_base(network), processor, folder, action.action == "int8").items():
+        for file, found in export_onnx(
+            merge_into_base(network), processor, folder, action.action == "int8"
+        ).items():
             yield f"{folder / file}: {found}"
             limit = float("inf") if file == INT8 else probe.EXACT
-            probe.hold(found, limit if action.limit is None else action.limit, f"{file} differs from the model")
+            probe.hold(
+                found, limit if action.limit is None else action.limit, f"{file} differs from the model"
+            )
 
 
 def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
@@ -151,15 +174,22 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
     given = vars(data)
     if data.dataset_name is None:  # the rows that training evaluated on, but for what was asked for here
         own = {name: artefact.options[name] for name in given if name in artefact.options}
-        given = own | {name: given[name] for name in ("eval_split", "max_eval_rows") if given[name] is not None}
+        given = own | {
+            name: given[name] for name in ("eval_split", "max_eval_rows") if given[name] is not None
+        }
     rows, columns = evaluation_rows(DataArguments(**given), classifier)
-    texts, gold = assessed_texts(rows, columns), torch.tensor(class_ids(rows, columns.label, classifier.labels))
+    texts, gold = (
+        assessed_texts(rows, columns),
+        torch.tensor(class_ids(rows, columns.label, classifier.labels)),
+    )
     plain = classifier.logits(texts).argmax(-1)
     found = {"PyTorch": plain} | {
         name: onnx_predictions(folder / file, classifier.processor, texts, classifier.max_length)
         for name, file in (("ONNX", MODEL), ("int8", INT8))
     }
-    said = ", ".join(f"{name} {float((predicted == gold).double().mean()):.4f}" for name, predicted in found.items())
+    said = ", ".join(
+        f"{name} {float((predicted == gold).double().mean()):.4f}" for name, predicted in found.items()
+    )
     gained = float((found["int8"] == gold).double().mean() - (plain == gold).double().mean())
     changed = int((plain != found["int8"]).sum())
     return (
@@ -171,7 +201,7 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
 def to_gguf(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     """One adapter merged into its base → a GGUF file, read back and compared on the probe texts."""
     from finetune.adapters.export import claimed, merge_into_base
-    from finetune.adapters.gguf_file import FILE, export_gguf
+    from finetune.adapters.gguf import FILE, export_gguf
     from finetune.adapters.modelfile import make_modelfile
 
     processor, network = mount(one_of(action), action.base, action.allow_mismatch)
@@ -180,7 +210,9 @@ def to_gguf(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
         found = export_gguf(merge_into_base(network), processor, folder, action.gguf_type)
         yield f"{folder / FILE} ({action.gguf_type}): {found}"
         limit = probe.EXACT if action.gguf_type == "f32" else float("inf")
-        probe.hold(found, limit if action.limit is None else action.limit, "The GGUF file differs from the model")
+        probe.hold(
+            found, limit if action.limit is None else action.limit, "The GGUF file differs from the model"
+        )
     try:
         (folder / "Modelfile").write_text(make_modelfile(processor, FILE), encoding="utf-8")
         yield f"{folder / 'Modelfile'}: its chats equal the tokenizer's template on every probe chat"
@@ -190,7 +222,9 @@ def to_gguf(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
 
 def one_of(action: ActionArguments) -> str:
     if len(action.adapters) != 1:
-        raise InputError(f"--action {action.action} takes one adapter; got {len(action.adapters)}. Merge them first")
+        raise InputError(
+            f"--action {action.action} takes one adapter; got {len(action.adapters)}. Merge them first"
+        )
     return action.adapters[0]
 
 
@@ -204,7 +238,9 @@ def texts_of(action: ActionArguments) -> list[str]:
     if action.probe_texts is None:
         return list(probe.PROBES)
     try:
-        texts = [line for line in Path(action.probe_texts).read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = [
+            line for line in Path(action.probe_texts).read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read {action.probe_texts}, named by --probe_texts: {error}") from error
     if not texts:

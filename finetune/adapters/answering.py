@@ -8,21 +8,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune.adapters.artefact import Artefact
 from finetune.adapters.classifier import load_network
-from finetune.answers import Asked, save_answers
+from finetune.artefacts.folder import Artefact
 from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.errors import InputError
-from finetune.intervals import intervals
+from finetune.metrics.bootstrap import intervals
 from finetune.models.load import ModelArguments, architecture
-from finetune.tasks import Task, TaskArguments, answerer, settle
+from finetune.tasks.answers import Asked, save_answers
+from finetune.tasks.table import Task, TaskArguments, answerer, settle
 from finetune.training.trainer import TrainingArguments, by_length, make_trainer
 
 COLUMNS = ("text_column", "text_pair_column", "label_column")
 
 
 def assess_task(
-    artefact: Artefact, data: DataArguments, batch_size: int = 32, samples: int = 2000, folder: Path | None = None
+    artefact: Artefact,
+    data: DataArguments,
+    batch_size: int = 32,
+    samples: int = 2000,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Figures of an artefact on the evaluation rows of `data`, read and asked as in its training; answers go into `folder`.
 
@@ -32,50 +36,72 @@ def assess_task(
         InputError: a folder of pretraining, rows that the task can't read, labels that the model never saw.
     """
     if "task" not in artefact.options:
-        raise InputError(f"{artefact.folder} holds a pretrained model, which answers nothing; tune it with scripts/train.py")
+        raise InputError(
+            f"{artefact.folder} holds a pretrained model, which answers nothing; tune it with scripts/train.py"
+        )
     options = _options(artefact)
     row = settled(artefact, options)
     part = load_rows(data, train=False).eval
     assert part is not None
     named = {name: artefact.options.get(name) for name in COLUMNS if vars(data)[name] is None}
-    there = {name: column for name, column in named.items() if str(column).partition(".")[0] in part.column_names}
+    there = {
+        name: column for name, column in named.items() if str(column).partition(".")[0] in part.column_names
+    }
     data = replace(data, **there, max_train_rows=None)
     rows, columns, seen = row.examine(Rows(part, part, data.dataset_name), data)
     labels = artefact.labels
     strange = sorted(set(seen or ()) - set(labels or ()))
     if strange:
-        raise InputError(f"The rows have labels that the model never saw: {', '.join(strange[:5])}. Set --label_column")
+        raise InputError(
+            f"The rows have labels that the model never saw: {', '.join(strange[:5])}. Set --label_column"
+        )
     processor, network = load_network(artefact, row=row)
     features = row.encode(rows.eval, columns, processor, options.max_length, labels)
-    held = rows.eval.select(sorted(set(features["row"][:])))  # rows of which nothing is left to learn are not asked
+    held = rows.eval.select(
+        sorted(set(features["row"][:]))
+    )  # rows of which nothing is left to learn are not asked
     asked = Asked(held, columns, by_length(features), labels)
     writes = row.read is not None or options.task != "sft" or bool(artefact.options.get("write_answers"))
     answer = answerer(row, options, processor, asked, batch_size) if writes else None
     with tempfile.TemporaryDirectory() as scratch:
-        training = TrainingArguments(output_dir=scratch, per_device_eval_batch_size=batch_size, bf16=False, disable_tqdm=True)
-        trainer = make_trainer(row, network, processor, training, {"eval": features}, labels=labels, answer=answer)
+        training = TrainingArguments(
+            output_dir=scratch, per_device_eval_batch_size=batch_size, bf16=False, disable_tqdm=True
+        )
+        trainer = make_trainer(
+            row, network, processor, training, {"eval": features}, labels=labels, answer=answer
+        )
         figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if folder is not None and trainer.answers:
         folder.mkdir(parents=True, exist_ok=True)
         save_answers(trainer.answers, asked, str(folder))
-    return figures | {"rows": len(held), "intervals": intervals(options.task, trainer.answers, figures, samples)}
+    return figures | {
+        "rows": len(held),
+        "intervals": intervals(options.task, trainer.answers, figures, samples),
+    }
 
 
 def settled(artefact: Artefact, options: TaskArguments) -> Task:
     """The task's row as it was trained, for the kind of model that it was trained on."""
-    model = {name: value for name, value in artefact.options.items() if name in ModelArguments.__dataclass_fields__}
+    model = {
+        name: value for name, value in artefact.options.items() if name in ModelArguments.__dataclass_fields__
+    }
     row = settle(options, architecture(ModelArguments(**model)))
     if options.task != "sft":
         return row
     chats = artefact.options.get("text_column") is None
     learnt = "assistant_only_loss" if chats else "completion_only_loss"
     return replace(
-        row, encode=partial(row.encode, chat=artefact.options.get("chat"), answers_only=artefact.options.get(learnt, True))
+        row,
+        encode=partial(
+            row.encode, chat=artefact.options.get("chat"), answers_only=artefact.options.get(learnt, True)
+        ),
     )
 
 
 def _options(artefact: Artefact) -> TaskArguments:
-    known = {name: value for name, value in artefact.options.items() if name in TaskArguments.__dataclass_fields__}
+    known = {
+        name: value for name, value in artefact.options.items() if name in TaskArguments.__dataclass_fields__
+    }
     if known["task"] == "sft":
         most = artefact.options.get("max_new_tokens", 256)
         return TaskArguments(task="sft", max_length=known["max_length"], max_target_length=most)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from finetune import loss, metrics
+from finetune import loss
 from finetune.adapters.classifier import Classifier
+from finetune.data.checks import check_classes, without_empty
 from finetune.data.columns import Columns, class_ids, find_columns, with_classes
-from finetune.data.doctor import check_classes, without_empty
 from finetune.data.sources import DataArguments, load_rows, sample
+from finetune.metrics import classification
 
 
 @dataclass
@@ -24,7 +25,9 @@ class AssessArguments:
     artefact: str | None = field(default=None, metadata={"help": "Output folder of a training script."})
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder for metrics.json and the plot (default: assessments/DATA_SPLIT inside the artefact)."},
+        metadata={
+            "help": "Folder for metrics.json and the plot (default: assessments/DATA_SPLIT inside the artefact)."
+        },
     )
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Rows a batch."})
     bootstrap_samples: int = field(default=2000, metadata={"help": "Samples behind each 95 % interval."})
@@ -49,12 +52,18 @@ def evaluation_rows(data: DataArguments, classifier: Classifier) -> tuple[Datase
     columns = find_columns(rows, data, classifier.pair)
     rows = without_empty(rows, columns, data.drop_empty_rows, "evaluation")
     check_classes(rows, columns.label, classifier.labels, "evaluation")
-    return sample(with_classes(rows, columns.label), data.max_eval_rows, data.sample_seed, columns.label), columns
+    return sample(
+        with_classes(rows, columns.label), data.max_eval_rows, data.sample_seed, columns.label
+    ), columns
 
 
 def assessed_texts(rows: Dataset, columns: Columns) -> list[Any]:
     """The rows' texts (or pairs of texts), as a classifier takes them."""
-    return rows[columns.text][:] if columns.pair is None else list(zip(rows[columns.text], rows[columns.pair], strict=True))
+    return (
+        rows[columns.text][:]
+        if columns.pair is None
+        else list(zip(rows[columns.text], rows[columns.pair], strict=True))
+    )
 
 
 def assess_classifier(
@@ -69,15 +78,15 @@ def assess_classifier(
     losses = loss.cross_entropy(logits, gold).double().numpy()
     predicted, truth, names = logits.argmax(-1).numpy(), gold.numpy(), classifier.labels
     return {
-        **metrics.labels(logits.numpy(), truth, names),
+        **classification.labels(logits.numpy(), truth, names),
         "loss": float(losses.mean()),
         "rows": len(truth),
         "intervals": {
-            "accuracy": metrics.interval(predicted == truth, samples),
-            "macro_f1": metrics.macro_f1_interval(predicted, truth, len(names), samples),
-            "loss": metrics.interval(losses, samples),
+            "accuracy": classification.interval(predicted == truth, samples),
+            "macro_f1": classification.macro_f1_interval(predicted, truth, len(names), samples),
+            "loss": classification.interval(losses, samples),
         },
         "labels": names,
-        "per_class": metrics.per_class(predicted, truth, names),
-        "confusion": metrics.confusion(predicted, truth, names),
+        "per_class": classification.per_class(predicted, truth, names),
+        "confusion": classification.confusion(predicted, truth, names),
     }

@@ -12,16 +12,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
-from finetune import answers
-from finetune.adapters.artefact import Artefact, read_artefact
 from finetune.adapters.fusion import mount_fusion
-from finetune.adapters.mounting import quietly
-from finetune.adapters.passport import check_passport
+from finetune.adapters.loading import quietly
+from finetune.artefacts.folder import Artefact, read_artefact
+from finetune.artefacts.passport import check_passport
 from finetune.data.batching import LengthBatches, Shares
 from finetune.data.encode import as_columns
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
-from finetune.tasks import Task, find_task
+from finetune.tasks import answers
+from finetune.tasks.table import Task, find_task
 
 Text = str | tuple[str, str]
 
@@ -30,7 +30,12 @@ class Classifier:
     """Texts → labels with probabilities. Batched; calls from several threads are safe (they take turns on the model)."""
 
     def __init__(
-        self, network: Any, processor: PreTrainedTokenizerBase, labels: list[str], max_length: int, pair: bool = False
+        self,
+        network: Any,
+        processor: PreTrainedTokenizerBase,
+        labels: list[str],
+        max_length: int,
+        pair: bool = False,
     ) -> None:
         self.network, self.processor, self.labels, self.max_length, self.pair = (
             network.eval(),
@@ -53,7 +58,9 @@ class Classifier:
         """
         one = isinstance(texts, (str, tuple))
         scores = self.probabilities([texts] if one else list(texts))
-        answers = [{"label": self.labels[int(row.argmax())], "probability": float(row.max())} for row in scores]
+        answers = [
+            {"label": self.labels[int(row.argmax())], "probability": float(row.max())} for row in scores
+        ]
         return answers[0] if one else answers
 
     def probabilities(self, texts: Sequence[Text], batch_size: int = 32) -> torch.Tensor:
@@ -71,11 +78,15 @@ class Classifier:
         if not texts:
             return result
         with self._turn:  # a fast tokenizer keeps its truncation as state
-            ids = self.processor(*as_columns(texts, self.processor), truncation=True, max_length=self.max_length)
+            ids = self.processor(
+                *as_columns(texts, self.processor), truncation=True, max_length=self.max_length
+            )
         lengths = [len(row) for row in ids["input_ids"]]
         for batch in LengthBatches(lengths, Shares(batch_size)):
             with self._turn, torch.inference_mode():
-                rows = self.processor.pad({k: [ids[k][i] for i in batch] for k in ids}, padding_side="right", return_tensors="pt")
+                rows = self.processor.pad(
+                    {k: [ids[k][i] for i in batch] for k in ids}, padding_side="right", return_tensors="pt"
+                )
                 logits = self.network(**rows.to(self.network.device)).logits
             result[batch] = logits.float().cpu()
         return result
@@ -100,10 +111,14 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
     artefact = read_artefact(folder)
     task = find_task(artefact.options["task"])
     if artefact.labels is None or task.read is not answers.classes:
-        raise InputError(f"{folder} holds the task '{artefact.options['task']}', which doesn't give a text one class")
+        raise InputError(
+            f"{folder} holds the task '{artefact.options['task']}', which doesn't give a text one class"
+        )
     processor, network = load_network(artefact, allow_mismatch)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Classifier(network.to(place), processor, artefact.labels, artefact.options["max_length"], task.pair)
+    return Classifier(
+        network.to(place), processor, artefact.labels, artefact.options["max_length"], task.pair
+    )
 
 
 def load_network(

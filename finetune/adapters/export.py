@@ -10,7 +10,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from finetune.adapters.artefact import LABELS
+from finetune.artefacts.folder import LABELS
 from finetune.errors import InputError
 
 
@@ -21,7 +21,9 @@ def merge_into_base(network: PeftModel) -> Any:
         InputError: the method can't be merged, or the sum holds values that are no numbers.
     """
     if network.active_peft_config.is_prompt_learning:
-        raise InputError(f"{network.active_peft_config.peft_type} adds tokens, not weights: it can't be merged into the base")
+        raise InputError(
+            f"{network.active_peft_config.peft_type} adds tokens, not weights: it can't be merged into the base"
+        )
     try:
         return network.merge_and_unload(safe_merge=True).eval()
     except (ValueError, NotImplementedError, AttributeError) as error:

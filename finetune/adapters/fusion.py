@@ -21,15 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetune.adapters import passport
-from finetune.adapters.artefact import LABELS
-from finetune.adapters.deltas import read_adapter
-from finetune.adapters.mounting import labels_of
+from finetune.adapters.loading import labels_of
+from finetune.adapters.weights import read_adapter
+from finetune.artefacts import passport
+from finetune.artefacts.checkpoints import ARGUMENTS, METRICS, RUN, write_atomically
+from finetune.artefacts.folder import LABELS
 from finetune.errors import InputError
 from finetune.methods import head_names
 from finetune.models.load import MADE_UP
-from finetune.tasks import Task
-from finetune.training.checkpoints import ARGUMENTS, METRICS, RUN, write_atomically
+from finetune.tasks.table import Task
 from finetune.tuners import BottleneckConfig
 from finetune.tuners.bottleneck.layer import Sequential
 
@@ -47,9 +47,12 @@ class FusionArguments:
         default_factory=list, metadata={"help": "Folders of bottleneck adapters on one base, two or more."}
     )
     drift_weight: float = field(
-        default=0.01, metadata={"help": "Weight in the loss of the values' squared distance from the identity."}
+        default=0.01,
+        metadata={"help": "Weight in the loss of the values' squared distance from the identity."},
     )
-    allow_mismatch: bool = field(default=False, metadata={"help": "Fuse adapters that don't belong on their base."})
+    allow_mismatch: bool = field(
+        default=False, metadata={"help": "Fuse adapters that don't belong on their base."}
+    )
 
     def checked(self) -> list[str]:
         """The folders.
@@ -73,7 +76,9 @@ class Fused(nn.Module):
         self.layer, self.names = layer, list(names)
         down: Any = layer.bottleneck_down[self.names[0]]
         width = down.in_features
-        self.query, self.key, self.value = (nn.Linear(width, width, bias=False).to(down.weight) for _ in range(3))
+        self.query, self.key, self.value = (
+            nn.Linear(width, width, bias=False).to(down.weight) for _ in range(3)
+        )
         # the paper's start: values as they are, so that the mean of the adapters is where learning begins
         nn.init.eye_(self.value.weight)
         nn.init.normal_(self.query.weight, std=0.02)
@@ -103,8 +108,14 @@ def fuse(network: PeftModel, names: Sequence[str]) -> list[Fused]:
     partial = [path for path, layer in layers.items() if not set(names) <= set(layer.scaling)]
     if not layers or partial:
         where = f"'{partial[0]}' has not all of them" if partial else "there is no sequential bottleneck"
-        raise InputError(f"Fusion needs bottleneck adapters of one sequential shape (houlsby or pfeiffer) throughout; {where}")
-    heads = {name for name, parameter in network.named_parameters() if "modules_to_save" in name and parameter.requires_grad}
+        raise InputError(
+            f"Fusion needs bottleneck adapters of one sequential shape (houlsby or pfeiffer) throughout; {where}"
+        )
+    heads = {
+        name
+        for name, parameter in network.named_parameters()
+        if "modules_to_save" in name and parameter.requires_grad
+    }
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in heads)
     fused = []
@@ -166,7 +177,9 @@ def fuse_folders(
 
 def _trained_whole(network: PreTrainedModel) -> list[str]:
     """Modules trained beside the fusion: heads, and what the base's checkpoint lacked (a pooler)."""
-    return head_names(network) + [f"{network.base_model_prefix}.{name}" for name in network.config.to_dict().get(MADE_UP, [])]
+    return head_names(network) + [
+        f"{network.base_model_prefix}.{name}" for name in network.config.to_dict().get(MADE_UP, [])
+    ]
 
 
 def _heads_for(folders: Sequence[Path], labels: Sequence[str] | None) -> list[dict[str, Tensor]]:
@@ -185,7 +198,11 @@ def with_drift(row: Task, network: nn.Module, weight: float) -> Task:
     def loss(logits: Any, labels: Any, **shape: Any) -> Tensor:
         losses = row.loss(logits, labels, **shape)
         # losses are summed and divided by the items of the whole step: with each row's items as its share, one drift is left
-        return losses + weight * drift(network) * row.items(labels).to(losses) if logits.requires_grad else losses
+        return (
+            losses + weight * drift(network) * row.items(labels).to(losses)
+            if logits.requires_grad
+            else losses
+        )
 
     return replace(row, loss=loss)
 
@@ -206,9 +223,17 @@ def save_fusion(network: PeftModel, folder: str | Path, adapters: Sequence[Path]
             if (source / file).is_file():
                 shutil.copy2(source / file, path / ADAPTERS / name / file)
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{name}.{part}": getattr(layer, part).weight.detach() for name, layer in layers.items() for part in PARTS}
+    tensors = {
+        f"{name}.{part}": getattr(layer, part).weight.detach()
+        for name, layer in layers.items()
+        for part in PARTS
+    }
     base = network.get_base_model()
-    heads = {f"{head}.{key}": t for head in _trained_whole(base) for key, t in base.get_submodule(head).state_dict().items()}
+    heads = {
+        f"{head}.{key}": t
+        for head in _trained_whole(base)
+        for key, t in base.get_submodule(head).state_dict().items()
+    }
     save_file({name: tensor.contiguous() for name, tensor in (tensors | heads).items()}, path / WEIGHTS)
     write_atomically(path / CONFIG, json.dumps({"adapters": names}))
 
@@ -227,7 +252,9 @@ def save_fused(
     save_fusion(network, path, adapters)
     processor.save_pretrained(path)
     options = yaml.safe_load((path / ARGUMENTS).read_text(encoding="utf-8"))
-    first = passport.read_passport(adapters[0]) or {}  # all of them were checked: base and tokenizer are the same
+    first = (
+        passport.read_passport(adapters[0]) or {}
+    )  # all of them were checked: base and tokenizer are the same
     own = {
         "base": options["model_name_or_path"], "method": "fusion", "method_kwargs": {"adapters": len(adapters)},
         "task": options["task"], "labels": labels, "heads": _trained_whole(network.get_base_model()), "metrics": metrics,
@@ -250,9 +277,15 @@ def load_fusion(network: PeftModel, folder: str | Path) -> list[Fused]:
         raise InputError(f"{path} holds no {CONFIG}; wanted a folder that save_fusion wrote")
     fused = fuse(network, json.loads((path / CONFIG).read_text(encoding="utf-8"))["adapters"])
     tensors, layers, base = load_file(path / WEIGHTS), _fused(network), network.get_base_model()
-    heads = {f"{head}.{key}": t for head in _trained_whole(base) for key, t in base.get_submodule(head).state_dict().items()}
+    heads = {
+        f"{head}.{key}": t
+        for head in _trained_whole(base)
+        for key, t in base.get_submodule(head).state_dict().items()
+    }
     if {f"{name}.{part}" for name in layers for part in PARTS} | set(heads) != tensors.keys():
-        raise InputError(f"The fusion in {path} belongs to other layers; wanted the base and adapters it was trained with")
+        raise InputError(
+            f"The fusion in {path} belongs to other layers; wanted the base and adapters it was trained with"
+        )
     with torch.no_grad():
         for name, layer in layers.items():
             for part in PARTS:
@@ -262,7 +295,9 @@ def load_fusion(network: PeftModel, folder: str | Path) -> list[Fused]:
     return fused
 
 
-def mount_fusion(network: PreTrainedModel, folder: Path, processor: Any, allow_mismatch: bool | None = None) -> PeftModel:
+def mount_fusion(
+    network: PreTrainedModel, folder: Path, processor: Any, allow_mismatch: bool | None = None
+) -> PeftModel:
     """A base with the adapters and the fusion of a saved folder.
 
     Raises:

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune.adapters.deltas import Adapter, Factors, is_exact_lora, write_adapter
-from finetune.adapters.passport import CONFIG, PASSPORT, WEIGHTS
+from finetune.adapters.weights import Adapter, Factors, is_exact_lora, write_adapter
+from finetune.artefacts.checkpoints import METRICS, write_atomically
+from finetune.artefacts.passport import CONFIG, PASSPORT, WEIGHTS
 from finetune.errors import InputError
-from finetune.training.checkpoints import METRICS, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,19 @@ class MergeArguments:
         default=None, metadata={"help": "One factor an adapter (default: 1 each); -1 takes an adapter away."}
     )
     how: str = field(
-        default="sum", metadata={"help": "sum (exact), ties (Yadav et al. 2023), dare (Yu et al. 2024) or dare_ties."}
+        default="sum",
+        metadata={"help": "sum (exact), ties (Yadav et al. 2023), dare (Yu et al. 2024) or dare_ties."},
     )
-    rank: int | None = field(default=None, metadata={"help": "Rank of the result, by SVD (default: exact, all ranks together)."})
+    rank: int | None = field(
+        default=None, metadata={"help": "Rank of the result, by SVD (default: exact, all ranks together)."}
+    )
     density: float = field(default=0.5, metadata={"help": "Share of each change that ties and dare keep."})
     seed: int = field(default=0, metadata={"help": "Seed of what dare drops."})
     head: int | None = field(
-        default=None, metadata={"help": "Which adapter's head the result takes, counted from 0; needed where several have one."}
+        default=None,
+        metadata={
+            "help": "Which adapter's head the result takes, counted from 0; needed where several have one."
+        },
     )
 
 
@@ -112,12 +118,17 @@ def weighted_sum(factors: Sequence[Factors], weights: Sequence[float]) -> Factor
 
 def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
     """The nearest change of at most that rank (Eckart & Young 1936) and its relative error; never forms the full matrix."""
-    left, right = torch.linalg.qr(factors.up.double().flatten(1)), torch.linalg.qr(factors.down.double().flatten(1).T)
+    left, right = (
+        torch.linalg.qr(factors.up.double().flatten(1)),
+        torch.linalg.qr(factors.down.double().flatten(1).T),
+    )
     u, s, v = torch.linalg.svd(left.R @ right.R.T)
     root = s[:rank].sqrt()
     up, down = left.Q @ (u[:, :rank] * root), (root[:, None] * v[:rank]) @ right.Q.T
     shapes = (factors.down.shape[1:], factors.up.shape[2:])
-    cut = Factors(down.reshape(-1, *shapes[0]).float(), up.reshape(*up.shape, *shapes[1]).float(), factors.embedding)
+    cut = Factors(
+        down.reshape(-1, *shapes[0]).float(), up.reshape(*up.shape, *shapes[1]).float(), factors.embedding
+    )
     return cut, _tail(s, rank)
 
 
@@ -172,7 +183,9 @@ def choose_head(adapters: Sequence[Adapter], head: int | None) -> Adapter:
     having = [adapter for adapter in adapters if adapter.heads]
     if len(having) > 1:
         named = "; ".join(f"{adapter.folder}: {', '.join(adapter.head_modules)}" for adapter in having)
-        raise InputError(f"Several adapters have a head ({named}), and heads don't add up. Choose one by --head, counted from 0")
+        raise InputError(
+            f"Several adapters have a head ({named}), and heads don't add up. Choose one by --head, counted from 0"
+        )
     return (having or adapters)[0]
 
 
@@ -180,7 +193,9 @@ def _check(adapters: Sequence[Adapter], weights: Sequence[float], options: Merge
     if not adapters:
         raise InputError("No adapters to merge; name one or more by --adapters")
     if len(weights) != len(adapters):
-        raise InputError(f"{len(weights)} weights for {len(adapters)} adapters; wanted one each. Set --weights")
+        raise InputError(
+            f"{len(weights)} weights for {len(adapters)} adapters; wanted one each. Set --weights"
+        )
     if options.how not in WAYS:
         raise InputError(f"Unknown way '{options.how}'; wanted one of: {', '.join(WAYS)}. Set --how")
     if not 0 < options.density <= 1:
@@ -189,13 +204,19 @@ def _check(adapters: Sequence[Adapter], weights: Sequence[float], options: Merge
         raise InputError(f"--rank {options.rank}; wanted 1 or more")
     kinds = {adapter.kind for adapter in adapters}
     if len(kinds) > 1:
-        raise InputError(f"Adapters of several kinds ({', '.join(sorted(kinds))}) have no common sum; wanted one kind")
+        raise InputError(
+            f"Adapters of several kinds ({', '.join(sorted(kinds))}) have no common sum; wanted one kind"
+        )
     if "BOTTLENECK" in kinds:
-        raise InputError("Bottleneck adapters are not linear: their sum is no bottleneck. Stack or fuse them instead")
+        raise InputError(
+            "Bottleneck adapters are not linear: their sum is no bottleneck. Stack or fuse them instead"
+        )
     for adapter in adapters:
         if adapter.kind == "LORA" and not is_exact_lora(adapter):
             what = "DoRA's lengths" if adapter.magnitudes else "biases"
-            raise InputError(f"{adapter.folder} has {what}, which don't add up; wanted LoRA or rsLoRA without biases")
+            raise InputError(
+                f"{adapter.folder} has {what}, which don't add up; wanted LoRA or rsLoRA without biases"
+            )
     _check_bases(adapters)
 
 
@@ -205,7 +226,9 @@ def _check_bases(adapters: Sequence[Adapter]) -> None:
         mine, theirs = first.passport.get("weights"), other.passport.get("weights")
         if mine and theirs and any(mine[name] != theirs[name] for name in mine.keys() & theirs.keys()):
             named = f"'{first.passport.get('base')}' and '{other.passport.get('base')}'"
-            raise InputError(f"{first.folder} and {other.folder} belong on different bases ({named}); wanted one base")
+            raise InputError(
+                f"{first.folder} and {other.folder} belong on different bases ({named}); wanted one base"
+            )
 
 
 def _sum_scales(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, Tensor]:
@@ -229,7 +252,9 @@ def _inward(adapters: Sequence[Adapter]) -> frozenset[str]:
     inward = frozenset(name for adapter in adapters for name in adapter.inward)
     both = sorted(inward & {name for a in adapters for name in a.scales if name not in a.inward})
     if both:
-        raise InputError(f"'{both[0]}' scales its input in one adapter and its output in another; these have no common sum")
+        raise InputError(
+            f"'{both[0]}' scales its input in one adapter and its output in another; these have no common sum"
+        )
     return inward
 
 
@@ -240,7 +265,13 @@ def _passport(
     if not chosen.passport:
         return {}
     parents = [{"folder": str(a.folder), "weight": w} for a, w in zip(adapters, weights, strict=True)]
-    merge = {"parents": parents, "how": options.how, "rank": options.rank, "density": options.density, "seed": options.seed}
+    merge = {
+        "parents": parents,
+        "how": options.how,
+        "rank": options.rank,
+        "density": options.density,
+        "seed": options.seed,
+    }
     return chosen.passport | {"metrics": {}, "merge": merge}
 
 

@@ -50,13 +50,23 @@ def make_modelfile(processor: Any, file: str) -> str:
     """
     if not processor.chat_template:
         raise InputError("The tokenizer has no chat template, so that there is none to write for Ollama")
-    wanted = [processor.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True) for chat in PROBE_CHATS]
+    wanted = [
+        processor.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
+        for chat in PROBE_CHATS
+    ]
     head = "<|im_start|>system\n"
     system = wanted[0].removeprefix(head).partition("<|im_end|>")[0] if wanted[0].startswith(head) else None
     for chat, text in zip(PROBE_CHATS, wanted, strict=True):
         if rendered(chat, system) != text:
-            raise InputError(f"The chat template renders {text!r}, which is no ChatML; Ollama's template is known for that alone")
-    lines = [f"FROM ./{file}", f'TEMPLATE """{TEMPLATE}"""', 'PARAMETER stop "<|im_end|>"', 'PARAMETER stop "<|im_start|>"']
+            raise InputError(
+                f"The chat template renders {text!r}, which is no ChatML; Ollama's template is known for that alone"
+            )
+    lines = [
+        f"FROM ./{file}",
+        f'TEMPLATE """{TEMPLATE}"""',
+        'PARAMETER stop "<|im_end|>"',
+        'PARAMETER stop "<|im_start|>"',
+    ]
     if system is not None:
         lines.append(f"SYSTEM {json.dumps(system, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"

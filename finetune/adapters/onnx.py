@@ -27,10 +27,15 @@ class _Logits(nn.Module):
         super().__init__()
         self.network = network
         # a cache would be one more output of every layer
-        self.further = {"use_cache": False} if "use_cache" in inspect.signature(network.forward).parameters else {}
+        self.further = (
+            {"use_cache": False} if "use_cache" in inspect.signature(network.forward).parameters else {}
+        )
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         out = self.network(input_ids=input_ids, attention_mask=attention_mask, **types, **self.further)
@@ -39,7 +44,11 @@ class _Logits(nn.Module):
 
 def _inputs(network: Any, processor: Any) -> list[str]:
     taken = inspect.signature(network.forward).parameters
-    types = ["token_type_ids"] if "token_type_ids" in processor.model_input_names and "token_type_ids" in taken else []
+    types = (
+        ["token_type_ids"]
+        if "token_type_ids" in processor.model_input_names and "token_type_ids" in taken
+        else []
+    )
     return ["input_ids", "attention_mask", *types]
 
 
@@ -56,7 +65,9 @@ def export_onnx(network: Any, processor: Any, folder: Path, int8: bool = False) 
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise InputError(f"ONNX needs the extra 'export', and {error.name} is not installed: pip install '.[export]'") from error
+        raise InputError(
+            f"ONNX needs the extra 'export', and {error.name} is not installed: pip install '.[export]'"
+        ) from error
     inputs = {name: torch.ones(2, 5, dtype=torch.long) for name in _inputs(network, processor)}
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
@@ -106,14 +117,20 @@ def run_onnx(file: Path, processor: Any, texts: Sequence[Any] = PROBES, max_leng
     return torch.from_numpy(_answer(_session(file), processor, texts, max_length))
 
 
-def onnx_predictions(file: Path, processor: Any, texts: Sequence[Any], max_length: int, batch_size: int = 32) -> torch.Tensor:
+def onnx_predictions(
+    file: Path, processor: Any, texts: Sequence[Any], max_length: int, batch_size: int = 32
+) -> torch.Tensor:
     """Class of each text (or pair), [texts], by an exported classifier."""
     session = _session(file)
-    order = sorted(range(len(texts)), key=lambda index: len(str(texts[index])))  # alike lengths together: little padding
+    order = sorted(
+        range(len(texts)), key=lambda index: len(str(texts[index]))
+    )  # alike lengths together: little padding
     found = torch.zeros(len(texts), dtype=torch.long)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        found[batch] = torch.from_numpy(_answer(session, processor, [texts[i] for i in batch], max_length)).argmax(-1)
+        found[batch] = torch.from_numpy(
+            _answer(session, processor, [texts[i] for i in batch], max_length)
+        ).argmax(-1)
     return found
 
 
@@ -125,5 +142,7 @@ def _session(file: Path) -> Any:
 
 def _answer(session: Any, processor: Any, texts: Sequence[Any], max_length: int) -> Any:
     cut = {"truncation": True, "max_length": max_length}
-    batch = processor(*as_columns(texts, processor), padding=True, padding_side="right", return_tensors="np", **cut)
+    batch = processor(
+        *as_columns(texts, processor), padding=True, padding_side="right", return_tensors="np", **cut
+    )
     return session.run(None, {entry.name: batch[entry.name] for entry in session.get_inputs()})[0]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.adapters.deltas import Adapter
 from finetune.adapters.merge import MergeArguments, weighted_sum
+from finetune.adapters.weights import Adapter
 from finetune.errors import InputError
 
 PROBES = (
@@ -42,13 +42,19 @@ class Probe:
 
 
 @torch.inference_mode()
-def logits_of(network: Any, processor: Any, texts: Sequence[str] = PROBES) -> tuple[torch.Tensor, torch.Tensor]:
+def logits_of(
+    network: Any, processor: Any, texts: Sequence[str] = PROBES
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [texts, (time,) classes] in float32, and which of them count (padding doesn't)."""
-    batch = processor(list(texts), padding=True, padding_side="right", truncation=True, max_length=64, return_tensors="pt")
+    batch = processor(
+        list(texts), padding=True, padding_side="right", truncation=True, max_length=64, return_tensors="pt"
+    )
     inputs = {k: v.to(network.device) for k, v in batch.items() if k != "token_type_ids" or v.any()}
     out = network(**inputs)
     logits = (out["logits"] if "logits" in out else out["last_hidden_state"]).float().cpu()
-    counted = batch["attention_mask"].bool() if logits.dim() == 3 else torch.ones(len(logits), dtype=torch.bool)
+    counted = (
+        batch["attention_mask"].bool() if logits.dim() == 3 else torch.ones(len(logits), dtype=torch.bool)
+    )
     return logits, counted
 
 
@@ -78,12 +84,16 @@ def reference(network: torch.nn.Module, adapter: Adapter) -> None:
     modules = dict(network.named_modules())
     missing = [name for name in (*adapter.factors, *adapter.scales, *adapter.shifts) if name not in modules]
     if missing:
-        raise InputError(f"The base has no module '{missing[0]}'; wanted the base that {adapter.folder} was trained on")
+        raise InputError(
+            f"The base has no module '{missing[0]}'; wanted the base that {adapter.folder} was trained on"
+        )
     with torch.no_grad():
         for name, factors in adapter.factors.items():
             weight: Any = modules[name].weight
             dense = factors.dense()
-            turned = dense.T if dense.shape != weight.shape or type(modules[name]).__name__ == "Conv1D" else dense
+            turned = (
+                dense.T if dense.shape != weight.shape or type(modules[name]).__name__ == "Conv1D" else dense
+            )
             weight.add_(turned.to(weight))
         for name, scale in adapter.scales.items():
             _scale(modules[name], scale, name in adapter.inward)
@@ -111,7 +121,9 @@ def asked_for(network: torch.nn.Module, adapters: Sequence[Adapter], options: Me
         heads = adapter.heads if options.head in (None, index) else {}
         shifts = {name: weight * shift for name, shift in adapter.shifts.items()}
         reference(network, replace(adapter, factors=factors, scales={}, shifts=shifts, heads=heads))
-    if any(adapter.scales for adapter in adapters):  # factors act on the untouched weight, not one on the other's result
+    if any(
+        adapter.scales for adapter in adapters
+    ):  # factors act on the untouched weight, not one on the other's result
         total: dict[str, Tensor] = {}
         for adapter, weight in zip(adapters, weights, strict=True):
             for name, scale in adapter.scales.items():

@@ -29,7 +29,9 @@ def measure(
     uniforms = draw_uniforms(SEED, 0, range(len(ids)), sampling.max_new_tokens)
     kl = []
     with policy.autocast():
-        answers = sample_answers(policy.network, ids, uniforms, sampling, stop_tokens(policy.network, processor))
+        answers = sample_answers(
+            policy.network, ids, uniforms, sampling, stop_tokens(policy.network, processor)
+        )
         for start in range(0, len(ids), batch_size):
             part = slice(start, start + batch_size)
             tensors = [t.to(device) for t in (*pad_left(ids[part], 0), answers.ids[part], answers.mask[part])]
@@ -40,7 +42,9 @@ def measure(
     scores = checked(truth, prompts, texts, empty_score)
     figures = {"reward": float(np.mean(scores)), "error": standard_error(scores), "kl": float(np.mean(kl)),
                "kl_error": standard_error(kl), "length": float(answers.mask.sum(1).mean())}  # fmt: skip
-    return figures, [{"prompt": p, "answer": t, "score": s} for p, t, s in zip(prompts, texts, scores, strict=True)]
+    return figures, [
+        {"prompt": p, "answer": t, "score": s} for p, t, s in zip(prompts, texts, scores, strict=True)
+    ]
 
 
 def standard_error(values: Sequence[float]) -> float:

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks)
-from finetune.adapters.artefact import read_artefact
-from finetune.adapters.passport import check_passport
-from finetune.alignment.head import cast_frozen, plain_head
 from finetune.alignment.rollout import answer_log_probs
+from finetune.artefacts.checkpoints import ARGUMENTS
+from finetune.artefacts.folder import read_artefact
+from finetune.artefacts.passport import check_passport
 from finetune.errors import InputError
 from finetune.methods import METHODS, attach
+from finetune.models.frozen_head import cast_frozen, plain_head
+from finetune.models.heads import core
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
-from finetune.models.trunk import core
 from finetune.models.value import ValueHead, hidden_width
-from finetune.training.checkpoints import ARGUMENTS
 
 REWARD = "reward"
 
@@ -61,12 +61,25 @@ class Policy(nn.Module):
         return torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.bf16)
 
     def forward(
-        self, prompts: Tensor, prompt_mask: Tensor, answers: Tensor, mask: Tensor, temperature: float = 1.0, spread: bool = True
+        self,
+        prompts: Tensor,
+        prompt_mask: Tensor,
+        answers: Tensor,
+        mask: Tensor,
+        temperature: float = 1.0,
+        spread: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`spread=False` leaves the entropies out (zeros): they cost a pass over the vocabulary."""
         with self.autocast():
             log_probs, entropies, states = answer_log_probs(
-                self.network, prompts, prompt_mask, answers, mask, temperature, spread=spread, head=self._plain_heads[0]
+                self.network,
+                prompts,
+                prompt_mask,
+                answers,
+                mask,
+                temperature,
+                spread=spread,
+                head=self._plain_heads[0],
             )
             return log_probs, self.head(states.detach()) * mask, entropies
 
@@ -78,7 +91,14 @@ class Policy(nn.Module):
         network = self._frozen[0] if self._frozen else self.network
         with self.autocast(), nullcontext() if self._frozen else in_role(self.network, None):
             return answer_log_probs(
-                network, prompts, prompt_mask, answers, mask, temperature, spread=False, head=self._plain_heads[-1]
+                network,
+                prompts,
+                prompt_mask,
+                answers,
+                mask,
+                temperature,
+                spread=False,
+                head=self._plain_heads[-1],
             )[0]
 
     def to(self, *args: Any, **kwargs: Any) -> Policy:
@@ -211,7 +231,11 @@ def attach_reward(policy: Policy, folder: str | Path) -> nn.Linear:
 def trunk_scores(policy: Policy, head: nn.Linear, ids: Tensor, mask: Tensor) -> Tensor:
     """Scores [rows] of texts padded on the right, read at the last real token by the mask, whatever ids pad and EOS have."""
     with torch.no_grad(), policy.autocast(), in_role(policy.network, REWARD):
-        base = policy.network.base_model.model if isinstance(policy.network.base_model, BaseTuner) else policy.network
+        base = (
+            policy.network.base_model.model
+            if isinstance(policy.network.base_model, BaseTuner)
+            else policy.network
+        )
         states = base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     last = states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
     return head(last.float())[:, 0]

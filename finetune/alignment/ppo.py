@@ -41,7 +41,9 @@ def kl_estimate(log_probs: Tensor, reference: Tensor, kind: str = "k1") -> Tenso
         return log_r.square() / 2
     if kind == "k3":
         return torch.expm1(log_r) - log_r
-    raise InputError(f"Unknown KL estimator '{kind}'; wanted one of: {', '.join(ESTIMATORS)}. Set --kl_estimator")
+    raise InputError(
+        f"Unknown KL estimator '{kind}'; wanted one of: {', '.join(ESTIMATORS)}. Set --kl_estimator"
+    )
 
 
 def adapted(coefficient: float, kl: float, target: float, gain: float = 0.1) -> float:
@@ -78,7 +80,9 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coefficient: float) 
     return rewards.scatter_add(1, (lengths - 1)[:, None], scores[:, None].to(rewards.dtype))
 
 
-def advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> Tensor:
+def advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16); all inputs [batch, time], padding masked out.
 
     How much better a token did than its value promised, δ_t = r_t + γ V_{t+1} - V_t, and how much better its followers did, in
@@ -127,7 +131,9 @@ def step_share(scores: Tensor, penalised: Tensor, least: float = 0.1) -> float:
     return min(1.0, max(least, float(scores.double().std(correction=0)) / whole)) if whole > 0 else 1.0
 
 
-def policy_loss(log_probs: Tensor, old: Tensor, advantage: Tensor, mask: Tensor, clip: float = 0.2) -> tuple[Tensor, Tensor]:
+def policy_loss(
+    log_probs: Tensor, old: Tensor, advantage: Tensor, mask: Tensor, clip: float = 0.2
+) -> tuple[Tensor, Tensor]:
     """The clipped surrogate, to be minimised (Schulman et al. 2017, eq. 7): -min(ρ A, clip(ρ, 1 - ε, 1 + ε) A).
 
     ρ = policy / old policy of the token that was sampled. Past the clip a gain counts no more, and the gradient is 0; a loss
@@ -141,7 +147,9 @@ def policy_loss(log_probs: Tensor, old: Tensor, advantage: Tensor, mask: Tensor,
     return (torch.maximum(free, clipped) * mask).sum(1), ((clipped > free) * mask).sum(1)
 
 
-def value_loss(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2) -> tuple[Tensor, Tensor]:
+def value_loss(
+    values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2
+) -> tuple[Tensor, Tensor]:
     """Half the squared error, the worse of the value and the value held within `clip` of the old one.
 
     The papers don't have it; the code of Schulman et al. 2017 and of Ziegler et al. 2019 does.

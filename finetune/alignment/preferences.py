@@ -46,11 +46,17 @@ class PairArguments:
     drop_faulty_pairs: bool = field(
         default=False, metadata={"help": "Leave pairs that can't teach anything out instead of stopping."}
     )
-    margin: bool = field(default=False, metadata={"help": "Use the column 'margin' in the reward model's loss (Llama 2)."})
-    min_margin: float = field(default=0.0, metadata={"help": "Leave out pairs whose column 'margin' is smaller."})
+    margin: bool = field(
+        default=False, metadata={"help": "Use the column 'margin' in the reward model's loss (Llama 2)."}
+    )
+    min_margin: float = field(
+        default=0.0, metadata={"help": "Leave out pairs whose column 'margin' is smaller."}
+    )
 
 
-def read_pairs(data: DataArguments, settings: PairArguments, processor: Any, max_length: int) -> tuple[Dataset, Dataset]:
+def read_pairs(
+    data: DataArguments, settings: PairArguments, processor: Any, max_length: int
+) -> tuple[Dataset, Dataset]:
     """Training and held-out pairs, checked; columns prompt, chosen, rejected, and margin where `settings.margin`.
 
     Raises:
@@ -59,7 +65,10 @@ def read_pairs(data: DataArguments, settings: PairArguments, processor: Any, max
     rows = load_rows(data)
     assert rows.train is not None and rows.eval is not None
     parts = []
-    for part, limit, where in ((rows.train, data.max_train_rows, "training"), (rows.eval, data.max_eval_rows, "held-out")):
+    for part, limit, where in (
+        (rows.train, data.max_train_rows, "training"),
+        (rows.eval, data.max_eval_rows, "held-out"),
+    ):
         part = with_prompt(part, data.dataset_name)
         if settings.min_margin or settings.margin:
             part = _with_margin(part, settings.min_margin)
@@ -76,7 +85,11 @@ def with_prompt(rows: Dataset, name: str) -> Dataset:
         raise InputError(
             f"No column '{missing[0]}' in {name}; it has {', '.join(rows.column_names)}. Set --dataset_name to preference pairs"
         )
-    told_twice = "prompt" in rows.column_names and isinstance(rows[0]["prompt"], str) and isinstance(rows[0]["chosen"], list)
+    told_twice = (
+        "prompt" in rows.column_names
+        and isinstance(rows[0]["prompt"], str)
+        and isinstance(rows[0]["chosen"], list)
+    )
     if "prompt" not in rows.column_names or told_twice:
         return rows.remove_columns(["prompt"] if told_twice else []).map(_apart, desc="Finding prompts")
     if not all(map(_holds_prompt, rows)):
@@ -108,14 +121,20 @@ def _with_margin(rows: Dataset, least: float) -> Dataset:
     if "margin" not in rows.column_names:
         there = ", ".join(rows.column_names)
         raise InputError(f"No column 'margin' among {there}; leave --margin and --min_margin out")
-    bad = [i for i, m in enumerate(rows["margin"][:]) if not isinstance(m, (int, float)) or not math.isfinite(m)]
+    bad = [
+        i for i, m in enumerate(rows["margin"][:]) if not isinstance(m, (int, float)) or not math.isfinite(m)
+    ]
     if bad:
-        raise InputError(f"{len(bad)} pairs have a margin that is no number (rows {_named(bad)}). Mend the column 'margin'")
+        raise InputError(
+            f"{len(bad)} pairs have a margin that is no number (rows {_named(bad)}). Mend the column 'margin'"
+        )
     kept = rows.filter(lambda row: row["margin"] >= least) if least else rows
     if not len(kept):
         raise InputError(f"None of {len(rows)} pairs has a margin of {least:g} or more; lower --min_margin")
     if len(kept) < len(rows):
-        logger.warning("%d of %d pairs have a margin below %g and are left out", len(rows) - len(kept), len(rows), least)
+        logger.warning(
+            "%d of %d pairs have a margin below %g and are left out", len(rows) - len(kept), len(rows), least
+        )
     return kept
 
 
@@ -126,17 +145,32 @@ def sound_pairs(rows: Dataset, processor: Any, max_length: int, drop: bool, wher
         InputError: pairs that can't, where `drop` doesn't allow to leave them out.
     """
     if processor.eos_token is None and isinstance(rows[0]["chosen"], str):
-        raise InputError("The tokenizer has no EOS, with which TRL ends each answer. Name its eos_token in tokenizer_config.json")
+        raise InputError(
+            "The tokenizer has no EOS, with which TRL ends each answer. Name its eos_token in tokenizer_config.json"
+        )
     faults = examine_pairs(rows, processor, max_length)
     for name, said in NOTED.items():
         if faults[name]:
-            logger.warning("%d of %d %s pairs: %s (rows %s)", len(faults[name]), len(rows), where, said, _named(faults[name]))
+            logger.warning(
+                "%d of %d %s pairs: %s (rows %s)",
+                len(faults[name]),
+                len(rows),
+                where,
+                said,
+                _named(faults[name]),
+            )
     bad = {index for name in UNUSABLE for index in faults[name]}
     if not bad:
         return rows
-    said = "; ".join(f"{len(faults[name])}: {UNUSABLE[name]} (rows {_named(faults[name])})" for name in UNUSABLE if faults[name])
+    said = "; ".join(
+        f"{len(faults[name])}: {UNUSABLE[name]} (rows {_named(faults[name])})"
+        for name in UNUSABLE
+        if faults[name]
+    )
     if not drop:
-        raise InputError(f"Of {len(rows)} {where} pairs, {said}. Mend them, or set --drop_faulty_pairs to leave them out")
+        raise InputError(
+            f"Of {len(rows)} {where} pairs, {said}. Mend them, or set --drop_faulty_pairs to leave them out"
+        )
     logger.warning("%d of %d %s pairs are left out: %s", len(bad), len(rows), where, said)
     kept = [index for index in range(len(rows)) if index not in bad]
     if not kept:
@@ -180,7 +214,9 @@ def _fault(row: dict[str, Any], equal: bool, repeated: bool) -> str | None:
     return "duplicate" if repeated else None
 
 
-def _token_fault(row: dict[str, Any], processor: Any, max_length: int, faults: dict[str, list[int]], index: int) -> str | None:
+def _token_fault(
+    row: dict[str, Any], processor: Any, max_length: int, faults: dict[str, list[int]], index: int
+) -> str | None:
     prompt = pair_ids(processor, row["prompt"], None)
     if len(prompt) >= max_length:
         return "no room"
@@ -205,14 +241,18 @@ def _text(side: Any) -> str:
 def pair_ids(processor: Any, prompt: Any, answer: Any | None) -> list[int]:
     """Ids as TRL makes them: texts joined and ended by EOS, conversations through the template; without an answer, the prompt's."""
     if isinstance(prompt, str):
-        return processor(prompt if answer is None else prompt + answer + (processor.eos_token or ""))["input_ids"]
+        return processor(prompt if answer is None else prompt + answer + (processor.eos_token or ""))[
+            "input_ids"
+        ]
     messages = prompt if answer is None else [*prompt, *answer]
-    return processor.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=True, return_dict=True)[
-        "input_ids"
-    ]
+    return processor.apply_chat_template(
+        messages, add_generation_prompt=answer is None, tokenize=True, return_dict=True
+    )["input_ids"]
 
 
-def pairs_of(prompts: Sequence[Any], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+def pairs_of(
+    prompts: Sequence[Any], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[float]]
+) -> list[dict[str, Any]]:
     """The best and the worst answer to each prompt as a pair with its scores and margin; a prompt whose answers all score the
     same gives none.
 
@@ -227,7 +267,11 @@ def pairs_of(prompts: Sequence[Any], answers: Sequence[Sequence[str]], scores: S
         best, worst = max(usable, key=values.__getitem__), min(usable, key=values.__getitem__)
         if values[best] > values[worst] and texts[best] != texts[worst]:
             sides = (texts[best], texts[worst])
-            chosen, rejected = sides if isinstance(prompt, str) else tuple([{"role": "assistant", "content": s}] for s in sides)
+            chosen, rejected = (
+                sides
+                if isinstance(prompt, str)
+                else tuple([{"role": "assistant", "content": s}] for s in sides)
+            )
             pairs.append(
                 {"prompt": prompt, "chosen": chosen, "rejected": rejected, "chosen_score": values[best],
                  "rejected_score": values[worst], "margin": values[best] - values[worst]}

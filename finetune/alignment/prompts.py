@@ -24,15 +24,22 @@ class PromptArguments:
     """What the policy is asked."""
 
     prompt_tokens: int | None = field(
-        default=None, metadata={"help": "Use the first so many tokens of each text as its prompt (default: the whole text)."}
+        default=None,
+        metadata={
+            "help": "Use the first so many tokens of each text as its prompt (default: the whole text)."
+        },
     )
-    max_prompt_length: int = field(default=512, metadata={"help": "Prompts of more tokens are left out; the log says how many."})
+    max_prompt_length: int = field(
+        default=512, metadata={"help": "Prompts of more tokens are left out; the log says how many."}
+    )
 
     def __post_init__(self) -> None:
         check_least(self, 1, "prompt_tokens", "max_prompt_length")
 
 
-def read_prompts(data: DataArguments, settings: PromptArguments, processor: Any) -> tuple[list[Prompt], list[Prompt]]:
+def read_prompts(
+    data: DataArguments, settings: PromptArguments, processor: Any
+) -> tuple[list[Prompt], list[Prompt]]:
     """Training and held-out prompts: texts, or conversations that end before the assistant's turn.
 
     The column is the one named by --text_column, else `prompt`, `messages`, or a usual name of a text.
@@ -42,21 +49,35 @@ def read_prompts(data: DataArguments, settings: PromptArguments, processor: Any)
     """
     rows: Rows = load_rows(data)
     assert rows.train is not None and rows.eval is not None
-    train = _prompts(sample(rows.train, data.max_train_rows, data.sample_seed), data, settings, processor, "training")
-    return train, _prompts(sample(rows.eval, data.max_eval_rows, data.sample_seed), data, settings, processor, "evaluation")
+    train = _prompts(
+        sample(rows.train, data.max_train_rows, data.sample_seed), data, settings, processor, "training"
+    )
+    return train, _prompts(
+        sample(rows.eval, data.max_eval_rows, data.sample_seed), data, settings, processor, "evaluation"
+    )
 
 
-def _prompts(rows: Dataset, data: DataArguments, settings: PromptArguments, processor: Any, where: str) -> list[Prompt]:
+def _prompts(
+    rows: Dataset, data: DataArguments, settings: PromptArguments, processor: Any, where: str
+) -> list[Prompt]:
     found = [as_prompt(value, index) for index, value in enumerate(rows[prompt_column(rows, data)][:])]
     if settings.prompt_tokens is not None:
         found = [beginning(prompt, settings.prompt_tokens, processor) for prompt in found]
     lengths = [len(prompt_ids(processor, prompt)) for prompt in found]
-    kept = [prompt for prompt, length in zip(found, lengths, strict=True) if 0 < length <= settings.max_prompt_length]
+    kept = [
+        prompt
+        for prompt, length in zip(found, lengths, strict=True)
+        if 0 < length <= settings.max_prompt_length
+    ]
     long, empty = sum(length > settings.max_prompt_length for length in lengths), lengths.count(0)
     if long:
         limit = settings.max_prompt_length
         logger.warning(
-            "%d of %d %s prompts exceed %d tokens and are left out (--max_prompt_length)", long, len(found), where, limit
+            "%d of %d %s prompts exceed %d tokens and are left out (--max_prompt_length)",
+            long,
+            len(found),
+            where,
+            limit,
         )
     if empty:
         logger.warning("%d of %d %s prompts are empty and are left out", empty, len(found), where)
@@ -74,10 +95,14 @@ def prompt_column(rows: Dataset, data: DataArguments) -> str:
     Raises:
         InputError: no such column.
     """
-    column = data.text_column or next((name for name in ("prompt", "messages", *TEXTS) if name in rows.column_names), None)
+    column = data.text_column or next(
+        (name for name in ("prompt", "messages", *TEXTS) if name in rows.column_names), None
+    )
     if column is None or column not in rows.column_names:
         there = ", ".join(rows.column_names)
-        raise InputError(f"No column '{column or 'prompt'}' in {data.dataset_name}; it has {there}. Set --text_column")
+        raise InputError(
+            f"No column '{column or 'prompt'}' in {data.dataset_name}; it has {there}. Set --text_column"
+        )
     return column
 
 
@@ -118,7 +143,9 @@ def prompt_ids(processor: Any, prompt: Prompt) -> list[int]:
         raise InputError(
             "The prompts are conversations and the model's tokenizer has no chat template; use prompts of plain text"
         )
-    return processor.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+    return processor.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
+        "input_ids"
+    ]
 
 
 def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any, mask: Any) -> list[str]:
@@ -128,7 +155,11 @@ def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any,
         ids = [token for token, is_real in zip(answer, real, strict=True) if is_real]
         before = processor.decode(list(prompt), skip_special_tokens=True)
         whole = processor.decode([*prompt, *ids], skip_special_tokens=True)
-        texts.append(whole[len(before) :] if whole.startswith(before) else processor.decode(ids, skip_special_tokens=True))
+        texts.append(
+            whole[len(before) :]
+            if whole.startswith(before)
+            else processor.decode(ids, skip_special_tokens=True)
+        )
     return texts
 
 

@@ -21,14 +21,21 @@ import peft
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from finetune.adapters.artefact import read_artefact
 from finetune.adapters.classifier import Classifier, load
-from finetune.adapters.passport import check_passport
-from finetune.alignment.policy import Policy, attach_reward, has_adapter, is_adapter, load_scorer, trunk_scores
+from finetune.alignment.policy import (
+    Policy,
+    attach_reward,
+    has_adapter,
+    is_adapter,
+    load_scorer,
+    trunk_scores,
+)
 from finetune.alignment.rollout import log_probabilities, longest_input
+from finetune.artefacts.checkpoints import ARGUMENTS
+from finetune.artefacts.folder import read_artefact
+from finetune.artefacts.passport import check_passport
 from finetune.errors import InputError, check_least
 from finetune.models.load import ModelArguments, load_model, load_processor
-from finetune.training.checkpoints import ARGUMENTS
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +58,14 @@ class RewardArguments:
     reward_logit: bool = field(
         default=False, metadata={"help": "A classifier's log-odds of the label instead of its probability."}
     )
-    reward_part: str = field(default="full", metadata={"help": "What is scored: full (prompt and answer) or answer."})
+    reward_part: str = field(
+        default="full", metadata={"help": "What is scored: full (prompt and answer) or answer."}
+    )
     reward_on_policy_base: bool = field(
         default=True,
-        metadata={"help": "Load a reward model that is an adapter of the policy's base onto that base, instead of its own."},
+        metadata={
+            "help": "Load a reward model that is an adapter of the policy's base onto that base, instead of its own."
+        },
     )
     reward_batch_size: int = field(default=32, metadata={"help": "Texts scored together."})
     missing_eos_penalty: float = field(
@@ -79,7 +90,9 @@ def as_text(prompt: Prompt, answer: str, part: str) -> str:
     return "\n".join([*(message["content"] for message in prompt), answer])
 
 
-def checked(reward: Reward, prompts: Sequence[Prompt], answers: Sequence[str], empty_score: float) -> list[float]:
+def checked(
+    reward: Reward, prompts: Sequence[Prompt], answers: Sequence[str], empty_score: float
+) -> list[float]:
     """One finite number an answer; answers without text get `empty_score` and are not handed to the reward.
 
     Raises:
@@ -92,17 +105,27 @@ def checked(reward: Reward, prompts: Sequence[Prompt], answers: Sequence[str], e
     try:
         given = reward([prompts[i] for i in asked], [answers[i] for i in asked])
     except Exception as error:
-        error.add_note(f"The reward (--reward) raised this for {len(asked)} answers, the first {answers[asked[0]]!r}")
+        error.add_note(
+            f"The reward (--reward) raised this for {len(asked)} answers, the first {answers[asked[0]]!r}"
+        )
         raise
     found = given.tolist() if isinstance(given, (torch.Tensor, np.ndarray)) else given
     if not isinstance(found, Sequence) or isinstance(found, str):
-        raise InputError(f"The reward gave {str(given)[:60]!r}; wanted a list with one number an answer. Mend --reward")
+        raise InputError(
+            f"The reward gave {str(given)[:60]!r}; wanted a list with one number an answer. Mend --reward"
+        )
     if len(found) != len(asked):
-        raise InputError(f"The reward gave {len(found)} scores for {len(asked)} answers; wanted one each. Mend --reward")
+        raise InputError(
+            f"The reward gave {len(found)} scores for {len(asked)} answers; wanted one each. Mend --reward"
+        )
     for i, score in zip(asked, found, strict=True):
-        number = score.item() if isinstance(score, (torch.Tensor, np.generic)) and np.ndim(score) == 0 else score
+        number = (
+            score.item() if isinstance(score, (torch.Tensor, np.generic)) and np.ndim(score) == 0 else score
+        )
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise InputError(f"The reward gave {score!r} for the answer {answers[i]!r}; wanted a finite number. Mend --reward")
+            raise InputError(
+                f"The reward gave {score!r} for the answer {answers[i]!r}; wanted a finite number. Mend --reward"
+            )
         scores[i] = float(number)
     return scores
 
@@ -157,7 +180,10 @@ def warn_of_cuts(cut: int, texts: int, max_length: int) -> None:
     """Say that a reward doesn't see the beginning of some texts."""
     if cut:
         logger.warning(
-            "%d of %d texts exceed the reward's %d tokens and lose their beginning before they are scored", cut, texts, max_length
+            "%d of %d texts exceed the reward's %d tokens and lose their beginning before they are scored",
+            cut,
+            texts,
+            max_length,
         )
 
 
@@ -194,15 +220,22 @@ def text_ids(processor: Any, prompt: Prompt, answer: str, part: str) -> list[int
 
 
 def score_texts(
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: list[list[int]], processor: Any, size: int
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    rows: list[list[int]],
+    processor: Any,
+    size: int,
 ) -> list[float]:
     """Scores of token lists, in batches of like length, padded on the right."""
     result = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), size):
         part = order[start : start + size]
-        batch = processor.pad({"input_ids": [rows[i] for i in part]}, padding_side="right", return_tensors="pt")
-        for i, value in zip(part, score(batch["input_ids"], batch["attention_mask"]).float().tolist(), strict=True):
+        batch = processor.pad(
+            {"input_ids": [rows[i] for i in part]}, padding_side="right", return_tensors="pt"
+        )
+        for i, value in zip(
+            part, score(batch["input_ids"], batch["attention_mask"]).float().tolist(), strict=True
+        ):
             result[i] = value
     return result
 
@@ -229,10 +262,14 @@ def on_policy_base(policy: Policy, model: ModelArguments, settings: RewardArgume
     options = read_artefact(folder).options
     if peft.PeftConfig.from_pretrained(folder).peft_type != policy.network.active_peft_config.peft_type:
         logger.warning(
-            "The reward model in %s has an adapter of another kind than the policy's and gets a base of its own", folder
+            "The reward model in %s has an adapter of another kind than the policy's and gets a base of its own",
+            folder,
         )
         return None
-    if (options["model_name_or_path"], options.get("model_revision", "main")) != (model.model_name_or_path, model.model_revision):
+    if (options["model_name_or_path"], options.get("model_revision", "main")) != (
+        model.model_name_or_path,
+        model.model_revision,
+    ):
         return None
     head = attach_reward(policy, folder)
     logger.warning("The reward model in %s is an adapter of the policy's base and shares it", folder)
@@ -252,10 +289,14 @@ def load_reward_model(folder: str) -> tuple[Any, Any, int]:
         check_passport(folder, network, processor)
         network = peft.PeftModel.from_pretrained(network, folder)
     else:
-        processor, network = load_model(ModelArguments(model_name_or_path=folder), AutoModelForSequenceClassification)
+        processor, network = load_model(
+            ModelArguments(model_name_or_path=folder), AutoModelForSequenceClassification
+        )
     if network.config.num_labels != 1:
         outputs = network.config.num_labels
-        raise InputError(f"The model in {folder} has {outputs} outputs; a reward model has one. Set --reward classifier:{folder}")
+        raise InputError(
+            f"The model in {folder} has {outputs} outputs; a reward model has one. Set --reward classifier:{folder}"
+        )
     return processor, network, options.get("max_length") or 1024
 
 
@@ -272,7 +313,9 @@ def function_reward(rest: str, settings: RewardArguments) -> Reward:
         try:
             module = importlib.import_module(place)
         except ImportError as error:
-            raise InputError(f"Cannot import '{place}' ({error}); set --reward function:MODULE:NAME") from error
+            raise InputError(
+                f"Cannot import '{place}' ({error}); set --reward function:MODULE:NAME"
+            ) from error
     if name not in vars(module) or not callable(vars(module)[name]):
         raise InputError(f"There is no function '{name}' in {place}; set --reward function:{place}:NAME")
     return vars(module)[name]
@@ -308,7 +351,9 @@ def continuations(network: Any, processor: Any, text: str, words: Sequence[str])
     scores = []
     for row in rows:
         ids = torch.tensor([row], device=network.device)
-        scores.append(float(log_probabilities(network(input_ids=ids).logits[0, shared - 1 : -1], ids[0, shared:]).sum()))
+        scores.append(
+            float(log_probabilities(network(input_ids=ids).logits[0, shared - 1 : -1], ids[0, shared:]).sum())
+        )
     return scores
 
 
@@ -323,7 +368,9 @@ def told_apart(processor: Any, text: str, words: Sequence[str]) -> tuple[list[li
     rows = [processor(text + word)["input_ids"] for word in words]
     shared = next((i for i in range(min(map(len, rows))) if len({row[i] for row in rows}) > 1), None)
     if shared is None:
-        raise InputError(f"--reward prompt:...|{'|'.join(words)}: one of the two words begins with the other; set others")
+        raise InputError(
+            f"--reward prompt:...|{'|'.join(words)}: one of the two words begins with the other; set others"
+        )
     return rows, shared
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from finetune.alignment.head import token_log_probs
 from finetune.alignment.ppo import entropy
 from finetune.errors import InputError, check_least
-from finetune.models.trunk import body, core
+from finetune.models.frozen_head import token_log_probs
+from finetune.models.heads import body, core
 
 
 @dataclass
@@ -27,9 +27,13 @@ class SamplingArguments:
     """How answers are sampled."""
 
     max_new_tokens: int = field(default=48, metadata={"help": "Longest answer in tokens, the EOS included."})
-    temperature: float = field(default=1.0, metadata={"help": "Temperature; the policy is the tempered distribution."})
+    temperature: float = field(
+        default=1.0, metadata={"help": "Temperature; the policy is the tempered distribution."}
+    )
     top_k: int = field(default=0, metadata={"help": "Sample among the k likeliest tokens only; 0 for all."})
-    top_p: float = field(default=1.0, metadata={"help": "Sample among the likeliest tokens that hold this much probability."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Sample among the likeliest tokens that hold this much probability."}
+    )
     generation_batch_size: int = field(
         default=64, metadata={"help": "Answers made together on each process, of like prompt length."}
     )
@@ -37,9 +41,13 @@ class SamplingArguments:
     def __post_init__(self) -> None:
         check_least(self, 1, "max_new_tokens", "generation_batch_size")
         if self.temperature <= 0:
-            raise InputError(f"--temperature is {self.temperature}; wanted above 0 (very low for greedy answers)")
+            raise InputError(
+                f"--temperature is {self.temperature}; wanted above 0 (very low for greedy answers)"
+            )
         if not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise InputError(f"--top_p is {self.top_p} and --top_k {self.top_k}; wanted 0 < top_p ≤ 1 and top_k ≥ 0")
+            raise InputError(
+                f"--top_p is {self.top_p} and --top_k {self.top_k}; wanted 0 < top_p ≤ 1 and top_k ≥ 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,9 @@ def positions(mask: Tensor) -> Tensor:
 
 def draw_uniforms(seed: int, step: int, rows: Sequence[int], width: int) -> Tensor:
     """One uniform of [0, 1) for each token of each answer, [rows, width]: row i's depend on (seed, step, rows[i]) alone."""
-    return torch.from_numpy(np.stack([np.random.default_rng((seed, step, row)).random(width) for row in rows]))
+    return torch.from_numpy(
+        np.stack([np.random.default_rng((seed, step, row)).random(width) for row in rows])
+    )
 
 
 def narrowed(logits: Tensor, sampling: SamplingArguments) -> Tensor:
@@ -79,8 +89,12 @@ def narrowed(logits: Tensor, sampling: SamplingArguments) -> Tensor:
         logits = logits.masked_fill(logits < least, -torch.inf)
     if sampling.top_p < 1:
         ordered, order = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # the first token to cross the line stays in
-        logits = torch.empty_like(logits).scatter_(1, order, ordered.masked_fill(before >= sampling.top_p, -torch.inf))
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(
+            -1
+        )  # the first token to cross the line stays in
+        logits = torch.empty_like(logits).scatter_(
+            1, order, ordered.masked_fill(before >= sampling.top_p, -torch.inf)
+        )
     return logits
 
 
@@ -100,7 +114,9 @@ def stop_tokens(network: Any, processor: Any) -> list[int]:
 
 def longest_input(network: Any) -> int | None:
     """Positions that the model was made for, or None where its configuration doesn't say."""
-    return network.config.to_dict().get("max_position_embeddings") or network.config.to_dict().get("n_positions")
+    return network.config.to_dict().get("max_position_embeddings") or network.config.to_dict().get(
+        "n_positions"
+    )
 
 
 def check_room(network: Any, lengths: Sequence[int], width: int) -> None:
@@ -123,7 +139,11 @@ def check_room(network: Any, lengths: Sequence[int], width: int) -> None:
 
 @torch.no_grad()
 def sample_answers(
-    network: Any, prompts: Sequence[Sequence[int]], uniforms: Tensor, sampling: SamplingArguments, stops: Sequence[int]
+    network: Any,
+    prompts: Sequence[Sequence[int]],
+    uniforms: Tensor,
+    sampling: SamplingArguments,
+    stops: Sequence[int],
 ) -> Answers:
     """Answers to all prompts, in their order; those of like prompt length are made together.
 
@@ -139,7 +159,11 @@ def sample_answers(
     width, lengths = sampling.max_new_tokens, [len(prompt) for prompt in prompts]
     check_room(network, lengths, width)
     pad = 0  # any id will do: it is masked wherever it stands
-    result = Answers(torch.full((len(prompts), width), pad), torch.zeros(len(prompts), width), torch.zeros(len(prompts)).bool())
+    result = Answers(
+        torch.full((len(prompts), width), pad),
+        torch.zeros(len(prompts), width),
+        torch.zeros(len(prompts)).bool(),
+    )
     order = sorted(range(len(prompts)), key=lengths.__getitem__)
     for start in range(0, len(order), sampling.generation_batch_size):
         part = order[start : start + sampling.generation_batch_size]
@@ -153,7 +177,12 @@ def sample_answers(
 
 
 def _continue(
-    network: Any, ids: Tensor, mask: Tensor, uniforms: Tensor, sampling: SamplingArguments, stops: Sequence[int]
+    network: Any,
+    ids: Tensor,
+    mask: Tensor,
+    uniforms: Tensor,
+    sampling: SamplingArguments,
+    stops: Sequence[int],
 ) -> tuple[list[list[int]], list[bool]]:
     """One batch: the prompt once, then a token at a time on its cache; rows that have ended leave the batch."""
     device = network.device
@@ -164,7 +193,12 @@ def _continue(
     ended = [False] * len(alive)
     for t in range(sampling.max_new_tokens):
         logits = network(
-            input_ids=ids, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=place,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         ).logits[:, -1]
         chosen = pick(narrowed(logits, sampling), uniforms[alive, t])
         over = torch.isin(chosen, end).tolist()

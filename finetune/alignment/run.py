@@ -11,18 +11,18 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from finetune.adapters.artefact import save_artefact
-from finetune.alignment.learner import Learner, step_prompts
 from finetune.alignment.measure import measure
 from finetune.alignment.policy import REWARD, has_adapter
+from finetune.alignment.ppo_trainer import Learner, step_prompts
 from finetune.alignment.prompts import prompt_ids
 from finetune.alignment.rewards import Prompt, Reward
 from finetune.alignment.rollout import check_room
 from finetune.alignment.trl_options import check_task
+from finetune.artefacts.checkpoints import write_atomically
+from finetune.artefacts.folder import save_artefact
 from finetune.errors import InputError, check_least
 from finetune.reports.tables import markdown
-from finetune.training.checkpoints import write_atomically
-from finetune.training.plan import has_fast_bf16
+from finetune.training.machine import has_fast_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +31,29 @@ logger = logging.getLogger(__name__)
 class RunArguments:
     """Where a run goes and what it leaves behind."""
 
-    task: str = field(default="ppo", metadata={"help": "What arguments.yaml says of the run, which is a recipe: always ppo."})
+    task: str = field(
+        default="ppo",
+        metadata={"help": "What arguments.yaml says of the run, which is a recipe: always ppo."},
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of the run; a run that was stopped in it is continued."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of prompts, answers and minibatches."})
     bf16: bool | None = field(
-        default=None, metadata={"help": "bf16 autocast over float32 weights (default: where the hardware has it)."}
+        default=None,
+        metadata={"help": "bf16 autocast over float32 weights (default: where the hardware has it)."},
     )
     save_steps: int = field(default=20, metadata={"help": "A checkpoint every so many steps."})
     eval_steps: int = field(
-        default=20, metadata={"help": "Measure on held-out prompts every so many steps; always at start and end."}
+        default=20,
+        metadata={"help": "Measure on held-out prompts every so many steps; always at start and end."},
     )
     eval_prompts: int = field(default=128, metadata={"help": "Held-out prompts to measure on."})
     true_reward: str | None = field(
         default=None,
-        metadata={"help": "Measure held-out answers by this reward, written as --reward is (default: --reward itself)."},
+        metadata={
+            "help": "Measure held-out answers by this reward, written as --reward is (default: --reward itself)."
+        },
     )
     samples: int = field(default=8, metadata={"help": "Answers in the table of samples."})
 
@@ -60,7 +67,11 @@ class RunArguments:
 
 
 def run(
-    learner: Learner, prompts: Sequence[Prompt], held_out: Sequence[Prompt], settings: RunArguments, truth: Reward
+    learner: Learner,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+    settings: RunArguments,
+    truth: Reward,
 ) -> dict[str, Any]:
     """All steps that are left, and the figures of the policy before and after on held-out prompts.
 
@@ -69,7 +80,9 @@ def run(
     folder, main = Path(str(settings.output_dir)), learner.accelerator.is_main_process
     held_out = held_out[: settings.eval_prompts]
     lengths = [len(prompt_ids(learner.processor, prompt)) for prompt in (*prompts, *held_out)]
-    check_room(learner.policy.network, lengths, learner.sampling.max_new_tokens)  # now, not when a long one has its turn
+    check_room(
+        learner.policy.network, lengths, learner.sampling.max_new_tokens
+    )  # now, not when a long one has its turn
     lines = _lines_before(folder / "log.jsonl", learner.step)
     if learner.step == 0:
         lines.append({"step": 0, **_measured(learner, held_out, truth, settings)})
@@ -87,10 +100,17 @@ def run(
                 learner.save(folder)
         learner.accelerator.wait_for_everyone()
     measured = [entry for entry in lines if "true_reward" in entry]
-    return {"before": _part(measured[0]), "after": _part(measured[-1]), "steps": steps, "seconds": _seconds(lines)}
+    return {
+        "before": _part(measured[0]),
+        "after": _part(measured[-1]),
+        "steps": steps,
+        "seconds": _seconds(lines),
+    }
 
 
-def _measured(learner: Learner, held_out: Sequence[Prompt], truth: Reward, settings: RunArguments) -> dict[str, float]:
+def _measured(
+    learner: Learner, held_out: Sequence[Prompt], truth: Reward, settings: RunArguments
+) -> dict[str, float]:
     """Held-out figures, on the main process; the others wait at the next step."""
     if not learner.accelerator.is_main_process:
         return {"true_reward": 0.0}
@@ -104,12 +124,19 @@ def _measured(learner: Learner, held_out: Sequence[Prompt], truth: Reward, setti
         f"held-out | true reward {figures['reward']:.3f} ± {figures['error']:.3f} | KL {figures['kl']:.2f} nats a sequence",
         flush=True,
     )
-    return {"true_reward": figures["reward"], "true_reward_error": figures["error"], "held_out_kl": figures["kl"]}
+    return {
+        "true_reward": figures["reward"],
+        "true_reward_error": figures["error"],
+        "held_out_kl": figures["kl"],
+    }
 
 
 def sample_table(samples: Sequence[dict[str, Any]]) -> str:
     """Prompt, answer and score of some answers, as Markdown."""
-    rows = [{"score": f"{s['score']:.3f}", "prompt": _cell(s["prompt"]), "answer": _cell(s["answer"])} for s in samples]
+    rows = [
+        {"score": f"{s['score']:.3f}", "prompt": _cell(s["prompt"]), "answer": _cell(s["answer"])}
+        for s in samples
+    ]
     return markdown(rows) + "\n"
 
 
@@ -120,7 +147,9 @@ def _cell(value: Any) -> str:
 
 def line(figures: dict[str, float], steps: int) -> str:
     """One step for a person to read, with where its time went."""
-    parts = {name.removeprefix("seconds_"): value for name, value in figures.items() if name.startswith("seconds_")}
+    parts = {
+        name.removeprefix("seconds_"): value for name, value in figures.items() if name.startswith("seconds_")
+    }
     times = ", ".join(f"{name} {value:.1f} s" for name, value in parts.items())
     return (
         f"step {figures['step']}/{steps} | reward {figures['reward']:.3f} | KL {figures['kl']:.2f} | "
@@ -144,7 +173,9 @@ def _part(entry: dict[str, float]) -> dict[str, float]:
 
 def _seconds(lines: Sequence[dict[str, float]]) -> dict[str, float]:
     names = {name for entry in lines for name in entry if name.startswith("seconds_")}
-    return {name.removeprefix("seconds_"): sum(entry.get(name, 0.0) for entry in lines) for name in sorted(names)}
+    return {
+        name.removeprefix("seconds_"): sum(entry.get(name, 0.0) for entry in lines) for name in sorted(names)
+    }
 
 
 def save_policy(learner: Learner, settings: RunArguments, metrics: dict[str, Any]) -> None:
@@ -152,5 +183,8 @@ def save_policy(learner: Learner, settings: RunArguments, metrics: dict[str, Any
     network, folder = learner.policy.network, Path(str(settings.output_dir))
     if has_adapter(network) and REWARD in network.peft_config:
         network.delete_adapter(REWARD)
-    save_file({n: p.contiguous().cpu() for n, p in learner.policy.head.state_dict().items()}, folder / "value_head.safetensors")
+    save_file(
+        {n: p.contiguous().cpu() for n, p in learner.policy.head.state_dict().items()},
+        folder / "value_head.safetensors",
+    )
     save_artefact(network, learner.processor, folder, None, metrics)

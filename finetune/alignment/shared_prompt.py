@@ -20,7 +20,7 @@ from torch import Tensor
 
 from finetune.alignment.rollout import positions
 from finetune.loss import IGNORED
-from finetune.models.trunk import core
+from finetune.models.heads import core
 
 ATTENTION = ("sdpa", "eager", "products")  # those that take any mask
 
@@ -37,10 +37,18 @@ class SharedPrompt:
             return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options)
         seen = torch.zeros(line.seen.shape, dtype=core(self.model).dtype, device=input_ids.device)
         seen = seen.masked_fill(~line.seen, torch.finfo(seen.dtype).min)[:, None]
-        outputs = self.model(input_ids=line.ids, attention_mask=seen, position_ids=line.positions, labels=line.labels, **options)
+        outputs = self.model(
+            input_ids=line.ids,
+            attention_mask=seen,
+            position_ids=line.positions,
+            labels=line.labels,
+            **options,
+        )
         shape = line.labels[:, 1:].shape
         told = {f.name: outputs[f.name] for f in fields(outputs) if outputs.get(f.name) is not None}
-        return type(outputs)(**{name: line.rows(value) if value.shape == shape else value for name, value in told.items()})
+        return type(outputs)(
+            **{name: line.rows(value) if value.shape == shape else value for name, value in told.items()}
+        )
 
 
 class Line:
@@ -61,7 +69,9 @@ class Line:
         """Numbers a predicted token of the line, [pairs, time - 1] → of TRL's rows [2 × pairs, width - 1], 0 elsewhere."""
         rows, source, labelled = self._at
         whole = values.new_zeros(self._shape[0], self._shape[1] - 1)
-        return whole.index_put((rows.expand_as(source)[labelled], source[labelled] - 1), values[labelled[:, 1:]])
+        return whole.index_put(
+            (rows.expand_as(source)[labelled], source[labelled] - 1), values[labelled[:, 1:]]
+        )
 
 
 def one_line(ids: Tensor, mask: Tensor, labels: Tensor) -> Line | None:
@@ -96,10 +106,20 @@ def can_share(model: Any) -> bool:
     network, inner = core(model), extract_model_from_parallel(model)
     if isinstance(inner, PeftModel) and inner.active_peft_config.is_prompt_learning:
         return False
-    if network.config._attn_implementation not in ATTENTION or network.config.get_text_config().to_dict().get("sliding_window"):
+    if network.config._attn_implementation not in ATTENTION or network.config.get_text_config().to_dict().get(
+        "sliding_window"
+    ):
         return False
     ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 6, 0]], device=network.device)
-    labels = ids.masked_fill(torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 0, 1]], device=ids.device).bool(), IGNORED)
-    pair = {"input_ids": ids, "attention_mask": ids.ne(0).long(), "labels": labels, "use_cache": False, "fused_lm_head": True}
+    labels = ids.masked_fill(
+        torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 0, 1]], device=ids.device).bool(), IGNORED
+    )
+    pair = {
+        "input_ids": ids,
+        "attention_mask": ids.ne(0).long(),
+        "labels": labels,
+        "use_cache": False,
+        "fused_lm_head": True,
+    }
     apart, together = model(**pair).log_probs, SharedPrompt(model)(**pair).log_probs
     return torch.allclose(apart, together, atol=1e-4 if network.dtype == torch.float32 else 5e-2, rtol=1e-3)

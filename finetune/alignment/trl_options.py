@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
+from finetune.artefacts.checkpoints import Sealer
 from finetune.errors import InputError
-from finetune.training.checkpoints import Sealer
-from finetune.training.plan import has_fast_bf16
+from finetune.training.machine import has_fast_bf16
 from finetune.training.progress import Progress
 
 
@@ -25,16 +32,24 @@ class TrlOptions:
     """Stands before one of TRL's configurations in a class's bases, and beats it."""
 
     task: str = field(
-        default="", metadata={"help": "What arguments.yaml says of the run, which is a recipe: always the script's name."}
+        default="",
+        metadata={
+            "help": "What arguments.yaml says of the run, which is a recipe: always the script's name."
+        },
     )
     bf16: bool | None = field(
-        default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."}
+        default=None,
+        metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."},
     )
     trust_remote_code: bool = field(default=False, init=False)  # ModelArguments has it
-    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "The old name of activation_checkpointing."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "The old name of activation_checkpointing."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})
-    dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."})
+    dataloader_pin_memory: bool = field(
+        default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."}
+    )
 
     def __post_init__(self) -> None:
         check_task(self.task, type(self).task)
@@ -52,11 +67,18 @@ class PairOptions(TrlOptions):
     """The same for trainers on preference pairs."""
 
     learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate (default: the method's own, see METHODS; a tenth of it for DPO)."}
+        default=None,
+        metadata={
+            "help": "Peak learning rate (default: the method's own, see METHODS; a tenth of it for DPO)."
+        },
     )
-    max_length: int | None = field(default=512, metadata={"help": "Longest prompt and answer together, in tokens."})
+    max_length: int | None = field(
+        default=512, metadata={"help": "Longest prompt and answer together, in tokens."}
+    )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."}
+    )
 
 
 @dataclass
@@ -71,13 +93,17 @@ class GroupOptions(TrlOptions):
 def check_task(told: str, wanted: str) -> None:
     """Refuse the arguments.yaml of another script as a recipe."""
     if told != wanted:
-        raise InputError(f"Got --task {told}; wanted {wanted}, which this script does. Set --config to a recipe of its own")
+        raise InputError(
+            f"Got --task {told}; wanted {wanted}, which this script does. Set --config to a recipe of its own"
+        )
 
 
 class NoCard(TrainerCallback):
     """Removes the form that TRL leaves for a model card: it names no base and no data."""
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
             (Path(str(args.output_dir)) / "README.md").unlink(missing_ok=True)
 
@@ -87,7 +113,9 @@ def callbacks(training: Any) -> list[TrainerCallback]:
     return [
         Sealer(),
         NoCard(),
-        Progress(training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size),
+        Progress(
+            training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+        ),
     ]
 
 

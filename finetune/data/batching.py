@@ -25,7 +25,9 @@ class BatchingArguments:
     )
     tokens_per_batch: int | None = field(
         default=None,
-        metadata={"help": "Fill batches up to this many tokens (padding counted) instead of per_device_train_batch_size rows."},
+        metadata={
+            "help": "Fill batches up to this many tokens (padding counted) instead of per_device_train_batch_size rows."
+        },
     )
 
 
@@ -65,12 +67,20 @@ class LengthBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, lengths: Sequence[int], shares: Shares, seed: int = 0, *, budget: int | None = None, group: bool = True
+        self,
+        lengths: Sequence[int],
+        shares: Shares,
+        seed: int = 0,
+        *,
+        budget: int | None = None,
+        group: bool = True,
     ) -> None:
         self.lengths = np.asarray(lengths)
         self.shares, self.seed, self.budget, self.group, self.epoch = shares, seed, budget, group, 0
         if len(self.lengths) < shares.processes:
-            raise InputError(f"{len(self.lengths)} rows for {shares.processes} processes; wanted at least one each")
+            raise InputError(
+                f"{len(self.lengths)} rows for {shares.processes} processes; wanted at least one each"
+            )
         check_budget(lengths, budget)
 
     def set_epoch(self, epoch: int) -> None:
@@ -106,7 +116,10 @@ class LengthBatches(Sampler[list[int]]):
             # sorted rows end with the longest: let any step be the small one, not always the long rows'
             shift = int(generator.integers(len(steps))) * size
             short = len(steps[-1])
-            small, rest = order[shift : shift + short], np.concatenate([order[:shift], order[shift + short :]])
+            small, rest = (
+                order[shift : shift + short],
+                np.concatenate([order[:shift], order[shift + short :]]),
+            )
             steps = [*(rest[start : start + size] for start in range(0, len(rest), size)), small]
         return self._no_idle_process(steps)
 
@@ -122,7 +135,10 @@ class LengthBatches(Sampler[list[int]]):
         shares, steps, start = self.shares.accumulation * self.shares.processes, [], 0
         while start < len(order):
             end = start + 1
-            while end < len(order) and math.ceil((end + 1 - start) / shares) * self.lengths[order[end]] <= self.budget:
+            while (
+                end < len(order)
+                and math.ceil((end + 1 - start) / shares) * self.lengths[order[end]] <= self.budget
+            ):
                 end += 1
             steps.append(order[start:end])
             start = end

@@ -51,7 +51,9 @@ def choices(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
         names: list[str] = [k for k in ("input_ids", "token_type_ids") if k in features[0]]
         lines: Features = [{k: f[k][i] for k in names} for f in features for i in range(len(f["input_ids"]))]
         batch = pad(lines) | {"choices": torch.tensor([len(f["input_ids"]) for f in features])}
-        return batch | {k: torch.tensor([f[k] for f in features]) for k in ("labels", "row") if k in features[0]}
+        return batch | {
+            k: torch.tensor([f[k] for f in features]) for k in ("labels", "row") if k in features[0]
+        }
 
     return collate
 
@@ -100,4 +102,6 @@ def packed(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
 
 
 def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=value
+    )

@@ -9,7 +9,18 @@ from datasets import ClassLabel, Dataset, Value
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 
-TEXTS = ("text", "sentence", "review", "content", "document", "question", "premise", "sentence1", "sentence_A", "tokens")
+TEXTS = (
+    "text",
+    "sentence",
+    "review",
+    "content",
+    "document",
+    "question",
+    "premise",
+    "sentence1",
+    "sentence_A",
+    "tokens",
+)
 PAIRS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("premise", "hypothesis"), ("question1", "question2"),
          ("text", "aspect"), ("question", "context"), ("question", "sentence"), ("text1", "text2"), ("query", "document"))  # fmt: skip
 LABELS = ("label", "labels", "intent", "sentiment", "category", "class", "target", "relatedness_score")
@@ -34,13 +45,24 @@ def find_columns(rows: Dataset, data: DataArguments, pair: bool = False) -> Colu
     for flag in ("text_column", "text_pair_column", "label_column"):
         named = vars(data)[flag]
         if named is not None and named not in there:
-            raise InputError(f"No column '{named}' in {data.dataset_name}; it has {', '.join(there)}. Set --{flag}")
+            raise InputError(
+                f"No column '{named}' in {data.dataset_name}; it has {', '.join(there)}. Set --{flag}"
+            )
     label = data.label_column or first_there(LABELS, there, data.dataset_name, "--label_column")
     if not pair:
-        return Columns(data.text_column or first_there(TEXTS, there, data.dataset_name, "--text_column"), None, label)
+        return Columns(
+            data.text_column or first_there(TEXTS, there, data.dataset_name, "--text_column"), None, label
+        )
     text, second = data.text_column, data.text_pair_column
     if text is None or second is None:
-        found = next((p for p in PAIRS if set(p) <= set(there) and (text in (None, p[0])) and (second in (None, p[1]))), None)
+        found = next(
+            (
+                p
+                for p in PAIRS
+                if set(p) <= set(there) and (text in (None, p[0])) and (second in (None, p[1]))
+            ),
+            None,
+        )
         if found is None:
             wanted = "two columns with texts"
             raise InputError(
@@ -70,7 +92,9 @@ def class_names(rows: Dataset, column: str) -> list[str]:
         raise InputError(
             f"The label column '{column}' holds {feature}; wanted one class a row. Set --label_column or another --task"
         )
-    values = {value for value in rows[column][:] if value is not None and value == value}  # NaN is no class either
+    values = {
+        value for value in rows[column][:] if value is not None and value == value
+    }  # NaN is no class either
     if feature.dtype.startswith(("float", "double")):
         free = next((value for value in sorted(values) if not value.is_integer()), None)
         if free is not None:
@@ -92,7 +116,9 @@ def class_ids(rows: Dataset, column: str, labels: list[str]) -> list[int]:
     place = {name: index for index, name in enumerate(labels)}
     if isinstance(feature, ClassLabel):
         of_id = [place.get(name, -1) for name in feature.names]
-        return [of_id[value] if value is not None and 0 <= value < len(of_id) else -1 for value in rows[column][:]]
+        return [
+            of_id[value] if value is not None and 0 <= value < len(of_id) else -1 for value in rows[column][:]
+        ]
     whole = isinstance(feature, Value) and feature.dtype.startswith(("float", "double"))
     return [
         place.get(str(int(value)) if whole and value is not None and value == value else str(value), -1)

@@ -48,7 +48,9 @@ def reviews(seed: int = 0, rows: int = 2800) -> DatasetDict:
         ValueError: fewer than 28 rows, the fewest that give every split both labels.
     """
     if rows < 28:
-        raise ValueError(f"Got rows={rows}; wanted 28 or more, so that each of the three splits has rows of both labels")
+        raise ValueError(
+            f"Got rows={rows}; wanted 28 or more, so that each of the three splits has rows of both labels"
+        )
     rng = random.Random(seed)
     material = yaml.safe_load(MATERIAL.read_text(encoding="utf-8"))
     known = hold_back(material, rng)
@@ -59,7 +61,10 @@ def reviews(seed: int = 0, rows: int = 2800) -> DatasetDict:
         writer = Writer(rng, known if name == "train" else material)
         labels = [1 - place % 2 for place in range(size)]
         rng.shuffle(labels)
-        made = [{"id": f"{name}-{number:05d}", **new_row(writer, label, texts)} for number, label in enumerate(labels)]
+        made = [
+            {"id": f"{name}-{number:05d}", **new_row(writer, label, texts)}
+            for number, label in enumerate(labels)
+        ]
         splits[name] = Dataset.from_list(made, features=FEATURES)
     return splits
 
@@ -67,7 +72,10 @@ def reviews(seed: int = 0, rows: int = 2800) -> DatasetDict:
 def hold_back(material: Any, rng: random.Random) -> Any:
     """The material without a seeded eighth of each list, so that evaluation also meets what training never said."""
     if isinstance(material, dict):
-        return {name: part if name in ("joints", "summary") else hold_back(part, rng) for name, part in material.items()}
+        return {
+            name: part if name in ("joints", "summary") else hold_back(part, rng)
+            for name, part in material.items()
+        }
     if isinstance(material, list):
         dropped = set(rng.sample(range(len(material)), len(material) // 8))
         return [line for number, line in enumerate(material) if number not in dropped]
@@ -93,7 +101,9 @@ def new_row(writer: Writer, label: int, texts: set[str]) -> dict[str, Any]:
         "text": text,
         "label": label,
         "rating": 6 + firmness(draft) if label else 5 - firmness(draft),
-        "aspects": [{"aspect": aspect, "sentiment": LABELS[said]} for aspect, (said, _) in draft.aspects.items()],
+        "aspects": [
+            {"aspect": aspect, "sentiment": LABELS[said]} for aspect, (said, _) in draft.aspects.items()
+        ],
         "tokens": tokens,
         "ner_tags": tags,
         "summary": summary,
@@ -115,7 +125,11 @@ def summarise(words: dict[str, list[str]], draft: Draft, cast: dict[str, str]) -
     head = f"{cast['film']} {words[LABELS[draft.label]][firmness(draft) // 2]}"
     tails = []
     for side, word in ((1, "praise"), (0, "blame")):
-        named = [f"the {describe(aspect, said[1], cast)}" for aspect, said in draft.aspects.items() if said[0] == side]
+        named = [
+            f"the {describe(aspect, said[1], cast)}"
+            for aspect, said in draft.aspects.items()
+            if said[0] == side
+        ]
         if named:
             tails.append(f"{word} for {', '.join(named[:-1])}{' and ' if len(named) > 1 else ''}{named[-1]}")
     return f"{head}: {', '.join(tails)}." if tails else f"{head}."

@@ -20,7 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 def sequence(
-    rows: Dataset, columns: Columns, processor: PreTrainedTokenizerBase, max_length: int, labels: list[str] | None
+    rows: Dataset,
+    columns: Columns,
+    processor: PreTrainedTokenizerBase,
+    max_length: int,
+    labels: list[str] | None,
 ) -> Dataset:
     """One text, or two, and one class a row → input_ids, labels (absent where `labels` is None), row, length.
 
@@ -109,17 +113,27 @@ def cached(rows: Dataset, encode: Callable, processor: PreTrainedTokenizerBase, 
 
     The key is made here, as datasets' own would be made of a tokenizer's pickle, which changes with the tokenizer's first call.
     """
-    found = [code(), tokenizer_key(processor), *(json.dumps(part, sort_keys=True, default=str) for part in parts)]
+    found = [
+        code(),
+        tokenizer_key(processor),
+        *(json.dumps(part, sort_keys=True, default=str) for part in parts),
+    ]
     key = hashlib.sha256("\x00".join(found).encode()).hexdigest()[:32]
     return rows.map(
-        encode, batched=True, with_indices=True, remove_columns=rows.column_names, new_fingerprint=key, desc="Tokenising"
+        encode,
+        batched=True,
+        with_indices=True,
+        remove_columns=rows.column_names,
+        new_fingerprint=key,
+        desc="Tokenising",
     )
 
 
 @cache
 def code() -> str:
-    """Hash of this folder's modules: what an older version of an encoder has made is not what this one makes."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    """Hash of the modules that encode: what an older version of an encoder has made is not what this one makes."""
+    package = Path(__file__).parent.parent
+    files = sorted(file for room in ("data", "tasks", "objectives") for file in (package / room).glob("*.py"))
     return hashlib.sha256(b"\x00".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -129,7 +143,9 @@ def tokenizer_key(processor: PreTrainedTokenizerBase) -> str:
     if not processor.is_fast:
         return special + json.dumps(processor.get_vocab(), sort_keys=True)
     whole = json.loads(processor.backend_tokenizer.to_str())
-    return special + json.dumps({name: part for name, part in whole.items() if name not in ("truncation", "padding")})
+    return special + json.dumps(
+        {name: part for name, part in whole.items() if name not in ("truncation", "padding")}
+    )
 
 
 def report_cut(features: Dataset, max_length: int) -> Dataset:
@@ -149,4 +165,7 @@ def _cut(encoded: Any) -> list[int]:
     """Number of tokens that truncation took from each row (known for fast tokenizers)."""
     if not encoded.encodings:
         return [0] * len(encoded["input_ids"])
-    return [sum(len(part) - sum(part.special_tokens_mask) for part in whole.overflowing) for whole in encoded.encodings]
+    return [
+        sum(len(part) - sum(part.special_tokens_mask) for part in whole.overflowing)
+        for whole in encoded.encodings
+    ]

@@ -55,7 +55,9 @@ class Writer:
         else:
             self.long(draft, plan, length)
         for mark in ("who", "premise"):
-            draft.sentences = [text.replace(f"<{mark}>", self.rng.choice(self.bank[mark])) for text in draft.sentences]
+            draft.sentences = [
+                text.replace(f"<{mark}>", self.rng.choice(self.bank[mark])) for text in draft.sentences
+            ]
         if self.rng.random() < 0.5:  # one writer is formal, another is not
             draft.sentences = [contract(text) for text in draft.sentences]
         return draft
@@ -65,7 +67,9 @@ class Writer:
         neutral = self.rng.randint(0, length - 1)
         while not any("<film>" in text for text in draft.sentences):
             families = [self.family(unfit={"salvage"}) for _ in range(length - neutral)]
-            draft.sentences = self.background(neutral) + [self.verdict(family, draft.label) for family in families]
+            draft.sentences = self.background(neutral) + [
+                self.verdict(family, draft.label) for family in families
+            ]
         draft.strength = max(self.bank["verdicts"][family]["strength"] for family in families)
         if self.rng.random() < 0.2:
             draft.sentences.reverse()
@@ -88,9 +92,15 @@ class Writer:
         joined = with_verdict and not first and len(sides) < MOST_ASPECTS and self.rng.random() < 0.35
         body = self.aspect_sentences(draft, sides, room - neutral)
         if first:
-            body = [self.free_verdict(draft, plan, first), self.concession(sides[0] == draft.label) + body[0], *body[1:]]
+            body = [
+                self.free_verdict(draft, plan, first),
+                self.concession(sides[0] == draft.label) + body[0],
+                *body[1:],
+            ]
         elif joined:
-            body.append(self.joined_verdict(draft, sides[-1:], "agree" if sides[-1] == draft.label else "against"))
+            body.append(
+                self.joined_verdict(draft, sides[-1:], "agree" if sides[-1] == draft.label else "against")
+            )
         elif with_verdict:
             body.append(self.free_verdict(draft, plan, first))
         draft.sentences = self.background(neutral) + body
@@ -102,7 +112,9 @@ class Writer:
 
     def draw_sides(self, plan: str, label: int, sentences: int) -> list[int]:
         """What each aspect says, 0 or 1, for as many as stand in that many sentences, at most two in each."""
-        number = self.rng.randint(max(sentences, 2 if plan == "mixed" else 1), min(2 * sentences, MOST_ASPECTS))
+        number = self.rng.randint(
+            max(sentences, 2 if plan == "mixed" else 1), min(2 * sentences, MOST_ASPECTS)
+        )
         if plan != "mixed":
             return [label if plan == "agree" else 1 - label] * number
         with_label = self.rng.randint(1, number // 2)
@@ -113,8 +125,13 @@ class Writer:
     def add_aspects(self, draft: Draft, sides: list[int]) -> list[str]:
         """Clauses on aspects not named yet, noted in the draft."""
         names = self.rng.sample(sorted(set(self.bank["aspects"]) - set(draft.aspects)), len(sides))
-        clauses = [facing(self.rng.choice(self.bank["aspects"][name]), side) for name, side in zip(names, sides, strict=True)]
-        draft.aspects |= {name: (side, clause) for name, side, clause in zip(names, sides, clauses, strict=True)}
+        clauses = [
+            facing(self.rng.choice(self.bank["aspects"][name]), side)
+            for name, side in zip(names, sides, strict=True)
+        ]
+        draft.aspects |= {
+            name: (side, clause) for name, side, clause in zip(names, sides, clauses, strict=True)
+        }
         return clauses
 
     def aspect_sentences(self, draft: Draft, sides: list[int], number: int) -> list[str]:
@@ -126,7 +143,9 @@ class Writer:
         for sentence in range(number):
             text = clauses[place]
             if sentence in pairs:
-                text = self.join("same" if sides[place] == sides[place + 1] else "turn", *clauses[place : place + 2])
+                text = self.join(
+                    "same" if sides[place] == sides[place + 1] else "turn", *clauses[place : place + 2]
+                )
             if sentence:
                 text = self.lead("next_same" if sides[place - 1] == sides[place] else "next_turn", text, body)
             body.append(text)
@@ -148,7 +167,9 @@ class Writer:
 
     def free_verdict(self, draft: Draft, plan: str, first: bool) -> str:
         """A verdict in a sentence of its own, led over from what stands before it."""
-        name = self.family({"irony" if plan != "agree" else "", "salvage" if plan != "against" or first else ""})
+        name = self.family(
+            {"irony" if plan != "agree" else "", "salvage" if plan != "against" or first else ""}
+        )
         draft.strength = self.bank["verdicts"][name]["strength"]
         text = self.verdict(name, draft.label)
         if not first:
@@ -163,7 +184,9 @@ class Writer:
         unfit = {name for name, family in families.items() if not family["joins"]}
         name = self.family(unfit if all_against else unfit | {"salvage"})
         draft.strength = families[name]["strength"]
-        shape = self.rng.choice([shape for shape in self.bank["joints"][joint] if shape.count("<b>") < len(sides)])
+        shape = self.rng.choice(
+            [shape for shape in self.bank["joints"][joint] if shape.count("<b>") < len(sides)]
+        )
         aspects = self.add_aspects(draft, sides[: 1 + shape.count("<b>")])
         said = {"<a>": aspects[0], "<b>": aspects[-1], "<v>": self.verdict(name, draft.label)}
         return re.sub("<[abv]>", lambda mark: said[mark.group()], shape)
@@ -175,7 +198,12 @@ class Writer:
         """The text after a connective: not one used before, and none with a comma where the text has a comma of its own."""
         words = self.bank["joints"][joint]
         used = {lead for lead in words if any(lead and said.startswith(lead) for said in before or [])}
-        return self.rng.choice([lead for lead in words if lead not in used and not ("," in lead and "," in text)]) + text
+        return (
+            self.rng.choice(
+                [lead for lead in words if lead not in used and not ("," in lead and "," in text)]
+            )
+            + text
+        )
 
     def concession(self, agrees: bool) -> str:
         return "" if agrees else self.rng.choice(self.bank["joints"]["granted"])
@@ -201,15 +229,22 @@ def draw_cast(rng: random.Random, names: dict[str, list[str]]) -> dict[str, str]
     while len(films) < 2:
         whole = rng.random() < 0.25
         film = (
-            rng.choice(names["title_whole"]) if whole else f"{rng.choice(names['title_head'])} {rng.choice(names['title_tail'])}"
+            rng.choice(names["title_whole"])
+            if whole
+            else f"{rng.choice(names['title_head'])} {rng.choice(names['title_tail'])}"
         )
         films += [] if film in films else [film]
-    people = [" ".join(parts) for parts in zip(rng.sample(names["first"], 4), rng.sample(names["last"], 4), strict=True)]
+    people = [
+        " ".join(parts)
+        for parts in zip(rng.sample(names["first"], 4), rng.sample(names["last"], 4), strict=True)
+    ]
     places = rng.sample(names["place"], 2)
     return dict(zip((*ROLES, "film", "other", "place", "town"), (*people, *films, *places), strict=True))
 
 
-def realise(rng: random.Random, sentences: list[str], cast: dict[str, str], titled: bool) -> tuple[str, list[str], list[int]]:
+def realise(
+    rng: random.Random, sentences: list[str], cast: dict[str, str], titled: bool
+) -> tuple[str, list[str], list[int]]:
     """The text, its tokens and their tags. The tokens are the text without its spaces."""
     named: set[str] = set()
     tokens: list[str] = []
@@ -220,7 +255,9 @@ def realise(rng: random.Random, sentences: list[str], cast: dict[str, str], titl
         for piece, kind in pieces:
             found = TOKEN.findall(piece)
             tokens += found
-            tags += [TAGS.index(f"{'I' if place else 'B'}-{kind}") if kind else 0 for place in range(len(found))]
+            tags += [
+                TAGS.index(f"{'I' if place else 'B'}-{kind}") if kind else 0 for place in range(len(found))
+            ]
         written.append("".join(piece for piece, _ in pieces))
     return " ".join(written), tokens, tags
 

@@ -21,7 +21,15 @@ from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-READERS = {"parquet": "parquet", "csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "txt": "text", "text": "text"}
+READERS = {
+    "parquet": "parquet",
+    "csv": "csv",
+    "tsv": "csv",
+    "json": "json",
+    "jsonl": "json",
+    "txt": "text",
+    "text": "text",
+}
 SPLIT_NAMES = {"dev": "validation", "valid": "validation", "val": "validation", "eval": "validation"}
 
 
@@ -37,24 +45,35 @@ class DataArguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     data_files: list[str] | None = field(
-        default=None, metadata={"help": "Files inside dataset_name, as split=path pairs: train=a.parquet test=b.parquet."}
+        default=None,
+        metadata={"help": "Files inside dataset_name, as split=path pairs: train=a.parquet test=b.parquet."},
     )
-    train_split: str = field(default="train", metadata={"help": "Split to train on; a slice as train[:50%] is taken too."})
+    train_split: str = field(
+        default="train", metadata={"help": "Split to train on; a slice as train[:50%] is taken too."}
+    )
     eval_split: str | None = field(
         default=None,
         metadata={
             "help": "Split to evaluate on (default: validation, else test, else a tenth of the training rows, kept aside)."
         },
     )
-    text_column: str | None = field(default=None, metadata={"help": "Column with the text (default: found by its usual names)."})
-    text_pair_column: str | None = field(default=None, metadata={"help": "Column with the second text, for tasks on pairs."})
+    text_column: str | None = field(
+        default=None, metadata={"help": "Column with the text (default: found by its usual names)."}
+    )
+    text_pair_column: str | None = field(
+        default=None, metadata={"help": "Column with the second text, for tasks on pairs."}
+    )
     label_column: str | None = field(default=None, metadata={"help": "Column with the label or target."})
     max_train_rows: int | None = field(
         default=None,
-        metadata={"help": "Train on this many rows: a seeded sample, balanced over the classes where there are any."},
+        metadata={
+            "help": "Train on this many rows: a seeded sample, balanced over the classes where there are any."
+        },
     )
     max_eval_rows: int | None = field(default=None, metadata={"help": "The same for evaluation."})
-    drop_empty_rows: bool = field(default=False, metadata={"help": "Leave rows without text out instead of stopping."})
+    drop_empty_rows: bool = field(
+        default=False, metadata={"help": "Leave rows without text out instead of stopping."}
+    )
     sample_seed: int = field(default=0, metadata={"help": "Seed of the samples and of a split kept aside."})
 
 
@@ -70,7 +89,9 @@ class FewShotArguments(DataArguments):
     )
     seeds: int = field(
         default=1,
-        metadata={"help": "Runs with other training samples and seeds, each in its folder; figures as mean and deviation."},
+        metadata={
+            "help": "Runs with other training samples and seeds, each in its folder; figures as mean and deviation."
+        },
     )
 
 
@@ -84,7 +105,9 @@ class Rows:
 
     def splits(self) -> list[tuple[str, Dataset]]:
         """The splits that are there, with their names."""
-        return [(name, part) for name, part in (("train", self.train), ("eval", self.eval)) if part is not None]
+        return [
+            (name, part) for name, part in (("train", self.train), ("eval", self.eval)) if part is not None
+        ]
 
 
 def load_rows(data: DataArguments, train: bool = True, fallback: str | None = "train") -> Rows:
@@ -101,15 +124,25 @@ def load_rows(data: DataArguments, train: bool = True, fallback: str | None = "t
     if held_out is not None:
         return Rows(training, _split(splits, held_out, "--eval_split"), data.dataset_name)
     if len(training) < 2:
-        raise InputError(f"{data.dataset_name} has {len(training)} rows and no evaluation split; name one by --eval_split")
+        raise InputError(
+            f"{data.dataset_name} has {len(training)} rows and no evaluation split; name one by --eval_split"
+        )
     parts = training.train_test_split(test_size=max(1, len(training) // 10), seed=data.sample_seed)
-    logger.warning("%s has no evaluation split: %d of its rows are kept aside for it", data.dataset_name, len(parts["test"]))
+    logger.warning(
+        "%s has no evaluation split: %d of its rows are kept aside for it",
+        data.dataset_name,
+        len(parts["test"]),
+    )
     return Rows(parts["train"], parts["test"], data.dataset_name)
 
 
 def _evaluation(data: DataArguments, fallback: str | None) -> Dataset:
     """The evaluation split alone: beside it may lie more than can be read at once."""
-    files = {} if data.dataset_name in CORPORA else _files_of(Path(data.dataset_name).expanduser(), data.data_files)
+    files = (
+        {}
+        if data.dataset_name in CORPORA
+        else _files_of(Path(data.dataset_name).expanduser(), data.data_files)
+    )
     base = str(data.eval_split or _default_eval(files, fallback)).partition("[")[0]
     splits = (
         _read_files({base: files[base]})
@@ -134,7 +167,9 @@ def read_splits(name: str, config: str | None = None, data_files: list[str] | No
         saved = datasets.load_from_disk(str(path))
         return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
     if path.exists():
-        raise InputError(f"{path} holds no file that can be read; wanted one of: {', '.join(sorted(READERS))}. Set --data_files")
+        raise InputError(
+            f"{path} holds no file that can be read; wanted one of: {', '.join(sorted(READERS))}. Set --data_files"
+        )
     return _read_hub(name, config)
 
 
@@ -156,7 +191,11 @@ def _files_of(path: Path, data_files: list[str] | None) -> dict[str, list[Path]]
     if not path.is_dir():
         return {}
     found = {}
-    for file in sorted(f for f in path.rglob("*") if f.suffix.lstrip(".") in READERS and not f.name.startswith(("README", "."))):
+    for file in sorted(
+        f
+        for f in path.rglob("*")
+        if f.suffix.lstrip(".") in READERS and not f.name.startswith(("README", "."))
+    ):
         if file.name in ("dataset_info.json", "state.json", "dataset_dict.json"):
             return {}
         stem = re.sub(r"-\d{5}-of-\d{5}.*$", "", file.stem)
@@ -167,11 +206,17 @@ def _files_of(path: Path, data_files: list[str] | None) -> dict[str, list[Path]]
 def _of_one_kind(files: dict[str, list[Path]]) -> dict[str, list[Path]]:
     """The files of the training rows' kind: what lies beside train.parquet as input.txt is no split."""
     readers = {READERS[file.suffix.lstrip(".")] for file in files.get("train", [])}
-    others = {split: [f for f in paths if READERS[f.suffix.lstrip(".")] not in readers] for split, paths in files.items()}
+    others = {
+        split: [f for f in paths if READERS[f.suffix.lstrip(".")] not in readers]
+        for split, paths in files.items()
+    }
     strange = [str(file) for paths in others.values() for file in paths]
     if len(readers) != 1 or not strange:
         return files
-    logger.warning("Left aside, as the training rows are of another kind: %s (--data_files names others)", ", ".join(strange))
+    logger.warning(
+        "Left aside, as the training rows are of another kind: %s (--data_files names others)",
+        ", ".join(strange),
+    )
     kept = {split: [file for file in paths if file not in others[split]] for split, paths in files.items()}
     return {split: paths for split, paths in kept.items() if paths}
 
@@ -180,7 +225,9 @@ def _read_files(files: dict[str, list[Path]]) -> DatasetDict:
     kinds = {file.suffix.lstrip(".") for paths in files.values() for file in paths}
     readers = {READERS.get(kind, kind) for kind in kinds}
     if len(readers) > 1 or not readers <= set(READERS.values()):
-        raise InputError(f"Files of several kinds ({', '.join(sorted(kinds))}); name those of one kind by --data_files")
+        raise InputError(
+            f"Files of several kinds ({', '.join(sorted(kinds))}); name those of one kind by --data_files"
+        )
     options = {"delimiter": "\t"} if kinds == {"tsv"} else {}
     splits = DatasetDict()
     for split, paths in files.items():
@@ -230,9 +277,12 @@ def _split(splits: DatasetDict, name: str, flag: str) -> Dataset:
 def _slice(bounds: str, length: int, flag: str) -> range:
     match = re.fullmatch(r"(-?\d+%?)?:(-?\d+%?)?\]", bounds)
     if not match:
-        raise InputError(f"Cannot read the slice '[{bounds}'; wanted [start:end] in rows or per cent. Set {flag}")
+        raise InputError(
+            f"Cannot read the slice '[{bounds}'; wanted [start:end] in rows or per cent. Set {flag}"
+        )
     edges = [
-        None if edge is None else int(edge[:-1]) * length // 100 if edge.endswith("%") else int(edge) for edge in match.groups()
+        None if edge is None else int(edge[:-1]) * length // 100 if edge.endswith("%") else int(edge)
+        for edge in match.groups()
     ]
     return range(length)[slice(*edges)]
 
@@ -260,7 +310,9 @@ def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None
     return rows.select(order[chosen])
 
 
-def open_stream(name: str, config: str | None, data_files: list[str] | None, split: str) -> datasets.IterableDataset:
+def open_stream(
+    name: str, config: str | None, data_files: list[str] | None, split: str
+) -> datasets.IterableDataset:
     """One split, read as it is needed: from local files or from the hub.
 
     Raises:
@@ -275,6 +327,10 @@ def open_stream(name: str, config: str | None, data_files: list[str] | None, spl
         if not files:
             return datasets.load_dataset(name, config, split=split, streaming=True)
         reader = READERS[files[split][0].suffix.lstrip(".")]
-        return datasets.load_dataset(reader, data_files=[str(file) for file in files[split]], split="train", streaming=True)
+        return datasets.load_dataset(
+            reader, data_files=[str(file) for file in files[split]], split="train", streaming=True
+        )
     except Exception as error:  # whatever a reader or the hub says
-        raise InputError(f"Cannot stream '{name}': {type(error).__name__}: {error}. Set --dataset_name or --mixture") from error
+        raise InputError(
+            f"Cannot stream '{name}': {type(error).__name__}: {error}. Set --dataset_name or --mixture"
+        ) from error

@@ -41,7 +41,11 @@ def choices(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     `batch["choices"]` [batch] counts the choices of each row; the inputs have one line a choice, row by row.
     """
     counts = batch["choices"]
-    scores = model(**{name: value for name, value in batch.items() if name != "choices"})["logits"].float().squeeze(-1)
+    scores = (
+        model(**{name: value for name, value in batch.items() if name != "choices"})["logits"]
+        .float()
+        .squeeze(-1)
+    )
     table = scores.new_full((len(counts), int(counts.max())), OUT)
     table[torch.arange(table.shape[1], device=counts.device) < counts[:, None]] = scores
     return table
@@ -50,7 +54,9 @@ def choices(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
 def encoder_decoder(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Logits [batch, target time, vocabulary] of a target that is fed to the decoder one place to the right."""
     config = extract_model_from_parallel(model).config
-    return model(**batch, decoder_input_ids=shifted_right(labels, config.decoder_start_token_id, config.pad_token_id))["logits"]
+    return model(
+        **batch, decoder_input_ids=shifted_right(labels, config.decoder_start_token_id, config.pad_token_id)
+    )["logits"]
 
 
 def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:

@@ -13,11 +13,20 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from finetune.errors import InputError
 
-WORDS = ("cache_implementation", "early_stopping", "stop_strings", "speculation_type")  # options whose values may be text
+WORDS = (
+    "cache_implementation",
+    "early_stopping",
+    "stop_strings",
+    "speculation_type",
+)  # options whose values may be text
 
 
 def settings(
-    network: Any, processor: PreTrainedTokenizerBase, most: int, beams: int = 1, further: dict[str, Any] | None = None
+    network: Any,
+    processor: PreTrainedTokenizerBase,
+    most: int,
+    beams: int = 1,
+    further: dict[str, Any] | None = None,
 ) -> GenerationConfig:
     """How texts are searched for: at most `most` new tokens, `beams` beams, no sampling; `further` by transformers' names.
 
@@ -28,16 +37,23 @@ def settings(
     ends = {"pad_token_id": processor.pad_token_id, "eos_token_id": processor.eos_token_id}
     plain = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "max_length": None}
     try:
-        unknown = config.update(**(plain | ends | {"max_new_tokens": most, "num_beams": beams} | (further or {})))
+        unknown = config.update(
+            **(plain | ends | {"max_new_tokens": most, "num_beams": beams} | (further or {}))
+        )
         config.validate()
     except ValueError as error:
         raise InputError(f"Generation can't work: {error} Set --generation_kwargs or --num_beams") from error
-    strange = next((name for name, value in (further or {}).items() if isinstance(value, str) and name not in WORDS), None)
+    strange = next(
+        (name for name, value in (further or {}).items() if isinstance(value, str) and name not in WORDS),
+        None,
+    )
     if strange is not None or (config.num_return_sequences or 1) > 1:
         wanted = f"a number for {strange}" if strange else "one text for each source (num_return_sequences 1)"
         raise InputError(f"--generation_kwargs {further}; wanted {wanted}")
     if unknown:
-        raise InputError(f"Generation knows no {', '.join(unknown)}; set --generation_kwargs by transformers' names")
+        raise InputError(
+            f"Generation knows no {', '.join(unknown)}; set --generation_kwargs by transformers' names"
+        )
     return config
 
 
@@ -67,7 +83,9 @@ def texts(
     return [(text, score) for _, text, score in sorted(everything)]
 
 
-def _batches(order: Sequence[int], sources: Sequence[Sequence[int]], size: int, even: bool) -> Iterator[list[int]]:
+def _batches(
+    order: Sequence[int], sources: Sequence[Sequence[int]], size: int, even: bool
+) -> Iterator[list[int]]:
     """Runs of `order`; `even` ones hold sources of one length alone, so that nothing is padded."""
     batch: list[int] = []
     for index in order:
@@ -86,13 +104,26 @@ def _has_virtual_tokens(network: Any) -> bool:
 
 @torch.no_grad()
 def _write(
-    network: Any, sources: Sequence[Sequence[int]], processor: PreTrainedTokenizerBase, config: GenerationConfig
+    network: Any,
+    sources: Sequence[Sequence[int]],
+    processor: PreTrainedTokenizerBase,
+    config: GenerationConfig,
 ) -> list[tuple[str, float]]:
-    side = "right" if network.config.is_encoder_decoder else "left"  # an encoder's learnt positions begin with the text
-    batch = processor.pad({"input_ids": [list(ids) for ids in sources]}, padding_side=side, return_tensors="pt")
+    side = (
+        "right" if network.config.is_encoder_decoder else "left"
+    )  # an encoder's learnt positions begin with the text
+    batch = processor.pad(
+        {"input_ids": [list(ids) for ids in sources]}, padding_side=side, return_tensors="pt"
+    )
     inputs = {name: batch[name].to(network.device) for name in ("input_ids", "attention_mask")}
-    out = network.generate(**inputs, generation_config=config, return_dict_in_generate=True, output_scores=True)
-    new = out.sequences if network.config.is_encoder_decoder else out.sequences[:, inputs["input_ids"].shape[1] :]
+    out = network.generate(
+        **inputs, generation_config=config, return_dict_in_generate=True, output_scores=True
+    )
+    new = (
+        out.sequences
+        if network.config.is_encoder_decoder
+        else out.sequences[:, inputs["input_ids"].shape[1] :]
+    )
     if config.num_beams > 1:
         scores = out.sequences_scores
     else:

@@ -14,11 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from finetune.errors import InputError
-from finetune.models import attention
+from finetune.models.attention import cpu
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +58,9 @@ class ModelArguments:
 
     model_name_or_path: str = field(
         default="minilm",
-        metadata={"help": "A hub name, a local folder (safetensors), a GGUF file, or a packaged model: minilm, smollm2."},
+        metadata={
+            "help": "A hub name, a local folder (safetensors), a GGUF file, or a packaged model: minilm, smollm2."
+        },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a hub model."})
     dtype: str = field(
@@ -67,7 +76,10 @@ class ModelArguments:
         },
     )
     keep_attention_dropout: bool = field(
-        default=False, metadata={"help": "Keep dropout inside attention on a CPU, where it takes attention off its fused kernel."}
+        default=False,
+        metadata={
+            "help": "Keep dropout inside attention on a CPU, where it takes attention off its fused kernel."
+        },
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a hub model."})
 
@@ -123,25 +135,33 @@ def _converted(file: Path) -> Path:
     return folder
 
 
-def load_processor(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_processor(
+    name: str, revision: str = "main", trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a pad token that is not its end-of-sequence token.
 
     Where pad equals eos, a collator that masks padding masks the real end too, and a classifier reads the token before it.
     """
     source, further = resolve(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **further)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code, **further
+        )
     except (OSError, ValueError) as error:
         raise InputError(_unknown(name, error)) from error
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         vocabulary = tokenizer.get_vocab()
         taken = {tokenizer.eos_token, tokenizer.bos_token}
-        chosen = next((token for token in PAD_TOKENS if token in vocabulary and token not in taken), "<|pad|>")
+        chosen = next(
+            (token for token in PAD_TOKENS if token in vocabulary and token not in taken), "<|pad|>"
+        )
         tokenizer.add_special_tokens({"pad_token": chosen})
     return tokenizer
 
 
-def load_model(model: ModelArguments, auto_class: Any, labels: list[str] | None = None, **config: Any) -> tuple[Any, Any]:
+def load_model(
+    model: ModelArguments, auto_class: Any, labels: list[str] | None = None, **config: Any
+) -> tuple[Any, Any]:
     """Processor and model, ready for training in float32 masters unless `dtype` says otherwise.
 
     Args:
@@ -160,10 +180,16 @@ def load_model(model: ModelArguments, auto_class: Any, labels: list[str] | None 
             "id2label": dict(enumerate(labels)),
             "label2id": {n: i for i, n in enumerate(labels)},
         }
-    source_options = {"revision": model.model_revision, "trust_remote_code": model.trust_remote_code, **further}
+    source_options = {
+        "revision": model.model_revision,
+        "trust_remote_code": model.trust_remote_code,
+        **further,
+    }
     try:
         settings = AutoConfig.from_pretrained(source, **source_options)
-        config |= {"pad_token_id": processor.pad_token_id} | _fused_attention(settings, model.keep_attention_dropout)
+        config |= {"pad_token_id": processor.pad_token_id} | _fused_attention(
+            settings, model.keep_attention_dropout
+        )
         settings = AutoConfig.from_pretrained(source, **source_options, **config)
         network, report = auto_class.from_pretrained(
             source, config=settings, dtype=_dtype(model.dtype), attn_implementation=model.attn_implementation,
@@ -176,7 +202,7 @@ def load_model(model: ModelArguments, auto_class: Any, labels: list[str] | None 
     if made_up or MADE_UP in settings.to_dict():
         network.config.update({MADE_UP: made_up})
     if model.attn_implementation is None:
-        attention.choose(network)
+        cpu.choose(network)
     _lay_out(network)
     fit_embeddings(network, processor)
     return processor, network
@@ -225,20 +251,38 @@ def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
     """On a CPU, dropout inside attention off (and said in the log): with it the fused kernel is not used, 2.6 times slower."""
     if keep or torch.cuda.is_available():
         return {}
-    present = {name: value for name, value in settings.to_dict().items() if name in ATTENTION_DROPOUT and value}
+    present = {
+        name: value for name, value in settings.to_dict().items() if name in ATTENTION_DROPOUT and value
+    }
     for name, value in present.items():
-        logger.warning("%s %s → 0 for the fused attention kernel on a CPU (--keep_attention_dropout keeps it)", name, value)
+        logger.warning(
+            "%s %s → 0 for the fused attention kernel on a CPU (--keep_attention_dropout keeps it)",
+            name,
+            value,
+        )
     return dict.fromkeys(present, 0.0)
 
 
 def _check_sizes(name: str, network: PreTrainedModel, mismatched: Collection[tuple]) -> None:
     """A head for another number of classes gives way to a fresh one; a base of other sizes is no such model."""
     for weight, held, wanted in mismatched:
-        if not weight.startswith(f"{network.base_model_prefix}.") and len(held) == len(wanted) and held[1:] == wanted[1:]:
-            logger.warning("The head's %s in '%s' is for %d classes: a fresh one for %d", weight, name, held[0], wanted[0])
+        if (
+            not weight.startswith(f"{network.base_model_prefix}.")
+            and len(held) == len(wanted)
+            and held[1:] == wanted[1:]
+        ):
+            logger.warning(
+                "The head's %s in '%s' is for %d classes: a fresh one for %d",
+                weight,
+                name,
+                held[0],
+                wanted[0],
+            )
         else:
             sizes = f"{weight} is {tuple(held)} where its configuration says {tuple(wanted)}"
-            raise InputError(f"Cannot load the model '{name}': {sizes}. Mend its config.json, or set --model_name_or_path")
+            raise InputError(
+                f"Cannot load the model '{name}': {sizes}. Mend its config.json, or set --model_name_or_path"
+            )
 
 
 def check_room(processor: PreTrainedTokenizerBase, max_length: int, pair: bool = False) -> None:
@@ -249,7 +293,9 @@ def check_room(processor: PreTrainedTokenizerBase, max_length: int, pair: bool =
     """
     special = processor.num_special_tokens_to_add(pair=pair)
     if max_length <= special + pair:
-        raise InputError(f"--max_length {max_length} leaves no room for a text beside {special} special tokens; raise it")
+        raise InputError(
+            f"--max_length {max_length} leaves no room for a text beside {special} special tokens; raise it"
+        )
 
 
 def _made_up(network: PreTrainedModel, missing: Collection[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from finetune.errors import InputError
-from finetune.models import attention
+from finetune.models.attention import cpu
 from finetune.models.load import POSITIONS, ModelArguments, load_model, load_processor, resolve
 
 MODEL_TYPES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "t5", "bart")
@@ -27,15 +27,22 @@ class ScratchArguments:
         },
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": "Entries of the configuration: hidden_size=256,num_hidden_layers=4, or a JSON mapping."}
+        default=None,
+        metadata={
+            "help": "Entries of the configuration: hidden_size=256,num_hidden_layers=4, or a JSON mapping."
+        },
     )
     tokenizer_name: str | None = field(
         default=None,
-        metadata={"help": "Tokenizer: a folder of scripts/tokenizer.py or a model's name (default: the model's own)."},
+        metadata={
+            "help": "Tokenizer: a folder of scripts/tokenizer.py or a model's name (default: the model's own)."
+        },
     )
 
 
-def prepare(model: ModelArguments, scratch: ScratchArguments, auto_class: Any, max_length: int) -> tuple[Any, Any]:
+def prepare(
+    model: ModelArguments, scratch: ScratchArguments, auto_class: Any, max_length: int
+) -> tuple[Any, Any]:
     """Processor and model: loaded, or made from a configuration.
 
     Raises:
@@ -46,7 +53,9 @@ def prepare(model: ModelArguments, scratch: ScratchArguments, auto_class: Any, m
             raise InputError(
                 "--tokenizer_name without --from_config: the model's embeddings belong to its own tokenizer. Leave it out"
             )
-        _override(_base(model.model_name_or_path, model), scratch.config_overrides or "")  # refuses names that aren't there
+        _override(
+            _base(model.model_name_or_path, model), scratch.config_overrides or ""
+        )  # refuses names that aren't there
         processor, network = load_model(model, auto_class, **_parse(scratch.config_overrides or ""))
         _check_positions(network.config, max_length)
         return processor, network
@@ -62,7 +71,7 @@ def prepare(model: ModelArguments, scratch: ScratchArguments, auto_class: Any, m
             f"No {auto_class.__name__} of the family '{config.model_type}': {str(error).splitlines()[0]} Set --from_config"
         ) from error
     if model.attn_implementation is None:
-        attention.choose(network)
+        cpu.choose(network)
     return processor, network.float()
 
 
@@ -83,7 +92,9 @@ def family(model: ModelArguments, scratch: ScratchArguments) -> str:
 
 def _own_tokenizer(name: str) -> str:
     if name in MODEL_TYPES:
-        raise InputError(f"--from_config {name} has no tokenizer; train one with scripts/tokenizer.py and set --tokenizer_name")
+        raise InputError(
+            f"--from_config {name} has no tokenizer; train one with scripts/tokenizer.py and set --tokenizer_name"
+        )
     return name
 
 
@@ -109,7 +120,9 @@ def _parse(text: str) -> dict[str, Any]:
         pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
         return {name.strip(): _value(value.strip()) for name, value in pairs}
     except ValueError as error:
-        raise InputError(f"--config_overrides '{text}' can't be read; wanted hidden_size=256,num_hidden_layers=4") from error
+        raise InputError(
+            f"--config_overrides '{text}' can't be read; wanted hidden_size=256,num_hidden_layers=4"
+        ) from error
 
 
 def _value(text: str) -> Any:
@@ -125,7 +138,9 @@ def _override(config: PreTrainedConfig, text: str) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise InputError(f"--config_overrides names '{name}', which a {config.model_type} configuration does not have.{hint}")
+            raise InputError(
+                f"--config_overrides names '{name}', which a {config.model_type} configuration does not have.{hint}"
+            )
         config.update({name: value})
 
 
@@ -140,4 +155,6 @@ def _fit_tokens(config: PreTrainedConfig, processor: PreTrainedTokenizerBase) ->
         entries["decoder_start_token_id"] = processor.pad_token_id if config.model_type == "t5" else eos
         # a family that names a forced end token among its own entries shall name this one
         entries |= {"forced_eos_token_id": eos} if "forced_eos_token_id" in config.to_dict() else {}
-    config.update({name: value for name, value in entries.items() if name in config.to_dict() or value is not None})
+    config.update(
+        {name: value for name, value in entries.items() if name in config.to_dict() or value is not None}
+    )

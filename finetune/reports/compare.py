@@ -23,11 +23,15 @@ class CompareArguments:
     )
     method_options: str | None = field(
         default=None,
-        metadata={"help": 'Options of single methods, as JSON: \'{"lora": {"r": 8}}\'; others have the method\'s own defaults.'},
+        metadata={
+            "help": 'Options of single methods, as JSON: \'{"lora": {"r": 8}}\'; others have the method\'s own defaults.'
+        },
     )
     learning_rates: str | None = field(
         default=None,
-        metadata={"help": "Learning rates of single methods, as JSON: '{\"lora\": 1e-3}'; others have the method's own."},
+        metadata={
+            "help": "Learning rates of single methods, as JSON: '{\"lora\": 1e-3}'; others have the method's own."
+        },
     )
 
     def of_method(self, method: str) -> dict[str, Any]:
@@ -44,7 +48,9 @@ class CompareArguments:
                 raise InputError(f"--{flag} is no JSON ({error}); wanted a mapping by method") from error
             strange = set(given) - set(self.methods)
             if strange:
-                raise InputError(f"--{flag} names {', '.join(sorted(strange))}, not among --methods {' '.join(self.methods)}")
+                raise InputError(
+                    f"--{flag} names {', '.join(sorted(strange))}, not among --methods {' '.join(self.methods)}"
+                )
             if method in given:
                 further[key] = given[method]
         return further
@@ -90,8 +96,12 @@ def write_recipe(path: Path, options: dict[str, Any], finished: bool) -> None:
     before = yaml.safe_load(path.read_text(encoding="utf-8")) if finished and path.is_file() else options
     differing = [name for name in options if before.get(name) != options[name]]
     if differing:
-        said = "; ".join(f"{name}: {before.get(name)!r} there, {options[name]!r} now" for name in differing[:5])
-        raise InputError(f"{path} belongs to a finished run with other options ({said}). Set --output_dir to a new folder")
+        said = "; ".join(
+            f"{name}: {before.get(name)!r} there, {options[name]!r} now" for name in differing[:5]
+        )
+        raise InputError(
+            f"{path} belongs to a finished run with other options ({said}). Set --output_dir to a new folder"
+        )
     path.write_text(yaml.safe_dump(options), encoding="utf-8")
 
 

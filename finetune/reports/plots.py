@@ -48,7 +48,9 @@ def _confusion(axes: Any, matrix: np.ndarray, labels: Sequence[str]) -> None:
         axes.text(j, i, str(count), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
     places = range(len(labels))
     axes.set(xticks=places, yticks=places, xlabel="predicted", ylabel="gold", title="confusion")
-    axes.set_xticklabels(labels, rotation=45 if len(labels) > 4 else 0, ha="right" if len(labels) > 4 else "center")
+    axes.set_xticklabels(
+        labels, rotation=45 if len(labels) > 4 else 0, ha="right" if len(labels) > 4 else "center"
+    )
     axes.set_yticklabels(labels)
     axes.spines[:].set_visible(False)
 
@@ -77,10 +79,20 @@ def draw_comparison(rows: Sequence[dict[str, Any]], path: Path, figure: str = "a
         for index, row in enumerate(rows):
             value = row[figure]
             panel.errorbar(
-                row[key], value, yerr=[[value - row["low"]], [row["high"] - value]], fmt="o", color=INK, ecolor=FAINT, capsize=2
+                row[key],
+                value,
+                yerr=[[value - row["low"]], [row["high"] - value]],
+                fmt="o",
+                color=INK,
+                ecolor=FAINT,
+                capsize=2,
             )
             panel.annotate(
-                row["method"], (row[key], value), textcoords="offset points", xytext=(5, 4 if index % 2 else -10), fontsize=7
+                row["method"],
+                (row[key], value),
+                textcoords="offset points",
+                xytext=(5, 4 if index % 2 else -10),
+                fontsize=7,
             )
         panel.set(xlabel=label, xscale="log" if logarithmic else "linear")
         panel.margins(x=0.15)

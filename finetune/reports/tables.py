@@ -16,12 +16,22 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     heads = [_cell(key) for key in keys]
     cells = [[_cell(row[key]) for key in keys] for row in rows]
     widths = [max(len(head), *(len(line[i]) for line in cells)) for i, head in enumerate(heads)]
-    right = [all(isinstance(row[key], (int, float)) or str(row[key])[:1].isdigit() for row in rows) for key in keys]
+    right = [
+        all(isinstance(row[key], (int, float)) or str(row[key])[:1].isdigit() for row in rows) for key in keys
+    ]
 
     def line(parts: Sequence[str]) -> str:
-        return "| " + " | ".join(p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True)) + " |"
+        return (
+            "| "
+            + " | ".join(
+                p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True)
+            )
+            + " |"
+        )
 
-    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
+    rule = (
+        "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
+    )
     return "\n".join([line(heads), rule, *map(line, cells)])
 
 
@@ -47,7 +57,11 @@ def assessment_table(figures: dict[str, Any]) -> str:
     """Overall figures, with their intervals where there are any, then those of each class."""
     bounds = figures["intervals"]
     shown = {name: with_interval(figures[name], bounds[name]) for name in bounds}
-    plain = (n for n, v in figures.items() if isinstance(v, float) and n not in bounds and not n.endswith(("runtime", "_second")))
+    plain = (
+        n
+        for n, v in figures.items()
+        if isinstance(v, float) and n not in bounds and not n.endswith(("runtime", "_second"))
+    )
     shown |= {name: f"{figures[name]:.3f}" for name in plain}
     parts = [
         f"{figures['rows']} rows",

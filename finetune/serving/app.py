@@ -14,14 +14,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from finetune.adapters.books import UnknownAdapter
-from finetune.adapters.pool import AdapterPool
-from finetune.adapters.writing import Sampling
 from finetune.errors import InputError
-from finetune.serving.gathering import Busy
-from finetune.serving.limits import Limits
-from finetune.serving.messages import AddAdapter, Ask, Attribute, Classify, Generate
+from finetune.pool.decoding import Sampling
+from finetune.pool.pool import AdapterPool
+from finetune.pool.registry import UnknownAdapter
+from finetune.serving.batcher import Busy
+from finetune.serving.middleware import Limits
 from finetune.serving.openai_routes import add_openai
+from finetune.serving.schemas import AddAdapter, Ask, Attribute, Classify, Generate
 from finetune.serving.service import ServeArguments, Served
 from finetune.serving.streaming import all_whole, events, numbered
 
@@ -38,7 +38,11 @@ def make_app(pool: AdapterPool, options: ServeArguments) -> FastAPI:
         yield
         await asyncio.to_thread(served.gatherer.close)
 
-    about = {"title": "finetune", "description": "Adapters on one base, mixed in a batch.", "version": version(PACKAGE)}
+    about = {
+        "title": "finetune",
+        "description": "Adapters on one base, mixed in a batch.",
+        "version": version(PACKAGE),
+    }
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, **about)
     app.state.served = served
     app.add_middleware(
@@ -58,7 +62,9 @@ def make_app(pool: AdapterPool, options: ServeArguments) -> FastAPI:
 
 def _failure(status: int, message: str, **headers: str) -> JSONResponse:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status, headers=headers)
+    return JSONResponse(
+        {"error": {"message": message, "type": kind, "code": status}}, status, headers=headers
+    )
 
 
 def _add_errors(app: FastAPI, served: Served) -> None:
@@ -77,7 +83,10 @@ def _add_errors(app: FastAPI, served: Served) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        faults = [f"{'.'.join(str(p)[:80] for p in e['loc'] if p != 'body')}: {e['msg'][:200]}" for e in error.errors()[:5]]
+        faults = [
+            f"{'.'.join(str(p)[:80] for p in e['loc'] if p != 'body')}: {e['msg'][:200]}"
+            for e in error.errors()[:5]
+        ]
         return _failure(422, "; ".join(fault.removeprefix(": ") for fault in faults))
 
     @app.exception_handler(Busy)
@@ -86,7 +95,9 @@ def _add_errors(app: FastAPI, served: Served) -> None:
 
     @app.exception_handler(TimeoutError)
     async def late(request: Request, error: TimeoutError) -> JSONResponse:
-        return _failure(504, "The answer took longer than this server waits; ask for less, or try again later")
+        return _failure(
+            504, "The answer took longer than this server waits; ask for less, or try again later"
+        )
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
@@ -137,7 +148,9 @@ def _add_own(app: FastAPI, served: Served) -> None:
         if label not in whole["probabilities"]:
             raise InputError(f"No label '{label}'; there are: {', '.join(whole['probabilities'])}")
         shares = [whole["probabilities"][label] - other["probabilities"][label] for other in without]
-        return {"label": label, "words": words, "attributions": shares} | {"probability": whole["probabilities"][label]}
+        return {"label": label, "words": words, "attributions": shares} | {
+            "probability": whole["probabilities"][label]
+        }
 
     @app.post("/v1/tag")
     async def tag(ask: Ask) -> dict[str, Any]:
@@ -149,7 +162,9 @@ def _add_own(app: FastAPI, served: Served) -> None:
 
     @app.post("/v1/generate")
     async def generate(ask: Generate) -> Any:
-        sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.top_k, ask.seed, tuple(ask.stop))
+        sampling = Sampling(
+            ask.max_new_tokens, ask.temperature, ask.top_p, ask.top_k, ask.seed, tuple(ask.stop)
+        )
         written = await served.orders(ask.texts, ask.names(), sampling)
         seconds = served.options.timeout_seconds
         if ask.stream:
@@ -163,17 +178,23 @@ def _add_adapters(app: FastAPI, served: Served) -> None:
 
     @app.get("/v1/adapters")
     async def listed() -> dict[str, Any]:
-        known = {name: {k: v for k, v in entry.items() if k != "folder"} for name, entry in pool.adapters().items()}
+        known = {
+            name: {k: v for k, v in entry.items() if k != "folder"} for name, entry in pool.adapters().items()
+        }
         return {"base": served.base, "writes": pool.writes, "adapters": known}
 
     @app.post("/v1/adapters", status_code=201)
     async def add(ask: AddAdapter) -> Any:
         if served.options.adapters_dir is None:
-            return _failure(403, "Adapters can't be added here; the server must be started with --adapters_dir")
+            return _failure(
+                403, "Adapters can't be added here; the server must be started with --adapters_dir"
+            )
         root = Path(served.options.adapters_dir).resolve()
         folder = (root / ask.folder).resolve() if "\0" not in ask.folder else root
         if folder == root or not folder.is_relative_to(root):
-            return _failure(403, "The folder is outside the one that adapters may come from; name one below it")
+            return _failure(
+                403, "The folder is outside the one that adapters may come from; name one below it"
+            )
         try:
             await asyncio.to_thread(pool.add, ask.name, folder, ask.replace)
         except InputError as error:

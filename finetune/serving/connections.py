@@ -54,13 +54,21 @@ class Patient(H11Protocol):
             return
         if self.conn.our_state is h11.IDLE:
             headers = [("Content-Type", "text/plain"), ("Connection", "close")]
-            message = f"The head of the request took longer than {self.seconds:g} seconds to arrive\n".encode()
-            for event in (h11.Response(status_code=408, headers=headers), h11.Data(data=message), h11.EndOfMessage()):
+            message = (
+                f"The head of the request took longer than {self.seconds:g} seconds to arrive\n".encode()
+            )
+            for event in (
+                h11.Response(status_code=408, headers=headers),
+                h11.Data(data=message),
+                h11.EndOfMessage(),
+            ):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
 
-def configure(app: Any, host: str = "127.0.0.1", port: int = 8000, most: int | None = None, **options: Any) -> uvicorn.Config:
+def configure(
+    app: Any, host: str = "127.0.0.1", port: int = 8000, most: int | None = None, **options: Any
+) -> uvicorn.Config:
     """uvicorn's settings for the application.
 
     Args:
@@ -70,4 +78,6 @@ def configure(app: Any, host: str = "127.0.0.1", port: int = 8000, most: int | N
     protocol = type("Patient", (Patient,), {"seconds": options.pop("seconds", Patient.seconds)})
     # an answer that streams must not keep the server from stopping
     ends = {"timeout_graceful_shutdown": 5, "server_header": False}
-    return uvicorn.Config(app, host=host, port=port, limit_concurrency=most, http=protocol, ws="none", **(ends | options))
+    return uvicorn.Config(
+        app, host=host, port=port, limit_concurrency=most, http=protocol, ws="none", **(ends | options)
+    )

@@ -10,9 +10,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from finetune.adapters.writing import Sampling
 from finetune.errors import InputError
-from finetune.serving.messages import Chat, Completion, Options
+from finetune.pool.decoding import Sampling
+from finetune.serving.schemas import Chat, Completion, Options
 from finetune.serving.service import BASE, Served
 from finetune.serving.streaming import Written, all_whole, events, merged
 
@@ -23,7 +23,10 @@ def add_openai(app: FastAPI, served: Served) -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         names = [BASE, *(name for name, e in served.pool.adapters().items() if e["task"] == served.pool.task)]
-        return {"object": "list", "data": [{"id": n, "object": "model", "created": 0, "owned_by": "finetune"} for n in names]}
+        return {
+            "object": "list",
+            "data": [{"id": n, "object": "model", "created": 0, "owned_by": "finetune"} for n in names],
+        }
 
     @app.post("/v1/completions")
     async def complete(ask: Completion) -> Any:
@@ -47,13 +50,18 @@ def add_openai(app: FastAPI, served: Served) -> None:
             raise InputError("The last message is empty; wanted one or more words")
         prompt = await asyncio.to_thread(served.pool.prompt_of, messages)
         most = ask.max_completion_tokens or ask.max_tokens or 256
-        written = await served.orders([prompt], [served.adapter_of(ask.model)], _sampling(ask, most), special=False)
+        written = await served.orders(
+            [prompt], [served.adapter_of(ask.model)], _sampling(ask, most), special=False
+        )
         if ask.stream:
             head = _head("chatcmpl", "chat.completion.chunk", ask.model)
             return events(_chat_chunks(written[0], head, ask, seconds), served.plain, "[DONE]")
         message = {"role": "assistant", "content": (await all_whole(written, seconds))[0]}
         choice = {"index": 0, "message": message, "finish_reason": written[0].row.ended, "logprobs": None}
-        return _head("chatcmpl", "chat.completion", ask.model) | {"choices": [choice], "usage": _usage(written)}
+        return _head("chatcmpl", "chat.completion", ask.model) | {
+            "choices": [choice],
+            "usage": _usage(written),
+        }
 
 
 def _sampling(ask: Options, most: int) -> Sampling:
@@ -72,16 +80,24 @@ def _usage(written: list[Written]) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": new, "total_tokens": read + new}
 
 
-async def _completion_chunks(written: list[Written], head: dict, ask: Options, seconds: float) -> AsyncIterator[dict[str, Any]]:
+async def _completion_chunks(
+    written: list[Written], head: dict, ask: Options, seconds: float
+) -> AsyncIterator[dict[str, Any]]:
     async for index, piece, ended in merged(written, seconds):
         yield head | {"choices": [{"index": index, "text": piece, "finish_reason": ended, "logprobs": None}]}
     if ask.stream_options is not None and ask.stream_options.include_usage:
         yield head | {"choices": [], "usage": _usage(written)}
 
 
-async def _chat_chunks(one: Written, head: dict, ask: Options, seconds: float) -> AsyncIterator[dict[str, Any]]:
-    yield head | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+async def _chat_chunks(
+    one: Written, head: dict, ask: Options, seconds: float
+) -> AsyncIterator[dict[str, Any]]:
+    yield head | {
+        "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+    }
     async for _, piece, ended in merged([one], seconds):
-        yield head | {"choices": [{"index": 0, "delta": {"content": piece} if piece else {}, "finish_reason": ended}]}
+        yield head | {
+            "choices": [{"index": 0, "delta": {"content": piece} if piece else {}, "finish_reason": ended}]
+        }
     if ask.stream_options is not None and ask.stream_options.include_usage:
         yield head | {"choices": [], "usage": _usage([one])}

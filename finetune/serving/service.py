@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.adapters.pool import AdapterPool
-from finetune.adapters.writing import Sampling
 from finetune.errors import InputError
-from finetune.serving.figures import Figures
-from finetune.serving.gathering import Budget, Busy, Gatherer, Question
+from finetune.pool.decoding import Sampling
+from finetune.pool.pool import AdapterPool
+from finetune.serving.batcher import Budget, Busy, Gatherer, Question
+from finetune.serving.prometheus import Figures
 from finetune.serving.streaming import Written
 
 BASE = "base"
@@ -23,25 +23,41 @@ ABOVE = re.compile(r"(?<![\w/.])/(?:[^/\s'\"]+/)+")  # what stands before the la
 class ServeArguments:
     """What is served, and within which limits."""
 
-    base: str = field(default="smollm2", metadata={"help": "The base: a hub name, a folder, or a packaged model."})
-    adapters: list[str] = field(default_factory=list, metadata={"help": "Adapters from the start, each as name=folder."})
+    base: str = field(
+        default="smollm2", metadata={"help": "The base: a hub name, a folder, or a packaged model."}
+    )
+    adapters: list[str] = field(
+        default_factory=list, metadata={"help": "Adapters from the start, each as name=folder."}
+    )
     adapters_dir: str | None = field(
-        default=None, metadata={"help": "Folder below which adapters may be added over HTTP; without it none can."}
+        default=None,
+        metadata={"help": "Folder below which adapters may be added over HTTP; without it none can."},
     )
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on."})
     port: int = field(default=8000, metadata={"help": "Port to listen on."})
-    api_key: str | None = field(default=None, metadata={"help": "Key that every request must bring (else the variable API_KEY)."})
+    api_key: str | None = field(
+        default=None, metadata={"help": "Key that every request must bring (else the variable API_KEY)."}
+    )
     max_body_kb: int = field(default=1024, metadata={"help": "Largest body of a request."})
     max_queue: int = field(default=512, metadata={"help": "Texts that may wait; more are answered with 503."})
     max_batch_rows: int = field(default=32, metadata={"help": "Texts in one batch."})
-    max_batch_tokens: int = field(default=16384, metadata={"help": "Tokens in one batch, padding and tokens to come counted."})
+    max_batch_tokens: int = field(
+        default=16384, metadata={"help": "Tokens in one batch, padding and tokens to come counted."}
+    )
     gather_ms: float = field(default=5.0, metadata={"help": "How long a first request waits for others."})
     timeout_seconds: float = field(
-        default=120.0, metadata={"help": "Longest time of an answer (of a request's head, of its body: 20 at most)."}
+        default=120.0,
+        metadata={"help": "Longest time of an answer (of a request's head, of its body: 20 at most)."},
     )
-    max_new_tokens: int = field(default=1024, metadata={"help": "Most new tokens that a request may ask for."})
-    memory_limit_mb: float = field(default=1024.0, metadata={"help": "Memory for adapters; the least used are put aside."})
-    allow_mismatch: bool = field(default=False, metadata={"help": "Serve adapters that don't belong on the base."})
+    max_new_tokens: int = field(
+        default=1024, metadata={"help": "Most new tokens that a request may ask for."}
+    )
+    memory_limit_mb: float = field(
+        default=1024.0, metadata={"help": "Memory for adapters; the least used are put aside."}
+    )
+    allow_mismatch: bool = field(
+        default=False, metadata={"help": "Serve adapters that don't belong on the base."}
+    )
 
     def patience(self) -> float:
         """Seconds that a client may take for a request's head, for its body, and to read on in an answer."""
@@ -53,7 +69,9 @@ class Served:
 
     def __init__(self, pool: AdapterPool, options: ServeArguments) -> None:
         self.pool, self.options, self.figures = pool, options, Figures()
-        budget = Budget(options.max_batch_rows, options.max_batch_tokens, options.gather_ms / 1000, options.max_queue)
+        budget = Budget(
+            options.max_batch_rows, options.max_batch_tokens, options.gather_ms / 1000, options.max_queue
+        )
         self.gatherer = Gatherer(pool, budget)
 
     async def ask(self, kind: str, texts: list[Any], names: list[Any]) -> list[Any]:
@@ -76,7 +94,9 @@ class Served:
         chains = self.pool.check(texts, names, task)
         return self.pool.fit(texts, chains)
 
-    async def orders(self, prompts: list[str], names: list[Any], sampling: Sampling, special: bool = True) -> list[Written]:
+    async def orders(
+        self, prompts: list[str], names: list[Any], sampling: Sampling, special: bool = True
+    ) -> list[Written]:
         if len(prompts) != len(names):
             raise InputError(f"{len(prompts)} texts and {len(names)} adapters; wanted one each")
         if sampling.max_new_tokens > self.options.max_new_tokens:

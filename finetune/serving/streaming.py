@@ -12,9 +12,9 @@ from typing import Any
 
 from fastapi.responses import StreamingResponse
 
-from finetune.adapters.writing import Row
 from finetune.errors import InputError
-from finetune.serving.gathering import Busy, Order
+from finetune.pool.decoding import Row
+from finetune.serving.batcher import Busy, Order
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,9 @@ class Written:
         until = time.monotonic() + seconds
         try:
             while True:
-                piece, what, ended = await asyncio.wait_for(self.pieces.get(), max(0.0, until - time.monotonic()))
+                piece, what, ended = await asyncio.wait_for(
+                    self.pieces.get(), max(0.0, until - time.monotonic())
+                )
                 if isinstance(what, Exception):
                     raise what
                 yield piece
@@ -92,7 +94,9 @@ async def numbered(written: Sequence[Written], seconds: float) -> AsyncIterator[
         yield {"index": index, "text": piece, "finish_reason": ended}
 
 
-def events(chunks: AsyncIterator[dict[str, Any]], plain: Callable[[str], str], last: str | None = None) -> StreamingResponse:
+def events(
+    chunks: AsyncIterator[dict[str, Any]], plain: Callable[[str], str], last: str | None = None
+) -> StreamingResponse:
     """Server-sent events, one JSON object each; an error after the start is an event too.
 
     Args:

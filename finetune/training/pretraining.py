@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches
-from finetune.data.mixtures import Stream, StreamArguments
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
+from finetune.objectives.streams import Stream, StreamArguments
 from finetune.training.trainer import ExactTrainer, TrainingArguments
 
 Visit = tuple[int, int]
@@ -56,7 +56,10 @@ class FreshTrainer(ExactTrainer):
         if isinstance(self.train_dataset, Stream):
             share = self.train_dataset.share(self.accelerator.num_processes, self.accelerator.process_index)
             return DataLoader(
-                share, args.per_device_train_batch_size, collate_fn=self.data_collator, pin_memory=args.dataloader_pin_memory
+                share,
+                args.per_device_train_batch_size,
+                collate_fn=self.data_collator,
+                pin_memory=args.dataloader_pin_memory,
             )
         plain = super().get_train_dataloader()
         return EpochLoader(
@@ -85,8 +88,14 @@ def check_options(
     Raises:
         InputError: one is set, or one that a stream needs is not; or batches of one row, which has nothing to be told from.
     """
-    if in_batch and training.per_device_train_batch_size * training.world_size < 2 and batching.tokens_per_batch is None:
-        raise InputError("One row a batch has no other to be told from; set --per_device_train_batch_size 2 or higher")
+    if (
+        in_batch
+        and training.per_device_train_batch_size * training.world_size < 2
+        and batching.tokens_per_batch is None
+    ):
+        raise InputError(
+            "One row a batch has no other to be told from; set --per_device_train_batch_size 2 or higher"
+        )
     if training.label_smoothing_factor:
         raise InputError("Objectives have no use for --label_smoothing_factor; leave it out")
     if not (stream.streaming or stream.mixture):
@@ -95,10 +104,17 @@ def check_options(
         return
     if stream.shuffle_buffer < 1:
         raise InputError(f"Got --shuffle_buffer {stream.shuffle_buffer}; wanted 1 or more")
-    for name, value in (("max_train_rows", data.max_train_rows), ("tokens_per_batch", batching.tokens_per_batch)):
+    for name, value in (
+        ("max_train_rows", data.max_train_rows),
+        ("tokens_per_batch", batching.tokens_per_batch),
+    ):
         if value is not None:
-            raise InputError(f"A stream or a mixture has no use for --{name}; leave it out, or say how long by --max_steps")
+            raise InputError(
+                f"A stream or a mixture has no use for --{name}; leave it out, or say how long by --max_steps"
+            )
     if training.max_steps <= 0:
         raise InputError("A stream or a mixture has no end; wanted --max_steps above 0")
     if training.dataloader_num_workers:
-        raise InputError("--dataloader_num_workers with a stream or a mixture would read it once a worker; leave it out")
+        raise InputError(
+            "--dataloader_num_workers with a stream or a mixture would read it once a worker; leave it out"
+        )

@@ -17,12 +17,16 @@ class Progress(TrainerCallback):
         self.rows_a_step, self.bar = rows_a_step, None
         self.started, self.first = 0.0, 0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.started, self.first = time.monotonic(), state.global_step
         if state.is_world_process_zero and sys.stderr.isatty():
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.bar:
             self.bar.update(state.global_step - self.bar.n)
             self.bar.set_postfix_str(f"{self._speed(state):.0f} rows/s")
@@ -41,13 +45,17 @@ class Progress(TrainerCallback):
         if line:
             tqdm.write(line, file=sys.stderr)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.bar:
             self.bar.close()
             self.bar = None
 
     def _speed(self, state: TrainerState) -> float:
-        return (state.global_step - self.first) * self.rows_a_step / max(time.monotonic() - self.started, 1e-9)
+        return (
+            (state.global_step - self.first) * self.rows_a_step / max(time.monotonic() - self.started, 1e-9)
+        )
 
     def _line(self, state: TrainerState, logs: dict[str, Any]) -> str:
         place = f"step {state.global_step}/{state.max_steps}, epoch {state.epoch or 0:.2f}"
@@ -58,6 +66,12 @@ class Progress(TrainerCallback):
                 f"{place} | loss {logs['loss']:.4f} | gradient {logs.get('grad_norm', 0.0):.2f} | learning rate "
                 f"{logs['learning_rate']:.1e} | {self._speed(state):.1f} rows/s | {int(left // 60)}:{int(left % 60):02d} left"
             )
-        figures = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_") and isinstance(v, float)}
-        shown = [f"{k} {v:.4f}" for k, v in figures.items() if not k.endswith(("runtime", "per_second", "time"))]
+        figures = {
+            k.removeprefix("eval_"): v
+            for k, v in logs.items()
+            if k.startswith("eval_") and isinstance(v, float)
+        }
+        shown = [
+            f"{k} {v:.4f}" for k, v in figures.items() if not k.endswith(("runtime", "per_second", "time"))
+        ]
         return f"{place} | evaluation | " + " | ".join(shown) if shown else ""

@@ -23,12 +23,12 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
+from finetune.artefacts.checkpoints import Sealer
 from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches, Shares
 from finetune.errors import InputError
 from finetune.methods import trainable_share
-from finetune.tasks import Task
-from finetune.training.checkpoints import Sealer
-from finetune.training.plan import describe, has_fast_bf16, peak_memory_mb
+from finetune.tasks.table import Task
+from finetune.training.machine import describe, has_fast_bf16, peak_memory_mb
 from finetune.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -55,14 +55,23 @@ class TrainingArguments(transformers.TrainingArguments):
         default=None, metadata={"help": "Peak learning rate (default: the method's own, see METHODS)."}
     )  # type: ignore[assignment]
     bf16: bool | None = field(
-        default=None, metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."}
+        default=None,
+        metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."},
     )  # type: ignore[assignment]
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows a micro-batch on each process."})
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"help": "Rows a micro-batch on each process."}
+    )
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "The same for evaluation."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up of the learning rate: steps, or a share of all below 1."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many optimizer steps, or a share of all below 1."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Warm-up of the learning rate: steps, or a share of all below 1."}
+    )
+    logging_steps: float = field(
+        default=10, metadata={"help": "Log every so many optimizer steps, or a share of all below 1."}
+    )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide losses that are no numbers; here they stop the run."}
@@ -70,8 +79,12 @@ class TrainingArguments(transformers.TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Drop columns the model doesn't name; encoders here keep none."}
     )
-    dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that collate batches; the main one where 0."})
+    dataloader_pin_memory: bool = field(
+        default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."}
+    )
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "Processes that collate batches; the main one where 0."}
+    )
 
     def __post_init__(self) -> None:
         if self.output_dir is None:
@@ -80,20 +93,32 @@ class TrainingArguments(transformers.TrainingArguments):
             if not vars(self)[name] >= least:
                 raise InputError(f"Got --{name} {vars(self)[name]}; wanted {least} or more")
         if self.max_steps == 0 or self.max_steps < -1:
-            raise InputError(f"Got --max_steps {self.max_steps}; wanted 1 or more, or none for --num_train_epochs")
+            raise InputError(
+                f"Got --max_steps {self.max_steps}; wanted 1 or more, or none for --num_train_epochs"
+            )
         if self.seed >= 2**32:
             raise InputError(f"Got --seed {self.seed}; wanted a number below {2**32}")
         if self.fsdp and os.environ.get("WORLD_SIZE", "1") == "1":
-            raise InputError("--fsdp shards a model over several processes and this is one; leave it out, or start more")
+            raise InputError(
+                "--fsdp shards a model over several processes and this is one; leave it out, or start more"
+            )
         for name, only in FIXED.items():
             if vars(self)[name] != only:
-                raise InputError(f"--{name} {vars(self)[name]} has no effect on this trainer's batches; leave it out")
+                raise InputError(
+                    f"--{name} {vars(self)[name]} has no effect on this trainer's batches; leave it out"
+                )
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise InputError(f"Got --learning_rate {self.learning_rate}; wanted a number above 0, or none for the method's own")
+            raise InputError(
+                f"Got --learning_rate {self.learning_rate}; wanted a number above 0, or none for the method's own"
+            )
         if self.label_smoothing_factor >= 1:
-            raise InputError(f"Got --label_smoothing_factor {self.label_smoothing_factor}; wanted a share below 1")
+            raise InputError(
+                f"Got --label_smoothing_factor {self.label_smoothing_factor}; wanted a share below 1"
+            )
         if not self.average_tokens_across_devices:
-            raise InputError("--average_tokens_across_devices false makes losses depend on the number of processes; leave it out")
+            raise InputError(
+                "--average_tokens_across_devices false makes losses depend on the number of processes; leave it out"
+            )
         if not torch.cuda.is_available():
             self.use_cpu = True
         if self.bf16 is None:
@@ -137,13 +162,17 @@ class ExactTrainer(Trainer):
         self.answer = answer
         self.answers: list[dict[str, Any]] = []
         super().__init__(compute_metrics=self._figures, **kwargs)
-        self.loss_is_scaled_for_ga = True  # transformers' word for: divided by the items of the whole step already
+        self.loss_is_scaled_for_ga = (
+            True  # transformers' word for: divided by the items of the whole step already
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process. accelerate must not deal them out again, so that it never sees the loader."""
         args = self.args
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
-        shares = Shares(args.per_device_train_batch_size, args.gradient_accumulation_steps, processes, process)
+        shares = Shares(
+            args.per_device_train_batch_size, args.gradient_accumulation_steps, processes, process
+        )
         batches = LengthBatches(
             self.train_dataset["length"][:],
             shares,
@@ -178,8 +207,12 @@ class ExactTrainer(Trainer):
         """The row's summed losses over the step's items; a loss that is no number stops the run and names the step and the rows."""
         rows, labels = inputs.pop("row", None), inputs.pop("labels")
         logits = self.row.forward(model, inputs, labels)
-        loss = self.row.loss(logits, labels, **self.shape_loss).sum() / torch.as_tensor(num_items_in_batch).clamp(min=1)
-        loss = loss * self.accelerator.num_processes  # distributed training takes the mean of the processes' gradients
+        loss = self.row.loss(logits, labels, **self.shape_loss).sum() / torch.as_tensor(
+            num_items_in_batch
+        ).clamp(min=1)
+        loss = (
+            loss * self.accelerator.num_processes
+        )  # distributed training takes the mean of the processes' gradients
         if not math.isfinite(loss.item()):
             named = "" if rows is None else f" on the training rows {rows.tolist()}"
             raise InputError(
@@ -189,7 +222,11 @@ class ExactTrainer(Trainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[None, Any, Any]:
         """What is kept of the logits, and each row's summed loss and number of items: what an exact mean over any batches needs."""
         inputs = self._prepare_inputs(inputs)
@@ -197,7 +234,11 @@ class ExactTrainer(Trainer):
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = self.row.forward(model, inputs, labels).float()
-        return None, (self.row.keep(logits, labels), self.row.loss(logits, labels), self.row.items(labels)), labels
+        return (
+            None,
+            (self.row.keep(logits, labels), self.row.loss(logits, labels), self.row.items(labels)),
+            labels,
+        )
 
     def _figures(self, prediction: Any) -> dict[str, Any]:
         kept, losses, items = prediction.predictions
@@ -213,7 +254,9 @@ class ExactTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """transformers' own, and the answers to raw rows with their figures."""
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
         if self.answer is not None:
             self.answers = self.answer(output.predictions[0], self.unwrapped())
             figures = self.row.figures(self.answers, self.names) if self.row.figures else {}
@@ -226,14 +269,22 @@ class ExactTrainer(Trainer):
         """The figure that tells the better of two models is among those that there are."""
         best = self.args.metric_for_best_model
         if best is not None and f"eval_{best.removeprefix('eval_')}" not in figures:
-            there = ", ".join(name.removeprefix("eval_") for name, value in figures.items() if isinstance(value, float))
-            raise InputError(f"No figure '{best}' to tell the best model by; there are: {there}. Set --metric_for_best_model")
+            there = ", ".join(
+                name.removeprefix("eval_") for name, value in figures.items() if isinstance(value, float)
+            )
+            raise InputError(
+                f"No figure '{best}' to tell the best model by; there are: {there}. Set --metric_for_best_model"
+            )
 
     def last_figures(self) -> dict[str, Any]:
         """Figures of the model as it now is, on the evaluation rows; an evaluation that has just been made is not made again."""
         history = [entry for entry in self.state.log_history if "eval_loss" in entry]
-        fresh = history and history[-1]["step"] == self.state.global_step and not self.args.load_best_model_at_end
-        fresh = fresh and (self.answer is None or self.answers)  # a run that was killed at its very end has no answers any more
+        fresh = (
+            history and history[-1]["step"] == self.state.global_step and not self.args.load_best_model_at_end
+        )
+        fresh = fresh and (
+            self.answer is None or self.answers
+        )  # a run that was killed at its very end has no answers any more
         figures = history[-1] if fresh else self.evaluate()
         kept = {k.removeprefix("eval_"): v for k, v in figures.items() if k.startswith("eval_")}
         trained, every = trainable_share(self.unwrapped())
@@ -265,14 +316,18 @@ def settled(
         changes["learning_rate"] = learning_rate
     if patience is not None:
         if training.eval_strategy == "no" or training.eval_strategy != training.save_strategy:
-            when, saved = (IntervalStrategy(name).value for name in (training.eval_strategy, training.save_strategy))
+            when, saved = (
+                IntervalStrategy(name).value for name in (training.eval_strategy, training.save_strategy)
+            )
             raise InputError(
                 f"--early_stopping_patience with --eval_strategy {when} and --save_strategy {saved}; wanted steps or epoch for both"
             )
         # a run that is continued remembers how long it has been waiting
         changes |= {"load_best_model_at_end": True, "restore_callback_states_from_checkpoint": True}
     named = training.metric_for_best_model
-    if named is None and (patience is not None or training.load_best_model_at_end or training.save_strategy == "best"):
+    if named is None and (
+        patience is not None or training.load_best_model_at_end or training.save_strategy == "best"
+    ):
         changes |= {"metric_for_best_model": best, "greater_is_better": best not in LOWER_IS_BETTER}
     elif named is not None and named.removeprefix("eval_") not in (best, "loss"):
         changes["eval_on_start"] = True  # a figure that isn't there is said before the training
@@ -311,7 +366,11 @@ def make_trainer(
         eval_dataset=by_length(features["eval"]) if "eval" in features else None,
         processing_class=processor,
         data_collator=row.collate(processor),
-        callbacks=[Sealer(), Progress(share), *([] if patience is None else [EarlyStoppingCallback(patience)])],
+        callbacks=[
+            Sealer(),
+            Progress(share),
+            *([] if patience is None else [EarlyStoppingCallback(patience)]),
+        ],
         **further,
     )
     trainer.remove_callback(ProgressCallback)
@@ -323,7 +382,9 @@ def make_trainer(
                 "Weights are trained in 16 bits, where small updates are rounded away. Set --dtype float32 (bf16 casts by itself)"
             )
         logger.warning("%s", describe(training.world_size, bool(training.bf16)))
-        logger.warning("%s trainable of %s parameters (%.2f %%)", f"{trained:,}", f"{every:,}", 100 * trained / every)
+        logger.warning(
+            "%s trainable of %s parameters (%.2f %%)", f"{trained:,}", f"{every:,}", 100 * trained / every
+        )
     return trainer
 
 

@@ -11,7 +11,10 @@ from finetune.tuners.bottleneck import BOTTLENECK, BottleneckConfig, BottleneckM
 
 # PEFT's own way in, `register_peft_method`, refuses names outside its enumeration. A member of that enumeration equals its plain
 # string and hashes alike, so plain strings are found in these dicts wherever PEFT looks them up.
-for _name, _config, _tuner in ((BOTTLENECK, BottleneckConfig, BottleneckModel), (BITFIT, BitFitConfig, BitFitModel)):
+for _name, _config, _tuner in (
+    (BOTTLENECK, BottleneckConfig, BottleneckModel),
+    (BITFIT, BitFitConfig, BitFitModel),
+):
     PEFT_TYPE_TO_CONFIG_MAPPING[_name] = _config  # type: ignore[index]
     PEFT_TYPE_TO_TUNER_MAPPING[_name] = _tuner  # type: ignore[index]
     PEFT_TYPE_TO_PREFIX_MAPPING[_name] = _tuner.prefix  # type: ignore[index]

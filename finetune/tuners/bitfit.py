@@ -30,7 +30,8 @@ class BitFitConfig(PeftConfig):
         },
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules trained and saved whole beside the biases, such as a new head."}
+        default=None,
+        metadata={"help": "Modules trained and saved whole beside the biases, such as a new head."},
     )
 
     def __post_init__(self) -> None:

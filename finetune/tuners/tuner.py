@@ -40,7 +40,9 @@ class LayerTuner(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
         # PEFT sets `weight` on what it gives back, which fails for a module without one: a feed-forward, a head of two layers
         if hasattr(new_module, "base_layer"):
             super()._replace_module(parent, child_name, new_module, child)

@@ -10,7 +10,7 @@ import argparse
 
 def answered(pool, messages: list[dict[str, str]], adapter: str | None, new_tokens: int) -> str:
     """Print the answer as it is written, and give it back."""
-    from finetune.adapters.writing import Sampling
+    from finetune.pool.decoding import Sampling
 
     row = pool.rows([pool.prompt_of(messages)], [adapter], Sampling(new_tokens), special=False)[0]
     writing = pool.writing()
@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--adapters", nargs="*", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--new_tokens", type=int, default=256)
     options = parser.parse_args()
-    from finetune.adapters.pool import AdapterPool
     from finetune.errors import InputError
+    from finetune.pool.pool import AdapterPool
 
     pool = AdapterPool(options.base)
     for entry in options.adapters:
@@ -53,10 +53,14 @@ def main() -> None:
         elif said.startswith("/use "):
             wanted = said.removeprefix("/use ").strip()
             adapter = wanted if wanted in pool.adapters() else adapter
-            print("" if adapter == wanted else f"No adapter '{wanted}'; there are: {', '.join(pool.adapters())}")
+            print(
+                "" if adapter == wanted else f"No adapter '{wanted}'; there are: {', '.join(pool.adapters())}"
+            )
         elif said:
             try:
-                text = answered(pool, [*messages, {"role": "user", "content": said}], adapter, options.new_tokens)
+                text = answered(
+                    pool, [*messages, {"role": "user", "content": said}], adapter, options.new_tokens
+                )
                 messages += [{"role": "user", "content": said}, {"role": "assistant", "content": text}]
             except InputError as error:
                 print(error)

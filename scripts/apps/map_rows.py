@@ -21,7 +21,7 @@ def main() -> None:
     options = parser.parse_args()
     import datasets
 
-    from finetune.adapters.pool import AdapterPool
+    from finetune.pool.pool import AdapterPool
 
     pool = AdapterPool(options.base)
     for entry in options.adapters:
@@ -35,7 +35,9 @@ def main() -> None:
         found = [answer["label"] for answer in answers]
         return {name: found[i * len(texts) : (i + 1) * len(texts)] for i, name in enumerate(names)}
 
-    kind = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json"}[options.source.rpartition(".")[2]]
+    kind = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json"}[
+        options.source.rpartition(".")[2]
+    ]
     rows = datasets.load_dataset(kind, data_files=options.source, split="train")
     # the pool lives here: rows go through it batch by batch, not through copies of it in other processes
     rows = rows.map(labels, batched=True, batch_size=options.batch_size, load_from_cache_file=False)

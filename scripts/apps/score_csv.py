@@ -40,7 +40,9 @@ def main() -> None:
         reader = csv.DictReader(source)
         columns = list(reader.fieldnames or [])
         if options.column not in columns:
-            sys.exit(f"No column '{options.column}' in {options.source}; it has {', '.join(columns)}. Set --column")
+            sys.exit(
+                f"No column '{options.column}' in {options.source}; it has {', '.join(columns)}. Set --column"
+            )
         with options.target.open("w", encoding="utf-8", newline="") as target:
             writer = csv.DictWriter(target, [*columns, "label", "probability"])
             writer.writeheader()

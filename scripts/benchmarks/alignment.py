@@ -4,7 +4,7 @@ python scripts/benchmarks/alignment.py memory
 python scripts/benchmarks/alignment.py dpo --rounds 2
 
 Each part runs in a process of its own, the sides of a comparison by turns: same model, LoRA of rank 16, batch, lengths, bf16 autocast
-over float32 masters, no checkpointing, and the allocator's setting that finetune.training.plan.keep_freed_memory makes.
+over float32 masters, no checkpointing, and the allocator's setting that finetune.training.machine.keep_freed_memory makes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("what", choices=("memory", "dpo"))
-    parser.add_argument("--part", choices=(*MEMORY, *SPEED), help="Measure one part in this process (without it: all).")
+    parser.add_argument(
+        "--part", choices=(*MEMORY, *SPEED), help="Measure one part in this process (without it: all)."
+    )
     parser.add_argument("--model_name_or_path", default="smollm2")
     parser.add_argument("--batch", type=int, default=8, help="Texts or pairs a step.")
-    parser.add_argument("--length", type=int, default=128, help="memory: tokens a text, half prompt, half answer.")
+    parser.add_argument(
+        "--length", type=int, default=128, help="memory: tokens a text, half prompt, half answer."
+    )
     parser.add_argument("--prompt", type=int, default=150, help="dpo: tokens of a prompt.")
     parser.add_argument("--answer", type=int, default=75, help="dpo: tokens of an answer.")
     parser.add_argument("--steps", type=int, default=3, help="Steps that are measured, after one that isn't.")
@@ -54,8 +58,14 @@ def in_a_process(part: str) -> dict[str, Any]:
 
 def memory_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
     least = min(row["peak_mb"] for row in rows if row["part"] == "sft")
-    lines = [f"batch {options.batch}, {options.length} tokens", "| step | peak memory, MB | × SFT |", "|---|---:|---:|"]
-    return lines + [f"| {row['part']} | {row['peak_mb']:.0f} | {row['peak_mb'] / least:.2f} |" for row in rows]
+    lines = [
+        f"batch {options.batch}, {options.length} tokens",
+        "| step | peak memory, MB | × SFT |",
+        "|---|---:|---:|",
+    ]
+    return lines + [
+        f"| {row['part']} | {row['peak_mb']:.0f} | {row['peak_mb'] / least:.2f} |" for row in rows
+    ]
 
 
 def speed_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
@@ -65,11 +75,16 @@ def speed_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> lis
     rows = [row | {"both": 1 / (1 / row[names[0]] + 1 / row[names[1]])} for row in rows]
     lines += [f"| {row['part']} | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |" for row in rows]
     best = [{name: max(row[name] for row in rows if row["part"] == part) for name in names} for part in SPEED]
-    return [*lines, "| ours / TRL, best of each | " + " | ".join(f"{best[1][n] / best[0][n]:.2f} ×" for n in names) + " |"]
+    return [
+        *lines,
+        "| ours / TRL, best of each | "
+        + " | ".join(f"{best[1][n] / best[0][n]:.2f} ×" for n in names)
+        + " |",
+    ]
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    from finetune.training.plan import keep_freed_memory, peak_memory_mb
+    from finetune.training.machine import keep_freed_memory, peak_memory_mb
 
     keep_freed_memory()
     import torch
@@ -89,7 +104,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     if options.part in SPEED:
         figures: dict[str, Any] = dpo(network, processor, options)
     else:
-        figures = sft(network, processor, options) if options.part == "sft" else ppo(network, processor, options)
+        figures = (
+            sft(network, processor, options) if options.part == "sft" else ppo(network, processor, options)
+        )
     return {"part": options.part, "peak_mb": peak_memory_mb(), **figures}
 
 
@@ -109,7 +126,7 @@ def plain(name: str) -> tuple[Any, Any]:
 def shared_options(folder: str, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from finetune.training.plan import has_fast_bf16
+    from finetune.training.machine import has_fast_bf16
 
     return {
         "output_dir": folder, "per_device_train_batch_size": options.batch, "max_steps": options.steps + 1, "bf16": has_fast_bf16(),
@@ -137,10 +154,10 @@ def ppo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
     import torch
     from accelerate import Accelerator
 
-    from finetune.alignment.learner import KLArguments, Learner, PPOArguments
     from finetune.alignment.policy import Policy
+    from finetune.alignment.ppo_trainer import KLArguments, Learner, PPOArguments
     from finetune.alignment.rollout import SamplingArguments
-    from finetune.training.plan import has_fast_bf16
+    from finetune.training.machine import has_fast_bf16
 
     policy = Policy(network, has_fast_bf16())
     reward: Callable[..., list[float]] = lambda prompts, answers: [float(len(answer)) for answer in answers]  # noqa: E731
@@ -165,14 +182,18 @@ def reward_on(policy: Any, processor: Any) -> Any:
     from finetune.alignment.rewards import RewardArguments, RewardModel
 
     flags = [(p, p.requires_grad) for p in policy.network.parameters()]
-    policy.network.add_adapter(REWARD, peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    policy.network.add_adapter(
+        REWARD, peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     policy.network.set_adapter("default")
     for parameter in policy.network.parameters():
         parameter.requires_grad_(False)
     for parameter, trainable in flags:
         parameter.requires_grad_(trainable)
     head = nn.Linear(policy.network.config.hidden_size, 1, bias=False)
-    return RewardModel(lambda ids, mask: trunk_scores(policy, head, ids, mask), processor, 1024, RewardArguments())
+    return RewardModel(
+        lambda ids, mask: trunk_scores(policy, head, ids, mask), processor, 1024, RewardArguments()
+    )
 
 
 def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, float]:
@@ -180,7 +201,7 @@ def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
 
-    from finetune.alignment.pairwise import CachedDPOTrainer
+    from finetune.alignment.dpo import CachedDPOTrainer
 
     moments: list[float] = []
 
@@ -189,8 +210,15 @@ def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
             moments.append(time.perf_counter())
 
     count = options.batch * (options.steps + 1)
-    sides = {"prompt": (options.prompt, 0), "chosen": (options.answer - 1, count), "rejected": (options.answer - 1, 2 * count)}
-    rows = {name: [words(processor, length, first + i) for i in range(count)] for name, (length, first) in sides.items()}
+    sides = {
+        "prompt": (options.prompt, 0),
+        "chosen": (options.answer - 1, count),
+        "rejected": (options.answer - 1, 2 * count),
+    }
+    rows = {
+        name: [words(processor, length, first + i) for i in range(count)]
+        for name, (length, first) in sides.items()
+    }
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_HOME"] = folder  # nothing is found in a cache
         started = time.perf_counter()
@@ -224,7 +252,9 @@ def words(processor: Any, tokens: int, seed: int) -> str:
         "was",
         "and",
     )
-    return " " + " ".join(vocabulary[(seed * 7 + i * (3 + seed % 5)) % len(vocabulary)] for i in range(tokens))
+    return " " + " ".join(
+        vocabulary[(seed * 7 + i * (3 + seed % 5)) % len(vocabulary)] for i in range(tokens)
+    )
 
 
 if __name__ == "__main__":

@@ -32,18 +32,27 @@ def options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model", default="smollm2", help="the model both sides ask")
-    parser.add_argument("--dataset_name", default="../shared/data/imdb", help="rows with a text and a label, 0 or 1")
+    parser.add_argument(
+        "--dataset_name", default="../shared/data/imdb", help="rows with a text and a label, 0 or 1"
+    )
     parser.add_argument("--rows", type=int, default=48, help="rows of about 200 tokens in each measurement")
     parser.add_argument(
-        "--batch_size", type=int, default=8, help="rows of one pass; ours gets as many tokens as the peer's rows have"
+        "--batch_size",
+        type=int,
+        default=8,
+        help="rows of one pass; ours gets as many tokens as the peer's rows have",
     )
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="types of the weights")
     parser.add_argument(
         "--cases", nargs="+", choices=CASES, default=list(CASES),
         help="zero: one template; few: 4 fixed examples; grid: 3 templates, 3 verbalizers; long: labels of 3 tokens",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=2, help="rounds of both sides in turn; the best of each counts")
-    parser.add_argument("--output_file", type=Path, default=Path("runs/benchmark_prompting.json"), help="where the figures go")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="rounds of both sides in turn; the best of each counts"
+    )
+    parser.add_argument(
+        "--output_file", type=Path, default=Path("runs/benchmark_prompting.json"), help="where the figures go"
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--work_file", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -59,7 +68,9 @@ def main(ask: argparse.Namespace) -> None:
     table = []
     with tempfile.TemporaryDirectory() as folder:
         ask.work_file = Path(folder) / "work.json"
-        ask.work_file.write_text(json.dumps({case: work(case, texts, shots) for case in ask.cases}), encoding="utf-8")
+        ask.work_file.write_text(
+            json.dumps({case: work(case, texts, shots) for case in ask.cases}), encoding="utf-8"
+        )
         for dtype in ask.dtypes:
             rounds = [
                 {side: in_own_process(ask, side, dtype, Path(folder) / f"{side}.json") for side in SIDES}
@@ -70,13 +81,25 @@ def main(ask: argparse.Namespace) -> None:
                 print(json.dumps(table[-1]), flush=True)
     path = ask.output_file
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"load": os.getloadavg(), "cores": os.cpu_count(), "figures": table}, indent=1), encoding="utf-8")
+    path.write_text(
+        json.dumps({"load": os.getloadavg(), "cores": os.cpu_count(), "figures": table}, indent=1),
+        encoding="utf-8",
+    )
     print(markdown(table))
 
 
 def in_own_process(ask: argparse.Namespace, side: str, dtype: str, output: Path) -> dict[str, Any]:
     """Seconds and scores of one side on all work."""
-    command = [sys.executable, __file__, "--model", ask.model, "--batch_size", str(ask.batch_size), "--side", side]
+    command = [
+        sys.executable,
+        __file__,
+        "--model",
+        ask.model,
+        "--batch_size",
+        str(ask.batch_size),
+        "--side",
+        side,
+    ]
     command += ["--dtypes", dtype, "--work_file", str(ask.work_file), "--output_file", str(output)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads(output.read_text(encoding="utf-8"))
@@ -112,12 +135,16 @@ def read_texts(ask: argparse.Namespace) -> tuple[list[str], list[tuple[str, int]
     from finetune.data.sources import DataArguments, load_rows, sample
     from finetune.models.load import load_processor
 
-    rows = sample(load_rows(DataArguments(dataset_name=ask.dataset_name), train=False).eval, 40 * ask.rows + 400, 0)
+    rows = sample(
+        load_rows(DataArguments(dataset_name=ask.dataset_name), train=False).eval, 40 * ask.rows + 400, 0
+    )
     tokenizer = load_processor(ask.model)
     sizes = [len(ids) for ids in tokenizer(rows["text"][:])["input_ids"]]
     fit = [text for text, size in zip(rows["text"][:], sizes, strict=True) if 180 <= size <= 240]
     short = [
-        (text, label) for text, label, size in zip(rows["text"][:], rows["label"][:], sizes, strict=True) if 150 <= size < 180
+        (text, label)
+        for text, label, size in zip(rows["text"][:], rows["label"][:], sizes, strict=True)
+        if 150 <= size < 180
     ]
     shots = [next(pair for pair in short[4 * i :] if pair[1] == i % 2) for i in range(4)]
     return fit[: ask.rows], shots
@@ -129,16 +156,18 @@ def work(case: str, texts: list[str], shots: list[tuple[str, int]]) -> list[tupl
     if case == "grid":
         return [(f"{text}\n{line}", pair) for text in texts for line in LINES for pair in words]
     answers = tuple(" " + word for word in LONG) if case == "long" else words[0]
-    head = "".join(f"{text}\n{LINES[0]}{words[0][label]}\n\n" for text, label in shots) if case == "few" else ""
+    head = (
+        "".join(f"{text}\n{LINES[0]}{words[0][label]}\n\n" for text, label in shots) if case == "few" else ""
+    )
     return [(f"{head}{text}\n{LINES[0]}", answers) for text in texts]
 
 
 def load_own(ask: argparse.Namespace) -> Callable[[list[Any]], list[float]]:
-    from finetune.training.plan import keep_freed_memory
+    from finetune.training.machine import keep_freed_memory
 
     keep_freed_memory()
-    from prompts.asked import ScoringArguments, load_scorer
-    from prompts.score import Request
+    from prompts.scoring.load import ScoringArguments, load_scorer
+    from prompts.scoring.score import Request
 
     scorer = load_scorer(ask.model, ScoringArguments(dtype=ask.dtypes[0], batch_tokens=ask.batch_size * 256))
 
@@ -156,11 +185,16 @@ def load_peer(ask: argparse.Namespace) -> Callable[[list[Any]], list[float]]:
     from finetune.models.load import resolve
 
     folder, _ = resolve(ask.model)
-    peer = HFLM(pretrained=folder, dtype=ask.dtypes[0], batch_size=ask.batch_size, device="cpu", add_bos_token=False)
+    peer = HFLM(
+        pretrained=folder, dtype=ask.dtypes[0], batch_size=ask.batch_size, device="cpu", add_bos_token=False
+    )
 
     def score(asked: list[Any]) -> list[float]:
         pairs = [(context, answer) for context, answers in asked for answer in answers]
-        instances = [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=i) for i, pair in enumerate(pairs)]
+        instances = [
+            Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=i)
+            for i, pair in enumerate(pairs)
+        ]
         return [value for value, _ in peer.loglikelihood(instances, disable_tqdm=True)]
 
     return score

@@ -39,11 +39,18 @@ def options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--base", default="smollm2", help="a causal base")
-    parser.add_argument("--adapters", type=int, default=8, help="number of random LoRA adapters (rank 16, every linear layer)")
-    parser.add_argument("--requests", type=int, default=200, help="requests at once")
-    parser.add_argument("--singles", type=int, default=16, help="requests of set_adapter, which answers one after another")
     parser.add_argument(
-        "--chats", type=int, default=16, help="chats of the base at once, for `transformers serve`; 0 leaves it out"
+        "--adapters", type=int, default=8, help="number of random LoRA adapters (rank 16, every linear layer)"
+    )
+    parser.add_argument("--requests", type=int, default=200, help="requests at once")
+    parser.add_argument(
+        "--singles", type=int, default=16, help="requests of set_adapter, which answers one after another"
+    )
+    parser.add_argument(
+        "--chats",
+        type=int,
+        default=16,
+        help="chats of the base at once, for `transformers serve`; 0 leaves it out",
     )
     parser.add_argument("--new_tokens", type=int, default=16, help="tokens to write a request")
     return parser.parse_args()
@@ -51,8 +58,8 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     arguments = options()
-    from finetune.options import calm_libraries
-    from finetune.training.plan import keep_freed_memory
+    from finetune.cli.parser import calm_libraries
+    from finetune.training.machine import keep_freed_memory
 
     calm_libraries()
     keep_freed_memory()
@@ -70,7 +77,9 @@ def main() -> None:
         with serving([SERVE, "--base", arguments.base, "--adapters", *more]) as server:
             alone = by_server(said, server, jobs, pairs, arguments.new_tokens)
             chats = by_chats(server, "base", arguments) if arguments.chats else None
-    said["set_adapter"]["answers_unlike_the_server's"] = sum(alone[job] != text for job, text in switched.items())
+    said["set_adapter"]["answers_unlike_the_server's"] = sum(
+        alone[job] != text for job, text in switched.items()
+    )
     said["all_at_once_over_set_adapter"] = ratio(said["all_at_once"], said["set_adapter"])
     if chats is not None:
         said["chats_of_the_base"] = {"server": chats} | by_transformers(arguments)
@@ -97,7 +106,9 @@ def make_adapters(arguments: argparse.Namespace, root: Path) -> list[Path]:
     return [root / f"a{seed}" for seed in range(arguments.adapters)]
 
 
-def by_set_adapter(arguments: argparse.Namespace, folders: list[Path], jobs: list[Job]) -> tuple[dict[Job, str], dict]:
+def by_set_adapter(
+    arguments: argparse.Namespace, folders: list[Path], jobs: list[Job]
+) -> tuple[dict[Job, str], dict]:
     """PEFT as it stands: all adapters loaded, one switched on for each request."""
     import peft
     import torch
@@ -109,7 +120,11 @@ def by_set_adapter(arguments: argparse.Namespace, folders: list[Path], jobs: lis
     tuned = peft.PeftModel.from_pretrained(network, str(folders[0]), adapter_name=folders[0].name).eval()
     for folder in folders[1:]:
         tuned.load_adapter(str(folder), adapter_name=folder.name)
-    options = {"max_new_tokens": arguments.new_tokens, "do_sample": False, "pad_token_id": processor.pad_token_id}
+    options = {
+        "max_new_tokens": arguments.new_tokens,
+        "do_sample": False,
+        "pad_token_id": processor.pad_token_id,
+    }
 
     def ask(job: Job) -> str:
         tuned.set_adapter(job[1])
@@ -133,7 +148,9 @@ class Server:
         return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(what))
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=600) as answer:
             return json.load(answer)
 
@@ -165,11 +182,15 @@ def serving(command: list[Any], python: bool = True) -> Iterator[Server]:
             process.kill()
 
 
-def by_server(said: dict[str, Any], server: Server, jobs: list[Job], pairs: list[Job], most: int) -> dict[Job, str]:
+def by_server(
+    said: dict[str, Any], server: Server, jobs: list[Job], pairs: list[Job], most: int
+) -> dict[Job, str]:
     """Each distinct request alone, then all requests at once; gives back what was answered alone."""
 
     def ask(job: Job) -> str:
-        return server.post("/v1/generate", {"texts": [job[0]], "adapter": job[1], "max_new_tokens": most})["texts"][0]
+        return server.post("/v1/generate", {"texts": [job[0]], "adapter": job[1], "max_new_tokens": most})[
+            "texts"
+        ][0]
 
     ask(pairs[0])
     answers, said["one_at_a_time"] = timed(ask, pairs, at_once=1)
@@ -219,9 +240,15 @@ def by_transformers(arguments: argparse.Namespace) -> dict[str, Any]:
         ]
         try:
             with serving(command, python=False) as server:
-                found[name] = by_chats(server, model, arguments) | {"memory_mb_peak": server.memory_mb("VmHWM")}
+                found[name] = by_chats(server, model, arguments) | {
+                    "memory_mb_peak": server.memory_mb("VmHWM")
+                }
         except (OSError, RuntimeError, KeyError, TypeError) as error:
-            body = error.read().decode(errors="replace")[:300] if isinstance(error, urllib.error.HTTPError) else ""
+            body = (
+                error.read().decode(errors="replace")[:300]
+                if isinstance(error, urllib.error.HTTPError)
+                else ""
+            )
             found[name] = f"did not answer: {error} {body}".strip()
     return found
 
@@ -232,7 +259,11 @@ def timed(ask: Callable[[Any], str], jobs: Any, at_once: int) -> tuple[list[str]
     with ThreadPoolExecutor(at_once) as many:
         answers = list(many.map(ask, jobs))
     seconds = time.perf_counter() - started
-    return answers, {"requests": len(jobs), "seconds": round(seconds, 2), "per_second": round(len(jobs) / seconds, 3)}
+    return answers, {
+        "requests": len(jobs),
+        "seconds": round(seconds, 2),
+        "per_second": round(len(jobs) / seconds, 3),
+    }
 
 
 def ratio(one: dict[str, Any], other: dict[str, Any]) -> float:

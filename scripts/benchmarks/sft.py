@@ -23,7 +23,13 @@ import time
 
 SIDES = ("trl", "trl_packed", "ours")
 LOSS_ROWS = 4
-LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+LORA = {
+    "r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+    "target_modules": "all-linear",
+    "task_type": "CAUSAL_LM",
+}
 DIFFERENCES = (
     "trl: library defaults (padding, gradient checkpointing, bf16 autocast, float32 weights). trl_packed: packing=True, as many "
     "full lines a batch as hold its tokens, and freed memory kept (mallopt). ours: rows of a batch in one line, attention text by text, logits where a label is alone, no "
@@ -35,8 +41,12 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--task", default="sft", choices=["sft"], help="this benchmark's own name in training.py")
-    parser.add_argument("--dataset_name", default="../shared/data/alpaca_en_demo", help="rows with prompt and completion")
+    parser.add_argument(
+        "--task", default="sft", choices=["sft"], help="this benchmark's own name in training.py"
+    )
+    parser.add_argument(
+        "--dataset_name", default="../shared/data/alpaca_en_demo", help="rows with prompt and completion"
+    )
     parser.add_argument("--model_name_or_path", default="smollm2", help="a decoder")
     parser.add_argument("--max_length", type=int, default=512, help="tokens")
     parser.add_argument("--batch_size", type=int, default=8, help="rows a batch")
@@ -52,13 +62,18 @@ def rows_of(ask: argparse.Namespace):
     from finetune.data.sources import DataArguments, load_rows
     from finetune.models.load import load_processor
 
-    rows = load_rows(DataArguments(ask.dataset_name)).train.shuffle(seed=0).select_columns(["prompt", "completion"])
+    rows = (
+        load_rows(DataArguments(ask.dataset_name))
+        .train.shuffle(seed=0)
+        .select_columns(["prompt", "completion"])
+    )
     if not ask.losses:
         return rows
     ids = functools.partial(load_processor(ask.model_name_or_path), add_special_tokens=False)
     apart = rows.filter(
         lambda row: (
-            ids(row["prompt"] + row["completion"]).input_ids == ids(row["prompt"]).input_ids + ids(row["completion"]).input_ids
+            ids(row["prompt"] + row["completion"]).input_ids
+            == ids(row["prompt"]).input_ids + ids(row["completion"]).input_ids
         )
     )
     return apart.select(range(LOSS_ROWS))
@@ -92,10 +107,16 @@ def trl(ask, rows, settings):
     tokenizer = AutoTokenizer.from_pretrained(source)
     network = AutoModelForCausalLM.from_pretrained(source, dtype="float32")
     if ask.side == "trl_packed":
-        tokens = sum(len(ids) for ids in tokenizer([row["prompt"] + row["completion"] for row in rows]).input_ids)
-        settings["per_device_train_batch_size"] = max(1, round(ask.batch_size * tokens / len(rows) / ask.max_length))
+        tokens = sum(
+            len(ids) for ids in tokenizer([row["prompt"] + row["completion"] for row in rows]).input_ids
+        )
+        settings["per_device_train_batch_size"] = max(
+            1, round(ask.batch_size * tokens / len(rows) / ask.max_length)
+        )
     config = SFTConfig(**settings, packing=ask.side == "trl_packed", report_to="none")
-    return SFTTrainer(network, config, train_dataset=rows, processing_class=tokenizer, peft_config=LoraConfig(**LORA))
+    return SFTTrainer(
+        network, config, train_dataset=rows, processing_class=tokenizer, peft_config=LoraConfig(**LORA)
+    )
 
 
 def ours(ask, rows, settings):
@@ -104,10 +125,10 @@ def ours(ask, rows, settings):
 
     from finetune.data.columns import Columns
     from finetune.methods import attach
+    from finetune.models.attention.packed import pack
     from finetune.models.load import ModelArguments, load_model
-    from finetune.models.packed import pack
-    from finetune.tasks import TASKS, packed
-    from finetune.training.instruct import SftArguments, make_instruct_trainer
+    from finetune.tasks.table import TASKS, packed
+    from finetune.training.sft import SftArguments, make_instruct_trainer
 
     set_seed(settings["seed"])
     row = packed(TASKS["sft"])
@@ -115,7 +136,9 @@ def ours(ask, rows, settings):
     processor, network = load_model(ModelArguments(ask.model_name_or_path, dtype=dtype), AutoModelForCausalLM)
     pack(network)
     network = attach(network, "lora", None, row.peft)
-    features = row.encode(rows, Columns("prompt", None, "completion"), processor, ask.max_length, None, chat=False)
+    features = row.encode(
+        rows, Columns("prompt", None, "completion"), processor, ask.max_length, None, chat=False
+    )
     training = SftArguments(**settings, warmup_steps=0, eval_strategy="no")
     return make_instruct_trainer(row, network, processor, training, {"train": features})
 
@@ -130,13 +153,15 @@ def clock(marks: list[tuple[float, int]], seconds: float):
 
         def on_step_end(self, args, state, control, **kwargs):
             marks.append((time.perf_counter(), state.num_input_tokens_seen))
-            control.should_training_stop = control.should_training_stop or marks[-1][0] - marks[0][0] > seconds
+            control.should_training_stop = (
+                control.should_training_stop or marks[-1][0] - marks[0][0] > seconds
+            )
 
     return Clock()
 
 
 def train_side(ask: argparse.Namespace) -> dict:
-    from finetune.training.plan import keep_freed_memory, peak_memory_mb
+    from finetune.training.machine import keep_freed_memory, peak_memory_mb
 
     if ask.side != "trl":
         keep_freed_memory()
@@ -147,12 +172,19 @@ def train_side(ask: argparse.Namespace) -> dict:
     warm = [mark for mark in marks[1:-1] if mark[0] - marks[0][0] > ask.seconds / 4]
     (start, before), (end, after) = (warm or marks[-2:])[0], marks[-1]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"tokens": int(after - before), "seconds": end - start, "memory_mb": peak_memory_mb(), "losses": losses}
+    return {
+        "tokens": int(after - before),
+        "seconds": end - start,
+        "memory_mb": peak_memory_mb(),
+        "losses": losses,
+    }
 
 
 def run_side(side: str) -> dict:
     """A side in a process of its own; its figures are the last line that it prints."""
-    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, *sys.argv[1:], "--side", side], capture_output=True, text=True
+    )
     if done.returncode:
         sys.exit(f"{side} stopped:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -169,16 +201,23 @@ def compare_losses(ask: argparse.Namespace) -> None:
 def compare_speed(ask: argparse.Namespace) -> None:
     import torch
 
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.seconds:.0f} s a side and round\n{DIFFERENCES}\n")
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.seconds:.0f} s a side and round\n{DIFFERENCES}\n"
+    )
     speeds: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(ask.rounds):
         for side in SIDES:
             figures = run_side(side)
             speeds[side].append(figures["tokens"] / figures["seconds"])
-            print(f"round {number + 1}  {side:11} {speeds[side][-1]:8.1f} tokens/s  {figures['memory_mb']:7.0f} MB", flush=True)
+            print(
+                f"round {number + 1}  {side:11} {speeds[side][-1]:8.1f} tokens/s  {figures['memory_mb']:7.0f} MB",
+                flush=True,
+            )
     for side in SIDES[:-1]:
         ratios = [one / other for one, other in zip(speeds["ours"], speeds[side], strict=True)]
-        print(f"ours / {side:11} {statistics.median(ratios):5.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
+        print(
+            f"ours / {side:11} {statistics.median(ratios):5.2f} (from {min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,10 @@ def options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "--task", default="classification", choices=("classification", "sft"), help="sft: sft.py beside this file"
+        "--task",
+        default="classification",
+        choices=("classification", "sft"),
+        help="sft: sft.py beside this file",
     )
     parser.add_argument("--dataset_name", default="reviews", help="rows to train on")
     parser.add_argument("--model_name_or_path", default="minilm", help="an encoder")
@@ -39,7 +42,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each side")
     parser.add_argument("--round_rows", type=int, default=96, help="rows a timed round")
     parser.add_argument(
-        "--accuracy_rows", type=int, default=800, help="rows of the epoch whose accuracy is compared; 0 leaves it out"
+        "--accuracy_rows",
+        type=int,
+        default=800,
+        help="rows of the epoch whose accuracy is compared; 0 leaves it out",
     )
     parser.add_argument("--eval_rows", type=int, default=1000, help="held-out rows")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -49,18 +55,22 @@ def options() -> argparse.Namespace:
 
 def train_side(ask: argparse.Namespace) -> dict[str, float]:
     """One side, one epoch on `ask.rows` rows, in this process."""
-    from finetune.training.plan import keep_freed_memory, peak_memory_mb
+    from finetune.training.machine import keep_freed_memory, peak_memory_mb
 
     if ask.side == "ours":
         keep_freed_memory()
-    from finetune.data.doctor import examine_classes
+    from finetune.data.checks import examine_classes
     from finetune.data.sources import DataArguments, load_rows
 
-    data = DataArguments(ask.dataset_name, max_train_rows=ask.rows, max_eval_rows=ask.eval_rows, eval_split="test")
+    data = DataArguments(
+        ask.dataset_name, max_train_rows=ask.rows, max_eval_rows=ask.eval_rows, eval_split="test"
+    )
     rows, columns, labels = examine_classes(load_rows(data), data, pair=False)
     trainer, features = (make_ours if ask.side == "ours" else make_peer)(ask, rows, columns, labels)
     lengths = (
-        [sum(mask) for mask in features["attention_mask"]] if "attention_mask" in features.column_names else features["length"][:]
+        [sum(mask) for mask in features["attention_mask"]]
+        if "attention_mask" in features.column_names
+        else features["length"][:]
     )
     start = time.perf_counter()
     trainer.train()
@@ -90,7 +100,9 @@ def make_peer(ask, rows, columns, labels):
     tokenizer = AutoTokenizer.from_pretrained(source)
     network = AutoModelForSequenceClassification.from_pretrained(source, num_labels=len(labels))
     features = rows.train.map(
-        lambda batch: tokenizer(batch[columns.text], padding="max_length", truncation=True, max_length=ask.max_length),
+        lambda batch: tokenizer(
+            batch[columns.text], padding="max_length", truncation=True, max_length=ask.max_length
+        ),
         batched=True,
     ).rename_column(columns.label, "labels")
     training = TrainingArguments(
@@ -103,7 +115,7 @@ def make_peer(ask, rows, columns, labels):
 def make_ours(ask, rows, columns, labels):
     """The pieces of scripts/train.py, with its defaults."""
     from finetune.models.load import ModelArguments, load_model
-    from finetune.tasks import TASKS
+    from finetune.tasks.table import TASKS
     from finetune.training.trainer import TrainingArguments, make_trainer
 
     row = TASKS["classification"]
@@ -185,7 +197,9 @@ def main() -> None:
             )
     ratios = sorted(ours / peer for ours, peer in zip(speeds["ours"], speeds["peer"], strict=True))
     median = ratios[len(ratios) // 2]
-    print(f"\nratio of each round: {', '.join(f'{r:.1f}' for r in ratios)}; median {median:.1f} ×\n{DIFFERENCES}")
+    print(
+        f"\nratio of each round: {', '.join(f'{r:.1f}' for r in ratios)}; median {median:.1f} ×\n{DIFFERENCES}"
+    )
     peak, need = matrix_peak(), operations_a_token(ask.model_name_or_path)
     for side in SIDES:
         best = sorted(speeds[side])[len(speeds[side]) // 2]

@@ -28,7 +28,9 @@ class BottleneckConfig(PeftConfig):
     """
 
     shape: str = field(default="houlsby", metadata={"help": f"Where adapters sit: {', '.join(SHAPES)}."})
-    reduction_factor: int = field(default=16, metadata={"help": "Width of the model divided by that of the bottleneck."})
+    reduction_factor: int = field(
+        default=16, metadata={"help": "Width of the model divided by that of the bottleneck."}
+    )
     non_linearity: str | None = field(
         default=None,
         metadata={
@@ -37,7 +39,10 @@ class BottleneckConfig(PeftConfig):
         },
     )
     scaling: float | None = field(
-        default=None, metadata={"help": "Factor on the adapter's output. None: 4 for parallel as in the paper, 1 otherwise."}
+        default=None,
+        metadata={
+            "help": "Factor on the adapter's output. None: 4 for parallel as in the paper, 1 otherwise."
+        },
     )
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the bottleneck's activations."})
     target_modules: list[str] | set[str] | str | None = field(
@@ -48,7 +53,8 @@ class BottleneckConfig(PeftConfig):
         },
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules trained and saved whole beside the adapters, such as a new head."}
+        default=None,
+        metadata={"help": "Modules trained and saved whole beside the adapters, such as a new head."},
     )
 
     def __post_init__(self) -> None:
@@ -56,10 +62,18 @@ class BottleneckConfig(PeftConfig):
         self.peft_type = BOTTLENECK
         if self.shape not in SHAPES:
             raise ValueError(f"shape is '{self.shape}'; wanted one of: {', '.join(SHAPES)}.")
-        if isinstance(self.reduction_factor, bool) or not isinstance(self.reduction_factor, int) or self.reduction_factor < 1:
-            raise ValueError(f"reduction_factor is {self.reduction_factor!r}; wanted a whole number of at least 1.")
+        if (
+            isinstance(self.reduction_factor, bool)
+            or not isinstance(self.reduction_factor, int)
+            or self.reduction_factor < 1
+        ):
+            raise ValueError(
+                f"reduction_factor is {self.reduction_factor!r}; wanted a whole number of at least 1."
+            )
         if self.non_linearity is not None and self.non_linearity not in ACT2FN:
-            raise ValueError(f"non_linearity is '{self.non_linearity}'; wanted one of: {', '.join(sorted(ACT2FN))}.")
+            raise ValueError(
+                f"non_linearity is '{self.non_linearity}'; wanted one of: {', '.join(sorted(ACT2FN))}."
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}; wanted a share from 0 to below 1.")
         if self.scaling is None:

@@ -83,7 +83,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.bottleneck_dropout[name] = nn.Dropout(config.dropout)
         self.scaling[name] = float(config.scaling)  # type: ignore[arg-type]  # the config settles it
 
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+    def _get_base_layer_device_and_dtype(
+        self, base_layer: nn.Module
+    ) -> tuple[torch.device | None, torch.dtype | None]:
         # a feed-forward as a whole has no weight of its own; quantised weights have no dtype to train in
         for parameter in base_layer.parameters():
             if parameter.is_floating_point():
@@ -92,7 +94,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def running(self) -> list[str]:
         """Names of the adapters that take part in a call, in the order they run."""
-        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.scaling]
+        return (
+            [] if self.disable_adapters else [name for name in self.active_adapters if name in self.scaling]
+        )
 
     def change(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
         """scaling · up(f(down(hidden))), in hidden's shape and dtype: [..., features]."""
@@ -106,7 +110,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def grow(self, name: str, inner: torch.Tensor) -> torch.Tensor:
         """scaling · up(inner): [..., units] → [..., features], in the adapter's dtype."""
         up: Any = self.bottleneck_up[name]
-        return self.scaling[name] * up(self.bottleneck_dropout[name](self._cast_input_dtype(inner, up.weight.dtype)))
+        return self.scaling[name] * up(
+            self.bottleneck_dropout[name](self._cast_input_dtype(inner, up.weight.dtype))
+        )
 
 
 class Sequential(BottleneckLayer):
@@ -159,7 +165,11 @@ class WideIn(BottleneckLayer):
         self.bottleneck_down[name] = nn.Linear(base.in_features, units(base.in_features, config))
 
     def running(self) -> list[str]:
-        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.bottleneck_down]
+        return (
+            []
+            if self.disable_adapters
+            else [name for name in self.active_adapters if name in self.bottleneck_down]
+        )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         output = self.base_layer(hidden)

@@ -32,7 +32,11 @@ class BottleneckModel(LayerTuner):
         if peft_config.target_modules is None:
             peft_config.target_modules = targets(model_type, peft_config.shape)
         sites = SITES.get(model_type)
-        shared = model_config[sites.activation] if peft_config.shape == "parallel" and sites and sites.activation else None
+        shared = (
+            model_config[sites.activation]
+            if peft_config.shape == "parallel" and sites and sites.activation
+            else None
+        )
         if shared and peft_config.non_linearity not in (None, shared):
             raise ValueError(
                 f"non_linearity is '{peft_config.non_linearity}', but a parallel adapter in '{model_type}' shares the "
@@ -44,13 +48,17 @@ class BottleneckModel(LayerTuner):
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         super()._check_new_adapter_config(config)
         # the two kinds wrap nested modules in some architectures, where PEFT would skip the inner ones without a word
-        shapes = sorted({other.shape for other in self.peft_config.values() if isinstance(other, BottleneckConfig)})
+        shapes = sorted(
+            {other.shape for other in self.peft_config.values() if isinstance(other, BottleneckConfig)}
+        )
         if "parallel" in shapes and len(shapes) > 1:
             raise ValueError(
                 f"One model can't hold parallel and sequential adapters together; got the shapes {', '.join(shapes)}."
             )
 
-    def _wrap(self, config: BottleneckConfig, adapter_name: str, target: nn.Module, name: str) -> BottleneckLayer:
+    def _wrap(
+        self, config: BottleneckConfig, adapter_name: str, target: nn.Module, name: str
+    ) -> BottleneckLayer:
         if config.shape == "parallel":
             kind = parallel_kind(self.get_model_config(self.model)["model_type"], name)
             self._check_both_halves(config, kind, name)
@@ -66,9 +74,17 @@ class BottleneckModel(LayerTuner):
         """A widened feed-forward needs both its ends; half of one would fail at the first batch with a message about shapes."""
         if kind not in (WideIn, WideOut):
             return
-        siblings = [other for other, _ in self.model.named_modules() if other.rpartition(".")[0] == name.rpartition(".")[0]]
+        siblings = [
+            other
+            for other, _ in self.model.named_modules()
+            if other.rpartition(".")[0] == name.rpartition(".")[0]
+        ]
         model_type = self.get_model_config(self.model)["model_type"]
-        adapted = {parallel_kind(model_type, other) for other in siblings if self._check_target_module_exists(config, other)}
+        adapted = {
+            parallel_kind(model_type, other)
+            for other in siblings
+            if self._check_target_module_exists(config, other)
+        }
         if not {WideIn, WideOut} <= adapted:
             ends = " and ".join(SITES[model_type].parallel)
             raise ValueError(

@@ -25,16 +25,22 @@ class Sites:
     activation: str | None = None
 
 
-BERT = Sites(r"(attention|crossattention)\.output\.dense", r"\d+\.output\.dense", {r"\d+\.output": ParallelOutput})
+BERT = Sites(
+    r"(attention|crossattention)\.output\.dense", r"\d+\.output\.dense", {r"\d+\.output": ParallelOutput}
+)
 LLAMA = Sites(r"self_attn\.o_proj", r"mlp\.down_proj", {"mlp": Parallel})
 T5 = Sites(r"(SelfAttention|EncDecAttention)\.o", r"DenseReluDense\.wo", {"DenseReluDense": Parallel})
-BART = Sites(r"(self_attn|encoder_attn)\.out_proj", "fc2", {"fc1": WideIn, "fc2": WideOut}, "activation_function")
+BART = Sites(
+    r"(self_attn|encoder_attn)\.out_proj", "fc2", {"fc1": WideIn, "fc2": WideOut}, "activation_function"
+)
 
 VIT = Sites(r"attention\.o_proj", r"mlp\.fc2", {"mlp": Parallel})
 WAV2VEC2 = Sites(r"attention\.out_proj", r"feed_forward\.output_dense", {"feed_forward": Parallel})
 
 SITES: dict[str, Sites] = {
-    "albert": Sites(r"attention\.dense", "ffn_output", {r"\d+\.ffn": WideIn, "ffn_output": WideOut}, "hidden_act"),
+    "albert": Sites(
+        r"attention\.dense", "ffn_output", {r"\d+\.ffn": WideIn, "ffn_output": WideOut}, "hidden_act"
+    ),
     "audio-spectrogram-transformer": VIT,
     "bart": BART,
     "bert": BERT,

@@ -1,0 +1,103 @@
+"""An adapter's folder → its base with the adapter on it. Knows names, files and models; knows no rows and no training."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peft
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from transformers.utils import logging
+
+import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
+from finetune.artefacts.folder import LABELS
+from finetune.artefacts.passport import check_files, check_passport, read_passport
+from finetune.errors import InputError
+from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
+
+MODELS: dict[str | None, Any] = {
+    "SEQ_CLS": AutoModelForSequenceClassification,
+    "TOKEN_CLS": AutoModelForTokenClassification,
+    "QUESTION_ANS": AutoModelForQuestionAnswering,
+    "CAUSAL_LM": AutoModelForCausalLM,
+    "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
+    "FEATURE_EXTRACTION": AutoModel,
+    None: AutoModel,
+}
+TOKENIZER = "tokenizer_config.json"
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Loading without transformers' report on heads that a checkpoint lacks (an adapter brings its own) and without PEFT's notice
+    about transformers; a script has both off anyway.
+    """
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def base_of(folder: str | Path) -> str:
+    """Name of the base that an adapter belongs on: the passport's word, else PEFT's own."""
+    passport, config = read_passport(folder), check_files(folder)
+    name = (passport or {}).get("base") or config.get("base_model_name_or_path")
+    if not name:
+        raise InputError(f"{folder} does not say which base it belongs on; set --base")
+    return str(name)
+
+
+def labels_of(folder: str | Path) -> list[str] | None:
+    """Names of an adapter's classes, or None where it has none."""
+    file = Path(folder) / LABELS
+    labels = (
+        json.loads(file.read_text(encoding="utf-8"))
+        if file.is_file()
+        else (read_passport(folder) or {}).get("labels")
+    )
+    return None if labels is None else [str(label) for label in labels]
+
+
+def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
+    """Tokenizer and bare base of an adapter, with a head of the right size where its task has one."""
+    path, config = Path(folder), check_files(folder)
+    task = config.get("task_type")
+    if task not in MODELS:
+        raise InputError(
+            f"{path} is an adapter for the task '{task}'; wanted one of: {', '.join(str(t) for t in MODELS)}"
+        )
+    name = base or base_of(path)
+    labels = labels_of(path) if task in ("SEQ_CLS", "TOKEN_CLS") else None
+    processor, network = load_model(ModelArguments(model_name_or_path=name), MODELS[task], labels)
+    if (path / TOKENIZER).is_file():
+        processor = load_processor(str(path))
+        fit_embeddings(network, processor)
+    return processor, network.eval()
+
+
+def mount(
+    folder: str | Path, base: str | None = None, allow_mismatch: bool = False
+) -> tuple[Any, peft.PeftModel]:
+    """Tokenizer, and the base with the adapter on it, checked against its passport.
+
+    Raises:
+        InputError: no adapter, no base, or an adapter that doesn't belong on it.
+    """
+    processor, network = load_base(folder, base)
+    check_passport(folder, network, processor, allow_mismatch)
+    return processor, peft.PeftModel.from_pretrained(network, str(folder)).eval()

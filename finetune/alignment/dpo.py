@@ -1,0 +1,247 @@
+"""Preference pairs → a reward model or an aligned policy, on TRL's trainers. Knows TRL; knows no PPO.
+
+TRL's own option names stay; other defaults stand where its own lose speed (checkpointing, references computed at every step).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import trl
+from datasets import Dataset
+from peft.helpers import disable_input_dtype_casting
+from safetensors.numpy import load_file, save_file
+
+from finetune.alignment.policy import drop_copy, has_adapter
+from finetune.alignment.preferences import pair_ids
+from finetune.alignment.rollout import longest_input
+from finetune.alignment.shared_prompt import SharedPrompt, can_share
+from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
+from finetune.errors import InputError
+from finetune.methods import check_length
+
+logger = logging.getLogger(__name__)
+
+OTHER_LOSSES = ("kto", "orpo")
+PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+               "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
+REFERENCE_OPTIONS = (
+    "bf16",
+    "fp16",
+    "max_length",
+    "truncation_mode",
+    "ld_alpha",
+)  # what log-probabilities depend on beside weights
+
+
+@dataclass
+class RewardTrainingArguments(PairOptions, trl.RewardConfig):
+    """TRL's options of a Bradley–Terry reward model; `center_rewards_coefficient` centres it."""
+
+    task: str = field(default="reward")
+
+
+@dataclass
+class DPOTrainingArguments(PairOptions, trl.DPOConfig):
+    """TRL's options of direct preference optimisation (Rafailov et al. 2023); `loss_type` also takes kto and orpo."""
+
+    task: str = field(default="dpo")
+    precompute_ref_log_probs: bool = field(
+        default=True,
+        metadata={
+            "help": "Reference log-probabilities once, before training, cached by what they depend on."
+        },
+    )
+
+
+def make_reward_trainer(
+    network: Any, processor: Any, training: RewardTrainingArguments, train: Dataset, held_out: Dataset
+) -> Any:
+    """TRL's reward trainer on checked pairs; the network has one output, an adapter on it or not."""
+    check_pairs_fit(network, processor, training.max_length, train, held_out)
+    with made_by_trl():
+        trainer = trl.RewardTrainer(
+            model=network, args=training, train_dataset=train, eval_dataset=held_out, processing_class=processor,
+            callbacks=callbacks(training),
+        )  # fmt: skip
+    return quiet(trainer)
+
+
+def check_pairs_fit(network: Any, processor: Any, max_length: int | None, *parts: Dataset) -> None:
+    """A pair as far as `max_length` has a position in the model for each token; only where `max_length` promises none is it looked at.
+
+    Raises:
+        InputError: one has more tokens.
+    """
+    limit = longest_input(network)
+    if limit and (max_length is None or max_length > limit):
+        sides = ((row, row[side]) for part in parts for row in part for side in ("chosen", "rejected"))
+        longest = max(len(pair_ids(processor, row["prompt"], answer)) for row, answer in sides)
+        check_length(network, longest if max_length is None else min(longest, max_length))
+
+
+class CachedDPOTrainer(trl.DPOTrainer):
+    """TRL's DPO trainer whose reference log-probabilities are kept in a file named after everything they depend on.
+
+    Both sides of a pair share their prompt's computation where the model allows it.
+    """
+
+    _shares: bool | None = None  # found out at the first batch, which TRL asks for while it is being made
+
+    def _sharing(self, model: Any) -> Any:
+        if self._shares is None:
+            self._shares = can_share(model)
+        return SharedPrompt(model) if self._shares else model
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """TRL's, on one line a pair."""
+        return super().compute_ref_log_probs(self._sharing(model), inputs)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        with disable_input_dtype_casting(
+            self.accelerator.unwrap_model(model), active=self.args.bf16 or self.args.fp16
+        ):
+            return super()._compute_loss(self._sharing(model), inputs, return_outputs)
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        drop_copy(self.model)
+        made_by = {option: vars(self.args)[option] for option in REFERENCE_OPTIONS}
+        key = reference_key(dataset, self.ref_model or self.model, made_by)
+        self._precompute_model_hash = key  # TRL's own cache goes by less
+        file, columns = reference_cache() / f"{key}.safetensors", ("ref_chosen_logps", "ref_rejected_logps")
+        here = torch.tensor([float(file.is_file())], device=self.accelerator.device)
+        if bool(self.accelerator.gather(here).all()):  # one process alone would wait for the others for ever
+            logger.warning("Reference log-probabilities of the %s pairs come from %s", name, file)
+            found = load_file(file)
+            for column in columns:
+                dataset = dataset.add_column(column, found[column])
+            return dataset
+        dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+        if self.accelerator.is_local_main_process:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fresh = file.with_name(f".{file.name}.{os.getpid()}")
+            save_file({column: np.asarray(dataset[column][:], dtype=np.float32) for column in columns}, fresh)
+            fresh.replace(file)
+        self.accelerator.wait_for_everyone()
+        return dataset
+
+
+def reference_cache() -> Path:
+    """Folder of the cached reference log-probabilities."""
+    return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "reference_log_probs"
+
+
+def reference_key(dataset: Dataset, reference: Any, made_by: dict[str, Any]) -> str:
+    """Hash of the token ids, of the reference's weights and of the options that its log-probabilities depend on."""
+    digest = hashlib.sha256(json.dumps([made_by, str(type(reference))]).encode())
+    for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        digest.update(json.dumps(dataset[column][:]).encode())
+    # the policy's own adapter is off in the reference, whatever it was made with
+    own = (
+        {name for name, p in reference.named_parameters() if p.requires_grad}
+        if has_adapter(reference)
+        else set()
+    )
+    for name, tensor in sorted(reference.state_dict().items()):
+        if name not in own:
+            digest.update(name.encode() + str(tuple(tensor.shape)).encode())
+            digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def make_dpo_trainer(
+    network: Any, processor: Any, training: DPOTrainingArguments, train: Dataset, held_out: Dataset
+) -> Any:
+    """TRL's trainer for the loss that `loss_type` names.
+
+    With an adapter the reference is the model below it: `finetune.alignment.policy.load_base` has merged an adapter of
+    supervised fine-tuning into it. A model that is trained whole is asked before training, or copied.
+
+    Raises:
+        InputError: a loss that TRL hasn't.
+    """
+    name = training.loss_type[0]
+    unknown = sorted(set(training.loss_type) - {*PAIR_LOSSES, *OTHER_LOSSES})
+    if unknown or (name in OTHER_LOSSES and len(training.loss_type) > 1):
+        wanted = f"one of {', '.join(OTHER_LOSSES)}, or some of {', '.join(PAIR_LOSSES)}"
+        raise InputError(f"--loss_type is {' '.join(training.loss_type)}; wanted {wanted}")
+    parts = {"model": network, "train_dataset": train, "eval_dataset": held_out, "processing_class": processor,
+             "callbacks": callbacks(training)}  # fmt: skip
+    check_pairs_fit(network, processor, training.max_length, train, held_out)
+    with made_by_trl():
+        trainer = _trainer_of(name, training, parts)
+    drop_copy(network)
+    return quiet(trainer)
+
+
+def _trainer_of(name: str, training: DPOTrainingArguments, parts: dict[str, Any]) -> Any:
+    network = parts["model"]
+    if name == "orpo":
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+        return ORPOTrainer(args=_as(ORPOConfig, training), **parts)
+    # TRL would read a reference from the disk again, where a merged model doesn't stand
+    alone = has_adapter(network) or (name != "kto" and training.precompute_ref_log_probs)
+    reference = None if alone else copy.deepcopy(network)
+    if name == "kto":
+        # its estimate of the KL divergence pairs each answer with its neighbour's
+        options = _as(trl.KTOConfig, training, train_sampling_strategy="sequential")
+        return trl.KTOTrainer(args=options, ref_model=reference, **parts)
+    return CachedDPOTrainer(args=training, ref_model=reference, **parts)
+
+
+# Options that mean something else in the other trainers, or that they lack.
+NOT_SHARED = ("loss_type", "loss_weights", "precompute_ref_log_probs", "model_init_kwargs", "pad_token", "truncation_mode",
+              "gradient_checkpointing", "gradient_checkpointing_kwargs")  # fmt: skip
+
+
+def _as(kind: Any, training: DPOTrainingArguments, **instead: Any) -> Any:
+    """The options that another of TRL's configurations has too, some of them set otherwise."""
+    theirs, ours = (
+        {name for name, entry in one.__dataclass_fields__.items() if entry.init}
+        for one in (kind, type(training))
+    )
+    both = theirs & ours
+    shared = {name: vars(training)[name] for name in both - set(NOT_SHARED)}
+    return kind(gradient_checkpointing=None, **(shared | instead))
+
+
+@torch.no_grad()
+def pair_margins(
+    network: Any, processor: Any, pairs: Dataset, max_length: int, batch_size: int = 16
+) -> np.ndarray:
+    """Reward of chosen minus reward of rejected for each pair, [pairs]."""
+    from finetune.alignment.rewards import score_texts
+
+    def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits[:, 0]
+
+    network.eval()
+    sides = []
+    for side in ("chosen", "rejected"):
+        rows = [pair_ids(processor, row["prompt"], row[side])[-max_length:] for row in pairs]
+        sides.append(np.asarray(score_texts(score, rows, processor, batch_size)))
+    return sides[0] - sides[1]
+
+
+def calibration(margins: np.ndarray, bins: int = 8) -> list[dict[str, float]]:
+    """How sure the model says it is against how often it is right: P(its choice) = σ(|margin|), in bins of equal count."""
+    confidence, right = 1 / (1 + np.exp(-np.abs(margins))), margins > 0
+    order = np.argsort(confidence)
+    return [
+        {
+            "confidence": float(confidence[part].mean()),
+            "accuracy": float(right[part].mean()),
+            "pairs": len(part),
+        }
+        for part in np.array_split(order, min(bins, len(order)))
+    ]

@@ -1,0 +1,116 @@
+"""Policy gradients without a value model, on TRL's trainers: GRPO (Shao et al. 2024) and RLOO (Ahmadian et al. 2024).
+
+The same rewards as PPO's, so that the three can be compared. Knows TRL; knows no reward's kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import trl
+from datasets import Dataset
+from transformers import set_seed
+
+from finetune.alignment.measure import measure
+from finetune.alignment.policy import Policy, drop_copy, is_adapter, load_base, make_policy
+from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts
+from finetune.alignment.rewards import Prompt, Reward, RewardArguments, checked, load_reward
+from finetune.alignment.rollout import SamplingArguments
+from finetune.alignment.trl_options import GroupOptions, callbacks, made_by_trl, quiet
+from finetune.artefacts.checkpoints import open_run
+from finetune.artefacts.folder import resolved_options, save_artefact
+from finetune.data.sources import DataArguments
+from finetune.errors import InputError
+from finetune.methods import MethodArguments
+from finetune.models.load import ModelArguments
+from finetune.training.machine import keep_freed_memory, world_size
+
+HELD_OUT = 128  # prompts that the finished policy is measured on
+
+
+@dataclass
+class GRPOArguments(GroupOptions, trl.GRPOConfig):
+    """TRL's options of group relative policy optimisation."""
+
+    task: str = field(default="grpo")
+
+
+@dataclass
+class RLOOArguments(GroupOptions, trl.RLOOConfig):
+    """TRL's options of REINFORCE leave-one-out."""
+
+    task: str = field(default="rloo")
+
+
+def as_trl_reward(reward: Reward, empty_score: float) -> Callable[..., list[float]]:
+    """A reward as TRL calls it: completions are texts, or conversations of one message."""
+
+    def scores(prompts: Sequence[Prompt], completions: Sequence[Any], **_: Any) -> list[float]:
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        return checked(reward, prompts, texts, empty_score)
+
+    return scores
+
+
+def make_group_trainer(
+    policy: Policy,
+    processor: Any,
+    training: GRPOArguments | RLOOArguments,
+    prompts: Sequence[Prompt],
+    reward: Callable[..., list[float]],
+) -> Any:
+    """TRL's trainer that the options are of, on a policy's network; the reference is the base with the adapter off."""
+    kind = trl.GRPOTrainer if isinstance(training, GRPOArguments) else trl.RLOOTrainer
+    with made_by_trl():
+        trainer = kind(
+            model=policy.network, reward_funcs=reward, args=training, train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
+            processing_class=processor, callbacks=callbacks(training),
+        )  # fmt: skip
+    drop_copy(policy.network)
+    return quiet(trainer)
+
+
+def align(
+    data: DataArguments,
+    prompt: PromptArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    reward: RewardArguments,
+    training: GRPOArguments | RLOOArguments,
+) -> None:
+    """The whole of scripts/grpo.py and scripts/rloo.py, which differ in `training` alone; figures are of held-out prompts."""
+    keep_freed_memory()
+    world_size()
+    set_seed(training.seed)  # the adapter's first weights
+    if method.method == "full" and training.beta and is_adapter(model.model_name_or_path):
+        raise InputError(
+            "TRL reads a whole model's reference from its base's folder, which is not the tuned model that training starts from. "
+            "Set --beta 0, --method lora, or --model_name_or_path to the merged model"
+        )
+    with training.main_process_first(desc="reading prompts"):
+        processor, network = load_base(model)
+        prompts, held_out = read_prompts(data, prompt, processor)
+    options = resolved_options(data, prompt, model, method, reward, training)
+    options.pop(
+        "generation_batch_size"
+    )  # follows from steps_per_generation, and a recipe with both is refused
+    checkpoint = open_run(options, prompts_fingerprint(prompts))
+    policy = make_policy(network, method.method, method.method_kwargs)
+    scorer = load_reward(reward)
+    trainer = make_group_trainer(
+        policy, processor, training, prompts, as_trl_reward(scorer, reward.empty_score)
+    )
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if trainer.is_world_process_zero():
+        sampling = SamplingArguments(
+            training.max_completion_length, training.temperature, training.top_k, training.top_p
+        )
+        policy = policy.to(policy.network.device).eval()  # TRL has moved the network alone
+        figures, _ = measure(
+            policy, processor, held_out[:HELD_OUT], scorer, sampling=sampling, empty_score=reward.empty_score
+        )
+        save_artefact(policy.network, processor, str(training.output_dir), None, figures)
+        print(" | ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        print(training.output_dir)

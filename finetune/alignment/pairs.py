@@ -1,0 +1,101 @@
+"""A model and prompts → several scored answers to each. Knows policies and rewards; knows no training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from finetune.alignment.preferences import pairs_of
+from finetune.alignment.prompts import answer_texts, prompt_ids
+from finetune.alignment.rewards import Prompt, Reward, checked
+from finetune.alignment.rollout import SamplingArguments, draw_uniforms, sample_answers, stop_tokens
+from finetune.alignment.trl_options import check_task
+from finetune.artefacts.checkpoints import ARGUMENTS, write_atomically
+from finetune.errors import InputError
+
+FILES = ("train.jsonl", "test.jsonl")
+
+
+@dataclass
+class PreferArguments:
+    """How many answers, and where the pairs go."""
+
+    task: str = field(
+        default="prefer",
+        metadata={"help": "What arguments.yaml says of the run, which is a recipe: always prefer."},
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for train.jsonl and test.jsonl."})
+    answers_per_prompt: int = field(
+        default=4, metadata={"help": "Answers to each prompt; the best and the worst become the pair."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the answers."})
+    bf16: bool = field(default=False, metadata={"help": "Sample in bf16."})
+
+    def __post_init__(self) -> None:
+        check_task(self.task, "prefer")
+        if self.output_dir is None:
+            raise InputError("No output folder; set --output_dir")
+        if self.answers_per_prompt < 2:
+            raise InputError(
+                f"--answers_per_prompt is {self.answers_per_prompt}; wanted 2 or more for a pair"
+            )
+
+
+def scored_answers(
+    network: Any, processor: Any, prompts: Sequence[Prompt], reward: Reward, *, each: int, sampling: SamplingArguments,
+    seed: int = 0, empty_score: float = -1.0, bf16: bool = False,
+) -> tuple[list[list[str]], list[list[float]]]:  # fmt: skip
+    """Answers and their scores, both [prompts, each]; answer j to prompt i depends on (seed, i, j) alone.
+
+    Each process makes its share, and all get everything.
+    """
+    every, state = [prompt for prompt in prompts for _ in range(each)], PartialState()
+    mine = range(state.process_index, len(every), state.num_processes)
+    ids = [prompt_ids(processor, every[i]) for i in mine]
+    uniforms = draw_uniforms(seed, 0, mine, sampling.max_new_tokens)
+    with torch.autocast(network.device.type, torch.bfloat16, enabled=bf16):
+        answers = sample_answers(network.eval(), ids, uniforms, sampling, stop_tokens(network, processor))
+    texts = answer_texts(processor, ids, answers.ids, answers.mask)
+    scores = checked(reward, [every[i] for i in mine], texts, empty_score)
+    found = sorted(gather_object(list(zip(mine, texts, scores, strict=True))))
+    rows = [found[i : i + each] for i in range(0, len(found), each)]
+    return [[text for _, text, _ in row] for row in rows], [[score for _, _, score in row] for row in rows]
+
+
+def make_pairs(
+    network: Any, processor: Any, prompts: Sequence[Prompt], reward: Reward, each: int, **options: Any
+) -> list[dict[str, Any]]:
+    """Preference pairs from `each` answers to each prompt; options as of `scored_answers`."""
+    answers, scores = scored_answers(network, processor, prompts, reward, each=each, **options)
+    return pairs_of(prompts, answers, scores)
+
+
+def claim_pairs(folder: Path, options: dict[str, Any]) -> None:
+    """Take a folder for pairs made with these options; on every process. One that was stopped keeps the files it has.
+
+    Raises:
+        InputError: the folder holds anything else, or every file already.
+    """
+    file, told = folder / ARGUMENTS, f"Set --output_dir to a new folder; nothing in {folder} was touched"
+    with PartialState().main_process_first():
+        before = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if folder.exists() and any(folder.iterdir()) and before.get("task") != options["task"]:
+            raise InputError(f"{folder} is not empty and holds no pairs. {told}")
+        differing = sorted(
+            k for k in {*before, *options} - {"output_dir"} if before and before.get(k) != options.get(k)
+        )
+        if differing:
+            named = "; ".join(f"{k}: {before.get(k)!r} there, {options.get(k)!r} now" for k in differing[:5])
+            raise InputError(f"{folder} holds other pairs ({named}). {told}")
+        if before and all((folder / name).is_file() for name in FILES) and PartialState().is_main_process:
+            raise InputError(f"{folder} already holds {' and '.join(FILES)}. {told}")
+        folder.mkdir(parents=True, exist_ok=True)
+        if PartialState().is_main_process:
+            write_atomically(file, yaml.safe_dump(options, sort_keys=True, allow_unicode=True))

@@ -1,0 +1,455 @@
+"""PPO's loop: sample, score, update, again. Knows the policy's roles and a reward; its arithmetic is ppo.py's.
+
+A step depends on (seed, step) and the weights alone: which prompts, which uniforms, which minibatches. Every process holds the
+whole step's answers and takes its share of each minibatch, so that the number of processes changes no update.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from finetune.alignment import ppo
+from finetune.alignment.policy import REWARD, Policy
+from finetune.alignment.prompts import answer_texts, prompt_ids
+from finetune.alignment.rewards import Prompt, Reward, checked
+from finetune.alignment.rollout import SamplingArguments, draw_uniforms, pad_left, sample_answers, stop_tokens
+from finetune.artefacts.checkpoints import seal
+from finetune.errors import InputError, check_above, check_least
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PPOArguments:
+    """PPO's own numbers."""
+
+    learning_rate: float = field(
+        default=1e-4, metadata={"help": "Learning rate of AdamW, constant after ten steps of warm-up."}
+    )
+    steps: int = field(default=100, metadata={"help": "How often answers are sampled and learnt from."})
+    rollout_batch_size: int = field(default=64, metadata={"help": "Answers a step, over all processes."})
+    minibatch_size: int = field(
+        default=32, metadata={"help": "Answers an optimizer step, over all processes."}
+    )
+    per_device_batch_size: int = field(
+        default=16, metadata={"help": "Answers that go through the model together; the rest accumulates."}
+    )
+    epochs: int = field(default=2, metadata={"help": "How often a step's answers are gone through."})
+    clip: float = field(default=0.2, metadata={"help": "Clip of the policy's ratio."})
+    entropy_coefficient: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are scaled down to this norm."})
+    stop_kl: float | None = field(
+        default=0.1,
+        metadata={
+            "help": "Leave a step's answers when the policy is this many nats a token away from the one that made them."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "steps", "minibatch_size", "per_device_batch_size", "epochs")
+        check_above(self, 0, "learning_rate", "clip", "max_grad_norm", "stop_kl")
+        check_least(self, 0, "entropy_coefficient")
+        if self.minibatch_size > self.rollout_batch_size:
+            raise InputError(
+                f"--minibatch_size is {self.minibatch_size} of --rollout_batch_size {self.rollout_batch_size}; wanted at most that"
+            )
+
+
+@dataclass
+class ValueArguments:
+    """How what is to come is valued at each token."""
+
+    gamma: float = field(default=1.0, metadata={"help": "Discount a token."})
+    lam: float = field(default=0.95, metadata={"help": "λ of generalised advantage estimation."})
+    value_learning_rate: float = field(
+        default=3e-3,
+        metadata={
+            "help": "Learning rate of the value head, which starts from nothing and shares no gradient."
+        },
+    )
+    value_clip: float = field(default=0.2, metadata={"help": "Clip of the value's change."})
+    whiten_rewards: bool = field(
+        default=False, metadata={"help": "Divide rewards by their standard deviation."}
+    )
+
+    def __post_init__(self) -> None:
+        check_above(self, 0, "value_learning_rate", "value_clip")
+        if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):
+            raise InputError(
+                f"--gamma is {self.gamma} and --lam {self.lam}; wanted 0 < gamma ≤ 1 and 0 ≤ lam ≤ 1"
+            )
+
+
+@dataclass
+class KLArguments:
+    """How the policy is held near the reference."""
+
+    kl_coefficient: float = field(
+        default=0.05, metadata={"help": "Penalty a nat of KL; the first value where it adapts."}
+    )
+    kl_estimator: str = field(default="k1", metadata={"help": "Estimator of the penalty: k1, k2, k3."})
+    kl_target: float | None = field(
+        default=None,
+        metadata={"help": "Adapt the coefficient towards so many nats a sequence (default: fixed)."},
+    )
+    kl_gain: float = field(default=0.1, metadata={"help": "How fast it adapts."})
+
+    def __post_init__(self) -> None:
+        if self.kl_estimator not in ppo.ESTIMATORS:
+            wanted = ", ".join(ppo.ESTIMATORS)
+            raise InputError(
+                f"Unknown KL estimator '{self.kl_estimator}'; wanted one of: {wanted}. Set --kl_estimator"
+            )
+        check_least(self, 0, "kl_coefficient", "kl_gain")
+        check_above(self, 0, "kl_target")
+
+
+@dataclass
+class Experience:
+    """One step's answers: ids and masks [rows, width], numbers a token [rows, time], numbers an answer [rows]."""
+
+    prompts: Tensor
+    prompt_mask: Tensor
+    answers: Tensor
+    mask: Tensor
+    log_probs: Tensor
+    reference: Tensor
+    values: Tensor
+    entropies: Tensor
+    scores: Tensor
+    ended: Tensor
+    empty: Tensor
+
+    def rows(self, index: Sequence[int], device: torch.device) -> Experience:
+        """Some answers, their prompts without the columns that are padding in all of them."""
+        part = Experience(*(vars(self)[f.name][list(index)].to(device) for f in fields(self)))
+        return replace(
+            part, prompts=(kept := real_columns(part.prompts, part.prompt_mask))[0], prompt_mask=kept[1]
+        )
+
+
+class Learner:
+    """Holds what a run holds: policy, optimizer, coefficient, step.
+
+    Args:
+        seed: of prompts, samples and minibatches.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        processor: Any,
+        reward: Reward,
+        accelerator: Accelerator,
+        *,
+        settings: PPOArguments,
+        kl: KLArguments,
+        sampling: SamplingArguments,
+        value: ValueArguments | None = None,
+        empty_score: float = -1.0,
+        missing_eos_penalty: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.policy, self.processor, self.reward, self.accelerator = (
+            policy.to(accelerator.device),
+            processor,
+            reward,
+            accelerator,
+        )
+        self.settings, self.kl, self.sampling, self.seed = settings, kl, sampling, seed
+        self.value = value or ValueArguments()
+        self.empty_score, self.missing_eos_penalty = empty_score, missing_eos_penalty
+        self.stops = stop_tokens(policy.network, processor)
+        self.step, self.coefficient = 0, kl.kl_coefficient
+        self.parts = [
+            [p for p in part.parameters() if p.requires_grad] for part in (policy.network, policy.head)
+        ]
+        rates = (settings.learning_rate, self.value.value_learning_rate)
+        groups = [{"params": part, "lr": rate} for part, rate in zip(self.parts, rates, strict=True)]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.95))
+        self.model = accelerator.prepare_model(policy) if accelerator.num_processes > 1 else policy
+        if sampling.top_k or sampling.top_p < 1:
+            logger.warning(
+                "Answers come from a part of the distribution (--top_k, --top_p), and KL is counted on the whole of it"
+            )
+        if (
+            settings.rollout_batch_size % accelerator.num_processes
+            or settings.minibatch_size < accelerator.num_processes
+        ):
+            raise InputError(
+                f"--rollout_batch_size {settings.rollout_batch_size} over {accelerator.num_processes} processes; wanted "
+                "a multiple, and --minibatch_size of one answer a process or more"
+            )
+
+    # ---- one step ----
+
+    def learn(self, prompts: Sequence[Prompt]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """One step on these prompts, [rollout_batch_size]: (figures, sample answers)."""
+        clock = Clock()
+        experience, samples = self.collect(prompts, clock)
+        advantage, returns, figures = self.judge(experience)
+        self._set_rate(figures["step_share"])
+        figures |= self.update(experience, advantage, returns)
+        clock.lap("update")
+        if self.kl.kl_target is not None:
+            self.coefficient = ppo.adapted(
+                self.coefficient, figures["kl"], self.kl.kl_target, self.kl.kl_gain
+            )
+        self.step += 1
+        return {"step": self.step, **figures, **clock.seconds}, samples
+
+    def collect(self, prompts: Sequence[Prompt], clock: Clock) -> tuple[Experience, list[dict[str, Any]]]:
+        """Sample and score this process's share of the prompts, and gather everybody's in the order of the prompts."""
+        accelerator, width = self.accelerator, max(len(prompt_ids(self.processor, p)) for p in prompts)
+        mine = list(range(accelerator.process_index, len(prompts), accelerator.num_processes))
+        ids = [prompt_ids(self.processor, prompts[i]) for i in mine]
+        uniforms = draw_uniforms(self.seed, self.step, mine, self.sampling.max_new_tokens)
+        with self.policy.autocast():
+            answers = sample_answers(self.policy.network, ids, uniforms, self.sampling, self.stops)
+        texts = answer_texts(self.processor, ids, answers.ids, answers.mask)
+        clock.lap("generation")
+        scores = torch.tensor(checked(self.reward, [prompts[i] for i in mine], texts, self.empty_score))
+        clock.lap("reward")
+        prompt, prompt_mask = pad_left(ids, 0, width)
+        tensors = (prompt, prompt_mask, answers.ids, answers.mask)
+        parts = self.score(tensors)
+        clock.lap("scoring")
+        empty = torch.tensor([not text.strip() for text in texts])
+        mine_all = Experience(*tensors, *parts, scores, answers.ended, empty)
+        samples = [
+            {"prompt": prompts[i], "answer": t, "score": s}
+            for i, t, s in zip(mine, texts, scores.tolist(), strict=True)
+        ]
+        return self.gather(mine_all, len(prompts)), samples
+
+    @torch.no_grad()
+    def score(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        """Log-probabilities, the reference's, values and entropies of given answers, each [rows, time]."""
+        size, found = self.settings.per_device_batch_size, []
+        for start in range(0, len(tensors[0]), size):
+            prompts, prompt_mask, answers, mask = (
+                t[start : start + size].to(self.accelerator.device) for t in tensors
+            )
+            part = (*real_columns(prompts, prompt_mask), answers, mask)
+            log_probs, values, entropies = self.policy(*part, self.sampling.temperature)
+            reference = self.policy.reference_log_probs(*part, self.sampling.temperature)
+            found.append([log_probs, reference, values, entropies])
+        return [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
+
+    def gather(self, mine: Experience, rows: int) -> Experience:
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            return mine
+        order = [row for process in range(processes) for row in range(process, rows, processes)]
+        back = torch.tensor(order).argsort()
+        device = self.accelerator.device
+        whole = (
+            self.accelerator.gather(vars(mine)[f.name].to(device).contiguous()).cpu() for f in fields(mine)
+        )
+        return Experience(*(t[back] for t in whole))
+
+    def judge(self, e: Experience) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Advantages (whitened) and returns [rows, time], and the step's figures."""
+        value, mask = self.value, e.mask
+        final = ppo.final_scores(e.scores, e.ended, self.missing_eos_penalty)
+        penalty = ppo.kl_estimate(e.log_probs, e.reference, self.kl.kl_estimator)
+        rewards = ppo.token_rewards(final, penalty, mask, self.coefficient)
+        share, penalised = ppo.step_share(final, rewards.sum(1)), float(rewards.sum(1).mean())
+        if value.whiten_rewards:
+            rewards = ppo.whiten(rewards, mask, shift=False)
+        advantage = ppo.advantages(rewards, e.values, mask, value.gamma, value.lam)
+        returns = advantage + e.values
+        lengths = mask.sum(1)
+        figures = {
+            "reward": float(e.scores.mean()),
+            "reward_with_penalties": penalised,
+            "kl": float((ppo.kl_estimate(e.log_probs, e.reference, "k1") * mask).sum(1).mean()),
+            "kl_k3": float((ppo.kl_estimate(e.log_probs, e.reference, "k3") * mask).sum(1).mean()),
+            "kl_coefficient": self.coefficient,
+            "step_share": share,
+            "entropy": float(e.entropies.sum() / lengths.sum()),
+            "length": float(lengths.mean()),
+            "ended": float(e.ended.float().mean()),
+            "empty": float(e.empty.float().mean()),
+            "value": float((e.values * mask).sum() / lengths.sum()),
+            "explained_variance": ppo.explained_variance(e.values, returns, mask),
+        }
+        return ppo.whiten(advantage, mask), returns, figures
+
+    def update(self, e: Experience, advantage: Tensor, returns: Tensor) -> dict[str, float]:
+        """Epochs of minibatches; leaves off where the policy has moved too far. Figures are means a token."""
+        settings, totals, done = self.settings, torch.zeros(7, dtype=torch.float64), 0
+        for rows in self.minibatches(len(e.mask)):
+            sums = self._optimizer_step(e, advantage, returns, rows)
+            totals, done = totals + sums, done + 1
+            if settings.stop_kl is not None and sums[4] / sums[6] > settings.stop_kl:
+                break
+        names = ("policy_loss", "clip_share", "value_loss", "value_clip_share", "moved", "gradient")
+        means = dict(zip(names, (totals[:6] / totals[6]).tolist(), strict=True))
+        return means | {"gradient": float(totals[5] / done), "updates": float(done)}
+
+    def minibatches(self, answers: int) -> Iterator[list[int]]:
+        """Rows of each minibatch, epoch after epoch, in an order that follows from (seed, step, epoch)."""
+        for epoch in range(self.settings.epochs):
+            order = np.random.default_rng((self.seed, self.step, epoch)).permutation(answers)
+            for start in range(0, answers, self.settings.minibatch_size):
+                yield order[start : start + self.settings.minibatch_size].tolist()
+
+    def _optimizer_step(self, e: Experience, advantage: Tensor, returns: Tensor, rows: list[int]) -> Tensor:
+        """One optimizer step on these answers, over all processes; sums over all tokens, and the gradient's norm."""
+        accelerator, settings = self.accelerator, self.settings
+        mine = rows[accelerator.process_index :: accelerator.num_processes]
+        # the same number of parts on each process: with a part missing, the others would wait for its gradient for ever
+        most = math.ceil(len(rows) / accelerator.num_processes)
+        count = math.ceil(most / settings.per_device_batch_size)
+        tokens, sums = (
+            float(e.mask[rows].sum()),
+            torch.zeros(5, dtype=torch.float64, device=accelerator.device),
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = [mine[i::count] for i in range(count)]
+        for index, part in enumerate(parts):
+            last = index == count - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                part = part or rows[:1]
+                loss, figures = self._loss(e.rows(part, accelerator.device), advantage[part], returns[part])
+                weight = float(
+                    bool(mine[index::count])
+                )  # a process without an answer of its own adds nothing
+                (loss * weight * accelerator.num_processes / tokens).backward()
+                sums += figures * weight
+        # each part by itself: a value far off would scale the policy's gradient down to nothing
+        norm, value_norm = (
+            torch.nn.utils.clip_grad_norm_(part, settings.max_grad_norm) for part in self.parts
+        )
+        if not torch.isfinite(norm + value_norm):
+            raise InputError(
+                f"The gradient is {norm.item()} at step {self.step + 1}. Lower --learning_rate, or set --bf16 false"
+            )
+        self.optimizer.step()
+        sums = accelerator.reduce(sums, "sum") if accelerator.num_processes > 1 else sums
+        return torch.cat([sums.cpu(), torch.tensor([float(norm), tokens], dtype=torch.float64)])
+
+    def _loss(self, e: Experience, advantage: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
+        settings, device = self.settings, self.accelerator.device
+        advantage, returns = advantage.to(device), returns.to(device)
+        log_probs, values, entropies = self.model(
+            e.prompts,
+            e.prompt_mask,
+            e.answers,
+            e.mask,
+            self.sampling.temperature,
+            bool(settings.entropy_coefficient),
+        )
+        policy, held = ppo.policy_loss(log_probs, e.log_probs, advantage, e.mask, settings.clip)
+        value, value_held = ppo.value_loss(values, e.values, returns, e.mask, self.value.value_clip)
+        loss = policy.sum() + value.sum()  # two losses of two sets of weights
+        if settings.entropy_coefficient:
+            loss = loss - settings.entropy_coefficient * entropies.sum()
+        moved = (ppo.kl_estimate(e.log_probs, log_probs.detach(), "k3") * e.mask).sum()
+        sums = torch.stack([policy.sum(), held.sum(), value.sum(), value_held.sum(), moved]).detach().double()
+        return loss, sums
+
+    def _set_rate(self, share: float) -> None:
+        # the value head needs no warm-up: the sooner it knows something, the less noise in the advantages
+        self.optimizer.param_groups[0]["lr"] = (
+            self.settings.learning_rate * share * min(1.0, (self.step + 1) / 10)
+        )
+
+    # ---- checkpoints ----
+
+    def trained(self) -> dict[str, Tensor]:
+        """Trainable weights by name; a reward adapter on the same base is none of them."""
+        return {
+            n: p.detach()
+            for n, p in self.policy.named_parameters()
+            if p.requires_grad and f".{REWARD}." not in n
+        }
+
+    def save(self, output: Path, further: dict[str, str] | None = None) -> None:
+        """Write and seal checkpoint-STEP, keep it and the one before; on the main process. Chance has no state: it follows from (seed, step).
+
+        `further` texts are sealed with it, by file name.
+        """
+        folder = output / f"checkpoint-{self.step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {n: p.contiguous().cpu() for n, p in self.trained().items()}, folder / "trained.safetensors"
+        )
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        texts = {"state.json": json.dumps({"step": self.step, "coefficient": self.coefficient})} | (
+            further or {}
+        )
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+        seal(folder)
+        older = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))[:-2]
+        for checkpoint in older:
+            shutil.rmtree(checkpoint)
+
+    def restore(self, folder: Path) -> None:
+        """Continue from a checkpoint, on every process.
+
+        Raises:
+            InputError: its weights are not those that this run trains.
+        """
+        saved, trained = load_file(folder / "trained.safetensors"), self.trained()
+        if set(saved) != set(trained):
+            raise InputError(
+                f"{folder} holds other trained weights than this run; set --output_dir to a new folder"
+            )
+        for name, tensor in saved.items():
+            trained[name].copy_(tensor)
+        self.optimizer.load_state_dict(
+            torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        )
+        state = json.loads((folder / "state.json").read_text())
+        self.step, self.coefficient = state["step"], state["coefficient"]
+
+
+def real_columns(prompts: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Prompts and mask, padded on the left, without leading columns that hold no real token."""
+    width = int(prompt_mask.sum(1).max())
+    return prompts[:, -width:], prompt_mask[:, -width:]
+
+
+class Clock:
+    """Seconds of each part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[f"seconds_{name}"] = now - self._last
+        self._last = now
+
+
+def step_prompts(prompts: Sequence[Prompt], seed: int, step: int, size: int) -> list[Prompt]:
+    """The prompts of a step: a new permutation an epoch, read on end, so that each prompt comes equally often."""
+    first = step * size
+    chosen = []
+    for place in range(first, first + size):
+        epoch, index = divmod(place, len(prompts))
+        chosen.append(prompts[int(_order(len(prompts), seed, epoch)[index])])
+    return chosen
+
+
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, 7, epoch)).permutation(size)

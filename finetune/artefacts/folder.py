@@ -1,0 +1,119 @@
+"""A trained model ↔ its folder: the only interface between training and everything after it.
+
+Holds weights (safetensors), tokenizer, `arguments.yaml` (every option as resolved), `metrics.json`, `labels.json`.
+Knows files; knows no training.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from finetune.artefacts.checkpoints import ARGUMENTS, METRICS, RUN, write_atomically
+from finetune.artefacts.passport import write_passport
+from finetune.errors import InputError
+
+LABELS = "labels.json"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a folder says of itself, without its weights."""
+
+    folder: Path
+    options: dict[str, Any]
+    labels: list[str] | None
+    metrics: dict[str, Any]
+
+    @property
+    def is_adapter(self) -> bool:
+        return (self.folder / "adapter_config.json").is_file()
+
+    @property
+    def is_fusion(self) -> bool:
+        return (self.folder / "fusion.json").is_file()
+
+
+def resolved_options(*groups: Any) -> dict[str, Any]:
+    """Every option of all groups as plain values, in one flat mapping that `--config` takes again."""
+    options: dict[str, Any] = {}
+    for group in groups:
+        values = group.to_dict() if hasattr(group, "to_dict") else vars(group)
+        names = {f.name for f in fields(group) if f.init}
+        options |= {
+            k: _plain(v)
+            for k, v in values.items()
+            if k in names and v is not None and "token" not in k.split("_")
+        }
+    return options
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def save_artefact(
+    network: Any,
+    processor: PreTrainedTokenizerBase,
+    folder: Path | str,
+    labels: list[str] | None,
+    metrics: dict[str, Any],
+) -> None:
+    """Write weights, tokenizer, passport, label names and figures; `metrics.json` comes last and marks the run as finished.
+
+    Call on the main process only, with the unwrapped model. `arguments.yaml` and `run.json` stand there since `open_run`.
+    """
+    folder = Path(folder)
+    if hasattr(network, "peft_config"):
+        _save_adapter(network, folder)
+    else:
+        network.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    options = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8"))
+    write_passport(
+        folder, network, processor, base=options["model_name_or_path"], method=options.get("method", "full"),
+        method_kwargs=options.get("method_kwargs"), task=options.get("task", ""), labels=labels,
+        data_fingerprint=json.loads((folder / RUN).read_text(encoding="utf-8"))["data"], metrics=metrics,
+    )  # fmt: skip
+    if labels is not None:
+        write_atomically(folder / LABELS, json.dumps(labels, ensure_ascii=False))
+    write_atomically(folder / METRICS, json.dumps(metrics, indent=1))
+
+
+def _save_adapter(network: Any, folder: Path) -> None:
+    """PEFT's files without its model card: an empty form that names the base by this machine's path."""
+    card = folder / "README.md"
+    before = card.read_bytes() if card.is_file() else None
+    network.save_pretrained(folder, save_embedding_layers=False)
+    if before is None:
+        card.unlink(missing_ok=True)
+    else:
+        card.write_bytes(before)
+
+
+def read_artefact(folder: str | Path) -> Artefact:
+    """What a folder says of itself.
+
+    Raises:
+        InputError: no folder, or one that no training script wrote.
+    """
+    path = Path(folder)
+    if not (path / ARGUMENTS).is_file():
+        state = "holds no arguments.yaml" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} is no artefact: it {state}; wanted the --output_dir of a training script")
+    if not (path / METRICS).is_file():
+        raise InputError(
+            f"The run in {path} is unfinished (no metrics.json); start its command again to finish it"
+        )
+    labels = path / LABELS
+    return Artefact(
+        path,
+        yaml.safe_load((path / ARGUMENTS).read_text(encoding="utf-8")),
+        json.loads(labels.read_text(encoding="utf-8")) if labels.is_file() else None,
+        json.loads((path / METRICS).read_text(encoding="utf-8")),
+    )

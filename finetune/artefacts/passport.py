@@ -1,0 +1,347 @@
+"""What an adapter belongs to: `passport.json` beside its weights, written by training, checked by whatever loads the folder.
+
+Knows a base's weights, its tokenizer and the adapter's own files; knows no task's rows and no training. An adapter's own
+configuration holds no trace of the base's weights: on another base of the same shape it loads without a word, and is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune.artefacts.checkpoints import write_atomically
+from finetune.errors import InputError
+from finetune.methods import HEAD_TASKS, head_names
+from finetune.models.load import MADE_UP
+
+logger = logging.getLogger(__name__)
+
+PASSPORT, CONFIG, WEIGHTS = "passport.json", "adapter_config.json", "adapter_model.safetensors"
+SAMPLES = 64
+# What changes a model's function although names and shapes of its weights stay the same.
+ARCHITECTURE = ("model_type", "hidden_act", "activation_function", "num_attention_heads", "num_key_value_heads", "rope_theta",
+                "rope_parameters", "rope_scaling", "layer_norm_eps", "rms_norm_eps", "sliding_window", "is_decoder")  # fmt: skip
+STACK = ("torch", "transformers", "peft")
+
+
+def write_passport(
+    folder: str | Path,
+    network: Any,
+    processor: Any,
+    *,
+    base: str,
+    method: str,
+    method_kwargs: dict[str, Any] | None,
+    task: str,
+    labels: Sequence[str] | None,
+    data_fingerprint: str | None,
+    metrics: dict[str, Any] | None,
+    full: bool = False,
+) -> dict[str, Any]:
+    """Write `passport.json` into the folder that the adapter was saved in, and give it back.
+
+    Args:
+        network: the trained model, still with its adapter on the base (or a fully tuned model).
+        base: the base's name, as `--model_name_or_path` takes it.
+        data_fingerprint: of the training rows.
+        full: hash every weight of the base, not a sample of each tensor (seconds for each billion of weights).
+    """
+    tuned_whole = not isinstance(network, PeftModel)
+    passport = {
+        "base": base,
+        # a fully tuned model is its own base: what it started from isn't there any more
+        "weights": None if tuned_whole else hash_weights(network),
+        "all_weights": hash_weights(network, samples=None) if full and not tuned_whole else None,
+        "architecture": architecture(network),
+        "dtype": str(_unwrapped(network).dtype).removeprefix("torch."),
+        **hash_processor(processor),
+        "method": method,
+        "method_kwargs": method_kwargs or {},
+        "task": task,
+        "labels": None if labels is None else list(labels),
+        "heads": [] if tuned_whole else _trained_heads(network),
+        "data": data_fingerprint,
+        "metrics": metrics or {},
+        "versions": {name: version(name) for name in STACK},
+    }
+    passport = json.loads(json.dumps(passport, default=str))
+    write_atomically(Path(folder) / PASSPORT, json.dumps(passport, indent=1, ensure_ascii=False))
+    return passport
+
+
+def read_passport(folder: str | Path) -> dict[str, Any] | None:
+    """The passport in a folder, or None where there is none (plain PEFT wrote it).
+
+    Raises:
+        InputError: it can't be read.
+    """
+    path = Path(folder) / PASSPORT
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Cannot read {path}: {error}. Remove the file to load without its checks"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}; wanted what training wrote")
+    return content
+
+
+def check_passport(
+    folder: str | Path, network: Any, processor: Any, allow_mismatch: bool | None = None, full: bool = False
+) -> None:
+    """Refuse an adapter that doesn't belong on this base, with this tokenizer, or that lost its head.
+
+    Args:
+        network: the base with or without adapters on it, none of them merged.
+        processor: its tokenizer; None leaves that check out.
+        allow_mismatch: say what differs in the log, and go on; None: there is no such option where this is called.
+        full: compare every weight, where the passport holds hashes of all.
+
+    Raises:
+        InputError: names what differs.
+    """
+    check_files(folder)
+    passport = read_passport(folder)
+    if passport is None:
+        logger.warning("%s has no %s: nothing tells whether it belongs on this base", folder, PASSPORT)
+        faults = _missing_heads(Path(folder), {})
+    else:
+        faults = [*differences(passport, network, processor, full), *_missing_heads(Path(folder), passport)]
+    if not faults:
+        return
+    belongs = f" It was trained on '{passport.get('base')}'." if passport else ""
+    message = f"The adapter in {folder} does not fit: {'; '.join(faults)}.{belongs}"
+    if not allow_mismatch:
+        insist = "" if allow_mismatch is None else "; --allow_mismatch insists"
+        raise InputError(f"{message} Load it on what it belongs to{insist}")
+    logger.warning("%s Loaded all the same (--allow_mismatch)", message)
+
+
+def differences(passport: dict[str, Any], network: Any, processor: Any, full: bool = False) -> list[str]:
+    """What differs between a passport and a base with its tokenizer, each in words; empty where all is as in training."""
+    found = []
+    here, there = architecture(network), passport.get("architecture") or {}
+    changed = [
+        f"{key} {there[key]} in training, {here.get(key)} here"
+        for key in there
+        if here.get(key) != there[key]
+    ]
+    if changed:
+        found.append("another architecture (" + ", ".join(changed) + ")")
+    found += _different_weights(passport, network, full)
+    if processor is not None:
+        names = {"tokenizer": "another tokenizer", "chat_template": "another chat template"}
+        now = hash_processor(processor)
+        found += [words for key, words in names.items() if key in passport and passport[key] != now.get(key)]
+    config = _unwrapped(network).config
+    labels = passport.get("labels")
+    if labels and type(_unwrapped(network)).__name__.endswith("Classification"):
+        mine = [config.id2label[i] for i in sorted(config.id2label)]
+        if mine != labels:
+            found.append(f"other labels ({', '.join(labels)} in training, {', '.join(map(str, mine))} here)")
+    return found
+
+
+def check_files(folder: str | Path) -> dict[str, Any]:
+    """The adapter's configuration, after refusing a folder that could run code or that PEFT would take for something else.
+
+    Raises:
+        InputError: no adapter, a pickle in place of safetensors, damaged files, or a configuration that names foreign code.
+    """
+    path = Path(folder)
+    if not (path / CONFIG).is_file():
+        state = "holds no adapter_config.json" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} is no adapter: it {state}. Wanted an output folder of training, or of PEFT")
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read {path / CONFIG}: {error}") from error
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise InputError(f"{path / CONFIG} names no peft_type; wanted the configuration that PEFT saved")
+    mapping = config.get("auto_mapping")
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else None
+    if mapping and not (isinstance(library, str) and library.split(".")[0] == "transformers"):
+        raise InputError(
+            f"{path / CONFIG} has an auto_mapping to '{library}'; wanted one of transformers' models"
+        )
+    if config.get("megatron_config"):
+        raise InputError(
+            f"{path / CONFIG} has a megatron_config, which names a module to import; wanted null"
+        )
+    if not (path / WEIGHTS).is_file():
+        raise InputError(
+            f"{path} has no {WEIGHTS}; pickled weights (.bin, .pt) are not opened. Save the adapter again by PEFT"
+        )
+    _names(path)
+    return config
+
+
+def hash_weights(network: Any, samples: int | None = SAMPLES) -> dict[str, str]:
+    """Name → hash of each weight of the base, seen without adapters and heads, so that every task on one base has the same.
+
+    Args:
+        samples: numbers taken from each tensor, evenly spaced; None takes all.
+
+    Values count as bfloat16: the same base loaded in float32 and in bfloat16 is the same. Left out are biases (BitFit and LoRA's
+    `bias` train them), whole numbers (quantised weights) and modules that the checkpoint lacked, which come with the adapter.
+    """
+    base = _unwrapped(network)
+    made_up = (
+        tuple(f"{name}." for name in base.config.to_dict().get(MADE_UP, []))
+        if isinstance(base, PreTrainedModel)
+        else ()
+    )
+    table = base.get_input_embeddings().weight if isinstance(base, PreTrainedModel) else None
+    base = base.base_model if isinstance(base, PreTrainedModel) else base
+    hashes = {}
+    for name, tensor in _base_tensors(base):
+        if name.endswith("bias") or name.startswith(made_up) or not tensor.is_floating_point():
+            continue
+        hashes[name] = _hash_tensor(tensor.detach(), samples, tensor is table)
+    return hashes
+
+
+def _hash_tensor(tensor: torch.Tensor, samples: int | None, is_table: bool) -> str:
+    shape = tuple(tensor.shape)
+    if is_table:
+        # Rows at the end are made up when a tokenizer gains a pad token; below a power of two none of them is reached.
+        tensor, shape = tensor[: 1 << max(0, (len(tensor) - 1).bit_length() - 1)], shape[1:]
+    flat = tensor.reshape(-1)
+    if samples is not None and flat.numel() > samples:
+        flat = flat[torch.arange(samples, device=flat.device) * (flat.numel() - 1) // (samples - 1)]
+    content = flat.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
+    return hashlib.sha256(repr(shape).encode() + content).hexdigest()[:16]
+
+
+def _base_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights as they are named without any adapter, whatever adapters there are."""
+    if isinstance(module, BaseTunerLayer):
+        yield from _base_tensors(module.get_base_layer(), prefix)
+    elif isinstance(module, AuxiliaryTrainingWrapper):
+        yield from _base_tensors(module.original_module, prefix)
+    else:
+        for name, tensor in module.named_parameters(prefix.rstrip("."), recurse=False):
+            yield name, tensor
+        for name, child in module.named_children():
+            yield from _base_tensors(child, f"{prefix}{name}.")
+
+
+def hash_processor(processor: Any) -> dict[str, str | None]:
+    """Hashes of a tokenizer (vocabulary, merges, special tokens, normalising) and its chat template, or of another processor."""
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return {
+            "tokenizer": hashlib.sha256(
+                json.dumps(processor.to_dict(), sort_keys=True, default=str).encode()
+            ).hexdigest()
+        }
+    if processor.is_fast:
+        content = json.loads(processor.backend_tokenizer.to_str())
+        for state in ("truncation", "padding"):  # a call's own settings stay behind in it
+            content.pop(state, None)
+    else:
+        content = {"class": type(processor).__name__, "vocabulary": processor.get_vocab()}
+    content["special"] = {k: str(v) for k, v in processor.special_tokens_map.items()}
+    template = processor.chat_template
+    return {
+        "tokenizer": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        "chat_template": None
+        if template is None
+        else hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest(),
+    }
+
+
+def architecture(network: Any) -> dict[str, Any]:
+    """What a base's configuration says that its weights don't show."""
+    config = _unwrapped(network).config.to_dict()
+    return json.loads(json.dumps({key: config[key] for key in ARCHITECTURE if key in config}, default=str))
+
+
+def _unwrapped(network: Any) -> Any:
+    return network.get_base_model() if isinstance(network, PeftModel) else network
+
+
+def _different_weights(passport: dict[str, Any], network: Any, full: bool) -> list[str]:
+    key, samples = ("all_weights", None) if full and passport.get("all_weights") else ("weights", SAMPLES)
+    if full and samples:
+        logger.warning(
+            "The passport has no hashes of all weights (written without `full`); comparing a sample of each tensor"
+        )
+    there = passport.get(key)
+    if not there:
+        return []
+    here = hash_weights(network, samples)
+    if not set(here) & set(there):
+        return [f"another base (none of its {len(there)} weights is here)"]
+    missing = sorted(set(there) - set(here)) if len(here) < len(there) else []
+    changed = sorted(name for name in set(there) & set(here) if there[name] != here[name])
+    if not changed:
+        return [f"another base ({len(missing)} weights are missing, as {missing[0]})"] if missing else []
+    dtypes = passport.get("dtype"), str(_unwrapped(network).dtype).removeprefix("torch.")
+    hint = (
+        f"; trained in {dtypes[0]}, loaded in {dtypes[1]}"
+        if "float16" in dtypes and dtypes[0] != dtypes[1]
+        else ""
+    )
+    return [f"other base weights ({len(changed)} of {len(there)} tensors differ, as {changed[0]}{hint})"]
+
+
+def _trained_heads(network: PeftModel) -> list[str]:
+    """Heads that were trained along with the adapter and must come with it."""
+    wanted = (
+        set(head_names(network.get_base_model()))
+        if isinstance(network.get_base_model(), PreTrainedModel)
+        else set()
+    )
+    saved = (
+        vars(network.peft_config[network.active_adapter])["modules_to_save"]
+        if _keeps_modules(network)
+        else None
+    )
+    return sorted(wanted & set(saved or ()))
+
+
+def _keeps_modules(network: PeftModel) -> bool:
+    return "modules_to_save" in network.peft_config[network.active_adapter].to_dict()
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"Cannot read {folder / WEIGHTS}: {error}. Save the adapter again") from error
+
+
+def _missing_heads(folder: Path, passport: dict[str, Any]) -> list[str]:
+    """Heads that the adapter's weights lack: a fresh one would be made up in its place."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    kept = (
+        passport.get("heads")
+        or (config.get("modules_to_save") if config.get("task_type") in HEAD_TASKS else None)
+        or []
+    )
+    parts = {part for name in _names(folder) for part in name.split(".")}
+    if passport.get("heads"):
+        return [f"its head '{head}' is missing from {WEIGHTS}" for head in kept if head not in parts]
+    # PEFT names every head that any family may have: one of them is enough
+    return (
+        [f"its head (one of {', '.join(kept)}) is missing from {WEIGHTS}"]
+        if kept and not parts & set(kept)
+        else []
+    )

@@ -1,0 +1,452 @@
+"""Reward against KL: DPO, PPO, best-of-n and preferred fine-tuning from one tuned start (Rafailov et al. 2023, figure 2, left).
+
+Each run is a file with its points; finished runs are not made again. Knows every method of alignment; knows no plots.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import trl
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from finetune.alignment.dpo import (
+    DPOTrainingArguments,
+    RewardTrainingArguments,
+    make_dpo_trainer,
+    make_reward_trainer,
+    pair_margins,
+)
+from finetune.alignment.measure import measure, standard_error
+from finetune.alignment.pairs import make_pairs, scored_answers
+from finetune.alignment.policy import Policy, load_base, load_scorer
+from finetune.alignment.ppo_trainer import KLArguments, Learner, PPOArguments, step_prompts
+from finetune.alignment.preferences import sound_pairs
+from finetune.alignment.prompts import beginning, prompt_column, prompts_fingerprint
+from finetune.alignment.rewards import Prompt, Reward, RewardArguments, checked, load_reward, on_policy_base
+from finetune.alignment.rollout import SamplingArguments
+from finetune.alignment.run import line
+from finetune.artefacts.checkpoints import newest, open_run, write_atomically
+from finetune.artefacts.folder import save_artefact
+from finetune.data.sources import DataArguments, Rows, sample
+from finetune.errors import InputError
+from finetune.methods import attach
+from finetune.models.load import ModelArguments, load_processor
+from finetune.training.machine import has_fast_bf16
+
+logger = logging.getLogger(__name__)
+
+Point = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything. Rows and prompts in numbers, lengths in tokens.
+
+    Attributes:
+        measured: how often a run is measured on its way, its end included; each time gives a point.
+        coefficients: of the KL penalty, for rewards in standard deviations of those of the start's own answers.
+    """
+
+    sft_rows: int
+    prompts: int
+    held_out: int
+    new_tokens: int
+    epochs: int
+    ppo_steps: int
+    rollout: int
+    measured: int
+    betas: tuple[float, ...]
+    coefficients: tuple[float, ...]
+    best_of: tuple[int, ...]
+
+
+SIZES = {
+    "smoke": Size(32, 16, 16, 12, 1, 2, 16, 2, (0.1,), (0.1,), (2,)),
+    "cpu": Size(512, 512, 256, 24, 2, 30, 32, 3, (0.05, 0.15, 0.5), (0.03, 0.1, 0.3), (2, 4, 8)),
+    "gpu": Size(
+        20000,
+        8000,
+        512,
+        48,
+        3,
+        200,
+        256,
+        5,
+        (0.05, 0.1, 0.2, 0.5, 1.0),
+        (0.01, 0.03, 0.1, 0.3, 1.0),
+        (2, 4, 8, 16),
+    ),
+}
+SAVE_STEPS = 5  # of PPO, whose runs are the longest
+METHODS = ("best-of-n", "preferred-ft", "dpo", "ppo", "ppo-true")
+
+
+@dataclass
+class FrontierArguments:
+    """Which experiment, how large."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the experiment; finished points in it stay."}
+    )
+    size: str = field(
+        default="smoke",
+        metadata={"help": "smoke (minutes on two cores), cpu (SmolLM2-135M on two cores, run by run), gpu."},
+    )
+    max_points: int | None = field(
+        default=None, metadata={"help": "Make at most so many runs that are missing, then stop."}
+    )
+    only: list[str] | None = field(
+        default=None, metadata={"help": "Only these methods: best-of-n preferred-ft dpo ppo ppo-true."}
+    )
+    prompt_tokens: int = field(
+        default=8, metadata={"help": "The first so many tokens of a review are its prompt."}
+    )
+    learning_rate: float = field(
+        default=3e-4, metadata={"help": "Peak learning rate of every method, on LoRA of rank 16."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of everything."})
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:
+            raise InputError("No output folder; set --output_dir")
+        if self.size not in SIZES:
+            raise InputError(f"--size is '{self.size}'; wanted one of: {', '.join(SIZES)}")
+        unknown = sorted(set(self.only or ()) - set(METHODS))
+        if unknown:
+            raise InputError(f"--only names '{unknown[0]}'; wanted some of: {', '.join(METHODS)}")
+        if self.prompt_tokens < 1:
+            raise InputError(f"--prompt_tokens is {self.prompt_tokens}; wanted 1 or more")
+
+
+class Frontier:
+    """Holds what all points share: texts, start, true reward, pairs, learnt reward; each made once and kept in the folder."""
+
+    def __init__(
+        self,
+        settings: FrontierArguments,
+        model: ModelArguments,
+        reward: RewardArguments,
+        data: DataArguments,
+        rows: Rows,
+    ) -> None:
+        assert rows.train is not None and rows.eval is not None
+        self.settings, self.size, self.folder = settings, SIZES[settings.size], Path(str(settings.output_dir))
+        self.model, self.reward, self.bf16 = model, reward, has_fast_bf16()
+        self.start = ModelArguments(**(vars(model) | {"model_name_or_path": str(self.folder / "sft")}))
+        self.sampling = SamplingArguments(max_new_tokens=self.size.new_tokens)
+        self.truth = load_reward(reward)
+        self.texts, self.test_texts = (
+            sample(part, None, settings.seed)[prompt_column(part, data)][:]
+            for part in (rows.train, rows.eval)
+        )
+        needed = (self.size.prompts + self.size.sft_rows, self.size.held_out)
+        if len(self.texts) < needed[0] or len(self.test_texts) < needed[1]:
+            raise InputError(
+                f"The size '{settings.size}' needs {needed[0]} training and {needed[1]} held-out texts; {data.dataset_name} has "
+                f"{len(self.texts)} and {len(self.test_texts)}. Set --size or --dataset_name"
+            )
+
+    def prepare(self) -> None:
+        """The tuned start, pairs from it, and a reward model on those, where they aren't there yet."""
+        processor, network = load_base(self.model)
+        cut, size = self.settings.prompt_tokens, self.size
+        self.prompts: list[Prompt] = [beginning(text, cut, processor) for text in self.texts[: size.prompts]]
+        self.held_out: list[Prompt] = [
+            beginning(text, cut, processor) for text in self.test_texts[: size.held_out]
+        ]
+        self._claim_folder()
+        if not (self.folder / "sft" / "metrics.json").is_file():
+            later = self.texts[size.prompts : size.prompts + size.sft_rows]
+            self.fine_tune(
+                network,
+                processor,
+                [beginning(text, 2 * (cut + size.new_tokens), processor) for text in later],
+                "sft",
+            )
+        self.pairs = self._pairs()
+        if not (self.folder / "reward" / "metrics.json").is_file():
+            self._reward_model()
+
+    def _claim_folder(self) -> None:
+        """Refuse a folder that holds another experiment: points of two would stand in one picture."""
+        free = {"output_dir", "max_points", "only"}
+        options = (
+            {k: v for k, v in vars(self.settings).items() if k not in free}
+            | asdict(self.model)
+            | asdict(self.reward)
+        )
+        now = json.loads(
+            json.dumps(
+                options | asdict(self.size) | {"data": prompts_fingerprint([*self.prompts, *self.held_out])}
+            )
+        )
+        file = self.folder / "experiment.json"
+        if file.is_file():
+            before = json.loads(file.read_text())
+            differing = [
+                f"{k}: {before.get(k)!r} there, {now[k]!r} now" for k in now if before.get(k) != now[k]
+            ]
+            if differing:
+                raise InputError(
+                    f"{self.folder} holds another experiment ({'; '.join(differing[:5])}). Set --output_dir to a new folder"
+                )
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise InputError(
+                f"{self.folder} holds files that are no experiment's. Set --output_dir to a new folder"
+            )
+        (self.folder / "points").mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(now, indent=1))
+
+    def fine_tune(
+        self,
+        network: Any,
+        processor: Any,
+        texts: Sequence[str],
+        name: str,
+        watch: TrainerCallback | None = None,
+    ) -> None:
+        """LoRA on texts by next-token prediction; leaves an artefact under `name`."""
+        torch.manual_seed(self.settings.seed)
+        folder = self._claim(name, self.model if name == "sft" else self.start)
+        network = attach(network, "lora", None, "CAUSAL_LM")
+        options = trl.SFTConfig(
+            **self._shared(folder),
+            num_train_epochs=1 if name == "sft" else self.size.epochs,
+            max_length=128,
+            dataset_text_field="text",
+        )
+        trainer = trl.SFTTrainer(
+            model=network, args=options, train_dataset=Dataset.from_dict({"text": list(texts)}), processing_class=processor,
+            callbacks=[watch] if watch else None,
+        )  # fmt: skip
+        trainer.train()
+        save_artefact(network, processor, folder, None, {"texts": len(texts)})
+
+    def _claim(self, name: str, base: ModelArguments) -> Path:
+        shutil.rmtree(
+            self.folder / name, ignore_errors=True
+        )  # a step that was stopped in the middle starts again
+        options = {
+            "output_dir": str(self.folder / name),
+            "task": name,
+            "method": "lora",
+            "model_name_or_path": base.model_name_or_path,
+        }
+        open_run(options, "frontier")
+        return self.folder / name
+
+    def _shared(self, folder: Path) -> dict[str, Any]:
+        return {
+            "output_dir": str(folder), "learning_rate": self.settings.learning_rate, "bf16": self.bf16, "report_to": "none",
+            "per_device_train_batch_size": 16, "save_strategy": "no", "eval_strategy": "no", "logging_steps": 5,
+            "disable_tqdm": True, "activation_checkpointing": False, "gradient_checkpointing": None,
+            "use_cpu": not torch.cuda.is_available(),
+            "seed": self.settings.seed, "warmup_steps": 0.1, "dataloader_pin_memory": torch.cuda.is_available(),
+        }  # fmt: skip
+
+    def _pairs(self) -> Dataset:
+        file = self.folder / "pairs.json"
+        if not file.is_file():
+            processor, network = load_base(self.start)
+            pairs = make_pairs(
+                self._placed(network), processor, self.prompts, self.truth, 4,
+                sampling=self.sampling, seed=self.settings.seed, bf16=self.bf16,
+            )  # fmt: skip
+            rows = sound_pairs(Dataset.from_list(pairs), processor, 512, True, "training")
+            write_atomically(file, json.dumps(rows.to_list()))
+        return Dataset.from_list(json.loads(file.read_text()))
+
+    def _reward_model(self) -> None:
+        torch.manual_seed(self.settings.seed)
+        processor, network = load_scorer(self.start)
+        folder = self._claim("reward", self.start)
+        rows = self.pairs.select_columns(["prompt", "chosen", "rejected"])
+        kept = rows.train_test_split(test_size=max(1, len(rows) // 5), seed=self.settings.seed)
+        network = attach(network, "lora", None, "SEQ_CLS")
+        options = RewardTrainingArguments(
+            **self._shared(folder), num_train_epochs=self.size.epochs, max_length=512
+        )
+        trainer = make_reward_trainer(network, processor, options, kept["train"], kept["test"])
+        trainer.train()
+        right = pair_margins(network, processor, kept["test"], 512) > 0
+        save_artefact(
+            network, processor, folder, None, {"accuracy": float(right.mean()), "pairs": len(right)}
+        )
+
+    def _placed(self, network: Any) -> Any:
+        return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    # ---- runs: each gives points {steps, kl, reward, error, ...} on the held-out prompts ----
+
+    def start_point(self, setting: float) -> list[Point]:
+        return [self._measured(self._policy()[1])]
+
+    def best_of(self, n: float) -> list[Point]:
+        """n answers to each prompt, the learnt reward's favourite kept; its KL to the start is log n - (n - 1) / n."""
+        processor, network = load_base(self.start)
+        reward: Reward = load_reward(RewardArguments(reward=f"model:{self.folder / 'reward'}"))
+        answers, scores = scored_answers(
+            self._placed(network),
+            processor,
+            self.held_out,
+            reward,
+            each=int(n),
+            sampling=self.sampling,
+            seed=77,
+            bf16=self.bf16,
+        )
+        best = [
+            texts[max(range(len(texts)), key=values.__getitem__)]
+            for texts, values in zip(answers, scores, strict=True)
+        ]
+        true = checked(self.truth, self.held_out, best, self.reward.empty_score)
+        return [
+            {"reward": float(np.mean(true)), "error": standard_error(true), "kl": math.log(n) - (n - 1) / n}
+        ]
+
+    def preferred(self, setting: float) -> list[Point]:
+        processor, network = load_base(self.start)
+        watch = Watch(self)
+        self.fine_tune(
+            network, processor, [row["prompt"] + row["chosen"] for row in self.pairs], "preferred", watch
+        )
+        return watch.points
+
+    def dpo(self, beta: float) -> list[Point]:
+        torch.manual_seed(self.settings.seed)
+        processor, network = load_base(self.start)
+        network = attach(network, "lora", None, "CAUSAL_LM")
+        options = DPOTrainingArguments(
+            **self._shared(self.folder / "work"), num_train_epochs=self.size.epochs, max_length=512, beta=beta
+        )
+        rows = self.pairs.select_columns(["prompt", "chosen", "rejected"])
+        trainer = make_dpo_trainer(network, processor, options, rows, rows.select([0]))
+        watch = Watch(self)
+        trainer.add_callback(watch)
+        trainer.train()
+        return watch.points
+
+    def ppo(self, coefficient: float, learnt: bool = True) -> list[Point]:
+        processor, policy = self._policy()
+        self._placed(policy)
+        reward, size = self.truth, self.size
+        if learnt:
+            shared = on_policy_base(
+                policy, self.start, RewardArguments(reward=f"model:{self.folder / 'reward'}")
+            )
+            assert shared is not None
+            reward = shared
+        learner = Learner(
+            policy, processor, standardised(reward, self.pairs),
+            Accelerator(mixed_precision="bf16" if self.bf16 else "no", cpu=not torch.cuda.is_available()),  # as TRL's is
+            settings=PPOArguments(learning_rate=self.settings.learning_rate, rollout_batch_size=size.rollout,
+                                  minibatch_size=size.rollout // 2),
+            kl=KLArguments(kl_coefficient=coefficient), sampling=self.sampling, seed=self.settings.seed, empty_score=-2.0,
+        )  # fmt: skip
+        unfinished = self.folder / "unfinished" / f"{'ppo' if learnt else 'ppo-true'}-{coefficient}"
+        checkpoint = newest(unfinished)
+        points: list[Point] = json.loads((checkpoint / "points.json").read_text()) if checkpoint else []
+        if checkpoint:
+            learner.restore(checkpoint)
+        while learner.step < size.ppo_steps:
+            figures, _ = learner.learn(
+                step_prompts(self.prompts, self.settings.seed, learner.step, size.rollout)
+            )
+            logger.warning("%s", line(figures, size.ppo_steps))
+            if learner.step in moments_of(size.ppo_steps, size.measured):
+                points.append(self._measured(policy) | {"steps": learner.step})
+            if learner.step % SAVE_STEPS == 0:
+                learner.save(unfinished, {"points.json": json.dumps(points)})
+        shutil.rmtree(unfinished, ignore_errors=True)
+        return points
+
+    def ppo_true(self, coefficient: float) -> list[Point]:
+        return self.ppo(coefficient, learnt=False)
+
+    def _policy(self) -> tuple[Any, Policy]:
+        torch.manual_seed(self.settings.seed)
+        processor, network = load_base(self.start)
+        return processor, Policy(attach(network, "lora", None, "CAUSAL_LM"), self.bf16)
+
+    def _measured(self, policy: Policy) -> Point:
+        processor = load_processor(self.start.model_name_or_path)
+        self._placed(policy)
+        empty = self.reward.empty_score
+        return measure(
+            policy, processor, self.held_out, self.truth, sampling=self.sampling, empty_score=empty
+        )[0]
+
+    def plan(self) -> list[tuple[str, float, Callable[[float], list[Point]]]]:
+        """(method, setting, what makes the run), cheap ones first."""
+        size = self.size
+        every: list[tuple[str, float, Callable[[float], list[Point]]]] = [("start", 0, self.start_point)]
+        every += [("best-of-n", n, self.best_of) for n in size.best_of]
+        every += [("preferred-ft", 0, self.preferred)]
+        every += [("dpo", beta, self.dpo) for beta in size.betas]
+        for method, make in (("ppo", self.ppo), ("ppo-true", self.ppo_true)):
+            every += [(method, coefficient, make) for coefficient in size.coefficients]
+        only = self.settings.only
+        return [run for run in every if not only or run[0] in (*only, "start")]
+
+
+class Watch(TrainerCallback):
+    """Measures the model that one of TRL's trainers is training, `measured` times on its way."""
+
+    def __init__(self, experiment: Frontier) -> None:
+        self.experiment, self.points = experiment, list[Point]()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step in moments_of(state.max_steps, self.experiment.size.measured):
+            policy = Policy(model, self.experiment.bf16)
+            self.points.append(self.experiment._measured(policy) | {"steps": state.global_step})
+            model.train()
+
+
+def moments_of(steps: int, count: int) -> set[int]:
+    """Steps at which a run of so many is measured, evenly spaced, the last one included."""
+    return {round(steps * (i + 1) / count) for i in range(count)} - {0}
+
+
+def standardised(reward: Reward, pairs: Dataset) -> Reward:
+    """The reward in standard deviations from the mean of the start's own answers, so that one coefficient means one thing for
+    any reward (Ziegler et al. 2019, section 2.2, normalise theirs so)."""
+    prompts = [*pairs["prompt"], *pairs["prompt"]]
+    scores = np.asarray(reward(prompts, [*pairs["chosen"], *pairs["rejected"]]), dtype=np.float64)
+    mean, deviation = float(scores.mean()), max(float(scores.std()), 1e-6)
+
+    def standard(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        return [(score - mean) / deviation for score in reward(prompts, answers)]
+
+    return standard
+
+
+def run_points(frontier: Frontier) -> list[dict[str, Any]]:
+    """All runs of the plan that are missing, at most `max_points` of them; gives back every point that is there."""
+    made = 0
+    for method, setting, make in frontier.plan():
+        file = frontier.folder / "points" / f"{method}-{setting}.json"
+        if not file.is_file() and (
+            frontier.settings.max_points is None or made < frontier.settings.max_points
+        ):
+            logger.warning("%s %s", method, setting)
+            started = time.perf_counter()
+            points = [{"method": method, "setting": setting, "steps": 0, **point} for point in make(setting)]
+            write_atomically(
+                file, json.dumps({"points": points, "seconds": time.perf_counter() - started}, indent=1)
+            )
+            made += 1
+    files = sorted((frontier.folder / "points").glob("*.json"))
+    return [point for file in files for point in json.loads(file.read_text())["points"]]

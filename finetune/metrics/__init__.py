@@ -1,0 +1,1 @@
+"""Answers → figures and intervals. Knows no models."""

@@ -1,0 +1,97 @@
+"""Logits on labelled tokens → sums of each row, and those sums → perplexity and accuracy. Knows no model and no Trainer.
+
+Evaluation keeps a few numbers a row instead of logits [rows, time, vocabulary], and every figure is exact: a quotient of
+sums over all tokens, whatever the batches, the padding and the number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune import loss
+
+Array = np.ndarray
+
+
+def kept(logits: Tensor, labels: Tensor) -> Tensor:
+    """Nats and hits of each row: logits [labels that count, vocabulary], labels [batch, time] → [batch, 2]."""
+    return torch.stack(
+        [loss.packed_cross_entropy(logits, labels), loss.packed_hits(logits, labels).float()], dim=1
+    )
+
+
+def tokens(
+    sums: Array, gold: Array, names: Sequence[str] | None = None, *, byte_count: int | None = None
+) -> dict[str, Any]:
+    """Figures of a language model over all labelled tokens.
+
+    Args:
+        sums: nats and hits of each row, [rows, 2].
+        gold: labels with -100 where there is none, [rows, time].
+        byte_count: UTF-8 bytes of text in the labelled tokens.
+
+    Returns:
+        perplexity: exp(nats / tokens); token_accuracy; commonest: the accuracy of always saying the commonest token; tokens;
+        with `byte_count` also bits_per_byte, which can be compared between tokenizers.
+    """
+    labels = gold[gold != loss.IGNORED]
+    counted, most = len(labels), int(np.bincount(labels).max(initial=0))
+    nats, hits = sums.sum(axis=0, dtype=np.float64) / max(counted, 1)
+    figures = {
+        "perplexity": _exp(nats),
+        "token_accuracy": float(hits),
+        "commonest": most / max(counted, 1),
+        "tokens": counted,
+    }
+    return figures | (
+        {"bits_per_byte": float(nats * counted / math.log(2) / byte_count)} if byte_count else {}
+    )
+
+
+def masked(sums: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Figures of a masked language model: `tokens` under the name that says of which tokens, those to predict."""
+    figures = tokens(sums, gold)
+    return {"masked_accuracy": figures.pop("token_accuracy"), **figures}
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def pair_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Loss of each pair: that of its two-way choice, and the mean over its masked tokens (Devlin et al. 2019, appendix A.2).
+
+    Args:
+        logits: [batch + masked tokens, vocabulary], the choices first (see `trunk.pairs`).
+        labels: [batch, 1 + time], the choices first.
+
+    Returns:
+        [batch], in nats.
+    """
+    rows, masks = len(labels), labels[:, 1:]
+    choice = F.cross_entropy(logits[:rows].float(), labels[:, 0], reduction="none")
+    return choice + loss.packed_cross_entropy(logits[rows:], masks) / loss.items(masks).clamp(min=1)
+
+
+def pair_items(labels: Tensor) -> Tensor:
+    """One for each pair, [batch]."""
+    return torch.ones(len(labels), dtype=torch.long, device=labels.device)
+
+
+def kept_pairs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Nats and hits of the masked tokens, and whether the choice is right: [batch, 3]."""
+    rows = len(labels)
+    right = logits[:rows].argmax(-1).eq(labels[:, 0]).float()
+    return torch.cat([kept(logits[rows:], labels[:, 1:]), right[:, None]], dim=1)
+
+
+def pairs(sums: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Figures of masked tokens (see `masked`) and `pair_accuracy`; sums [rows, 3], gold [rows, 1 + time]."""
+    return masked(sums[:, :2], gold[:, 1:]) | {"pair_accuracy": float(sums[:, 2].mean())}

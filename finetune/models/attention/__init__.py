@@ -1,0 +1,1 @@
+"""Attention for rows that stand in one line, and for CPUs."""

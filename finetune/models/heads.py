@@ -1,0 +1,181 @@
+"""The body of a model, and its head on the labelled positions alone. Knows how models are called; knows no rows and no Trainer.
+
+A language model's head costs as much as several layers, and most positions of a masked row have no label: hidden states are
+picked by a hook on the body before the head sees them, so that one way serves every architecture and stays inside
+the wrapped model's own forward, where distributed training listens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from torch import Tensor, nn
+
+from finetune.loss import IGNORED, Places
+from finetune.models.forward import OUT, computed_in, shifted_right
+
+# What heads for two segments call the logits that say whether they belong together.
+PAIR_LOGITS = ("seq_relationship_logits", "sop_logits")
+
+
+def core(model: Any) -> Any:
+    """The transformers model inside whatever distributed training and PEFT put around it."""
+    model = extract_model_from_parallel(model)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def body(network: Any) -> nn.Module:
+    """What comes before the head: the base model, or the decoder of a model that has no base of its own."""
+    return network.get_decoder() if network.base_model is network else network.base_model
+
+
+def start_at_mean(network: nn.Module, values: Sequence[float]) -> None:
+    """A new head that gives one number starts at the mean of `values`, where it has a bias to hold it.
+
+    From zero, the first steps would push every text's vector the same way, and a small encoder may never tell texts apart again.
+    """
+    heads = [
+        one
+        for one in network.modules()
+        if isinstance(one, nn.Linear) and one.out_features == 1 and one.bias is not None
+    ]
+    if heads and not heads[-1].bias.any():  # any other bias was learnt
+        nn.init.constant_(heads[-1].bias, sum(values) / len(values))
+
+
+def labelled_logits(model: Any, inputs: dict[str, Any], where: Tensor) -> Any:
+    """The outputs for the positions in `where` [batch, time] alone, in row-major order: logits [1, positions, vocabulary]."""
+
+    def pick(module: nn.Module, arguments: Any, outputs: Any) -> Any:
+        hidden = outputs["last_hidden_state"]
+        made_up = hidden.shape[1] - where.shape[1]  # tokens that a tuning method puts in front
+        outputs["last_hidden_state"] = hidden[:, made_up:][where][None]
+        return outputs
+
+    with body(core(model)).register_forward_hook(pick):
+        return model(**inputs)
+
+
+def masked(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Logits of a masked language model, [labels that count, vocabulary]; packed documents don't see each other."""
+    return labelled_logits(model, _apart(model, batch), labels.ne(IGNORED))["logits"][0]
+
+
+def _apart(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs with a block-diagonal mask [batch, 1, time, time] in the place of `documents`."""
+    if "documents" not in batch:
+        return batch
+    network, documents = core(model), batch["documents"]
+    strange = documents[:, None, :, None].ne(documents[:, None, None, :])
+    mask = torch.zeros(strange.shape, dtype=network.dtype, device=strange.device).masked_fill(
+        strange, torch.finfo(network.dtype).min
+    )
+    positions = batch["position_ids"] + first_position(network)
+    return {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": positions}
+
+
+def first_position(network: nn.Module) -> int:
+    """0, or one beyond the padding's position in families that count as RoBERTa does."""
+    tables = (module for name, module in network.named_modules() if name.endswith("position_embeddings"))
+    padding = next((table.padding_idx for table in tables if isinstance(table, nn.Embedding)), None)
+    return 0 if padding is None else padding + 1
+
+
+def pairs(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Logits of both heads in one table [batch + masked tokens, vocabulary]: first a line for each pair, with two classes."""
+    outputs = labelled_logits(model, batch, labels[:, 1:].ne(IGNORED))
+    tokens = outputs["prediction_logits"][0]
+    together = next(outputs[name] for name in PAIR_LOGITS if name in outputs)
+    return torch.cat(
+        [nn.functional.pad(together, (0, tokens.shape[-1] - 2), value=OUT).to(tokens.dtype), tokens]
+    )
+
+
+def packed(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """What each labelled place costs, [labels, 3] (see `loss.Places`), of rows packed into one line (see `collate.packed`).
+
+    It is computed inside the model's own forward: mixed precision makes float32 copies of whatever comes out of that. A frozen
+    head's logits, the largest thing in a step, are made a few places at a time.
+    """
+    wanted, network = labels[labels.ne(IGNORED)], core(model)
+    head = network.get_output_embeddings()
+    plain = has_plain_head(network)
+
+    def measure(module: Any, arguments: Any, outputs: Any) -> Any:
+        layer = _frozen_layer(head) if plain else ()
+        outputs["logits"] = Places.apply(outputs["logits"][0], wanted, *layer)[None]
+        return outputs
+
+    with network.register_forward_hook(measure), _passing(head) if plain else nullcontext():
+        return model(**batch, use_cache=False)["logits"][0]
+
+
+_plain: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def has_plain_head(network: Any) -> bool:
+    """Whether a model's logits are the product of a frozen layer and nothing more: some families scale or cap them afterwards."""
+    head = network.get_output_embeddings()
+    if type(head) is not nn.Linear or head.weight.requires_grad:
+        return False
+    if head not in _plain:
+        said: list[Tensor] = []
+        device, watched = (
+            network.device,
+            head.register_forward_hook(lambda module, arguments, output: said.append(output)),
+        )
+        same_type = torch.autocast(
+            device.type, torch.bfloat16
+        )  # adapters may stand in float32 on a base in bf16
+        streams = torch.random.fork_rng(
+            [device] if device.type == "cuda" else []
+        )  # a continued run goes on with them
+        with watched, torch.no_grad(), same_type, streams:
+            logits = network(input_ids=torch.tensor([[1, 2]], device=device), use_cache=False).logits
+        _plain[head] = logits is said[0]
+    return _plain[head]
+
+
+def _frozen_layer(head: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in the type that their product is made in."""
+    dtype = computed_in(head.weight)
+    return head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+
+
+@contextmanager
+def _passing(layer: nn.Module) -> Iterator[None]:
+    """A layer that hands on what it is given."""
+    layer.forward = lambda states: states  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+def causal(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Logits of a causal language model on rows in one line, [labels that count, vocabulary].
+
+    Attention made for packed lines reads `cu_seq_lens`; any other finds the same borders where `position_ids` restart.
+    """
+    time = torch.arange(labels.shape[1], device=labels.device)
+    inside = labels[time < batch["lengths"][:, None]]
+    borders = batch["cu_seq_lens"]
+    longest = int(borders.diff().max())
+    inputs = {
+        "input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False,
+        "cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest,
+    }  # fmt: skip
+    return labelled_logits(model, inputs, inside.ne(IGNORED)[None])["logits"][0]
+
+
+def encoder_decoder(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Logits of a target that is fed to the decoder one place to the right, [labels that count, vocabulary]."""
+    config = core(model).config
+    fed = shifted_right(labels, config.decoder_start_token_id, config.pad_token_id)
+    return labelled_logits(model, batch | {"decoder_input_ids": fed}, labels.ne(IGNORED))["logits"][0]

@@ -1,0 +1,81 @@
+"""LoRA's layer as one step of autograd. Knows PEFT's layer; knows no model and no Trainer.
+
+PEFT adds two thin products to a frozen one, and autograd handles each of them, its scale and its sum by itself: on a CPU that is an
+eighth of a step. Here the thin products are added where the wide one stands, and their scale sits in the small factor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class LowRank(torch.autograd.Function):
+    """y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ (Hu et al. 2022, equation 3), with W and b frozen.
+
+    states x [tokens, in], weight W [out, in], bias b [out] or None, down A [rank, in], up B [out, rank], all of one type → [tokens, out].
+    """
+
+    @staticmethod
+    def forward(
+        context: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+    ) -> Tensor:
+        narrow, wide = states @ down.T, up * scale
+        context.save_for_backward(states, weight, down, wide, narrow)
+        context.scale = scale
+        return nn.functional.linear(states, weight, bias).addmm_(narrow, wide.T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, down, wide, narrow = context.saved_tensors
+        to_narrow = gradient @ wide
+        to_states = (gradient @ weight).addmm_(to_narrow, down) if context.needs_input_grad[0] else None
+        return to_states, None, None, to_narrow.T @ states, (gradient.T @ narrow).mul_(context.scale), None
+
+
+class LowRankLinear(lora.Linear):
+    """PEFT's layer; trains its adapter by `LowRank` where that is all there is to compute."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base, dtype = self.base_layer, self._type(x)
+        if args or kwargs or dtype is None:
+            return super().forward(x, *args, **kwargs)
+        name = self.active_adapters[0]
+        bias = None if base.bias is None else base.bias.to(dtype)
+        factors = (part[name].weight.to(dtype) for part in (self.lora_A, self.lora_B))
+        found = LowRank.apply(
+            x.to(dtype).flatten(0, -2), base.weight.to(dtype), bias, *factors, self.scaling[name]
+        )
+        return found.view(*x.shape[:-1], -1)
+
+    def _type(self, x: Tensor) -> torch.dtype | None:
+        """What the products are made in; None where PEFT's own way is called for."""
+        names, kind = self.active_adapters, x.device.type
+        if (
+            not torch.is_grad_enabled()
+            or self.disable_adapters
+            or self.merged
+            or len(names) != 1
+            or names[0] not in self.lora_A
+        ):
+            return None
+        down, up = self.lora_A[names[0]], self.lora_B[names[0]]
+        more = (
+            self.lora_variant or up.bias is not None or type(self.lora_dropout[names[0]]) is not nn.Identity
+        )
+        if more or type(self.base_layer) is not nn.Linear or self.base_layer.weight.requires_grad:
+            return None
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return x.dtype if x.dtype == self.base_layer.weight.dtype == down.weight.dtype else None

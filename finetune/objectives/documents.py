@@ -1,0 +1,286 @@
+"""Texts → features for pretraining: documents tokenised, cut, packed or paired. Knows tokenizers; knows no noise and no model.
+
+An encoder here takes a batch of texts and gives back any number of rows, so that a file and a stream are encoded alike.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.random import Generator
+from transformers import PreTrainedTokenizerBase
+
+from finetune.data.encode import want_tokens
+from finetune.errors import InputError
+from finetune.objectives import noise, packing
+
+Batch = dict[str, list[Any]]
+SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s)|[。！？]+[”’」』）]*|\n+")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text's tokens without special ones. All lists [time].
+
+    Attributes:
+        words: the number of the word each token belongs to.
+        ends: where each token ends, in characters of `text`.
+    """
+
+    text: str
+    ids: list[int]
+    words: list[int]
+    ends: list[int]
+
+
+def tokenised(texts: Sequence[str], processor: PreTrainedTokenizerBase) -> list[Document]:
+    """Each text that has a token as a document.
+
+    Raises:
+        InputError: a tokenizer without word numbers and offsets (one that is not backed by the tokenizers library).
+    """
+    if not processor.is_fast:
+        raise InputError(
+            f"{type(processor).__name__} says nothing of words and offsets; wanted a fast tokenizer. Set --tokenizer_name"
+        )
+    encodings = processor(list(texts), add_special_tokens=False, verbose=False).encodings
+    return [
+        Document(
+            text,
+            encoding.ids,
+            [-1 if word is None else word for word in encoding.word_ids],
+            [end for _, end in encoding.offsets],
+        )
+        for text, encoding in zip(texts, encodings, strict=True)
+        if encoding.ids
+    ]
+
+
+def affixes(processor: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and after a text."""
+    encoding = processor("a", return_special_tokens_mask=True)
+    ids, special = encoding["input_ids"], encoding["special_tokens_mask"]
+    first = special.index(0) if 0 in special else 0
+    last = len(special) - special[::-1].index(0) if 0 in special else len(ids)
+    return ids[:first], ids[last:]
+
+
+def room_for_text(processor: PreTrainedTokenizerBase, max_length: int, taken: int) -> int:
+    """Tokens of text that fit beside `taken` special ones.
+
+    Raises:
+        InputError: none fits.
+    """
+    if max_length - taken < 2:
+        raise InputError(
+            f"--max_length {max_length} leaves no room beside {taken} special tokens; wanted {taken + 2} or more"
+        )
+    return max_length - taken
+
+
+def masked(
+    batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator, *, layout: str
+) -> Batch:
+    """Texts → rows for masked language models: a row for each piece of a text, or rows filled with whole pieces ("blocks").
+
+    Returns:
+        input_ids, words (-1 for special tokens), documents (their lengths in the row), length.
+    """
+    before, after = affixes(processor)
+    room = room_for_text(processor, max_length, len(before) + len(after))
+    pieces = []
+    for document in tokenised(batch["text"], processor):
+        for start, end in packing.cut(len(document.ids), room):
+            ids = [*before, *document.ids[start:end], *after]
+            pieces.append(
+                {
+                    "input_ids": ids,
+                    "words": [-1] * len(before) + document.words[start:end] + [-1] * len(after),
+                }
+            )
+    return _rows(pieces, max_length, layout)
+
+
+def causal(
+    batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator, *, layout: str
+) -> Batch:
+    """Texts → rows for causal language models, each text closed by the end token; long ones in pieces that share one token.
+
+    Every token is predicted once, but for a text's first where the tokenizer puts no token before it.
+
+    Returns:
+        input_ids, documents (their lengths in the row), length, bytes (of text in the tokens to predict, UTF-8).
+    """
+    before, _ = affixes(processor)
+    pieces = []
+    for document in tokenised(batch["text"], processor):
+        ids = [*before, *document.ids, processor.eos_token_id]
+        for start, end in packing.cut(len(ids), max_length, overlap=1):
+            known = _bytes_until(document, start - len(before))
+            pieces.append(
+                {
+                    "input_ids": ids[start:end],
+                    "bytes": [_bytes_until(document, end - 1 - len(before)) - known],
+                }
+            )
+    features = _rows(pieces, max_length, layout)
+    return features | {"bytes": [sum(counts) for counts in features["bytes"]]}
+
+
+def _bytes_until(document: Document, token: int) -> int:
+    """Bytes of the text up to the end of a token; what follows the last one counts as its own."""
+    if token < 0:
+        return 0
+    whole = token >= len(document.ids) - 1
+    return len((document.text if whole else document.text[: document.ends[token]]).encode())
+
+
+def _rows(pieces: list[dict[str, list[int]]], max_length: int, layout: str) -> Batch:
+    """Pieces as rows of their own, or together as long as they fit."""
+    lengths = [len(piece["input_ids"]) for piece in pieces]
+    together = (
+        packing.fill(lengths, max_length) if layout == "blocks" else [[index] for index in range(len(pieces))]
+    )
+    names = pieces[0].keys() if pieces else ("input_ids",)
+    rows = {
+        name: [packing.joined([pieces[index][name] for index in row]) for row in together] for name in names
+    }
+    documents = [[lengths[index] for index in row] for row in together]
+    return {**rows, "documents": documents, "length": [sum(row) for row in documents]}
+
+
+def spans(
+    batch: Batch,
+    processor: PreTrainedTokenizerBase,
+    max_length: int,
+    rng: Generator,
+    *,
+    layout: str,
+    masking_rate: float,
+    mean_span: float,
+) -> Batch:
+    """Texts → rows that span corruption brings to at most `max_length` tokens; "blocks" joins the texts first, as T5 does.
+
+    Returns:
+        input_ids (text alone), length.
+    """
+    raw, _ = noise.raw_length(max_length, masking_rate, mean_span)
+    texts = [document.ids for document in tokenised(batch["text"], processor)]
+    if layout == "blocks":
+        texts = [packing.joined(texts)]
+    rows = [ids[start:end] for ids in texts for start, end in packing.cut(len(ids), raw) if end - start > 1]
+    return {"input_ids": rows, "length": [len(row) for row in rows]}
+
+
+def sentences(batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator) -> Batch:
+    """Texts → rows that know where their sentences end.
+
+    Returns:
+        input_ids (text alone), words, ends (of the sentences, in tokens; the last is the row's), length.
+    """
+    before, after = affixes(processor)
+    room = room_for_text(processor, max_length, len(before) + len(after))
+    features: Batch = {"input_ids": [], "words": [], "ends": [], "length": []}
+    for document in tokenised(batch["text"], processor):
+        ends = sentence_ends(document)
+        for start, end in packing.cut(len(document.ids), room):
+            features["input_ids"].append(document.ids[start:end])
+            features["words"].append(document.words[start:end])
+            features["ends"].append([e - start for e in ends if start < e < end] + [end - start])
+            features["length"].append(end - start + len(before) + len(after))
+    return features
+
+
+def sentence_ends(document: Document) -> list[int]:
+    """Numbers of tokens up to the end of each sentence, rising; the last is the number of all tokens."""
+    ends = [bisect.bisect_right(document.ends, match.end()) for match in SENTENCE_END.finditer(document.text)]
+    return sorted({end for end in ends if end > 0} | {len(document.ids)})
+
+
+def pairs(
+    batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator, *, sentence_order: bool
+) -> Batch:
+    """Texts → pairs of neighbouring segments, and a third one from another text (Devlin et al. 2019; Lan et al. 2020).
+
+    A pair fills `max_length` as far as whole sentences do, and is parted between two of them. Texts of one sentence give none.
+
+    Returns:
+        first, second, other (empty for `sentence_order`) and the numbers of their words, length.
+    """
+    room = room_for_text(processor, max_length, 3)
+    texts = [_sentences_within(document, room) for document in tokenised(batch["text"], processor)]
+    texts = [text for text in texts if text]
+    if not sentence_order and len(texts) < 2:
+        texts = []  # no stranger to take a segment from
+    features: Batch = {
+        name: []
+        for name in ("first", "second", "other", "first_words", "second_words", "other_words", "length")
+    }
+    for number, text in enumerate(texts):
+        for start, end in groups([len(ids) for ids, _ in text], room):
+            middle = int(rng.integers(start + 1, end))
+            first, second = _flat(text[start:middle]), _flat(text[middle:end])
+            other: tuple[list[int], list[int]] = ([], [])
+            if not sentence_order:
+                stranger = texts[(number + int(rng.integers(1, len(texts)))) % len(texts)]
+                other = _flat(stranger[int(rng.integers(len(stranger))) :])
+            other = (other[0][: room - len(first[0])], other[1][: room - len(first[0])])
+            for name, (ids, words) in (("first", first), ("second", second), ("other", other)):
+                features[name].append(ids)
+                features[f"{name}_words"].append(words)
+            features["length"].append(len(first[0]) + max(len(second[0]), len(other[0])) + 3)
+    return features
+
+
+def groups(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
+    """(start, end) of runs of two or more sentences that fit into `room` tokens together, from the first sentence on."""
+    found, start = [], 0
+    while start < len(lengths):
+        end, held = start, 0
+        while end < len(lengths) and held + lengths[end] <= room:
+            held += lengths[end]
+            end += 1
+        if end - start > 1:
+            found.append((start, end))
+        start = max(end, start + 1)
+    return found
+
+
+def _sentences_within(document: Document, room: int) -> list[tuple[list[int], list[int]]]:
+    """Ids and words of each sentence; one that would fill half of the room alone is cut."""
+    borders = [0, *sentence_ends(document)]
+    parts = [
+        (start + a, start + b)
+        for start, end in itertools.pairwise(borders)
+        for a, b in packing.cut(end - start, room // 2)
+        if b > a
+    ]
+    return [(document.ids[a:b], document.words[a:b]) for a, b in parts]
+
+
+def _flat(parts: Sequence[tuple[list[int], list[int]]]) -> tuple[list[int], list[int]]:
+    return packing.joined([ids for ids, _ in parts]), packing.joined([words for _, words in parts])
+
+
+def views(batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator) -> Batch:
+    """Texts that belong together → one row: `text` alone, with its `pair`, and with a hard `negative` where there are such.
+
+    Returns:
+        views (ids of each text), labels (the `score` of the pair; not a number where there is none), length (of the longest).
+    """
+    columns = []
+    for name in ("text", "pair", "negative"):
+        if name in batch:
+            encoded = processor(list(batch[name]), truncation=True, max_length=max_length)
+            want_tokens(encoded, [batch[name]], max_length)
+            columns.append(encoded["input_ids"])
+    rows = [list(texts) for texts in zip(*columns, strict=True)]
+    scores = [
+        float("nan") if score is None else float(score) for score in batch.get("score", [None] * len(rows))
+    ]
+    return {"views": rows, "labels": scores, "length": [max(map(len, row)) for row in rows]}

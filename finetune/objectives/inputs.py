@@ -1,0 +1,121 @@
+"""Raw rows → checked texts → features, for pretraining. Knows columns and encoders; knows no model and no objective."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from finetune.data.checks import without_empty
+from finetune.data.columns import LABELS, PAIRS, TEXTS, Columns, first_there
+from finetune.data.encode import cached, fingerprint
+from finetune.data.sources import DataArguments, sample
+from finetune.errors import InputError
+from finetune.objectives import documents
+
+logger = logging.getLogger(__name__)
+Roles = dict[str, str]  # what a column is to the objective (text, pair, negative, score) → its name
+
+
+def find_roles(there: list[str], data: DataArguments, wanted: dict[str, str | None]) -> Roles:
+    """The text's column and those named in `wanted` (role → column or None).
+
+    Raises:
+        InputError: a column that is not there, or none with a usual name.
+    """
+    roles = {"text": data.text_column or first_there(TEXTS, there, data.dataset_name, "--text_column")}
+    roles |= {role: column for role, column in wanted.items() if column is not None}
+    for role, column in roles.items():
+        if column not in there:
+            flag = {"pair": "text_pair_column"}.get(role, f"{role}_column")
+            raise InputError(
+                f"No column '{column}' in {data.dataset_name}; it has {', '.join(there)}. Set --{flag}"
+            )
+    return roles
+
+
+def find_pair(there: list[str], data: DataArguments) -> str | None:
+    """The second text's column: named, or by a usual name beside the first's; None where there is none."""
+    if data.text_pair_column is not None:
+        return data.text_pair_column
+    first = data.text_column or first_there(TEXTS, there, data.dataset_name, "--text_column")
+    return next((second for one, second in PAIRS if one == first and second in there), None)
+
+
+def with_label(rows: Dataset, label: str, data: DataArguments) -> Dataset:
+    """The rows whose label has that name.
+
+    Raises:
+        InputError: no row has it.
+    """
+    column = data.label_column or first_there(LABELS, rows.column_names, data.dataset_name, "--label_column")
+    feature = rows.features[column]
+    names = list(feature.names) if isinstance(feature, ClassLabel) else []
+    wanted = names.index(label) if label in names else label
+    kept = [place for place, value in enumerate(rows[column]) if value == wanted or str(value) == label]
+    if not kept:
+        seen = names or sorted({str(value) for value in rows[column]})[:20]
+        raise InputError(
+            f"No row has the label '{label}' in '{column}'; there are: {', '.join(seen)}. Set --positive_label"
+        )
+    return rows.select(kept)
+
+
+def settled_rows(rows: Dataset, roles: Roles, data: DataArguments, where: str, limit: int | None) -> Dataset:
+    """A seeded sample of rows that all have text.
+
+    Raises:
+        InputError: rows without text, where --drop_empty_rows does not leave them out.
+    """
+    columns = Columns(roles["text"], roles.get("pair"), "")
+    rows = without_empty(rows, columns, data.drop_empty_rows, where)
+    if "negative" in roles:
+        rows = without_empty(rows, Columns(roles["negative"], None, ""), data.drop_empty_rows, where)
+    return sample(rows, limit, data.sample_seed)
+
+
+def content(rows: Dataset, roles: Roles) -> str:
+    """Fingerprint of what the columns hold."""
+    return fingerprint(
+        rows, Columns(roles["text"], None, ""), *(column for role, column in roles.items() if role != "text")
+    )
+
+
+def encoded(
+    rows: Dataset,
+    roles: Roles,
+    encode: Callable[..., documents.Batch],
+    processor: PreTrainedTokenizerBase,
+    max_length: int,
+    seed: int = 0,
+) -> Dataset:
+    """Rows through an encoder of `documents`, cached by content; a column `row` numbers what comes out.
+
+    Raises:
+        InputError: nothing comes out.
+    """
+    options = dict(encode.keywords) if isinstance(encode, partial) else {}
+    name = encode.func.__name__ if isinstance(encode, partial) else encode.__name__
+
+    def features(batch: dict[str, list], indices: list[int]) -> documents.Batch:
+        return encode(
+            {role: batch[column] for role, column in roles.items()},
+            processor,
+            max_length,
+            np.random.default_rng((seed, indices[0])),
+        )
+
+    found = cached(rows, features, processor, content(rows, roles), name, roles, options, max_length, seed)
+    if len(found) == 0:
+        raise InputError(
+            f"{len(rows)} rows give no row to train on: their texts are too short. Set --text_column or --max_length"
+        )
+    tokens = sum(found["length"][:])
+    logger.warning(
+        "%d texts → %d rows, %s tokens, %.1f a row", len(rows), len(found), f"{tokens:,}", tokens / len(found)
+    )
+    return found.add_column("row", np.arange(len(found)))

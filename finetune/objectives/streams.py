@@ -1,0 +1,158 @@
+"""Several sources of rows → one endless stream of features, drawn by weight. Knows rows and encoders; knows no model.
+
+The stream is a function of its seed: a resumed run reads it again up to where it was left, and every process reads all of it
+and keeps its share, so that no process waits for rows that another one has.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+from torch.utils.data import IterableDataset as TorchIterable
+
+from finetune.errors import InputError
+
+Row = dict[str, Any]
+Encode = Callable[[dict[str, list[Any]], np.random.Generator], dict[str, list[Any]]]
+TEXTS_AT_ONCE = 256
+PATIENCE = 20  # batches of texts that may give no row, one after another
+
+
+@dataclass
+class StreamArguments:
+    """Training rows from several sources, or from sources too large to read at once; both need --max_steps."""
+
+    mixture: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Training rows by weight from several data sets, each name=weight; evaluation stays on dataset_name."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read training rows as they are needed, instead of all before the start."},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Rows of a stream to draw the next one from."}
+    )
+
+
+def parse_mixture(entries: Sequence[str]) -> dict[str, float]:
+    """`["a=0.7", "b=0.3"]` → {"a": 0.7, "b": 0.3}.
+
+    Raises:
+        InputError: an entry without a positive weight, or a name twice.
+    """
+    weights: dict[str, float] = {}
+    for entry in entries:
+        name, _, weight = entry.rpartition("=")
+        try:
+            value = float(weight)
+        except ValueError:
+            value = 0.0
+        if not name or not value > 0 or name in weights:
+            raise InputError(
+                f"--mixture {entry} can't be read; wanted each data set once as name=weight, the weight above 0"
+            )
+        weights[name] = value
+    return weights
+
+
+def rounds(rows: Dataset | IterableDataset, seed: tuple[int, ...]) -> Iterator[Row]:
+    """Rows again and again: those that can be counted in a new order each time, a stream in its own."""
+    for number in itertools.count():
+        order = (
+            np.random.default_rng((*seed, number)).permutation(len(rows))
+            if isinstance(rows, Dataset)
+            else None
+        )
+        found = False
+        for row in rows if order is None else (rows[int(place)] for place in order):
+            found = True
+            yield row
+        if not found:
+            raise InputError("A training source has no rows; set --train_split or --mixture")
+
+
+def features_of(rows: Iterable[Row], encode: Encode, seed: tuple[int, ...]) -> Iterator[Row]:
+    """Features of raw rows, so many texts at once; rows without text are passed over."""
+    remaining, idle = iter(rows), 0
+    for number in itertools.count():
+        part = list(itertools.islice(remaining, TEXTS_AT_ONCE))
+        if not part:
+            return
+        batch = {name: [row[name] for row in part] for name in part[0]}
+        encoded = encode(batch, np.random.default_rng((*seed, number)))
+        idle = idle + 1 if not any(encoded.values()) else 0
+        if idle == PATIENCE:
+            raise InputError(
+                f"{PATIENCE * TEXTS_AT_ONCE} texts of a stream give no row: they are too short. Set --text_column"
+            )
+        yield from (dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True))
+
+
+def drawn(
+    sources: Sequence[Iterator[Row]], weights: Sequence[float], rng: np.random.Generator
+) -> Iterator[Row]:
+    """One row after another, each from a source chosen by weight; ends with the first source that does."""
+    shares = np.asarray(weights, dtype=float) / sum(weights)
+    while True:
+        try:
+            row = next(sources[int(rng.choice(len(sources), p=shares))])
+        except StopIteration:
+            return
+        yield row
+
+
+def shuffled(rows: Iterable[Row], size: int, rng: np.random.Generator) -> Iterator[Row]:
+    """Each row drawn from the next `size` that have not been."""
+    buffer: list[Row] = []
+    for row in rows:
+        if len(buffer) < max(size, 1):
+            buffer.append(row)
+            continue
+        place = int(rng.integers(len(buffer)))
+        yield buffer[place]
+        buffer[place] = row
+    yield from (buffer[place] for place in rng.permutation(len(buffer)))
+
+
+@dataclass
+class Stream(TorchIterable):
+    """An endless stream of features, numbered by their column `row`.
+
+    Attributes:
+        sources: rows with columns named after their roles.
+        weights: how often each is drawn from.
+        encode: batch of rows → features.
+        seed: of the draws.
+        buffer: rows to shuffle among.
+        processes, process: this one keeps every `processes`-th feature.
+    """
+
+    sources: list[Dataset | IterableDataset]
+    weights: list[float]
+    encode: Encode
+    seed: int
+    buffer: int = 1000
+    processes: int = 1
+    process: int = 0
+
+    def share(self, processes: int, process: int) -> Stream:
+        """The same stream, as one of several processes sees it."""
+        return replace(self, processes=processes, process=process)
+
+    def __iter__(self) -> Iterator[Row]:
+        encoded = [
+            features_of(rounds(rows, (self.seed, 0, place)), self.encode, (self.seed, 1, place))
+            for place, rows in enumerate(self.sources)
+        ]
+        mixed = drawn(encoded, self.weights, np.random.default_rng((self.seed, 2)))
+        for number, row in enumerate(shuffled(mixed, self.buffer, np.random.default_rng((self.seed, 3)))):
+            if number % self.processes == self.process:
+                yield row | {"row": number}

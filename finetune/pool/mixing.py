@@ -1,0 +1,280 @@
+"""Several adapters in one batch: each row goes through its own. Knows layers and tensors; knows no files, texts or threads.
+
+The base runs once for all rows; hooks on its layers add what each row's adapters change. Low-rank changes of several adapters are
+put side by side and rows see their own part through a mask, so that a step costs the same few products for two adapters or ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
+
+from finetune.adapters.weights import Adapter
+from finetune.errors import InputError
+from finetune.pool.virtual_tokens import Front
+from finetune.tuners.bottleneck.layer import Parallel, ParallelOutput
+from finetune.tuners.bottleneck.sites import parallel_kind
+
+
+@dataclass(eq=False)
+class Ready:
+    """An adapter laid out for use: its tensors in the base's type, under the names that the base gives its layers.
+
+    Attributes:
+        heads: task's heads by name; the last of a chain that has one counts.
+        parts: modules in place of the base's own, by name.
+        front: made-up tokens that stand before each text.
+        ratios: DoRA's length of each row over that of the changed weight [out].
+        trained_for: its row of TASKS, where its folder says.
+    """
+
+    adapter: Adapter
+    ratios: dict[str, Tensor] = field(default_factory=dict)
+    heads: dict[str, nn.Module] = field(default_factory=dict)
+    parts: dict[str, nn.Module] = field(default_factory=dict)
+    front: Front | None = None
+    labels: list[str] | None = None
+    trained_for: str | None = None
+    max_length: int | None = None
+
+    @property
+    def task(self) -> str | None:
+        return self.adapter.config.get("task_type")
+
+
+Chain = tuple[Ready, ...]
+
+
+class Plan:
+    """Which chain of adapters each row of a batch goes through; rows without any stay the base's.
+
+    A plan holds its adapters: one that is taken out of a pool meanwhile still answers the batch it was asked for.
+    """
+
+    def __init__(self, rows: Sequence[Chain]) -> None:
+        self.rows = list(rows)
+        places: dict[Chain, list[int]] = {}
+        for index, chain in enumerate(rows):
+            places.setdefault(chain, []).append(index)
+        self.groups = [(chain, torch.tensor(indices)) for chain, indices in places.items()]
+        self.adapters = list(dict.fromkeys(ready for chain in rows for ready in chain))
+        self._beside: dict[str, tuple[Tensor, Tensor, Tensor | None] | None] = {}
+
+    def beside(self, name: str) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Low-rank changes of a layer side by side: down [ranks, in], up [out, ranks], and which row sees which [rows, ranks].
+
+        The mask is None where every row sees all; the whole is None where no adapter changes the layer.
+        """
+        if name not in self._beside:
+            having = [r for r in self.adapters if name in r.adapter.factors and name not in r.ratios]
+            self._beside[name] = self._stacked(having, name) if having else None
+        return self._beside[name]
+
+    def _stacked(self, having: list[Ready], name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        factors = [ready.adapter.factors[name] for ready in having]
+        down, up = torch.cat([f.down for f in factors]), torch.cat([f.up for f in factors], dim=1)
+        counts = torch.tensor([[float(row.count(ready)) for ready in having] for row in self.rows])
+        mask = counts.repeat_interleave(torch.tensor([f.rank for f in factors]), dim=1).to(down)
+        return down, up, None if bool((mask == 1).all()) else mask
+
+
+class Mixture:
+    """Hooks on the layers of one model, obeying the plan that stands while it runs. One run at a time; the caller sees to it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.modules = dict(network.named_modules())
+        self.plan: Plan | None = None
+        self._hooked: set[str] = set()
+
+    def lay_out(self, adapter: Adapter, prefix: str) -> Ready:
+        """An adapter's tensors under this model's names, and hooks where they are needed.
+
+        Args:
+            prefix: what stands before the names of the base's layers in a model with a head (`bert.`, `model.`).
+
+        Raises:
+            InputError: a layer that isn't in the base, or of a kind that can't be mixed.
+        """
+        names = {
+            name: self._find(name, prefix, adapter)
+            for name in (*adapter.factors, *adapter.scales, *adapter.layers, *adapter.shifts)
+        }
+        weight = next(p for p in self.network.parameters() if p.is_floating_point())
+
+        def fit(tensor: Tensor) -> Tensor:
+            return tensor.to(weight.device, weight.dtype)
+
+        moved = replace(
+            adapter,
+            factors={
+                names[k]: replace(f, down=fit(f.down), up=fit(f.up)) for k, f in adapter.factors.items()
+            },
+            scales={names[k]: fit(s) for k, s in adapter.scales.items()},
+            inward=frozenset(names[k] for k in adapter.inward),
+            layers={
+                names[k]: {part: fit(t) for part, t in layer.items()} for k, layer in adapter.layers.items()
+            },
+            shifts={names[k]: fit(s) for k, s in adapter.shifts.items()},
+            magnitudes={names[k]: fit(m) for k, m in adapter.magnitudes.items()},
+            prompt=None if adapter.prompt is None else fit(adapter.prompt),
+        )
+        ratios = {name: self._ratio(name, moved) for name in moved.magnitudes}
+        for name in names.values():
+            self._check(name, moved)
+        for name in names.values():
+            self.watch(name)
+        return Ready(moved, ratios)
+
+    def _find(self, name: str, prefix: str, adapter: Adapter) -> str:
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            if candidate in self.modules:
+                return candidate
+        raise InputError(
+            f"{adapter.folder} changes '{name}', which the base doesn't have; wanted an adapter of this base"
+        )
+
+    def _check(self, name: str, adapter: Adapter) -> None:
+        module = self.modules[name]
+        if adapter.kind == "BOTTLENECK":
+            kind = parallel_kind(self.network.config.model_type, name)
+            if adapter.config["shape"] == "parallel" and kind not in (Parallel, ParallelOutput):
+                raise InputError(
+                    f"{adapter.folder} widens '{name}' itself; such parallel adapters can't be mixed in one batch"
+                )
+        elif adapter.kind == "BITFIT":
+            if dict(module.named_parameters(recurse=False)).get("bias") is None:
+                raise InputError(f"{adapter.folder} shifts the bias of '{name}', which has none in this base")
+        elif not isinstance(module, (nn.Linear, Conv1D, nn.Embedding)):
+            raise InputError(
+                f"{adapter.folder} changes '{name}', a {type(module).__name__}; wanted linear layers or embeddings"
+            )
+        elif adapter.config.get("bias", "none") != "none":
+            raise InputError(f"{adapter.folder} has biases of its own; wanted LoRA with bias 'none'")
+
+    def _ratio(self, name: str, adapter: Adapter) -> Tensor:
+        weight: Any = self.modules[name].weight
+        rows = weight.T if isinstance(self.modules[name], Conv1D) else weight
+        changed = rows.double() + adapter.factors[name].dense().to(rows.device)
+        return (adapter.magnitudes[name].double() / changed.norm(dim=1)).to(weight.dtype)
+
+    def watch(self, name: str) -> None:
+        """Have a layer of the model obey the plan."""
+        if name in self._hooked:
+            return
+        self._hooked.add(name)
+        module = self.modules[name]
+        module.register_forward_pre_hook(lambda _, args: self._before(name, args))
+        module.register_forward_hook(lambda module, args, output: self._after(name, module, args, output))
+
+    def _before(self, name: str, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """What changes a layer's input: IA3 inside a feed-forward, bottlenecks that hang on a residual."""
+        if self.plan is None:
+            return None
+        changed = list(args)
+        for chain, rows in self.plan.groups:
+            for ready in chain:
+                if name in ready.adapter.inward:
+                    changed[0] = _put(
+                        changed[0], args[0], rows, changed[0][rows] * ready.adapter.scales[name]
+                    )
+                elif name in ready.adapter.layers and self._place(ready, name) is ParallelOutput:
+                    change = _bottleneck(ready, name, args[1][rows])
+                    changed[1] = _put(changed[1], args[1], rows, changed[1][rows] + change)
+        return tuple(changed)
+
+    def _after(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        plan = self.plan
+        if plan is None:
+            return None
+        if len(output) != len(plan.rows):
+            raise InputError(
+                f"The layer '{name}' sees {len(output)} rows in a batch of {len(plan.rows)}: no adapters can be mixed here"
+            )
+        result = output
+        beside = plan.beside(name)
+        if beside is not None:
+            result = result + _low_rank(args[0], beside)
+        for chain, rows in plan.groups:
+            for ready in chain:
+                adapter = ready.adapter
+                if name in adapter.scales and name not in adapter.inward:
+                    result = _put(result, output, rows, result[rows] * adapter.scales[name])
+                elif name in ready.parts:
+                    result = _put(result, output, rows, ready.parts[name](*(a[rows] for a in args)))
+                elif name in adapter.shifts:
+                    result = _put(result, output, rows, result[rows] + adapter.shifts[name])
+                elif name in ready.ratios:
+                    change = _low_rank(
+                        args[0][rows], (adapter.factors[name].down, adapter.factors[name].up, None)
+                    )
+                    bias = 0 if module.bias is None else module.bias
+                    result = _put(
+                        result, output, rows, (result[rows] - bias + change) * ready.ratios[name] + bias
+                    )
+                elif name in adapter.layers and self._place(ready, name) is not ParallelOutput:
+                    hidden = args[0] if self._place(ready, name) is Parallel else result
+                    result = _put(result, output, rows, result[rows] + _bottleneck(ready, name, hidden[rows]))
+        return None if result is output else result
+
+    def _place(self, ready: Ready, name: str) -> Any:
+        """Parallel, ParallelOutput, or None behind the layer."""
+        return (
+            parallel_kind(self.network.config.model_type, name)
+            if ready.adapter.config["shape"] == "parallel"
+            else None
+        )
+
+
+def _put(result: Tensor, original: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """`result` with other values in some rows; what came from outside is copied first."""
+    result = result.clone() if result is original else result
+    result[rows] = values
+    return result
+
+
+def _low_rank(inputs: Tensor, beside: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+    """Changes of a linear layer's output for inputs [rows, time, in], or of an embedding's for ids [rows, time]."""
+    down, up, mask = beside
+    inner = F.linear(inputs, down) if inputs.is_floating_point() else F.embedding(inputs, down.T)
+    if mask is not None:
+        inner = inner * (mask if inner.dim() == 2 else mask[:, None])
+    return F.linear(inner, up)
+
+
+def _bottleneck(ready: Ready, name: str, hidden: Tensor) -> Tensor:
+    """scaling · up(f(down(hidden))) as in finetune.tuners.bottleneck."""
+    parts, config = ready.adapter.layers[name], ready.adapter.config
+    inner = ACT2FN[config["non_linearity"]](
+        F.linear(hidden, parts["bottleneck_down.weight"], parts["bottleneck_down.bias"])
+    )
+    return config["scaling"] * F.linear(inner, parts["bottleneck_up.weight"], parts["bottleneck_up.bias"])
+
+
+class SwitchedHead(nn.Module):
+    """In place of a head: each row goes through the head of its own adapter; narrower ones are filled with zeros."""
+
+    def __init__(self, name: str, mixture: Mixture) -> None:
+        super().__init__()
+        self.name, self.mixture = name, [mixture]  # in a list: no module of this one
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        plan = self.mixture[0].plan
+        assert plan is not None
+        parts = [(rows, self._head(chain)(hidden[rows], *args, **kwargs)) for chain, rows in plan.groups]
+        result = hidden.new_zeros(
+            len(hidden), *parts[0][1].shape[1:-1], max(part.shape[-1] for _, part in parts)
+        )
+        for rows, part in parts:
+            result[rows, ..., : part.shape[-1]] = part
+        return result
+
+    def _head(self, chain: Chain) -> nn.Module:
+        return next(ready.heads[self.name] for ready in reversed(chain) if self.name in ready.heads)

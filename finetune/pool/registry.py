@@ -1,0 +1,140 @@
+"""Names → adapters: added, replaced, taken out, put aside when memory is short. Knows folders; knows no texts and no batches.
+
+Looking up waits for no model: an adapter is read outside the lock, while others are asked for and listed.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import InputError
+from finetune.pool.loading import digest
+from finetune.pool.mixing import Chain, Ready
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+Name = str | tuple[str, ...] | None
+
+
+class UnknownAdapter(InputError):
+    """No adapter of that name is in the pool."""
+
+
+@dataclass
+class Entry:
+    """An adapter that the pool knows; its tensors are there only while they are used now and then."""
+
+    folder: Path
+    digest: str
+    task: str | None
+    labels: list[str] | None
+    ready: Ready | None = None
+    used: int = 0
+
+
+class Books:
+    """What a pool knows by name; safe to ask from several threads.
+
+    Args:
+        read: folder → the adapter, ready for use.
+        limit: bytes of adapters in memory; those not used for longest are put aside beyond it.
+    """
+
+    def __init__(self, read: Callable[[Path], Ready], limit: int) -> None:
+        self._read, self._limit = read, limit
+        self._entries: dict[str, Entry] = {}
+        self._lock, self._clock = threading.Lock(), 0
+
+    def add(self, name: str, folder: str | Path, replace: bool) -> None:
+        """Take an adapter in.
+
+        Raises:
+            InputError: a bad or taken name, or what `read` refuses.
+        """
+        if not NAME.fullmatch(name) or ".." in name:
+            raise InputError(
+                f"The name {name!r} is no adapter's; wanted up to 64 letters, digits, '-', '_' and '.'"
+            )
+        self._check_free(name, replace)
+        path = Path(folder)
+        ready = self._read(path)
+        entry = Entry(path, digest(path), ready.task, ready.labels, ready)
+        with self._lock:
+            self._check_free(name, replace)
+            self._entries[name] = entry
+            self._put_aside(keep=[entry])
+
+    def _check_free(self, name: str, replace: bool) -> None:
+        if name in self._entries and not replace:
+            raise InputError(f"There is an adapter '{name}' already; wanted another name, or replace=True")
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out.
+
+        Raises:
+            UnknownAdapter: there is none of that name.
+        """
+        with self._lock:
+            self._entry(name)
+            del self._entries[name]
+
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """Name → folder, kind of task, labels, and whether its tensors are in memory."""
+        with self._lock:
+            return {
+                name: {
+                    "folder": str(e.folder),
+                    "task": e.task,
+                    "labels": e.labels,
+                    "in_memory": e.ready is not None,
+                }
+                for name, e in self._entries.items()
+            }
+
+    def chain(self, name: Name) -> Chain:
+        """The adapters of one name, of several in sequence (a stack), or of none, ready for use.
+
+        Raises:
+            UnknownAdapter: there is none of a name.
+            InputError: files that changed since they were added.
+        """
+        names = () if name is None else (name,) if isinstance(name, str) else name
+        with self._lock:
+            entries = [self._entry(one) for one in names]
+            for entry in entries:
+                self._clock += 1
+                entry.used = self._clock
+        found = [entry.ready or self._back(one, entry) for one, entry in zip(names, entries, strict=True)]
+        with self._lock:
+            for entry, ready in zip(entries, found, strict=True):
+                entry.ready = ready
+            self._put_aside(keep=entries)
+        return tuple(found)
+
+    def _back(self, name: str, entry: Entry) -> Ready:
+        """Read again what was put aside."""
+        if digest(entry.folder) != entry.digest:
+            raise InputError(
+                f"The files of '{name}' in {entry.folder} have changed; add it again with replace=True"
+            )
+        return self._read(entry.folder)
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self._entries:
+            known = ", ".join(sorted(self._entries)[:20]) or "none"
+            raise UnknownAdapter(f"Unknown adapter {name!r}; there are: {known}. Add it first")
+        return self._entries[name]
+
+    def _put_aside(self, keep: Sequence[Entry]) -> None:
+        loaded = [e for e in self._entries.values() if e.ready is not None]
+        total = sum(e.ready.adapter.size() for e in loaded if e.ready)
+        for entry in sorted(loaded, key=lambda e: e.used):
+            if total <= self._limit:
+                return
+            if entry.ready is not None and entry not in keep:
+                total -= entry.ready.adapter.size()
+                entry.ready = None

@@ -1,0 +1,115 @@
+"""One base with the heads of several tasks: each row goes through its own adapter's. Knows models; knows no texts."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from finetune.adapters.loading import MODELS
+from finetune.errors import InputError
+from finetune.methods import head_names
+from finetune.pool.mixing import Mixture, Ready, SwitchedHead
+
+
+class Views:
+    """Models for tasks with a head, made once each around one base.
+
+    Args:
+        network: the base, with or without a head of its own.
+        trunk: the base without it.
+        pad: id of the padding token, by which decoders find a text's last one.
+    """
+
+    def __init__(self, network: Any, trunk: Any, mixture: Mixture, pad: int | None) -> None:
+        self.network, self.trunk, self.mixture, self.pad = network, trunk, mixture, pad
+        self._made: dict[str, Any] = {}
+
+    def view(self, task: str) -> Any:
+        """A model for the task around the base, with heads that switch by row."""
+        if task not in self._made:
+            made = self._bare(task, 2).eval()
+            for name in head_names(made):
+                setattr(made, name, SwitchedHead(name, self.mixture))
+            setattr(made, made.base_model_prefix, self.trunk)
+            self._made[task] = made
+        return self._made[task]
+
+    def heads(self, ready: Ready) -> dict[str, Any]:
+        """The heads that an adapter's folder holds, as modules by name.
+
+        Raises:
+            InputError: one is missing or has another shape.
+        """
+        if self.trunk is self.network and self.network.can_generate():
+            raise InputError(
+                f"{ready.adapter.folder} is for {ready.task}, and {type(self.network).__name__} is no base for heads"
+            )
+        weights = ready.adapter.heads
+        model = self._bare(str(ready.task), _width(ready))
+        heads = {}
+        for name in head_names(model):
+            head = model.get_submodule(name)
+            mine = {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
+            own = {k: v.to(self.network.device, self.network.dtype) for k, v in mine.items()}
+            if own.keys() != head.state_dict().keys() or any(
+                own[k].shape != v.shape for k, v in head.state_dict().items()
+            ):
+                raise InputError(
+                    f"The head '{name}' is not whole in {ready.adapter.folder}: without it {ready.task} has no answer"
+                )
+            head.load_state_dict(own, assign=True)
+            heads[name] = head.eval()
+        return heads
+
+    def parts(self, ready: Ready) -> dict[str, Any]:
+        """Modules of the base itself that an adapter's folder holds whole (a pooler that the base's checkpoint lacks), by name.
+
+        Raises:
+            InputError: one that the base doesn't have, or of another shape.
+        """
+        prefix, saved = (
+            f"{self.network.base_model_prefix}.",
+            ready.adapter.config.get("modules_to_save") or (),
+        )
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in ready.adapter.heads.items():
+            steps = key.removeprefix(prefix).split(".")
+            if steps[0] in ready.heads:
+                continue
+            ends = [index for index, step in enumerate(steps) if step in saved]
+            whole = ".".join(steps[: ends[0] + 1]) if ends else key
+            found.setdefault(whole, {})[".".join(steps[len(whole.split(".")) :])] = tensor
+        return {name: self._part(ready, name, weights) for name, weights in found.items()}
+
+    def _part(self, ready: Ready, name: str, weights: dict[str, torch.Tensor]) -> Any:
+        own = dict(self.trunk.named_modules()).get(name)
+        shapes = {} if own is None else {key: value.shape for key, value in own.state_dict().items()}
+        if own is None or shapes != {key: value.shape for key, value in weights.items()}:
+            raise InputError(
+                f"{ready.adapter.folder} brings '{name}', which this base has not or in another shape"
+            )
+        part = copy.deepcopy(own)
+        part.load_state_dict(
+            {key: value.to(self.network.device, self.network.dtype) for key, value in weights.items()}
+        )
+        self.mixture.watch(name)
+        return part.eval()
+
+    def _bare(self, task: str, width: int) -> Any:
+        labels = {index: f"LABEL_{index}" for index in range(width)}
+        further = {
+            "id2label": labels,
+            "label2id": {v: k for k, v in labels.items()},
+            "pad_token_id": self.pad,
+        }
+        config = type(self.network.config).from_dict(self.network.config.to_dict() | further)
+        with torch.device("meta"):
+            return MODELS[task].from_config(config)
+
+
+def _width(ready: Ready) -> int:
+    if ready.labels:
+        return len(ready.labels)
+    return next(t.shape[0] for n, t in reversed(ready.adapter.heads.items()) if n.endswith("weight"))

@@ -1,0 +1,1 @@
+"""What there is to learn from rows with answers. Knows no trainer."""

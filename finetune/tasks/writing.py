@@ -1,0 +1,189 @@
+"""Rows → features for models that write: a source text and the text to be written. Knows tokenizers; knows no models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from finetune.data.columns import Columns
+from finetune.data.encode import mapped, report_cut
+from finetune.errors import InputError
+from finetune.loss import IGNORED
+from finetune.tasks.labels import frame
+
+
+def targets(
+    rows: Dataset,
+    columns: Columns,
+    processor: PreTrainedTokenizerBase,
+    max_length: int,
+    labels: list[str] | None,
+    *,
+    max_target_length: int = 128,
+    source_prefix: str = "",
+    source_suffix: str = "",
+) -> Dataset:
+    """For an encoder-decoder: source → input_ids, target → labels that end in EOS; row, length (of both).
+
+    Sources are cut to `max_length` between prefix and suffix, targets to `max_target_length`; the log says how many.
+
+    Raises:
+        InputError: nothing is left of a source or a target.
+    """
+    front, back = frame(processor)
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        whole = [source_prefix + text + source_suffix for text in batch[columns.text]]
+        encoded = processor(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        borders = [len(source_prefix) + len(text.rstrip()) for text in batch[columns.text]]
+        room = max_length - len(front) - len(back)
+        sources = [
+            shortened(ids, offsets, border, room)
+            for ids, offsets, border in zip(
+                encoded["input_ids"], encoded["offset_mapping"], borders, strict=True
+            )
+        ]
+        wanted = processor(text_target=batch[columns.label], verbose=False)["input_ids"]
+        goals = [ended(ids, max_target_length, processor.eos_token_id) for ids in wanted]
+        for place, (text, goal) in enumerate(zip(batch[columns.text], goals, strict=True)):
+            inside = within(encoded["offset_mapping"][place], len(source_prefix), borders[place])
+            want_both(inside - sources[place][1], goal, text, processor, (max_length, max_target_length))
+        ids = [front + source + back for source, _ in sources]
+        return {
+            "input_ids": ids,
+            "labels": goals,
+            "length": [len(source) + len(goal) for source, goal in zip(ids, goals, strict=True)],
+            "cut": [
+                dropped + max(len(all_) - len(goal), 0)
+                for (_, dropped), all_, goal in zip(sources, wanted, goals, strict=True)
+            ],
+        }
+
+    options = {
+        "max_length": max_length,
+        "target": max_target_length,
+        "prefix": source_prefix,
+        "suffix": source_suffix,
+    }
+    return report_cut(mapped(rows, columns, encode, processor, options), max_length)
+
+
+def continuations(
+    rows: Dataset,
+    columns: Columns,
+    processor: PreTrainedTokenizerBase,
+    max_length: int,
+    labels: list[str] | None,
+    *,
+    max_target_length: int = 128,
+    source_prefix: str = "",
+    source_suffix: str = "\n\n",
+) -> Dataset:
+    """For a decoder: source and target as one text → input_ids, labels, prompt (its tokens), row, length.
+
+    `labels` holds at each place the token that comes next where it belongs to the target or is the EOS behind it, else -100.
+    `max_length` bounds both together, `max_target_length` the target; what is too long loses the end of its source, never the
+    suffix or the target. Source and target meet at a space, so that they have the same tokens together and apart.
+    """
+    eos = processor.eos_token_id
+    if eos is None:
+        raise InputError(
+            "The tokenizer has no end-of-text token, so that nothing could be learnt to stop; set --model_name_or_path"
+        )
+    front, _ = frame(processor)
+    if max_target_length + len(front) >= max_length:
+        raise InputError(
+            f"--max_target_length {max_target_length} leaves nothing of --max_length {max_length} for the source"
+        )
+
+    suffix = source_suffix.rstrip(" ")
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        features: dict[str, list] = {name: [] for name in ("input_ids", "labels", "prompt", "length", "cut")}
+        whole = [source_prefix + text + suffix for text in batch[columns.text]]
+        goals = [" " + text.strip() for text in batch[columns.label]]
+        both = [one + other for one, other in zip(whole, goals, strict=True)]
+        encoded = processor(both, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        for index, (ids, offsets) in enumerate(
+            zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ):
+            first = next((i for i, (_, end) in enumerate(offsets) if end > len(whole[index])), len(ids))
+            goal = ended(ids[first:], max_target_length, eos)
+            border = len(source_prefix) + len(batch[columns.text][index].rstrip())
+            source, dropped = shortened(
+                ids[:first], offsets[:first], border, max_length - len(front) - len(goal) + 1
+            )
+            inside = within(offsets[:first], len(source_prefix), border)
+            want_both(
+                inside - dropped, goal, batch[columns.text][index], processor, (max_length, max_target_length)
+            )
+            head = front + source
+            features["input_ids"].append([*head, *goal[:-1]])
+            features["labels"].append([IGNORED] * (len(head) - 1) + goal)
+            features["prompt"].append(len(head))
+            features["length"].append(len(head) + len(goal) - 1)
+            features["cut"].append(dropped + max(len(ids) - first + 1 - len(goal), 0))
+        return features
+
+    options = {
+        "max_length": max_length,
+        "target": max_target_length,
+        "prefix": source_prefix,
+        "suffix": suffix,
+    }
+    return report_cut(mapped(rows, columns, encode, processor, options), max_length)
+
+
+def shortened(
+    ids: Sequence[int], offsets: Sequence[tuple[int, int]], border: int, room: int
+) -> tuple[list[int], int]:
+    """At most `room` tokens of a prompt and the number dropped: from the end of its text, never from the suffix behind `border`.
+
+    Raises:
+        InputError: the suffix alone fills the room.
+    """
+    if len(ids) <= room:
+        return list(ids), 0
+    first = next((i for i, (_, end) in enumerate(offsets) if end > border), len(ids))
+    tail = list(ids[first:])
+    if len(tail) >= room:
+        raise InputError(
+            f"--source_suffix takes {len(tail)} of {max(room, 0)} tokens; set --max_length higher"
+        )
+    return [*ids[: room - len(tail)], *tail], len(ids) - room
+
+
+def within(offsets: Sequence[tuple[int, int]], start: int, end: int) -> int:
+    """Number of tokens that hold some of the characters start..end."""
+    return sum(a < end and b > max(a, start) for a, b in offsets)
+
+
+def want_both(
+    kept: int, goal: Sequence[int], text: str, processor: PreTrainedTokenizerBase, limits: tuple[int, int]
+) -> None:
+    """Something is left of a source (`kept` of its tokens) and of its target, special tokens aside.
+
+    Args:
+        text: the source.
+        limits: max_length and max_target_length.
+
+    Raises:
+        InputError: nothing is.
+    """
+    special = set(processor.all_special_ids) - {processor.unk_token_id}
+    gone = "source" if kept < 1 else "target" if special.issuperset(goal) else None
+    if gone is not None:
+        raise InputError(
+            f"Within --max_length {limits[0]} and --max_target_length {limits[1]} nothing is left of the {gone} of the row "
+            f"{text!r:.80}; set it higher, or mend the row"
+        )
+
+
+def ended(ids: Sequence[int], most: int, eos: int | None) -> list[int]:
+    """At most `most` tokens with EOS at the end, whether or not the tokenizer puts it there."""
+    if eos is None:
+        return list(ids[:most])
+    bare = list(ids[:-1]) if ids and ids[-1] == eos else list(ids)
+    return [*bare[: most - 1], eos]

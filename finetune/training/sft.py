@@ -1,0 +1,135 @@
+"""Instruction tuning on TRL's SFTTrainer, with exact losses and packed rows. Knows trainers; knows no templates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
+from trl import SFTConfig, SFTTrainer
+
+from finetune.training.trainer import ExactTrainer, TrainingArguments, make_trainer
+
+
+@dataclass
+class SftArguments(TrainingArguments, SFTConfig):
+    """This project's training options, and TRL's by their own names."""
+
+    packing: bool = field(
+        default=True, metadata={"help": "Rows of a batch in one line without padding; none sees another."}
+    )
+    max_length: int = field(
+        default=1024, metadata={"help": "Longest row in tokens; longer ones lose their end."}
+    )  # type: ignore[assignment]
+    completion_only_loss: bool = field(
+        default=True, metadata={"help": "Learn completions alone, not prompts."}
+    )  # type: ignore[assignment]
+    assistant_only_loss: bool = field(default=True, metadata={"help": "Learn the assistant's turns alone."})
+    # What TRL does with these, finetune.tasks.instructions and the other option classes do here: they are no options.
+    dataset_text_field: str = field(default="text", init=False)
+    dataset_kwargs: dict[str, Any] | None = field(
+        default_factory=lambda: {"skip_prepare_dataset": True}, init=False
+    )
+    dataset_num_proc: int | None = field(default=None, init=False)
+    packing_strategy: str = field(default="bfd", init=False)
+    padding_free: bool = field(default=False, init=False)
+    eval_packing: bool | None = field(default=None, init=False)
+    pad_to_multiple_of: int | str | None = field(default=None, init=False)
+    truncation_mode: str = field(default="keep_start", init=False)
+    shuffle_dataset: bool = field(default=False, init=False)
+    loss_type: str = field(default="nll", init=False)
+    eos_token: str | None = field(default=None, init=False)
+    pad_token: str | None = field(default=None, init=False)
+    model_init_kwargs: dict[str, Any] | str | None = field(default=None, init=False)
+    trust_remote_code: bool = field(default=False, init=False)
+    chat_template_path: str | None = field(default=None, init=False)
+    router_aux_loss_coef: float | None = field(default=None, init=False)
+
+
+class InstructTrainer(ExactTrainer, SFTTrainer):
+    """TRL's SFTTrainer whose steps are ExactTrainer's: losses summed over labelled tokens, logits only where a label is.
+
+    Args:
+        neftune: noise on embeddings in training, as alpha (Jain et al. 2024); 0 for none. transformers' own scales it by the
+            length of the line, which is that of all rows where they are packed.
+    """
+
+    def __init__(self, *, neftune: float = 0.0, **kwargs: Any) -> None:
+        self.neftune = neftune
+        super().__init__(**kwargs)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """ExactTrainer's, with noise on the embeddings where it was asked for.
+
+        Under autocast, PEFT's own casts of every adapter's input to float32 are undone by the next product: left out, same values.
+        """
+        network = self.unwrapped()
+        noise = noisy(network.get_input_embeddings(), token_lengths(inputs), self.neftune)
+        with noise, disable_input_dtype_casting(network, active=bool(self.args.bf16 or self.args.fp16)):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+def token_lengths(batch: dict[str, Any]) -> Tensor:
+    """Length of the text that each place belongs to: packed [1, tokens], padded [batch, 1]."""
+    if "cu_seq_lens_q" in batch:
+        lengths = batch["cu_seq_lens_q"].diff()
+        return lengths.repeat_interleave(lengths)[None]
+    return batch["attention_mask"].sum(dim=1, keepdim=True)
+
+
+@contextmanager
+def noisy(embeddings: nn.Module, lengths: Tensor, alpha: float) -> Iterator[None]:
+    """Uniform noise of alpha / sqrt(length × width) on what the embeddings give, for the length of the context."""
+    if not alpha:
+        yield
+        return
+
+    def add_noise(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        size = alpha / (lengths * output.shape[-1]).sqrt()
+        return output + torch.empty_like(output).uniform_(-1, 1) * size[..., None].to(output)
+
+    handle = embeddings.register_forward_hook(add_noise)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def make_instruct_trainer(
+    row: Any,
+    network: Any,
+    processor: Any,
+    training: SftArguments,
+    features: dict[str, Dataset],
+    **options: Any,
+) -> ExactTrainer:
+    """A trainer on encoded rows; `options` are those of `make_trainer`."""
+    # What is read here already: TRL would look for raw rows, and transformers add noise and smoothing of its own.
+    plain = replace(
+        training,
+        packing=False,
+        assistant_only_loss=False,
+        completion_only_loss=False,
+        neftune_noise_alpha=None,
+        label_smoothing_factor=0.0,
+    )
+    shape = {"smoothing": training.label_smoothing_factor} if training.label_smoothing_factor else None
+    alpha = training.neftune_noise_alpha or 0.0
+    return make_trainer(
+        row,
+        network,
+        processor,
+        plain,
+        features,
+        kind=InstructTrainer,
+        neftune=alpha,
+        shape_loss=shape,
+        **options,
+    )

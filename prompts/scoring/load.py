@@ -1,0 +1,187 @@
+"""Name of a model or folder of an adapter → a scorer. Knows where models come from; knows no prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import yaml
+from peft.tuners.tuners_utils import BaseTuner
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+)
+
+import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
+from finetune.artefacts.passport import check_files, check_passport, hash_processor
+from finetune.errors import InputError
+from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor, resolve
+from finetune.training.machine import has_fast_bf16
+from prompts.scoring.prefix_tree import batches
+from prompts.scoring.score import Scorer
+
+PLACES = ("_name_or_path", "base_model_name_or_path")  # where a model lies says nothing of what it answers
+HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+
+
+@dataclass
+class ScoringArguments:
+    """How models are asked."""
+
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Type of the trunk's weights: auto (bfloat16 for causal models where that is fast), float32, bfloat16."
+        },
+    )
+    batch_tokens: int = field(
+        default=2048, metadata={"help": "Tokens of one pass through the model, padding included."}
+    )
+    share: bool = field(
+        default=True, metadata={"help": "Compute shared beginnings once. Off: the same numbers, slower."}
+    )
+    fill: str = field(
+        default="left_to_right",
+        metadata={
+            "help": "How a masked model scores words of several tokens: left_to_right (mask after mask) or together."
+        },
+    )
+    allow_mismatch: bool = field(
+        default=False, metadata={"help": "Ask an adapter although it was trained on another base."}
+    )
+
+
+def load_scorer(name: str, options: ScoringArguments | None = None) -> Scorer:
+    """A scorer for a model's name, or for the folder of an adapter that this project or PEFT saved, on the base that it names.
+
+    Raises:
+        InputError: no such model, an adapter with a classifier's head, one that belongs on another base.
+    """
+    options = options or ScoringArguments()
+    base = name
+    while _is_adapter(base):
+        base = _base_of(Path(base).expanduser())
+    head = _head_of(base)
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if head is AutoModelForCausalLM and has_fast_bf16() else "float32"
+    tokenizer, network = _load(name, head, dtype, options.allow_mismatch)
+    network.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
+    return Scorer(network, tokenizer, options.batch_tokens, options.share, options.fill)
+
+
+def _load(name: str, head: Any, dtype: str, allow_mismatch: bool) -> tuple[Any, Any]:
+    """Tokenizer and model; an adapter on its base, one below it merged into that, as alignment after tuning had it."""
+    if not _is_adapter(name):
+        return load_model(ModelArguments(name, dtype=dtype, keep_attention_dropout=True), head)
+    folder = Path(name).expanduser()
+    below = _base_of(folder)
+    stacked = _is_adapter(below)
+    tokenizer, network = _load(below, head, "float32" if stacked else dtype, allow_mismatch)
+    if stacked:
+        if not isinstance(network.base_model, BaseTuner):
+            kind = network.active_peft_config.peft_type.value
+            raise InputError(
+                f"{folder} belongs on {below}, whose {kind} adapter can't be merged into a base. Set --models"
+            )
+        network = network.merge_and_unload().to(getattr(torch, dtype))
+    if any(folder.glob("tokenizer*.json")):
+        tokenizer = load_processor(str(folder))
+        fit_embeddings(network, tokenizer)
+    check_passport(folder, network, tokenizer, allow_mismatch)
+    return tokenizer, peft.PeftModel.from_pretrained(network, str(folder))
+
+
+def _is_adapter(name: str) -> bool:
+    return (Path(name).expanduser() / "adapter_config.json").is_file()
+
+
+def _base_of(folder: Path) -> str:
+    config = check_files(folder)
+    if config.get("task_type") in HEADS:
+        kind = config["task_type"]
+        raise InputError(
+            f"{folder} holds a {kind} adapter, which answers by a head of its own; wanted one of a language model"
+        )
+    arguments = folder / "arguments.yaml"
+    if arguments.is_file():
+        return str(yaml.safe_load(arguments.read_text(encoding="utf-8"))["model_name_or_path"])
+    if not config.get("base_model_name_or_path"):
+        raise InputError(
+            f"{folder} doesn't say which base it belongs on; its adapter_config.json lacks base_model_name_or_path"
+        )
+    return str(config["base_model_name_or_path"])
+
+
+def _head_of(name: str) -> Any:
+    """The class with the head that the model was saved with."""
+    source, further = resolve(name)
+    try:
+        config = AutoConfig.from_pretrained(source, **further)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Cannot load the model '{name}': {str(error).splitlines()[0]} Set --models"
+        ) from error
+    saved = (config.architectures or [""])[0]
+    masked: Any = MODEL_FOR_MASKED_LM_MAPPING
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    if type(config) in masked and saved == masked[type(config)].__name__:
+        return AutoModelForMaskedLM
+    if type(config) in causal and saved == causal[type(config)].__name__:
+        return AutoModelForCausalLM
+    raise InputError(
+        f"The model '{name}' was saved as {saved or 'a model without a head'}, which names no words; wanted a causal, masked or "
+        "encoder-decoder language model (scripts/pretrain.py gives an encoder its head). Set --models"
+    )
+
+
+def fingerprint(scorer: Scorer) -> str:
+    """Hash of every weight, of an adapter's too, of configurations and tokenizer, the weights' type and the way of scoring."""
+    bare = scorer.network.get_base_model() if hasattr(scorer.network, "peft_config") else scorer.network
+    adapters = scorer.network.peft_config if bare is not scorer.network else {}
+    made_of = [bare.config, *adapters.values(), *([bare.generation_config] if bare.can_generate() else [])]
+    told = [{key: value for key, value in part.to_dict().items() if key not in PLACES} for part in made_of]
+    known = json.dumps(
+        [scorer.options, hash_processor(scorer.tokenizer), told], sort_keys=True, default=_plainly
+    )
+    digest = hashlib.sha256(known.encode())
+    for name, tensor in sorted(scorer.network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _plainly(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def embed(name: str, texts: list[str], batch_tokens: int = 8192) -> np.ndarray:
+    """Mean of an encoder's last hidden states, of length one: float32 [texts, width]; what nearest examples are found by."""
+    tokenizer, network = load_model(ModelArguments(name, keep_attention_dropout=True), AutoModel)
+    limit = min(tokenizer.model_max_length, 512)
+    ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+    rows = np.empty((len(texts), network.config.hidden_size), dtype=np.float32)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    for batch in batches([(len(ids[i]), i) for i in order], batch_tokens):
+        padded = tokenizer.pad(
+            {"input_ids": [ids[i] for i in batch]}, padding_side="right", return_tensors="pt"
+        )
+        with torch.inference_mode():
+            hidden = network.eval()(**padded).last_hidden_state
+        mask = padded["attention_mask"][..., None]
+        vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+        rows[batch] = vectors.numpy()
+    return rows

@@ -1,0 +1,1 @@
+"""Many prompts on the same rows, compared."""

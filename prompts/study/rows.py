@@ -1,0 +1,188 @@
+"""A data set's rows → what templates read: columns by name, a label's number, an identity. Knows data sets; knows no models."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset
+
+from finetune.data.columns import class_ids, class_names
+from finetune.errors import InputError
+from prompts.templates.entries import Entry, Source
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: its columns, the number of its label (-1 where it has none), and a text that tells it from others."""
+
+    columns: dict[str, Any]
+    label: int
+    identity: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with the names of their labels, and what stands in the data for each."""
+
+    rows: list[Row]
+    labels: tuple[str, ...]
+    values: tuple[Any, ...] = ()
+
+
+def source_of(entry: Entry, dataset_name: str) -> Source:
+    """How this data set's rows are read: what the entry says of it, else every column under its own name."""
+    name = Path(dataset_name).name
+    if name in entry.data or dataset_name in entry.data:
+        return entry.data.get(name) or entry.data[dataset_name]
+    return Source()
+
+
+def read_rows(
+    data: Dataset,
+    entry: Entry,
+    source: Source,
+    label_column: str | None = None,
+    splits: Sequence[Dataset] = (),
+) -> Table:
+    """Rows of one split as the entry's templates name them.
+
+    Args:
+        splits: the splits whose labels are numbered together, where the data names them (default: this one's alone).
+
+    Raises:
+        InputError: a column or label that isn't there, 0 rows.
+    """
+    if source.rows not in READERS:
+        raise InputError(
+            f"{entry.name}: rows '{source.rows}' can't be read; wanted one of: {', '.join(READERS)}"
+        )
+    table = READERS[source.rows](data, entry, source, label_column, splits)
+    if not table.rows:
+        raise InputError(f"{entry.name}: 0 rows. Set --dataset_name, --eval_split or --max_eval_rows")
+    return table
+
+
+def _plain(
+    data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]
+) -> Table:
+    columns = {name: column for name, column in source.columns.items() if name != "label"} or {
+        name: name for name in data.column_names
+    }
+    for column in columns.values():
+        if column.split(".")[0] not in data.column_names:
+            raise InputError(
+                f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. Mend the entry's `data`"
+            )
+    labels: tuple[str, ...] = ()
+    values: tuple[Any, ...] = ()
+    ids = [-1] * len(data)
+    if not entry.targets:
+        labels, values, ids = _labels(data, entry, source, label_column, splits)
+    roots = {column.split(".")[0] for column in columns.values()}
+    stored = {root: data[root][:] for root in roots}
+    rows = []
+    for index in range(len(data)):
+        fields = {
+            name: _reach({root: stored[root][index] for root in roots}, path)
+            for name, path in columns.items()
+        }
+        rows.append(Row(fields, ids[index], _identity(fields)))
+    return Table(rows, labels, values)
+
+
+def _labels(
+    data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]
+) -> tuple[tuple[str, ...], tuple[Any, ...], list[int]]:
+    """Names of the labels, what stands in the data for each, and each row's number."""
+    column = label_column or source.columns.get("label", "label")
+    if column not in data.column_names:
+        raise InputError(
+            f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. Set --label_column"
+        )
+    names, values = _classes([split for split in splits if column in split.column_names] or [data], column)
+    renamed = [source.labels.get(name, name) for name in names]
+    if entry.labels is None:
+        return tuple(renamed), values, class_ids(data, column, names)
+    strange = [name for name in renamed if name not in entry.labels]
+    if strange:
+        raise InputError(
+            f"{entry.name}: no label '{strange[0]}'; it has {', '.join(entry.labels)}. Rename it under `data` in the entry's file"
+        )
+    place = [entry.labels.index(name) for name in renamed]
+    return entry.labels, (), [place[i] if i >= 0 else -1 for i in class_ids(data, column, names)]
+
+
+def _classes(splits: Sequence[Dataset], column: str) -> tuple[list[str], tuple[Any, ...]]:
+    """Names of the classes of all splits in their order, and the values that stand for them."""
+    names = list(dict.fromkeys(name for split in splits for name in class_names(split, column)))
+    if isinstance(splits[0].features[column], ClassLabel):
+        return names, tuple(range(len(names)))
+    values: dict[str, Any] = {}
+    for split in splits:
+        for value in split.unique(column):
+            if value is not None and value == value:
+                values[str(int(value)) if isinstance(value, float) else str(value)] = value
+    names = sorted(names, key=values.__getitem__)
+    return names, tuple(values[name] for name in names)
+
+
+def _entities(
+    data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]
+) -> Table:
+    """One row for each named entity: the sentence, the entity's words, its kind."""
+    tokens, tags = (
+        source.columns.get("tokens", "tokens"),
+        label_column or source.columns.get("tags", "ner_tags"),
+    )
+    for column in (tokens, tags):
+        if column not in data.column_names:
+            raise InputError(
+                f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. Mend the entry's `data`"
+            )
+    names = data.features[tags].feature.names
+    labels = entry.labels or tuple(sorted({name[2:] for name in names if name != "O"}))
+    rows = []
+    for words, ids in zip(data[tokens][:], data[tags][:], strict=True):
+        for start, end, kind in _spans([names[i] for i in ids]):
+            columns = {"text": _joined(words), "span": _joined(words[start:end])}
+            rows.append(Row(columns, labels.index(kind), _identity({**columns, "start": start})))
+    return Table(rows, labels)
+
+
+def _spans(tags: list[str]) -> Iterator[tuple[int, int, str]]:
+    start = None
+    for index, tag in enumerate([*tags, "O"]):
+        if start is not None and not (tag.startswith("I-") and tag[2:] == tags[start][2:]):
+            yield start, index, tags[start][2:]
+            start = None
+        if start is None and tag != "O":
+            start = index
+
+
+def _joined(words: list[str]) -> str:
+    """Words as a sentence, without the space that tokenising put before punctuation."""
+    return re.sub(r" ([.,;:!?%)])", r"\1", " ".join(words)).replace("( ", "(")
+
+
+def _reach(row: dict[str, Any], path: str) -> Any:
+    value: Any = row
+    for part in path.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise InputError(f"No column '{path}' in the data: '{part}' isn't there. Mend the entry's `data`")
+        value = value[part]
+    return value
+
+
+def _identity(columns: dict[str, Any]) -> str:
+    return json.dumps(columns, sort_keys=True, ensure_ascii=False, default=str)
+
+
+READERS: dict[str, Callable[[Dataset, Entry, Source, str | None, Sequence[Dataset]], Table]] = {
+    "plain": _plain,
+    "entities": _entities,
+}

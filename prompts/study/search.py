@@ -1,0 +1,108 @@
+"""More templates and words than were written by hand: composed, paraphrased, found in a vocabulary. Knows templates, arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import log_softmax
+
+from prompts.templates.template import Template
+from prompts.templates.verbalizer import Verbalizer
+
+OPENERS = ("", "In short, ", "In summary, ", "Overall, ", "All in all, ", "To be honest, ")
+_OPENER = re.compile(
+    r"^(?:" + "|".join(re.escape(opener) for opener in OPENERS if opener) + r")", re.IGNORECASE
+)
+
+
+def compositions(templates: Sequence[Template]) -> list[Template]:
+    """Heads of some templates with the last lines of others, and those lines opened in other words.
+
+    Templates whose slot isn't on their last line, and pairs that would read other columns than the templates do, are left out.
+    """
+    known = {template.text for template in templates}
+    wanted = {template.columns for template in templates}
+    parts = [template.text.rpartition("\n") for template in templates]
+    heads = list(dict.fromkeys(head for head, line, tail in parts if line and "mask" in tail))
+    tails = list(
+        dict.fromkeys(
+            tail for _, line, tail in parts if line and tail.rstrip().endswith("}}") and "mask" in tail
+        )
+    )
+    found: dict[str, Template] = {}
+    entry = templates[0].name.partition("/")[0]
+    for head in heads:
+        for tail in tails:
+            plain = _OPENER.sub("", tail)
+            for opener in OPENERS:
+                # "Answer: {{ mask }}" is a field, not a sentence that can be opened
+                line = (
+                    tail
+                    if ":" in tail
+                    else opener + (plain[:1].lower() + plain[1:] if opener else plain[:1].upper() + plain[1:])
+                )
+                made = Template(f"{entry}/composed_{len(found)}", f"{head}\n{line}", "composed")
+                if made.text not in known and made.columns in wanted:
+                    known.add(made.text)
+                    found[made.text] = made
+    return list(found.values())
+
+
+def search_words(
+    distributions: np.ndarray,
+    gold: np.ndarray,
+    vocabulary: Sequence[str],
+    labels: Sequence[str],
+    count: int = 1,
+) -> Verbalizer:
+    """Words for each label from a few labelled rows: those whose probability rises most with it (Schick et al. 2020, PETAL).
+
+    Args:
+        distributions: log-probabilities at the slot, [rows, vocabulary].
+        gold: numbers of the labels, [rows].
+        vocabulary: the word of each token; an empty text leaves a token out.
+        count: words a label.
+    """
+    usable = np.array(
+        [len(word.strip()) > 2 and word.strip().isalpha() and word.isascii() for word in vocabulary]
+    )
+    # only words that the model would say at all: a ratio of two tiny numbers is noise
+    likely = distributions.mean(axis=0)
+    usable &= likely >= np.sort(likely[usable])[-min(1000, int(usable.sum()))]
+    taken: set[str] = set()
+    chosen = []
+    for number in range(len(labels)):
+        ratio = distributions[gold == number].mean(axis=0) - distributions[gold != number].mean(axis=0)
+        words: list[str] = []
+        for token in np.argsort(-np.where(usable, ratio, -np.inf), kind="stable"):
+            word = vocabulary[token].strip()
+            if word.lower() not in taken and len(words) < count:
+                taken.add(word.lower())
+                words.append(word)
+        chosen.append(tuple(words))
+    return Verbalizer("searched/words", tuple(labels), tuple(chosen))
+
+
+def whole_words(tokenizer: object, size: int, gap: str) -> list[str]:
+    """The word that each token is by itself, "" for tokens that are parts of words; `gap` is the space before the slot."""
+    words = []
+    for token in range(size):
+        text = tokenizer.decode([token])  # type: ignore[attr-defined]
+        begins = text.startswith(" ") if gap and _has_spaces(tokenizer) else not text.startswith(("##", " "))
+        words.append(text if begins else "")
+    return words
+
+
+def _has_spaces(tokenizer: object) -> bool:
+    """Whether tokens carry the space before them, as byte-level tokenizers' do."""
+    ids = tokenizer(" a", add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+    return tokenizer.decode(ids).startswith(" ")  # type: ignore[attr-defined]
+
+
+def balanced_accuracy(scores: np.ndarray, gold: np.ndarray) -> float:
+    """Mean over labels of the share that is right after batch calibration, which ranks candidates; [rows, labels], [rows]."""
+    own = log_softmax(scores, axis=1)
+    predicted = (own - np.log(np.exp(own).mean(axis=0))).argmax(axis=1)
+    return float(np.mean([(predicted[gold == label] == label).mean() for label in np.unique(gold)]))

@@ -1,0 +1,1 @@
+"""Templates and words for labels, read and checked. Knows no models."""

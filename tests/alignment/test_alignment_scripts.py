@@ -1,0 +1,241 @@
+"""Pairs, reward model, DPO and PPO as a user runs them one after the other, on tiny models."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import WORDS
+from transformers import AutoModelForCausalLM
+
+from finetune.alignment.policy import load_base
+from finetune.cli.parser import parse
+from finetune.errors import InputError
+from finetune.models.load import ModelArguments
+
+ROOT = Path(__file__).parents[2]
+TRAINING = "--bf16 false --disable_tqdm true --max_length 48 --num_train_epochs 1 --learning_rate 1e-2 --drop_faulty_pairs true"
+PPO = (
+    "--bf16 false --max_new_tokens 4 --rollout_batch_size 8 --minibatch_size 8 --per_device_batch_size 4 --eval_prompts 8 "
+    "--prompt_tokens 3 --eval_steps 2 --save_steps 1"
+)
+
+
+def run(name: str, *told: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(*parse(module.main, [word for part in told for word in part.split()]))
+
+
+@pytest.fixture
+def place(tmp_path: Path, saved, review_file, monkeypatch):
+    """A folder with a tiny base, reviews and a reward; options that name them."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    (tmp_path / "mine.py").write_text(
+        "def vowels(prompts, answers):\n    return [float(sum(map(a.count, 'aeiou'))) for a in answers]\n"
+    )
+    model = saved("llama", AutoModelForCausalLM)
+    return (
+        tmp_path,
+        f"--model_name_or_path {model} --dataset_name ",
+        str(review_file),
+        f"--reward function:{tmp_path}/mine.py:vowels",
+    )
+
+
+def test_from_prompts_to_an_aligned_model(place, capsys):  # each step reads what the one before left
+    folder, model, reviews, reward = place
+    sampling = "--max_new_tokens 4 --prompt_tokens 3 --answers_per_prompt 3 --text_column text"
+    run("prefer", model + reviews, reward, sampling, f"--output_dir {folder}/pairs")
+    pairs = [json.loads(line) for line in (folder / "pairs" / "train.jsonl").read_text().splitlines()]
+    assert len(pairs) > 20
+    assert all(pair["chosen_score"] > pair["rejected_score"] for pair in pairs)
+
+    run("reward", model + f"{folder}/pairs", TRAINING, f"--output_dir {folder}/reward")
+    figures = json.loads((folder / "reward" / "metrics.json").read_text())
+    assert 0 <= figures["interval"][0] <= figures["accuracy"] <= figures["interval"][1] <= 1
+    assert (folder / "reward" / "calibration.png").is_file()
+
+    run("dpo", model + f"{folder}/pairs", TRAINING, f"--output_dir {folder}/dpo")
+    assert json.loads((folder / "dpo" / "metrics.json").read_text())["loss"] > 0
+    assert not {"README.md", "ref"} & {
+        path.name for path in (folder / "dpo").iterdir()
+    }  # TRL's form and its second adapter
+    with pytest.raises(InputError, match="--beta 0"):
+        run(
+            "rloo",
+            f"--model_name_or_path {folder}/dpo --method full --dataset_name",
+            reviews,
+            f"--output_dir {folder}/rloo",
+        )
+    load_base(
+        ModelArguments(model_name_or_path=str(folder / "dpo"))
+    )  # what alignment leaves can be aligned again
+
+    capsys.readouterr()
+    run("ppo", model + reviews, PPO, f"--steps 2 --reward model:{folder}/reward --output_dir {folder}/ppo")
+    said = capsys.readouterr().out
+    assert "generation" in said and "scoring" in said and "update" in said
+    metrics = json.loads((folder / "ppo" / "metrics.json").read_text())
+    assert metrics["steps"] == 2
+    assert metrics["before"]["held_out_kl"] == pytest.approx(0, abs=1e-5)
+    assert "| score" in (folder / "ppo" / "samples-2.md").read_text()
+    assert not (folder / "ppo" / "reward").exists()  # the borrowed adapter is no part of the policy
+
+
+@pytest.mark.parametrize(("script", "method"), [("grpo", "full"), ("rloo", "lora")])
+def test_policy_gradients_without_values(place, script, method):
+    folder, model, reviews, reward = place
+    told = f"--bf16 false --disable_tqdm true --prompt_tokens 3 --max_completion_length 4 --max_steps 2 --learning_rate 1e-2 --method {method}"
+    sizes = "--per_device_train_batch_size 4 --num_generations 4 --logging_steps 1 --save_steps 1"
+    run(script, model + reviews, reward, told, sizes, f"--output_dir {folder}/one")
+    figures = json.loads((folder / "one" / "metrics.json").read_text())
+    assert abs(figures["kl"]) > 1e-4  # to the model that training started from, not to the one it ended with
+    run(script, f"--config {folder}/one/arguments.yaml --output_dir {folder}/two")
+    assert json.loads((folder / "two" / "metrics.json").read_text()) == figures
+
+
+@pytest.mark.parametrize("script", ["ppo", "dpo", "reward", "grpo", "rloo", "prefer"])
+def test_the_recipe_of_another_script_is_refused(place, script):
+    with pytest.raises(InputError, match=f"--task sft.*{script}"):
+        run(script, f"--task sft --output_dir {place[0]}/other")
+
+
+def test_a_frontier_is_drawn_by_one_process(place, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process"):
+        run("frontier", f"--output_dir {place[0]}/frontier")
+
+
+def test_a_stopped_making_of_pairs_is_continued(place, capsys):
+    folder, model, reviews, reward = place
+    told = (
+        model + reviews,
+        reward,
+        "--max_new_tokens 4 --prompt_tokens 3 --max_train_rows 6 --max_eval_rows 6",
+    )
+    run("prefer", *told, f"--output_dir {folder}/whole")
+    run("prefer", f"--config {folder}/whole/arguments.yaml --output_dir {folder}/stopped")
+    (folder / "stopped" / "test.jsonl").unlink()
+    (folder / "stopped" / "train.jsonl").write_text("kept as it is")
+    run("prefer", *told, f"--output_dir {folder}/stopped")
+    assert (folder / "stopped" / "test.jsonl").read_bytes() == (folder / "whole" / "test.jsonl").read_bytes()
+    assert (folder / "stopped" / "train.jsonl").read_text() == "kept as it is"
+    (folder / "stopped" / "test.jsonl").unlink()
+    with pytest.raises(InputError, match="other pairs.*max_new_tokens: 4 there, 5 now.*--output_dir"):
+        run("prefer", *told, f"--max_new_tokens 5 --output_dir {folder}/stopped")
+    with pytest.raises(InputError, match="train.jsonl and test.jsonl.*--output_dir"):
+        run("prefer", *told, f"--output_dir {folder}/whole")
+
+
+def test_a_stopped_run_is_continued(place, monkeypatch):
+    folder, model, reviews, reward = place
+    told = (model + reviews, PPO, reward, "--steps 3")
+    run("ppo", *told, f"--output_dir {folder}/whole")
+    from finetune.alignment.ppo_trainer import Learner
+
+    learn, stopped = Learner.learn, []
+
+    def learn_until_third(self, prompts):
+        if self.step == 2 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        return learn(self, prompts)
+
+    monkeypatch.setattr(Learner, "learn", learn_until_third)
+    with pytest.raises(KeyboardInterrupt):
+        run("ppo", *told, f"--output_dir {folder}/stopped")
+    run("ppo", *told, f"--output_dir {folder}/stopped")
+    logs = [
+        [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "stopped")
+    ]
+    without_times = [
+        [{k: v for k, v in entry.items() if not k.startswith("seconds")} for entry in log] for log in logs
+    ]
+    assert without_times[0] == without_times[1]
+    weights = [(folder / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
+def on_two_processes(script: str, *told: str, wrapper: tuple[str, ...] = (), **environment: str) -> int:
+    words = [word for part in told for word in part.split()]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+                "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    command = [*launcher, *wrapper, str(ROOT / "scripts" / f"{script}.py"), *words]
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, timeout=180, check=False
+    ).returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["dpo", "reward"])
+def test_a_run_of_two_processes_that_was_killed_is_continued_bit_by_bit(place, script):
+    folder, model, _, _ = place
+    lines = [
+        json.dumps({"prompt": f"the {a} film", "chosen": f" {b} great", "rejected": f" bad {a}"})
+        for a in WORDS
+        for b in WORDS[:2]
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    told = (
+        model + f"{folder}/pairs.jsonl",
+        TRAINING,
+        "--save_strategy steps --save_steps 2 --per_device_train_batch_size 4",
+    )
+    assert on_two_processes(script, *told, f"--output_dir {folder}/whole") == 0
+    wrapper = (str(Path(__file__).parents[1] / "killed_run.py"),)
+    assert on_two_processes(script, *told, f"--output_dir {folder}/killed", wrapper=wrapper, KILL_AT="4") != 0
+    assert (folder / "killed" / "checkpoint-2" / "seal.json").is_file()
+    assert on_two_processes(script, *told, f"--output_dir {folder}/killed") == 0
+    weights = [(folder / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
+
+
+def test_a_prompt_longer_than_the_context_is_named(place):
+    folder, model, reviews, reward = place
+    with pytest.raises(InputError, match=r"64 positions.*--max_new_tokens"):
+        run("ppo", model + reviews, PPO, reward, f"--max_new_tokens 100 --steps 1 --output_dir {folder}/long")
+    with pytest.raises(InputError, match="--max_prompt_length"):
+        run(
+            "ppo", model + reviews, PPO, reward, f"--max_prompt_length 1 --steps 1 --output_dir {folder}/none"
+        )
+
+
+def test_a_folder_with_a_finished_or_another_run_is_refused(place):
+    folder, model, reviews, reward = place
+    told = (model + reviews, PPO, reward, f"--steps 1 --output_dir {folder}/ppo")
+    run("ppo", *told)
+    with pytest.raises(InputError, match="finished run.*--output_dir"):
+        run("ppo", *told)
+    with pytest.raises(InputError, match="not empty.*--output_dir"):
+        run("prefer", model + reviews, reward, f"--output_dir {folder}/ppo")
+
+
+@pytest.mark.parametrize("told", ["--kl_coeficient 1", "--kl_coef 1", "--value_coefficient 1"])
+def test_misspelled_and_shortened_options_are_refused(place, told):
+    folder, model, reviews, reward = place
+    with pytest.raises(InputError, match="Unknown option"):
+        run("ppo", model + reviews, PPO, reward, told, f"--output_dir {folder}/ppo")
+
+
+@pytest.mark.parametrize(
+    "body", ["[float('nan')] * len(answers)", "[0.5]", "None", "['good'] * len(answers)"]
+)
+def test_a_reward_that_gives_no_numbers_stops_the_run(place, body):
+    folder, model, reviews, _ = place
+    (folder / "bad.py").write_text(f"def bad(prompts, answers):\n    return {body}\n")
+    with pytest.raises(InputError, match="Mend --reward"):
+        run(
+            "ppo",
+            model + reviews,
+            PPO,
+            f"--reward function:{folder}/bad.py:bad --steps 1 --output_dir {folder}/ppo",
+        )

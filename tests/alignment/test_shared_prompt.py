@@ -1,0 +1,105 @@
+"""A pair in one line is the pair in two rows: losses and gradients of every kind of TRL's agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model, make_tokenizer
+from datasets import Dataset
+from torch import tensor
+from transformers import AutoModelForCausalLM, MistralConfig
+
+from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
+from finetune.alignment.shared_prompt import can_share, one_line
+from finetune.loss import IGNORED
+from finetune.methods import attach
+
+PAIRS = [
+    {"prompt": "the film was", "chosen": " very great and fine", "rejected": " bad"},
+    {"prompt": "a", "chosen": " story", "rejected": " dull actor it was"},
+    {"prompt": "we loved the story of it", "chosen": " fine", "rejected": " awful"},
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+
+
+def make(folder: Path, family: str = "llama", **options):
+    torch.manual_seed(0)
+    network = attach(make_model(family, AutoModelForCausalLM), "lora", {"r": 4}, "CAUSAL_LM")
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.3
+                )
+    training = DPOTrainingArguments(
+        output_dir=str(folder), bf16=False, max_length=32, report_to="none", **options
+    )
+    rows = Dataset.from_list(PAIRS)
+    return make_dpo_trainer(network, make_tokenizer(family), training, rows, rows)
+
+
+def loss_and_gradients(trainer):
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(PAIRS))])
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "sigmoid_norm", "sft"])
+def test_losses_and_gradients_are_those_of_two_rows(tmp_path: Path, family, loss):
+    together, apart = (
+        make(tmp_path / "a", family, loss_type=[loss]),
+        make(tmp_path / "b", family, loss_type=[loss]),
+    )
+    assert together._shares
+    apart._shares = False
+    (found, gradients), (expected, expected_gradients) = (
+        loss_and_gradients(together),
+        loss_and_gradients(apart),
+    )
+    torch.testing.assert_close(found, expected, atol=5e-7, rtol=1e-6)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=5e-7, rtol=1e-4)
+    logged = [{k: v[-1] for k, v in t._metrics["train"].items()} for t in (together, apart)]
+    assert logged[0] == pytest.approx(logged[1], abs=1e-5)
+
+
+def test_references_are_those_of_two_rows(tmp_path: Path, monkeypatch):
+    together = make(tmp_path / "a").train_dataset["ref_rejected_logps"][:]
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "another"))
+    monkeypatch.setattr("finetune.alignment.dpo.can_share", lambda model: False)
+    assert make(tmp_path / "b").train_dataset["ref_rejected_logps"][:] == pytest.approx(together, abs=1e-5)
+
+
+def test_a_line_by_hand():
+    ids = tensor([[1, 2, 3, 4], [1, 2, 5, 0]])
+    labels = tensor([[IGNORED, IGNORED, 3, 4], [IGNORED, IGNORED, 5, IGNORED]])
+    line = one_line(ids, ids.ne(0).long(), labels)
+    assert line.ids.tolist() == [[1, 2, 3, 4, 2, 5]]
+    assert line.positions.tolist() == [[0, 1, 2, 3, 1, 2]]
+    assert line.labels.tolist() == [[IGNORED, IGNORED, 3, 4, IGNORED, 5]]
+    assert line.seen[0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 1, 1],
+    ]  # fmt: skip
+    assert line.rows(tensor([[0.0, 3.0, 4.0, 0.0, 5.0]])).tolist() == [[0.0, 3.0, 4.0], [0.0, 5.0, 0.0]]
+
+
+def test_sides_that_begin_differently_stay_apart():
+    ids = tensor([[1, 2, 3], [1, 4, 3]])
+    labels = tensor([[IGNORED, IGNORED, 3], [IGNORED, IGNORED, 3]])
+    assert one_line(ids, torch.ones_like(ids), labels) is None
+
+
+def test_a_sliding_window_is_not_shared():
+    windowed = MistralConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+                             intermediate_size=32, sliding_window=4)  # fmt: skip
+    assert not can_share(AutoModelForCausalLM.from_config(windowed))

@@ -1,0 +1,126 @@
+"""Command line, recipe and help."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.cli.help import options_of
+from finetune.cli.parser import parse_into
+from finetune.errors import InputError
+
+SCRIPTS = sorted((Path(__file__).parents[2] / "scripts").glob("*.py"))
+
+
+@dataclass
+class Options:
+    learning_rate: float = field(default=1e-3, metadata={"help": "Rate."})
+    max_length: int = 256
+    names: list[str] | None = None
+    shuffle: bool = True
+    extra: dict | str | None = None
+
+
+def parsed(*arguments: str) -> Options:
+    return parse_into([Options], arguments)[0]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(**content) -> str:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return str(path)
+
+    return write
+
+
+def test_command_line_beats_recipe_beats_defaults(recipe):
+    options = parsed("--config", recipe(learning_rate="2e-4", max_length=64), "--max_length", "32")
+    assert (options.learning_rate, options.max_length, options.shuffle) == (2e-4, 32, True)
+    assert parsed("--max_length", "32", f"--config={recipe(max_length=64)}").max_length == 32
+
+
+def test_recipe_values_of_every_kind(recipe):
+    options = parsed("--config", recipe(names=["a", "b"], shuffle=False, extra={"r": 4}))
+    assert (options.names, options.shuffle, options.extra) == (["a", "b"], False, '{"r": 4}')
+
+
+@pytest.mark.parametrize("argument", ["--learning_rat", "--learning-rates", "--learn"])
+def test_unknown_and_abbreviated_options_stop(argument):
+    with pytest.raises(InputError, match=r"Unknown option .*Did you mean --learning_rate\?"):
+        parsed(argument, "1")
+
+
+def test_unknown_recipe_keys_stop(recipe):
+    with pytest.raises(
+        InputError, match=r"recipe.yaml: Unknown option 'max_lenght'. Did you mean --max_length\?"
+    ):
+        parsed("--config", recipe(max_lenght=3))
+
+
+def test_wrong_types_and_unreadable_recipes(recipe, tmp_path):
+    with pytest.raises(InputError, match="--max_length.*invalid int value: 'many'"):
+        parsed("--max_length", "many")
+    with pytest.raises(InputError, match="invalid float value: 'fast'"):
+        parsed("--config", recipe(learning_rate="fast"))
+    with pytest.raises(InputError, match="Cannot read the recipe"):
+        parsed("--config", str(tmp_path / "none.yaml"))
+    (tmp_path / "list.yaml").write_text("- a\n- b")
+    with pytest.raises(InputError, match="holds a list"):
+        parsed("--config", str(tmp_path / "list.yaml"))
+
+
+def test_help_reads_inherited_options_and_our_own_defaults():
+    options = {option.name: option for option in options_of("finetune.training.trainer", "TrainingArguments")}
+    assert options["num_train_epochs"].default == "3.0"  # transformers' own
+    assert "epochs" in options["num_train_epochs"].help
+    assert options["eval_strategy"].default == "'epoch'"  # ours
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_answers_at_once(script):
+    def ask() -> float:
+        start = time.perf_counter()
+        answer = subprocess.run(
+            [sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert "--" in answer.stdout
+        return time.perf_counter() - start
+
+    assert min(ask() for _ in range(2)) < 1.0
+
+
+LEAVING = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed.nn  # as transformers does; imported after there is a group, its signatures would hold it for ever
+from finetune import options
+
+def main():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    trainer = {"model": torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))}
+    trainer["callback"] = trainer
+
+options.parse = lambda main, arguments: []
+options.launch(main)
+print([task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm") if "gloo" in task.read_text()])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads' names come from Linux")
+def test_no_thread_of_the_process_group_outlives_a_run():
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,117 @@
+"""Bad rows stop before any training, with the flag that mends them."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from datasets import ClassLabel, Dataset
+
+from finetune.data.checks import examine_classes
+from finetune.data.columns import class_ids, class_names, find_columns
+from finetune.data.sources import DataArguments, FewShotArguments, Rows
+from finetune.errors import InputError
+
+TEXTS = ["good film", "bad film", "fine film", "dull film"]
+
+
+def examine(train: dict, evaluation: dict | None = None, pair: bool = False, **options):
+    rows = Rows(Dataset.from_dict(train), Dataset.from_dict(evaluation or train), "rows")
+    return examine_classes(rows, DataArguments("rows", **options), pair)
+
+
+def test_good_rows():
+    rows, columns, labels = examine(
+        {"text": TEXTS, "label": ["p", "n", "p", "n"]}, {"text": ["new"], "label": ["n"]}
+    )
+    assert (columns.text, columns.label, labels) == ("text", "label", ["n", "p"])
+    assert isinstance(rows.train.features["label"], ClassLabel)
+    assert sorted(rows.train["text"]) == sorted(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "options", "complaint"),
+    [
+        ({"body": TEXTS, "label": [0, 1, 0, 1]}, None, {}, r"No column 'text' in rows; it has body, label. Set --text_column"),
+        ({"text": TEXTS, "label": [0, 1, 0, 1]}, None, {"text_column": "review"}, r"No column 'review' in rows; it has text, label."),
+        ({"text": TEXTS, "mark": [0, 1, 0, 1]}, None, {}, r"Set --label_column"),
+        ({"text": TEXTS, "label": [0, 1, 0, 1]}, {"text": ["x"], "label": [2]}, {}, r"1 evaluation rows have a label .* no training row has, or none: 2 \(1 rows\)"),
+        ({"text": ["a", " ", None, "b"], "label": [0, 1, 0, 1]}, None, {}, r"2 of 4 training rows have no text .*\(rows 1, 2\).*--drop_empty_rows"),
+        ({"text": TEXTS, "label": [1, 1, 1, 1]}, None, {}, r"one class only \('1'\).*two or more"),
+        ({"text": TEXTS, "label": [0.3, 1.7, 2.2, 0.1]}, None, {}, r"free numbers such as 0.1; .*--task regression"),
+        ({"text": TEXTS, "label": [0, 1, None, 1]}, None, {}, r"1 training rows have a label .* or none: 'no label' .1 rows."),
+        ({"text": TEXTS, "label": [[0], [1], [0], [1]]}, None, {}, r"wanted one class a row"),
+    ],
+)  # fmt: skip
+def test_bad_rows(train, evaluation, options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        examine(train, evaluation, **options)
+
+
+def test_a_pair_needs_two_texts():
+    good = {"sentence_A": TEXTS, "sentence_B": TEXTS[::-1], "label": [0, 1, 0, 1]}
+    assert examine(good, pair=True)[1].pair == "sentence_B"
+    with pytest.raises(
+        InputError, match="No two columns with texts found .*--text_column and --text_pair_column"
+    ):
+        examine({"text": TEXTS, "label": [0, 1, 0, 1]}, pair=True)
+    named = DataArguments("rows", text_column="sentence_B", text_pair_column="sentence_A")
+    assert find_columns(Dataset.from_dict(good), named, pair=True).text == "sentence_B"
+
+
+def test_empty_rows_can_be_left_out():
+    rows, _, _ = examine(
+        {"text": ["a", " ", "", "b"], "label": [0, 1, 0, 1]},
+        {"text": ["c"], "label": [0]},
+        drop_empty_rows=True,
+    )
+    assert sorted(rows.train["text"]) == ["a", "b"]
+
+
+def test_unlabelled_rows_are_named():
+    rows = Dataset.from_dict({"text": TEXTS, "label": [-1] * 4}).cast_column(
+        "label", ClassLabel(names=["neg", "pos"])
+    )
+    with pytest.raises(InputError, match="4 training rows have a label .* or none: 'no label'"):
+        examine_classes(Rows(rows, rows, "imdb"), DataArguments("imdb"), False)
+
+
+def test_whole_floats_and_booleans_are_classes():
+    whole = Dataset.from_dict({"label": [1.0, 0.0]})
+    assert (class_names(whole, "label"), class_ids(whole, "label", ["0", "1"])) == (["0", "1"], [1, 0])
+    assert class_names(Dataset.from_dict({"label": [True, False]}), "label") == ["False", "True"]
+
+
+def test_rows_on_both_sides_are_counted(caplog):
+    with caplog.at_level(logging.WARNING):
+        examine({"text": TEXTS, "label": [0, 1, 0, 1]}, {"text": ["GOOD film", "new"], "label": [0, 1]})
+    assert "1 of 2 evaluation rows also stand in the training rows" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("train", "options", "complaint"),
+    [
+        (
+            {"text": [1, 2, 3, 4], "label": [0, 1, 0, 1]},
+            {},
+            r"'text' of the training rows holds .*int64.*--text_column",
+        ),
+        ({"text": [["a"], ["b"], ["c"], ["d"]], "label": [0, 1, 0, 1]}, {}, r"holds List.*wanted texts"),
+        (
+            {"text": TEXTS, "label": [0.0, float("nan"), 1.0, 0.0]},
+            {},
+            r"1 training rows have a label .* or none",
+        ),
+        ({"text": TEXTS, "label": [0.0, float("inf"), 1.0, 0.0]}, {}, r"free numbers such as inf"),
+    ],
+)
+def test_columns_of_another_kind(train, options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        examine(train, **options)
+
+
+def test_shots_and_a_number_of_rows_contradict_each_other():
+    data = FewShotArguments("rows", shots_per_class=1, max_train_rows=3)
+    part = Dataset.from_dict({"text": TEXTS, "label": [0, 1, 0, 1]})
+    with pytest.raises(InputError, match="leave one out"):
+        examine_classes(Rows(part, part, "rows"), data, False)

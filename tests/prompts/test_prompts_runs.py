@@ -1,0 +1,435 @@
+"""Whole studies: from options to report, in one process and in two, tuned, written, checked and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import make_tokenizer
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+from finetune.artefacts.passport import write_passport
+from finetune.cli.parser import parse_into
+from finetune.data.sources import DataArguments
+from finetune.errors import InputError
+from finetune.methods import attach
+from prompts.scoring.cache import Memory
+from prompts.scoring.load import ScoringArguments, embed, load_scorer
+from prompts.scoring.score import Request, Scorer
+from prompts.study.run import check, generate_all, keep_options, read_parts, study_prompts, tune_first
+from prompts.study.study import CALIBRATIONS, Asking, StudyArguments
+from prompts.study.tune import TuneArguments
+
+ROOT = Path(__file__).parents[2]
+ENTRY = """
+labels: [neg, pos]
+templates:
+  is: {text: "{{ text }} it was {{ mask }}", follows: own}
+  film: {text: "the film was\\n{{ text }} it is {{ mask }}", follows: own}
+verbalizers:
+  plain: {neg: bad, pos: good}
+  strong: {neg: [awful, dull], pos: [great, fine]}
+"""
+
+
+def run(model: Path, rows: Path, folder: Path, **options: object) -> tuple[StudyArguments, DataArguments]:
+    (folder / "own.yaml").parent.mkdir(parents=True, exist_ok=True)
+    (folder / "own.yaml").write_text(ENTRY)
+    study = StudyArguments(
+        prompts=[str(folder / "own.yaml")],
+        models=[str(model)],
+        choose_rows=12,
+        output_dir=str(folder / "out"),
+        **options,
+    )  # type: ignore[arg-type]
+    return study, DataArguments(dataset_name=str(rows), max_eval_rows=20)
+
+
+def finish(study: StudyArguments, data: DataArguments, tuning: TuneArguments | None = None):
+    tuning = tuning or TuneArguments()
+    entry, prompts, parts, labels = read_parts(study, data, tuning)
+    if tuning.tune:
+        study.models.append(tune_first(prompts[0], parts, study, tuning))
+    return study_prompts(entry, prompts, parts, labels, study, ScoringArguments(dtype="float32"))
+
+
+def test_a_whole_study(saved, review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, data = run(
+        saved("llama", AutoModelForCausalLM, initializer_range=0.2),
+        review_file,
+        tmp_path / "a",
+        shots=[0, 1],
+        search=True,
+        search_rows=8,
+    )
+    found = finish(study, data)
+    cells = {answers.cell for answers in found.answers}
+    assert len(cells) == len(found.answers) and {cell.shots for cell in cells} == {0, 1}
+    assert {cell.verbalizer for cell in cells} == {"plain", "strong", "words"} and any(
+        "composed" in cell.template for cell in cells
+    )
+    folder = Path(study.output_dir)
+    table = pq.read_table(folder / "rows.parquet").to_pylist()
+    assert len(table) == 20 * len(cells) and {row["prediction"] for row in table} <= {"neg", "pos"}
+    report = (folder / "report.md").read_text()
+    for part in (
+        "Chosen on training rows",
+        "Spread over templates",
+        "What each calibration does",
+        "not significant",
+        "All prompts together",
+    ):
+        assert part in report
+    assert report in capsys.readouterr().out and (folder / "spread.png").stat().st_size > 5000
+    first = {
+        file.name: file.read_bytes()
+        for file in folder.iterdir()
+        if file.suffix in (".md", ".csv", ".parquet", ".png", ".json")
+    }
+    finish(study, data)  # from the answers kept
+    assert {name: (folder / name).read_bytes() for name in first} == first
+    assert {name.rpartition(".")[2] for name in first} == {"md", "csv", "parquet", "png", "json"}
+    unseen = {row.identity for row in found.rows}
+    parts = read_parts(study, data, TuneArguments())[2]
+    pieces = [{row.identity for row in piece} for piece in (parts.training, parts.search, parts.examples)]
+    assert len(set.union(*pieces)) == sum(map(len, pieces)) and not unseen & set.union(
+        *pieces
+    )  # nothing is chosen on what it is measured on
+
+
+def test_options_are_kept_as_config_takes_them(tmp_path: Path) -> None:
+    study = StudyArguments(prompts=["topic"], shots=[0, 4], output_dir=str(tmp_path))
+    keep_options(tmp_path, study, DataArguments(), ScoringArguments(), TuneArguments())
+    again = parse_into(
+        [StudyArguments, DataArguments, ScoringArguments, TuneArguments],
+        ["--config", str(tmp_path / "arguments.yaml")],
+    )
+    assert again == [study, DataArguments(), ScoringArguments(), TuneArguments()]
+
+
+def test_a_study_with_a_tuned_prompt(saved, review_file: Path, tmp_path: Path) -> None:
+    study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
+    found = finish(study, data, TuneArguments(tune="prompt", tune_rows=16))
+    assert {answers.cell.model for answers in found.answers} == set(study.models) and len(study.models) == 2
+    weights = Path(study.models[1]) / "adapter_model.safetensors"
+    assert (Path(study.models[1]) / "passport.json").is_file()
+
+    def trained(**options: object) -> int:
+        study.models[:] = study.models[:1]
+        finish(study, data, TuneArguments(**{"tune": "prompt", "tune_rows": 16, **options}))
+        return weights.stat().st_mtime_ns
+
+    first = weights.stat().st_mtime_ns
+    assert trained() == first  # once
+    second = trained(tune_epochs=2)
+    (tmp_path / "a" / "own.yaml").write_text(ENTRY.replace("it was", "it is"))
+    assert first < second < trained(tune_epochs=2)  # what is asked for is another adapter
+
+
+def test_a_study_with_label_vectors(saved, review_file: Path, tmp_path: Path) -> None:
+    model = saved("llama", AutoModelForCausalLM, initializer_range=0.2)
+    study, data = run(model, review_file, tmp_path / "a", soft_rows=16, shots=[0, 1])
+    found = finish(study, data)
+    soft = [answers for answers in found.answers if answers.cell.verbalizer == "soft"]
+    templates = {answers.cell.template for answers in found.answers}
+    assert {(a.cell.template, a.cell.shots) for a in soft} == {
+        (template, shots) for template in templates for shots in (0, 1)
+    }
+    assert (
+        soft[0].labels["unseen"].shape == (20, 2) and np.isfinite(soft[0].scores("prior", "training")).all()
+    )
+    parts = read_parts(study, data, TuneArguments())[2]
+    assert len(parts.soft) == 16 and not {r.identity for r in parts.soft} & {
+        r.identity for r in [*parts.training, *parts.unseen]
+    }
+
+
+def test_nearest_examples_and_other_families(saved, review_file: Path, tmp_path: Path) -> None:
+    embedder = saved("bert", AutoModel, seed=1)
+    vectors = embed(str(embedder), ["the film", "the film", "a dull story"])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+    for family, auto in (("bert", AutoModelForMaskedLM), ("t5", AutoModelForSeq2SeqLM)):  # and nothing chosen
+        study, data = run(
+            saved(family, auto),
+            review_file,
+            tmp_path / family,
+            shots=[1],
+            shot_choice="nearest",
+            embedder=str(embedder),
+        )
+        found = finish(replace(study, choose_rows=0), data)
+        assert len(found.answers) == 4 and found.chosen is None
+
+
+def test_generated_texts_are_measured(saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.yaml").write_text(
+        'metric: rougeL\ntarget: "{{ end }}"\ntemplates: {a: "{{ text }} {{ mask }}", b: "{{ text }} and {{ mask }}"}\n'
+        'endings: {line: {until: ["\\n"], tokens: 4}}\n'
+    )
+    (tmp_path / "test.jsonl").write_text(
+        "\n".join(json.dumps({"text": "the film was", "end": "very good"}) for _ in range(3))
+    )
+    model = saved("llama", AutoModelForCausalLM)
+    study = StudyArguments(
+        prompts=[str(tmp_path / "own.yaml")], models=[str(model)], output_dir=str(tmp_path / "out")
+    )
+    entry, _, parts, _ = read_parts(
+        study, DataArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl"]), TuneArguments()
+    )
+    table = generate_all(entry, parts, study, ScoringArguments(dtype="float32"))
+    assert [line["prompt"] for line in table] == [
+        "own/a/line",
+        "own/b/line",
+    ] and "rougeL" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "out" / "texts.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 and {line["wanted"] for line in lines} == {"very good"}
+
+
+def test_texts_are_written_behind_examples_of_texts(saved, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        'target: "{{ end }}"\ntemplates: {a: "{{ text }} {{ mask }}"}\nendings: {line: {until: ["."], tokens: 4}}\n'
+    )
+    for split, texts in (("test", ["the film", "a story"]), ("train", ["the actor", "the film", "it was"])):
+        lines = [
+            json.dumps({"text": text, "end": f"very {'good' if split == 'train' else 'bad'}"})
+            for text in texts
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    study = StudyArguments(
+        prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))], shots=[0, 2],
+        shot_choice="random", output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    data = DataArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl", "train=train.jsonl"])
+    entry, _, parts, _ = read_parts(study, data, TuneArguments())
+    table = generate_all(entry, parts, study, ScoringArguments(dtype="float32"))
+    assert [line["prompt"] for line in table] == ["own/a/line", "own/a/line 2 shots, seed 0"]
+    asking = Asking(Memory(load_scorer(study.models[0]), "x"), study, parts.examples)
+    request = asking.text_request(entry.templates["a"], entry.targets["a"], parts.unseen[0], (2, 0), 4)
+    assert request.context.endswith("\n\nthe film") and request.context.count("very good\n\n") == 2
+    for options, message in (
+        ({"search": True}, "leave out --search"),
+        ({"shots": [4]}, "3 training rows for 4 examples"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_parts(replace(study, **options), data, TuneArguments())
+
+
+def test_calibration_keeps_what_is_no_text(saved, review_file: Path, tmp_path: Path) -> None:
+    study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
+    (tmp_path / "rows").mkdir(exist_ok=True)
+    for split in ("train", "test"):
+        rows = [json.loads(line) for line in (review_file / f"{split}.jsonl").read_text().splitlines()]
+        for number, row in enumerate(rows):
+            row |= {
+                "stars": number % 5 + 1,
+                "words": row["text"].split(),
+                "title": None if number % 3 else "a film",
+            }
+        (tmp_path / "rows" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path(study.prompts[0]).write_text(
+        ENTRY.replace(
+            "{{ text }} it was", "{{ title }} {{ stars + 1 }} {{ words[0] }} {{ words[-1] }} it was"
+        ).replace("the film was\\n{{ text }} it is {{ mask }}", "{{ text }} {{ mask }}")
+    )
+    found = finish(study, replace(data, dataset_name=str(tmp_path / "rows")))
+    assert len(found.answers) == 4 and all(
+        np.isfinite(a.scores(how)).all() for a in found.answers for how in CALIBRATIONS
+    )
+
+
+def test_check_passes_good_prompts_and_stops_at_bad_ones(
+    saved, review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a", check=True)
+    entry, prompts, parts, _ = read_parts(study, data, TuneArguments())
+    assert (
+        check(entry, prompts, parts, study, ScoringArguments()) == []
+        and "nothing wrong" in capsys.readouterr().out
+    )
+    study.max_length = 6
+    with pytest.raises(InputError, match="things are wrong with the prompts of 'own'"):
+        check(entry, prompts, parts, study, ScoringArguments())
+    assert "rows have more than 6 tokens" in capsys.readouterr().out
+
+
+def test_check_reads_what_written_texts_are_compared_with(
+    saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.yaml").write_text(
+        'target: "{{ end }}"\ntemplates: {a: "{{ text }} {{ mask }}", b: "{{ txt }} {{ mask }}"}\n'
+    )
+    rows = [{"text": "the film", "end": ""}, {"text": "", "end": "x"}]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = str(saved("llama", AutoModelForCausalLM))
+    study = StudyArguments(
+        prompts=[str(tmp_path / "own.yaml")], models=[model], check=True, output_dir=str(tmp_path / "out")
+    )
+    data = DataArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl"])
+    entry, prompts, parts, _ = read_parts(study, data, TuneArguments())
+    with pytest.raises(InputError, match="4 things are wrong"):
+        check(entry, prompts, parts, study, ScoringArguments())
+    told = capsys.readouterr().out
+    for fault in (
+        "own/a: 1 rows with an empty column", "own/a: 1 rows render to nothing", "own/target: 1 rows have no text to compare with",
+        "own/b: no column 'txt'; the rows have text, end",
+    ):  # fmt: skip
+        assert fault in told
+
+
+def test_tables_bear_any_label_and_the_cache_any_file(saved, tmp_path: Path) -> None:
+    labels = ["a | b", "two\nlines", "gold"]
+    (tmp_path / "own.yaml").write_text(
+        'labels: data\ntemplates: {a: "{{ text }} it was {{ mask }}", b: "{{ text }} is {{ mask }}"}\n'
+        'verbalizers: {w: {"a | b": good, "two\\nlines": bad, gold: dull}}\n'
+    )
+    for split in ("train", "test"):
+        rows = [{"text": f"the film {'|' * i} \r\n was", "label": labels[i % 3]} for i in range(9)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    study = StudyArguments(
+        prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))], choose_rows=0,
+        output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    finish(study, DataArguments(dataset_name=str(tmp_path)))
+    lines = (
+        (tmp_path / "out" / "report.md").read_text().split("## Where the first prompt errs")[1].splitlines()
+    )
+    tables = [line.replace("\\|", "") for line in lines if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {5} and sum(
+        "gold ↓ said →" in line for line in tables
+    ) == 1
+    (tmp_path / "out" / "cache.sqlite").write_text("no database" * 99)
+    with pytest.raises(
+        InputError, match=r"cache.sqlite can't keep answers: .*Remove it, or set --cache_file"
+    ):
+        finish(study, DataArguments(dataset_name=str(tmp_path)))
+
+
+def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Path) -> None:
+    study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
+    with pytest.raises(InputError, match="48 training rows for 60 to choose on"):
+        read_parts(replace(study, choose_rows=60), data, TuneArguments())
+    for option, wrong in (("choose_rows", -1), ("shots", [0, -1]), ("max_length", 0), ("shots", [])):
+        with pytest.raises(InputError, match=f"--{option} .*wanted"):
+            read_parts(replace(study, **{option: wrong}), data, TuneArguments())
+    with pytest.raises(
+        InputError, match=r"No row of '.*' among the 1 that words are searched on. Set --search_rows"
+    ):
+        finish(replace(study, search=True, search_rows=1), data)
+    same = tmp_path / "same.yaml"
+    same.write_text(ENTRY.replace("pos: good", "pos: zebra"))
+    with pytest.raises(InputError, match=r"same/is/plain: The answer ' zebra' is unknown to the vocabulary"):
+        finish(replace(study, prompts=[str(same)]), data)
+    with pytest.raises(InputError, match="was saved as BertModel"):
+        load_scorer(str(saved("bert", AutoModel, seed=2)))
+    with pytest.raises(InputError, match="text follows the slot"):
+        cloze = tmp_path / "cloze.yaml"
+        cloze.write_text(
+            ENTRY.replace('it was {{ mask }}"', 'it was {{ mask }} ."').replace(
+                'it is {{ mask }}"', 'it is {{ mask }} ."'
+            )
+        )
+        finish(replace(study, prompts=[str(cloze)]), data)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": "x"})
+    )
+    save_file({"x": torch.zeros(1)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="answers by a head of its own"):
+        load_scorer(str(adapter))
+
+
+def test_processes_know_of_each_other(tmp_path: Path) -> None:
+    (tmp_path / "told.py").write_text(
+        "from finetune.cli.parser import leave_processes\n"
+        "from finetune.training.machine import join_processes\n"
+        "state = join_processes()\n"
+        "open(f'{state.process_index} of {state.num_processes}', 'w')\n"
+        "leave_processes()\n"
+    )
+    done = launched(["told.py"], tmp_path)
+    assert done.returncode == 0 and "gives the same bytes" in done.stderr, done.stderr[-3000:]
+    assert {"0 of 2", "1 of 2"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def launched(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A script in two processes, as the README launches it."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, "PYTHONPATH": str(ROOT)}
+    config = str(ROOT / "scripts" / "accelerate" / "two_cpus.yaml")
+    launcher = ["accelerate", "launch", "--config_file", config, "--main_process_port", "0"]
+    return subprocess.run(
+        [*launcher, *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_an_adapter_on_a_tuned_model_is_asked_on_the_two_merged(saved, tmp_path: Path) -> None:
+    base, folders = (
+        saved("llama", AutoModelForCausalLM, initializer_range=0.2),
+        (tmp_path / "sft", tmp_path / "dpo"),
+    )
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(base), make_tokenizer("llama")
+    for below, folder in zip((base, folders[0]), folders, strict=True):
+        config = LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM", target_modules="all-linear")
+        network = get_peft_model(network, config)
+        network.save_pretrained(folder)
+        write_passport(folder, network, tokenizer, base=str(below), method="lora", method_kwargs=None, task="sft", labels=None,
+                       data_fingerprint=None, metrics=None)  # fmt: skip
+        (folder / "arguments.yaml").write_text(f"model_name_or_path: {below}\n")
+        network = network.merge_and_unload()
+    asked = [Request("the film was", (" good", " bad"))]
+    expected = Scorer(network, tokenizer)(asked)[0]
+    for dtype, near in (("float32", 1e-4), ("bfloat16", 0.2)):
+        found = load_scorer(str(folders[1]), ScoringArguments(dtype=dtype))
+        assert next(found.network.parameters()).dtype == getattr(torch, dtype)
+        np.testing.assert_allclose(np.concatenate(found(asked)[0]), np.concatenate(expected), atol=near)
+    virtual = attach(AutoModelForCausalLM.from_pretrained(base), "prompt", None, "CAUSAL_LM")
+    virtual.save_pretrained(folders[0])
+    (folders[0] / "passport.json").unlink()
+    with pytest.raises(InputError, match=r"PROMPT_TUNING adapter can't be merged"):
+        load_scorer(str(folders[1]))
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bytes(saved, review_file: Path, tmp_path: Path) -> None:
+    model = saved("llama", AutoModelForCausalLM, initializer_range=0.2)
+    (tmp_path / "own.yaml").write_text(ENTRY)
+    options = f"--prompts own.yaml --models {model} --dataset_name {review_file} --choose_rows 12 --shots 0 1 --search true"
+    further = "--search_rows 8 --soft_rows 8 --tune lora --tune_rows 8 --output_dir out"
+    command = [str(ROOT / "scripts" / "prompt.py"), *options.split(), *further.split()]
+    done = launched(command, tmp_path)
+    assert done.returncode == 0 and done.stdout.count("# own: 24 rows") == 1, done.stderr[
+        -3000:
+    ]  # one process reports
+    names = (
+        "rows.parquet",
+        "figures.csv",
+        "pairs.csv",
+        "report.md",
+        "findings.json",
+        "spread.png",
+        "arguments.yaml",
+    )
+    two = {name: (tmp_path / "out" / name).read_bytes() for name in names}
+    shutil.rmtree(tmp_path / "out")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, timeout=300, check=True)
+    assert two == {name: (tmp_path / "out" / name).read_bytes() for name in names}

@@ -1,0 +1,79 @@
+"""Every task's step is the same however its rows are dealt out, and its loss is the mean over items counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gradients import in_two_processes, relative_difference
+from task_gradients import CASES, COLUMNS, prepared, rows, step_gradients
+
+from finetune.tasks.answers import Asked
+from finetune.tasks.table import TaskArguments, answerer
+from finetune.training.trainer import TrainingArguments, by_length, make_trainer
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return {case: step_gradients(*case, "batch", folder) for case in CASES}
+
+
+@pytest.mark.parametrize(("task", "family"), CASES)
+@pytest.mark.parametrize("split", ["accumulation", "uneven"])
+def test_accumulation_changes_no_gradient(whole, task, family, split, tmp_path):
+    assert relative_difference(whole[task, family], step_gradients(task, family, split, tmp_path)) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    return in_two_processes("task_gradients.py", tmp_path_factory.mktemp("processes"))
+
+
+@pytest.mark.parametrize(("task", "family"), CASES)
+def test_two_processes_change_no_gradient(whole, two_processes, task, family):
+    assert relative_difference(whole[task, family], two_processes[f"{task}/{family}"]) < 1e-5
+
+
+@pytest.mark.parametrize(("task", "family"), CASES)
+def test_padding_changes_no_loss(task, family):
+    """One row alone has the loss that it has beside longer ones: heads, attention and items all leave padding out."""
+    row, processor, network, _, features = prepared(task, family)
+    collate = row.collate(processor)
+
+    def losses(part):
+        batch = collate(part)
+        batch.pop("row")
+        gold = batch.pop("labels")
+        with torch.no_grad():
+            return row.loss(row.forward(network, batch, gold).float(), gold)
+
+    together = losses(list(features))
+    alone = torch.cat([losses([one]) for one in features])
+    torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("task", "family"), CASES)
+def test_evaluation_does_not_change_with_its_batches(task, family, tmp_path):
+    """Figures are sums over all rows: transformers' own evaluation loss is a mean of batch means."""
+    row, processor, network, labels, features = prepared(task, family, max_target_length=4)
+    options = TaskArguments(task=task, max_target_length=4)
+    asked = Asked(rows(), COLUMNS[task], by_length(features), labels)
+    found = []
+    for size in (1, 3, 8):
+        training = TrainingArguments(
+            output_dir=str(tmp_path), per_device_eval_batch_size=size, bf16=False, disable_tqdm=True
+        )
+        answer = answerer(row, options, processor, asked, size)
+        trainer = make_trainer(
+            row, network, processor, training, {"eval": features}, labels=labels, answer=answer
+        )
+        figures = trainer.evaluate()
+        found.append(
+            {
+                k: v
+                for k, v in figures.items()
+                if isinstance(v, float) and "time" not in k and "second" not in k
+            }
+        )
+    assert "eval_loss" in found[0]
+    assert found[1] == pytest.approx(found[0], abs=2e-4) and found[2] == pytest.approx(found[0], abs=2e-4)

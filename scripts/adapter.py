@@ -1,9 +1,11 @@
 """Work on trained adapters: check them against a base, add them up, merge them into the base, export them.
 
 python scripts/adapter.py --action check --adapters runs/films
-python scripts/adapter.py --action merge --adapters runs/films runs/books --weights 0.5 0.5 --head 0 --output_dir runs/both
+python scripts/adapter.py --action merge --adapters runs/films runs/books --weights 0.5 0.5 --head 0
+--output_dir runs/both
 python scripts/adapter.py --action into_base --adapters runs/films --output_dir runs/films_whole
-python scripts/adapter.py --action int8 --adapters runs/films --output_dir runs/films_onnx --dataset_name reviews --eval_split test
+python scripts/adapter.py --action int8 --adapters runs/films --output_dir runs/films_onnx --dataset_name
+reviews --eval_split test
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Serve a base and its adapters over HTTP: classify, tag, embed, generate, OpenAI's completions and chats; a page at /.
+"""Serve a base and its adapters over HTTP: classify, tag, embed, generate, OpenAI's completions and chats; a
+page at /.
 
-python scripts/serve.py --base smollm2 --adapters films=runs/films formal=runs/formal --adapters_dir runs --port 8000
+python scripts/serve.py --base smollm2 --adapters films=runs/films formal=runs/formal --adapters_dir runs
+--port 8000
 """
 
 from __future__ import annotations

@@ -46,7 +46,10 @@ class ActionArguments:
     limit: float | None = field(
         default=None,
         metadata={
-            "help": "Largest logit difference allowed on the probe texts (default: 1e-3 where it should be exact)."
+            "help": (
+                "Largest logit difference allowed on the probe texts (default: 1e-3 where it should be "
+                "exact)."
+            )
         },
     )
     gguf_type: str = field(default="q8_0", metadata={"help": "gguf: type of the weights, f32, f16 or q8_0."})
@@ -62,7 +65,10 @@ class AccuracyArguments(DataArguments):
     dataset_name: str | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "int8: labelled rows to state the accuracy lost on (default: the adapter's own evaluation rows)."
+            "help": (
+                "int8: labelled rows to state the accuracy lost on (default: the adapter's own evaluation "
+                "rows)."
+            )
         },
     )
 
@@ -142,7 +148,8 @@ def into_base(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
 
 
 def to_onnx(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
-    """One adapter merged into its base → an ONNX file, for int8 also a quantised one, checked on the probe texts."""
+    """One adapter merged into its base → an ONNX file, for int8 also a quantised one, checked on the probe
+    texts."""
     from finetune.adapters.export import claimed, merge_into_base
     from finetune.adapters.onnx import INT8, export_onnx
 
@@ -166,7 +173,10 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
 
     folder, source = output_of(action), one_of(action)
     if not (Path(source) / ARGUMENTS).is_file():
-        return "the accuracy lost is unknown: the adapter's folder has no arguments.yaml, which says how to read labelled rows"
+        return (
+            "the accuracy lost is unknown: the adapter's folder has no arguments.yaml, which says how to "
+            "read labelled rows"
+        )
     artefact = read_artefact(source)
     if find_task(artefact.options["task"]).read is not answers.classes:
         return f"the accuracy lost is unknown: the task '{artefact.options['task']}' gives a text no class"

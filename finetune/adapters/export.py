@@ -22,7 +22,8 @@ def merge_into_base(network: PeftModel) -> Any:
     """
     if network.active_peft_config.is_prompt_learning:
         raise InputError(
-            f"{network.active_peft_config.peft_type} adds tokens, not weights: it can't be merged into the base"
+            f"{network.active_peft_config.peft_type} adds tokens, not weights: it can't be merged into the "
+            "base"
         )
     try:
         return network.merge_and_unload(safe_merge=True).eval()

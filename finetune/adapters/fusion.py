@@ -1,8 +1,9 @@
 """Learnt fusion of several bottleneck adapters (AdapterFusion, Pfeiffer et al. 2021, arXiv:2005.00247).
 
-At each adapted layer, attention over the adapters' outputs: the layer's own output asks, each adapter's output is key and value.
-Base and adapters stay frozen; the three matrices of each layer are trained, and the task's head. A saved fusion holds a copy of
-its adapters, so that its folder is whole. Knows layers and files; knows no training loop.
+At each adapted layer, attention over the adapters' outputs: the layer's own output asks, each adapter's
+output is key and value. Base and adapters stay frozen; the three matrices of each layer are trained, and the
+task's head. A saved fusion holds a copy of its adapters, so that its folder is whole. Knows layers and files;
+knows no training loop.
 """
 
 from __future__ import annotations
@@ -91,12 +92,14 @@ class Fused(nn.Module):
         return (scores.softmax(-1)[..., None] * self.value(outputs)).sum(-2)
 
     def drift(self) -> Tensor:
-        """Squared distance of the values from the identity: the paper's regulariser, to be added to the loss with weight 0.01."""
+        """Squared distance of the values from the identity: the paper's regulariser, to be added to the loss
+        with weight 0.01."""
         return (self.value.weight - torch.eye(len(self.value.weight)).to(self.value.weight)).square().sum()
 
 
 def fuse(network: PeftModel, names: Sequence[str]) -> list[Fused]:
-    """Put fusion over the named adapters of a model, and leave nothing but fusion (and the task's head) to train.
+    """Put fusion over the named adapters of a model, and leave nothing but fusion (and the task's head) to
+    train.
 
     Raises:
         InputError: adapters that aren't there, or aren't sequential bottlenecks on the same layers.
@@ -109,7 +112,8 @@ def fuse(network: PeftModel, names: Sequence[str]) -> list[Fused]:
     if not layers or partial:
         where = f"'{partial[0]}' has not all of them" if partial else "there is no sequential bottleneck"
         raise InputError(
-            f"Fusion needs bottleneck adapters of one sequential shape (houlsby or pfeiffer) throughout; {where}"
+            "Fusion needs bottleneck adapters of one sequential shape (houlsby or pfeiffer) throughout; "
+            f"{where}"
         )
     heads = {
         name
@@ -161,7 +165,8 @@ def fuse_folders(
     labels: Sequence[str] | None,
     allow_mismatch: bool | None = None,
 ) -> PeftModel:
-    """A base with its adapters and untrained fusion over them; the head is that of the first adapter with these labels.
+    """A base with its adapters and untrained fusion over them; the head is that of the first adapter with
+    these labels.
 
     Raises:
         InputError: adapters that can't be fused on this base.
@@ -193,11 +198,13 @@ def drift(network: nn.Module) -> Tensor:
 
 
 def with_drift(row: Task, network: nn.Module, weight: float) -> Task:
-    """The task with the regulariser in its training loss, once an optimizer step whatever the batches and processes."""
+    """The task with the regulariser in its training loss, once an optimizer step whatever the batches and
+    processes."""
 
     def loss(logits: Any, labels: Any, **shape: Any) -> Tensor:
         losses = row.loss(logits, labels, **shape)
-        # losses are summed and divided by the items of the whole step: with each row's items as its share, one drift is left
+        # losses are summed and divided by the items of the whole step: with each row's items as its share,
+        # one drift is left
         return (
             losses + weight * drift(network) * row.items(labels).to(losses)
             if logits.requires_grad
@@ -247,7 +254,8 @@ def save_fused(
     labels: list[str] | None,
     metrics: dict[str, Any],
 ) -> None:
-    """An artefact that `finetune.adapters.load` reads: fusion and adapters, tokenizer, passport, labels; figures come last."""
+    """An artefact that `finetune.adapters.load` reads: fusion and adapters, tokenizer, passport, labels;
+    figures come last."""
     path = Path(folder)
     save_fusion(network, path, adapters)
     processor.save_pretrained(path)

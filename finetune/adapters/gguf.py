@@ -1,4 +1,5 @@
-"""A Llama-like model → one GGUF file, read back and compared by logits. Knows the format by the package `gguf`; knows no adapters."""
+"""A Llama-like model → one GGUF file, read back and compared by logits. Knows the format by the package
+`gguf`; knows no adapters."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def export_gguf(network: Any, processor: Any, folder: Path, kind: str = "q8_0") 
     """
     if network.config.model_type != "llama" or network.config.to_dict().get("attention_bias"):
         raise InputError(
-            f"The architecture '{network.config.model_type}' is not written as GGUF; wanted llama without biases"
+            f"The architecture '{network.config.model_type}' is not written as GGUF; wanted llama without "
+            "biases"
         )
     if kind not in TYPES:
         raise InputError(f"Unknown GGUF type '{kind}'; wanted one of: {', '.join(TYPES)}. Set --gguf_type")
@@ -57,7 +59,8 @@ def export_gguf(network: Any, processor: Any, folder: Path, kind: str = "q8_0") 
 
 
 def _splitting(processor: Any) -> str:
-    """llama.cpp's name for how texts are split before byte-level BPE; it holds the rule itself, so that only known ones work."""
+    """llama.cpp's name for how texts are split before byte-level BPE; it holds the rule itself, so that only
+    known ones work."""
     content = json.loads(processor.backend_tokenizer.to_str())
     if content["model"]["type"] != "BPE":
         raise InputError(f"The tokenizer is {content['model']['type']}; GGUF is written for byte-level BPE")
@@ -69,7 +72,8 @@ def _splitting(processor: Any) -> str:
     if '"Regex"' not in rule:
         return "gpt-2"
     raise InputError(
-        "The tokenizer splits texts by a rule of its own, for which llama.cpp's name is unknown; wanted GPT-2's or SmolLM's"
+        "The tokenizer splits texts by a rule of its own, for which llama.cpp's name is unknown; wanted "
+        "GPT-2's or SmolLM's"
     )
 
 
@@ -142,7 +146,8 @@ def _add_weights(writer: gguf.GGUFWriter, network: Any, kind: str) -> None:
 
 
 def _turned(values: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of queries and keys in GGUF's order: pairs that rotate together stand side by side, not half a head apart."""
+    """Rows of queries and keys in GGUF's order: pairs that rotate together stand side by side, not half a
+    head apart."""
     return (
         values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
         .swapaxes(1, 2)

@@ -1,4 +1,5 @@
-"""An adapter's folder → its base with the adapter on it. Knows names, files and models; knows no rows and no training."""
+"""An adapter's folder → its base with the adapter on it. Knows names, files and models; knows no rows and no
+training."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ TOKENIZER = "tokenizer_config.json"
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Loading without transformers' report on heads that a checkpoint lacks (an adapter brings its own) and without PEFT's notice
-    about transformers; a script has both off anyway.
+    """Loading without transformers' report on heads that a checkpoint lacks (an adapter brings its own) and
+    without PEFT's notice about transformers; a script has both off anyway.
     """
     before = logging.get_verbosity()
     logging.set_verbosity_error()

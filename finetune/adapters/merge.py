@@ -1,7 +1,7 @@
 """Sums, differences and thinner versions of adapters. Knows changes of weights; knows no rows.
 
-A weighted sum of LoRA adapters is exact: factors are put side by side, so that the product is the sum of the products, whatever
-ranks and scalings they had. What is approximate (a chosen rank, TIES, DARE) says by how much.
+A weighted sum of LoRA adapters is exact: factors are put side by side, so that the product is the sum of the
+products, whatever ranks and scalings they had. What is approximate (a chosen rank, TIES, DARE) says by how much.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class MergeArguments:
 
 @dataclass(frozen=True)
 class Merged:
-    """The result, and what it lost: each module's relative error (Frobenius) against the change that was asked for."""
+    """The result, and what it lost: each module's relative error (Frobenius) against the change that was
+    asked for."""
 
     adapter: Adapter
     errors: dict[str, float]
@@ -68,7 +69,8 @@ def combine(adapters: Sequence[Adapter], options: MergeArguments) -> Merged:
     """One adapter out of several on the same base.
 
     Raises:
-        InputError: adapters that don't belong together, changes that don't add up, heads without a choice, bad options.
+        InputError: adapters that don't belong together, changes that don't add up, heads without a choice,
+            bad options.
     """
     weights = [1.0] * len(adapters) if options.weights is None else options.weights
     _check(adapters, weights, options)
@@ -117,7 +119,8 @@ def weighted_sum(factors: Sequence[Factors], weights: Sequence[float]) -> Factor
 
 
 def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
-    """The nearest change of at most that rank (Eckart & Young 1936) and its relative error; never forms the full matrix."""
+    """The nearest change of at most that rank (Eckart & Young 1936) and its relative error; never forms the
+    full matrix."""
     left, right = (
         torch.linalg.qr(factors.up.double().flatten(1)),
         torch.linalg.qr(factors.down.double().flatten(1).T),
@@ -145,8 +148,9 @@ def _tail(values: Tensor, rank: int) -> float:
 
 
 def ties(changes: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
-    """Trim, elect signs, merge (Yadav et al. 2023, section 4): each change keeps its largest share, each entry the sign that
-    weighs most, and the mean of the changes with that sign, weighted by |weight|. Tensors are trimmed one by one.
+    """Trim, elect signs, merge (Yadav et al. 2023, section 4): each change keeps its largest share, each
+    entry the sign that weighs most, and the mean of the changes with that sign, weighted by |weight|. Tensors
+    are trimmed one by one.
     """
     trimmed = torch.stack([w * trim(change, density) for change, w in zip(changes, weights, strict=True)])
     elected = trimmed.sum(0).sign()
@@ -184,7 +188,8 @@ def choose_head(adapters: Sequence[Adapter], head: int | None) -> Adapter:
     if len(having) > 1:
         named = "; ".join(f"{adapter.folder}: {', '.join(adapter.head_modules)}" for adapter in having)
         raise InputError(
-            f"Several adapters have a head ({named}), and heads don't add up. Choose one by --head, counted from 0"
+            f"Several adapters have a head ({named}), and heads don't add up. Choose one by --head, counted "
+            "from 0"
         )
     return (having or adapters)[0]
 
@@ -261,7 +266,8 @@ def _inward(adapters: Sequence[Adapter]) -> frozenset[str]:
 def _passport(
     adapters: Sequence[Adapter], weights: Sequence[float], chosen: Adapter, options: MergeArguments
 ) -> dict[str, object]:
-    """The passport of the adapter that gives the head, without figures that were measured before the merge."""
+    """The passport of the adapter that gives the head, without figures that were measured before the
+    merge."""
     if not chosen.passport:
         return {}
     parents = [{"folder": str(a.folder), "weight": w} for a, w in zip(adapters, weights, strict=True)]
@@ -276,7 +282,8 @@ def _passport(
 
 
 def save_merged(merged: Merged, folder: str | Path) -> Path:
-    """Write the result as a folder that everything loads which loads its parents: adapter, tokenizer, labels, passport.
+    """Write the result as a folder that everything loads which loads its parents: adapter, tokenizer, labels,
+    passport.
 
     Raises:
         InputError: the folder holds something already.

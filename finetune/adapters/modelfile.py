@@ -1,6 +1,8 @@
-"""A chat template → Ollama's Modelfile, where the two can be shown to say the same. Knows ChatML; runs no template of Ollama's.
+"""A chat template → Ollama's Modelfile, where the two can be shown to say the same. Knows ChatML; runs no
+template of Ollama's.
 
-Ollama's templates are written in Go. Only what was rendered the same way on probe chats is written down; anything else is refused.
+Ollama's templates are written in Go. Only what was rendered the same way on probe chats is written down;
+anything else is refused.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def make_modelfile(processor: Any, file: str) -> str:
     for chat, text in zip(PROBE_CHATS, wanted, strict=True):
         if rendered(chat, system) != text:
             raise InputError(
-                f"The chat template renders {text!r}, which is no ChatML; Ollama's template is known for that alone"
+                f"The chat template renders {text!r}, which is no ChatML; Ollama's template is known for "
+                "that alone"
             )
     lines = [
         f"FROM ./{file}",

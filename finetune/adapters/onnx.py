@@ -1,4 +1,5 @@
-"""A model → ONNX, checked against PyTorch's logits; and its int8 version with what that costs. Knows ONNX; knows no adapters."""
+"""A model → ONNX, checked against PyTorch's logits; and its int8 version with what that costs. Knows ONNX;
+knows no adapters."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ MODEL, INT8 = "model.onnx", "model.int8.onnx"
 
 
 class _Logits(nn.Module):
-    """What the exported graph computes: ids, mask (and where the tokenizer makes them, token types) [batch, time] → logits."""
+    """What the exported graph computes: ids, mask (and where the tokenizer makes them, token types) [batch,
+    time] → logits."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -101,7 +103,8 @@ def _quantise(folder: Path) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without the exporter's and the quantiser's own words, on operators of packages that aren't used and on other ways to work."""
+    """Without the exporter's and the quantiser's own words, on operators of packages that aren't used and on
+    other ways to work."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,5 @@
-"""Whether two models say the same, asked on a few texts. Knows models and changes of weights; knows no rows and no training."""
+"""Whether two models say the same, asked on a few texts. Knows models and changes of weights; knows no rows
+and no training."""
 
 from __future__ import annotations
 
@@ -15,8 +16,12 @@ from finetune.errors import InputError
 
 PROBES = (
     "A warm, funny film with a fine cast.", "Two hours that I will never get back.", "The trains run every hour.",
-    "Explain in one sentence what a prime number is.", "No.", "She asked whether the parcel had come, and nobody answered.",
-    "Prices rose by 3.5 % in March after falling for a year.", "Not bad at all, though the ending drags on and on and on.",
+    "Explain in one sentence what a prime number is.", "No.", (
+        "She asked whether the parcel had come, and nobody answered."
+    ),
+    "Prices rose by 3.5 % in March after falling for a year.", (
+        "Not bad at all, though the ending drags on and on and on."
+    ),
     "What should I cook tonight with rice, eggs and spinach?", "The quick brown fox jumps over the lazy dog.",
     "Great actors, dull story, awful sound.", "Der Zug nach Wien fährt um acht Uhr ab.",
 )  # fmt: skip
@@ -38,7 +43,10 @@ class Probe:
     predictions: int
 
     def __str__(self) -> str:
-        return f"largest logit difference {self.difference:.2e}, {self.changed} of {self.predictions} predictions changed"
+        return (
+            f"largest logit difference {self.difference:.2e}, {self.changed} of {self.predictions} "
+            "predictions changed"
+        )
 
 
 @torch.inference_mode()
@@ -76,7 +84,8 @@ def hold(probe: Probe, limit: float, what: str) -> None:
 
 
 def reference(network: torch.nn.Module, adapter: Adapter) -> None:
-    """Add an adapter's changes to the weights of its base, in place and without PEFT: what every other way must equal.
+    """Add an adapter's changes to the weights of its base, in place and without PEFT: what every other way
+    must equal.
 
     Raises:
         InputError: a module isn't in this model.

@@ -1,4 +1,5 @@
-"""An adapter's folder ↔ what it adds to each weight. Knows PEFT's files; knows no model and no arithmetic between adapters."""
+"""An adapter's folder ↔ what it adds to each weight. Knows PEFT's files; knows no model and no arithmetic
+between adapters."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ LAYERS = ("bottleneck_down.weight", "bottleneck_down.bias", "bottleneck_up.weigh
 class Factors:
     """A change of a weight as a product: up [out, rank] · down [rank, in], LoRA's scaling already in `up`.
 
-    Convolutions keep PEFT's shapes, down [rank, in, ...] and up [out, rank, 1, ...]; an embedding's change is the transpose.
+    Convolutions keep PEFT's shapes, down [rank, in, ...] and up [out, rank, 1, ...]; an embedding's change is
+    the transpose.
     """
 
     down: Tensor
@@ -56,11 +58,12 @@ class Adapter:
 
     Attributes:
         factors: LoRA's changes of weights.
-        scales: IA3's factors, flat; one below a module in `inward` scales that module's input, else its output.
+        scales: IA3's factors, flat; one below a module in `inward` scales that module's input, else its
+            output.
         layers: weights of bottleneck adapters, by the names in LAYERS.
         shifts: BitFit's differences of biases.
         magnitudes: DoRA's lengths of the rows of each weight [out].
-        prompt: made-up tokens as PEFT saves them, see finetune.adapters.virtual.
+        prompt: made-up tokens as PEFT saves them, see finetune.pool.virtual_tokens.
         heads: weights of modules that were trained whole.
     """
 
@@ -106,7 +109,8 @@ def read_adapter(folder: str | Path, kinds: Sequence[str] = KINDS) -> Adapter:
         kinds: what is taken, by PEFT's names.
 
     Raises:
-        InputError: no adapter, a folder that isn't safe to open, or weights of a kind that can't be taken apart.
+        InputError: no adapter, a folder that isn't safe to open, or weights of a kind that can't be taken
+            apart.
     """
     path = Path(folder)
     config = check_files(path)
@@ -161,16 +165,19 @@ def _listed(name: str, wanted: Any) -> bool:
 
 
 def _check_patterns(option: str, patterns: Iterable[str]) -> None:
-    """Regular expressions come from a file that anyone may have written: one that repeats a repetition may never end."""
+    """Regular expressions come from a file that anyone may have written: one that repeats a repetition may
+    never end."""
     for pattern in patterns:
         if re.search(r"\)[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > 3:
             raise InputError(
-                f"The {option} {pattern!r} repeats too much; wanted names of modules, or up to three of '*' and '+'"
+                f"The {option} {pattern!r} repeats too much; wanted names of modules, or up to three of '*' "
+                "and '+'"
             )
 
 
 def _check_whole(folder: Path, config: dict[str, Any], name: str) -> None:
-    """Weights that are no adapter's: a head is one of the modules that were trained whole; anything else is refused by name."""
+    """Weights that are no adapter's: a head is one of the modules that were trained whole; anything else is
+    refused by name."""
     if not any(part in (config.get("modules_to_save") or ()) for part in name.split(".")):
         raise InputError(
             f"{folder} also holds '{name}', which is neither the adapter's nor a head in modules_to_save"
@@ -185,7 +192,8 @@ def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
 
 
 def write_adapter(adapter: Adapter, folder: str | Path) -> None:
-    """Save LoRA factors (scaling 1, ranks as they are), IA3 scales or BitFit's shifts with their heads, as PEFT reads them."""
+    """Save LoRA factors (scaling 1, ranks as they are), IA3 scales or BitFit's shifts with their heads, as
+    PEFT reads them."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tensors = {PREFIX + name: tensor for name, tensor in adapter.heads.items()}

@@ -1,7 +1,7 @@
 """A trained model ↔ its folder: the only interface between training and everything after it.
 
-Holds weights (safetensors), tokenizer, `arguments.yaml` (every option as resolved), `metrics.json`, `labels.json`.
-Knows files; knows no training.
+Holds weights (safetensors), tokenizer, `arguments.yaml` (every option as resolved), `metrics.json`,
+`labels.json`. Knows files; knows no training.
 """
 
 from __future__ import annotations
@@ -64,9 +64,11 @@ def save_artefact(
     labels: list[str] | None,
     metrics: dict[str, Any],
 ) -> None:
-    """Write weights, tokenizer, passport, label names and figures; `metrics.json` comes last and marks the run as finished.
+    """Write weights, tokenizer, passport, label names and figures; `metrics.json` comes last and marks the
+    run as finished.
 
-    Call on the main process only, with the unwrapped model. `arguments.yaml` and `run.json` stand there since `open_run`.
+    Call on the main process only, with the unwrapped model. `arguments.yaml` and `run.json` stand there since
+    `open_run`.
     """
     folder = Path(folder)
     if hasattr(network, "peft_config"):

@@ -1,7 +1,9 @@
-"""What an adapter belongs to: `passport.json` beside its weights, written by training, checked by whatever loads the folder.
+"""What an adapter belongs to: `passport.json` beside its weights, written by training, checked by whatever
+loads the folder.
 
-Knows a base's weights, its tokenizer and the adapter's own files; knows no task's rows and no training. An adapter's own
-configuration holds no trace of the base's weights: on another base of the same shape it loads without a word, and is wrong.
+Knows a base's weights, its tokenizer and the adapter's own files; knows no task's rows and no training. An
+adapter's own configuration holds no trace of the base's weights: on another base of the same shape it loads
+without a word, and is wrong.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def write_passport(
         network: the trained model, still with its adapter on the base (or a fully tuned model).
         base: the base's name, as `--model_name_or_path` takes it.
         data_fingerprint: of the training rows.
-        full: hash every weight of the base, not a sample of each tensor (seconds for each billion of weights).
+        full: hash every weight of the base, not a sample of each tensor (seconds for each billion of
+            weights).
     """
     tuned_whole = not isinstance(network, PeftModel)
     passport = {
@@ -110,7 +113,8 @@ def check_passport(
     Args:
         network: the base with or without adapters on it, none of them merged.
         processor: its tokenizer; None leaves that check out.
-        allow_mismatch: say what differs in the log, and go on; None: there is no such option where this is called.
+        allow_mismatch: say what differs in the log, and go on; None: there is no such option where this is
+            called.
         full: compare every weight, where the passport holds hashes of all.
 
     Raises:
@@ -134,7 +138,8 @@ def check_passport(
 
 
 def differences(passport: dict[str, Any], network: Any, processor: Any, full: bool = False) -> list[str]:
-    """What differs between a passport and a base with its tokenizer, each in words; empty where all is as in training."""
+    """What differs between a passport and a base with its tokenizer, each in words; empty where all is as in
+    training."""
     found = []
     here, there = architecture(network), passport.get("architecture") or {}
     changed = [
@@ -159,10 +164,12 @@ def differences(passport: dict[str, Any], network: Any, processor: Any, full: bo
 
 
 def check_files(folder: str | Path) -> dict[str, Any]:
-    """The adapter's configuration, after refusing a folder that could run code or that PEFT would take for something else.
+    """The adapter's configuration, after refusing a folder that could run code or that PEFT would take for
+    something else.
 
     Raises:
-        InputError: no adapter, a pickle in place of safetensors, damaged files, or a configuration that names foreign code.
+        InputError: no adapter, a pickle in place of safetensors, damaged files, or a configuration that names
+            foreign code.
     """
     path = Path(folder)
     if not (path / CONFIG).is_file():
@@ -186,20 +193,24 @@ def check_files(folder: str | Path) -> dict[str, Any]:
         )
     if not (path / WEIGHTS).is_file():
         raise InputError(
-            f"{path} has no {WEIGHTS}; pickled weights (.bin, .pt) are not opened. Save the adapter again by PEFT"
+            f"{path} has no {WEIGHTS}; pickled weights (.bin, .pt) are not opened. Save the adapter again "
+            "by PEFT"
         )
     _names(path)
     return config
 
 
 def hash_weights(network: Any, samples: int | None = SAMPLES) -> dict[str, str]:
-    """Name → hash of each weight of the base, seen without adapters and heads, so that every task on one base has the same.
+    """Name → hash of each weight of the base, seen without adapters and heads, so that every task on one base
+    has the same.
 
     Args:
         samples: numbers taken from each tensor, evenly spaced; None takes all.
 
-    Values count as bfloat16: the same base loaded in float32 and in bfloat16 is the same. Left out are biases (BitFit and LoRA's
-    `bias` train them), whole numbers (quantised weights) and modules that the checkpoint lacked, which come with the adapter.
+    Values count as bfloat16: the same base loaded in float32 and in bfloat16 is the same. Left out are biases
+        (BitFit and LoRA's
+    `bias` train them), whole numbers (quantised weights) and modules that the checkpoint lacked, which come
+    with the adapter.
     """
     base = _unwrapped(network)
     made_up = (
@@ -220,7 +231,8 @@ def hash_weights(network: Any, samples: int | None = SAMPLES) -> dict[str, str]:
 def _hash_tensor(tensor: torch.Tensor, samples: int | None, is_table: bool) -> str:
     shape = tuple(tensor.shape)
     if is_table:
-        # Rows at the end are made up when a tokenizer gains a pad token; below a power of two none of them is reached.
+        # Rows at the end are made up when a tokenizer gains a pad token; below a power of two none of them
+        # is reached.
         tensor, shape = tensor[: 1 << max(0, (len(tensor) - 1).bit_length() - 1)], shape[1:]
     flat = tensor.reshape(-1)
     if samples is not None and flat.numel() > samples:
@@ -243,7 +255,8 @@ def _base_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, to
 
 
 def hash_processor(processor: Any) -> dict[str, str | None]:
-    """Hashes of a tokenizer (vocabulary, merges, special tokens, normalising) and its chat template, or of another processor."""
+    """Hashes of a tokenizer (vocabulary, merges, special tokens, normalising) and its chat template, or of
+    another processor."""
     if not isinstance(processor, PreTrainedTokenizerBase):
         return {
             "tokenizer": hashlib.sha256(
@@ -280,7 +293,8 @@ def _different_weights(passport: dict[str, Any], network: Any, full: bool) -> li
     key, samples = ("all_weights", None) if full and passport.get("all_weights") else ("weights", SAMPLES)
     if full and samples:
         logger.warning(
-            "The passport has no hashes of all weights (written without `full`); comparing a sample of each tensor"
+            "The passport has no hashes of all weights (written without `full`); comparing a sample of each "
+            "tensor"
         )
     there = passport.get(key)
     if not there:

@@ -1,7 +1,8 @@
 """LoRA's layer as one step of autograd. Knows PEFT's layer; knows no model and no Trainer.
 
-PEFT adds two thin products to a frozen one, and autograd handles each of them, its scale and its sum by itself: on a CPU that is an
-eighth of a step. Here the thin products are added where the wide one stands, and their scale sits in the small factor.
+PEFT adds two thin products to a frozen one, and autograd handles each of them, its scale and its sum by
+itself: on a CPU that is an eighth of a step. Here the thin products are added where the wide one stands, and
+    their scale sits in the small factor.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch.autograd.function import once_differentiable
 class LowRank(torch.autograd.Function):
     """y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ (Hu et al. 2022, equation 3), with W and b frozen.
 
-    states x [tokens, in], weight W [out, in], bias b [out] or None, down A [rank, in], up B [out, rank], all of one type → [tokens, out].
+    states x [tokens, in], weight W [out, in], bias b [out] or None, down A [rank, in], up B [out, rank], all
+    of one type → [tokens, out].
     """
 
     @staticmethod

@@ -1,7 +1,8 @@
-"""Texts written token by token for many rows at once; rows join and leave between steps. Knows a causal model and its cache.
+"""Texts written token by token for many rows at once; rows join and leave between steps. Knows a causal model
+and its cache.
 
-A row's tokens do not depend on who else is in the batch: padding is masked, positions count a row's own tokens, and each row
-draws from a generator of its own.
+A row's tokens do not depend on who else is in the batch: padding is masked, positions count a row's own
+tokens, and each row draws from a generator of its own.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class Row:
 
 
 def _certain(text: str, stops: Sequence[str]) -> int:
-    """How much of a text no later token can take back: not half a character, not what may begin a stop word."""
+    """How much of a text no later token can take back: not half a character, not what may begin a stop
+    word."""
     end = len(text.rstrip("\ufffd"))
     for stop in stops:
         for size in range(min(len(stop) - 1, end), 0, -1):
@@ -125,13 +127,13 @@ class Writing:
         longest = max(len(row.prompt) for row in rows)
         ids = torch.tensor([[0] * (longest - len(row.prompt)) + row.prompt for row in rows])
         mask = torch.tensor([[0] * (longest - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
-        fronts = [row.chain[0].front if row.chain else None for row in rows]
-        cache = seeded(fronts) if any(fronts) else DynamicCache()
-        if any(fronts):
+        virtuals = [row.chain[0].virtual if row.chain else None for row in rows]
+        cache = seeded(virtuals) if any(virtuals) else DynamicCache()
+        if any(virtuals):
             before = torch.arange(
                 cache.get_seq_length(), 0, -1
             )  # distance of each place to where the texts begin
-            lengths = torch.tensor([front.length if front else 0 for front in fronts])
+            lengths = torch.tensor([virtual.length if virtual else 0 for virtual in virtuals])
             mask = torch.cat([(before <= lengths[:, None]).long(), mask], dim=1)
         logits = self._forward(Plan([row.chain for row in rows]), ids, mask, cache)
         self._cache = cache if self._cache is None else _joined(self._cache, cache)
@@ -142,7 +144,8 @@ class Writing:
         return self._take(list(rows), logits)
 
     def step(self) -> list[tuple[Row, str]]:
-        """One more token for every row. Gives back each row with the text that became certain; ended rows leave the batch."""
+        """One more token for every row. Gives back each row with the text that became certain; ended rows
+        leave the batch."""
         assert self._cache is not None
         self._plan = self._plan or Plan([row.chain for row in self.rows])
         ids = torch.tensor([[row.ids[-1]] for row in self.rows])

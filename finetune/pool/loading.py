@@ -1,4 +1,5 @@
-"""What a pool reads from the disk: its base, and what the folder of an adapter says. Knows files; knows no batches."""
+"""What a pool reads from the disk: its base, and what the folder of an adapter says. Knows files; knows no
+batches."""
 
 from __future__ import annotations
 
@@ -20,6 +21,20 @@ WRITING = {
     "ForConditionalGeneration": AutoModelForSeq2SeqLM,
 }
 
+# what reading damaged or hostile files raises, somewhere below
+DAMAGED = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError
+)  # fmt: skip
+
+
+def context_of(network: Any, processor: Any) -> int:
+    """Most tokens that a base takes; RoBERTa numbers two positions that no text reaches, its tokenizer knows."""
+    sizes = network.config.to_dict()
+    return min(
+        int(sizes.get("max_position_embeddings") or sizes.get("n_positions", 2048)),
+        processor.model_max_length,
+    )
+
 
 def load_base(base: Any) -> tuple[Any, Any]:
     """Processor and model of a base by its name, with its language-model head where it has one.
@@ -29,7 +44,8 @@ def load_base(base: Any) -> tuple[Any, Any]:
     """
     if not isinstance(base, str):
         raise InputError(
-            f"A base given as a {type(base).__name__} needs its processor; wanted AdapterPool(network, processor)"
+            f"A base given as a {type(base).__name__} needs its processor; wanted AdapterPool(network, "
+            "processor)"
         )
     source, further = resolve(base)
     try:

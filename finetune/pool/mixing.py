@@ -1,7 +1,9 @@
-"""Several adapters in one batch: each row goes through its own. Knows layers and tensors; knows no files, texts or threads.
+"""Several adapters in one batch: each row goes through its own. Knows layers and tensors; knows no files,
+texts or threads.
 
-The base runs once for all rows; hooks on its layers add what each row's adapters change. Low-rank changes of several adapters are
-put side by side and rows see their own part through a mask, so that a step costs the same few products for two adapters or ten.
+The base runs once for all rows; hooks on its layers add what each row's adapters change. Low-rank changes of
+several adapters are put side by side and rows see their own part through a mask, so that a step costs the
+same few products for two adapters or ten.
 """
 
 from __future__ import annotations
@@ -18,19 +20,20 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune.adapters.weights import Adapter
 from finetune.errors import InputError
-from finetune.pool.virtual_tokens import Front
+from finetune.pool.virtual_tokens import VirtualTokens
 from finetune.tuners.bottleneck.layer import Parallel, ParallelOutput
 from finetune.tuners.bottleneck.sites import parallel_kind
 
 
 @dataclass(eq=False)
 class Ready:
-    """An adapter laid out for use: its tensors in the base's type, under the names that the base gives its layers.
+    """An adapter laid out for use: its tensors in the base's type, under the names that the base gives its
+    layers.
 
     Attributes:
         heads: task's heads by name; the last of a chain that has one counts.
         parts: modules in place of the base's own, by name.
-        front: made-up tokens that stand before each text.
+        virtual: made-up tokens that stand before each text.
         ratios: DoRA's length of each row over that of the changed weight [out].
         trained_for: its row of TASKS, where its folder says.
     """
@@ -39,7 +42,7 @@ class Ready:
     ratios: dict[str, Tensor] = field(default_factory=dict)
     heads: dict[str, nn.Module] = field(default_factory=dict)
     parts: dict[str, nn.Module] = field(default_factory=dict)
-    front: Front | None = None
+    virtual: VirtualTokens | None = None
     labels: list[str] | None = None
     trained_for: str | None = None
     max_length: int | None = None
@@ -55,7 +58,8 @@ Chain = tuple[Ready, ...]
 class Plan:
     """Which chain of adapters each row of a batch goes through; rows without any stay the base's.
 
-    A plan holds its adapters: one that is taken out of a pool meanwhile still answers the batch it was asked for.
+    A plan holds its adapters: one that is taken out of a pool meanwhile still answers the batch it was asked
+        for.
     """
 
     def __init__(self, rows: Sequence[Chain]) -> None:
@@ -68,7 +72,8 @@ class Plan:
         self._beside: dict[str, tuple[Tensor, Tensor, Tensor | None] | None] = {}
 
     def beside(self, name: str) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """Low-rank changes of a layer side by side: down [ranks, in], up [out, ranks], and which row sees which [rows, ranks].
+        """Low-rank changes of a layer side by side: down [ranks, in], up [out, ranks], and which row sees
+        which [rows, ranks].
 
         The mask is None where every row sees all; the whole is None where no adapter changes the layer.
         """
@@ -86,7 +91,8 @@ class Plan:
 
 
 class Mixture:
-    """Hooks on the layers of one model, obeying the plan that stands while it runs. One run at a time; the caller sees to it."""
+    """Hooks on the layers of one model, obeying the plan that stands while it runs. One run at a time; the
+    caller sees to it."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
@@ -98,7 +104,8 @@ class Mixture:
         """An adapter's tensors under this model's names, and hooks where they are needed.
 
         Args:
-            prefix: what stands before the names of the base's layers in a model with a head (`bert.`, `model.`).
+            prefix: what stands before the names of the base's layers in a model with a head (`bert.`,
+                `model.`).
 
         Raises:
             InputError: a layer that isn't in the base, or of a kind that can't be mixed.
@@ -147,14 +154,16 @@ class Mixture:
             kind = parallel_kind(self.network.config.model_type, name)
             if adapter.config["shape"] == "parallel" and kind not in (Parallel, ParallelOutput):
                 raise InputError(
-                    f"{adapter.folder} widens '{name}' itself; such parallel adapters can't be mixed in one batch"
+                    f"{adapter.folder} widens '{name}' itself; such parallel adapters can't be mixed in one "
+                    "batch"
                 )
         elif adapter.kind == "BITFIT":
             if dict(module.named_parameters(recurse=False)).get("bias") is None:
                 raise InputError(f"{adapter.folder} shifts the bias of '{name}', which has none in this base")
         elif not isinstance(module, (nn.Linear, Conv1D, nn.Embedding)):
             raise InputError(
-                f"{adapter.folder} changes '{name}', a {type(module).__name__}; wanted linear layers or embeddings"
+                f"{adapter.folder} changes '{name}', a {type(module).__name__}; wanted linear layers or "
+                "embeddings"
             )
         elif adapter.config.get("bias", "none") != "none":
             raise InputError(f"{adapter.folder} has biases of its own; wanted LoRA with bias 'none'")
@@ -196,7 +205,8 @@ class Mixture:
             return None
         if len(output) != len(plan.rows):
             raise InputError(
-                f"The layer '{name}' sees {len(output)} rows in a batch of {len(plan.rows)}: no adapters can be mixed here"
+                f"The layer '{name}' sees {len(output)} rows in a batch of {len(plan.rows)}: no adapters "
+                "can be mixed here"
             )
         result = output
         beside = plan.beside(name)
@@ -241,7 +251,8 @@ def _put(result: Tensor, original: Tensor, rows: Tensor, values: Tensor) -> Tens
 
 
 def _low_rank(inputs: Tensor, beside: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-    """Changes of a linear layer's output for inputs [rows, time, in], or of an embedding's for ids [rows, time]."""
+    """Changes of a linear layer's output for inputs [rows, time, in], or of an embedding's for ids [rows,
+    time]."""
     down, up, mask = beside
     inner = F.linear(inputs, down) if inputs.is_floating_point() else F.embedding(inputs, down.T)
     if mask is not None:
@@ -259,7 +270,8 @@ def _bottleneck(ready: Ready, name: str, hidden: Tensor) -> Tensor:
 
 
 class SwitchedHead(nn.Module):
-    """In place of a head: each row goes through the head of its own adapter; narrower ones are filled with zeros."""
+    """In place of a head: each row goes through the head of its own adapter; narrower ones are filled with
+    zeros."""
 
     def __init__(self, name: str, mixture: Mixture) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""One base in memory, many adapters on it, different ones within one batch. Knows texts and adapters; knows no server.
+"""One base in memory, many adapters on it, different ones within one batch. Knows texts and adapters; knows
+no server.
 
 pool = AdapterPool("smollm2")
 pool.add("films", "runs/films")
@@ -20,28 +21,29 @@ from torch import Tensor
 from finetune.adapters.loading import MODELS, labels_of, quietly
 from finetune.adapters.weights import KINDS, read_adapter
 from finetune.artefacts.passport import check_passport
-from finetune.data.encode import as_columns
 from finetune.errors import InputError
 from finetune.pool import virtual_tokens
 from finetune.pool.decoding import Row, Sampling, Writing
-from finetune.pool.loading import load_base, max_length
+from finetune.pool.loading import DAMAGED, context_of, load_base, max_length
 from finetune.pool.mixing import Chain, Mixture, Plan, Ready
-from finetune.pool.registry import Books, Name
+from finetune.pool.registry import Name, Registry
 from finetune.pool.seq2seq_decoding import Rewriting
-from finetune.pool.task_heads import Views
+from finetune.pool.task_heads import TaskHeads
+from finetune.pool.text_processor import Text, TextProcessor
 from finetune.tasks import answers
 from finetune.tasks.table import TASKS
 
-Text = str | tuple[str, str]
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class AdapterPool:
-    """Many adapters on one base. Calls from several threads are safe: they take turns on the model, step by step.
+    """Many adapters on one base. Calls from several threads are safe: they take turns on the model, step by
+    step.
 
     Args:
         base: a name as `--model_name_or_path` takes it, or a model (then with its `processor`).
-        memory_limit_mb: adapters that were not used for longest are put aside beyond it, and read again when asked for.
+        memory_limit_mb: adapters that were not used for longest are put aside beyond it, and read again when
+            asked for.
         allow_mismatch: take adapters that don't belong on this base.
     """
 
@@ -64,14 +66,10 @@ class AdapterPool:
         self.trunk = self.network.base_model
         self.prefix = f"{self.network.base_model_prefix}."
         self.mixture = Mixture(self.trunk)
-        self.views = Views(self.network, self.trunk, self.mixture, self.processor.pad_token_id)
-        sizes = self.network.config.to_dict()
-        positions = int(sizes.get("max_position_embeddings") or sizes.get("n_positions", 2048))
-        self.context = min(
-            positions, self.processor.model_max_length
-        )  # RoBERTa numbers two positions that no text reaches
-        self._books = Books(self._read, int(memory_limit_mb * 2**20))
-        self._turn, self._words = threading.Lock(), threading.Lock()
+        self.task_heads = TaskHeads(self.network, self.trunk, self.mixture, self.processor.pad_token_id)
+        self.texts = TextProcessor(self.processor, context_of(self.network, self.processor))
+        self._registry = Registry(self._read, int(memory_limit_mb * 2**20))
+        self._turn = threading.Lock()
 
     @property
     def writes(self) -> bool:
@@ -94,7 +92,7 @@ class AdapterPool:
         Raises:
             InputError: a bad or taken name, no adapter, or one that doesn't belong on this base.
         """
-        self._books.add(name, folder, replace)
+        self._registry.add(name, folder, replace)
 
     def remove(self, name: str) -> None:
         """Take an adapter out; what it was asked before, it still answers.
@@ -102,58 +100,53 @@ class AdapterPool:
         Raises:
             UnknownAdapter: there is none of that name.
         """
-        self._books.remove(name)
+        self._registry.remove(name)
 
     def adapters(self) -> dict[str, dict[str, Any]]:
         """Name → folder, kind of task, labels, and whether its tensors are in memory."""
-        return self._books.listed()
+        return self._registry.listed()
 
     def chain(self, name: Name) -> Chain:
         """The adapters of one name, of several in sequence (a stack), or of none, ready for use."""
-        return self._books.chain(name)
+        return self._registry.chain(name)
 
     def _read(self, folder: Path) -> Ready:
         try:
             return self._read_whole(folder)
         except InputError:
             raise
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RecursionError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except DAMAGED as error:
             raise InputError(
-                f"{folder} is no whole adapter ({type(error).__name__}: {error}); save it again by training or PEFT"
+                f"{folder} is no whole adapter ({type(error).__name__}: {error}); save it again by training "
+                "or PEFT"
             ) from error
 
     def _read_whole(self, folder: Path) -> Ready:
         adapter = read_adapter(folder, (*KINDS, *virtual_tokens.KINDS))
         if adapter.config.get("task_type") not in MODELS:
             raise InputError(
-                f"{folder} is an adapter for the task '{adapter.config.get('task_type')}', which a pool can't answer"
+                f"{folder} is an adapter for the task '{adapter.config.get('task_type')}', which a pool "
+                "can't answer"
             )
         with self._turn:
             check_passport(folder, self.network, self.processor, self.allow_mismatch)
             ready = self.mixture.lay_out(adapter, self.prefix)
             if adapter.kind in virtual_tokens.KINDS:
                 with torch.inference_mode():
-                    ready.front = virtual_tokens.make_front(
+                    ready.virtual = virtual_tokens.make_virtual_tokens(
                         adapter.kind, adapter.config, ready.adapter.prompt, self.network
                     )
         ready.labels, ready.max_length = labels_of(folder), max_length(folder)
         ready.trained_for = adapter.passport.get("task")
         if ready.task in ("SEQ_CLS", "TOKEN_CLS"):
-            ready.heads = self.views.heads(ready)
-            ready.parts = self.views.parts(ready)
+            ready.heads = self.task_heads.heads(ready)
+            ready.parts = self.task_heads.parts(ready)
             last = list(ready.heads.values())[-1].state_dict()["weight"]
             ready.labels = ready.labels or [f"LABEL_{i}" for i in range(len(last))]
         elif adapter.heads:
             raise InputError(
-                f"{folder} has a head for '{ready.task}', which a pool can't run; wanted classification or tokens"
+                f"{folder} has a head for '{ready.task}', which a pool can't run; wanted classification or "
+                "tokens"
             )
         return ready
 
@@ -169,10 +162,12 @@ class AdapterPool:
     def classify(
         self, texts: Sequence[Text], adapters: Sequence[Name], truncate: bool = False
     ) -> list[dict[str, Any]]:
-        """One text (or pair) and one adapter each → label, its probability, and the probability of every label.
+        """One text (or pair) and one adapter each → label, its probability, and the probability of every
+        label.
 
         Raises:
-            InputError: an unknown adapter or one that doesn't classify, an empty text, or one that is too long.
+            InputError: an unknown adapter or one that doesn't classify, an empty text, or one that is too
+                long.
         """
         self.check(texts, adapters, "SEQ_CLS")
         found = []
@@ -191,22 +186,23 @@ class AdapterPool:
         self, texts: Sequence[Text], adapters: Sequence[Name], truncate: bool
     ) -> list[tuple[Tensor, list[str]]]:
         chains = [chain for _, chain in self._asked(texts, adapters, "SEQ_CLS")]
-        out = self._ask("SEQ_CLS", self._encode(texts, chains, truncate), chains)
+        out = self._ask("SEQ_CLS", self.texts.encode(texts, self._limits(chains), truncate)[0], chains)
         labels = [chain[-1].labels or [] for chain in chains]
         return [(row[: len(names)], names) for row, names in zip(out, labels, strict=True)]
 
     def tag(
         self, texts: Sequence[str], adapters: Sequence[Name], truncate: bool = False
     ) -> list[list[dict[str, Any]]]:
-        """One text and one adapter each → for every word its label and probability; a word goes by its first token."""
+        """One text and one adapter each → for every word its label and probability; a word goes by its first
+        token."""
         asked = self._asked(texts, adapters, "TOKEN_CLS")
         words, chains = [text.split() for text in texts], [c for _, c in asked]
-        batch = self._encode(words, chains, truncate, split=True)
+        batch, places = self.texts.encode(words, self._limits(chains), truncate, split=True)
         logits = self._ask("TOKEN_CLS", batch, chains)
         found = []
         for index, chain in enumerate(chains):
-            places, labels = batch.word_ids(index), chain[-1].labels or []
-            firsts = {word: place for place, word in reversed(list(enumerate(places))) if word is not None}
+            labels, words_of = chain[-1].labels or [], list(enumerate(places[index]))
+            firsts = {word: place for place, word in reversed(words_of) if word is not None}
             chances = logits[index, :, : len(labels)].softmax(-1)
             best = {word: int(chances[place].argmax()) for word, place in firsts.items()}
             found.append([
@@ -218,10 +214,11 @@ class AdapterPool:
     def embed(
         self, texts: Sequence[str], adapters: Sequence[Name] | None = None, truncate: bool = False
     ) -> Tensor:
-        """Mean of the last hidden states over a text's tokens, length 1: [texts, width], float32 on the CPU."""
+        """Mean of the last hidden states over a text's tokens, length 1: [texts, width], float32 on the
+        CPU."""
         asked = self._asked(texts, adapters or [None] * len(texts))
         chains = [c for _, c in asked]
-        batch = self._encode(list(texts), chains, truncate)
+        batch, _ = self.texts.encode(list(texts), self._limits(chains), truncate)
         hidden = self._ask(None, batch, chains)
         mask = batch["attention_mask"][..., None].float()
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
@@ -229,10 +226,12 @@ class AdapterPool:
     def rows(
         self, texts: Sequence[str], adapters: Sequence[Name], sampling: Sampling, special: bool = True
     ) -> list[Row]:
-        """Texts to be continued, ready to join a batch; `special=False` for those that a chat template has made.
+        """Texts to be continued, ready to join a batch; `special=False` for those that a chat template has
+        made.
 
         Raises:
-            InputError: a base that writes nothing, an adapter for another task, an empty text, or one that is too long.
+            InputError: a base that writes nothing, an adapter for another task, an empty text, or one that is
+                too long.
         """
         if not self.writes:
             raise InputError("This base writes no texts; wanted a causal model such as smollm2")
@@ -242,34 +241,27 @@ class AdapterPool:
                 raise InputError(
                     f"An adapter for {chain[-1].task} writes no texts; wanted one for {self.task}"
                 )
-            with self._words:
-                ids = self.processor(text, add_special_tokens=special)["input_ids"]
-            size = len(ids) + sum(ready.front.length for ready in chain if ready.front)
+            ids = self.texts.ids(text, special)
+            size = len(ids) + sum(ready.virtual.length for ready in chain if ready.virtual)
             together = (
                 max(size, sampling.max_new_tokens) if self.reads_first else size + sampling.max_new_tokens
             )
-            if together > self.context:
+            if together > self.texts.context:
                 raise InputError(
-                    f"The text has {size} tokens, and {sampling.max_new_tokens} new ones are asked for; the context holds "
-                    f"{self.context}. Shorten the text or ask for fewer new tokens"
+                    f"The text has {size} tokens, and {sampling.max_new_tokens} new ones are asked for; the "
+                    "context holds "
+                    f"{self.texts.context}. Shorten the text or ask for fewer new tokens"
                 )
-            rows.append(Row(ids, chain, replace(sampling, seed=sampling.seed + len(rows)), self._decode))
+            rows.append(Row(ids, chain, replace(sampling, seed=sampling.seed + len(rows)), self.texts.decode))
         return rows
 
-    def prompt_of(self, messages: Sequence[dict[str, str]]) -> str:
+    def prompt_of(self, messages: Sequence[dict[str, Any]]) -> str:
         """A chat as the text that its answer continues.
 
         Raises:
             InputError: the tokenizer has no chat template, or the template refuses the messages.
         """
-        if self.processor.chat_template is None:
-            raise InputError("This base has no chat template; ask for completions of plain text")
-        try:
-            return self.processor.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # whatever a template raises: the fault is the messages'
-            raise InputError(f"The chat template refuses these messages: {error}") from error
+        return self.texts.chat(messages)
 
     def check(self, texts: Sequence[Text], adapters: Sequence[Name], task: str | None = None) -> list[Chain]:
         """The adapters of each text, ready for use.
@@ -287,7 +279,8 @@ class AdapterPool:
             row = TASKS.get(chain[-1].trained_for or "")
             if row is not None and row.read is not answers.classes:
                 raise InputError(
-                    f"Text {index} asks for a class, and its adapter was trained for '{chain[-1].trained_for}'; ask for logits"
+                    f"Text {index} asks for a class, and its adapter was trained for "
+                    f"'{chain[-1].trained_for}'; ask for logits"
                 )
             if row is not None and row.pair != isinstance(text, tuple):
                 wanted = "a pair of texts" if row.pair else "a single text"
@@ -301,10 +294,10 @@ class AdapterPool:
         Raises:
             InputError: one is longer than its adapter and the base take.
         """
-        return [
-            int(self._encode([t], [c], False)["attention_mask"].sum())
-            for t, c in zip(texts, chains, strict=True)
+        whole = [
+            self.texts.encode([t], self._limits([c]), False)[0] for t, c in zip(texts, chains, strict=True)
         ]
+        return [int(batch["attention_mask"].sum()) for batch in whole]
 
     def writing(self) -> Writing | Rewriting:
         """An empty batch that rows join."""
@@ -316,7 +309,8 @@ class AdapterPool:
     def generate(
         self, texts: Sequence[str], adapters: Sequence[Name] | None = None, **sampling: Any
     ) -> list[str]:
-        """Continuations of the texts, each by its own adapter (None: the base); options are those of `Sampling`."""
+        """Continuations of the texts, each by its own adapter (None: the base); options are those of
+        `Sampling`."""
         rows = self.rows(texts, adapters or [None] * len(texts), Sampling(**sampling))
         for _ in self._write(rows):
             pass
@@ -336,10 +330,6 @@ class AdapterPool:
         while writing.rows:
             yield from writing.step()
 
-    def _decode(self, ids: list[int]) -> str:
-        with self._words:
-            return self.processor.decode(ids, skip_special_tokens=True)
-
     def _asked(
         self, texts: Sequence[Text], adapters: Sequence[Name], task: str | None = None
     ) -> list[tuple[Text, Chain]]:
@@ -353,7 +343,7 @@ class AdapterPool:
                 if not isinstance(part, str) or not part.strip():
                     raise InputError(f"Text {index} is empty; wanted one or more words")
             chain = self.chain(name)
-            if len(chain) > 1 and any(ready.front for ready in chain):
+            if len(chain) > 1 and any(ready.virtual for ready in chain):
                 raise InputError(
                     f"{name} has made-up tokens in front of the text, which stack with nothing; name it alone"
                 )
@@ -363,41 +353,26 @@ class AdapterPool:
             asked.append((text, chain))
         return asked
 
-    def _encode(
-        self, texts: Sequence[Any], chains: Sequence[Chain], truncate: bool, split: bool = False
-    ) -> Any:
-        limits = [
+    def _limits(self, chains: Sequence[Chain]) -> list[int]:
+        """Most tokens of a text under each chain: what the base has places for and its adapters were trained on."""
+        return [
             min(
-                [
-                    self.context - sum(r.front.length for r in chain if r.front),
-                    *(r.max_length for r in chain if r.max_length),
-                ]
+                self.texts.context - sum(ready.virtual.length for ready in chain if ready.virtual),
+                *(ready.max_length or self.texts.context for ready in chain),
+                self.texts.context,
             )
             for chain in chains
         ]
-        with self._words:
-            cut = {"truncation": True, "max_length": min(limits)} if truncate else {}
-            padded = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
-            batch = self.processor(
-                *as_columns(texts, self.processor), is_split_into_words=split, **cut, **padded
-            )
-        for index, (length, limit) in enumerate(
-            zip(batch["attention_mask"].sum(1).tolist(), limits, strict=True)
-        ):
-            if length > limit:
-                raise InputError(
-                    f"Text {index} has {length} tokens, its adapter and base take {limit}; shorten it, or set truncate"
-                )
-        return batch
 
     def _ask(self, task: str | None, batch: Any, chains: Sequence[Chain]) -> Tensor:
-        """What the task's model says of a batch; rows with made-up tokens in front go in batches of their own."""
+        """What the task's model says of a batch; rows with made-up tokens in front go in batches of their
+        own."""
         inputs = {k: v.to(self.network.device) for k, v in batch.items() if k in INPUTS}
         body = self.trunk.get_encoder() if self.reads_first else self.trunk
-        model = body if task is None else self.views.view(task)
+        model = body if task is None else self.task_heads.model(task)
         name = "last_hidden_state" if task is None else "logits"
         parts = []
-        for ahead, rows in virtual_tokens.groups([chain[0].front if chain else None for chain in chains]):
+        for ahead, rows in virtual_tokens.groups([chain[0].virtual if chain else None for chain in chains]):
             own = {key: value[rows] for key, value in inputs.items()}
             out = (
                 self.run(Plan([chains[row] for row in rows]), partial(self._through, model, ahead, own))[name]
@@ -412,5 +387,7 @@ class AdapterPool:
             result[rows, ..., : part.shape[-1]] = part
         return result
 
-    def _through(self, model: Any, ahead: virtual_tokens.Front | None, inputs: dict[str, Tensor]) -> Any:
+    def _through(
+        self, model: Any, ahead: virtual_tokens.VirtualTokens | None, inputs: dict[str, Tensor]
+    ) -> Any:
         return model(**(inputs if ahead is None else ahead.before(inputs, self.network)))

@@ -1,4 +1,5 @@
-"""Names → adapters: added, replaced, taken out, put aside when memory is short. Knows folders; knows no texts and no batches.
+"""Names → adapters: added, replaced, taken out, put aside when memory is short. Knows folders; knows no texts
+and no batches.
 
 Looking up waits for no model: an adapter is read outside the lock, while others are asked for and listed.
 """
@@ -36,7 +37,7 @@ class Entry:
     used: int = 0
 
 
-class Books:
+class Registry:
     """What a pool knows by name; safe to ask from several threads.
 
     Args:

@@ -1,6 +1,8 @@
-"""Texts written by an encoder-decoder for many rows at once: `Writing` for models that read first. Knows such a model and its cache.
+"""Texts written by an encoder-decoder for many rows at once: `Writing` for models that read first. Knows such
+a model and its cache.
 
-Rows that join together stay together: each such group has read its sources and writes from its own beginning, so that a row's
+Rows that join together stay together: each such group has read its sources and writes from its own beginning,
+    so that a row's
 tokens do not depend on who joined before or after.
 """
 
@@ -79,7 +81,8 @@ class Rewriting:
         return self._go(self.groups[-1])
 
     def step(self) -> list[tuple[Row, str]]:
-        """One more token for every row. Gives back each row with the text that became certain; ended rows leave."""
+        """One more token for every row. Gives back each row with the text that became certain; ended rows
+        leave."""
         return [piece for group in list(self.groups) for piece in self._go(group)]
 
     def leave(self, rows: Sequence[Row]) -> None:

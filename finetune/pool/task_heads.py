@@ -1,4 +1,5 @@
-"""One base with the heads of several tasks: each row goes through its own adapter's. Knows models; knows no texts."""
+"""One base with the heads of several tasks: each row goes through its own adapter's. Knows models; knows no
+texts."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from finetune.methods import head_names
 from finetune.pool.mixing import Mixture, Ready, SwitchedHead
 
 
-class Views:
+class TaskHeads:
     """Models for tasks with a head, made once each around one base.
 
     Args:
@@ -26,7 +27,7 @@ class Views:
         self.network, self.trunk, self.mixture, self.pad = network, trunk, mixture, pad
         self._made: dict[str, Any] = {}
 
-    def view(self, task: str) -> Any:
+    def model(self, task: str) -> Any:
         """A model for the task around the base, with heads that switch by row."""
         if task not in self._made:
             made = self._bare(task, 2).eval()
@@ -44,7 +45,8 @@ class Views:
         """
         if self.trunk is self.network and self.network.can_generate():
             raise InputError(
-                f"{ready.adapter.folder} is for {ready.task}, and {type(self.network).__name__} is no base for heads"
+                f"{ready.adapter.folder} is for {ready.task}, and {type(self.network).__name__} is no base "
+                "for heads"
             )
         weights = ready.adapter.heads
         model = self._bare(str(ready.task), _width(ready))
@@ -57,14 +59,16 @@ class Views:
                 own[k].shape != v.shape for k, v in head.state_dict().items()
             ):
                 raise InputError(
-                    f"The head '{name}' is not whole in {ready.adapter.folder}: without it {ready.task} has no answer"
+                    f"The head '{name}' is not whole in {ready.adapter.folder}: without it {ready.task} has "
+                    "no answer"
                 )
             head.load_state_dict(own, assign=True)
             heads[name] = head.eval()
         return heads
 
     def parts(self, ready: Ready) -> dict[str, Any]:
-        """Modules of the base itself that an adapter's folder holds whole (a pooler that the base's checkpoint lacks), by name.
+        """Modules of the base itself that an adapter's folder holds whole (a pooler that the base's
+        checkpoint lacks), by name.
 
         Raises:
             InputError: one that the base doesn't have, or of another shape.

@@ -1,7 +1,9 @@
-"""Made-up tokens in front of a text (prefix tuning, prompt tuning, p-tuning): what a folder holds → what a model is given.
+"""Made-up tokens in front of a text (prefix tuning, prompt tuning, p-tuning): what a folder holds → what a
+model is given.
 
-A decoder has read them before the text comes: they are keys and values of every layer. An encoder is given the embeddings of prompt
-and p-tuning. Knows PEFT's shapes and models; knows no other adapters and no requests.
+A decoder has read them before the text comes: they are keys and values of every layer. An encoder is given
+the embeddings of prompt and p-tuning. Knows PEFT's shapes and models; knows no other adapters and no
+requests.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ KINDS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
 
 
 @dataclass(eq=False)
-class Front:
+class VirtualTokens:
     """Tokens in front of every text of an adapter.
 
     Attributes:
-        past: keys and values of each layer, [heads, length, width of a head] each; None where embeddings go in.
+        past: keys and values of each layer, [heads, length, width of a head] each; None where embeddings go
+            in.
         embeddings: [length, width].
     """
 
@@ -46,11 +49,14 @@ class Front:
         return whole | mask | types
 
 
-def make_front(kind: str, config: dict[str, Any], prompt: Tensor | None, network: Any) -> Front:
+def make_virtual_tokens(
+    kind: str, config: dict[str, Any], prompt: Tensor | None, network: Any
+) -> VirtualTokens:
     """The tokens of a folder, tried on one token of text.
 
     Args:
-        prompt: as PEFT saves it: embeddings [length, width], or for prefix tuning [length, 2 · layers · heads · width of a head].
+        prompt: as PEFT saves it: embeddings [length, width], or for prefix tuning [length, 2 · layers · heads
+            · width of a head].
         network: the base; no plan may stand on it.
 
     Raises:
@@ -65,12 +71,12 @@ def make_front(kind: str, config: dict[str, Any], prompt: Tensor | None, network
     if kind == "PREFIX_TUNING":
         layers, heads = config["num_layers"], config["num_attention_heads"]
         parts = prompt.view(len(prompt), 2 * layers, heads, -1).permute(1, 2, 0, 3)
-        front = Front(len(prompt), [(parts[2 * i], parts[2 * i + 1]) for i in range(layers)])
+        virtual = VirtualTokens(len(prompt), [(parts[2 * i], parts[2 * i + 1]) for i in range(layers)])
     else:
-        front = Front(len(prompt), _read_first(prompt, network), prompt)
+        virtual = VirtualTokens(len(prompt), _read_first(prompt, network), prompt)
     one = torch.zeros(1, 1, dtype=torch.long, device=network.device)
-    network.base_model(**front.before({"input_ids": one, "attention_mask": one + 1}, network))
-    return front
+    network.base_model(**virtual.before({"input_ids": one, "attention_mask": one + 1}, network))
+    return virtual
 
 
 def _read_first(prompt: Tensor, network: Any) -> list[tuple[Tensor, Tensor]] | None:
@@ -79,26 +85,28 @@ def _read_first(prompt: Tensor, network: Any) -> list[tuple[Tensor, Tensor]] | N
     return None if cache is None else [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
 
-def seeded(fronts: Sequence[Front | None]) -> DynamicCache:
-    """A cache that holds what stands before each row; shorter ones are filled on the left, where a mask must hide it."""
-    cache, first = DynamicCache(), next(front for front in fronts if front is not None)
-    longest = max(front.length for front in fronts if front is not None)
+def seeded(virtuals: Sequence[VirtualTokens | None]) -> DynamicCache:
+    """A cache that holds what stands before each row; shorter ones are filled on the left, where a mask must
+    hide it."""
+    cache, first = DynamicCache(), next(virtual for virtual in virtuals if virtual is not None)
+    longest = max(virtual.length for virtual in virtuals if virtual is not None)
     assert first.past is not None
     for index, shapes in enumerate(first.past):
         both = []
         for which, like in enumerate(shapes):
             empty = like.new_zeros(like.shape[0], 0, like.shape[2])
             parts = [
-                empty if front is None or front.past is None else front.past[index][which] for front in fronts
+                empty if virtual is None or virtual.past is None else virtual.past[index][which]
+                for virtual in virtuals
             ]
             both.append(torch.stack([F.pad(part, (0, 0, longest - part.shape[1], 0)) for part in parts]))
         cache.update(both[0], both[1], index)
     return cache
 
 
-def groups(fronts: Sequence[Front | None]) -> list[tuple[Front | None, list[int]]]:
+def groups(virtuals: Sequence[VirtualTokens | None]) -> list[tuple[VirtualTokens | None, list[int]]]:
     """Which rows go together: all without made-up tokens, and those of each adapter that has some."""
-    found: dict[Front | None, list[int]] = {}
-    for row, front in enumerate(fronts):
-        found.setdefault(front, []).append(row)
+    found: dict[VirtualTokens | None, list[int]] = {}
+    for row, virtual in enumerate(virtuals):
+        found.setdefault(virtual, []).append(row)
     return list(found.items())

@@ -1,4 +1,5 @@
-"""HTTP over an adapter pool: own endpoints, errors, adapters that come and go. Knows requests and answers; makes no batches."""
+"""HTTP over an adapter pool: own endpoints, errors, adapters that come and go. Knows requests and answers;
+makes no batches."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def make_app(pool: AdapterPool, options: ServeArguments) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(served.gatherer.close)
+        await asyncio.to_thread(served.batcher.close)
 
     about = {
         "title": "finetune",
@@ -108,7 +109,10 @@ def _add_pages(app: FastAPI, served: Served) -> None:
     pool = served.pool
 
     def shown(page: Path) -> HTMLResponse:
-        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+        policy = (
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+            "img-src data:"
+        )
         return HTMLResponse(page.read_text(encoding="utf-8"), headers={"Content-Security-Policy": policy})
 
     @app.get("/", include_in_schema=False)
@@ -121,12 +125,12 @@ def _add_pages(app: FastAPI, served: Served) -> None:
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "adapters": len(pool.adapters()), "waiting": served.gatherer.waiting}
+        return {"status": "ok", "adapters": len(pool.adapters()), "waiting": served.batcher.waiting}
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        counts = {f"{name}_total": float(count) for name, count in served.gatherer.counts.items()}
-        gauges = {"waiting": float(served.gatherer.waiting), "adapters": float(len(pool.adapters()))}
+        counts = {f"{name}_total": float(count) for name, count in served.batcher.counts.items()}
+        gauges = {"waiting": float(served.batcher.waiting), "adapters": float(len(pool.adapters()))}
         return PlainTextResponse(served.figures.text(counts | gauges), media_type="text/plain; version=0.0.4")
 
 
@@ -138,7 +142,8 @@ def _add_own(app: FastAPI, served: Served) -> None:
 
     @app.post("/v1/attribute")
     async def attribute(ask: Attribute) -> dict[str, Any]:
-        """How much each word speaks for a label: its probability with the word minus without it (occlusion)."""
+        """How much each word speaks for a label: its probability with the word minus without it
+        (occlusion)."""
         words = ask.text.split()
         if not 2 <= len(words) <= 200:
             raise InputError(f"The text has {len(words)} words; attribution takes 2 to 200")

@@ -55,7 +55,8 @@ class Question:
 
 @dataclass(eq=False)
 class Order:
-    """One text to be written; `tell` hears every piece, from another thread, the last one with the row ended."""
+    """One text to be written; `tell` hears every piece, from another thread, the last one with the row
+    ended."""
 
     row: Row
     tell: Callable[[str, Row | Exception], None]
@@ -66,8 +67,9 @@ class Order:
         return len(self.row.prompt) + self.row.sampling.max_new_tokens
 
 
-class Gatherer:
-    """One thread that owns the batches: questions of one kind are answered together, orders are written side by side."""
+class Batcher:
+    """One thread that owns the batches: questions of one kind are answered together, orders are written side
+    by side."""
 
     def __init__(self, pool: AdapterPool, budget: Budget | None = None) -> None:
         self.pool, self.budget = pool, budget or Budget()
@@ -77,7 +79,7 @@ class Gatherer:
         self._orders: deque[Order] = deque()
         self._writing, self._written = pool.writing() if pool.writes else None, dict[Row, Order]()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="gatherer", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
     @property
@@ -88,7 +90,7 @@ class Gatherer:
         """Put a job in line.
 
         Raises:
-            Busy: the line is full, or the gatherer is closed.
+            Busy: the line is full, or the batcher is closed.
         """
         if self._closed.is_set():
             raise Busy("The server is stopping; try again later")
@@ -135,7 +137,8 @@ class Gatherer:
                 return True
 
     def _next_questions(self) -> list[Question]:
-        """The first in line and those like it that fit: one kind, single texts or pairs, tokens with padding."""
+        """The first in line and those like it that fit: one kind, single texts or pairs, tokens with
+        padding."""
         first = self._questions[0]
         chosen: list[Any] = []
         longest = 0

@@ -1,4 +1,5 @@
-"""A server's connections: heads that never end, answers that nobody reads. Knows uvicorn; knows no routes and no models."""
+"""A server's connections: heads that never end, answers that nobody reads. Knows uvicorn; knows no routes and
+no models."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Patient(H11Protocol):
                 timer.cancel()
 
     def _watch_head(self) -> None:
-        """One timer from the first byte (or the connection) to the head's end; more bytes buy no more time."""
+        """One timer from the first byte (or the connection) to the head's end; more bytes buy no more
+        time."""
         if self.cycle is not None and not self.cycle.response_complete:
             if self._head is not None:
                 self._head.cancel()

@@ -1,4 +1,5 @@
-"""What reaches the application at all: size, pace and encoding of bodies, the key; and what stops when the client hangs up.
+"""What reaches the application at all: size, pace and encoding of bodies, the key; and what stops when the
+client hangs up.
 
 Plain ASGI, so that a body is refused while it arrives. Knows no routes but the open ones.
 """
@@ -109,7 +110,8 @@ class Limits:
             self.figures.note(route.path if route else "other", seen, time.monotonic() - started)
 
     async def _drain(self, receive: Callable, refused: Refused) -> None:
-        """Swallow a little more of a body that is too long: whose data is left unread never sees the answer."""
+        """Swallow a little more of a body that is too long: whose data is left unread never sees the
+        answer."""
         if refused.status != 413:
             return
 
@@ -143,7 +145,8 @@ class Limits:
             raise Refused(408, f"The body took longer than {self.seconds:g} seconds to arrive") from error
         if body:
             strict_json(body)
-            # also keeps other sites' pages out: without asking first, a browser sends them no other type than forms' and text
+            # also keeps other sites' pages out: without asking first, a browser sends them no other type
+            # than forms' and text
             if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
                 raise Refused(
                     415,

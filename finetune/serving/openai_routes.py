@@ -1,4 +1,5 @@
-"""OpenAI's completions and chats with the adapter as `model`, so that existing clients work. Knows that API; makes no batches."""
+"""OpenAI's completions and chats with the adapter as `model`, so that existing clients work. Knows that API;
+makes no batches."""
 
 from __future__ import annotations
 

@@ -72,8 +72,9 @@ class Streaming(Strict):
 
 
 class Options(Strict):
-    """What completions and chats share, under OpenAI's names. What changes no answer is taken and left aside (`user`, `store`,
-    `metadata`, …); options that would change answers, and aren't here, are refused by name unless they say the default.
+    """What completions and chats share, under OpenAI's names. What changes no answer is taken and left aside
+    (`user`, `store`, `metadata`, …); options that would change answers, and aren't here, are refused by name
+    unless they say the default.
     """
 
     model: str = Field(max_length=512)

@@ -1,4 +1,4 @@
-"""What all endpoints share: the pool, its gatherer, the limits. Knows what is asked; knows no routes."""
+"""What all endpoints share: the pool, its batcher, the limits. Knows what is asked; knows no routes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from finetune.errors import InputError
 from finetune.pool.decoding import Sampling
 from finetune.pool.pool import AdapterPool
-from finetune.serving.batcher import Budget, Busy, Gatherer, Question
+from finetune.serving.batcher import Budget, Busy, Batcher, Question
 from finetune.serving.prometheus import Figures
 from finetune.serving.streaming import Written
 
@@ -65,14 +65,14 @@ class ServeArguments:
 
 
 class Served:
-    """What the endpoints share: the pool, its gatherer, the limits."""
+    """What the endpoints share: the pool, its batcher, the limits."""
 
     def __init__(self, pool: AdapterPool, options: ServeArguments) -> None:
         self.pool, self.options, self.figures = pool, options, Figures()
         budget = Budget(
             options.max_batch_rows, options.max_batch_tokens, options.gather_ms / 1000, options.max_queue
         )
-        self.gatherer = Gatherer(pool, budget)
+        self.batcher = Batcher(pool, budget)
 
     async def ask(self, kind: str, texts: list[Any], names: list[Any]) -> list[Any]:
         """The answer to each text; all are checked before any is put in line."""
@@ -82,7 +82,7 @@ class Served:
         questions = [Question(kind, *one) for one in zip(texts, names, lengths, strict=True)]
         try:
             for question in questions:
-                self.gatherer.submit(question)
+                self.batcher.submit(question)
             waiting = asyncio.gather(*(asyncio.wrap_future(q.answer) for q in questions))
             return await asyncio.wait_for(waiting, self.options.timeout_seconds)
         finally:
@@ -101,13 +101,14 @@ class Served:
             raise InputError(f"{len(prompts)} texts and {len(names)} adapters; wanted one each")
         if sampling.max_new_tokens > self.options.max_new_tokens:
             raise InputError(
-                f"{sampling.max_new_tokens} new tokens asked for; {self.options.max_new_tokens} at most here. Ask for fewer"
+                f"{sampling.max_new_tokens} new tokens asked for; {self.options.max_new_tokens} at most "
+                "here. Ask for fewer"
             )
         rows = await asyncio.to_thread(self.pool.rows, prompts, names, sampling, special)
         written = [Written(row, asyncio.get_running_loop()) for row in rows]
         try:
             for one in written:
-                self.gatherer.submit(one.order)
+                self.batcher.submit(one.order)
         except Busy:
             for one in written:
                 one.order.abandoned = True

@@ -1,4 +1,5 @@
-"""Texts on their way from the gatherer to whoever asked: whole, or piece by piece as server-sent events. Knows no routes."""
+"""Texts on their way from the batcher to whoever asked: whole, or piece by piece as server-sent events.
+Knows no routes."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Written:
-    """A text on its way, heard from the gatherer's thread and read by the request."""
+    """A text on its way, heard from the batcher's thread and read by the request."""
 
     def __init__(self, row: Row, loop: asyncio.AbstractEventLoop) -> None:
         self.row, self.pieces, self.loop = row, asyncio.Queue[tuple[str, Row | Exception, str | None]](), loop

@@ -1,7 +1,8 @@
 """Tuning methods that PEFT lacks, in PEFT's shape. Importing this package makes them known to PEFT.
 
-Knows PEFT's three tables; knows no tasks and no trainer. Once imported, `peft.get_peft_model`, `PeftModel.from_pretrained` and
-all that builds on them (TRL's trainers too) take these methods as they take LoRA.
+Knows PEFT's three tables; knows no tasks and no trainer. Once imported, `peft.get_peft_model`,
+`PeftModel.from_pretrained` and all that builds on them (TRL's trainers too) take these methods as they take
+LoRA.
 """
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -9,8 +10,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from finetune.tuners.bitfit import BITFIT, BitFitConfig, BitFitModel
 from finetune.tuners.bottleneck import BOTTLENECK, BottleneckConfig, BottleneckModel
 
-# PEFT's own way in, `register_peft_method`, refuses names outside its enumeration. A member of that enumeration equals its plain
-# string and hashes alike, so plain strings are found in these dicts wherever PEFT looks them up.
+# PEFT's own way in, `register_peft_method`, refuses names outside its enumeration. A member of that
+# enumeration equals its plain string and hashes alike, so plain strings are found in these dicts wherever
+# PEFT looks them up.
 for _name, _config, _tuner in (
     (BOTTLENECK, BottleneckConfig, BottleneckModel),
     (BITFIT, BitFitConfig, BitFitModel),

@@ -1,4 +1,5 @@
-"""What this package's tuners share: how a layer is wrapped and given back. Knows PEFT's hooks; knows no method."""
+"""What this package's tuners share: how a layer is wrapped and given back. Knows PEFT's hooks; knows no
+method."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class LayerTuner(BaseTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
     ) -> None:
-        # PEFT sets `weight` on what it gives back, which fails for a module without one: a feed-forward, a head of two layers
+        # PEFT sets `weight` on what it gives back, which fails for a module without one: a feed-forward, a
+        # head of two layers
         if hasattr(new_module, "base_layer"):
             super()._replace_module(parent, child_name, new_module, child)
         else:

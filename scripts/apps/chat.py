@@ -1,4 +1,5 @@
-"""A chat in the terminal that switches adapters: `/use NAME`, `/base`, `/new`, `/quit`; anything else is said to the model.
+"""A chat in the terminal that switches adapters: `/use NAME`, `/base`, `/new`, `/quit`; anything else is said
+to the model.
 
 python scripts/apps/chat.py --base smollm2 --adapters formal=runs/formal films=runs/films
 """

@@ -1,6 +1,7 @@
 """Classify rows of a `datasets` file by several adapters on one base, in one pass: a column for each adapter.
 
-python scripts/apps/map_rows.py --base minilm --adapters mood=runs/films topic=runs/news --source rows.parquet --target out.parquet
+python scripts/apps/map_rows.py --base minilm --adapters mood=runs/films topic=runs/news --source rows.parquet
+--target out.parquet
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def main() -> None:
     # the pool lives here: rows go through it batch by batch, not through copies of it in other processes
     rows = rows.map(labels, batched=True, batch_size=options.batch_size, load_from_cache_file=False)
     rows.to_parquet(options.target)
-    # in pandas the same is: frame[name] = [a["label"] for a in pool.classify(list(frame["text"]), [name] * len(frame))]
+    # in pandas the same is: frame[name] = [a["label"] for a in pool.classify(list(frame["text"]), [name] *
+    # len(frame))]
 
 
 if __name__ == "__main__":

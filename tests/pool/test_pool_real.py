@@ -1,4 +1,5 @@
-"""The packaged models: mixed batches equal PEFT alone, merged equals adapter, saved and loaded equals itself."""
+"""The packaged models: mixed batches equal PEFT alone, merged equals adapter, saved and loaded equals
+itself."""
 
 import peft
 import pytest

@@ -1,4 +1,5 @@
-"""The pages in headless Chromium: what a person chooses and asks is answered, and nothing is fetched from elsewhere."""
+"""The pages in headless Chromium: what a person chooses and asks is answered, and nothing is fetched from
+elsewhere."""
 
 import pytest
 from browser import browser
@@ -41,8 +42,10 @@ def ask(page, text: str, left: str, right: str) -> None:
 def test_two_answers_stream_side_by_side(page, served):
     page.type("#most", "6")
     page.run(
-        "window.grown = []; new MutationObserver(() => grown.push(document.querySelector('#left .said').innerText.length))"
-        ".observe(document.querySelector('#left .said'), {subtree: true, childList: true, characterData: true})"
+        "window.grown = []; new MutationObserver(() => grown.push(document.querySelector('#left "
+        ".said').innerText.length))"
+        ".observe(document.querySelector('#left .said'), {subtree: true, childList: true, characterData: "
+        "true})"
     )
     ask(page, TEXTS[0], "write0", "")
     wanted = served.pool.generate([TEXTS[0]] * 2, ["write0", None], max_new_tokens=6)
@@ -59,7 +62,8 @@ def test_two_answers_stream_side_by_side(page, served):
 def test_a_prompt_and_a_chat_of_one_s_own(page, served):
     page.type("#most", "5")
     page.run(
-        "document.querySelector('#left .prompt').value = 'own…'; document.querySelector('#left').dispatchEvent(new Event('change'))"
+        "document.querySelector('#left .prompt').value = 'own…'; "
+        "document.querySelector('#left').dispatchEvent(new Event('change'))"
     )
     page.type("#left .template", "the {text} film")
     page.choose("#right .prompt", "as a chat")
@@ -76,7 +80,8 @@ def test_labels_are_bars_and_words_are_coloured(page, served):
     ask(page, TEXTS[0], "films", "words")
     found = served.pool.classify([TEXTS[0]], ["films"])[0]
     bars = page.run(
-        "return [...document.querySelectorAll('#left .bar')].map(row => [row.children[0].textContent, row.querySelector('i').style.width])"
+        "return [...document.querySelectorAll('#left .bar')].map(row => [row.children[0].textContent, "
+        "row.querySelector('i').style.width])"
     )
     wanted = sorted(found["probabilities"].items(), key=lambda entry: -entry[1])
     assert [name for name, _ in bars] == [name for name, _ in wanted]
@@ -84,7 +89,8 @@ def test_labels_are_bars_and_words_are_coloured(page, served):
         [100 * share for _, share in wanted], abs=0.1
     )
     words = page.run(
-        "return [...document.querySelectorAll('#left .words span')].map(span => [span.textContent, span.style.background, span.title])"
+        "return [...document.querySelectorAll('#left .words span')].map(span => [span.textContent, "
+        "span.style.background, span.title])"
     )
     why = served.client.post("/v1/attribute", json={"text": TEXTS[0], "adapter": "films"}).json()
     assert [word for word, _, _ in words] == TEXTS[0].split()
@@ -114,7 +120,7 @@ def test_stop_ends_an_answer(page, served):
     assert page.text("#left .said").strip() == "Stopped." and page.run(
         "return document.getElementById('stop').disabled"
     )
-    assert served.until(lambda: not served.served.gatherer._written and not served.served.gatherer.waiting)
+    assert served.until(lambda: not served.served.batcher._written and not served.served.batcher.waiting)
 
 
 def test_markup_in_an_answer_stays_text(page):

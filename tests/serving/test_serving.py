@@ -1,4 +1,5 @@
-"""The server: right answers for whoever asks together, whole and streamed, by own endpoints and OpenAI's client."""
+"""The server: right answers for whoever asks together, whole and streamed, by own endpoints and OpenAI's
+client."""
 
 import json
 import time
@@ -10,7 +11,7 @@ from conftest import make_tokenizer
 from served import filled, make_folders, serving
 from test_pool import TEXTS
 
-from finetune.serving.batcher import Budget, Busy, Gatherer, Question
+from finetune.serving.batcher import Budget, Busy, Batcher, Question
 
 
 @pytest.fixture(scope="module")
@@ -123,24 +124,24 @@ def test_figures_and_documentation(served):
 
 def test_a_full_line_refuses_and_one_bad_question_spoils_no_other(folders):
     pool = filled(folders)
-    gatherer = Gatherer(pool, Budget(rows=8, seconds=0.2, waiting=3))
+    batcher = Batcher(pool, Budget(rows=8, seconds=0.2, waiting=3))
     good, bad = Question("classify", TEXTS[0], "films", 4), Question("classify", TEXTS[0], "gone", 4)
-    gatherer.submit(good)
-    gatherer.submit(bad)
+    batcher.submit(good)
+    batcher.submit(bad)
     assert good.answer.result(5)["label"] in ("neg", "pos")
     with pytest.raises(ValueError, match="Unknown adapter 'gone'"):
         bad.answer.result(5)
     with pytest.raises(Busy), pool._turn:
         for _ in range(50):
-            gatherer.submit(Question("classify", TEXTS[0], "films", 4))
+            batcher.submit(Question("classify", TEXTS[0], "films", 4))
             time.sleep(0.002)
-    gatherer.close()
+    batcher.close()
 
 
 def test_budgets_bound_a_batch(folders):
-    gatherer = Gatherer(filled(folders), Budget(rows=3, tokens=20, seconds=0.1))
-    gatherer.close()
+    batcher = Batcher(filled(folders), Budget(rows=3, tokens=20, seconds=0.1))
+    batcher.close()
     for length in (4, 4, 9, 30):
-        gatherer._questions.append(Question("classify", "x", "films", length))
-    assert [[q.length for q in gatherer._next_questions()] for _ in range(3)] == [[4, 4], [9], [30]]
+        batcher._questions.append(Question("classify", "x", "films", length))
+    assert [[q.length for q in batcher._next_questions()] for _ in range(3)] == [[4, 4], [9], [30]]
     assert make_tokenizer("llama").chat_template is None

@@ -299,23 +299,24 @@ def slowly(monkeypatch):
 
 
 def lasting(**further) -> dict:
-    """A request whose answer would take long: all that the tiny model's context holds, many times; this adapter ends none early."""
+    """A request whose answer would take long: all that the tiny model's context holds, many times; this
+    adapter ends none early."""
     return {"texts": [TEXTS[0]] * 64, "adapter": "write2", "max_new_tokens": 55} | further
 
 
 def test_who_hangs_up_in_mid_answer_frees_his_place(served, slowly):
-    gatherer = served.served.gatherer
+    batcher = served.served.batcher
     for stream in (True, False):
         body = json.dumps(lasting(stream=stream)).encode()
-        before = gatherer.counts["tokens"]
+        before = batcher.counts["tokens"]
         with served.connect() as bare:
             head = (
                 HEAD.replace(b"classify", b"generate") + b"Content-Type: application/json\r\nContent-Length: "
             )
             bare.sendall(head + str(len(body)).encode() + b"\r\n\r\n" + body)
-            assert served.until(lambda: gatherer.counts["tokens"] > before)  # noqa: B023
-        assert served.until(lambda: not gatherer._written and not gatherer.waiting)
-        assert gatherer.counts["tokens"] - before < 64 * 50
+            assert served.until(lambda: batcher.counts["tokens"] > before)  # noqa: B023
+        assert served.until(lambda: not batcher._written and not batcher.waiting)
+        assert batcher.counts["tokens"] - before < 64 * 50
     assert served.client.get("/health").json()["waiting"] == 0
 
 
@@ -382,7 +383,7 @@ def test_a_stop_in_mid_stream_ends_the_stream_and_the_server(folders, slowly):
     ):
         lines = stream.iter_lines()
         assert "text" in next(lines)
-        running.served.gatherer.close()
+        running.served.batcher.close()
         assert any("stopping" in line for line in lines)
         refused = running.client.post("/v1/generate", json={"texts": [TEXTS[0]], "max_new_tokens": 5})
         assert refused.status_code == 503 and "stopping" in refused.json()["error"]["message"]

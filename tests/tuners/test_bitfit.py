@@ -95,7 +95,8 @@ def test_biases_and_heads_move_alone(case):
         logits(model).log_softmax(-1)[..., 1].mean().backward()
         optimizer.step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    # the bias of a key shifts all scores of a query alike, so that its gradient is zero but for rounding; a pooler may be unused
+    # the bias of a key shifts all scores of a query alike, so that its gradient is zero but for rounding; a
+    # pooler may be unused
     still = {
         name for name in trainable if ".key." in name or ".k_" in name or "embed" in name or "pooler" in name
     }

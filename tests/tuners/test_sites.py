@@ -72,7 +72,8 @@ def inputs(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
 
 
 def sub_layers(config: PreTrainedConfig) -> dict[str, int]:
-    """How many modules each shape should adapt; a layer of two modules beside an inline feed-forward counts twice."""
+    """How many modules each shape should adapt; a layer of two modules beside an inline feed-forward counts
+    twice."""
     layers, attentions = (4, 6) if config.is_encoder_decoder else (2, 2)
     if config.model_type == "albert":
         layers = attentions = 1  # all layers share their weights

@@ -1,4 +1,5 @@
-"""Bottleneck adapters: what they compute, what they train, and that PEFT saves, loads, switches and drops them."""
+"""Bottleneck adapters: what they compute, what they train, and that PEFT saves, loads, switches and drops
+them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from transformers import (
 from finetune.tuners import BOTTLENECK, BottleneckConfig
 
 SHAPES = ("houlsby", "pfeiffer", "parallel")
-# family, task → auto class, the head that is trained whole, sub-layers with an adapter: houlsby, pfeiffer and parallel
+# family, task → auto class, the head that is trained whole, sub-layers with an adapter: houlsby, pfeiffer
+# and parallel
 CASES = {
     ("bert", "SEQ_CLS"): (AutoModelForSequenceClassification, ["classifier"], 4, 2),
     ("distilbert", "SEQ_CLS"): (AutoModelForSequenceClassification, ["pre_classifier", "classifier"], 4, 2),
@@ -124,7 +126,8 @@ def test_a_new_adapter_changes_nothing_and_has_the_papers_size(family, task, sha
 
 @pytest.mark.parametrize(("family", "task", "shape"), EVERY)
 def test_two_steps_move_the_adapter_and_the_head_alone(family, task, shape):
-    # a unit of relu may be dead for all these tokens; in the first layers of so narrow a model gradients are small
+    # a unit of relu may be dead for all these tokens; in the first layers of so narrow a model gradients are
+    # small
     model = adapted(family, task, shape, non_linearity="gelu").train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=5.0)

@@ -1,6 +1,7 @@
 """Layers that hold bottleneck adapters around a frozen one. Knows tensors; knows no architectures.
 
-Nothing is kept from one call to the next, so that gradient checkpointing, threads and compilation see plain functions.
+Nothing is kept from one call to the next, so that gradient checkpointing, threads and compilation see plain
+functions.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def width(module: nn.Module) -> int:
         if isinstance(layer, Conv1D):
             return layer.nf
     raise TypeError(
-        f"A bottleneck adapter needs a linear layer to sit on; {type(module).__name__} holds none. Set target_modules."
+        f"A bottleneck adapter needs a linear layer to sit on; {type(module).__name__} holds none. Set "
+        "target_modules."
     )
 
 
@@ -40,13 +42,15 @@ def units(features: int, config: BottleneckConfig) -> int:
     """
     if config.reduction_factor > features:
         raise ValueError(
-            f"reduction_factor {config.reduction_factor} leaves nothing of a layer {features} wide; wanted {features} or less."
+            f"reduction_factor {config.reduction_factor} leaves nothing of a layer {features} wide; wanted "
+            f"{features} or less."
         )
     return features // config.reduction_factor
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """What every kind shares: one adapter a name, built by `update_layer`. Subclasses say where its output goes."""
+    """What every kind shares: one adapter a name, built by `update_layer`. Subclasses say where its output
+    goes."""
 
     adapter_layer_names: tuple[str, ...] = ("bottleneck_down", "bottleneck_act", "bottleneck_up")
     other_param_names: tuple[str, ...] = ("bottleneck_dropout", "scaling")
@@ -138,8 +142,8 @@ class Parallel(BottleneckLayer):
 class ParallelOutput(BottleneckLayer):
     """Beside the feed-forward of BERT's kin, held by the module that ends it.
 
-    There the residual is the feed-forward's own input, and the module computes norm(linear(inner) + residual): what is added to
-    the residual is added to the feed-forward's output.
+    There the residual is the feed-forward's own input, and the module computes norm(linear(inner) +
+    residual): what is added to the residual is added to the feed-forward's output.
     """
 
     def forward(self, inner: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
@@ -150,11 +154,12 @@ class ParallelOutput(BottleneckLayer):
 
 
 class WideIn(BottleneckLayer):
-    """First half of an adapter beside a feed-forward that is no module of its own but fc1, activation, fc2 inside a layer (BART).
+    """First half of an adapter beside a feed-forward that is no module of its own but fc1, activation, fc2
+    inside a layer (BART).
 
-    A parallel adapter with the same activation is the same thing as more units in the feed-forward. So fc1 hands over its own
-    units and the bottleneck's side by side, the model applies its activation (and its dropout) to all, and `WideOut` takes them
-    apart.
+    A parallel adapter with the same activation is the same thing as more units in the feed-forward. So fc1
+    hands over its own units and the bottleneck's side by side, the model applies its activation (and its
+    dropout) to all, and `WideOut` takes them apart.
     """
 
     adapter_layer_names = ("bottleneck_down",)

@@ -26,7 +26,8 @@ class BottleneckModel(LayerTuner):
         """Settle what the architecture decides: the modules and, where it is shared, the activation.
 
         Raises:
-            ValueError: the architecture is unknown and target_modules is None, or non_linearity isn't the shared one.
+            ValueError: the architecture is unknown and target_modules is None, or non_linearity isn't the
+                shared one.
         """
         model_type = model_config["model_type"]
         if peft_config.target_modules is None:
@@ -39,7 +40,8 @@ class BottleneckModel(LayerTuner):
         )
         if shared and peft_config.non_linearity not in (None, shared):
             raise ValueError(
-                f"non_linearity is '{peft_config.non_linearity}', but a parallel adapter in '{model_type}' shares the "
+                f"non_linearity is '{peft_config.non_linearity}', but a parallel adapter in '{model_type}' "
+                "shares the "
                 f"feed-forward's own, '{shared}'; leave non_linearity out of --method_kwargs."
             )
         peft_config.non_linearity = peft_config.non_linearity or shared or "relu"
@@ -47,13 +49,15 @@ class BottleneckModel(LayerTuner):
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         super()._check_new_adapter_config(config)
-        # the two kinds wrap nested modules in some architectures, where PEFT would skip the inner ones without a word
+        # the two kinds wrap nested modules in some architectures, where PEFT would skip the inner ones
+        # without a word
         shapes = sorted(
             {other.shape for other in self.peft_config.values() if isinstance(other, BottleneckConfig)}
         )
         if "parallel" in shapes and len(shapes) > 1:
             raise ValueError(
-                f"One model can't hold parallel and sequential adapters together; got the shapes {', '.join(shapes)}."
+                "One model can't hold parallel and sequential adapters together; got the shapes "
+                f"{', '.join(shapes)}."
             )
 
     def _wrap(
@@ -65,13 +69,15 @@ class BottleneckModel(LayerTuner):
             return kind(target, adapter_name, config)
         if not isinstance(target, (nn.Linear, Conv1D)):
             raise TypeError(
-                f"A '{config.shape}' adapter sits behind a linear layer, and '{name}' is a {type(target).__name__}. "
+                f"A '{config.shape}' adapter sits behind a linear layer, and '{name}' is a "
+                f"{type(target).__name__}. "
                 "Set target_modules in --method_kwargs to the layers that end attention and feed-forward."
             )
         return Sequential(target, adapter_name, config)
 
     def _check_both_halves(self, config: BottleneckConfig, kind: type[BottleneckLayer], name: str) -> None:
-        """A widened feed-forward needs both its ends; half of one would fail at the first batch with a message about shapes."""
+        """A widened feed-forward needs both its ends; half of one would fail at the first batch with a
+        message about shapes."""
         if kind not in (WideIn, WideOut):
             return
         siblings = [
@@ -88,10 +94,12 @@ class BottleneckModel(LayerTuner):
         if not {WideIn, WideOut} <= adapted:
             ends = " and ".join(SITES[model_type].parallel)
             raise ValueError(
-                f"target_modules holds only '{name}'; a parallel adapter in '{model_type}' needs {ends} of the same layer."
+                f"target_modules holds only '{name}'; a parallel adapter in '{model_type}' needs {ends} of "
+                "the same layer."
             )
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(
-            "Bottleneck adapters are non-linear and can't be merged into the base; keep the adapter, or unload() to drop it."
+            "Bottleneck adapters are non-linear and can't be merged into the base; keep the adapter, or "
+            "unload() to drop it."
         )

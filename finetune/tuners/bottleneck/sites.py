@@ -1,4 +1,5 @@
-"""Where bottleneck adapters sit in each architecture. A new architecture is one row. Knows names of modules; runs nothing."""
+"""Where bottleneck adapters sit in each architecture. A new architecture is one row. Knows names of modules;
+runs nothing."""
 
 from __future__ import annotations
 
@@ -95,8 +96,10 @@ def targets(model_type: str, shape: str) -> str:
     """
     if model_type not in SITES:
         raise ValueError(
-            f"Where a '{shape}' adapter sits in the architecture '{model_type}' is unknown (known: {', '.join(SITES)}). "
-            'Name the modules as target_modules in --method_kwargs, for example {"target_modules": ["mlp.down_proj"]}.'
+            f"Where a '{shape}' adapter sits in the architecture '{model_type}' is unknown (known: "
+            f"{', '.join(SITES)}). "
+            'Name the modules as target_modules in --method_kwargs, for example {"target_modules": '
+            '["mlp.down_proj"]}.'
         )
     sites = SITES[model_type]
     endings = {
@@ -108,7 +111,8 @@ def targets(model_type: str, shape: str) -> str:
 
 
 def parallel_kind(model_type: str, name: str) -> type[BottleneckLayer]:
-    """How a module of that name holds a parallel adapter; a module the table doesn't know counts as a whole feed-forward."""
+    """How a module of that name holds a parallel adapter; a module the table doesn't know counts as a whole
+    feed-forward."""
     if model_type in SITES:
         for ending, kind in SITES[model_type].parallel.items():
             if re.fullmatch(rf"(.*\.)?{ending}", name):

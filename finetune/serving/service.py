@@ -11,7 +11,7 @@ from typing import Any
 from finetune.errors import InputError
 from finetune.pool.decoding import Sampling
 from finetune.pool.pool import AdapterPool
-from finetune.serving.batcher import Budget, Busy, Batcher, Question
+from finetune.serving.batcher import Batcher, Budget, Busy, Question
 from finetune.serving.prometheus import Figures
 from finetune.serving.streaming import Written
 

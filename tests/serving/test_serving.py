@@ -11,7 +11,7 @@ from conftest import make_tokenizer
 from served import filled, make_folders, serving
 from test_pool import TEXTS
 
-from finetune.serving.batcher import Budget, Busy, Batcher, Question
+from finetune.serving.batcher import Batcher, Budget, Busy, Question
 
 
 @pytest.fixture(scope="module")

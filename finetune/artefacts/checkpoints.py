@@ -17,6 +17,7 @@ import yaml
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune.artefacts.environment import ENVIRONMENT, environment
 from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ def open_run(options: dict[str, Any], fingerprint: str, overwrite: bool = False)
                 ) from error
             write_atomically(folder / ARGUMENTS, yaml.safe_dump(options, sort_keys=True, allow_unicode=True))
             write_atomically(folder / RUN, json.dumps({"data": fingerprint}))
+            write_atomically(folder / ENVIRONMENT, json.dumps(environment(), ensure_ascii=False, indent=1))
     return checkpoint
 
 

@@ -36,7 +36,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return _plain(value).replace("|", "\\|")
 
 
 def comma_separated(rows: Sequence[dict[str, Any]]) -> str:
@@ -72,3 +72,26 @@ def assessment_table(figures: dict[str, Any]) -> str:
         for name, one in figures.get("per_class", {}).items()
     ]
     return "\n\n".join([*parts, markdown(classes)] if classes else parts)
+
+
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    sign: "\\" + sign for sign in "&%$#_{}"
+}
+
+
+def latex(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows with the same keys → a `tabular` with booktabs' rules, every special sign escaped."""
+    if not rows:
+        return ""
+
+    def line(cells: Sequence[Any]) -> str:
+        return " & ".join("".join(LATEX.get(sign, sign) for sign in _plain(cell)) for cell in cells) + r" \\"
+
+    keys = list(rows[0])
+    body = [line([row[key] for key in keys]) for row in rows]
+    head = [r"\begin{tabular}{" + "l" * len(keys) + "}", r"\toprule", line(keys), r"\midrule"]
+    return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}"])
+
+
+def _plain(value: Any) -> str:
+    return " ".join(str(value).split())

@@ -1,13 +1,30 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines in a file. Knows the Trainer's logs only."""
+"""What a person sees while a run goes on: a bar on a terminal, plain lines in a file, `history.jsonl` for its page.
+
+Knows the Trainer's logs only.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+HISTORY = "history.jsonl"
+
+
+def keep_history(file: Path, step: int) -> None:
+    """Leave out what was logged after the step that a run continues from: those steps are made again."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    whole = [line for line in lines if line.endswith("}")]  # a killed run may have left half a line
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kept = [line for line in whole if json.loads(line)["step"] <= step] if step else []
+    file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 class Progress(TrainerCallback):
@@ -21,6 +38,8 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.started, self.first = time.monotonic(), state.global_step
+        if state.is_world_process_zero:
+            keep_history(Path(args.output_dir) / HISTORY, state.global_step)
         if state.is_world_process_zero and sys.stderr.isatty():
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
@@ -41,6 +60,8 @@ class Progress(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
+        with (Path(args.output_dir) / HISTORY).open("a", encoding="utf-8") as history:
+            history.write(json.dumps({"step": state.global_step, "epoch": state.epoch, **logs}) + "\n")
         line = self._line(state, logs)
         if line:
             tqdm.write(line, file=sys.stderr)

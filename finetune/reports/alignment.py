@@ -1,0 +1,85 @@
+"""Alignment's log → sections: reward, KL, entropy, answers through time, and warnings in words. Knows what the log holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.reports import charts
+from finetune.reports.blocks import Chart, Section, Table, Words, cut
+from finetune.reports.run_folder import RunFolder
+
+# what each figure of a step is called on the page, in the order of looking
+STEP = {
+    "reward": "reward", "kl": "KL, nats", "entropy": "entropy, nats a token", "length": "tokens an answer",
+    "ended": "share that ended", "empty": "share empty", "clip_share": "share clipped", "value_loss": "value loss",
+    "explained_variance": "value explains",
+}  # fmt: skip
+FAR = 10.0  # nats: beyond this a policy rarely writes what its start would
+
+
+def alignment_sections(run: RunFolder) -> list[Section]:
+    """Curves over steps, held-out figures before and after, answers through time; nothing for other runs."""
+    steps = [line for line in run.steps if "reward" in line]
+    if not steps:
+        return []
+    blocks: list[Table | Chart | Words] = [Words(text) for text in warnings(steps)]
+    parts = sorted({key for line in steps for key in line if key.startswith("reward_")})
+    named = STEP | {key: key.replace("_", " ") for key in parts}
+    series = {
+        title: _series(steps, key) for key, title in named.items() if any(key in line for line in steps)
+    }
+    blocks.append(Chart(charts.panels(series, "step")))
+    return [Section("Learning by reward", blocks), *_held_out(run), *_answers(run)]
+
+
+def warnings(steps: Sequence[dict[str, Any]]) -> list[str]:
+    """What a person who knows the method would say of these curves."""
+    first, last, said = steps[0], steps[-1], []
+    if last["reward"] > first["reward"] and last.get("kl", 0) > FAR:
+        said.append(
+            f"The reward rose while KL passed {FAR:.0f} nats: read the answers before you believe it."
+        )
+    if last.get("empty", 0) > max(2 * first.get("empty", 0), 0.1):
+        said.append(
+            f"{100 * last['empty']:.0f} % of the last answers are empty: the reward may like silence."
+        )
+    tail = [line["explained_variance"] for line in steps[-10:] if "explained_variance" in line]
+    if tail and sum(tail) / len(tail) < 0.05:
+        said.append("The value explains nothing of the returns: advantages are as noisy as the rewards.")
+    if last.get("entropy", 1.0) < 0.1 * first.get("entropy", 0.0):
+        said.append("Entropy fell below a tenth of the start's: the policy says nearly always the same.")
+    return said
+
+
+def _series(lines: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    there = [line for line in lines if line.get(key) is not None]
+    return [line["step"] for line in there], [line[key] for line in there]
+
+
+def _held_out(run: RunFolder) -> list[Section]:
+    measured = [line for line in run.steps if "true_reward" in line]
+    if not measured:
+        return []
+    rows = [
+        {
+            "step": line["step"],
+            "true reward ± standard error": f"{line['true_reward']:.3f} ± {line.get('true_reward_error', 0):.3f}",
+            "KL, nats a sequence": f"{line['held_out_kl']:.2f}" if "held_out_kl" in line else "",
+        }
+        for line in measured
+    ]
+    return [Section("On held-out prompts", [Table(rows)])]
+
+
+def _answers(run: RunFolder) -> list[Section]:
+    """The same prompts' answers at each measurement, from `samples.jsonl`: step, prompt, answer, score."""
+    lines = run.lines("samples.jsonl")
+    if not lines:
+        return []
+    rows = [
+        {"prompt": cut(one["prompt"], 160), "step": one["step"], "answer": cut(one["answer"], 240),
+         "score": f"{one['score']:.3f}"}
+        for one in sorted(lines, key=lambda one: (str(one["prompt"]), one["step"]))
+    ]  # fmt: skip
+    return [Section("Answers through time", [Table(rows)])]

@@ -1,0 +1,43 @@
+"""What a page is made of: tables, charts, words, and sections of them. Knows no files and no HTML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with the same keys, for people; `raw` are the same as numbers for CSV and LaTeX where they differ."""
+
+    rows: list[dict[str, Any]]
+    caption: str = ""
+    raw: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """An SVG drawing, and what it shows in a sentence."""
+
+    svg: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Words:
+    """A sentence or two; `code` is something to copy."""
+
+    text: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    blocks: list[Table | Chart | Words]
+
+
+def cut(value: Any, most: int) -> str:
+    """A value on one line of at most so many characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else text[: most - 1] + "…"

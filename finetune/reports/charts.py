@@ -1,0 +1,167 @@
+"""Figures → charts as SVG text for pages, light and dark. Knows numbers and matplotlib; knows no models and no files.
+
+Every chart is drawn in placeholder colours that become the page's own CSS variables, so that one drawing serves both themes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed or wanted
+
+import numpy as np
+from matplotlib.figure import Figure
+
+# placeholder → CSS variable; odd values, so that none stands for anything else in a drawing
+INK, FAINT, FIRST, SECOND, THIRD = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
+THEME = {INK: "ink", FAINT: "faint", FIRST: "first", SECOND: "second", THIRD: "third"}
+STYLE = {
+    "svg.fonttype": "none", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT,
+    "xtick.color": INK, "ytick.color": INK, "axes.titlecolor": INK, "axes.spines.top": False,
+    "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "charts",
+    "text.parse_math": False,  # a label may hold dollar signs
+    "axes.prop_cycle": matplotlib.cycler(color=[FIRST, SECOND, THIRD, FAINT]),
+}  # fmt: skip
+
+
+def as_svg(figure: Figure, said: str) -> str:
+    """The drawing as SVG with the page's colours; `said` is read aloud in place of it."""
+    out = io.StringIO()
+    with warnings.catch_warnings():  # the browser has the letters that matplotlib's own font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, name in THEME.items():
+        text = re.sub(re.escape(colour), f"var(--{name})", text, flags=re.IGNORECASE)
+    # a width of its own would burst a telephone; the view box keeps the proportions
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', r'\1 style="max-width:\2pt;width:100%"', text, count=1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(said)}"', 1)
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+
+
+def curves(
+    lines: dict[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    marked: Sequence[str] = (),
+) -> str:
+    """Lines over steps: name → (x, y). `marked` names those whose points are few and shown."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 2.7))
+        axes = figure.subplots()
+        for name, (x, y) in lines.items():
+            axes.plot(x, y, label=name, linewidth=1.6, marker="o" if name in marked else None, markersize=4)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.grid(alpha=0.25, color=FAINT)
+        if len(lines) > 1:
+            axes.legend()
+        return as_svg(figure, f"{ylabel} over {xlabel}: {', '.join(lines)}")
+
+
+def dots(
+    rows: Sequence[tuple[str, float, Sequence[float] | None]], xlabel: str, chance: float | None = None
+) -> str:
+    """One line a name: value and its interval, from top to bottom; a dashed line where guessing lies."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 0.6 + 0.3 * len(rows)))
+        axes = figure.subplots()
+        for place, (_, value, bounds) in enumerate(reversed(rows)):
+            error = None if bounds is None else [[max(value - bounds[0], 0)], [max(bounds[1] - value, 0)]]
+            axes.errorbar(value, place, xerr=error, fmt="o", color=FIRST, ecolor=FAINT, capsize=3)
+            axes.annotate(
+                f"{value:.3f}", (value, place), xytext=(0, 5), textcoords="offset points", ha="center"
+            )
+        if chance is not None:
+            axes.axvline(chance, color=SECOND, linestyle="--", linewidth=1)
+        names = [_cut(name) for name, *_ in reversed(rows)]
+        axes.set(yticks=range(len(rows)), yticklabels=names, xlabel=xlabel, ylim=(-0.6, len(rows) - 0.2))
+        axes.grid(axis="x", alpha=0.25, color=FAINT)
+        return as_svg(figure, "; ".join(f"{name} {value:.3f}" for name, value, _ in rows))
+
+
+def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+    """Counts, shaded by the share of each gold class."""
+    counts = np.asarray(matrix)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = min(2 + 0.45 * len(labels), 7)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(size + 1.2, size))
+        axes = figure.subplots()
+        for (i, j), count in np.ndenumerate(counts):
+            # matplotlib's own colour maps know no themes: a see-through square of one colour does
+            axes.add_patch(
+                matplotlib.patches.Rectangle(
+                    (j - 0.5, i - 0.5), 1, 1, color=FIRST, alpha=0.75 * share[i, j], lw=0
+                )
+            )
+            axes.text(j, i, str(count), ha="center", va="center", fontsize=9 if len(labels) < 9 else 6)
+        places = range(len(labels))
+        axes.set(xticks=places, yticks=places, xlabel="predicted", ylabel="gold")
+        axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(labels) - 0.5, -0.5))
+        turned = {"rotation": 45, "ha": "right"} if len(labels) > 3 else {}
+        axes.set_xticklabels([_cut(name, 18) for name in labels], **turned)
+        axes.set_yticklabels([_cut(name, 18) for name in labels])
+        axes.spines[:].set_visible(False)
+        return as_svg(figure, f"Confusion of {len(labels)} classes")
+
+
+def reliability(bins: Sequence[dict[str, float]]) -> str:
+    """Stated probability against the share that was right; on the dashed line the model means what it says."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.4, 3))
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1)
+        most = max(one["rows"] for one in bins)
+        axes.plot(
+            [one["confidence"] for one in bins], [one["right"] for one in bins], color=FIRST, linewidth=1
+        )
+        for one in bins:
+            size = 20 + 120 * one["rows"] / most
+            axes.scatter(one["confidence"], one["right"], s=size, color=FIRST, alpha=0.8, lw=0)
+        axes.set(xlabel="stated probability", ylabel="share right", xlim=(0, 1.03), ylim=(0, 1.03))
+        return as_svg(figure, "Reliability of stated probabilities")
+
+
+def histogram(values: Sequence[float], xlabel: str, limit: float | None = None) -> str:
+    """How often each size occurs; a dashed line at a limit."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 2.2))
+        axes = figure.subplots()
+        axes.hist(values, bins=min(40, max(len(set(values)), 1)), color=FIRST, alpha=0.8)
+        if limit is not None:
+            axes.axvline(limit, color=SECOND, linestyle="--", linewidth=1)
+        axes.set(xlabel=xlabel, ylabel="rows")
+        return as_svg(figure, f"Distribution of {xlabel}")
+
+
+def panels(series: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: str) -> str:
+    """One small chart a name, side by side, each with a scale of its own."""
+    columns = min(len(series), 3)
+    rows = -(-len(series) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.7 * columns, 1.9 * rows), layout="constrained")
+        cells = np.atleast_1d(figure.subplots(rows, columns)).reshape(-1)
+        for axes, (name, (x, y)) in zip(cells, series.items(), strict=False):
+            axes.plot(x, y, linewidth=1.4)
+            axes.set_title(name, fontsize=9)
+            axes.set_xlabel(xlabel, fontsize=8)
+            axes.grid(alpha=0.25, color=FAINT)
+        for axes in cells[len(series) :]:
+            axes.set_visible(False)
+        return as_svg(figure, f"{', '.join(series)} over {xlabel}")
+
+
+def _cut(text: Any, most: int = 40) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else line[: most - 1] + "…"

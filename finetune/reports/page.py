@@ -1,0 +1,70 @@
+"""Runs → one self-contained HTML page, readable on a telephone, light and dark. Knows sections; fetches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from finetune.reports.run_folder import RunFolder, read_run
+from finetune.reports.sections import headline, sections_of
+from finetune.reports.tables import comma_separated, latex
+
+REPORT = "report.html"
+
+
+@dataclass
+class ReportArguments:
+    """Which runs, and where their page goes."""
+
+    runs: list[str] = field(
+        default_factory=list, metadata={"help": "Folders of runs; several stand side by side on one page."}
+    )
+    output_file: str | None = field(
+        default=None, metadata={"help": "The page (default: report.html in the folder of a single run)."}
+    )
+
+
+def page_of(runs: Sequence[RunFolder], refresh: int | None = None) -> str:
+    """The page of one run, or of several beside each other.
+
+    Args:
+        refresh: seconds after which a browser asks again, for a run that goes on.
+    """
+    told = [{"title": run.title, "headline": headline(run), "sections": sections_of(run)} for run in runs]
+    title = told[0]["title"] if len(told) == 1 else f"{len(told)} runs side by side"
+    return _render(title=title, runs=told, refresh=refresh)
+
+
+def list_page(rows: Sequence[dict[str, Any]], title: str, refresh: int | None = None) -> str:
+    """A page that lists runs: rows of {"link": address, "cells": {heading: text}}."""
+    return _render(title=title, list=list(rows), refresh=refresh)
+
+
+def write_page(folder: str | Path) -> Path:
+    """`report.html` of a run, in its own folder.
+
+    Raises:
+        InputError: a folder that no script of this project wrote.
+    """
+    run = read_run(folder)
+    path = run.path / REPORT
+    path.write_text(page_of([run]), encoding="utf-8")
+    return path
+
+
+def _render(**values: Any) -> str:
+    # autoescape holds for labels and texts of any origin: what a data set says is shown, never run
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"csv": comma_separated, "latex": latex}
+    defaults = {"runs": [], "list": [], "refresh": None}
+    return environment.get_template("page.html").render(defaults | values)

@@ -1,0 +1,36 @@
+"""The page of a run, made from its folder alone; of several runs, side by side.
+
+python scripts/report.py --runs runs/x
+python scripts/report.py --runs runs/x runs/y --output_file both.html
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.cli.parser import launch
+
+if TYPE_CHECKING:
+    from finetune.reports.page import ReportArguments
+
+
+def main(report: ReportArguments) -> None:
+    from pathlib import Path
+
+    from finetune.errors import InputError
+    from finetune.reports.page import REPORT, page_of
+    from finetune.reports.run_folder import read_run
+
+    if not report.runs:
+        raise InputError("No run; set --runs to one or several output folders")
+    if report.output_file is None and len(report.runs) > 1:
+        raise InputError(f"{len(report.runs)} runs on one page; set --output_file to say where it goes")
+    runs = [read_run(folder) for folder in report.runs]
+    path = Path(report.output_file) if report.output_file else runs[0].path / REPORT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page_of(runs), encoding="utf-8")
+    print(path)
+
+
+if __name__ == "__main__":
+    launch(main)

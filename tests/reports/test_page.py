@@ -1,0 +1,122 @@
+"""A run's folder → its page: all that the files say is shown, nothing in them runs, nothing is fetched."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.errors import InputError
+from finetune.metrics.calibration import expected_calibration_error, reliability
+from finetune.reports.page import page_of, write_page
+from finetune.reports.run_folder import find_runs, read_run
+from finetune.reports.tables import latex
+
+HOSTILE = '<script>alert(1)</script> $x$ & "größer"'
+
+
+def lay_out(folder: Path, label: str = "pos", rows: int = 40) -> Path:
+    """A finished run of two classes, as its files tell it."""
+    folder.mkdir(parents=True)
+    labels = ["neg", label]
+    (folder / "arguments.yaml").write_text(
+        yaml.safe_dump({"task": "classification", "method": "lora", "model_name_or_path": "minilm",
+                        "dataset_name": "reviews", "max_length": 64})
+    )  # fmt: skip
+    (folder / "labels.json").write_text(json.dumps(labels))
+    figures = {"accuracy": 0.75, "loss": 0.5, "seconds": 12.0, "intervals": {"accuracy": [0.6, 0.9]}}
+    (folder / "metrics.json").write_text(json.dumps(figures))
+    history = [{"step": s, "loss": 1 / s, "grad_norm": 1.0, "learning_rate": 1e-3} for s in (1, 2, 3)]
+    history += [{"step": s, "eval_loss": 0.9 / s, "eval_accuracy": 0.5 + s / 10} for s in (1, 3)]
+    (folder / "history.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in history) + '{"step": 4, "lo'
+    )
+    predictions = [
+        {"id": i, "text": f"row {i} {label}", "gold": labels[i % 2], "prediction": labels[(i // 2) % 2],
+         "score": 0.5 + i / 100}
+        for i in range(rows)
+    ]  # fmt: skip
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in predictions))
+    (folder / "data.json").write_text(
+        json.dumps({"columns": {"text": label}, "rows": {"training": 80}, "classes": {"neg": 40, label: 40}})
+    )
+    return folder
+
+
+def test_a_page_shows_what_the_files_say(tmp_path):
+    text = write_page(lay_out(tmp_path / "run")).read_text()
+    for said in ("accuracy 0.750 (0.600–0.900)", "classification · lora · minilm · reviews", "Learning", "Confusion",
+                 "Wrong, and surest of it", "Least sure", "Training rows of each class", "calibration error"):  # fmt: skip
+        assert said in text, said
+    assert text.count("<svg") >= 4
+
+
+def test_nothing_in_a_page_runs_or_is_fetched(tmp_path):
+    text = write_page(lay_out(tmp_path / "run", HOSTILE)).read_text()
+    assert "<script" not in text
+    assert "größer" in text
+    links = re.findall(r"""(?:src|href)=["']([^"'#][^"']*)""", text)
+    assert not links, links
+    assert "@import" not in text and "url(http" not in text
+
+
+def test_two_runs_stand_side_by_side(tmp_path):
+    runs = [read_run(lay_out(tmp_path / name)) for name in ("a", "b")]
+    assert page_of(runs).count("<article>") == 2
+
+
+def test_a_run_that_goes_on_has_a_page(tmp_path):
+    folder = lay_out(tmp_path / "run")
+    (folder / "metrics.json").unlink()
+    assert "Not finished: step 3." in page_of([read_run(folder)])
+
+
+def test_ppo_is_warned_of_in_words(tmp_path):
+    (tmp_path / "arguments.yaml").write_text("task: ppo\n")
+    steps = [
+        {
+            "step": s,
+            "reward": s / 10,
+            "kl": 4.0 * s,
+            "empty": 0.2 * s,
+            "explained_variance": 0.0,
+            "entropy": 3.0,
+        }
+        for s in range(1, 5)
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+    text = page_of([read_run(tmp_path)])
+    for said in ("KL passed 10 nats", "answers are empty", "explains nothing"):
+        assert said in text, said
+
+
+def test_runs_below_a_folder_are_found_once(tmp_path):
+    lay_out(tmp_path / "runs" / "x")
+    inner = tmp_path / "runs" / "x" / "assessments" / "reviews_test"
+    inner.mkdir(parents=True)
+    (inner / "metrics.json").write_text("{}")
+    lay_out(tmp_path / "runs" / "deep" / "y")
+    assert {run.path.name for run in find_runs(tmp_path / "runs")} == {"x", "y"}
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(InputError, match="is no folder"):
+        read_run(tmp_path / "nothing")
+    with pytest.raises(InputError, match="holds none of"):
+        read_run(tmp_path)
+
+
+def test_expected_calibration_error_by_hand():
+    # four rows at 0.9, three right: off by 0.15; one at 0.55, right: off by 0.45
+    stated, right = [0.9] * 4 + [0.55], [True, True, True, False, True]
+    assert expected_calibration_error(stated, right) == pytest.approx((4 * 0.15 + 1 * 0.45) / 5)
+    assert [one["rows"] for one in reliability(stated, right)] == [1, 4]
+    with pytest.raises(ValueError, match="0 to 1"):
+        expected_calibration_error([1.2], [True])
+
+
+def test_latex_escapes_what_tex_would_read():
+    assert r"50\% \& \_x\textbackslash{}" in latex([{"a": "50% & _x\\"}])

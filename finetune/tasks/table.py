@@ -65,7 +65,7 @@ class Task:
     collate: Callable
     loss: Callable
     items: Callable
-    classification: Callable
+    metrics: Callable
     peft: str
     pair: bool = False
     best: str = "accuracy"

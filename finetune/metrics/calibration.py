@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def reliability(
-    confidence: Sequence[float], right: Sequence[bool], bins: int = 10
-) -> list[dict[str, float]]:
+def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[dict[str, float]]:
     """Rows by the probability that was stated for their answer: how often each group was right.
 
     Bins of equal width over [0, 1] (Guo et al. 2017, section 2); empty ones are left out.
@@ -26,7 +24,9 @@ def reliability(
     """
     stated, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     if not len(stated) or len(stated) != len(hits):
-        raise ValueError(f"Got {len(stated)} probabilities and {len(hits)} answers; wanted as many, at least one")
+        raise ValueError(
+            f"Got {len(stated)} probabilities and {len(hits)} answers; wanted as many, at least one"
+        )
     if stated.min() < 0 or stated.max() > 1:
         raise ValueError(f"Probabilities go from {stated.min()} to {stated.max()}; wanted 0 to 1")
     place = np.minimum((stated * bins).astype(int), bins - 1)  # a probability of 1 belongs to the last bin

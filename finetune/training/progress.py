@@ -14,7 +14,6 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-
 HISTORY = "history.jsonl"
 
 

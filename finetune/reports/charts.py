@@ -17,6 +17,7 @@ matplotlib.use("Agg")  # no screen is needed or wanted
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # placeholder → CSS variable; odd values, so that none stands for anything else in a drawing
 INK, FAINT, FIRST, SECOND, THIRD = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
@@ -63,6 +64,7 @@ def curves(
         for name, (x, y) in lines.items():
             axes.plot(x, y, label=name, linewidth=1.6, marker="o" if name in marked else None, markersize=4)
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25, color=FAINT)
         if len(lines) > 1:
             axes.legend()
@@ -156,6 +158,7 @@ def panels(series: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: s
             axes.plot(x, y, linewidth=1.4)
             axes.set_title(name, fontsize=9)
             axes.set_xlabel(xlabel, fontsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
             axes.grid(alpha=0.25, color=FAINT)
         for axes in cells[len(series) :]:
             axes.set_visible(False)

@@ -1,0 +1,165 @@
+"""A run's folder → `README.md`, a model card in the hub's format. Knows what the files say; knows no models.
+
+The front matter is huggingface_hub's, so that a hub lists base, data, licence and figures; the text says how to load the folder
+with this project and, for adapters, with plain PEFT.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from finetune.reports.run_folder import RunFolder, read_run
+from finetune.reports.tables import markdown, with_interval
+
+CARD = "README.md"
+# this project's task → the hub's
+PIPELINES = {
+    "classification": "text-classification", "pairs": "text-classification", "multilabel": "text-classification",
+    "regression": "text-classification", "tokens": "token-classification", "spans": "question-answering",
+    "seq2seq": "text2text-generation", "sft": "text-generation", "choice": "multiple-choice", "clm": "text-generation",
+    "mlm": "fill-mask", "contrastive": "sentence-similarity", "ppo": "text-generation", "dpo": "text-generation",
+}  # fmt: skip
+PACKAGED = {
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+
+
+def write_card(folder: str | Path) -> Path:
+    """The card of a finished run, beside its weights.
+
+    Raises:
+        InputError: a folder that no script of this project wrote.
+    """
+    run = read_run(folder)
+    path = run.path / CARD
+    path.write_text(str(card_of(run)), encoding="utf-8")
+    return path
+
+
+def card_of(run: RunFolder) -> ModelCard:
+    """The card of a run, from its files alone."""
+    head = ModelCardData(
+        model_name=_name(run.title),
+        base_model=_base(run),
+        pipeline_tag=PIPELINES.get(run.kind),
+        library_name="peft" if _is_adapter(run) else "transformers",
+        datasets=_data_sets(run),
+        license=run.data.get("licence"),
+        eval_results=_results(run),
+        tags=["finetune-and-prompt", *([str(run.options["method"])] if "method" in run.options else [])],
+    )
+    parts = [f"# {run.title}", _made(run), _figures(run), _use(run), _limits(run)]
+    return ModelCard(f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
+
+
+def _name(text: str) -> str:
+    return " ".join(text.replace("·", " ").split())
+
+
+def _is_adapter(run: RunFolder) -> bool:
+    return (run.path / "adapter_config.json").is_file()
+
+
+def _base(run: RunFolder) -> str | None:
+    """A name that means the same elsewhere; a folder of this machine is named by its last part in the text alone."""
+    named = run.options.get("model_name_or_path")
+    if not named or Path(str(named)).exists():
+        return None
+    return PACKAGED.get(str(named), str(named))
+
+
+def _data_sets(run: RunFolder) -> list[str] | None:
+    named = run.options.get("dataset_name")
+    listed = [named] if isinstance(named, str) else list(named or [])
+    known = [
+        name
+        for name in listed
+        if name != "reviews" and not Path(name).exists() and "." not in Path(name).name
+    ]
+    return known or None
+
+
+def _results(run: RunFolder) -> list[EvalResult] | None:
+    pipeline = PIPELINES.get(run.kind)
+    figures = {
+        k: v for k in run.metrics.get("intervals", {}) if isinstance(v := run.metrics.get(k), (int, float))
+    }
+    if not pipeline or not figures:
+        return None
+    name = Path(str(run.options.get("dataset_name", "rows"))).name
+    return [
+        EvalResult(
+            task_type=pipeline, dataset_type=name, dataset_name=name, metric_type=figure, metric_value=value
+        )
+        for figure, value in figures.items()
+    ]
+
+
+def _made(run: RunFolder) -> str:
+    rows = run.data.get("rows", {})
+    counted = f", {rows['training']:,} rows" if "training" in rows else ""
+    base = Path(str(run.options.get("model_name_or_path", "a model"))).name
+    data = run.options.get("dataset_name", "rows")
+    named = ", ".join(map(str, data)) if isinstance(data, list) else Path(str(data)).name
+    how = run.options.get("method", "full")
+    text = f"`{base}`, tuned by `{how}` for `{run.kind}` on `{named}`{counted}."
+    labels = f" Labels: {', '.join(f'`{name}`' for name in run.labels[:40])}." if run.labels else ""
+    return (
+        text + labels + (f" Licence of the data: {run.data['licence']}." if run.data.get("licence") else "")
+    )
+
+
+def _figures(run: RunFolder) -> str:
+    intervals = run.metrics.get("intervals", {})
+    rows: list[dict[str, Any]] = [
+        {
+            "on": "its evaluation rows",
+            "figure": k,
+            "value (95 % interval)": with_interval(run.metrics[k], bounds),
+        }
+        for k, bounds in intervals.items()
+        if isinstance(run.metrics.get(k), (int, float))
+    ]
+    rows += [
+        {"on": name, "figure": k, "value (95 % interval)": with_interval(figures[k], bounds)}
+        for name, figures in run.assessments.items()
+        for k, bounds in figures.get("intervals", {}).items()
+    ]
+    rows += [
+        {"on": f"the same, {one['name']}", "figure": "accuracy",
+         "value (95 % interval)": with_interval(one["accuracy"], one["interval"])}
+        for one in run.baselines
+    ]  # fmt: skip
+    return "## Figures\n\n" + markdown(rows) if rows else ""
+
+
+def _use(run: RunFolder) -> str:
+    own = 'from finetune.adapters import load\n\nmodel = load("PATH")\nprint(model("..."))'
+    parts = ["## Use", "```python\n" + own + "\n```"]
+    base = _base(run)
+    if _is_adapter(run):
+        plain = (
+            "from peft import PeftModel\n\n"
+            f'model = PeftModel.from_pretrained(base, "PATH")  # base: {base or "the model it was tuned on"}'
+        )
+        parts += ["With plain PEFT, on the same base:", "```python\n" + plain + "\n```"]
+    return "\n\n".join(parts)
+
+
+def _limits(run: RunFolder) -> str:
+    said = ["Its figures hold for rows like those it was evaluated on."]
+    low = [one["name"] for one in run.baselines if _beats(one, run)]
+    if low:
+        said.append(f"Not shown to be better than: {', '.join(map(str, low))}.")
+    if run.data.get("cut"):
+        said.append(str(run.data["cut"]))
+    return "## Limits\n\n" + " ".join(said)
+
+
+def _beats(one: dict[str, Any], run: RunFolder) -> bool:
+    """Whether a baseline's interval reaches the run's figure."""
+    return bool(one["interval"][1] >= run.metrics.get("accuracy", 1.0))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from test_page import lay_out
+from test_run_page import lay_out
 
 from finetune.errors import InputError
 from finetune.reports.board import make_server

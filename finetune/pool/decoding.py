@@ -1,8 +1,8 @@
-"""Texts written token by token for many rows at once; rows join and leave between steps. Knows a causal model
-and its cache.
+"""Texts written token by token for many rows at once; rows join and leave between steps. Knows a causal model and
+its cache.
 
-A row's tokens do not depend on who else is in the batch: padding is masked, positions count a row's own
-tokens, and each row draws from a generator of its own.
+A row's tokens do not depend on who else is in the batch: padding is masked, positions count a row's own tokens,
+and each row draws from a generator of its own.
 """
 
 from __future__ import annotations
@@ -14,30 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import DynamicCache
 
+from finetune.pool.kv_cache import KeyValues, padded
 from finetune.pool.mixing import Chain, Plan
+from finetune.pool.prefixes import Beginning, Prefixes
+from finetune.pool.sampling import Noted, Sampling, adjusted, draw, note
 from finetune.pool.virtual_tokens import seeded
 
-
-@dataclass
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        temperature: 0 takes the likeliest token.
-        top_p: the smallest set of tokens with this much probability is drawn from (Holtzman et al. 2020).
-        top_k: as many of the likeliest tokens are drawn from; 0 for all.
-        stop: the text ends before any of these.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
+LOGITS = 2**26  # numbers at most in the logits of whole prompts (256 MB): such rows are read a few at a time
+Run = Callable[[Plan, Callable[[], Any]], Any]
 
 
 @dataclass(eq=False)
@@ -47,6 +33,7 @@ class Row:
     Attributes:
         ended: why it ended: "stop" or "length"; None while it is written.
         text: what was written, without the tokens that may still change it.
+        noted: with `logprobs`, what was noted of the prompt (with `echo`) and of each new token.
     """
 
     prompt: list[int]
@@ -56,22 +43,21 @@ class Row:
     ids: list[int] = field(default_factory=list)
     text: str = ""
     ended: str | None = None
-    generator: torch.Generator | None = None
+    noted: list[Noted] = field(default_factory=list)
+    _generator: torch.Generator | None = None
+    _grammar: Any = None
 
     def choose(self, logits: Tensor) -> int:
         """The next token for logits [vocabulary]."""
         how = self.sampling
+        logits = adjusted(logits, how, self.prompt, self.ids)
+        if how.grammar is not None:
+            self._grammar = self._grammar or how.grammar()
+            logits = self._grammar.allowed(logits)
         if how.temperature <= 0:
             return int(logits.argmax())
-        self.generator = self.generator or torch.Generator().manual_seed(how.seed)
-        values, order = (logits.float().cpu() / how.temperature).sort(descending=True)
-        chances = values.softmax(-1)
-        outside = chances.cumsum(-1) - chances >= how.top_p
-        if how.top_k:
-            outside[how.top_k :] = True
-        outside[0] = False
-        chances = chances.masked_fill(outside, 0.0)
-        return int(order[torch.multinomial(chances, 1, generator=self.generator)])
+        self._generator = self._generator or torch.Generator().manual_seed(how.seed)
+        return draw(logits, how, self._generator)
 
     def take(self, token: int, ends: set[int]) -> str:
         """Add a token; gives back the text that is now certain and wasn't before."""
@@ -80,20 +66,20 @@ class Row:
         else:
             self.ids.append(token)
             self.ended = "length" if len(self.ids) >= self.sampling.max_new_tokens else None
+            if self._grammar is not None and self._grammar.take(token):
+                self.ended = "stop"
         whole = self.decode(self.ids)
-        cut = min(
-            (place for place in (whole.find(s) for s in self.sampling.stop) if place >= 0), default=None
-        )
+        stops = self.sampling.stop
+        cut = min((place for place in (whole.find(s) for s in stops) if place >= 0), default=None)
         if cut is not None:
             whole, self.ended = whole[:cut], "stop"
-        certain = whole if self.ended else whole[: _certain(whole, self.sampling.stop)]
+        certain = whole if self.ended else whole[: _certain(whole, stops)]
         before, self.text = self.text, certain if certain.startswith(self.text) else self.text
         return self.text[len(before) :]
 
 
 def _certain(text: str, stops: Sequence[str]) -> int:
-    """How much of a text no later token can take back: not half a character, not what may begin a stop
-    word."""
+    """How much of a text no later token can take back: not half a character, nor what may begin a stop word."""
     end = len(text.rstrip("\ufffd"))
     for stop in stops:
         for size in range(min(len(stop) - 1, end), 0, -1):
@@ -110,47 +96,35 @@ class Writing:
         network: a causal model.
         run: (plan, function) → what the function gives, run on the model while the plan stands.
         ends: ids of the tokens that end a text.
+        prefixes: beginnings that were read before; None reads every prompt whole.
     """
 
-    def __init__(self, network: Any, run: Callable[[Plan, Callable[[], Any]], Any], ends: set[int]) -> None:
+    def __init__(self, network: Any, run: Run, ends: set[int], prefixes: Prefixes | None = None) -> None:
         self.network, self.run, self.ends = network, run, ends
         self.rows: list[Row] = []
-        self._cache: DynamicCache | None = None
-        self._mask = torch.zeros(0, 0, dtype=torch.long)
+        self._prefixes = prefixes or Prefixes(0)
+        self._cache = KeyValues()
         self._plan: Plan | None = None
-        self._last_only = (
-            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(network.forward).parameters else {}
-        )
+        last = "logits_to_keep" in inspect.signature(network.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if last else {}
 
     def join(self, rows: Sequence[Row]) -> list[tuple[Row, str]]:
         """Read the prompts of new rows and write their first tokens."""
-        longest = max(len(row.prompt) for row in rows)
-        ids = torch.tensor([[0] * (longest - len(row.prompt)) + row.prompt for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
-        virtuals = [row.chain[0].virtual if row.chain else None for row in rows]
-        cache = seeded(virtuals) if any(virtuals) else DynamicCache()
-        if any(virtuals):
-            before = torch.arange(
-                cache.get_seq_length(), 0, -1
-            )  # distance of each place to where the texts begin
-            lengths = torch.tensor([virtual.length if virtual else 0 for virtual in virtuals])
-            mask = torch.cat([(before <= lengths[:, None]).long(), mask], dim=1)
-        logits = self._forward(Plan([row.chain for row in rows]), ids, mask, cache)
-        self._cache = cache if self._cache is None else _joined(self._cache, cache)
-        width = max(mask.shape[1], self._mask.shape[1])
-        self._mask = torch.cat([F.pad(m, (width - m.shape[1], 0)) for m in (self._mask, mask) if len(m)])
-        self.rows += rows
-        self._plan = None
-        return self._take(list(rows), logits)
+        pieces = []
+        for part in self._parts(rows):
+            pieces += self._read(part)
+        return pieces
 
     def step(self) -> list[tuple[Row, str]]:
         """One more token for every row. Gives back each row with the text that became certain; ended rows
         leave the batch."""
-        assert self._cache is not None
         self._plan = self._plan or Plan([row.chain for row in self.rows])
+        self._cache.reserve()
         ids = torch.tensor([[row.ids[-1]] for row in self.rows])
-        self._mask = F.pad(self._mask, (0, 1), value=1)
-        return self._take(list(self.rows), self._forward(self._plan, ids, self._mask, self._cache))
+        inputs = (ids, self._cache.mask(1), self._cache.lengths()[:, None])
+        logits = self._forward(self._plan, *inputs, self._cache, self._last_only)[:, -1]
+        self._cache.advance()
+        return self._take(list(self.rows), logits)
 
     def leave(self, rows: Sequence[Row]) -> None:
         """Rows that nobody waits for any more."""
@@ -158,47 +132,105 @@ class Writing:
             row.ended = row.ended or "stop"
         self._shrink()
 
-    def _forward(self, plan: Plan, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-        device = self.network.device
+    def _parts(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Rows to read together: all at once, but for those whose prompts' logits are wanted."""
+        parts = [part for part in ([row for row in rows if not row.sampling.echo],) if part]
+        vocabulary, part = self.network.config.get_text_config().vocab_size, list[Row]()
+        for row in sorted((row for row in rows if row.sampling.echo), key=lambda row: len(row.prompt)):
+            if part and (len(part) + 1) * len(row.prompt) * vocabulary > LOGITS:
+                parts.append(part)
+                part = []
+            part.append(row)
+        return [*parts, part] if part else parts
+
+    def _read(self, rows: list[Row]) -> list[tuple[Row, str]]:
+        echo = rows[0].sampling.echo
+        unique: dict[Any, int] = {}  # equal prompts (several answers to one) are read once
+        which = [unique.setdefault((row.chain, tuple(row.prompt)), len(unique)) for row in rows]
+        own = [rows[which.index(place)] for place in range(len(unique))]
+        before = [self._before(row, echo) for row in own]
+        lefts = [past.tokens if isinstance(past, Beginning) else 0 for past in before]
+        ids, mask = padded([row.prompt[left:] for row, left in zip(own, lefts, strict=True)])
+        cache = seeded(before) if any(before) else DynamicCache()
+        if any(before):
+            distance = torch.arange(cache.get_seq_length(), 0, -1)  # of each place to where the texts begin
+            lengths = torch.tensor([past.length if past else 0 for past in before])
+            mask = torch.cat([(distance <= lengths[:, None]).long(), mask], dim=1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        plan, options = Plan([row.chain for row in own]), {} if echo else self._last_only
+        logits = self._forward(plan, ids, mask, positions, cache, options)
+        self._keep(own, cache, mask, lefts)
+        for row, place in zip(rows, which, strict=True) if echo else ():
+            _note_prompt(row, logits[place])
+        return self._first(rows, which, logits[:, -1], cache, mask)
+
+    def _first(
+        self, rows: list[Row], which: list[int], logits: Tensor, cache: DynamicCache, mask: Tensor
+    ) -> list[tuple[Row, str]]:
+        """Rows that have been read join those that are being written."""
+        done = [row for row in rows if row.sampling.max_new_tokens == 0]
+        for row in done:
+            row.ended = "length"
+        going = [(row, place) for row, place in zip(rows, which, strict=True) if row.ended is None]
+        pieces = [(row, "") for row in done]
+        if going:
+            self._cache.place(cache, mask, [place for _, place in going])
+            self.rows += [row for row, _ in going]
+            self._plan = None
+            pieces += self._take([row for row, _ in going], logits[[place for _, place in going]])
+        return pieces
+
+    def _before(self, row: Row, whole: bool) -> Any:
+        """What stands before the part of a prompt that is still to be read."""
+        known = None if whole else self._prefixes.find(row.chain, row.prompt)
+        return known or (row.chain[0].virtual if row.chain else None)
+
+    def _keep(self, rows: list[Row], cache: DynamicCache, mask: Tensor, lefts: list[int]) -> None:
+        for index, row in enumerate(rows):
+            tokens = self._prefixes.worth(row.chain, row.prompt)
+            if tokens <= lefts[index]:
+                continue
+            places = mask[index].nonzero()[:, 0]
+            length = len(places) - len(row.prompt) + tokens
+            chosen = places[:length].to(cache.layers[0].keys.device)
+            past = [
+                (layer.keys[index].index_select(1, chosen), layer.values[index].index_select(1, chosen))
+                for layer in cache.layers
+            ]
+            self._prefixes.keep(row.chain, row.prompt, Beginning(tokens, length, past))
+
+    def _forward(
+        self, plan: Plan, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, further: dict[str, Any]
+    ) -> Tensor:
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        options = {"past_key_values": cache, "use_cache": True} | self._last_only
-        return self.run(plan, lambda: self.network(**inputs, **options).logits[:, -1])
+        inputs = {name: tensor.to(self.network.device) for name, tensor in inputs.items()}
+        options = {"past_key_values": cache, "use_cache": True} | further
+        return self.run(plan, lambda: self.network(**inputs, **options).logits)
 
     def _take(self, rows: list[Row], logits: Tensor) -> list[tuple[Row, str]]:
-        likeliest = logits.argmax(-1).tolist()
-        pieces = []
-        for row, best, line in zip(rows, likeliest, logits, strict=True):
-            pieces.append(
-                (row, row.take(best if row.sampling.temperature <= 0 else row.choose(line), self.ends))
-            )
+        pieces = taken(rows, logits, self.ends)
         self._shrink()
         return pieces
 
     def _shrink(self) -> None:
-        keep = [index for index, row in enumerate(self.rows) if row.ended is None]
-        if len(keep) == len(self.rows):
-            return
-        self.rows, self._plan = [self.rows[index] for index in keep], None
-        if not keep:
-            self._cache, self._mask = None, self._mask[:0, :0]
-            return
-        assert self._cache is not None
-        self._mask = self._mask[keep]
-        start = int(self._mask.argmax(1).min())  # padding that only the rows that left needed
-        chosen = torch.tensor(keep, device=self.network.device)
-        cache = DynamicCache()
-        for index, layer in enumerate(self._cache.layers):
-            cache.update(layer.keys[chosen, :, start:], layer.values[chosen, :, start:], index)
-        self._cache, self._mask = cache, self._mask[:, start:]
+        gone = [index for index, row in enumerate(self.rows) if row.ended is not None]
+        if gone:
+            self.rows, self._plan = [self.rows[index] for index in self._cache.take_out(gone)], None
 
 
-def _joined(one: DynamicCache, other: DynamicCache) -> DynamicCache:
-    """Two caches as one batch; the shorter is filled on the left, where the mask hides it."""
-    width, cache = max(one.get_seq_length(), other.get_seq_length()), DynamicCache()
-    for index, (a, b) in enumerate(zip(one.layers, other.layers, strict=True)):
-        keys = torch.cat([F.pad(t, (0, 0, width - t.shape[2], 0)) for t in (a.keys, b.keys)])
-        values = torch.cat([F.pad(t, (0, 0, width - t.shape[2], 0)) for t in (a.values, b.values)])
-        cache.update(keys, values, index)
-    return cache
+def taken(rows: Sequence[Row], logits: Tensor, ends: set[int]) -> list[tuple[Row, str]]:
+    """The next token of each row for logits [rows, vocabulary], taken; with the text that became certain."""
+    likeliest, pieces = logits.argmax(-1).tolist(), []
+    for row, best, line in zip(rows, likeliest, logits, strict=True):
+        token = best if row.sampling.plain else row.choose(line)
+        if row.sampling.logprobs is not None and token not in ends:
+            row.noted += note([token], line[None], row.sampling.logprobs)
+        pieces.append((row, row.take(token, ends)))
+    return pieces
+
+
+def _note_prompt(row: Row, logits: Tensor) -> None:
+    """What the model said of a prompt's own tokens, for logits [time, vocabulary] of which the last ones are its."""
+    most = row.sampling.logprobs or 0
+    own = logits[-len(row.prompt) : -1] if len(row.prompt) > 1 else logits[:0]
+    row.noted = [Noted(row.prompt[0], None, []), *(note(row.prompt[1:], own, most) if len(own) else [])]

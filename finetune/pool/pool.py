@@ -23,10 +23,12 @@ from finetune.adapters.weights import KINDS, read_adapter
 from finetune.artefacts.passport import check_passport
 from finetune.errors import InputError
 from finetune.pool import virtual_tokens
-from finetune.pool.decoding import Row, Sampling, Writing
+from finetune.pool.decoding import Row, Writing
 from finetune.pool.loading import DAMAGED, context_of, load_base, max_length
 from finetune.pool.mixing import Chain, Mixture, Plan, Ready
+from finetune.pool.prefixes import Prefixes
 from finetune.pool.registry import Name, Registry
+from finetune.pool.sampling import Sampling
 from finetune.pool.seq2seq_decoding import Rewriting
 from finetune.pool.task_heads import TaskHeads
 from finetune.pool.text_processor import Text, TextProcessor
@@ -45,6 +47,7 @@ class AdapterPool:
         memory_limit_mb: adapters that were not used for longest are put aside beyond it, and read again when
             asked for.
         allow_mismatch: take adapters that don't belong on this base.
+        prefix_cache_mb: memory for beginnings that prompts share, read once; 0 reads every prompt whole.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class AdapterPool:
         memory_limit_mb: float = 1024,
         allow_mismatch: bool = False,
         device: str | None = None,
+        prefix_cache_mb: float = 128,
     ) -> None:
         with quietly():
             processor, network = load_base(base) if processor is None else (processor, base)
@@ -69,7 +73,7 @@ class AdapterPool:
         self.task_heads = TaskHeads(self.network, self.trunk, self.mixture, self.processor.pad_token_id)
         self.texts = TextProcessor(self.processor, context_of(self.network, self.processor))
         self._registry = Registry(self._read, int(memory_limit_mb * 2**20))
-        self._turn = threading.Lock()
+        self._turn, self.prefixes = threading.Lock(), Prefixes(int(prefix_cache_mb * 2**20))
 
     @property
     def writes(self) -> bool:
@@ -303,8 +307,10 @@ class AdapterPool:
         """An empty batch that rows join."""
         ends = self.network.generation_config.eos_token_id
         ids = {self.processor.eos_token_id} | set(ends if isinstance(ends, list) else [ends])
-        kind = Rewriting if self.reads_first else Writing
-        return kind(self.network, self.run, {i for i in ids if i is not None})
+        ids = {i for i in ids if i is not None}
+        if self.reads_first:
+            return Rewriting(self.network, self.run, ids)
+        return Writing(self.network, self.run, ids, self.prefixes)
 
     def generate(
         self, texts: Sequence[str], adapters: Sequence[Name] | None = None, **sampling: Any

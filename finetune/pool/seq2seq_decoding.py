@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
-from finetune.pool.decoding import Row
+from finetune.pool.decoding import Row, taken
 from finetune.pool.mixing import Plan
 
 
@@ -109,11 +109,7 @@ class Rewriting:
             "use_cache": True,
         }
         logits = self.run(group.plan, lambda: self.network(decoder_input_ids=ids, **options).logits[:, -1])
-        likeliest = logits.argmax(-1).tolist()
-        pieces = [
-            (row, row.take(best if row.sampling.temperature <= 0 else row.choose(line), self.ends))
-            for row, best, line in zip(list(group.rows), likeliest, logits, strict=True)
-        ]
+        pieces = taken(list(group.rows), logits, self.ends)
         self._shrink()
         return pieces
 

@@ -16,9 +16,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from finetune.errors import InputError
-from finetune.pool.decoding import Sampling
 from finetune.pool.pool import AdapterPool
 from finetune.pool.registry import UnknownAdapter
+from finetune.pool.sampling import Sampling
 from finetune.serving.batcher import Busy
 from finetune.serving.middleware import Limits
 from finetune.serving.openai_routes import add_openai

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from finetune.errors import InputError
-from finetune.pool.decoding import Sampling
+from finetune.pool.sampling import Sampling
 from finetune.serving.schemas import Chat, Completion, Options
 from finetune.serving.service import BASE, Served
 from finetune.serving.streaming import Written, all_whole, events, merged

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import InputError
-from finetune.pool.decoding import Sampling
 from finetune.pool.pool import AdapterPool
+from finetune.pool.sampling import Sampling
 from finetune.serving.batcher import Batcher, Budget, Busy, Question
 from finetune.serving.prometheus import Figures
 from finetune.serving.streaming import Written

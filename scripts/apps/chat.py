@@ -11,7 +11,7 @@ import argparse
 
 def answered(pool, messages: list[dict[str, str]], adapter: str | None, new_tokens: int) -> str:
     """Print the answer as it is written, and give it back."""
-    from finetune.pool.decoding import Sampling
+    from finetune.pool.sampling import Sampling
 
     row = pool.rows([pool.prompt_of(messages)], [adapter], Sampling(new_tokens), special=False)[0]
     writing = pool.writing()

@@ -19,8 +19,9 @@ from transformers import (
 from finetune.artefacts.passport import write_passport
 from finetune.errors import InputError
 from finetune.methods import attach, tuned_layers
-from finetune.pool.decoding import Row, Sampling
+from finetune.pool.decoding import Row
 from finetune.pool.pool import AdapterPool
+from finetune.pool.sampling import Sampling
 from finetune.tuners import BottleneckConfig
 
 TEXTS = ["the film was great", "a dull story", "i loved the very bright actor in it and the film", "awful"]

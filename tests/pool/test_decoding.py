@@ -90,7 +90,9 @@ def test_log_probabilities_of_prompt_and_answer_are_the_models_own(family):
         assert row.noted[0].logprob is None
         for place, noted in enumerate(row.noted[1:]):
             assert noted.logprob == pytest.approx(float(right[place, noted.token]), abs=1e-5)
-            assert [value for _, value in noted.top] == pytest.approx(right[place].topk(3).values.tolist(), abs=1e-5)
+            assert [value for _, value in noted.top] == pytest.approx(
+                right[place].topk(3).values.tolist(), abs=1e-5
+            )
 
 
 def test_a_prompt_alone_can_be_scored_without_writing():

@@ -12,7 +12,7 @@ from finetune.cli.parser import launch
 if TYPE_CHECKING:
     from finetune.alignment.rewards import RewardArguments
     from finetune.data.sources import DataArguments
-    from finetune.experiments.frontier import FrontierArguments
+    from finetune.experiments.frontier_options import FrontierArguments
     from finetune.models.load import ModelArguments
 
 

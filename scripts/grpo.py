@@ -1,6 +1,7 @@
-"""GRPO on TRL's trainer with the rewards of scripts/ppo.py, so that they can be compared on the same prompts.
+"""GRPO, its later losses and RLOO on TRL's trainers with the rewards of scripts/ppo.py.
 
 python scripts/grpo.py --model_name_or_path smollm2 --prompt_tokens 8 --reward classifier:runs/reviews_lora --output_dir runs/grpo
+python scripts/grpo.py --algorithm rloo --model_name_or_path smollm2 --reward model:runs/reward --output_dir runs/rloo
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.alignment.grpo import GRPOArguments
+    from finetune.alignment.grpo import GRPOArguments, RLOOArguments
     from finetune.alignment.prompts import PromptArguments
     from finetune.alignment.rewards import RewardArguments
     from finetune.data.sources import DataArguments
@@ -29,6 +30,22 @@ def main(
     from finetune.alignment.grpo import align
 
     align(data, prompt, model, method, reward, training)
+
+
+def rloo(
+    data: DataArguments,
+    prompt: PromptArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    reward: RewardArguments,
+    training: RLOOArguments,
+) -> None:
+    from finetune.alignment.grpo import align
+
+    align(data, prompt, model, method, reward, training)
+
+
+ALGORITHMS = {"rloo": rloo}  # further mains, each with options of its own; an old recipe's task counts too
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.alignment.ppo_trainer import KLArguments, PPOArguments, ValueArguments
+    from finetune.alignment.ppo_options import KLArguments, PPOArguments, ValueArguments
     from finetune.alignment.prompts import PromptArguments
     from finetune.alignment.rewards import RewardArguments
     from finetune.alignment.rollout import SamplingArguments

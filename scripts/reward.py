@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.alignment.dpo import RewardTrainingArguments
     from finetune.alignment.preferences import PairArguments
+    from finetune.alignment.reward_model import RewardTrainingArguments
     from finetune.data.sources import DataArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
@@ -32,9 +32,9 @@ def main(
     import numpy as np
     from transformers import set_seed
 
-    from finetune.alignment.dpo import calibration, make_reward_trainer, pair_margins
     from finetune.alignment.policy import load_scorer
     from finetune.alignment.preferences import pairs_fingerprint, read_pairs
+    from finetune.alignment.reward_model import calibration, make_reward_trainer, pair_margins
     from finetune.artefacts.checkpoints import open_run
     from finetune.artefacts.folder import resolved_options, save_artefact
     from finetune.experiments.frontier_plots import draw_calibration

@@ -1,4 +1,4 @@
-"""Preference pairs → a reward model or an aligned policy, on TRL's trainers. Knows TRL; knows no PPO.
+"""Preference pairs → an aligned policy, on TRL's trainers. Knows TRL; knows no PPO.
 
 TRL's own option names stay; other defaults stand where its own lose speed (checkpointing, references computed at every step).
 """
@@ -22,12 +22,10 @@ from peft.helpers import disable_input_dtype_casting
 from safetensors.numpy import load_file, save_file
 
 from finetune.alignment.policy import drop_copy, has_adapter
-from finetune.alignment.preferences import pair_ids
-from finetune.alignment.rollout import longest_input
+from finetune.alignment.reward_model import check_pairs_fit
 from finetune.alignment.shared_prompt import SharedPrompt, can_share
 from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.errors import InputError
-from finetune.methods import check_length
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +42,6 @@ REFERENCE_OPTIONS = (
 
 
 @dataclass
-class RewardTrainingArguments(PairOptions, trl.RewardConfig):
-    """TRL's options of a Bradley–Terry reward model; `center_rewards_coefficient` centres it."""
-
-    task: str = field(default="reward")
-
-
-@dataclass
 class DPOTrainingArguments(PairOptions, trl.DPOConfig):
     """TRL's options of direct preference optimisation (Rafailov et al. 2023); `loss_type` also takes kto and orpo."""
 
@@ -61,32 +52,6 @@ class DPOTrainingArguments(PairOptions, trl.DPOConfig):
             "help": "Reference log-probabilities once, before training, cached by what they depend on."
         },
     )
-
-
-def make_reward_trainer(
-    network: Any, processor: Any, training: RewardTrainingArguments, train: Dataset, held_out: Dataset
-) -> Any:
-    """TRL's reward trainer on checked pairs; the network has one output, an adapter on it or not."""
-    check_pairs_fit(network, processor, training.max_length, train, held_out)
-    with made_by_trl():
-        trainer = trl.RewardTrainer(
-            model=network, args=training, train_dataset=train, eval_dataset=held_out, processing_class=processor,
-            callbacks=callbacks(training),
-        )  # fmt: skip
-    return quiet(trainer)
-
-
-def check_pairs_fit(network: Any, processor: Any, max_length: int | None, *parts: Dataset) -> None:
-    """A pair as far as `max_length` has a position in the model for each token; only where `max_length` promises none is it looked at.
-
-    Raises:
-        InputError: one has more tokens.
-    """
-    limit = longest_input(network)
-    if limit and (max_length is None or max_length > limit):
-        sides = ((row, row[side]) for part in parts for row in part for side in ("chosen", "rejected"))
-        longest = max(len(pair_ids(processor, row["prompt"], answer)) for row, answer in sides)
-        check_length(network, longest if max_length is None else min(longest, max_length))
 
 
 class CachedDPOTrainer(trl.DPOTrainer):
@@ -213,35 +178,3 @@ def _as(kind: Any, training: DPOTrainingArguments, **instead: Any) -> Any:
     both = theirs & ours
     shared = {name: vars(training)[name] for name in both - set(NOT_SHARED)}
     return kind(gradient_checkpointing=None, **(shared | instead))
-
-
-@torch.no_grad()
-def pair_margins(
-    network: Any, processor: Any, pairs: Dataset, max_length: int, batch_size: int = 16
-) -> np.ndarray:
-    """Reward of chosen minus reward of rejected for each pair, [pairs]."""
-    from finetune.alignment.rewards import score_texts
-
-    def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits[:, 0]
-
-    network.eval()
-    sides = []
-    for side in ("chosen", "rejected"):
-        rows = [pair_ids(processor, row["prompt"], row[side])[-max_length:] for row in pairs]
-        sides.append(np.asarray(score_texts(score, rows, processor, batch_size)))
-    return sides[0] - sides[1]
-
-
-def calibration(margins: np.ndarray, bins: int = 8) -> list[dict[str, float]]:
-    """How sure the model says it is against how often it is right: P(its choice) = σ(|margin|), in bins of equal count."""
-    confidence, right = 1 / (1 + np.exp(-np.abs(margins))), margins > 0
-    order = np.argsort(confidence)
-    return [
-        {
-            "confidence": float(confidence[part].mean()),
-            "accuracy": float(right[part].mean()),
-            "pairs": len(part),
-        }
-        for part in np.array_split(order, min(bins, len(order)))
-    ]

@@ -1,7 +1,7 @@
 """PPO's arithmetic: penalties, rewards, advantages, losses. Knows tensors; knows no model and no text.
 
 Read it from top to bottom: how far the policy is from the reference, what each token earned, how much better that was than
-expected, and the two losses that follow. A step of training (learner.py) calls it in this order.
+expected, and the two losses that follow. A step of training (ppo_trainer.py) calls it in this order.
 
 Everything is [batch, time] over the tokens of the answers, padded on the right; `mask` is 1 on real tokens, the EOS included.
 Losses come as one sum a row: who wants a mean divides by the number of tokens of the whole step, over all processes.

@@ -10,10 +10,9 @@ import json
 import logging
 import math
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,123 +23,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune.alignment import ppo
+from finetune.alignment.experience import Clock, Experience, real_columns
 from finetune.alignment.policy import REWARD, Policy
+from finetune.alignment.ppo_options import KLArguments, PPOArguments, ValueArguments
 from finetune.alignment.prompts import answer_texts, prompt_ids
 from finetune.alignment.rewards import Prompt, Reward, checked
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, pad_left, sample_answers, stop_tokens
 from finetune.artefacts.checkpoints import seal
-from finetune.errors import InputError, check_above, check_least
+from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class PPOArguments:
-    """PPO's own numbers."""
-
-    learning_rate: float = field(
-        default=1e-4, metadata={"help": "Learning rate of AdamW, constant after ten steps of warm-up."}
-    )
-    steps: int = field(default=100, metadata={"help": "How often answers are sampled and learnt from."})
-    rollout_batch_size: int = field(default=64, metadata={"help": "Answers a step, over all processes."})
-    minibatch_size: int = field(
-        default=32, metadata={"help": "Answers an optimizer step, over all processes."}
-    )
-    per_device_batch_size: int = field(
-        default=16, metadata={"help": "Answers that go through the model together; the rest accumulates."}
-    )
-    epochs: int = field(default=2, metadata={"help": "How often a step's answers are gone through."})
-    clip: float = field(default=0.2, metadata={"help": "Clip of the policy's ratio."})
-    entropy_coefficient: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are scaled down to this norm."})
-    stop_kl: float | None = field(
-        default=0.1,
-        metadata={
-            "help": "Leave a step's answers when the policy is this many nats a token away from the one that made them."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        check_least(self, 1, "steps", "minibatch_size", "per_device_batch_size", "epochs")
-        check_above(self, 0, "learning_rate", "clip", "max_grad_norm", "stop_kl")
-        check_least(self, 0, "entropy_coefficient")
-        if self.minibatch_size > self.rollout_batch_size:
-            raise InputError(
-                f"--minibatch_size is {self.minibatch_size} of --rollout_batch_size {self.rollout_batch_size}; wanted at most that"
-            )
-
-
-@dataclass
-class ValueArguments:
-    """How what is to come is valued at each token."""
-
-    gamma: float = field(default=1.0, metadata={"help": "Discount a token."})
-    lam: float = field(default=0.95, metadata={"help": "λ of generalised advantage estimation."})
-    value_learning_rate: float = field(
-        default=3e-3,
-        metadata={
-            "help": "Learning rate of the value head, which starts from nothing and shares no gradient."
-        },
-    )
-    value_clip: float = field(default=0.2, metadata={"help": "Clip of the value's change."})
-    whiten_rewards: bool = field(
-        default=False, metadata={"help": "Divide rewards by their standard deviation."}
-    )
-
-    def __post_init__(self) -> None:
-        check_above(self, 0, "value_learning_rate", "value_clip")
-        if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):
-            raise InputError(
-                f"--gamma is {self.gamma} and --lam {self.lam}; wanted 0 < gamma ≤ 1 and 0 ≤ lam ≤ 1"
-            )
-
-
-@dataclass
-class KLArguments:
-    """How the policy is held near the reference."""
-
-    kl_coefficient: float = field(
-        default=0.05, metadata={"help": "Penalty a nat of KL; the first value where it adapts."}
-    )
-    kl_estimator: str = field(default="k1", metadata={"help": "Estimator of the penalty: k1, k2, k3."})
-    kl_target: float | None = field(
-        default=None,
-        metadata={"help": "Adapt the coefficient towards so many nats a sequence (default: fixed)."},
-    )
-    kl_gain: float = field(default=0.1, metadata={"help": "How fast it adapts."})
-
-    def __post_init__(self) -> None:
-        if self.kl_estimator not in ppo.ESTIMATORS:
-            wanted = ", ".join(ppo.ESTIMATORS)
-            raise InputError(
-                f"Unknown KL estimator '{self.kl_estimator}'; wanted one of: {wanted}. Set --kl_estimator"
-            )
-        check_least(self, 0, "kl_coefficient", "kl_gain")
-        check_above(self, 0, "kl_target")
-
-
-@dataclass
-class Experience:
-    """One step's answers: ids and masks [rows, width], numbers a token [rows, time], numbers an answer [rows]."""
-
-    prompts: Tensor
-    prompt_mask: Tensor
-    answers: Tensor
-    mask: Tensor
-    log_probs: Tensor
-    reference: Tensor
-    values: Tensor
-    entropies: Tensor
-    scores: Tensor
-    ended: Tensor
-    empty: Tensor
-
-    def rows(self, index: Sequence[int], device: torch.device) -> Experience:
-        """Some answers, their prompts without the columns that are padding in all of them."""
-        part = Experience(*(vars(self)[f.name][list(index)].to(device) for f in fields(self)))
-        return replace(
-            part, prompts=(kept := real_columns(part.prompts, part.prompt_mask))[0], prompt_mask=kept[1]
-        )
 
 
 class Learner:
@@ -420,36 +312,3 @@ class Learner:
         )
         state = json.loads((folder / "state.json").read_text())
         self.step, self.coefficient = state["step"], state["coefficient"]
-
-
-def real_columns(prompts: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Prompts and mask, padded on the left, without leading columns that hold no real token."""
-    width = int(prompt_mask.sum(1).max())
-    return prompts[:, -width:], prompt_mask[:, -width:]
-
-
-class Clock:
-    """Seconds of each part of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[f"seconds_{name}"] = now - self._last
-        self._last = now
-
-
-def step_prompts(prompts: Sequence[Prompt], seed: int, step: int, size: int) -> list[Prompt]:
-    """The prompts of a step: a new permutation an epoch, read on end, so that each prompt comes equally often."""
-    first = step * size
-    chosen = []
-    for place in range(first, first + size):
-        epoch, index = divmod(place, len(prompts))
-        chosen.append(prompts[int(_order(len(prompts), seed, epoch)[index])])
-    return chosen
-
-
-def _order(size: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, 7, epoch)).permutation(size)

@@ -11,9 +11,10 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from finetune.alignment.experience import step_prompts
 from finetune.alignment.measure import measure
 from finetune.alignment.policy import REWARD, has_adapter
-from finetune.alignment.ppo_trainer import Learner, step_prompts
+from finetune.alignment.ppo_trainer import Learner
 from finetune.alignment.prompts import prompt_ids
 from finetune.alignment.rewards import Prompt, Reward
 from finetune.alignment.rollout import check_room

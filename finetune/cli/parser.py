@@ -31,6 +31,7 @@ def launch(main: Callable[..., Any]) -> None:
     """
     calm_libraries()
     try:
+        main = main_of(main, sys.argv[1:])
         main(*parse(main, sys.argv[1:]))
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
@@ -61,6 +62,33 @@ def calm_libraries() -> None:
     ):
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+
+
+def main_of(main: Callable[..., Any], arguments: Sequence[str]) -> Callable[..., Any]:
+    """The function of a script that the options are for.
+
+    A script with several mains has a table ALGORITHMS, name → function; `--algorithm` chooses, else an old recipe's `loss_type`
+    or `task`. Each has options of its own, so that none is listed that isn't read. Other names are left to `main`.
+    """
+    table = main.__globals__.get("ALGORITHMS", {})
+    if not table:
+        return main
+    with suppress(InputError):  # `parse` meets it again and says what is wrong
+        recipe, rest = _split_recipe(list(arguments))
+        told = list(arguments if recipe is None else [*_as_arguments(recipe, None), *rest])
+        for name in ("algorithm", "loss_type", "task"):
+            values = [_value_of(told, place) for place, word in enumerate(told) if _names(word, name)]
+            if values and values[-1] in table:
+                return table[values[-1]]
+    return main
+
+
+def _names(word: str, option: str) -> bool:
+    return word.partition("=")[0].replace("-", "_") == f"__{option}"
+
+
+def _value_of(words: Sequence[str], place: int) -> str:
+    return words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
 
 
 def parse(main: Callable[..., Any], arguments: Sequence[str]) -> list[Any]:
@@ -111,8 +139,8 @@ def _split_recipe(arguments: list[str]) -> tuple[Path | None, list[str]]:
     return None, arguments
 
 
-def _as_arguments(recipe: Path | None, known: set[str]) -> list[str]:
-    """A recipe as the command line that says the same, so that both go through the same checks."""
+def _as_arguments(recipe: Path | None, known: set[str] | None) -> list[str]:
+    """A recipe as the command line that says the same, so that both go through the same checks; `known` None takes any key."""
     if recipe is None:
         return []
     try:
@@ -125,7 +153,7 @@ def _as_arguments(recipe: Path | None, known: set[str]) -> list[str]:
         )
     arguments = []
     for key, value in content.items():
-        if key not in known:
+        if known is not None and key not in known:
             raise InputError(f"In {recipe}: " + _complain(str(key), known))
         if value is not None and value != []:
             arguments += [f"--{key}", *_as_text(value)]

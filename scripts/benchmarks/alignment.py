@@ -155,7 +155,8 @@ def ppo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
     from accelerate import Accelerator
 
     from finetune.alignment.policy import Policy
-    from finetune.alignment.ppo_trainer import KLArguments, Learner, PPOArguments
+    from finetune.alignment.ppo_options import KLArguments, PPOArguments
+    from finetune.alignment.ppo_trainer import Learner
     from finetune.alignment.rollout import SamplingArguments
     from finetune.training.machine import has_fast_bf16
 

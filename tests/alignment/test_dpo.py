@@ -15,13 +15,14 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from finetune.alignment import dpo
-from finetune.alignment.dpo import (
-    DPOTrainingArguments,
-    RewardTrainingArguments,
-    make_dpo_trainer,
-    make_reward_trainer,
-)
+from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
 from finetune.alignment.policy import load_base, load_scorer
+from finetune.alignment.reward_model import (
+    RewardTrainingArguments,
+    calibration,
+    make_reward_trainer,
+    pair_margins,
+)
 from finetune.artefacts.folder import save_artefact
 from finetune.artefacts.passport import hash_processor
 from finetune.errors import InputError
@@ -299,7 +300,7 @@ def test_a_reward_model_learns_which_side_is_chosen(tmp_path: Path):
     )  # fmt: skip
     trainer = make_reward_trainer(network, make_tokenizer("llama"), training, PAIRS, PAIRS)
     trainer.train()
-    margins = dpo.pair_margins(network, make_tokenizer("llama"), PAIRS, 32, batch_size=4)
+    margins = pair_margins(network, make_tokenizer("llama"), PAIRS, 32, batch_size=4)
     assert (margins > 0).all()
 
 
@@ -326,12 +327,12 @@ def test_margins_read_every_turn_of_a_conversation():
     ]
     with torch.no_grad():
         expected = network(input_ids=ids[0]).logits - network(input_ids=ids[1]).logits
-    assert dpo.pair_margins(network, processor, pairs, 32) == pytest.approx(expected.item(), abs=1e-6)
+    assert pair_margins(network, processor, pairs, 32) == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_calibration_by_hand():
     margins = np.array([0.0, 0.0, 2.0, -2.0, 2.0, 2.0]) + 1e-9
-    low, high = dpo.calibration(margins, bins=2)
+    low, high = calibration(margins, bins=2)
     assert low["pairs"] == high["pairs"] == 3
     assert high["confidence"] == pytest.approx(1 / (1 + math.exp(-2)))
     assert high["accuracy"] == pytest.approx(1.0) or high["accuracy"] == pytest.approx(2 / 3)

@@ -44,3 +44,29 @@ def test_the_right_word_becomes_likelier(tmp_path: Path, kind):
 def test_a_run_without_a_folder_is_refused():
     with pytest.raises(InputError, match="--output_dir"):
         GRPOArguments()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "told", "wanted"),
+    [
+        ("grpo", {}, {"loss_type": "grpo", "scale_rewards": "group", "epsilon": 0.2}),
+        ("dr_grpo", {}, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
+        ("dr_grpo", {"scale_rewards": "batch"}, {"loss_type": "dr_grpo", "scale_rewards": "batch"}),
+        (
+            "dapo",
+            {},
+            {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28, "mask_truncated_completions": True},
+        ),
+        ("gspo", {}, {"loss_type": "grpo", "importance_sampling_level": "sequence"}),
+    ],
+)
+def test_an_algorithm_sets_what_its_paper_does_and_nothing_that_was_told(tmp_path, algorithm, told, wanted):
+    training = GRPOArguments(
+        output_dir=str(tmp_path), bf16=False, report_to="none", algorithm=algorithm, **told
+    )
+    assert {name: vars(training)[name] for name in wanted} == wanted
+
+
+def test_an_unknown_algorithm_is_named(tmp_path):
+    with pytest.raises(InputError, match="--algorithm is 'grop'; wanted one of: grpo.*rloo"):
+        GRPOArguments(output_dir=str(tmp_path), algorithm="grop")

@@ -14,16 +14,11 @@ from conftest import WORDS, make_model, make_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from finetune.alignment.experience import Clock, step_prompts
 from finetune.alignment.pairs import scored_answers
 from finetune.alignment.policy import in_role, make_policy
-from finetune.alignment.ppo_trainer import (
-    Clock,
-    KLArguments,
-    Learner,
-    PPOArguments,
-    ValueArguments,
-    step_prompts,
-)
+from finetune.alignment.ppo_options import KLArguments, PPOArguments, ValueArguments
+from finetune.alignment.ppo_trainer import Learner
 from finetune.alignment.prompts import PromptArguments
 from finetune.alignment.rewards import RewardArguments
 from finetune.alignment.rollout import SamplingArguments, pad_left, stop_tokens

@@ -124,3 +124,25 @@ def test_no_thread_of_the_process_group_outlives_a_run():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ([], "main"),
+        (["--algorithm", "other"], "other"),
+        (["--algorithm=other"], "other"),
+        (["--algorithm", "unknown"], "main"),
+        (["--algorithm", "other", "--algorithm", "main"], "main"),
+        (["--config", "RECIPE"], "other"),
+        (["--config", "RECIPE", "--algorithm", "main"], "main"),
+        (["--config", "nowhere.yaml"], "main"),
+    ],
+)
+def test_a_script_of_several_mains_is_asked_which(tmp_path, told, wanted):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("algorithm: other\nunknown: 1\n")
+    script = {"__name__": "script"}
+    exec("def main(): pass\ndef other(): pass\nALGORITHMS = {'main': main, 'other': other}", script)
+    words = [str(recipe) if word == "RECIPE" else word for word in told]
+    assert main_of(script["main"], words) is script[wanted]

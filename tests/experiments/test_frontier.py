@@ -12,7 +12,8 @@ from datasets import Dataset
 from test_alignment_scripts import place, run
 
 from finetune.errors import InputError
-from finetune.experiments.frontier import SIZES, FrontierArguments, moments_of, standardised
+from finetune.experiments.frontier import moments_of, standardised
+from finetune.experiments.frontier_options import SIZES, FrontierArguments
 
 __all__ = ["place"]  # a fixture
 

@@ -1,0 +1,84 @@
+"""Preference pairs → a reward model, on TRL's trainer, and how often it is right. Knows TRL; knows no policy.
+
+Bradley & Terry 1952; Christiano et al. 2017, Deep reinforcement learning from human preferences
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import trl
+from datasets import Dataset
+
+from finetune.alignment.preferences import pair_ids
+from finetune.alignment.rewards import score_texts
+from finetune.alignment.rollout import longest_input
+from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
+from finetune.methods import check_length
+
+
+@dataclass
+class RewardTrainingArguments(PairOptions, trl.RewardConfig):
+    """TRL's options of a Bradley–Terry reward model; `center_rewards_coefficient` centres it."""
+
+    task: str = field(default="reward")
+
+
+def make_reward_trainer(
+    network: Any, processor: Any, training: RewardTrainingArguments, train: Dataset, held_out: Dataset
+) -> Any:
+    """TRL's reward trainer on checked pairs; the network has one output, an adapter on it or not."""
+    check_pairs_fit(network, processor, training.max_length, train, held_out)
+    with made_by_trl():
+        trainer = trl.RewardTrainer(
+            model=network, args=training, train_dataset=train, eval_dataset=held_out, processing_class=processor,
+            callbacks=callbacks(training),
+        )  # fmt: skip
+    return quiet(trainer)
+
+
+def check_pairs_fit(network: Any, processor: Any, max_length: int | None, *parts: Dataset) -> None:
+    """A pair as far as `max_length` has a position in the model for each token; only where `max_length` promises none is it looked at.
+
+    Raises:
+        InputError: one has more tokens.
+    """
+    limit = longest_input(network)
+    if limit and (max_length is None or max_length > limit):
+        sides = ((row, row[side]) for part in parts for row in part for side in ("chosen", "rejected"))
+        longest = max(len(pair_ids(processor, row["prompt"], answer)) for row, answer in sides)
+        check_length(network, longest if max_length is None else min(longest, max_length))
+
+
+@torch.no_grad()
+def pair_margins(
+    network: Any, processor: Any, pairs: Dataset, max_length: int, batch_size: int = 16
+) -> np.ndarray:
+    """Reward of chosen minus reward of rejected for each pair, [pairs]."""
+
+    def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits[:, 0]
+
+    network.eval()
+    sides = []
+    for side in ("chosen", "rejected"):
+        rows = [pair_ids(processor, row["prompt"], row[side])[-max_length:] for row in pairs]
+        sides.append(np.asarray(score_texts(score, rows, processor, batch_size)))
+    return sides[0] - sides[1]
+
+
+def calibration(margins: np.ndarray, bins: int = 8) -> list[dict[str, float]]:
+    """How sure the model says it is against how often it is right: P(its choice) = σ(|margin|), in bins of equal count."""
+    confidence, right = 1 / (1 + np.exp(-np.abs(margins))), margins > 0
+    order = np.argsort(confidence)
+    return [
+        {
+            "confidence": float(confidence[part].mean()),
+            "accuracy": float(right[part].mean()),
+            "pairs": len(part),
+        }
+        for part in np.array_split(order, min(bins, len(order)))
+    ]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from finetune.cli.help import options_of
-from finetune.cli.parser import parse_into
+from finetune.cli.parser import main_of, parse_into
 from finetune.errors import InputError
 
 SCRIPTS = sorted((Path(__file__).parents[2] / "scripts").glob("*.py"))

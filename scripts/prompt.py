@@ -1,8 +1,10 @@
-"""Ask models by prompts and say what the answers are worth: templates × label words × examples × calibrations, on unseen rows.
+"""Ask models by prompts and say what the answers are worth: templates × label words × examples ×
+calibrations, on unseen rows.
 
-python scripts/prompt.py --prompts sentiment --models smollm2 --dataset_name reviews --max_eval_rows 200 --output_dir runs/prompts
-python scripts/prompt.py --prompts sentiment --dataset_name reviews --check true
-accelerate launch --config_file scripts/accelerate/two_cpus.yaml scripts/prompt.py --config scripts/recipes/imdb_prompts.yaml
+python scripts/prompt.py --prompts sentiment --models smollm2 --dataset_name reviews --max_eval_rows 200
+--output_dir runs/prompts python scripts/prompt.py --prompts sentiment --dataset_name reviews --check true
+accelerate launch --config_file scripts/accelerate/two_cpus.yaml scripts/prompt.py --config
+scripts/recipes/imdb_prompts.yaml
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from finetune.cli.parser import launch
 if TYPE_CHECKING:
     from finetune.data.sources import DataArguments
     from prompts.scoring.load import ScoringArguments
-    from prompts.study.study import StudyArguments
+    from prompts.study.options import StudyArguments
     from prompts.study.tune import TuneArguments
 
 

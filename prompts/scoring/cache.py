@@ -1,8 +1,9 @@
-"""Answers that were asked before, on disk, and work shared out to processes. Knows keys and blocks; knows no templates.
+"""Answers that were asked before, on disk, and work shared out to processes. Knows keys and blocks; knows no
+templates.
 
-A key is the hash of the rendered text, the answer, the model's weights and the way of scoring: one changed character is
-another key.
-Blocks of requests are fixed before they are handed out, so that every number of processes computes the same passes.
+A key is the hash of the rendered text, the answer, the model's weights and the way of scoring: one changed
+character is another key. Blocks of requests are fixed before they are handed out, so that every number of
+processes computes the same passes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Memory:
                 ) from error
 
     def __call__(self, requests: Sequence[Request]) -> list[list[np.ndarray]]:
-        """The scorer's answers, the same in every process: one list a request, one float32 [tokens] an answer."""
+        """The scorer's answers, the same in every process: one list a request, one float32 [tokens] an
+        answer."""
         keys = [[self._key(r.context, a, r.rest, r.special) for a in r.answers] for r in requests]
         wanted = {}
         for request, row in zip(requests, keys, strict=True):

@@ -1,8 +1,8 @@
 """Token sequences → log-probabilities by a causal model. Knows how to share work; knows no text.
 
-A shared prefix goes through the model once, as a key-value cache. What follows it goes through as trees: one pass for
-a context with all of its continuations, each node seeing its ancestors only (tree attention, Cai et al. 2024). The head
-is computed at the needed nodes, in float32 whatever the trunk does.
+A shared prefix goes through the model once, as a key-value cache. What follows it goes through as trees: one
+pass for a context with all of its continuations, each node seeing its ancestors only (tree attention, Cai et
+al. 2024). The head is computed at the needed nodes, in float32 whatever the trunk does.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from prompts.scoring.prefix_tree import Scored, Segment, Tree, ancestors, batche
 
 logger = logging.getLogger(__name__)
 KEPT_ROWS = 256  # rows of the head's output, [rows, vocabulary], that are held at once
-BLOCK = 16  # attention over a multiple of so many keys takes two thirds of the time of others (torch's CPU kernel, bf16)
+# attention over a multiple of so many keys takes two thirds of the time of others (torch's CPU kernel, bf16)
+BLOCK = 16
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Causal:
-    """Scores sequences with one causal model; falls back to whole sequences where a model can't share (and says so)."""
+    """Scores sequences with one causal model; falls back to whole sequences where a model can't share (and
+    says so)."""
 
     def __init__(self, network: Any, batch_tokens: int = 2048, share: bool = True) -> None:
         self.network, self.batch_tokens = network.eval(), batch_tokens
@@ -172,7 +174,8 @@ class Causal:
         return mask[:, None].to(self.trunk.device)
 
     def _width(self, tokens: int, cut: int) -> int:
-        """What a row behind a prefix of `cut` tokens is padded to: whole blocks of keys, where that adds little."""
+        """What a row behind a prefix of `cut` tokens is padded to: whole blocks of keys, where that adds
+        little."""
         whole = tokens + -(cut + tokens) % BLOCK
         return whole if tokens > 8 * BLOCK and cut + whole <= self.positions else tokens
 
@@ -187,14 +190,16 @@ class Causal:
                 found[index][:] = kept[range(len(ids) - start), list(ids[start:])].cpu().numpy()
 
     def _logits(self, rows: list[Sequence[int]]) -> torch.Tensor:
-        """The model's own logits, [rows, time, vocabulary], less those of virtual tokens that a prompt method puts in front."""
+        """The model's own logits, [rows, time, vocabulary], less those of virtual tokens that a prompt method
+        puts in front."""
         ids = self._tensor(rows)
         lengths = torch.tensor([len(row) for row in rows], device=ids.device)
         mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
         return self.network(input_ids=ids, attention_mask=mask).logits[:, -ids.shape[1] :]
 
     def _tensor(self, rows: Sequence[Any], width: int = 0) -> torch.Tensor:
-        """Rows padded on the right, to the longest or to `width`, with their own last token, which nothing looks at."""
+        """Rows padded on the right, to the longest or to `width`, with their own last token, which nothing
+        looks at."""
         width = max(width, *map(len, rows))
         return torch.tensor(
             [[*row, *row[-1:] * (width - len(row))] for row in rows], device=self.trunk.device

@@ -1,7 +1,8 @@
-"""Slots inside a text → log-probabilities by masked models and encoder-decoders. Knows models and tokenizers; knows no templates.
+"""Slots inside a text → log-probabilities by masked models and encoder-decoders. Knows models and tokenizers;
+knows no templates.
 
-A word of several tokens in a masked model: `left_to_right` fills as many masks one after the other and adds up
-(Schick & Schütze 2021), `together` reads all of them from one pass.
+A word of several tokens in a masked model: `left_to_right` fills as many masks one after the other and adds
+up (Schick & Schütze 2021), `together` reads all of them from one pass.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class Masked:
         return found
 
     def distributions(self, slots: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Log-probabilities of the whole vocabulary at one mask, (before, after) → float32 [slots, vocabulary]."""
+        """Log-probabilities of the whole vocabulary at one mask, (before, after) → float32 [slots,
+        vocabulary]."""
         questions = [
             (tuple(ids), first)
             for ids, first in self._encode([(before, after, 1) for before, after in slots])
@@ -137,7 +139,8 @@ class Masked:
 
 @contextmanager
 def _only(trunk: Any, places: torch.Tensor) -> Iterator[None]:
-    """Hand a model's head the hidden states of one place a row: [rows, 1, width] instead of [rows, time, width]."""
+    """Hand a model's head the hidden states of one place a row: [rows, 1, width] instead of [rows, time,
+    width]."""
 
     def cut(module: Any, arguments: Any, output: Any) -> Any:
         output["last_hidden_state"] = output["last_hidden_state"][torch.arange(len(places)), places][:, None]
@@ -151,12 +154,14 @@ def _only(trunk: Any, places: torch.Tensor) -> Iterator[None]:
 
 
 class EncoderDecoder:
-    """Scores answers as what the decoder says: the whole answer, or what it puts in the place of a sentinel (T5)."""
+    """Scores answers as what the decoder says: the whole answer, or what it puts in the place of a sentinel
+    (T5)."""
 
     def __init__(self, network: Any, tokenizer: Any, batch_tokens: int = 2048, share: bool = True) -> None:
         """
         Args:
-            share: put a text through the encoder once for all of its answers; False where an adapter works on both halves at once.
+            share: put a text through the encoder once for all of its answers; False where an adapter works on
+                both halves at once.
         """
         self.network, self.tokenizer, self.batch_tokens, self.share = (
             network.eval(),
@@ -183,7 +188,8 @@ class EncoderDecoder:
         return found
 
     def distributions(self, slots: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Log-probabilities of the whole vocabulary as the answer's first token, float32 [slots, vocabulary]."""
+        """Log-probabilities of the whole vocabulary as the answer's first token, float32 [slots,
+        vocabulary]."""
         inputs = [self._input(before, after) for before, after in slots]
         rows = {question: logits[-1] for question, logits in self._passes(sorted(set(inputs)))}
         return np.stack([rows[question] for question in inputs])
@@ -194,7 +200,8 @@ class EncoderDecoder:
             return before.rstrip(), (self.start,)
         if self.sentinel is None:
             raise InputError(
-                f"The text goes on after its slot ({after.strip()[:40]!r}), and {type(self.network).__name__} has no sentinels; "
+                f"The text goes on after its slot ({after.strip()[:40]!r}), and "
+                f"{type(self.network).__name__} has no sentinels; "
                 "wanted a template whose {{ mask }} stands at the end. Set --prompts"
             )
         gap = " " if before[-1:] != " " else ""
@@ -203,7 +210,8 @@ class EncoderDecoder:
     def _passes(
         self, questions: list[tuple[str, tuple[int, ...]]]
     ) -> Iterator[tuple[tuple[str, tuple[int, ...]], np.ndarray]]:
-        """Each question with log-probabilities [decoder tokens, vocabulary]; a text goes through the encoder once."""
+        """Each question with log-probabilities [decoder tokens, vocabulary]; a text goes through the encoder
+        once."""
         texts = list(dict.fromkeys(text for text, _ in questions))
         ids = self.tokenizer(texts)["input_ids"] if texts else []
         order = sorted(range(len(texts)), key=lambda i: len(ids[i]))

@@ -22,12 +22,14 @@ def generate(scorer: Scorer, requests: Sequence[Request], ending: Ending) -> lis
     """
     if scorer.family == "masked":
         raise InputError(
-            f"{type(scorer.network).__name__} is a masked model, which writes no text; set --models to another kind"
+            f"{type(scorer.network).__name__} is a masked model, which writes no text; set --models to "
+            "another kind"
         )
     late = next((r.rest for r in requests if r.rest.strip()), None)
     if late:
         raise InputError(
-            f"The text goes on after its slot ({late.strip()[:40]!r}); to generate, {{{{ mask }}}} has to stand at the end"
+            f"The text goes on after its slot ({late.strip()[:40]!r}); to generate, {{{{ mask }}}} has to "
+            "stand at the end"
         )
     tokenizer, texts = scorer.tokenizer, [""] * len(requests)
     ids = [
@@ -57,7 +59,8 @@ def generate(scorer: Scorer, requests: Sequence[Request], ending: Ending) -> lis
 
 
 def _batches(ids: Sequence[Sequence[int]], further: int, scorer: Scorer) -> list[list[int]]:
-    """Numbers of the texts that are written together; of one length alone where padding would part a method's made-up tokens."""
+    """Numbers of the texts that are written together; of one length alone where padding would part a method's
+    made-up tokens."""
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     sized = [(len(ids[i]) + further, i) for i in order]
     if not scorer.virtual_tokens:

@@ -42,7 +42,8 @@ class ScoringArguments:
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "Type of the trunk's weights: auto (bfloat16 for causal models where that is fast), float32, bfloat16."
+            "help": "Type of the trunk's weights: auto (bfloat16 for causal models where that is fast), "
+            "float32, bfloat16."
         },
     )
     batch_tokens: int = field(
@@ -54,7 +55,8 @@ class ScoringArguments:
     fill: str = field(
         default="left_to_right",
         metadata={
-            "help": "How a masked model scores words of several tokens: left_to_right (mask after mask) or together."
+            "help": "How a masked model scores words of several tokens: left_to_right (mask after mask) "
+            "or together."
         },
     )
     allow_mismatch: bool = field(
@@ -63,7 +65,8 @@ class ScoringArguments:
 
 
 def load_scorer(name: str, options: ScoringArguments | None = None) -> Scorer:
-    """A scorer for a model's name, or for the folder of an adapter that this project or PEFT saved, on the base that it names.
+    """A scorer for a model's name, or for the folder of an adapter that this project or PEFT saved, on the
+    base that it names.
 
     Raises:
         InputError: no such model, an adapter with a classifier's head, one that belongs on another base.
@@ -82,7 +85,8 @@ def load_scorer(name: str, options: ScoringArguments | None = None) -> Scorer:
 
 
 def _load(name: str, head: Any, dtype: str, allow_mismatch: bool) -> tuple[Any, Any]:
-    """Tokenizer and model; an adapter on its base, one below it merged into that, as alignment after tuning had it."""
+    """Tokenizer and model; an adapter on its base, one below it merged into that, as alignment after tuning
+    had it."""
     if not _is_adapter(name):
         return load_model(ModelArguments(name, dtype=dtype, keep_attention_dropout=True), head)
     folder = Path(name).expanduser()
@@ -112,14 +116,16 @@ def _base_of(folder: Path) -> str:
     if config.get("task_type") in HEADS:
         kind = config["task_type"]
         raise InputError(
-            f"{folder} holds a {kind} adapter, which answers by a head of its own; wanted one of a language model"
+            f"{folder} holds a {kind} adapter, which answers by a head of its own; wanted one of a "
+            "language model"
         )
     arguments = folder / "arguments.yaml"
     if arguments.is_file():
         return str(yaml.safe_load(arguments.read_text(encoding="utf-8"))["model_name_or_path"])
     if not config.get("base_model_name_or_path"):
         raise InputError(
-            f"{folder} doesn't say which base it belongs on; its adapter_config.json lacks base_model_name_or_path"
+            f"{folder} doesn't say which base it belongs on; its adapter_config.json lacks "
+            "base_model_name_or_path"
         )
     return str(config["base_model_name_or_path"])
 
@@ -143,13 +149,15 @@ def _head_of(name: str) -> Any:
     if type(config) in causal and saved == causal[type(config)].__name__:
         return AutoModelForCausalLM
     raise InputError(
-        f"The model '{name}' was saved as {saved or 'a model without a head'}, which names no words; wanted a causal, masked or "
+        f"The model '{name}' was saved as {saved or 'a model without a head'}, which names no words; "
+        "wanted a causal, masked or "
         "encoder-decoder language model (scripts/pretrain.py gives an encoder its head). Set --models"
     )
 
 
 def fingerprint(scorer: Scorer) -> str:
-    """Hash of every weight, of an adapter's too, of configurations and tokenizer, the weights' type and the way of scoring."""
+    """Hash of every weight, of an adapter's too, of configurations and tokenizer, the weights' type and the
+    way of scoring."""
     bare = scorer.network.get_base_model() if hasattr(scorer.network, "peft_config") else scorer.network
     adapters = scorer.network.peft_config if bare is not scorer.network else {}
     made_of = [bare.config, *adapters.values(), *([bare.generation_config] if bare.can_generate() else [])]
@@ -169,7 +177,8 @@ def _plainly(value: Any) -> Any:
 
 
 def embed(name: str, texts: list[str], batch_tokens: int = 8192) -> np.ndarray:
-    """Mean of an encoder's last hidden states, of length one: float32 [texts, width]; what nearest examples are found by."""
+    """Mean of an encoder's last hidden states, of length one: float32 [texts, width]; what nearest examples
+    are found by."""
     tokenizer, network = load_model(ModelArguments(name, keep_attention_dropout=True), AutoModel)
     limit = min(tokenizer.model_max_length, 512)
     ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]

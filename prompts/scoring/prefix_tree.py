@@ -1,6 +1,8 @@
-"""Token sequences → what is computed once: shared prefixes, and trees of what follows them. Knows integers; knows no model.
+"""Token sequences → what is computed once: shared prefixes, and trees of what follows them. Knows integers;
+knows no model.
 
-Sequences that stand side by side in sorted order share the most, so that sorting them finds every shared prefix.
+Sequences that stand side by side in sorted order share the most, so that sorting them finds every shared
+prefix.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ class Scored:
 
 @dataclass
 class Tree:
-    """Sequences with their common beginnings merged; the last token of a sequence needs no node, as nothing follows it.
+    """Sequences with their common beginnings merged; the last token of a sequence needs no node, as nothing
+    follows it.
 
     Attributes:
-        tokens, parents, depths: one entry a node; the parent of a root is -1; depth counts from the tree's first token.
-        wanted: (node, token, sequence, place): the log-probability of `token` after `node` is the `place`-th of `sequence`.
+        tokens, parents, depths: one entry a node; the parent of a root is -1; depth counts from the tree's
+            first token.
+        wanted: (node, token, sequence, place): the log-probability of `token` after `node` is the `place`-th
+            of `sequence`.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -43,7 +48,8 @@ class Tree:
 
 @dataclass
 class Segment:
-    """Sequences that begin with the same `tokens` after those of the segment above; `members` end here, `below` share more."""
+    """Sequences that begin with the same `tokens` after those of the segment above; `members` end here,
+    `below` share more."""
 
     tokens: tuple[int, ...]
     members: list[int]
@@ -66,7 +72,8 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def segments(sequences: Sequence[Scored], worth: int) -> Segment:
-    """The shared prefixes that pay: at least MIN_PREFIX tokens, with at least `worth` different tokens after them.
+    """The shared prefixes that pay: at least MIN_PREFIX tokens, with at least `worth` different tokens after
+    them.
 
     No prefix reaches the token before a sequence's first scored one, so that all scored tokens lie in trees.
     """
@@ -96,7 +103,8 @@ def segments(sequences: Sequence[Scored], worth: int) -> Segment:
 
 
 def trees(sequences: Sequence[Scored], members: Sequence[int], cut: int, largest: int) -> list[Tree]:
-    """Trees over what follows the first `cut` tokens; sequences that share half of their tokens stand in one tree.
+    """Trees over what follows the first `cut` tokens; sequences that share half of their tokens stand in one
+    tree.
 
     Args:
         largest: number of nodes after which a new tree is begun.
@@ -123,7 +131,8 @@ def trees(sequences: Sequence[Scored], members: Sequence[int], cut: int, largest
 
 
 def _insert(tree: Tree, ids: Sequence[int], path: list[int]) -> None:
-    """Add nodes for all but the last of `ids`; `path` holds those that are there and grows by the new ones."""
+    """Add nodes for all but the last of `ids`; `path` holds those that are there and grows by the new
+    ones."""
     for depth in range(len(path), len(ids) - 1):
         tree.parents.append(path[-1] if path else -1)
         tree.tokens.append(ids[depth])
@@ -141,7 +150,8 @@ def ancestors(tree: Tree) -> np.ndarray:
 
 
 def batches(sized: list[tuple[int, int]], tokens: int, rows: int | None = None) -> list[list[int]]:
-    """(size, item), smallest first → batches of at most `tokens` after padding (a larger item stands alone)."""
+    """(size, item), smallest first → batches of at most `tokens` after padding (a larger item stands
+    alone)."""
     found: list[list[int]] = []
     for size, item in sized:
         if not found or size * (len(found[-1]) + 1) > tokens or (rows and len(found[-1]) >= rows):

@@ -1,7 +1,8 @@
-"""The narrow waist: questions with possible answers → log-probabilities. Knows models of three families; knows no templates.
+"""The narrow waist: questions with possible answers → log-probabilities. Knows models of three families;
+knows no templates.
 
-Whatever is asked, of whatever model, comes out as one array of token log-probabilities for each answer; verbalizers make
-[examples, labels] of it, and calibration and ensembles are functions of that.
+Whatever is asked, of whatever model, comes out as one array of token log-probabilities for each answer;
+verbalizers make [examples, labels] of it, and calibration and ensembles are functions of that.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Scorer:
         Args:
             network: a causal, masked or encoder-decoder model with its head, bare or with an adapter.
             batch_tokens: tokens of one pass, padding included.
-            share: compute shared beginnings once; False scores every sequence whole (slower, the same numbers).
+            share: compute shared beginnings once; False scores every sequence whole (slower, the same
+                numbers).
             fill: how a masked model scores words of several tokens, one of cloze.FILLS.
 
         Raises:
@@ -112,7 +114,8 @@ class Scorer:
         """Log-probability of every token of every answer: one list a request, one float32 [tokens] an answer.
 
         Raises:
-            InputError: text after a causal model's slot, an answer without tokens, a text longer than the model reads,
+            InputError: text after a causal model's slot, an answer without tokens, a text longer than the
+                model reads,
                 scores that are no numbers.
         """
         if self.family == "causal":
@@ -121,13 +124,15 @@ class Scorer:
             flat = self.model([(r.context, answer, r.rest) for r in requests for answer in r.answers])
         if any(np.isnan(tokens).any() for tokens in flat):
             raise InputError(
-                "The model's scores are no numbers (NaN): its weights or their type don't bear this text. Set --dtype float32"
+                "The model's scores are no numbers (NaN): its weights or their type don't bear this "
+                "text. Set --dtype float32"
             )
         values = iter(flat)
         return [[next(values) for _ in request.answers] for request in requests]
 
     def distributions(self, requests: Sequence[Request]) -> np.ndarray:
-        """Log-probabilities of the whole vocabulary as the answer's first token: float32 [requests, vocabulary]."""
+        """Log-probabilities of the whole vocabulary as the answer's first token: float32 [requests,
+        vocabulary]."""
         if self.family != "causal":
             return self.model.distributions(
                 [(r.context + " " * r.answers[0].startswith(" "), r.rest) for r in requests]
@@ -137,19 +142,23 @@ class Scorer:
         return self.model.distributions([pairs[i].ids[: pairs[i].start] for i in firsts])
 
     def states(self, requests: Sequence[Request]) -> np.ndarray:
-        """Hidden states that the head reads at the slot: float32 [requests, width]; what soft verbalizers are trained on.
+        """Hidden states that the head reads at the slot: float32 [requests, width]; what soft verbalizers are
+        trained on.
 
         Raises:
-            InputError: an encoder-decoder, whose slot has no place in the text, or an adapter of made-up tokens.
+            InputError: an encoder-decoder, whose slot has no place in the text, or an adapter of made-up
+                tokens.
         """
         if self.virtual_tokens:
             kind = self.network.active_peft_config.peft_type.value
             raise InputError(
-                f"Soft label words can't be learnt behind made-up tokens ({kind}). Set --soft_rows 0, or other --models"
+                f"Soft label words can't be learnt behind made-up tokens ({kind}). Set --soft_rows 0, or "
+                "other --models"
             )
         if self.family == "seq2seq":
             raise InputError(
-                f"{type(self.network).__name__} answers in its decoder; soft label words need a causal or masked model"
+                f"{type(self.network).__name__} answers in its decoder; soft label words need a causal or "
+                "masked model"
             )
         if self.family == "masked":
             return self.model.states(
@@ -169,8 +178,10 @@ class Scorer:
         for request in requests:
             if request.rest.strip():
                 raise InputError(
-                    f"The text goes on after its slot ({request.rest.strip()[:40]!r}), which a causal model can't see; "
-                    "wanted a template whose {{ mask }} stands at the end, or a masked model. Set --prompts or --models"
+                    f"The text goes on after its slot ({request.rest.strip()[:40]!r}), which a causal "
+                    "model can't see; "
+                    "wanted a template whose {{ mask }} stands at the end, or a masked model. Set "
+                    "--prompts or --models"
                 )
         encoded: dict[bool, list[Any]] = {}
         for special in {r.special for r in requests}:
@@ -184,6 +195,7 @@ class Scorer:
         longest = max((len(s.ids) for s in sequences), default=0)
         if longest > self.longest:
             raise InputError(
-                f"A prompt has {longest} tokens, the model reads {self.longest}; set --max_length to cut its input"
+                f"A prompt has {longest} tokens, the model reads {self.longest}; set --max_length to cut "
+                "its input"
             )
         return self.model(sequences)

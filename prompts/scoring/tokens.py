@@ -1,7 +1,8 @@
-"""Rendered text → token ids, context and answer in one go. Knows tokenizers; knows no templates and no models.
+"""Rendered text → token ids, context and answer in one go. Knows tokenizers; knows no templates and no
+models.
 
-An answer's tokens are those that hold one of its characters after the *whole* text was tokenised: tokenised apart, the
-boundary can fall elsewhere, and every log-probability with it.
+An answer's tokens are those that hold one of its characters after the *whole* text was tokenised: tokenised
+apart, the boundary can fall elsewhere, and every log-probability with it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from prompts.scoring.prefix_tree import Scored
 def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], special: bool = True) -> list[Scored]:
     """(context, answer) → token ids of both, and where the answer begins.
 
-    A text that begins with its answer gets a beginning-of-sequence token (end-of-sequence where there is none). Of answers to the
-    same context, those after the first are tokenised with the context's last words alone, where this was seen to change nothing.
+    A text that begins with its answer gets a beginning-of-sequence token (end-of-sequence where there is
+    none). Of answers to the same context, those after the first are tokenised with the context's last words
+    alone, where this was seen to change nothing.
 
     Args:
-        special: let the tokenizer add its special tokens; False for texts of a chat template, which hold them.
+        special: let the tokenizer add its special tokens; False for texts of a chat template, which hold
+            them.
 
     Raises:
         InputError: an answer that no token holds.

@@ -1,7 +1,7 @@
 """Scores of labels, made fairer: `[examples, labels]` in, the same out. Knows arrays; knows no models.
 
-A label can win because its word is likely anyway. Each function takes away another guess of how likely that is; none
-looks at gold labels.
+A label can win because its word is likely anyway. Each function takes away another guess of how likely that
+is; none looks at gold labels.
 """
 
 from __future__ import annotations
@@ -13,22 +13,26 @@ CONTENT_FREE = ("N/A", "[MASK]", "")  # the inputs of Zhao et al. 2021, section 
 
 
 def contextual(scores: np.ndarray, blank: np.ndarray) -> np.ndarray:
-    """Contextual calibration (Zhao et al. 2021): divide by probabilities on content-free inputs, `blank` [inputs, labels]."""
+    """Contextual calibration (Zhao et al. 2021): divide by probabilities on content-free inputs, `blank`
+    [inputs, labels]."""
     return log_softmax(scores, axis=1) - _log_mean(log_softmax(blank, axis=1))
 
 
 def domain(scores: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Domain-context calibration (Fei et al. 2023): the same, with inputs of the rows' own words, `drawn` [inputs, labels]."""
+    """Domain-context calibration (Fei et al. 2023): the same, with inputs of the rows' own words, `drawn`
+    [inputs, labels]."""
     return contextual(scores, drawn)
 
 
 def pmi(scores: np.ndarray, premise: np.ndarray) -> np.ndarray:
-    """Mutual information (Holtzman et al. 2021): log p(label | input) - log p(label | premise); `premise` [1, labels]."""
+    """Mutual information (Holtzman et al. 2021): log p(label | input) - log p(label | premise); `premise` [1,
+    labels]."""
     return scores - premise
 
 
 def batch(scores: np.ndarray) -> np.ndarray:
-    """Batch calibration (Zhou et al. 2024): divide by the mean probability over the unlabelled rows themselves."""
+    """Batch calibration (Zhou et al. 2024): divide by the mean probability over the unlabelled rows
+    themselves."""
     own = log_softmax(scores, axis=1)
     return own - _log_mean(own)
 
@@ -38,7 +42,8 @@ def _log_mean(logs: np.ndarray) -> np.ndarray:
 
 
 def random_inputs(texts: list[str], count: int, seed: int) -> list[str]:
-    """Inputs of words drawn from all texts, each about as long as the texts are on average (in-domain, and yet about nothing)."""
+    """Inputs of words drawn from all texts, each about as long as the texts are on average (in-domain, and
+    yet about nothing)."""
     generator = np.random.default_rng(seed)
     words = [word for text in texts for word in text.split()]
     length = max(1, len(words) // max(len(texts), 1))

@@ -1,4 +1,5 @@
-"""Several prompts' scores → one: `[prompts, examples, labels]` in, `[examples, labels]` out. Knows arrays; knows no models."""
+"""Several prompts' scores → one: `[prompts, examples, labels]` in, `[examples, labels]` out. Knows arrays;
+knows no models."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ def mean(scores: np.ndarray) -> np.ndarray:
 
 
 def weighted(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Log of the weighted mean probability; weights [prompts] of 0 or more, for instance accuracies on a few labelled rows."""
+    """Log of the weighted mean probability; weights [prompts] of 0 or more, for instance accuracies on a few
+    labelled rows."""
     weights = np.asarray(weights, dtype=np.float64)
     if (weights < 0).any() or weights.sum() <= 0:
         raise ValueError(f"Got weights {weights.tolist()}; wanted numbers of 0 or more, not all 0")

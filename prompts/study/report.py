@@ -1,4 +1,5 @@
-"""A study's answers → rows on disk, tables, tests between prompts, a plot. Knows arrays and files; asks no model."""
+"""A study's answers → rows on disk, tables, tests between prompts, a plot. Knows arrays and files; asks no
+model."""
 
 from __future__ import annotations
 
@@ -17,9 +18,10 @@ import pyarrow.parquet as pq
 
 from finetune.metrics import classification
 from finetune.reports.tables import comma_separated, markdown, with_interval
+from prompts.study.asking import CALIBRATIONS, Answers
 from prompts.study.rows import Row
 from prompts.study.significance import compare, intervals
-from prompts.study.study import CALIBRATIONS, Answers, value_of
+from prompts.study.study import value_of
 from prompts.templates.verbalizer import probabilities
 
 matplotlib.use("Agg")  # no screen is needed or wanted
@@ -49,7 +51,8 @@ class Findings:
 
 
 def write_report(found: Findings, folder: Path) -> None:
-    """Write rows.parquet, three tables, report.md, spread.png and findings.json; the same bytes for the same findings."""
+    """Write rows.parquet, three tables, report.md, spread.png and findings.json; the same bytes for the same
+    findings."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = figures(found)
     pairs = verdicts(found)
@@ -97,7 +100,8 @@ def _line(scores: np.ndarray, found: Findings, drawn: np.ndarray) -> dict[str, A
 
 
 def verdicts(found: Findings) -> list[dict[str, Any]]:
-    """McNemar's test and a paired bootstrap between any two of the first TESTED cells, raw and calibrated, and the chosen one."""
+    """McNemar's test and a paired bootstrap between any two of the first TESTED cells, raw and calibrated,
+    and the chosen one."""
     gold = found.gold
     right = {
         f"{a.cell.model} {a.cell.name}, {how}": a.scores(how).argmax(1) == gold
@@ -120,7 +124,8 @@ def verdicts(found: Findings) -> list[dict[str, Any]]:
 
 
 def write_rows(found: Findings, path: Path) -> None:
-    """One row a prompt and example: which, the hash of the rendered prompt, gold label, scores of the labels, what was said."""
+    """One row a prompt and example: which, the hash of the rendered prompt, gold label, scores of the labels,
+    what was said."""
     columns: dict[str, list[Any]] = {}
     for answers in found.answers:
         scores = answers.labels["unseen"]
@@ -279,7 +284,8 @@ def _pairs(pairs: list[dict[str, Any]]) -> str:
         for p in pairs[:SHOWN]
     ]  # fmt: skip
     chance = sum("not significant" in p["verdict"] for p in pairs)
-    note = f"McNemar's exact test; 95 % intervals by paired bootstrap. {chance} of {len(pairs)} are not significant; see pairs.csv."
+    note = f"McNemar's exact test; 95 % intervals by paired bootstrap. {chance} of {len(pairs)} are not "
+    "significant; see pairs.csv."
     return note + "\n\n" + markdown(shown) if pairs else ""
 
 

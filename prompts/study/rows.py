@@ -1,4 +1,5 @@
-"""A data set's rows → what templates read: columns by name, a label's number, an identity. Knows data sets; knows no models."""
+"""A data set's rows → what templates read: columns by name, a label's number, an identity. Knows data sets;
+knows no models."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from prompts.templates.entries import Entry, Source
 
 @dataclass(frozen=True)
 class Row:
-    """One example: its columns, the number of its label (-1 where it has none), and a text that tells it from others."""
+    """One example: its columns, the number of its label (-1 where it has none), and a text that tells it from
+    others."""
 
     columns: dict[str, Any]
     label: int
@@ -52,7 +54,8 @@ def read_rows(
     """Rows of one split as the entry's templates name them.
 
     Args:
-        splits: the splits whose labels are numbered together, where the data names them (default: this one's alone).
+        splits: the splits whose labels are numbered together, where the data names them (default: this one's
+            alone).
 
     Raises:
         InputError: a column or label that isn't there, 0 rows.
@@ -76,7 +79,8 @@ def _plain(
     for column in columns.values():
         if column.split(".")[0] not in data.column_names:
             raise InputError(
-                f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. Mend the entry's `data`"
+                f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. "
+                "Mend the entry's `data`"
             )
     labels: tuple[str, ...] = ()
     values: tuple[Any, ...] = ()
@@ -102,7 +106,8 @@ def _labels(
     column = label_column or source.columns.get("label", "label")
     if column not in data.column_names:
         raise InputError(
-            f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. Set --label_column"
+            f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. Set "
+            "--label_column"
         )
     names, values = _classes([split for split in splits if column in split.column_names] or [data], column)
     renamed = [source.labels.get(name, name) for name in names]
@@ -111,7 +116,8 @@ def _labels(
     strange = [name for name in renamed if name not in entry.labels]
     if strange:
         raise InputError(
-            f"{entry.name}: no label '{strange[0]}'; it has {', '.join(entry.labels)}. Rename it under `data` in the entry's file"
+            f"{entry.name}: no label '{strange[0]}'; it has {', '.join(entry.labels)}. Rename it under "
+            "`data` in the entry's file"
         )
     place = [entry.labels.index(name) for name in renamed]
     return entry.labels, (), [place[i] if i >= 0 else -1 for i in class_ids(data, column, names)]
@@ -142,7 +148,8 @@ def _entities(
     for column in (tokens, tags):
         if column not in data.column_names:
             raise InputError(
-                f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. Mend the entry's `data`"
+                f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. "
+                "Mend the entry's `data`"
             )
     names = data.features[tags].feature.names
     labels = entry.labels or tuple(sorted({name[2:] for name in names if name != "O"}))

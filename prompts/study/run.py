@@ -1,4 +1,5 @@
-"""A study from the rows to the report: the steps of scripts/prompt.py. Knows all of the package; knows no command line."""
+"""A study from the rows to the report: the steps of scripts/prompt.py. Knows all of the package; knows no
+command line."""
 
 from __future__ import annotations
 
@@ -24,26 +25,14 @@ from finetune.reports.tables import markdown, with_interval
 from prompts.scoring.cache import Memory
 from prompts.scoring.load import ScoringArguments, embed, fingerprint, load_scorer
 from prompts.scoring.score import Scorer
+from prompts.study.asking import Answers, Asking, run_cells, settings
+from prompts.study.options import StudyArguments, check_numbers
+from prompts.study.parts import Parts, examples_of, split_rows
 from prompts.study.report import Findings, write_report
 from prompts.study.rows import Row, read_rows, source_of
+from prompts.study.search import searched
 from prompts.study.soft import soft_cells
-from prompts.study.study import (  # fmt: skip
-    Answers,
-    Asking,
-    Parts,
-    StudyArguments,
-    check_numbers,
-    choose_prompt,
-    ensembles,
-    examples_of,
-    for_family,
-    named_prompts,
-    run_cells,
-    searched,
-    settings,
-    split_rows,
-    value_of,
-)
+from prompts.study.study import choose_prompt, ensembles, for_family, named_prompts, value_of
 from prompts.study.tune import TuneArguments, is_tuned, save_tuned, tune
 from prompts.templates.entries import Ending, Entry
 from prompts.templates.lint import check_prompt, check_target, check_template, refusals
@@ -116,7 +105,8 @@ def _entry(study: StudyArguments) -> tuple[Entry, list[tuple[str | None, str | N
 
 
 def tune_first(prompt: Prompt, parts: Parts, study: StudyArguments, tuning: TuneArguments) -> str:
-    """Train an adapter on the first model at the prompt's slot, once; the folder it stands in, for the study to ask."""
+    """Train an adapter on the first model at the prompt's slot, once; the folder it stands in, for the study
+    to ask."""
     folder = Path(study.output_dir) / f"tuned_{tuning.tune}"
     state = PartialState()
     with state.main_process_first():
@@ -148,7 +138,8 @@ def study_prompts(
     study: StudyArguments,
     scoring: ScoringArguments,
 ) -> Findings:
-    """Ask every model every prompt; the main process writes the report. The same findings in every process."""
+    """Ask every model every prompt; the main process writes the report. The same findings in every
+    process."""
     found: list[Answers] = []
     together: dict[str, dict[str, np.ndarray]] = {}
     training = np.array([row.label for row in parts.training])
@@ -230,7 +221,8 @@ def check(
             f"{len(set(lines))} things are wrong with the prompts of '{entry.name}', listed above"
         )
     print(
-        f"{len(prompts) or len(entry.templates)} prompts of '{entry.name}' on {len(parts.unseen)} rows: nothing wrong"
+        f"{len(prompts) or len(entry.templates)} prompts of '{entry.name}' on {len(parts.unseen)} rows: "
+        "nothing wrong"
     )
     return lines
 

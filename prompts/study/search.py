@@ -1,16 +1,25 @@
-"""More templates and words than were written by hand: composed, paraphrased, found in a vocabulary. Knows templates, arrays."""
+"""More templates and words than were written by hand: composed, paraphrased, found in a vocabulary. Knows
+templates, arrays."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import log_softmax
 
+from finetune.errors import InputError
+from prompts.study.asking import Asking
+from prompts.study.parts import Parts
+from prompts.study.rows import Row
+from prompts.templates.prompt import Prompt
 from prompts.templates.template import Template
 from prompts.templates.verbalizer import Verbalizer
 
+logger = logging.getLogger(__name__)
+KEPT = 6  # templates that a search hands on to the study
 OPENERS = ("", "In short, ", "In summary, ", "Overall, ", "All in all, ", "To be honest, ")
 _OPENER = re.compile(
     r"^(?:" + "|".join(re.escape(opener) for opener in OPENERS if opener) + r")", re.IGNORECASE
@@ -20,7 +29,8 @@ _OPENER = re.compile(
 def compositions(templates: Sequence[Template]) -> list[Template]:
     """Heads of some templates with the last lines of others, and those lines opened in other words.
 
-    Templates whose slot isn't on their last line, and pairs that would read other columns than the templates do, are left out.
+    Templates whose slot isn't on their last line, and pairs that would read other columns than the templates
+    do, are left out.
     """
     known = {template.text for template in templates}
     wanted = {template.columns for template in templates}
@@ -57,7 +67,8 @@ def search_words(
     labels: Sequence[str],
     count: int = 1,
 ) -> Verbalizer:
-    """Words for each label from a few labelled rows: those whose probability rises most with it (Schick et al. 2020, PETAL).
+    """Words for each label from a few labelled rows: those whose probability rises most with it (Schick et
+    al. 2020, PETAL).
 
     Args:
         distributions: log-probabilities at the slot, [rows, vocabulary].
@@ -86,7 +97,8 @@ def search_words(
 
 
 def whole_words(tokenizer: object, size: int, gap: str) -> list[str]:
-    """The word that each token is by itself, "" for tokens that are parts of words; `gap` is the space before the slot."""
+    """The word that each token is by itself, "" for tokens that are parts of words; `gap` is the space before
+    the slot."""
     words = []
     for token in range(size):
         text = tokenizer.decode([token])  # type: ignore[attr-defined]
@@ -102,7 +114,44 @@ def _has_spaces(tokenizer: object) -> bool:
 
 
 def balanced_accuracy(scores: np.ndarray, gold: np.ndarray) -> float:
-    """Mean over labels of the share that is right after batch calibration, which ranks candidates; [rows, labels], [rows]."""
+    """Mean over labels of the share that is right after batch calibration, which ranks candidates; [rows,
+    labels], [rows]."""
     own = log_softmax(scores, axis=1)
     predicted = (own - np.log(np.exp(own).mean(axis=0))).argmax(axis=1)
     return float(np.mean([(predicted[gold == label] == label).mean() for label in np.unique(gold)]))
+
+
+def searched(asking: Asking, prompts: list[Prompt], parts: Parts, labels: Sequence[str]) -> list[Prompt]:
+    """The prompts, and with them the best of what a search makes of them, tried on a few labelled rows."""
+    gold = np.array([row.label for row in parts.search])
+    absent = [label for number, label in enumerate(labels) if number not in gold]
+    if absent:
+        raise InputError(
+            f"No row of '{absent[0]}' among the {len(gold)} that words are searched on. Set --search_rows"
+        )
+    by_template = {prompt.template.name: prompt.template for prompt in prompts}
+    verbalizers = list({prompt.verbalizer.name: prompt.verbalizer for prompt in prompts}.values())
+    row = parts.search[0]
+    made = [
+        t
+        for t in compositions(list(by_template.values()))
+        if asking.memory.scorer.family != "causal" or _ends(t, row)
+    ]
+    candidates = [Prompt(template, verbalizer) for template in made for verbalizer in verbalizers]
+    tried = asking.ask([*prompts, *candidates], {"search": parts.search}, 0, 0)
+    ranked = sorted([*prompts, *candidates], key=lambda p: -balanced_accuracy(tried[p.name]["search"], gold))
+    best = list({prompt.template.name: prompt.template for prompt in ranked}.values())[:KEPT]
+    requests = [asking.request([Prompt(best[0], verbalizers[0])], row, 0, 0) for row in parts.search]
+    distributions = asking.memory.scorer.distributions(requests)
+    tokens = whole_words(
+        asking.memory.scorer.tokenizer, distributions.shape[1], best[0].render(row.columns).gap
+    )
+    words = search_words(distributions, gold, tokens, labels)
+    logger.warning("Words found for %s: %s", ", ".join(labels), ", ".join(w[0] for w in words.words))
+    verbalizers.append(words)
+    found = {prompt.name: prompt for prompt in [*prompts, *(Prompt(t, v) for t in best for v in verbalizers)]}
+    return list(found.values())
+
+
+def _ends(template: Template, row: Row) -> bool:
+    return not template.render(row.columns).after.strip()

@@ -1,7 +1,8 @@
-"""Which labelled rows stand before the question. Knows rows' numbers and labels; knows no templates and no models.
+"""Which labelled rows stand before the question. Knows rows' numbers and labels; knows no templates and no
+models.
 
-The examples of a row follow from (seed, the row's own identity) alone: they are the same whatever the batch size, the number of
-processes, the order of rows, or where a run was taken up again.
+The examples of a row follow from (seed, the row's own identity) alone: they are the same whatever the batch
+size, the number of processes, the order of rows, or where a run was taken up again.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def none(pool: Pool, count: int, seed: int, text: str, vector: np.ndarray | None
 
 
 def fixed(pool: Pool, count: int, seed: int, text: str, vector: np.ndarray | None) -> list[int]:
-    """The same examples for every row, evenly over the classes: what stands before the question is computed once."""
+    """The same examples for every row, evenly over the classes: what stands before the question is computed
+    once."""
     return _balanced(pool, count, generator_of(seed, "fixed"))
 
 
@@ -59,7 +61,8 @@ def balanced(pool: Pool, count: int, seed: int, text: str, vector: np.ndarray | 
 
 
 def nearest(pool: Pool, count: int, seed: int, text: str, vector: np.ndarray | None) -> list[int]:
-    """The rows with the nearest embeddings (Liu et al. 2022), the nearest of them last, beside the question; ties by seed."""
+    """The rows with the nearest embeddings (Liu et al. 2022), the nearest of them last, beside the question;
+    ties by seed."""
     if pool.vectors is None or vector is None:
         raise InputError("Nearest neighbours need embeddings of the rows; set --embedder")
     likeness = pool.vectors @ vector

@@ -1,4 +1,5 @@
-"""Prompts on the same rows: how sure is a figure, is one better than another, or is it chance? Knows arrays; knows no models."""
+"""Prompts on the same rows: how sure is a figure, is one better than another, or is it chance? Knows arrays;
+knows no models."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Comparison:
 def intervals(
     predicted: np.ndarray, gold: np.ndarray, classes: int, drawn: np.ndarray
 ) -> dict[str, tuple[float, float]]:
-    """95 % percentile bootstrap intervals of accuracy and macro-F1; predicted, gold [rows], drawn [samples, rows].
+    """95 % percentile bootstrap intervals of accuracy and macro-F1; predicted, gold [rows], drawn [samples,
+    rows].
 
     One draw serves all prompts of a study, which makes their intervals comparable, and quick.
     """

@@ -1,4 +1,5 @@
-"""A vector for each label in place of words (Hambardzumyan et al. 2021). Knows studies and hidden states; trains no model.
+"""A vector for each label in place of words (Hambardzumyan et al. 2021). Knows studies and hidden states;
+trains no model.
 
 The model stays as it is; a few labelled rows move the vectors from where the labels' words are.
 """
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from prompts.study.study import Answers, Asking, Cell, Parts, blank_rows, settings
+from prompts.study.asking import Answers, Asking, Cell, blank_rows, settings
+from prompts.study.parts import Parts
 from prompts.templates.prompt import Prompt
 from prompts.templates.verbalizer import Verbalizer
 
@@ -32,7 +34,8 @@ class SoftVerbalizer:
 def soft_verbalizer(
     states: np.ndarray, gold: np.ndarray, start: np.ndarray, decay: float = 1.0, steps: int = 100
 ) -> SoftVerbalizer:
-    """Vectors of the labels, trained on hidden states of a model that stays as it is, held near the words that they start from.
+    """Vectors of the labels, trained on hidden states of a model that stays as it is, held near the words
+    that they start from.
 
     Args:
         states: [rows, width], as Scorer.states gives them.
@@ -61,7 +64,8 @@ def soft_verbalizer(
 
 
 def soft_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts) -> list[Answers]:
-    """Answers of each template, its first verbalizer's words replaced by vectors that are learnt on `parts.soft`.
+    """Answers of each template, its first verbalizer's words replaced by vectors that are learnt on
+    `parts.soft`.
 
     Raises:
         InputError: an encoder-decoder, whose slot has no place in the text.

@@ -1,7 +1,8 @@
-"""A few labelled rows → a small adapter that answers in a prompt's slot of a frozen model. Knows training; knows no rows' files.
+"""A few labelled rows → a small adapter that answers in a prompt's slot of a frozen model. Knows training;
+knows no rows' files.
 
-Soft prompts (Lester et al. 2021), p-tuning (Liu et al. 2021) and every other row of METHODS go through the same lines: only what
-the method adds is trained, by the log-likelihood of each row's answer.
+Soft prompts (Lester et al. 2021), p-tuning (Liu et al. 2021) and every other row of METHODS go through the
+same lines: only what the method adds is trained, by the log-likelihood of each row's answer.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class TuneArguments:
     tune: str | None = field(
         default=None,
         metadata={
-            "help": "A row of METHODS (prompt, ptuning, prefix, lora, ...): train it at the slot of the first of --prompts."
+            "help": "A row of METHODS (prompt, ptuning, prefix, lora, ...): train it at the slot of the "
+            "first of --prompts."
         },
     )
     tune_rows: int = field(default=256, metadata={"help": "Labelled training rows that it learns from."})
@@ -54,10 +56,12 @@ class TuneArguments:
 
 
 def tune(scorer: Scorer, prompt: Prompt, rows: Sequence[Row], options: TuneArguments) -> Any:
-    """The scorer's model with a method of METHODS on it, trained to answer `rows` in the prompt's slot; float32 masters.
+    """The scorer's model with a method of METHODS on it, trained to answer `rows` in the prompt's slot;
+    float32 masters.
 
     Raises:
-        InputError: no such method, one that trains the whole model, a model of another kind, no labelled rows.
+        InputError: no such method, one that trains the whole model, a model of another kind, no labelled
+            rows.
     """
     method = find_method(str(options.tune))
     if method.config is None or scorer.family != "causal":

@@ -1,4 +1,5 @@
-"""Files of prompts → entries: a task's templates, what its labels are called, and which columns they read. Knows YAML only.
+"""Files of prompts → entries: a task's templates, what its labels are called, and which columns they read.
+Knows YAML only.
 
 Reads the library's files and promptsource's (Bach et al. 2022).
 """
@@ -166,7 +167,8 @@ def read_entry(name: str) -> Entry:
         and len(set(labels)) == len(labels) > 1
     ):
         raise InputError(
-            f"{path}: `labels` holds {labels!r}; wanted two or more different ones, or data where the data names them"
+            f"{path}: `labels` holds {labels!r}; wanted two or more different ones, or data where the "
+            "data names them"
         )
     data = content.get("data") or {}
     if not isinstance(data, dict) or not all(isinstance(value or {}, dict) for value in data.values()):
@@ -179,7 +181,8 @@ def read_entry(name: str) -> Entry:
         raise InputError(f"{path}: unknown metric '{metric}'; wanted one of: {', '.join(known)}")
     if target is None and not isinstance(content.get("verbalizers"), dict):
         raise InputError(
-            f"{path}: neither `verbalizers` nor `target`; wanted words for each label, or the text to generate"
+            f"{path}: neither `verbalizers` nor `target`; wanted words for each label, or the text to "
+            "generate"
         )
     return Entry(
         name,
@@ -234,7 +237,8 @@ _KEPT = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose plain words are texts (no is "no", 1.0 is "1.0"), with promptsource's two tags read as mappings."""
+    """YAML whose plain words are texts (no is "no", 1.0 is "1.0"), with promptsource's two tags read as
+    mappings."""
 
     yaml_implicit_resolvers = _KEPT
 
@@ -251,7 +255,8 @@ for _tag in ("!Template", "!TemplateMetadata"):
 
 
 def _promptsource(path: Path, content: dict[str, Any]) -> Entry:
-    """Templates `input ||| answer`: those with choices that are the same for all rows weigh labels, those without write texts.
+    """Templates `input ||| answer`: those with choices that are the same for all rows weigh labels, those
+    without write texts.
 
     Where a file has both kinds, the ones with choices are taken.
     """
@@ -278,7 +283,8 @@ def _promptsource(path: Path, content: dict[str, Any]) -> Entry:
         )
     if not templates:
         raise InputError(
-            f"{path}: none of its templates has an answer that is the same for all rows; name another by --prompts"
+            f"{path}: none of its templates has an answer that is the same for all rows; name another by "
+            "--prompts"
         )
     metric = "accuracy" if words else "rougeL"
     line = {} if words else {key: _ending(path, key, value) for key, value in LINE.items()}
@@ -286,7 +292,8 @@ def _promptsource(path: Path, content: dict[str, Any]) -> Entry:
 
 
 def _parted(name: str, text: str) -> tuple[Template, Template | None]:
-    """Both sides of `|||`; one text with two sides where it stands within a block, as in {% if a %} b ||| c {% endif %}."""
+    """Both sides of `|||`; one text with two sides where it stands within a block, as in {% if a %} b ||| c
+    {% endif %}."""
     whole, follows = text.replace("|||", PARTED), "promptsource, Bach et al. 2022"
     if PARTED not in whole:
         return Template(name, text, follows), None
@@ -301,7 +308,8 @@ def _parted(name: str, text: str) -> tuple[Template, Template | None]:
 
 
 def _choices(given: Any, name: str) -> tuple[str, ...] | None:
-    """Choices that are the same for all rows, () where there are none to choose from, None where they differ."""
+    """Choices that are the same for all rows, () where there are none to choose from, None where they
+    differ."""
     if not given:
         return ()
     text = Template(f"{name} (choices)", "|||".join(given) if isinstance(given, list) else str(given))

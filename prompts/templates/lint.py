@@ -1,4 +1,5 @@
-"""What is wrong with prompts before any model is asked, in words and counts. Knows tokenizers and rows; knows no models."""
+"""What is wrong with prompts before any model is asked, in words and counts. Knows tokenizers and rows; knows
+no models."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def check_template(
     first = rendered[0]
     if family == "causal" and first.after.strip():
         lines.append(
-            f"{template.name}: text after the slot ({first.after.strip()[:40]!r}), which a causal model can't see"
+            f"{template.name}: text after the slot ({first.after.strip()[:40]!r}), which a causal model "
+            "can't see"
         )
     if first.before.endswith(("\t", "\u00a0")):
         lines.append(f"{template.name}: ends in white space before its slot; end it in a single space")
@@ -44,7 +46,8 @@ def check_template(
     long = sum(count_tokens(tokenizer, text.filled(answer)) > limit for text in rendered)
     if long:
         lines.append(
-            f"{template.name}: {long} of {len(rendered)} rows have more than {limit} tokens; their text will be cut (--max_length)"
+            f"{template.name}: {long} of {len(rendered)} rows have more than {limit} tokens; their text "
+            "will be cut (--max_length)"
         )
     return lines
 
@@ -87,7 +90,8 @@ def _doubled(template: Template, first: Rendered, tokenizer: Any) -> list[str]:
     doubled = ids[:2] == [start, start]
     return (
         [
-            f"{template.name}: begins with {tokenizer.decode([start])} twice: the template has it, and the tokenizer adds it"
+            f"{template.name}: begins with {tokenizer.decode([start])} twice: the template has it, and "
+            "the tokenizer adds it"
         ]
         if doubled
         else []
@@ -103,13 +107,15 @@ def _split(prompt: Prompt, first: Rendered, tokenizer: Any, family: str) -> list
         if context is not None and list(context.ids[context.start :]) != alone:
             shown = " ".join(repr(tokenizer.decode([i])) for i in context.ids[context.start :])
             lines.append(
-                f"{prompt.name}: the answer {answer!r} is split in another way behind this text than alone: {shown}"
+                f"{prompt.name}: the answer {answer!r} is split in another way behind this text than "
+                f"alone: {shown}"
             )
     return lines
 
 
 def refusals(prompt: Prompt, first: Rendered, tokenizer: Any) -> list[str]:
-    """Words that no score can be had for: unknown ones, and those of two labels that are the same tokens ("Good", "good")."""
+    """Words that no score can be had for: unknown ones, and those of two labels that are the same tokens
+    ("Good", "good")."""
     lines: list[str] = []
     taken: dict[tuple[int, ...], tuple[str, str]] = {}
     for label, words in zip(prompt.verbalizer.labels, prompt.verbalizer.words, strict=True):
@@ -122,6 +128,7 @@ def refusals(prompt: Prompt, first: Rendered, tokenizer: Any) -> list[str]:
             other, its_word = taken.setdefault(ids, (label, word))
             if other != label:
                 lines.append(
-                    f"{prompt.name}: {its_word!r} of '{other}' and {word!r} of '{label}' are the same tokens; name another"
+                    f"{prompt.name}: {its_word!r} of '{other}' and {word!r} of '{label}' are the same "
+                    "tokens; name another"
                 )
     return lines

@@ -1,4 +1,5 @@
-"""A template with a verbalizer: rows → requests, and a model's answers → labels. Knows rendering; knows no data sets."""
+"""A template with a verbalizer: rows → requests, and a model's answers → labels. Knows rendering; knows no
+data sets."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class Prompt:
 
     @classmethod
     def load(cls, name: str, labels: Sequence[str] | None = None) -> Prompt:
-        """`task/template` or `task/template/verbalizer` (the entry's first where none is named); task may be a YAML file.
+        """`task/template` or `task/template/verbalizer` (the entry's first where none is named); task may be
+        a YAML file.
 
         Raises:
             InputError: no such entry, template or verbalizer, or an entry that generates.
@@ -99,7 +101,8 @@ def compose(
     chat: bool = False,
     reserve: str | None = None,
 ) -> tuple[Request, bool]:
-    """A row's request: examples, one after the other, then the row with an open slot, and whether the row's text was cut.
+    """A row's request: examples, one after the other, then the row with an open slot, and whether the row's
+    text was cut.
 
     `reserve` is room left for an answer (default: for the one with the most tokens).
     """
@@ -119,7 +122,8 @@ def compose(
     if chat:
         if rendered.after.strip():
             raise InputError(
-                f"{template.name}: text after the slot ({rendered.after.strip()[:40]!r}) can't stand in a chat. Set --chat false"
+                f"{template.name}: text after the slot ({rendered.after.strip()[:40]!r}) can't stand in a "
+                "chat. Set --chat false"
             )
         return Request(
             _conversation(scorer.tokenizer, examples, rendered), tuple(answers), special=False
@@ -156,7 +160,8 @@ def split_name(name: str) -> tuple[str, str | None, str | None]:
     parts = name.split("/")
     if len(parts) > 3:
         raise InputError(
-            f"Cannot read the name '{name}'; wanted entry, entry/template or entry/template/verbalizer. Set --prompts"
+            f"Cannot read the name '{name}'; wanted entry, entry/template or entry/template/verbalizer. "
+            "Set --prompts"
         )
     return parts[0], *[*parts[1:], None, None][:2]  # type: ignore[return-value]
 

@@ -1,7 +1,7 @@
 """A row's columns → a prompt's text around its slot. Knows Jinja, sandboxed; knows no models and no labels.
 
-Templates are data from files: they run in ImmutableSandboxedEnvironment, where they reach neither Python's internals nor
-the row itself, and a column that isn't there is an error, not an empty text.
+Templates are data from files: they run in ImmutableSandboxedEnvironment, where they reach neither Python's
+internals nor the row itself, and a column that isn't there is an error, not an empty text.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Template:
         text: Jinja; the columns of the row are its variables, `mask` is the slot.
         follows: the paper or collection that it is taken after.
         choices: what the text may name as `answer_choices`.
-        side: of a text in two parts (PARTED): "" for the one before, which is asked, "answer" for the one after.
+        side: of a text in two parts (PARTED): "" for the one before, which is asked, "answer" for the one
+            after.
     """
 
     name: str
@@ -120,14 +121,16 @@ class Template:
         """The text for one row.
 
         Raises:
-            InputError: a column that the row lacks, no slot or several, nothing around it although the row's columns hold
+            InputError: a column that the row lacks, no slot or several, nothing around it although the row's
+                columns hold
                 something, something the sandbox refuses.
         """
         text = self.plain(row)
         slots = text.count(SLOT)
         if slots != 1:
             raise InputError(
-                f"{self.name}: {slots or 'no'} slots for an answer; wanted one. Put {{{{ mask }}}} once, where the answer stands"
+                f"{self.name}: {slots or 'no'} slots for an answer; wanted one. Put {{{{ mask }}}} once, "
+                "where the answer stands"
             )
         before, after = text.split(SLOT)
         if not (before + after).strip() and not (
@@ -141,7 +144,8 @@ class Template:
         return Rendered(stripped, " " if len(before) > len(stripped) and stripped else "", after)
 
     def plain(self, row: Mapping[str, Any]) -> str:
-        """The text for one row, with or without a slot in it (the text that a generated answer is compared with has none).
+        """The text for one row, with or without a slot in it (the text that a generated answer is compared
+        with has none).
 
         Raises:
             InputError: a column that the row lacks, something the sandbox refuses.
@@ -149,7 +153,8 @@ class Template:
         missing = [column for column in self.columns if column not in row]
         if missing:
             raise InputError(
-                f"{self.name}: no column '{missing[0]}'; the rows have {', '.join(row)}. Name it under `data` in the entry's file"
+                f"{self.name}: no column '{missing[0]}'; the rows have {', '.join(row)}. Name it under "
+                "`data` in the entry's file"
             )
         clean = {
             key: re.sub(f"[{SLOT}{PARTED}]", "", value) if isinstance(value, str) else value
@@ -174,8 +179,8 @@ class Template:
     ) -> tuple[Rendered, bool]:
         """The text for one row with at most `limit` tokens, and whether the row's text had to be cut.
 
-        Columns lose their ends, the longest first, so that none is longer than what is left of another that was cut; the
-        template's own text and the slot stay whole.
+        Columns lose their ends, the longest first, so that none is longer than what is left of another that
+        was cut; the template's own text and the slot stay whole.
 
         Args:
             size: a rendered text → its tokens.
@@ -201,7 +206,8 @@ class Template:
         rendered = cut(low)
         if size(rendered) > limit:
             raise InputError(
-                f"{self.name}: {size(rendered)} tokens without the row's text; wanted at most {limit}. Set --max_length or --shots"
+                f"{self.name}: {size(rendered)} tokens without the row's text; wanted at most {limit}. "
+                "Set --max_length or --shots"
             )
         return rendered, True
 
@@ -216,7 +222,8 @@ def is_empty(value: Any) -> bool:
 
 
 def shortened(text: str, most: int) -> str:
-    """At most so many characters, up to the end of a word where one ends near: `shortened("one two three", 9) == "one two"`."""
+    """At most so many characters, up to the end of a word where one ends near: `shortened("one two three", 9)
+    == "one two"`."""
     if len(text) <= most:
         return text
     whole = re.sub(r"\s+\S{0,40}$", "", text[: most + 1])

@@ -62,7 +62,8 @@ class Verbalizer:
                 other = taken.setdefault(word.strip(), label)
                 if other != label:
                     raise InputError(
-                        f"{self.name}: labels '{other}' and '{label}' have the same word '{word}'; name another"
+                        f"{self.name}: labels '{other}' and '{label}' have the same word '{word}'; name "
+                        "another"
                     )
 
     @property
@@ -81,7 +82,8 @@ class Verbalizer:
         return self.words[self.labels.index(label) if isinstance(label, str) else label][0]
 
     def word_scores(self, scored: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-        """Log-probabilities of tokens, [examples][words] of [tokens] → scores of words, float64 [examples, words]."""
+        """Log-probabilities of tokens, [examples][words] of [tokens] → scores of words, float64 [examples,
+        words]."""
         reduce = TOKENS[self.tokens]
         values = [[float(reduce(tokens.astype(np.float64))) for tokens in row] for row in scored]
         return np.array(values, dtype=np.float64).reshape(len(scored), len(self.flat))
@@ -96,7 +98,8 @@ class Verbalizer:
 def make_verbalizer(
     name: str, labels: Sequence[str], words: Mapping[str, object] | str, **options: str
 ) -> Verbalizer:
-    """A verbalizer from what a file says: `label: word` or `label: [word, …]`, or a pattern for the labels' own names.
+    """A verbalizer from what a file says: `label: word` or `label: [word, …]`, or a pattern for the labels'
+    own names.
 
     Args:
         words: "{name}" stands for a label's name with spaces for underscores.
@@ -111,7 +114,8 @@ def make_verbalizer(
         strange = [str(label) for label in words if str(label) not in labels]
         if strange:
             raise InputError(
-                f"{name}: no label '{strange[0]}'; the data has {', '.join(labels[:12])}. Rename it in the entry"
+                f"{name}: no label '{strange[0]}'; the data has {', '.join(labels[:12])}. Rename it in "
+                "the entry"
             )
         listed = {str(k): v if isinstance(v, (list, tuple)) else [v] for k, v in words.items()}
         given = {k: tuple("" if w is None else str(w) for w in v) for k, v in listed.items()}
@@ -122,7 +126,8 @@ def make_verbalizer(
 
 
 def corrected(word_scores: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Scores of words [examples, words] less how likely each is anyway (Hu et al. 2022, eq. 4); prior: scores [inputs, words]."""
+    """Scores of words [examples, words] less how likely each is anyway (Hu et al. 2022, eq. 4); prior: scores
+    [inputs, words]."""
     return word_scores - (logsumexp(prior, axis=0) - np.log(len(prior)))
 
 

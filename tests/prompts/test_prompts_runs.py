@@ -27,8 +27,9 @@ from finetune.methods import attach
 from prompts.scoring.cache import Memory
 from prompts.scoring.load import ScoringArguments, embed, load_scorer
 from prompts.scoring.score import Request, Scorer
+from prompts.study.asking import CALIBRATIONS, Asking
+from prompts.study.options import StudyArguments
 from prompts.study.run import check, generate_all, keep_options, read_parts, study_prompts, tune_first
-from prompts.study.study import CALIBRATIONS, Asking, StudyArguments
 from prompts.study.tune import TuneArguments
 
 ROOT = Path(__file__).parents[2]
@@ -282,7 +283,8 @@ def test_check_reads_what_written_texts_are_compared_with(
         check(entry, prompts, parts, study, ScoringArguments())
     told = capsys.readouterr().out
     for fault in (
-        "own/a: 1 rows with an empty column", "own/a: 1 rows render to nothing", "own/target: 1 rows have no text to compare with",
+        "own/a: 1 rows with an empty column", "own/a: 1 rows render to nothing", "own/target: 1 rows "
+        "have no text to compare with",
         "own/b: no column 'txt'; the rows have text, end",
     ):  # fmt: skip
         assert fault in told
@@ -412,7 +414,8 @@ def test_an_adapter_on_a_tuned_model_is_asked_on_the_two_merged(saved, tmp_path:
 def test_two_processes_write_the_same_bytes(saved, review_file: Path, tmp_path: Path) -> None:
     model = saved("llama", AutoModelForCausalLM, initializer_range=0.2)
     (tmp_path / "own.yaml").write_text(ENTRY)
-    options = f"--prompts own.yaml --models {model} --dataset_name {review_file} --choose_rows 12 --shots 0 1 --search true"
+    options = f"--prompts own.yaml --models {model} --dataset_name {review_file} --choose_rows 12 --shots "
+    "0 1 --search true"
     further = "--search_rows 8 --soft_rows 8 --tune lora --tune_rows 8 --output_dir out"
     command = [str(ROOT / "scripts" / "prompt.py"), *options.split(), *further.split()]
     done = launched(command, tmp_path)

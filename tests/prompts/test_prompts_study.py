@@ -1,4 +1,5 @@
-"""What a study is made of: calibration, ensembles, examples, tests between prompts, the memory of answers, searches, tuning."""
+"""What a study is made of: calibration, ensembles, examples, tests between prompts, the memory of answers,
+searches, tuning."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ from prompts.scoring.generate import cut, generate
 from prompts.scoring.load import ScoringArguments, fingerprint, load_scorer
 from prompts.scoring.score import Request, Scorer
 from prompts.study import calibrate, ensemble
+from prompts.study.asking import Answers, Cell
 from prompts.study.search import balanced_accuracy, compositions, search_words, whole_words
 from prompts.study.shots import Pool, choose
 from prompts.study.significance import compare, intervals, mcnemar
 from prompts.study.soft import soft_verbalizer
-from prompts.study.study import Answers, Cell
 from prompts.study.tune import TuneArguments, tune
 from prompts.templates.entries import Ending
 from prompts.templates.prompt import Prompt
@@ -170,7 +171,8 @@ def test_a_stale_answer_is_never_given(scorer: Scorer, tmp_path: Path) -> None:
 
     def ask(requests: list[Request], own: Scorer = scorer) -> tuple[int, list[list[np.ndarray]]]:
         counting = Counting(own)
-        answers = Memory(counting, fingerprint(own), tmp_path / "cache.sqlite")(requests)  # type: ignore[arg-type]
+        # type: ignore[arg-type]
+        answers = Memory(counting, fingerprint(own), tmp_path / "cache.sqlite")(requests)
         for row, expected in zip(answers, own(requests), strict=True):
             np.testing.assert_allclose(np.concatenate(row), np.concatenate(expected), atol=1e-5)
         return counting.asked, answers

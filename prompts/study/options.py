@@ -1,0 +1,87 @@
+"""What a study is asked to do, as its options say it. Knows no rows and no models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from finetune.errors import InputError
+
+
+@dataclass
+class StudyArguments:
+    """Which prompts are asked, how, and of whom."""
+
+    prompts: list[str] = field(
+        default_factory=lambda: ["sentiment"],
+        metadata={
+            "help": "Prompts of one task: entry, entry/template or entry/template/verbalizer; an entry "
+            "of the library or a file."
+        },
+    )
+    models: list[str] = field(
+        default_factory=lambda: ["smollm2"],
+        metadata={"help": "Models to ask: hub names, folders, packaged models, or folders of adapters."},
+    )
+    shots: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "Numbers of examples that stand before a question."}
+    )
+    shot_choice: str = field(
+        default="fixed",
+        metadata={
+            "help": "How examples are chosen: fixed (for all rows), random, balanced, nearest (each row "
+            "its own)."
+        },
+    )
+    shot_seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "Seeds of the examples and their order."}
+    )
+    embedder: str = field(default="minilm", metadata={"help": "Encoder by which nearest examples are found."})
+    chat: bool = field(default=False, metadata={"help": "Ask through the model's own chat template."})
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens of a prompt; the row's own text is cut to fit (default: what the model "
+            "reads)."
+        },
+    )
+    choose_rows: int = field(
+        default=200, metadata={"help": "Training rows that the prompt is chosen on; 0 chooses none."}
+    )
+    search: bool = field(
+        default=False,
+        metadata={"help": "Try composed and paraphrased templates, and searched words, on few rows first."},
+    )
+    soft_rows: int = field(
+        default=0,
+        metadata={
+            "help": "Learn a vector for each label, in place of words, on this many training rows; 0 "
+            "learns none."
+        },
+    )
+    search_rows: int = field(
+        default=64, metadata={"help": "Training rows that a search tries its candidates on."}
+    )
+    check: bool = field(
+        default=False, metadata={"help": "Only read the prompts on the data and say what is wrong with them."}
+    )
+    cache_file: str | None = field(
+        default=None, metadata={"help": "File of answers asked before (default: cache.sqlite in output_dir)."}
+    )
+    output_dir: str = field(
+        default="runs/prompts", metadata={"help": "Folder for rows, figures and the report."}
+    )
+
+
+def check_numbers(study: StudyArguments) -> None:
+    """
+    Raises:
+        InputError: a number below what it can be.
+    """
+    wanted = {"choose_rows": 0, "search_rows": 1, "soft_rows": 0, "max_length": 1, "shots": 0}
+    for name, least in wanted.items():
+        given = vars(study)[name]
+        wrong = next(
+            (n for n in (given if isinstance(given, list) else [given]) if n is not None and n < least), None
+        )
+        if wrong is not None or given == []:
+            raise InputError(f"--{name} {'' if wrong is None else wrong}; wanted {least} or more")

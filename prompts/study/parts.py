@@ -1,0 +1,69 @@
+"""Rows of a data set by what they are for in a study. Knows rows; knows no prompts and no models."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.errors import InputError
+from prompts.study.options import StudyArguments
+from prompts.study.rows import Row, Table
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows by what they are for: the study is measured on `unseen`, the rest is of the training split."""
+
+    unseen: list[Row]
+    training: list[Row]
+    examples: list[Row]
+    search: list[Row]
+    tuning: list[Row]
+    soft: list[Row]
+
+
+def split_rows(training: Table | None, unseen: Table, study: StudyArguments, tuning: int = 0) -> Parts:
+    """Training rows in disjoint parts, none of them a row of `unseen`; rows without a label are left out,
+    with a count.
+
+    Raises:
+        InputError: no labelled rows, or too few for what was asked.
+    """
+    kept = [row for row in unseen.rows if row.label >= 0]
+    if len(kept) < len(unseen.rows):
+        logger.warning(
+            "%d of %d rows have no label and are left out", len(unseen.rows) - len(kept), len(unseen.rows)
+        )
+    if not kept:
+        raise InputError("0 rows with a label to measure on. Set --eval_split or --label_column")
+    known = {row.identity for row in kept}
+    pool = [row for row in training.rows if row.label >= 0 and row.identity not in known] if training else []
+    wanted = (study.choose_rows, study.search_rows if study.search else 0, tuning, study.soft_rows)
+    if len(pool) < sum(wanted) + max(study.shots):
+        raise InputError(
+            f"{len(pool)} training rows for {wanted[0]} to choose on, {wanted[1]} to search on, {tuning} "
+            "to tune on and "
+            f"{max(study.shots)} examples. Set --choose_rows, --search_rows, --tune_rows or --shots"
+        )
+    first, second, third, fourth = np.cumsum(wanted)
+    examples = pool[fourth : fourth + 1000]
+    return Parts(kept, pool[:first], examples, pool[first:second], pool[second:third], pool[third:fourth])
+
+
+def examples_of(training: Table | None, unseen: Table, study: StudyArguments) -> list[Row]:
+    """Training rows that can stand as examples before texts to write, none of them a row of `unseen`.
+
+    Raises:
+        InputError: too few for what was asked.
+    """
+    known = {row.identity for row in unseen.rows}
+    found = [row for row in training.rows if row.identity not in known][:1000] if training else []
+    if len(found) < max(study.shots):
+        raise InputError(
+            f"{len(found)} training rows for {max(study.shots)} examples. Set --shots or --train_split"
+        )
+    return found

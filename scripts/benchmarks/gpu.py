@@ -1,0 +1,174 @@
+"""Every check that needs a GPU, each in a process of its own with a time-out: one table, and gpu.json. What `make gpu` runs.
+
+python scripts/benchmarks/gpu.py [--out FOLDER] [--models FOLDER] [--only recipes,tests,...] [--seconds 240] [--workers 8]
+
+`--models` holds `minilm` and `smollm2` as folders where their packages aren't installed. No failure ends the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PYTHON = sys.executable
+# recipes whose script follows neither from `objective:` nor from `task:`
+SCRIPTS = {"alpaca_lora": "sft", "gsm8k_lora": "sft", "helpful_dpo": "dpo", "helpful_reward": "reward",
+           "imdb_prompts": "prompt", "imdb_ppo": "ppo", "imdb_frontier": "frontier"}  # fmt: skip
+
+
+@dataclass
+class Check:
+    """One line of the table: a command, and how long it may take."""
+
+    name: str
+    command: list[str]
+    seconds: float = 120
+    alone: bool = False  # measures time: nothing runs beside it
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+def recipe_checks(models: Path | None, out: Path) -> list[Check]:
+    """Each recipe for a few steps."""
+    checks = []
+    for recipe in sorted((ROOT / "scripts" / "recipes").glob("*.yaml")):
+        name, text = recipe.stem, recipe.read_text(encoding="utf-8")
+        script = SCRIPTS.get(name) or ("pretrain" if "\nobjective:" in text else "train")
+        if script == "frontier" or "tokenizer_name: runs/" in text:
+            continue
+        options = few_steps(script) + ["--output_dir", str(out / "runs" / name)]
+        if "\nseeds:" in text:
+            options += ["--seeds", "1"]
+        if script == "ppo":
+            options += ["--reward", "function:scripts/benchmarks/length_reward.py:length"]
+        found = re.search(r"model_name_or_path: (\w+)", text)
+        if models and found:
+            options += ["--model_name_or_path", str(models / found.group(1))]
+        if models and script == "prompt":
+            options += ["--models", str(models / "smollm2")]
+        checks.append(Check(f"recipe {name}", [PYTHON, f"scripts/{script}.py", "--config", str(recipe), *options]))
+    return checks
+
+
+def few_steps(script: str) -> list[str]:
+    """Options that make a run short."""
+    if script == "ppo":
+        return ["--steps", "2", "--eval_prompts", "16", "--rollout_batch_size", "16", "--minibatch_size", "8",
+                "--max_train_rows", "200", "--max_eval_rows", "50"]  # fmt: skip
+    if script == "prompt":
+        return ["--max_eval_rows", "64", "--choose_rows", "32"]
+    return ["--max_steps", "3", "--max_eval_rows", "24"]
+
+
+def verb_checks(models: Path | None, out: Path) -> list[Check]:
+    """What no recipe runs."""
+    name = {n: str(models / n) if models else n for n in ("minilm", "smollm2")}
+    data = "../shared/data"
+    pairs = ["--dataset_name", f"{data}/hh_rlhf_helpful", "--max_train_rows", "64", "--max_eval_rows", "16", "--drop_faulty_pairs",
+             "true", "--model_name_or_path", name["smollm2"], "--max_length", "256", "--max_steps", "2"]  # fmt: skip
+    prompts = ["--dataset_name", f"{data}/imdb", "--prompt_tokens", "8", "--model_name_or_path", name["smollm2"],
+               "--max_train_rows", "64", "--max_eval_rows", "16",
+               "--reward", "function:scripts/benchmarks/length_reward.py:length"]  # fmt: skip
+    sft = ["--dataset_name", f"{data}/alpaca_en_demo", "--max_train_rows", "64", "--max_eval_rows", "16", "--max_steps", "2"]
+    cases = {
+        "dpo kto": ("dpo", [*pairs, "--loss_type", "kto"]),
+        "dpo orpo": ("dpo", [*pairs, "--loss_type", "orpo"]),
+        "dpo full": ("dpo", [*pairs, "--method", "full"]),
+        "grpo": ("grpo", [*prompts, "--max_steps", "2", "--num_generations", "4", "--per_device_train_batch_size", "8"]),
+        "rloo": ("rloo", [*prompts, "--max_steps", "2", "--num_generations", "4", "--per_device_train_batch_size", "8"]),
+        "ppo full": ("ppo", [*prompts, *few_steps("ppo")[:8], "--method", "full"]),
+        "sft float32": ("sft", [*sft, "--model_name_or_path", name["smollm2"]]),
+        "sft full bf16": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--method", "full"]),
+        "sft padded": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--packing", "false"]),
+        "sft neftune": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--neftune_noise_alpha", "5"]),
+        "sft no autocast": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--bf16", "false"]),
+        "sft bottleneck": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--method", "bottleneck"]),
+        "weights balanced": ("train", ["--task", "classification", "--dataset_name", f"{data}/cola", "--class_weights", "balanced",
+                                       "--model_name_or_path", name["minilm"], "--max_steps", "3", "--max_eval_rows", "32"]),
+    }  # fmt: skip
+    checks = [
+        Check(label, [PYTHON, f"scripts/{script}.py", *options, "--output_dir", str(out / "runs" / label.replace(" ", "_"))])
+        for label, (script, options) in cases.items()
+    ]
+    torchrun = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+    checks.append(Check("sft under torchrun", [*torchrun, "scripts/sft.py", *sft, "--model_name_or_path", name["smollm2"],
+                                               "--output_dir", str(out / "runs" / "sft_torchrun")]))  # fmt: skip
+    return checks
+
+
+def run(check: Check, out: Path, deadline: float) -> Check:
+    """Run one check; its log stands in `out/logs`, and what went wrong in its result."""
+    left = deadline - time.monotonic()
+    if left < 5:
+        check.result = {"name": check.name, "status": "no time left"}
+        return check
+    log = out / "logs" / (re.sub(r"\W+", "_", check.name) + ".txt")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with log.open("w") as stream:
+        try:
+            done = subprocess.run(check.command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, timeout=min(check.seconds, left),
+                                  env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"})  # fmt: skip
+            status = "ok" if done.returncode == 0 else f"exit {done.returncode}"
+        except subprocess.TimeoutExpired:
+            status = "time-out"
+    text = log.read_text(errors="replace")
+    check.result = {"name": check.name, "status": status, "seconds": round(time.monotonic() - started, 1)}
+    figures = re.findall(r"^RESULT (.*)$", text, re.M)
+    if figures:
+        check.result["figures"] = [json.loads(line) for line in figures]
+    if status != "ok":
+        check.result["why"] = last_words(text)
+    return check
+
+
+def last_words(text: str, characters: int = 500) -> str:
+    """The error at the end of a log, and the deepest line of this project in the traceback before it."""
+    frames = re.findall(r'File "[^"]*/((?:finetune|prompts|scripts|tests)/[^"]+)", line (\d+)', text)
+    where = f" [{frames[-1][0]}:{frames[-1][1]}]" if frames else ""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return ("\n".join(lines[-6:])[-characters:] if lines else "") + where
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "runs/gpu")))
+    parser.add_argument("--models", type=Path)
+    parser.add_argument("--only", default="recipes,verbs,tests")
+    parser.add_argument("--seconds", type=float, default=1200)
+    parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1))
+    options = parser.parse_args()
+    out, wanted = options.out.resolve(), options.only.split(",")
+    deadline = time.monotonic() + options.seconds
+    checks: list[Check] = []
+    if "tests" in wanted:
+        command = [PYTHON, "-m", "pytest", "-q", "-x", "--maxfail=200", "-m", "not slow and not network and not browser"]
+        checks.append(Check("tests", command, 1200))
+    if "verbs" in wanted:
+        checks += verb_checks(options.models, out)
+    if "recipes" in wanted:
+        checks += recipe_checks(options.models, out)
+    with ThreadPoolExecutor(options.workers) as pool:
+        jobs = [pool.submit(run, check, out, deadline) for check in checks if not check.alone]
+        for job in jobs:
+            job.result()
+    for check in (check for check in checks if check.alone):
+        run(check, out, deadline)
+    results = [check.result for check in checks]
+    (out / "gpu.json").write_text(json.dumps(results, indent=1))
+    for result in results:
+        why = "  " + result["why"].replace("\n", " ¶ ")[-230:] if "why" in result else ""
+        print(f"{result['name']:28s} {result['status']:10s} {result.get('seconds', 0):6.1f} s{why}")
+
+
+if __name__ == "__main__":
+    main()

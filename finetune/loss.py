@@ -194,7 +194,15 @@ def placed_hits(places: Tensor, labels: Tensor) -> Tensor:
     return _row_sums(places[:, 2].long(), labels)
 
 
+def labelled_places(labels: Tensor, count: int) -> Tensor:
+    """Row and column of each of the `count` labels that aren't -100, row by row, [count, 2].
+
+    With their number known nothing is asked of a GPU, which would stop it.
+    """
+    return labels.ne(IGNORED).nonzero_static(size=count)
+
+
 def _row_sums(values: Tensor, labels: Tensor) -> Tensor:
     """One value a labelled place, row by row → their sums in each row of labels [batch, time]: [batch]."""
-    rows = labels.ne(IGNORED).nonzero()[:, 0]
+    rows = labelled_places(labels, len(values))[:, 0]
     return values.new_zeros(labels.shape[0]).index_add(0, rows, values)

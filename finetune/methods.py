@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import peft
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_bitsandbytes_available
 
+from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.load import FROM_TWO, MADE_UP, POSITIONS
 from finetune.models.lora_kernel import LowRankLinear
@@ -106,11 +106,9 @@ def find_method(name: str) -> Method:
     """
     if name not in METHODS:
         raise InputError(f"Unknown method '{name}'; wanted one of: {', '.join(METHODS)}. Set --method")
-    if name == "qlora" and not (torch.cuda.is_available() and is_bitsandbytes_available()):
+    if name == "qlora" and not (device().type == "cuda" and is_bitsandbytes_available()):
         missing = (
-            "a CUDA GPU"
-            if not torch.cuda.is_available()
-            else "the package bitsandbytes (pip install bitsandbytes)"
+            "a CUDA GPU" if device().type != "cuda" else "the package bitsandbytes (pip install bitsandbytes)"
         )
         raise InputError(
             f"The method 'qlora' keeps the base in 4 bits and needs {missing}, not found here. Set --method lora"

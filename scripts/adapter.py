@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(action: ActionArguments, merge: MergeArguments, data: AccuracyArguments) -> None:
-    from finetune.training.machine import keep_freed_memory
+    from finetune.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     from finetune.adapters.actions import act

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def main(assess: AssessArguments, data: DataArguments) -> None:
-    from finetune.training.machine import keep_freed_memory
+    from finetune.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     import json

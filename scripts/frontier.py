@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def main(
     frontier: FrontierArguments, data: DataArguments, model: ModelArguments, reward: RewardArguments
 ) -> None:
-    from finetune.training.machine import keep_freed_memory, world_size
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import world_size
 
     keep_freed_memory()
     from pathlib import Path

@@ -33,7 +33,8 @@ def main(
     kl: KLArguments,
     run: RunArguments,
 ) -> None:
-    from finetune.training.machine import keep_freed_memory, world_size
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import world_size
 
     keep_freed_memory()
     from dataclasses import replace
@@ -49,9 +50,10 @@ def main(
     from finetune.alignment.run import save_policy
     from finetune.artefacts.checkpoints import open_run
     from finetune.artefacts.folder import resolved_options
+    from finetune.device import device
     from finetune.training.machine import describe
 
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(mixed_precision="no", cpu=device().type == "cpu")
     with accelerator.main_process_first():
         processor, network = load_base(model)
         prompts, held_out = read_prompts(data, prompt, processor)

@@ -27,7 +27,8 @@ def main(
     sampling: SamplingArguments,
     prefer: PreferArguments,
 ) -> None:
-    from finetune.training.machine import join_processes, keep_freed_memory
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import join_processes
 
     keep_freed_memory()
     import json

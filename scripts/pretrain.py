@@ -33,7 +33,8 @@ def main(
     batching: BatchingArguments,
     training: TrainingArguments,
 ) -> None:
-    from finetune.training.machine import keep_freed_memory, world_size
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import world_size
 
     keep_freed_memory()
     from transformers import set_seed

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def main(
     study: StudyArguments, data: DataArguments, scoring: ScoringArguments, tuning: TuneArguments
 ) -> None:
-    from finetune.training.machine import join_processes, keep_freed_memory
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import join_processes
 
     keep_freed_memory()
     from prompts.study.run import check, generate_all, keep_options, read_parts, study_prompts, tune_first

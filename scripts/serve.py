@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(serve: ServeArguments) -> None:
-    from finetune.training.machine import keep_freed_memory
+    from finetune.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     import os

@@ -27,7 +27,8 @@ def main(
     batching: BatchingArguments,
     training: SftArguments,
 ) -> None:
-    from finetune.training.machine import keep_freed_memory, world_size
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import world_size
 
     keep_freed_memory()
     from transformers import set_seed
@@ -48,7 +49,6 @@ def main(
     world_size()
     task = TaskArguments(task=instruct.task, max_target_length=instruct.max_new_tokens)
     row = settle(task, architecture(model))
-    row = packed(row) if training.packing else row
     training = settled(training, find_method(method.method).learning_rate, row.best)
     set_seed(training.seed)
     with training.main_process_first(desc="reading rows"):
@@ -56,7 +56,7 @@ def main(
     processor, network = load_model(model, row.model)
     if training.packing:
         check_packed(method.method, " or --packing false")
-        pack(network)
+        row = packed(row) if pack(network) else row
     network = attach(network, method.method, method.method_kwargs, row.peft)
     answers_only = (
         training.assistant_only_loss if columns.text == columns.label else training.completion_only_loss

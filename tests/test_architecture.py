@@ -20,7 +20,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
 # From the ground up: a room imports only from rooms of earlier lines, and nothing from its neighbours on its own line.
 ORDER = (
-    ("errors", "loss", "templating", "tuners"),
+    ("device", "errors", "loss", "templating", "tuners"),
     ("data", "metrics", "models", "cli", "reports"),
     ("methods",),
     ("tasks", "objectives", "artefacts"),

@@ -18,6 +18,7 @@ from finetune.artefacts.folder import Artefact, read_artefact
 from finetune.artefacts.passport import check_passport
 from finetune.data.batching import LengthBatches, Shares
 from finetune.data.encode import as_columns
+from finetune.device import device as here
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
 from finetune.tasks import answers
@@ -115,9 +116,8 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
             f"{folder} holds the task '{artefact.options['task']}', which doesn't give a text one class"
         )
     processor, network = load_network(artefact, allow_mismatch)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Classifier(
-        network.to(place), processor, artefact.labels, artefact.options["max_length"], task.pair
+        network.to(device or here()), processor, artefact.labels, artefact.options["max_length"], task.pair
     )
 
 

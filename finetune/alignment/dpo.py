@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import trl
 from datasets import Dataset
-from peft.helpers import disable_input_dtype_casting
 from safetensors.numpy import load_file, save_file
 
 from finetune.alignment.policy import drop_copy, has_adapter
@@ -26,6 +25,7 @@ from finetune.alignment.reward_model import check_pairs_fit
 from finetune.alignment.shared_prompt import SharedPrompt, can_share
 from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.errors import InputError
+from finetune.models.lora_kernel import without_input_casts
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,8 @@ class CachedDPOTrainer(trl.DPOTrainer):
         return super().compute_ref_log_probs(self._sharing(model), inputs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        with disable_input_dtype_casting(
-            self.accelerator.unwrap_model(model), active=self.args.bf16 or self.args.fp16
+        with without_input_casts(
+            self.accelerator.unwrap_model(model), bool(self.args.bf16 or self.args.fp16)
         ):
             return super()._compute_loss(self._sharing(model), inputs, return_outputs)
 

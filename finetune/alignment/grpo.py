@@ -25,7 +25,8 @@ from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from finetune.methods import MethodArguments
 from finetune.models.load import ModelArguments
-from finetune.training.machine import keep_freed_memory, world_size
+from finetune.training.allocator import keep_freed_memory
+from finetune.training.machine import world_size
 
 HELD_OUT = 128  # prompts that the finished policy is measured on
 

@@ -34,6 +34,7 @@ from finetune.alignment.rollout import log_probabilities, longest_input
 from finetune.artefacts.checkpoints import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
 from finetune.artefacts.passport import check_passport
+from finetune.device import device
 from finetune.errors import InputError, check_least
 from finetune.models.load import ModelArguments, load_model, load_processor
 
@@ -243,7 +244,7 @@ def score_texts(
 def model_reward(rest: str, settings: RewardArguments) -> Reward:
     """`FOLDER` of scripts/reward.py (whole or adapter), or any saved sequence classifier with one output."""
     processor, network, max_length = load_reward_model(rest)
-    network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    network.to(device()).eval()
 
     @torch.inference_mode()
     def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -328,7 +329,7 @@ def prompt_reward(rest: str, settings: RewardArguments) -> Reward:
     if len(parts) != 3 or "{text}" not in parts[0]:
         raise InputError(f"--reward prompt:{rest!r}; wanted MODEL:TEXT|GOOD|BAD, where TEXT holds {{text}}")
     processor, network = load_model(ModelArguments(model_name_or_path=model), AutoModelForCausalLM)
-    network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    network.to(device()).eval()
     template, words = parts[0], parts[1:]
     told_apart(processor, template, words)
     used = max(len(processor(template + word)["input_ids"]) for word in words)

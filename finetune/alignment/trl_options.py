@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -22,8 +21,9 @@ from transformers import (
 )
 
 from finetune.artefacts.checkpoints import Sealer
+from finetune.device import device
 from finetune.errors import InputError
-from finetune.training.machine import has_fast_bf16
+from finetune.training.machine import has_fast_bf16, keep_to_cpu
 from finetune.training.progress import Progress
 
 
@@ -48,15 +48,14 @@ class TrlOptions:
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})
     dataloader_pin_memory: bool = field(
-        default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."}
+        default=device().type == "cuda", metadata={"help": "Pinned memory for a GPU."}
     )
 
     def __post_init__(self) -> None:
         check_task(self.task, type(self).task)
         if self.output_dir is None:  # type: ignore[attr-defined]
             raise InputError("No output folder; set --output_dir")
-        if not torch.cuda.is_available():
-            self.use_cpu = True
+        keep_to_cpu(self)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16()  # type: ignore[attr-defined]
         super().__post_init__()  # type: ignore[misc]

@@ -38,6 +38,7 @@ from finetune.alignment.run import line
 from finetune.artefacts.checkpoints import newest, open_run, write_atomically
 from finetune.artefacts.folder import save_artefact
 from finetune.data.sources import DataArguments, Rows, sample
+from finetune.device import device
 from finetune.errors import InputError
 from finetune.experiments.frontier_options import SIZES, FrontierArguments
 from finetune.methods import attach
@@ -174,8 +175,8 @@ class Frontier:
             "output_dir": str(folder), "learning_rate": self.settings.learning_rate, "bf16": self.bf16, "report_to": "none",
             "per_device_train_batch_size": 16, "save_strategy": "no", "eval_strategy": "no", "logging_steps": 5,
             "disable_tqdm": True, "activation_checkpointing": False, "gradient_checkpointing": None,
-            "use_cpu": not torch.cuda.is_available(),
-            "seed": self.settings.seed, "warmup_steps": 0.1, "dataloader_pin_memory": torch.cuda.is_available(),
+            "use_cpu": device().type == "cpu",
+            "seed": self.settings.seed, "warmup_steps": 0.1, "dataloader_pin_memory": device().type == "cuda",
         }  # fmt: skip
 
     def _pairs(self) -> Dataset:
@@ -208,7 +209,7 @@ class Frontier:
         )
 
     def _placed(self, network: Any) -> Any:
-        return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return network.to(device()).eval()
 
     # ---- runs: each gives points {steps, kl, reward, error, ...} on the held-out prompts ----
 
@@ -272,7 +273,7 @@ class Frontier:
             reward = shared
         learner = Learner(
             policy, processor, standardised(reward, self.pairs),
-            Accelerator(mixed_precision="bf16" if self.bf16 else "no", cpu=not torch.cuda.is_available()),  # as TRL's is
+            Accelerator(mixed_precision="bf16" if self.bf16 else "no", cpu=device().type == "cpu"),  # as TRL's is
             settings=PPOArguments(learning_rate=self.settings.learning_rate, rollout_batch_size=size.rollout,
                                   minibatch_size=size.rollout // 2),
             kl=KLArguments(kl_coefficient=coefficient), sampling=self.sampling, seed=self.settings.seed, empty_score=-2.0,

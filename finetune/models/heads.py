@@ -17,7 +17,8 @@ from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from torch import Tensor, nn
 
-from finetune.loss import IGNORED, Places
+from finetune.loss import IGNORED, Places, labelled_places
+from finetune.models.attention.packed import keeps_apart
 from finetune.models.forward import OUT, computed_in, shifted_right
 
 # What heads for two segments call the logits that say whether they belong together.
@@ -52,14 +53,22 @@ def start_at_mean(network: nn.Module, values: Sequence[float]) -> None:
 def labelled_logits(model: Any, inputs: dict[str, Any], where: Tensor) -> Any:
     """The outputs for the positions in `where` [batch, time] alone, in row-major order: logits [1, positions, vocabulary]."""
 
+    picked = []
+
     def pick(module: nn.Module, arguments: Any, outputs: Any) -> Any:
-        hidden = outputs["last_hidden_state"]
-        made_up = hidden.shape[1] - where.shape[1]  # tokens that a tuning method puts in front
-        outputs["last_hidden_state"] = hidden[:, made_up:][where][None]
+        picked.append(True)
+        outputs["last_hidden_state"] = chosen(outputs["last_hidden_state"])
         return outputs
 
+    def chosen(states: Tensor) -> Tensor:
+        made_up = states.shape[1] - where.shape[1]  # tokens that a tuning method puts in front
+        return states[:, made_up:][where][None]
+
     with body(core(model)).register_forward_hook(pick):
-        return model(**inputs)
+        outputs = model(**inputs)
+    if not picked:  # a head that reads the decoder inside the body, past the body's own call (OPT)
+        outputs["logits"] = chosen(outputs["logits"])
+    return outputs
 
 
 def masked(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -103,7 +112,8 @@ def packed(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     It is computed inside the model's own forward: mixed precision makes float32 copies of whatever comes out of that. A frozen
     head's logits, the largest thing in a step, are made a few places at a time.
     """
-    wanted, network = labels[labels.ne(IGNORED)], core(model)
+    network, places = core(model), labelled_places(labels, len(batch["logits_to_keep"]))
+    wanted = labels[places[:, 0], places[:, 1]]
     head = network.get_output_embeddings()
     plain = has_plain_head(network)
 
@@ -158,20 +168,32 @@ def _passing(layer: nn.Module) -> Iterator[None]:
         del layer.forward
 
 
-def causal(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Logits of a causal language model on rows in one line, [labels that count, vocabulary].
+def causal(model: Any, batch: dict[str, Any], labels: Tensor) -> Tensor:
+    """Logits of a causal language model on documents in one line, [labels that count, vocabulary]; none sees another.
 
-    Attention made for packed lines reads `cu_seq_lens`; any other finds the same borders where `position_ids` restart.
+    Attention made for packed lines reads `cu_seq_lens`; any other finds the same borders where `position_ids` restart. A model
+    in which neither keeps documents apart reads them as rows.
     """
     time = torch.arange(labels.shape[1], device=labels.device)
-    inside = labels[time < batch["lengths"][:, None]]
-    borders = batch["cu_seq_lens"]
-    longest = int(borders.diff().max())
+    wanted = labels[time < batch["lengths"][:, None]].ne(IGNORED)
+    if not keeps_apart(core(model)):
+        return labelled_logits(model, *_as_rows(batch, wanted))["logits"][0]
+    borders, longest = batch["cu_seq_lens"], batch["longest"]
     inputs = {
         "input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False,
         "cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest,
     }  # fmt: skip
-    return labelled_logits(model, inputs, inside.ne(IGNORED)[None])["logits"][0]
+    return labelled_logits(model, inputs, wanted[None])["logits"][0]
+
+
+def _as_rows(batch: dict[str, Any], wanted: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """The documents of a line as rows padded on the right, and `wanted` [tokens] as places in them, [documents, longest]."""
+    borders, longest = batch["cu_seq_lens"], batch["longest"]
+    lengths = borders.diff()
+    inside = torch.arange(longest, device=borders.device) < lengths[:, None]
+    ids = batch["input_ids"].new_zeros(inside.shape).masked_scatter(inside, batch["input_ids"])
+    places = torch.zeros_like(inside).masked_scatter(inside, wanted)
+    return {"input_ids": ids, "attention_mask": inside.long(), "use_cache": False}, places
 
 
 def encoder_decoder(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.attention import cpu
 
@@ -249,7 +250,7 @@ def fit_embeddings(network: PreTrainedModel, processor: PreTrainedTokenizerBase)
 
 def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
     """On a CPU, dropout inside attention off (and said in the log): with it the fused kernel is not used, 2.6 times slower."""
-    if keep or torch.cuda.is_available():
+    if keep or device().type != "cpu":
         return {}
     present = {
         name: value for name, value in settings.to_dict().items() if name in ATTENTION_DROPOUT and value

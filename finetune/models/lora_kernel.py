@@ -7,10 +7,13 @@ itself: on a CPU that is an eighth of a step. Here the thin products are added w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners import lora
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -81,3 +84,23 @@ class LowRankLinear(lora.Linear):
         if torch.is_autocast_enabled(kind):
             return torch.get_autocast_dtype(kind)
         return x.dtype if x.dtype == self.base_layer.weight.dtype == down.weight.dtype else None
+
+
+@contextmanager
+def without_input_casts(network: nn.Module, active: bool) -> Iterator[None]:
+    """PEFT's casts of every adapter's input to its weight's type left out: under autocast the next product undoes them.
+
+    PEFT's own `disable_input_dtype_casting` stops at layers that know no such cast.
+    """
+    layers = [
+        layer
+        for layer in network.modules()
+        if active and isinstance(layer, BaseTunerLayer) and vars(layer).get("cast_input_dtype_enabled")
+    ]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True

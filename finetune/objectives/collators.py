@@ -100,7 +100,7 @@ def causal(processor: PreTrainedTokenizerBase, *, seed: int) -> Fresh:
     """The next token of each position; no noise and no padding: the rows stand in one line, and no document sees another.
 
     Batches: input_ids, position_ids [1, tokens of all rows]; cu_seq_lens (where documents begin, and the end of the last);
-    lengths [batch]; labels [batch, time].
+    longest (tokens of the longest document, a number); lengths [batch]; labels [batch, time].
     """
 
     def labelled(rng: Generator, feature: Row) -> Row:
@@ -113,6 +113,7 @@ def causal(processor: PreTrainedTokenizerBase, *, seed: int) -> Fresh:
             "input_ids": torch.tensor([packing.joined([row["input_ids"] for row in rows])]),
             "position_ids": torch.tensor([packing.restarting(documents)]),
             "cu_seq_lens": torch.tensor(np.cumsum([0, *documents]), dtype=torch.int32),
+            "longest": max(documents),
             "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
             "labels": padded([row["labels"] for row in rows], IGNORED),
         }

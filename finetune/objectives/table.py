@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -36,6 +37,8 @@ from finetune.models import heads
 from finetune.models.attention import packed
 from finetune.objectives import collators, contrastive, documents, inputs
 from finetune.objectives.streams import Stream, StreamArguments, parse_mixture
+
+logger = logging.getLogger(__name__)
 
 WRITERS = frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
 READERS = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - WRITERS
@@ -246,7 +249,8 @@ def check(
     supervised: bool = False,
     attention: str | None = None,
 ) -> None:
-    """Model and tokenizer have what the objective needs; a decoder reads packed rows unless another `attention` was asked for.
+    """Model and tokenizer have what the objective needs; a decoder reads packed rows by the attention made
+    for them unless another `attention` was asked for.
 
     Raises:
         InputError: a special token is missing, or the dropout that tells two views of a text apart.
@@ -256,8 +260,10 @@ def check(
             "The model has no dropout, so that a text's two views would be the same. "
             "Set --config_overrides hidden_dropout_prob=0.1, or --supervised with two texts a row"
         )
-    if name == "clm" and attention is None:
-        packed.pack(network, "--attn_implementation sdpa")
+    if name == "clm":
+        apart = packed.pack(network) if attention is None else packed.keeps_apart(network)
+        if not apart:
+            logger.warning("Documents are read as padded rows, which keeps them apart in any model")
     missing = [token for token in row.needs if processor.special_tokens_map.get(token) is None]
     if missing:
         raise InputError(

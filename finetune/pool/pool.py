@@ -21,6 +21,7 @@ from torch import Tensor
 from finetune.adapters.loading import MODELS, labels_of, quietly
 from finetune.adapters.weights import KINDS, read_adapter
 from finetune.artefacts.passport import check_passport
+from finetune.device import device as here
 from finetune.errors import InputError
 from finetune.pool import virtual_tokens
 from finetune.pool.decoding import Row, Writing
@@ -62,11 +63,7 @@ class AdapterPool:
         with quietly():
             processor, network = load_base(base) if processor is None else (processor, base)
         self.processor, self.allow_mismatch = processor, allow_mismatch
-        self.network = (
-            network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            .eval()
-            .requires_grad_(False)
-        )
+        self.network = network.to(device or here()).eval().requires_grad_(False)
         self.trunk = self.network.base_model
         self.prefix = f"{self.network.base_model_prefix}."
         self.mixture = Mixture(self.trunk)

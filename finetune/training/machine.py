@@ -1,94 +1,40 @@
-"""What the machine can do, and settings that must stand before the first tensor. Knows no model and no rows."""
+"""What the machine can do: its precision, this run's processes. Knows no model and no rows."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import platform
 import resource
-import threading
-import time
-from functools import cache
-from pathlib import Path
+from typing import Any
 
-import psutil
 import torch
 from accelerate import PartialState
 
+from finetune.device import device
 from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Have glibc keep freed blocks instead of handing them back to the system at each step; call before the first tensor.
-
-    Otherwise blocks above 32 MB are mapped and unmapped again at every step, and page faults take half of the time. An
-    allocator that was preloaded (jemalloc, tcmalloc) or settings of the user's own are left alone. Kept blocks may pile up
-    where new ones don't fit between what is in use: above half of the machine's memory all are handed back.
-    """
-    if (
-        platform.libc_ver()[0] != "glibc"
-        or "LD_PRELOAD" in os.environ
-        or any(k.startswith("MALLOC_") for k in os.environ)
-    ):
-        return
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, -1)  # never: a step of a small model may free 2 GB at once
-    if hasattr(libc, "mallinfo2"):  # glibc 2.33
-        libc.mallinfo2.restype = _Blocks
-        threading.Thread(target=_hand_back, args=(libc, _memory_limit() // 2), daemon=True).start()
-
-
-class _Blocks(ctypes.Structure):
-    """glibc's `struct mallinfo2`, in bytes."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
-    ]
-
-
-def _hand_back(libc: ctypes.CDLL, limit: int) -> None:
-    """Look once a second, for ever. A free block counts while it is resident, which it isn't once it was handed back."""
-    process = psutil.Process()
-    while True:
-        time.sleep(1)
-        memory = process.memory_info()
-        if memory.rss - memory.shared - libc.mallinfo2().uordblks > limit:  # mapped files are shared
-            libc.malloc_trim(0)
-
-
-def _memory_limit() -> int:
-    """Bytes that this process may use: the machine's, or its container's."""
-    allowed = Path("/sys/fs/cgroup/memory.max")
-    given = allowed.read_text().strip() if allowed.is_file() else "max"
-    total = psutil.virtual_memory().total
-    return min(total, int(given)) if given.isdigit() else total
-
 
 def has_fast_bf16() -> bool:
-    """Whether matrix products in bf16 are faster than in float32 here: GPUs that support it, CPUs with AMX or AVX-512 BF16."""
-    if torch.cuda.is_available():
+    """Whether matrix products in bf16 beat float32 here: accelerators that have them in hardware, CPUs with AMX or AVX-512 BF16."""
+    kind = device().type
+    if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "xpu":
+        return torch.xpu.is_bf16_supported(including_emulation=False)
+    if kind == "mps":  # autocast there saves memory and no time
+        return False
     able = torch.cpu.get_capabilities()
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
+def keep_to_cpu(options: Any) -> None:
+    """Settle `use_cpu` of transformers' options before its own look: true without an accelerator, and then for every tensor."""
+    if options.use_cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    options.use_cpu = device().type == "cpu"
 
 
 def world_size() -> int:
@@ -120,13 +66,13 @@ def join_processes() -> PartialState:
     Raises:
         InputError: as `world_size` does.
     """
-    size = world_size()
-    state = PartialState(cpu=not torch.cuda.is_available())
+    size, on_cpu = world_size(), device().type == "cpu"
+    state = PartialState(cpu=on_cpu)
     if state.num_processes != size:
         raise InputError(
             f"{size} processes were started, {state.num_processes} know of each other. Wanted: scripts/accelerate/two_cpus.yaml"
         )
-    if size > 1 and state.is_main_process and not torch.cuda.is_available():
+    if size > 1 and state.is_main_process and on_cpu:
         threads = torch.get_num_threads()
         logger.warning(
             "%d processes, %d threads each; one process with OMP_NUM_THREADS=%d gives the same bytes",
@@ -139,19 +85,20 @@ def join_processes() -> PartialState:
 
 def describe(processes: int, bf16: bool) -> str:
     """One line for the log: processes, device, precision, threads."""
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
+    place = device()
+    if place.type == "cuda":
+        named = torch.cuda.get_device_name()
+    elif place.type == "cpu":
+        named = f"CPU, {torch.get_num_threads()} threads"
+    else:
+        named = place.type.upper()
     many = "1 process" if processes == 1 else f"{processes} processes"
-    return f"{many} on {device}; {'bf16 autocast, float32 masters' if bf16 else 'float32'}"
+    return f"{many} on {named}; {'bf16 autocast, float32 masters' if bf16 else 'float32'}"
 
 
 def peak_memory_mb() -> float:
     """Most memory that this process has held so far, in MB: the GPU's where there is one, else the process's."""
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        2**20 if platform.system() == "Darwin" else 2**10
-    )
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held / (2**20 if platform.system() == "Darwin" else 2**10)

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
+from finetune.models import heads
+from finetune.models.lora_kernel import without_input_casts
 from finetune.training.trainer import ExactTrainer, TrainingArguments, make_trainer
 
 
@@ -62,6 +63,8 @@ class InstructTrainer(ExactTrainer, SFTTrainer):
     def __init__(self, *, neftune: float = 0.0, **kwargs: Any) -> None:
         self.neftune = neftune
         super().__init__(**kwargs)
+        if self.row.forward is heads.packed:
+            heads.has_plain_head(heads.core(self.model))  # asked now: inside a step it would meet the noise
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -72,7 +75,7 @@ class InstructTrainer(ExactTrainer, SFTTrainer):
         """
         network = self.unwrapped()
         noise = noisy(network.get_input_embeddings(), token_lengths(inputs), self.neftune)
-        with noise, disable_input_dtype_casting(network, active=bool(self.args.bf16 or self.args.fp16)):
+        with noise, without_input_casts(network, bool(self.args.bf16 or self.args.fp16)):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 

@@ -19,16 +19,17 @@ import torch
 import transformers
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
 from finetune.artefacts.checkpoints import Sealer
 from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches, Shares
+from finetune.device import device
 from finetune.errors import InputError
 from finetune.methods import trainable_share
 from finetune.tasks.table import Task
-from finetune.training.machine import describe, has_fast_bf16, peak_memory_mb
+from finetune.training.machine import describe, has_fast_bf16, keep_to_cpu, peak_memory_mb
 from finetune.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False, metadata={"help": "Drop columns the model doesn't name; encoders here keep none."}
     )
     dataloader_pin_memory: bool = field(
-        default=torch.cuda.is_available(), metadata={"help": "Pinned memory for a GPU."}
+        default=device().type == "cuda", metadata={"help": "Pinned memory for a GPU."}
     )
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that collate batches; the main one where 0."}
@@ -119,8 +120,7 @@ class TrainingArguments(transformers.TrainingArguments):
             raise InputError(
                 "--average_tokens_across_devices false makes losses depend on the number of processes; leave it out"
             )
-        if not torch.cuda.is_available():
-            self.use_cpu = True
+        keep_to_cpu(self)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16()
         named, better = self.metric_for_best_model, self.greater_is_better
@@ -135,6 +135,16 @@ class TrainingArguments(transformers.TrainingArguments):
             raise InputError(str(error)) from error
         if named is None and self.lr_scheduler_type not in ("reduce_lr_on_plateau", "greedy"):
             self.metric_for_best_model, self.greater_is_better = None, better  # the task's own, see `settled`
+
+
+class _LossCheck(TrainerCallback):
+    """Losses are looked at once an optimizer step, before it is taken."""
+
+    def __init__(self, trainer: ExactTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.check_losses()
 
 
 class ExactTrainer(Trainer):
@@ -162,9 +172,14 @@ class ExactTrainer(Trainer):
         self.answer = answer
         self.answers: list[dict[str, Any]] = []
         super().__init__(compute_metrics=self._figures, **kwargs)
-        self.loss_is_scaled_for_ga = (
-            True  # transformers' word for: divided by the items of the whole step already
-        )
+        # transformers' word for: divided by the items of the whole step already
+        self.loss_is_scaled_for_ga = True
+        # made before the device was known, and met by every batch's logits
+        self.shape_loss = {
+            k: v.to(self.args.device) if torch.is_tensor(v) else v for k, v in self.shape_loss.items()
+        }
+        self._losses: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self.add_callback(_LossCheck(self))
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process. accelerate must not deal them out again, so that it never sees the loader."""
@@ -204,7 +219,7 @@ class ExactTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The row's summed losses over the step's items; a loss that is no number stops the run and names the step and the rows."""
+        """The row's summed losses over the step's items."""
         rows, labels = inputs.pop("row", None), inputs.pop("labels")
         logits = self.row.forward(model, inputs, labels)
         loss = self.row.loss(logits, labels, **self.shape_loss).sum() / torch.as_tensor(
@@ -213,13 +228,24 @@ class ExactTrainer(Trainer):
         loss = (
             loss * self.accelerator.num_processes
         )  # distributed training takes the mean of the processes' gradients
-        if not math.isfinite(loss.item()):
-            named = "" if rows is None else f" on the training rows {rows.tolist()}"
-            raise InputError(
-                f"The loss is {loss.item()} at step {self.state.global_step + 1}{named}. "
-                "Lower --learning_rate or --max_grad_norm, set --bf16 false, or mend the rows; checkpoints before it are whole"
-            )
+        self._losses.append((loss.detach(), rows))
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def check_losses(self) -> None:
+        """Look at all losses of an optimizer step at once: each look waits for a GPU.
+
+        Raises:
+            InputError: one is no number; names the step and the rows, before any weight has moved.
+        """
+        losses, self._losses = self._losses, []
+        values = torch.stack([loss for loss, _ in losses]).tolist()
+        for value, (_, rows) in zip(values, losses, strict=True):
+            if not math.isfinite(value):
+                named = "" if rows is None else f" on the training rows {rows.tolist()}"
+                raise InputError(
+                    f"The loss is {value} at step {self.state.global_step + 1}{named}. Lower --learning_rate or "
+                    "--max_grad_norm, set --bf16 false, or mend the rows; checkpoints before it are whole"
+                )
 
     def prediction_step(
         self,

@@ -25,6 +25,7 @@ from transformers import (
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
 from finetune.artefacts.passport import check_files, check_passport, hash_processor
+from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor, resolve
 from finetune.training.machine import has_fast_bf16
@@ -80,7 +81,7 @@ def load_scorer(name: str, options: ScoringArguments | None = None) -> Scorer:
     if dtype == "auto":
         dtype = "bfloat16" if head is AutoModelForCausalLM and has_fast_bf16() else "float32"
     tokenizer, network = _load(name, head, dtype, options.allow_mismatch)
-    network.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
+    network.to(device()).requires_grad_(False)
     return Scorer(network, tokenizer, options.batch_tokens, options.share, options.fill)
 
 

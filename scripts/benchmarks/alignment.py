@@ -4,7 +4,7 @@ python scripts/benchmarks/alignment.py memory
 python scripts/benchmarks/alignment.py dpo --rounds 2
 
 Each part runs in a process of its own, the sides of a comparison by turns: same model, LoRA of rank 16, batch, lengths, bf16 autocast
-over float32 masters, no checkpointing, and the allocator's setting that finetune.training.machine.keep_freed_memory makes.
+over float32 masters, no checkpointing, and the allocator's setting that finetune.training.allocator.keep_freed_memory makes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def speed_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> lis
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    from finetune.training.machine import keep_freed_memory, peak_memory_mb
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import peak_memory_mb
 
     keep_freed_memory()
     import torch

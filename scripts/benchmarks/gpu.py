@@ -45,7 +45,7 @@ def recipe_checks(models: Path | None, out: Path) -> list[Check]:
         script = SCRIPTS.get(name) or ("pretrain" if "\nobjective:" in text else "train")
         if script == "frontier" or "tokenizer_name: runs/" in text:
             continue
-        options = few_steps(script) + ["--output_dir", str(out / "runs" / name)]
+        options = [*few_steps(script), "--output_dir", str(out / "runs" / name)]
         if "\nseeds:" in text:
             options += ["--seeds", "1"]
         if script == "ppo":
@@ -55,7 +55,9 @@ def recipe_checks(models: Path | None, out: Path) -> list[Check]:
             options += ["--model_name_or_path", str(models / found.group(1))]
         if models and script == "prompt":
             options += ["--models", str(models / "smollm2")]
-        checks.append(Check(f"recipe {name}", [PYTHON, f"scripts/{script}.py", "--config", str(recipe), *options]))
+        checks.append(
+            Check(f"recipe {name}", [PYTHON, f"scripts/{script}.py", "--config", str(recipe), *options])
+        )
     return checks
 
 
@@ -78,7 +80,16 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
     prompts = ["--dataset_name", f"{data}/imdb", "--prompt_tokens", "8", "--model_name_or_path", name["smollm2"],
                "--max_train_rows", "64", "--max_eval_rows", "16",
                "--reward", "function:scripts/benchmarks/length_reward.py:length"]  # fmt: skip
-    sft = ["--dataset_name", f"{data}/alpaca_en_demo", "--max_train_rows", "64", "--max_eval_rows", "16", "--max_steps", "2"]
+    sft = [
+        "--dataset_name",
+        f"{data}/alpaca_en_demo",
+        "--max_train_rows",
+        "64",
+        "--max_eval_rows",
+        "16",
+        "--max_steps",
+        "2",
+    ]
     cases = {
         "dpo kto": ("dpo", [*pairs, "--loss_type", "kto"]),
         "dpo orpo": ("dpo", [*pairs, "--loss_type", "orpo"]),
@@ -96,7 +107,16 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
                                        "--model_name_or_path", name["minilm"], "--max_steps", "3", "--max_eval_rows", "32"]),
     }  # fmt: skip
     checks = [
-        Check(label, [PYTHON, f"scripts/{script}.py", *options, "--output_dir", str(out / "runs" / label.replace(" ", "_"))])
+        Check(
+            label,
+            [
+                PYTHON,
+                f"scripts/{script}.py",
+                *options,
+                "--output_dir",
+                str(out / "runs" / label.replace(" ", "_")),
+            ],
+        )
         for label, (script, options) in cases.items()
     ]
     torchrun = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
@@ -140,7 +160,9 @@ def last_words(text: str, characters: int = 500) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "runs/gpu")))
     parser.add_argument("--models", type=Path)
     parser.add_argument("--only", default="recipes,verbs,tests")
@@ -151,7 +173,16 @@ def main() -> None:
     deadline = time.monotonic() + options.seconds
     checks: list[Check] = []
     if "tests" in wanted:
-        command = [PYTHON, "-m", "pytest", "-q", "-x", "--maxfail=200", "-m", "not slow and not network and not browser"]
+        command = [
+            PYTHON,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "--maxfail=200",
+            "-m",
+            "not slow and not network and not browser",
+        ]
         checks.append(Check("tests", command, 1200))
     if "verbs" in wanted:
         checks += verb_checks(options.models, out)

@@ -163,7 +163,7 @@ def work(case: str, texts: list[str], shots: list[tuple[str, int]]) -> list[tupl
 
 
 def load_own(ask: argparse.Namespace) -> Callable[[list[Any]], list[float]]:
-    from finetune.training.machine import keep_freed_memory
+    from finetune.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     from prompts.scoring.load import ScoringArguments, load_scorer

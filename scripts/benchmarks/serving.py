@@ -59,7 +59,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     arguments = options()
     from finetune.cli.parser import calm_libraries
-    from finetune.training.machine import keep_freed_memory
+    from finetune.training.allocator import keep_freed_memory
 
     calm_libraries()
     keep_freed_memory()

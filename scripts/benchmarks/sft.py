@@ -161,7 +161,8 @@ def clock(marks: list[tuple[float, int]], seconds: float):
 
 
 def train_side(ask: argparse.Namespace) -> dict:
-    from finetune.training.machine import keep_freed_memory, peak_memory_mb
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import peak_memory_mb
 
     if ask.side != "trl":
         keep_freed_memory()

@@ -55,7 +55,8 @@ def options() -> argparse.Namespace:
 
 def train_side(ask: argparse.Namespace) -> dict[str, float]:
     """One side, one epoch on `ask.rows` rows, in this process."""
-    from finetune.training.machine import keep_freed_memory, peak_memory_mb
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import peak_memory_mb
 
     if ask.side == "ours":
         keep_freed_memory()

@@ -224,11 +224,34 @@ def test_noise_is_scaled_by_each_texts_own_length():
     torch.testing.assert_close(embeddings(ids), embeddings.weight[ids])  # and nothing of it stays
 
 
-def test_a_model_that_cannot_be_told_how_to_attend_is_refused():
-    with pytest.raises(InputError, match="--packing false"):
-        packed.pack(_Refusing())
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("shared", [1, 4])
+def test_padded_rows_give_the_numbers_and_gradients_of_texts_one_by_one(window, shared):
+    sizes, edges = (
+        ((4, 13, 8), (shared, 13, 8), (shared, 13, 8)),
+        torch.tensor([0, 4, 6, 13], dtype=torch.int32),
+    )
+    line = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    found = packed._in_rows(line, packed.Texts(edges, 7, 0.3, window), 0.0)
+    wanted, _ = packed.attend(
+        None, *(part[None] for part in line), None, scaling=0.3, cu_seq_lens_q=edges, sliding_window=window
+    )
+    torch.testing.assert_close(found.transpose(0, 1)[None], wanted)
+    towards = torch.randn_like(found)
+    one, other = (
+        torch.autograd.grad(value, line, weight)
+        for value, weight in ((found, towards), (wanted, towards.transpose(0, 1)[None]))
+    )
+    for mine, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
-class _Refusing(torch.nn.Module):
-    def set_attn_implementation(self, name: str) -> None:
-        raise ValueError(f"no {name}")
+def test_a_model_that_cannot_be_told_how_to_attend_is_not_packed(caplog):
+    network = make_model("llama", AutoModelForCausalLM)
+    network.set_attn_implementation = _refuse  # type: ignore[method-assign]
+    assert not packed.pack(network)
+    assert "lets nobody choose its attention" in caplog.text
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"no {name}")

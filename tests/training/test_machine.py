@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[2]
 PILING_UP = """
 import sys, time
 import psutil, torch
-from finetune.training import plan
+from finetune.training import allocator
 
 megabytes = lambda: psutil.Process().memory_info().rss >> 20
-plan._memory_limit = lambda: int(sys.argv[1]) << 20
-plan.keep_freed_memory()
+allocator._memory_limit = lambda: int(sys.argv[1]) << 20
+allocator.keep_freed_memory()
 blocks = [(torch.ones(10 << 18), torch.ones(1 << 10)) for _ in range(60)]  # 10 MB that go, each before 4 KB that stay
 small, full = [little for _, little in blocks], megabytes()
 del blocks

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from finetune.device import device
 from finetune.models.forward import computed_in
 
 NAME = "products"
@@ -104,5 +105,5 @@ AttentionMaskInterface.register(NAME, mask)
 
 def choose(network: PreTrainedModel) -> None:
     """Have a model that would take the fused kernel on a CPU take the faster way of each batch."""
-    if not torch.cuda.is_available() and network.config._attn_implementation == "sdpa":
+    if device().type == "cpu" and network.config._attn_implementation == "sdpa":
         network.set_attn_implementation(NAME)

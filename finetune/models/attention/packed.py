@@ -1,13 +1,19 @@
 """Attention for packed rows: several texts in one line, none sees another. Knows transformers' attention; no rows, no Trainer.
 
 A dense mask over a line of n tokens costs n², most of it for pairs that may not see each other. Here each text is attended to by
-itself: by the variable-length kernel on a GPU, text by text on a CPU.
+itself: by the variable-length kernel on a GPU that has it, as padded rows on any other accelerator, text by text on a CPU.
+
+Attention is not all that looks back: convolutions and recurrent states run on from text to text. `keeps_apart` asks the model.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
+import inspect
+import logging
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,8 +25,25 @@ from finetune.errors import InputError
 from finetune.models.attention.cpu import OTHER_SCORES
 from finetune.models.forward import computed_in
 
+logger = logging.getLogger(__name__)
+
 NAME = "texts_apart"
 SHORT = 640  # up to this many tokens plain matrix products beat the fused kernel's backward on a CPU
+
+
+class Texts(NamedTuple):
+    """How a line falls into texts, and how each is attended to.
+
+    Attributes:
+        edges: where texts begin, and the end of the last, [texts + 1], 32-bit.
+        longest: tokens of the longest.
+        window: tokens that each one sees, itself included; None for all before it.
+    """
+
+    edges: Tensor
+    longest: int
+    scale: float
+    window: int | None = None
 
 
 def attend(
@@ -32,6 +55,7 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -40,6 +64,7 @@ def attend(
     Args:
         query: [1, heads, tokens, width]; key and value may have fewer heads (grouped-query attention).
         cu_seq_lens_q: where texts begin, and the end of the last, [texts + 1].
+        max_length_q: tokens of the longest text, which the collator knows: read off a GPU's memory, it would stop the GPU.
         sliding_window: tokens that each one sees, itself included; None for all before it.
 
     Returns:
@@ -58,13 +83,14 @@ def attend(
             f"Packed rows know no attention with {strange[0]}. Set --attn_implementation eager and --packing false"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.is_cuda and not dropout:
-        return _on_gpu(query, key, value, cu_seq_lens_q, scale, sliding_window), None
+    line = [part[0].to(computed_in(part)) for part in (query, key, value)]
+    if query.device.type != "cpu":
+        longest = max_length_q or int(cu_seq_lens_q.diff().max())
+        return _on_gpu(line, Texts(cu_seq_lens_q, longest, scale, sliding_window), dropout), None
     lengths = cu_seq_lens_q.diff().tolist()
     if not dropout and max(lengths) <= SHORT:
-        line = (part[0].to(computed_in(part)) for part in (query, key, value))
         return ShortTexts.apply(*line, lengths, scale, sliding_window).transpose(0, 1)[None], None
-    texts = zip(*(part[0].split(lengths, dim=1) for part in (query, key, value)), strict=True)
+    texts = zip(*(part.split(lengths, dim=1) for part in line), strict=True)
     parts = [_one_text(*text, scale, sliding_window, dropout) for text in texts]
     return torch.cat(parts, dim=1).transpose(0, 1)[None], None
 
@@ -155,19 +181,68 @@ def _unseen(time: int, window: int | None, dtype: torch.dtype, device: torch.dev
 _remembered = lru_cache(maxsize=32)(_unseen)  # every layer asks for the same texts' again
 
 
-def _on_gpu(
-    query: Tensor, key: Tensor, value: Tensor, edges: Tensor, scale: float, window: int | None
-) -> Tensor:
+def _on_gpu(line: Sequence[Tensor], texts: Texts, dropout: float) -> Tensor:
+    """query, key, value [heads, tokens, width] → [1, tokens, heads, width]; nothing is asked of the device."""
+    query, key, _ = line
+    if dropout or not _has_kernel(query.device, query.dtype, query.shape[2], query.shape[0] // key.shape[0]):
+        return _in_rows(line, texts, dropout).transpose(0, 1)[None]
+    return _by_kernel(line, texts)[None]
+
+
+def _by_kernel(line: Sequence[Tensor], texts: Texts) -> Tensor:
+    """[heads, tokens, width] → [tokens, heads, width]."""
     from torch.nn.attention.varlen import varlen_attn  # exists for a GPU alone
 
-    longest = int(edges.diff().max())
-    seen = (-1 if window is None else window - 1, 0)
-    apart = {"cu_seq_q": edges, "cu_seq_k": edges, "max_q": longest, "max_k": longest, "window_size": seen}
-    lines = {
-        name: part[0].transpose(0, 1).contiguous()
-        for name, part in (("query", query), ("key", key), ("value", value))
-    }
-    return varlen_attn(**lines, **apart, scale=scale, enable_gqa=query.shape[1] != key.shape[1])[None]  # type: ignore
+    # heads that share keys: torch 2.11's takes them as they come, later ones want it said
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    seen = (-1 if texts.window is None else texts.window - 1, 0)
+    lines = (part.transpose(0, 1).contiguous() for part in line)
+    sizes = (texts.edges, texts.edges, texts.longest, texts.longest)
+    return varlen_attn(*lines, *sizes, scale=texts.scale, window_size=seen, **grouped)  # type: ignore
+
+
+@cache
+def _has_kernel(place: torch.device, dtype: torch.dtype, width: int, groups: int) -> bool:
+    """Whether the kernel runs forwards and backwards on this card and gives the right numbers: asked once, of three tokens."""
+    if place.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    texts = Texts(torch.tensor([0, 1, 3], dtype=torch.int32, device=place), 2, 0.5)
+    with torch.random.fork_rng([place]), torch.enable_grad(), torch.autocast(place.type, enabled=False):
+        line = [
+            torch.randn(n, 3, width, device=place, dtype=dtype, requires_grad=True) for n in (groups, 1, 1)
+        ]
+        try:
+            found = _by_kernel(line, texts)
+            found.sum().backward()
+        except (RuntimeError, TypeError, ValueError, ImportError) as error:
+            reason = str(error).split("\n")[0]
+            logger.warning("Packed texts are attended to as padded rows on this card: %s", reason)
+            return False
+        wanted = _in_rows([part.detach() for part in line], texts, 0.0)
+    return torch.allclose(found.transpose(0, 1), wanted, atol=0.05)
+
+
+def _in_rows(line: Sequence[Tensor], texts: Texts, dropout: float) -> Tensor:
+    """The texts as rows padded on the right, where causal attention never looks: [heads, tokens, width] → the same."""
+    query, edges = line[0], texts.edges
+    heads, tokens, _ = query.shape
+    token = torch.arange(tokens, device=query.device, dtype=edges.dtype)
+    text = torch.searchsorted(edges[1:], token, right=True)
+    at = text * texts.longest + token - edges[text]
+    count = len(edges) - 1
+
+    def rows(part: Tensor) -> Tensor:
+        part = part.repeat_interleave(heads // part.shape[0], dim=0)
+        empty = part.new_zeros(heads, count * texts.longest, part.shape[2])
+        return empty.index_copy(1, at, part).unflatten(1, (count, texts.longest)).transpose(0, 1)
+
+    mask = None
+    if texts.window is not None:
+        mask = _remembered(texts.longest, texts.window, query.dtype, query.device)
+    found = torch.nn.functional.scaled_dot_product_attention(
+        *map(rows, line), attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=texts.scale
+    )
+    return found.transpose(0, 1).flatten(1, 2)[:, at]
 
 
 def no_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
@@ -179,18 +254,73 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, no_mask)
 
 
-def pack(network: PreTrainedModel, otherwise: str = "--packing false") -> None:
-    """Have a decoder attend to packed rows text by text.
+def pack(network: PreTrainedModel) -> bool:
+    """Have a decoder attend to packed rows text by text, where that keeps them apart; else it is left as it was.
 
-    Args:
-        otherwise: what to set where that can't be.
-
-    Raises:
-        InputError: a model whose attention can't be chosen.
+    Returns:
+        Whether rows may be packed. The log says why not.
     """
+    before = network.config._attn_implementation
     try:
         network.set_attn_implementation(NAME)
     except (ValueError, NotImplementedError) as error:
-        raise InputError(
-            f"{type(network).__name__} can't read packed rows ({error}). Set {otherwise}"
-        ) from error
+        logger.warning(
+            "Rows are not packed: %s lets nobody choose its attention (%s)", type(network).__name__, error
+        )
+        return False
+    if keeps_apart(network):
+        return True
+    network.set_attn_implementation(before)
+    logger.warning(
+        "Rows are not packed: in %s one text of a packed line would move another", type(network).__name__
+    )
+    return False
+
+
+_apart: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictionary()
+PROBE = ((3, 5, 2, 7, 4, 6), (5, 3, 4, 2, 6), (6, 6, 6, 6, 6, 6))  # two texts, and another first one
+
+
+def keeps_apart(network: PreTrainedModel) -> bool:
+    """Whether a text in a packed line gets the logits that it gets alone, whatever stands before it.
+
+    Found out once for each attention by three lines of eleven tokens: no list of families is complete.
+    """
+    known = _apart.setdefault(network, {})
+    name = network.config._attn_implementation
+    if name not in known:
+        training = network.training
+        network.eval()
+        try:
+            with torch.no_grad(), torch.autocast(network.device.type, enabled=False):
+                known[name] = _is_apart(network)
+        finally:
+            network.train(training)
+    return known[name]
+
+
+def _is_apart(network: PreTrainedModel) -> bool:
+    first, second, other = PROBE
+    try:
+        alone = network(input_ids=torch.tensor([second], device=network.device), use_cache=False).logits[0]
+        packed = [_packed_logits(network, line, second) for line in (first, other)]
+    except (TypeError, ValueError, IndexError, RuntimeError, InputError) as error:
+        logger.info("%s reads no packed line: %s", type(network).__name__, error)
+        return False
+    near = 1e-4 if alone.dtype == torch.float32 else 0.05
+    return all(float((one - alone).abs().max() / alone.abs().max()) < near for one in packed)
+
+
+def _packed_logits(network: PreTrainedModel, first: tuple[int, ...], second: tuple[int, ...]) -> Tensor:
+    """Logits of the second of two texts in one line, [its tokens, vocabulary]."""
+    place, lengths = network.device, (len(first), len(second))
+    edges = torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32, device=place)
+    positions = torch.tensor([[*range(lengths[0]), *range(lengths[1])]], device=place)
+    told = {
+        "cu_seq_lens_q": edges,
+        "cu_seq_lens_k": edges,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
+    ids = torch.tensor([[*first, *second]], device=place)
+    return network(input_ids=ids, position_ids=positions, use_cache=False, **told).logits[0, lengths[0] :]

@@ -1,0 +1,22 @@
+"""Where tensors go. Knows torch and the launcher's environment; knows nothing of this project."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def device() -> torch.device:
+    """Where a network and its batches go: this process's accelerator (CUDA, ROCm, XPU, MPS), else the CPU.
+
+    `ACCELERATE_USE_CPU=true`, which `--use_cpu` sets too, leaves accelerators alone.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return torch.device("cpu")
+    if found.type == "mps":  # there is one, and it has no number
+        return found
+    return torch.device(
+        found.type, int(os.environ.get("LOCAL_RANK", torch.accelerator.current_device_index()))
+    )

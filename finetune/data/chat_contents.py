@@ -1,0 +1,157 @@
+"""What a message says, in the shapes that templates take, and what of it a rendering leaves out. Knows no tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+Message = dict[str, Any]
+REASONING = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+)  # transformers gives a template all three for any of them
+TAGS = re.compile(r"</?think>")
+
+
+def present(value: Any) -> Any:
+    """Without the keys that hold nothing, at any depth: columns of structs hold every key of any row."""
+    if isinstance(value, dict):
+        return {name: present(one) for name, one in value.items() if one is not None}
+    return [present(one) for one in value] if isinstance(value, list) else value
+
+
+def plain(message: Message) -> Message:
+    """With the arguments of its calls as mappings, as transformers' documentation has them, and a content, if an empty one."""
+    made = {"content": "", **message}
+    if made.get("tool_calls"):
+        made["tool_calls"] = [_call(call, json_text=False) for call in made["tool_calls"]]
+    else:
+        made.pop("tool_calls", None)
+    return made
+
+
+def _call(call: Any, *, json_text: bool) -> Any:
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    given = function.get("arguments")
+    arguments: Any = given
+    if json_text and not isinstance(given, str):
+        arguments = json.dumps(given, ensure_ascii=False)
+    elif not json_text and isinstance(given, str):
+        try:
+            arguments = json.loads(given)
+        except json.JSONDecodeError:
+            return call
+    if not function or (not json_text and not isinstance(arguments, dict)):
+        return call
+    # `type` stands in most templates; a call that stands alone is one of a function
+    return {"type": "function", **({k: v for k, v in call.items() if k not in function} if "function" in call else {}),
+            "function": function | {"arguments": arguments}}  # fmt: skip
+
+
+def shapes(messages: list[Message]) -> Iterator[list[Message]]:
+    """A chat in each shape that it can have, the usual one first; all say the same."""
+    calls = [False, True] if any(message.get("tool_calls") for message in messages) else [False]
+    seen: list[list[Message]] = []
+    for parts, none, text in product([False, True], calls, calls):
+        shaped = [_shaped(message, parts, none, text) for message in messages]
+        if shaped not in seen:
+            seen.append(shaped)
+            yield shaped
+
+
+def _shaped(message: Message, parts: bool, none: bool, text: bool) -> Message:
+    """
+    Args:
+        parts: contents as a list of parts (templates of models that see), not as a text.
+        none: no content beside calls instead of an empty one (DeepSeek).
+        text: arguments of calls as JSON (DeepSeek V3), not as a mapping.
+    """
+    made = dict(message)
+    if made.get("tool_calls"):
+        if text:
+            made["tool_calls"] = [_call(call, json_text=True) for call in made["tool_calls"]]
+        if none and not made["content"]:
+            made["content"] = None
+    if parts and isinstance(made["content"], str):
+        made["content"] = [{"type": "text", "text": made["content"]}] if made["content"] else []
+    return made
+
+
+def left_out(messages: Sequence[Message], prompt: str, said: str | None = None) -> str | None:
+    """What of a chat stands neither in its prompt nor in its answer, in words; None where all does.
+
+    Args:
+        said: the answer that the last message is; None where the chat ends with a question.
+    """
+    before = messages if said is None else messages[:-1]
+    for place, message in enumerate(before):
+        # what the assistant said earlier was looked for when it was its turn, and may be written otherwise here
+        if message["role"] != "assistant":
+            gone = _gone(_texts(message["content"]), prompt)
+            if gone is not None:
+                return f"the content of message {place} ({message['role']}): {gone!r:.60}"
+    if said is None:
+        return None
+    place, last = len(messages) - 1, messages[-1]
+    if last.get("tool_calls") and _gone(_leaves(last["tool_calls"]), said) is not None:
+        named = ", ".join(str(call.get("function", {}).get("name")) for call in last["tool_calls"])
+        return f"the tool_calls of message {place} ({named}), so that the model would learn to answer without"
+    key = next((name for name in REASONING if last.get(name)), None)
+    if key is not None and _gone([str(last[key])], said) is not None:
+        return f"the {key} of message {place}"
+    gone = _gone(_texts(last["content"]), said)
+    return None if gone is None else f"the content of message {place} (assistant): {gone!r:.60}"
+
+
+def reasoning_of(message: Message) -> str:
+    """What stands apart as reasoning, or between think tags in the content; empty where there is none."""
+    apart = next((str(message[name]) for name in REASONING if message.get(name)), None)
+    if apart is not None:
+        return apart.strip()
+    head, found, _ = str(message["content"] or "").partition("</think>")
+    return head.replace("<think>", "").strip() if found else ""
+
+
+def _texts(content: Any) -> list[str]:
+    """Texts of a content: between think tags, which templates write in their own way, and in each of its parts."""
+    if isinstance(content, str):
+        return TAGS.split(content)
+    return [text for leaf in _leaves(content) for text in TAGS.split(leaf) if leaf != "text"]
+
+
+def _leaves(value: Any) -> list[str]:
+    """What a structure says: the names and the arguments of calls, the texts of parts."""
+    if isinstance(value, dict):
+        if "function" in value:
+            function = value["function"]
+            return [str(function.get("name", "")), *_leaves(function.get("arguments"))]
+        return [leaf for one in value.values() for leaf in _leaves(one)]
+    if isinstance(value, (list, tuple)):
+        return [leaf for one in value for leaf in _leaves(one)]
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        try:
+            return _leaves(json.loads(value))
+        except json.JSONDecodeError:
+            return [value]
+    # truth values and numbers are written in several ways (True, true, 1.0): their names stand beside them
+    return [value] if isinstance(value, str) else []
+
+
+def _gone(texts: Sequence[str], rendered: str) -> str | None:
+    """The first text that isn't there, as it is or as JSON writes it, blanks aside."""
+    for text in texts:
+        bare = text.strip()
+        if not bare or bare in rendered:
+            continue
+        forms = (bare, json.dumps(bare, ensure_ascii=False)[1:-1], json.dumps(bare)[1:-1])
+        if not any(_blank(form) in _blank(rendered) for form in forms):
+            return bare
+    return None
+
+
+def _blank(text: str) -> str:
+    return " ".join(text.split())

@@ -1,4 +1,5 @@
-"""What a message says, in the shapes that templates take, and what of it a rendering leaves out. Knows no tokenizer."""
+"""What a message says, in the shapes that templates take, and what of it a rendering leaves out. Knows no
+tokenizer."""
 
 from __future__ import annotations
 
@@ -9,11 +10,7 @@ from itertools import product
 from typing import Any
 
 Message = dict[str, Any]
-REASONING = (
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-)  # transformers gives a template all three for any of them
+REASONING = ("reasoning_content", "thinking", "reasoning")  # a template is given all for any of them
 TAGS = re.compile(r"</?think>")
 
 
@@ -25,7 +22,8 @@ def present(value: Any) -> Any:
 
 
 def plain(message: Message) -> Message:
-    """With the arguments of its calls as mappings, as transformers' documentation has them, and a content, if an empty one."""
+    """With the arguments of its calls as mappings, as transformers' documentation has them, and a content, if
+    an empty one."""
     made = {"content": "", **message}
     if made.get("tool_calls"):
         made["tool_calls"] = [_call(call, json_text=False) for call in made["tool_calls"]]
@@ -48,8 +46,8 @@ def _call(call: Any, *, json_text: bool) -> Any:
     if not function or (not json_text and not isinstance(arguments, dict)):
         return call
     # `type` stands in most templates; a call that stands alone is one of a function
-    return {"type": "function", **({k: v for k, v in call.items() if k not in function} if "function" in call else {}),
-            "function": function | {"arguments": arguments}}  # fmt: skip
+    around = {name: one for name, one in call.items() if name not in function} if "function" in call else {}
+    return {"type": "function", **around, "function": function | {"arguments": arguments}}
 
 
 def shapes(messages: list[Message]) -> Iterator[list[Message]]:
@@ -89,7 +87,8 @@ def left_out(messages: Sequence[Message], prompt: str, said: str | None = None) 
     """
     before = messages if said is None else messages[:-1]
     for place, message in enumerate(before):
-        # what the assistant said earlier was looked for when it was its turn, and may be written otherwise here
+        # what the assistant said earlier was looked for when it was its turn, and may be written otherwise
+        # here
         if message["role"] != "assistant":
             gone = _gone(_texts(message["content"]), prompt)
             if gone is not None:
@@ -117,7 +116,8 @@ def reasoning_of(message: Message) -> str:
 
 
 def _texts(content: Any) -> list[str]:
-    """Texts of a content: between think tags, which templates write in their own way, and in each of its parts."""
+    """Texts of a content: between think tags, which templates write in their own way, and in each of its
+    parts."""
     if isinstance(content, str):
         return TAGS.split(content)
     return [text for leaf in _leaves(content) for text in TAGS.split(leaf) if leaf != "text"]

@@ -1,33 +1,29 @@
-"""A chat → what the model is asked and what it shall say, turn by turn. Knows chat templates; knows no models and no files.
+"""A chat → what the model is asked and what it shall say. Knows chat templates; knows no models and no files.
 
-A template may write a turn otherwise once others follow (Qwen3 drops its reasoning, Phi-3 moves the end of the text), so that no
-turn is looked for in the whole chat: each is rendered as the model is asked for it, the chat up to it with a generation prompt,
-and as it stands there once it was said. Turns that stand in a later one's text word for word share its row.
+A template may write a turn otherwise once others follow (Qwen3 drops its reasoning, Phi-3 moves the end of
+the text), so that no turn is looked for in the whole chat: each is rendered as the model is asked for it, the
+chat up to it with a generation prompt, and as it stands there once it was said. Turns that stand in a later
+one's text word for word share its row.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
-from finetune.data.chat_contents import left_out, plain, present, reasoning_of, shapes
+from finetune.data.chat_contents import REASONING, left_out, plain, present, reasoning_of, shapes
 from finetune.errors import InputError
+from finetune.templating import FAULTS, render_chat
 
 Message = dict[str, Any]
 THINKING = "enable_thinking"  # the name that all families with a choice have for it
 OPENED, CLOSED = "<think>", "</think>"
 UNLEARNT = ("weight", "train")  # a message's own word on whether it is learnt; no template reads them
-# whatever a template makes of a content that it doesn't expect
-FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
-MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PROBE = "zq7"  # stands for what somebody says; no template writes it
 
 
@@ -37,9 +33,11 @@ class ChatError(InputError):
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer: `prompt` is what the model is asked, `said` what it shall answer, `spans` its learnt characters.
+    """One answer: `prompt` is what the model is asked, `said` what it shall answer, `spans` its learnt
+    characters.
 
-    `told` is what the template had to be told for the answer to follow its prompt, as JSON; empty where that is nothing.
+    `told` is what the template had to be told for the answer to follow its prompt, as JSON; empty where that
+    is nothing.
     """
 
     prompt: str
@@ -50,7 +48,8 @@ class Turn:
 
 @dataclass
 class Line:
-    """Tokens of a chat, or of a part of it, and which of them are learnt; `prompt` tokens stand before the last answer.
+    """Tokens of a chat, or of a part of it, and which of them are learnt; `prompt` tokens stand before the
+    last answer.
 
     `apart` says that prompt and answer were tokenised apart, since together they would meet inside a token.
     """
@@ -100,9 +99,11 @@ class Chats:
         ]
 
     def lines(self, messages: Sequence[Message], tools: Any = None) -> list[Line]:
-        """A chat as lines of tokens in which each answer that is to be learnt stands as the model will be asked for it.
+        """A chat as lines of tokens in which each answer that is to be learnt stands as the model will be
+        asked for it.
 
-        The last line holds the last answer. Prompt and answer are tokenised together where the prompt's own tokens stay as they
+        The last line holds the last answer. Prompt and answer are tokenised together where the prompt's own
+        tokens stay as they
         are, else apart: that is how a model meets them.
 
         Raises:
@@ -133,9 +134,11 @@ class Chats:
         return [turn for place, turn in found.items() if is_learnt(messages[place])]
 
     def _settled(self, messages: Sequence[Message], tools: Any) -> tuple[list[Message], dict[int, Turn]]:
-        """A chat in the first shape of which its template leaves nothing out, and its answers by their places.
+        """A chat in the first shape of which its template leaves nothing out, and its answers by their
+        places.
 
-        Templates differ in what they take: arguments of calls as a mapping or as JSON, contents as a text or as parts.
+        Templates differ in what they take: arguments of calls as a mapping or as JSON, contents as a text or
+            as parts.
         """
         reasons: list[tuple[int, str]] = []
         for shaped in shapes([stripped(message) for message in messages]):
@@ -168,7 +171,8 @@ class Chats:
 
     def _refused(self, messages: list[Message], error: Exception) -> str:
         roles = ", ".join(message["role"] for message in messages)
-        return f"The chat template refuses messages of {roles}: {str(error).strip().rstrip('.') or type(error).__name__}"
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        return f"The chat template refuses messages of {roles}: {reason}"
 
     def _turn(self, messages: list[Message], place: int, tools: Any) -> Turn:
         """The answer at a place, as it is asked for."""
@@ -181,7 +185,8 @@ class Chats:
         return self._closed(messages, place, tools)
 
     def _thinking(self) -> Iterator[dict[str, Any]]:
-        """What the template is told about thinking: nothing, and then either, where the turn doesn't follow its own prompt."""
+        """What the template is told about thinking: nothing, and then either, where the turn doesn't follow
+        its own prompt."""
         yield {}
         if THINKING in self.template(None) and THINKING not in self.options:
             yield {THINKING: False}
@@ -222,16 +227,19 @@ class Chats:
         return self._headers[told]
 
     def _closed(self, messages: list[Message], place: int, tools: Any) -> Turn:
-        """An answer whose prompt opens a thinking block that the template doesn't write back (DeepSeek R1 and V3).
+        """An answer whose prompt opens a thinking block that the template doesn't write back (DeepSeek R1 and
+        V3).
 
-        The model is asked with it open, so that the answer begins inside: its reasoning, the end of the block, what is said.
+        The model is asked with it open, so that the answer begins inside: its reasoning, the end of the
+            block, what is said.
         """
-        text, marks = self._render(messages[: place + 1], tools, False, {})
+        text, _ = self._render(messages[: place + 1], tools, False, {})
         prompt = self._asked(messages[:place], tools, {}, text)
         bare = prompt.rstrip().removesuffix(OPENED) if prompt is not None else ""
         if prompt is None or not prompt.rstrip().endswith(OPENED) or not text.startswith(bare):
             raise ChatError(
-                f"The chat template writes the answer of message {place} otherwise than behind its own generation prompt"
+                f"The chat template writes the answer of message {place} otherwise than behind its own "
+                "generation prompt"
             )
         reasoning = reasoning_of(messages[place])
         said = "\n".join([reasoning, CLOSED, "", text[len(bare) :].lstrip("\n")])
@@ -240,7 +248,8 @@ class Chats:
     def _ended(
         self, messages: list[Message], place: int, turn: Turn, marks: Sequence[tuple[int, int]]
     ) -> Turn:
-        """The turn with the token that ends it and the spans to be learnt: those between {% generation %} marks, or all."""
+        """The turn with the token that ends it and the spans to be learnt: those between {% generation %}
+        marks, or all."""
         start, said = len(turn.prompt), turn.said.rstrip()
         inside = [(max(a - start, 0), b - start) for a, b in marks if b > start]
         if marks and not inside:
@@ -258,7 +267,8 @@ class Chats:
 
     @cached_property
     def _ends_itself(self) -> bool:
-        """Whether the template writes an end behind an answer; GLM-4.5 leaves it to the next message's header."""
+        """Whether the template writes an end behind an answer; GLM-4.5 leaves it to the next message's
+        header."""
         for shaped in shapes([{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}]):
             try:
                 text = self._render(shaped, None, False, {})[0].rstrip()
@@ -269,7 +279,8 @@ class Chats:
         return True
 
     def _following(self, role: str) -> str:
-        """What ends an answer that its template leaves open: the token that the next message begins with, or the text's end."""
+        """What ends an answer that its template leaves open: the token that the next message begins with, or
+        the text's end."""
         asked: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}]
         for shaped in shapes([*asked, {"role": role, "content": "y", "name": "y", "tool_call_id": "y"}]):
             try:
@@ -311,15 +322,16 @@ class Chats:
     def _render(
         self, messages: Sequence[Message], tools: Any, prompt: bool, told: Mapping[str, Any]
     ) -> tuple[str, list[tuple[int, int]]]:
-        """A chat's text, and the characters between {% generation %} marks; what `apply_chat_template` does before it tokenises."""
-        template = self.template(tools)
+        """A chat's text, and the characters between {% generation %} marks; what `apply_chat_template` does
+        before it tokenises."""
         variables = {**self.processor.special_tokens_map, **self.options, **told}
-        marked = bool(MARK.search(template))
-        texts, marks = render_jinja_template(
-            [list(messages)], tools=tools, chat_template=template, add_generation_prompt=prompt,
-            return_assistant_tokens_mask=marked, **variables,
-        )  # fmt: skip
-        return str(texts[0]), [tuple(span) for span in marks[0]] if marked else []
+        variables |= {
+            "messages": list(messages),
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": prompt,
+        }
+        return render_chat(self.template(tools), variables)
 
 
 MEND = "Set --chat_template_path to a template that does, or mend the rows"
@@ -331,18 +343,21 @@ def is_learnt(message: Message) -> bool:
 
 
 def stripped(message: Message) -> Message:
-    """A message as templates expect it: without keys that hold nothing, with the arguments of calls as mappings."""
-    return plain(
-        {
-            name: present(value)
-            for name, value in message.items()
-            if name not in UNLEARNT and value is not None
-        }
+    """A message as `apply_chat_template` shows it to a template, without keys that hold nothing and what only
+    training reads.
+
+    Reasoning goes by the names that families have for it.
+    """
+    made = plain(
+        {name: present(one) for name, one in message.items() if name not in UNLEARNT and one is not None}
     )
+    reasoning = next((made[name] for name in REASONING if made.get(name) is not None), None)
+    return made if reasoning is None else {"thinking": reasoning, **made, "reasoning_content": reasoning}
 
 
 def as_tools(given: Any) -> list[dict] | None:
-    """Descriptions of tools as JSON schemas: a list, or the JSON of one; columns of structs hold every key of any row.
+    """Descriptions of tools as JSON schemas: a list, or the JSON of one; columns of structs hold every key of
+    any row.
 
     Raises:
         ChatError: neither.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from finetune.data.sources import DataArguments
     from finetune.models.load import ModelArguments
     from finetune.reports.compare import CompareArguments
-    from finetune.tasks.table import TaskArguments
+    from finetune.tasks.options import TaskArguments
     from finetune.training.trainer import TrainingArguments
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from finetune.adapters.fusion import FusionArguments
     from finetune.data.batching import BatchingArguments
     from finetune.data.sources import DataArguments
-    from finetune.tasks.table import TaskArguments
+    from finetune.tasks.options import TaskArguments
     from finetune.training.trainer import TrainingArguments
 
 

@@ -40,7 +40,7 @@ def main(
     from finetune.artefacts.folder import resolved_options, save_artefact
     from finetune.experiments.frontier_plots import draw_calibration
     from finetune.methods import attach, find_method
-    from finetune.metrics import classification
+    from finetune.metrics import bootstrap
     from finetune.training.trainer import settled
 
     world_size()
@@ -58,7 +58,7 @@ def main(
         margins = pair_margins(
             network, processor, held_out, training.max_length, training.per_device_eval_batch_size
         )
-        figures = {"accuracy": float(np.mean(margins > 0)), "interval": classification.interval(margins > 0), "pairs": len(margins),
+        figures = {"accuracy": float(np.mean(margins > 0)), "interval": bootstrap.interval(margins > 0), "pairs": len(margins),
                    "margin": float(margins.mean()), "calibration": calibration(margins)}  # fmt: skip
         save_artefact(network, processor, Path(training.output_dir), None, figures)
         draw_calibration(figures["calibration"], Path(training.output_dir) / "calibration.png")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from finetune.data.sources import DataArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
-    from finetune.tasks.instructions import InstructionArguments
+    from finetune.tasks.sft import InstructionArguments
     from finetune.training.sft import SftArguments
 
 
@@ -31,24 +31,32 @@ def main(
     from finetune.training.machine import world_size
 
     keep_freed_memory()
+    from dataclasses import replace
+
     from transformers import set_seed
 
     from finetune.artefacts.checkpoints import open_run
     from finetune.artefacts.folder import resolved_options, save_artefact
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
-    from finetune.methods import attach, check_length, check_packed, find_method
-    from finetune.metrics.bootstrap import intervals
+    from finetune.methods import attach, check_packed, find_method
     from finetune.models.attention.packed import pack
     from finetune.models.load import architecture, load_model
-    from finetune.tasks.answers import Asked, save_answers
-    from finetune.tasks.table import TaskArguments, answerer, check_writing, packed, settle
+    from finetune.tasks.answers import answerer, save_answers
+    from finetune.tasks.limits import check_features
+    from finetune.tasks.options import TaskArguments
+    from finetune.tasks.sft import as_asked, packed
+    from finetune.tasks.table import settle
+    from finetune.tasks.task import Asked, intervals
     from finetune.training.sft import make_instruct_trainer
     from finetune.training.trainer import by_length, settled
 
     world_size()
     task = TaskArguments(task=instruct.task, max_target_length=instruct.max_new_tokens)
-    row = settle(task, architecture(model))
+    changes = as_asked(
+        instruct.chat, training.assistant_only_loss, training.completion_only_loss, instruct.write_answers
+    )
+    row = replace(settle(task, architecture(model)), **changes)
     training = settled(training, find_method(method.method).learning_rate, row.best)
     set_seed(training.seed)
     with training.main_process_first(desc="reading rows"):
@@ -58,33 +66,16 @@ def main(
         check_packed(method.method, " or --packing false")
         row = packed(row) if pack(network) else row
     network = attach(network, method.method, method.method_kwargs, row.peft)
-    answers_only = (
-        training.assistant_only_loss if columns.text == columns.label else training.completion_only_loss
-    )
     with training.main_process_first(desc="tokenising"):
         features = {
-            split: row.encode(
-                part,
-                columns,
-                processor,
-                training.max_length,
-                None,
-                chat=instruct.chat,
-                answers_only=answers_only,
-            )
+            split: row.encode(part, columns, processor, training.max_length, None)
             for split, part in rows.splits()
         }
-    check_length(network, max(max(part["length"][:]) for part in features.values()))
+    check_features(row, task, network, processor, features)
     asked = Asked(
         rows.eval.select(sorted(features["eval"]["row"])), columns, by_length(features["eval"]), None
     )
-    if instruct.write_answers:
-        check_writing(row, task, network, processor, features["eval"])
-    answer = (
-        answerer(row, task, processor, asked, training.per_device_eval_batch_size)
-        if instruct.write_answers
-        else None
-    )
+    answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size)
     options = resolved_options(instruct, data, model, method, batching, training)
     checkpoint = open_run(options, fingerprint(rows.train, columns))
     trainer = make_instruct_trainer(
@@ -92,7 +83,7 @@ def main(
     )
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = trainer.last_figures()
-    metrics["intervals"] = intervals("sft", trainer.answers, metrics)
+    metrics["intervals"] = intervals(row, trainer.answers, metrics)
     if trainer.is_world_process_zero():
         if instruct.save_predictions:
             save_answers(trainer.answers, asked, training.output_dir)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from finetune.data.sources import FewShotArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
-    from finetune.tasks.table import TaskArguments
+    from finetune.tasks.options import TaskArguments
     from finetune.training.trainer import TrainingArguments
 
 
@@ -68,11 +68,13 @@ def run(
     from finetune.data.batching import check_budget
     from finetune.data.encode import fingerprint
     from finetune.data.sources import load_rows
-    from finetune.methods import attach, check_length
-    from finetune.metrics.bootstrap import intervals
+    from finetune.methods import attach
     from finetune.models.load import architecture, check_room, load_model
-    from finetune.tasks.answers import Asked, save_answers
-    from finetune.tasks.table import answerer, check_ends, check_writing, longest_line, settle, shape_loss
+    from finetune.tasks.answers import answerer, save_answers
+    from finetune.tasks.limits import check_features
+    from finetune.tasks.table import settle
+    from finetune.tasks.task import Asked, intervals
+    from finetune.tasks.weighting import shape_loss
     from finetune.training.trainer import by_length, make_trainer
 
     row = settle(task, architecture(model))
@@ -90,13 +92,7 @@ def run(
             for split, part in rows.splits()
         }
     check_budget(features["train"]["length"][:], batching.tokens_per_batch)
-    if row.peft == "SEQ_CLS" and network.config.is_encoder_decoder:
-        for part in features.values():
-            check_ends(part, processor.eos_token_id)
-    check_length(
-        network, max(longest_line(part, network.config.is_encoder_decoder) for part in features.values())
-    )
-    check_writing(row, task, network, processor, features["eval"])
+    check_features(row, task, network, processor, features)
     asked = Asked(
         rows.eval.select(sorted(set(features["eval"]["row"][:]))),
         columns,
@@ -113,7 +109,7 @@ def run(
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = trainer.last_figures()
-    metrics["intervals"] = intervals(task.task, trainer.answers, metrics)
+    metrics["intervals"] = intervals(row, trainer.answers, metrics)
     if trainer.is_world_process_zero():
         if task.save_predictions:
             save_answers(trainer.answers, asked, training.output_dir)

@@ -13,7 +13,9 @@ from gradients import Gradients, one_step, trained, write
 from finetune.data.batching import BatchingArguments
 from finetune.data.columns import Columns
 from finetune.models.attention.packed import pack
-from finetune.tasks.table import TaskArguments, packed, settle
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.sft import packed
+from finetune.tasks.table import settle
 from finetune.training.trainer import make_trainer
 
 CASES = [

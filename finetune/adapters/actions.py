@@ -22,7 +22,6 @@ from finetune.artefacts.passport import check_passport, read_passport
 from finetune.data.columns import class_ids
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
-from finetune.tasks import answers
 from finetune.tasks.table import find_task
 
 
@@ -178,7 +177,7 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
             "read labelled rows"
         )
     artefact = read_artefact(source)
-    if find_task(artefact.options["task"]).read is not answers.classes:
+    if not find_task(artefact.options["task"]).classes:
         return f"the accuracy lost is unknown: the task '{artefact.options['task']}' gives a text no class"
     classifier = load(source, allow_mismatch=action.allow_mismatch)
     given = vars(data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ from finetune.adapters.classifier import load_network
 from finetune.artefacts.folder import Artefact
 from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.errors import InputError
-from finetune.metrics.bootstrap import intervals
 from finetune.models.load import ModelArguments, architecture
-from finetune.tasks.answers import Asked, save_answers
-from finetune.tasks.table import Task, TaskArguments, answerer, settle
+from finetune.tasks.answers import answerer, save_answers
+from finetune.tasks.table import recalled
+from finetune.tasks.task import Asked, intervals
 from finetune.training.trainer import TrainingArguments, by_length, make_trainer
 
 COLUMNS = ("text_column", "text_pair_column", "label_column")
@@ -39,8 +38,8 @@ def assess_task(
         raise InputError(
             f"{artefact.folder} holds a pretrained model, which answers nothing; tune it with scripts/train.py"
         )
-    options = _options(artefact)
-    row = settled(artefact, options)
+    model = {name: value for name, value in artefact.options.items() if name in vars(ModelArguments())}
+    row, options = recalled(artefact.options, architecture(ModelArguments(**model)))
     part = load_rows(data, train=False).eval
     assert part is not None
     named = {name: artefact.options.get(name) for name in COLUMNS if vars(data)[name] is None}
@@ -61,8 +60,7 @@ def assess_task(
         sorted(set(features["row"][:]))
     )  # rows of which nothing is left to learn are not asked
     asked = Asked(held, columns, by_length(features), labels)
-    writes = row.read is not None or options.task != "sft" or bool(artefact.options.get("write_answers"))
-    answer = answerer(row, options, processor, asked, batch_size) if writes else None
+    answer = answerer(row, options, processor, asked, batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         training = TrainingArguments(
             output_dir=scratch, per_device_eval_batch_size=batch_size, bf16=False, disable_tqdm=True
@@ -76,33 +74,5 @@ def assess_task(
         save_answers(trainer.answers, asked, str(folder))
     return figures | {
         "rows": len(held),
-        "intervals": intervals(options.task, trainer.answers, figures, samples),
+        "intervals": intervals(row, trainer.answers, figures, samples),
     }
-
-
-def settled(artefact: Artefact, options: TaskArguments) -> Task:
-    """The task's row as it was trained, for the kind of model that it was trained on."""
-    model = {
-        name: value for name, value in artefact.options.items() if name in ModelArguments.__dataclass_fields__
-    }
-    row = settle(options, architecture(ModelArguments(**model)))
-    if options.task != "sft":
-        return row
-    chats = artefact.options.get("text_column") is None
-    learnt = "assistant_only_loss" if chats else "completion_only_loss"
-    return replace(
-        row,
-        encode=partial(
-            row.encode, chat=artefact.options.get("chat"), answers_only=artefact.options.get(learnt, True)
-        ),
-    )
-
-
-def _options(artefact: Artefact) -> TaskArguments:
-    known = {
-        name: value for name, value in artefact.options.items() if name in TaskArguments.__dataclass_fields__
-    }
-    if known["task"] == "sft":
-        most = artefact.options.get("max_new_tokens", 256)
-        return TaskArguments(task="sft", max_length=known["max_length"], max_target_length=most)
-    return TaskArguments(**known)

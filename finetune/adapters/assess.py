@@ -12,10 +12,11 @@ from datasets import Dataset
 
 from finetune import loss
 from finetune.adapters.classifier import Classifier
-from finetune.data.checks import check_classes, without_empty
+from finetune.data.checks import without_empty
 from finetune.data.columns import Columns, class_ids, find_columns, with_classes
 from finetune.data.sources import DataArguments, load_rows, sample
-from finetune.metrics import classification
+from finetune.metrics import bootstrap, classification
+from finetune.tasks.classification import check_classes
 
 
 @dataclass
@@ -78,13 +79,13 @@ def assess_classifier(
     losses = loss.cross_entropy(logits, gold).double().numpy()
     predicted, truth, names = logits.argmax(-1).numpy(), gold.numpy(), classifier.labels
     return {
-        **classification.labels(logits.numpy(), truth, names),
+        **classification.class_figures(logits.numpy(), truth, names),
         "loss": float(losses.mean()),
         "rows": len(truth),
         "intervals": {
-            "accuracy": classification.interval(predicted == truth, samples),
-            "macro_f1": classification.macro_f1_interval(predicted, truth, len(names), samples),
-            "loss": classification.interval(losses, samples),
+            "accuracy": bootstrap.interval(predicted == truth, samples),
+            "macro_f1": bootstrap.macro_f1_interval(predicted, truth, len(names), samples),
+            "loss": bootstrap.interval(losses, samples),
         },
         "labels": names,
         "per_class": classification.per_class(predicted, truth, names),

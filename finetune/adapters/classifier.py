@@ -21,8 +21,8 @@ from finetune.data.encode import as_columns
 from finetune.device import device as here
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
-from finetune.tasks import answers
-from finetune.tasks.table import Task, find_task
+from finetune.tasks.table import find_task
+from finetune.tasks.task import Task
 
 Text = str | tuple[str, str]
 
@@ -111,7 +111,7 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
     """
     artefact = read_artefact(folder)
     task = find_task(artefact.options["task"])
-    if artefact.labels is None or task.read is not answers.classes:
+    if artefact.labels is None or not task.classes:
         raise InputError(
             f"{folder} holds the task '{artefact.options['task']}', which doesn't give a text one class"
         )

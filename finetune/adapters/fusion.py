@@ -30,7 +30,7 @@ from finetune.artefacts.folder import LABELS
 from finetune.errors import InputError
 from finetune.methods import head_names
 from finetune.models.load import MADE_UP
-from finetune.tasks.table import Task
+from finetune.tasks.task import Task
 from finetune.tuners import BottleneckConfig
 from finetune.tuners.bottleneck.layer import Sequential
 

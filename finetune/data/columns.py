@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
@@ -135,3 +137,51 @@ def with_classes(rows: Dataset, column: str) -> Dataset:
     features = rows.features.copy()
     features[column] = ClassLabel(names=names)
     return rows.remove_columns(column).add_column(column, ids).cast_column(column, features[column])
+
+
+def pick_columns(
+    rows: Dataset,
+    data: DataArguments,
+    *,
+    text: tuple[str, ...] = ("text", "sentence", "review", "content", "document"),
+    pair: tuple[str, ...] | None = None,
+    label: tuple[str, ...],
+) -> Columns:
+    """The columns that were named, else those with one of the given names.
+
+    Raises:
+        InputError: a named column that is not there, or none with one of the names.
+    """
+    there = rows.column_names
+    found: list[str | None] = []
+    for named_column, usual, flag in (
+        (data.text_column, text, "--text_column"),
+        (data.text_pair_column, pair, "--text_pair_column"),
+        (data.label_column, label, "--label_column"),
+    ):
+        if named_column is not None and named_column not in there:
+            raise InputError(
+                f"No column '{named_column}' in {data.dataset_name}; it has {', '.join(there)}. Set {flag}"
+            )
+        found.append(
+            None if usual is None else named_column or first_there(usual, there, data.dataset_name, flag)
+        )
+    return Columns(str(found[0]), found[1], str(found[2]))
+
+
+def label_lists(feature: Any, values: Sequence[Sequence[Any] | None]) -> list[list[str]]:
+    """Lists of a column of lists → lists of names, whether it holds classes or strings.
+
+    Raises:
+        InputError: a class that has no name, such as -1, or none at all.
+    """
+    names = feature.feature.names if isinstance(feature.feature, ClassLabel) else None
+    for place, row in enumerate(values):
+        for one in row or ():
+            if one is None or (names is not None and not 0 <= one < len(names)):
+                raise InputError(
+                    f"Row {place} has the label {one}, which is no class; wanted one or none. Mend the row"
+                )
+    if names is not None:
+        return [[names[index] for index in row or []] for row in values]
+    return [[str(name) for name in row or []] for row in values]

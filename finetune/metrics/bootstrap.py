@@ -1,4 +1,4 @@
-"""Answers → 95 % intervals of a task's figures. Knows answers; knows no models and no rows.
+"""Answers, or figures a row → 95 % intervals. Knows arrays; knows no task and no model.
 
 A figure that is a function of sums over rows (a mean, F1, a correlation) is resampled by multinomial draws: every bootstrap
 sample of rows is a line of weights, and one matrix product gives the sums of all samples.
@@ -10,25 +10,52 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from seqeval.scheme import IOB2, Entities
-
-from finetune.metrics import classification, spans, texts
 
 Array = np.ndarray
-Answer = dict[str, Any]
-Counts = Callable[[Sequence[Answer]], Array]  # answers → what is summed, [rows, sums]
+Counts = Callable[[Sequence[dict[str, Any]]], Array]  # answers → what is summed, [rows, sums]
 Figure = Callable[[Array], Array]  # sums of each sample, [samples, sums] → [samples]
 
 
+def draws(rows: int, samples: int, seed: int) -> Array:
+    """How often each row is in each bootstrap sample: [samples, rows], every line adding up to `rows`.
+
+    One multinomial draw instead of resampled rows: figures that are sums over rows become one matrix product.
+    """
+    return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=samples)
+
+
 def bootstrap(counts: Array, figure: Figure, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of `figure` over resampled rows (Efron & Tibshirani 1993, chapter 13); counts [rows, sums]."""
-    step = max(1, 20_000_000 // max(len(counts), 1))  # draws in parts of bounded memory
-    parts = [
-        classification.draws(len(counts), min(step, samples - start), seed + start) @ counts
-        for start in range(0, samples, step)
-    ]
-    low, high = np.quantile(figure(np.concatenate(parts)), [0.025, 0.975])
+    """95 % percentile interval of `figure` over resampled rows (Efron & Tibshirani 1993, chapter 13).
+
+    Args:
+        counts: what is summed of each row, [rows, sums].
+    """
+    rows = len(counts)
+    step = max(1, min(samples, 20_000_000 // max(rows, 1)))  # draws in parts of bounded memory
+    starts = range(0, samples, step)
+    sums = [draws(rows, min(step, samples - start), seed + start) @ counts for start in starts]
+    low, high = np.quantile(figure(np.concatenate(sums)), [0.025, 0.975])
     return float(low), float(high)
+
+
+def interval(values: Array, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The interval of the mean of `values` [rows]."""
+    each_one = np.asarray(values, dtype=np.float64)
+    return bootstrap(np.stack([each_one, np.ones_like(each_one)], axis=1), mean, samples, seed)
+
+
+def macro_f1_interval(
+    predicted: Array, gold: Array, classes: int, samples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The interval of macro-F1; predicted and gold [rows]."""
+    return bootstrap(class_counts(predicted, gold, classes), macro_f1, samples, seed)
+
+
+def class_counts(predicted: Array, gold: Array, classes: int) -> Array:
+    """Of each row and class, whether it is said and right, and how often it is said or there: [rows, 2 × classes]."""
+    one_hot = np.eye(classes)
+    hits = one_hot[gold] * (predicted == gold)[:, None]
+    return np.concatenate([hits, one_hot[predicted] + one_hot[gold]], axis=1)
 
 
 def mean(sums: Array) -> Array:
@@ -42,6 +69,12 @@ def f1(sums: Array) -> Array:
     return np.divide(2 * sums[:, 0], both, out=np.zeros(len(sums)), where=both > 0)
 
 
+def macro_f1(sums: Array) -> Array:
+    """[samples, 2 × classes] of `class_counts`: the mean of the classes' F1."""
+    hits, both = np.split(sums, 2, axis=1)
+    return np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0).mean(axis=1)
+
+
 def correlation(sums: Array) -> Array:
     """[samples, 6]: rows, x, y, xy, xx, yy; 0 where either side is constant."""
     count, x, y, xy, xx, yy = sums.T
@@ -51,84 +84,6 @@ def correlation(sums: Array) -> Array:
     )
 
 
-def each(score: Callable[[Answer], float]) -> Counts:
+def each(score: Callable[[dict[str, Any]], float]) -> Counts:
     """The score of each answer, and that it is one."""
     return lambda answers: np.array([[score(answer), 1.0] for answer in answers])
-
-
-def right(answer: Answer) -> float:
-    return float(answer["prediction"] == answer["gold"])
-
-
-def sets(answers: Sequence[Answer]) -> Array:
-    """Labels said and right, said, and there, of each row."""
-    pairs = [(set(answer["prediction"]), set(answer["gold"])) for answer in answers]
-    return np.array([[len(said & gold), len(said), len(gold)] for said, gold in pairs], dtype=float)
-
-
-def entities(answers: Sequence[Answer]) -> Array:
-    """Entities said and right, said, and there, of each row, as `metrics.entities` counts them."""
-    found = []
-    for answer in answers:
-        said, gold = (_entities(list(answer[side])) for side in ("prediction", "gold"))
-        found.append([len(said & gold), len(said), len(gold)])
-    return np.array(found, dtype=float)
-
-
-def _entities(tags: list[str]) -> set[tuple]:
-    return {one.to_tuple() for one in Entities([tags], IOB2).entities[0]}
-
-
-def moments(answers: Sequence[Answer]) -> Array:
-    """Each row's part in the sums of a correlation, around the means, which keeps large numbers apart from small differences."""
-    x, y = (np.array([float(answer[side]) for answer in answers]) for side in ("prediction", "gold"))
-    x, y = x - x.mean(), y - y.mean()
-    return np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=1)
-
-
-def best_of(score: Callable[[str, str], float]) -> Counts:
-    """The best score of an answer against any of its references; a question without any wants the answer ""."""
-
-    def best(answer: Answer) -> float:
-        gold = [text for text in answer["gold"] if spans.normalised(text)] or [""]
-        return max(score(answer["prediction"], text) for text in gold)
-
-    return each(best)
-
-
-def number(answer: Answer) -> float:
-    return float(texts.same_number(answer["prediction"], answer["gold"]))
-
-
-ACCURACY: dict[str, tuple[Counts, Figure]] = {"accuracy": (each(right), mean)}
-FIGURES: dict[str, dict[str, tuple[Counts, Figure]]] = {
-    "classification": ACCURACY,
-    "pairs": ACCURACY,
-    "choice": ACCURACY,
-    "multilabel": ACCURACY | {"micro_f1": (sets, f1)},
-    "regression": {"pearson": (moments, correlation)},
-    "tokens": {"f1": (entities, f1)},
-    "spans": {"exact_match": (best_of(spans.exact_match), mean), "f1": (best_of(spans.word_f1), mean)},
-    "seq2seq": {"rougeL": (each(lambda answer: texts.rouge_l(answer["prediction"], answer["gold"])), mean)},
-    "sft": {"answer_accuracy": (each(number), mean)},
-}
-
-
-def intervals(
-    task: str, answers: Sequence[Answer], figures: dict[str, Any], samples: int = 2000
-) -> dict[str, list[float]]:
-    """The interval of each of the `figures` that has one: {"accuracy": [low, high]}; none without answers."""
-    if not answers:
-        return {}
-    entitled = {name: how for name, how in FIGURES.get(task, {}).items() if name in figures}
-    if task == "tokens" and "per_type" not in figures:  # tags that are of no entities
-        entitled = {"f1": (_tags, mean)}
-    return {
-        name: list(bootstrap(counts(answers), figure, samples)) for name, (counts, figure) in entitled.items()
-    }
-
-
-def _tags(answers: Sequence[Answer]) -> Array:
-    """Tags right, and tags, of each row."""
-    pairs = [list(zip(answer["prediction"], answer["gold"], strict=True)) for answer in answers]
-    return np.array([[sum(said == gold for said, gold in row), len(row)] for row in pairs], dtype=float)

@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef, preci
 Array = np.ndarray
 
 
-def labels(logits: Array, gold: Array, names: Sequence[str]) -> dict[str, Any]:
+def class_figures(logits: Array, gold: Array, names: Sequence[str]) -> dict[str, Any]:
     """Figures of a classifier: logits [rows, classes], gold [rows] → accuracy, macro- and micro-F1, Matthews correlation."""
     predicted = logits.argmax(-1)
     present = np.arange(len(names))
@@ -42,48 +42,7 @@ def confusion(predicted: Array, gold: Array, names: Sequence[str]) -> list[list[
     return confusion_matrix(gold, predicted, labels=np.arange(len(names))).tolist()
 
 
-def draws(rows: int, samples: int, seed: int) -> Array:
-    """How often each row is in each bootstrap sample: [samples, rows], every line adding up to `rows`.
-
-    One multinomial draw instead of resampled rows: figures that are sums over rows become one matrix product.
-    """
-    return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=samples)
-
-
-def interval(values: Array, samples: int = 2000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` [rows] (Efron & Tibshirani 1993, chapter 13)."""
-    values = np.asarray(values, dtype=np.float64)
-    means = np.concatenate([part @ values for part in _parts(len(values), samples, seed)]) / len(values)
-    return _percentiles(means, level)
-
-
-def macro_f1_interval(
-    predicted: Array, gold: Array, classes: int, samples: int = 2000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of macro-F1 over resampled rows; predicted and gold [rows]."""
-    one_hot = np.eye(classes)
-    hits = one_hot[gold] * (predicted == gold)[:, None]
-    scores = []
-    for part in _parts(len(gold), samples, seed):
-        both = part @ one_hot[predicted] + part @ one_hot[gold]
-        scores.append(
-            np.divide(2 * (part @ hits), both, out=np.zeros_like(both), where=both > 0).mean(axis=1)
-        )
-    return _percentiles(np.concatenate(scores), level)
-
-
-def _parts(rows: int, samples: int, seed: int) -> list[Array]:
-    """The draws in parts of bounded memory."""
-    step = max(1, min(samples, 20_000_000 // max(rows, 1)))
-    return [draws(rows, min(step, samples - start), seed + start) for start in range(0, samples, step)]
-
-
-def _percentiles(values: Array, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def label_sets(logits: Array, gold: Array, names: Sequence[str]) -> dict[str, Any]:
+def label_set_figures(logits: Array, gold: Array, names: Sequence[str]) -> dict[str, Any]:
     """Figures of several labels a row, each taken where its probability is above one half: logits, gold (0 or 1) [rows, classes].
 
     `accuracy` is the share of rows whose whole set is right.
@@ -103,7 +62,7 @@ def label_sets(logits: Array, gold: Array, names: Sequence[str]) -> dict[str, An
     }
 
 
-def numbers(logits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+def number_figures(logits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Figures of a regression, logits [rows, 1], gold [rows]: correlations (0 where either side is constant) and mean errors."""
     predicted = np.asarray(logits, dtype=np.float64).reshape(len(gold))
     gold = np.asarray(gold, dtype=np.float64)
@@ -121,7 +80,7 @@ def _correlation(one: Array, other: Array) -> float:
     return float(one @ other) / size if size > 0 else 0.0
 
 
-def choices(logits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+def choice_figures(logits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Accuracy of a choice, logits [rows, choices], gold [rows]; `chance` is what guessing would get."""
     absent = (logits < -1e8) | (logits == -100)  # filled up in a batch, and between batches
     predicted = np.where(absent, -np.inf, logits).argmax(-1)
@@ -131,7 +90,7 @@ def choices(logits: Array, gold: Array, names: Sequence[str] | None = None) -> d
     }
 
 
-def next_tokens(hits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+def token_figures(hits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Share of labelled tokens that were the likeliest: hits [rows] (`loss.hits`), gold [rows, time] with -100 where none is."""
     return {"token_accuracy": float(hits.sum() / max((gold != -100).sum(), 1))}
 
@@ -142,7 +101,7 @@ def tag_accuracy(logits: Array, gold: Array, names: Sequence[str] | None = None)
     return {"accuracy": float((logits.argmax(-1) == gold)[counted].mean()) if counted.any() else 0.0}
 
 
-def entities(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, Any]:
+def entity_figures(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Precision, recall and F1 of whole entities (Tjong Kim Sang & De Meulder 2003), strict IOB2: what starts with I- is none.
 
     Returns:
@@ -162,6 +121,6 @@ def entities(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) 
     return figures["micro avg"] | {"per_type": per_type}
 
 
-def span_ends(scores: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+def window_figures(scores: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Share of windows whose likeliest first and last token are both right: scores [windows, time, 2], gold [windows, 2]."""
     return {"window_accuracy": float((scores.argmax(axis=1) == gold).all(axis=1).mean())}

@@ -31,7 +31,7 @@ def word_f1(predicted: str, gold: str) -> float:
     return 2 * common / (len(said) + len(wanted))
 
 
-def spans(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
+def answer_figures(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
     """Figures of extracted answers, each against the best of its references; a question without any wants the answer "".
 
     Returns:

@@ -25,7 +25,7 @@ def _measures() -> tuple[sacrebleu.BLEU, sacrebleu.CHRF, rouge_scorer.RougeScore
     )
 
 
-def texts(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
+def text_figures(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
     """Figures of generated texts against one reference each.
 
     Returns:
@@ -57,13 +57,13 @@ def texts(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
 
 
 def rouge_l(predicted: str, gold: str) -> float:
-    """ROUGE-L of one text, F1, as in `texts`."""
+    """ROUGE-L of one text, F1, as in `text_figures`."""
     return float(_measures()[2].score(gold, predicted)["rougeL"].fmeasure)
 
 
 def signatures() -> dict[str, Any]:
     """What BLEU and chrF were computed with, in sacrebleu's notation, so that two figures can be compared."""
-    texts(["a"], ["a"])  # a signature says how many references there were and needs one scoring
+    text_figures(["a"], ["a"])  # a signature says how many references there were and needs one scoring
     bleu, chrf, _ = _measures()
     return {"bleu_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())}
 

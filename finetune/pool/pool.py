@@ -33,7 +33,6 @@ from finetune.pool.sampling import Sampling
 from finetune.pool.seq2seq_decoding import Rewriting
 from finetune.pool.task_heads import TaskHeads
 from finetune.pool.text_processor import Text, TextProcessor
-from finetune.tasks import answers
 from finetune.tasks.table import TASKS
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -278,7 +277,7 @@ class AdapterPool:
     def _check_classes(self, texts: Sequence[Text], chains: Sequence[Chain]) -> None:
         for index, (text, chain) in enumerate(zip(texts, chains, strict=True)):
             row = TASKS.get(chain[-1].trained_for or "")
-            if row is not None and row.read is not answers.classes:
+            if row is not None and not row.classes:
                 raise InputError(
                     f"Text {index} asks for a class, and its adapter was trained for "
                     f"'{chain[-1].trained_for}'; ask for logits"

@@ -1,25 +1,78 @@
-"""Questions and contexts ↔ windows and answers: extractive question answering. Knows tokenizers and scores; knows no models."""
+"""The part of a text that answers a question: from raw rows to figures. Knows columns, tokenizers, scores and how heads are called."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.columns import Columns
+from finetune.data.checks import checked_splits
+from finetune.data.columns import Columns, pick_columns
 from finetune.data.encode import mapped, want_tokens
-from finetune.tasks.labels import shared, want_places
+from finetune.data.sources import DataArguments, Rows
+from finetune.errors import InputError
+from finetune.metrics import spans
+from finetune.metrics.bootstrap import Counts, each, mean
+from finetune.models.forward import OUT
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.task import Answer, Asked, Examined
+from finetune.tasks.windows import shared_tokens, want_places
 
 logger = logging.getLogger(__name__)
 
 NOWHERE = (-1, -1)
 
 
-def spans(
+def examine(rows: Rows, data: DataArguments) -> Examined:
+    """Questions, contexts and answers {text: [...], answer_start: [...]} that stand in them (SQuAD's format).
+
+    Raises:
+        InputError: no such answers, answers that don't stand where they say, no answer in any training row.
+    """
+    assert rows.train is not None
+    columns = pick_columns(rows.train, data, text=("question",), pair=("context",), label=("answers",))
+    examined = checked_splits(rows, data, columns, check_answers)
+    count = sum(not answers["text"] for answers in rows.train[columns.label][:])
+    if count == len(rows.train):
+        raise InputError(f"No training row has an answer in '{columns.label}'; set --label_column")
+    if count:
+        logger.warning(
+            "%d of %d training questions have no answer (--no_answer_threshold says when to give none)",
+            count,
+            len(rows.train),
+        )
+    return *examined, None
+
+
+def check_answers(rows: Dataset, columns: Columns, where: str) -> None:
+    """Every answer stands in its context where it says."""
+    feature = rows.features[columns.label]
+    if not isinstance(feature, dict) or not {"text", "answer_start"} <= set(feature):
+        wanted = "a mapping of text and answer_start, both lists"
+        raise InputError(f"The column '{columns.label}' holds {feature}; wanted {wanted}. Set --label_column")
+    for index, (context, answers) in enumerate(zip(rows[columns.pair], rows[columns.label], strict=True)):
+        starts = (answers or {}).get("answer_start") or ()
+        if answers is None or len(answers["text"] or ()) != len(starts) or None in starts:
+            raise InputError(
+                f"The {where} row {index} has the answers {answers!r:.200}; wanted as many texts as starts. Mend the row or leave it out"
+            )
+        for text, start in zip(answers["text"] or (), answers["answer_start"] or (), strict=True):
+            found = context[start : start + len(text)] if start >= 0 else ""
+            if found != text or not text.strip():
+                raise InputError(
+                    f"The {where} row {index} says that {text!r} stands at character {start} of its context; there is {found!r}. "
+                    "Mend the row or leave it out"
+                )
+
+
+def encode(
     rows: Dataset,
     columns: Columns,
     processor: PreTrainedTokenizerBase,
@@ -38,7 +91,7 @@ def spans(
         InputError: a slow tokenizer, a stride that leaves no room, or a question or context without a single token.
     """
     want_places(processor)
-    overlap = shared(
+    overlap = shared_tokens(
         stride, max_length, max_length - max_length // 2 - processor.num_special_tokens_to_add(pair=True)
     )
 
@@ -105,6 +158,30 @@ def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tupl
     return (begins, ends) if begins <= ends else (0, 0)
 
 
+def _cut_questions(questions: list[str], processor: PreTrainedTokenizerBase, room: int) -> list[str]:
+    places = processor(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
+    long = sum(len(place) > room for place in places)
+    if long:
+        logger.warning("%d questions are longer than %d tokens and were cut (--max_length)", long, room)
+    return [
+        text if len(place) <= room else text[: place[room - 1][1]]
+        for text, place in zip(questions, places, strict=True)
+    ]
+
+
+def forward(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Start and end logits of a head for extractive answers, [batch, 2, time]; padding can't be chosen.
+
+    The heads' own loss lets padding into the softmax, so that it changes with the longest row of a batch.
+    """
+    outputs = model(**batch)
+    time = batch["input_ids"].shape[1]  # made-up tokens of a tuning method stand in front
+    logits = torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=1)[..., -time:].float()
+    return logits.masked_fill(batch["attention_mask"][:, None].eq(0), OUT)
+
+
 def best_spans(
     scores: np.ndarray, offsets: np.ndarray, most: int, longest: int
 ) -> list[tuple[float, int, int]]:
@@ -157,14 +234,76 @@ def ranked(
     ], none
 
 
-def _cut_questions(questions: list[str], processor: PreTrainedTokenizerBase, room: int) -> list[str]:
-    places = processor(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-        "offset_mapping"
-    ]
-    long = sum(len(place) > room for place in places)
-    if long:
-        logger.warning("%d questions are longer than %d tokens and were cut (--max_length)", long, room)
-    return [
-        text if len(place) <= room else text[: place[room - 1][1]]
-        for text, place in zip(questions, places, strict=True)
-    ]
+def read(
+    kept: np.ndarray,
+    asked: Asked,
+    *,
+    n_best: int = 20,
+    max_answer_length: int = 30,
+    no_answer_threshold: float | None = None,
+) -> list[Answer]:
+    """Start and end scores [windows, time, 2] → the best answer of each question over its windows, and the n best.
+
+    With a threshold, a question is left unanswered where the score of no answer beats the best answer's by more than it.
+    """
+    windows: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(len(asked.rows))]
+    for scores, row, offsets in zip(kept, asked.features["row"], asked.features["offsets"], strict=True):
+        windows[row].append((scores[: len(offsets)], np.asarray(offsets)))
+    answers = []
+    for found, context, gold in zip(
+        windows, asked.rows[str(asked.columns.pair)], asked.rows[asked.columns.label], strict=True
+    ):
+        best, none = ranked(found, context, n_best, max_answer_length)
+        margin = none - best[0]["score"] if best else float("inf")
+        silent = not best or (no_answer_threshold is not None and margin > no_answer_threshold)
+        answers.append(
+            {
+                "gold": list(gold["text"]),
+                "prediction": "" if silent else best[0]["text"],
+                "score": 1 - sum(a["probability"] for a in best) if silent else best[0]["probability"],
+                "no_answer_margin": margin,
+                "n_best": best,
+            }
+        )
+    return answers
+
+
+def bind(options: TaskArguments) -> dict[str, Callable]:
+    """The row's functions that take options."""
+    reading = partial(
+        read,
+        n_best=options.n_best,
+        max_answer_length=options.max_answer_length,
+        no_answer_threshold=options.no_answer_threshold,
+    )
+    return {"encode": partial(encode, stride=options.stride), "read": reading}
+
+
+def figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dict[str, Any]:
+    """Exact match and F1; where some questions have no answer, also the threshold that would have been best on these rows."""
+    found: dict[str, Any] = spans.answer_figures(
+        [a["prediction"] for a in answers], [a["gold"] for a in answers]
+    )
+    if "f1_answerable" in found:
+        answered = [a["n_best"][0]["text"] if a["n_best"] else "" for a in answers]
+        overlap = [
+            max((spans.word_f1(said, text) for text in a["gold"]), default=0.0)
+            for said, a in zip(answered, answers, strict=True)
+        ]
+        margins = [a["no_answer_margin"] for a in answers]
+        best = spans.best_threshold(margins, overlap, [bool(a["gold"]) for a in answers])
+        found |= dict(zip(("best_threshold", "f1_at_best_threshold"), best, strict=True))
+    return found
+
+
+def best_of(score: Callable[[str, str], float]) -> Counts:
+    """The best score of an answer against any of its references; a question without any wants the answer ""."""
+
+    def best(answer: Answer) -> float:
+        gold = [text for text in answer["gold"] if spans.normalised(text)] or [""]
+        return max(score(answer["prediction"], text) for text in gold)
+
+    return each(best)
+
+
+INTERVALS = {"exact_match": (best_of(spans.exact_match), mean), "f1": (best_of(spans.word_f1), mean)}

@@ -28,7 +28,7 @@ from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.methods import trainable_share
-from finetune.tasks.table import Task
+from finetune.tasks.task import Task
 from finetune.training.machine import describe, has_fast_bf16, keep_to_cpu, peak_memory_mb
 from finetune.training.progress import Progress
 

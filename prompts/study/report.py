@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune.metrics import classification
+from finetune.metrics import bootstrap, classification
 from finetune.reports.tables import comma_separated, markdown, with_interval
 from prompts.study.asking import CALIBRATIONS, Answers
 from prompts.study.rows import Row
@@ -66,7 +66,7 @@ def write_report(found: Findings, folder: Path) -> None:
 
 def figures(found: Findings) -> list[dict[str, Any]]:
     """One line a cell and calibration, and one an ensemble."""
-    drawn = classification.draws(len(found.rows), 2000, 0)
+    drawn = bootstrap.draws(len(found.rows), 2000, 0)
     lines = []
     for answers in found.answers:
         for how in CALIBRATIONS:
@@ -88,7 +88,7 @@ def figures(found: Findings) -> list[dict[str, Any]]:
 
 def _line(scores: np.ndarray, found: Findings, drawn: np.ndarray) -> dict[str, Any]:
     gold, predicted = found.gold, scores.argmax(axis=1)
-    values = classification.labels(scores, gold, found.labels)
+    values = classification.class_figures(scores, gold, found.labels)
     sure = intervals(predicted, gold, len(found.labels), drawn)
     (low, high), (f1_low, f1_high) = sure["accuracy"], sure["macro_f1"]
     return {
@@ -113,7 +113,7 @@ def verdicts(found: Findings) -> list[dict[str, Any]]:
         right = {
             f"{answers.cell.model} {answers.cell.name}, {how}": answers.scores(how).argmax(1) == gold
         } | right
-    drawn = classification.draws(len(gold), 1000, 0)
+    drawn = bootstrap.draws(len(gold), 1000, 0)
     lines = []
     for (first, one), (second, other) in combinations(right.items(), 2):
         result = compare(one, other, drawn)

@@ -20,7 +20,7 @@ from finetune.artefacts.folder import resolved_options
 from finetune.data.sources import DataArguments, load_rows, sample
 from finetune.errors import InputError
 from finetune.metrics import texts
-from finetune.metrics.classification import interval
+from finetune.metrics.bootstrap import interval
 from finetune.reports.tables import markdown, with_interval
 from prompts.scoring.cache import Memory
 from prompts.scoring.load import ScoringArguments, embed, fingerprint, load_scorer
@@ -242,8 +242,11 @@ def generate_all(
                 for row in parts.unseen
             ]
             written = memory.written(requests, ending)
-            figures = texts.texts(written, wanted)
-            each = [texts.texts([one], [other])["rougeL"] for one, other in zip(written, wanted, strict=True)]
+            figures = texts.text_figures(written, wanted)
+            each = [
+                texts.text_figures([one], [other])["rougeL"]
+                for one, other in zip(written, wanted, strict=True)
+            ]
             prompt = f"{template.name}/{ending.name}" + (f" {shots} shots, seed {seed}" if shots else "")
             values = {k: f"{v:.3f}" for k, v in figures.items() if k != "rougeL"}
             table.append(

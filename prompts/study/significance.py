@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from finetune.metrics.classification import draws
+from finetune.metrics.bootstrap import draws
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def for_family(prompts: list[Prompt], family: str, row: Row) -> list[Prompt]:
 
 def value_of(scores: np.ndarray, gold: np.ndarray, labels: Sequence[str], metric: str) -> float:
     """One figure of scores [rows, labels]: accuracy, macro_f1, micro_f1 or matthews."""
-    figures = classification.labels(scores, gold, labels)
+    figures = classification.class_figures(scores, gold, labels)
     if metric not in figures:
         raise InputError(
             f"Unknown metric '{metric}'; wanted one of: {', '.join(figures)}. Mend the entry's `metric`"

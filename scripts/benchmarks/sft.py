@@ -127,7 +127,8 @@ def ours(ask, rows, settings):
     from finetune.methods import attach
     from finetune.models.attention.packed import pack
     from finetune.models.load import ModelArguments, load_model
-    from finetune.tasks.table import TASKS, packed
+    from finetune.tasks.sft import packed
+    from finetune.tasks.table import TASKS
     from finetune.training.sft import SftArguments, make_instruct_trainer
 
     set_seed(settings["seed"])

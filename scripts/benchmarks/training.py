@@ -60,13 +60,13 @@ def train_side(ask: argparse.Namespace) -> dict[str, float]:
 
     if ask.side == "ours":
         keep_freed_memory()
-    from finetune.data.checks import examine_classes
     from finetune.data.sources import DataArguments, load_rows
+    from finetune.tasks.classification import examine
 
     data = DataArguments(
         ask.dataset_name, max_train_rows=ask.rows, max_eval_rows=ask.eval_rows, eval_split="test"
     )
-    rows, columns, labels = examine_classes(load_rows(data), data, pair=False)
+    rows, columns, labels = examine(load_rows(data), data, pair=False)
     trainer, features = (make_ours if ask.side == "ours" else make_peer)(ask, rows, columns, labels)
     lengths = (
         [sum(mask) for mask in features["attention_mask"]]

@@ -7,17 +7,17 @@ import logging
 import pytest
 from datasets import ClassLabel, Dataset
 
-from finetune.data.checks import examine_classes
 from finetune.data.columns import class_ids, class_names, find_columns
 from finetune.data.sources import DataArguments, FewShotArguments, Rows
 from finetune.errors import InputError
+from finetune.tasks import classification
 
 TEXTS = ["good film", "bad film", "fine film", "dull film"]
 
 
 def examine(train: dict, evaluation: dict | None = None, pair: bool = False, **options):
     rows = Rows(Dataset.from_dict(train), Dataset.from_dict(evaluation or train), "rows")
-    return examine_classes(rows, DataArguments("rows", **options), pair)
+    return classification.examine(rows, DataArguments("rows", **options), pair)
 
 
 def test_good_rows():
@@ -73,7 +73,7 @@ def test_unlabelled_rows_are_named():
         "label", ClassLabel(names=["neg", "pos"])
     )
     with pytest.raises(InputError, match="4 training rows have a label .* or none: 'no label'"):
-        examine_classes(Rows(rows, rows, "imdb"), DataArguments("imdb"), False)
+        classification.examine(Rows(rows, rows, "imdb"), DataArguments("imdb"), False)
 
 
 def test_whole_floats_and_booleans_are_classes():
@@ -114,4 +114,4 @@ def test_shots_and_a_number_of_rows_contradict_each_other():
     data = FewShotArguments("rows", shots_per_class=1, max_train_rows=3)
     part = Dataset.from_dict({"text": TEXTS, "label": [0, 1, 0, 1]})
     with pytest.raises(InputError, match="leave one out"):
-        examine_classes(Rows(part, part, "rows"), data, False)
+        classification.examine(Rows(part, part, "rows"), data, False)

@@ -12,7 +12,7 @@ from finetune.data import encode
 from finetune.data.columns import Columns
 from finetune.errors import InputError
 from finetune.objectives import documents, inputs
-from finetune.tasks import instructions
+from finetune.tasks import sft
 
 BOTH = Columns("text", None, "label")
 
@@ -79,7 +79,7 @@ def test_other_tools_are_another_text(tmp_path):
     processor.chat_template = "{{ tools }}{% for message in messages %} {{ message.content }}{% endfor %}"
     chat = [{"role": "user", "content": "a film"}, {"role": "assistant", "content": "good"}]
     found = [
-        instructions.instructions(
+        sft.encode(
             from_file(tmp_path, {"messages": [chat], "tools": [tools]}, f"rows-{place}"),
             Columns("messages", None, "messages"), processor, 32, None,
         )["input_ids"][:]

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from finetune.metrics import classification
+from finetune.metrics import bootstrap, classification
 
 GOLD = np.array([0, 0, 0, 1, 1, 2])
 LOGITS = np.eye(3)[[0, 0, 1, 1, 0, 2]]
 
 
 def test_labels_by_eye():
-    figures = classification.labels(LOGITS, GOLD, ["a", "b", "c"])
+    figures = classification.class_figures(LOGITS, GOLD, ["a", "b", "c"])
     assert figures["accuracy"] == figures["micro_f1"] == pytest.approx(4 / 6)
     assert figures["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
 
@@ -26,16 +26,16 @@ def test_classes_and_confusion():
 
 
 def test_a_class_without_rows_counts_in_macro_f1():
-    figures = classification.labels(np.eye(3)[[0, 1]], np.array([0, 1]), ["a", "b", "c"])
+    figures = classification.class_figures(np.eye(3)[[0, 1]], np.array([0, 1]), ["a", "b", "c"])
     assert figures["macro_f1"] == pytest.approx(2 / 3)
 
 
 def test_interval_of_a_mean_is_that_of_theory():
     values = np.random.default_rng(0).random(400) < 0.8
-    low, high = classification.interval(values)
+    low, high = bootstrap.interval(values)
     half = 1.96 * np.sqrt(values.mean() * (1 - values.mean()) / 400)
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.006)
-    assert classification.interval(values) == (low, high)  # seeded
+    assert bootstrap.interval(values) == (low, high)  # seeded
 
 
 def test_macro_f1_interval_is_that_of_resampled_rows():
@@ -46,11 +46,11 @@ def test_macro_f1_interval_is_that_of_resampled_rows():
     resampled = [
         f1_score(gold[i], predicted[i], average="macro", labels=[0, 1, 2], zero_division=0) for i in drawn
     ]
-    found = classification.macro_f1_interval(predicted, gold, 3)
+    found = bootstrap.macro_f1_interval(predicted, gold, 3)
     assert found == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])), abs=0.02)
 
 
 def test_draws_add_up():
-    counts = classification.draws(7, 50, 0)
+    counts = bootstrap.draws(7, 50, 0)
     assert counts.shape == (50, 7)
     assert (counts.sum(axis=1) == 7).all()

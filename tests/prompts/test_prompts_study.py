@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from finetune.errors import InputError
 from finetune.methods import attach
-from finetune.metrics import classification
+from finetune.metrics import bootstrap
 from prompts.scoring.cache import BLOCK, Memory
 from prompts.scoring.generate import cut, generate
 from prompts.scoring.load import ScoringArguments, fingerprint, load_scorer
@@ -113,11 +113,11 @@ def test_comparisons_say_it_in_words() -> None:
     result = compare(*noise)
     width = 2 * 1.96 * (noise[0].astype(float) - noise[1]).std() / 20
     assert result.high - result.low == pytest.approx(width, rel=0.1)
-    sure = intervals(noise[0].astype(int), noise[1].astype(int), 2, classification.draws(400, 2000, 0))
-    np.testing.assert_allclose(sure["accuracy"], classification.interval(noise[0] == noise[1]), atol=1e-9)
+    sure = intervals(noise[0].astype(int), noise[1].astype(int), 2, bootstrap.draws(400, 2000, 0))
+    np.testing.assert_allclose(sure["accuracy"], bootstrap.interval(noise[0] == noise[1]), atol=1e-9)
     np.testing.assert_allclose(
         sure["macro_f1"],
-        classification.macro_f1_interval(noise[0].astype(int), noise[1].astype(int), 2),
+        bootstrap.macro_f1_interval(noise[0].astype(int), noise[1].astype(int), 2),
         atol=1e-9,
     )
     with pytest.raises(ValueError, match="wanted the same rows"):

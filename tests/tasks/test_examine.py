@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from finetune.data.sources import DataArguments, FewShotArguments, Rows
 from finetune.errors import InputError
-from finetune.tasks import examine
+from finetune.tasks import choice, multilabel, regression, seq2seq, sft, spans, tokens
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -28,7 +28,7 @@ def tagged(*tags: str, words: int | None = None) -> Rows:
 
 
 def test_tags_keep_their_names_and_order():
-    rows, columns, labels = examine.examine_tags(tagged("B-PER", "I-PER", "B-PER", "O"), DataArguments())
+    rows, columns, labels = tokens.examine(tagged("B-PER", "I-PER", "B-PER", "O"), DataArguments())
     assert labels == TAGS and columns.text == "tokens" and columns.label == "ner_tags"
     assert len(rows.train) == 2
 
@@ -40,18 +40,18 @@ def test_tags_that_break_iob2_are_refused(tags):
     with pytest.raises(
         InputError, match=r"training row 1 break IOB2: 'I-PER' at word \d \('w'\) follows .* wanted 'B-PER'"
     ):
-        examine.examine_tags(tagged(*tags), DataArguments())
+        tokens.examine(tagged(*tags), DataArguments())
 
 
 def test_tags_of_words_that_are_not_there_are_refused():
     with pytest.raises(InputError, match="training row 1 has 3 words and 2 tags"):
-        examine.examine_tags(tagged("O", "O", words=3), DataArguments())
+        tokens.examine(tagged("O", "O", words=3), DataArguments())
 
 
 def test_parts_of_speech_are_no_entities():
     rows = both([{"tokens": ["a", "dog"], "pos_tags": ["I", "NN"]}])
-    assert examine.examine_tags(rows, DataArguments())[2] == ["I", "NN"]
-    assert examine.are_entities(TAGS) and not examine.are_entities(["O", "NN", "B-X"])
+    assert tokens.examine(rows, DataArguments())[2] == ["I", "NN"]
+    assert tokens.are_entities(TAGS) and not tokens.are_entities(["O", "NN", "B-X"])
 
 
 def test_a_tag_never_seen_in_training_is_refused():
@@ -60,12 +60,12 @@ def test_a_tag_never_seen_in_training_is_refused():
         held_out=[{"tokens": ["a"], "tags": ["B-Y"]}],
     )
     with pytest.raises(InputError, match="evaluation row 0 has the tag 'B-Y'"):
-        examine.examine_tags(rows, DataArguments())
+        tokens.examine(rows, DataArguments())
 
 
 def test_a_label_column_without_lists_is_refused():
     with pytest.raises(InputError, match="wanted a list a row"):
-        examine.examine_tags(both([{"tokens": ["a"], "tags": "O"}]), DataArguments())
+        tokens.examine(both([{"tokens": ["a"], "tags": "O"}]), DataArguments())
 
 
 def answered(text: str, start: int) -> dict:
@@ -79,12 +79,12 @@ def answered(text: str, start: int) -> dict:
 @pytest.mark.parametrize(("text", "start"), [("a film", 8), ("dog", 0), ("", 0), ("film", -4), ("film", 99)])
 def test_answers_that_are_not_in_the_context_are_refused(text, start):
     with pytest.raises(InputError, match=r"training row 1 says that .* stands at character"):
-        examine.examine_spans(both([answered("anna", 0), answered(text, start)]), DataArguments())
+        spans.examine(both([answered("anna", 0), answered(text, start)]), DataArguments())
 
 
 def test_answers_in_another_shape_and_none_at_all_are_refused():
     with pytest.raises(InputError, match="wanted a mapping of text and answer_start"):
-        examine.examine_spans(both([{"question": "a", "context": "b", "answers": "b"}]), DataArguments())
+        spans.examine(both([{"question": "a", "context": "b", "answers": "b"}]), DataArguments())
     features = Features(
         {
             "question": Value("string"),
@@ -93,7 +93,7 @@ def test_answers_in_another_shape_and_none_at_all_are_refused():
         }
     )
     with pytest.raises(InputError, match="No training row has an answer"):
-        examine.examine_spans(
+        spans.examine(
             both([{"question": "a", "context": "b", "answers": {"text": [], "answer_start": []}}], features),
             DataArguments(),
         )
@@ -101,26 +101,26 @@ def test_answers_in_another_shape_and_none_at_all_are_refused():
 
 def test_questions_without_answer_are_counted(caplog):
     none = {"question": "who", "context": "b", "answers": {"text": [], "answer_start": []}}
-    examine.examine_spans(both([answered("anna", 0), none]), DataArguments())
+    spans.examine(both([answered("anna", 0), none]), DataArguments())
     assert "1 of 2 training questions have no answer" in caplog.text
 
 
 def test_empty_references_are_refused_or_left_out():
     rows = both([{"source": "a", "target": "b"}, {"source": "a", "target": " "}])
     with pytest.raises(InputError, match="1 of 2 training rows have no text in source or target"):
-        examine.examine_texts(rows, DataArguments())
-    kept, columns, _ = examine.examine_texts(rows, DataArguments(drop_empty_rows=True))
+        seq2seq.examine(rows, DataArguments())
+    kept, columns, _ = seq2seq.examine(rows, DataArguments(drop_empty_rows=True))
     assert len(kept.train) == 1 and columns.pair is None
 
 
 def test_columns_inside_columns_are_named_with_a_dot():
     rows = both([{"translation": {"en": "a dog", "de": "ein Hund"}}])
-    found, columns, _ = examine.examine_texts(
+    found, columns, _ = seq2seq.examine(
         rows, DataArguments(text_column="translation.en", label_column="translation.de")
     )
     assert found.train[0][columns.label] == "ein Hund"
     with pytest.raises(InputError, match=r"it has translation\.(de|en).*Set --text_column"):
-        examine.examine_texts(rows, DataArguments())
+        seq2seq.examine(rows, DataArguments())
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_columns_inside_columns_are_named_with_a_dot():
 )
 def test_targets_that_are_no_numbers_are_refused(value, message):
     with pytest.raises(InputError, match=message):
-        examine.examine_numbers(
+        regression.examine(
             both([{"text": "a", "score": 2.0}, {"text": "b", "score": value}]), DataArguments()
         )
 
@@ -140,7 +140,7 @@ def test_a_regression_takes_two_texts_where_there_are_two():
             {"sentence_A": "c", "sentence_B": "d", "relatedness_score": 2.0},
         ]
     )
-    _, columns, labels = examine.examine_numbers(rows, DataArguments())
+    _, columns, labels = regression.examine(rows, DataArguments())
     assert (columns.text, columns.pair, columns.label, labels) == (
         "sentence_A",
         "sentence_B",
@@ -151,10 +151,10 @@ def test_a_regression_takes_two_texts_where_there_are_two():
 
 def test_sets_of_labels_take_their_names_from_training():
     rows = both([{"text": "a", "labels": ["y", "x"]}, {"text": "b", "labels": []}])
-    assert examine.examine_label_sets(rows, DataArguments())[2] == ["x", "y"]
+    assert multilabel.examine(rows, DataArguments())[2] == ["x", "y"]
     strange = both([{"text": "a", "labels": ["x"]}], held_out=[{"text": "a", "labels": ["z"]}])
     with pytest.raises(InputError, match="evaluation row 0 has labels that no training row has: z"):
-        examine.examine_label_sets(strange, DataArguments())
+        multilabel.examine(strange, DataArguments())
 
 
 @pytest.mark.parametrize(
@@ -163,19 +163,17 @@ def test_sets_of_labels_take_their_names_from_training():
 )
 def test_choices_that_cannot_be_chosen_are_refused(offers, answer, message):
     with pytest.raises(InputError, match=message):
-        examine.examine_choices(both([{"text": "t", "choices": offers, "answer": answer}]), DataArguments())
+        choice.examine(both([{"text": "t", "choices": offers, "answer": answer}]), DataArguments())
 
 
 def test_chats_without_an_answer_are_refused():
     with pytest.raises(InputError, match="row 0 has no message of the role assistant"):
-        examine.examine_instructions(
-            both([{"messages": [{"role": "user", "content": "a"}]}]), DataArguments()
-        )
+        sft.examine(both([{"messages": [{"role": "user", "content": "a"}]}]), DataArguments())
 
 
 def test_shots_want_classes():
     with pytest.raises(InputError, match="--shots_per_class wants a task with one class a row"):
-        examine.examine_tags(tagged("O"), FewShotArguments(shots_per_class=2))
+        tokens.examine(tagged("O"), FewShotArguments(shots_per_class=2))
 
 
 def test_labels_inside_records_are_lists_of_labels():
@@ -189,7 +187,7 @@ def test_labels_inside_records_are_lists_of_labels():
             {"text": "a story", "aspects": []},
         ]
     )
-    examined, columns, labels = examine.examine_label_sets(
+    examined, columns, labels = multilabel.examine(
         Rows(rows, rows, "x"), DataArguments(label_column="aspects.aspect")
     )
     assert labels == ["music", "story"] and sorted(examined.train[columns.label]) == [[], ["story", "music"]]
@@ -205,7 +203,7 @@ def test_labels_inside_records_are_lists_of_labels():
 def test_other_ways_to_mark_entities_are_told_from_iob2(tags, message):
     rows = [{"tokens": ["a", "b", "c"], "ner_tags": tags}]
     with pytest.raises(InputError, match=message):
-        examine.examine_tags(both(rows), DataArguments())
+        tokens.examine(both(rows), DataArguments())
 
 
 def test_a_class_without_a_name_is_no_tag():
@@ -213,21 +211,21 @@ def test_a_class_without_a_name_is_no_tag():
     rows = Dataset.from_list([{"tokens": ["a", "b"], "ner_tags": [0, -1]}], feature)
     rows = rows.cast(Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=TAGS))}))
     with pytest.raises(InputError, match="Row 0 has the label -1"):
-        examine.examine_tags(Rows(rows, rows, "x"), DataArguments())
+        tokens.examine(Rows(rows, rows, "x"), DataArguments())
 
 
 def test_words_that_are_no_text_and_answers_without_a_start_are_named():
     with pytest.raises(InputError, match="row 0 holds a word that is no text"):
-        examine.examine_tags(both([{"tokens": ["a", None], "ner_tags": ["O", "O"]}]), DataArguments())
+        tokens.examine(both([{"tokens": ["a", None], "ner_tags": ["O", "O"]}]), DataArguments())
     asked = {"question": "who", "context": "a film", "answers": {"text": ["film"], "answer_start": []}}
     with pytest.raises(InputError, match="as many texts as starts"):
-        examine.examine_spans(both([asked]), DataArguments())
+        spans.examine(both([asked]), DataArguments())
 
 
 def test_an_answer_without_content_is_named():
     chat = [{"role": "user", "content": "well?"}, {"role": "assistant", "content": " "}]
     with pytest.raises(InputError, match="row 0 has an answer without content"):
-        examine.examine_instructions(both([{"messages": chat}]), DataArguments())
+        sft.examine(both([{"messages": chat}]), DataArguments())
 
 
 @pytest.mark.parametrize(
@@ -242,11 +240,11 @@ def test_an_answer_without_content_is_named():
 )
 def test_tags_that_only_look_like_entities_are_refused(tags, message):
     with pytest.raises(InputError, match=message):
-        examine.examine_tags(both([{"tokens": ["a", "dog"], "ner_tags": tags}] * 2), DataArguments())
+        tokens.examine(both([{"tokens": ["a", "dog"], "ner_tags": tags}] * 2), DataArguments())
 
 
 def test_what_f1_means_of_parts_of_speech_is_said(caplog):
-    examine.examine_tags(both([{"tokens": ["a", "dog"], "pos_tags": ["DT", "NN"]}]), DataArguments())
+    tokens.examine(both([{"tokens": ["a", "dog"], "pos_tags": ["DT", "NN"]}]), DataArguments())
     assert "share of words with the right tag" in caplog.text
 
 
@@ -255,7 +253,7 @@ def test_a_start_that_is_missing_is_named():
         {"question": "q", "context": "a film", "answers": {"text": ["a", "film"], "answer_start": [0, None]}}
     ]
     with pytest.raises(InputError, match="training row 0 has the answers .*wanted as many texts as starts"):
-        examine.examine_spans(both(rows), DataArguments())
+        spans.examine(both(rows), DataArguments())
 
 
 @pytest.mark.parametrize(
@@ -270,4 +268,4 @@ def test_a_start_that_is_missing_is_named():
 )
 def test_chats_that_answer_nothing_are_named(messages, message):
     with pytest.raises(InputError, match=f"training row 0 .*{message}"):
-        examine.examine_instructions(both([{"messages": messages}]), DataArguments())
+        sft.examine(both([{"messages": messages}]), DataArguments())

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.data.columns import Columns
 from finetune.errors import InputError
-from finetune.tasks.instructions import in_spans, instructions
+from finetune.tasks.sft import encode, in_spans
 
 TEMPLATE = (
     "{% if tools %}<|start|>tools\n{% for tool in tools %}{{ tool.function.name }}{% endfor %}<|end|>\n{% endif %}"
@@ -57,7 +57,7 @@ def test_the_assistants_turns_are_learnt_with_their_ends(processor):
         ("user", "sure?"),
         ("assistant", "no, no"),
     )
-    (row,) = instructions(Dataset.from_list([{"messages": messages}]), CHAT, processor, 128, None)
+    (row,) = encode(Dataset.from_list([{"messages": messages}]), CHAT, processor, 128, None)
     assert learnt(processor, row) == "yes<|end|>no, no<|end|>"
     assert processor.decode(row["input_ids"][: row["prompt"]]).endswith("sure?<|end|>\n<|start|>assistant\n")
     for place, label in enumerate(row["labels"][:-1]):  # a label is the token that comes next
@@ -66,8 +66,8 @@ def test_the_assistants_turns_are_learnt_with_their_ends(processor):
 
 def test_the_whole_text_where_that_is_asked_for(processor):
     messages = chat(("user", "well?"), ("assistant", "yes"))
-    (row,) = instructions(
-        Dataset.from_list([{"messages": messages}]), CHAT, processor, 128, None, answers_only=False
+    (row,) = encode(
+        Dataset.from_list([{"messages": messages}]), CHAT, processor, 128, None, assistant_only_loss=False
     )
     assert (
         learnt(processor, row) == "user\nwell?<|end|>\n<|start|>assistant\nyes<|end|>\n"
@@ -76,14 +76,14 @@ def test_the_whole_text_where_that_is_asked_for(processor):
 
 def test_a_completion_is_learnt_with_the_end_of_text(processor):
     rows = Dataset.from_list([{"prompt": "well?", "completion": " yes"}])
-    (row,) = instructions(rows, PLAIN, processor, 64, None, chat=False)
+    (row,) = encode(rows, PLAIN, processor, 64, None, chat=False)
     assert learnt(processor, row) == " yes<eos>"
     assert processor.decode(row["input_ids"]) == "well? yes"
 
 
 def test_prompt_and_completion_go_into_the_template(processor):
     rows = Dataset.from_list([{"prompt": "well?", "completion": "yes"}])
-    (row,) = instructions(rows, PLAIN, processor, 64, None)
+    (row,) = encode(rows, PLAIN, processor, 64, None)
     assert processor.decode(row["input_ids"]).startswith(
         "<|start|>user\nwell?<|end|>\n<|start|>assistant\nyes<|end|>"
     )
@@ -100,14 +100,14 @@ def test_prompts_that_are_messages(processor):
             }
         ]
     )
-    (row,) = instructions(rows, PLAIN, processor, 128, None)
+    (row,) = encode(rows, PLAIN, processor, 128, None)
     assert learnt(processor, row) == "b<|end|>d<|end|>"
 
 
 def test_tools_reach_the_template(processor):
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
     row = {"messages": chat(("user", "a"), ("assistant", "b")), "tools": json.dumps(tools)}
-    (found,) = instructions(Dataset.from_list([row]), CHAT, processor, 128, None)
+    (found,) = encode(Dataset.from_list([row]), CHAT, processor, 128, None)
     assert processor.decode(found["input_ids"]).startswith("<|start|>tools\nweather<|end|>\n<|start|>user")
 
 
@@ -115,18 +115,18 @@ def test_rows_with_nothing_left_to_learn_are_left_out_and_counted(processor, cap
     rows = Dataset.from_list(
         [{"prompt": "a?" * 80, "completion": " yes"}, {"prompt": "a", "completion": " no" * 40}]
     )
-    features = instructions(rows, PLAIN, processor, 32, None, chat=False)
+    features = encode(rows, PLAIN, processor, 32, None, chat=False)
     assert features["row"][:] == [1] and features["length"][0] == 31
     assert (
         "1 of 2 rows have nothing to learn within 32 tokens" in caplog.text
         and "1 of 2 rows are longer" in caplog.text
     )
     with pytest.raises(InputError, match="no row has anything left to learn"):
-        instructions(rows.select([0]), PLAIN, processor, 32, None, chat=False)
+        encode(rows.select([0]), PLAIN, processor, 32, None, chat=False)
 
 
 def test_an_answer_that_begins_inside_a_token_is_counted(processor, caplog):
-    instructions(
+    encode(
         Dataset.from_list([{"prompt": "ye", "completion": "s"}]), PLAIN, processor, 32, None, chat=False
     )
     assert "In 1 of 1 rows prompt and answer meet inside a token" in caplog.text
@@ -137,7 +137,7 @@ def test_a_tokenizer_without_template_takes_no_chats(processor):
     processor.chat_template = None
     try:
         with pytest.raises(InputError, match="no chat template"):
-            instructions(rows, CHAT, processor, 64, None)
+            encode(rows, CHAT, processor, 64, None)
     finally:
         processor.chat_template = TEMPLATE
 
@@ -146,7 +146,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(processor):
     processor.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     try:
         with pytest.raises(InputError, match="writes earlier turns otherwise"):
-            instructions(
+            encode(
                 Dataset.from_list([{"messages": chat(("user", "a"), ("assistant", "b"))}]),
                 CHAT,
                 processor,
@@ -172,11 +172,11 @@ def test_tokens_in_spans_by_eye():
 def test_tools_that_are_none_are_said(processor, tools, message):
     rows = Dataset.from_list([{"messages": chat(("user", "well?"), ("assistant", "yes")), "tools": tools}])
     with pytest.raises(InputError, match=message):
-        instructions(rows, CHAT, processor, 128, None)
+        encode(rows, CHAT, processor, 128, None)
 
 
 @pytest.mark.parametrize("length", [1, 0, -5])
 def test_a_length_that_holds_nothing_is_refused(processor, length):
     rows = Dataset.from_list([{"prompt": "yes", "completion": " no"}])
     with pytest.raises(InputError, match=f"Got --max_length {length}; wanted 2 or more"):
-        instructions(rows, PLAIN, processor, length, None, chat=False)
+        encode(rows, PLAIN, processor, length, None, chat=False)

@@ -84,7 +84,7 @@ def test_answers_are_extracted(shared_data, tmp_path):
     options = "--task spans --max_length 192 --stride 48 --num_train_epochs 3"
     found, lines = tuned(tmp_path / "run", f"{MINILM} {options}", dataset_name=shared_data / "xquad_en")
     context = [line["text"][1] for line in lines]
-    guessed = spans.spans([text.partition(". ")[0] for text in context], [line["gold"] for line in lines])
+    guessed = spans.answer_figures([text.partition(". ")[0] for text in context], [line["gold"] for line in lines])
     assert found["f1"] > guessed["f1"] + 0.2
     assert all(line["prediction"] in text for line, text in zip(lines, context, strict=True))
 
@@ -125,7 +125,8 @@ def test_sets_of_labels_are_told(tmp_path):
         np.where(np.isin(np.arange(len(names)), most[:many]), 1.0, -1.0) for many in range(1, len(names) + 1)
     ]
     best = max(
-        classification.label_sets(np.tile(row, (len(gold), 1)), gold, names)["micro_f1"] for row in constant
+        classification.label_set_figures(np.tile(row, (len(gold), 1)), gold, names)["micro_f1"]
+        for row in constant
     )
     assert found["micro_f1"] > best + 0.15
 
@@ -140,7 +141,7 @@ def test_a_decoder_learns_to_translate(shared_data, tmp_path):
     options = f"{SMOLLM2} --task seq2seq --max_train_rows 400 --max_eval_rows 24 --max_length 96 --max_target_length 32"
     options += " --num_train_epochs 1 --per_device_eval_batch_size 12 --save_predictions true"
     found, lines = tuned(tmp_path / "run", options, dataset_name=shared_data / "multi30k", **columns)
-    copied = texts.texts([line["text"] for line in lines], [line["gold"] for line in lines])
+    copied = texts.text_figures([line["text"] for line in lines], [line["gold"] for line in lines])
     assert found["chrf"] > copied["chrf"]
 
 

@@ -11,7 +11,7 @@ from tokenizers import normalizers
 from finetune.data import collate
 from finetune.data.columns import Columns
 from finetune.errors import InputError
-from finetune.tasks.spans import NOWHERE, best_spans, ranked, spans, token_span
+from finetune.tasks.spans import NOWHERE, best_spans, encode, ranked, token_span
 
 COLUMNS = Columns("question", "context", "answers")
 CONTEXT = "the film was great and the actor was awful but we loved it"
@@ -28,7 +28,7 @@ def asked(question: str, answer: str | None, context: str = CONTEXT) -> dict:
 
 def test_the_answers_tokens_are_labelled():
     processor = make_tokenizer("bert")
-    (row,) = spans(
+    (row,) = encode(
         Dataset.from_list([asked("was it good", "great and the actor")]), COLUMNS, processor, 32, None
     )
     start, end = row["labels"]
@@ -44,7 +44,7 @@ def test_the_answers_tokens_are_labelled():
 
 def test_windows_without_the_whole_answer_point_at_the_first_token():
     processor = make_tokenizer("bert")
-    features = spans(
+    features = encode(
         Dataset.from_list([asked("film", "but we loved")]), COLUMNS, processor, 14, None, stride=3
     )
     # ten tokens of context in the first window, which ends with "but"
@@ -59,7 +59,7 @@ def test_windows_without_the_whole_answer_point_at_the_first_token():
 
 
 def test_a_question_without_answer_points_at_the_first_token():
-    (row,) = spans(Dataset.from_list([asked("film", None)] * 1), COLUMNS, make_tokenizer("bert"), 32, None)
+    (row,) = encode(Dataset.from_list([asked("film", None)] * 1), COLUMNS, make_tokenizer("bert"), 32, None)
     assert row["labels"] == [0, 0]
 
 
@@ -96,7 +96,7 @@ def test_answers_of_all_windows_are_ranked_together():
 
 
 def test_long_questions_are_cut_and_counted(caplog):
-    (row,) = spans(
+    (row,) = encode(
         Dataset.from_list([asked("film " * 30, "great")] * 1), COLUMNS, make_tokenizer("bert"), 32, None
     )
     assert row["length"] <= 32
@@ -105,13 +105,13 @@ def test_long_questions_are_cut_and_counted(caplog):
 
 def test_a_stride_that_leaves_no_room_is_refused():
     with pytest.raises(InputError, match="--stride 16 leaves nothing of 13 tokens"):
-        spans(
+        encode(
             Dataset.from_list([asked("film", "great")]), COLUMNS, make_tokenizer("bert"), 32, None, stride=16
         )
 
 
 def test_the_collator_stacks_both_ends():
-    features = spans(
+    features = encode(
         Dataset.from_list([asked("film", "great"), asked("was it good", "awful")]),
         COLUMNS,
         make_tokenizer("bert"),
@@ -127,4 +127,4 @@ def test_texts_without_a_token_are_refused(question, context):
     processor = make_tokenizer("bert")
     processor.backend_tokenizer.normalizer = normalizers.BertNormalizer()
     with pytest.raises(InputError, match="nothing is left of the text"):
-        spans(Dataset.from_list([asked(question, None, context)]), COLUMNS, processor, 24, None)
+        encode(Dataset.from_list([asked(question, None, context)]), COLUMNS, processor, 24, None)

@@ -7,8 +7,9 @@ import torch
 from gradients import in_two_processes, relative_difference
 from task_gradients import CASES, COLUMNS, prepared, rows, step_gradients
 
-from finetune.tasks.answers import Asked
-from finetune.tasks.table import TaskArguments, answerer
+from finetune.tasks.answers import answerer
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.task import Asked
 from finetune.training.trainer import TrainingArguments, by_length, make_trainer
 
 

@@ -16,7 +16,7 @@ def test_entities_counted_by_hand():
     gold = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "O"]]
     said = [["B-PER", "I-PER", "O", "B-PER"], ["O", "B-ORG", "I-ORG"]]
     # three entities wanted, three said, one of them right in type and both ends
-    figures = classification.entities(said, gold)
+    figures = classification.entity_figures(said, gold)
     assert (figures["precision"], figures["recall"], figures["f1"]) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
     assert figures["per_type"]["LOC"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "entities": 1}
     assert figures["per_type"]["PER"]["f1"] == pytest.approx(2 / 3)
@@ -28,15 +28,15 @@ def test_entities_equal_seqeval_strict():
     gold = [[tags[i] for i in rng.integers(0, 5, 12)] for _ in range(30)]
     said = [[tag if rng.random() < 0.8 else tags[rng.integers(0, 5)] for tag in row] for row in gold]
     report = classification_report(gold, said, mode="strict", scheme=IOB2, output_dict=True, zero_division=0)
-    figures = classification.entities(said, gold)
+    figures = classification.entity_figures(said, gold)
     for key, name in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
         assert figures[key] == pytest.approx(report["micro avg"][name])
         assert figures["per_type"]["A"][key] == pytest.approx(report["A"][name])
 
 
 def test_an_entity_that_starts_inside_is_none():
-    assert classification.entities([["O", "I-PER"]], [["O", "B-PER"]])["f1"] == 0
-    assert classification.entities([["O"]], [["O"]]) == {
+    assert classification.entity_figures([["O", "I-PER"]], [["O", "B-PER"]])["f1"] == 0
+    assert classification.entity_figures([["O"]], [["O"]]) == {
         "precision": 0.0,
         "recall": 0.0,
         "f1": 0.0,
@@ -53,10 +53,10 @@ def test_correlations_equal_scipys():
     rng = np.random.default_rng(0)
     gold = rng.normal(size=50).round(1)
     said = (gold + rng.normal(size=50)).round(1)
-    figures = classification.numbers(said[:, None], gold)
+    figures = classification.number_figures(said[:, None], gold)
     assert figures["pearson"] == pytest.approx(stats.pearsonr(said, gold)[0])
     assert figures["spearman"] == pytest.approx(stats.spearmanr(said, gold)[0])
-    assert classification.numbers(np.array([[1.0], [3.0]]), np.array([2.0, 2.0])) == {
+    assert classification.number_figures(np.array([[1.0], [3.0]]), np.array([2.0, 2.0])) == {
         "pearson": 0.0,
         "spearman": 0.0,
         "mse": 1.0,
@@ -67,7 +67,7 @@ def test_correlations_equal_scipys():
 def test_sets_of_labels_counted_by_hand():
     logits = np.array([[2.0, -1.0, 3.0], [-2.0, 0.5, -0.1], [-1.0, -1.0, -1.0]])
     gold = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
-    figures = classification.label_sets(logits, gold, ["a", "b", "c"])
+    figures = classification.label_set_figures(logits, gold, ["a", "b", "c"])
     assert figures["accuracy"] == pytest.approx(2 / 3)
     assert figures["micro_f1"] == pytest.approx(2 * 3 / (2 * 3 + 1))  # three hits, one miss, no false alarm
     assert figures["macro_f1"] == pytest.approx(f1_score(gold > 0, logits > 0, average="macro"))
@@ -75,7 +75,7 @@ def test_sets_of_labels_counted_by_hand():
 
 
 def test_a_set_of_one_label_has_the_f1_of_that_label():
-    figures = classification.label_sets(
+    figures = classification.label_set_figures(
         np.array([[1.0], [1.0], [-1.0], [-1.0]]), np.array([[1.0], [0.0], [0.0], [0.0]]), ["a"]
     )
     assert figures["macro_f1"] == figures["micro_f1"] == pytest.approx(2 / 3) and figures["accuracy"] == 0.75
@@ -84,7 +84,7 @@ def test_a_set_of_one_label_has_the_f1_of_that_label():
 def test_choices_with_fewer_offered():
     # filled up with -1e9 in a batch, with -100 where batches are put together
     logits = np.array([[-101.0, -102.0, -1e9, -100.0], [0.0, 1.0, 5.0, 2.0]])
-    assert classification.choices(logits, np.array([0, 3])) == {
+    assert classification.choice_figures(logits, np.array([0, 3])) == {
         "accuracy": 0.5,
         "chance": (1 / 2 + 1 / 4) / 2,
     }
@@ -92,4 +92,4 @@ def test_choices_with_fewer_offered():
 
 def test_next_tokens_are_counted_over_all_rows():
     gold = np.array([[4, 5, -100], [6, -100, -100]])
-    assert classification.next_tokens(np.array([1, 1]), gold) == {"token_accuracy": pytest.approx(2 / 3)}
+    assert classification.token_figures(np.array([1, 1]), gold) == {"token_accuracy": pytest.approx(2 / 3)}

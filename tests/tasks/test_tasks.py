@@ -15,14 +15,17 @@ from finetune import loss
 from finetune.data.columns import Columns
 from finetune.errors import InputError
 from finetune.models import generate
-from finetune.tasks import answers
-from finetune.tasks.answers import Asked
-from finetune.tasks.table import TASKS, TaskArguments, class_weights, settle, shape_loss
+from finetune.tasks import classification, sft, spans, tokens
+from finetune.tasks.answers import save_answers
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.table import TASKS, settle
+from finetune.tasks.task import Asked
+from finetune.tasks.weighting import class_weights, shape_loss
 
 
 def test_an_option_reaches_the_functions_that_take_it():
     row = settle(TaskArguments(task="spans", stride=16, n_best=3), "encoder")
-    assert row.encode.keywords == {"stride": 16} and row.read.keywords == {"n_best": 3}
+    assert row.encode.keywords == {"stride": 16} and row.read.keywords["n_best"] == 3
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_classes_stand_at_their_rows_whatever_the_order():
         {"row": [1, 0], "labels": [1, 0]},
         ["no", "yes"],
     )
-    found = answers.classes(np.array([[0.0, 3.0], [5.0, 0.0]]), of)
+    found = classification.read(np.array([[0.0, 3.0], [5.0, 0.0]]), of)
     assert [(a["gold"], a["prediction"]) for a in found] == [("no", "no"), ("yes", "yes")]
     assert found[0]["score"] == pytest.approx(1 / (1 + np.exp(-5)))
 
@@ -126,14 +129,14 @@ def test_tags_of_windows_come_together_in_one_row(tmp_path):
     kept = np.zeros((3, 3, 3))
     kept[0, 1, 1] = kept[1, 1, 2] = kept[2, 1, 0] = kept[2, 2, 1] = 9.0
     of = asked(rows, Columns("words", None, "tags"), made, ["O", "B-X", "I-X"])
-    found = answers.tags(kept, of)
+    found = tokens.read(kept, of)
     assert [a["prediction"] for a in found] == [
         ["O", "B-X", "I-X"],
         ["B-X", "O"],
     ]  # a word without tokens gets O
-    assert answers.tag_figures(found, of.labels)["precision"] == 0.5
+    assert tokens.figures(found, of.labels)["precision"] == 0.5
     lines = [
-        json.loads(line) for line in answers.save_answers(found, of, str(tmp_path)).read_text().splitlines()
+        json.loads(line) for line in save_answers(found, of, str(tmp_path)).read_text().splitlines()
     ]
     assert (
         lines[0]["id"] == "r0"
@@ -147,10 +150,10 @@ def test_a_threshold_leaves_questions_unanswered():
     made = {"row": [0], "offsets": [[[-1, -1], [0, 3], [4, 8]]]}
     of = asked(rows, Columns("q", "c", "a"), made, None)
     kept = np.array([[[4.0, 4.0], [0.0, 0.0], [3.0, 3.0], [9.0, 9.0]]])  # the last place is padding
-    assert answers.spans(kept, of)[0]["prediction"] == "film"
-    silent = answers.spans(kept, of, no_answer_threshold=1.0)[0]
+    assert spans.read(kept, of)[0]["prediction"] == "film"
+    silent = spans.read(kept, of, no_answer_threshold=1.0)[0]
     assert silent["prediction"] == "" and silent["no_answer_margin"] == 2.0
-    assert answers.spans(kept, of, no_answer_threshold=3.0)[0]["prediction"] == "film"
+    assert spans.read(kept, of, no_answer_threshold=3.0)[0]["prediction"] == "film"
 
 
 def test_the_answer_of_a_problem_is_its_final_number():
@@ -158,7 +161,7 @@ def test_the_answer_of_a_problem_is_its_final_number():
         {"gold": "so #### 1,200", "prediction": "it is 1200."},
         {"gold": "#### 5", "prediction": "#### 6 or 5"},
     ]
-    assert answers.instruction_figures(found, None)["answer_accuracy"] == 0.5
+    assert sft.figures(found, None)["answer_accuracy"] == 0.5
 
 
 @pytest.mark.parametrize(

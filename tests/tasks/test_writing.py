@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from finetune.data import collate
 from finetune.data.columns import Columns
 from finetune.errors import InputError
-from finetune.tasks import writing
+from finetune.tasks import seq2seq
 
 COLUMNS = Columns("source", None, "target")
 EOS = 6
@@ -40,7 +40,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 def test_source_and_target_of_an_encoder_decoder():
     processor = make_tokenizer("t5")
-    (row,) = writing.targets(
+    (row,) = seq2seq.encode_targets(
         rows(("the film was great", "good film")), COLUMNS, processor, 16, None, source_prefix="story "
     )
     assert words(processor, row["input_ids"]) == ["story", "the", "film", "was", "great", "</s>"]
@@ -49,16 +49,16 @@ def test_source_and_target_of_an_encoder_decoder():
 
 
 def test_eos_is_there_once_whoever_puts_it():
-    assert writing.ended([8, 9, EOS], 8, EOS) == [8, 9, EOS]
-    assert writing.ended([8, 9], 8, EOS) == [8, 9, EOS]
-    assert writing.ended([8, 9, 10, EOS], 3, EOS) == [8, 9, EOS]
-    assert writing.ended([], 3, EOS) == [EOS]
-    assert writing.ended([8, 9, 10], 2, None) == [8, 9]
+    assert seq2seq.ended([8, 9, EOS], 8, EOS) == [8, 9, EOS]
+    assert seq2seq.ended([8, 9], 8, EOS) == [8, 9, EOS]
+    assert seq2seq.ended([8, 9, 10, EOS], 3, EOS) == [8, 9, EOS]
+    assert seq2seq.ended([], 3, EOS) == [EOS]
+    assert seq2seq.ended([8, 9, 10], 2, None) == [8, 9]
 
 
 def test_a_decoder_learns_the_target_and_its_end():
     processor = make_tokenizer("llama")
-    (row,) = writing.continuations(
+    (row,) = seq2seq.encode_continuations(
         rows(("the film", "good film")),
         COLUMNS,
         processor,
@@ -79,7 +79,7 @@ def test_a_decoder_learns_the_target_and_its_end():
 def test_a_long_source_never_swallows_suffix_or_target(caplog):
     processor = make_tokenizer("llama")
     text = "the film was good and the actor was great"
-    (row,) = writing.continuations(
+    (row,) = seq2seq.encode_continuations(
         rows((text, "loved it")), COLUMNS, processor, 8, None, max_target_length=4, source_suffix=" is it"
     )
     assert words(processor, row["input_ids"]) == ["the", "film", "was", "good", "is", "it", "loved", "it"]
@@ -89,7 +89,7 @@ def test_a_long_source_never_swallows_suffix_or_target(caplog):
 
 def test_a_long_target_is_cut_and_still_ends():
     processor = make_tokenizer("llama")
-    (row,) = writing.continuations(
+    (row,) = seq2seq.encode_continuations(
         rows(("a", "the film was good")), COLUMNS, processor, 16, None, max_target_length=3, source_suffix=""
     )
     assert words(processor, [t for t in row["labels"] if t >= 0]) == ["the", "film", "</s>"]
@@ -99,7 +99,7 @@ def test_a_long_target_is_cut_and_still_ends():
 def test_tokens_are_the_same_together_and_apart(byte_level, suffix):
     """A prompt that is tokenised alone at generation has the tokens that it was trained with."""
     source, target = "a review.", "positive"
-    (row,) = writing.continuations(
+    (row,) = seq2seq.encode_continuations(
         rows((source, target)), COLUMNS, byte_level, 64, None, max_target_length=16, source_suffix=suffix
     )
     prompt = source + suffix.rstrip(" ")
@@ -115,12 +115,12 @@ def test_a_tokenizer_without_end_is_refused():
     processor = make_tokenizer("llama")
     processor.eos_token = None
     with pytest.raises(InputError, match="no end-of-text token"):
-        writing.continuations(rows(("a", "b")), COLUMNS, processor, 16, None)
+        seq2seq.encode_continuations(rows(("a", "b")), COLUMNS, processor, 16, None)
 
 
 def test_a_suffix_that_fills_the_room_is_refused():
     with pytest.raises(InputError, match="--source_suffix takes 5 of 4 tokens"):
-        writing.continuations(
+        seq2seq.encode_continuations(
             rows(("the film was good", "it")),
             COLUMNS,
             make_tokenizer("llama"),
@@ -133,14 +133,14 @@ def test_a_suffix_that_fills_the_room_is_refused():
 
 def test_targets_that_fill_the_length_are_refused():
     with pytest.raises(InputError, match="--max_target_length 16 leaves nothing of --max_length 16"):
-        writing.continuations(
+        seq2seq.encode_continuations(
             rows(("a", "b")), COLUMNS, make_tokenizer("llama"), 16, None, max_target_length=16
         )
 
 
 def test_logits_are_asked_for_from_the_first_label_on():
     processor = make_tokenizer("llama")
-    features = writing.continuations(
+    features = seq2seq.encode_continuations(
         rows(("the film was good", "it"), ("the", "great film")),
         COLUMNS,
         processor,
@@ -158,7 +158,7 @@ def test_logits_are_asked_for_from_the_first_label_on():
     assert one["logits_to_keep"] == 2 and one["labels"].tolist() == [[it, EOS]]
 
 
-@pytest.mark.parametrize("encode", [writing.targets, writing.continuations])
+@pytest.mark.parametrize("encode", [seq2seq.encode_targets, seq2seq.encode_continuations])
 @pytest.mark.parametrize(
     ("row", "most", "message"),
     [

@@ -16,7 +16,8 @@ from finetune.cli.parser import parse
 from finetune.data.batching import BatchingArguments
 from finetune.errors import InputError
 from finetune.methods import attach
-from finetune.tasks.table import TaskArguments, settle
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.table import settle
 from finetune.training.trainer import TrainingArguments, make_trainer
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

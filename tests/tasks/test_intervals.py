@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from finetune.metrics import bootstrap, classification
+from finetune.tasks import multilabel, regression, tokens
+from finetune.tasks.table import TASKS
+from finetune.tasks.task import intervals
 
 
 def answers(pairs):
@@ -16,21 +19,21 @@ def test_sums_of_all_rows_give_the_figures_themselves():
     said = answers(
         [(["B-A", "I-A", "O"], ["B-A", "I-A", "O"]), (["B-A", "O"], ["B-A", "I-A"]), (["O"], ["B-B"])]
     )
-    figures = classification.entities([a["prediction"] for a in said], [a["gold"] for a in said])
-    assert bootstrap.f1(bootstrap.entities(said).sum(axis=0)[None]).item() == pytest.approx(figures["f1"])
+    figures = classification.entity_figures([a["prediction"] for a in said], [a["gold"] for a in said])
+    assert bootstrap.f1(tokens.shared_tags(said).sum(axis=0)[None]).item() == pytest.approx(figures["f1"])
     numbers = answers([(1.0, 2.0), (2.0, 1.5), (4.0, 4.0), (1000.0, 900.0)])
-    wanted = classification.numbers(
+    wanted = classification.number_figures(
         np.array([[1.0], [2.0], [4.0], [1000.0]]), np.array([2.0, 1.5, 4.0, 900.0])
     )["pearson"]
-    assert bootstrap.correlation(bootstrap.moments(numbers).sum(axis=0)[None]).item() == pytest.approx(wanted)
+    assert bootstrap.correlation(regression.moments(numbers).sum(axis=0)[None]).item() == pytest.approx(wanted)
     labels = answers([(["a", "b"], ["a"]), ([], ["c"])])
-    assert bootstrap.f1(bootstrap.sets(labels).sum(axis=0)[None]).item() == pytest.approx(2 * 1 / (2 + 2))
+    assert bootstrap.f1(multilabel.shared_labels(labels).sum(axis=0)[None]).item() == pytest.approx(2 * 1 / (2 + 2))
 
 
 def test_an_interval_is_that_of_rows_drawn_one_by_one():
     rng = np.random.default_rng(0)
     pairs = [(float(x), float(x + rng.normal())) for x in rng.normal(size=120)]
-    low, high = bootstrap.intervals("regression", answers(pairs), {"pearson": 0.7})["pearson"]
+    low, high = intervals(TASKS["regression"], answers(pairs), {"pearson": 0.7})["pearson"]
     x, y = np.array(pairs).T
     drawn = [np.corrcoef(x[rows], y[rows])[0, 1] for rows in (rng.integers(0, 120, 120) for _ in range(2000))]
     assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
@@ -49,10 +52,10 @@ def test_an_interval_is_that_of_rows_drawn_one_by_one():
     ],
 )
 def test_what_is_always_right_has_no_doubt(task, pair, names):
-    found = bootstrap.intervals(task, answers([pair] * 3), dict.fromkeys(names, 1.0))
+    found = intervals(TASKS[task], answers([pair] * 3), dict.fromkeys(names, 1.0))
     assert found == {name: [1.0, 1.0] for name in names}
 
 
 def test_nothing_is_said_of_figures_that_are_not_there():
-    assert bootstrap.intervals("sft", answers([("a", "b")]), {"token_accuracy": 0.1}) == {}
-    assert bootstrap.intervals("classification", [], {"accuracy": 0.1}) == {}
+    assert intervals(TASKS["sft"], answers([("a", "b")]), {"token_accuracy": 0.1}) == {}
+    assert intervals(TASKS["classification"], [], {"accuracy": 0.1}) == {}

@@ -1,20 +1,53 @@
-"""Rows → features for models that write: a source text and the text to be written. Knows tokenizers; knows no models."""
+"""A text for a text: from raw rows to figures, for encoder-decoders and decoders. Knows columns, tokenizers and how models are called."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
+from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.columns import Columns
+from finetune.data.checks import checked_splits
+from finetune.data.columns import Columns, pick_columns
 from finetune.data.encode import mapped, report_cut
+from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.loss import IGNORED
-from finetune.tasks.labels import frame
+from finetune.metrics import texts
+from finetune.metrics.bootstrap import each, mean
+from finetune.models.forward import shifted_right
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.task import Examined
+from finetune.tasks.windows import frame
+
+SOURCES = ("source", "dialogue", "document", "article", "text", "question", "input")
 
 
-def targets(
+TARGETS = ("target", "summary", "highlights", "answer", "output")
+SUFFIX = "\n\n"  # an empty line between a decoder's source and target
+
+
+def examine(rows: Rows, data: DataArguments) -> Examined:
+    """Source and target texts; columns inside columns are named with a dot (translation.en).
+
+    Raises:
+        InputError: missing columns, empty sources or targets.
+    """
+    assert rows.train is not None and rows.eval is not None
+    train = rows.train.flatten()
+    flat = Rows(train, train if rows.eval is rows.train else rows.eval.flatten(), rows.name)
+    assert flat.train is not None
+    columns = pick_columns(flat.train, data, text=SOURCES, label=TARGETS)
+    both = Columns(columns.text, columns.label, columns.label)
+    examined, _ = checked_splits(flat, data, both, lambda part, columns, where: None)
+    return examined, columns, None
+
+
+def encode_targets(
     rows: Dataset,
     columns: Columns,
     processor: PreTrainedTokenizerBase,
@@ -70,7 +103,7 @@ def targets(
     return report_cut(mapped(rows, columns, encode, processor, options), max_length)
 
 
-def continuations(
+def encode_continuations(
     rows: Dataset,
     columns: Columns,
     processor: PreTrainedTokenizerBase,
@@ -79,7 +112,7 @@ def continuations(
     *,
     max_target_length: int = 128,
     source_prefix: str = "",
-    source_suffix: str = "\n\n",
+    source_suffix: str = SUFFIX,
 ) -> Dataset:
     """For a decoder: source and target as one text → input_ids, labels, prompt (its tokens), row, length.
 
@@ -136,6 +169,28 @@ def continuations(
     return report_cut(mapped(rows, columns, encode, processor, options), max_length)
 
 
+def bind_targets(options: TaskArguments) -> dict[str, Callable]:
+    """The functions that take options, for an encoder-decoder."""
+    given = partial(
+        encode_targets,
+        max_target_length=options.max_target_length,
+        source_prefix=options.source_prefix or "",
+        source_suffix=options.source_suffix or "",
+    )
+    return {"encode": given}
+
+
+def bind_continuations(options: TaskArguments) -> dict[str, Callable]:
+    """The functions that take options, for a decoder."""
+    given = partial(
+        encode_continuations,
+        max_target_length=options.max_target_length,
+        source_prefix=options.source_prefix or "",
+        source_suffix=SUFFIX if options.source_suffix is None else options.source_suffix,
+    )
+    return {"encode": given}
+
+
 def shortened(
     ids: Sequence[int], offsets: Sequence[tuple[int, int]], border: int, room: int
 ) -> tuple[list[int], int]:
@@ -187,3 +242,19 @@ def ended(ids: Sequence[int], most: int, eos: int | None) -> list[int]:
         return list(ids[:most])
     bare = list(ids[:-1]) if ids and ids[-1] == eos else list(ids)
     return [*bare[: most - 1], eos]
+
+
+def forward(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Logits [batch, target time, vocabulary] of a target that is fed to the decoder one place to the right."""
+    config = extract_model_from_parallel(model).config
+    return model(
+        **batch, decoder_input_ids=shifted_right(labels, config.decoder_start_token_id, config.pad_token_id)
+    )["logits"]
+
+
+def rouge_of(answer: dict[str, Any]) -> float:
+    """ROUGE-L of one answer."""
+    return texts.rouge_l(answer["prediction"], answer["gold"])
+
+
+INTERVALS = {"rougeL": (each(rouge_of), mean)}

@@ -1,4 +1,4 @@
-"""Instructions and answers → tokens, with labels on what the model shall say. Knows chat templates; knows no models.
+"""Answers to instructions and chats: from raw rows to figures. Knows columns, chat templates and tokenizers; knows no model.
 
 A row is rendered as one text and tokenised once; what shall be learnt is a span of its characters. Prompt and answer tokenised
 apart would differ from what a model sees when it answers, and a template with `add_special_tokens` would begin twice.
@@ -8,24 +8,36 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.columns import Columns
+from finetune import loss
+from finetune.data import collate
+from finetune.data.checks import checked_splits
+from finetune.data.columns import Columns, pick_columns
 from finetune.data.encode import fingerprint, mapped
+from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.loss import IGNORED
-from finetune.tasks.labels import frame
+from finetune.metrics import texts
+from finetune.metrics.bootstrap import each, mean
+from finetune.models import heads
+from finetune.tasks.options import TaskArguments, remembered
+from finetune.tasks.task import Answer, Examined, Task
+from finetune.tasks.windows import frame
+from finetune.tasks.written import text_figures
 
 logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
-PROMPTS, COMPLETIONS = ("prompt", "question", "instruction"), ("completion", "answer", "output", "response")
+PROMPTS = ("prompt", "question", "instruction")
+COMPLETIONS = ("completion", "answer", "output", "response")
 
 
 @dataclass
@@ -61,7 +73,54 @@ class InstructionArguments:
             )
 
 
-def instructions(
+def examine(rows: Rows, data: DataArguments) -> Examined:
+    """Chats (`messages`), or prompts and completions; columns of chats are named alike as text and label.
+
+    Raises:
+        InputError: missing columns, chats without an answer, empty prompts or completions.
+    """
+    assert rows.train is not None
+    there = rows.train.column_names
+    named_ones = data.text_column is not None or data.label_column is not None
+    if "messages" in there and not named_ones:
+        return *checked_splits(
+            rows, data, Columns("messages", None, "messages"), check_messages, lists=True
+        ), None
+    columns = pick_columns(rows.train, data, text=PROMPTS, label=COMPLETIONS)
+    both = Columns(columns.text, columns.label, columns.label)
+    examined, _ = checked_splits(rows, data, both, lambda part, columns, where: None, lists=True)
+    return examined, columns, None
+
+
+def check_messages(rows: Dataset, columns: Columns, where: str) -> None:
+    """Every chat has roles and an answer of the assistant's."""
+    for index, messages in enumerate(rows[columns.text]):
+        if not all(isinstance(message, dict) and message.get("role") for message in messages):
+            raise InputError(
+                f"The {where} row {index} has messages without a role; wanted role and content in each"
+            )
+        if not any(message["role"] == "assistant" for message in messages):
+            raise InputError(
+                f"The {where} row {index} has no message of the role assistant, so that nothing could be learnt"
+            )
+        if messages[0]["role"] == "assistant":
+            raise InputError(
+                f"The {where} row {index} begins with an answer; wanted a message in front of it. Mend the row"
+            )
+        for message in messages:
+            if message["role"] == "user" and not message.get("content"):
+                raise InputError(
+                    f"The {where} row {index} has a user's message without content. Mend the row or leave it out"
+                )
+            if message["role"] == "assistant" and not (
+                message.get("tool_calls") or str(message.get("content") or "").strip()
+            ):
+                raise InputError(
+                    f"The {where} row {index} has an answer without content. Mend the row or leave it out"
+                )
+
+
+def encode(
     rows: Dataset,
     columns: Columns,
     processor: PreTrainedTokenizerBase,
@@ -69,13 +128,15 @@ def instructions(
     labels: list[str] | None,
     *,
     chat: bool | None = None,
-    answers_only: bool = True,
+    assistant_only_loss: bool = True,
+    completion_only_loss: bool = True,
 ) -> Dataset:
     """Messages, or a prompt and a completion, a row → input_ids, labels (the next token where it is learnt), prompt, row, length.
 
     Args:
         chat: whether prompt and completion go into the chat template; None: where the tokenizer has one.
-        answers_only: learn the assistant's turns, or the completion, with the token that ends them; else the whole text.
+        assistant_only_loss: of chats learn the assistant's turns, with the token that ends them; else the whole text.
+        completion_only_loss: the same for completions.
 
     Rows that are too long lose their end; those of which nothing to learn is left are left out, both counted in the log.
 
@@ -92,6 +153,7 @@ def instructions(
             "The tokenizer has no chat template; set --model_name_or_path to a chat model, or --chat false"
         )
     front = [] if chatting else frame(processor)[0]
+    answers_only = assistant_only_loss if columns.text == columns.label else completion_only_loss
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         features: dict[str, list] = {
@@ -266,3 +328,59 @@ def _report(features: Dataset, rows: int, max_length: int) -> Dataset:
             rows,
         )
     return features.remove_columns(["cut", "merged"])
+
+
+def figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dict[str, Any]:
+    """Figures of texts; where references end in `#### number`, also the share of answers that end in that number."""
+    found = text_figures(answers, labels)
+    if all(texts.MARK in a["gold"] for a in answers):
+        right = [texts.same_number(a["prediction"], a["gold"]) for a in answers]
+        found["answer_accuracy"] = sum(right) / len(right)
+    return found
+
+
+def number(answer: Answer) -> float:
+    """1 where the answer ends in the wanted number."""
+    return float(texts.same_number(answer["prediction"], answer["gold"]))
+
+
+INTERVALS = {"answer_accuracy": (each(number), mean)}
+
+
+def as_asked(
+    chat: bool | None, assistant_only_loss: bool, completion_only_loss: bool, write_answers: bool
+) -> dict[str, Any]:
+    """Entries of the row for scripts/sft.py's options."""
+    reading = partial(
+        encode, chat=chat, assistant_only_loss=assistant_only_loss, completion_only_loss=completion_only_loss
+    )
+    return {"encode": reading, "answers": write_answers}
+
+
+def recall(arguments: Mapping[str, Any]) -> tuple[TaskArguments, dict[str, Any]]:
+    """What arguments.yaml says of a run of scripts/sft.py, or of scripts/train.py, which has options of its own."""
+    options = remembered(arguments)
+    if "max_new_tokens" not in arguments:
+        return options, {}
+    changes = as_asked(
+        chat=arguments.get("chat"),
+        assistant_only_loss=arguments.get("assistant_only_loss", True),
+        completion_only_loss=arguments.get("completion_only_loss", True),
+        write_answers=bool(arguments.get("write_answers")),
+    )
+    # what its training stops and saves by has no meaning here, and no use is refused
+    plain = TaskArguments(
+        task=options.task, max_length=options.max_length, max_target_length=arguments["max_new_tokens"]
+    )
+    return plain, changes
+
+
+def packed(row: Task) -> Task:
+    """A row for texts of a decoder, with its rows packed into one line and logits where there is a label alone."""
+    return replace(
+        row,
+        collate=collate.packed,
+        forward=heads.packed,
+        loss=loss.placed_cross_entropy,
+        keep=loss.placed_hits,
+    )

@@ -1,0 +1,58 @@
+"""Whether features fit a model, said before the training that would stop on them. Knows features and models; knows no rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from finetune.errors import InputError
+from finetune.methods import check_length
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.task import Task
+from finetune.tasks.written import check_writing
+
+
+def check_features(
+    row: Task, options: TaskArguments, network: Any, processor: Any, features: Mapping[str, Dataset]
+) -> None:
+    """Every row of every split has room in the model, and so has what it shall write.
+
+    Raises:
+        InputError: rows that are too long, that hold the model's own end token, or that leave no room for an answer.
+    """
+    paired = network.config.is_encoder_decoder
+    if row.pooled and paired:
+        for part in features.values():
+            check_ends(part, processor.eos_token_id)
+    check_length(network, max(longest_line(part, paired) for part in features.values()))
+    if row.writes and row.answers:
+        check_writing(options, network, processor, features["eval"])
+
+
+def longest_line(features: Dataset, encoder_decoder: bool) -> int:
+    """Tokens of the longest line that a model reads or writes at once: each choice is one, and so is an encoder-decoder's target."""
+    lines = _lines(features)
+    gold: list[Any] = features["labels"][:] if encoder_decoder else []
+    targets = [row for row in gold if isinstance(row, list) and isinstance(row[0], int)]
+    return max(map(len, lines + targets))
+
+
+def check_ends(features: Dataset, eos: int) -> None:
+    """Every line has as many end tokens: heads of encoder-decoders read a text's vector at its last one.
+
+    Raises:
+        InputError: a text that holds one itself.
+    """
+    counts = [line.count(eos) for line in _lines(features)]
+    if len(set(counts)) > 1:
+        raise InputError(
+            f"{sum(count > min(counts) for count in counts)} texts hold the model's own end token, so that it would find their end in "
+            "their midst. Mend the rows, or set --model_name_or_path to an encoder"
+        )
+
+
+def _lines(features: Dataset) -> list[list[int]]:
+    ids: list[Any] = features["input_ids"][:]
+    return [line for row in ids for line in (row if isinstance(row[0], list) else [row])]

@@ -1,0 +1,83 @@
+"""A number for a text, or for two: from raw rows to figures. Knows columns, tokenizers and arrays; knows no model and no trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from finetune.data.checks import checked_splits
+from finetune.data.columns import PAIRS, Columns, pick_columns
+from finetune.data.encode import sequence
+from finetune.data.sources import DataArguments, Rows
+from finetune.errors import InputError
+from finetune.metrics.bootstrap import correlation
+from finetune.tasks.task import Answer, Asked, Examined
+
+SCORES = ("score", "rating", "relatedness_score", "similarity", "target", "label")
+
+
+def examine(rows: Rows, data: DataArguments) -> Examined:
+    """Rows for a regression on one text, or on two where two are named or stand under usual names.
+
+    Raises:
+        InputError: a target that is no finite number, or the same in all training rows.
+    """
+    assert rows.train is not None
+    there = rows.train.column_names
+    usual = next((pair for pair in PAIRS if set(pair) <= set(there)), None)
+    if data.text_pair_column is not None or (data.text_column is None and usual is not None):
+        first, second = usual or ("text", "text_pair")
+        columns = pick_columns(rows.train, data, text=(first,), pair=(second,), label=SCORES)
+    else:
+        columns = pick_columns(rows.train, data, label=SCORES)
+    return *checked_splits(rows, data, columns, check_numbers), None
+
+
+def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:
+    """Every target is a finite number."""
+    values = rows[columns.label][:]
+    strange = [i for i, v in enumerate(values) if not isinstance(v, (int, float)) or not math.isfinite(v)]
+    if isinstance(rows.features[columns.label], ClassLabel) or strange:
+        index = strange[0] if strange else 0
+        raise InputError(
+            f"The {where} row {index} has {values[index]!r} in '{columns.label}'; wanted a number. Set --label_column"
+        )
+    if where == "training" and len(set(values)) < 2:
+        raise InputError(
+            f"All training rows have {values[0]!r} in '{columns.label}'; nothing could be learnt. Set --label_column"
+        )
+
+
+def encode(
+    rows: Dataset,
+    columns: Columns,
+    processor: PreTrainedTokenizerBase,
+    max_length: int,
+    labels: list[str] | None,
+) -> Dataset:
+    """One text, or two, and a number a row → features of `encode.sequence`, labels float."""
+    features = sequence(rows, columns, processor, max_length, None)
+    return features.add_column("labels", [float(value) for value in rows[columns.label]])
+
+
+def read(kept: np.ndarray, asked: Asked) -> list[Answer]:
+    """Logits [rows, 1] → numbers; there is no probability, so that the score is the number itself."""
+    values = kept.reshape(-1)[asked.in_order()].tolist()
+    return [
+        {"gold": gold, "prediction": said, "score": said}
+        for gold, said in zip(asked.rows[asked.columns.label], values, strict=True)
+    ]
+
+
+def moments(answers: Sequence[Answer]) -> np.ndarray:
+    """Each row's part in the sums of a correlation, around the means, which keeps large numbers apart from small differences."""
+    x, y = (np.array([float(answer[side]) for answer in answers]) for side in ("prediction", "gold"))
+    x, y = x - x.mean(), y - y.mean()
+    return np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=1)
+
+
+INTERVALS = {"pearson": (moments, correlation)}

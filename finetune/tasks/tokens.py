@@ -1,0 +1,271 @@
+"""A tag for each word: from raw rows to figures. Knows columns, tokenizers and arrays; knows no model and no trainer."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+from seqeval.scheme import IOB2, Entities
+from transformers import PreTrainedTokenizerBase
+
+from finetune.data.checks import checked_splits, want_lists
+from finetune.data.columns import Columns, label_lists, pick_columns
+from finetune.data.encode import mapped
+from finetune.data.sources import DataArguments, Rows
+from finetune.errors import InputError
+from finetune.loss import IGNORED
+from finetune.metrics import classification
+from finetune.metrics.bootstrap import f1
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.task import Answer, Asked, Examined, softmax
+from finetune.tasks.windows import frame, shared_tokens, split_windows
+
+logger = logging.getLogger(__name__)
+
+OTHER_SCHEMES = (
+    "E-",
+    "S-",
+    "L-",
+    "U-",
+    "M-",
+)  # how BIOES and BILOU mark the end of an entity, and one of a single word
+WORDS, TAGS = ("tokens", "words"), ("ner_tags", "pos_tags", "tags", "labels", "chunk_tags")
+
+
+def examine(rows: Rows, data: DataArguments) -> Examined:
+    """Rows of words with a tag each; tags that look like entities must keep IOB2.
+
+    Raises:
+        InputError: unequal numbers of words and tags, an I- tag that continues nothing, evaluation tags never seen in training.
+    """
+    assert rows.train is not None and rows.eval is not None
+    columns = pick_columns(rows.train, data, text=WORDS, label=TAGS)
+    for part in (rows.train, rows.eval):
+        want_lists(part, columns.text)
+        want_lists(part, columns.label)
+    feature = rows.train.features[columns.label]
+    seen = {name for names in label_lists(feature, rows.train[columns.label][:]) for name in names}
+    listed = isinstance(feature.feature, ClassLabel)
+    labels = list(feature.feature.names) if listed else sorted(seen, key=lambda name: (name != "O", name))
+    check_scheme(labels)
+
+    def check(part: Dataset, columns: Columns, where: str) -> None:
+        tags = label_lists(part.features[columns.label], part[columns.label][:])
+        check_tags(part[columns.text][:], tags, labels, where)
+
+    examined = checked_splits(rows, data, columns, check, lists=True)
+    if len(seen) < 2 and rows.train is not rows.eval:
+        raise InputError(
+            f"The training rows have one tag only ({', '.join(seen)}) in '{columns.label}'; set --label_column"
+        )
+    return *examined, labels
+
+
+def check_scheme(labels: list[str]) -> None:
+    """Tags of entities are written as IOB2 writes them, all of them; what the log says of others is what F1 then means.
+
+    Raises:
+        InputError: another scheme, or tags of entities beside others.
+    """
+    others = [name for name in labels if name[:2] in OTHER_SCHEMES]
+    if others and all(name == "O" or name[1:2] == "-" for name in labels):
+        raise InputError(
+            f"The tag '{others[0]}' is of another scheme than IOB2; wanted O, B-... and I-... alone. Convert the tags"
+        )
+    inside = [name for name in labels if name != "O"]
+    strange = [name for name in inside if name[:2] not in ("B-", "I-") or len(name) < 3]
+    if strange and (set(inside) <= {"B", "I"} or any(name[:2].upper() in ("B-", "I-") for name in inside)):
+        raise InputError(
+            f"The tag '{strange[0]}' stands beside tags of entities; wanted O, B-TYPE and I-TYPE alone. Convert the tags"
+        )
+    if strange:
+        logger.warning(
+            "Tags such as '%s' mark no entities: f1 is the share of words with the right tag", strange[0]
+        )
+
+
+def check_tags(
+    words: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], labels: list[str], where: str
+) -> None:
+    """One known tag a word, and IOB2 kept where the tags are of entities."""
+    entities = are_entities(labels)
+    for index, (row, marks) in enumerate(zip(words, tags, strict=True)):
+        if len(row) != len(marks):
+            raise InputError(
+                f"The {where} row {index} has {len(row)} words and {len(marks)} tags; wanted as many of both"
+            )
+        if not all(isinstance(word, str) for word in row):
+            raise InputError(
+                f"The {where} row {index} holds a word that is no text: {row!r:.200}. Mend the row or leave it out"
+            )
+        for place, (before, mark) in enumerate(zip(["O", *marks], marks, strict=False)):
+            if mark not in labels:
+                raise InputError(
+                    f"The {where} row {index} has the tag '{mark}' that no training row has. Mend the rows"
+                )
+            if entities and mark.startswith("I-") and before[2:] != mark[2:]:
+                raise InputError(
+                    f"The tags of {where} row {index} break IOB2: '{mark}' at word {place} ({row[place]!r}) follows '{before}'; "
+                    f"wanted 'B-{mark[2:]}' where an entity begins. Convert the tags, or set --label_column"
+                )
+
+
+def are_entities(labels: Sequence[str]) -> bool:
+    """Whether all tags are O, B-... or I-..., as those of entities are; parts of speech are not."""
+    inside = [name for name in labels if name != "O"]
+    return bool(inside) and all(name.startswith(("B-", "I-")) for name in inside)
+
+
+def encode(
+    rows: Dataset,
+    columns: Columns,
+    processor: PreTrainedTokenizerBase,
+    max_length: int,
+    labels: list[str] | None,
+    *,
+    stride: int | None = None,
+) -> Dataset:
+    """Words and a tag for each → windows of sub-words: input_ids, labels, words, row, length.
+
+    A word's tag stands on its first sub-word, -100 on the rest. Rows beyond `max_length` are read in windows that share about
+    `stride` sub-words (a quarter of `max_length` where none is given); each word is labelled in one window alone, the one with
+    more of its surroundings. `words` says which word a labelled sub-word begins, -1 elsewhere.
+
+    Raises:
+        InputError: a slow tokenizer, a stride that leaves no room, or a row without a single sub-word.
+    """
+    assert labels is not None
+    front, back = frame(processor)
+    room = max_length - len(front) - len(back)
+    overlap = shared_tokens(stride, max_length, room)
+    place = {name: index for index, name in enumerate(labels)}
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        features: dict[str, list] = {
+            name: [] for name in ("input_ids", "labels", "words", "length", "source")
+        }
+        texts = [" ".join(words) for words in batch[columns.text]]
+        encoded = processor(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tagged = label_lists(rows.features[columns.label], batch[columns.label])
+        for index, (words, tags) in enumerate(zip(batch[columns.text], tagged, strict=True)):
+            ids = encoded["input_ids"][index]
+            firsts = first_pieces(words, encoded["offset_mapping"][index])
+            begins = {position: word for word, position in enumerate(firsts) if position is not None}
+            for start, end, first, last in split_windows(sorted(begins), len(ids), room, overlap):
+                owned = [
+                    begins.get(position, -1) if first <= position < last else -1
+                    for position in range(start, end)
+                ]
+                owned = [-1] * len(front) + owned + [-1] * len(back)
+                features["input_ids"].append(front + ids[start:end] + back)
+                features["labels"].append([place[tags[word]] if word >= 0 else IGNORED for word in owned])
+                features["words"].append(owned)
+                features["length"].append(len(owned))
+                features["source"].append(index)
+        return features
+
+    features = mapped(
+        rows, columns, encode, processor, {"max_length": max_length, "stride": overlap, "labels": labels}
+    )
+    return _report_windows(features, len(rows), max_length)
+
+
+def first_pieces(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
+    """Position of each word's first sub-word in the tokens of `" ".join(words)`; None for a word that the tokenizer drops."""
+    starts, place = [], 0
+    for word in words:
+        starts.append(place)
+        place += len(word) + 1
+    found: list[int | None] = [None] * len(words)
+    for position, (start, end) in enumerate(offsets):
+        if end <= start:
+            continue
+        owner = (
+            bisect.bisect_right(starts, end - 1) - 1
+        )  # by its last sign: some tokens begin with the space before a word
+        if found[owner] is None and end - 1 < starts[owner] + len(words[owner]):
+            found[owner] = position
+    return found
+
+
+def _report_windows(features: Dataset, rows: int, max_length: int) -> Dataset:
+    """Says in the log how many rows took several windows."""
+    where: list[Any] = features["row"][:]
+    if len(where) > rows:
+        many = len({row for row, before in zip(where[1:], where, strict=False) if row == before})
+        logger.warning(
+            "%d of %d rows are longer than %d tokens and are read in %d windows in all",
+            many,
+            rows,
+            max_length,
+            len(where),
+        )
+    seen = {row for row, words in zip(where, features["words"], strict=True) if max(words) >= 0}
+    bare = next((row for row in range(rows) if row not in seen), None)
+    if bare is not None:
+        raise InputError(
+            f"Row {bare} has no token that the tokenizer knows; wanted one or more. Mend the row or leave it out"
+        )
+    return features
+
+
+def bind(options: TaskArguments) -> dict[str, Callable]:
+    """The row's functions that take options."""
+    return {"encode": partial(encode, stride=options.stride)}
+
+
+def read(kept: np.ndarray, asked: Asked) -> list[Answer]:
+    """Logits [windows, time, tags] → a tag for each word; the score is the mean probability of the tags given.
+
+    A word that the tokenizer drops gets O, or the first tag where there is no O.
+    """
+    assert asked.labels is not None
+    column = asked.columns.label
+    gold = label_lists(asked.rows.features[column], asked.rows[column][:])
+    fallback = "O" if "O" in asked.labels else asked.labels[0]
+    given = [[fallback] * len(row) for row in gold]
+    chances: list[list[float]] = [[] for _ in gold]
+    for logits, row, words in zip(kept, asked.features["row"], asked.features["words"], strict=True):
+        for place, word in enumerate(words):
+            if word >= 0:
+                weights = softmax(logits[place])
+                given[row][word] = asked.labels[int(weights.argmax())]
+                chances[row].append(float(weights.max()))
+    return [
+        {"gold": wanted, "prediction": said, "score": float(np.mean(weights))}
+        for wanted, said, weights in zip(gold, given, chances, strict=True)
+    ]
+
+
+def figures(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, Any]:
+    """Entity precision, recall and F1, strict IOB2; of other tags micro-F1 over words, which is their accuracy."""
+    gold, said = [a["gold"] for a in answers], [a["prediction"] for a in answers]
+    if are_entities(labels):
+        return classification.entity_figures(said, gold)
+    right = [one == other for g, s in zip(gold, said, strict=True) for one, other in zip(g, s, strict=True)]
+    return {"f1": sum(right) / max(len(right), 1)}
+
+
+def shared_tags(answers: Sequence[Answer]) -> np.ndarray:
+    """Entities said and right, said, and there, of each row, as `figures` counts them; of other tags, the words."""
+    tags = {tag for answer in answers for side in ("prediction", "gold") for tag in answer[side]}
+    found = []
+    for answer in answers:
+        if all(tag == "O" or tag.startswith(("B-", "I-")) for tag in tags):
+            said, gold = (_entities(list(answer[side])) for side in ("prediction", "gold"))
+        else:
+            said, gold = (set(enumerate(answer[side])) for side in ("prediction", "gold"))
+        found.append([len(said & gold), len(said), len(gold)])
+    return np.array(found, dtype=float)
+
+
+def _entities(tags: list[str]) -> set[tuple]:
+    return {one.to_tuple() for one in Entities([tags], IOB2).entities[0]}
+
+
+INTERVALS = {"f1": (shared_tags, f1)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finetune.metrics.classification import interval
+from finetune.metrics.bootstrap import interval
 
 TOO_MANY = 20_000  # rows; a bag of words learns little more from further ones and takes its time
 

@@ -40,13 +40,13 @@ def save_answers(answers: Sequence[Answer], asked: Asked, folder: str) -> Path:
     """Writes predictions.jsonl, a line a row: id (its number where there is none), text, gold, prediction, score, and more."""
     rows, columns = asked.rows, asked.columns
     ids = rows["id"][:] if "id" in rows.column_names else range(len(rows))
-    asked = (
+    texts_asked = (
         rows[columns.text][:]
         if columns.pair is None
         else list(zip(rows[columns.text], rows[columns.pair], strict=True))
     )
     records = (
-        {"id": name, "text": text} | answer for name, text, answer in zip(ids, asked, answers, strict=True)
+        {"id": name, "text": text} | answer for name, text, answer in zip(ids, texts_asked, answers, strict=True)
     )
     file = Path(folder) / PREDICTIONS
     file.write_text(

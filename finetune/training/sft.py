@@ -31,7 +31,7 @@ class SftArguments(TrainingArguments, SFTConfig):
         default=True, metadata={"help": "Learn completions alone, not prompts."}
     )  # type: ignore[assignment]
     assistant_only_loss: bool = field(default=True, metadata={"help": "Learn the assistant's turns alone."})
-    # What TRL does with these, finetune.tasks.instructions and the other option classes do here: they are no options.
+    # What TRL does with these, finetune.tasks.sft and the other option classes do here: they are no options.
     dataset_text_field: str = field(default="text", init=False)
     dataset_kwargs: dict[str, Any] | None = field(
         default_factory=lambda: {"skip_prepare_dataset": True}, init=False

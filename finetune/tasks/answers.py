@@ -46,7 +46,8 @@ def save_answers(answers: Sequence[Answer], asked: Asked, folder: str) -> Path:
         else list(zip(rows[columns.text], rows[columns.pair], strict=True))
     )
     records = (
-        {"id": name, "text": text} | answer for name, text, answer in zip(ids, texts_asked, answers, strict=True)
+        {"id": name, "text": text} | answer
+        for name, text, answer in zip(ids, texts_asked, answers, strict=True)
     )
     file = Path(folder) / PREDICTIONS
     file.write_text(

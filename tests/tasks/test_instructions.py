@@ -126,9 +126,7 @@ def test_rows_with_nothing_left_to_learn_are_left_out_and_counted(processor, cap
 
 
 def test_an_answer_that_begins_inside_a_token_is_counted(processor, caplog):
-    encode(
-        Dataset.from_list([{"prompt": "ye", "completion": "s"}]), PLAIN, processor, 32, None, chat=False
-    )
+    encode(Dataset.from_list([{"prompt": "ye", "completion": "s"}]), PLAIN, processor, 32, None, chat=False)
     assert "In 1 of 1 rows prompt and answer meet inside a token" in caplog.text
 
 

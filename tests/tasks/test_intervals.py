@@ -25,9 +25,13 @@ def test_sums_of_all_rows_give_the_figures_themselves():
     wanted = classification.number_figures(
         np.array([[1.0], [2.0], [4.0], [1000.0]]), np.array([2.0, 1.5, 4.0, 900.0])
     )["pearson"]
-    assert bootstrap.correlation(regression.moments(numbers).sum(axis=0)[None]).item() == pytest.approx(wanted)
+    assert bootstrap.correlation(regression.moments(numbers).sum(axis=0)[None]).item() == pytest.approx(
+        wanted
+    )
     labels = answers([(["a", "b"], ["a"]), ([], ["c"])])
-    assert bootstrap.f1(multilabel.shared_labels(labels).sum(axis=0)[None]).item() == pytest.approx(2 * 1 / (2 + 2))
+    assert bootstrap.f1(multilabel.shared_labels(labels).sum(axis=0)[None]).item() == pytest.approx(
+        2 * 1 / (2 + 2)
+    )
 
 
 def test_an_interval_is_that_of_rows_drawn_one_by_one():

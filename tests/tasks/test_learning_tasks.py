@@ -84,7 +84,9 @@ def test_answers_are_extracted(shared_data, tmp_path):
     options = "--task spans --max_length 192 --stride 48 --num_train_epochs 3"
     found, lines = tuned(tmp_path / "run", f"{MINILM} {options}", dataset_name=shared_data / "xquad_en")
     context = [line["text"][1] for line in lines]
-    guessed = spans.answer_figures([text.partition(". ")[0] for text in context], [line["gold"] for line in lines])
+    guessed = spans.answer_figures(
+        [text.partition(". ")[0] for text in context], [line["gold"] for line in lines]
+    )
     assert found["f1"] > guessed["f1"] + 0.2
     assert all(line["prediction"] in text for line, text in zip(lines, context, strict=True))
 

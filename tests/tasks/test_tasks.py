@@ -135,9 +135,7 @@ def test_tags_of_windows_come_together_in_one_row(tmp_path):
         ["B-X", "O"],
     ]  # a word without tokens gets O
     assert tokens.figures(found, of.labels)["precision"] == 0.5
-    lines = [
-        json.loads(line) for line in save_answers(found, of, str(tmp_path)).read_text().splitlines()
-    ]
+    lines = [json.loads(line) for line in save_answers(found, of, str(tmp_path)).read_text().splitlines()]
     assert (
         lines[0]["id"] == "r0"
         and lines[1]["text"] == ["d", "?"]

@@ -44,7 +44,7 @@ def main(assess: AssessArguments, data: DataArguments) -> None:
         figures = assess_task(
             artefact, data, assess.per_device_eval_batch_size, assess.bootstrap_samples, folder
         )
-    figures |= {"artefact": assess.artefact, "dataset_name": data.dataset_name, "eval_split": data.eval_split}
+    figures |= {"artefact": assess.artefact, "dataset_name": data.name, "eval_split": data.eval_split}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "metrics.json", json.dumps(figures, indent=1))
     print(assessment_table(figures))

@@ -21,6 +21,7 @@ def main(vocabulary: VocabularyArguments, data: DataArguments) -> None:
 
     from finetune.data.checks import without_empty
     from finetune.data.columns import Columns
+    from finetune.data.places import columns_of
     from finetune.data.sources import load_rows, sample
     from finetune.errors import InputError
     from finetune.objectives.inputs import find_roles
@@ -34,7 +35,7 @@ def main(vocabulary: VocabularyArguments, data: DataArguments) -> None:
         )
     rows = load_rows(data).train
     assert rows is not None
-    column = find_roles(rows.column_names, data, {})["text"]
+    column = find_roles(columns_of(rows), data, {})["text"]
     rows = sample(
         without_empty(rows, Columns(column, None, ""), True, "training"),
         data.max_train_rows,

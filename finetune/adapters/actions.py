@@ -61,7 +61,7 @@ class ActionArguments:
 class AccuracyArguments(DataArguments):
     """Labelled rows on which int8 states the accuracy that it costs."""
 
-    dataset_name: str | None = field(  # type: ignore[assignment]
+    dataset_name: list[str] | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": (
@@ -186,7 +186,8 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
         given = own | {
             name: given[name] for name in ("eval_split", "max_eval_rows") if given[name] is not None
         }
-    rows, columns = evaluation_rows(DataArguments(**given), classifier)
+    rows_of = DataArguments(**given)
+    rows, columns = evaluation_rows(rows_of, classifier)
     texts, gold = (
         assessed_texts(rows, columns),
         torch.tensor(class_ids(rows, columns.label, classifier.labels)),
@@ -202,7 +203,7 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
     gained = float((found["int8"] == gold).double().mean() - (plain == gold).double().mean())
     changed = int((plain != found["int8"]).sum())
     return (
-        f"accuracy on {len(gold)} rows of '{given['dataset_name']}': {said}; "
+        f"accuracy on {len(gold)} rows of '{rows_of.name}': {said}; "
         f"int8 costs {max(0.0, -100 * gained):.2f} points of it ({changed} predictions changed)"
     )
 

@@ -47,7 +47,7 @@ def assess_task(
         name: column for name, column in named.items() if str(column).partition(".")[0] in part.column_names
     }
     data = replace(data, **there, max_train_rows=None)
-    rows, columns, seen = row.examine(Rows(part, part, data.dataset_name), data)
+    rows, columns, seen = row.examine(Rows(part, part, data.name), data)
     labels = artefact.labels
     strange = sorted(set(seen or ()) - set(labels or ()))
     if strange:

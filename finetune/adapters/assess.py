@@ -38,7 +38,7 @@ def assessment_folder(assess: AssessArguments, data: DataArguments) -> Path:
     """Where the figures go: the folder that was named, or one of the artefact's own named after the data."""
     if assess.output_dir:
         return Path(assess.output_dir)
-    name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, (Path(data.dataset_name).name, data.eval_split))))
+    name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, (Path(data.name).name, data.eval_split))))
     return Path(str(assess.artefact)) / "assessments" / name
 
 

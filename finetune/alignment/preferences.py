@@ -17,6 +17,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from finetune.data.places import columns_of
 from finetune.data.sources import DataArguments, load_rows, sample
 from finetune.errors import InputError
 
@@ -69,7 +70,7 @@ def read_pairs(
         (rows.train, data.max_train_rows, "training"),
         (rows.eval, data.max_eval_rows, "held-out"),
     ):
-        part = with_prompt(part, data.dataset_name)
+        part = with_prompt(part, data.name)
         if settings.min_margin or settings.margin:
             part = _with_margin(part, settings.min_margin)
         wanted = ["prompt", "chosen", "rejected", *(["margin"] if settings.margin else [])]
@@ -80,17 +81,17 @@ def read_pairs(
 
 def with_prompt(rows: Dataset, name: str) -> Dataset:
     """Pairs with their prompt apart; where there is none, it is what chosen and rejected begin with alike."""
-    missing = [column for column in ("chosen", "rejected") if column not in rows.column_names]
+    missing = [column for column in ("chosen", "rejected") if column not in columns_of(rows)]
     if missing:
         raise InputError(
-            f"No column '{missing[0]}' in {name}; it has {', '.join(rows.column_names)}. Set --dataset_name to preference pairs"
+            f"No column '{missing[0]}' in {name}; it has {', '.join(columns_of(rows))}. Set --dataset_name to preference pairs"
         )
     told_twice = (
-        "prompt" in rows.column_names
+        "prompt" in columns_of(rows)
         and isinstance(rows[0]["prompt"], str)
         and isinstance(rows[0]["chosen"], list)
     )
-    if "prompt" not in rows.column_names or told_twice:
+    if "prompt" not in columns_of(rows) or told_twice:
         return rows.remove_columns(["prompt"] if told_twice else []).map(_apart, desc="Finding prompts")
     if not all(map(_holds_prompt, rows)):
         return rows
@@ -118,8 +119,8 @@ def _apart(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_margin(rows: Dataset, least: float) -> Dataset:
-    if "margin" not in rows.column_names:
-        there = ", ".join(rows.column_names)
+    if "margin" not in columns_of(rows):
+        there = ", ".join(columns_of(rows))
         raise InputError(f"No column 'margin' among {there}; leave --margin and --min_margin out")
     bad = [
         i for i, m in enumerate(rows["margin"][:]) if not isinstance(m, (int, float)) or not math.isfinite(m)

@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from finetune.alignment.rewards import Prompt
 from finetune.data.columns import TEXTS
+from finetune.data.places import columns_of
 from finetune.data.sources import DataArguments, Rows, load_rows, sample
 from finetune.errors import InputError, check_least
 
@@ -96,12 +97,12 @@ def prompt_column(rows: Dataset, data: DataArguments) -> str:
         InputError: no such column.
     """
     column = data.text_column or next(
-        (name for name in ("prompt", "messages", *TEXTS) if name in rows.column_names), None
+        (name for name in ("prompt", "messages", *TEXTS) if name in columns_of(rows)), None
     )
-    if column is None or column not in rows.column_names:
-        there = ", ".join(rows.column_names)
+    if column is None or column not in columns_of(rows):
+        there = ", ".join(columns_of(rows))
         raise InputError(
-            f"No column '{column or 'prompt'}' in {data.dataset_name}; it has {there}. Set --text_column"
+            f"No column '{column or 'prompt'}' in {data.name}; it has {there}. Set --text_column"
         )
     return column
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
+from finetune.data.places import columns_of
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 
@@ -43,18 +44,14 @@ def find_columns(rows: Dataset, data: DataArguments, pair: bool = False) -> Colu
     Raises:
         InputError: a named column that is not there, or none with a usual name.
     """
-    there = rows.column_names
+    there = columns_of(rows)
     for flag in ("text_column", "text_pair_column", "label_column"):
         named = vars(data)[flag]
         if named is not None and named not in there:
-            raise InputError(
-                f"No column '{named}' in {data.dataset_name}; it has {', '.join(there)}. Set --{flag}"
-            )
-    label = data.label_column or first_there(LABELS, there, data.dataset_name, "--label_column")
+            raise InputError(f"No column '{named}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
+    label = data.label_column or first_there(LABELS, there, data.name, "--label_column")
     if not pair:
-        return Columns(
-            data.text_column or first_there(TEXTS, there, data.dataset_name, "--text_column"), None, label
-        )
+        return Columns(data.text_column or first_there(TEXTS, there, data.name, "--text_column"), None, label)
     text, second = data.text_column, data.text_pair_column
     if text is None or second is None:
         found = next(
@@ -68,7 +65,7 @@ def find_columns(rows: Dataset, data: DataArguments, pair: bool = False) -> Colu
         if found is None:
             wanted = "two columns with texts"
             raise InputError(
-                f"No {wanted} found in {data.dataset_name}; it has {', '.join(there)}. Set --text_column and --text_pair_column"
+                f"No {wanted} found in {data.name}; it has {', '.join(there)}. Set --text_column and --text_pair_column"
             )
         text, second = found
     return Columns(text, second, label)

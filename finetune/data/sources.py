@@ -1,4 +1,4 @@
-"""Where rows come from: a hub name, a local folder or file, or a built-in corpus → train and evaluation splits.
+"""Where rows come from: hub names, local folders or files, or a built-in corpus → train and evaluation splits.
 
 Knows files and splits; knows no tokenizer, no model and no task.
 """
@@ -6,41 +6,32 @@ Knows files and splits; knows no tokenizer, no model and no task.
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 
 from finetune.data.corpora import CORPORA
+from finetune.data.files import DOCUMENTS, Reading, endings, kind_of
+from finetune.data.folders import default_eval, files_of, kept_aside, numbered, read_folder, split_of
+from finetune.data.places import columns_of
 from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-READERS = {
-    "parquet": "parquet",
-    "csv": "csv",
-    "tsv": "csv",
-    "json": "json",
-    "jsonl": "json",
-    "txt": "text",
-    "text": "text",
-}
-SPLIT_NAMES = {"dev": "validation", "valid": "validation", "val": "validation", "eval": "validation"}
-
 
 @dataclass
-class DataArguments:
-    """Which rows, and which of their columns."""
+class SourceArguments:
+    """Which data sets, and how their files are read."""
 
-    dataset_name: str = field(
-        default="reviews",
+    dataset_name: list[str] = field(
+        default_factory=lambda: ["reviews"],
         metadata={
-            "help": "A hub name, a local folder or file (parquet, csv, tsv, json, jsonl, txt), or a built-in corpus (reviews)."
+            "help": "Hub names, local folders or files (parquet, csv, tsv, json, jsonl, txt, conll, xlsx; also .gz, .zst), or a built-in "
+            "corpus (reviews). Several are mixed; NAME=0.3 takes 0.3 of NAME's rows, NAME=2 each row twice."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
@@ -48,15 +39,64 @@ class DataArguments:
         default=None,
         metadata={"help": "Files inside dataset_name, as split=path pairs: train=a.parquet test=b.parquet."},
     )
+    eval_dataset_name: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Data sets to evaluate on, with figures for each (default: dataset_name's own rows)."
+        },
+    )
     train_split: str = field(
         default="train", metadata={"help": "Split to train on; a slice as train[:50%] is taken too."}
     )
     eval_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split to evaluate on (default: validation, else test, else a tenth of the training rows, kept aside)."
+            "help": "Split to evaluate on (default: validation, else test, else a tenth of the training rows, kept aside "
+            "with the classes in proportion)."
         },
     )
+    layout: str | None = field(
+        default=None,
+        metadata={
+            "help": "How rows are laid out: a row of LAYOUTS, as alpaca, sharegpt, messages (default: told from the columns)."
+        },
+    )
+    documents: str | None = field(
+        default=None,
+        metadata={
+            "help": "What a row of a .txt file is: lines, paragraphs, files (default: lines; files for a folder of books)."
+        },
+    )
+    encoding: str | None = field(
+        default=None,
+        metadata={"help": "Encoding of text files (default: told from their bytes, UTF-8 first)."},
+    )
+
+    def __post_init__(self) -> None:
+        # one name may be given as such, in Python and in a recipe
+        if isinstance(self.dataset_name, (str, Path)):
+            self.dataset_name = [str(self.dataset_name)]
+        if isinstance(self.eval_dataset_name, (str, Path)):
+            self.eval_dataset_name = [str(self.eval_dataset_name)]
+        if self.dataset_name == []:
+            raise InputError("No data set; set --dataset_name")
+        if self.documents is not None and self.documents not in DOCUMENTS:
+            raise InputError(f"Got --documents {self.documents}; wanted one of: {', '.join(DOCUMENTS)}")
+        if self.data_files and len(self.dataset_name or ()) > 1:
+            raise InputError(
+                "--data_files names files of one data set, and --dataset_name names several; leave one out"
+            )
+
+    @property
+    def name(self) -> str:
+        """All data sets, as a message names them."""
+        return ", ".join(self.dataset_name or ())
+
+
+@dataclass
+class DataArguments(SourceArguments):
+    """Which rows, and which of their columns."""
+
     text_column: str | None = field(
         default=None, metadata={"help": "Column with the text (default: found by its usual names)."}
     )
@@ -64,6 +104,12 @@ class DataArguments:
         default=None, metadata={"help": "Column with the second text, for tasks on pairs."}
     )
     label_column: str | None = field(default=None, metadata={"help": "Column with the label or target."})
+    ignore_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Columns with text that are not wanted; without it a run stops at a text that nothing reads."
+        },
+    )
     max_train_rows: int | None = field(
         default=None,
         metadata={
@@ -96,12 +142,27 @@ class FewShotArguments(DataArguments):
 
 
 @dataclass(frozen=True)
+class Part:
+    """The rows of one data set among several, and how many times each is seen in an epoch."""
+
+    name: str
+    rows: Dataset
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Rows:
-    """Raw rows with their splits settled. `train` or `eval` is None where it was not asked for."""
+    """Raw rows with their splits settled. `train` or `eval` is None where it was not asked for.
+
+    `train_parts` and `eval_parts` are the data sets that they come from where there are several; `train` and `eval` are then the
+    first ones', until `finetune.data.layouts` has brought all into one layout and mixed them.
+    """
 
     train: Dataset | None
     eval: Dataset | None
     name: str
+    train_parts: tuple[Part, ...] = ()
+    eval_parts: tuple[Part, ...] = ()
 
     def splits(self) -> list[tuple[str, Dataset]]:
         """The splits that are there, with their names."""
@@ -116,134 +177,113 @@ def load_rows(data: DataArguments, train: bool = True, fallback: str | None = "t
     Raises:
         InputError: nothing there under that name, an unreadable file, a split that does not exist, 0 rows.
     """
+    weights = weighted(data.dataset_name)
+    single = [replace(data, dataset_name=[name], eval_dataset_name=None) for name in weights]
+    tested = [
+        replace(data, dataset_name=[name], eval_dataset_name=None, data_files=None)
+        for name in data.eval_dataset_name or ()
+    ]
     if not train:
-        return Rows(None, _evaluation(data, fallback), data.dataset_name)
-    splits = read_splits(data.dataset_name, data.dataset_config, data.data_files)
-    training = _split(splits, data.train_split, "--train_split")
-    held_out = data.eval_split or _default_eval(splits, None)
+        parts = [Part(one.name, _evaluation(one, fallback)) for one in tested or single]
+        return Rows(None, parts[0].rows, data.name, (), tuple(parts) if len(parts) > 1 else ())
+    if len(single) == 1 and not tested and set(weights.values()) == {1.0}:
+        return _both(single[0])
+    if tested:
+        trained = [_training(one) for one in single]
+        evaluated = [Part(one.name, _evaluation(one, "train")) for one in tested]
+    else:
+        both = [_both(one) for one in single]
+        trained = [rows.train for rows in both]
+        evaluated = [Part(rows.name, rows.eval) for rows in both]
+    mixed = tuple(Part(one.name, rows, weights[one.name]) for one, rows in zip(single, trained, strict=True))
+    return Rows(mixed[0].rows, evaluated[0].rows, data.name, mixed, tuple(evaluated))
+
+
+def weighted(entries: Sequence[str]) -> dict[str, float]:
+    """`["a", "b=0.3"]` → {"a": 1.0, "b": 0.3}; a name with a sign of equality that lies here is a name.
+
+    Raises:
+        InputError: a weight that is not above 0, or a name twice.
+    """
+    weights: dict[str, float] = {}
+    for entry in entries:
+        name, sign, given = entry.rpartition("=")
+        if not sign or Path(entry).expanduser().exists():
+            name, given = entry, "1"
+        try:
+            weight = float(given)
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight < float("inf") or not name or name in weights:
+            raise InputError(
+                f"--dataset_name {entry} can't be read; wanted each data set once, as NAME or NAME=WEIGHT with a weight above 0"
+            )
+        weights[name] = weight
+    return weights
+
+
+def _training(data: DataArguments) -> Dataset:
+    splits = _splits(data.name, data.dataset_config, data.data_files, _reading(data))
+    return split_of(splits, data.train_split, "--train_split")
+
+
+def _both(data: DataArguments) -> Rows:
+    """Training and evaluation rows of one data set; a tenth is kept aside where it has none to evaluate on."""
+    splits = _splits(data.name, data.dataset_config, data.data_files, _reading(data))
+    training = split_of(splits, data.train_split, "--train_split")
+    held_out = data.eval_split or default_eval(splits, None)
     if held_out is not None:
-        return Rows(training, _split(splits, held_out, "--eval_split"), data.dataset_name)
+        return Rows(training, split_of(splits, held_out, "--eval_split"), data.name)
     if len(training) < 2:
         raise InputError(
-            f"{data.dataset_name} has {len(training)} rows and no evaluation split; name one by --eval_split"
+            f"{data.name} has {len(training)} rows and no evaluation split; name one by --eval_split"
         )
-    parts = training.train_test_split(test_size=max(1, len(training) // 10), seed=data.sample_seed)
-    logger.warning(
-        "%s has no evaluation split: %d of its rows are kept aside for it",
-        data.dataset_name,
-        len(parts["test"]),
-    )
-    return Rows(parts["train"], parts["test"], data.dataset_name)
+    kept, aside = kept_aside(training, data.label_column, data.sample_seed)
+    logger.warning("%s has no evaluation split: %d of its rows are kept aside for it", data.name, len(aside))
+    return Rows(training.select(kept), training.select(aside), data.name)
+
+
+def _reading(data: SourceArguments) -> Reading:
+    return Reading(data.documents or "", data.encoding)
 
 
 def _evaluation(data: DataArguments, fallback: str | None) -> Dataset:
     """The evaluation split alone: beside it may lie more than can be read at once."""
-    files = (
-        {}
-        if data.dataset_name in CORPORA
-        else _files_of(Path(data.dataset_name).expanduser(), data.data_files)
-    )
-    base = str(data.eval_split or _default_eval(files, fallback)).partition("[")[0]
+    files = {} if data.name in CORPORA else files_of(Path(data.name).expanduser(), data.data_files)
+    base = str(data.eval_split or default_eval(files, fallback)).partition("[")[0]
     splits = (
-        _read_files({base: files[base]})
+        read_folder({base: files[base]}, _reading(data))
         if base in files
-        else read_splits(data.dataset_name, data.dataset_config, data.data_files)
+        else _splits(data.name, data.dataset_config, data.data_files, _reading(data))
     )
-    name = data.eval_split or _default_eval(splits, fallback)
+    name = data.eval_split or default_eval(splits, fallback)
     if name is None:
-        raise InputError(f"{data.dataset_name} has no evaluation split; name one by --eval_split")
-    return _split(splits, name, "--eval_split")
+        raise InputError(f"{data.name} has no evaluation split; name one by --eval_split")
+    return split_of(splits, name, "--eval_split")
 
 
 def read_splits(name: str, config: str | None = None, data_files: list[str] | None = None) -> DatasetDict:
     """All splits under a name, whatever kind of source it is."""
+    found = _splits(name, config, data_files, Reading(""))
+    return DatasetDict({split: rows.select_columns(columns_of(rows)) for split, rows in found.items()})
+
+
+def _splits(name: str, config: str | None, data_files: list[str] | None, reading: Reading) -> DatasetDict:
+    """The same, with places."""
     path = Path(name).expanduser()
     if name in CORPORA and not data_files:
-        return CORPORA[name]()
-    files = _files_of(path, data_files)
+        return numbered(CORPORA[name]())
+    files = files_of(path, data_files)
     if files:
-        return _read_files(files)
+        return read_folder(files, reading)
     if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
         saved = datasets.load_from_disk(str(path))
-        return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
+        return numbered(saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved}))
     if path.exists():
         raise InputError(
-            f"{path} holds no file that can be read; wanted one of: {', '.join(sorted(READERS))}. Set --data_files"
+            f"{path} holds no file that can be read; wanted one of: {endings()}. Set --data_files"
         )
-    return _read_hub(name, config)
-
-
-def _files_of(path: Path, data_files: list[str] | None) -> dict[str, list[Path]]:
-    """Split name → files. A folder's files are named after their split: train.parquet, data/test-00000-of-00002.parquet."""
-    if data_files:
-        pairs = [entry.split("=", 1) if "=" in entry else ["train", entry] for entry in data_files]
-        found: dict[str, list[Path]] = {}
-        for split, entry in pairs:
-            file = path / entry if path.is_dir() else Path(entry)
-            if not file.is_file():
-                raise InputError(f"No file {file}, named by --data_files {split}={entry}")
-            found.setdefault(split, []).append(file)
-        return found
-    if path.is_file():
-        if path.suffix.lstrip(".") not in READERS:
-            raise InputError(f"{path} ends in '{path.suffix}'; wanted one of: {', '.join(sorted(READERS))}")
-        return {"train": [path]}
-    if not path.is_dir():
-        return {}
-    found = {}
-    for file in sorted(
-        f
-        for f in path.rglob("*")
-        if f.suffix.lstrip(".") in READERS and not f.name.startswith(("README", "."))
-    ):
-        if file.name in ("dataset_info.json", "state.json", "dataset_dict.json"):
-            return {}
-        stem = re.sub(r"-\d{5}-of-\d{5}.*$", "", file.stem)
-        found.setdefault(SPLIT_NAMES.get(stem, stem), []).append(file)
-    return {"train": next(iter(found.values()))} if len(found) == 1 else _of_one_kind(found)
-
-
-def _of_one_kind(files: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """The files of the training rows' kind: what lies beside train.parquet as input.txt is no split."""
-    readers = {READERS[file.suffix.lstrip(".")] for file in files.get("train", [])}
-    others = {
-        split: [f for f in paths if READERS[f.suffix.lstrip(".")] not in readers]
-        for split, paths in files.items()
-    }
-    strange = [str(file) for paths in others.values() for file in paths]
-    if len(readers) != 1 or not strange:
-        return files
-    logger.warning(
-        "Left aside, as the training rows are of another kind: %s (--data_files names others)",
-        ", ".join(strange),
-    )
-    kept = {split: [file for file in paths if file not in others[split]] for split, paths in files.items()}
-    return {split: paths for split, paths in kept.items() if paths}
-
-
-def _read_files(files: dict[str, list[Path]]) -> DatasetDict:
-    kinds = {file.suffix.lstrip(".") for paths in files.values() for file in paths}
-    readers = {READERS.get(kind, kind) for kind in kinds}
-    if len(readers) > 1 or not readers <= set(READERS.values()):
-        raise InputError(
-            f"Files of several kinds ({', '.join(sorted(kinds))}); name those of one kind by --data_files"
-        )
-    options = {"delimiter": "\t"} if kinds == {"tsv"} else {}
-    splits = DatasetDict()
-    for split, paths in files.items():
-        try:  # one by one: splits of one folder need not have the same columns
-            splits[split] = datasets.load_dataset(
-                readers.copy().pop(), data_files=[str(p) for p in paths], split="train", **options
-            )
-        except Exception as error:  # whatever a reader says of a damaged file, with the name of the file
-            cause = error.__cause__ or error
-            names = ", ".join(str(p) for p in paths)
-            if "corresponds to no data" in str(error):
-                raise InputError(f"{names} has 0 rows; name files with rows by --data_files") from error
-            raise InputError(
-                f"Cannot read {names}: {type(cause).__name__}: {cause}. Mend it or name others by --data_files"
-            ) from error
-    return splits
+    return numbered(_read_hub(name, config))
 
 
 def _read_hub(name: str, config: str | None) -> DatasetDict:
@@ -256,35 +296,6 @@ def _read_hub(name: str, config: str | None) -> DatasetDict:
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Set --dataset_name"
         ) from error
     return found
-
-
-def _default_eval(splits: Mapping[str, Any], fallback: str | None) -> str | None:
-    return next((name for name in ("validation", "test") if name in splits), fallback)
-
-
-def _split(splits: DatasetDict, name: str, flag: str) -> Dataset:
-    base, _, bounds = name.partition("[")
-    if base not in splits:
-        raise InputError(f"No split '{base}'; there are: {', '.join(splits)}. Set {flag}")
-    rows = splits[base]
-    if bounds:
-        rows = rows.select(_slice(bounds, len(rows), flag))
-    if len(rows) == 0:
-        raise InputError(f"Split '{name}' has 0 rows; name another by {flag}")
-    return rows
-
-
-def _slice(bounds: str, length: int, flag: str) -> range:
-    match = re.fullmatch(r"(-?\d+%?)?:(-?\d+%?)?\]", bounds)
-    if not match:
-        raise InputError(
-            f"Cannot read the slice '[{bounds}'; wanted [start:end] in rows or per cent. Set {flag}"
-        )
-    edges = [
-        None if edge is None else int(edge[:-1]) * length // 100 if edge.endswith("%") else int(edge)
-        for edge in match.groups()
-    ]
-    return range(length)[slice(*edges)]
 
 
 def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None) -> Dataset:
@@ -310,25 +321,48 @@ def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None
     return rows.select(order[chosen])
 
 
+def mixed(parts: Sequence[Part], seed: int) -> Dataset:
+    """Rows of several data sets in one: each as many times as its weight says, a part of it as a seeded sample.
+
+    Raises:
+        InputError: columns of different kinds, which a layout would have made alike.
+    """
+    drawn = []
+    for place, part in enumerate(parts):
+        whole, rest = divmod(part.weight, 1)
+        order = np.random.default_rng((seed, place)).permutation(len(part.rows))
+        few = order[: round(rest * len(order))]
+        wanted = [*np.tile(np.arange(len(order)), int(whole)), *few]
+        if not wanted:
+            raise InputError(
+                f"--dataset_name {part.name}={part.weight:g} takes none of {len(order)} rows; set a higher weight"
+            )
+        drawn.append(part.rows.select(wanted))
+        logger.warning("%s: %d of %d rows (weight %g)", part.name, len(wanted), len(order), part.weight)
+    return concatenate_datasets(drawn)
+
+
 def open_stream(
     name: str, config: str | None, data_files: list[str] | None, split: str
 ) -> datasets.IterableDataset:
-    """One split, read as it is needed: from local files or from the hub.
+    """One split, read as it is needed: Parquet from local files or the hub; text files whole, as their rows are told from all.
 
     Raises:
         InputError: nothing there under that name, or no such split.
     """
     if name in CORPORA and not data_files:
-        return _split(CORPORA[name](), split, "--train_split").to_iterable_dataset()
-    files = _files_of(Path(name).expanduser(), data_files)
+        return split_of(CORPORA[name](), split, "--train_split").to_iterable_dataset()
+    files = files_of(Path(name).expanduser(), data_files)
     if files and split not in files:
         raise InputError(f"No split '{split}' in {name}; there are: {', '.join(files)}. Set --train_split")
+    if files and kind_of(files[split][0]) != "parquet":
+        rows = read_folder({split: files[split]}, Reading(""))[split]
+        return rows.select_columns(columns_of(rows)).to_iterable_dataset()
     try:
         if not files:
             return datasets.load_dataset(name, config, split=split, streaming=True)
-        reader = READERS[files[split][0].suffix.lstrip(".")]
         return datasets.load_dataset(
-            reader, data_files=[str(file) for file in files[split]], split="train", streaming=True
+            "parquet", data_files=[str(file) for file in files[split]], split="train", streaming=True
         )
     except Exception as error:  # whatever a reader or the hub says
         raise InputError(

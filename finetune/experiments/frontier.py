@@ -77,7 +77,7 @@ class Frontier:
         needed = (self.size.prompts + self.size.sft_rows, self.size.held_out)
         if len(self.texts) < needed[0] or len(self.test_texts) < needed[1]:
             raise InputError(
-                f"The size '{settings.size}' needs {needed[0]} training and {needed[1]} held-out texts; {data.dataset_name} has "
+                f"The size '{settings.size}' needs {needed[0]} training and {needed[1]} held-out texts; {data.name} has "
                 f"{len(self.texts)} and {len(self.test_texts)}. Set --size or --dataset_name"
             )
 

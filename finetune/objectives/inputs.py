@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune.data.checks import without_empty
 from finetune.data.columns import LABELS, PAIRS, TEXTS, Columns, first_there
 from finetune.data.encode import cached, fingerprint
+from finetune.data.places import columns_of
 from finetune.data.sources import DataArguments, sample
 from finetune.errors import InputError
 from finetune.objectives import documents
@@ -27,14 +28,12 @@ def find_roles(there: list[str], data: DataArguments, wanted: dict[str, str | No
     Raises:
         InputError: a column that is not there, or none with a usual name.
     """
-    roles = {"text": data.text_column or first_there(TEXTS, there, data.dataset_name, "--text_column")}
+    roles = {"text": data.text_column or first_there(TEXTS, there, data.name, "--text_column")}
     roles |= {role: column for role, column in wanted.items() if column is not None}
     for role, column in roles.items():
         if column not in there:
             flag = {"pair": "text_pair_column"}.get(role, f"{role}_column")
-            raise InputError(
-                f"No column '{column}' in {data.dataset_name}; it has {', '.join(there)}. Set --{flag}"
-            )
+            raise InputError(f"No column '{column}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
     return roles
 
 
@@ -42,7 +41,7 @@ def find_pair(there: list[str], data: DataArguments) -> str | None:
     """The second text's column: named, or by a usual name beside the first's; None where there is none."""
     if data.text_pair_column is not None:
         return data.text_pair_column
-    first = data.text_column or first_there(TEXTS, there, data.dataset_name, "--text_column")
+    first = data.text_column or first_there(TEXTS, there, data.name, "--text_column")
     return next((second for one, second in PAIRS if one == first and second in there), None)
 
 
@@ -52,7 +51,7 @@ def with_label(rows: Dataset, label: str, data: DataArguments) -> Dataset:
     Raises:
         InputError: no row has it.
     """
-    column = data.label_column or first_there(LABELS, rows.column_names, data.dataset_name, "--label_column")
+    column = data.label_column or first_there(LABELS, columns_of(rows), data.name, "--label_column")
     feature = rows.features[column]
     names = list(feature.names) if isinstance(feature, ClassLabel) else []
     wanted = names.index(label) if label in names else label

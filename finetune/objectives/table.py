@@ -29,7 +29,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from finetune import loss
-from finetune.data.sources import DataArguments, load_rows, open_stream
+from finetune.data.places import columns_of
+from finetune.data.sources import DataArguments, load_rows, open_stream, weighted
 from finetune.errors import InputError
 from finetune.methods import MethodArguments, check_packed, find_method
 from finetune.metrics import embeddings, likelihood
@@ -329,7 +330,7 @@ def find_inputs(
         )
     if train and apart.supervised and pair is None:
         raise InputError(
-            f"--supervised wants two texts a row; {data.dataset_name} has {', '.join(there)}. Set --text_pair_column"
+            f"--supervised wants two texts a row; {data.name} has {', '.join(there)}. Set --text_pair_column"
         )
     if train:
         return inputs.find_roles(
@@ -355,13 +356,13 @@ def load_features(
     endless = stream.streaming or stream.mixture is not None
     rows = load_rows(data, train=not stream.streaming, fallback=None)
     assert rows.eval is not None
-    there = find_inputs(name, apart, rows.eval.column_names, data, train=False)
+    there = find_inputs(name, apart, columns_of(rows.eval), data, train=False)
     evaluation = inputs.settled_rows(rows.eval, there, data, "evaluation", data.max_eval_rows)
     if "score" in there:
         check_scores(evaluation, there["score"])
     held_out = inputs.encoded(evaluation, there, row.encode, processor, length, seed)
     if endless:
-        weights = parse_mixture(stream.mixture) if stream.mixture else {data.dataset_name: 1.0}
+        weights = parse_mixture(stream.mixture) if stream.mixture else weighted(data.dataset_name)
         sources = [_source(source, name, apart, data, stream) for source in weights]
         encode = partial(_encode_batch, row.encode, processor, length)
         # of what is read as it is needed the names alone are known
@@ -378,7 +379,7 @@ def load_features(
         if apart.positive_label is None
         else inputs.with_label(rows.train, apart.positive_label, data)
     )
-    there = find_inputs(name, apart, train.column_names, data, train=True)
+    there = find_inputs(name, apart, columns_of(train), data, train=True)
     train = inputs.settled_rows(train, there, data, "training", data.max_train_rows)
     return {
         "train": inputs.encoded(train, there, row.encode, processor, length, seed),
@@ -412,8 +413,8 @@ def _source(
     stream: StreamArguments,
 ) -> Dataset | IterableDataset:
     """Training rows of one source of a stream, with their columns named after their roles."""
-    chosen = replace(data, dataset_name=source)
-    files = data.data_files if source == data.dataset_name else None
+    chosen = replace(data, dataset_name=[source], data_files=data.data_files if source == data.name else None)
+    files = chosen.data_files
     rows = (
         open_stream(source, data.dataset_config, files, data.train_split)
         if stream.streaming

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 from finetune.data.columns import class_ids, class_names
+from finetune.data.places import columns_of
 from finetune.errors import InputError
 from prompts.templates.entries import Entry, Source
 
@@ -74,12 +75,12 @@ def _plain(
     data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]
 ) -> Table:
     columns = {name: column for name, column in source.columns.items() if name != "label"} or {
-        name: name for name in data.column_names
+        name: name for name in columns_of(data)
     }
     for column in columns.values():
-        if column.split(".")[0] not in data.column_names:
+        if column.split(".")[0] not in columns_of(data):
             raise InputError(
-                f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. "
+                f"{entry.name}: no column '{column}' in the data; it has {', '.join(columns_of(data))}. "
                 "Mend the entry's `data`"
             )
     labels: tuple[str, ...] = ()
@@ -104,12 +105,12 @@ def _labels(
 ) -> tuple[tuple[str, ...], tuple[Any, ...], list[int]]:
     """Names of the labels, what stands in the data for each, and each row's number."""
     column = label_column or source.columns.get("label", "label")
-    if column not in data.column_names:
+    if column not in columns_of(data):
         raise InputError(
-            f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. Set "
+            f"{entry.name}: no column '{column}' in the data; it has {', '.join(columns_of(data))}. Set "
             "--label_column"
         )
-    names, values = _classes([split for split in splits if column in split.column_names] or [data], column)
+    names, values = _classes([split for split in splits if column in columns_of(split)] or [data], column)
     renamed = [source.labels.get(name, name) for name in names]
     if entry.labels is None:
         return tuple(renamed), values, class_ids(data, column, names)
@@ -146,9 +147,9 @@ def _entities(
         label_column or source.columns.get("tags", "ner_tags"),
     )
     for column in (tokens, tags):
-        if column not in data.column_names:
+        if column not in columns_of(data):
             raise InputError(
-                f"{entry.name}: no column '{column}' in the data; it has {', '.join(data.column_names)}. "
+                f"{entry.name}: no column '{column}' in the data; it has {', '.join(columns_of(data))}. "
                 "Mend the entry's `data`"
             )
     names = data.features[tags].feature.names

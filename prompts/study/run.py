@@ -70,7 +70,7 @@ def read_parts(
         or (not entry.targets and (study.choose_rows or study.search or study.soft_rows or tuning.tune))
     )
     rows = load_rows(data, train=needs_training and not study.check)
-    source = source_of(entry, data.dataset_name)
+    source = source_of(entry, data.name)
     column = data.label_column or source.columns.get("label")
     by_class = column if rows.eval is not None and column in rows.eval.column_names else None
     splits = [split for split in (rows.eval, rows.train) if split is not None]

@@ -1,0 +1,275 @@
+"""Files of rows → a data set that knows where in its file each row stands. Knows formats; knows no columns by name but SQuAD's.
+
+Text files are read here rather than by `datasets`, whose readers take one encoding and one delimiter, call the words NA and None
+missing, and give up on a row of another type without saying which. What was read is kept as Arrow beside `datasets`' own cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, Json, List, concatenate_datasets
+
+from finetune.data import conll, records
+from finetune.data.places import PLACE
+from finetune.data.tables import COMPRESSED, content, decoded, delimited, ending
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+KINDS = {
+    "parquet": "parquet", "arrow": "arrow", "csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "ndjson": "json", "txt": "text",
+    "text": "text", "conll": "conll", "conllu": "conll", "iob": "conll", "iob2": "conll", "bio": "conll", "xlsx": "excel",
+}  # fmt: skip
+DOCUMENTS = ("lines", "paragraphs", "files")
+Columns = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How text files are read.
+
+    Attributes:
+        documents: what is a row of a .txt file: its lines, its paragraphs (parted by blank lines), or all of it.
+        encoding: of text files, where it can't be told.
+    """
+
+    documents: str = "lines"
+    encoding: str | None = None
+
+
+def kind_of(file: Path) -> str | None:
+    """How a file is read, by the ending of its name; None where it isn't."""
+    return KINDS.get(ending(file))
+
+
+def endings() -> str:
+    """The endings that are read, for messages."""
+    return f"{', '.join(sorted(KINDS))} (also {', '.join(f'.{one}' for one in sorted(COMPRESSED))})"
+
+
+def read_files(files: Sequence[Path], reading: Reading) -> Dataset:
+    """Files of one split, one after another.
+
+    Raises:
+        InputError: a file that can't be read, has no rows, or columns of other types than the first one's.
+    """
+    parts = [_read_file(file, reading, alone=len(files) == 1) for file in files]
+    try:
+        return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    except (ValueError, TypeError) as error:
+        names = ", ".join(map(str, files))
+        raise InputError(
+            f"{names} have columns of different kinds: {error}. Name those of one kind by --data_files"
+        ) from error
+
+
+def _read_file(file: Path, reading: Reading, alone: bool) -> Dataset:
+    kind = kind_of(file)
+    if kind is None:
+        raise InputError(f"{file} ends in '{file.suffix}'; wanted one of: {endings()}")
+    name = "" if alone else f" of {file.name}"
+    if kind in ("parquet", "arrow"):
+        rows = _foreign(file, kind)
+        return rows.add_column(PLACE, [f"row {number}{name}" for number in range(len(rows))])
+    return _kept(file, reading, name, lambda: _read_text(file, kind, reading, name))
+
+
+def _foreign(file: Path, kind: str) -> Dataset:
+    """A file that `datasets` reads exactly."""
+    try:
+        return datasets.load_dataset(kind, data_files=[str(file)], split="train")
+    except Exception as error:  # whatever a reader says of a damaged file, with the name of the file
+        cause = error.__cause__ or error
+        if "corresponds to no data" in str(error):
+            raise InputError(f"{file} has 0 rows; name files with rows by --data_files") from error
+        raise InputError(
+            f"Cannot read {file}: {type(cause).__name__}: {cause}. Mend it or name others by --data_files"
+        ) from error
+
+
+def _kept(file: Path, reading: Reading, name: str, read: Callable[[], Dataset]) -> Dataset:
+    """What `read` gives, from the cache where the file, the options and the code that reads are old ones."""
+    about = file.stat()
+    told = [str(file.resolve()), about.st_size, about.st_mtime_ns, repr(reading), name, code()]
+    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "rows" / key
+    if (folder / "state.json").is_file():
+        return datasets.load_from_disk(str(folder))
+    rows = read()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+    rows.save_to_disk(str(scratch / key))
+    with suppress(OSError):  # another process was faster, with the same rows
+        (scratch / key).rename(folder)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return datasets.load_from_disk(str(folder))
+
+
+def code() -> str:
+    """Hash of the modules that read: what an older version has read is not what this one reads."""
+    names = ("files", "tables", "records", "conll")
+    return hashlib.sha256(
+        b"".join(Path(__file__).with_name(f"{n}.py").read_bytes() for n in names)
+    ).hexdigest()
+
+
+def _read_text(file: Path, kind: str, reading: Reading, name: str) -> Dataset:
+    lines: list[int] | None = None
+    if kind == "excel":
+        columns, lines = _sheet(file)
+    else:
+        text = decoded(content(file), str(file), reading.encoding)
+        if kind == "csv":
+            columns, lines = delimited(
+                text, str(file), ("\t",) if ending(file) == "tsv" else (",", ";", "\t", "|")
+            )
+        elif kind == "json":
+            columns, lines = records.read(text, file)
+        elif kind == "conll" or conll.is_conll(text):
+            columns, lines = conll.read(text, str(file))
+        else:
+            columns, lines = _documents(text, reading.documents)
+    size = len(next(iter(columns.values()), []))
+    if size == 0:
+        raise InputError(f"{file} has 0 rows; name files with rows by --data_files")
+    places = [f"row {row}" + (f" (line {lines[row]})" if lines else "") + name for row in range(size)]
+    return as_dataset({**columns, PLACE: places}, str(file))
+
+
+def as_dataset(columns: Columns, name: str) -> Dataset:
+    """Columns of Python values as a data set; cells of no single type are kept as JSON keeps them.
+
+    Raises:
+        InputError: a column that mixes texts with numbers or lists, with the first cell that differs.
+    """
+    for column, values in columns.items():
+        _check_mixture(column, values, columns, name)
+    free = {
+        column
+        for column, values in columns.items()
+        if len({_form(value) for value in values if value is not None}) > 1
+    }
+    rows = Dataset.from_dict({column: values for column, values in columns.items() if column not in free})
+    for column in (column for column in columns if column in free):
+        lists = isinstance(next(value for value in columns[column] if value is not None), list)
+        rows = rows.add_column(column, columns[column], feature=List(Json()) if lists else Json())
+    return rows.select_columns(list(columns))
+
+
+def _form(value: Any) -> str:
+    """What keys and types stand in records inside a cell. Arrow would give all records the keys of any, and null for what is not there."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_form(value[key])}" for key in sorted(value)) + "}"
+    if isinstance(value, list):
+        inner = {_form(one) for one in value}
+        return (
+            "["
+            + (
+                "".join(sorted(inner))
+                if any("{" in form or "[" in form for form in inner) or len(inner) > 1
+                else ""
+            )
+            + "]"
+        )
+    return (
+        "" if isinstance(value, (str, int, float)) and not isinstance(value, bool) else type(value).__name__
+    )
+
+
+def _check_mixture(column: str, values: list[Any], columns: Columns, name: str) -> None:
+    kinds: dict[str, int] = {}
+    for place, value in enumerate(values):
+        if value is not None:
+            kinds.setdefault(_kind(value), place)
+    if len(kinds) < 2:
+        return
+    (first, one), (second, other) = list(kinds.items())[:2]
+    places = columns.get(PLACE) or [f"row {place}" for place in range(len(values))]
+    raise InputError(
+        f"The column '{column}' of {name} holds a {first} in {places[one]} ({values[one]!r:.60}) and a {second} in {places[other]} "
+        f"({values[other]!r:.60}); wanted one kind. Mend the rows"
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "truth value"
+    return {str: "text", int: "number", float: "number", list: "list", dict: "mapping"}.get(
+        type(value), type(value).__name__
+    )
+
+
+def _documents(text: str, documents: str) -> tuple[Columns, list[int]]:
+    """A text file's rows: lines (as they stand, blank ones too), paragraphs, or the whole."""
+    lines = re.split(r"\r\n|\n|\r", text)
+    if documents == "lines":
+        lines = lines[:-1] if lines and not lines[-1] else lines
+        return {"text": lines}, list(range(1, len(lines) + 1))
+    if documents == "files":
+        return {"text": ["\n".join(lines).strip("\n")]}, [1]
+    texts, starts, held = [], [], []
+    for number, line in enumerate([*lines, ""], start=1):
+        if line.strip():
+            held.append(line)
+        elif held:
+            texts.append("\n".join(held))
+            starts.append(number - len(held))
+            held = []
+    return {"text": texts}, starts
+
+
+def _sheet(file: Path) -> tuple[Columns, list[int]]:
+    """The first sheet of an Excel file that holds anything, its first row as header."""
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise InputError("An .xlsx file wants the package openpyxl: pip install openpyxl") from error
+    try:
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+    except Exception as error:  # whatever a damaged archive makes of it
+        raise InputError(f"Cannot read {file}: {type(error).__name__}: {error}") from error
+    filled = [
+        sheet
+        for sheet in book.worksheets
+        if sheet.max_row and any(any(r) for r in sheet.iter_rows(max_row=2, values_only=True))
+    ]
+    if not filled:
+        return {}, []
+    if len(filled) > 1:
+        logger.warning(
+            "%s: the sheet '%s' is read; not used: %s",
+            file,
+            filled[0].title,
+            ", ".join(s.title for s in filled[1:]),
+        )
+    records = [
+        (number, [None if cell in ("", None) else cell for cell in row])
+        for number, row in enumerate(filled[0].iter_rows(values_only=True), start=1)
+    ]
+    (_, header), *rows = [(number, row) for number, row in records if any(cell is not None for cell in row)]
+    names = [f"column_{place}" if cell is None else str(cell).strip() for place, cell in enumerate(header)]
+    used = [
+        place
+        for place, name in enumerate(names)
+        if header[place] is not None or any(row[place] is not None for _, row in rows)
+    ]
+    columns = {names[place]: [_cell(row[place]) for _, row in rows] for place in used}
+    return columns, [number for number, _ in rows]
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

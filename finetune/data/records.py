@@ -1,0 +1,149 @@
+"""JSON in the shapes that rows are published in → columns. Knows shapes; knows no columns by name but SQuAD's and messages'."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.data.tables import ending
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+TURN = {"role", "from", "speaker"}  # what a message has and a row has not
+Columns = dict[str, list[Any]]
+
+
+def read(text: str, file: Path) -> tuple[Columns, list[int] | None]:
+    """Columns, and the line of each record where the file has one a line.
+
+    JSON lines, a list of records, columns, records under `data` or another key, pandas' ways, SQuAD's own file.
+
+    Raises:
+        InputError: text that is no JSON, with its lines, or that holds no records.
+    """
+    stripped = text.lstrip()
+    if ending(file) in ("jsonl", "ndjson") and stripped[:1] != "[":
+        return _json_lines(text, file)
+    try:
+        whole = json.loads(stripped) if stripped[:1] in ("[", "{") else None
+    except json.JSONDecodeError as error:
+        # one record a line, whatever the name says; a list that breaks off is no line
+        if stripped[:1] == "[" or not stripped:
+            raise InputError(
+                f"Cannot read {file}: {error}. Mend it or name others by --data_files"
+            ) from error
+        return _json_lines(text, file)
+    if whole is None:
+        return _json_lines(text, file)
+    records = whole if isinstance(whole, list) else _records(whole, file)
+    if isinstance(records, dict):
+        return records, None
+    if records and _is_squad(records[0]):
+        records = _squad(records)
+    strange = next((place for place, record in enumerate(records) if not isinstance(record, dict)), None)
+    if strange is not None:
+        raise InputError(
+            f"{file} holds {records[strange]!r:.60} as row {strange}; wanted a record with named columns"
+        )
+    return _columns(records), None
+
+
+def _json_lines(text: str, file: Path) -> tuple[Columns, list[int]]:
+    records, lines, faults = [], [], []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            faults.append(f"line {number}: {error.msg}")
+            continue
+        if not isinstance(record, dict):
+            faults.append(f"line {number} holds {record!r:.40}; wanted a record with named columns")
+        records.append(record)
+        lines.append(number)
+    if faults:
+        said = "; ".join(faults[:5]) + ("; ..." if len(faults) > 5 else "")
+        raise InputError(f"Cannot read {file}: {said}. Mend it or name others by --data_files")
+    return _columns(records), lines
+
+
+def _shape(whole: dict[str, Any]) -> str | None:
+    """How one JSON object holds rows: under a key, as columns, or by row numbers; None where it is a row itself."""
+    inner = [
+        key
+        for key, value in whole.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    ]
+    if (
+        len(inner) == 1
+        and not TURN & set(whole[inner[0]][0])
+        and all(not isinstance(v, (list, dict)) for k, v in whole.items() if k != inner[0])
+    ):
+        return inner[0]
+    if set(whole) >= {"columns", "data"}:
+        return "split"
+    values = list(whole.values())
+    if (
+        values
+        and all(isinstance(value, list) for value in values)
+        and len({len(value) for value in values}) == 1
+    ):
+        return "columns"
+    if values and all(isinstance(value, dict) for value in values):
+        keys = {str(key) for value in values for key in value}
+        return (
+            "numbered"
+            if all(key.isdigit() for key in keys)
+            else "rows"
+            if all(k.isdigit() for k in whole)
+            else None
+        )
+    return None
+
+
+def _records(whole: dict[str, Any], file: Path) -> list[Any] | Columns:
+    shape = _shape(whole)
+    if shape is None:
+        return [whole]
+    if shape == "split":
+        return [dict(zip(whole["columns"], row, strict=True)) for row in whole["data"]]
+    if shape == "columns":
+        return whole
+    if shape == "numbered":
+        order = list(next(iter(whole.values())))
+        return {column: [values.get(number) for number in order] for column, values in whole.items()}
+    if shape == "rows":
+        return list(whole.values())
+    others = [key for key in whole if key != shape]
+    if others:
+        logger.warning("%s: rows are read from '%s'; not used: %s", file, shape, ", ".join(others))
+    return list(whole[shape])
+
+
+def _columns(records: Sequence[dict[str, Any]]) -> Columns:
+    """Records as columns; what a record doesn't have is missing there."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: [record.get(name) for record in records] for name in names}
+
+
+def _is_squad(record: Any) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("paragraphs"), list)
+
+
+def _squad(articles: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """SQuAD's own articles → a row a question (Rajpurkar et al. 2016, 2018)."""
+    rows = []
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph.get("qas", []):
+                answers = asked.get("answers") or []
+                rows.append(
+                    {"id": asked.get("id"), "title": article.get("title"), "context": paragraph["context"], "question": asked["question"],
+                     "answers": {"text": [a["text"] for a in answers], "answer_start": [a["answer_start"] for a in answers]}}
+                )  # fmt: skip
+    return rows

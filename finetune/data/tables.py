@@ -1,0 +1,194 @@
+"""Bytes of a file → text, and text with delimiters → records with the lines they begin at. Knows encodings; knows no columns.
+
+What Python's csv and json modules leave to the reader is settled here once: which encoding, which delimiter, whether quotes
+mean anything, what an empty cell is, and which cells are numbers.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import logging
+import lzma
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+DELIMITERS = (",", ";", "\t", "|")
+MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+WHOLE, DECIMAL = re.compile(r"-?(0|[1-9]\d{0,17})"), re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][-+]?\d+)?")
+LOOKED_AT = 200  # records that tell the delimiter
+
+
+def _unzstd(packed: bytes) -> bytes:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise InputError("A .zst file wants the package zstandard: pip install zstandard") from error
+    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed)) as stream:
+        return stream.read()
+
+
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.decompress, "bz2": bz2.decompress, "xz": lzma.decompress, "zst": _unzstd, "zstd": _unzstd,
+}  # fmt: skip
+
+
+def ending(file: Path) -> str:
+    """What a file's name says of its content, compression aside: `jsonl` of rows.jsonl.gz."""
+    parts = file.name.lower().split(".")
+    if len(parts) > 2 and parts[-1] in COMPRESSED:
+        parts.pop()
+    return parts[-1] if len(parts) > 1 else ""
+
+
+def content(file: Path) -> bytes:
+    """A file's bytes, unpacked where its name says that they are packed.
+
+    Raises:
+        InputError: it can't be read or unpacked.
+    """
+    unpack = COMPRESSED.get(file.suffix.lower().lstrip("."))
+    try:
+        return unpack(file.read_bytes()) if unpack else file.read_bytes()
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise InputError(
+            f"Cannot read {file}: {type(error).__name__}: {error}. Mend it or name others"
+        ) from error
+
+
+def decoded(data: bytes, name: str, encoding: str | None = None) -> str:
+    """Bytes as text: by the encoding that is named, by a byte order mark, as UTF-8, or as what fits the bytes best.
+
+    Raises:
+        InputError: bytes that the named encoding doesn't have, or an encoding that there isn't.
+    """
+    if encoding is not None:
+        try:
+            return data.decode(
+                "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+            )
+        except (UnicodeDecodeError, LookupError) as error:
+            raise InputError(f"Cannot read {name} by --encoding {encoding}: {error}") from error
+    marked = next((codec for mark, codec in MARKS if data.startswith(mark)), None)
+    try:
+        return data.decode(marked or _without_mark(data))
+    except UnicodeDecodeError:
+        text, codec = _legacy(data)
+    logger.warning("%s is no UTF-8: read as %s (--encoding names another)", name, codec)
+    return text
+
+
+def _without_mark(data: bytes) -> str:
+    """UTF-8, or UTF-16 where every other byte of the beginning is 0, as Latin letters have it there."""
+    start = data[:2000]
+    even, odd = start[::2].count(0), start[1::2].count(0)
+    if max(even, odd) > len(start) // 4:
+        return "utf-16-be" if even > odd else "utf-16-le"
+    return "utf-8"
+
+
+def _legacy(data: bytes) -> tuple[str, str]:
+    """Text in an encoding of before Unicode. Western Europe's, unless most letters would be foreign ones there."""
+    letters = [byte for byte in data if byte > 127 or chr(byte).isalpha()]
+    if sum(byte > 127 for byte in letters) > 0.4 * len(letters):
+        from charset_normalizer import from_bytes
+
+        best = from_bytes(data).best()
+        if best is not None:
+            return str(best), best.encoding
+    try:
+        return data.decode("cp1252"), "cp1252"
+    except UnicodeDecodeError:
+        return data.decode("latin-1"), "latin-1"
+
+
+def delimited(
+    text: str, name: str, delimiters: Sequence[str] = DELIMITERS
+) -> tuple[dict[str, list], list[int]]:
+    """Text with a header line → columns, and the line that each record begins at (the header's is 1).
+
+    Empty cells are missing; words such as NA, None and null are words. A column is of numbers where all its cells are.
+
+    Raises:
+        InputError: a header with a name twice, or records with more cells than the header.
+    """
+    delimiter, quoting = _dialect(text, delimiters)
+    records, lines = _records(text, delimiter, quoting)
+    if not records:
+        return {}, []
+    header = [cell.strip() or f"column_{place}" for place, cell in enumerate(records[0])]
+    twice = next((cell for cell in header if header.count(cell) > 1), None)
+    if twice is not None:
+        raise InputError(f"{name} has two columns named '{twice}'; rename one")
+    wide = [
+        (line, len(cells)) for line, cells in zip(lines, records, strict=True) if any(cells[len(header) :])
+    ]
+    if wide:
+        named = ", ".join(f"line {line} ({count})" for line, count in wide[:5]) + (
+            ", ..." if len(wide) > 5 else ""
+        )
+        raise InputError(
+            f"{name}: {len(wide)} records have more cells than the header's {len(header)}, parted by {delimiter!r}: {named}. "
+            "Put texts that hold the delimiter into double quotes"
+        )
+    cells = [record + [""] * (len(header) - len(record)) for record in records[1:]]
+    return {column: typed([row[place] for row in cells]) for place, column in enumerate(header)}, lines[1:]
+
+
+def _dialect(text: str, delimiters: Sequence[str]) -> tuple[str, int]:
+    """The delimiter by which most records have as many cells as the header; quotes mean nothing where that fits better."""
+    best, choice = (-1.0, 0, 0), (delimiters[0], csv.QUOTE_MINIMAL)
+    for delimiter in delimiters:
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if delimiter == "\t" else (csv.QUOTE_MINIMAL,):
+            records, _ = _records(text, delimiter, quoting, LOOKED_AT)
+            if not records or len(records[0]) < 2:
+                continue
+            # in files with tabs a quote is often a sign like any other: the text up to the next one would be swallowed
+            swallowed = delimiter == "\t" and any(
+                "\t" in cell and "\n" in cell for row in records for cell in row
+            )
+            same = sum(len(row) == len(records[0]) for row in records) / len(records)
+            score = (same - swallowed, len(records[0]), -quoting)
+            if score > best:
+                best, choice = score, (delimiter, quoting)
+    return choice
+
+
+def _records(
+    text: str, delimiter: str, quoting: int, most: int | None = None
+) -> tuple[list[list[str]], list[int]]:
+    csv.field_size_limit(sys.maxsize)  # a long text is no fault
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    records, lines, line = [], [], 1
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            records.append(cells)
+            lines.append(line)
+        line = reader.line_num + 1
+        if most is not None and len(records) >= most:
+            break
+    return records, lines
+
+
+def typed(cells: Sequence[str]) -> list[Any]:
+    """Cells as whole numbers or decimals where all of them are, else as they stand; None where there is nothing."""
+    filled = [cell.strip() for cell in cells if cell.strip()]
+    if filled and all(WHOLE.fullmatch(cell) for cell in filled):
+        return [int(cell) if cell.strip() else None for cell in cells]
+    if filled and all(DECIMAL.fullmatch(cell) for cell in filled):
+        return [float(cell) if cell.strip() else None for cell in cells]
+    return [cell if cell else None for cell in cells]

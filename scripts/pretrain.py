@@ -13,7 +13,7 @@ from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
-    from finetune.data.sources import DataArguments
+    from finetune.data.sources import TextArguments
     from finetune.models.load import ModelArguments
     from finetune.models.scratch import ScratchArguments
     from finetune.objectives.contrastive import ContrastiveArguments
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def main(
     objective: ObjectiveArguments,
     contrastive: ContrastiveArguments,
-    data: DataArguments,
+    data: TextArguments,
     stream: StreamArguments,
     model: ModelArguments,
     scratch: ScratchArguments,

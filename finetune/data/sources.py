@@ -55,12 +55,6 @@ class SourceArguments:
             "with the classes in proportion)."
         },
     )
-    layout: str | None = field(
-        default=None,
-        metadata={
-            "help": "How rows are laid out: a row of LAYOUTS, as alpaca, sharegpt, messages (default: told from the columns)."
-        },
-    )
     documents: str | None = field(
         default=None,
         metadata={
@@ -94,7 +88,7 @@ class SourceArguments:
 
 
 @dataclass
-class DataArguments(SourceArguments):
+class TextArguments(SourceArguments):
     """Which rows, and which of their columns."""
 
     text_column: str | None = field(
@@ -121,6 +115,18 @@ class DataArguments(SourceArguments):
         default=False, metadata={"help": "Leave rows without text out instead of stopping."}
     )
     sample_seed: int = field(default=0, metadata={"help": "Seed of the samples and of a split kept aside."})
+
+
+@dataclass
+class DataArguments(TextArguments):
+    """The same where rows are more than texts, which can be laid out in several ways."""
+
+    layout: str | None = field(
+        default=None,
+        metadata={
+            "help": "How rows are laid out: a row of LAYOUTS, as alpaca, sharegpt, messages (default: told from the columns)."
+        },
+    )
 
 
 @dataclass
@@ -171,7 +177,7 @@ class Rows:
         ]
 
 
-def load_rows(data: DataArguments, train: bool = True, fallback: str | None = "train") -> Rows:
+def load_rows(data: TextArguments, train: bool = True, fallback: str | None = "train") -> Rows:
     """Read the splits that a run needs; `train=False` reads the evaluation split alone, or `fallback` where there is none.
 
     Raises:
@@ -222,12 +228,12 @@ def weighted(entries: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def _training(data: DataArguments) -> Dataset:
+def _training(data: TextArguments) -> Dataset:
     splits = _splits(data.name, data.dataset_config, data.data_files, _reading(data))
     return split_of(splits, data.train_split, "--train_split")
 
 
-def _both(data: DataArguments) -> Rows:
+def _both(data: TextArguments) -> Rows:
     """Training and evaluation rows of one data set; a tenth is kept aside where it has none to evaluate on."""
     splits = _splits(data.name, data.dataset_config, data.data_files, _reading(data))
     training = split_of(splits, data.train_split, "--train_split")
@@ -247,7 +253,7 @@ def _reading(data: SourceArguments) -> Reading:
     return Reading(data.documents or "", data.encoding)
 
 
-def _evaluation(data: DataArguments, fallback: str | None) -> Dataset:
+def _evaluation(data: TextArguments, fallback: str | None) -> Dataset:
     """The evaluation split alone: beside it may lie more than can be read at once."""
     files = {} if data.name in CORPORA else files_of(Path(data.name).expanduser(), data.data_files)
     base = str(data.eval_split or default_eval(files, fallback)).partition("[")[0]

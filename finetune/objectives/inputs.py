@@ -14,7 +14,7 @@ from finetune.data.checks import without_empty
 from finetune.data.columns import LABELS, PAIRS, TEXTS, Columns, first_there
 from finetune.data.encode import cached, fingerprint
 from finetune.data.places import columns_of
-from finetune.data.sources import DataArguments, sample
+from finetune.data.sources import TextArguments, sample
 from finetune.errors import InputError
 from finetune.objectives import documents
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 Roles = dict[str, str]  # what a column is to the objective (text, pair, negative, score) → its name
 
 
-def find_roles(there: list[str], data: DataArguments, wanted: dict[str, str | None]) -> Roles:
+def find_roles(there: list[str], data: TextArguments, wanted: dict[str, str | None]) -> Roles:
     """The text's column and those named in `wanted` (role → column or None).
 
     Raises:
@@ -37,7 +37,7 @@ def find_roles(there: list[str], data: DataArguments, wanted: dict[str, str | No
     return roles
 
 
-def find_pair(there: list[str], data: DataArguments) -> str | None:
+def find_pair(there: list[str], data: TextArguments) -> str | None:
     """The second text's column: named, or by a usual name beside the first's; None where there is none."""
     if data.text_pair_column is not None:
         return data.text_pair_column
@@ -45,7 +45,7 @@ def find_pair(there: list[str], data: DataArguments) -> str | None:
     return next((second for one, second in PAIRS if one == first and second in there), None)
 
 
-def with_label(rows: Dataset, label: str, data: DataArguments) -> Dataset:
+def with_label(rows: Dataset, label: str, data: TextArguments) -> Dataset:
     """The rows whose label has that name.
 
     Raises:
@@ -64,7 +64,7 @@ def with_label(rows: Dataset, label: str, data: DataArguments) -> Dataset:
     return rows.select(kept)
 
 
-def settled_rows(rows: Dataset, roles: Roles, data: DataArguments, where: str, limit: int | None) -> Dataset:
+def settled_rows(rows: Dataset, roles: Roles, data: TextArguments, where: str, limit: int | None) -> Dataset:
     """A seeded sample of rows that all have text.
 
     Raises:

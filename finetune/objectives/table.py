@@ -30,7 +30,7 @@ from transformers.models.auto.modeling_auto import (
 
 from finetune import loss
 from finetune.data.places import columns_of
-from finetune.data.sources import DataArguments, load_rows, open_stream, weighted
+from finetune.data.sources import TextArguments, load_rows, open_stream, weighted
 from finetune.errors import InputError
 from finetune.methods import MethodArguments, check_packed, find_method
 from finetune.metrics import embeddings, likelihood
@@ -316,7 +316,7 @@ def fitted(row: Objective, features: Dataset) -> Objective:
 
 
 def find_inputs(
-    name: str, apart: contrastive.ContrastiveArguments, there: list[str], data: DataArguments, train: bool
+    name: str, apart: contrastive.ContrastiveArguments, there: list[str], data: TextArguments, train: bool
 ) -> inputs.Roles:
     """Which columns the objective reads: one text, or for `contrastive` also its partner, a hard negative and a score."""
     if name != "contrastive":
@@ -343,7 +343,7 @@ def load_features(
     row: Objective,
     options: ObjectiveArguments,
     apart: contrastive.ContrastiveArguments,
-    data: DataArguments,
+    data: TextArguments,
     stream: StreamArguments,
     processor: PreTrainedTokenizerBase,
 ) -> tuple[dict[str, Any], str]:
@@ -409,7 +409,7 @@ def _source(
     source: str,
     name: str,
     apart: contrastive.ContrastiveArguments,
-    data: DataArguments,
+    data: TextArguments,
     stream: StreamArguments,
 ) -> Dataset | IterableDataset:
     """Training rows of one source of a stream, with their columns named after their roles."""

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches
-from finetune.data.sources import DataArguments
+from finetune.data.sources import TextArguments
 from finetune.errors import InputError
 from finetune.objectives.streams import Stream, StreamArguments
 from finetune.training.trainer import ExactTrainer, TrainingArguments
@@ -74,7 +74,7 @@ class FreshTrainer(ExactTrainer):
 
 def check_options(
     stream: StreamArguments,
-    data: DataArguments,
+    data: TextArguments,
     batching: BatchingArguments,
     training: TrainingArguments,
     *,

@@ -93,7 +93,7 @@ def checked_splits(
         ]
         if missing:
             raise InputError(
-                f"No column '{missing[0]}' in the {where} rows; they have {', '.join(part.column_names)}. Set --eval_split"
+                f"No column '{missing[0]}' in the {where} rows; they have {', '.join(columns_of(part))}. Set --eval_split"
             )
         part = without_empty(part, columns, data.drop_empty_rows, where, lists)
         check(part, columns, where)

@@ -149,7 +149,7 @@ def pick_columns(
     Raises:
         InputError: a named column that is not there, or none with one of the names.
     """
-    there = rows.column_names
+    there = columns_of(rows)
     found: list[str | None] = []
     for named_column, usual, flag in (
         (data.text_column, text, "--text_column"),
@@ -158,10 +158,10 @@ def pick_columns(
     ):
         if named_column is not None and named_column not in there:
             raise InputError(
-                f"No column '{named_column}' in {data.dataset_name}; it has {', '.join(there)}. Set {flag}"
+                f"No column '{named_column}' in {data.name}; it has {', '.join(there)}. Set {flag}"
             )
         found.append(
-            None if usual is None else named_column or first_there(usual, there, data.dataset_name, flag)
+            None if usual is None else named_column or first_there(usual, there, data.name, flag)
         )
     return Columns(str(found[0]), found[1], str(found[2]))
 

@@ -85,12 +85,13 @@ def listing(top: Path, by: str) -> str:
 
 def _row(run: RunFolder, top: Path) -> dict[str, Any]:
     name = str(run.path.relative_to(top))
+    data = run.options.get("dataset_name", "")
     cells = {
         "run": name,
         "figure": headline(run),
         "task": run.kind,
         "method": str(run.options.get("method", "")),
-        "data": Path(str(run.options.get("dataset_name", ""))).name,
+        "data": ", ".join(Path(str(one)).name for one in (data if isinstance(data, list) else [data])),
         "state": "finished" if run.is_finished else "goes on",
     }
     return {"link": f"/run?at={quote(name)}", "cells": cells}

@@ -90,7 +90,8 @@ def _results(run: RunFolder) -> list[EvalResult] | None:
     }
     if not pipeline or not figures:
         return None
-    name = Path(str(run.options.get("dataset_name", "rows"))).name
+    named = run.options.get("dataset_name", "rows")
+    name = ", ".join(Path(str(one)).name for one in (named if isinstance(named, list) else [named]))
     return [
         EvalResult(
             task_type=pipeline, dataset_type=name, dataset_name=name, metric_type=figure, metric_value=value
@@ -104,7 +105,7 @@ def _made(run: RunFolder) -> str:
     counted = f", {rows['training']:,} rows" if "training" in rows else ""
     base = Path(str(run.options.get("model_name_or_path", "a model"))).name
     data = run.options.get("dataset_name", "rows")
-    named = ", ".join(map(str, data)) if isinstance(data, list) else Path(str(data)).name
+    named = ", ".join(Path(str(one)).name for one in (data if isinstance(data, list) else [data]))
     how = run.options.get("method", "full")
     text = f"`{base}`, tuned by `{how}` for `{run.kind}` on `{named}`{counted}."
     labels = f" Labels: {', '.join(f'`{name}`' for name in run.labels[:40])}." if run.labels else ""

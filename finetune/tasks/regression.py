@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune.data.checks import checked_splits
 from finetune.data.columns import PAIRS, Columns, pick_columns
 from finetune.data.encode import sequence
+from finetune.data.places import columns_of
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import correlation
@@ -27,7 +28,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
         InputError: a target that is no finite number, or the same in all training rows.
     """
     assert rows.train is not None
-    there = rows.train.column_names
+    there = columns_of(rows.train)
     usual = next((pair for pair in PAIRS if set(pair) <= set(there)), None)
     if data.text_pair_column is not None or (data.text_column is None and usual is not None):
         first, second = usual or ("text", "text_pair")

@@ -22,6 +22,7 @@ from finetune.data import collate
 from finetune.data.checks import checked_splits
 from finetune.data.columns import Columns, pick_columns
 from finetune.data.encode import fingerprint, mapped
+from finetune.data.places import columns_of
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.loss import IGNORED
@@ -80,7 +81,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
         InputError: missing columns, chats without an answer, empty prompts or completions.
     """
     assert rows.train is not None
-    there = rows.train.column_names
+    there = columns_of(rows.train)
     named_ones = data.text_column is not None or data.label_column is not None
     if "messages" in there and not named_ones:
         return *checked_splits(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datasets import Dataset, List, Value
 
 from finetune.data.columns import Columns
+from finetune.data.places import columns_of
 from finetune.data.sources import DataArguments, FewShotArguments, Rows, sample
 from finetune.errors import InputError
 

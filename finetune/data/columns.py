@@ -160,9 +160,7 @@ def pick_columns(
             raise InputError(
                 f"No column '{named_column}' in {data.name}; it has {', '.join(there)}. Set {flag}"
             )
-        found.append(
-            None if usual is None else named_column or first_there(usual, there, data.name, flag)
-        )
+        found.append(None if usual is None else named_column or first_there(usual, there, data.name, flag))
     return Columns(str(found[0]), found[1], str(found[2]))
 
 

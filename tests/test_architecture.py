@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.cli.help import option_classes, options_of
+from finetune.cli.declarations import option_classes, options_of
 from finetune.methods import METHODS
 from finetune.objectives.table import OBJECTIVES
 from finetune.tasks.table import TASKS

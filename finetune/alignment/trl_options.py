@@ -48,7 +48,7 @@ class TrlOptions:
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})
     dataloader_pin_memory: bool = field(
-        default=device().type == "cuda", metadata={"help": "Pinned memory for a GPU."}
+        default=device().type == "cuda", metadata={"help": "Pinned memory (default: where there is a GPU)."}
     )
 
     def __post_init__(self) -> None:

@@ -1,11 +1,10 @@
-"""Command line and YAML → the option classes that a script's `main` names. Knows no option by name.
+"""Command line and recipes → the option classes that a script's `main` names. Knows no option by name.
 
 The command line beats the recipe (`--config FILE.yaml`), which beats the defaults. Unknown or abbreviated keys stop the run.
 """
 
 from __future__ import annotations
 
-import difflib
 import gc
 import importlib
 import inspect
@@ -13,26 +12,52 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
-from finetune.cli.help import option_classes, usage
+from finetune.cli.declarations import classes_of, option_classes, options_of, refused_by
+from finetune.cli.help import usage
+from finetune.cli.places import did_you_mean, find_recipe, verbs
 from finetune.errors import InputError
 
+# Names from other tools and from haste → the options that they mean; the first that the verb has is offered.
+MEANT = {
+    "dataset": ("dataset_name",), "data": ("dataset_name",), "train_file": ("dataset_name",), "file": ("dataset_name",),
+    "model": ("model_name_or_path", "models", "base"), "model_name": ("model_name_or_path", "models", "base"),
+    "base_model": ("model_name_or_path", "models", "base"), "batch_size": ("per_device_train_batch_size", "batch_size",
+    "per_device_eval_batch_size"), "bs": ("per_device_train_batch_size", "batch_size"), "train_batch_size":
+    ("per_device_train_batch_size",), "eval_batch_size": ("per_device_eval_batch_size",), "epochs": ("num_train_epochs",),
+    "num_epochs": ("num_train_epochs",), "lr": ("learning_rate",), "rate": ("learning_rate",), "steps": ("max_steps", "steps"),
+    "num_steps": ("max_steps", "steps"), "output": ("output_dir",), "out": ("output_dir",), "save_dir": ("output_dir",),
+    "max_seq_length": ("max_length",), "seq_length": ("max_length",), "max_seq_len": ("max_length",), "context_length":
+    ("max_length",), "accumulation_steps": ("gradient_accumulation_steps",), "grad_accum": ("gradient_accumulation_steps",),
+    "warmup": ("warmup_steps",), "warmup_ratio": ("warmup_steps",), "evaluation_strategy": ("eval_strategy",),
+    "peft": ("method",), "adapter": ("method", "adapters", "artefact"), "r": ("method_kwargs",), "rank": ("method_kwargs",),
+    "lora_r": ("method_kwargs",), "lora_alpha": ("method_kwargs",), "target_modules": ("method_kwargs",),
+    "torch_dtype": ("dtype", "bf16"), "random_seed": ("seed", "seeds"), "recipe": ("config",), "split": ("eval_split",),
+}  # fmt: skip
 
-def launch(main: Callable[..., Any]) -> None:
+
+def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, installed: bool = False) -> None:
     """Run a script's `main` with the options that its annotations name; the whole of `if __name__ == "__main__":`.
 
     Errors that the user can mend are printed without a traceback, exit status 2.
+
+    Args:
+        main: of a script.
+        arguments: the command line's where none are given.
+        installed: whether the script was called by `finetune VERB`, for its help.
     """
     calm_libraries()
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        main = main_of(main, sys.argv[1:])
-        main(*parse(main, sys.argv[1:]))
+        check_processes()
+        main = main_of(main, arguments)
+        answer_help(main, arguments, installed)
+        main(*parse(main, arguments))
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
@@ -40,14 +65,27 @@ def launch(main: Callable[..., Any]) -> None:
         leave_processes()
 
 
+def check_processes() -> None:
+    """As many processes as `finetune launch` was asked for; a launcher may start one and say nothing.
+
+    Raises:
+        InputError: there are others.
+    """
+    wanted, there = os.environ.get("FINETUNE_PROCESSES"), os.environ.get("WORLD_SIZE", "1")
+    if wanted and wanted != there:
+        raise InputError(
+            f"`finetune launch` was asked for {wanted} processes and the launcher started {there}; look at the options "
+            "that were passed on to it and at --config_file"
+        )
+
+
 def leave_processes() -> None:
-    """End the threads that talk to other processes; one that still runs while the interpreter closes may abort it (SIGABRT)."""
+    """End the threads that talk to other processes; one that runs while the interpreter closes may abort it (SIGABRT)."""
     torch = sys.modules.get("torch")
     if not (torch and torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    group = (
-        torch.distributed.group.WORLD
-    )  # the last reference to go, because this one joins the threads without Python's lock
+    # the last reference to go, because this one joins the threads without Python's lock
+    group = torch.distributed.group.WORLD
     torch.distributed.destroy_process_group()
     gc.collect()  # a trainer is full of cycles, and its model holds the group
     del group
@@ -75,7 +113,7 @@ def main_of(main: Callable[..., Any], arguments: Sequence[str]) -> Callable[...,
         return main
     with suppress(InputError):  # `parse` meets it again and says what is wrong
         recipe, rest = _split_recipe(list(arguments))
-        told = list(arguments if recipe is None else [*_as_arguments(recipe, None), *rest])
+        told = list(arguments if recipe is None else [*as_arguments(_read_recipe(recipe)), *rest])
         for name in ("algorithm", "loss_type", "task"):
             values = [_value_of(told, place) for place, word in enumerate(told) if _names(word, name)]
             if values and values[-1] in table:
@@ -91,26 +129,43 @@ def _value_of(words: Sequence[str], place: int) -> str:
     return words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
 
 
+def answer_help(main: Callable[..., Any], arguments: Sequence[str], installed: bool) -> None:
+    """`--help` and `--help all` print and end the program."""
+    asked = [i for i, argument in enumerate(arguments) if argument in ("-h", "--help")]
+    if not asked:
+        return
+    everything = arguments[asked[0] + 1 : asked[0] + 2] == ["all"]
+    with suppress(BrokenPipeError):  # `| head` has seen enough
+        print(usage(Path(inspect.getfile(main)), everything, installed, main.__name__), flush=True)
+        sys.exit(0)
+    os._exit(0)
+
+
 def parse(main: Callable[..., Any], arguments: Sequence[str]) -> list[Any]:
     """Instances of the option classes that annotate `main`, in its order.
 
     Raises:
-        InputError: an unknown key, a value of the wrong type, a recipe that can't be read.
+        InputError: an unknown key, a value of the wrong type, a recipe that can't be read or is of another verb.
     """
     script = Path(inspect.getfile(main))
     names = [str(parameter.annotation) for parameter in inspect.signature(main).parameters.values()]
     classes = option_classes(script, names)
-    if {"-h", "--help"} & set(arguments):
-        with suppress(BrokenPipeError):  # `| head` has seen enough
-            print(usage(script, classes), flush=True)
-            sys.exit(0)
-        os._exit(0)
+    refused = {name for place in classes for name in refused_by(*place)}
     types = [vars(importlib.import_module(module))[name] for module, name in classes]
-    return parse_into(types, arguments)
+    return parse_into(types, arguments, script.stem, refused)
 
 
-def parse_into(types: list[type], arguments: Sequence[str]) -> list[Any]:
-    """The same for given dataclasses: `[--config FILE.yaml] [--name value ...]` → one instance of each."""
+def parse_into(
+    types: list[type], arguments: Sequence[str], verb: str = "", refused: Set[str] = frozenset()
+) -> list[Any]:
+    """The same for given dataclasses: `[--config RECIPE] [--name value ...]` → one instance of each.
+
+    Args:
+        types: the option classes.
+        arguments: of the command line.
+        verb: the script's name; a recipe that says it is another verb's is refused.
+        refused: names that look like options and aren't, as a base class's that a subclass has settled.
+    """
     from transformers import HfArgumentParser  # half a second, which a help text need not pay
 
     class Parser(HfArgumentParser):
@@ -119,61 +174,105 @@ def parse_into(types: list[type], arguments: Sequence[str]) -> list[Any]:
 
     parser = Parser(types, allow_abbrev=False, add_help=False)
     recipe, rest = _split_recipe(list(arguments))
-    known = {field for kind in types for field in kind.__dataclass_fields__}  # type: ignore[attr-defined]
-    *instances, unknown = parser.parse_args_into_dataclasses(
-        [*_as_arguments(recipe, known), *rest], return_remaining_strings=True, look_for_args_file=False
-    )
+    known = {option.name for kind in types for option in fields(kind) if option.init}
+    words = [*_from_recipe(recipe, known, refused, verb), *rest]
+    _, unknown = parser.parse_known_args(words)  # a misspelled option before what its absence leads to
     if unknown:
-        raise InputError(_complain(unknown[0], known))
-    return list(instances)
+        raise InputError(_complain(unknown[0], known, refused))
+    return list(parser.parse_args_into_dataclasses(words, look_for_args_file=False))
 
 
-def _split_recipe(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    for index, argument in enumerate(arguments):
+def _split_recipe(arguments: list[str]) -> tuple[str | None, list[str]]:
+    named, rest, waiting = [], [], iter(arguments)
+    for argument in waiting:
         if argument == "--config":
-            if index + 1 == len(arguments):
-                raise InputError("--config names no file; wanted --config FILE.yaml")
-            return Path(arguments[index + 1]), arguments[:index] + arguments[index + 2 :]
-        if argument.startswith("--config="):
-            return Path(argument.partition("=")[2]), arguments[:index] + arguments[index + 1 :]
-    return None, arguments
+            named.append(next(waiting, ""))
+        elif argument.startswith("--config="):
+            named.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    if len(named) > 1:
+        raise InputError(f"--config is given {len(named)} times ({', '.join(named)}); wanted one recipe")
+    if named and (not named[0] or named[0].startswith("--")):
+        raise InputError("--config names no recipe; wanted --config NAME or --config FILE.yaml")
+    return (named[0] if named else None), rest
 
 
-def _as_arguments(recipe: Path | None, known: set[str] | None) -> list[str]:
-    """A recipe as the command line that says the same, so that both go through the same checks; `known` None takes any key."""
-    if recipe is None:
-        return []
+def _read_recipe(given: str) -> dict[str, Any]:
+    """A recipe's options by name."""
+    import yaml  # a help text need not pay for it
+
+    recipe = find_recipe(given)
     try:
         content = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise InputError(f"Cannot read the recipe {recipe} given by --config: {error}") from error
     if not isinstance(content, dict):
         raise InputError(
             f"The recipe {recipe} holds a {type(content).__name__}; wanted `option: value` lines"
         )
+    return content
+
+
+def _from_recipe(given: str | None, known: set[str], refused: Set[str], verb: str) -> list[str]:
+    """A recipe as the command line that says the same, so that both go through the same checks."""
+    content = {} if given is None else _read_recipe(given)
+    of = content.pop("verb", verb)
+    if verb and of != verb:
+        raise InputError(f"The recipe {given} is one of `finetune {of}`, and this is `finetune {verb}`")
+    for key in content:
+        if key not in known:
+            raise InputError(
+                f"In {given}: {_complain(str(key), known, refused)}{_other_verbs(content, verb)}"
+            )
+    return as_arguments(content)
+
+
+def _other_verbs(content: dict[str, Any], verb: str) -> str:
+    """The verbs whose options a recipe's keys are, for a recipe that was handed to another one."""
+    if not verb:
+        return ""
+    fitting = [
+        name
+        for name, script in verbs().items()
+        if set(content) <= {o.name for place in classes_of(script) for o in options_of(*place)}
+    ]
+    return f" All of its keys are options of: finetune {', finetune '.join(fitting)}" if fitting else ""
+
+
+def as_arguments(options: dict[str, Any]) -> list[str]:
+    """Options by name → the command line that says the same; None and empty lists leave an option at its default."""
     arguments = []
-    for key, value in content.items():
-        if known is not None and key not in known:
-            raise InputError(f"In {recipe}: " + _complain(str(key), known))
-        if value is not None and value != []:
-            arguments += [f"--{key}", *_as_text(value)]
+    for key, value in options.items():
+        if isinstance(value, list | tuple):
+            arguments += [f"--{key}", *_as_text(value)] if value else []
+        elif value is not None:  # with `=`, a text that begins with a dash is no option
+            arguments.append(f"--{key}={_as_text(value)[0]}")
     return arguments
 
 
 def _as_text(value: Any) -> list[str]:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [text for item in value for text in _as_text(item)]
     if isinstance(value, dict):
         return [json.dumps(value)]
     return [str(value).lower()] if isinstance(value, bool) else [str(value)]
 
 
-def _complain(argument: str, known: set[str]) -> str:
+def _complain(argument: str, known: set[str], refused: Set[str]) -> str:
     if not argument.startswith("--") and argument not in known and " " in argument:
         return f"Unexpected value '{argument}'"
     name = argument.lstrip("-").partition("=")[0].replace("-", "_")
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [
-        k for k in sorted(known) if k.startswith(name)
-    ]
-    hint = f" Did you mean --{close[0]}?" if close else ""
+    if name in refused:
+        return (
+            f"--{name} has no effect here: what it sets in other tools is settled by this verb. Leave it out"
+        )
+    meant = next((option for option in MEANT.get(name, ()) if option in known | {"config"}), None)
+    starting = [option for option in sorted(known) if option.startswith(name)]
+    hint = f" Did you mean --{meant}?" if meant else did_you_mean(name, known, "--")
+    hint = hint or (f" Did you mean --{starting[0]}?" if starting else "")
+    if meant == "method_kwargs":
+        hint = (
+            f" Did you mean --method_kwargs '{{\"{name.removeprefix('lora_').replace('rank', 'r')}\": ...}}'?"
+        )
     return f"Unknown option '{argument}'.{hint} (--help lists the options; abbreviations are not taken)"

@@ -81,7 +81,7 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False, metadata={"help": "Drop columns the model doesn't name; encoders here keep none."}
     )
     dataloader_pin_memory: bool = field(
-        default=device().type == "cuda", metadata={"help": "Pinned memory for a GPU."}
+        default=device().type == "cuda", metadata={"help": "Pinned memory (default: where there is a GPU)."}
     )
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that collate batches; the main one where 0."}

@@ -1,0 +1,81 @@
+"""The `finetune` command: verbs, tables, launcher, completion. Knows verbs by their files; imports one when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable
+
+from finetune.cli.help import one_line
+from finetune.cli.parser import launch
+from finetune.cli.places import did_you_mean, verbs
+from finetune.errors import InputError
+
+OTHERS: dict[str, tuple[str, str, str]] = {
+    "launch": ("finetune.cli.launcher", "launch_verb", "Start a verb in several processes: finetune launch --processes 2 train ..."),
+    "recipes": ("finetune.cli.tables", "recipes_table", "The recipes that --config takes by name"),
+    "tasks": ("finetune.cli.tables", "tasks_table", "What there is to learn from labelled rows (--task)"),
+    "methods": ("finetune.cli.tables", "methods_table", "How a model can be tuned (--method)"),
+    "objectives": ("finetune.cli.tables", "objectives_table", "What there is to learn from bare texts (--objective)"),
+    "prompts": ("finetune.cli.tables", "prompts_table", "The library's prompts (--prompts)"),
+    "completion": ("finetune.cli.completion", "completion", "Completion for a shell: finetune completion bash|zsh|tcsh"),
+}  # fmt: skip
+
+
+def main() -> None:
+    """What `finetune` on the command line does. Errors that the user can mend end it with status 2."""
+    try:
+        run(sys.argv[1:])
+    except InputError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(arguments: list[str]) -> None:
+    """One command line, without its first word.
+
+    Raises:
+        InputError: there is no such verb.
+    """
+    verb, *rest = arguments or ["--help"]
+    scripts = verbs()
+    if verb in ("-h", "--help", "help"):
+        print(overview())
+    elif verb == "--version":
+        print(f"finetune-and-prompt {version()}")
+    elif verb in OTHERS:
+        module, name, _ = OTHERS[verb]
+        function: Callable[[list[str]], str | None] = vars(importlib.import_module(module))[name]
+        text = function(rest)
+        if text is not None:
+            print(text)
+    elif verb in scripts:
+        launch(importlib.import_module(f"finetune.scripts.{verb}").main, rest, installed=True)
+    else:
+        raise InputError(
+            f"Unknown verb '{verb}'.{did_you_mean(verb, [*scripts, *OTHERS])} `finetune` lists the verbs"
+        )
+
+
+def overview() -> str:
+    """The verbs, a line each."""
+    lines = {verb: one_line(script) for verb, script in verbs().items()}
+    width = max(map(len, [*lines, *OTHERS])) + 2
+    return "\n".join(
+        [
+            "finetune VERB --help tells a verb's options; finetune --version",
+            "",
+            *(f"  {verb.ljust(width)}{text}" for verb, text in lines.items()),
+            "",
+            *(f"  {name.ljust(width)}{text}" for name, (_, _, text) in OTHERS.items()),
+        ]
+    )
+
+
+def version() -> str:
+    """Of the installed distribution."""
+    try:
+        return importlib.metadata.version("finetune-and-prompt")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed: run from a clone)"

@@ -1,0 +1,248 @@
+"""Option classes as their source files declare them. Imports none of them, so that help and completion answer at once.
+
+Importing torch, transformers, peft and trl takes seconds; a help text needs only names, defaults and one line each, and all
+of that is literal text in the files that define the option classes.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import operator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# The packages whose options are this project's own; what other packages declare stands behind `--help all`.
+OURS = ("finetune", "prompts", "scripts")
+ARITHMETIC = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its default as one would type it (empty where there is none), its help, and the package that declares it."""
+
+    name: str
+    default: str
+    help: str
+    package: str
+
+
+class NotLiteral(Exception):
+    """A default that only running code can tell."""
+
+
+def source_of(module: str) -> Path:
+    """The file of `module`, found without importing it or its parents."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"No module named '{top}'")
+    path = Path(spec.origin).parent.joinpath(*rest) if rest else Path(spec.origin)
+    if path.suffix == ".py":
+        return path
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A source file's syntax tree; several option classes may stand in one file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports_of(tree: ast.AST, module: str, is_package: bool = False) -> dict[str, tuple[str, str]]:
+    """Names that a module imports from others → (module, name there), also those under TYPE_CHECKING."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*parents, *([node.module] if node.module else [])])
+            found.update({alias.asname or alias.name: (origin, alias.name) for alias in node.names})
+    return found
+
+
+def option_classes(script: Path, names: list[str]) -> list[tuple[str, str]]:
+    """(module, class) of each annotation in a script's `main`."""
+    origins = imports_of(parsed(script), "__main__")
+    return [origins[name] for name in names]
+
+
+def classes_of(script: Path, main: str | None = None) -> list[tuple[str, str]]:
+    """(module, class) of a script's options, in the order of its `main`; of all its mains where none is named."""
+    functions = {n.name: n for n in parsed(script).body if isinstance(n, ast.FunctionDef)}
+    names = [main] if main else ["main", *_further_mains(script)]
+    annotations = [ast.unparse(a.annotation) for n in names for a in functions[n].args.args if a.annotation]
+    return list(dict.fromkeys(option_classes(script, annotations)))
+
+
+def _further_mains(script: Path) -> list[str]:
+    """Functions in a script's table ALGORITHMS, each with options of its own."""
+    for node in parsed(script).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ALGORITHMS":
+            return [value.id for value in vars(node.value)["values"]]
+    return []
+
+
+def description(script: Path) -> str:
+    """A script's docstring."""
+    return ast.get_docstring(parsed(script)) or ""
+
+
+def title_of(module: str, name: str) -> str:
+    """The first line of a class's docstring; its name where it has none."""
+    node = list(lineage(module, name).values())[-1]
+    return (ast.get_docstring(node) or name).splitlines()[0].rstrip(".")
+
+
+def options_of(module: str, name: str) -> list[Option]:
+    """All options of a dataclass, those of its base classes included; the class that Python asks first has its word."""
+    options: dict[str, Option] = {}
+    for (origin, _), node in lineage(module, name).items():
+        for field in _fields(node):
+            if _is_fixed(field):  # a subclass takes the option away
+                options.pop(field.target.id, None)
+                continue
+            option = _read_field(field, origin)
+            if option.name in options and not option.help:
+                option = replace(option, help=options[option.name].help)
+            options[option.name] = option
+    return list(options.values())
+
+
+def refused_by(module: str, name: str) -> set[str]:
+    """Names that a base class takes as options and this class doesn't."""
+    every = {field.target.id for node in lineage(module, name).values() for field in _fields(node)}
+    return every - {option.name for option in options_of(module, name)}
+
+
+@cache
+def lineage(module: str, name: str) -> dict[tuple[str, str], ast.ClassDef]:
+    """A class and all it inherits from, by (module, name), the other way round than Python asks them for an attribute."""
+    path = source_of(module)
+    tree = parsed(path)
+    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+    if node is None:  # the package only hands the name on
+        return lineage(*imports_of(tree, module, path.name == "__init__.py")[name])
+    found: dict[tuple[str, str], ast.ClassDef] = {}
+    for base in reversed(node.bases):
+        place = _place_of(base, tree, module, path)
+        for key, ancestor in (lineage(*place) if place else {}).items():
+            found.setdefault(key, ancestor)
+    return found | {(module, name): node}
+
+
+def _fields(node: ast.ClassDef) -> list[Any]:
+    return [
+        field
+        for field in node.body
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and not field.target.id.startswith("_")
+        and "ClassVar" not in ast.unparse(field.annotation)
+    ]
+
+
+def _is_fixed(field: ast.AnnAssign) -> bool:
+    """Whether a field is `field(..., init=False)`, which no command line sets."""
+    return isinstance(field.value, ast.Call) and any(
+        keyword.arg == "init" and isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+        for keyword in field.value.keywords
+    )
+
+
+def _place_of(base: ast.expr, tree: ast.Module, module: str, path: Path) -> tuple[str, str] | None:
+    """(module, class) of a base class as it is written."""
+    if isinstance(base, ast.Attribute):  # class Ours(package.Theirs)
+        return ast.unparse(base.value), base.attr
+    if not isinstance(base, ast.Name):
+        return None
+    if any(isinstance(n, ast.ClassDef) and n.name == base.id for n in tree.body):
+        return module, base.id
+    return imports_of(tree, module, path.name == "__init__.py").get(base.id)
+
+
+def _read_field(field: Any, module: str) -> Option:
+    value, text = field.value, ""
+    if isinstance(value, ast.Call):
+        given = {keyword.arg: keyword.value for keyword in value.keywords}
+        value = given.get("default", given.get("default_factory"))
+        if isinstance(given.get("metadata"), ast.Dict):
+            text = _help_in(given["metadata"])
+    try:
+        default = as_typed(literal(value, module)) if value is not None else ""
+    except NotLiteral:
+        default = ""  # the option's help says what it is
+    return Option(field.target.id, default, " ".join(text.split()), module.split(".")[0])
+
+
+def literal(node: ast.expr, module: str) -> Any:
+    """The value of a default that is written out: constants, lists of them, names of constants, their arithmetic.
+
+    Raises:
+        NotLiteral: it is none of these.
+    """
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Lambda():
+            return literal(node.body, module)
+        case ast.List() | ast.Tuple():
+            return [literal(item, module) for item in node.elts]
+        case ast.Dict() if all(node.keys):
+            keys = [literal(key, module) for key in node.keys if key]
+            return dict(zip(keys, [literal(value, module) for value in node.values], strict=True))
+        case ast.UnaryOp(op=ast.USub()):
+            return -literal(node.operand, module)
+        case ast.BinOp() if type(node.op) in ARITHMETIC:
+            return ARITHMETIC[type(node.op)](literal(node.left, module), literal(node.right, module))
+        case ast.Name(id="list"):
+            return []
+        case ast.Name(id="dict"):
+            return {}
+        case ast.Call(func=ast.Name(id="list" | "tuple"), args=[one]):
+            return list(literal(one, module))
+        case ast.Name():
+            return _constant(node.id, module)
+    raise NotLiteral(ast.unparse(node))
+
+
+def _constant(name: str, module: str) -> Any:
+    """What a module assigns to a name, or the module that it takes the name from."""
+    path = source_of(module)
+    tree = parsed(path)
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+        if named and isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            return literal(node.value, module)
+    origin = imports_of(tree, module, path.name == "__init__.py").get(name)
+    if origin is None or origin[0].split(".")[0] not in OURS:
+        raise NotLiteral(name)
+    return _constant(origin[1], origin[0])
+
+
+def as_typed(value: Any) -> str:
+    """A value as the command line takes it; empty for None and for what is empty."""
+    if value is None or value == [] or value == {}:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return " ".join(as_typed(item) for item in value)
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _help_in(metadata: ast.Dict) -> str:
+    for key, value in zip(metadata.keys, metadata.values, strict=True):
+        if isinstance(key, ast.Constant) and key.value == "help":
+            parts = [
+                n.value for n in ast.walk(value) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            ]
+            return "".join(parts)
+    return ""

@@ -1,0 +1,99 @@
+"""`finetune recipes | tasks | methods | objectives | prompts`: what there is, as tables. Imports a table when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import shutil
+import textwrap
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from finetune.cli.places import recipes
+from finetune.errors import InputError
+
+
+def recipes_table(arguments: list[str]) -> str:
+    """Name, verb and first comment of each recipe of the package."""
+    _nothing_further(arguments, "recipes")
+    return as_table([(name, *_head(path)) for name, path in recipes().items()], ("recipe", "verb", "what"))
+
+
+def tasks_table(arguments: list[str]) -> str:
+    """TASKS: what a row holds and which figure tells the better of two models."""
+    _nothing_further(arguments, "tasks")
+    tasks = _table("finetune.tasks.table", "TASKS")
+    lines = [(name, row.model.__name__, row.best, _place(row.examine)) for name, row in tasks.items()]
+    return as_table(lines, ("task", "model", "figure", "what"))
+
+
+def methods_table(arguments: list[str]) -> str:
+    """METHODS: paper, learning rate and PEFT's options where the user gives none."""
+    _nothing_further(arguments, "methods")
+    lines = [
+        (name, f"{row.learning_rate:g}", " ".join(f"{k}={v}" for k, v in row.defaults.items()), row.follows)
+        for name, row in _table("finetune.methods", "METHODS").items()
+    ]
+    return as_table(lines, ("method", "rate", "defaults", "follows"))
+
+
+def objectives_table(arguments: list[str]) -> str:
+    """OBJECTIVES: head, figure and paper."""
+    _nothing_further(arguments, "objectives")
+    lines = [
+        (name, row.model.__name__, row.best, row.follows)
+        for name, row in _table("finetune.objectives.table", "OBJECTIVES").items()
+    ]
+    return as_table(lines, ("objective", "model", "figure", "follows"))
+
+
+def prompts_table(arguments: list[str]) -> str:
+    """The library's entries with their templates and sets of label words."""
+    _nothing_further(arguments, "prompts")
+    entries = importlib.import_module("prompts.templates.entries")
+    lines = []
+    for name in entries.library():
+        entry = entries.read_entry(name)
+        lines.append((name, entry.metric, " ".join(entry.templates), " ".join(entry.words)))
+    return as_table(lines, ("prompts", "figure", "templates", "label words"))
+
+
+def as_table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
+    """Rows as columns that fit the terminal; the last column's text goes on in further lines."""
+    *first, _ = zip(heads, *rows, strict=True)
+    widths = [max(map(len, column)) for column in first]
+    start = sum(widths) + 2 * len(widths)
+    room = max(30, shutil.get_terminal_size((110, 24)).columns - start)
+    lines = []
+    for row in [heads, *rows]:
+        cells = "".join(cell.ljust(width + 2) for cell, width in zip(row, widths, strict=False))
+        wrapped = textwrap.wrap(row[-1], room) or [""]
+        lines += [(cells + wrapped[0]).rstrip(), *(" " * start + text for text in wrapped[1:])]
+        if row is heads:
+            lines.append("-" * min(start + max(len(r[-1]) for r in [heads, *rows]), start + room))
+    return "\n".join(lines)
+
+
+def _head(path: Path) -> tuple[str, str]:
+    """A recipe's verb and its first comment, without reading its options."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    verb = next((line.partition(":")[2].strip() for line in lines if line.startswith("verb:")), "")
+    return verb, lines[0].removeprefix("# ")
+
+
+def _table(module: str, name: str) -> dict[str, Any]:
+    return vars(importlib.import_module(module))[name]
+
+
+def _place(function: Any) -> str:
+    """The first line of the module that a function of a row comes from, as far as it says what the task is."""
+    while isinstance(function, partial):
+        function = function.func
+    return (inspect.getdoc(inspect.getmodule(function)) or "").splitlines()[0].split(":")[0]
+
+
+def _nothing_further(arguments: list[str], name: str) -> None:
+    if arguments and arguments != ["--help"]:
+        raise InputError(f"finetune {name} takes no options; got {arguments[0]}")

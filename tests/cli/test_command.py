@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -17,6 +18,7 @@ import yaml
 import finetune
 from finetune.cli import places
 from finetune.cli.command import OTHERS, run
+from finetune.cli.completion import completion
 from finetune.cli.declarations import OURS, as_typed, classes_of, options_of
 from finetune.cli.help import usage
 from finetune.cli.launcher import Machine, launcher_command
@@ -249,14 +251,24 @@ def test_another_number_of_processes_than_was_asked_for_stops_the_run(monkeypatc
         check_processes()
 
 
-def test_completion_knows_verbs_and_their_options(capsys):
-    run(["completion", "bash"])
-    text = capsys.readouterr().out
-    assert " train " in text.replace("'", " ") and "--dataset_name" in text and "reviews_lora" in text
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("tra", "train"), ("train --config reviews_l", "reviews_lora"), ("train --dataset_n", "--dataset_name")],
+)
+def test_bash_completes_verbs_options_and_recipes(typed, offered):
+    if shutil.which("bash") is None:
+        pytest.skip("no bash here")
+    asking = 'COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _shtab_finetune; echo "${COMPREPLY[@]}"'
+    text = f"{completion(['bash'])}\nCOMP_WORDS=(finetune {typed}); {asking}"
+    done = subprocess.run(["bash"], input=text, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [offered], done.stderr[-500:]
+
+
+def test_completion_for_another_shell_is_refused():
     with pytest.raises(
         InputError, match=r"Got the shell 'bsh' for completion; Did you mean bash\? wanted one of"
     ):
-        run(["completion", "bsh"])
+        completion(["bsh"])
 
 
 def test_the_verbs_are_modules_that_any_launcher_can_start(tmp_path):

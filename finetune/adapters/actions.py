@@ -270,5 +270,6 @@ def _hold_or_remove(found: probe.Probe, action: ActionArguments, folder: Path, e
 
 
 ACTIONS: dict[str, Callable[[Any, Any], Iterator[str]]] = {
-    "check": check, "merge": add_up, "into_base": into_base, "onnx": to_onnx, "int8": to_onnx, "gguf": to_gguf,
+    "check": check, "merge": add_up, "into_base": into_base, "onnx": to_onnx, "int8": to_onnx,
+    "gguf": to_gguf,
 }  # fmt: skip

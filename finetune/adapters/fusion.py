@@ -264,8 +264,10 @@ def save_fused(
         passport.read_passport(adapters[0]) or {}
     )  # all of them were checked: base and tokenizer are the same
     own = {
-        "base": options["model_name_or_path"], "method": "fusion", "method_kwargs": {"adapters": len(adapters)},
-        "task": options["task"], "labels": labels, "heads": _trained_whole(network.get_base_model()), "metrics": metrics,
+        "base": options["model_name_or_path"], "method": "fusion",
+        "method_kwargs": {"adapters": len(adapters)},
+        "task": options["task"], "labels": labels, "heads": _trained_whole(network.get_base_model()),
+        "metrics": metrics,
         "data": json.loads((path / RUN).read_text(encoding="utf-8"))["data"],
     }  # fmt: skip
     write_atomically(path / passport.PASSPORT, json.dumps(first | own, indent=1, ensure_ascii=False))

@@ -74,6 +74,11 @@ def labels_of(folder: str | Path) -> list[str] | None:
     return None if labels is None else [str(label) for label in labels]
 
 
+def tokenizer_of(folder: str | Path) -> Any:
+    """The tokenizer that lies beside an adapter, or None where there is none."""
+    return load_processor(str(folder)) if (Path(folder) / TOKENIZER).is_file() else None
+
+
 def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
     """Tokenizer and bare base of an adapter, with a head of the right size where its task has one."""
     path, config = Path(folder), check_files(folder)
@@ -85,8 +90,9 @@ def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
     name = base or base_of(path)
     labels = labels_of(path) if task in ("SEQ_CLS", "TOKEN_CLS") else None
     processor, network = load_model(ModelArguments(model_name_or_path=name), MODELS[task], labels)
-    if (path / TOKENIZER).is_file():
-        processor = load_processor(str(path))
+    own = tokenizer_of(path)
+    if own is not None:
+        processor = own
         fit_embeddings(network, processor)
     return processor, network.eval()
 

@@ -1,7 +1,8 @@
 """Sums, differences and thinner versions of adapters. Knows changes of weights; knows no rows.
 
 A weighted sum of LoRA adapters is exact: factors are put side by side, so that the product is the sum of the
-products, whatever ranks and scalings they had. What is approximate (a chosen rank, TIES, DARE) says by how much.
+products, whatever ranks and scalings they had. What is approximate (a chosen rank, TIES, DARE) says by how
+much.
 """
 
 from __future__ import annotations

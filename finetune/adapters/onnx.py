@@ -75,7 +75,8 @@ def export_onnx(network: Any, processor: Any, folder: Path, int8: bool = False) 
     try:
         with _silent(), torch.no_grad():
             torch.onnx.export(
-                _Logits(network).eval(), tuple(inputs.values()), str(folder / MODEL), dynamo=True, dynamic_shapes=(free,) * len(inputs),
+                _Logits(network).eval(), tuple(inputs.values()), str(folder / MODEL), dynamo=True,
+                dynamic_shapes=(free,) * len(inputs),
                 input_names=list(inputs), output_names=["logits"], verbose=False,
             )  # fmt: skip
     except (torch.onnx.OnnxExporterError, RuntimeError, TypeError) as error:

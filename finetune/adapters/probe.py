@@ -15,7 +15,8 @@ from finetune.adapters.weights import Adapter
 from finetune.errors import InputError
 
 PROBES = (
-    "A warm, funny film with a fine cast.", "Two hours that I will never get back.", "The trains run every hour.",
+    "A warm, funny film with a fine cast.", "Two hours that I will never get back.",
+    "The trains run every hour.",
     "Explain in one sentence what a prime number is.", "No.", (
         "She asked whether the parcel had come, and nobody answered."
     ),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from peft.utils.other import get_pattern_key
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from finetune.artefacts.checkpoints import write_atomically
@@ -28,6 +29,11 @@ FACTORS = {
 KINDS = ("LORA", "IA3", "BOTTLENECK", "BITFIT")
 PROMPT = "prompt_embeddings"
 LAYERS = ("bottleneck_down.weight", "bottleneck_down.bias", "bottleneck_up.weight", "bottleneck_up.bias")
+
+
+class Unmixable(InputError):
+    """An adapter that is right as it is, but holds more than what can be taken apart and put beside
+    others."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,9 @@ def read_adapter(folder: str | Path, kinds: Sequence[str] = KINDS) -> Adapter:
     config = check_files(path)
     kind = config["peft_type"]
     if kind not in kinds:
-        raise InputError(f"{path} holds a {kind} adapter; wanted one of: {', '.join(kinds)}")
-    tensors = load_file(path / WEIGHTS)
+        raise Unmixable(f"{path} holds a {kind} adapter; wanted one of: {', '.join(kinds)}")
+    _check_plain(path, config)
+    tensors = read_tensors(path)
     adapter = Adapter(path, config, read_passport(path) or {}, prompt=tensors.pop(PROMPT, None))
     parts: dict[str, dict[str, Tensor]] = {}
     embeddings = set()
@@ -156,6 +163,34 @@ def read_adapter(folder: str | Path, kinds: Sequence[str] = KINDS) -> Adapter:
     return Adapter(**(vars(adapter) | {"inward": inward}))
 
 
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """An adapter's weights by PEFT's names, copied: what happens to the file later changes nothing here.
+
+    A file that is mapped (as `load_file` does) changes a model that is in use when it is overwritten, and
+    ends the process when it is cut short.
+    """
+    try:
+        return dict(sorted(load((folder / WEIGHTS).read_bytes()).items()))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"Cannot read {folder / WEIGHTS}: {error}. Save the adapter again") from error
+
+
+def _check_plain(folder: Path, config: dict[str, Any]) -> None:
+    """Options of LoRA by which it is more than a product added to a weight."""
+    started = str(config.get("init_lora_weights") or "")
+    if started.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        raise Unmixable(
+            f"{folder} was started by {started}, which takes its beginning off the base's weights"
+        )
+    more = ("trainable_token_indices", "target_parameters", "lora_bias", "alora_invocation_tokens",
+            "arrow_config",
+            "layer_replication", "use_qalora", "monteclora_config", "velora_config", "use_bdlora",
+            "kasa_config")  # fmt: skip
+    named = [option for option in more if config.get(option)]
+    if config["peft_type"] == "LORA" and named:
+        raise Unmixable(f"{folder} has {named[0]}, which can't be taken apart")
+
+
 def _listed(name: str, wanted: Any) -> bool:
     """Whether PEFT counts a module among names or below one regular expression."""
     if isinstance(wanted, str):
@@ -179,7 +214,7 @@ def _check_whole(folder: Path, config: dict[str, Any], name: str) -> None:
     """Weights that are no adapter's: a head is one of the modules that were trained whole; anything else is
     refused by name."""
     if not any(part in (config.get("modules_to_save") or ()) for part in name.split(".")):
-        raise InputError(
+        raise Unmixable(
             f"{folder} also holds '{name}', which is neither the adapter's nor a head in modules_to_save"
         )
 

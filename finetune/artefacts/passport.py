@@ -34,8 +34,10 @@ logger = logging.getLogger(__name__)
 PASSPORT, CONFIG, WEIGHTS = "passport.json", "adapter_config.json", "adapter_model.safetensors"
 SAMPLES = 64
 # What changes a model's function although names and shapes of its weights stay the same.
-ARCHITECTURE = ("model_type", "hidden_act", "activation_function", "num_attention_heads", "num_key_value_heads", "rope_theta",
-                "rope_parameters", "rope_scaling", "layer_norm_eps", "rms_norm_eps", "sliding_window", "is_decoder")  # fmt: skip
+ARCHITECTURE = ("model_type", "hidden_act", "activation_function", "num_attention_heads",
+                "num_key_value_heads", "rope_theta",
+                "rope_parameters", "rope_scaling", "layer_norm_eps", "rms_norm_eps", "sliding_window",
+                "is_decoder")  # fmt: skip
 STACK = ("torch", "transformers", "peft")
 
 
@@ -106,7 +108,12 @@ def read_passport(folder: str | Path) -> dict[str, Any] | None:
 
 
 def check_passport(
-    folder: str | Path, network: Any, processor: Any, allow_mismatch: bool | None = None, full: bool = False
+    folder: str | Path,
+    network: Any,
+    processor: Any,
+    allow_mismatch: bool | None = None,
+    full: bool = False,
+    required: bool = False,
 ) -> None:
     """Refuse an adapter that doesn't belong on this base, with this tokenizer, or that lost its head.
 
@@ -116,12 +123,19 @@ def check_passport(
         allow_mismatch: say what differs in the log, and go on; None: there is no such option where this is
             called.
         full: compare every weight, where the passport holds hashes of all.
+        required: refuse a folder without passport.
 
     Raises:
         InputError: names what differs.
     """
     check_files(folder)
     passport = read_passport(folder)
+    if passport is None and required:
+        raise InputError(
+            f"{folder} has no {PASSPORT}, and --require_passport is set; give it one by scripts/adapter.py "
+            "--action "
+            "stamp"
+        )
     if passport is None:
         logger.warning("%s has no %s: nothing tells whether it belongs on this base", folder, PASSPORT)
         faults = _missing_heads(Path(folder), {})

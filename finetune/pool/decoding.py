@@ -1,8 +1,8 @@
-"""Texts written token by token for many rows at once; rows join and leave between steps. Knows a causal model and
-its cache.
+"""Texts written token by token for many rows at once; rows join and leave between steps. Knows a causal model
+and its cache.
 
-A row's tokens do not depend on who else is in the batch: padding is masked, positions count a row's own tokens,
-and each row draws from a generator of its own.
+A row's tokens do not depend on who else is in the batch: padding is masked, positions count a row's own
+tokens, and each row draws from a generator of its own.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Row:
     sampling: Sampling
     decode: Callable[[list[int]], str]
     ids: list[int] = field(default_factory=list)
+    prompt_text: str = ""
     text: str = ""
     ended: str | None = None
     noted: list[Noted] = field(default_factory=list)
@@ -79,7 +80,8 @@ class Row:
 
 
 def _certain(text: str, stops: Sequence[str]) -> int:
-    """How much of a text no later token can take back: not half a character, nor what may begin a stop word."""
+    """How much of a text no later token can take back: not half a character, nor what may begin a stop
+    word."""
     end = len(text.rstrip("\ufffd"))
     for stop in stops:
         for size in range(min(len(stop) - 1, end), 0, -1):
@@ -230,7 +232,8 @@ def taken(rows: Sequence[Row], logits: Tensor, ends: set[int]) -> list[tuple[Row
 
 
 def _note_prompt(row: Row, logits: Tensor) -> None:
-    """What the model said of a prompt's own tokens, for logits [time, vocabulary] of which the last ones are its."""
+    """What the model said of a prompt's own tokens, for logits [time, vocabulary] of which the last ones are
+    its."""
     most = row.sampling.logprobs or 0
     own = logits[-len(row.prompt) : -1] if len(row.prompt) > 1 else logits[:0]
     row.noted = [Noted(row.prompt[0], None, []), *(note(row.prompt[1:], own, most) if len(own) else [])]

@@ -1,8 +1,8 @@
 """Keys and values of texts in the making: rows come and go without moving the others. Knows tensors and
 transformers' cache; knows no adapters and no texts.
 
-All rows end at the same place, so that one step writes one column. A row that joins is put into a free line, a
-row that leaves has the last line moved into its own: neither touches anyone else's.
+All rows end at the same place, so that one step writes one column. A row that joins is put into a free line,
+a row that leaves has the last line moved into its own: neither touches anyone else's.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ DAMAGED = (
 
 
 def context_of(network: Any, processor: Any) -> int:
-    """Most tokens that a base takes; RoBERTa numbers two positions that no text reaches, its tokenizer knows."""
+    """Most tokens that a base takes; RoBERTa numbers two positions that no text reaches, its tokenizer
+    knows."""
     sizes = network.config.to_dict()
     return min(
         int(sizes.get("max_position_embeddings") or sizes.get("n_positions", 2048)),

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
-from finetune.adapters.weights import Adapter
+from finetune.adapters.weights import Adapter, Unmixable
 from finetune.errors import InputError
 from finetune.pool.virtual_tokens import VirtualTokens
 from finetune.tuners.bottleneck.layer import Parallel, ParallelOutput
@@ -36,6 +36,7 @@ class Ready:
         virtual: made-up tokens that stand before each text.
         ratios: DoRA's length of each row over that of the changed weight [out].
         trained_for: its row of TASKS, where its folder says.
+        alone: a network of its own (see finetune.pool.alone), where it can't be mixed.
     """
 
     adapter: Adapter
@@ -46,6 +47,11 @@ class Ready:
     labels: list[str] | None = None
     trained_for: str | None = None
     max_length: int | None = None
+    alone: Any = None
+
+    def size(self) -> int:
+        """Bytes that it holds beside the base."""
+        return self.adapter.size() + (self.alone.bytes if self.alone else 0)
 
     @property
     def task(self) -> str | None:
@@ -153,20 +159,14 @@ class Mixture:
         if adapter.kind == "BOTTLENECK":
             kind = parallel_kind(self.network.config.model_type, name)
             if adapter.config["shape"] == "parallel" and kind not in (Parallel, ParallelOutput):
-                raise InputError(
-                    f"{adapter.folder} widens '{name}' itself; such parallel adapters can't be mixed in one "
-                    "batch"
-                )
+                raise Unmixable(f"it widens '{name}' itself")
         elif adapter.kind == "BITFIT":
             if dict(module.named_parameters(recurse=False)).get("bias") is None:
                 raise InputError(f"{adapter.folder} shifts the bias of '{name}', which has none in this base")
         elif not isinstance(module, (nn.Linear, Conv1D, nn.Embedding)):
-            raise InputError(
-                f"{adapter.folder} changes '{name}', a {type(module).__name__}; wanted linear layers or "
-                "embeddings"
-            )
+            raise Unmixable(f"it changes '{name}', a {type(module).__name__}")
         elif adapter.config.get("bias", "none") != "none":
-            raise InputError(f"{adapter.folder} has biases of its own; wanted LoRA with bias 'none'")
+            raise Unmixable("it trains biases of the base")
 
     def _ratio(self, name: str, adapter: Adapter) -> Tensor:
         weight: Any = self.modules[name].weight

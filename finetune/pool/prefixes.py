@@ -1,5 +1,5 @@
-"""Beginnings that prompts share (system prompts, examples), read once and kept as keys and values. Knows tokens
-and tensors; knows no models.
+"""Beginnings that prompts share (system prompts, examples), read once and kept as keys and values. Knows
+tokens and tensors; knows no models.
 
 Nothing is kept for prompts that stand alone: only where a second prompt begins as an earlier one did is the
 common part worth its memory.
@@ -24,7 +24,8 @@ Key = tuple[weakref.ref, ...]  # a beginning lives no longer than its adapters
 
 @dataclass(eq=False)
 class Beginning:
-    """Keys and values [heads, length, width] of each layer; `tokens` of the text, `length` with made-up ones."""
+    """Keys and values [heads, length, width] of each layer; `tokens` of the text, `length` with made-up
+    ones."""
 
     tokens: int
     length: int

@@ -18,6 +18,7 @@ from finetune.pool.loading import digest
 from finetune.pool.mixing import Chain, Ready
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+BASE = "base"
 Name = str | tuple[str, ...] | None
 
 
@@ -33,6 +34,7 @@ class Entry:
     digest: str
     task: str | None
     labels: list[str] | None
+    alone: str | None
     ready: Ready | None = None
     used: int = 0
 
@@ -56,14 +58,16 @@ class Registry:
         Raises:
             InputError: a bad or taken name, or what `read` refuses.
         """
-        if not NAME.fullmatch(name) or ".." in name:
+        if not NAME.fullmatch(name) or ".." in name or name == BASE:
             raise InputError(
-                f"The name {name!r} is no adapter's; wanted up to 64 letters, digits, '-', '_' and '.'"
+                f"The name {name!r} is no adapter's; wanted up to 64 letters, digits, '-', '_' and '.', and "
+                "not "
+                f"'{BASE}', which is the base's own"
             )
         self._check_free(name, replace)
         path = Path(folder)
         ready = self._read(path)
-        entry = Entry(path, digest(path), ready.task, ready.labels, ready)
+        entry = Entry(path, digest(path), ready.task, ready.labels, _reason(ready), ready)
         with self._lock:
             self._check_free(name, replace)
             self._entries[name] = entry
@@ -84,7 +88,8 @@ class Registry:
             del self._entries[name]
 
     def listed(self) -> dict[str, dict[str, Any]]:
-        """Name → folder, kind of task, labels, and whether its tensors are in memory."""
+        """Name → folder, kind of task, labels, whether its tensors are in memory, and why it is run by itself
+        (None: it mixes)."""
         with self._lock:
             return {
                 name: {
@@ -92,6 +97,7 @@ class Registry:
                     "task": e.task,
                     "labels": e.labels,
                     "in_memory": e.ready is not None,
+                    "by_itself": e.alone,
                 }
                 for name, e in self._entries.items()
             }
@@ -132,10 +138,14 @@ class Registry:
 
     def _put_aside(self, keep: Sequence[Entry]) -> None:
         loaded = [e for e in self._entries.values() if e.ready is not None]
-        total = sum(e.ready.adapter.size() for e in loaded if e.ready)
+        total = sum(e.ready.size() for e in loaded if e.ready)
         for entry in sorted(loaded, key=lambda e: e.used):
             if total <= self._limit:
                 return
             if entry.ready is not None and entry not in keep:
-                total -= entry.ready.adapter.size()
+                total -= entry.ready.size()
                 entry.ready = None
+
+
+def _reason(ready: Ready) -> str | None:
+    return ready.alone.reason if ready.alone else None

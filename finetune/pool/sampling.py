@@ -20,11 +20,12 @@ class Sampling:
         temperature: 0 takes the likeliest token.
         top_p: the smallest set of tokens with this much probability is drawn from (Holtzman et al. 2020).
         top_k: as many of the likeliest tokens are drawn from; 0 for all.
-        min_p: tokens are drawn whose probability is this share of the likeliest's or more (Nguyen et al. 2024).
+        min_p: tokens are drawn whose probability is this share of the likeliest's or more (Nguyen et al.
+            2024).
         frequency_penalty, presence_penalty: taken off a logit for each time, and once, that its token was
             written, as OpenAI defines them.
-        repetition_penalty: logits of all tokens so far, the prompt's too, are divided (negative ones multiplied)
-            by it (Keskar et al. 2019).
+        repetition_penalty: logits of all tokens so far, the prompt's too, are divided (negative ones
+            multiplied) by it (Keskar et al. 2019).
         logit_bias: added to the logits of tokens, by id.
         stop: the text ends before any of these.
         logprobs: how many of the likeliest tokens are noted beside each token; None notes nothing.

@@ -30,7 +30,7 @@ class TaskHeads:
     def model(self, task: str) -> Any:
         """A model for the task around the base, with heads that switch by row."""
         if task not in self._made:
-            made = self._bare(task, 2).eval()
+            made = self.bare(task, 2).eval()
             for name in head_names(made):
                 setattr(made, name, SwitchedHead(name, self.mixture))
             setattr(made, made.base_model_prefix, self.trunk)
@@ -49,7 +49,7 @@ class TaskHeads:
                 "for heads"
             )
         weights = ready.adapter.heads
-        model = self._bare(str(ready.task), _width(ready))
+        model = self.bare(str(ready.task), _width(ready))
         heads = {}
         for name in head_names(model):
             head = model.get_submodule(name)
@@ -101,7 +101,8 @@ class TaskHeads:
         self.mixture.watch(name)
         return part.eval()
 
-    def _bare(self, task: str, width: int) -> Any:
+    def bare(self, task: str, width: int) -> Any:
+        """A model for the task without weights."""
         labels = {index: f"LABEL_{index}" for index in range(width)}
         further = {
             "id2label": labels,

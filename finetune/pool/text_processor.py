@@ -11,7 +11,9 @@ from torch import Tensor
 
 from finetune.data.encode import as_columns
 from finetune.errors import InputError
+from finetune.templating import FAULTS, Limits, render_chat
 
+BOUNDS = Limits(seconds=2.0)
 Text = str | tuple[str, str]
 
 
@@ -55,7 +57,8 @@ class TextProcessor:
         for index, (length, limit) in enumerate(zip(lengths, limits, strict=True)):
             if length > limit:
                 raise InputError(
-                    f"Text {index} has {length} tokens, its adapter and base take {limit}; shorten it, or set "
+                    f"Text {index} has {length} tokens, its adapter and base take {limit}; shorten it, or "
+                    "set "
                     "truncate"
                 )
         return dict(whole), [words for _, words in rows]
@@ -65,22 +68,31 @@ class TextProcessor:
         with self._turn:
             return self.processor(text, add_special_tokens=special)["input_ids"]
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of tokens, without special ones."""
+    def decode(self, ids: list[int], special: bool = False) -> str:
+        """The text of tokens, without special ones unless they are asked for."""
         with self._turn:
-            return self.processor.decode(ids, skip_special_tokens=True)
+            return self.processor.decode(ids, skip_special_tokens=not special)
 
-    def chat(self, messages: Sequence[dict[str, Any]]) -> str:
+    def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> str:
         """A chat as the text that its answer continues.
 
         Raises:
-            InputError: the tokenizer has no chat template, or the template refuses the messages.
+            InputError: the tokenizer has no chat template, or the template refuses the messages, leaves the
+                tools out, or takes too long over them.
         """
-        if self.processor.chat_template is None:
+        template = self.processor.chat_template
+        if isinstance(template, dict):
+            template = template.get("tool_use" if tools else "default") or template.get("default")
+        if template is None:
             raise InputError("This base has no chat template; ask for completions of plain text")
+        marks = {key: str(value) for key, value in self.processor.special_tokens_map.items()}
+        given = marks | {"messages": list(messages), "add_generation_prompt": True}
         try:
-            return self.processor.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # whatever a template raises: the fault is the messages'
+            text, _ = render_chat(template, given | {"tools": list(tools) or None}, BOUNDS)
+            if tools and text == render_chat(template, given | {"tools": None}, BOUNDS)[0]:
+                raise InputError(
+                    "This base's chat template says nothing of tools; wanted a request without them"
+                )
+        except FAULTS as error:
             raise InputError(f"The chat template refuses these messages: {error}") from error
+        return text

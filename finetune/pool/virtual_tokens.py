@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from finetune.adapters.weights import Unmixable
 from finetune.errors import InputError
 
 KINDS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
@@ -63,7 +64,7 @@ def make_virtual_tokens(
         InputError: an encoder-decoder, or tokens of another base's shape.
     """
     if network.config.is_encoder_decoder:
-        raise InputError(
+        raise Unmixable(
             f"{kind} on an encoder-decoder can't be mixed with other adapters; use it alone, by PEFT"
         )
     if prompt is None:
@@ -102,11 +103,3 @@ def seeded(virtuals: Sequence[VirtualTokens | None]) -> DynamicCache:
             both.append(torch.stack([F.pad(part, (0, 0, longest - part.shape[1], 0)) for part in parts]))
         cache.update(both[0], both[1], index)
     return cache
-
-
-def groups(virtuals: Sequence[VirtualTokens | None]) -> list[tuple[VirtualTokens | None, list[int]]]:
-    """Which rows go together: all without made-up tokens, and those of each adapter that has some."""
-    found: dict[VirtualTokens | None, list[int]] = {}
-    for row, virtual in enumerate(virtuals):
-        found.setdefault(virtual, []).append(row)
-    return list(found.items())

@@ -22,9 +22,11 @@ from finetune.pool.sampling import Sampling
 from finetune.serving.batcher import Busy
 from finetune.serving.middleware import Limits
 from finetune.serving.openai_routes import add_openai
+from finetune.serving.responses_routes import add_responses
 from finetune.serving.schemas import AddAdapter, Ask, Attribute, Classify, Generate
 from finetune.serving.service import ServeArguments, Served
 from finetune.serving.streaming import all_whole, events, numbered
+from finetune.serving.vector_routes import add_vectors
 
 PACKAGE = "finetune-and-prompt"
 PAGE, DOCS = Path(__file__).with_name("page.html"), Path(__file__).with_name("docs.html")
@@ -58,6 +60,8 @@ def make_app(pool: AdapterPool, options: ServeArguments) -> FastAPI:
     _add_own(app, served)
     _add_adapters(app, served)
     add_openai(app, served)
+    add_responses(app, served)
+    add_vectors(app, served)
     return app
 
 
@@ -138,7 +142,7 @@ def _add_own(app: FastAPI, served: Served) -> None:
     @app.post("/v1/classify")
     async def classify(ask: Classify) -> dict[str, Any]:
         texts = ask.texts if ask.pairs is None else _paired(ask.texts, ask.pairs)
-        return {"answers": await served.ask("classify", texts, ask.names())}
+        return {"answers": await served.ask("classify", texts, ask.names(), ask.truncate)}
 
     @app.post("/v1/attribute")
     async def attribute(ask: Attribute) -> dict[str, Any]:
@@ -159,11 +163,12 @@ def _add_own(app: FastAPI, served: Served) -> None:
 
     @app.post("/v1/tag")
     async def tag(ask: Ask) -> dict[str, Any]:
-        return {"answers": await served.ask("tag", ask.texts, ask.names())}
+        return {"answers": await served.ask("tag", ask.texts, ask.names(), ask.truncate)}
 
     @app.post("/v1/embed")
     async def embed(ask: Ask) -> dict[str, Any]:
-        return {"embeddings": [row.tolist() for row in await served.ask("embed", ask.texts, ask.names())]}
+        vectors = await served.ask("embed", ask.texts, ask.names(), ask.truncate)
+        return {"embeddings": [row.tolist() for row in vectors]}
 
     @app.post("/v1/generate")
     async def generate(ask: Generate) -> Any:

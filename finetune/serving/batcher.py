@@ -50,6 +50,7 @@ class Question:
     text: Text
     adapter: Name
     length: int
+    truncate: bool = False
     answer: Future = field(default_factory=Future)
 
 
@@ -73,6 +74,7 @@ class Batcher:
 
     def __init__(self, pool: AdapterPool, budget: Budget | None = None) -> None:
         self.pool, self.budget = pool, budget or Budget()
+        self.tokens_per_second = 0.0  # of questions, 0 while nothing is known
         self.counts = {"batches": 0, "rows": 0, "steps": 0, "tokens": 0}
         self._inbox: queue.Queue[Question | Order | None] = queue.Queue()
         self._questions: deque[Question] = deque()
@@ -132,7 +134,8 @@ class Batcher:
                 return False
             if idle:
                 idle, until = False, time.monotonic() + self.budget.seconds
-            (self._questions if isinstance(job, Question) else self._orders).append(job)  # type: ignore[arg-type]
+            line: Any = self._questions if isinstance(job, Question) else self._orders
+            line.append(job)
             if len(self._questions) >= self.budget.rows:
                 return True
 
@@ -143,9 +146,8 @@ class Batcher:
         chosen: list[Any] = []
         longest = 0
         for question in self._questions:
-            if question.kind != first.kind or isinstance(question.text, tuple) != isinstance(
-                first.text, tuple
-            ):
+            alike = (question.kind, question.truncate, isinstance(question.text, tuple))
+            if alike != (first.kind, first.truncate, isinstance(first.text, tuple)):
                 continue
             wide = max(longest, question.length)
             if chosen and (len(chosen) == self.budget.rows or wide * (len(chosen) + 1) > self.budget.tokens):
@@ -159,11 +161,13 @@ class Batcher:
     def _answer(self, asked: list[Question]) -> None:
         self.counts["batches"] += 1
         self.counts["rows"] += len(asked)
-        ask: Callable = {"classify": self.pool.classify, "tag": self.pool.tag, "embed": self.pool.embed}[
-            asked[0].kind
-        ]
+        pool, begun = self.pool, time.monotonic()
+        kinds: dict[str, Callable] = {
+            "classify": pool.classify, "tag": pool.tag, "embed": pool.embed, "score": pool.logits
+        }  # fmt: skip
         try:
-            answers = list(ask([q.text for q in asked], [q.adapter for q in asked], truncate=False))
+            texts, adapters = [q.text for q in asked], [q.adapter for q in asked]
+            answers = list(kinds[asked[0].kind](texts, adapters, truncate=asked[0].truncate))
         except Exception as error:
             if len(asked) == 1:
                 _finish(asked[0].answer, error)
@@ -171,8 +175,16 @@ class Batcher:
                 for question in asked:
                     self._answer([question])
             return
+        self._note_speed(sum(q.length for q in asked), time.monotonic() - begun)
         for question, answer in zip(asked, answers, strict=True):
             _finish(question.answer, answer)
+
+    def _note_speed(self, tokens: int, seconds: float) -> None:
+        """A mean in which the latest batches weigh most; a few tokens say nothing of many."""
+        if tokens >= 256:
+            speed = tokens / max(seconds, 1e-6)
+            before = self.tokens_per_second or speed
+            self.tokens_per_second = 0.8 * before + 0.2 * speed
 
     def _write(self) -> None:
         assert self._writing is not None

@@ -21,7 +21,8 @@ OPEN = ("/", "/docs", "/health")
 ONCE = (b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding")
 DEPTH = 32
 HEAD = 32_768
-HUNG_UP = 499  # nginx's number for a client that did not wait for its answer: nobody is sent it, the figures show it
+# nginx's number for a client that did not wait for its answer: nobody is sent it, the figures show it
+HUNG_UP = 499
 
 
 class Refused(Exception):

@@ -7,98 +7,232 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
 from finetune.errors import InputError
+from finetune.pool.registry import BASE, UnknownAdapter
 from finetune.pool.sampling import Sampling
-from finetune.serving.schemas import Chat, Completion, Options
-from finetune.serving.service import BASE, Served
-from finetune.serving.streaming import Written, all_whole, events, merged
+from finetune.serving import logprobs, tool_calls
+from finetune.serving.openai_schemas import Chat, Completion, Format, Options
+from finetune.serving.service import Served
+from finetune.serving.streaming import Piece, Written, all_whole, events, merged
 
 
 def add_openai(app: FastAPI, served: Served) -> None:
-    seconds = served.options.timeout_seconds
-
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        names = [BASE, *(name for name, e in served.pool.adapters().items() if e["task"] == served.pool.task)]
-        return {
-            "object": "list",
-            "data": [{"id": n, "object": "model", "created": 0, "owned_by": "finetune"} for n in names],
-        }
+        return {"object": "list", "data": [_model(served, name) for name in _names(served)]}
+
+    @app.get("/v1/models/{model}")
+    async def model(model: str) -> dict[str, Any]:
+        if model not in _names(served) and model != served.base:
+            raise UnknownAdapter(f"Unknown model {model!r}; a list of all models lists what there is")
+        return _model(served, model)
 
     @app.post("/v1/completions")
     async def complete(ask: Completion) -> Any:
-        prompts = [ask.prompt] if isinstance(ask.prompt, str) else ask.prompt
-        names = [served.adapter_of(ask.model)] * len(prompts)
-        written = await served.orders(prompts, names, _sampling(ask, ask.max_tokens or 16))
-        head = _head("cmpl", "text_completion", ask.model)
+        head, echo = _head("cmpl", "text_completion", ask.model), bool(ask.echo)
+        prompts: list[Any] = [ask.prompt] if isinstance(ask.prompt, str) else list(ask.prompt)
+        if prompts and isinstance(prompts[0], int):
+            prompts = [prompts]
+        most, many = 16 if ask.max_tokens is None else ask.max_tokens, ask.best_of or ask.n or 1
+        if most == 0 and not echo:
+            raise InputError("max_tokens 0 writes nothing; wanted 1 or more, or echo: true")
+        noted = 0 if many > (ask.n or 1) and ask.logprobs is None else ask.logprobs
+        sampling = _sampling(served, ask, most, noted, ask.response_format, echo)
+        ignored = served.ignored(ask)
+        written = await served.orders(_each(prompts, many), ask.model, sampling)
         if ask.stream:
-            return events(_completion_chunks(written, head, ask, seconds), served.plain, "[DONE]")
-        texts = await all_whole(written, seconds)
+            chunks = _completion_chunks(served, written, head, ask)
+            return events(chunks, served.plain, "[DONE]", ignored)
+        texts = await all_whole(written, served.options.timeout_seconds)
+        chosen = _best(written, texts, len(prompts), ask.n or 1)
         choices = [
-            {"index": i, "text": text, "finish_reason": one.row.ended, "logprobs": None}
-            for i, (text, one) in enumerate(zip(texts, written, strict=True))
+            {
+                "index": i,
+                "text": (_prompt(served, one) if echo else "") + text,
+                "finish_reason": one.row.ended,
+            }
+            | {"logprobs": _noted(served, one, ask)}
+            for i, (one, text) in enumerate(chosen)
         ]
-        return head | {"choices": choices, "usage": _usage(written)}
+        return JSONResponse(head | {"choices": choices, "usage": usage(written, many)}, headers=ignored)
 
     @app.post("/v1/chat/completions")
     async def chat(ask: Chat) -> Any:
+        tools = [tool.plain() for tool in ask.tools or []] if ask.tool_choice != "none" else []
         messages = [message.plain() for message in ask.messages]
-        if not messages[-1]["content"].strip():
-            raise InputError("The last message is empty; wanted one or more words")
-        prompt = await asyncio.to_thread(served.pool.prompt_of, messages)
-        most = ask.max_completion_tokens or ask.max_tokens or 256
-        written = await served.orders(
-            [prompt], [served.adapter_of(ask.model)], _sampling(ask, most), special=False
-        )
+        prompt = await asyncio.to_thread(chat_prompt, served, messages, tools)
+        most = ask.max_completion_tokens or ask.max_tokens or served.answer_tokens
+        noted = ask.top_logprobs or 0 if ask.logprobs else None
+        sampling = _sampling(served, ask, most, noted, ask.response_format)
+        ignored = served.ignored(ask)
+        written = await served.orders([prompt] * (ask.n or 1), ask.model, sampling, special=False)
+        names = {tool["function"]["name"] for tool in tools}
         if ask.stream:
             head = _head("chatcmpl", "chat.completion.chunk", ask.model)
-            return events(_chat_chunks(written[0], head, ask, seconds), served.plain, "[DONE]")
-        message = {"role": "assistant", "content": (await all_whole(written, seconds))[0]}
-        choice = {"index": 0, "message": message, "finish_reason": written[0].row.ended, "logprobs": None}
-        return _head("chatcmpl", "chat.completion", ask.model) | {
-            "choices": [choice],
-            "usage": _usage(written),
-        }
+            return events(_chat_chunks(served, written, head, ask, names), served.plain, "[DONE]", ignored)
+        texts = await all_whole(written, served.options.timeout_seconds)
+        choices = [
+            _chat_choice(i, text, one, names)
+            | {"logprobs": _noted(served, one, ask) if ask.logprobs else None}
+            for i, (text, one) in enumerate(zip(texts, written, strict=True))
+        ]
+        body = {"choices": choices, "usage": usage(written, len(written))}
+        return JSONResponse(_head("chatcmpl", "chat.completion", ask.model) | body, headers=ignored)
 
 
-def _sampling(ask: Options, most: int) -> Sampling:
+def chat_prompt(served: Served, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    """A chat as the text that its answer continues.
+
+    Raises:
+        InputError: nothing to answer, or a template that can't say it.
+    """
+    if not messages[-1]["content"].strip() and not messages[-1].get("tool_calls"):
+        raise InputError("The last message is empty; wanted one or more words")
+    return served.pool.prompt_of(messages, tools)
+
+
+def _names(served: Served) -> list[str]:
+    known = served.pool.adapters()
+    return [BASE, *(name for name, entry in known.items() if entry["task"] in (served.pool.task, None))]
+
+
+def _model(served: Served, name: str) -> dict[str, Any]:
+    parent = {} if name in (BASE, served.base) else {"parent": BASE}
+    return {"id": name, "object": "model", "created": served.since, "owned_by": "finetune"} | parent
+
+
+def _each(prompts: list[Any], many: int) -> list[Any]:
+    if len(prompts) * many > 256:
+        raise InputError(f"{len(prompts)} prompts with {many} answers each; wanted 256 answers at most")
+    return [prompt for prompt in prompts for _ in range(many)]
+
+
+def _best(written: list[Written], texts: list[str], prompts: int, wanted: int) -> list[tuple[Written, str]]:
+    """Of each prompt's answers as many as are wanted, those first whose tokens are likeliest on average."""
+    many, pairs = len(written) // prompts, list(zip(written, texts, strict=True))
+    if many == wanted:
+        return pairs
+
+    def worth(pair: tuple[Written, str]) -> float:
+        row = pair[0].row
+        values = [one.logprob for one in row.noted[len(row.noted) - len(row.ids) :]]
+        return sum(value for value in values if value is not None) / max(1, len(values))
+
+    groups = [pairs[i : i + many] for i in range(0, len(pairs), many)]
+    return [pair for group in groups for pair in sorted(group, key=worth, reverse=True)[:wanted]]
+
+
+def _sampling(
+    served: Served, ask: Options, most: int, noted: int | None, form: Format | None, echo: bool = False
+) -> Sampling:
     """OpenAI's options as ours, with OpenAI's own defaults."""
     temperature, top_p = (1.0 if value is None else value for value in (ask.temperature, ask.top_p))
-    seed = uuid.uuid4().int % 2**31 if ask.seed is None else ask.seed
-    return Sampling(most, temperature, top_p, seed=seed, stop=ask.stops())
+    seed = uuid.uuid4().int % 2**31 if ask.seed is None else ask.seed % 2**62
+    bias = {int(token): value for token, value in (ask.logit_bias or {}).items()}
+    served.pool.check_tokens(list(bias))
+    return Sampling(
+        most, temperature, top_p, max(0, ask.top_k or 0), seed, ask.stops(), ask.min_p or 0.0,
+        ask.frequency_penalty or 0.0, ask.presence_penalty or 0.0, ask.repetition_penalty or 1.0, bias, noted,
+        echo, grammar_of(served, form),
+    )  # fmt: skip
+
+
+def grammar_of(served: Served, form: Format | None) -> Any:
+    """What holds an answer to its form; None where any text will do."""
+    if form is None or form.type == "text":
+        return None
+    grammars = served.pool.grammars
+    if form.type == "regex":
+        return grammars.regex(form.pattern or "")
+    if form.type == "choice":
+        return grammars.choice(form.choices or [])
+    return grammars.json(form.wanted if form.type == "json_schema" else None)
 
 
 def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 
-def _usage(written: list[Written]) -> dict[str, int]:
-    read, new = sum(len(one.row.prompt) for one in written), sum(len(one.row.ids) for one in written)
+def usage(written: list[Written], many: int = 1) -> dict[str, int]:
+    """Tokens read and written; a prompt with several answers counts once."""
+    read, new = sum(len(w.row.prompt) for w in written[::many]), sum(len(w.row.ids) for w in written)
     return {"prompt_tokens": read, "completion_tokens": new, "total_tokens": read + new}
 
 
+def _words(served: Served, ask: Options) -> logprobs.Words:
+    decode = partial(served.pool.texts.decode, special=True)
+    return logprobs.Words(decode, bool(ask.return_tokens_as_token_ids))
+
+
+def _noted(served: Served, one: Written, ask: Completion | Chat) -> Any:
+    if isinstance(ask, Chat):
+        return logprobs.of_chat(one.row.noted, _words(served, ask))
+    return None if ask.logprobs is None else logprobs.of_completion(one.row.noted, _words(served, ask))
+
+
+def _prompt(served: Served, one: Written) -> str:
+    return one.row.prompt_text or served.pool.texts.decode(one.row.prompt)
+
+
 async def _completion_chunks(
-    written: list[Written], head: dict, ask: Options, seconds: float
+    served: Served, written: list[Written], head: dict, ask: Completion
 ) -> AsyncIterator[dict[str, Any]]:
-    async for index, piece, ended in merged(written, seconds):
-        yield head | {"choices": [{"index": index, "text": piece, "finish_reason": ended, "logprobs": None}]}
+    words = [_words(served, ask) for _ in written]
+    begun = [not ask.echo] * len(written)
+    async for piece in merged(written, served.options.timeout_seconds):
+        before = "" if begun[piece.index] else _prompt(served, written[piece.index])
+        begun[piece.index] = True
+        said = None if ask.logprobs is None else logprobs.of_completion(piece.noted, words[piece.index])
+        choice = {"index": piece.index, "text": before + piece.text, "finish_reason": piece.ended}
+        yield head | {"choices": [choice | {"logprobs": said}]}
     if ask.stream_options is not None and ask.stream_options.include_usage:
-        yield head | {"choices": [], "usage": _usage(written)}
+        yield head | {"choices": [], "usage": usage(written, ask.n or 1)}
+
+
+def _chat_choice(index: int, text: str, one: Written, names: set[str]) -> dict[str, Any]:
+    content, calls = tool_calls.parse(text, names) if names else (text, [])
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    message |= {"tool_calls": calls} if calls else {}
+    return {"index": index, "message": message, "finish_reason": "tool_calls" if calls else one.row.ended}
 
 
 async def _chat_chunks(
-    one: Written, head: dict, ask: Options, seconds: float
+    served: Served, written: list[Written], head: dict, ask: Chat, names: set[str]
 ) -> AsyncIterator[dict[str, Any]]:
-    yield head | {
-        "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
-    }
-    async for _, piece, ended in merged([one], seconds):
-        yield head | {
-            "choices": [{"index": 0, "delta": {"content": piece} if piece else {}, "finish_reason": ended}]
-        }
+    words, held = [_words(served, ask) for _ in written], [""] * len(written)
+    for index in range(len(written)):
+        yield head | {"choices": [_delta(index, {"role": "assistant", "content": ""}, None)]}
+    async for piece in merged(written, served.options.timeout_seconds):
+        index, ended = piece.index, piece.ended
+        delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+        if names:
+            # what may be a call is held back until it is known whether it is one
+            held[index] += piece.text
+            delta, ended = _held(held, piece, names)
+            if not delta and ended is None:
+                continue
+        said = logprobs.of_chat(piece.noted, words[index]) if ask.logprobs else None
+        yield head | {"choices": [_delta(index, delta, ended) | ({"logprobs": said} if ask.logprobs else {})]}
     if ask.stream_options is not None and ask.stream_options.include_usage:
-        yield head | {"choices": [], "usage": _usage([one])}
+        yield head | {"choices": [], "usage": usage(written, len(written))}
+
+
+def _held(held: list[str], piece: Piece, names: set[str]) -> tuple[dict[str, Any], str | None]:
+    text = held[piece.index]
+    if piece.ended is None and tool_calls.may_call(text):
+        return {}, None
+    held[piece.index] = ""
+    content, calls = tool_calls.parse(text, names) if piece.ended else (text, [])
+    numbered = [{"index": i} | call for i, call in enumerate(calls)]
+    delta = ({"content": content} if content else {}) | ({"tool_calls": numbered} if calls else {})
+    return delta, "tool_calls" if calls else piece.ended
+
+
+def _delta(index: int, delta: dict[str, Any], ended: str | None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "finish_reason": ended}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
@@ -24,6 +24,8 @@ class Ask(Strict):
     adapters: list[str | Annotated[list[str], Field(max_length=8)] | None] | None = Field(
         default=None, max_length=256
     )
+
+    truncate: StrictBool = Field(default=False, description="Cut each text that is too long at its own limit")
 
     @model_validator(mode="after")
     def _one_way(self) -> Ask:
@@ -64,76 +66,3 @@ class Attribute(Strict):
     text: str
     adapter: str
     label: str | None = None
-
-
-class Streaming(Strict):
-    include_usage: bool = False
-    include_obfuscation: bool | None = None  # OpenAI's padding against eavesdroppers; nothing is padded here
-
-
-class Options(Strict):
-    """What completions and chats share, under OpenAI's names. What changes no answer is taken and left aside
-    (`user`, `store`, `metadata`, …); options that would change answers, and aren't here, are refused by name
-    unless they say the default.
-    """
-
-    model: str = Field(max_length=512)
-    max_tokens: int | None = Field(default=None, ge=1, le=100_000)
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    stop: str | Stops | None = None
-    stream: bool | None = False
-    stream_options: Streaming | None = None
-    n: int | None = Field(default=1, ge=1, le=1)
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
-    logprobs: Literal[False] | None = None
-    user: str | None = None
-    store: bool | None = None
-    metadata: dict[str, Any] | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) and self.stop else tuple(self.stop or ())
-
-
-class Completion(Options):
-    prompt: str | Texts
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
-    suffix: Literal[""] | None = None
-
-
-class Part(Strict):
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=256)]
-
-    def plain(self) -> dict[str, str]:
-        parts = self.content if isinstance(self.content, list) else [Part(type="text", text=self.content)]
-        role = (
-            "system" if self.role == "developer" else self.role
-        )  # OpenAI's newer word for it; templates know the older one
-        return {"role": role, "content": "".join(part.text for part in parts)}
-
-
-class PlainText(Strict):
-    type: Literal["text"]
-
-
-class Chat(Options):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=100_000)
-    response_format: PlainText | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = None
-    top_logprobs: Literal[0] | None = None

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import InputError
 from finetune.pool.pool import AdapterPool
+from finetune.pool.registry import BASE
 from finetune.pool.sampling import Sampling
 from finetune.serving.batcher import Batcher, Budget, Busy, Question
 from finetune.serving.prometheus import Figures
 from finetune.serving.streaming import Written
 
-BASE = "base"
 ABOVE = re.compile(r"(?<![\w/.])/(?:[^/\s'\"]+/)+")  # what stands before the last name of an absolute path
 
 
@@ -59,6 +61,13 @@ class ServeArguments:
         default=False, metadata={"help": "Serve adapters that don't belong on the base."}
     )
 
+    strict: bool = field(
+        default=False,
+        metadata={
+            "help": "Refuse fields that OpenAI's endpoints here don't know (default: name them in a head)."
+        },
+    )
+
     def patience(self) -> float:
         """Seconds that a client may take for a request's head, for its body, and to read on in an answer."""
         return min(20.0, self.timeout_seconds)
@@ -69,17 +78,32 @@ class Served:
 
     def __init__(self, pool: AdapterPool, options: ServeArguments) -> None:
         self.pool, self.options, self.figures = pool, options, Figures()
+        self.since = int(time.time())
         budget = Budget(
             options.max_batch_rows, options.max_batch_tokens, options.gather_ms / 1000, options.max_queue
         )
         self.batcher = Batcher(pool, budget)
 
-    async def ask(self, kind: str, texts: list[Any], names: list[Any]) -> list[Any]:
-        """The answer to each text; all are checked before any is put in line."""
+    async def ask(
+        self,
+        kind: str,
+        texts: list[Any],
+        names: list[Any],
+        truncate: bool = False,
+        counts: list[int] | None = None,
+    ) -> list[Any]:
+        """The answer to each text; all are checked before any is put in line.
+
+        Args:
+            counts: gains the tokens of each text.
+        """
         if len(texts) != len(names):
             raise InputError(f"{len(texts)} texts and {len(names)} adapters; wanted one each")
-        lengths = await asyncio.to_thread(self._checked, kind, texts, names)
-        questions = [Question(kind, *one) for one in zip(texts, names, lengths, strict=True)]
+        lengths = await asyncio.to_thread(self._checked, kind, texts, names, truncate)
+        if counts is not None:
+            counts += lengths
+        self._check_time(sum(lengths))
+        questions = [Question(kind, *one, truncate) for one in zip(texts, names, lengths, strict=True)]
         try:
             for question in questions:
                 self.batcher.submit(question)
@@ -89,14 +113,26 @@ class Served:
             for question in questions:  # those that nobody waits for any more; the others are done
                 question.answer.cancel()
 
-    def _checked(self, kind: str, texts: list[Any], names: list[Any]) -> list[int]:
+    def _checked(self, kind: str, texts: list[Any], names: list[Any], truncate: bool) -> list[int]:
         task = {"classify": "SEQ_CLS", "tag": "TOKEN_CLS"}.get(kind)
         chains = self.pool.check(texts, names, task)
-        return self.pool.fit(texts, chains)
+        return self.pool.fit(texts, chains, truncate)
+
+    def _check_time(self, tokens: int) -> None:
+        """Say at once what would end as a time-out, by what was read in a second so far."""
+        speed, limit = self.batcher.tokens_per_second, self.options.timeout_seconds
+        if speed and tokens / speed > limit:
+            raise InputError(
+                f"{tokens} tokens would take about {tokens / speed:.0f} seconds here, and this server waits "
+                f"{limit:g}; send fewer texts at a time"
+            )
 
     async def orders(
-        self, prompts: list[str], names: list[Any], sampling: Sampling, special: bool = True
+        self, prompts: list[Any], names: list[Any] | str, sampling: Sampling, special: bool = True
     ) -> list[Written]:
+        """Texts (or tokens) that are being written; `names` one each, or OpenAI's one `model` for all."""
+        if isinstance(names, str):
+            names = [self.adapter_of(names)] * len(prompts)
         if len(prompts) != len(names):
             raise InputError(f"{len(prompts)} texts and {len(names)} adapters; wanted one each")
         if sampling.max_new_tokens > self.options.max_new_tokens:
@@ -114,6 +150,26 @@ class Served:
                 one.order.abandoned = True
             raise
         return written
+
+    @property
+    def answer_tokens(self) -> int:
+        """New tokens of an answer where a chat doesn't say."""
+        return min(256, self.options.max_new_tokens)
+
+    def task_of(self, name: str) -> str | None:
+        """What an adapter was trained for, by PEFT's name."""
+        return self.pool.chain(name)[0].task
+
+    def ignored(self, ask: Any) -> dict[str, str]:
+        """A head that names the fields of a request that this server doesn't know.
+
+        Raises:
+            InputError: there are some, and --strict is set.
+        """
+        names = [json.dumps(name)[1:-1][:80] for name in ask.model_extra or {}][:32]
+        if names and self.options.strict:
+            raise InputError(f"Unknown fields: {', '.join(names)}; this server is strict. Leave them out")
+        return {"X-Ignored-Fields": ", ".join(names)} if names else {}
 
     def adapter_of(self, model: str) -> str | None:
         """OpenAI's `model` → the adapter; the base by its own name or as "base"."""

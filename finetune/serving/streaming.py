@@ -9,12 +9,13 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi.responses import StreamingResponse
 
 from finetune.errors import InputError
 from finetune.pool.decoding import Row
+from finetune.pool.sampling import Noted
 from finetune.serving.batcher import Busy, Order
 
 logger = logging.getLogger(__name__)
@@ -24,31 +25,34 @@ class Written:
     """A text on its way, heard from the batcher's thread and read by the request."""
 
     def __init__(self, row: Row, loop: asyncio.AbstractEventLoop) -> None:
-        self.row, self.pieces, self.loop = row, asyncio.Queue[tuple[str, Row | Exception, str | None]](), loop
+        self.row, self.loop = row, loop
+        self.pieces = asyncio.Queue[tuple[str, Row | Exception, str | None, int]]()
         self.order = Order(row, self._hear)
 
     def _hear(self, piece: str, what: Row | Exception) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended: nobody reads any more
-            self.loop.call_soon_threadsafe(self.pieces.put_nowait, (piece, what, self.row.ended))
+            heard = (piece, what, self.row.ended, len(self.row.noted))
+            self.loop.call_soon_threadsafe(self.pieces.put_nowait, heard)
 
-    async def read(self, seconds: float) -> AsyncIterator[str]:
-        """Pieces as they come; an order that nobody reads any more is given up."""
+    async def read(self, seconds: float) -> AsyncIterator[tuple[str, int]]:
+        """Pieces as they come, each with how many tokens are noted by then; an order that nobody reads any
+        more is given up."""
         until = time.monotonic() + seconds
         try:
             while True:
-                piece, what, ended = await asyncio.wait_for(
+                piece, what, ended, noted = await asyncio.wait_for(
                     self.pieces.get(), max(0.0, until - time.monotonic())
                 )
                 if isinstance(what, Exception):
                     raise what
-                yield piece
+                yield piece, noted
                 if ended:
                     return
         finally:
             self.order.abandoned = True
 
     async def whole(self, seconds: float) -> str:
-        return "".join([piece async for piece in self.read(seconds)])
+        return "".join([piece async for piece, _ in self.read(seconds)])
 
 
 async def all_whole(written: Sequence[Written], seconds: float) -> list[str]:
@@ -60,28 +64,41 @@ async def all_whole(written: Sequence[Written], seconds: float) -> list[str]:
             one.order.abandoned = True
 
 
-async def merged(written: Sequence[Written], seconds: float) -> AsyncIterator[tuple[int, str, str | None]]:
-    """(which text, piece, how it ended) of several texts as they come."""
-    for_all: asyncio.Queue[tuple[int, str, str | None] | Exception] = asyncio.Queue()
+class Piece(NamedTuple):
+    """What comes next of one of several texts, with what was noted of its tokens; `ended` says that it's the
+    last."""
+
+    index: int
+    text: str
+    ended: str | None
+    noted: list[Noted]
+
+
+async def merged(written: Sequence[Written], seconds: float) -> AsyncIterator[Piece]:
+    """Pieces of several texts as they come."""
+    for_all: asyncio.Queue[tuple[int, str, str | None, int] | Exception] = asyncio.Queue()
 
     async def forward(index: int, one: Written) -> None:
         try:
-            async for piece in one.read(seconds):
-                await for_all.put((index, piece, None))
-            await for_all.put((index, "", one.row.ended))
+            async for piece, noted in one.read(seconds):
+                await for_all.put((index, piece, None, noted))
+            await for_all.put((index, "", one.row.ended, len(one.row.noted)))
         except Exception as error:
             await for_all.put(error)
 
     tasks = [asyncio.create_task(forward(index, one)) for index, one in enumerate(written)]
+    sent = [0] * len(written)
     try:
         left = len(written)
         while left:
             got = await for_all.get()
             if isinstance(got, Exception):
                 raise got
-            left -= got[2] is not None
-            if got[1] or got[2]:
-                yield got
+            index, text, ended, noted = got
+            left -= ended is not None
+            if text or ended:
+                yield Piece(index, text, ended, written[index].row.noted[sent[index] : noted])
+                sent[index] = noted
     finally:
         for task in tasks:
             task.cancel()
@@ -91,23 +108,30 @@ async def merged(written: Sequence[Written], seconds: float) -> AsyncIterator[tu
 
 async def numbered(written: Sequence[Written], seconds: float) -> AsyncIterator[dict[str, Any]]:
     """The same as objects for `/v1/generate`."""
-    async for index, piece, ended in merged(written, seconds):
-        yield {"index": index, "text": piece, "finish_reason": ended}
+    async for piece in merged(written, seconds):
+        yield {"index": piece.index, "text": piece.text, "finish_reason": piece.ended}
 
 
 def events(
-    chunks: AsyncIterator[dict[str, Any]], plain: Callable[[str], str], last: str | None = None
+    chunks: AsyncIterator[dict[str, Any]],
+    plain: Callable[[str], str],
+    last: str | None = None,
+    headers: dict[str, str] | None = None,
+    named: bool = False,
 ) -> StreamingResponse:
     """Server-sent events, one JSON object each; an error after the start is an event too.
 
     Args:
         plain: an error's message → what a client may read of it.
         last: what ends the stream, as it stands.
+        named: each event goes by the name that stands as `type` in its object.
     """
 
     async def lines() -> AsyncIterator[str]:
         try:
             async for chunk in chunks:
+                if named:
+                    yield f"event: {chunk['type']}\n"
                 yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
         except TimeoutError:
             yield _failed("The answer took longer than this server waits; ask for fewer tokens", 504)
@@ -121,7 +145,8 @@ def events(
         if last:
             yield f"data: {last}\n\n"
 
-    return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    head = {"Cache-Control": "no-store"} | (headers or {})
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=head)
 
 
 def _failed(message: str, code: int) -> str:

@@ -1,4 +1,5 @@
-"""BitFit: only biases are trained (Ben Zaken et al. 2022, arXiv:2106.10199). Knows layers with a bias; knows no architectures."""
+"""BitFit: only biases are trained (Ben Zaken et al. 2022, arXiv:2106.10199). Knows layers with a bias; knows
+no architectures."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class BitFitConfig(PeftConfig):
 
 
 class BitFitLayer(nn.Module, BaseTunerLayer):
-    """A frozen layer whose output is shifted by one trained vector for each active adapter; several add up."""
+    """A frozen layer whose output is shifted by one trained vector for each active adapter; several add
+    up."""
 
     # "bias" in the name keeps transformers' Trainer from decaying it
     adapter_layer_names = ("bitfit_bias",)
@@ -116,7 +118,8 @@ class BitFitModel(LayerTuner):
             peft_config.target_modules = self._biased_layers(peft_config.modules_to_save or [])
             if not peft_config.target_modules:
                 raise ValueError(
-                    f"BitFit trains biases, and the layers of {type(self.model).__name__} ('{model_config['model_type']}') "
+                    f"BitFit trains biases, and the layers of {type(self.model).__name__} "
+                    f"('{model_config['model_type']}') "
                     "have none. Set another --method, such as lora."
                 )
         return peft_config
@@ -137,7 +140,8 @@ class BitFitModel(LayerTuner):
     def _wrap(self, config: BitFitConfig, adapter_name: str, target: nn.Module, name: str) -> BitFitLayer:
         if not isinstance(target, ADDITIVE) or target.bias is None:
             raise TypeError(
-                f"'{name}' is a {type(target).__name__} without a bias to shift; wanted linear layers or layer norms that "
+                f"'{name}' is a {type(target).__name__} without a bias to shift; wanted linear layers or "
+                "layer norms that "
                 "have one. Set target_modules in --method_kwargs."
             )
         return BitFitLayer(target, adapter_name, config)

@@ -39,7 +39,8 @@ def save(folder: Path, config, network=None, seed: int = 1, named: str = "tiny")
     network.save_pretrained(folder)
     make_tokenizer("llama").save_pretrained(folder)
     write_passport(
-        folder, network, make_tokenizer("llama"), base=named, method="lora", method_kwargs=None, task="sft", labels=None,
+        folder, network, make_tokenizer("llama"), base=named, method="lora", method_kwargs=None, task="sft",
+        labels=None,
         data_fingerprint=None, metrics={"loss": 1.0},
     )  # fmt: skip
     return folder

@@ -50,7 +50,8 @@ def save_adapter(folder: Path, method: str = "lora", full: bool = False) -> Path
                 parameter.add_(0.1)
     network.save_pretrained(folder)
     write_passport(
-        folder, network, make_tokenizer("bert"), base="tiny", method=method, method_kwargs=None, task="classification",
+        folder, network, make_tokenizer("bert"), base="tiny", method=method, method_kwargs=None,
+        task="classification",
         labels=["neg", "pos"], data_fingerprint="d", metrics={"accuracy": 1.0}, full=full,
     )  # fmt: skip
     return folder
@@ -163,7 +164,8 @@ def test_the_tokenizer_hash_survives_use_and_saving(tmp_path):
 
 def test_a_fully_tuned_model_is_checked_by_its_tokenizer_and_labels(tmp_path):
     passport = write_passport(
-        tmp_path, make_model("llama", AutoModelForCausalLM), make_tokenizer("llama"), base="tiny", method="full",
+        tmp_path, make_model("llama", AutoModelForCausalLM), make_tokenizer("llama"), base="tiny",
+        method="full",
         method_kwargs={}, task="sft", labels=None, data_fingerprint=None, metrics=None,
     )  # fmt: skip
     assert passport["weights"] is None and passport["heads"] == []

@@ -1,4 +1,5 @@
-"""Rows that come and go, beginnings read once, and what is noted beside each token: against one text at a time."""
+"""Rows that come and go, beginnings read once, and what is noted beside each token: against one text at a
+time."""
 
 import random
 

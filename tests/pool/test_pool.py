@@ -33,8 +33,10 @@ KINDS = {
 }
 METHODS = {
     "lora": {"r": 3}, "rslora": {"r": 5}, "dora": {"r": 2}, "ia3": {}, "houlsby": {"reduction_factor": 4},
-    "pfeiffer": {"shape": "pfeiffer", "reduction_factor": 2}, "parallel": {"shape": "parallel", "reduction_factor": 4},
-    "bitfit": {}, "linear_probe": {}, "prefix": {"num_virtual_tokens": 3}, "prompt": {"num_virtual_tokens": 2},
+    "pfeiffer": {"shape": "pfeiffer", "reduction_factor": 2}, "parallel": {"shape": "parallel",
+    "reduction_factor": 4},
+    "bitfit": {}, "linear_probe": {}, "prefix": {"num_virtual_tokens": 3},
+    "prompt": {"num_virtual_tokens": 2},
     "ptuning": {"num_virtual_tokens": 4, "encoder_hidden_size": 8},
 }  # fmt: skip
 LABELS = ["neg", "pos", "so"]
@@ -379,6 +381,6 @@ def test_refusals_say_what_to_do(tmp_path):
     pool.add("prompt", tmp_path / "prompt")
     with pytest.raises(InputError, match="Text 0 has 64 tokens, its adapter and base take 62"):
         pool.classify(["the " * 62], ["prompt"])
-    with pytest.raises(InputError, match="stack with nothing"):
+    with pytest.raises(InputError, match="stacks with nothing"):
         pool.classify(["x"], [("a", "prompt")])
     assert BottleneckConfig().shape == "houlsby"

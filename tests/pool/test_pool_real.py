@@ -29,7 +29,8 @@ TEXTS = [
     "Fine.",
 ]
 OPTIONS = {
-    "lora": {"r": 8}, "rslora": {"r": 4}, "dora": {"r": 4}, "ia3": {}, "bottleneck": {"reduction_factor": 16}, "bitfit": {},
+    "lora": {"r": 8}, "rslora": {"r": 4}, "dora": {"r": 4}, "ia3": {},
+    "bottleneck": {"reduction_factor": 16}, "bitfit": {},
     "linear_probe": {}, "prefix": {"num_virtual_tokens": 5}, "prompt": {"num_virtual_tokens": 4},
     "ptuning": {"num_virtual_tokens": 4, "encoder_hidden_size": 16},
 }  # fmt: skip

@@ -75,7 +75,8 @@ def worded(folder: Path, config: dict) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (pickled, "pickled"), (foreign, "auto_mapping"), (nested, "no whole adapter"), (endless, "alpha_pattern"),
+        (pickled, "pickled"), (foreign, "auto_mapping"), (nested, "no whole adapter"), (endless,
+        "alpha_pattern"),
         (half, "Save the adapter again"), (headless, "no whole adapter"), (worded, "no whole adapter"),
     ],
 )  # fmt: skip
@@ -136,13 +137,13 @@ def test_a_folder_that_is_no_adapter_is_named_as_it_was_asked_for(served, folder
             400,
             "No label 'so'; there are: neg, pos",
         ),
-        ("completions", {"model": "base", "prompt": "x", "n": 2}, 422, "n: "),
-        ("completions", {"model": "base", "prompt": "x", "max_tokens": 0}, 422, "max_tokens"),
-        ("completions", {"model": "base", "prompt": "x", "echo": True}, 422, "echo"),
+        ("completions", {"model": "base", "prompt": "x", "n": 17}, 422, "n: "),
+        ("completions", {"model": "base", "prompt": "x", "max_tokens": 0}, 400, "max_tokens 0"),
+        ("completions", {"model": "base", "prompt": "x", "best_of": 1, "n": 2}, 422, "best_of"),
         ("completions", {"model": "base", "prompt": "x", "suffix": "y"}, 422, "suffix"),
-        ("completions", {"model": "base", "prompt": [1, 2]}, 422, "prompt"),
+        ("completions", {"model": "base", "prompt": [1, 999]}, 400, "no token 999"),
         ("completions", {"model": "base", "prompt": ""}, 400, "Text 0 is empty"),
-        ("completions", {"model": "base", "prompt": "x", "logit_bias": {"1": 5}}, 422, "logit_bias"),
+        ("completions", {"model": "base", "prompt": "x", "logit_bias": {"999": 5}}, 400, "no token 999"),
         ("chat/completions", {"model": "base", "messages": []}, 422, "messages"),
         (
             "chat/completions",

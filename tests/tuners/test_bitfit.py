@@ -80,7 +80,8 @@ def test_biases_and_heads_move_alone(case):
     biases = {
         name: module.bias.numel()
         for name, module in network.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D, nn.LayerNorm)) and module.bias is not None and not name.startswith(heads)
+        if isinstance(module, (nn.Linear, Conv1D,
+        nn.LayerNorm)) and module.bias is not None and not name.startswith(heads)
         and name not in CASES[case][3]
     }  # fmt: skip
     model = get_peft_model(network, config(case))

@@ -15,13 +15,14 @@ SHAPES = ("houlsby", "pfeiffer", "parallel")
 class BottleneckConfig(PeftConfig):
     """Bottleneck adapters, h + scaling · up(f(down(h))), as PEFT saves and loads them.
 
-    houlsby: after attention and after the feed-forward (Houlsby et al. 2019, arXiv:1902.00751). The paper also trains the layer
-        norms; here they stay frozen unless modules_to_save names them.
+    houlsby: after attention and after the feed-forward (Houlsby et al. 2019, arXiv:1902.00751). The paper
+        also trains the layer norms; here they stay frozen unless modules_to_save names them.
     pfeiffer: after the feed-forward only (Pfeiffer et al. 2021, arXiv:2005.00247).
     parallel: beside the feed-forward, reading its input (He et al. 2022, arXiv:2110.04366).
 
-    Both sequential shapes sit on the sub-layer's output before the residual is added. Several active adapters of a sequential
-    shape run one after the other, in the order they were activated (a stack); parallel ones add side by side.
+    Both sequential shapes sit on the sub-layer's output before the residual is added. Several active adapters
+    of a sequential shape run one after the other, in the order they were activated (a stack); parallel ones
+    add side by side.
 
     Raises:
         ValueError: an option is outside its range.

@@ -1,0 +1,202 @@
+"""A base and the adapters on it: taken in, put aside, taken out, run. Knows folders and plans; knows no
+texts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.adapters.loading import MODELS, labels_of, quietly
+from finetune.adapters.weights import KINDS, Unmixable, read_adapter
+from finetune.artefacts.passport import check_files, check_passport
+from finetune.device import device as here
+from finetune.errors import InputError
+from finetune.pool import virtual_tokens
+from finetune.pool.alone import stand_alone
+from finetune.pool.grammar import Grammars
+from finetune.pool.lanes import Lanes
+from finetune.pool.loading import DAMAGED, context_of, load_base, max_length
+from finetune.pool.mixing import Chain, Mixture, Plan, Ready
+from finetune.pool.prefixes import Prefixes
+from finetune.pool.registry import Name, Registry
+from finetune.pool.task_heads import TaskHeads
+from finetune.pool.text_processor import TextProcessor
+
+
+class AdapterSet:
+    """Many adapters on one base. Safe to use from several threads: they take turns on the model, step by
+    step.
+
+    Args:
+        base: a name as `--model_name_or_path` takes it, or a model (then with its `processor`).
+        memory_limit_mb: adapters that were not used for longest are put aside beyond it, and read again when
+            asked for.
+        allow_mismatch: take adapters that don't belong on this base.
+        prefix_cache_mb: memory for beginnings that prompts share, read once; 0 reads every prompt whole.
+        require_passport: refuse adapters whose folder doesn't say which base they belong on.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        processor: Any = None,
+        memory_limit_mb: float = 1024,
+        allow_mismatch: bool = False,
+        device: str | None = None,
+        prefix_cache_mb: float = 128,
+        require_passport: bool = False,
+    ) -> None:
+        with quietly():
+            processor, network = load_base(base) if processor is None else (processor, base)
+        self.processor, self.allow_mismatch, self.require_passport = (
+            processor,
+            allow_mismatch,
+            require_passport,
+        )
+        self.network = network.to(device or here()).eval().requires_grad_(False)
+        self.trunk = self.network.base_model
+        self.prefix = f"{self.network.base_model_prefix}."
+        self.mixture = Mixture(self.trunk)
+        self.task_heads = TaskHeads(self.network, self.trunk, self.mixture, self.processor.pad_token_id)
+        self.texts = TextProcessor(self.processor, context_of(self.network, self.processor))
+        self.prefixes = Prefixes(int(prefix_cache_mb * 2**20))
+        self._turn = threading.Lock()
+        self._registry = Registry(self._read, int(memory_limit_mb * 2**20))
+
+    @property
+    def writes(self) -> bool:
+        """Whether the base can write texts."""
+        return bool(self.network.can_generate())
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether the base is an encoder-decoder."""
+        return bool(self.network.config.is_encoder_decoder)
+
+    @property
+    def task(self) -> str:
+        """PEFT's name of the task of adapters that write on this base."""
+        return "SEQ_2_SEQ_LM" if self.reads_first else "CAUSAL_LM"
+
+    @property
+    def ends(self) -> set[int]:
+        """Ids of the tokens that end a text."""
+        ends = self.network.generation_config.eos_token_id if self.writes else None
+        ids = {self.processor.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        return {i for i in ids if i is not None}
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the base knows."""
+        return int(self.network.get_input_embeddings().num_embeddings)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What texts can be held to while they are written."""
+        return Grammars(self.processor, self.vocabulary, self.ends)
+
+    def add(self, name: str, folder: str | Path, replace: bool = False) -> None:
+        """Take an adapter in, also while others answer.
+
+        Raises:
+            InputError: a bad or taken name, no adapter, or one that doesn't belong on this base.
+        """
+        self._registry.add(name, folder, replace)
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out; what it was asked before, it still answers.
+
+        Raises:
+            UnknownAdapter: there is none of that name.
+        """
+        self._registry.remove(name)
+
+    def adapters(self) -> dict[str, dict[str, Any]]:
+        """Name → folder, kind of task, labels, whether its tensors are in memory, whether (and why) it is run
+        by itself."""
+        return self._registry.listed()
+
+    def chain(self, name: Name) -> Chain:
+        """The adapters of one name, of several in sequence (a stack), or of none, ready for use."""
+        return self._registry.chain(name)
+
+    def run(self, plan: Plan | None, function: Callable[[], Any]) -> Any:
+        """What the function gives on the model while the plan stands; others wait."""
+        with self._turn, torch.inference_mode():
+            self.mixture.plan = plan
+            try:
+                return function()
+            finally:
+                self.mixture.plan = None
+
+    def writing(self) -> Lanes:
+        """An empty batch that rows join."""
+        return Lanes(self.network, self.run, self.ends, self.prefixes)
+
+    def _read(self, folder: Path) -> Ready:
+        try:
+            return self._read_whole(folder)
+        except InputError:
+            raise
+        except DAMAGED as error:
+            raise InputError(
+                f"{folder} is no whole adapter ({type(error).__name__}: {error}); save it again by training "
+                "or "
+                "PEFT"
+            ) from error
+
+    def _read_whole(self, folder: Path) -> Ready:
+        config = check_files(folder)
+        if config.get("task_type") not in MODELS:
+            raise InputError(
+                f"{folder} is an adapter for the task '{config.get('task_type')}', which a pool can't answer"
+            )
+        try:
+            ready = self._mixed(folder)
+        except Unmixable as reason:
+            ready = self._by_itself(folder, config, reason)
+        ready.trained_for = ready.adapter.passport.get("task")
+        ready.max_length = max_length(folder)
+        return ready
+
+    def _mixed(self, folder: Path) -> Ready:
+        """An adapter whose rows go through the base together with all others'.
+
+        Raises:
+            Unmixable: PEFT may run it, and a batch with others can't.
+        """
+        adapter = read_adapter(folder, (*KINDS, *virtual_tokens.KINDS))
+        with self._turn:
+            self._check(folder, self.processor)
+            ready = self.mixture.lay_out(adapter, self.prefix)
+            if adapter.kind in virtual_tokens.KINDS:
+                with torch.inference_mode():
+                    ready.virtual = virtual_tokens.make_virtual_tokens(
+                        adapter.kind, adapter.config, ready.adapter.prompt, self.network
+                    )
+        ready.labels = labels_of(folder)
+        if ready.task in ("SEQ_CLS", "TOKEN_CLS"):
+            ready.heads = self.task_heads.heads(ready)
+            ready.parts = self.task_heads.parts(ready)
+            last = list(ready.heads.values())[-1].state_dict()["weight"]
+            ready.labels = ready.labels or [f"LABEL_{i}" for i in range(len(last))]
+        elif adapter.heads:
+            raise Unmixable(f"it brings '{next(iter(adapter.heads))}' whole")
+        return ready
+
+    def _by_itself(self, folder: Path, config: dict[str, Any], reason: Unmixable) -> Ready:
+        """An adapter whose rows are run by themselves, through PEFT on the same base."""
+        with self._turn:
+            ready = stand_alone(folder, config, self.task_heads, str(reason))
+            alone = ready.alone
+            assert alone is not None
+            self._check(folder, (alone.texts or self.texts).processor)
+        return ready
+
+    def _check(self, folder: Path, processor: Any) -> None:
+        check_passport(folder, self.network, processor, self.allow_mismatch, required=self.require_passport)

@@ -33,16 +33,13 @@ def main(
     keep_freed_memory()
     from pathlib import Path
 
-    from transformers import set_seed
-
     from finetune.adapters.fusion import LEARNING_RATE, fuse_folders, save_fused, with_drift
     from finetune.adapters.loading import base_of
     from finetune.artefacts.checkpoints import open_run
     from finetune.artefacts.folder import resolved_options
-    from finetune.data.encode import fingerprint
-    from finetune.data.sources import load_rows
-    from finetune.models.load import ModelArguments, architecture, load_model
+    from finetune.models.load import ModelArguments, architecture
     from finetune.tasks.table import settle
+    from finetune.training import run as steps
     from finetune.training.trainer import make_trainer, settled
 
     world_size()
@@ -50,27 +47,20 @@ def main(
     model = ModelArguments(model_name_or_path=base_of(folders[0]))
     row = settle(task, architecture(model))
     training = settled(training, LEARNING_RATE, row.best, task.early_stopping_patience)
-    set_seed(training.seed)
-    with training.main_process_first(desc="reading rows"):
-        rows, columns, labels = row.examine(load_rows(data), data)
-    processor, network = load_model(model, row.model, labels, **row.config)
-    tuned = fuse_folders(network, folders, processor, labels, fusion.allow_mismatch)
-    with training.main_process_first(desc="tokenising"):
-        features = {
-            split: row.encode(part, columns, processor, task.max_length, labels)
-            for split, part in rows.splits()
-        }
     options = resolved_options(fusion, task, data, model, batching, training) | {"method": "fusion"}
-    checkpoint = open_run(options, fingerprint(rows.train, columns))
+    found = steps.read_rows(row, data, training, options)
+    processor, network = steps.load_for(row, model, found)
+    tuned = fuse_folders(network, folders, processor, found.labels, fusion.allow_mismatch)
+    features = steps.encode_rows(row, task, found, processor, network, training=training)
     # the model under PEFT's: its checkpoints hold everything that runs, fusion included
     trainer = make_trainer(
         with_drift(row, network, fusion.drift_weight), network, processor, training, features,
-        labels=labels, batching=batching, patience=task.early_stopping_patience,
+        labels=found.labels, batching=batching, patience=task.early_stopping_patience,
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.train(resume_from_checkpoint=open_run(options, found.fingerprint))
     metrics = trainer.last_figures()
     if trainer.is_world_process_zero():
-        save_fused(tuned, processor, training.output_dir, folders, labels=labels, metrics=metrics)
+        save_fused(tuned, processor, training.output_dir, folders, labels=found.labels, metrics=metrics)
 
 
 if __name__ == "__main__":

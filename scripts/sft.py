@@ -33,61 +33,43 @@ def main(
     keep_freed_memory()
     from dataclasses import replace
 
-    from transformers import set_seed
-
     from finetune.artefacts.checkpoints import open_run
-    from finetune.artefacts.folder import resolved_options, save_artefact
-    from finetune.data.encode import fingerprint
-    from finetune.data.sources import load_rows
+    from finetune.artefacts.folder import resolved_options
     from finetune.methods import attach, check_packed, find_method
     from finetune.models.attention.packed import pack
-    from finetune.models.load import architecture, load_model
-    from finetune.tasks.answers import answerer, save_answers
-    from finetune.tasks.limits import check_features
+    from finetune.models.load import architecture
+    from finetune.tasks.answers import answerer
     from finetune.tasks.options import TaskArguments
     from finetune.tasks.sft import as_asked, packed
     from finetune.tasks.table import settle
-    from finetune.tasks.task import Asked, intervals
+    from finetune.training import run as steps
     from finetune.training.sft import make_instruct_trainer
-    from finetune.training.trainer import by_length, settled
+    from finetune.training.trainer import settled
 
     world_size()
-    task = TaskArguments(task=instruct.task, max_target_length=instruct.max_new_tokens)
+    task = TaskArguments(
+        task=instruct.task, max_length=training.max_length, max_target_length=instruct.max_new_tokens
+    )
     changes = as_asked(
         instruct.chat, training.assistant_only_loss, training.completion_only_loss, instruct.write_answers
     )
     row = replace(settle(task, architecture(model)), **changes)
     training = settled(training, find_method(method.method).learning_rate, row.best)
-    set_seed(training.seed)
-    with training.main_process_first(desc="reading rows"):
-        rows, columns, _ = row.examine(load_rows(data), data)
-    processor, network = load_model(model, row.model)
+    options = resolved_options(instruct, data, model, method, batching, training)
+    found = steps.read_rows(row, data, training, options)
+    processor, network = steps.load_for(row, model, found)
     if training.packing:
         check_packed(method.method, " or --packing false")
         row = packed(row) if pack(network) else row
     network = attach(network, method.method, method.method_kwargs, row.peft)
-    with training.main_process_first(desc="tokenising"):
-        features = {
-            split: row.encode(part, columns, processor, training.max_length, None)
-            for split, part in rows.splits()
-        }
-    check_features(row, task, network, processor, features)
-    asked = Asked(
-        rows.eval.select(sorted(features["eval"]["row"])), columns, by_length(features["eval"]), None
-    )
-    answer = answerer(row, task, processor, asked, training.per_device_eval_batch_size)
-    options = resolved_options(instruct, data, model, method, batching, training)
-    checkpoint = open_run(options, fingerprint(rows.train, columns))
+    features = steps.encode_rows(row, task, found, processor, network, training=training)
+    asked = steps.ask(found, features["eval"])
     trainer = make_instruct_trainer(
-        row, network, processor, training, features, batching=batching, answer=answer
-    )
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    metrics = trainer.last_figures()
-    metrics["intervals"] = intervals(row, trainer.answers, metrics)
-    if trainer.is_world_process_zero():
-        if instruct.save_predictions:
-            save_answers(trainer.answers, asked, training.output_dir)
-        save_artefact(trainer.unwrapped(), processor, training.output_dir, None, metrics)
+        row, network, processor, training, features,
+        batching=batching, answer=answerer(row, task, processor, asked, training.per_device_eval_batch_size),
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=open_run(options, found.fingerprint))
+    steps.save_run(trainer, asked, instruct.save_predictions)
 
 
 if __name__ == "__main__":

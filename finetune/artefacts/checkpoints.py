@@ -109,35 +109,54 @@ def open_run(options: dict[str, Any], fingerprint: str, overwrite: bool = False)
     return checkpoint
 
 
-def _claim(folder: Path, options: dict[str, Any], fingerprint: str) -> Path | None:
-    named = options.get("resume_from_checkpoint")
-    if named and named not in ("true", "True"):
-        reason = fault(Path(named)) if Path(named).is_dir() else "there is no such folder"
-        if reason:
-            raise InputError(
-                f"Can't continue from {named}: {reason}. Set --resume_from_checkpoint to a whole checkpoint"
-            )
-        return Path(named)
+def check_vacant(options: dict[str, Any], fingerprint: str) -> None:
+    """What `open_run` refuses, said before a model is loaded; nothing is written.
+
+    Raises:
+        InputError: as `open_run` does.
+    """
+    folder = Path(options["output_dir"])
     if folder.exists() and not folder.is_dir():
         raise InputError(f"The output folder {folder} is a file; set --output_dir to a new folder")
-    if not folder.exists() or not any(folder.iterdir()):
-        return None
+    if _named_checkpoint(options) or not folder.exists() or not any(folder.iterdir()):
+        return
     other = f"Set --output_dir to a new folder, or remove {folder} yourself; nothing in it was touched"
     if not (folder / ARGUMENTS).is_file():
         raise InputError(f"The output folder {folder} holds files that are no run's. {other}")
     if (folder / METRICS).is_file():
         raise InputError(f"The output folder {folder} already holds a finished run. {other}")
-    if not PartialState().is_main_process:  # the main process has just checked it and written its own options
-        return newest(folder)
+    if not PartialState().is_main_process:  # the main process checks it, and may have written its own options
+        return
     differing = difference(folder, options)
     if differing:
         raise InputError(f"The output folder {folder} holds another, unfinished run ({differing}). {other}")
     if json.loads((folder / RUN).read_text(encoding="utf-8"))["data"] != fingerprint:
         raise InputError(f"The output folder {folder} holds an unfinished run on other rows. {other}")
+
+
+def _named_checkpoint(options: dict[str, Any]) -> Path | None:
+    """The checkpoint that `resume_from_checkpoint` names."""
+    named = options.get("resume_from_checkpoint")
+    if not named or named in ("true", "True"):
+        return None
+    reason = fault(Path(named)) if Path(named).is_dir() else "there is no such folder"
+    if reason:
+        raise InputError(
+            f"Can't continue from {named}: {reason}. Set --resume_from_checkpoint to a whole checkpoint"
+        )
+    return Path(named)
+
+
+def _claim(folder: Path, options: dict[str, Any], fingerprint: str) -> Path | None:
+    check_vacant(options, fingerprint)
+    named = _named_checkpoint(options)
+    if named is not None or not (folder / ARGUMENTS).is_file():
+        return named
     found = newest(folder)
-    logger.warning(
-        "Continuing the unfinished run in %s from %s", folder, found.name if found else "its start"
-    )
+    if PartialState().is_main_process:
+        logger.warning(
+            "Continuing the unfinished run in %s from %s", folder, found.name if found else "its start"
+        )
     return found
 
 

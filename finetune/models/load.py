@@ -286,19 +286,6 @@ def _check_sizes(name: str, network: PreTrainedModel, mismatched: Collection[tup
             )
 
 
-def check_room(processor: PreTrainedTokenizerBase, max_length: int, pair: bool = False) -> None:
-    """Beside special tokens, `max_length` leaves room for one token of each text.
-
-    Raises:
-        InputError: it doesn't.
-    """
-    special = processor.num_special_tokens_to_add(pair=pair)
-    if max_length <= special + pair:
-        raise InputError(
-            f"--max_length {max_length} leaves no room for a text beside {special} special tokens; raise it"
-        )
-
-
 def _made_up(network: PreTrainedModel, missing: Collection[str]) -> list[str]:
     """Last names of the base's modules that the checkpoint holds no weights for: the pooler of an encoder that was saved without.
 

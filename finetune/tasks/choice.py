@@ -36,7 +36,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     assert rows.train is not None
     columns = pick_columns(rows.train, data, text=STEMS, pair=OFFERS, label=ANSWERS)
     want_lists(rows.train, str(columns.pair))
-    return *checked_splits(rows, data, columns, check_choices, lists=True), None
+    return Examined(*checked_splits(rows, data, columns, check_choices, lists=True), None)
 
 
 def check_choices(rows: Dataset, columns: Columns, where: str) -> None:

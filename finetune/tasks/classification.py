@@ -8,14 +8,14 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from finetune.data.checks import few_shots, overlap, without_empty
-from finetune.data.columns import Columns, class_ids, class_names, find_columns, with_classes
+from finetune.data.columns import class_ids, class_names, find_columns, with_classes
 from finetune.data.sources import DataArguments, Rows, sample
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import each, mean
-from finetune.tasks.task import Answer, Asked, softmax
+from finetune.tasks.task import Answer, Asked, Examined, softmax
 
 
-def examine(rows: Rows, data: DataArguments, pair: bool) -> tuple[Rows, Columns, list[str]]:
+def examine(rows: Rows, data: DataArguments, pair: bool) -> Examined:
     """Rows for a task on classes, sampled and checked: (rows, columns, names of the classes that training rows have).
 
     Raises:
@@ -51,7 +51,7 @@ def examine(rows: Rows, data: DataArguments, pair: bool) -> tuple[Rows, Columns,
         evaluation,
         lambda row: " ".join(str(row[c]) for c in (columns.text, columns.pair) if c).lower(),
     )
-    return Rows(train, evaluation, rows.name), columns, labels
+    return Examined(Rows(train, evaluation, rows.name), columns, labels)
 
 
 def check_classes(rows: Dataset, column: str, labels: list[str], where: str) -> None:

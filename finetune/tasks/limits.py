@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from finetune.errors import InputError
 from finetune.methods import check_length
@@ -29,6 +30,19 @@ def check_features(
     check_length(network, max(longest_line(part, paired) for part in features.values()))
     if row.writes and row.answers:
         check_writing(options, network, processor, features["eval"])
+
+
+def check_max_length(processor: PreTrainedTokenizerBase, max_length: int, pair: bool = False) -> None:
+    """Beside special tokens, `max_length` leaves room for one token of each text.
+
+    Raises:
+        InputError: it doesn't.
+    """
+    special = processor.num_special_tokens_to_add(pair=pair)
+    if max_length <= special + pair:
+        raise InputError(
+            f"--max_length {max_length} leaves no room for a text beside {special} special tokens; raise it"
+        )
 
 
 def longest_line(features: Dataset, encoder_decoder: bool) -> int:

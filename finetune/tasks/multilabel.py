@@ -52,7 +52,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
                     f"The {where} row {index} has labels that no training row has: {', '.join(strange)}. Mend the rows"
                 )
 
-    return *checked_splits(rows, data, columns, check), labels
+    return Examined(*checked_splits(rows, data, columns, check), labels)
 
 
 def with_inner(rows: Dataset, column: str | None) -> Dataset:

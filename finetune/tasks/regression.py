@@ -35,7 +35,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
         columns = pick_columns(rows.train, data, text=(first,), pair=(second,), label=SCORES)
     else:
         columns = pick_columns(rows.train, data, label=SCORES)
-    return *checked_splits(rows, data, columns, check_numbers), None
+    return Examined(*checked_splits(rows, data, columns, check_numbers), None)
 
 
 def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:

@@ -44,7 +44,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     columns = pick_columns(flat.train, data, text=SOURCES, label=TARGETS)
     both = Columns(columns.text, columns.label, columns.label)
     examined, _ = checked_splits(flat, data, both, lambda part, columns, where: None)
-    return examined, columns, None
+    return Examined(examined, columns, None)
 
 
 def encode_targets(

@@ -84,13 +84,14 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     there = columns_of(rows.train)
     named_ones = data.text_column is not None or data.label_column is not None
     if "messages" in there and not named_ones:
-        return *checked_splits(
-            rows, data, Columns("messages", None, "messages"), check_messages, lists=True
-        ), None
+        return Examined(
+            *checked_splits(rows, data, Columns("messages", None, "messages"), check_messages, lists=True),
+            None,
+        )
     columns = pick_columns(rows.train, data, text=PROMPTS, label=COMPLETIONS)
     both = Columns(columns.text, columns.label, columns.label)
     examined, _ = checked_splits(rows, data, both, lambda part, columns, where: None, lists=True)
-    return examined, columns, None
+    return Examined(examined, columns, None)
 
 
 def check_messages(rows: Dataset, columns: Columns, where: str) -> None:

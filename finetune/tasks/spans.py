@@ -48,7 +48,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
             count,
             len(rows.train),
         )
-    return *examined, None
+    return Examined(*examined, None)
 
 
 def check_answers(rows: Dataset, columns: Columns, where: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
 
 from finetune.data.columns import Columns
+from finetune.data.encode import fingerprint
 from finetune.data.sources import Rows
 from finetune.loss import everything
 from finetune.metrics.bootstrap import Counts, Figure, bootstrap
@@ -17,7 +18,20 @@ from finetune.models import forward
 from finetune.tasks.options import TaskArguments, remembered
 
 Answer = dict[str, Any]
-Examined = tuple[Rows, Columns, list[str] | None]
+
+
+class Examined(NamedTuple):
+    """Rows that were checked and sampled, which of their columns are read, and the names of the classes or None."""
+
+    rows: Rows
+    columns: Columns
+    labels: list[str] | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what the training rows hold."""
+        assert self.rows.train is not None
+        return fingerprint(self.rows.train, self.columns)
 
 
 def nothing_to_bind(options: TaskArguments) -> dict[str, Callable]:

@@ -63,7 +63,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
         raise InputError(
             f"The training rows have one tag only ({', '.join(seen)}) in '{columns.label}'; set --label_column"
         )
-    return *examined, labels
+    return Examined(*examined, labels)
 
 
 def check_scheme(labels: list[str]) -> None:

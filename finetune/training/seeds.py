@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artefacts.checkpoints import ARGUMENTS, METRICS, difference, write_atomically
+from finetune.artefacts.folder import resolved_options
 from finetune.data.sources import FewShotArguments
 from finetune.errors import InputError
 from finetune.training.trainer import TrainingArguments
@@ -41,15 +42,16 @@ def repeats(
         )
 
 
-def finished(options: dict[str, Any]) -> dict[str, Any] | None:
+def finished(*groups: Any) -> dict[str, Any] | None:
     """The figures of a run that is done, None for any other: started again, a series goes on where it stopped.
 
     Args:
-        options: every option as resolved; `output_dir` is the run's folder.
+        groups: all options of the run; `output_dir` is its folder.
 
     Raises:
         InputError: the run that is done there had other options.
     """
+    options = resolved_options(*groups)
     folder = Path(options["output_dir"])
     if not (folder / METRICS).is_file():
         return None

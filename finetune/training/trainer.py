@@ -24,7 +24,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
 from finetune.artefacts.checkpoints import Sealer
-from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches, Shares
+from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches, Shares, check_budget
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.methods import trainable_share
@@ -379,6 +379,8 @@ def make_trainer(
 
     `kind` is a subclass to make instead, and `further` its own arguments.
     """
+    if "train" in features and isinstance(features["train"], Dataset):
+        check_budget(features["train"]["length"][:], (batching or BatchingArguments()).tokens_per_batch)
     share = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     trainer = (kind or ExactTrainer)(
         row=row,

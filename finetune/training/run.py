@@ -1,0 +1,115 @@
+"""The steps of a run on a row of TASKS, each with the checks that guard it: rows, model, features, figures, folder.
+
+Knows tasks, models and folders; knows no method's or script's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+from transformers import set_seed
+
+from finetune.artefacts.checkpoints import check_vacant
+from finetune.artefacts.folder import save_artefact
+from finetune.data.sources import DataArguments, load_rows
+from finetune.models.load import ModelArguments, load_model
+from finetune.tasks.answers import answerer, save_answers
+from finetune.tasks.limits import check_features, check_max_length
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.task import Asked, Examined, Task, intervals
+from finetune.tasks.weighting import shape_loss
+from finetune.training.trainer import ExactTrainer, TrainingArguments, by_length
+
+
+def read_rows(
+    row: Task, data: DataArguments, training: TrainingArguments, options: Mapping[str, Any]
+) -> Examined:
+    """Rows that were checked and sampled, and a seed that is set.
+
+    Args:
+        options: of the whole run, as resolved; its folder must be free for them, which is said before a model is loaded.
+
+    Raises:
+        InputError: rows that the task can't learn from, or a folder that holds something else.
+    """
+    set_seed(training.seed)
+    with training.main_process_first(desc="reading rows"):
+        found = row.examine(load_rows(data), data)
+    check_vacant(dict(options), found.fingerprint)
+    return found
+
+
+def load_for(row: Task, model: ModelArguments, found: Examined) -> tuple[Any, Any]:
+    """Processor and model with the task's head, made for the classes of the rows and told of their targets.
+
+    Raises:
+        InputError: no such model.
+    """
+    processor, network = load_model(model, row.model, found.labels, **row.config)
+    if row.start is not None and found.rows.train is not None:
+        row.start(network, found.rows.train[found.columns.label][:])
+    return processor, network
+
+
+def encode_rows(
+    row: Task,
+    options: TaskArguments,
+    found: Examined,
+    processor: Any,
+    network: Any,
+    *,
+    training: TrainingArguments,
+) -> dict[str, Dataset]:
+    """Features of each split, which the model has room for.
+
+    Raises:
+        InputError: no room for a text, or none for what shall be written.
+    """
+    check_max_length(processor, options.max_length, row.pair)
+    with training.main_process_first(desc="tokenising"):
+        features = {
+            split: row.encode(part, found.columns, processor, options.max_length, found.labels)
+            for split, part in found.rows.splits()
+        }
+    check_features(row, options, network, processor, features)
+    return features
+
+
+def ask(found: Examined, features: Dataset) -> Asked:
+    """The evaluation rows that have features, in the order in which a model sees these."""
+    assert found.rows.eval is not None
+    held = found.rows.eval.select(sorted(set(features["row"][:])))  # of some nothing is left to learn
+    return Asked(held, found.columns, by_length(features), found.labels)
+
+
+def trainer_options(
+    row: Task,
+    options: TaskArguments,
+    processor: Any,
+    features: Mapping[str, Dataset],
+    asked: Asked,
+    training: TrainingArguments,
+) -> dict[str, Any]:
+    """What a task has to say to `make_trainer`: labels, the shape of its loss, answers, and when to stop."""
+    return {
+        "labels": asked.labels,
+        "shape_loss": shape_loss(
+            row, options, training.label_smoothing_factor, features["train"], asked.labels
+        ),
+        "answer": answerer(row, options, processor, asked, training.per_device_eval_batch_size),
+        "patience": options.early_stopping_patience,
+    }
+
+
+def save_run(trainer: ExactTrainer, asked: Asked, save_predictions: bool = False) -> dict[str, Any]:
+    """The figures of what was trained, with intervals; the main process writes them, the answers and the artefact."""
+    metrics = trainer.last_figures()
+    metrics["intervals"] = intervals(trainer.row, trainer.answers, metrics)
+    if trainer.is_world_process_zero():
+        folder = str(trainer.args.output_dir)
+        if save_predictions:
+            save_answers(trainer.answers, asked, folder)
+        save_artefact(trainer.unwrapped(), trainer.processing_class, folder, asked.labels, metrics)
+    return metrics

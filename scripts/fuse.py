@@ -52,12 +52,13 @@ def main(
     processor, network = steps.load_for(row, model, found)
     tuned = fuse_folders(network, folders, processor, found.labels, fusion.allow_mismatch)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
+    checkpoint = open_run(options, found.fingerprint)
     # the model under PEFT's: its checkpoints hold everything that runs, fusion included
     trainer = make_trainer(
         with_drift(row, network, fusion.drift_weight), network, processor, training, features,
         labels=found.labels, batching=batching, patience=task.early_stopping_patience,
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=open_run(options, found.fingerprint))
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.last_figures()
     if trainer.is_world_process_zero():
         save_fused(tuned, processor, training.output_dir, folders, labels=found.labels, metrics=metrics)

@@ -64,11 +64,12 @@ def main(
     network = attach(network, method.method, method.method_kwargs, row.peft)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     asked = steps.ask(found, features["eval"])
+    checkpoint = open_run(options, found.fingerprint)
     trainer = make_instruct_trainer(
         row, network, processor, training, features,
         batching=batching, answer=answerer(row, task, processor, asked, training.per_device_eval_batch_size),
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=open_run(options, found.fingerprint))
+    trainer.train(resume_from_checkpoint=checkpoint)
     steps.save_run(trainer, asked, instruct.save_predictions)
 
 

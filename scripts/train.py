@@ -78,8 +78,9 @@ def run(
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     asked = steps.ask(found, features["eval"])
     further = steps.trainer_options(row, task, processor, features, asked, training)
+    checkpoint = open_run(options, found.fingerprint)
     trainer = make_trainer(row, network, processor, training, features, batching=batching, **further)
-    trainer.train(resume_from_checkpoint=open_run(options, found.fingerprint))
+    trainer.train(resume_from_checkpoint=checkpoint)
     return steps.save_run(trainer, asked, task.save_predictions)
 
 

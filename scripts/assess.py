@@ -23,7 +23,7 @@ def main(assess: AssessArguments, data: DataArguments) -> None:
     from finetune.adapters.answering import assess_task
     from finetune.adapters.assess import assess_classifier, assessment_folder, evaluation_rows
     from finetune.adapters.classifier import load
-    from finetune.artefacts.checkpoints import write_atomically
+    from finetune.artefacts.files import write_atomically
     from finetune.artefacts.folder import read_artefact
     from finetune.errors import InputError
     from finetune.reports.plots import draw_assessment

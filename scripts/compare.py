@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from finetune.models.load import ModelArguments
     from finetune.reports.compare import CompareArguments
     from finetune.tasks.options import TaskArguments
-    from finetune.training.trainer import TrainingArguments
+    from finetune.training.options import TrainingArguments
 
 
 def main(

@@ -36,10 +36,10 @@ def main(
     from finetune.alignment.dpo import make_dpo_trainer
     from finetune.alignment.policy import load_base
     from finetune.alignment.preferences import pairs_fingerprint, read_pairs
-    from finetune.artefacts.checkpoints import open_run
     from finetune.artefacts.folder import resolved_options, save_artefact
+    from finetune.artefacts.runs import open_run
     from finetune.methods import attach, find_method
-    from finetune.training.trainer import settled
+    from finetune.training.options import settled
 
     world_size()
     set_seed(training.seed)  # the adapter's first weights
@@ -48,7 +48,8 @@ def main(
         processor, network = load_base(model)
         train, held_out = read_pairs(data, pairs, processor, training.max_length)
     network = attach(network, method.method, method.method_kwargs, "CAUSAL_LM")
-    checkpoint = open_run(resolved_options(data, pairs, model, method, training), pairs_fingerprint(train))
+    options = resolved_options(data, pairs, model, method, training)
+    checkpoint = open_run(options, pairs_fingerprint(train), network)
     trainer = make_dpo_trainer(network, processor, training, train, held_out)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}

@@ -25,7 +25,7 @@ def main(
     keep_freed_memory()
     from pathlib import Path
 
-    from finetune.artefacts.checkpoints import write_atomically
+    from finetune.artefacts.files import write_atomically
     from finetune.data.sources import load_rows
     from finetune.errors import InputError
     from finetune.experiments.frontier import Frontier, run_points

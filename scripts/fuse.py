@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
     from finetune.data.sources import DataArguments
     from finetune.tasks.options import TaskArguments
-    from finetune.training.trainer import TrainingArguments
+    from finetune.training.options import TrainingArguments
 
 
 def main(
@@ -35,12 +35,13 @@ def main(
 
     from finetune.adapters.fusion import LEARNING_RATE, fuse_folders, save_fused, with_drift
     from finetune.adapters.loading import base_of
-    from finetune.artefacts.checkpoints import open_run
     from finetune.artefacts.folder import resolved_options
+    from finetune.artefacts.runs import open_run
     from finetune.models.load import ModelArguments, architecture
     from finetune.tasks.table import settle
     from finetune.training import run as steps
-    from finetune.training.trainer import make_trainer, settled
+    from finetune.training.options import settled
+    from finetune.training.trainer import make_trainer
 
     world_size()
     folders = [Path(folder) for folder in fusion.checked()]
@@ -52,7 +53,7 @@ def main(
     processor, network = steps.load_for(row, model, found)
     tuned = fuse_folders(network, folders, processor, found.labels, fusion.allow_mismatch)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
-    checkpoint = open_run(options, found.fingerprint)
+    checkpoint = open_run(options, found.fingerprint, network)
     # the model under PEFT's: its checkpoints hold everything that runs, fusion included
     trainer = make_trainer(
         with_drift(row, network, fusion.drift_weight), network, processor, training, features,

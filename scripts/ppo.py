@@ -48,8 +48,8 @@ def main(
     from finetune.alignment.rewards import load_reward, on_policy_base
     from finetune.alignment.run import run as run_steps
     from finetune.alignment.run import save_policy
-    from finetune.artefacts.checkpoints import open_run
     from finetune.artefacts.folder import resolved_options
+    from finetune.artefacts.runs import open_run
     from finetune.device import device
     from finetune.training.machine import describe
 
@@ -60,6 +60,7 @@ def main(
     checkpoint = open_run(
         resolved_options(data, prompt, model, method, reward, sampling, ppo, value, kl, run),
         prompts_fingerprint(prompts),
+        network,
     )
     torch.manual_seed(run.seed)  # the adapter's first weights
     policy = make_policy(network, method.method, method.method_kwargs, bool(run.bf16))

@@ -38,7 +38,7 @@ def main(
     from finetune.alignment.policy import load_base
     from finetune.alignment.prompts import read_prompts
     from finetune.alignment.rewards import load_reward
-    from finetune.artefacts.checkpoints import write_atomically
+    from finetune.artefacts.files import write_atomically
     from finetune.artefacts.folder import resolved_options
 
     state, folder = join_processes(), Path(str(prefer.output_dir))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from finetune.objectives.contrastive import ContrastiveArguments
     from finetune.objectives.streams import StreamArguments
     from finetune.objectives.table import ObjectiveArguments, TuningArguments
-    from finetune.training.trainer import TrainingArguments
+    from finetune.training.options import TrainingArguments
 
 
 def main(
@@ -39,14 +39,15 @@ def main(
     keep_freed_memory()
     from transformers import set_seed
 
-    from finetune.artefacts.checkpoints import open_run
     from finetune.artefacts.folder import resolved_options, save_artefact
+    from finetune.artefacts.runs import open_run
     from finetune.methods import attach, check_length, find_method
     from finetune.models.scratch import family, prepare
     from finetune.objectives.contrastive import save_sentence_encoder
     from finetune.objectives.table import check, check_method, check_model, fitted, load_features, settle
+    from finetune.training.options import settled
     from finetune.training.pretraining import FreshTrainer, check_options
-    from finetune.training.trainer import make_trainer, settled
+    from finetune.training.trainer import make_trainer
 
     world_size()
     row = settle(objective, contrastive, training.seed)
@@ -74,7 +75,7 @@ def main(
     options = resolved_options(
         objective, contrastive, data, stream, model, scratch, tuning, batching, training
     )
-    checkpoint = open_run(options, fingerprint)
+    checkpoint = open_run(options, fingerprint, network)
     trainer = make_trainer(row, network, processor, training, features, batching=batching, kind=FreshTrainer)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = trainer.last_figures()

@@ -36,12 +36,12 @@ def main(
     from finetune.alignment.policy import load_scorer
     from finetune.alignment.preferences import pairs_fingerprint, read_pairs
     from finetune.alignment.reward_model import calibration, make_reward_trainer, pair_margins
-    from finetune.artefacts.checkpoints import open_run
     from finetune.artefacts.folder import resolved_options, save_artefact
+    from finetune.artefacts.runs import open_run
     from finetune.experiments.frontier_plots import draw_calibration
     from finetune.methods import attach, find_method
     from finetune.metrics import bootstrap
-    from finetune.training.trainer import settled
+    from finetune.training.options import settled
 
     world_size()
     set_seed(training.seed)  # the head's and the adapter's first weights
@@ -50,7 +50,8 @@ def main(
         processor, network = load_scorer(model)
         train, held_out = read_pairs(data, pairs, processor, training.max_length)
     network = attach(network, method.method, method.method_kwargs, "SEQ_CLS")
-    checkpoint = open_run(resolved_options(data, pairs, model, method, training), pairs_fingerprint(train))
+    options = resolved_options(data, pairs, model, method, training)
+    checkpoint = open_run(options, pairs_fingerprint(train), network)
     trainer = make_reward_trainer(network, processor, training, train, held_out)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.is_world_process_zero():

@@ -33,8 +33,8 @@ def main(
     keep_freed_memory()
     from dataclasses import replace
 
-    from finetune.artefacts.checkpoints import open_run
     from finetune.artefacts.folder import resolved_options
+    from finetune.artefacts.runs import open_run
     from finetune.methods import attach, check_packed, find_method
     from finetune.models.attention.packed import pack
     from finetune.models.load import architecture
@@ -43,8 +43,8 @@ def main(
     from finetune.tasks.sft import as_asked, packed
     from finetune.tasks.table import settle
     from finetune.training import run as steps
+    from finetune.training.options import settled
     from finetune.training.sft import make_instruct_trainer
-    from finetune.training.trainer import settled
 
     world_size()
     task = TaskArguments(
@@ -64,7 +64,7 @@ def main(
     network = attach(network, method.method, method.method_kwargs, row.peft)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     asked = steps.ask(found, features["eval"])
-    checkpoint = open_run(options, found.fingerprint)
+    checkpoint = open_run(options, found.fingerprint, network)
     trainer = make_instruct_trainer(
         row, network, processor, training, features,
         batching=batching, answer=answerer(row, task, processor, asked, training.per_device_eval_batch_size),

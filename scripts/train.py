@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
     from finetune.tasks.options import TaskArguments
-    from finetune.training.trainer import TrainingArguments
+    from finetune.training.options import TrainingArguments
 
 
 def main(
@@ -33,8 +33,8 @@ def main(
     keep_freed_memory()
     from finetune.methods import find_method
     from finetune.tasks.table import find_task
+    from finetune.training.options import settled
     from finetune.training.seeds import finished, repeats, save_spread
-    from finetune.training.trainer import settled
 
     world_size()
     rate, best = find_method(method.method).learning_rate, find_task(task.task).best
@@ -62,8 +62,8 @@ def run(
     training: TrainingArguments,
 ) -> dict[str, Any]:
     """One run, from rows to its folder; its figures."""
-    from finetune.artefacts.checkpoints import open_run
     from finetune.artefacts.folder import resolved_options
+    from finetune.artefacts.runs import open_run
     from finetune.methods import attach
     from finetune.models.load import architecture
     from finetune.tasks.table import settle
@@ -78,7 +78,7 @@ def run(
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     asked = steps.ask(found, features["eval"])
     further = steps.trainer_options(row, task, processor, features, asked, training)
-    checkpoint = open_run(options, found.fingerprint)
+    checkpoint = open_run(options, found.fingerprint, network)
     trainer = make_trainer(row, network, processor, training, features, batching=batching, **further)
     trainer.train(resume_from_checkpoint=checkpoint)
     return steps.save_run(trainer, asked, task.save_predictions)

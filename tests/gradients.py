@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from finetune.cli.parser import leave_processes
-from finetune.training.trainer import TrainingArguments
+from finetune.training.options import TrainingArguments
 
 Gradients = dict[str, torch.Tensor]
 # (rows a micro-batch, accumulation); eight rows a step

@@ -16,7 +16,7 @@ from finetune.adapters.classifier import load
 from finetune.adapters.loading import base_of, load_base, mount
 from finetune.adapters.merge import MergeArguments, combine, save_merged
 from finetune.adapters.weights import read_adapter
-from finetune.artefacts.checkpoints import ARGUMENTS
+from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
 from finetune.artefacts.passport import check_passport, read_passport
 from finetune.data.columns import class_ids

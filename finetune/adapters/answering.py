@@ -15,7 +15,8 @@ from finetune.models.load import ModelArguments, architecture
 from finetune.tasks.answers import answerer, save_answers
 from finetune.tasks.table import recalled
 from finetune.tasks.task import Asked, intervals
-from finetune.training.trainer import TrainingArguments, by_length, make_trainer
+from finetune.training.options import TrainingArguments
+from finetune.training.trainer import by_length, make_trainer
 
 COLUMNS = ("text_column", "text_pair_column", "label_column")
 

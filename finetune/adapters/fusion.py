@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from finetune.adapters.loading import labels_of
 from finetune.adapters.weights import read_adapter
 from finetune.artefacts import passport
-from finetune.artefacts.checkpoints import ARGUMENTS, METRICS, RUN, write_atomically
+from finetune.artefacts.files import ARGUMENTS, METRICS, RUN, write_atomically
 from finetune.artefacts.folder import LABELS
 from finetune.errors import InputError
 from finetune.methods import head_names

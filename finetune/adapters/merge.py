@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from finetune.adapters.weights import Adapter, Factors, is_exact_lora, write_adapter
-from finetune.artefacts.checkpoints import METRICS, write_atomically
+from finetune.artefacts.files import METRICS, write_atomically
 from finetune.artefacts.passport import CONFIG, PASSPORT, WEIGHTS
 from finetune.errors import InputError
 

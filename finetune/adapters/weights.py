@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from finetune.artefacts.checkpoints import write_atomically
+from finetune.artefacts.files import write_atomically
 from finetune.artefacts.passport import CONFIG, WEIGHTS, check_files, read_passport
 from finetune.errors import InputError
 

@@ -26,6 +26,7 @@ from finetune.alignment.shared_prompt import SharedPrompt, can_share
 from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.errors import InputError
 from finetune.models.lora_kernel import without_input_casts
+from finetune.training.interrupts import Resuming, resuming
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class DPOTrainingArguments(PairOptions, trl.DPOConfig):
     )
 
 
-class CachedDPOTrainer(trl.DPOTrainer):
+class CachedDPOTrainer(Resuming, trl.DPOTrainer):
     """TRL's DPO trainer whose reference log-probabilities are kept in a file named after everything they depend on.
 
     Both sides of a pair share their prompt's computation where the model allows it.
@@ -153,14 +154,14 @@ def _trainer_of(name: str, training: DPOTrainingArguments, parts: dict[str, Any]
     if name == "orpo":
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-        return ORPOTrainer(args=_as(ORPOConfig, training), **parts)
+        return resuming(ORPOTrainer)(args=_as(ORPOConfig, training), **parts)
     # TRL would read a reference from the disk again, where a merged model doesn't stand
     alone = has_adapter(network) or (name != "kto" and training.precompute_ref_log_probs)
     reference = None if alone else copy.deepcopy(network)
     if name == "kto":
         # its estimate of the KL divergence pairs each answer with its neighbour's
         options = _as(trl.KTOConfig, training, train_sampling_strategy="sequential")
-        return trl.KTOTrainer(args=options, ref_model=reference, **parts)
+        return resuming(trl.KTOTrainer)(args=options, ref_model=reference, **parts)
     return CachedDPOTrainer(args=training, ref_model=reference, **parts)
 
 

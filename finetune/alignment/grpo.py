@@ -19,13 +19,14 @@ from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, rea
 from finetune.alignment.rewards import Prompt, Reward, RewardArguments, checked, load_reward
 from finetune.alignment.rollout import SamplingArguments
 from finetune.alignment.trl_options import GroupOptions, callbacks, made_by_trl, quiet
-from finetune.artefacts.checkpoints import open_run
 from finetune.artefacts.folder import resolved_options, save_artefact
+from finetune.artefacts.runs import open_run
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from finetune.methods import MethodArguments
 from finetune.models.load import ModelArguments
 from finetune.training.allocator import keep_freed_memory
+from finetune.training.interrupts import resuming
 from finetune.training.machine import world_size
 
 HELD_OUT = 128  # prompts that the finished policy is measured on
@@ -120,7 +121,7 @@ def make_group_trainer(
     reward: Callable[..., list[float]],
 ) -> Any:
     """TRL's trainer that the options are of, on a policy's network; the reference is the base with the adapter off."""
-    kind = trl.GRPOTrainer if isinstance(training, GRPOArguments) else trl.RLOOTrainer
+    kind = resuming(trl.GRPOTrainer if isinstance(training, GRPOArguments) else trl.RLOOTrainer)
     with made_by_trl():
         trainer = kind(
             model=policy.network, reward_funcs=reward, args=training, train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
@@ -154,7 +155,7 @@ def align(
     options.pop(
         "generation_batch_size"
     )  # follows from steps_per_generation, and a recipe with both is refused
-    checkpoint = open_run(options, prompts_fingerprint(prompts))
+    checkpoint = open_run(options, prompts_fingerprint(prompts), network)
     policy = make_policy(network, method.method, method.method_kwargs)
     scorer = load_reward(reward)
     trainer = make_group_trainer(

@@ -17,7 +17,7 @@ from finetune.alignment.prompts import answer_texts, prompt_ids
 from finetune.alignment.rewards import Prompt, Reward, checked
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, sample_answers, stop_tokens
 from finetune.alignment.trl_options import check_task
-from finetune.artefacts.checkpoints import ARGUMENTS, write_atomically
+from finetune.artefacts.files import ARGUMENTS, write_atomically
 from finetune.errors import InputError
 
 FILES = ("train.jsonl", "test.jsonl")

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks)
 from finetune.alignment.rollout import answer_log_probs
-from finetune.artefacts.checkpoints import ARGUMENTS
+from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
 from finetune.artefacts.passport import check_passport
 from finetune.errors import InputError

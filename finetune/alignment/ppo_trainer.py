@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
@@ -29,7 +28,7 @@ from finetune.alignment.ppo_options import KLArguments, PPOArguments, ValueArgum
 from finetune.alignment.prompts import answer_texts, prompt_ids
 from finetune.alignment.rewards import Prompt, Reward, checked
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, pad_left, sample_answers, stop_tokens
-from finetune.artefacts.checkpoints import seal
+from finetune.artefacts.checkpoints import rotate, seal
 from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -290,9 +289,7 @@ class Learner:
         for name, text in texts.items():
             (folder / name).write_text(text)
         seal(folder)
-        older = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))[:-2]
-        for checkpoint in older:
-            shutil.rmtree(checkpoint)
+        rotate(output, 2)
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint, on every process.

@@ -18,6 +18,7 @@ from finetune.alignment.rewards import score_texts
 from finetune.alignment.rollout import longest_input
 from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.methods import check_length
+from finetune.training.interrupts import resuming
 
 
 @dataclass
@@ -33,7 +34,7 @@ def make_reward_trainer(
     """TRL's reward trainer on checked pairs; the network has one output, an adapter on it or not."""
     check_pairs_fit(network, processor, training.max_length, train, held_out)
     with made_by_trl():
-        trainer = trl.RewardTrainer(
+        trainer = resuming(trl.RewardTrainer)(
             model=network, args=training, train_dataset=train, eval_dataset=held_out, processing_class=processor,
             callbacks=callbacks(training),
         )  # fmt: skip

@@ -31,7 +31,7 @@ from finetune.alignment.policy import (
     trunk_scores,
 )
 from finetune.alignment.rollout import log_probabilities, longest_input
-from finetune.artefacts.checkpoints import ARGUMENTS
+from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
 from finetune.artefacts.passport import check_passport
 from finetune.device import device

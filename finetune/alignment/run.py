@@ -19,10 +19,11 @@ from finetune.alignment.prompts import prompt_ids
 from finetune.alignment.rewards import Prompt, Reward
 from finetune.alignment.rollout import check_room
 from finetune.alignment.trl_options import check_task
-from finetune.artefacts.checkpoints import write_atomically
+from finetune.artefacts.files import write_atomically
 from finetune.artefacts.folder import save_artefact
 from finetune.errors import InputError, check_least
 from finetune.reports.tables import markdown
+from finetune.training.interrupts import Notice, leave_stopped, seconds_of
 from finetune.training.machine import has_fast_bf16
 
 logger = logging.getLogger(__name__)
@@ -56,11 +57,19 @@ class RunArguments:
             "help": "Measure held-out answers by this reward, written as --reward is (default: --reward itself)."
         },
     )
+    time_limit: str | None = field(
+        default=None,
+        metadata={
+            "help": "Save and stop (exit 143) before so long has passed, as 3h55m; SIGTERM and SIGUSR1 do it at once."
+        },
+    )
     samples: int = field(default=8, metadata={"help": "Answers in the table of samples."})
 
     def __post_init__(self) -> None:
         check_task(self.task, "ppo")
         check_least(self, 1, "save_steps", "eval_steps", "eval_prompts")
+        if self.time_limit is not None:
+            seconds_of(self.time_limit)
         if self.output_dir is None:
             raise InputError("No output folder; set --output_dir")
         if self.bf16 is None:
@@ -87,7 +96,8 @@ def run(
     lines = _lines_before(folder / "log.jsonl", learner.step)
     if learner.step == 0:
         lines.append({"step": 0, **_measured(learner, held_out, truth, settings)})
-    steps = learner.settings.steps
+    steps, notice = learner.settings.steps, Notice(settings.time_limit and seconds_of(settings.time_limit))
+    notice.listen()
     while learner.step < steps:
         batch = step_prompts(prompts, learner.seed, learner.step, learner.settings.rollout_batch_size)
         figures, _ = learner.learn(batch)
@@ -97,9 +107,13 @@ def run(
         if main:
             print(line(figures, steps), flush=True)
             write_atomically(folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in lines))
-            if learner.step % settings.save_steps == 0 and learner.step < steps:
-                learner.save(folder)
+        reason = notice.due() if learner.step < steps else None
+        if main and learner.step < steps and (reason or learner.step % settings.save_steps == 0):
+            learner.save(folder)
         learner.accelerator.wait_for_everyone()
+        if reason:
+            leave_stopped(reason, f"checkpoint-{learner.step}")
+    notice.leave()
     measured = [entry for entry in lines if "true_reward" in entry]
     return {
         "before": _part(measured[0]),

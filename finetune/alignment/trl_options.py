@@ -23,6 +23,7 @@ from transformers import (
 from finetune.artefacts.checkpoints import Sealer
 from finetune.device import device
 from finetune.errors import InputError
+from finetune.training.interrupts import Interrupts, check_stops
 from finetune.training.machine import has_fast_bf16, keep_to_cpu
 from finetune.training.progress import Progress
 
@@ -46,6 +47,12 @@ class TrlOptions:
         default=None, metadata={"help": "The old name of activation_checkpointing."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    time_limit: str | None = field(
+        default=None,
+        metadata={
+            "help": "Save and stop (exit 143) before so long has passed, as 3h55m; SIGTERM and SIGUSR1 do it at once."
+        },
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})
     dataloader_pin_memory: bool = field(
         default=device().type == "cuda", metadata={"help": "Pinned memory (default: where there is a GPU)."}
@@ -55,6 +62,7 @@ class TrlOptions:
         check_task(self.task, type(self).task)
         if self.output_dir is None:  # type: ignore[attr-defined]
             raise InputError("No output folder; set --output_dir")
+        check_stops(self)
         keep_to_cpu(self)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16()  # type: ignore[attr-defined]
@@ -108,13 +116,16 @@ class NoCard(TrainerCallback):
 
 
 def callbacks(training: Any) -> list[TrainerCallback]:
-    """Checkpoints that are sealed, a line a log, no empty card."""
+    """Checkpoints that are sealed, a line a log, no empty card, and an end in order where one is asked for."""
+    # the Sealer keeps the limit: an old checkpoint goes when the new one is whole
+    limit, training.save_total_limit = training.save_total_limit, None
     return [
-        Sealer(),
+        Sealer(limit),
         NoCard(),
         Progress(
             training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
         ),
+        Interrupts(training.time_limit),
     ]
 
 

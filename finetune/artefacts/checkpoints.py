@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, and runs that continue. Knows folders and files; knows no model.
+"""Checkpoints that are whole. Knows folders and files; knows no model.
 
 A checkpoint counts once it is sealed: a file that names every other file with its size and checksum, written last and put in
 place by one rename. What was killed while it was saving has no seal; what was damaged later doesn't fit it.
@@ -9,39 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune.artefacts.environment import ENVIRONMENT, environment
-from finetune.errors import InputError
+from finetune.artefacts.files import SEAL, flush, write_atomically
 
 logger = logging.getLogger(__name__)
 
-SEAL, ARGUMENTS, METRICS, RUN = "seal.json", "arguments.yaml", "metrics.json", "run.json"
-# What may differ between a run and its continuation: where and how it reports, not what it computes.
-FREE = {"output_dir", "logging_dir", "logging_steps", "logging_strategy", "report_to", "run_name", "disable_tqdm", "resume_from_checkpoint",
-        "save_total_limit", "local_rank", "deepspeed", "log_level", "ddp_timeout", "overwrite"}  # fmt: skip
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file as it was or as it shall be, never half."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+NAME = re.compile(r"checkpoint-(\d+)")  # `checkpoint-5.bak` is a person's own
 
 
 def seal(folder: Path) -> None:
-    """Write the seal of a checkpoint that is complete."""
-    files = {
-        str(f.relative_to(folder)): _stamp(f)
-        for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.name != SEAL
-    }
+    """Write the seal of a checkpoint that is complete, once the disk holds all of it."""
+    files = {}
+    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != SEAL):
+        flush(file)
+        files[str(file.relative_to(folder))] = _stamp(file)
     write_atomically(folder / SEAL, json.dumps({"files": files}, indent=1))
 
 
@@ -51,7 +39,7 @@ def fault(folder: Path) -> str | None:
         return "it has no seal (the run was stopped while saving)"
     try:
         files = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, OSError):
         return "its seal can't be read"
     for name, stamp in files.items():
         if not (folder / name).is_file():
@@ -66,113 +54,74 @@ def _stamp(file: Path) -> list[Any]:
         return [file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest()]
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """Folders named as checkpoints are, whole or not, the newest first."""
+    found = [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step that a checkpoint was made at."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; damaged ones are named in the log and passed over."""
-    found = sorted(
-        folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True
-    )
-    for checkpoint in found:
-        reason = fault(checkpoint)
+    """The newest checkpoint that is whole, and whose best one so far is; damaged ones are named in the log and passed over."""
+    for checkpoint in checkpoints(folder):
+        reason = fault(checkpoint) or _fault_of_best(checkpoint)
         if reason is None:
             return checkpoint
         logger.warning("%s is passed over: %s", checkpoint, reason)
     return None
 
 
-def open_run(options: dict[str, Any], fingerprint: str, overwrite: bool = False) -> Path | None:
-    """Claim an output folder for a run. Gives back the checkpoint to continue from, or None for a fresh start.
+def _fault_of_best(checkpoint: Path) -> str | None:
+    """What is wrong with the checkpoint that this one holds for the best, which the run would end with."""
+    state = checkpoint / "trainer_state.json"
+    named = json.loads(state.read_text(encoding="utf-8") or "{}") if state.is_file() else {}
+    best = checkpoint.with_name(Path(named.get("best_model_checkpoint") or checkpoint).name)
+    reason = fault(best) if best != checkpoint and best.is_dir() else None
+    return reason and f"the best one so far is {best.name}, and {reason}"
 
-    A folder with the same run unfinished is continued; a folder with anything else is left as it is. Call on every process;
-    the main one writes.
 
-    Args:
-        options: every option as resolved; `output_dir` is the folder.
-        fingerprint: of the training rows, so that a run never continues on other data.
+def rotate(folder: Path, limit: int | None, best: str | None = None) -> None:
+    """Remove all but the newest `limit` whole checkpoints and the best one; half ones that are older go too.
 
-    Raises:
-        InputError: the folder holds another run, a finished one, or files that are no run's; or a checkpoint that was named
-            by `resume_from_checkpoint` is damaged.
+    Call when the newest is sealed: a run that is killed at any moment has a whole one.
     """
-    folder = Path(options["output_dir"])
-    with PartialState().main_process_first():
-        checkpoint = _claim(folder, options, fingerprint)
-        if PartialState().is_main_process:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(
-                    f"Can't make the output folder {folder} ({error.strerror}); set --output_dir to another"
-                ) from error
-            write_atomically(folder / ARGUMENTS, yaml.safe_dump(options, sort_keys=True, allow_unicode=True))
-            write_atomically(folder / RUN, json.dumps({"data": fingerprint}))
-            write_atomically(folder / ENVIRONMENT, json.dumps(environment(), ensure_ascii=False, indent=1))
-    return checkpoint
-
-
-def check_vacant(options: dict[str, Any], fingerprint: str) -> None:
-    """What `open_run` refuses, said before a model is loaded; nothing is written.
-
-    Raises:
-        InputError: as `open_run` does.
-    """
-    folder = Path(options["output_dir"])
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"The output folder {folder} is a file; set --output_dir to a new folder")
-    if _named_checkpoint(options) or not folder.exists() or not any(folder.iterdir()):
+    if limit is None or limit < 1:
         return
-    other = f"Set --output_dir to a new folder, or remove {folder} yourself; nothing in it was touched"
-    if not (folder / ARGUMENTS).is_file():
-        raise InputError(f"The output folder {folder} holds files that are no run's. {other}")
-    if (folder / METRICS).is_file():
-        raise InputError(f"The output folder {folder} already holds a finished run. {other}")
-    if not PartialState().is_main_process:  # the main process checks it, and may have written its own options
-        return
-    differing = difference(folder, options)
-    if differing:
-        raise InputError(f"The output folder {folder} holds another, unfinished run ({differing}). {other}")
-    if json.loads((folder / RUN).read_text(encoding="utf-8"))["data"] != fingerprint:
-        raise InputError(f"The output folder {folder} holds an unfinished run on other rows. {other}")
-
-
-def _named_checkpoint(options: dict[str, Any]) -> Path | None:
-    """The checkpoint that `resume_from_checkpoint` names."""
-    named = options.get("resume_from_checkpoint")
-    if not named or named in ("true", "True"):
-        return None
-    reason = fault(Path(named)) if Path(named).is_dir() else "there is no such folder"
-    if reason:
-        raise InputError(
-            f"Can't continue from {named}: {reason}. Set --resume_from_checkpoint to a whole checkpoint"
-        )
-    return Path(named)
-
-
-def _claim(folder: Path, options: dict[str, Any], fingerprint: str) -> Path | None:
-    check_vacant(options, fingerprint)
-    named = _named_checkpoint(options)
-    if named is not None or not (folder / ARGUMENTS).is_file():
-        return named
-    found = newest(folder)
-    if PartialState().is_main_process:
-        logger.warning(
-            "Continuing the unfinished run in %s from %s", folder, found.name if found else "its start"
-        )
-    return found
-
-
-def difference(folder: Path, options: dict[str, Any]) -> str:
-    """In which options, free ones aside, the run in a folder is another one; nothing where it is the same."""
-    before = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8"))
-    differing = sorted(k for k in (set(before) | set(options)) - FREE if before.get(k) != options.get(k))
-    return "; ".join(f"{k}: {before.get(k)!r} there, {options.get(k)!r} now" for k in differing[:5])
+    found = checkpoints(folder)
+    kept = [path for path in found if (path / SEAL).is_file()][:limit]
+    for path in found:
+        if (
+            path not in kept
+            and path.name != Path(best or "").name
+            and kept
+            and step_of(path) < step_of(kept[0])
+        ):
+            shutil.rmtree(path)
 
 
 class Sealer(TrainerCallback):
-    """Seals each checkpoint once every process has written its part."""
+    """Seals each checkpoint once every process has written its part, and then removes old ones.
+
+    Args:
+        limit: checkpoints to keep. transformers' own limit removes the old one before the new one is whole.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")  # type: ignore[arg-type]
+            folder = Path(args.output_dir)  # type: ignore[arg-type]
+            checkpoint = folder / f"checkpoint-{state.global_step}"
+            # a pickle, which holds a token for the hub; arguments.yaml says the same and runs nothing
+            (checkpoint / "training_args.bin").unlink(missing_ok=True)
+            seal(checkpoint)
+            rotate(folder, self.limit, state.best_model_checkpoint)
+        PartialState().wait_for_everyone()

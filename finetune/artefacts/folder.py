@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from finetune.artefacts.checkpoints import ARGUMENTS, METRICS, RUN, write_atomically
+from finetune.artefacts.files import ARGUMENTS, METRICS, RUN, write_atomically
 from finetune.artefacts.passport import write_passport
 from finetune.errors import InputError
 

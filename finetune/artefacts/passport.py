@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune.artefacts.checkpoints import write_atomically
+from finetune.artefacts.files import write_atomically
 from finetune.errors import InputError
 from finetune.methods import HEAD_TASKS, head_names
 from finetune.models.load import MADE_UP

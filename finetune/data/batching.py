@@ -33,12 +33,20 @@ class BatchingArguments:
 
 @dataclass(frozen=True)
 class Shares:
-    """How the rows of a step are dealt out: rows a micro-batch, micro-batches a step, processes and which one this is."""
+    """How the rows of a step are dealt out.
+
+    Attributes:
+        rows: a micro-batch.
+        accumulation: micro-batches a step.
+        processes: there are, and which one this is.
+        at_first: processes that the run was started with, which decides whether a last step is too small to stand alone.
+    """
 
     rows: int
     accumulation: int = 1
     processes: int = 1
     process: int = 0
+    at_first: int = 1
 
 
 def check_budget(lengths: Sequence[int], budget: int | None) -> None:
@@ -124,7 +132,7 @@ class LengthBatches(Sampler[list[int]]):
         return self._no_idle_process(steps)
 
     def _no_idle_process(self, steps: list[np.ndarray]) -> list[np.ndarray]:
-        if len(steps) > 1 and len(steps[-1]) < self.shares.processes:
+        if len(steps) > 1 and len(steps[-1]) < max(self.shares.processes, self.shares.at_first):
             *steps, last, few = steps
             steps = [*steps, np.concatenate([last, few])]
         return steps

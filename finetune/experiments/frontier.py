@@ -35,8 +35,10 @@ from finetune.alignment.reward_model import RewardTrainingArguments, make_reward
 from finetune.alignment.rewards import Prompt, Reward, RewardArguments, checked, load_reward, on_policy_base
 from finetune.alignment.rollout import SamplingArguments
 from finetune.alignment.run import line
-from finetune.artefacts.checkpoints import newest, open_run, write_atomically
+from finetune.artefacts.checkpoints import newest
+from finetune.artefacts.files import write_atomically
 from finetune.artefacts.folder import save_artefact
+from finetune.artefacts.runs import open_run
 from finetune.data.sources import DataArguments, Rows, sample
 from finetune.device import device
 from finetune.errors import InputError

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from finetune.artefacts.checkpoints import ARGUMENTS
+from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.passport import WEIGHTS
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, load_model, resolve

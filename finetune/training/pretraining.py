@@ -13,7 +13,8 @@ from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches
 from finetune.data.sources import TextArguments
 from finetune.errors import InputError
 from finetune.objectives.streams import Stream, StreamArguments
-from finetune.training.trainer import ExactTrainer, TrainingArguments
+from finetune.training.options import TrainingArguments
+from finetune.training.trainer import ExactTrainer
 
 Visit = tuple[int, int]
 

@@ -11,8 +11,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import set_seed
 
-from finetune.artefacts.checkpoints import check_vacant
 from finetune.artefacts.folder import save_artefact
+from finetune.artefacts.runs import check_vacant
 from finetune.data.sources import DataArguments, load_rows
 from finetune.models.load import ModelArguments, load_model
 from finetune.tasks.answers import answerer, save_answers
@@ -20,7 +20,8 @@ from finetune.tasks.limits import check_features, check_max_length
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Asked, Examined, Task, intervals
 from finetune.tasks.weighting import shape_loss
-from finetune.training.trainer import ExactTrainer, TrainingArguments, by_length
+from finetune.training.options import TrainingArguments
+from finetune.training.trainer import ExactTrainer, by_length
 
 
 def read_rows(

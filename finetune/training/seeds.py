@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune.artefacts.checkpoints import ARGUMENTS, METRICS, difference, write_atomically
+from finetune.artefacts.files import ARGUMENTS, METRICS, write_atomically
 from finetune.artefacts.folder import resolved_options
+from finetune.artefacts.runs import difference
 from finetune.data.sources import FewShotArguments
 from finetune.errors import InputError
-from finetune.training.trainer import TrainingArguments
+from finetune.training.options import TrainingArguments
 
 
 def repeats(

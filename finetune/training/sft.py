@@ -14,7 +14,8 @@ from trl import SFTConfig, SFTTrainer
 
 from finetune.models import heads
 from finetune.models.lora_kernel import without_input_casts
-from finetune.training.trainer import ExactTrainer, TrainingArguments, make_trainer
+from finetune.training.options import TrainingArguments
+from finetune.training.trainer import ExactTrainer, make_trainer
 
 
 @dataclass

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from accelerate import PartialState
 
-from finetune.artefacts.checkpoints import write_atomically
+from finetune.artefacts.files import write_atomically
 from finetune.artefacts.folder import resolved_options
 from finetune.data.sources import DataArguments, load_rows, sample
 from finetune.errors import InputError

@@ -117,7 +117,8 @@ def make_ours(ask, rows, columns, labels):
     """The pieces of scripts/train.py, with its defaults."""
     from finetune.models.load import ModelArguments, load_model
     from finetune.tasks.table import TASKS
-    from finetune.training.trainer import TrainingArguments, make_trainer
+    from finetune.training.options import TrainingArguments
+    from finetune.training.trainer import make_trainer
 
     row = TASKS["classification"]
     processor, network = load_model(ModelArguments(ask.model_name_or_path), row.model, labels)

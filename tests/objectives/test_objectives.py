@@ -13,8 +13,9 @@ from finetune.data.batching import BatchingArguments
 from finetune.errors import InputError
 from finetune.objectives.contrastive import ContrastiveArguments
 from finetune.objectives.table import OBJECTIVES, ObjectiveArguments, check, check_model, settle
+from finetune.training.options import TrainingArguments
 from finetune.training.pretraining import FreshTrainer
-from finetune.training.trainer import TrainingArguments, make_trainer
+from finetune.training.trainer import make_trainer
 
 
 @pytest.fixture(scope="module")

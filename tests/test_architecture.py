@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
@@ -90,25 +89,6 @@ def test_option_classes_are_small_and_say_what_they_do(path):
     for module, name in option_classes(path, names):
         options = options_of(module, name)
         assert all(option.help for option in options), [o.name for o in options if not o.help]
-
-
-def named_in_table(title: str) -> set[str]:
-    """First cells of the rows of the README's table under a heading."""
-    section = re.split(r"^#+ ", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    text = next(part for part in section if part.startswith(title))
-    return set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
-
-
-def test_readme_prints_the_tables():
-    assert named_in_table("TASKS") == set(TASKS)
-    assert named_in_table("METHODS") == set(METHODS)
-    assert named_in_table("OBJECTIVES") == set(OBJECTIVES)
-
-
-def test_readme_names_files_that_are_there():
-    text = (ROOT / "README.md").read_text()
-    for name in re.findall(r"(?:scripts|finetune|prompts|tests)/[\w/]+\.(?:py|yaml)", text):
-        assert (ROOT / name).is_file(), name
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -33,7 +33,10 @@ def write() -> None:
 
 def verbs_page() -> str:
     """Every verb with this project's own options; `finetune VERB --help all` has the libraries' too."""
-    parts = ["# Verbs and their options", "`finetune VERB --help` prints the same, `--help all` also transformers' and TRL's."]
+    parts = [
+        "# Verbs and their options",
+        "`finetune VERB --help` prints the same, `--help all` also transformers' and TRL's.",
+    ]
     for verb, script in verbs().items():
         parts += [f"## {verb}", one_line(script) + ".", "```text\n" + description(script) + "\n```"]
         for module, name in classes_of(script):
@@ -49,7 +52,9 @@ def verbs_page() -> str:
 
 def tables_page() -> str:
     """TASKS, METHODS and OBJECTIVES as the code has them."""
-    tasks = [{"task": f"`{name}`", "model": row.model.__name__, "figure": row.best} for name, row in TASKS.items()]
+    tasks = [
+        {"task": f"`{name}`", "model": row.model.__name__, "figure": row.best} for name, row in TASKS.items()
+    ]
     methods = [
         {"method": f"`{name}`", "learning rate": f"{row.learning_rate:g}", "follows": row.follows}
         for name, row in METHODS.items()
@@ -64,7 +69,10 @@ def tables_page() -> str:
 
 def recipes_page() -> str:
     """Every recipe of the package, whole."""
-    parts = ["# Recipes", "`finetune VERB --config NAME` takes them; any option beside it beats the recipe's."]
+    parts = [
+        "# Recipes",
+        "`finetune VERB --config NAME` takes them; any option beside it beats the recipe's.",
+    ]
     for name, path in recipes().items():
         parts += [f"## {name}", f"```yaml\n{path.read_text(encoding='utf-8').strip()}\n```"]
     return "\n\n".join(parts) + "\n"

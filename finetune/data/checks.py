@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datasets import Dataset, List, Value
 
 from finetune.data.columns import Columns
-from finetune.data.places import columns_of
+from finetune.data.places import columns_of, places_of
 from finetune.data.sources import DataArguments, FewShotArguments, Rows, sample
 from finetune.errors import InputError
 
@@ -35,15 +35,13 @@ def without_empty(rows: Dataset, columns: Columns, drop: bool, where: str, lists
     empty = [index for index, parts in enumerate(values) if not all(map(_has_text, parts))]
     if not empty:
         return rows
-    named = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+    named = places_of(rows, empty)
     if not drop:
         raise InputError(
-            f"{len(empty)} of {len(rows)} {where} rows have no text in {' or '.join(texts)} (rows {named}). "
+            f"{len(empty)} of {len(rows)} {where} rows have no text in {' or '.join(texts)} ({named}). "
             "Mend them, or set --drop_empty_rows to leave them out"
         )
-    logger.warning(
-        "%d of %d %s rows have no text and are left out (rows %s)", len(empty), len(rows), where, named
-    )
+    logger.warning("%d of %d %s rows have no text and are left out (%s)", len(empty), len(rows), where, named)
     gone = set(empty)
     kept = rows.select([index for index in range(len(rows)) if index not in gone])
     if len(kept) == 0:

@@ -26,7 +26,9 @@ TEXTS = (
 )
 PAIRS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("premise", "hypothesis"), ("question1", "question2"),
          ("text", "aspect"), ("question", "context"), ("question", "sentence"), ("text1", "text2"), ("query", "document"))  # fmt: skip
-LABELS = ("label", "labels", "intent", "sentiment", "category", "class", "target", "relatedness_score")
+LABELS = (
+    "label", "labels", "intent", "sentiment", "category", "class", "target", "relatedness_score", "klasse", "kategorie", "classe", "categoria",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,16 @@ def find_columns(rows: Dataset, data: DataArguments, pair: bool = False) -> Colu
 
 
 def first_there(usual: tuple[str, ...], there: list[str], name: str, flag: str) -> str:
-    found = next((column for column in usual if column in there), None)
+    """The first of the usual names that a column has, capitals aside.
+
+    Raises:
+        InputError: none has any.
+    """
+    known = {column.lower(): column for column in reversed(there)}
+    found = next(
+        (column if column in there else known[column.lower()] for column in usual if column.lower() in known),
+        None,
+    )
     if found is None:
         raise InputError(f"No column '{usual[0]}' in {name}; it has {', '.join(there)}. Set {flag}")
     return found

@@ -12,8 +12,8 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,24 @@ def _kept(file: Path, reading: Reading, name: str, read: Callable[[], Dataset]) 
     rows = read()
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    rows.save_to_disk(str(scratch / key))
+    with without_bars():
+        rows.save_to_disk(str(scratch / key))
     with suppress(OSError):  # another process was faster, with the same rows
         (scratch / key).rename(folder)
     shutil.rmtree(scratch, ignore_errors=True)
     return datasets.load_from_disk(str(folder))
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Steps of a moment, whose bars would be a wall of lines."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def code() -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datasets import Dataset
 
 PLACE = "__place__"  # holds `row 3 (line 5)` for each row; no column of the user's
+SET = "__set__"  # names the data set of an evaluation row where there are several
 
 
 def place_of(rows: Dataset, index: int) -> str:
@@ -22,4 +23,4 @@ def places_of(rows: Dataset, indices: Sequence[int], most: int = 5) -> str:
 
 def columns_of(rows: Dataset) -> list[str]:
     """The user's columns."""
-    return [name for name in rows.column_names if name != PLACE]
+    return [name for name in rows.column_names if name not in (PLACE, SET)]

@@ -6,17 +6,18 @@ Knows files and splits; knows no tokenizer, no model and no task.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
+from datasets import ClassLabel, Dataset, DatasetDict
 
 from finetune.data.corpora import CORPORA
 from finetune.data.files import DOCUMENTS, Reading, endings, kind_of
 from finetune.data.folders import default_eval, files_of, kept_aside, numbered, read_folder, split_of
+from finetune.data.mixing import Part, weighted
 from finetune.data.places import columns_of
 from finetune.errors import InputError
 
@@ -111,10 +112,25 @@ class TextArguments(SourceArguments):
         },
     )
     max_eval_rows: int | None = field(default=None, metadata={"help": "The same for evaluation."})
+    label_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the classes 0, 1, ... where the rows hold numbers or 0/1 vectors."},
+    )
+    near_labels: str | None = field(
+        default=None,
+        metadata={
+            "help": "Labels that differ by blanks or case alone: merge them, or keep them apart (default: stop and name them)."
+        },
+    )
     drop_empty_rows: bool = field(
-        default=False, metadata={"help": "Leave rows without text out instead of stopping."}
+        default=False, metadata={"help": "Leave rows without text or label out instead of stopping."}
     )
     sample_seed: int = field(default=0, metadata={"help": "Seed of the samples and of a split kept aside."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.near_labels not in (None, "merge", "keep"):
+            raise InputError(f"Got --near_labels {self.near_labels}; wanted merge or keep")
 
 
 @dataclass
@@ -127,6 +143,17 @@ class DataArguments(TextArguments):
             "help": "How rows are laid out: a row of LAYOUTS, as alpaca, sharegpt, messages (default: told from the columns)."
         },
     )
+    learn_turns: str | None = field(
+        default=None,
+        metadata={
+            "help": "Answers of a chat to learn: all, or last (default: all, but for those in `history` and in a prompt)."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.learn_turns not in (None, "all", "last"):
+            raise InputError(f"Got --learn_turns {self.learn_turns}; wanted all or last")
 
 
 @dataclass
@@ -148,15 +175,6 @@ class FewShotArguments(DataArguments):
 
 
 @dataclass(frozen=True)
-class Part:
-    """The rows of one data set among several, and how many times each is seen in an epoch."""
-
-    name: str
-    rows: Dataset
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
 class Rows:
     """Raw rows with their splits settled. `train` or `eval` is None where it was not asked for.
 
@@ -169,6 +187,16 @@ class Rows:
     name: str
     train_parts: tuple[Part, ...] = ()
     eval_parts: tuple[Part, ...] = ()
+
+    def changed(self, change: Callable[[Dataset], Dataset]) -> Rows:
+        """The same with each split changed; rows that are both splits stay one."""
+        train = self.train and change(self.train)
+        evaluation = train if self.eval is self.train else self.eval and change(self.eval)
+        parts = [
+            tuple(replace(one, rows=change(one.rows)) for one in some)
+            for some in (self.train_parts, self.eval_parts)
+        ]
+        return Rows(train, evaluation, self.name, *parts)
 
     def splits(self) -> list[tuple[str, Dataset]]:
         """The splits that are there, with their names."""
@@ -203,29 +231,6 @@ def load_rows(data: TextArguments, train: bool = True, fallback: str | None = "t
         evaluated = [Part(rows.name, rows.eval) for rows in both]
     mixed = tuple(Part(one.name, rows, weights[one.name]) for one, rows in zip(single, trained, strict=True))
     return Rows(mixed[0].rows, evaluated[0].rows, data.name, mixed, tuple(evaluated))
-
-
-def weighted(entries: Sequence[str]) -> dict[str, float]:
-    """`["a", "b=0.3"]` → {"a": 1.0, "b": 0.3}; a name with a sign of equality that lies here is a name.
-
-    Raises:
-        InputError: a weight that is not above 0, or a name twice.
-    """
-    weights: dict[str, float] = {}
-    for entry in entries:
-        name, sign, given = entry.rpartition("=")
-        if not sign or Path(entry).expanduser().exists():
-            name, given = entry, "1"
-        try:
-            weight = float(given)
-        except ValueError:
-            weight = 0.0
-        if not 0 < weight < float("inf") or not name or name in weights:
-            raise InputError(
-                f"--dataset_name {entry} can't be read; wanted each data set once, as NAME or NAME=WEIGHT with a weight above 0"
-            )
-        weights[name] = weight
-    return weights
 
 
 def _training(data: TextArguments) -> Dataset:
@@ -325,27 +330,6 @@ def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None
         rank[members] = np.arange(len(members))
     chosen = np.sort(np.argsort(rank, kind="stable")[:limit])
     return rows.select(order[chosen])
-
-
-def mixed(parts: Sequence[Part], seed: int) -> Dataset:
-    """Rows of several data sets in one: each as many times as its weight says, a part of it as a seeded sample.
-
-    Raises:
-        InputError: columns of different kinds, which a layout would have made alike.
-    """
-    drawn = []
-    for place, part in enumerate(parts):
-        whole, rest = divmod(part.weight, 1)
-        order = np.random.default_rng((seed, place)).permutation(len(part.rows))
-        few = order[: round(rest * len(order))]
-        wanted = [*np.tile(np.arange(len(order)), int(whole)), *few]
-        if not wanted:
-            raise InputError(
-                f"--dataset_name {part.name}={part.weight:g} takes none of {len(order)} rows; set a higher weight"
-            )
-        drawn.append(part.rows.select(wanted))
-        logger.warning("%s: %d of %d rows (weight %g)", part.name, len(wanted), len(order), part.weight)
-    return concatenate_datasets(drawn)
 
 
 def open_stream(

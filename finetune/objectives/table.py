@@ -29,8 +29,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from finetune import loss
+from finetune.data.mixing import weighted
 from finetune.data.places import columns_of
-from finetune.data.sources import TextArguments, load_rows, open_stream, weighted
+from finetune.data.sources import TextArguments, load_rows, open_stream
 from finetune.errors import InputError
 from finetune.methods import MethodArguments, check_packed, find_method
 from finetune.metrics import embeddings, likelihood

@@ -11,20 +11,17 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data.answered import lay_out_choices
 from finetune.data.checks import checked_splits, want_lists
 from finetune.data.collate import Batch, Features, sequences
-from finetune.data.columns import Columns, pick_columns
+from finetune.data.columns import Columns
 from finetune.data.encode import apart, mapped, report_cut, want_tokens
+from finetune.data.laying import laid_out
+from finetune.data.places import place_of
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.models.forward import OUT
 from finetune.tasks.task import Answer, Asked, Examined, softmax
-
-STEMS, OFFERS, ANSWERS = (
-    ("text", "question", "prompt", "sentence"),
-    ("choices", "options", "endings"),
-    ("answer", "label", "gold"),
-)
 
 
 def examine(rows: Rows, data: DataArguments) -> Examined:
@@ -33,8 +30,8 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     Raises:
         InputError: a column that is missing, fewer than two choices, an empty one, an answer that is none of them.
     """
+    rows, columns = laid_out(rows, data, lay_out_choices)
     assert rows.train is not None
-    columns = pick_columns(rows.train, data, text=STEMS, pair=OFFERS, label=ANSWERS)
     want_lists(rows.train, str(columns.pair))
     return Examined(*checked_splits(rows, data, columns, check_choices, lists=True), None)
 
@@ -44,11 +41,11 @@ def check_choices(rows: Dataset, columns: Columns, where: str) -> None:
     for index, (offered, answer) in enumerate(zip(rows[columns.pair], rows[columns.label], strict=True)):
         if len(offered) < 2 or not all(isinstance(text, str) and text.strip() for text in offered):
             raise InputError(
-                f"The {where} row {index} offers {offered!r} in '{columns.pair}'; wanted two texts or more"
+                f"The {where} {place_of(rows, index)} offers {offered!r} in '{columns.pair}'; wanted two texts or more"
             )
         if not isinstance(answer, int) or not 0 <= answer < len(offered):
             raise InputError(
-                f"The {where} row {index} has the answer {answer!r} in '{columns.label}'; wanted 0 to {len(offered) - 1}. "
+                f"The {where} {place_of(rows, index)} has the answer {answer!r} in '{columns.label}'; wanted 0 to {len(offered) - 1}. "
                 "Set --label_column"
             )
 

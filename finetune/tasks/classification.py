@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 from datasets import ClassLabel, Dataset
 
 from finetune.data.checks import few_shots, overlap, without_empty
-from finetune.data.columns import class_ids, class_names, find_columns, with_classes
+from finetune.data.columns import class_ids, class_names, with_classes
+from finetune.data.labelled import labelled, lay_out_classes, say_classes, settled_labels
+from finetune.data.laying import laid_out
+from finetune.data.places import places_of
 from finetune.data.sources import DataArguments, Rows, sample
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import each, mean
@@ -21,16 +25,20 @@ def examine(rows: Rows, data: DataArguments, pair: bool) -> Examined:
     Raises:
         InputError: whatever would make the training fail or its figures mean nothing; each names its flag.
     """
+    rows, columns = laid_out(rows, data, partial(lay_out_classes, pair=pair))
     assert rows.train is not None and rows.eval is not None
-    columns = find_columns(rows.train, data, pair)
-    evaluation_columns = find_columns(rows.eval, data, pair)
-    if columns != evaluation_columns:
-        raise InputError(
-            f"Training rows have the columns {columns}, evaluation rows {evaluation_columns}; set --eval_split"
-        )
-    declared = class_names(rows.train, columns.label)
-    train = without_empty(with_classes(rows.train, columns.label), columns, data.drop_empty_rows, "training")
-    evaluation = without_empty(rows.eval, columns, data.drop_empty_rows, "evaluation")
+    class_names(rows.train, columns.label)  # that it holds classes is asked before anything else
+    whole, held_out = settled_labels(
+        [
+            labelled(part, columns.label, where, data.drop_empty_rows)
+            for part, where in ((rows.train, "training"), (rows.eval, "evaluation"))
+        ],
+        columns.label,
+        data,
+    )
+    declared = class_names(whole, columns.label)
+    train = without_empty(with_classes(whole, columns.label), columns, data.drop_empty_rows, "training")
+    evaluation = without_empty(held_out, columns, data.drop_empty_rows, "evaluation")
     check_classes(train, columns.label, declared, "training")
     labels = seen_classes(train, columns.label, declared)
     check_classes(evaluation, columns.label, labels, "evaluation")
@@ -46,12 +54,21 @@ def examine(rows: Rows, data: DataArguments, pair: bool) -> Examined:
         with_classes(evaluation, columns.label), data.max_eval_rows, data.sample_seed, columns.label
     )
     seen_classes(train, columns.label, labels)
+    say_classes(
+        labels,
+        [(where, _counted(part, columns.label)) for where, part in (("train", train), ("eval", evaluation))],
+    )
     overlap(
         train,
         evaluation,
         lambda row: " ".join(str(row[c]) for c in (columns.text, columns.pair) if c).lower(),
     )
     return Examined(Rows(train, evaluation, rows.name), columns, labels)
+
+
+def _counted(rows: Dataset, column: str) -> Counter[str]:
+    names = rows.features[column].names
+    return Counter(names[value] for value in rows[column] if value >= 0)
 
 
 def check_classes(rows: Dataset, column: str, labels: list[str], where: str) -> None:
@@ -67,7 +84,7 @@ def check_classes(rows: Dataset, column: str, labels: list[str], where: str) -> 
         values = Counter(_name(feature, rows[column][index]) for index in strange)
         named = ", ".join(f"{value!r} ({count} rows)" for value, count in values.most_common(5))
         raise InputError(
-            f"{len(strange)} {where} rows have a label in '{column}' that no training row has, or none: {named}; "
+            f"{len(strange)} {where} rows have a label in '{column}' that no training row has, or none: {named} ({places_of(rows, strange)}); "
             f"wanted one of: {', '.join(labels[:20])}. Mend the rows, or set --label_column, --train_split or --eval_split"
         )
 

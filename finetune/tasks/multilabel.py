@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from datasets import Dataset, List
+from datasets import ClassLabel, Dataset, List
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.checks import checked_splits, want_lists
-from finetune.data.columns import Columns, label_lists, pick_columns
+from finetune.data.columns import Columns, label_lists
 from finetune.data.encode import sequence
+from finetune.data.labelled import lay_out_label_sets, say_classes
+from finetune.data.laying import laid_out
+from finetune.data.places import place_of
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import f1
 from finetune.tasks.classification import ACCURACY
 from finetune.tasks.task import Answer, Asked, Examined
-
-SETS = ("labels", "label", "categories", "tags", "topics")
 
 
 def examine(rows: Rows, data: DataArguments) -> Examined:
@@ -26,13 +28,9 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     Raises:
         InputError: a label column without lists, or evaluation labels that no training row has.
     """
+    rows = rows.changed(lambda part: with_inner(part, data.label_column))
+    rows, columns = laid_out(rows, data, lay_out_label_sets)
     assert rows.train is not None and rows.eval is not None
-    train = with_inner(rows.train, data.label_column)
-    rows = Rows(
-        train, train if rows.eval is rows.train else with_inner(rows.eval, data.label_column), rows.name
-    )
-    assert rows.train is not None and rows.eval is not None
-    columns = pick_columns(rows.train, data, label=SETS)
     for part in (rows.train, rows.eval):
         want_lists(part, columns.label)
     present = [
@@ -40,8 +38,10 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
         for names in label_lists(rows.train.features[columns.label], rows.train[columns.label][:])
         if names
     ]
-    labels = sorted({name for names in present for name in names})
-    if not labels:
+    inner = rows.train.features[columns.label].feature
+    seen = {name for names in present for name in names}
+    labels = list(inner.names) if isinstance(inner, ClassLabel) else sorted(seen)
+    if not seen:
         raise InputError(f"No training row has a label in '{columns.label}'; set --label_column")
 
     def check(part: Dataset, columns: Columns, where: str) -> None:
@@ -49,10 +49,23 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
             if not set(names) <= set(labels):
                 strange = sorted(set(names) - set(labels))
                 raise InputError(
-                    f"The {where} row {index} has labels that no training row has: {', '.join(strange)}. Mend the rows"
+                    f"The {where} {place_of(part, index)} has labels that no training row has: {', '.join(strange)}. Mend the rows"
                 )
 
-    return Examined(*checked_splits(rows, data, columns, check), labels)
+    examined, columns = checked_splits(rows, data, columns, check)
+    counted = [
+        (
+            where,
+            Counter(
+                n
+                for names in label_lists(part.features[columns.label], part[columns.label][:])
+                for n in names
+            ),
+        )
+        for where, part in examined.splits()
+    ]
+    say_classes(labels, counted)
+    return Examined(examined, columns, labels)
 
 
 def with_inner(rows: Dataset, column: str | None) -> Dataset:

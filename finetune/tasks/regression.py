@@ -12,7 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from finetune.data.checks import checked_splits
 from finetune.data.columns import PAIRS, Columns, pick_columns
 from finetune.data.encode import sequence
-from finetune.data.places import columns_of
+from finetune.data.labelled import as_read
+from finetune.data.laying import laid_out
+from finetune.data.places import columns_of, place_of
+from finetune.data.questions import Laid
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import correlation
@@ -27,15 +30,17 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     Raises:
         InputError: a target that is no finite number, or the same in all training rows.
     """
-    assert rows.train is not None
-    there = columns_of(rows.train)
-    usual = next((pair for pair in PAIRS if set(pair) <= set(there)), None)
+    rows, columns = laid_out(rows, data, lay_out_numbers)
+    return Examined(*checked_splits(rows, data, columns, check_numbers), None)
+
+
+def lay_out_numbers(rows: Dataset, data: DataArguments) -> Laid:
+    """One text or two, and a number; the columns stay as they are."""
+    usual = next((pair for pair in PAIRS if set(pair) <= set(columns_of(rows))), None)
     if data.text_pair_column is not None or (data.text_column is None and usual is not None):
         first, second = usual or ("text", "text_pair")
-        columns = pick_columns(rows.train, data, text=(first,), pair=(second,), label=SCORES)
-    else:
-        columns = pick_columns(rows.train, data, label=SCORES)
-    return Examined(*checked_splits(rows, data, columns, check_numbers), None)
+        return as_read(rows, pick_columns(rows, data, text=(first,), pair=(second,), label=SCORES))
+    return as_read(rows, pick_columns(rows, data, label=SCORES))
 
 
 def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:
@@ -45,7 +50,7 @@ def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:
     if isinstance(rows.features[columns.label], ClassLabel) or strange:
         index = strange[0] if strange else 0
         raise InputError(
-            f"The {where} row {index} has {values[index]!r} in '{columns.label}'; wanted a number. Set --label_column"
+            f"The {where} {place_of(rows, index)} has {values[index]!r} in '{columns.label}'; wanted a number. Set --label_column"
         )
     if where == "training" and len(set(values)) < 2:
         raise InputError(

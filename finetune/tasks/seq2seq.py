@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.checks import checked_splits
-from finetune.data.columns import Columns, pick_columns
+from finetune.data.columns import Columns
 from finetune.data.encode import mapped, report_cut
+from finetune.data.laying import laid_out
+from finetune.data.questions import lay_out_questions
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.loss import IGNORED
@@ -37,11 +39,8 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     Raises:
         InputError: missing columns, empty sources or targets.
     """
-    assert rows.train is not None and rows.eval is not None
-    train = rows.train.flatten()
-    flat = Rows(train, train if rows.eval is rows.train else rows.eval.flatten(), rows.name)
-    assert flat.train is not None
-    columns = pick_columns(flat.train, data, text=SOURCES, label=TARGETS)
+    flat = rows.changed(lambda part: part.flatten())
+    flat, columns = laid_out(flat, data, partial(lay_out_questions, sources=SOURCES, targets=TARGETS))
     both = Columns(columns.text, columns.label, columns.label)
     examined, _ = checked_splits(flat, data, both, lambda part, columns, where: None)
     return Examined(examined, columns, None)

@@ -20,9 +20,11 @@ from transformers import PreTrainedTokenizerBase
 from finetune import loss
 from finetune.data import collate
 from finetune.data.checks import checked_splits
-from finetune.data.columns import Columns, pick_columns
+from finetune.data.columns import Columns
 from finetune.data.encode import fingerprint, mapped
-from finetune.data.places import columns_of
+from finetune.data.laying import laid_out
+from finetune.data.places import place_of
+from finetune.data.questions import lay_out_chats
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.loss import IGNORED
@@ -37,8 +39,6 @@ from finetune.tasks.written import text_figures
 logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
-PROMPTS = ("prompt", "question", "instruction")
-COMPLETIONS = ("completion", "answer", "output", "response")
 
 
 @dataclass
@@ -80,18 +80,17 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     Raises:
         InputError: missing columns, chats without an answer, empty prompts or completions.
     """
-    assert rows.train is not None
-    there = columns_of(rows.train)
-    named_ones = data.text_column is not None or data.label_column is not None
-    if "messages" in there and not named_ones:
-        return Examined(
-            *checked_splits(rows, data, Columns("messages", None, "messages"), check_messages, lists=True),
-            None,
-        )
-    columns = pick_columns(rows.train, data, text=PROMPTS, label=COMPLETIONS)
+    rows, columns = laid_out(rows, data, lay_out_chats)
+    if columns.text == columns.label:
+        check = check_messages if columns.text == "messages" else no_check
+        return Examined(*checked_splits(rows, data, columns, check, lists=True), None)
     both = Columns(columns.text, columns.label, columns.label)
-    examined, _ = checked_splits(rows, data, both, lambda part, columns, where: None, lists=True)
+    examined, _ = checked_splits(rows, data, both, no_check, lists=True)
     return Examined(examined, columns, None)
+
+
+def no_check(rows: Dataset, columns: Columns, where: str) -> None:
+    """Texts have no parts to look at."""
 
 
 def check_messages(rows: Dataset, columns: Columns, where: str) -> None:
@@ -99,26 +98,27 @@ def check_messages(rows: Dataset, columns: Columns, where: str) -> None:
     for index, messages in enumerate(rows[columns.text]):
         if not all(isinstance(message, dict) and message.get("role") for message in messages):
             raise InputError(
-                f"The {where} row {index} has messages without a role; wanted role and content in each"
+                f"The {where} {place_of(rows, index)} has messages without a role; wanted role and content in each"
             )
         if not any(message["role"] == "assistant" for message in messages):
             raise InputError(
-                f"The {where} row {index} has no message of the role assistant, so that nothing could be learnt"
+                f"The {where} {place_of(rows, index)} has no message of the role assistant, so that nothing could be learnt"
             )
-        if messages[0]["role"] == "assistant":
+        if all(message["role"] in ("assistant", "system", "developer") for message in messages):
             raise InputError(
-                f"The {where} row {index} begins with an answer; wanted a message in front of it. Mend the row"
+                f"The {where} {place_of(rows, index)} begins with an answer, and nothing is asked in it; "
+                "wanted a message of the role user. Mend the row or leave it out"
             )
         for message in messages:
             if message["role"] == "user" and not message.get("content"):
                 raise InputError(
-                    f"The {where} row {index} has a user's message without content. Mend the row or leave it out"
+                    f"The {where} {place_of(rows, index)} has a user's message without content. Mend the row or leave it out"
                 )
             if message["role"] == "assistant" and not (
                 message.get("tool_calls") or str(message.get("content") or "").strip()
             ):
                 raise InputError(
-                    f"The {where} row {index} has an answer without content. Mend the row or leave it out"
+                    f"The {where} {place_of(rows, index)} has an answer without content. Mend the row or leave it out"
                 )
 
 

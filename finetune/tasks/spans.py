@@ -13,9 +13,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data.answered import lay_out_spans
 from finetune.data.checks import checked_splits
-from finetune.data.columns import Columns, pick_columns
+from finetune.data.columns import Columns
 from finetune.data.encode import mapped, want_tokens
+from finetune.data.laying import laid_out
+from finetune.data.places import place_of
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.metrics import spans
@@ -36,8 +39,8 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     Raises:
         InputError: no such answers, answers that don't stand where they say, no answer in any training row.
     """
+    rows, columns = laid_out(rows, data, lay_out_spans)
     assert rows.train is not None
-    columns = pick_columns(rows.train, data, text=("question",), pair=("context",), label=("answers",))
     examined = checked_splits(rows, data, columns, check_answers)
     count = sum(not answers["text"] for answers in rows.train[columns.label][:])
     if count == len(rows.train):
@@ -61,13 +64,13 @@ def check_answers(rows: Dataset, columns: Columns, where: str) -> None:
         starts = (answers or {}).get("answer_start") or ()
         if answers is None or len(answers["text"] or ()) != len(starts) or None in starts:
             raise InputError(
-                f"The {where} row {index} has the answers {answers!r:.200}; wanted as many texts as starts. Mend the row or leave it out"
+                f"The {where} {place_of(rows, index)} has the answers {answers!r:.200}; wanted as many texts as starts. Mend the row or leave it out"
             )
         for text, start in zip(answers["text"] or (), answers["answer_start"] or (), strict=True):
             found = context[start : start + len(text)] if start >= 0 else ""
             if found != text or not text.strip():
                 raise InputError(
-                    f"The {where} row {index} says that {text!r} stands at character {start} of its context; there is {found!r}. "
+                    f"The {where} {place_of(rows, index)} says that {text!r} stands at character {start} of its context; there is {found!r}. "
                     "Mend the row or leave it out"
                 )
 

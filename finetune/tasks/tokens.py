@@ -13,10 +13,13 @@ from datasets import ClassLabel, Dataset
 from seqeval.scheme import IOB2, Entities
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.checks import checked_splits, want_lists
-from finetune.data.columns import Columns, label_lists, pick_columns
+from finetune.data.checks import checked_splits
+from finetune.data.columns import Columns, label_lists
 from finetune.data.encode import mapped
+from finetune.data.laying import laid_out
+from finetune.data.places import place_of
 from finetune.data.sources import DataArguments, Rows
+from finetune.data.tagged import lay_out_tags
 from finetune.errors import InputError
 from finetune.loss import IGNORED
 from finetune.metrics import classification
@@ -27,15 +30,6 @@ from finetune.tasks.windows import frame, shared_tokens, split_windows
 
 logger = logging.getLogger(__name__)
 
-OTHER_SCHEMES = (
-    "E-",
-    "S-",
-    "L-",
-    "U-",
-    "M-",
-)  # how BIOES and BILOU mark the end of an entity, and one of a single word
-WORDS, TAGS = ("tokens", "words"), ("ner_tags", "pos_tags", "tags", "labels", "chunk_tags")
-
 
 def examine(rows: Rows, data: DataArguments) -> Examined:
     """Rows of words with a tag each; tags that look like entities must keep IOB2.
@@ -43,11 +37,8 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     Raises:
         InputError: unequal numbers of words and tags, an I- tag that continues nothing, evaluation tags never seen in training.
     """
+    rows, columns = laid_out(rows, data, lay_out_tags)
     assert rows.train is not None and rows.eval is not None
-    columns = pick_columns(rows.train, data, text=WORDS, label=TAGS)
-    for part in (rows.train, rows.eval):
-        want_lists(part, columns.text)
-        want_lists(part, columns.label)
     feature = rows.train.features[columns.label]
     seen = {name for names in label_lists(feature, rows.train[columns.label][:]) for name in names}
     listed = isinstance(feature.feature, ClassLabel)
@@ -56,7 +47,9 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
 
     def check(part: Dataset, columns: Columns, where: str) -> None:
         tags = label_lists(part.features[columns.label], part[columns.label][:])
-        check_tags(part[columns.text][:], tags, labels, where)
+        check_tags(
+            part[columns.text][:], tags, labels, [f"{where} {place_of(part, i)}" for i in range(len(tags))]
+        )
 
     examined = checked_splits(rows, data, columns, check, lists=True)
     if len(seen) < 2 and rows.train is not rows.eval:
@@ -70,13 +63,8 @@ def check_scheme(labels: list[str]) -> None:
     """Tags of entities are written as IOB2 writes them, all of them; what the log says of others is what F1 then means.
 
     Raises:
-        InputError: another scheme, or tags of entities beside others.
+        InputError: tags of entities beside others.
     """
-    others = [name for name in labels if name[:2] in OTHER_SCHEMES]
-    if others and all(name == "O" or name[1:2] == "-" for name in labels):
-        raise InputError(
-            f"The tag '{others[0]}' is of another scheme than IOB2; wanted O, B-... and I-... alone. Convert the tags"
-        )
     inside = [name for name in labels if name != "O"]
     strange = [name for name in inside if name[:2] not in ("B-", "I-") or len(name) < 3]
     if strange and (set(inside) <= {"B", "I"} or any(name[:2].upper() in ("B-", "I-") for name in inside)):
@@ -90,27 +78,27 @@ def check_scheme(labels: list[str]) -> None:
 
 
 def check_tags(
-    words: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], labels: list[str], where: str
+    words: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], labels: list[str], places: Sequence[str]
 ) -> None:
     """One known tag a word, and IOB2 kept where the tags are of entities."""
     entities = are_entities(labels)
     for index, (row, marks) in enumerate(zip(words, tags, strict=True)):
         if len(row) != len(marks):
             raise InputError(
-                f"The {where} row {index} has {len(row)} words and {len(marks)} tags; wanted as many of both"
+                f"The {places[index]} has {len(row)} words and {len(marks)} tags; wanted as many of both"
             )
         if not all(isinstance(word, str) for word in row):
             raise InputError(
-                f"The {where} row {index} holds a word that is no text: {row!r:.200}. Mend the row or leave it out"
+                f"The {places[index]} holds a word that is no text: {row!r:.200}. Mend the row or leave it out"
             )
         for place, (before, mark) in enumerate(zip(["O", *marks], marks, strict=False)):
             if mark not in labels:
                 raise InputError(
-                    f"The {where} row {index} has the tag '{mark}' that no training row has. Mend the rows"
+                    f"The {places[index]} has the tag '{mark}' that no training row has. Mend the rows"
                 )
             if entities and mark.startswith("I-") and before[2:] != mark[2:]:
                 raise InputError(
-                    f"The tags of {where} row {index} break IOB2: '{mark}' at word {place} ({row[place]!r}) follows '{before}'; "
+                    f"The tags of {places[index]} break IOB2: '{mark}' at word {place} ({row[place]!r}) follows '{before}'; "
                     f"wanted 'B-{mark[2:]}' where an entity begins. Convert the tags, or set --label_column"
                 )
 

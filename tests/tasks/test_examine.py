@@ -83,8 +83,10 @@ def test_answers_that_are_not_in_the_context_are_refused(text, start):
 
 
 def test_answers_in_another_shape_and_none_at_all_are_refused():
-    with pytest.raises(InputError, match="wanted a mapping of text and answer_start"):
-        spans.examine(both([{"question": "a", "context": "b", "answers": "b"}]), DataArguments())
+    with pytest.raises(
+        InputError, match="In row 0, column 'answers': the answer 'c' stands nowhere in its context"
+    ):
+        spans.examine(both([{"question": "a", "context": "b", "answers": "c"}]), DataArguments())
     features = Features(
         {
             "question": Value("string"),
@@ -194,15 +196,25 @@ def test_labels_inside_records_are_lists_of_labels():
 
 
 @pytest.mark.parametrize(
-    ("tags", "message"),
+    ("tags", "wanted"),
     [
-        (["S-PER", "O", "B-LOC"], r"'S-PER' is of another scheme than IOB2"),
-        (["I-PER", "O", "I-PER"], r"break IOB2: 'I-PER' at word 0"),
+        (["S-PER", "O", "B-LOC"], ["B-PER", "O", "B-LOC"]),
+        (["B-PER", "E-PER", "S-PER"], ["B-PER", "I-PER", "B-PER"]),
+        (["I-PER", "O", "I-PER"], ["B-PER", "O", "B-PER"]),
+        (["I-PER", "B-PER", "I-LOC"], ["B-PER", "B-PER", "B-LOC"]),
     ],
 )
-def test_other_ways_to_mark_entities_are_told_from_iob2(tags, message):
-    rows = [{"tokens": ["a", "b", "c"], "ner_tags": tags}]
-    with pytest.raises(InputError, match=message):
+def test_other_ways_to_mark_entities_are_read_as_iob2(tags, wanted):
+    rows, columns, _ = tokens.examine(both([{"tokens": ["a", "b", "c"], "ner_tags": tags}]), DataArguments())
+    assert rows.train[0][columns.label] == wanted
+
+
+def test_one_fault_in_iob2_is_no_other_scheme():
+    rows = [
+        {"tokens": ["a", "b"], "ner_tags": ["B-PER", "O"]},
+        {"tokens": ["a", "b"], "ner_tags": ["O", "I-PER"]},
+    ]
+    with pytest.raises(InputError, match="break IOB2: 'I-PER' at word 1"):
         tokens.examine(both(rows), DataArguments())
 
 

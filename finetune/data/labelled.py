@@ -1,0 +1,266 @@
+"""Texts with a class, a number or a set of labels, in the ways that they are published → columns. Knows columns and labels alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import ClassLabel, Dataset, List, Value
+
+from finetune.data.accounting import say
+from finetune.data.columns import PAIRS, Columns, find_columns, pick_columns
+from finetune.data.layouts import first_of
+from finetune.data.places import columns_of, places_of
+from finetune.data.questions import Laid
+from finetune.data.sources import DataArguments, TextArguments
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+SETS = ("labels", "label", "categories", "tags", "topics")
+PARTS = ("|", ";", ",")  # between the labels of a text, the first that stands in any
+SHOWN = 30  # classes in the table
+
+
+def lay_out_classes(rows: Dataset, data: DataArguments, pair: bool) -> Laid:
+    """One text, or two, and a class a row; the columns stay as they are.
+
+    Raises:
+        InputError: a column that is missing.
+    """
+    columns = find_columns(rows, data, pair)
+    rows = named_classes(rows, columns.label, data.label_names)
+    two = next((p for p in PAIRS if set(p) <= set(columns_of(rows))), None)
+    hint = ", or set --task pairs to read both" if two and not pair else ""
+    return as_read(rows, columns, hint)
+
+
+def as_read(rows: Dataset, columns: Columns, hint: str = "") -> Laid:
+    """Rows whose columns are read as they are."""
+    texts = [name for name in (columns.text, columns.pair) if name]
+
+    def read(row: dict[str, Any]) -> str:
+        return "\x00".join(
+            " ".join(cell) if isinstance(cell, list) else str(cell) for cell in (row[name] for name in texts)
+        )
+
+    return Laid(rows, columns, {"text": texts, "label": [columns.label]}, read, hint=hint)
+
+
+def named_classes(rows: Dataset, column: str, names: Sequence[str] | None) -> Dataset:
+    """Rows whose classes 0, 1, ... have the names that were given.
+
+    Raises:
+        InputError: classes that are no numbers, or more of them than names.
+    """
+    if names is None:
+        return rows
+    feature = rows.features[column]
+    inner = feature.feature if isinstance(feature, List) else feature
+    values = {
+        one
+        for value in rows[column]
+        for one in (value if isinstance(value, list) else [value])
+        if one is not None
+    }
+    if not all(isinstance(one, int) for one in values) or (values and max(values) >= len(names)):
+        raise InputError(
+            f"--label_names names {len(names)} classes, and '{column}' holds {', '.join(map(str, sorted(values, key=str)[-3:]))}; "
+            f"wanted numbers from 0 to {len(names) - 1}. Set --label_names or --label_column"
+        )
+    if isinstance(inner, ClassLabel) and list(inner.names) == list(names):
+        return rows
+    named = ClassLabel(names=list(names))
+    bare = Value("int64")
+    plain = rows.cast_column(column, List(bare) if isinstance(feature, List) else bare)
+    return plain.cast_column(column, List(named) if isinstance(feature, List) else named)
+
+
+def labelled(rows: Dataset, column: str, where: str, drop: bool = False) -> Dataset:
+    """Rows that have a class: -1 among 0, 1, ... says that nobody gave one, as in SNLI; such rows are left out and counted.
+
+    Rows without any are left out where `drop`. Rows of which none would be left stay, for whoever looks at classes to say.
+    """
+    values = rows[column][:]
+    given = {value for value in values if value is not None}
+    marked = {-1} if given >= {-1, 0} and all(isinstance(one, int) and one >= -1 for one in given) else set()
+    gone = [place for place, value in enumerate(values) if value in marked or (drop and value is None)]
+    if not gone or len(gone) == len(rows):
+        return rows
+    logger.warning(
+        "%d of %d %s rows have no label (%s in '%s') and are left out (%s)", len(gone), len(rows), where,
+        " or ".join(["-1"] * bool(marked) + ["nothing"] * drop), column, places_of(rows, gone),
+    )  # fmt: skip
+    away = set(gone)
+    return rows.select([place for place in range(len(rows)) if place not in away])
+
+
+def twins(counts: Counter[str]) -> dict[str, list[str]]:
+    """Labels that differ by blanks or case alone: the most usual one, without blanks around it → all of them."""
+    groups: dict[str, list[str]] = {}
+    for name, _ in counts.most_common():
+        groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    return {" ".join(names[0].split()): names for names in groups.values() if len(names) > 1}
+
+
+def settled_labels(parts: Sequence[Dataset], column: str, data: TextArguments) -> list[Dataset]:
+    """Splits whose labels differ by more than blanks and case.
+
+    Raises:
+        InputError: labels that don't, where --near_labels does not say what to do with them.
+    """
+    if (
+        any(not isinstance(rows.features[column], (Value, ClassLabel)) for rows in parts)
+        or data.near_labels == "keep"
+    ):
+        return list(parts)
+    counts: Counter[str] = Counter()
+    for rows in parts:
+        feature = rows.features[column]
+        names = feature.names if isinstance(feature, ClassLabel) else None
+        if names is None and not str(feature.dtype).endswith("string"):
+            return list(parts)
+        counts.update(
+            v if names is None else names[v]
+            for v in rows[column]
+            if v is not None and (names is None or 0 <= v < len(names))
+        )
+    found = twins(counts)
+    if not found:
+        return list(parts)
+    said = "; ".join(", ".join(f"{name!r} ({counts[name]})" for name in names) for names in found.values())
+    if data.near_labels is None:
+        raise InputError(
+            f"Labels in '{column}' differ by blanks or case alone: {said}. "
+            f"Set --near_labels merge to make them {', '.join(map(repr, found))}, or --near_labels keep if they are classes apart"
+        )
+    logger.warning("Labels of '%s' made one: %s", column, said)
+    one = {name: usual for usual, names in found.items() for name in names}
+    return [_renamed(rows, column, one) for rows in parts]
+
+
+def _renamed(rows: Dataset, column: str, one: dict[str, str]) -> Dataset:
+    feature = rows.features[column]
+    names = feature.names if isinstance(feature, ClassLabel) else None
+    values = [v if names is None else names[v] if v is not None and v >= 0 else None for v in rows[column]]
+    made = rows.remove_columns(column).add_column(
+        column, [one.get(v, v) for v in values], feature=Value("string")
+    )
+    return made.select_columns(rows.column_names)
+
+
+def say_classes(names: Sequence[str], counted: Sequence[tuple[str, Counter[str]]]) -> None:
+    """Print the classes with their counts, split by split."""
+    wide = max(len(name) for name in names)
+    shown = (
+        sorted(names, key=lambda name: -counted[0][1][name])[:SHOWN] if len(names) > SHOWN else list(names)
+    )
+    lines = [f"{len(names)} classes ({', '.join(where for where, _ in counted)}):"]
+    lines += [
+        f"  {name:<{min(wide, 40)}} {', '.join(str(counts[name]) for _, counts in counted)}" for name in shown
+    ]
+    lines += [f"  ... and {len(names) - len(shown)} with fewer rows"] if len(shown) < len(names) else []
+    say("\n".join(lines))
+
+
+def lay_out_label_sets(rows: Dataset, data: DataArguments) -> Laid:
+    """A text and several labels a row, or none: lists of names, 0/1 vectors, `a|b`, or a column of 0 and 1 for each label.
+
+    Raises:
+        InputError: a column that is missing, or a label column that holds none of these.
+    """
+    there = columns_of(rows)
+    column = data.label_column or first_of(SETS, there)
+    if column is None and (apart := _columns_of_labels(rows)):
+        return _from_columns(rows, data, apart)
+    columns = pick_columns(rows, data, label=SETS)
+    feature, values = rows.features[columns.label], rows[columns.label][:]
+    if isinstance(feature, Value) and str(feature.dtype).endswith(("string", "null")):
+        return as_read(_with_lists(rows, columns.label, _parted(values)), columns)
+    if isinstance(feature, List) and is_multi_hot(values):
+        names = data.label_names or [str(place) for place in range(len(next(v for v in values if v)))]
+        if len(names) != len(next(v for v in values if v)):
+            raise InputError(
+                f"--label_names names {len(names)} classes and '{columns.label}' holds vectors of "
+                f"{len(next(v for v in values if v))}; wanted as many"
+            )
+        sets = [[name for name, one in zip(names, value or (), strict=False) if one] for value in values]
+        logger.warning(
+            "'%s' holds 0/1 vectors: the classes are %s (--label_names)", columns.label, ", ".join(names)
+        )
+        return as_read(_with_lists(rows, columns.label, sets), columns)
+    return as_read(named_classes(rows, columns.label, data.label_names), columns)
+
+
+def is_multi_hot(values: Sequence[Any]) -> bool:
+    """Whether lists are vectors with a place for each class: as many numbers in all, 0 and 1 alone."""
+    filled = [value for value in values if value is not None]
+    sizes = {len(value) for value in filled}
+    return (
+        len(sizes) == 1
+        and sizes != {0}
+        and max(sizes) > 1
+        and all(one in (0, 1) and not isinstance(one, str) for v in filled for one in v)
+    )
+
+
+def _parted(values: Sequence[str | None]) -> list[list[str]]:
+    """Texts as lists of labels: JSON, or names with a sign between them."""
+    filled = [value.strip() for value in values if value and value.strip()]
+    if filled and all(value.startswith("[") and value.endswith("]") for value in filled):
+        try:
+            return [
+                [str(name) for name in json.loads(value)] if value and value.strip() else []
+                for value in values
+            ]
+        except json.JSONDecodeError:  # a list as Python writes it
+            return [
+                [name.strip(" '\"") for name in (value or "").strip(" []").split(",") if name.strip(" '\"")]
+                for value in values
+            ]
+    sign = next((sign for sign in PARTS if any(sign in value for value in filled)), None)
+    return [
+        [name.strip() for name in (value.split(sign) if sign else [value]) if name.strip()] if value else []
+        for value in values
+    ]
+
+
+def _with_lists(
+    rows: Dataset, column: str, lists: list[list[Any]], names: list[str] | None = None
+) -> Dataset:
+    """The column with lists of labels, or of places of `names`, which then are classes even where no row has them."""
+    inner = Value("string") if names is None else ClassLabel(names=names)
+    made = rows.remove_columns(column).add_column(column, lists, feature=List(inner))
+    return made.select_columns(rows.column_names)
+
+
+def _columns_of_labels(rows: Dataset) -> list[str]:
+    """Columns that hold nothing but 0 and 1, where there are two or more."""
+    found = [
+        name for name in columns_of(rows)
+        if isinstance(rows.features[name], Value) and str(rows.features[name].dtype).startswith(("int", "uint", "bool", "float"))
+        and {value for value in rows[name] if value is not None} <= {0, 1}
+    ]  # fmt: skip
+    return found if len(found) > 1 else []
+
+
+def _from_columns(rows: Dataset, data: DataArguments, apart: list[str]) -> Laid:
+    text = data.text_column or first_of(
+        ("text", "sentence", "review", "content", "document", "comment_text", "comment", "tweet"),
+        columns_of(rows),
+    )
+    if text is None:
+        raise InputError(
+            f"No column 'text' in {data.name}; it has {', '.join(columns_of(rows))}. Set --text_column"
+        )
+    stored = {name: rows[name][:] for name in apart}
+    sets = [
+        [number for number, name in enumerate(apart) if stored[name][place]] for place in range(len(rows))
+    ]
+    made = rows.add_column("labels", sets, feature=List(ClassLabel(names=apart)))
+    return Laid(
+        made, Columns(text, None, "labels"), {"text": [text], "label": apart}, lambda row: str(row[text])
+    )

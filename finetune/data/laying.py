@@ -1,0 +1,150 @@
+"""Rows of one data set or of several → one layout, mixed by weight, every column accounted for. Knows layouts; knows no tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from datasets import ClassLabel, Dataset, Json, List, Value, concatenate_datasets
+
+from finetune.data.accounting import account, check_ignored, unread, without
+from finetune.data.columns import Columns
+from finetune.data.corpora import CORPORA
+from finetune.data.mixing import Part, mixed
+from finetune.data.places import SET, columns_of
+from finetune.data.questions import Laid
+from finetune.data.sources import DataArguments, Rows
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+LayOut = Callable[[Dataset, DataArguments], Laid]
+
+
+def laid_out(rows: Rows, data: DataArguments, lay_out: LayOut) -> tuple[Rows, Columns]:
+    """All splits of all data sets through `lay_out`, and the names of the columns that they then have.
+
+    Prints what each column is for.
+
+    Raises:
+        InputError: a column with text that nothing reads, rows that can't be read, data sets that don't go together.
+    """
+    train = rows.train_parts or tuple(Part(rows.name, part) for part in (rows.train,) if part is not None)
+    evaluation = rows.eval_parts or tuple(Part(rows.name, part) for part in (rows.eval,) if part is not None)
+    check_ignored(
+        [one.partition(".")[0] for one in data.ignore_columns or ()],
+        (name for part in (*train, *evaluation) for name in columns_of(part.rows)), rows.name,
+    )  # fmt: skip
+    said: list[str] = []
+    same = rows.train is rows.eval and not rows.eval_parts
+    laid = [_laid(part, data, lay_out, "training", said) for part in train]
+    tested = laid if same else [_laid(part, data, lay_out, "evaluation", said) for part in evaluation]
+    if len(laid) < 2 and len(tested) < 2 and not rows.train_parts:
+        columns = {one.columns for one in (*laid, *tested)}
+        if len(columns) > 1:
+            raise InputError(
+                f"Training rows have the columns {laid[0].columns}, evaluation rows {tested[0].columns}; set --eval_split"
+            )
+        first = laid[0].rows if laid else None
+        return Rows(first, first if same else tested[0].rows, rows.name), columns.pop()
+    alike = _alike([*laid, *tested])
+    parts = [
+        Part(part.name, one, part.weight) for part, one in zip((*train, *evaluation), alike, strict=True)
+    ]
+    many = len(evaluation) > 1
+    held = [
+        part.rows.add_column(SET, [part.name] * len(part.rows)) if many else part.rows
+        for part in parts[len(train) :]
+    ]
+    return Rows(
+        mixed(parts[: len(train)], data.sample_seed) if train else None, concatenate_datasets(held), rows.name
+    ), _names(laid or tested)
+
+
+def _laid(part: Part, data: DataArguments, lay_out: LayOut, where: str, said: list[str]) -> Laid:
+    own = without(part.rows, data.ignore_columns or ())
+    laid = lay_out(own, replace(data, dataset_name=[part.name]))
+    unused = unread(own.remove_columns(list(laid.aside)), laid.used, laid.texts, laid.strange)
+    unused |= dict.fromkeys(laid.aside, "")
+    layout = f" ({laid.layout})" if laid.layout else ""
+    key = repr((laid.used, unused, part.name))
+    # a second split of the same columns has nothing new to say, but for a text that only it holds
+    account(
+        laid.used, unused, f"{part.name}, {where} rows{layout}", lenient=part.name in CORPORA, quiet=key in said, hint=laid.hint
+    )  # fmt: skip
+    said.append(key)
+    return laid
+
+
+def _names(laid: Sequence[Laid]) -> Columns:
+    chats = any(one.columns.text == one.columns.label == "messages" for one in laid)
+    if chats:
+        return Columns("messages", None, "messages")
+    if len({one.columns for one in laid}) == 1:
+        return laid[0].columns
+    return Columns("text", "text_pair" if laid[0].columns.pair else None, "label")
+
+
+def _alike(laid: Sequence[Laid]) -> list[Dataset]:
+    """Data sets with the same columns of the same kinds: chats where any is one, else texts and labels by one name."""
+    names = _names(laid)
+    if names.text == names.label == "messages":
+        return [_as_chats(one) for one in laid]
+    made = []
+    for one in laid:
+        columns = dict(
+            zip(
+                (one.columns.text, one.columns.pair, one.columns.label),
+                (names.text, names.pair, names.label),
+                strict=True,
+            )
+        )
+        kept = {old: new for old, new in columns.items() if old is not None}
+        if (one.columns.pair is None) != (names.pair is None):
+            raise InputError(
+                "Data sets with one text a row and with two don't go together; name those of one kind by --dataset_name"
+            )
+        rows = one.rows.select_columns(
+            [*kept, *(name for name in one.rows.column_names if name.startswith("__"))]
+        )
+        made.append(
+            _without_ids(
+                rows.rename_columns({old: new for old, new in kept.items() if old != new}), names.label
+            )
+        )
+    kinds = {str(rows.features) for rows in made}
+    if len(kinds) > 1:
+        raise InputError(
+            f"The data sets don't go together: their columns hold {' and '.join(sorted(kinds))}. Set --dataset_name"
+        )
+    return made
+
+
+def _as_chats(one: Laid) -> Dataset:
+    rows = one.rows
+    kept = [name for name in rows.column_names if name.startswith("__")]
+    if one.columns.text != "messages":
+        asked, answer = one.columns.text, one.columns.label
+        rows = rows.map(
+            lambda row: {
+                "messages": [
+                    {"role": "user", "content": row[asked]},
+                    {"role": "assistant", "content": row[answer]},
+                ]
+            },
+            features=rows.features.__class__({**rows.features, "messages": List(Json())}),
+        )
+    if "tools" not in rows.column_names:
+        rows = rows.add_column("tools", [None] * len(rows), feature=Json())
+    return rows.select_columns(["messages", "tools", *kept])
+
+
+def _without_ids(rows: Dataset, label: str) -> Dataset:
+    """Classes as their names: two data sets may number them otherwise."""
+    feature = rows.features[label]
+    if not isinstance(feature, ClassLabel):
+        return rows
+    names = [None if value is None or value < 0 else feature.names[value] for value in rows[label][:]]
+    order = rows.column_names
+    return rows.remove_columns(label).add_column(label, names, feature=Value("string")).select_columns(order)

@@ -1,0 +1,169 @@
+"""LAYOUTS: how questions and answers are laid out in rows, and which columns are which. Knows columns; knows no tokenizer.
+
+A layout is told from a row's columns, or named by --layout. `finetune.data.questions` reads all of them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from datasets import Dataset
+
+from finetune.data.accounting import Used
+from finetune.data.conversations import is_chat
+from finetune.data.places import columns_of
+from finetune.data.sources import DataArguments
+from finetune.errors import InputError
+
+CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "turns")
+ASKED = ("prompt", "instruction", "question", "query", "problem", "user", "human", "input")
+BESIDE = ("input", "context", "passage", "knowledge")
+SYSTEM, TOOLS, HISTORY = ("system", "system_prompt", "system_message"), ("tools", "functions"), ("history",)
+ANSWERS = ("completion", "output", "response", "answer", "solution", "assistant", "reply", "target")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to lay out rows: the verbs that read it, the columns that tell it, and a row."""
+
+    verbs: str
+    columns: tuple[str, ...]
+    example: dict[str, Any]
+
+
+def _said(
+    *texts: str, role: str = "role", content: str = "content", names: Sequence[str] = ("user", "assistant")
+) -> list[dict[str, str]]:
+    return [{role: name, content: text} for name, text in zip(names, texts, strict=False)]
+
+
+ASK, SAY = "Name the capital.", "Oslo"
+LAYOUTS: dict[str, Layout] = {
+    "messages": Layout("sft, ppo, grpo, prefer", CHATS, {"messages": _said(ASK, SAY)}),
+    "sharegpt": Layout(
+        "sft, ppo, grpo, prefer", CHATS, {"conversations": _said(ASK, SAY, role="from", content="value", names=("human", "gpt"))}
+    ),
+    "alpaca": Layout(
+        "sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("instruction",),
+        {"instruction": "Name the capital.", "input": "Norway", "output": "Oslo", "system": "Be brief.", "history": [["Hello.", "Hello!"]]},
+    ),
+    "dolly": Layout(
+        "sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("instruction", "context"),
+        {"instruction": "Name the capital.", "context": "Norway lies in the north.", "response": "Oslo", "category": "closed_qa"},
+    ),
+    "prompt_completion": Layout("sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("prompt",), {"prompt": ASK, "completion": SAY, "system": "Be brief."}),
+    "question_answer": Layout("sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("question",), {"question": ASK, "answer": SAY, "context": "Norway."}),
+    "query_response": Layout("sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("query",), {"query": ASK, "response": SAY}),
+    "input_output": Layout("sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("input",), {"input": ASK, "output": SAY}),
+    "text": Layout("sft, pretrain", ("text",), {"text": "Oslo is the capital of Norway."}),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which columns a question and its answer are made of; None or nothing where there is none."""
+
+    layout: str
+    chat: str | None = None
+    asked: str | None = None
+    beside: tuple[str, ...] = ()
+    system: str | None = None
+    tools: str | None = None
+    history: str | None = None
+    answer: str | None = None
+    ignored: tuple[str, ...] = ()
+    turns: str | None = None
+
+    def used(self) -> Used:
+        """Columns by what they are for."""
+        question = [name for name in (self.chat, self.asked, *self.beside) if name]
+        label = [self.answer or self.chat or self.asked or ""] if self.answer or self.layout != "text" else []
+        one = {"system": self.system, "history": self.history, "tools": self.tools}
+        return {"text": question, "label": label} | {role: [name] for role, name in one.items() if name}
+
+    def columns(self) -> list[str]:
+        """All of them."""
+        return list(dict.fromkeys(name for names in self.used().values() for name in names))
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but texts is there, asked and answered once."""
+        return not (self.chat or self.system or self.tools or self.history)
+
+
+def first_of(names: Iterable[str], there: Sequence[str]) -> str | None:
+    """The first of some names that a column has, capitals aside."""
+    known = {column.lower(): column for column in reversed(there)}
+    return next((known[name] for name in names if name in known), None)
+
+
+def find_fields(rows: Dataset, data: DataArguments, answer: bool = True) -> Fields:
+    """The columns of a question and, where `answer`, of its answer.
+
+    Raises:
+        InputError: no such columns, or none of the layout that was named.
+    """
+    there = columns_of(rows)
+    for flag, named in (("text_column", data.text_column), ("label_column", data.label_column)):
+        if named is not None and named not in there:
+            raise InputError(f"No column '{named}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
+    found = _question(rows, data, there)
+    rest = [column for column in there if column not in (found.chat, found.asked)]
+    label = data.label_column or (first_of(ANSWERS, rest) if answer and found.chat is None else None)
+    if found.layout != "text" and found.chat is None and answer and label is None:
+        raise InputError(
+            f"No column with an answer to '{found.asked}' in {data.name}; it has {', '.join(there)}; wanted one of: "
+            f"{', '.join(ANSWERS)}. Set --label_column"
+        )
+    rest = [column for column in rest if column != label]
+    beside = (
+        tuple(name for name in BESIDE if name in rest)
+        if found.chat is None and found.layout != "text"
+        else ()
+    )
+    dolly = found.layout == "alpaca" and "context" in beside and data.layout is None
+    return replace(
+        found, layout="dolly" if dolly else found.layout, beside=beside, answer=label, system=first_of(SYSTEM, rest), tools=first_of(TOOLS, rest),
+        history=first_of(HISTORY, rest), ignored=tuple(data.ignore_columns or ()), turns=data.learn_turns,
+    )  # fmt: skip
+
+
+def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
+    if data.layout is not None and data.layout not in LAYOUTS:
+        raise InputError(f"Unknown layout '{data.layout}'; wanted one of: {', '.join(LAYOUTS)}. Set --layout")
+    wanted = LAYOUTS[data.layout].columns if data.layout else None
+    column = data.text_column or (
+        first_of(wanted or (*CHATS, *ASKED), there)
+        if wanted is None or "context" not in wanted
+        else first_of(wanted[:1], there)
+    )
+    if column is not None and holds(rows, column, is_chat):
+        style = "messages" if "role" in next(v for v in rows[column] if v)[0] else "sharegpt"
+        # a prompt that is a chat has its answer in a column of its own
+        if column.lower() in CHATS and data.label_column is None:
+            return Fields(data.layout or style, chat=column)
+        return Fields("prompt_completion", asked=column)
+    if column is not None and column.lower() in CHATS and data.text_column is None and data.layout is None:
+        column = first_of(ASKED, there)
+    if column is None and data.layout in (None, "text") and "text" in there:
+        return Fields("text", asked="text")
+    if column is None:
+        names = ", ".join(wanted or (*CHATS, *ASKED, "text"))
+        raise InputError(
+            f"No column with a question in {data.name}; it has {', '.join(there)}; wanted one of: {names}. Set --text_column"
+        )
+    told = next(
+        (
+            name
+            for name, layout in LAYOUTS.items()
+            if layout.columns[0] == column.lower() and name not in ("messages", "sharegpt")
+        ),
+        "question_answer",
+    )
+    return Fields(data.layout or told, asked=column)
+
+
+def holds(rows: Dataset, column: str, what: Callable[[Any], bool]) -> bool:
+    return next((what(value) for value in rows[column] if value), False)

@@ -1,0 +1,265 @@
+"""Questions and answers in any layout → messages, or one text and its answer. Knows layouts; knows no tokenizer.
+
+Whatever the layout, there is one question (messages that were said before, or a text) and one answer, so that the same chat has
+the same tokens in each of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset, Features, Json, List, Value
+
+from finetune.data.accounting import Used
+from finetune.data.columns import Columns
+from finetune.data.conversations import (
+    Message,
+    MessageError,
+    as_chat,
+    is_chat,
+    is_message,
+    last_learnt,
+    not_learnt,
+    said_in,
+)
+from finetune.data.encode import code, fingerprint
+from finetune.data.layouts import ASKED, BESIDE, HISTORY, SYSTEM, Fields, find_fields, first_of, holds
+from finetune.data.places import PLACE, columns_of, place_of
+from finetune.data.sources import DataArguments
+from finetune.errors import InputError
+
+BREAK = "\n\n"  # between the parts of a question
+
+
+def asked_messages(
+    row: dict[str, Any], fields: Fields, strange: dict[str, list[Any]] | None = None
+) -> list[Message]:
+    """All that is said before the answer, and of chats the answers too: system, history, question.
+
+    Raises:
+        MessageError: what can't be read as messages.
+    """
+    earlier = as_chat(row[fields.history], strange) if fields.history else []
+    earlier = earlier if fields.turns == "all" else not_learnt(earlier)
+    if fields.chat:
+        said = as_chat(row[fields.chat], strange)
+    elif isinstance(row[fields.asked or ""], str) or row[fields.asked or ""] is None:
+        text = asked_text(row, fields)
+        said = [{"role": "user", "content": text}] if text else []
+    else:
+        said = not_learnt(as_chat(row[fields.asked or ""], strange))
+        beside = BREAK.join(str(row[name]) for name in fields.beside if row[name])
+        said += [{"role": "user", "content": beside}] if beside else []
+    system = row[fields.system] if fields.system else None
+    if system:
+        own = [message for message in said[:1] if message["role"] == "system"]
+        text = BREAK.join([str(system), *(m["content"] for m in own if m["content"] != system)])
+        said = [{"role": "system", "content": text}, *earlier, *said[len(own) :]]
+        return said
+    return [*earlier, *said]
+
+
+def asked_text(row: dict[str, Any], fields: Fields) -> str:
+    """The question's parts as one text; one that is empty adds nothing.
+
+    Raises:
+        MessageError: a part that is no text.
+    """
+    parts = [row[name] for name in (fields.asked, *fields.beside) if name]
+    strange = next(
+        (part for part in parts if part is not None and not isinstance(part, (str, int, float))), None
+    )
+    if strange is not None:
+        raise MessageError(f"{strange!r:.60} in its question; wanted a text")
+    texts = [
+        part if isinstance(part, str) else str(part) for part in parts if part is not None and part != ""
+    ]
+    return BREAK.join(texts)
+
+
+def conversation(
+    row: dict[str, Any], fields: Fields, strange: dict[str, list[Any]] | None = None
+) -> list[Message]:
+    """A whole chat, its answer too."""
+    messages = asked_messages(row, fields, strange)
+    if fields.answer:
+        messages += as_chat(row[fields.answer], strange, role="assistant")
+    return last_learnt(messages) if fields.turns == "last" else messages
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Rows in the form that a verb reads, and what was made of their columns.
+
+    Attributes:
+        texts: what is read of a raw row, parted by NUL.
+        hint: what else a text that nothing reads may be wanted for.
+        aside: columns that are known to be about what is read, as parts of speech are.
+        strange: values under keys of messages that nobody reads, by their dotted names.
+    """
+
+    rows: Dataset
+    columns: Columns
+    used: Used
+    texts: Callable[[dict[str, Any]], str]
+    layout: str = ""
+    hint: str = ""
+    aside: tuple[str, ...] = ()
+    strange: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def lay_out_chats(rows: Dataset, data: DataArguments) -> Laid:
+    """Rows for sft: `prompt` and `completion`, `text` alone, or `messages` and `tools`.
+
+    Raises:
+        InputError: columns that are missing, or a row that can't be read, with its place.
+    """
+    fields = find_fields(rows, data)
+    if fields.layout == "text":
+        return Laid(rows, Columns("text", None, "text"), fields.used(), lambda row: str(row["text"]), "text")
+    if fields.plain and not any(
+        holds(rows, str(name), lambda v: not isinstance(v, str)) for name in (fields.asked, fields.answer)
+    ):
+        features = {"prompt": Value("string"), "completion": Value("string")}
+        made = mapped_rows(
+            rows,
+            fields,
+            lambda row: {"prompt": asked_text(row, fields), "completion": _answer_text(row, fields)},
+            features,
+        )
+        return Laid(
+            made,
+            Columns("prompt", None, "completion"),
+            fields.used(),
+            lambda row: f"{asked_text(row, fields)}\x00{row[str(fields.answer)]}",
+            fields.layout,
+        )
+    features = {"messages": List(Json()), "tools": Json()} if fields.tools else {"messages": List(Json())}
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        tools = {"tools": as_tools(row[fields.tools])} if fields.tools else {}
+        return {"messages": conversation(row, fields), **tools}
+
+    made = mapped_rows(rows, fields, read, features)
+    return Laid(
+        made, Columns("messages", None, "messages"), fields.used(), lambda row: said_in(conversation(row, fields)),
+        fields.layout, strange=strange_keys(rows, fields),
+    )  # fmt: skip
+
+
+def lay_out_questions(
+    rows: Dataset, data: DataArguments, sources: Sequence[str], targets: Sequence[str]
+) -> Laid:
+    """Rows for models that read a source and write a target: columns with the usual names as they are, else `text` and `label`.
+
+    Raises:
+        InputError: columns that are missing, or a chat of several turns.
+    """
+    there = columns_of(rows)
+    one, other = data.text_column or first_of(sources, there), data.label_column or first_of(targets, there)
+    named = data.text_column is not None and data.label_column is not None
+    asked = first_of(ASKED, there)
+    if (
+        one is not None
+        and other is not None
+        and (named or (asked in (None, one) and not first_of((*SYSTEM, *HISTORY), there)))
+    ) and (named or not [name for name in BESIDE if name in there and name != one]):
+        return Laid(
+            rows,
+            Columns(one, None, other),
+            {"text": [one], "label": [other]},
+            lambda row: f"{row.get(one)}\x00{row.get(other)}",
+        )
+    fields = find_fields(rows, data)
+    if fields.chat or fields.tools:
+        raise InputError(
+            f"The rows of {data.name} are chats ({fields.chat or fields.tools}), which this task doesn't read; wanted one text and its "
+            "answer. Use scripts/sft.py, or set --text_column and --label_column"
+        )
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "text": BREAK.join(message["content"] for message in asked_messages(row, fields)),
+            "label": _answer_text(row, fields),
+        }
+
+    made = mapped_rows(rows, fields, read, {"text": Value("string"), "label": Value("string")})
+    return Laid(
+        made,
+        Columns("text", None, "label"),
+        fields.used(),
+        lambda row: "\x00".join(read(row).values()),
+        fields.layout,
+    )
+
+
+def _answer_text(row: dict[str, Any], fields: Fields) -> str:
+    answer = row[fields.answer or ""]
+    if answer is not None and not isinstance(answer, (str, int, float)):
+        raise MessageError(f"the answer {answer!r:.60}; wanted a text")
+    return "" if answer is None else str(answer)
+
+
+def as_tools(given: Any) -> Any:
+    """Descriptions of tools, from the JSON that they may be; None where there are none.
+
+    Raises:
+        MessageError: a text that is no JSON.
+    """
+    if not isinstance(given, str):
+        return given or None
+    try:
+        return json.loads(given) if given.strip() else None
+    except json.JSONDecodeError as error:
+        raise MessageError(f"tools that are no JSON ({error}): {given!r:.60}") from error
+
+
+def strange_keys(rows: Dataset, fields: Fields) -> dict[str, list[Any]]:
+    """What messages hold under keys that nobody reads, by dotted names; without those that aren't wanted."""
+    found: dict[str, list[Any]] = {}
+    for column in (fields.chat, fields.asked, fields.answer):
+        if column is None or not holds(rows, column, lambda value: is_chat(value) or is_message(value)):
+            continue
+        inner: dict[str, list[Any]] = {}
+        for value in rows[column]:
+            as_chat(value, inner)
+        found |= {
+            f"{column}.{key}": values
+            for key, values in inner.items()
+            if f"{column}.{key}" not in fields.ignored
+        }
+    return found
+
+
+def mapped_rows(
+    rows: Dataset, fields: Fields, read: Callable[[dict[str, Any]], dict[str, Any]], features: dict[str, Any]
+) -> Dataset:
+    """Rows through `read`, with their place and `id`; kept in the cache where content, fields and code are old ones.
+
+    Raises:
+        InputError: a row that can't be read, with its place.
+    """
+
+    def at(row: dict[str, Any], index: int) -> dict[str, Any]:
+        try:
+            return read(row)
+        except MessageError as error:
+            raise InputError(
+                f"In {place_of(rows, index)} stands {error}. Mend the row or leave it out"
+            ) from error
+
+    kept = {name: rows.features[name] for name in ("id", PLACE) if name in rows.column_names}
+    told = [
+        code(),
+        repr(fields),
+        sorted(features),
+        fingerprint(rows, Columns("", None, ""), *fields.columns(), *kept),
+    ]
+    return rows.map(
+        at, with_indices=True, remove_columns=[name for name in rows.column_names if name not in kept],
+        features=Features(kept | features), new_fingerprint=hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32], desc="Reading rows",
+    )  # fmt: skip

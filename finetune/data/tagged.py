@@ -1,0 +1,190 @@
+"""Words with tags, in any scheme, or texts with the places of entities → words and IOB2 tags. Knows columns and tags alone."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import ClassLabel, Dataset, List, Value
+
+from finetune.data.checks import want_lists
+from finetune.data.columns import TEXTS, Columns, label_lists, pick_columns
+from finetune.data.labelled import as_read, named_classes
+from finetune.data.layouts import first_of
+from finetune.data.places import columns_of, place_of
+from finetune.data.questions import Laid
+from finetune.data.sources import DataArguments
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+WORDS, TAGS = ("tokens", "words"), ("ner_tags", "pos_tags", "tags", "labels", "chunk_tags")
+ENTITIES = ("entities", "spans", "ents", "annotations", "label", "labels")
+STARTS, ENDS, KINDS = (
+    ("start", "begin", "start_offset", "start_char"),
+    ("end", "end_offset", "end_char"),
+    ("label", "type", "entity", "tag", "entity_type", "entity_group"),
+)
+PIECE = re.compile(r"\w+|[^\w\s]")
+ENDING, SINGLE, INNER = ("E-", "L-"), ("S-", "U-"), ("I-", "M-")  # BIOES, BILOU, BMES
+
+
+def lay_out_tags(rows: Dataset, data: DataArguments) -> Laid:
+    """Words and a tag for each.
+
+    Raises:
+        InputError: columns that are missing or hold no lists, entities that don't stand where they say.
+    """
+    there = columns_of(rows)
+    spans = data.label_column or first_of(ENTITIES, there)
+    if (
+        data.text_column not in WORDS
+        and not first_of(WORDS, there)
+        and spans in there
+        and isinstance(rows.features[spans], List)
+    ):
+        return _from_places(rows, data, spans)
+    columns = pick_columns(rows, data, text=WORDS, label=TAGS)
+    for column in (columns.text, columns.label):
+        want_lists(rows, column)
+    rows = named_classes(rows, columns.label, data.label_names)
+    rows = in_iob2(rows, columns.label)
+    laid = as_read(rows, columns)
+    layers = tuple(
+        name
+        for name in there
+        if name not in (columns.text, columns.label) and _as_long(rows, name, columns.text)
+    )
+    return Laid(laid.rows, laid.columns, laid.used, laid.texts, aside=layers)
+
+
+def _as_long(rows: Dataset, column: str, words: str) -> bool:
+    """Whether a column says something of each word, as parts of speech do."""
+    feature = rows.features[column]
+    return isinstance(feature, List) and all(
+        len(one or ()) == len(other or ()) for one, other in zip(rows[column], rows[words], strict=True)
+    )
+
+
+def in_iob2(rows: Dataset, column: str) -> Dataset:
+    """Rows with their tags in IOB2, whatever scheme they are in; tags that mark no entities stay."""
+    feature = rows.features[column]
+    tags = label_lists(feature, rows[column][:])
+    declared = isinstance(feature.feature, ClassLabel)
+    scheme = scheme_of([*tags, *([name] for name in feature.feature.names)] if declared else tags)
+    # names that were declared with the data are IOB2's, and an I- that begins is a fault of its row
+    if scheme in (None, "IOB2") or (declared and scheme == "IOB1"):
+        return rows
+    logger.warning("Tags in '%s' are %s and read as IOB2", column, scheme)
+    made = rows.remove_columns(column).add_column(
+        column, [to_iob2(row) for row in tags], feature=List(Value("string"))
+    )
+    return made.select_columns(rows.column_names)
+
+
+def scheme_of(tags: Sequence[Sequence[str]]) -> str | None:
+    """IOB2, IOB1 (B- only between neighbours of one kind) or BIOES, which BILOU and BMES are other names of; None for other tags."""
+    names = {tag for row in tags for tag in row} - {"O"}
+    if not names or not all(len(name) > 2 and name[:2] in ("B-", *ENDING, *SINGLE, *INNER) for name in names):
+        return None
+    if any(name[:2] in (*ENDING, *SINGLE, "M-") for name in names):
+        return "BIOES"
+    begins, follows = False, False
+    for row in tags:
+        if len(row) == 1:
+            continue  # one word, or the name of a class: it has no neighbour
+        for before, tag in zip(["O", *row], row, strict=False):
+            fresh = before[2:] != tag[2:]
+            begins |= tag.startswith("I-") and fresh
+            follows |= tag.startswith("B-") and fresh
+    return "IOB1" if begins and not follows else "IOB2"
+
+
+def to_iob2(tags: Sequence[str]) -> list[str]:
+    """Tags of a row in IOB2: an entity begins with B-, goes on with I-."""
+    made, before = [], "O"
+    for tag in tags:
+        goes_on = (
+            tag[:2] in (*INNER, *ENDING) and before[2:] == tag[2:] and before[:2] not in (*ENDING, *SINGLE)
+        )
+        made.append(tag if tag == "O" else ("I-" if goes_on else "B-") + tag[2:])
+        before = tag
+    return made
+
+
+def _from_places(rows: Dataset, data: DataArguments, column: str) -> Laid:
+    text = data.text_column or first_of(TEXTS, columns_of(rows))
+    if text is None:
+        raise InputError(
+            f"No column 'text' in {data.name}; it has {', '.join(columns_of(rows))}. Set --text_column"
+        )
+    words, tags = [], []
+    for index, (said, given) in enumerate(zip(rows[text], rows[column], strict=True)):
+        try:
+            row = tagged(said or "", [place_in(one) for one in given or ()])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"In {place_of(rows, index)}, column '{column}': {error}. Mend the row or leave it out"
+            ) from error
+        words.append(row[0])
+        tags.append(row[1])
+    kept = rows.remove_columns([name for name in rows.column_names if name in (*WORDS, *TAGS)])
+    made = kept.add_column("tokens", words, feature=List(Value("string"))).add_column(
+        "ner_tags", tags, feature=List(Value("string"))
+    )
+    return Laid(
+        made,
+        Columns("tokens", None, "ner_tags"),
+        {"text": [text], "label": [column]},
+        lambda row: str(row[text]),
+        "places of entities",
+    )
+
+
+def place_in(given: Any) -> tuple[int, int, str]:
+    """First and last character (exclusive) of an entity, and its kind: a record, or a list of the three.
+
+    Raises:
+        ValueError: neither.
+    """
+    if isinstance(given, dict):
+        found = [first_of(names, list(given)) for names in (STARTS, ENDS, KINDS)]
+        if None in found:
+            raise ValueError(f"the entity {given!r:.80}; wanted start, end and label")
+        start, end, kind = (given[str(name)] for name in found)
+        kind = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
+        return int(start), int(end), str(kind)
+    if isinstance(given, (list, tuple)) and len(given) == 3:
+        return int(given[0]), int(given[1]), str(given[2])
+    raise ValueError(f"the entity {given!r:.80}; wanted start, end and label")
+
+
+def tagged(text: str, entities: Sequence[tuple[int, int, str]]) -> tuple[list[str], list[str]]:
+    """Words of a text and their IOB2 tags. A word ends where an entity does.
+
+    Raises:
+        ValueError: entities that lie across each other, beyond the text, or on nothing.
+    """
+    borders = {border for start, end, _ in entities for border in (start, end)}
+    places = []
+    for match in PIECE.finditer(text):
+        cuts = [match.start(), *sorted(b for b in borders if match.start() < b < match.end()), match.end()]
+        places += list(itertools.pairwise(cuts))
+    tags, before = ["O"] * len(places), -1
+    for start, end, kind in sorted(entities):
+        inside = [place for place, (a, b) in enumerate(places) if start <= a and b <= end]
+        if not inside or not 0 <= start < end <= len(text):
+            raise ValueError(
+                f"the entity {kind} from {start} to {end} holds no word of a text of {len(text)} characters"
+            )
+        if start < before:
+            raise ValueError(
+                f"the entity {kind} from {start} to {end} lies across another one; wanted one tag a word"
+            )
+        for place in inside:
+            tags[place] = ("B-" if place == inside[0] else "I-") + kind
+        before = end
+    return [text[a:b] for a, b in places], tags

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 import yaml
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.adapters.loading import labels_of
-from finetune.adapters.weights import read_adapter
+from finetune.adapters.weights import read_adapter, read_tensors
 from finetune.artefacts import passport
 from finetune.artefacts.files import ARGUMENTS, METRICS, RUN, write_atomically
 from finetune.artefacts.folder import LABELS
@@ -32,11 +32,12 @@ from finetune.methods import head_names
 from finetune.models.load import MADE_UP
 from finetune.tasks.task import Task
 from finetune.tuners import BottleneckConfig
-from finetune.tuners.bottleneck.layer import Sequential
+from finetune.tuners.bottleneck.layer import AfterLayer, AfterNorm, BottleneckLayer, Sequential
 
 CONFIG, WEIGHTS, ADAPTERS = "fusion.json", "fusion.safetensors", "adapters"
 COPIED = (passport.CONFIG, passport.WEIGHTS, passport.PASSPORT)
 LEARNING_RATE = 5e-5  # the paper's, section 4.2
+SEQUENTIAL = (Sequential, AfterNorm, AfterLayer)
 PARTS = ("query", "key", "value")
 
 
@@ -72,7 +73,7 @@ class Fused(nn.Module):
     Shapes: hidden [..., width]; the adapters' outputs [..., adapters, width].
     """
 
-    def __init__(self, layer: Sequential, names: Sequence[str]) -> None:
+    def __init__(self, layer: BottleneckLayer, names: Sequence[str]) -> None:
         super().__init__()
         self.layer, self.names = layer, list(names)
         down: Any = layer.bottleneck_down[self.names[0]]
@@ -85,11 +86,14 @@ class Fused(nn.Module):
         nn.init.normal_(self.query.weight, std=0.02)
         nn.init.normal_(self.key.weight, std=0.02)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        hidden = self.layer.base_layer(*args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer.around([self._change], *args, **kwargs)
+
+    def _change(self, hidden: Tensor) -> Tensor:
+        """What the mixture adds to what the adapters read."""
         outputs = torch.stack([hidden + self.layer.change(name, hidden) for name in self.names], dim=-2)
         scores = (self.query(hidden)[..., None, :] * self.key(outputs)).sum(-1)
-        return (scores.softmax(-1)[..., None] * self.value(outputs)).sum(-2)
+        return (scores.softmax(-1)[..., None] * self.value(outputs)).sum(-2) - hidden
 
     def drift(self) -> Tensor:
         """Squared distance of the values from the identity: the paper's regulariser, to be added to the loss
@@ -107,7 +111,7 @@ def fuse(network: PeftModel, names: Sequence[str]) -> list[Fused]:
     missing = [name for name in names if name not in network.peft_config]
     if missing or not names:
         raise InputError(f"No adapter {missing or 'named'}; the model has: {', '.join(network.peft_config)}")
-    layers = {path: module for path, module in network.named_modules() if isinstance(module, Sequential)}
+    layers = {path: module for path, module in network.named_modules() if isinstance(module, SEQUENTIAL)}
     partial = [path for path, layer in layers.items() if not set(names) <= set(layer.scaling)]
     if not layers or partial:
         where = f"'{partial[0]}' has not all of them" if partial else "there is no sequential bottleneck"
@@ -151,7 +155,7 @@ def mount_all(
         else:
             tuned.add_adapter(name, config)
         set_peft_model_state_dict(
-            tuned, {k: v for k, v in load_file(folder / passport.WEIGHTS).items() if "bottleneck_" in k}, name
+            tuned, {k: v for k, v in read_tensors(folder).items() if "bottleneck_" in k}, name
         )
     if tuned is None:
         raise InputError("No adapters to fuse; name two or more by --adapters")
@@ -286,7 +290,7 @@ def load_fusion(network: PeftModel, folder: str | Path) -> list[Fused]:
     if not (path / CONFIG).is_file():
         raise InputError(f"{path} holds no {CONFIG}; wanted a folder that save_fusion wrote")
     fused = fuse(network, json.loads((path / CONFIG).read_text(encoding="utf-8"))["adapters"])
-    tensors, layers, base = load_file(path / WEIGHTS), _fused(network), network.get_base_model()
+    tensors, layers, base = load((path / WEIGHTS).read_bytes()), _fused(network), network.get_base_model()
     heads = {
         f"{head}.{key}": t
         for head in _trained_whole(base)

@@ -88,7 +88,8 @@ class LowRankLinear(lora.Linear):
 
 @contextmanager
 def without_input_casts(network: nn.Module, active: bool) -> Iterator[None]:
-    """PEFT's casts of every adapter's input to its weight's type left out: under autocast the next product undoes them.
+    """PEFT's casts of every adapter's input to its weight's type left out: under autocast the next product
+    undoes them.
 
     PEFT's own `disable_input_dtype_casting` stops at layers that know no such cast.
     """

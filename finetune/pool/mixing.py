@@ -21,8 +21,15 @@ from transformers.pytorch_utils import Conv1D
 from finetune.adapters.weights import Adapter, Unmixable
 from finetune.errors import InputError
 from finetune.pool.virtual_tokens import VirtualTokens
-from finetune.tuners.bottleneck.layer import Parallel, ParallelOutput
-from finetune.tuners.bottleneck.sites import parallel_kind
+from finetune.tuners.bottleneck.layer import (
+    AfterNorm,
+    BottleneckLayer,
+    Parallel,
+    ParallelOutput,
+    WideIn,
+    WideOut,
+)
+from finetune.tuners.bottleneck.sites import kind_of
 
 
 @dataclass(eq=False)
@@ -157,8 +164,7 @@ class Mixture:
     def _check(self, name: str, adapter: Adapter) -> None:
         module = self.modules[name]
         if adapter.kind == "BOTTLENECK":
-            kind = parallel_kind(self.network.config.model_type, name)
-            if adapter.config["shape"] == "parallel" and kind not in (Parallel, ParallelOutput):
+            if self._kind(adapter, name) in (WideIn, WideOut):
                 raise Unmixable(f"it widens '{name}' itself")
         elif adapter.kind == "BITFIT":
             if dict(module.named_parameters(recurse=False)).get("bias") is None:
@@ -194,15 +200,24 @@ class Mixture:
                     changed[0] = _put(
                         changed[0], args[0], rows, changed[0][rows] * ready.adapter.scales[name]
                     )
-                elif name in ready.adapter.layers and self._place(ready, name) is ParallelOutput:
+                elif name in ready.adapter.layers and self._kind(ready.adapter, name) is ParallelOutput:
                     change = _bottleneck(ready, name, args[1][rows])
                     changed[1] = _put(changed[1], args[1], rows, changed[1][rows] + change)
         return tuple(changed)
 
-    def _after(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        plan = self.plan
-        if plan is None:
+    def _after(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        if self.plan is None:
             return None
+        if isinstance(output, tuple):  # whole layers of some architectures give more than their states
+            changed = self._changed(name, module, args, output[0])
+            return None if changed is output[0] else (changed, *output[1:])
+        changed = self._changed(name, module, args, output)
+        return None if changed is output else changed
+
+    def _changed(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """A layer's output after what each row's adapters change of it."""
+        plan = self.plan
+        assert plan is not None
         if len(output) != len(plan.rows):
             raise InputError(
                 f"The layer '{name}' sees {len(output)} rows in a batch of {len(plan.rows)}: no adapters "
@@ -213,6 +228,8 @@ class Mixture:
         if beside is not None:
             result = result + _low_rank(args[0], beside)
         for chain, rows in plan.groups:
+            summed: Any = None  # what a norm is given, after adapters that add to it
+            shift: Any = 0
             for ready in chain:
                 adapter = ready.adapter
                 if name in adapter.scales and name not in adapter.inward:
@@ -220,6 +237,7 @@ class Mixture:
                 elif name in ready.parts:
                     result = _put(result, output, rows, ready.parts[name](*(a[rows] for a in args)))
                 elif name in adapter.shifts:
+                    shift = shift + adapter.shifts[name]
                     result = _put(result, output, rows, result[rows] + adapter.shifts[name])
                 elif name in ready.ratios:
                     change = _low_rank(
@@ -229,18 +247,21 @@ class Mixture:
                     result = _put(
                         result, output, rows, (result[rows] - bias + change) * ready.ratios[name] + bias
                     )
-                elif name in adapter.layers and self._place(ready, name) is not ParallelOutput:
-                    hidden = args[0] if self._place(ready, name) is Parallel else result
-                    result = _put(result, output, rows, result[rows] + _bottleneck(ready, name, hidden[rows]))
-        return None if result is output else result
+                elif name in adapter.layers:
+                    kind = self._kind(adapter, name)
+                    hidden = (args[0] if kind is Parallel else result)[rows]
+                    if kind is AfterNorm:  # its own function, past the hooks: LN(z + change(LN(z)))
+                        summed = args[0][rows] if summed is None else summed
+                        summed = summed + _bottleneck(ready, name, hidden)
+                        result = _put(result, output, rows, module.forward(summed) + shift)
+                    elif kind is not ParallelOutput:  # which has changed the input
+                        result = _put(result, output, rows, result[rows] + _bottleneck(ready, name, hidden))
+        return result
 
-    def _place(self, ready: Ready, name: str) -> Any:
-        """Parallel, ParallelOutput, or None behind the layer."""
-        return (
-            parallel_kind(self.network.config.model_type, name)
-            if ready.adapter.config["shape"] == "parallel"
-            else None
-        )
+    def _kind(self, adapter: Adapter, name: str) -> type[BottleneckLayer]:
+        """How a bottleneck adapter sits on a layer."""
+        model_type = self.network.config.model_type
+        return kind_of(adapter.config["shape"], model_type, name, self.modules[name])
 
 
 def _put(result: Tensor, original: Tensor, rows: Tensor, values: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from finetune.tuners.tuner import LayerTuner
+from finetune.tuners.tuner import BASE, LayerTuner, TunerType
 
-BITFIT = "BITFIT"
+BITFIT = TunerType.BITFIT
 # an output plus a vector is the same as a bias plus that vector in these alone
 ADDITIVE = (nn.Linear, Conv1D, nn.LayerNorm)
 
@@ -26,13 +26,17 @@ class BitFitConfig(PeftConfig):
     target_modules: list[str] | set[str] | str | None = field(
         default=None,
         metadata={
-            "help": "Layers whose bias is trained: a list of name endings, or one regular expression for whole names. "
-            "None: every linear layer and layer norm that has one."
+            "help": "Layers whose bias is trained: a list of name endings, or one regular expression for "
+            "whole names. None: every linear layer and layer norm that has one."
         },
     )
     modules_to_save: list[str] | None = field(
         default=None,
         metadata={"help": "Modules trained and saved whole beside the biases, such as a new head."},
+    )
+    init_weights: bool = field(
+        default=True,
+        metadata={"help": ("Start at zero, so that nothing changes; false draws at random, for tests.")},
     )
 
     def __post_init__(self) -> None:
@@ -40,6 +44,15 @@ class BitFitConfig(PeftConfig):
         self.peft_type = BITFIT
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
+
+
+def features(layer: Any) -> tuple[int, int]:
+    """Width of what goes into a layer, and of what comes out."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    return layer.weight.shape[0], layer.weight.shape[0]
 
 
 class BitFitLayer(nn.Module, BaseTunerLayer):
@@ -56,11 +69,13 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
         self._bias_before_merge: torch.Tensor | None = None
+        self.in_features, self.out_features = features(base_layer)
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: BitFitConfig) -> None:
         """Add an adapter of that name, at zero, trainable if it is active."""
-        self.bitfit_bias[adapter_name] = nn.Parameter(torch.zeros(self.bias.shape))
+        start = torch.zeros(self.bias.shape) if config.init_weights else torch.randn(self.bias.shape)
+        self.bitfit_bias[adapter_name] = nn.Parameter(start)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -90,7 +105,9 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         self._bias_before_merge = None
         self.merged_adapters.clear()
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> torch.Tensor:
+        if adapter_names is not None:
+            return self._mixed(self.base_layer(*args, **kwargs), adapter_names)
         if self.disable_adapters and self.merged:
             self.unmerge()
         output = self.base_layer(*args, **kwargs)
@@ -98,6 +115,15 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
             return output
         shifts = [self.bitfit_bias[name] for name in self.active_adapters if name in self.bitfit_bias]
         return (output + sum(shifts)).to(output.dtype) if shifts else output
+
+    def _mixed(self, output: torch.Tensor, names: list[str]) -> torch.Tensor:
+        """Each row's own shift; several names of a row aren't PEFT's way."""
+        if self.merged:
+            raise ValueError("Adapters are merged: rows can't go without them. Call unmerge_adapter() first.")
+        known = [name if name in self.bitfit_bias else BASE for name in names]
+        none = torch.zeros(output.shape[-1], device=output.device)
+        shifts = torch.stack([none if name == BASE else self.bitfit_bias[name] for name in known])
+        return (output + shifts.reshape(len(known), *[1] * (output.dim() - 2), -1)).to(output.dtype)
 
 
 class BitFitModel(LayerTuner):
@@ -126,7 +152,12 @@ class BitFitModel(LayerTuner):
 
     def _biased_layers(self, heads: list[str]) -> set[str]:
         layers = {}
+        # a bare trunk's pooler feeds a head that isn't there: its bias would never get a gradient
+        bare = getattr(self.model, "base_model", None) is self.model
+        unused = {"pooler"} if bare else set()
         for name, module in self.model.named_modules():
+            if unused & set(name.split(".")):
+                continue
             if isinstance(module, BitFitLayer):
                 layers[name] = module.get_base_layer()
             elif "base_layer" not in name.split(".") and isinstance(module, ADDITIVE):

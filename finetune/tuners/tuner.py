@@ -4,10 +4,29 @@ method."""
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+
+BASE = "__base__"  # PEFT's name for rows that no adapter changes
+
+
+class TunerType(StrEnum):
+    """Names of this package's methods; PEFT's hot-swap and status read `.value`, as of its own
+    enumeration."""
+
+    BITFIT = "BITFIT"
+    BOTTLENECK = "BOTTLENECK"
+
+
+def _name_rows(module: nn.Module, args: Any, kwargs: Any, adapter_names: list[str]) -> Any:
+    return args, kwargs | {"adapter_names": adapter_names}
 
 
 class LayerTuner(BaseTuner):
@@ -40,6 +59,34 @@ class LayerTuner(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's mixed batches: `adapter_names` in a call says which adapter each row goes through.
+
+        Raises:
+            ValueError: in training, an unknown adapter, or beams.
+        """
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        unknown = sorted(set(names) - {BASE, *self.peft_config})
+        if self.training or unknown or (kwargs.get("num_beams") or 1) > 1:
+            what = f"there is no adapter {unknown[0]!r}" if unknown else "it is for inference without beams"
+            raise ValueError(f"adapter_names: {what}; the model has {', '.join(self.peft_config)}.")
+        kinds = (self.tuner_layer_cls, AuxiliaryTrainingWrapper)
+        hook = partial(_name_rows, adapter_names=list(names))
+        handles = [
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+            for module in self.modules()
+            if isinstance(module, kinds)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module

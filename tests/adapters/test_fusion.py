@@ -63,10 +63,10 @@ def test_one_adapter_fused_is_itself(two):
 def test_equal_scores_give_the_mean_of_the_adapters(two):
     fused = fuse(two(), NAMES)[0]
     torch.nn.init.zeros_(fused.query.weight)
-    inner = torch.randn(2, 3, 32)
-    hidden = fused.layer.base_layer(inner)
-    outputs = [hidden + fused.layer.change(name, hidden) for name in NAMES]
-    assert torch.allclose(fused(inner), (outputs[0] + outputs[1]) / 2, atol=1e-6)
+    total, norm = torch.randn(2, 3, 16), fused.layer.base_layer
+    hidden = norm(total)
+    change = sum(fused.layer.change(name, hidden) for name in NAMES) / 2
+    assert torch.allclose(fused(total), norm(total + change), atol=1e-6)
     assert fused.drift() == 0
 
 

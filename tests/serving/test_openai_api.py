@@ -35,8 +35,8 @@ def byte_level_pool() -> AdapterPool:
     fast.chat_template = TEMPLATE
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=1,
     )  # fmt: skip
     return AdapterPool(AutoModelForCausalLM.from_config(config), fast)
 
@@ -124,7 +124,8 @@ def test_prompts_of_tokens(client, served):
 def test_penalties_and_samplers(client):
     options = {"model": "base", "prompt": "a", "max_tokens": 12, "temperature": 0}
     never = client.completions.create(
-        frequency_penalty=2, presence_penalty=2, logit_bias={"7": -100}, extra_body={"repetition_penalty": 5.0}, **options
+        frequency_penalty=2, presence_penalty=2, logit_bias={"7": -100},
+        extra_body={"repetition_penalty": 5.0}, **options,
     ).choices[0]  # fmt: skip
     assert len(set(never.text)) > len(set(client.completions.create(**options).choices[0].text)) - 1
     drawn = options | {"temperature": 1.0, "seed": 1}
@@ -183,7 +184,8 @@ def test_tools_reach_the_template_and_their_calls_come_back(client, served, monk
     messages = [
         {"role": "user", "content": "and in Rome?"},
         {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Rome"}'}}]},
+            {"id": "1", "type": "function",
+             "function": {"name": "weather", "arguments": '{"town": "Rome"}'}}]},
         {"role": "tool", "tool_call_id": "1", "content": "rain"},
     ]  # fmt: skip
     plain = [{"role": "user", "content": "x"}]

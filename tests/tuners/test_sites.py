@@ -74,7 +74,7 @@ def inputs(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
 def sub_layers(config: PreTrainedConfig) -> dict[str, int]:
     """How many modules each shape should adapt; a layer of two modules beside an inline feed-forward counts
     twice."""
-    layers, attentions = (4, 6) if config.is_encoder_decoder else (2, 2)
+    layers, attentions = (4, 4) if config.is_encoder_decoder else (2, 2)
     if config.model_type == "albert":
         layers = attentions = 1  # all layers share their weights
     return {
@@ -129,4 +129,7 @@ def test_a_module_the_table_does_not_know_is_a_whole_feed_forward():
 
 
 def test_the_names_of_bert():
-    assert targets("bert", "pfeiffer") == r"(.*\.)?(\d+\.output\.dense)"
+    assert (
+        targets({"model_type": "bert"}, BottleneckConfig(shape="pfeiffer"))
+        == r"(.*\.)?(\d+\.output\.LayerNorm)"
+    )

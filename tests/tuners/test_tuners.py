@@ -6,14 +6,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 from conftest import make_model
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from torch.nn.functional import gelu, relu
+from torch.nn.functional import gelu, relu, silu
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -33,10 +32,10 @@ CASES = {
     ("llama", "CAUSAL_LM"): (AutoModelForCausalLM, [], 4, 2),
     ("llama", "SEQ_CLS"): (AutoModelForSequenceClassification, ["score"], 4, 2),
     ("gpt2", "CAUSAL_LM"): (AutoModelForCausalLM, [], 4, 2),
-    ("t5", "SEQ_2_SEQ_LM"): (AutoModelForSeq2SeqLM, [], 10, 4),
-    ("t5", "SEQ_CLS"): (AutoModelForSequenceClassification, ["classification_head"], 10, 4),
-    ("bart", "SEQ_2_SEQ_LM"): (AutoModelForSeq2SeqLM, [], 10, 4),
-    ("bart", "SEQ_CLS"): (AutoModelForSequenceClassification, ["classification_head"], 10, 4),
+    ("t5", "SEQ_2_SEQ_LM"): (AutoModelForSeq2SeqLM, [], 8, 4),
+    ("t5", "SEQ_CLS"): (AutoModelForSequenceClassification, ["classification_head"], 8, 4),
+    ("bart", "SEQ_2_SEQ_LM"): (AutoModelForSeq2SeqLM, [], 8, 4),
+    ("bart", "SEQ_CLS"): (AutoModelForSequenceClassification, ["classification_head"], 8, 4),
 }
 EVERY = [
     (family, task, shape)
@@ -223,11 +222,11 @@ def test_a_sequential_adapter_by_hand(family, ending):
     task = {"bert": "SEQ_CLS", "distilbert": "SEQ_CLS", "t5": "SEQ_2_SEQ_LM", "bart": "SEQ_2_SEQ_LM"}.get(
         family, "CAUSAL_LM"
     )
-    model = adapted(family, task, "houlsby", scaling=2.0)
+    model = adapted(family, task, "houlsby", scaling=2.0, cross_attention=True)
     layer = module(model, ending)
     _, hidden = calls(layer.base_layer, model, task)
     _, output = calls(layer, model, task)
-    assert same(output, hidden + by_hand(dict(layer.named_parameters()), hidden, 2.0))
+    assert same(output, hidden + by_hand(dict(layer.named_parameters()), hidden, 2.0, f=silu))
 
 
 @pytest.mark.parametrize(
@@ -271,8 +270,9 @@ def test_a_parallel_adapter_in_bart_reads_the_feed_forwards_input():
 
 @pytest.mark.parametrize("order", [["default", "second"], ["second", "default"]])
 def test_sequential_adapters_stack_in_the_order_given(order):
-    model = adapted("llama", "CAUSAL_LM", "pfeiffer")
-    model.add_adapter("second", config("llama", "CAUSAL_LM", "pfeiffer"))
+    options = {"original_ln_before": False}
+    model = adapted("llama", "CAUSAL_LM", "pfeiffer", **options)
+    model.add_adapter("second", config("llama", "CAUSAL_LM", "pfeiffer", **options))
     shake(model, "second").base_model.set_adapter(order)
     layer = module(model, "mlp.down_proj")
     _, hidden = calls(layer.base_layer, model, "CAUSAL_LM")
@@ -349,7 +349,9 @@ def test_settled_options():
     assert (BottleneckConfig().scaling, BottleneckConfig(shape="parallel").scaling) == (1.0, 4.0)
     assert BottleneckConfig(shape="parallel", scaling=2.0).scaling == 2.0
     assert adapted("bart", "SEQ_CLS", "parallel").peft_config["default"].non_linearity == "gelu"
-    assert adapted("bart", "SEQ_CLS", "houlsby").peft_config["default"].non_linearity == "relu"
+    assert adapted("bart", "SEQ_CLS", "houlsby").peft_config["default"].non_linearity == "swish"
+    assert adapted("bart", "SEQ_CLS", "pfeiffer").peft_config["default"].non_linearity == "relu"
+    assert [BottleneckConfig(shape=shape).reduction_factor for shape in SHAPES] == [16, 16, 2]
 
 
 @pytest.mark.parametrize(
@@ -384,7 +386,7 @@ def test_what_a_model_cannot_take(family, task, options, error, message):
 def test_parallel_and_sequential_do_not_mix():
     model = adapted("bert", "SEQ_CLS", "parallel")
     before = logits(model, "SEQ_CLS")
-    with pytest.raises(ValueError, match="houlsby, parallel"):
+    with pytest.raises(ValueError, match=r"houlsby \(inside\), parallel \(beside\)"):
         model.add_adapter("second", config("bert", "SEQ_CLS", "houlsby"))
     assert same(logits(model, "SEQ_CLS"), before)
 
@@ -398,7 +400,3 @@ def test_an_unknown_architecture_needs_names():
     options = BottleneckConfig(reduction_factor=4, target_modules=["mlp.dense_4h_to_h"])
     model = get_peft_model(bloom(), options)
     assert sum(isinstance(m, BaseTunerLayer) for m in model.modules()) == 2
-
-
-def test_peft_finds_the_method_by_name():
-    assert peft.get_peft_config({"peft_type": "BOTTLENECK", "shape": "pfeiffer"}).shape == "pfeiffer"

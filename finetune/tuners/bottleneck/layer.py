@@ -6,6 +6,8 @@ functions.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +17,25 @@ from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from finetune.tuners.bottleneck.config import BottleneckConfig
+from finetune.tuners.tuner import BASE
+
+Step = Callable[[torch.Tensor], torch.Tensor]  # what an adapter reads → what it adds
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm over its last dimension, of whatever class."""
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    return weight is not None and weight.dim() == 1 and not list(module.children())
 
 
 def width(module: nn.Module) -> int:
-    """Features of a module's output: those of the last linear layer in it.
+    """Features of a module's output: a norm's own, else those of the last linear layer in it.
 
     Raises:
         TypeError: there is none.
     """
+    if is_norm(module):
+        return module.weight.shape[0]  # type: ignore[union-attr, return-value]
     for layer in reversed(list(module.modules())):
         if isinstance(layer, nn.Linear):
             return layer.out_features
@@ -54,6 +67,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names: tuple[str, ...] = ("bottleneck_down", "bottleneck_act", "bottleneck_up")
     other_param_names: tuple[str, ...] = ("bottleneck_dropout", "scaling")
+    by_row = True  # whether each row of a batch can go through another adapter
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig) -> None:
         super().__init__()
@@ -65,6 +79,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.scaling: dict[str, float] = {}
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
+        self.in_features = self.out_features = width(base_layer)
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
@@ -80,9 +95,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def _build_up(self, name: str, config: BottleneckConfig, features: int) -> None:
         up = nn.Linear(units(features, config), features)
-        # zeros: a new adapter changes nothing
-        nn.init.zeros_(up.weight)
-        nn.init.zeros_(up.bias)
+        if config.init_weights:  # zeros: a new adapter changes nothing
+            nn.init.zeros_(up.weight)
+            nn.init.zeros_(up.bias)
         self.bottleneck_up[name] = up
         self.bottleneck_dropout[name] = nn.Dropout(config.dropout)
         self.scaling[name] = float(config.scaling)  # type: ignore[arg-type]  # the config settles it
@@ -95,6 +110,30 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             if parameter.is_floating_point():
                 return parameter.device, parameter.dtype
         return super()._get_base_layer_device_and_dtype(base_layer)
+
+    def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
+        if adapter_names is None:
+            return self.around([partial(self.change, name) for name in self.running()], *args, **kwargs)
+        if not self.by_row:
+            raise ValueError(
+                "A parallel adapter that widens the feed-forward takes one adapter for all rows; leave "
+                "adapter_names "
+                "out."
+            )
+        return self.around([partial(self._change_rows, adapter_names)], *args, **kwargs)
+
+    def around(self, steps: Sequence[Step], *args: Any, **kwargs: Any) -> Any:
+        """The frozen layer's output with what the steps add."""
+        raise NotImplementedError
+
+    def _change_rows(self, names: Sequence[str], hidden: torch.Tensor) -> torch.Tensor:
+        """What each row's own adapter adds; nothing for PEFT's `__base__`, nor for one that isn't on this
+        layer."""
+        total = torch.zeros_like(hidden)
+        for name in set(names) & set(self.scaling) - {BASE}:
+            rows = torch.tensor([i for i, own in enumerate(names) if own == name], device=hidden.device)
+            total[rows] = self.change(name, hidden[rows])
+        return total
 
     def running(self) -> list[str]:
         """Names of the adapters that take part in a call, in the order they run."""
@@ -120,22 +159,55 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
 
 class Sequential(BottleneckLayer):
-    """Behind a layer: its output goes through one adapter after the other (Houlsby, Pfeiffer)."""
+    """Behind a layer: its output goes through one adapter after the other (Houlsby)."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def around(self, steps: Sequence[Step], *args: Any, **kwargs: Any) -> torch.Tensor:
         hidden = self.base_layer(*args, **kwargs)
-        for name in self.running():
-            hidden = hidden + self.change(name, hidden)
+        for step in steps:
+            hidden = hidden + step(hidden)
         return hidden
+
+
+class AfterNorm(BottleneckLayer):
+    """At the layer norm that follows a feed-forward and its residual (Pfeiffer, in models that norm there).
+
+    The norm is given z = h + x. Adapters read LN(z), and what they add goes to h: LN(z + change(LN(z))).
+    """
+
+    def around(self, steps: Sequence[Step], total: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        for step in steps:
+            total = total + step(self.base_layer(total, *args, **kwargs))
+        return self.base_layer(total, *args, **kwargs)
+
+
+class AfterLayer(BottleneckLayer):
+    """Behind a whole layer that ends with a feed-forward and its residual (Pfeiffer, in models that norm a
+    sub-layer's input): what comes out is h + x, and goes through one adapter after the other."""
+
+    def around(self, steps: Sequence[Step], *args: Any, **kwargs: Any) -> Any:
+        found = self.base_layer(*args, **kwargs)
+        hidden = found[0] if isinstance(found, tuple) else found
+        for step in steps:
+            hidden = hidden + step(hidden)
+        return (hidden, *found[1:]) if isinstance(found, tuple) else hidden
+
+    def __getattr__(self, name: str) -> Any:
+        # models read their layers' attributes, such as which kind of attention one has
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
 
 
 class Parallel(BottleneckLayer):
     """Beside a feed-forward that is one module: same input, outputs added (He et al., table 1)."""
 
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def around(self, steps: Sequence[Step], hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         output = self.base_layer(hidden, *args, **kwargs)
-        for name in self.running():
-            output = output + self.change(name, hidden)
+        for step in steps:
+            output = output + step(hidden)
         return output
 
 
@@ -146,10 +218,12 @@ class ParallelOutput(BottleneckLayer):
     residual): what is added to the residual is added to the feed-forward's output.
     """
 
-    def forward(self, inner: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def around(  # type: ignore[override]
+        self, steps: Sequence[Step], inner: torch.Tensor, residual: torch.Tensor
+    ) -> torch.Tensor:
         total = residual
-        for name in self.running():
-            total = total + self.change(name, residual)
+        for step in steps:
+            total = total + step(residual)
         return self.base_layer(inner, total)
 
 
@@ -164,19 +238,17 @@ class WideIn(BottleneckLayer):
 
     adapter_layer_names = ("bottleneck_down",)
     other_param_names = ()
+    by_row = False  # rows would be of different widths
 
     def _build(self, name: str, config: BottleneckConfig, features: int) -> None:
         base: Any = self.get_base_layer()
         self.bottleneck_down[name] = nn.Linear(base.in_features, units(base.in_features, config))
 
     def running(self) -> list[str]:
-        return (
-            []
-            if self.disable_adapters
-            else [name for name in self.active_adapters if name in self.bottleneck_down]
-        )
+        known = [name for name in self.active_adapters if name in self.bottleneck_down]
+        return [] if self.disable_adapters else known
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def around(self, steps: Sequence[Step], hidden: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         output = self.base_layer(hidden)
         more = [self.shrink(name, hidden).to(output.dtype) for name in self.running()]
         return torch.cat([output, *more], dim=-1) if more else output
@@ -186,11 +258,12 @@ class WideOut(BottleneckLayer):
     """Second half: fc2 takes its own units, the adapters theirs (see `WideIn`)."""
 
     adapter_layer_names = ("bottleneck_up",)
+    by_row = False
 
     def _build(self, name: str, config: BottleneckConfig, features: int) -> None:
         self._build_up(name, config, features)
 
-    def forward(self, inner: torch.Tensor) -> torch.Tensor:
+    def around(self, steps: Sequence[Step], inner: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         names = self.running()
         layers: list[Any] = [self.get_base_layer(), *(self.bottleneck_up[name] for name in names)]
         own, *more = inner.split([layer.in_features for layer in layers], dim=-1)

@@ -6,11 +6,10 @@ from typing import Any
 
 from peft.config import PeftConfig
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from finetune.tuners.bottleneck.config import BottleneckConfig
-from finetune.tuners.bottleneck.layer import BottleneckLayer, Sequential, WideIn, WideOut
-from finetune.tuners.bottleneck.sites import SITES, parallel_kind, targets
+from finetune.tuners.bottleneck.config import PUBLISHED, BottleneckConfig
+from finetune.tuners.bottleneck.layer import BottleneckLayer, Sequential, WideIn, WideOut, is_norm
+from finetune.tuners.bottleneck.sites import SITES, kind_of, output, parallel_kind, targets
 from finetune.tuners.tuner import LayerTuner
 
 
@@ -31,7 +30,9 @@ class BottleneckModel(LayerTuner):
         """
         model_type = model_config["model_type"]
         if peft_config.target_modules is None:
-            peft_config.target_modules = targets(model_type, peft_config.shape)
+            peft_config.target_modules = targets(model_config, peft_config)
+            if peft_config.shape == "pfeiffer" and peft_config.original_ln_before is None:
+                peft_config.original_ln_before = True
         sites = SITES.get(model_type)
         shared = (
             model_config[sites.activation]
@@ -41,39 +42,63 @@ class BottleneckModel(LayerTuner):
         if shared and peft_config.non_linearity not in (None, shared):
             raise ValueError(
                 f"non_linearity is '{peft_config.non_linearity}', but a parallel adapter in '{model_type}' "
-                "shares the "
-                f"feed-forward's own, '{shared}'; leave non_linearity out of --method_kwargs."
+                "shares "
+                f"the feed-forward's own, '{shared}'; leave non_linearity out of --method_kwargs."
             )
-        peft_config.non_linearity = peft_config.non_linearity or shared or "relu"
+        published = str(PUBLISHED[peft_config.shape]["non_linearity"])
+        peft_config.non_linearity = peft_config.non_linearity or shared or published
         return peft_config
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         super()._check_new_adapter_config(config)
-        # the two kinds wrap nested modules in some architectures, where PEFT would skip the inner ones
-        # without a word
-        shapes = sorted(
-            {other.shape for other in self.peft_config.values() if isinstance(other, BottleneckConfig)}
-        )
-        if "parallel" in shapes and len(shapes) > 1:
+        # adapters on a module inside another's would be left out by PEFT without a word
+        others = [other for other in self.peft_config.values() if isinstance(other, BottleneckConfig)]
+        places = sorted({f"{other.shape} {self._place(other)}" for other in others})
+        if len({place.rpartition(" ")[2] for place in places}) > 1:
             raise ValueError(
-                "One model can't hold parallel and sequential adapters together; got the shapes "
-                f"{', '.join(shapes)}."
+                "One model can't hold parallel and sequential adapters together, nor adapters on layers and "
+                "inside "
+                f"them; got: {', '.join(places)}."
             )
+
+    def _place(self, config: BottleneckConfig) -> str:
+        """Which adapters can be in one model with others."""
+        if config.shape == "parallel":
+            return "(beside)"
+        model_config = self.get_model_config(self.model)
+        sites = SITES.get(model_config["model_type"])
+        named = config.original_ln_before is None and config.target_modules is not None
+        inside = config.shape == "houlsby" or config.original_ln_before is False or named or sites is None
+        return "(inside)" if inside or output(sites, model_config).endswith("orm") else "(around)"
 
     def _wrap(
         self, config: BottleneckConfig, adapter_name: str, target: nn.Module, name: str
     ) -> BottleneckLayer:
+        model_type = self.get_model_config(self.model)["model_type"]
+        kind = kind_of(config.shape, model_type, name, target)
+        self._check_kind(config, kind, target, name)
         if config.shape == "parallel":
-            kind = parallel_kind(self.get_model_config(self.model)["model_type"], name)
             self._check_both_halves(config, kind, name)
-            return kind(target, adapter_name, config)
-        if not isinstance(target, (nn.Linear, Conv1D)):
+        return kind(target, adapter_name, config)
+
+    def _check_kind(
+        self, config: BottleneckConfig, kind: type[BottleneckLayer], target: nn.Module, name: str
+    ) -> None:
+        """A shape names what its adapters read: another module under that name would be another method.
+
+        Raises:
+            TypeError: the module isn't what the shape sits on.
+        """
+        summed = config.original_ln_before if config.shape == "pfeiffer" else False
+        if config.shape == "parallel" or (summed is None and is_norm(target)):
+            return
+        if (kind is Sequential) == bool(summed):
+            place = "norms or layers that end with a residual" if summed else "a linear layer"
             raise TypeError(
-                f"A '{config.shape}' adapter sits behind a linear layer, and '{name}' is a "
-                f"{type(target).__name__}. "
-                "Set target_modules in --method_kwargs to the layers that end attention and feed-forward."
+                f"A '{config.shape}' adapter sits behind {place}, and '{name}' is a "
+                f"{type(target).__name__}. Set "
+                "target_modules in --method_kwargs (with pfeiffer, original_ln_before too)."
             )
-        return Sequential(target, adapter_name, config)
 
     def _check_both_halves(self, config: BottleneckConfig, kind: type[BottleneckLayer], name: str) -> None:
         """A widened feed-forward needs both its ends; half of one would fail at the first batch with a

@@ -4,9 +4,24 @@ runs nothing."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from finetune.tuners.bottleneck.layer import BottleneckLayer, Parallel, ParallelOutput, WideIn, WideOut
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from finetune.tuners.bottleneck.config import BottleneckConfig
+from finetune.tuners.bottleneck.layer import (
+    AfterLayer,
+    AfterNorm,
+    BottleneckLayer,
+    Parallel,
+    ParallelOutput,
+    Sequential,
+    WideIn,
+    WideOut,
+    is_norm,
+)
 
 
 @dataclass(frozen=True)
@@ -14,9 +29,13 @@ class Sites:
     """Module names of one architecture, as regular expressions for their endings.
 
     Attributes:
-        attention: linear layers that end an attention, self or cross.
+        attention: linear layers that end an attention of a text to itself.
         feed_forward: linear layers that end a feed-forward.
         parallel: what holds an adapter beside the feed-forward, and how.
+        output: where the feed-forward's output has its residual: the norm that follows it, or the layer that
+            ends with it where a sub-layer's input is normed.
+        normed_first: an entry of the configuration, and the output's place where it is set.
+        cross: linear layers that end an attention to an encoder.
         activation: the config's name of the feed-forward's activation, where a parallel adapter shares it.
     """
 
@@ -24,56 +43,81 @@ class Sites:
     feed_forward: str
     parallel: dict[str, type[BottleneckLayer]] = field(default_factory=dict)
     activation: str | None = None
+    output: str = r"layers\.\d+"
+    normed_first: tuple[str, str] | None = None
+    cross: str | None = None
 
 
 BERT = Sites(
-    r"(attention|crossattention)\.output\.dense", r"\d+\.output\.dense", {r"\d+\.output": ParallelOutput}
-)
+    r"attention\.output\.dense", r"\d+\.output\.dense", {r"\d+\.output": ParallelOutput},
+    output=r"\d+\.output\.LayerNorm", cross=r"crossattention\.output\.dense",
+)  # fmt: skip
 LLAMA = Sites(r"self_attn\.o_proj", r"mlp\.down_proj", {"mlp": Parallel})
-T5 = Sites(r"(SelfAttention|EncDecAttention)\.o", r"DenseReluDense\.wo", {"DenseReluDense": Parallel})
+T5 = Sites(
+    r"SelfAttention\.o", r"DenseReluDense\.wo", {"DenseReluDense": Parallel}, cross=r"EncDecAttention\.o",
+    output=r"encoder\.block\.\d+\.layer\.1|(.*\.)?decoder\.block\.\d+\.layer\.2",
+)  # fmt: skip
+WIDE: dict[str, type[BottleneckLayer]] = {"fc1": WideIn, "fc2": WideOut}
 BART = Sites(
-    r"(self_attn|encoder_attn)\.out_proj", "fc2", {"fc1": WideIn, "fc2": WideOut}, "activation_function"
+    r"self_attn\.out_proj", "fc2", WIDE, "activation_function", output="final_layer_norm",
+    cross=r"encoder_attn\.out_proj",
+)  # fmt: skip
+MBART = replace(BART, output=r"layers\.\d+")
+GPT2 = Sites(
+    r"attn\.c_proj", r"mlp\.c_proj", {"mlp": Parallel}, output=r"h\.\d+", cross=r"crossattention\.c_proj"
 )
-
-VIT = Sites(r"attention\.o_proj", r"mlp\.fc2", {"mlp": Parallel})
-WAV2VEC2 = Sites(r"attention\.out_proj", r"feed_forward\.output_dense", {"feed_forward": Parallel})
+VIT = Sites(r"attention\.o_proj", r"mlp\.fc2", {"mlp": Parallel}, output=r"layers?\.\d+")
+WAV2VEC2 = Sites(
+    r"attention\.out_proj", r"feed_forward\.output_dense", {"feed_forward": Parallel},
+    output="final_layer_norm",
+    normed_first=("do_stable_layer_norm", r"layers\.\d+"),
+)  # fmt: skip
 
 SITES: dict[str, Sites] = {
     "albert": Sites(
-        r"attention\.dense", "ffn_output", {r"\d+\.ffn": WideIn, "ffn_output": WideOut}, "hidden_act"
+        r"attention\.dense", "ffn_output", {r"\d+\.ffn": WideIn, "ffn_output": WideOut}, "hidden_act",
+        output="full_layer_layer_norm",
     ),
     "audio-spectrogram-transformer": VIT,
     "bart": BART,
     "bert": BERT,
-    "blenderbot": BART,
+    "blenderbot": MBART,
     "camembert": BERT,
     "deberta": BERT,
     "deberta-v2": BERT,
     "deit": VIT,
     "dinov2": VIT,
-    "distilbert": Sites(r"attention\.out_lin", r"ffn\.lin2", {"ffn": Parallel}),
+    "distilbert": Sites(
+        r"attention\.out_lin", r"ffn\.lin2", {"ffn": Parallel}, output="output_layer_norm"
+    ),
     "electra": BERT,
     "gemma": LLAMA,
     "gemma2": LLAMA,
     "gemma3_text": LLAMA,
-    "gpt2": Sites(r"(attn|crossattention)\.c_proj", r"mlp\.c_proj", {"mlp": Parallel}),
-    "gpt_neo": Sites(r"attn\.attention\.out_proj", r"mlp\.c_proj", {"mlp": Parallel}),
+    "gpt2": GPT2,
+    "gpt_neo": Sites(r"attn\.attention\.out_proj", r"mlp\.c_proj", {"mlp": Parallel}, output=r"h\.\d+"),
     "gpt_neox": Sites(r"attention\.dense", r"mlp\.dense_4h_to_h", {"mlp": Parallel}),
-    "gptj": Sites(r"attn\.out_proj", r"mlp\.fc_out", {"mlp": Parallel}),
+    "gptj": Sites(r"attn\.out_proj", r"mlp\.fc_out", {"mlp": Parallel}, output=r"h\.\d+"),
     "granite": LLAMA,
     "hubert": WAV2VEC2,
     "llama": LLAMA,
-    "m2m_100": BART,
+    "m2m_100": MBART,
     "marian": BART,
-    "mbart": BART,
+    "mbart": MBART,
     "mistral": LLAMA,
     "modernbert": Sites(r"attn\.Wo", r"mlp\.Wo", {"mlp": Parallel}),
-    "mpnet": Sites(r"attention\.attn\.o", r"\d+\.output\.dense", {r"\d+\.output": ParallelOutput}),
+    "mpnet": Sites(
+        r"attention\.attn\.o", r"\d+\.output\.dense", {r"\d+\.output": ParallelOutput},
+        output=r"\d+\.output\.LayerNorm",
+    ),
     "mt5": T5,
     "olmo": LLAMA,
     "olmo2": LLAMA,
-    "opt": Sites(r"self_attn\.out_proj", "fc2", {"fc1": WideIn, "fc2": WideOut}, "activation_function"),
-    "pegasus": BART,
+    "opt": Sites(
+        r"self_attn\.out_proj", "fc2", WIDE, "activation_function", output="final_layer_norm",
+        normed_first=("do_layer_norm_before", r"layers\.\d+"),
+    ),
+    "pegasus": MBART,
     "phi3": LLAMA,
     "qwen2": LLAMA,
     "qwen3": LLAMA,
@@ -83,31 +127,49 @@ SITES: dict[str, Sites] = {
     "umt5": T5,
     "vit": VIT,
     "wav2vec2": WAV2VEC2,
-    "whisper": BART,
+    "whisper": MBART,
     "xlm-roberta": BERT,
-}
+}  # fmt: skip
 
 
-def targets(model_type: str, shape: str) -> str:
+def targets(model_config: dict[str, Any], config: BottleneckConfig) -> str:
     """One regular expression for the whole names of the modules to adapt.
 
     Raises:
         ValueError: the architecture isn't in the table.
     """
+    model_type = model_config["model_type"]
     if model_type not in SITES:
         raise ValueError(
-            f"Where a '{shape}' adapter sits in the architecture '{model_type}' is unknown (known: "
-            f"{', '.join(SITES)}). "
-            'Name the modules as target_modules in --method_kwargs, for example {"target_modules": '
-            '["mlp.down_proj"]}.'
+            f"Where a '{config.shape}' adapter sits in the architecture '{model_type}' is unknown (known: "
+            f"{', '.join(SITES)}). Name the modules as target_modules in --method_kwargs, for example "
+            '{"target_modules": ["mlp.down_proj"]}.'
         )
     sites = SITES[model_type]
+    cross = [sites.cross] if config.cross_attention and sites.cross else []
     endings = {
-        "houlsby": [sites.attention, sites.feed_forward],
-        "pfeiffer": [sites.feed_forward],
+        "houlsby": [sites.attention, *cross, sites.feed_forward],
+        "pfeiffer": [
+            sites.feed_forward if config.original_ln_before is False else output(sites, model_config)
+        ],
         "parallel": list(sites.parallel),
-    }[shape]
+    }[config.shape]
     return rf"(.*\.)?({'|'.join(endings)})"
+
+
+def output(sites: Sites, model_config: dict[str, Any]) -> str:
+    """Where a feed-forward's output has its residual, in a model of this configuration."""
+    entry, normed_first = sites.normed_first or ("", "")
+    return normed_first if model_config.get(entry) else sites.output
+
+
+def kind_of(shape: str, model_type: str, name: str, module: nn.Module) -> type[BottleneckLayer]:
+    """How a module of that name holds an adapter of a shape."""
+    if shape == "parallel":
+        return parallel_kind(model_type, name)
+    if isinstance(module, (nn.Linear, Conv1D)):
+        return Sequential
+    return AfterNorm if is_norm(module) else AfterLayer
 
 
 def parallel_kind(model_type: str, name: str) -> type[BottleneckLayer]:

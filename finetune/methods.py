@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import peft
@@ -23,6 +23,7 @@ from transformers.utils import is_bitsandbytes_available
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.load import FROM_TWO, MADE_UP, POSITIONS
+from finetune.models.tokens import MADE_UP_ROWS
 from finetune.models.lora_kernel import LowRankLinear
 from finetune.tuners.bitfit import BitFitConfig
 from finetune.tuners.bottleneck import BottleneckConfig
@@ -136,11 +137,12 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
             raise InputError(f"The method '{name}' takes no --method_kwargs; got {', '.join(options)}")
         return network
     heads = head_names(network) if task_type in HEAD_TASKS else []
-    settled = {"task_type": task_type} | _sizes(network, method) | method.defaults
-    if heads:
-        settled["modules_to_save"] = heads + network.config.to_dict().get(MADE_UP, [])
+    made_up = [one for one in _entry(network, MADE_UP) if one.split(".")[0] not in heads]
+    settled = {"task_type": task_type} | _sizes(network, method) | method.defaults | _made_up_rows(network, name)
+    if heads or made_up:
+        settled["modules_to_save"] = heads + made_up
     if method.linear:
-        settled["target_modules"] = linear_names(network, heads)
+        settled["target_modules"] = linear_names(network, heads + made_up)
     if method.linear or name == "ia3":
         settled["fan_in_fan_out"] = any(isinstance(module, Conv1D) for module in network.modules())
     try:
@@ -160,11 +162,30 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
     return tuned
 
 
+def _entry(network: PreTrainedModel, name: str) -> list[Any]:
+    return network.config.to_dict().get(name, [])
+
+
+def _made_up_rows(network: PreTrainedModel, name: str) -> dict[str, Any]:
+    """Options that have the rows of new tokens trained and saved: of the embeddings, and of a head of its own."""
+    rows = _entry(network, MADE_UP_ROWS)
+    if not rows:
+        return {}
+    layers = [network.get_input_embeddings()]
+    output = network.get_output_embeddings()
+    if output is not None and output.weight is not layers[0].weight:
+        layers.append(output)  # tied ones follow by themselves
+    names = [where for where, module in network.named_modules() if any(module is layer for layer in layers)]
+    return {"trainable_token_indices": dict.fromkeys(names, rows)}
+
+
 def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
     """Why a method can't work on a model, or None where it can. tests/test_methods.py holds the whole table."""
     method, kind, config, heads = METHODS[name], type(network).__name__, network.config, head_names(network)
     if name == "linear_probe" and task_type not in HEAD_TASKS:
         return "the task adds no head that could be trained alone"
+    if method.config is not None and _entry(network, MADE_UP_ROWS) and not _takes_rows(method):
+        return "the vocabulary has new tokens (--add_tokens, a chat template's), whose rows it can't train"
     if name == "bitfit" and not any(
         n.endswith(".bias") and n.split(".")[0] not in heads for n, _ in network.named_parameters()
     ):
@@ -182,6 +203,10 @@ def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
     ):
         return f"{kind} takes no embeddings from outside"
     return None
+
+
+def _takes_rows(method: Method) -> bool:
+    return "trainable_token_indices" in {one.name for one in fields(method.config)}  # type: ignore[arg-type]
 
 
 def check_packed(name: str, mend: str) -> None:
@@ -238,12 +263,14 @@ def head_names(network: PreTrainedModel) -> list[str]:
 
 def linear_names(network: PreTrainedModel, heads: list[str]) -> list[str]:
     """Full names of the linear layers of the base: attention and feed-forward, without heads, poolers and embeddings."""
-    outside = (*heads, "pooler", "lm_head", "embed")
+    outside, output = (*heads, "pooler", "lm_head", "embed"), network.get_output_embeddings()
     return [
         name
         for name, module in network.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
+        and module is not output
         and not any(part.startswith(outside) for part in name.split("."))
+        and not any(f".{whole}." in f".{name}." for whole in heads)
     ]
 
 

@@ -27,6 +27,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.attention import cpu
+from finetune.models.chat_template import give_template
+from finetune.models.tokens import add_tokens, fit_embeddings, settle_pad
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,6 @@ ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_
 POSITIONS = ("max_position_embeddings", "n_positions")
 FROM_TWO = ("roberta", "xlm-roberta", "camembert")  # their positions begin after the pad token's
 MADE_UP = "made_up_modules"  # entry of a loaded model's configuration
-PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 
 @dataclass
@@ -83,6 +84,17 @@ class ModelArguments:
         },
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a hub model."})
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Chat template: a .jinja file, a model or folder to copy from, or chatml (default: the "
+            "tokenizer's own; chats on a model without one get chatml)."
+        },
+    )
+    add_tokens: list[str] | None = field(
+        default=None,
+        metadata={"help": "Tokens that the vocabulary gains; their rows are trained and saved."},
+    )
 
 
 def resolve(name: str) -> tuple[str, dict[str, Any]]:
@@ -141,7 +153,8 @@ def load_processor(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a pad token that is not its end-of-sequence token.
 
-    Where pad equals eos, a collator that masks padding masks the real end too, and a classifier reads the token before it.
+    Raises:
+        InputError: there is none, or it can't be read.
     """
     source, further = resolve(name)
     try:
@@ -150,31 +163,41 @@ def load_processor(
         )
     except (OSError, ValueError) as error:
         raise InputError(_unknown(name, error)) from error
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        vocabulary = tokenizer.get_vocab()
-        taken = {tokenizer.eos_token, tokenizer.bos_token}
-        chosen = next(
-            (token for token in PAD_TOKENS if token in vocabulary and token not in taken), "<|pad|>"
-        )
-        tokenizer.add_special_tokens({"pad_token": chosen})
+    settle_pad(tokenizer)
     return tokenizer
 
 
+def _tokenizer(model: ModelArguments, chats: bool) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """A model's tokenizer with what the options add to it, and the tokens that it gained."""
+    processor = load_processor(model.model_name_or_path, model.model_revision, model.trust_remote_code)
+    gained = list(model.add_tokens or [])
+    add_tokens(processor, gained)
+    if model.chat_template_path is not None or (chats and not processor.chat_template):
+        gained += give_template(processor, model.chat_template_path)
+    return processor, gained
+
+
 def load_model(
-    model: ModelArguments, auto_class: Any, labels: list[str] | None = None, **config: Any
+    model: ModelArguments,
+    auto_class: Any,
+    labels: list[str] | None = None,
+    *,
+    chats: bool = False,
+    **config: Any,
 ) -> tuple[Any, Any]:
     """Processor and model, ready for training in float32 masters unless `dtype` says otherwise.
 
     Args:
         auto_class: one of transformers' AutoModelFor... classes.
         labels: names of the classes, in order; the head is made for them.
+        chats: whether the rows are chats, for which a tokenizer without a template gets the default one.
         config: further entries of the model's configuration (`num_labels`, `problem_type`, ...).
 
     Raises:
         InputError: no such model, weights that do not fit, a dtype that does not exist.
     """
     source, further = resolve(model.model_name_or_path)
-    processor = load_processor(model.model_name_or_path, model.model_revision, model.trust_remote_code)
+    processor, gained = _tokenizer(model, chats)
     if labels is not None:
         config |= {
             "num_labels": len(labels),
@@ -188,9 +211,7 @@ def load_model(
     }
     try:
         settings = AutoConfig.from_pretrained(source, **source_options)
-        config |= {"pad_token_id": processor.pad_token_id} | _fused_attention(
-            settings, model.keep_attention_dropout
-        )
+        config |= {"pad_token_id": None} | _fused_attention(settings, model.keep_attention_dropout)
         settings = AutoConfig.from_pretrained(source, **source_options, **config)
         network, report = auto_class.from_pretrained(
             source, config=settings, dtype=_dtype(model.dtype), attn_implementation=model.attn_implementation,
@@ -204,8 +225,8 @@ def load_model(
         network.config.update({MADE_UP: made_up})
     if model.attn_implementation is None:
         cpu.choose(network)
+    fit_embeddings(network, processor, gained)  # its padding too, which a checkpoint may have no row for
     _lay_out(network)
-    fit_embeddings(network, processor)
     return processor, network
 
 
@@ -239,13 +260,6 @@ def architecture(model: ModelArguments) -> str:
     if settings.is_encoder_decoder:
         return "encoder-decoder"
     return "encoder" if settings.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "decoder"
-
-
-def fit_embeddings(network: PreTrainedModel, processor: PreTrainedTokenizerBase) -> None:
-    """Room for a pad token that the tokenizer gained; padding is masked, so that the row's value changes nothing."""
-    if len(processor) > network.get_input_embeddings().num_embeddings:
-        network.resize_token_embeddings(len(processor), mean_resizing=False)
-        _lay_out(network)  # its head is a new layer
 
 
 def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
@@ -287,12 +301,21 @@ def _check_sizes(name: str, network: PreTrainedModel, mismatched: Collection[tup
 
 
 def _made_up(network: PreTrainedModel, missing: Collection[str]) -> list[str]:
-    """Last names of the base's modules that the checkpoint holds no weights for: the pooler of an encoder that was saved without.
+    """Modules that the checkpoint holds no weights for: a pooler, the head of a masked language model.
 
-    They are drawn at random at each loading, so that a tuning method has to train and save them along with its head.
+    They are drawn at random at each loading, so that a tuning method has to train and save them. Names are those
+    in the base, without its prefix. A single weight that is missing counts with its module where it is drawn at
+    random; constants are the same every time.
     """
-    within = f"{network.base_model_prefix}."
-    return sorted({name.removeprefix(within).split(".")[0] for name in missing if name.startswith(within)})
+    absent, found = set(missing), []
+    for name, module in network.named_modules():
+        if not name or any(name.startswith(f"{one}.") for one in found):
+            continue
+        own = [f"{name}.{one}" for one, _ in module.named_parameters(remove_duplicate=False)]
+        direct = [one for one, value in module.named_parameters(recurse=False) if value.min() != value.max()]
+        if (own and absent.issuperset(own)) or any(f"{name}.{one}" in absent for one in direct):
+            found.append(name)
+    return sorted(name.removeprefix(f"{network.base_model_prefix}.") for name in found)
 
 
 def _dtype(name: str) -> torch.dtype | str:

@@ -39,6 +39,11 @@ class BitFitConfig(PeftConfig):
         metadata={"help": ("Start at zero, so that nothing changes; false draws at random, for tests.")},
     )
 
+    trainable_token_indices: dict[str, list[int]] | None = field(
+        default=None,
+        metadata={"help": "Rows of embeddings that are trained beside: the layer's name and token ids."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = BITFIT

@@ -94,6 +94,11 @@ class BottleneckConfig(PeftConfig):
         metadata={"help": "Modules trained and saved whole beside the adapters, such as a new head."},
     )
 
+    trainable_token_indices: dict[str, list[int]] | None = field(
+        default=None,
+        metadata={"help": "Rows of embeddings that are trained beside: the layer's name and token ids."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = BOTTLENECK  # type: ignore[assignment]  # a member of an enumeration of our own

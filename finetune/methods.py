@@ -1,4 +1,5 @@
-"""METHODS: how a model is tuned. One row a method; `attach` puts it on a model, `refusal` says which pairs can't work.
+"""METHODS: how a model is tuned. One row a method; `attach` puts it on a model, `refusal` says which pairs
+can't work.
 
 Every method but `full` has PEFT's shape, so that saving, switching and disabling come for nothing.
 """
@@ -22,9 +23,9 @@ from transformers.utils import is_bitsandbytes_available
 
 from finetune.device import device
 from finetune.errors import InputError
-from finetune.models.load import FROM_TWO, MADE_UP, POSITIONS
-from finetune.models.tokens import MADE_UP_ROWS
+from finetune.models.load import FROM_TWO, MADE_UP, MADE_UP_HEADS, POSITIONS
 from finetune.models.lora_kernel import LowRankLinear
+from finetune.models.tokens import MADE_UP_ROWS
 from finetune.tuners.bitfit import BitFitConfig
 from finetune.tuners.bottleneck import BottleneckConfig
 
@@ -77,7 +78,8 @@ class MethodArguments:
     method: str = field(
         default="lora",
         metadata={
-            "help": "A row of METHODS: full, lora, rslora, dora, qlora, bottleneck, prefix, prompt, ptuning, ia3, bitfit, linear_probe."
+            "help": "A row of METHODS: full, lora, rslora, dora, qlora, bottleneck, prefix, prompt, "
+            "ptuning, ia3, bitfit, linear_probe."
         },
     )
     method_kwargs: dict[str, Any] | str | None = field(
@@ -112,7 +114,8 @@ def find_method(name: str) -> Method:
             "a CUDA GPU" if device().type != "cuda" else "the package bitsandbytes (pip install bitsandbytes)"
         )
         raise InputError(
-            f"The method 'qlora' keeps the base in 4 bits and needs {missing}, not found here. Set --method lora"
+            f"The method 'qlora' keeps the base in 4 bits and needs {missing}, not found here. Set "
+            "--method lora"
         )
     return METHODS[name]
 
@@ -126,7 +129,8 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
         task_type: PEFT's name of the task (SEQ_CLS, CAUSAL_LM, ...).
 
     Raises:
-        InputError: the method can't work on this model (see `refusal`), or an option that the method doesn't have.
+        InputError: the method can't work on this model (see `refusal`), or an option that the method doesn't
+            have.
     """
     method, options = find_method(name), dict(options or {})
     reason = refusal(network, name, task_type)
@@ -137,8 +141,11 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
             raise InputError(f"The method '{name}' takes no --method_kwargs; got {', '.join(options)}")
         return network
     heads = head_names(network) if task_type in HEAD_TASKS else []
-    made_up = [one for one in _entry(network, MADE_UP) if one.split(".")[0] not in heads]
-    settled = {"task_type": task_type} | _sizes(network, method) | method.defaults | _made_up_rows(network, name)
+    outside = [one for one in _entry(network, MADE_UP_HEADS) if one.split(".")[0] not in heads]
+    made_up = _entry(network, MADE_UP) + outside
+    settled = (
+        {"task_type": task_type} | _sizes(network, method) | method.defaults | _made_up_rows(network, name)
+    )
     if heads or made_up:
         settled["modules_to_save"] = heads + made_up
     if method.linear:
@@ -157,7 +164,8 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
         tuned = peft.get_peft_model(network, config)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"The method '{name}' can't tune {type(network).__name__}: {error} Set --method or --method_kwargs"
+            f"The method '{name}' can't tune {type(network).__name__}: {error} Set --method or "
+            "--method_kwargs"
         ) from error
     return tuned
 
@@ -167,7 +175,8 @@ def _entry(network: PreTrainedModel, name: str) -> list[Any]:
 
 
 def _made_up_rows(network: PreTrainedModel, name: str) -> dict[str, Any]:
-    """Options that have the rows of new tokens trained and saved: of the embeddings, and of a head of its own."""
+    """Options that have the rows of new tokens trained and saved: of the embeddings, and of a head of its
+    own."""
     rows = _entry(network, MADE_UP_ROWS)
     if not rows:
         return {}
@@ -180,7 +189,8 @@ def _made_up_rows(network: PreTrainedModel, name: str) -> dict[str, Any]:
 
 
 def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
-    """Why a method can't work on a model, or None where it can. tests/test_methods.py holds the whole table."""
+    """Why a method can't work on a model, or None where it can. tests/test_methods.py holds the whole
+    table."""
     method, kind, config, heads = METHODS[name], type(network).__name__, network.config, head_names(network)
     if name == "linear_probe" and task_type not in HEAD_TASKS:
         return "the task adds no head that could be trained alone"
@@ -194,6 +204,8 @@ def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
         return f"no targets are known for the family '{config.model_type}'"
     if name == "prefix" and config.model_type == "distilbert":
         return f"{kind} takes no past keys, which a prefix is made of"
+    if method.virtual and task_type is None:
+        return "its virtual tokens want a task that PEFT knows"
     if method.virtual and task_type == "TOKEN_CLS" and name != "prefix":
         return "made-up tokens at the input would need labels of their own"
     if (
@@ -210,7 +222,8 @@ def _takes_rows(method: Method) -> bool:
 
 
 def check_packed(name: str, mend: str) -> None:
-    """Each row has a place in front of it for the method's virtual tokens; rows that stand in one line have none.
+    """Each row has a place in front of it for the method's virtual tokens; rows that stand in one line have
+    none.
 
     Args:
         mend: what else to set than the method.
@@ -220,12 +233,14 @@ def check_packed(name: str, mend: str) -> None:
     """
     if find_method(name).virtual:
         raise InputError(
-            f"The method '{name}' puts tokens of its own in front of a row, and rows stand in one line here. Set --method lora{mend}"
+            f"The method '{name}' puts tokens of its own in front of a row, and rows stand in one line "
+            f"here. Set --method lora{mend}"
         )
 
 
 def check_length(network: Any, longest: int) -> None:
-    """A row of `longest` tokens has a position for each, and for the virtual tokens that its method puts in front.
+    """A row of `longest` tokens has a position for each, and for the virtual tokens that its method puts in
+    front.
 
     Raises:
         InputError: the model has positions for fewer.
@@ -238,7 +253,8 @@ def check_length(network: Any, longest: int) -> None:
 
 
 def room(network: Any) -> int | None:
-    """Positions that are left beside the method's virtual tokens; None where positions are relative and have no end."""
+    """Positions that are left beside the method's virtual tokens; None where positions are relative and have
+    no end."""
     config = network.config.to_dict()
     limit = next((config[name] for name in POSITIONS if isinstance(config.get(name), int)), None)
     if limit is None or "relative_attention_num_buckets" in config:
@@ -262,7 +278,8 @@ def head_names(network: PreTrainedModel) -> list[str]:
 
 
 def linear_names(network: PreTrainedModel, heads: list[str]) -> list[str]:
-    """Full names of the linear layers of the base: attention and feed-forward, without heads, poolers and embeddings."""
+    """Full names of the linear layers of the base: attention and feed-forward, without heads, poolers and
+    embeddings."""
     outside, output = (*heads, "pooler", "lm_head", "embed"), network.get_output_embeddings()
     return [
         name
@@ -278,8 +295,8 @@ def linear_names(network: PreTrainedModel, heads: list[str]) -> list[str]:
 def disabled(network: peft.PeftModel) -> Iterator[nn.Module]:
     """The model as it was before it was tuned, its old head included; yields what is to be called.
 
-    PEFT's own `disable_adapter` fails at its end for methods of virtual tokens on models that can't generate, and leaves the
-    trained head on.
+    PEFT's own `disable_adapter` fails at its end for methods of virtual tokens on models that can't generate,
+    and leaves the trained head on.
     """
     if not network.active_peft_config.is_prompt_learning:
         with network.disable_adapter():

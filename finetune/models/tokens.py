@@ -1,5 +1,5 @@
-"""Tokens that a tokenizer has and a checkpoint hasn't: which, and their rows in the embeddings. Knows no rows of
-data and no tuning method."""
+"""Tokens that a tokenizer has and a checkpoint hasn't: which, and their rows in the embeddings. Knows no rows
+of data and no tuning method."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endof
 def settle_pad(processor: PreTrainedTokenizerBase) -> None:
     """A pad token that is not the end of a text.
 
-    Where pad equals eos, a collator that masks padding masks the real end too, and a classifier reads the token
-    before it.
+    Where pad equals eos, a collator that masks padding masks the real end too, and a classifier reads the
+    token before it.
     """
     if processor.pad_token_id is not None and processor.pad_token_id != processor.eos_token_id:
         return
@@ -52,8 +52,9 @@ def fit_embeddings(
 ) -> None:
     """A row for every token, and the ids of padding and ends as the tokenizer has them.
 
-    Rows that the checkpoint doesn't hold stand in the configuration (MADE_UP_ROWS), so that a tuning method trains
-    and saves them; that of padding doesn't, since padding is masked. They begin as the mean of the others, the same
+    Rows that the checkpoint doesn't hold stand in the configuration (MADE_UP_ROWS), so that a tuning method
+    trains and saves them; that of padding doesn't, since padding is masked. They begin as the mean of the
+    others, the same
     at every loading: a word of no meaning yet, as likely as any.
 
     Args:

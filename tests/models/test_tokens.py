@@ -26,7 +26,19 @@ from finetune.methods import METHODS, attach
 from finetune.models.load import ModelArguments, load_model, load_processor
 from finetune.models.tokens import MADE_UP_ROWS, fit_embeddings, rows_needed
 
-DECODERS = ("llama", "mistral", "qwen2", "gemma", "phi", "gpt2", "gpt_neox", "opt", "falcon", "bloom", "stablelm")
+DECODERS = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "gemma",
+    "phi",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "falcon",
+    "bloom",
+    "stablelm",
+)
 SMALL = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32,
     "vocab_size": 9, "n_embd": 16, "n_layer": 1, "n_head": 2, "head_dim": 8, "ffn_dim": 32, "word_embed_proj_dim": 16,
@@ -37,7 +49,9 @@ SMALL = {
 def decoder(family: str, folder: Path, rows: int = 9) -> Path:
     """A decoder whose tokenizer has no pad token, as published ones are; `rows` in its embeddings for nine tokens."""
     known = AutoConfig.for_model(family)
-    settings = {k: v for k, v in SMALL.items() if k in known.to_dict() or k in known.attribute_map or "token" in k}
+    settings = {
+        k: v for k, v in SMALL.items() if k in known.to_dict() or k in known.attribute_map or "token" in k
+    }
     config = AutoConfig.for_model(family, **(settings | {"vocab_size": rows}))
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -108,7 +122,9 @@ CASES = (
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"qlora", "full"}))
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("family", "kind", "task"), CASES)
-def test_new_rows_are_trained_and_saved_or_the_run_is_refused(family, kind, task, tied, method, saved, tmp_path):
+def test_new_rows_are_trained_and_saved_or_the_run_is_refused(
+    family, kind, task, tied, method, saved, tmp_path
+):
     folder = saved(family, kind, tie_word_embeddings=tied or family == "bert")
     model = ModelArguments(model_name_or_path=str(folder), add_tokens=["<x>", "<y>"])
     processor, network = load_model(model, kind)
@@ -162,7 +178,7 @@ def test_what_a_checkpoint_lacks_is_trained_and_saved_or_refused(family, kind, t
     folder = saved(family, AutoModel, **({"add_pooling_layer": False} if family == "bert" else {}))
     source = ModelArguments(model_name_or_path=str(folder))
     torch.manual_seed(1)
-    processor, network = load_model(source, kind)
+    _, network = load_model(source, kind)
     drawn = {name: value.detach().clone() for name, value in network.named_parameters()}
     torch.manual_seed(2)
     _, other = load_model(source, kind)

@@ -17,7 +17,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from finetune.data.places import columns_of
+from finetune.data.laying import laid_out
+from finetune.data.places import PLACE, columns_of, places_of
+from finetune.data.preferred import lay_out_pairs
 from finetune.data.sources import DataArguments, load_rows, sample
 from finetune.errors import InputError
 
@@ -63,7 +65,7 @@ def read_pairs(
     Raises:
         InputError: columns that are missing, pairs that can't teach anything, none left.
     """
-    rows = load_rows(data)
+    rows, _ = laid_out(load_rows(data), data, lay_out_pairs)
     assert rows.train is not None and rows.eval is not None
     parts = []
     for part, limit, where in (
@@ -74,8 +76,10 @@ def read_pairs(
         if settings.min_margin or settings.margin:
             part = _with_margin(part, settings.min_margin)
         wanted = ["prompt", "chosen", "rejected", *(["margin"] if settings.margin else [])]
+        wanted += [name for name in ("tools", PLACE) if name in part.column_names]
         part = sample(part.select_columns(wanted), limit, data.sample_seed)
-        parts.append(sound_pairs(part, processor, max_length, settings.drop_faulty_pairs, where))
+        part = sound_pairs(part, processor, max_length, settings.drop_faulty_pairs, where)
+        parts.append(part.select_columns([name for name in wanted if name != PLACE]))
     return parts[0], parts[1]
 
 
@@ -105,12 +109,12 @@ def _holds_prompt(row: dict[str, Any]) -> bool:
 
 
 def _apart(row: dict[str, Any]) -> dict[str, Any]:
-    """What two texts or conversations begin with alike, in whole words or messages, and what each goes on with."""
+    """What two texts or conversations begin with alike, in whole words (up to a blank or a line break) or messages, and what each goes on with."""
     chosen, rejected = row["chosen"] or "", row["rejected"] or ""
     most = max(0, min(len(chosen), len(rejected)) - 1)  # something is left to answer
     shared = next((i for i in range(most) if chosen[i] != rejected[i]), most)
     if isinstance(chosen, str):
-        shared = len(re.sub(r"[A-Za-z0-9]*$", "", chosen[:shared]).rstrip(" "))
+        shared = len(re.sub(r"\S*$", "", chosen[:shared]).rstrip(" "))
     return {
         "prompt": (chosen or rejected)[:shared],
         "chosen": row["chosen"] and chosen[shared:],
@@ -127,7 +131,7 @@ def _with_margin(rows: Dataset, least: float) -> Dataset:
     ]
     if bad:
         raise InputError(
-            f"{len(bad)} pairs have a margin that is no number (rows {_named(bad)}). Mend the column 'margin'"
+            f"{len(bad)} pairs have a margin that is no number ({_named(rows, bad)}). Mend the column 'margin'"
         )
     kept = rows.filter(lambda row: row["margin"] >= least) if least else rows
     if not len(kept):
@@ -153,18 +157,18 @@ def sound_pairs(rows: Dataset, processor: Any, max_length: int, drop: bool, wher
     for name, said in NOTED.items():
         if faults[name]:
             logger.warning(
-                "%d of %d %s pairs: %s (rows %s)",
+                "%d of %d %s pairs: %s (%s)",
                 len(faults[name]),
                 len(rows),
                 where,
                 said,
-                _named(faults[name]),
+                _named(rows, faults[name]),
             )
     bad = {index for name in UNUSABLE for index in faults[name]}
     if not bad:
         return rows
     said = "; ".join(
-        f"{len(faults[name])}: {UNUSABLE[name]} (rows {_named(faults[name])})"
+        f"{len(faults[name])}: {UNUSABLE[name]} ({_named(rows, faults[name])})"
         for name in UNUSABLE
         if faults[name]
     )
@@ -179,8 +183,8 @@ def sound_pairs(rows: Dataset, processor: Any, max_length: int, drop: bool, wher
     return rows.select(kept)
 
 
-def _named(rows: Sequence[int]) -> str:
-    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+def _named(rows: Dataset, found: Sequence[int]) -> str:
+    return places_of(rows, found)
 
 
 def examine_pairs(rows: Dataset, processor: Any, max_length: int) -> dict[str, list[int]]:
@@ -218,10 +222,11 @@ def _fault(row: dict[str, Any], equal: bool, repeated: bool) -> str | None:
 def _token_fault(
     row: dict[str, Any], processor: Any, max_length: int, faults: dict[str, list[int]], index: int
 ) -> str | None:
-    prompt = pair_ids(processor, row["prompt"], None)
+    tools = row.get("tools")
+    prompt = pair_ids(processor, row["prompt"], None, tools)
     if len(prompt) >= max_length:
         return "no room"
-    wholes = [pair_ids(processor, row["prompt"], row[side]) for side in ("chosen", "rejected")]
+    wholes = [pair_ids(processor, row["prompt"], row[side], tools) for side in ("chosen", "rejected")]
     if wholes[0][:max_length] == wholes[1][:max_length]:
         return "equal"
     noted = {
@@ -236,10 +241,16 @@ def _token_fault(
 
 
 def _text(side: Any) -> str:
-    return side if isinstance(side, str) else "".join(message["content"] or "" for message in side or [])
+    return (
+        side
+        if isinstance(side, str)
+        else "".join(
+            (message["content"] or "") + str(message.get("tool_calls") or "") for message in side or []
+        )
+    )
 
 
-def pair_ids(processor: Any, prompt: Any, answer: Any | None) -> list[int]:
+def pair_ids(processor: Any, prompt: Any, answer: Any | None, tools: Any = None) -> list[int]:
     """Ids as TRL makes them: texts joined and ended by EOS, conversations through the template; without an answer, the prompt's."""
     if isinstance(prompt, str):
         return processor(prompt if answer is None else prompt + answer + (processor.eos_token or ""))[
@@ -247,7 +258,7 @@ def pair_ids(processor: Any, prompt: Any, answer: Any | None) -> list[int]:
         ]
     messages = prompt if answer is None else [*prompt, *answer]
     return processor.apply_chat_template(
-        messages, add_generation_prompt=answer is None, tokenize=True, return_dict=True
+        messages, tools=tools or None, add_generation_prompt=answer is None, tokenize=True, return_dict=True
     )["input_ids"]
 
 

@@ -50,7 +50,9 @@ def check_pairs_fit(network: Any, processor: Any, max_length: int | None, *parts
     limit = longest_input(network)
     if limit and (max_length is None or max_length > limit):
         sides = ((row, row[side]) for part in parts for row in part for side in ("chosen", "rejected"))
-        longest = max(len(pair_ids(processor, row["prompt"], answer)) for row, answer in sides)
+        longest = max(
+            len(pair_ids(processor, row["prompt"], answer, row.get("tools"))) for row, answer in sides
+        )
         check_length(network, longest if max_length is None else min(longest, max_length))
 
 
@@ -66,7 +68,9 @@ def pair_margins(
     network.eval()
     sides = []
     for side in ("chosen", "rejected"):
-        rows = [pair_ids(processor, row["prompt"], row[side])[-max_length:] for row in pairs]
+        rows = [
+            pair_ids(processor, row["prompt"], row[side], row.get("tools"))[-max_length:] for row in pairs
+        ]
         sides.append(np.asarray(score_texts(score, rows, processor, batch_size)))
     return sides[0] - sides[1]
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, Json, List, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 
 from finetune.data import conll, records
+from finetune.data.cells import with_json
 from finetune.data.places import PLACE
 from finetune.data.tables import COMPRESSED, content, decoded, delimited, ending
 from finetune.errors import InputError
@@ -176,8 +177,7 @@ def as_dataset(columns: Columns, name: str) -> Dataset:
     }
     rows = Dataset.from_dict({column: values for column, values in columns.items() if column not in free})
     for column in (column for column in columns if column in free):
-        lists = isinstance(next(value for value in columns[column] if value is not None), list)
-        rows = rows.add_column(column, columns[column], feature=List(Json()) if lists else Json())
+        rows = with_json(rows, column, columns[column])
     return rows.select_columns(list(columns))
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datasets import ClassLabel, Dataset, Json, List, Value, concatenate_datasets
 
 from finetune.data.accounting import account, check_ignored, unread, without
+from finetune.data.cells import with_json
 from finetune.data.columns import Columns
 from finetune.data.corpora import CORPORA
 from finetune.data.mixing import Part, mixed
@@ -136,7 +137,7 @@ def _as_chats(one: Laid) -> Dataset:
             features=rows.features.__class__({**rows.features, "messages": List(Json())}),
         )
     if "tools" not in rows.column_names:
-        rows = rows.add_column("tools", [None] * len(rows), feature=Json())
+        rows = with_json(rows, "tools", [None] * len(rows))
     return rows.select_columns(["messages", "tools", *kept])
 
 

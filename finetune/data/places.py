@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from datasets import Dataset
@@ -16,9 +17,15 @@ def place_of(rows: Dataset, index: int) -> str:
 
 
 def places_of(rows: Dataset, indices: Sequence[int], most: int = 5) -> str:
-    """The first few of some rows: `rows 3, 17 (line 19), ...`."""
-    named = ", ".join(place_of(rows, index).removeprefix("row ") for index in indices[:most])
-    return f"rows {named}" + (", ..." if len(indices) > most else "")
+    """The first few of some rows, with their lines where the file has lines: `lines 5, 19, ...; rows 3, 17, ...`."""
+    places = [place_of(rows, index) for index in indices[:most]]
+    more = ", ..." if len(indices) > most else ""
+    found = [re.fullmatch(r"row (\d+)(?: \(line (\d+)\))?", place) for place in places]
+    if not all(found):  # of several files
+        return ", ".join(places) + more
+    numbers, lines = zip(*(match.groups() for match in found if match), strict=True)
+    said = f"lines {', '.join(lines)}{more}; " if all(lines) else ""
+    return f"{said}rows {', '.join(numbers)}{more}"
 
 
 def columns_of(rows: Dataset) -> list[str]:

@@ -1,0 +1,197 @@
+"""Preferences in the ways that they are published → a question and two answers, or an answer and a verdict. Knows columns alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets
+
+from finetune.data.cells import with_json
+from finetune.data.columns import Columns
+from finetune.data.conversations import Message, MessageError, as_chat, said_in
+from finetune.data.layouts import ASKED, CHATS, Fields, find_fields, first_of
+from finetune.data.places import columns_of, place_of
+from finetune.data.questions import Laid, as_tools, asked_messages, asked_text
+from finetune.data.sources import DataArguments
+from finetune.errors import InputError
+
+BETTER = ("chosen", "preferred", "accepted", "better", "response_chosen", "chosen_response")
+WORSE = ("rejected", "dispreferred", "non_preferred", "worse", "response_rejected", "rejected_response")
+SAID, VERDICTS = (
+    ("completion", "response", "output", "answer"),
+    ("label", "desirable", "kto_tag", "liked", "good"),
+)
+# numbers and words about a pair, which no answer is made of
+ABOUT = (
+    "margin",
+    "chosen_score",
+    "rejected_score",
+    "score_chosen",
+    "score_rejected",
+    "chosen_ended",
+    "rejected_ended",
+)
+TRUE, FALSE = (
+    ("true", "1", "1.0", "yes", "good", "desirable"),
+    ("false", "0", "0.0", "no", "bad", "undesirable"),
+)
+
+
+def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
+    """A question with a better and a worse answer → prompt, chosen, rejected, and tools, margins and scores where there are any.
+
+    Texts stay texts where a question is nothing else; with a system's words, a history or tools all become messages. Without a
+    question's column the two answers hold it themselves.
+
+    Raises:
+        InputError: columns that are missing, or rows that can't be read, with their place.
+    """
+    there = columns_of(rows)
+    better, worse = first_of(BETTER, there), first_of(WORSE, there)
+    if better is None or worse is None:
+        raise InputError(
+            f"No column '{'chosen' if better is None else 'rejected'}' in {data.name}; it has {', '.join(there)}. "
+            "Set --dataset_name to preference pairs"
+        )
+    fields = _question(rows, data, (better, worse))
+    kept = [name for name in (*ABOUT, "id") if name in there]
+    texts = (fields is None or fields.plain) and all(
+        isinstance(value, str) or value is None
+        for name in filter(None, (better, worse, fields and fields.asked)) for value in rows[name][:1]
+    )  # fmt: skip
+    made: dict[str, list[Any]] = {"chosen": [], "rejected": []}
+    for index, row in enumerate(rows):
+        try:
+            one = _texts(row, fields, (better, worse)) if texts else _chats(row, fields, (better, worse))
+        except MessageError as error:
+            raise InputError(
+                f"In {place_of(rows, index)} stands {error}. Mend the row or leave it out"
+            ) from error
+        for name, value in one.items():
+            made.setdefault(name, []).append(value)
+    rest = rows.select_columns([name for name in rows.column_names if name in kept or name.startswith("__")])
+    used = {**(fields.used() if fields else {}), "chosen": [better], "rejected": [worse]}
+    used.pop("label", None)
+    return Laid(
+        with_columns(rest, made), Columns("prompt", None, "chosen"), used, lambda row: _read(row, fields, (better, worse)),
+        fields.layout if fields else "", aside=tuple(kept),
+    )  # fmt: skip
+
+
+def _question(rows: Dataset, data: DataArguments, answers: Sequence[str]) -> Fields | None:
+    """The question's columns; a list of messages beside a prompt says what the better answer says."""
+    rest = rows.select_columns([name for name in columns_of(rows) if name not in answers])
+    asked = data.text_column or first_of(
+        (*ASKED[:1], "conversations", "conversation", *ASKED[1:]), columns_of(rest)
+    )
+    if asked is None and data.layout is None:
+        return None
+    if asked is not None:
+        rest = rest.remove_columns(
+            [name for name in columns_of(rest) if name.lower() in CHATS and name != asked]
+        )
+    return replace(find_fields(rest, data, answer=False), answer=None)
+
+
+def _texts(row: dict[str, Any], fields: Fields | None, answers: Sequence[str]) -> dict[str, Any]:
+    sides = dict(zip(("chosen", "rejected"), (row[name] for name in answers), strict=True))
+    return sides if fields is None else {"prompt": asked_text(row, fields), **sides}
+
+
+def _chats(row: dict[str, Any], fields: Fields | None, answers: Sequence[str]) -> dict[str, Any]:
+    sides = [as_chat(row[name], role="assistant") for name in answers]
+    if fields is None:
+        return {"chosen": sides[0], "rejected": sides[1]}
+    prompt = [_bare(message) for message in asked_messages(row, fields)]
+    told = (
+        [_bare(message) for message in sides[0][: len(prompt)]],
+        [_bare(message) for message in sides[1][: len(prompt)]],
+    )
+    if all(one == prompt for one in told) or all(
+        len(side) > 1 and side[0]["role"] in ("user", "system") for side in sides
+    ):
+        # answers that hold the question: what both begin with is the question, whatever the prompt's column says of it
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(*sides, strict=False)) if a != b), min(map(len, sides)) - 1
+        )
+        prompt, sides = [_bare(message) for message in sides[0][:shared]], [side[shared:] for side in sides]
+    tools = {"tools": as_tools(row[fields.tools])} if fields.tools else {}
+    return {"prompt": prompt, "chosen": sides[0], "rejected": sides[1], **tools}
+
+
+def _bare(message: Message) -> Message:
+    """A message that is not learnt in any case, without its word on it."""
+    return {key: value for key, value in message.items() if key not in ("train", "weight")}
+
+
+def _read(row: dict[str, Any], fields: Fields | None, answers: Sequence[str]) -> str:
+    asked = said_in(asked_messages(row, fields)) if fields else ""
+    return "\x00".join([asked, *(said_in(as_chat(row[name], role="assistant")) for name in answers)])
+
+
+def with_columns(rows: Dataset, made: dict[str, list[Any]]) -> Dataset:
+    """The rows with further columns: messages with role and content alone as records, others as JSON, which keeps their keys."""
+    for name, values in made.items():
+        filled = [value for value in values if value is not None]
+        plain = all(isinstance(v, list) and all(set(m) == {"role", "content"} for m in v) for v in filled)
+        if plain or isinstance(filled[0], (str, bool)):
+            added = Dataset.from_dict({name: values})
+            rows = concatenate_datasets([rows, added], axis=1) if rows.column_names else added
+        else:
+            rows = with_json(rows, name, values)
+    return rows
+
+
+def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
+    """A question, an answer and whether it is a good one → prompt, completion, label (true or false), and tools where there are any.
+
+    Raises:
+        InputError: columns that are missing, or verdicts that are neither yes nor no, with their place.
+    """
+    there = columns_of(rows)
+    verdict = data.label_column or first_of(VERDICTS, there)
+    said = first_of(SAID, there)
+    if verdict is None or said is None:
+        raise InputError(
+            f"No column '{'label' if verdict is None else 'completion'}' in {data.name}; it has {', '.join(there)}; "
+            "wanted prompt, completion and label. Set --dataset_name"
+        )
+    fields = _question(rows, replace(data, label_column=None), (said, verdict))
+    if fields is None:
+        raise InputError(
+            f"No column with a question in {data.name}; it has {', '.join(there)}. Set --text_column"
+        )
+    plain = fields.plain and isinstance(rows[0][said], str) and isinstance(rows[0][fields.asked or ""], str)
+    made: dict[str, list[Any]] = {"prompt": [], "completion": [], "label": []}
+    for index, row in enumerate(rows):
+        try:
+            made["prompt"].append(
+                asked_text(row, fields) if plain else [_bare(m) for m in asked_messages(row, fields)]
+            )
+            made["completion"].append(row[said] if plain else as_chat(row[said], role="assistant"))
+            made["label"].append(as_verdict(row[verdict]))
+            if fields.tools:
+                made.setdefault("tools", []).append(as_tools(row[fields.tools]))
+        except MessageError as error:
+            raise InputError(
+                f"In {place_of(rows, index)} stands {error}. Mend the row or leave it out"
+            ) from error
+    rest = rows.select_columns([name for name in rows.column_names if name == "id" or name.startswith("__")])
+    used = {**fields.used(), "completion": [said], "label": [verdict]}
+    return Laid(
+        with_columns(rest, made), Columns("prompt", None, "completion"), used, lambda row: _read(row, fields, (said,)), fields.layout
+    )  # fmt: skip
+
+
+def as_verdict(value: Any) -> bool:
+    """Whether an answer is a good one.
+
+    Raises:
+        MessageError: a value that says neither.
+    """
+    said = str(value).strip().lower()
+    if said in (*TRUE, *FALSE):
+        return said in TRUE
+    raise MessageError(f"the verdict {value!r}; wanted true or false")

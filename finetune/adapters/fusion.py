@@ -30,6 +30,7 @@ from finetune.artefacts.folder import LABELS
 from finetune.errors import InputError
 from finetune.methods import head_names
 from finetune.models.load import MADE_UP
+from finetune.reports.page import leave_behind
 from finetune.tasks.task import Task
 from finetune.tuners import BottleneckConfig
 from finetune.tuners.bottleneck.layer import AfterLayer, AfterNorm, BottleneckLayer, Sequential
@@ -278,6 +279,7 @@ def save_fused(
     if labels is not None:
         write_atomically(path / LABELS, json.dumps(labels, ensure_ascii=False))
     write_atomically(path / METRICS, json.dumps(metrics, indent=1))
+    leave_behind(path)
 
 
 def load_fusion(network: PeftModel, folder: str | Path) -> list[Fused]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune.artefacts.files import ARGUMENTS, METRICS, RUN, write_atomically
 from finetune.artefacts.passport import write_passport
 from finetune.errors import InputError
+from finetune.reports.page import leave_behind
 
 LABELS = "labels.json"
 
@@ -65,7 +66,7 @@ def save_artefact(
     metrics: dict[str, Any],
 ) -> None:
     """Write weights, tokenizer, passport, label names and figures; `metrics.json` comes last and marks the
-    run as finished.
+    run as finished. Its page and card are made of these files.
 
     Call on the main process only, with the unwrapped model. `arguments.yaml` and `run.json` stand there since
     `open_run`.
@@ -85,6 +86,7 @@ def save_artefact(
     if labels is not None:
         write_atomically(folder / LABELS, json.dumps(labels, ensure_ascii=False))
     write_atomically(folder / METRICS, json.dumps(metrics, indent=1))
+    leave_behind(folder)
 
 
 def _save_adapter(network: Any, folder: Path) -> None:

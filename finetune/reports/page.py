@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from finetune.reports.card import CARD, write_card
 from finetune.reports.run_folder import RunFolder, read_run
 from finetune.reports.sections import headline, sections_of
 from finetune.reports.tables import comma_separated, latex
 
+logger = logging.getLogger(__name__)
 REPORT = "report.html"
 
 
@@ -54,6 +57,19 @@ def write_page(folder: str | Path) -> Path:
     path = run.path / REPORT
     path.write_text(page_of([run]), encoding="utf-8")
     return path
+
+
+def leave_behind(folder: str | Path) -> None:
+    """Page and card of a run that has just finished. A card of the user's own stays as it is.
+
+    Neither is a reason to lose a run: what goes wrong here is logged, and `finetune report` makes the page again.
+    """
+    try:
+        write_page(folder)
+        if not (Path(folder) / CARD).is_file():
+            write_card(folder)
+    except Exception:  # whatever it is, the weights are saved and the run is finished
+        logger.exception("The run is finished, but its page could not be made; `finetune report` tries again")
 
 
 def _render(**values: Any) -> str:

@@ -30,12 +30,15 @@ class Request:
         answers: what may stand in the slot, with the space that stands before it.
         rest: the text after the slot; empty for causal models.
         special: whether the tokenizer adds its special tokens; a chat template has put them in already.
+        turns: (role, text) of a chat, for an endpoint that lays it out itself; prefill begins its answer.
     """
 
     context: str
     answers: tuple[str, ...]
     rest: str = ""
     special: bool = True
+    turns: tuple[tuple[str, str], ...] = ()
+    prefill: str = ""
 
 
 def family(network: Any) -> str:

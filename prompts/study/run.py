@@ -94,7 +94,7 @@ def read_parts(
 
 
 def _entry(study: StudyArguments) -> tuple[Entry, list[tuple[str | None, str | None]]]:
-    from prompts.templates.entries import read_entry
+    from prompts.templates.reading import read_entry
 
     names = [split_name(name) for name in study.prompts]
     if len({file for file, *_ in names}) != 1:

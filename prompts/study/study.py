@@ -17,7 +17,8 @@ from finetune.metrics import classification
 from prompts.study import ensemble
 from prompts.study.asking import CALIBRATIONS, Answers
 from prompts.study.rows import Row
-from prompts.templates.entries import Entry, read_entry
+from prompts.templates.entries import Entry
+from prompts.templates.reading import read_entry
 from prompts.templates.prompt import Prompt, split_name
 
 logger = logging.getLogger(__name__)

@@ -9,17 +9,28 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from finetune.errors import InputError
 from prompts.scoring.load import load_scorer
 from prompts.scoring.score import Request, Scorer
 from prompts.scoring.tokens import count_tokens
-from prompts.templates.entries import read_entry
-from prompts.templates.template import Rendered, Template
+from prompts.templates.layout import Layout
+from prompts.templates.reading import read_entry
+from prompts.templates.template import Rendered, Template, TooLong
 from prompts.templates.verbalizer import Verbalizer, probabilities
 
-JOINER = "\n\n"
 Shots = Sequence[tuple[Mapping[str, Any], int]]  # columns and label of each example
+Parts = tuple[str, Sequence[tuple[Rendered, str]], Rendered]  # description, examples, the row
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A request, whether its row's text was cut, and how many examples were left out."""
+
+    request: Request
+    was_cut: bool = False
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Prompt:
         """
         file, template, verbalizer = split_name(name)
         entry = read_entry(file)
-        if entry.targets:
+        if not entry.words:
             raise InputError(
                 f"'{name}' generates text and has no labels to weigh; wanted an entry with verbalizers"
             )
@@ -68,23 +79,18 @@ class Prompt:
                 )
             columns = {self.template.columns[0]: text, **columns}
         scorer = _kept(model) if isinstance(model, str) else model
-        request, _ = self.request(scorer, columns)
+        request = self.request(scorer, columns).request
         found = probabilities(self.scores(scorer, [request]))[0]
         return dict(zip(self.verbalizer.labels, map(float, found), strict=True))
 
     def request(
-        self,
-        scorer: Scorer,
-        row: Mapping[str, Any],
-        shots: Shots = (),
-        limit: int | None = None,
-        chat: bool = False,
-    ) -> tuple[Request, bool]:
-        """One row's question, behind its examples, and whether the row's text was cut to `limit` tokens."""
+        self, scorer: Scorer, row: Mapping[str, Any], shots: Shots = (), layout: Layout | None = None
+    ) -> Composed:
+        """One row's question, behind its examples."""
         examples = [
             (self.template.render(columns), self.verbalizer.answer(label)) for columns, label in shots
         ]
-        return compose(self.template, scorer, row, examples, self.verbalizer.flat, limit, chat)
+        return compose(self.template, scorer, row, examples, self.verbalizer.flat, layout or Layout())
 
     def scores(self, scorer: Scorer, requests: Sequence[Request]) -> np.ndarray:
         """Scores of the labels, float64 [requests, labels]."""
@@ -93,61 +99,109 @@ class Prompt:
 
 def compose(
     template: Template,
-    scorer: Scorer,
+    scorer: Any,
     row: Mapping[str, Any],
     examples: Sequence[tuple[Rendered, str]],
     answers: Sequence[str],
-    limit: int | None = None,
-    chat: bool = False,
+    layout: Layout,
     reserve: str | None = None,
-) -> tuple[Request, bool]:
-    """A row's request: examples, one after the other, then the row with an open slot, and whether the row's
-    text was cut.
+) -> Composed:
+    """A row's request: the description, examples one after the other, then the row with an open slot.
 
-    `reserve` is room left for an answer (default: for the one with the most tokens).
+    Where it is too long, examples are left out first, the earliest first; then the row's text is cut, or it
+    isn't asked (`layout.on_long`).
+
+    Args:
+        scorer: of a model here, which counts tokens, or of an endpoint, which has no tokenizer.
+        reserve: room left for an answer (default: for the one with the most tokens).
+
+    Raises:
+        TooLong: a row that doesn't fit and may not be cut.
+        InputError: text after the slot in a chat, no chat template.
     """
+    tokenizer = scorer.tokenizer
     if reserve is None:
-        reserve = longest(scorer.tokenizer, tuple(answers))
-    limit = min(limit or scorer.longest, scorer.longest)
-    head = "" if chat else "".join(rendered.filled(answer) + JOINER for rendered, answer in examples)
+        reserve = longest(tokenizer, tuple(answers)) if tokenizer else ""
+    limit = min(layout.limit or scorer.longest, scorer.longest)
+    description = layout.description.plain(row) if layout.description else ""
 
-    def size(rendered: Rendered) -> int:
-        text = head + rendered.filled(reserve)
-        if chat:
-            text = _conversation(scorer.tokenizer, examples, rendered) + reserve
+    def laid(rendered: Rendered, shown: Sequence[tuple[Rendered, str]]) -> Request:
+        if layout.chat:
+            return _chat(template, tokenizer, layout, (description, shown, rendered), answers)
+        return _plain(layout, (description, shown, rendered), answers)
+
+    def size(rendered: Rendered, shown: Sequence[tuple[Rendered, str]]) -> int:
+        request = laid(rendered, shown)
+        text = request.context + rendered.gap + reserve + request.rest
         upper = len(text.encode()) + 8  # no token is shorter than a byte
-        return upper if upper <= limit else count_tokens(scorer.tokenizer, text, special=not chat)
+        if tokenizer is None or upper <= limit:
+            return min(upper, limit)
+        return count_tokens(tokenizer, text, special=request.special)
 
-    rendered, was_cut = template.fit(row, size, limit)
-    if chat:
-        if rendered.after.strip():
+    whole = template.render(row)
+    kept = list(examples)
+    while kept and size(whole, kept) > limit:
+        kept.pop(0)
+    try:
+        rendered, was_cut = template.fit(row, lambda text: size(text, kept), limit, layout.on_long == "cut")
+    except TooLong:
+        if layout.on_long == "stop":
             raise InputError(
-                f"{template.name}: text after the slot ({rendered.after.strip()[:40]!r}) can't stand in a "
-                "chat. Set --chat false"
-            )
+                f"{template.name}: a row has more than {limit} tokens. Set --on_long cut"
+            ) from None
+        raise
+    return Composed(laid(rendered, kept), was_cut, len(examples) - len(kept))
+
+
+def _plain(layout: Layout, parts: Parts, answers: Sequence[str]) -> Request:
+    description, shown, rendered = parts
+    head = description + layout.description_separator if description else ""
+    head += "".join(example.filled(answer) + layout.separator for example, answer in shown)
+    before, gap = head + rendered.before, rendered.gap
+    if layout.prefill:  # the answer's first words stand there already
+        before = before + gap + layout.prefill.rstrip(" ")
+        gap = " " if gap or layout.prefill.endswith(" ") else ""
+    return Request(before, tuple(gap + answer for answer in answers), rendered.after)
+
+
+def _chat(
+    template: Template, tokenizer: Any, layout: Layout, parts: Parts, answers: Sequence[str]
+) -> Request:
+    """The model's own chat template: description as system turn, examples as turns, an open answer."""
+    description, shown, rendered = parts
+    if rendered.after.strip():
+        raise InputError(
+            f"{template.name}: text after the slot ({rendered.after.strip()[:40]!r}) can't stand in a chat. "
+            "Set --chat false"
+        )
+    turns = [("system", description)] if description else []
+    for example, answer in shown:
+        turns += [("user", example.before), ("assistant", answer)]
+    turns.append(("user", rendered.before))
+    if tokenizer is None:  # an endpoint lays its chats out itself
         return Request(
-            _conversation(scorer.tokenizer, examples, rendered), tuple(answers), special=False
-        ), was_cut
+            rendered.before, tuple(answers), special=False, turns=tuple(turns), prefill=layout.prefill
+        )
+    if not tokenizer.chat_template:
+        raise InputError(f"The tokenizer {tokenizer.name_or_path} has no chat template. Set --chat false")
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InputError(
+            f"The chat template refuses: {error}. Leave the description out, or set --chat false"
+        ) from error
+    prefill = layout.prefill.rstrip(" ")
+    gap = " " if prefill else ""
     return Request(
-        head + rendered.before, tuple(rendered.gap + answer for answer in answers), rendered.after
-    ), was_cut
+        text + prefill, tuple(gap + answer for answer in answers), special=False, turns=tuple(turns)
+    )
 
 
 @cache
 def longest(tokenizer: Any, answers: tuple[str, ...]) -> str:
     """The answer with the most tokens."""
     return max(answers, key=lambda answer: count_tokens(tokenizer, answer, special=False))
-
-
-def _conversation(tokenizer: Any, examples: Sequence[tuple[Rendered, str]], rendered: Rendered) -> str:
-    """The model's own chat template: examples as earlier turns, an open turn of the assistant at the end."""
-    if not tokenizer.chat_template:
-        raise InputError(f"The tokenizer {tokenizer.name_or_path} has no chat template. Set --chat false")
-    turns = []
-    for example, answer in examples:
-        turns += [{"role": "user", "content": example.before}, {"role": "assistant", "content": answer}]
-    turns.append({"role": "user", "content": rendered.before})
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
 def split_name(name: str) -> tuple[str, str | None, str | None]:

@@ -1,30 +1,38 @@
 """A row's columns → a prompt's text around its slot. Knows Jinja, sandboxed; knows no models and no labels.
 
-Templates are data from files: they run in ImmutableSandboxedEnvironment, where they reach neither Python's
-internals nor the row itself, and a column that isn't there is an error, not an empty text.
+Templates are data from files: they run in finetune.templating's sandbox, where they reach neither
+Python's internals nor the row itself, and a column that isn't there is an error, not an empty text.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, meta, pass_context
+from jinja2 import TemplateError, meta, nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from finetune.errors import InputError
+from finetune.templating import FAULTS, compile_template, render, strict_environment
 
 SLOT = "\ue0ff"  # of the private use area, as PARTED is: taken out of rows' texts
 PARTED = "\ue0fe"  # promptsource's `|||`: what is asked stands before it, the answer after it
 GIVEN = {"mask", "answer_choices"}
-FAULTS = (TemplateError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError)
+
+
+class Skipped(InputError):
+    """A template that says nothing of a row, as `{% if %}` around all of it has it: the row isn't asked."""
+
+
+class TooLong(InputError):
+    """A row that doesn't fit, where it is not to be cut."""
 
 
 @pass_context
@@ -41,21 +49,20 @@ def _most_frequent(items: Sequence[Any]) -> list[Any]:
     return [item for item, count in counts.items() if count == max(counts.values())]
 
 
-def _make_environment() -> ImmutableSandboxedEnvironment:
-    """Jinja's own helpers and promptsource's, none of them by chance."""
-    made = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-        finalize=lambda value: "" if value is None else value,  # an empty field, not the word None
-    )
-    del made.globals["lipsum"]
-    made.globals["zip"] = zip
-    made.filters |= {"random": _drawn, "choice": _drawn, "most_frequent": _most_frequent, "highlight": str}
-    return made
+_environment = strict_environment()
+_environment.globals["zip"] = zip
+for _name, _filter in (
+    ("random", _drawn),
+    ("choice", _drawn),
+    ("most_frequent", _most_frequent),
+    ("highlight", str),
+):
+    _environment.add_filter(_name, _filter)
+_environment.filters["_json"] = lambda value: json.dumps(value, default=_plainly)
 
 
-_environment = _make_environment()
+def _plainly(value: Any) -> Any:
+    return list(value) if isinstance(value, Iterable) else str(value)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class Template:
         text: Jinja; the columns of the row are its variables, `mask` is the slot.
         follows: the paper or collection that it is taken after.
         choices: what the text may name as `answer_choices`.
+        row_choices: a text that names them for each row, parted by `|||`.
         side: of a text in two parts (PARTED): "" for the one before, which is asked, "answer" for the one
             after.
     """
@@ -89,6 +97,7 @@ class Template:
     follows: str = ""
     choices: tuple[str, ...] = ()
     side: str = ""
+    row_choices: str = ""
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -98,8 +107,14 @@ class Template:
             InputError: the text is no Jinja.
         """
         try:
-            return tuple(sorted(meta.find_undeclared_variables(_environment.parse(self.text)) - GIVEN))
-        except TemplateError as error:
+            tree = _environment.parse(self.text)
+            asked_after = {
+                test.node.name
+                for test in tree.find_all(nodes.Test)
+                if test.name in ("defined", "undefined") and isinstance(test.node, nodes.Name)
+            }
+            return tuple(sorted(meta.find_undeclared_variables(tree) - GIVEN - asked_after))
+        except (TemplateError, RecursionError) as error:
             raise InputError(f"{self.name}: no valid template ({error}). Mend its text") from error
 
     @property
@@ -113,7 +128,7 @@ class Template:
     @cached_property
     def _compiled(self) -> Any:
         try:
-            return _environment.from_string(self.text)
+            return compile_template(_environment, self.text)
         except TemplateError as error:
             raise InputError(f"{self.name}: no valid template ({error}). Mend its text") from error
 
@@ -121,12 +136,14 @@ class Template:
         """The text for one row.
 
         Raises:
+            Skipped: the text is empty for this row, slot and all.
             InputError: a column that the row lacks, no slot or several, nothing around it although the row's
-                columns hold
-                something, something the sandbox refuses.
+                columns hold something, something the sandbox refuses.
         """
         text = self.plain(row)
         slots = text.count(SLOT)
+        if not text.strip() and self._has_conditions:
+            raise Skipped(f"{self.name}: says nothing of the row")
         if slots != 1:
             raise InputError(
                 f"{self.name}: {slots or 'no'} slots for an answer; wanted one. Put {{{{ mask }}}} once, "
@@ -143,39 +160,82 @@ class Template:
         stripped = before.rstrip(" ")
         return Rendered(stripped, " " if len(before) > len(stripped) and stripped else "", after)
 
+    @property
+    def _has_conditions(self) -> bool:
+        return "{%" in self.text
+
     def plain(self, row: Mapping[str, Any]) -> str:
-        """The text for one row, with or without a slot in it (the text that a generated answer is compared
-        with has none).
+        """The text for one row, slot or not (what a written answer is compared with has none).
 
         Raises:
+            Skipped: a text in two parts whose asked one is empty for this row.
             InputError: a column that the row lacks, something the sandbox refuses.
         """
+        text = self._rendered(self._compiled, row)
+        if PARTED not in self.text:
+            return text
+        asked, parted, answer = text.partition(PARTED)
+        if self._has_conditions and not (parted and asked.strip()):
+            raise Skipped(f"{self.name}: says nothing of the row")
+        gap = "\n" if "\n" in asked[len(asked.rstrip()) :] else " "
+        return answer.strip() if self.side else asked.strip() + gap + SLOT
+
+    def listed(self, row: Mapping[str, Any]) -> list[str]:
+        """The texts that a template of several names: `{{ choices.text }}`, or texts parted by `|||`.
+
+        Raises:
+            InputError: as `plain`; something that is no list of texts or numbers.
+        """
+        if self._is_expression:
+            value = json.loads(self._rendered(self._as_json, row))
+            value = value.split("|||") if isinstance(value, str) and "|||" in value else value
+        else:
+            value = [part.strip() for part in self._rendered(self._compiled, row).split("|||")]
+        value = value if isinstance(value, list) else [value]
+        if any(isinstance(part, (list, dict)) or part is None for part in value):
+            raise InputError(f"{self.name}: gives {str(value)[:80]}; wanted a list of texts. Mend its text")
+        return [str(part) for part in value]
+
+    def _own_choices(self, row: Mapping[str, Any]) -> str:
+        return Template(f"{self.name} (choices)", self.row_choices).plain(row)
+
+    @cached_property
+    def _is_expression(self) -> bool:
+        inside = re.fullmatch(r"\s*\{\{(.*)\}\}\s*", self.text, re.DOTALL)
+        return inside is not None and "{{" not in inside[1] and "}}" not in inside[1]
+
+    @cached_property
+    def _as_json(self) -> Any:
+        inside = self.text.strip()[2:-2].strip("-+")
+        return replace(self, text="{{ (" + inside + ") | _json }}")._compiled
+
+    def _rendered(self, compiled: Any, row: Mapping[str, Any]) -> str:
         missing = [column for column in self.columns if column not in row]
         if missing:
             raise InputError(
-                f"{self.name}: no column '{missing[0]}'; the rows have {', '.join(row)}. Name it under "
-                "`data` in the entry's file"
+                f"{self.name}: no column '{missing[0]}'; the rows have {', '.join(row)}. Set --columns "
+                f"{missing[0]}=COLUMN, or name it under `data` in the entry's file"
             )
         clean = {
             key: re.sub(f"[{SLOT}{PARTED}]", "", value) if isinstance(value, str) else value
             for key, value in row.items()
         }
         try:
-            text = self._compiled.render({**clean, "mask": SLOT, "answer_choices": list(self.choices)})
+            choices = (
+                [c.strip() for c in self._own_choices(clean).split("|||")]
+                if self.row_choices
+                else self.choices
+            )
+            return render(compiled, {**clean, "mask": SLOT, "answer_choices": list(choices)})
         except SecurityError as error:
             raise InputError(
                 f"{self.name}: refused by the sandbox: {error}. Take it out of the template"
             ) from error
         except FAULTS as error:
             raise InputError(f"{self.name}: cannot be rendered: {error}. Mend its text") from error
-        if PARTED not in self.text:
-            return text
-        asked, _, answer = text.partition(PARTED)
-        gap = "\n" if "\n" in asked[len(asked.rstrip()) :] else " "
-        return answer.strip() if self.side else asked.strip() + gap + SLOT
 
     def fit(
-        self, row: Mapping[str, Any], size: Callable[[Rendered], int], limit: int
+        self, row: Mapping[str, Any], size: Callable[[Rendered], int], limit: int, may_cut: bool = True
     ) -> tuple[Rendered, bool]:
         """The text for one row with at most `limit` tokens, and whether the row's text had to be cut.
 
@@ -186,20 +246,24 @@ class Template:
             size: a rendered text → its tokens.
 
         Raises:
+            TooLong: the text is too long and may not be cut.
             InputError: what doesn't come from the row is too long by itself.
         """
         rendered = self.render(row)
-        if size(rendered) <= limit:
+        tokens = size(rendered)
+        if tokens <= limit:
             return rendered, False
+        if not may_cut:
+            raise TooLong(
+                f"{self.name}: {tokens} tokens; wanted at most {limit}. Set --max_length or --on_long"
+            )
         texts = {column: row[column] for column in self.columns if isinstance(row[column], str)}
 
         def cut(most: int) -> Rendered:
             return self.render({**row, **{column: shortened(text, most) for column, text in texts.items()}})
 
-        low, high = (
-            0,
-            max(map(len, texts.values()), default=0),
-        )  # `low` characters fit or are the last resort, `high` don't
+        # `low` characters fit or are the last resort, `high` don't
+        low, high = 0, max(map(len, texts.values()), default=0)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if size(cut(middle)) <= limit else (low, middle)
@@ -210,6 +274,11 @@ class Template:
                 "Set --max_length or --shots"
             )
         return rendered, True
+
+    @property
+    def hash(self) -> str:
+        """Of the exact text: two templates that differ in one blank have two."""
+        return sha256(self.text.encode()).hexdigest()[:16]
 
     def composed(self, name: str, before: str = "", after: str = "") -> Template:
         """The same template with other text around it."""

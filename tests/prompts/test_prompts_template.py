@@ -12,7 +12,8 @@ from finetune.data.sources import DataArguments, load_rows
 from finetune.errors import InputError
 from prompts.study.rows import read_rows, source_of
 from prompts.study.study import named_prompts
-from prompts.templates.entries import library, read_entry
+from prompts.templates.entries import library
+from prompts.templates.reading import read_entry
 from prompts.templates.prompt import Prompt, split_name
 from prompts.templates.template import Rendered, Template, shortened
 from prompts.templates.verbalizer import Verbalizer, corrected, make_verbalizer, probabilities

@@ -14,6 +14,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from finetune.errors import InputError
-from prompts.scoring.generate import generate
+from prompts.scoring.endpoint import Endpoint
+from prompts.scoring.generate import Drawing, generate
 from prompts.scoring.score import Request, Scorer
 from prompts.templates.entries import Ending
 
@@ -33,7 +35,7 @@ BLOCK = 64  # requests; also what an interruption loses at most, for each proces
 class Memory:
     """Asks a scorer what the file doesn't hold yet, in as many processes as there are."""
 
-    def __init__(self, scorer: Scorer, fingerprint: str, path: Path | None = None) -> None:
+    def __init__(self, scorer: Scorer | Endpoint, fingerprint: str, path: Path | None = None) -> None:
         """
         Args:
             fingerprint: of the model and the way of scoring.
@@ -56,10 +58,22 @@ class Memory:
                     f"{path} can't keep answers: {error}. Remove it, or set --cache_file"
                 ) from error
 
-    def __call__(self, requests: Sequence[Request]) -> list[list[np.ndarray]]:
-        """The scorer's answers, the same in every process: one list a request, one float32 [tokens] an
-        answer."""
-        keys = [[self._key(r.context, a, r.rest, r.special) for a in r.answers] for r in requests]
+    @property
+    def exact(self) -> bool:
+        """Whether the whole answer's log-probability is had, for any text."""
+        return not isinstance(self.scorer, Endpoint) or self.scorer.how == "echo"
+
+    @property
+    def silent(self) -> dict[str, int]:
+        """Why no answer came, and how often."""
+        return self.scorer.silent if isinstance(self.scorer, Endpoint) else {}
+
+    def __call__(self, requests: Sequence[Request]) -> list[list[np.ndarray] | None]:
+        """The scorer's answers, the same in every process: one list a request, one float32 [tokens] an answer.
+
+        None stands where an endpoint gave none; such an answer isn't kept, so that the next run asks again.
+        """
+        keys = [self._keys(request) for request in requests]
         wanted = {}
         for request, row in zip(requests, keys, strict=True):
             wanted.update({key: (request, answer) for key, answer in zip(row, request.answers, strict=True)})
@@ -70,44 +84,52 @@ class Memory:
         for block in self._share(self._blocks([(key, *wanted[key]) for key in missing]), self._score):
             known.update(block)
             self._keep({key: value.tobytes() for key, value in block.items()})
-        return [[known[key] for key in row] for row in keys]
+        return [[known[key] for key in row] if all(key in known for key in row) else None for row in keys]
 
-    def written(self, requests: Sequence[Request], ending: Ending) -> list[str]:
-        """What the model writes, the same in every process."""
-        keys = [
-            self._key(r.context, json.dumps([ending.until, ending.tokens]), r.rest, r.special)
-            for r in requests
-        ]
+    def _keys(self, request: Request) -> list[bytes]:
+        told: list[object] = [request.context, request.rest, request.special]
+        told += [request.turns, request.prefill] if request.turns else []
+        # an answer that is drawn or looked up among others depends on what they are
+        told += [] if self.exact else [request.answers]
+        return [self._key(answer, *told) for answer in request.answers]
+
+    def written(
+        self, requests: Sequence[Request], ending: Ending, drawing: Drawing | None = None
+    ) -> list[str | None]:
+        """What the model writes, the same in every process; None where an endpoint gave nothing."""
+        how = [ending.until, ending.tokens, ending.keep, *(vars(drawing).values() if drawing else ())]
+        keys = [self._key(r.context, json.dumps(how), r.rest, r.special, r.turns, r.prefill) for r in requests]
         known = {key: value.decode() for key, value in self._look_up(list(dict.fromkeys(keys))).items()}
         missing = list(
             {key: request for key, request in zip(keys, requests, strict=True) if key not in known}.items()
         )
 
         def write(block: list[tuple[bytes, Request]]) -> dict[bytes, str]:
-            return dict(
-                zip(
-                    [key for key, _ in block],
-                    generate(self.scorer, [r for _, r in block], ending),
-                    strict=True,
-                )
-            )
+            asked = [request for _, request in block]
+            if isinstance(self.scorer, Endpoint):
+                texts = self.scorer.write(asked, ending, drawing)
+            else:
+                texts = generate(self.scorer, asked, ending, drawing)
+            return {key: text for (key, _), text in zip(block, texts, strict=True) if text is not None}
 
         for block in self._share([missing[i : i + BLOCK] for i in range(0, len(missing), BLOCK)], write):
             known.update(block)
             self._keep({key: value.encode() for key, value in block.items()})
-        return [known[key] for key in keys]
+        return [known.get(key) for key in keys]
 
     def _key(self, *parts: object) -> bytes:
         return hashlib.blake2b(json.dumps([self.fingerprint, *parts]).encode(), digest_size=20).digest()
 
     def _blocks(self, wanted: list[tuple[bytes, Request, str]]) -> list[list[tuple[Request, list[bytes]]]]:
         """Answers to the same text side by side in one request, requests in blocks."""
-        grouped: dict[tuple[str, str, bool], list[tuple[bytes, str]]] = {}
+        grouped: dict[Request, list[tuple[bytes, str]]] = {}
         for key, request, answer in wanted:
-            grouped.setdefault((request.context, request.rest, request.special), []).append((key, answer))
+            # an endpoint that counts or looks up first tokens weighs all of a request's answers together
+            alike = replace(request, answers=()) if self.exact else request
+            grouped.setdefault(alike, []).append((key, answer))
         items = [
-            (Request(context, tuple(answer for _, answer in pairs), rest, special), [key for key, _ in pairs])
-            for (context, rest, special), pairs in grouped.items()
+            (replace(alike, answers=tuple(answer for _, answer in pairs)), [key for key, _ in pairs])
+            for alike, pairs in grouped.items()
         ]
         return [items[i : i + BLOCK] for i in range(0, len(items), BLOCK)]
 
@@ -116,6 +138,7 @@ class Memory:
         return {
             key: value
             for (_, keys), row in zip(block, answers, strict=True)
+            if row is not None
             for key, value in zip(keys, row, strict=True)
         }
 

@@ -1,11 +1,14 @@
-"""Prompts → texts that a model writes, greedily. Knows models' own generation; knows no labels."""
+"""Prompts → texts that a model writes, greedily or drawn. Knows models' own generation; knows no labels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from itertools import groupby
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from finetune.errors import InputError
 from prompts.scoring.prefix_tree import batches
@@ -14,7 +17,42 @@ from prompts.scoring.tokens import beginning
 from prompts.templates.entries import Ending
 
 
-def generate(scorer: Scorer, requests: Sequence[Request], ending: Ending) -> list[str]:
+@dataclass(frozen=True)
+class Drawing:
+    """How answers are drawn: by temperature and nucleus (Holtzman et al. 2020); `repeat` numbers a row's answers."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    repeat: int = 0
+
+    def number(self, text: str) -> int:
+        """The seed of one text's answer: the same whatever else is written beside it."""
+        told = f"{self.seed}\n{self.repeat}\n{text}".encode()
+        return int.from_bytes(sha256(told).digest()[:4], "little")
+
+
+class _Gumbel(LogitsProcessor):
+    """Noise under which the likeliest token is a drawn one (Gumbel-max), from a generator of each row's own."""
+
+    def __init__(self, drawing: Drawing, texts: Sequence[str]) -> None:
+        self.drawing = drawing
+        self.generators = [torch.Generator().manual_seed(drawing.number(text)) for text in texts]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        logits = scores.float() / self.drawing.temperature
+        if self.drawing.top_p < 1:
+            ordered, order = logits.sort(dim=-1, descending=True)
+            chances = ordered.softmax(-1)
+            outside = chances.cumsum(-1) - chances >= self.drawing.top_p
+            logits = logits.masked_fill(outside.gather(-1, order.argsort(-1)), -torch.inf)
+        noise = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.generators])
+        return logits - torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7))).to(logits.device)
+
+
+def generate(
+    scorer: Scorer, requests: Sequence[Request], ending: Ending, drawing: Drawing | None = None
+) -> list[str]:
     """What the model writes at the end of each prompt, up to the ending, without space around it.
 
     Raises:
@@ -43,18 +81,20 @@ def generate(scorer: Scorer, requests: Sequence[Request], ending: Ending) -> lis
         padded = tokenizer.pad(
             {"input_ids": [ids[i] for i in batch]}, padding_side=side, return_tensors="pt"
         ).to(scorer.network.device)
+        noise = [_Gumbel(drawing, [requests[i].context for i in batch])] if drawing else []
         with torch.inference_mode():
             written = scorer.network.generate(
                 **padded,
                 max_new_tokens=ending.tokens,
                 do_sample=False,
+                logits_processor=LogitsProcessorList(noise),
                 num_beams=1,
                 pad_token_id=tokenizer.pad_token_id,
             )
         if scorer.family == "causal":
             written = written[:, padded["input_ids"].shape[1] :]
         for index, text in zip(batch, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
-            texts[index] = cut(text, ending.until)
+            texts[index] = cut(text, ending)
     return texts
 
 
@@ -72,8 +112,12 @@ def _batches(ids: Sequence[Sequence[int]], further: int, scorer: Scorer) -> list
     ]
 
 
-def cut(text: str, until: Sequence[str]) -> str:
-    """The text before the first of some endings; a full stop that ends it stays."""
+def cut(text: str, ending: Ending) -> str:
+    """The text before the first of an ending's marks; a full stop that ends it stays, unless the text is kept as it is."""
+    if ending.keep:
+        for mark in ending.until:
+            text = text.split(mark)[0] if mark else text
+        return text
     text = text.lstrip()
-    places = [(text.find(mark) + mark.startswith(".")) for mark in until if mark in text]
+    places = [(text.find(mark) + mark.startswith(".")) for mark in ending.until if mark in text]
     return text[: min(places)].strip() if places else text.strip()

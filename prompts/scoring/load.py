@@ -29,6 +29,7 @@ from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor, resolve
 from finetune.training.machine import has_fast_bf16
+from prompts.scoring.endpoint import PREFIX, Endpoint, EndpointArguments
 from prompts.scoring.prefix_tree import batches
 from prompts.scoring.score import Scorer
 
@@ -83,6 +84,17 @@ def load_scorer(name: str, options: ScoringArguments | None = None) -> Scorer:
     tokenizer, network = _load(name, head, dtype, options.allow_mismatch)
     network.to(device()).requires_grad_(False)
     return Scorer(network, tokenizer, options.batch_tokens, options.share, options.fill)
+
+
+def load_asked(name: str, options: ScoringArguments, endpoint: EndpointArguments) -> Scorer | Endpoint:
+    """What asks a model: an Endpoint for `openai:NAME`, a Scorer for any other name.
+
+    Raises:
+        InputError: no such model, or an address that doesn't answer.
+    """
+    if name.startswith(PREFIX):
+        return Endpoint(name.removeprefix(PREFIX), endpoint)
+    return load_scorer(name, options)
 
 
 def _load(name: str, head: Any, dtype: str, allow_mismatch: bool) -> tuple[Any, Any]:
@@ -156,9 +168,11 @@ def _head_of(name: str) -> Any:
     )
 
 
-def fingerprint(scorer: Scorer) -> str:
+def fingerprint(scorer: Scorer | Endpoint) -> str:
     """Hash of every weight, of an adapter's too, of configurations and tokenizer, the weights' type and the
     way of scoring."""
+    if isinstance(scorer, Endpoint):
+        return scorer.fingerprint()
     bare = scorer.network.get_base_model() if hasattr(scorer.network, "peft_config") else scorer.network
     adapters = scorer.network.peft_config if bare is not scorer.network else {}
     made_of = [bare.config, *adapters.values(), *([bare.generation_config] if bare.can_generate() else [])]

@@ -1,28 +1,27 @@
-"""Prompts × rows → requests and their answers, one cell a way of asking. Knows templates and a scorer; knows
-no files."""
+"""Prompts × rows → requests, and who answers them. Knows templates and a scorer; knows no files and no figures.
+
+A row that can't be asked by a prompt (its template says nothing of it, a column is missing, it is too long) is left
+out of that prompt's rows and noted; it ends nothing.
+"""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from finetune.errors import InputError
 from prompts.scoring.cache import Memory
 from prompts.scoring.score import Request
-from prompts.study import calibrate
 from prompts.study.options import StudyArguments
-from prompts.study.parts import Parts
 from prompts.study.rows import Row
 from prompts.study.shots import Pool, choose
+from prompts.templates.layout import Layout
 from prompts.templates.prompt import Prompt, compose
-from prompts.templates.template import Template
-from prompts.templates.verbalizer import Verbalizer, corrected
-
-logger = logging.getLogger(__name__)
-DOMAIN_INPUTS = 20  # as many as Fei et al. 2023 draw
-CALIBRATIONS = ("raw", "contextual", "domain", "pmi", "prior", "batch")
+from prompts.templates.template import Rendered, Skipped, Template, TooLong
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Cell:
 
     model: str
     template: str
-    verbalizer: str
+    verbalizer: str  # or what the choices are, or where a written answer ends
     shots: int
     seed: int
 
@@ -41,33 +40,46 @@ class Cell:
         return f"{self.template}/{self.verbalizer}{shots}"
 
 
-@dataclass(frozen=True)
-class Answers:
-    """A cell's answers: part → scores of labels [rows, labels], for training and unseen rows and for what
-    calibration asks.
+@dataclass
+class Notes:
+    """What didn't go as asked: counted, and named with the first rows that it befell.
 
     Attributes:
-        words: part → scores of the verbalizer's words [rows, words].
+        troubles: (model, prompt, reason) → rows; they make a run's exit status 1.
+        expected: the same for what the user asked for: rows that a template skips, rows that are cut or dropped.
     """
 
-    cell: Cell
-    labels: dict[str, np.ndarray]
-    requests: list[Request]
-    verbalizer: Verbalizer
-    words: dict[str, np.ndarray]
+    troubles: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
+    expected: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
 
-    def scores(self, how: str, part: str = "unseen") -> np.ndarray:
-        """Scores after a calibration, one of CALIBRATIONS; `part` is training or unseen."""
-        own = self.labels[part]
-        if how == "raw":
-            return own
-        if how == "batch":
-            return calibrate.batch(own)
-        if how == "prior":
-            return self.verbalizer.label_scores(corrected(self.words[part], self.words[part]))
-        return {"contextual": calibrate.contextual, "domain": calibrate.domain, "pmi": calibrate.pmi}[how](
-            own, self.labels[how]
-        )
+    def trouble(self, model: str, prompt: str, reason: str, row: int = -1) -> None:
+        self.troubles.setdefault((model, prompt, reason), []).append(row)
+
+    def expect(self, model: str, prompt: str, reason: str, row: int = -1) -> None:
+        self.expected.setdefault((model, prompt, reason), []).append(row)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """For tables and findings.json."""
+        return [
+            {"model": model, "prompt": prompt, "what": what, "rows": sum(row >= -1 for row in rows) or 1,
+             "first": ", ".join(str(row) for row in sorted(set(rows))[:5] if row >= 0), "ends_well": well}
+            for well, kept in ((False, self.troubles), (True, self.expected))
+            for (model, prompt, what), rows in kept.items()
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt's answers to the rows of one part that could be asked.
+
+    Attributes:
+        places: numbers of those rows in the part.
+        answers: for each, token log-probabilities of each answer, or None where no answer came.
+    """
+
+    places: np.ndarray
+    requests: list[Request]
+    answers: list[Any]
 
 
 class Asking:
@@ -79,77 +91,115 @@ class Asking:
         study: StudyArguments,
         examples: list[Row],
         vectors: dict[str, np.ndarray] | None = None,
+        layout: Layout | None = None,
+        notes: Notes | None = None,
     ) -> None:
         self.memory, self.study, self.examples, self.vectors = memory, study, examples, vectors or {}
         texts = [row.identity for row in examples]
         table = np.stack([self.vectors[text] for text in texts]) if self.vectors else None
         self.pool = Pool([row.label for row in examples], texts, table)
-        self.cut = 0
+        self.layout = replace(layout or Layout(), limit=study.max_length, chat=study.chat)
+        self.notes, self.model = notes or Notes(), ""
+        self.counted: Counter[str] = Counter()
 
     def ask(
         self, prompts: list[Prompt], rows: dict[str, list[Row]], shots: int, seed: int
     ) -> dict[str, dict[str, Any]]:
-        """Scores of every prompt on every part: prompt's name → part → [rows, labels]; `words`, `requests`:
-        part → the same."""
+        """Scores of every prompt on every part: prompt's name → part → [rows, labels]; `words`, `asked`: part → the same.
+
+        Templates with several verbalizers go through the model once, unless examples show their words.
+        """
         groups = _groups(prompts, together=shots == 0)
-        flat: list[tuple[str, str, Request]] = []
-        for part, members in rows.items():
-            for row in members:
-                for key, group in groups.items():
-                    flat.append((part, key, self.request(group, row, shots, seed)))
-        answers = self.memory([request for *_, request in flat])
-        found: dict[str, dict[str, Any]] = {prompt.name: {"requests": {}, "words": {}} for prompt in prompts}
+        asked = self.weigh(
+            {key: (lambda row, group=group: self.request(group, row, shots, seed)) for key, group in groups.items()}, rows
+        )
+        found: dict[str, dict[str, Any]] = {prompt.name: {"asked": {}, "words": {}} for prompt in prompts}
         for key, group in groups.items():
             words = _words(group)
             for part in rows:
-                mine = [
-                    (request, row)
-                    for (p, k, request), row in zip(flat, answers, strict=True)
-                    if (p, k) == (part, key)
-                ]
+                own = asked[key, part]
                 for prompt in group:
                     places = [words.index(word) for word in prompt.verbalizer.flat]
-                    scored = prompt.verbalizer.word_scores([[row[i] for i in places] for _, row in mine])
+                    some = [None if row is None else [row[i] for i in places] for row in own.answers]
+                    scored = prompt.verbalizer.word_scores(_filled(some, len(places)))
                     found[prompt.name]["words"][part] = scored
                     found[prompt.name][part] = prompt.verbalizer.label_scores(scored)
-                    found[prompt.name]["requests"][part] = [request for request, _ in mine]
+                    found[prompt.name]["asked"][part] = own
         return found
+
+    def weigh(
+        self, ways: Mapping[str, Callable[[Row], Request]], rows: Mapping[str, Sequence[Row]]
+    ) -> dict[tuple[str, str], Asked]:
+        """(name, part) → answers of the rows that could be asked, all of them through the model together."""
+        made = {(key, part): self.prepared(key, way, rows[part]) for key, way in ways.items() for part in rows}
+        answers = iter(self.memory([request for _, requests in made.values() for request in requests]))
+        return {
+            key: Asked(places, requests, [next(answers) for _ in requests]) for key, (places, requests) in made.items()
+        }
+
+    def prepared(
+        self, name: str, way: Callable[[Row], Request], rows: Sequence[Row]
+    ) -> tuple[np.ndarray, list[Request]]:
+        """Requests of the rows that can be asked, and their places; what can't is noted."""
+        places, requests = [], []
+        for place, row in enumerate(rows):
+            try:
+                requests.append(way(row))
+                places.append(place)
+            except Skipped as error:
+                self.notes.expect(self.model, name, str(error), row.place)
+            except TooLong:
+                self.notes.expect(self.model, name, "too long, and dropped (--on_long)", row.place)
+            except InputError as error:
+                if self.layout.on_long == "stop" and "--on_long" in str(error):
+                    raise
+                self.notes.trouble(self.model, name, str(error), row.place)
+        return np.array(places, dtype=int), requests
 
     def request(self, group: list[Prompt], row: Row, shots: int, seed: int) -> Request:
         """One row's question behind its examples, with the words of all verbalizers of a group."""
-        prompt, words = group[0], _words(group)
-        chosen = self._chosen(row, shots, seed)
-        shown = [
-            (
-                prompt.template.render(self.examples[i].columns),
-                prompt.verbalizer.answer(self.examples[i].label),
-            )
-            for i in chosen
-        ]
-        request, was_cut = compose(
-            prompt.template,
-            self.memory.scorer,
-            row.columns,
-            shown,
-            words,
-            self.study.max_length,
-            self.study.chat,
+        prompt = group[0]
+        shown = self.shown(
+            prompt.template, lambda example: prompt.verbalizer.answer(example.label), row, (shots, seed)
         )
-        self.cut += was_cut
-        return request
+        return self.compose(prompt.template, row, shown, _words(group))
+
+    def compose(
+        self,
+        template: Template,
+        row: Row,
+        shown: list[tuple[Rendered, str]],
+        answers: Sequence[str],
+        reserve: str | None = None,
+    ) -> Request:
+        """A request, with what was cut or left out counted."""
+        made = compose(template, self.memory.scorer, row.columns, shown, answers, self.layout, reserve)
+        if made.was_cut:
+            self.notes.expect(self.model, template.name, "cut to fit (--max_length)", row.place)
+        if made.left_out:
+            reason = "asked behind fewer examples, which didn't fit"
+            self.notes.expect(self.model, template.name, reason, row.place)
+        return made.request
 
     def text_request(
         self, template: Template, target: Template, row: Row, setting: tuple[int, int], room: int
     ) -> Request:
         """One row's question behind its (examples, seed), with room for a text of so many tokens."""
-        examples = [self.examples[i].columns for i in self._chosen(row, *setting)]
-        shown = [(template.render(columns), target.plain(columns).strip()) for columns in examples]
-        limit, chat = self.study.max_length, self.study.chat
-        request, was_cut = compose(
-            template, self.memory.scorer, row.columns, shown, [""], limit, chat, " the" * room
-        )
-        self.cut += was_cut
-        return request
+        shown = self.shown(template, lambda example: _first_of(target, example), row, setting)
+        return self.compose(template, row, shown, [""], " the" * room)
+
+    def shown(
+        self, template: Template, answer: Callable[[Row], str], row: Row, setting: tuple[int, int]
+    ) -> list[tuple[Rendered, str]]:
+        """The examples before a row, as they are written, with their answers; those that can't be are left out."""
+        written = []
+        for index in self._chosen(row, *setting):
+            example = self.examples[index]
+            try:
+                written.append(((self.layout.example or template).render(example.columns), answer(example)))
+            except InputError as error:
+                self.notes.expect(self.model, template.name, f"example left out: {error}", example.place)
+        return written
 
     def _chosen(self, row: Row, shots: int, seed: int) -> list[int]:
         vector = self.vectors.get(row.identity)
@@ -157,6 +207,19 @@ class Asking:
         if way == "nearest" and vector is None:  # what calibration asks is near to nothing
             way = "balanced"
         return choose(way, self.pool, shots, seed, row.identity, vector)
+
+
+def _first_of(target: Template, example: Row) -> str:
+    wanted = target.listed(example.columns)
+    if not wanted:
+        raise Skipped(f"{target.name}: no text")
+    return wanted[0].strip()
+
+
+def _filled(rows: list[Any], words: int) -> list[Any]:
+    """Rows without an answer as ones whose scores are no numbers."""
+    nothing = [np.array([np.nan], dtype=np.float32)] * words
+    return [nothing if row is None else row for row in rows]
 
 
 def _groups(prompts: list[Prompt], together: bool) -> dict[str, list[Prompt]]:
@@ -171,25 +234,6 @@ def _words(group: list[Prompt]) -> list[str]:
     return list(dict.fromkeys(word for prompt in group for word in prompt.verbalizer.flat))
 
 
-def run_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts) -> list[Answers]:
-    """Every prompt × number of examples × seed of one model."""
-    found = []
-    blanks = blank_rows(prompts, parts, asking.study)
-    for shots, seed in settings(asking.study):
-        scores = asking.ask(
-            prompts, {"training": parts.training, "unseen": parts.unseen, **blanks}, shots, seed
-        )
-        for prompt in prompts:
-            own = scores[prompt.name]
-            template, verbalizer = prompt.name.rsplit("/", 1)
-            cell = Cell(model, template, verbalizer, shots, seed)
-            labels = {part: own[part] for part in ("training", "unseen", *blanks)}
-            found.append(Answers(cell, labels, own["requests"]["unseen"], prompt.verbalizer, own["words"]))
-    if asking.cut:
-        logger.warning("%d prompts of %s were cut to fit (--max_length)", asking.cut, model)
-    return found
-
-
 def settings(study: StudyArguments) -> list[tuple[int, int]]:
     """(examples, seed) that every prompt is asked with; without examples one seed says all."""
     return [
@@ -197,22 +241,3 @@ def settings(study: StudyArguments) -> list[tuple[int, int]]:
         for shots in study.shots
         for seed in (study.shot_seeds if shots else study.shot_seeds[:1])
     ]
-
-
-def blank_rows(prompts: list[Prompt], parts: Parts, study: StudyArguments) -> dict[str, list[Row]]:
-    """What calibration asks: rows without content, of random words of the rows' own, and empty ones."""
-    first = parts.unseen[0].columns
-    kept = {
-        column: first[column] for prompt in prompts for column in prompt.template.columns
-    }  # numbers and lists as they are
-    columns = sorted(column for column, value in kept.items() if value is None or isinstance(value, str))
-    words = [row.columns[column] or "" for row in parts.unseen[:500] for column in columns]
-    texts = {
-        "contextual": list(calibrate.CONTENT_FREE),
-        "domain": calibrate.random_inputs(words, DOMAIN_INPUTS, study.shot_seeds[0]),
-        "pmi": [""],
-    }
-    return {
-        how: [Row({**kept, **dict.fromkeys(columns, text)}, -1, f"{how}: {text}") for text in given]
-        for how, given in texts.items()
-    }

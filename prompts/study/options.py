@@ -85,3 +85,68 @@ def check_numbers(study: StudyArguments) -> None:
         )
         if wrong is not None or given == []:
             raise InputError(f"--{name} {'' if wrong is None else wrong}; wanted {least} or more")
+
+
+@dataclass
+class AnswerArguments:
+    """What is read of the rows, and how answers are taken and judged."""
+
+    columns: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Columns of another name, as name=column pairs: text='Review Text' label=stars."},
+    )
+    on_long: str = field(
+        default="cut",
+        metadata={"help": "A row that is too long: cut (its own text), drop (not asked, counted) or stop."},
+    )
+    metric: str | None = field(
+        default=None,
+        metadata={
+            "help": "What heads the report (default: the entry's own). evaluate:NAME takes a metric of the "
+            "evaluate library by name or folder, whose code is run."
+        },
+    )
+    repeats: int = field(default=1, metadata={"help": "Written answers a row, drawn where above 1."})
+    temperature: float = field(
+        default=0.0, metadata={"help": "Of drawn answers; 0 writes the likeliest (default with --repeats: 1)."}
+    )
+    top_p: float = field(default=1.0, metadata={"help": "Draw from the likeliest tokens of so much probability."})
+    draw_seed: int = field(default=0, metadata={"help": "Seed of drawn answers."})
+    judge: str | None = field(
+        default=None, metadata={"help": "Model that judges written answers (default: the entry's)."}
+    )
+    judge_rows: str | None = field(
+        default=None,
+        metadata={"help": "JSON lines with `written`, `label` and the rows' columns: what people said, which "
+                  "the judge is compared with."},
+    )  # fmt: skip
+
+
+@dataclass
+class RunArguments:
+    """What is done besides asking once."""
+
+    suite: str | None = field(
+        default=None,
+        metadata={"help": "YAML list of runs, each a mapping of options over those given: many entries at once."},
+    )
+    rescore: str | None = field(
+        default=None, metadata={"help": "Folder of a run that is judged again, without asking any model."}
+    )
+    power: float | None = field(
+        default=None,
+        metadata={"help": "Say how many rows a difference of this size needs, from the answers found."},
+    )
+
+
+def columns_of(pairs: list[str]) -> dict[str, str]:
+    """`name=column` pairs as a mapping.
+
+    Raises:
+        InputError: something that is no pair.
+    """
+    parts = [pair.partition("=") for pair in pairs]
+    wrong = next((pair for pair, (name, sign, column) in zip(pairs, parts, strict=True) if not (name and sign and column)), None)
+    if wrong is not None:
+        raise InputError(f"--columns {wrong}; wanted name=column, as text='Review Text'")
+    return {name: column for name, _, column in parts}

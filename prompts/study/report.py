@@ -1,349 +1,280 @@
-"""A study's answers → rows on disk, tables, tests between prompts, a plot. Knows arrays and files; asks no
-model."""
+"""A study's findings → rows on disk, tables, a report, a picture. Knows findings and files; asks no model."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from finetune.metrics import bootstrap, classification
+from finetune.artefacts.checkpoints import write_atomically
+from finetune.metrics import classification
 from finetune.reports.tables import comma_separated, markdown, with_interval
-from prompts.study.asking import CALIBRATIONS, Answers
-from prompts.study.rows import Row
-from prompts.study.significance import compare, intervals
-from prompts.study.study import value_of
-from prompts.templates.verbalizer import probabilities
+from prompts.study.archive import write_rows
+from prompts.study.findings import Findings, spread_of, summary, templates_of
+from prompts.study.outcomes import Outcome
+from prompts.study.picture import draw
+from prompts.study.weighed import ChoiceAnswers, said
+from prompts.study.written import Written
 
-matplotlib.use("Agg")  # no screen is needed or wanted
-
-import matplotlib.pyplot as plt
-
-TESTED = 24  # cells between which every pair is tested
 SHOWN = 12  # lines of the report's longer tables
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a study found out on unseen rows."""
-
-    entry: str
-    metric: str
-    labels: tuple[str, ...]
-    rows: list[Row]
-    answers: list[Answers]
-    chosen: tuple[Answers, str] | None
-    training_value: float | None
-    ensembles: dict[str, dict[str, np.ndarray]]  # model → name → scores [rows, labels]
-
-    @property
-    def gold(self) -> np.ndarray:
-        return np.array([row.label for row in self.rows])
+LONG = 300  # characters of a text that a table shows
 
 
 def write_report(found: Findings, folder: Path) -> None:
-    """Write rows.parquet, three tables, report.md, spread.png and findings.json; the same bytes for the same
-    findings."""
+    """Write rows.parquet, two tables, report.md, spread.png, findings.json; the same bytes for the same findings."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = figures(found)
-    pairs = verdicts(found)
     write_rows(found, folder / "rows.parquet")
-    (folder / "figures.csv").write_text(comma_separated(lines), encoding="utf-8")
-    (folder / "pairs.csv").write_text(comma_separated(pairs), encoding="utf-8")
-    draw_spread(lines, found.metric, folder / "spread.png")
-    (folder / "report.md").write_text(in_words(found, lines, pairs), encoding="utf-8")
-    (folder / "findings.json").write_text(json.dumps(summary(found, lines), indent=1), encoding="utf-8")
+    lines = _same_keys(found.lines)
+    write_atomically(folder / "figures.csv", comma_separated(lines))
+    write_atomically(folder / "pairs.csv", comma_separated([_pair(found, *test) for test in found.tests]))
+    draw(found, folder / "spread.png")
+    write_atomically(folder / "report.md", in_words(found))
+    write_atomically(folder / "findings.json", json.dumps(summary(found), indent=1, ensure_ascii=False))
+    if found.kind == "text":
+        write_atomically(folder / "texts.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in texts(found)))
 
 
-def figures(found: Findings) -> list[dict[str, Any]]:
-    """One line a cell and calibration, and one an ensemble."""
-    drawn = bootstrap.draws(len(found.rows), 2000, 0)
-    lines = []
-    for answers in found.answers:
-        for how in CALIBRATIONS:
-            lines.append(
-                {**asdict(answers.cell), "calibration": how, **_line(answers.scores(how), found, drawn)}
-            )
-    for model, made in found.ensembles.items():
-        for name, scores in made.items():
-            cell = {
-                "model": model,
-                "template": "ensemble",
-                "verbalizer": name.split(", ")[0],
-                "shots": "",
-                "seed": "",
-            }
-            lines.append({**cell, "calibration": name.split(", ")[1], **_line(scores, found, drawn)})
-    return lines
+def _same_keys(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    keys = list(dict.fromkeys(key for line in lines for key in line))
+    return [{key: line.get(key, "") for key in keys} for line in lines]
 
 
-def _line(scores: np.ndarray, found: Findings, drawn: np.ndarray) -> dict[str, Any]:
-    gold, predicted = found.gold, scores.argmax(axis=1)
-    values = classification.class_figures(scores, gold, found.labels)
-    sure = intervals(predicted, gold, len(found.labels), drawn)
-    (low, high), (f1_low, f1_high) = sure["accuracy"], sure["macro_f1"]
-    return {
-        "accuracy": values["accuracy"], "low": low, "high": high,
-        "macro_f1": values["macro_f1"], "f1_low": f1_low, "f1_high": f1_high,
-        "matthews": values["matthews"],
-        "most_said": float(np.bincount(predicted, minlength=len(found.labels)).max() / len(gold)),
-    }  # fmt: skip
+def texts(found: Findings) -> list[dict[str, Any]]:
+    """What was written, beside what was wanted."""
+    return [
+        {"model": a.cell.model, "prompt": a.cell.name, "row": found.rows[place].place, "written": row[0] if len(row) == 1 else row,
+         "wanted": wanted[0] if len(wanted) == 1 else wanted}
+        for a in found.answers
+        for place, row, wanted in zip(a.rows(), a.texts["unseen"], a.wanted["unseen"], strict=True)
+    ]  # fmt: skip
 
 
-def verdicts(found: Findings) -> list[dict[str, Any]]:
-    """McNemar's test and a paired bootstrap between any two of the first TESTED cells, raw and calibrated,
-    and the chosen one."""
-    gold = found.gold
-    right = {
-        f"{a.cell.model} {a.cell.name}, {how}": a.scores(how).argmax(1) == gold
-        for how in ("raw", "batch")
-        for a in found.answers[:TESTED]
-    }
-    if found.chosen:
-        answers, how = found.chosen
-        right = {
-            f"{answers.cell.model} {answers.cell.name}, {how}": answers.scores(how).argmax(1) == gold
-        } | right
-    drawn = bootstrap.draws(len(gold), 1000, 0)
-    lines = []
-    for (first, one), (second, other) in combinations(right.items(), 2):
-        result = compare(one, other, drawn)
-        lines.append(
-            {"first": first, "second": second, **asdict(result), "verdict": f"first is {result.in_words()}"}
-        )
-    return lines
-
-
-def write_rows(found: Findings, path: Path) -> None:
-    """One row a prompt and example: which, the hash of the rendered prompt, gold label, scores of the labels,
-    what was said."""
-    columns: dict[str, list[Any]] = {}
-    for answers in found.answers:
-        scores = answers.labels["unseen"]
-        chances = probabilities(scores)
-        for index, (row, request) in enumerate(zip(found.rows, answers.requests, strict=True)):
-            text = request.context + "\ue0ff" + request.rest
-            said = int(scores[index].argmax())
-            values = {
-                **asdict(answers.cell),
-                "row": index,
-                "prompt_hash": hashlib.sha256(text.encode()).hexdigest(),
-                "gold": found.labels[row.label],
-                "prediction": found.labels[said],
-                "probability": float(chances[index, said]),
-                "scores": scores[index].tolist(),
-            }
-            for key, value in values.items():
-                columns.setdefault(key, []).append(value)
-    pq.write_table(pa.table(columns), path, compression="zstd")
-
-
-def summary(found: Findings, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """The chosen prompt and the spread, for programs."""
-    raw = [line for line in lines if line["calibration"] == "raw" and line["template"] != "ensemble"]
-    chosen = None
-    if found.chosen:
-        answers, how = found.chosen
-        line = next(
-            x
-            for x in lines
-            if all(x[k] == v for k, v in asdict(answers.cell).items()) and x["calibration"] == how
-        )
-        chosen = {**line, "training_value": found.training_value}
-    return {
-        "entry": found.entry,
-        "metric": found.metric,
-        "rows": len(found.rows),
-        "chosen": chosen,
-        "spread_raw": _spread(raw, found.metric),
-    }
-
-
-def _spread(lines: Sequence[dict[str, Any]], metric: str) -> dict[str, float]:
-    values = np.array([line[metric] for line in lines])
-    return {"best": float(values.max()), "median": float(np.median(values)), "worst": float(values.min())}
-
-
-def in_words(found: Findings, lines: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> str:
+def in_words(found: Findings) -> str:
     """The report, in Markdown."""
-    parts = [
-        f"# {found.entry}: {len(found.rows)} rows, {', '.join(found.labels[:12])}",
-        _chosen(found, lines),
-        _spreads(found, lines),
+    sections: list[tuple[str, Callable[[Findings], str]]] = [
+        ("", _head),
+        ("What didn't go as asked", _notes),
+        (f"Spread over prompts ({found.metric})", _spreads),
+        ("Every prompt", _cells),
+        ("What each calibration does", _calibrations),
+        ("All prompts together", _together),
+        ("Is the difference more than chance?", _pairs),
+        ("Where the chosen prompt errs" if found.chosen else "Where the first prompt errs", _errors),
+        ("Rows on which prompts disagree most", _flips),
+        ("Rows that a comparison needs", _needed),
+        ("How the models were asked", _models),
+        ("The prompts themselves", _templates),
     ]
-    parts += [
-        "## Every prompt, raw and calibrated",
-        f"Figures: {found.metric}. In brackets: the change that a calibration makes.",
-        _cells(found, lines),
-    ]
-    parts += ["## What each calibration does", _calibrations(found, lines)]
-    parts += [
-        "## All prompts together",
-        markdown([_short(line) for line in lines if line["template"] == "ensemble"]),
-    ]
-    parts += ["## Is the difference more than chance?", _pairs(pairs)]
-    parts += [
-        "## Where the chosen prompt errs" if found.chosen else "## Where the first prompt errs",
-        _confusion(found),
-    ]
-    parts += ["## Rows on which templates disagree most", _flips(found)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    parts = []
+    for title, write in sections:
+        text = write(found)
+        if text:
+            parts += [f"## {title}", text] if title else [text]
+    return "\n\n".join(parts) + "\n"
 
 
-def _chosen(found: Findings, lines: list[dict[str, Any]]) -> str:
-    if not found.chosen:
-        return ""
-    line = summary(found, lines)["chosen"]
-    answers, how = found.chosen
-    where = f"**{answers.cell.name}** on {answers.cell.model}, calibration: {how}"
-    return (
-        f"Chosen on training rows ({found.metric} {found.training_value:.3f} there): {where}. "
-        f"On unseen rows: accuracy {with_interval(line['accuracy'], (line['low'], line['high']))}, "
-        f"macro-F1 {line['macro_f1']:.3f}."
-    )
+def _value(found: Findings, one: Outcome) -> str:
+    line = found.line_of(one)
+    name = found.metric
+    return with_interval(line[name], (line[f"{name}_low"], line[f"{name}_high"]))
 
 
-def _spreads(found: Findings, lines: list[dict[str, Any]]) -> str:
+def _head(found: Findings) -> str:
+    labels = f", {', '.join(found.labels[:12])}" if found.kind == "labels" else ""
+    lines = [f"# {found.entry.name}: {len(found.rows)} rows{labels}", f"Measured on {found.population.in_words()}."]
+    one, others = found.heading, [name for name in found.heading.measures if name != found.metric]
+    line = found.line_of(one)
+    further = "; ".join(f"{name} {line[name]:.3f}" for name in others[:6])
+    if found.chosen:
+        start = f"Chosen on training rows ({found.metric} {one.training:.3f} there): **{one.cell.name}** on {one.cell.model}, {one.how}."
+    else:
+        start = f"Nothing was chosen (no training rows, or one prompt): **{one.cell.name}** on {one.cell.model}, {one.how}."
+    lines.append(f"{start} On unseen rows: {found.metric} {_value(found, one)}{'; ' + further if further else ''}.")
+    if line.get("repeats", 1) > 1:
+        lines.append(f"Mean of {line['repeats']} drawn answers a row; standard deviation of the figure over them {line['spread']:.3f}.")
+    known = found.baseline
+    if known:
+        words = f"Always saying {known['majority']}: {found.metric} {known.get(found.metric, 0.0):.3f}; "
+        lines.append(f"{words}guessing evenly: accuracy {known['chance']:.3f}.")
+    if found.judge:
+        lines.append(found.judge)
+    return "\n\n".join(lines)
+
+
+def _notes(found: Findings) -> str:
+    lines = found.notes.lines()
+    table = [
+        {"": "as asked" if one["ends_well"] else "**trouble**", "model": Path(one["model"]).name, "prompt": one["prompt"],
+         "what": one["what"][:LONG], "rows": one["rows"], "first": one["first"]}
+        for one in lines[: 2 * SHOWN]
+    ]  # fmt: skip
+    more = f"\n\n… and {len(lines) - len(table)} more, in findings.json" if len(lines) > len(table) else ""
+    return markdown(table) + more if lines else ""
+
+
+def _spreads(found: Findings) -> str:
     table = []
-    for model in dict.fromkeys(line["model"] for line in lines):
-        for how in CALIBRATIONS:
-            mine = [
-                x
-                for x in lines
-                if x["model"] == model and x["calibration"] == how and x["template"] != "ensemble"
-            ]
-            table.append(
-                {
-                    "model": model,
-                    "calibration": how,
-                    "prompts": len(mine),
-                    **{k: f"{v:.3f}" for k, v in _spread(mine, found.metric).items()},
-                }
-            )
-    return f"## Spread over templates and words ({found.metric})\n\n" + markdown(table)
-
-
-def _cells(found: Findings, lines: list[dict[str, Any]]) -> str:
-    table = []
-    for answers in found.answers:
-        mine = {x["calibration"]: x for x in lines if all(x[k] == v for k, v in asdict(answers.cell).items())}
-        raw = mine["raw"]
-        row = {
-            "model": answers.cell.model,
-            "prompt": answers.cell.name,
-            "accuracy, raw": with_interval(raw["accuracy"], (raw["low"], raw["high"])),
-        }
-        row |= {
-            how: f"{mine[how][found.metric]:.3f} ({mine[how][found.metric] - raw[found.metric]:+.3f})"
-            for how in CALIBRATIONS[1:]
-        }
-        table.append(row | {"most said, raw": f"{100 * raw['most_said']:.0f} %"})
+    for model in dict.fromkeys(one.cell.model for one in found.outcomes):
+        for how in dict.fromkeys(one.how for one in found.outcomes):
+            mine = [found.line_of(one) for one in found.outcomes if one.cell.model == model and one.how == how]
+            if len(mine) > 1:
+                values = {k: f"{v:.3f}" for k, v in spread_of(mine, found.metric).items()}
+                table.append({"model": Path(model).name, "how": how, "prompts": len(mine), **values})
     return markdown(table)
 
 
-def _calibrations(found: Findings, lines: list[dict[str, Any]]) -> str:
-    raw = np.array([value_of(a.scores("raw"), found.gold, found.labels, found.metric) for a in found.answers])
+def _cells(found: Findings) -> str:
+    """One line a prompt, all by the same figure on the rows that it was asked."""
     table = []
-    for how in CALIBRATIONS[1:]:
-        change = (
-            np.array([value_of(a.scores(how), found.gold, found.labels, found.metric) for a in found.answers])
-            - raw
-        )
+    for answers in found.answers:
+        mine = {one.how: one for one in found.outcomes if one.answers is answers}
+        first = next(iter(mine))
+        line = found.line_of(mine[first])
+        row = {"model": Path(answers.cell.model).name, "prompt": answers.cell.name.removeprefix(f"{found.entry.name}/")}
+        row |= {"rows": line["rows"], f"{found.metric}, {first}": _value(found, mine[first])}
+        for how, one in list(mine.items())[1:]:
+            other = found.line_of(one)
+            row[how] = f"{other[found.metric]:.3f} ({other[found.metric] - line[found.metric]:+.3f})"
+        if "most_said" in line and found.kind == "labels":
+            row["most said"] = f"{100 * line['most_said']:.0f} %"
+        if line.get("nothing_found"):
+            row["nothing found"] = line["nothing_found"]
+        table.append(row)
+    note = f"Figures: {found.metric}, with its 95 % interval; in brackets the change against the first.\n\n"
+    return note + markdown(_same_keys(table))
+
+
+def _calibrations(found: Findings) -> str:
+    if found.kind != "labels":
+        return ""
+    by_how: dict[str, list[float]] = {}
+    for answers in found.answers:
+        mine = {one.how: found.line_of(one)[found.metric] for one in found.outcomes if one.answers is answers}
+        first = next(iter(mine.values()))
+        for how, value in list(mine.items())[1:]:
+            by_how.setdefault(how, []).append(value - first)
+    table = []
+    for how, changes in by_how.items():
+        change = np.array(changes)
         table.append({
             "calibration": how, "better": int((change > 1e-9).sum()), "the same": int((np.abs(change) <= 1e-9).sum()),
             "worse": int((change < -1e-9).sum()), "mean change": f"{change.mean():+.3f}",
             "best": f"{change.max():+.3f}", "worst": f"{change.min():+.3f}",
         })  # fmt: skip
-    return f"Numbers of prompts whose {found.metric} on unseen rows rises, stays, falls.\n\n" + markdown(
-        table
-    )
+    note = f"Numbers of prompts whose {found.metric} on unseen rows rises, stays, falls.\n\n"
+    return note + markdown(table) if table else ""
 
 
-def _short(line: dict[str, Any]) -> dict[str, Any]:
+def _together(found: Findings) -> str:
+    name = found.metric
+    table = [
+        {"model": Path(line["model"]).name, "how": f"{line['verbalizer']}, {line['calibration']}",
+         name: with_interval(line[name], (line[f"{name}_low"], line[f"{name}_high"]))}
+        for line in found.lines if line["template"] == "ensemble"
+    ]  # fmt: skip
+    return markdown(table)
+
+
+def _pair(found: Findings, other: Outcome, test: Any) -> dict[str, Any]:
     return {
-        "model": line["model"], "how": f"{line['verbalizer']}, {line['calibration']}",
-        "accuracy": with_interval(line["accuracy"], (line["low"], line["high"])), "macro-F1": f"{line['macro_f1']:.3f}",
+        "first": found.heading.name, "second": other.name, "metric": found.metric, "difference": test.difference,
+        "low": test.low, "high": test.high, "level": test.level, "only_first": test.only_first, "only_second": test.only_second,
+        "rows": test.rows, "test": test.test, "p": test.p, "p_holm": test.adjusted, "verdict": f"first is {test.in_words()}",
     }  # fmt: skip
 
 
-def _pairs(pairs: list[dict[str, Any]]) -> str:
+def _pairs(found: Findings) -> str:
+    if not found.tests:
+        return ""
+    one = found.heading
     shown = [
-        {
-            "first": p["first"], "second": p["second"], "difference": with_interval(p["difference"], (p["low"], p["high"])),
-            "alone right": f"{p['only_first']} : {p['only_second']}", "first is": p["verdict"].removeprefix("first is "),
-        }
-        for p in pairs[:SHOWN]
+        {"against": f"{Path(other.cell.model).name} {other.cell.name.removeprefix(found.entry.name + '/')}, {other.how}",
+         "difference": with_interval(test.difference, (test.low, test.high)),
+         "better on": f"{test.only_first} : {test.only_second}", "verdict": test.in_words()}
+        for other, test in found.tests[:SHOWN]
     ]  # fmt: skip
-    chance = sum("not significant" in p["verdict"] for p in pairs)
-    note = f"McNemar's exact test; 95 % intervals by paired bootstrap. {chance} of {len(pairs)} are not "
-    "significant; see pairs.csv."
-    return note + "\n\n" + markdown(shown) if pairs else ""
-
-
-def _confusion(found: Findings) -> str:
-    answers, how = found.chosen or (found.answers[0], "raw")
-    predicted = answers.scores(how).argmax(axis=1)
-    if len(found.labels) > 20:
-        per_class = classification.per_class(predicted, found.gold, found.labels)
-        worst = sorted(per_class, key=lambda name: per_class[name]["f1"])[:SHOWN]
-        return markdown(
-            [{"label": name, **{k: f"{v:.3f}" for k, v in per_class[name].items()}} for name in worst]
-        )
-    matrix = classification.confusion(predicted, found.gold, found.labels)
-    return markdown(
-        [
-            {"gold ↓ said →": name, **dict(zip(found.labels, line, strict=True))}
-            for name, line in zip(found.labels, matrix, strict=True)
-        ]
+    chance = sum(not test.is_significant for _, test in found.tests)
+    kinds = ", ".join(dict.fromkeys(test.test for _, test in found.tests))
+    note = (
+        f"**{one.cell.name}** ({one.how}) against each other one ({kinds}), p by Holm over {len(found.tests)} tests; an interval "
+        f"is as wide as its test, so that it holds 0 where the verdict is chance. {chance} of {len(found.tests)} are not "
+        "significant; see pairs.csv."
     )
+    return note + "\n\n" + markdown(shown)
+
+
+def _errors(found: Findings) -> str:
+    one = found.heading
+    if isinstance(one.answers, (Written, ChoiceAnswers)):
+        return _wrong(found, one)
+    gold = np.array([found.rows[i].label for i in one.places], dtype=int)
+    predicted = said(one.answers.scores(one.how))
+    answered = predicted >= 0
+    if len(found.labels) > 20:
+        per_class = classification.per_class(predicted[answered], gold[answered], found.labels)
+        worst = sorted(per_class, key=lambda name: per_class[name]["f1"])[:SHOWN]
+        return markdown([{"label": name, **{k: f"{v:.3f}" for k, v in per_class[name].items()}} for name in worst])
+    matrix = classification.confusion(predicted[answered], gold[answered], found.labels)
+    return markdown([
+        {"gold ↓ said →": name, **dict(zip(found.labels, line, strict=True))}
+        for name, line in zip(found.labels, matrix, strict=True)
+    ])  # fmt: skip
+
+
+def _wrong(found: Findings, one: Outcome) -> str:
+    """The first rows with the lowest scores."""
+    measure = one.measures[found.metric]
+    if not measure.is_mean:
+        measure = next(iter(one.measures.values()))
+    order = [i for i in np.argsort(measure.each, kind="stable")[:SHOWN] if measure.each[i] < 1]
+    table = []
+    for i in order:
+        if isinstance(one.answers, Written):
+            wanted, kept = one.answers.wanted["unseen"][i][0], one.answers.texts["unseen"][i][0] or ""
+        else:
+            wanted, kept = one.answers.texts["unseen"][i][one.answers.gold["unseen"][i]], ""
+        row = {"row": str(found.rows[one.places[i]].place), "wanted": wanted[:120], "taken as answer": one.said[i][:120]}
+        table.append(row | ({"written": kept[-120:]} if kept else {}))
+    return markdown(_same_keys(table))
 
 
 def _flips(found: Findings) -> str:
-    said = np.stack([answers.labels["unseen"].argmax(axis=1) for answers in found.answers])
-    if len(said) < 2:
+    said_by = [{int(row): text for row, text in zip(one.places, one.said, strict=True)} for one in found.outcomes
+               if one.how == found.outcomes[0].how]  # fmt: skip
+    if len(said_by) < 2 or found.kind == "text":
         return ""
-    votes = np.eye(len(found.labels))[said].sum(axis=0)
-    agreed = votes.max(axis=1) / len(said)
-    order = np.argsort(agreed, kind="stable")[:SHOWN]
+    votes = {row: Counter(said[row] for said in said_by if row in said) for row in range(len(found.rows))}
+    agreed = {row: max(count.values()) / sum(count.values()) for row, count in votes.items() if count}
+    split = sorted((row for row in agreed if agreed[row] < 1), key=lambda row: agreed[row])
     table = []
-    for index in order[agreed[order] < 1]:
-        row = found.rows[index]
-        text = " / ".join(str(v) for v in row.columns.values())[:120]
-        counts = ", ".join(
-            f"{found.labels[k]} {int(votes[index, k])}"
-            for k in np.argsort(-votes[index], kind="stable")[:4]
-            if votes[index, k]
-        )
-        table.append({"row": str(index), "gold": found.labels[row.label], "said": counts, "text": text})
-    return (
-        f"{int((agreed < 1).sum())} of {len(agreed)} rows get another label from some prompt.\n\n"
-        + markdown(table)
-    )
+    for row in split[:SHOWN]:
+        text = " / ".join(str(v) for v in found.rows[row].columns.values())[:120]
+        counts = ", ".join(f"{name or 'nothing'} {count}" for name, count in votes[row].most_common(4))
+        table.append({"row": str(found.rows[row].place), "said": counts, "text": text})
+    return f"{len(split)} of {len(agreed)} rows get another answer from some prompt.\n\n" + markdown(table)
 
 
-def draw_spread(lines: list[dict[str, Any]], metric: str, path: Path) -> None:
-    """One point a prompt, a column a calibration, a panel a model."""
-    cells = [line for line in lines if line["template"] != "ensemble"]
-    models = list(dict.fromkeys(line["model"] for line in cells))
-    fig, panels = plt.subplots(1, len(models), figsize=(5 * len(models), 4), sharey=True, squeeze=False)
-    for panel, model in zip(panels[0], models, strict=True):
-        for place, how in enumerate(CALIBRATIONS):
-            values = [line[metric] for line in cells if line["model"] == model and line["calibration"] == how]
-            shift = (np.arange(len(values)) - (len(values) - 1) / 2) * 0.5 / max(len(values), 2)
-            panel.plot(place + shift, values, "o", color="#1f4e79", alpha=0.6, markersize=4)
-            panel.hlines(np.median(values), place - 0.3, place + 0.3, color="#c44e52")
-        panel.set(xticks=range(len(CALIBRATIONS)), xticklabels=CALIBRATIONS, title=Path(model).name)
-        panel.grid(axis="y", alpha=0.2)
-    panels[0][0].set_ylabel(f"{metric}; a point a prompt, a line the median")
-    fig.tight_layout()
-    fig.savefig(path, metadata={"Software": None})
-    plt.close(fig)
+def _needed(found: Findings) -> str:
+    if not found.needed:
+        return ""
+    table = [{"against": name, "rows": rows} for name, rows in list(found.needed.items())[:SHOWN]]
+    note = f"To find a difference of {found.power:g} in {found.metric} from the chosen prompt four times of five, at p < 0.05:\n\n"
+    return note + markdown(table)
+
+
+def _models(found: Findings) -> str:
+    return markdown([{"model": name, "how": how} for name, how in found.models.items()])
+
+
+def _templates(found: Findings) -> str:
+    parts = []
+    for one in templates_of(found):
+        fence = "~~~~"
+        shown = one["example"] if len(one["example"]) < 4 * LONG else one["example"][: 2 * LONG] + " … " + one["example"][-2 * LONG :]
+        text = f"{fence}\n{one['text']}\n{fence}\n\n" if one["text"] else ""
+        parts.append(f"### {one['name']} ({one['hash']})\n\n{text}as it was asked (▁ is the slot; {one['answers']}):\n\n{fence}\n{shown}\n{fence}")
+    return "\n\n".join(parts)

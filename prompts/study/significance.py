@@ -1,14 +1,20 @@
-"""Prompts on the same rows: how sure is a figure, is one better than another, or is it chance? Knows arrays;
-knows no models."""
+"""Prompts on the same rows: how sure is a figure, is one better than another, or is it chance? Knows arrays; knows no models.
+
+One procedure gives both p and interval of a difference, so that they never disagree; Holm's correction (1979) holds the
+share of false verdicts of a whole family of tests, and widens the intervals with them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest, norm, t
 
-from finetune.metrics.bootstrap import draws
+from prompts.study.measures import Measure
+
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -16,9 +22,10 @@ class Comparison:
     """What two sets of answers to the same rows say.
 
     Attributes:
-        difference: accuracy of the first less that of the second; low, high: its 95 % bootstrap interval.
-        only_first, only_second: rows that one of them alone has right.
-        p: of McNemar's exact test.
+        difference: figure of the first less that of the second; low, high: its interval at `level`.
+        only_first, only_second: rows that the first, or the second, alone has right, or better.
+        p: two-sided, of the test that `test` names; adjusted by Holm where several were made.
+        level: of chance, which the verdict and the interval share.
     """
 
     difference: float
@@ -27,29 +34,27 @@ class Comparison:
     only_first: int
     only_second: int
     p: float
+    test: str = "McNemar, exact"
+    level: float = LEVEL
+    adjusted: float | None = None
+    error: float = 0.0  # of the difference, where the test goes by it
+    rows: int = 0
 
-    def in_words(self, level: float = 0.05) -> str:
+    @property
+    def is_significant(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def in_words(self) -> str:
         """The verdict as a person says it."""
-        if self.p >= level:
-            return f"not significant (p = {self.p:.2g})"
-        return f"{'better' if self.difference > 0 else 'worse'} (p = {self.p:.2g})"
+        p = self.p if self.adjusted is None else self.adjusted
+        if not self.is_significant:
+            return f"not significant (p = {p:.2g})"
+        return f"{'better' if self.difference > 0 else 'worse'} (p = {p:.2g})"
 
-
-def intervals(
-    predicted: np.ndarray, gold: np.ndarray, classes: int, drawn: np.ndarray
-) -> dict[str, tuple[float, float]]:
-    """95 % percentile bootstrap intervals of accuracy and macro-F1; predicted, gold [rows], drawn [samples,
-    rows].
-
-    One draw serves all prompts of a study, which makes their intervals comparable, and quick.
-    """
-    one_hot = np.eye(classes)
-    hits = drawn @ (one_hot[gold] * (predicted == gold)[:, None])  # [samples, classes]
-    both = drawn @ (one_hot[predicted] + one_hot[gold])
-    f1 = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0).mean(axis=1)
-    values = {"accuracy": hits.sum(axis=1) / len(gold), "macro_f1": f1}
-    found = {name: np.quantile(value, [0.025, 0.975]) for name, value in values.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+    def at(self, level: float) -> Comparison:
+        """The same with the interval at another level."""
+        low, high = _bounds(self, level)
+        return replace(self, low=low, high=high, level=level)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -58,8 +63,26 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return 1.0 if discordant == 0 else float(binomtest(only_first, discordant, 0.5).pvalue)
 
 
-def compare(first: np.ndarray, second: np.ndarray, drawn: np.ndarray | None = None) -> Comparison:
-    """Right or wrong on the same rows, bool [rows] each → whether the difference is more than chance.
+def _bounds(found: Comparison, level: float) -> tuple[float, float]:
+    """The interval that excludes 0 just where the test's p is below `level`."""
+    if found.test == "McNemar, exact":
+        one, other = found.only_first, found.only_second
+        many = one + other
+        if many == 0:  # what could be there and not have been seen in so many rows
+            unseen = 1 - level ** (1 / max(found.rows, 1))
+            return -unseen, unseen
+        # Clopper and Pearson's interval of the share among rows that one alone has right
+        low = float(beta.ppf(level / 2, one, other + 1)) if one else 0.0
+        high = float(beta.ppf(1 - level / 2, one + 1, other)) if other else 1.0
+        return (2 * low - 1) * many / found.rows, (2 * high - 1) * many / found.rows
+    wide = t.ppf(1 - level / 2, found.rows - 1) if found.test == "paired t" and found.rows > 1 else norm.ppf(1 - level / 2)
+    return found.difference - wide * found.error, found.difference + wide * found.error
+
+
+def compare(first: Measure, second: Measure, drawn: np.ndarray) -> Comparison:
+    """One figure of two prompts on the same rows → whether the difference is more than chance.
+
+    Right or wrong by McNemar's exact test, means by the paired t-test, other figures by the bootstrap's standard error.
 
     Args:
         drawn: bootstrap samples [samples, rows], as metrics.draws gives them; many pairs can share them.
@@ -67,12 +90,48 @@ def compare(first: np.ndarray, second: np.ndarray, drawn: np.ndarray | None = No
     Raises:
         ValueError: answers to different numbers of rows, or to none.
     """
-    if first.shape != second.shape or not len(first):
-        raise ValueError(
-            f"Got answers to {len(first)} and {len(second)} rows; wanted the same rows, and one at least"
-        )
-    difference = first.astype(np.float64) - second.astype(np.float64)
-    means = (draws(len(first), 2000, 0) if drawn is None else drawn) @ difference / len(first)
-    low, high = np.quantile(means, [0.025, 0.975])
-    one, other = int((first & ~second).sum()), int((second & ~first).sum())
-    return Comparison(float(difference.mean()), float(low), float(high), one, other, mcnemar(one, other))
+    rows = len(first.counts)
+    if rows != len(second.counts) or not rows:
+        raise ValueError(f"Got answers to {rows} and {len(second.counts)} rows; wanted the same rows, and one at least")
+    difference, one, other = first.value - second.value, 0, 0
+    if first.is_mean and second.is_mean:
+        each = first.each - second.each
+        one, other = int((each > 0).sum()), int((each < 0).sum())
+    if first.is_binary and second.is_binary:
+        found = Comparison(difference, 0, 0, one, other, mcnemar(one, other), rows=rows)
+        return found.at(LEVEL)
+    if first.is_mean and second.is_mean:
+        test, error = "paired t", float(each.std(ddof=1) / np.sqrt(rows)) if rows > 1 else float("inf")
+        apart = abs(difference) / error if error > 0 else (np.inf if difference else 0.0)
+        p = float(2 * t.sf(apart, rows - 1)) if rows > 1 else 1.0
+    else:
+        test, error = "bootstrap", float(np.std(first.values(drawn) - second.values(drawn), ddof=1))
+        apart = abs(difference) / error if error > 0 else (np.inf if difference else 0.0)
+        p = float(2 * norm.sf(apart))
+    return Comparison(difference, 0, 0, one, other, p, test, LEVEL, None, error, rows).at(LEVEL)
+
+
+def holm(found: Sequence[Comparison], level: float = LEVEL) -> list[Comparison]:
+    """A family of comparisons with p adjusted for their number (Holm 1979), and intervals as wide as the verdicts need."""
+    order = sorted(range(len(found)), key=lambda i: found[i].p)
+    made: dict[int, Comparison] = {}
+    reached, stopped = 0.0, None
+    for rank, index in enumerate(order):
+        share = level / (len(found) - rank)
+        if stopped is None and found[index].p >= share:
+            stopped = share
+        reached = max(reached, min(1.0, found[index].p * (len(found) - rank)))
+        made[index] = replace(found[index].at(stopped or share), adjusted=reached)
+    return [made[index] for index in range(len(found))]
+
+
+def rows_needed(first: Measure, second: Measure, size: float, power: float = 0.8) -> int:
+    """Rows on which a difference of this size would be found with this power, from how far the two differ row by row.
+
+    Of right and wrong, the variance of the difference is the share of rows that one alone has right (Connor 1987).
+    """
+    each = first.each - second.each if first.is_mean and second.is_mean else None
+    spread = float(each.var()) if each is not None and len(each) else 0.25
+    spread = max(spread, size * (1 - size), 1e-6)  # the difference itself needs rows that differ
+    wide = norm.ppf(1 - LEVEL / 2) + norm.ppf(power)
+    return int(np.ceil(wide**2 * spread / size**2))

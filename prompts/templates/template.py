@@ -186,6 +186,8 @@ class Template:
         Raises:
             InputError: as `plain`; something that is no list of texts or numbers.
         """
+        if PARTED in self.text:
+            return [self.plain(row)]
         if self._is_expression:
             value = json.loads(self._rendered(self._as_json, row))
             value = value.split("|||") if isinstance(value, str) and "|||" in value else value

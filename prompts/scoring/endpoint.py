@@ -1,0 +1,352 @@
+"""A model behind an OpenAI-compatible address, asked as a local one is. Knows HTTP and JSON; knows no weights.
+
+Log-probabilities come from `echo` where the server gives them, else from the likeliest first tokens, else from counts of drawn
+answers; `how` says which. The key is read from the environment and goes nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import re
+import string
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import httpx
+import numpy as np
+
+from finetune.errors import InputError
+from prompts.scoring.generate import Drawing, cut
+from prompts.scoring.score import Request
+from prompts.templates.entries import Ending
+
+logger = logging.getLogger(__name__)
+PREFIX = "openai:"
+WAYS = ("echo", "top", "counts")
+AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # answers that another try may mend
+TOP = (20, 5)  # likeliest tokens asked for; some servers give fewer
+LETTERS = string.ascii_uppercase
+LONG = 4  # words of an answer that is asked for by a letter, where answers are counted
+IN_WORDS = {
+    "echo": "log-probabilities of the whole answers (echo)",
+    "top": "log-probabilities of the answers' first tokens, among the likeliest (top_logprobs)",
+    "counts": "counts of {samples} drawn answers",
+}
+
+
+@dataclass
+class EndpointArguments:
+    """Models behind an address: `--models openai:NAME --base_url http://…`."""
+
+    base_url: str | None = field(
+        default=None,
+        metadata={"help": "Address of an OpenAI-compatible server, with its /v1: this project's, vLLM, llama.cpp, Ollama, hosted."},
+    )  # fmt: skip
+    api_key_env: str = field(
+        default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the key, if one is wanted."}
+    )
+    concurrency: int = field(default=4, metadata={"help": "Requests under way at once."})
+    retries: int = field(default=5, metadata={"help": "Tries after a failed one, with growing pauses."})
+    request_timeout: float = field(default=60.0, metadata={"help": "Seconds that one request may take."})
+    weigh_by: str = field(
+        default="auto",
+        metadata={"help": "How answers are weighed: echo, top, counts, or auto (the first that the server gives)."},
+    )
+    samples: int = field(default=20, metadata={"help": "Answers drawn for each row where they are counted."})
+    price_in: float = field(default=0.0, metadata={"help": "Price of a million tokens read, for the count of costs."})
+    price_out: float = field(default=0.0, metadata={"help": "Price of a million tokens written."})
+
+
+class Fault(Exception):
+    """A request that came to nothing, and why."""
+
+
+class Endpoint:
+    """Asks one model of one server; many requests at once. A request that fails gives None, and its reason in `silent`."""
+
+    family = "causal"
+    tokenizer = None
+    longest = 10**9  # an address doesn't say what its model reads
+    virtual_tokens = 0
+
+    def __init__(self, name: str, options: EndpointArguments) -> None:
+        """
+        Raises:
+            InputError: no address, an unknown way, an address that doesn't answer.
+        """
+        if not options.base_url:
+            raise InputError(f"{PREFIX}{name} is a model behind an address; name it by --base_url http://…/v1")
+        if options.weigh_by not in ("auto", *WAYS):
+            raise InputError(f"--weigh_by {options.weigh_by}; wanted auto or one of: {', '.join(WAYS)}")
+        self.name, self.options = name, options
+        key = os.environ.get(options.api_key_env, "")
+        self.client = httpx.Client(
+            base_url=options.base_url.rstrip("/") + "/",
+            timeout=options.request_timeout,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=options.concurrency),
+        )
+        self.tokens = Counter({"prompt_tokens": 0, "completion_tokens": 0, "requests": 0, "retries": 0})
+        self.silent: dict[str, int] = {}
+        self.lock, self.failed = threading.Lock(), 0
+        self.completes = True  # whether there are plain completions, or chats alone
+        self.how = options.weigh_by if options.weigh_by != "auto" else self._find_way()
+
+    @property
+    def told(self) -> str:
+        """How answers are weighed, for the report."""
+        return IN_WORDS[self.how].format(samples=self.options.samples)
+
+    @property
+    def cost(self) -> float:
+        """Of all tokens so far, at the prices given."""
+        priced = (("prompt_tokens", self.options.price_in), ("completion_tokens", self.options.price_out))
+        return sum(self.tokens[kind] * price for kind, price in priced) / 1e6
+
+    def fingerprint(self) -> str:
+        """What a kept answer depends on besides its request; the key isn't part of it."""
+        made_of = [str(self.client.base_url), self.name, self.how, self.options.samples if self.how == "counts" else 0]
+        return sha256(json.dumps(made_of).encode()).hexdigest()
+
+    def __call__(self, requests: Sequence[Request]) -> list[Any]:
+        """As Scorer's: one list a request, one float32 [tokens] an answer; None for a request that failed."""
+        if self.how == "echo":
+            flat = [(r, answer) for r in requests for answer in r.answers]
+            scored = iter(self._all(self._echoed, flat))
+            rows = [[next(scored) for _ in r.answers] for r in requests]
+            return [None if any(one is None for one in row) else row for row in rows]
+        weigh = self._first_tokens if self.how == "top" else self._counted
+        return self._all(weigh, list(requests))
+
+    def write(self, requests: Sequence[Request], ending: Ending, drawing: Drawing | None = None) -> list[str | None]:
+        """What the model writes, up to the ending; None for a request that failed."""
+
+        def one(request: Request) -> str:
+            asked: dict[str, Any] = {"max_tokens": ending.tokens, "temperature": 0}
+            if drawing:
+                asked |= {"temperature": drawing.temperature, "top_p": drawing.top_p, "seed": drawing.number(request.context)}
+            return cut(self._texts(request, asked)[0], ending)
+
+        return self._all(one, list(requests))
+
+    def _all(self, work: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+        """Each item's result, as many at once as allowed; reasons of what failed are kept."""
+
+        def tried(item: Any) -> Any:
+            try:
+                return work(item)
+            except Fault as fault:
+                with self.lock:
+                    self.silent[str(fault)] = self.silent.get(str(fault), 0) + 1
+                return None
+
+        with ThreadPoolExecutor(self.options.concurrency) as pool:
+            return list(pool.map(tried, items))
+
+    def _find_way(self) -> str:
+        """The first way that the server gives, tried on a short text.
+
+        Raises:
+            InputError: the server doesn't answer at all.
+        """
+        try:
+            self._post("completions", {"prompt": "One, two,", "max_tokens": 1})
+        except Fault as fault:
+            if "404" not in str(fault) and "405" not in str(fault):
+                raise InputError(f"{PREFIX}{self.name}: {fault}. Set --base_url or --models") from fault
+            self.completes = False
+        tries: list[tuple[str, Callable[[], Any]]] = [
+            ("echo", lambda: self._echoed((Request("One, two,", (" three",)), " three"))),
+            ("top", lambda: self._likeliest(Request("One, two,", (" three",)))),
+        ]
+        for way, attempt in tries[0 if self.completes else 1 :]:
+            try:
+                attempt()
+                return way
+            except Fault as fault:
+                logger.warning("%s gives no log-probabilities by %s: %s", self.name, way, fault)
+        self.silent.clear()
+        return "counts"
+
+    def _post(self, path: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """The server's answer, tried again with growing pauses where that may help.
+
+        Raises:
+            Fault: it doesn't come, or is no JSON object.
+        """
+        if self.failed > 3 * self.options.concurrency:
+            raise Fault("the server stopped answering")
+        for attempt in range(self.options.retries + 1):
+            reason, pause = self._try(path, asked)
+            if reason is None:
+                self.failed = 0
+                return pause
+            if pause is None:
+                break
+            if attempt < self.options.retries:
+                self.tokens["retries"] += 1
+                # a server that names a pause is given it; others twice the last, not all at once
+                time.sleep(pause or min(0.25 * 2**attempt, 30) * random.uniform(0.5, 1.0))
+        self.failed += pause is not None
+        raise Fault(reason)
+
+    def _try(self, path: str, asked: dict[str, Any]) -> tuple[str | None, Any]:
+        """(None, the answer), or (reason, seconds to wait, 0 for as many as usual, None where another try is no use)."""
+        try:
+            response = self.client.post(path, json={"model": self.name, **asked})
+        except httpx.TimeoutException:
+            return f"no answer within {self.options.request_timeout:g} s (--request_timeout)", 0
+        except httpx.HTTPError as error:
+            return f"{type(error).__name__}: {error}", 0
+        if response.status_code != 200:
+            text = " ".join(response.text[:200].split())
+            wait = response.headers.get("retry-after", "")
+            pause = min(float(wait), 60.0) if re.fullmatch(r"\d+(\.\d+)?", wait) else 0
+            return f"status {response.status_code}: {text}", pause if response.status_code in AGAIN else None
+        try:
+            found = response.json()
+            choices = found["choices"]
+            if not isinstance(choices, list) or not choices:
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            return f"other JSON than wanted: {' '.join(response.text[:120].split())}", None
+        usage = found.get("usage") or {}
+        with self.lock:
+            self.tokens["requests"] += 1
+            for kind in ("prompt_tokens", "completion_tokens"):
+                self.tokens[kind] += int(usage.get(kind) or 0)
+        return None, found
+
+    def _ask(self, request: Request, asked: dict[str, Any]) -> dict[str, Any]:
+        """A request as a chat where it has turns, or where there is nothing else, and as a text otherwise."""
+        if self.completes and not request.turns:
+            return self._post("completions", {"prompt": request.context, **asked})
+        turns = request.turns or (("user", request.context),)
+        messages = [{"role": role, "content": content} for role, content in turns]
+        if request.prefill:
+            messages.append({"role": "assistant", "content": request.prefill})
+        return self._post("chat/completions", {"messages": messages, **asked})
+
+    def _texts(self, request: Request, asked: dict[str, Any]) -> list[str]:
+        texts = []
+        for choice in self._ask(request, asked)["choices"]:
+            text = choice.get("text") if "text" in choice else (choice.get("message") or {}).get("content")
+            if not isinstance(text, str):
+                raise Fault(f"an answer without text: {json.dumps(choice)[:120]}")
+            texts.append(text)
+        return texts
+
+    def _echoed(self, pair: tuple[Request, str]) -> np.ndarray:
+        """Log-probabilities of an answer's tokens, from the text said back with them."""
+        request, answer = pair
+        if request.turns or not self.completes:
+            raise Fault("a chat can't be said back; set --chat false or --weigh_by top")
+        text = request.context + answer
+        asked = {"prompt": text, "max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}
+        try:
+            found = self._post("completions", asked)
+        except Fault as fault:
+            if "status 4" not in str(fault):
+                raise
+            found = self._post("completions", asked | {"max_tokens": 1})  # some write one token at least
+        told = found["choices"][0].get("logprobs") or {}
+        tokens, values = told.get("tokens"), told.get("token_logprobs")
+        if not isinstance(tokens, list) or not isinstance(values, list) or len(tokens) != len(values):
+            raise Fault("no log-probabilities of the prompt (echo)")
+        ends = _ends(tokens, told.get("text_offset"), text)
+        kept = [v for v, (start, end) in zip(values, ends, strict=True) if end > len(request.context) and start < len(text)]
+        if not kept or any(not isinstance(value, (int, float)) for value in kept):
+            raise Fault("no log-probabilities of the answer's tokens (echo)")
+        return np.array(kept, dtype=np.float32)
+
+    def _likeliest(self, request: Request) -> dict[str, float]:
+        """The likeliest first tokens and their log-probabilities."""
+        chat = bool(request.turns) or not self.completes
+        fault = Fault("no top_logprobs")
+        for most in TOP:
+            asked = {"max_tokens": 1, "temperature": 0, **({"logprobs": True, "top_logprobs": most} if chat else {"logprobs": most})}
+            try:
+                told = self._ask(request, asked)["choices"][0].get("logprobs") or {}
+            except Fault as error:
+                fault = error
+                continue
+            if told.get("content"):
+                return {one["token"]: float(one["logprob"]) for one in told["content"][0].get("top_logprobs") or []}
+            if told.get("top_logprobs"):
+                return {token: float(value) for token, value in (told["top_logprobs"][0] or {}).items()}
+            fault = Fault("no top_logprobs in the answer")
+        raise fault
+
+    def _first_tokens(self, request: Request) -> list[np.ndarray]:
+        """Each answer by the likeliest token that it begins with; one that isn't among them is below them all."""
+        top = self._likeliest(request)
+        if not top:
+            raise Fault("no top_logprobs in the answer")
+        found: list[float | None] = []
+        taken: dict[str, str] = {}
+        for answer in request.answers:
+            fit = [t for t in top if t.strip() and answer.strip().lower().startswith(t.strip().lower())]
+            best = max(fit, key=lambda t: top[t], default=None)
+            if best is not None and taken.setdefault(best, answer) != answer:
+                raise Fault(f"{taken[best]!r} and {answer!r} begin with the same token; set --weigh_by counts")
+            found.append(None if best is None else top[best])
+        if all(value is None for value in found):
+            raise Fault("none of the answers is among the likeliest first tokens")
+        floor = min(top.values()) - 1.0
+        return [np.array([floor if value is None else value], dtype=np.float32) for value in found]
+
+    def _counted(self, request: Request) -> list[np.ndarray]:
+        """Log of the smoothed share of drawn answers that begin with each answer, or name its letter."""
+        answers = [answer.strip() for answer in request.answers]
+        lettered = any(len(answer.split()) >= LONG for answer in answers) and len(answers) <= len(LETTERS)
+        if lettered:
+            request, answers = _with_letters(request, answers), list(LETTERS[: len(answers)])
+        room = max(len(answer.encode()) for answer in answers) // 2 + 8
+        asked = {"max_tokens": room, "temperature": 1, "n": self.options.samples}
+        try:
+            texts = self._texts(request, asked)
+        except Fault as fault:
+            if "status 4" not in str(fault):
+                raise
+            texts = []  # some servers refuse to give several at once
+        while len(texts) < self.options.samples:  # and some give one whatever they are asked
+            texts += self._texts(request, asked | {"n": 1, "seed": len(texts)})
+        counts = Counter(_named(text, answers) for text in texts[: self.options.samples])
+        known = sum(counts[answer] for answer in answers)
+        if not known:
+            raise Fault(f"none of {len(texts)} drawn answers was one of: {', '.join(answers)[:80]}")
+        return [np.array([np.log((counts[a] + 0.5) / (known + 0.5 * len(answers)))], dtype=np.float32) for a in answers]
+
+
+def _ends(tokens: list[str], offsets: Any, text: str) -> list[tuple[int, int]]:
+    """Where each token begins and ends in the text, by the server's offsets or by their lengths."""
+    if isinstance(offsets, list) and len(offsets) == len(tokens) and all(isinstance(o, int) for o in offsets):
+        return list(zip(offsets, [*offsets[1:], max(len(text), offsets[-1] + 1)], strict=True))
+    places = np.cumsum([0, *map(len, tokens)])
+    if not "".join(tokens).startswith(text):
+        raise Fault("tokens that don't say where they stand in the text (text_offset)")
+    return [(int(a), int(b)) for a, b in zip(places, places[1:], strict=False)]
+
+
+def _named(text: str, answers: Sequence[str]) -> str | None:
+    """The answer that a text begins with, the longest of those that fit, as a whole word."""
+    bare = text.strip().lstrip("\"'*([").casefold()
+    fit = [a for a in answers if re.match(re.escape(a.casefold()) + r"(?!\w)", bare)]
+    return max(fit, key=len, default=None)
+
+
+def _with_letters(request: Request, answers: Sequence[str]) -> Request:
+    """The same question with its answers listed, to be answered by a letter."""
+    listed = "\n".join(f"{letter}. {answer}" for letter, answer in zip(LETTERS, answers, strict=False))
+    added = f"\n{listed}\nThe letter of the right one:"
+    turns = (*request.turns[:-1], (request.turns[-1][0], request.turns[-1][1] + added)) if request.turns else ()
+    return Request(request.context + added, request.answers, "", request.special, turns, "")

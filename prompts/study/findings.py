@@ -1,0 +1,211 @@
+"""What a study found out, and what is said of it in numbers: lines of figures, tests, the baseline. Asks no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from finetune.metrics import classification
+from prompts.study.asking import Notes
+from prompts.study.measures import of_labels
+from prompts.study.outcomes import Outcome, baseline, chosen_of, shared
+from prompts.study.rows import Row
+from prompts.study.significance import Comparison, compare, holm, rows_needed
+from prompts.study.written import Written
+from prompts.templates.entries import Entry
+
+SAMPLES = 2000  # of the bootstrap
+TESTED = 48  # outcomes that the heading one is tested against
+
+
+@dataclass(frozen=True)
+class Population:
+    """Where the measured rows come from.
+
+    Attributes:
+        rows: that the split has; asked: those measured; how: how they were drawn.
+    """
+
+    name: str
+    split: str
+    rows: int
+    asked: int
+    how: str = "drawn plainly"
+
+    def in_words(self) -> str:
+        """For the head of a report."""
+        drawn = "all" if self.asked == self.rows else f"{self.asked}, {self.how},"
+        return f"{drawn} of {self.rows} rows of {self.name}, {self.split}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study found out on unseen rows.
+
+    Attributes:
+        kind: labels, choices or text.
+        ensembles: model → name → scores [rows, labels] on all unseen rows.
+        models: model → how it answers, tokens and costs, in words.
+        judge: what the judge's word is worth, in words.
+    """
+
+    entry: Entry
+    kind: str
+    metric: str
+    labels: tuple[str, ...]
+    parts: dict[str, list[Row]]
+    outcomes: list[Outcome]
+    population: Population
+    ensembles: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
+    models: dict[str, str] = field(default_factory=dict)
+    judge: str = ""
+    power: float | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those that the study is measured on."""
+        return self.parts["unseen"]
+
+    @cached_property
+    def answers(self) -> list[Any]:
+        """Cells, each once."""
+        return list({id(one.answers): one.answers for one in self.outcomes}.values())
+
+    @cached_property
+    def chosen(self) -> Outcome | None:
+        """The outcome that training rows were for."""
+        return chosen_of(self.outcomes)
+
+    @cached_property
+    def heading(self) -> Outcome:
+        """What heads the report: the chosen outcome, else the first."""
+        return self.chosen or self.outcomes[0]
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """Bootstrap samples that all outcomes on all rows share, which makes their intervals comparable."""
+        return classification.draws(len(self.rows), SAMPLES, 0)
+
+    def draws_of(self, rows: int) -> np.ndarray:
+        """Bootstrap samples of so many rows."""
+        return self.drawn if rows == len(self.rows) else classification.draws(rows, SAMPLES, 0)
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """One line an outcome, and one an ensemble: figures with their intervals."""
+        lines = [self._line(one) for one in self.outcomes]
+        gold = np.array([row.label for row in self.rows], dtype=int)
+        for model, made in self.ensembles.items():
+            for name, scores in made.items():
+                way, how = name.split(", ")
+                cell = {"model": model, "template": "ensemble", "verbalizer": way, "shots": "", "seed": ""}
+                figures = of_labels(scores.argmax(axis=1), gold, len(self.labels))
+                lines.append({**cell, "calibration": how, "rows": len(gold), **self._figures(figures), **_most(scores.argmax(1))})
+        return lines
+
+    def _line(self, one: Outcome) -> dict[str, Any]:
+        line = {**asdict(one.cell), "calibration": one.how, "rows": len(one.places), **self._figures(one.measures)}
+        if one.training is not None:
+            line["training"] = one.training
+        if isinstance(one.answers, Written):
+            repeats = one.answers.spread(one.how)
+            line["repeats"] = len(repeats)
+            line["spread"] = float(np.std(repeats, ddof=1)) if len(repeats) > 1 else 0.0
+            line["nothing_found"] = int(one.answers.unmatched(one.how).sum())
+        else:
+            line |= _most(one.said)
+        return line
+
+    def _figures(self, measures: dict[str, Any]) -> dict[str, float]:
+        found = {}
+        for name, measure in measures.items():
+            low, high = measure.interval(self.draws_of(len(measure.counts)))
+            found |= {name: measure.value, f"{name}_low": low, f"{name}_high": high}
+        return found
+
+    @cached_property
+    def tests(self) -> list[tuple[Outcome, Comparison]]:
+        """The heading outcome against each other one, on the rows of both; Holm's correction over all of them."""
+        others = [one for one in self.outcomes if one is not self.heading][:TESTED]
+        pairs = []
+        for other in others:
+            first, second, rows = shared(self.heading, other, self.metric)
+            if len(rows):
+                pairs.append((other, compare(first, second, self.draws_of(len(rows)))))
+        return list(zip([one for one, _ in pairs], holm([test for _, test in pairs]), strict=True))
+
+    @property
+    def baseline(self) -> dict[str, Any]:
+        """What one gets without reading the rows."""
+        return baseline(self.heading.answers, self.parts, self.labels, self.metric)
+
+    def line_of(self, one: Outcome) -> dict[str, Any]:
+        """The figures of an outcome."""
+        return self.lines[self.outcomes.index(one)]
+
+    @property
+    def needed(self) -> dict[str, int]:
+        """Other outcome → rows that a difference of `power` from the heading one needs."""
+        if not self.power:
+            return {}
+        others = [one for one in self.outcomes if one is not self.heading][:TESTED] or [self.heading]
+        return {other.name: rows_needed(*shared(self.heading, other, self.metric)[:2], self.power) for other in others}
+
+
+def _most(said: Sequence[Any]) -> dict[str, float]:
+    """The share of the answer that is said most."""
+    counts = np.unique(np.array(said, dtype=str), return_counts=True)[1]
+    return {"most_said": float(counts.max() / max(len(said), 1)) if len(counts) else 0.0}
+
+
+def summary(found: Findings) -> dict[str, Any]:
+    """For programs: the chosen prompt, the spread, the data, the templates, what went wrong."""
+    raw = [line for line in found.lines if line["template"] != "ensemble" and line["calibration"] == found.outcomes[0].how]
+    chosen = None
+    if found.chosen:
+        chosen = {**found.line_of(found.chosen), "training_value": found.chosen.training}
+    return {
+        "entry": found.entry.name,
+        "kind": found.kind,
+        "metric": found.metric,
+        "labels": list(found.labels),
+        "rows": len(found.rows),
+        "population": asdict(found.population),
+        "baseline": found.baseline,
+        "chosen": chosen,
+        "heading": {"prompt": found.heading.name, **found.line_of(found.heading)},
+        "spread_raw": spread_of(raw, found.metric),
+        "templates": templates_of(found),
+        "models": found.models,
+        "judge": found.judge,
+        "notes": found.notes.lines(),
+        "rows_needed": found.needed,
+    }
+
+
+def spread_of(lines: Sequence[dict[str, Any]], metric: str) -> dict[str, float]:
+    """Best, median and worst."""
+    values = np.array([line[metric] for line in lines])
+    return {"best": float(values.max()), "median": float(np.median(values)), "worst": float(values.min())}
+
+
+def templates_of(found: Findings) -> list[dict[str, str]]:
+    """Each template that was asked: its exact text, its hash, and one prompt as it was asked."""
+    seen: dict[str, dict[str, str]] = {}
+    known = {template.name: template for template in found.entry.templates.values()}
+    for answers in found.answers:
+        name = answers.cell.template
+        if name in seen or not answers.requests:
+            continue
+        template = known.get(name)
+        request = answers.requests[0]
+        example = {"example": request.context + "▁" + request.rest, "answers": " / ".join(request.answers)[:200]}
+        seen[name] = {"name": name, "text": template.text if template else "", "hash": template.hash if template else "", **example}
+    return list(seen.values())
+
+

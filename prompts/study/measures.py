@@ -1,0 +1,214 @@
+"""Answers to rows → what is summed over them, and the figure of the sums. Knows arrays and strings; knows no models.
+
+A figure that follows from sums over rows (a share, F1, BLEU) is resampled by one matrix product: `drawn` [samples, rows]
+says how often each row is in each bootstrap sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import evaluate
+import numpy as np
+import sacrebleu
+
+from finetune.errors import InputError
+from finetune.metrics import bootstrap, spans, texts
+from prompts.templates.filters import Step, normalised
+
+Array = np.ndarray
+Counts = Callable[[Sequence[str], Sequence[Sequence[str]]], Array]
+RESAMPLED = 200  # times that a metric of the evaluate library is computed anew, for its interval
+HUNDRED = ("bleu", "chrf")  # from 0 to 100
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of some rows' answers.
+
+    Attributes:
+        counts: what is summed, [rows, sums].
+        figure: sums [samples, sums] → [samples].
+        is_mean: the figure is the mean of the first column.
+    """
+
+    counts: Array
+    figure: Callable[[Array], Array]
+    is_mean: bool = False
+
+    @cached_property
+    def value(self) -> float:
+        """Over all rows, once each."""
+        return float(self.figure(self.counts.sum(axis=0, keepdims=True))[0])
+
+    def values(self, drawn: Array) -> Array:
+        """Of bootstrap samples, drawn [samples, rows] → [samples]."""
+        return self.figure(drawn @ self.counts)
+
+    def interval(self, drawn: Array, level: float = 0.95) -> tuple[float, float]:
+        """Percentile interval (Efron & Tibshirani 1993, chapter 13)."""
+        low, high = np.quantile(self.values(drawn), [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def of(self, rows: Array) -> Measure:
+        """The same of some of the rows, by their numbers."""
+        return Measure(self.counts[rows], self.figure, self.is_mean)
+
+    @property
+    def each(self) -> Array:
+        """The score of each row, where the figure is their mean."""
+        return self.counts[:, 0]
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether each row is right or wrong, and the figure the share that is right."""
+        return self.is_mean and bool(np.isin(self.each, (0.0, 1.0)).all())
+
+
+def mean_of(scores: Array) -> Measure:
+    """The mean of a score of each row."""
+    scores = np.asarray(scores, dtype=np.float64)
+    return Measure(np.stack([scores, np.ones_like(scores)], axis=1), bootstrap.mean, is_mean=True)
+
+
+def of_labels(predicted: Array, gold: Array, classes: int) -> dict[str, Measure]:
+    """Accuracy, macro-F1 and Matthews' correlation; predicted, gold [rows], -1 where no label was said."""
+    said, wanted = _one_hot(predicted, classes), _one_hot(gold, classes)
+    right = (predicted == gold).astype(np.float64)
+    both = np.concatenate([wanted * right[:, None], said, wanted], axis=1)
+
+    def macro_f1(sums: Array) -> Array:
+        hits, there = sums[:, :classes], sums[:, classes : 2 * classes] + sums[:, 2 * classes :]
+        return np.divide(2 * hits, there, out=np.zeros_like(hits), where=there > 0).mean(axis=1)
+
+    def matthews(sums: Array) -> Array:
+        # of several classes: Gorodkin 2004, by the numbers said and there of each
+        hits, p, t = sums[:, :classes].sum(1), sums[:, classes : 2 * classes], sums[:, 2 * classes :]
+        rows = t.sum(1)
+        unsaid = (rows - p.sum(1)) ** 2  # an answer that names no label is a class of its own
+        spread = (rows**2 - (p**2).sum(1) - unsaid) * (rows**2 - (t**2).sum(1))
+        covariance = hits * rows - (p * t).sum(1)
+        return np.divide(covariance, np.sqrt(np.maximum(spread, 0)), out=np.zeros(len(rows)), where=spread > 0)
+
+    return {"accuracy": mean_of(right), "macro_f1": Measure(both, macro_f1), "matthews": Measure(both, matthews)}
+
+
+def _one_hot(numbers: Array, classes: int) -> Array:
+    return (numbers[:, None] == np.arange(classes)).astype(np.float64)
+
+
+def _best(score: Callable[[str, str], float]) -> Counts:
+    """The best score against any of a row's references."""
+    return lambda said, wanted: np.array(
+        [max(score(one, other) for other in references) for one, references in zip(said, wanted, strict=True)]
+    )
+
+
+def same_answer(said: str, wanted: str) -> float:
+    """Whether two short answers say the same: by the last number where a number is wanted, else but for case,
+    punctuation and articles."""
+    plain = wanted.strip().replace(",", "").lstrip("-$")
+    if plain.replace(".", "", 1).isdigit():
+        return float(texts.same_number(said, wanted))
+    return spans.exact_match(said, wanted)
+
+
+def _rouge(name: str) -> Callable[[str, str], float]:
+    return lambda said, wanted: float(texts.texts([said], [wanted])[name])
+
+
+MEANS: dict[str, Callable[[str, str], float]] = {
+    "exact_match": lambda said, wanted: float(said == wanted),
+    "token_f1": spans.word_f1,
+    "same_number": lambda said, wanted: float(texts.same_number(said, wanted)),
+    "same_answer": same_answer,
+    "rougeL": texts.rouge_l,
+    "rouge1": _rouge("rouge1"),
+    "rouge2": _rouge("rouge2"),
+}
+
+
+def of_corpus(metric: Any, said: Sequence[str], wanted: Sequence[Sequence[str]]) -> Measure:
+    """BLEU or chrF as sacrebleu has it: its sums of each row, and its score of their sum (Post 2018)."""
+    most = max(len(references) for references in wanted)
+    # sacrebleu wants as many references for every row; one that is there twice changes nothing
+    streams = [[row[min(i, len(row) - 1)] for row in wanted] for i in range(most)]
+    counts = np.array(metric._extract_corpus_statistics(list(said), streams), dtype=np.float64)
+    return Measure(counts, lambda sums: np.array([metric._compute_score_from_stats(list(line)).score for line in sums]))
+
+
+def of_texts(
+    said: Sequence[str], wanted: Sequence[Sequence[str]], names: Sequence[str], steps: Sequence[Step] = ()
+) -> dict[str, Measure]:
+    """Figures of written answers, each against the best of its references.
+
+    Args:
+        steps: what is done to both sides before `exact_match` compares them.
+    """
+    found = {}
+    for name in names:
+        if name in MEANS:
+            sides: tuple[Sequence[str], Sequence[Sequence[str]]] = (said, wanted)
+            if name == "exact_match":
+                sides = [normalised(steps, t) for t in said], [[normalised(steps, t) for t in row] for row in wanted]
+            found[name] = mean_of(_best(MEANS[name])(*sides))
+        elif name in HUNDRED:
+            found[name] = of_corpus(sacrebleu.BLEU() if name == "bleu" else sacrebleu.CHRF(), said, wanted)
+    return found
+
+
+@dataclass(frozen=True)
+class Recomputed(Measure):
+    """A metric of the evaluate library, which is computed anew for each sample; `counts` are the rows' numbers."""
+
+    said: Sequence[str] = ()
+    wanted: Sequence[Sequence[str]] = ()
+    metric: Any = None
+    key: str = ""
+
+    def _compute(self, rows: Array) -> float:
+        pairs = [(self.said[i], self.wanted[i]) for i in rows]
+        result = _computed(self.metric, [said for said, _ in pairs], [wanted for _, wanted in pairs])
+        return float(np.mean(result[self.key]))
+
+    @cached_property
+    def value(self) -> float:
+        return self._compute(self.counts[:, 0].astype(int))
+
+    def values(self, drawn: Array) -> Array:
+        numbers = self.counts[:, 0].astype(int)
+        return np.array([self._compute(np.repeat(numbers, times)) for times in drawn[:RESAMPLED].astype(int)])
+
+    def of(self, rows: Array) -> Measure:
+        return Recomputed(self.counts[rows], self.figure, False, self.said, self.wanted, self.metric, self.key)
+
+
+def _computed(metric: Any, said: list[str], wanted: list[Sequence[str]]) -> Mapping[str, Any]:
+    """Several references where the metric takes them, else each row's first."""
+    try:
+        return metric.compute(predictions=said, references=[list(row) for row in wanted])
+    except (ValueError, TypeError):
+        return metric.compute(predictions=said, references=[row[0] for row in wanted])
+
+
+def of_evaluate(name: str, said: Sequence[str], wanted: Sequence[Sequence[str]]) -> Measure:
+    """`evaluate:NAME` or `evaluate:NAME/KEY`: that key of its results, else the one of its name, else the first number.
+
+    Raises:
+        InputError: no such metric here, one that can't take texts, or no number in what it gives.
+    """
+    path, _, key = name.removeprefix("evaluate:").partition("@")
+    try:
+        metric = evaluate.load(path)
+        result = _computed(metric, list(said), list(wanted))
+    except Exception as error:  # whatever the metric's own script raises
+        raise InputError(f"evaluate's metric '{path}' can't be had: {type(error).__name__}: {str(error)[:200]}. Set --metric") from error  # fmt: skip
+    numbers = [k for k, v in result.items() if isinstance(v, (int, float, list)) and np.isscalar(np.mean(v))]
+    chosen = key or (metric.name if metric.name in numbers else next(iter(numbers), ""))
+    if chosen not in numbers:
+        raise InputError(f"evaluate's metric '{path}' gives {', '.join(result)}; wanted a number. Set --metric {name}@KEY")
+    numbered = np.arange(len(said), dtype=np.float64)[:, None]
+    return Recomputed(numbered, bootstrap.mean, False, said, wanted, metric, chosen)

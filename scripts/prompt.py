@@ -1,48 +1,60 @@
-"""Ask models by prompts and say what the answers are worth: templates × label words × examples ×
-calibrations, on unseen rows.
+"""Ask models by prompts and say what the answers are worth: templates × words or filters × examples, on
+unseen rows.
 
 python scripts/prompt.py --prompts sentiment --models smollm2 --dataset_name reviews --max_eval_rows 200
 --output_dir runs/prompts python scripts/prompt.py --prompts sentiment --dataset_name reviews --check true
-accelerate launch --config_file scripts/accelerate/two_cpus.yaml scripts/prompt.py --config
-scripts/recipes/imdb_prompts.yaml
+python scripts/prompt.py --prompts sentiment --models smollm2 openai:NAME --base_url http://127.0.0.1:8000/v1
+python scripts/prompt.py --suite suite.yaml --output_dir runs/suite python scripts/prompt.py --rescore
+runs/prompts --metric macro_f1 accelerate launch --config_file scripts/accelerate/two_cpus.yaml
+scripts/prompt.py --config scripts/recipes/imdb_prompts.yaml
+
+Ends with status 1 where a prompt, model or row couldn't be asked; the report names it.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 from typing import TYPE_CHECKING
 
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.data.sources import DataArguments
+    from finetune.data.sources import TextArguments
+    from prompts.scoring.endpoint import EndpointArguments
     from prompts.scoring.load import ScoringArguments
-    from prompts.study.options import StudyArguments
+    from prompts.study.instruct import InstructArguments
+    from prompts.study.options import AnswerArguments, RunArguments, StudyArguments
     from prompts.study.tune import TuneArguments
 
 
 def main(
-    study: StudyArguments, data: DataArguments, scoring: ScoringArguments, tuning: TuneArguments
+    study: StudyArguments,
+    data: TextArguments,
+    scoring: ScoringArguments,
+    answers: AnswerArguments,
+    endpoint: EndpointArguments,
+    tuning: TuneArguments,
+    instruct: InstructArguments,
+    run: RunArguments,
 ) -> None:
-    from finetune.training.allocator import keep_freed_memory
-    from finetune.training.machine import join_processes
+    from finetune.training.machine import join_processes, keep_freed_memory
 
     keep_freed_memory()
-    from prompts.study.run import check, generate_all, keep_options, read_parts, study_prompts, tune_first
+    from prompts.study.again import rescore
+    from prompts.study.run import Options
+    from prompts.study.suite import run_suite, study_once
 
     state = join_processes()
-    entry, prompts, parts, labels = read_parts(study, data, tuning)
-    if state.is_main_process and not study.check:
-        keep_options(Path(study.output_dir), study, data, scoring, tuning)
-    if tuning.tune:
-        study.models.append(tune_first(prompts[0], parts, study, tuning))
-    if study.check:
-        check(entry, prompts, parts, study, scoring)
-    elif entry.targets:
-        generate_all(entry, parts, study, scoring)
+    options = Options(study, scoring, answers, endpoint, run)
+    if run.rescore:
+        failed = rescore(options)
+    elif run.suite:
+        failed = run_suite(options, data, tuning, instruct)
     else:
-        study_prompts(entry, prompts, parts, labels, study, scoring)
+        failed = study_once(options, data, tuning, instruct)
     state.wait_for_everyone()
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -53,9 +53,8 @@ def evaluation_rows(data: DataArguments, classifier: Classifier) -> tuple[Datase
     columns = find_columns(rows, data, classifier.pair)
     rows = without_empty(rows, columns, data.drop_empty_rows, "evaluation")
     check_classes(rows, columns.label, classifier.labels, "evaluation")
-    return sample(
-        with_classes(rows, columns.label), data.max_eval_rows, data.sample_seed, columns.label
-    ), columns
+    even = columns.label if data.balance_eval_rows else None
+    return sample(with_classes(rows, columns.label), data.max_eval_rows, data.sample_seed, even), columns
 
 
 def assessed_texts(rows: Dataset, columns: Columns) -> list[Any]:

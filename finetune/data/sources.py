@@ -111,7 +111,14 @@ class TextArguments(SourceArguments):
             "help": "Train on this many rows: a seeded sample, balanced over the classes where there are any."
         },
     )
-    max_eval_rows: int | None = field(default=None, metadata={"help": "The same for evaluation."})
+    max_eval_rows: int | None = field(
+        default=None,
+        metadata={"help": "Evaluate on this many rows: a seeded sample, as the classes fall."},
+    )
+    balance_eval_rows: bool = field(
+        default=False,
+        metadata={"help": "Draw max_eval_rows evenly over the classes: figures of another population than the file's."},
+    )
     label_names: list[str] | None = field(
         default=None,
         metadata={"help": "Names of the classes 0, 1, ... where the rows hold numbers or 0/1 vectors."},

@@ -51,7 +51,10 @@ def examine(rows: Rows, data: DataArguments, pair: bool) -> Examined:
         limit = check_shots(train, columns.label, labels, shots)
     train = sample(train, limit, seed, columns.label)
     evaluation = sample(
-        with_classes(evaluation, columns.label), data.max_eval_rows, data.sample_seed, columns.label
+        with_classes(evaluation, columns.label),
+        data.max_eval_rows,
+        data.sample_seed,
+        columns.label if data.balance_eval_rows else None,
     )
     seen_classes(train, columns.label, labels)
     say_classes(

@@ -69,7 +69,8 @@ class Memory:
         return self.scorer.silent if isinstance(self.scorer, Endpoint) else {}
 
     def __call__(self, requests: Sequence[Request]) -> list[list[np.ndarray] | None]:
-        """The scorer's answers, the same in every process: one list a request, one float32 [tokens] an answer.
+        """The scorer's answers, the same in every process: one list a request, one float32 [tokens] an
+        answer.
 
         None stands where an endpoint gave none; such an answer isn't kept, so that the next run asks again.
         """
@@ -98,7 +99,9 @@ class Memory:
     ) -> list[str | None]:
         """What the model writes, the same in every process; None where an endpoint gave nothing."""
         how = [ending.until, ending.tokens, ending.keep, *(vars(drawing).values() if drawing else ())]
-        keys = [self._key(r.context, json.dumps(how), r.rest, r.special, r.turns, r.prefill) for r in requests]
+        keys = [
+            self._key(r.context, json.dumps(how), r.rest, r.special, r.turns, r.prefill) for r in requests
+        ]
         known = {key: value.decode() for key, value in self._look_up(list(dict.fromkeys(keys))).items()}
         missing = list(
             {key: request for key, request in zip(keys, requests, strict=True) if key not in known}.items()

@@ -1,7 +1,8 @@
-"""A model behind an OpenAI-compatible address, asked as a local one is. Knows HTTP and JSON; knows no weights.
+"""A model behind an OpenAI-compatible address, asked as a local one is. Knows HTTP and JSON; knows no
+weights.
 
-Log-probabilities come from `echo` where the server gives them, else from the likeliest first tokens, else from counts of drawn
-answers; `how` says which. The key is read from the environment and goes nowhere else.
+Log-probabilities come from `echo` where the server gives them, else from the likeliest first tokens, else
+from counts of drawn answers; `how` says which. The key is read from the environment and goes nowhere else.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -52,17 +54,22 @@ class EndpointArguments:
         metadata={"help": "Address of an OpenAI-compatible server, with its /v1: this project's, vLLM, llama.cpp, Ollama, hosted."},
     )  # fmt: skip
     api_key_env: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the key, if one is wanted."}
+        default="OPENAI_API_KEY",
+        metadata={"help": "Environment variable that holds the key, if one is wanted."},
     )
     concurrency: int = field(default=4, metadata={"help": "Requests under way at once."})
     retries: int = field(default=5, metadata={"help": "Tries after a failed one, with growing pauses."})
     request_timeout: float = field(default=60.0, metadata={"help": "Seconds that one request may take."})
     weigh_by: str = field(
         default="auto",
-        metadata={"help": "How answers are weighed: echo, top, counts, or auto (the first that the server gives)."},
+        metadata={
+            "help": "How answers are weighed: echo, top, counts, or auto (the first that the server gives)."
+        },
     )
     samples: int = field(default=20, metadata={"help": "Answers drawn for each row where they are counted."})
-    price_in: float = field(default=0.0, metadata={"help": "Price of a million tokens read, for the count of costs."})
+    price_in: float = field(
+        default=0.0, metadata={"help": "Price of a million tokens read, for the count of costs."}
+    )
     price_out: float = field(default=0.0, metadata={"help": "Price of a million tokens written."})
 
 
@@ -71,7 +78,8 @@ class Fault(Exception):
 
 
 class Endpoint:
-    """Asks one model of one server; many requests at once. A request that fails gives None, and its reason in `silent`."""
+    """Asks one model of one server; many requests at once. A request that fails gives None, and its reason in
+    `silent`."""
 
     family = "causal"
     tokenizer = None
@@ -84,7 +92,9 @@ class Endpoint:
             InputError: no address, an unknown way, an address that doesn't answer.
         """
         if not options.base_url:
-            raise InputError(f"{PREFIX}{name} is a model behind an address; name it by --base_url http://…/v1")
+            raise InputError(
+                f"{PREFIX}{name} is a model behind an address; name it by --base_url http://…/v1"
+            )
         if options.weigh_by not in ("auto", *WAYS):
             raise InputError(f"--weigh_by {options.weigh_by}; wanted auto or one of: {', '.join(WAYS)}")
         self.name, self.options = name, options
@@ -114,7 +124,12 @@ class Endpoint:
 
     def fingerprint(self) -> str:
         """What a kept answer depends on besides its request; the key isn't part of it."""
-        made_of = [str(self.client.base_url), self.name, self.how, self.options.samples if self.how == "counts" else 0]
+        made_of = [
+            str(self.client.base_url),
+            self.name,
+            self.how,
+            self.options.samples if self.how == "counts" else 0,
+        ]
         return sha256(json.dumps(made_of).encode()).hexdigest()
 
     def __call__(self, requests: Sequence[Request]) -> list[Any]:
@@ -127,13 +142,19 @@ class Endpoint:
         weigh = self._first_tokens if self.how == "top" else self._counted
         return self._all(weigh, list(requests))
 
-    def write(self, requests: Sequence[Request], ending: Ending, drawing: Drawing | None = None) -> list[str | None]:
+    def write(
+        self, requests: Sequence[Request], ending: Ending, drawing: Drawing | None = None
+    ) -> list[str | None]:
         """What the model writes, up to the ending; None for a request that failed."""
 
         def one(request: Request) -> str:
             asked: dict[str, Any] = {"max_tokens": ending.tokens, "temperature": 0}
             if drawing:
-                asked |= {"temperature": drawing.temperature, "top_p": drawing.top_p, "seed": drawing.number(request.context)}
+                asked |= {
+                    "temperature": drawing.temperature,
+                    "top_p": drawing.top_p,
+                    "seed": drawing.number(request.context),
+                }
             return cut(self._texts(request, asked)[0], ending)
 
         return self._all(one, list(requests))
@@ -200,7 +221,8 @@ class Endpoint:
         raise Fault(reason)
 
     def _try(self, path: str, asked: dict[str, Any]) -> tuple[str | None, Any]:
-        """(None, the answer), or (reason, seconds to wait, 0 for as many as usual, None where another try is no use)."""
+        """(None, the answer), or (reason, seconds to wait, 0 for as many as usual, None where another try is
+        no use)."""
         try:
             response = self.client.post(path, json={"model": self.name, **asked})
         except httpx.TimeoutException:
@@ -263,7 +285,11 @@ class Endpoint:
         if not isinstance(tokens, list) or not isinstance(values, list) or len(tokens) != len(values):
             raise Fault("no log-probabilities of the prompt (echo)")
         ends = _ends(tokens, told.get("text_offset"), text)
-        kept = [v for v, (start, end) in zip(values, ends, strict=True) if end > len(request.context) and start < len(text)]
+        kept = [
+            v
+            for v, (start, end) in zip(values, ends, strict=True)
+            if end > len(request.context) and start < len(text)
+        ]
         if not kept or any(not isinstance(value, (int, float)) for value in kept):
             raise Fault("no log-probabilities of the answer's tokens (echo)")
         return np.array(kept, dtype=np.float32)
@@ -273,21 +299,29 @@ class Endpoint:
         chat = bool(request.turns) or not self.completes
         fault = Fault("no top_logprobs")
         for most in TOP:
-            asked = {"max_tokens": 1, "temperature": 0, **({"logprobs": True, "top_logprobs": most} if chat else {"logprobs": most})}
+            asked = {
+                "max_tokens": 1,
+                "temperature": 0,
+                **({"logprobs": True, "top_logprobs": most} if chat else {"logprobs": most}),
+            }
             try:
                 told = self._ask(request, asked)["choices"][0].get("logprobs") or {}
             except Fault as error:
                 fault = error
                 continue
             if told.get("content"):
-                return {one["token"]: float(one["logprob"]) for one in told["content"][0].get("top_logprobs") or []}
+                return {
+                    one["token"]: float(one["logprob"])
+                    for one in told["content"][0].get("top_logprobs") or []
+                }
             if told.get("top_logprobs"):
                 return {token: float(value) for token, value in (told["top_logprobs"][0] or {}).items()}
             fault = Fault("no top_logprobs in the answer")
         raise fault
 
     def _first_tokens(self, request: Request) -> list[np.ndarray]:
-        """Each answer by the likeliest token that it begins with; one that isn't among them is below them all."""
+        """Each answer by the likeliest token that it begins with; one that isn't among them is below them
+        all."""
         top = self._likeliest(request)
         if not top:
             raise Fault("no top_logprobs in the answer")
@@ -297,7 +331,9 @@ class Endpoint:
             fit = [t for t in top if t.strip() and answer.strip().lower().startswith(t.strip().lower())]
             best = max(fit, key=lambda t: top[t], default=None)
             if best is not None and taken.setdefault(best, answer) != answer:
-                raise Fault(f"{taken[best]!r} and {answer!r} begin with the same token; set --weigh_by counts")
+                raise Fault(
+                    f"{taken[best]!r} and {answer!r} begin with the same token; set --weigh_by counts"
+                )
             found.append(None if best is None else top[best])
         if all(value is None for value in found):
             raise Fault("none of the answers is among the likeliest first tokens")
@@ -324,7 +360,10 @@ class Endpoint:
         known = sum(counts[answer] for answer in answers)
         if not known:
             raise Fault(f"none of {len(texts)} drawn answers was one of: {', '.join(answers)[:80]}")
-        return [np.array([np.log((counts[a] + 0.5) / (known + 0.5 * len(answers)))], dtype=np.float32) for a in answers]
+        return [
+            np.array([np.log((counts[a] + 0.5) / (known + 0.5 * len(answers)))], dtype=np.float32)
+            for a in answers
+        ]
 
 
 def _ends(tokens: list[str], offsets: Any, text: str) -> list[tuple[int, int]]:
@@ -334,7 +373,7 @@ def _ends(tokens: list[str], offsets: Any, text: str) -> list[tuple[int, int]]:
     places = np.cumsum([0, *map(len, tokens)])
     if not "".join(tokens).startswith(text):
         raise Fault("tokens that don't say where they stand in the text (text_offset)")
-    return [(int(a), int(b)) for a, b in zip(places, places[1:], strict=False)]
+    return [(int(a), int(b)) for a, b in pairwise(places)]
 
 
 def _named(text: str, answers: Sequence[str]) -> str | None:
@@ -348,5 +387,7 @@ def _with_letters(request: Request, answers: Sequence[str]) -> Request:
     """The same question with its answers listed, to be answered by a letter."""
     listed = "\n".join(f"{letter}. {answer}" for letter, answer in zip(LETTERS, answers, strict=False))
     added = f"\n{listed}\nThe letter of the right one:"
-    turns = (*request.turns[:-1], (request.turns[-1][0], request.turns[-1][1] + added)) if request.turns else ()
+    turns = (
+        (*request.turns[:-1], (request.turns[-1][0], request.turns[-1][1] + added)) if request.turns else ()
+    )
     return Request(request.context + added, request.answers, "", request.special, turns, "")

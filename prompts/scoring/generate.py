@@ -19,7 +19,8 @@ from prompts.templates.entries import Ending
 
 @dataclass(frozen=True)
 class Drawing:
-    """How answers are drawn: by temperature and nucleus (Holtzman et al. 2020); `repeat` numbers a row's answers."""
+    """How answers are drawn: by temperature and nucleus (Holtzman et al. 2020); `repeat` numbers a row's
+    answers."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -33,7 +34,8 @@ class Drawing:
 
 
 class _Gumbel(LogitsProcessor):
-    """Noise under which the likeliest token is a drawn one (Gumbel-max), from a generator of each row's own."""
+    """Noise under which the likeliest token is a drawn one (Gumbel-max), from a generator of each row's
+    own."""
 
     def __init__(self, drawing: Drawing, texts: Sequence[str]) -> None:
         self.drawing = drawing
@@ -113,7 +115,8 @@ def _batches(ids: Sequence[Sequence[int]], further: int, scorer: Scorer) -> list
 
 
 def cut(text: str, ending: Ending) -> str:
-    """The text before the first of an ending's marks; a full stop that ends it stays, unless the text is kept as it is."""
+    """The text before the first of an ending's marks; a full stop that ends it stays, unless the text is kept
+    as it is."""
     if ending.keep:
         for mark in ending.until:
             text = text.split(mark)[0] if mark else text

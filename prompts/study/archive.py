@@ -1,4 +1,5 @@
-"""Rows, prompts and answers of a run ↔ rows.parquet, from which it can be audited and judged again. Asks no model."""
+"""Rows, prompts and answers of a run ↔ rows.parquet, from which it can be audited and judged again. Asks no
+model."""
 
 from __future__ import annotations
 
@@ -25,23 +26,41 @@ from prompts.templates.entries import Entry
 from prompts.templates.template import SLOT
 from prompts.templates.verbalizer import probabilities
 
-OWN = ("kind", "part", *Cell.__dataclass_fields__, "row", "id", "prompt", "prompt_hash", "template_hash", "gold", "prediction")
+OWN = (
+    "kind",
+    "part",
+    *Cell.__dataclass_fields__,
+    "row",
+    "id",
+    "prompt",
+    "prompt_hash",
+    "template_hash",
+    "gold",
+    "prediction",
+)
 FILE = "rows.parquet"
 
 
 def write_rows(found: Findings, path: Path) -> None:
     """One row a prompt and example, of unseen and training rows.
 
-    Which prompt, the row's place in its file and its id, its columns, the rendered prompt and its hash, the gold answer, what
-    was said, and every score before and after calibration.
+    Which prompt, the row's place in its file and its id, its columns, the rendered prompt and its hash, the
+    gold answer, what was said, and every score before and after calibration.
     """
     columns: dict[str, list[Any]] = {}
     hashes = {template.name: template.hash for template in found.entry.templates.values()}
-    lines = [line for answers in found.answers for part in ("unseen", "training") for line in _lines(found, answers, part, hashes)]
+    lines = [
+        line
+        for answers in found.answers
+        for part in ("unseen", "training")
+        for line in _lines(found, answers, part, hashes)
+    ]
     keys = list(dict.fromkeys(key for line in lines for key in line))
     for key in keys:
         columns[key] = [line.get(key) for line in lines]
-    pq.write_table(pa.table({key: _of_one_type(values) for key, values in columns.items()}), path, compression="zstd")
+    pq.write_table(
+        pa.table({key: _of_one_type(values) for key, values in columns.items()}), path, compression="zstd"
+    )
 
 
 def _of_one_type(values: list[Any]) -> list[Any]:
@@ -49,17 +68,27 @@ def _of_one_type(values: list[Any]) -> list[Any]:
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float} or (len(kinds) == 1 and not kinds & {dict, list}):
         return values
-    if kinds == {list} and all(isinstance(part, (str, float, int)) or part is None for value in values for part in value or ()):
+    if kinds == {list} and all(
+        isinstance(part, (str, float, int)) or part is None for value in values for part in value or ()
+    ):
         return values
     return [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values]
 
 
-def _lines(found: Findings, answers: AnyAnswers, part: str, hashes: dict[str, str]) -> Iterable[dict[str, Any]]:
+def _lines(
+    found: Findings, answers: AnyAnswers, part: str, hashes: dict[str, str]
+) -> Iterable[dict[str, Any]]:
     rows, places = found.parts[part], answers.rows(part)
     words = {how: in_words_of(found, answers, how, part) for how in answers.hows}
     for index, place in enumerate(places):
         row = rows[place]
-        line: dict[str, Any] = {"kind": found.kind, "part": part, **asdict(answers.cell), "row": row.place, "id": row.id}
+        line: dict[str, Any] = {
+            "kind": found.kind,
+            "part": part,
+            **asdict(answers.cell),
+            "row": row.place,
+            "id": row.id,
+        }
         line["template_hash"] = hashes.get(answers.cell.template, "")
         if part == "unseen":
             request = answers.requests[index]
@@ -107,7 +136,9 @@ def _values(found: Findings, answers: AnyAnswers, part: str, index: int, row: Ro
     return {**line, "gold": found.labels[row.label]}
 
 
-def read_run(folder: Path, entry: Entry) -> tuple[str, dict[str, list[Row]], tuple[str, ...], list[AnyAnswers]]:
+def read_run(
+    folder: Path, entry: Entry
+) -> tuple[str, dict[str, list[Row]], tuple[str, ...], list[AnyAnswers]]:
     """(kind, rows by part, labels, answers) of a run, as its folder holds them.
 
     Raises:
@@ -149,21 +180,29 @@ def read_table(folder: Path) -> list[dict[str, Any]]:
     return table
 
 
-def _read_cell(cell: Cell, lines: list[dict[str, Any]], numbers: dict[tuple[str, int, str], int], kind: str, entry: Entry) -> AnyAnswers:
+def _read_cell(
+    cell: Cell, lines: list[dict[str, Any]], numbers: dict[tuple[str, int, str], int], kind: str, entry: Entry
+) -> AnyAnswers:
     by_part = {part: [line for line in lines if line["part"] == part] for part in ("unseen", "training")}
     places = {
-        part: np.array([numbers[part, line["row"], line["identity"]] for line in own], dtype=int) for part, own in by_part.items()
+        part: np.array([numbers[part, line["row"], line["identity"]] for line in own], dtype=int)
+        for part, own in by_part.items()
     }
     requests = [_request(line) for line in by_part["unseen"]]
     if kind == "text":
         return _read_text(cell, by_part, places, requests, entry)
     hows = [key.removeprefix("scores_") for key in lines[0] if key.startswith("scores_")]
     by_how = {
-        how: {part: np.array([_numbers(line[f"scores_{how}"]) for line in own], dtype=float) for part, own in by_part.items()}
+        how: {
+            part: np.array([_numbers(line[f"scores_{how}"]) for line in own], dtype=float)
+            for part, own in by_part.items()
+        }
         for how in hows
     }
     if kind == "choices":
-        gold = {part: np.array([line["gold_place"] for line in own], dtype=int) for part, own in by_part.items()}
+        gold = {
+            part: np.array([line["gold_place"] for line in own], dtype=int) for part, own in by_part.items()
+        }
         texts = {part: [_texts(line["choices"]) for line in own] for part, own in by_part.items()}
         return ChoiceAnswers(cell, by_how, requests, gold, texts, places)
     return StoredAnswers(cell, by_how, requests, places)  # type: ignore[return-value]
@@ -184,7 +223,11 @@ def _request(line: dict[str, Any]) -> Request:
 
 
 def _read_text(
-    cell: Cell, by_part: dict[str, list[dict[str, Any]]], places: dict[str, np.ndarray], requests: list[Request], entry: Entry
+    cell: Cell,
+    by_part: dict[str, list[dict[str, Any]]],
+    places: dict[str, np.ndarray],
+    requests: list[Request],
+    entry: Entry,
 ) -> Written:
     short = cell.template.removeprefix(f"{entry.name}/")
     ending = entry.endings.get(cell.verbalizer) or next(iter(entry.endings.values()))

@@ -1,7 +1,8 @@
-"""Prompts × rows → requests, and who answers them. Knows templates and a scorer; knows no files and no figures.
+"""Prompts × rows → requests, and who answers them. Knows templates and a scorer; knows no files and no
+figures.
 
-A row that can't be asked by a prompt (its template says nothing of it, a column is missing, it is too long) is left
-out of that prompt's rows and noted; it ends nothing.
+A row that can't be asked by a prompt (its template says nothing of it, a column is missing, it is too long)
+is left out of that prompt's rows and noted; it ends nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Notes:
 
     Attributes:
         troubles: (model, prompt, reason) → rows; they make a run's exit status 1.
-        expected: the same for what the user asked for: rows that a template skips, rows that are cut or dropped.
+        expected: the same for what the user asked for: rows that a template skips, rows that are cut or
+            dropped.
     """
 
     troubles: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
@@ -105,13 +107,18 @@ class Asking:
     def ask(
         self, prompts: list[Prompt], rows: dict[str, list[Row]], shots: int, seed: int
     ) -> dict[str, dict[str, Any]]:
-        """Scores of every prompt on every part: prompt's name → part → [rows, labels]; `words`, `asked`: part → the same.
+        """Scores of every prompt on every part: prompt's name → part → [rows, labels]; `words`, `asked`: part
+        → the same.
 
         Templates with several verbalizers go through the model once, unless examples show their words.
         """
         groups = _groups(prompts, together=shots == 0)
         asked = self.weigh(
-            {key: (lambda row, group=group: self.request(group, row, shots, seed)) for key, group in groups.items()}, rows
+            {
+                key: (lambda row, group=group: self.request(group, row, shots, seed))
+                for key, group in groups.items()
+            },
+            rows,
         )
         found: dict[str, dict[str, Any]] = {prompt.name: {"asked": {}, "words": {}} for prompt in prompts}
         for key, group in groups.items():
@@ -131,10 +138,13 @@ class Asking:
         self, ways: Mapping[str, Callable[[Row], Request]], rows: Mapping[str, Sequence[Row]]
     ) -> dict[tuple[str, str], Asked]:
         """(name, part) → answers of the rows that could be asked, all of them through the model together."""
-        made = {(key, part): self.prepared(key, way, rows[part]) for key, way in ways.items() for part in rows}
+        made = {
+            (key, part): self.prepared(key, way, rows[part]) for key, way in ways.items() for part in rows
+        }
         answers = iter(self.memory([request for _, requests in made.values() for request in requests]))
         return {
-            key: Asked(places, requests, [next(answers) for _ in requests]) for key, (places, requests) in made.items()
+            key: Asked(places, requests, [next(answers) for _ in requests])
+            for key, (places, requests) in made.items()
         }
 
     def prepared(
@@ -191,7 +201,8 @@ class Asking:
     def shown(
         self, template: Template, answer: Callable[[Row], str], row: Row, setting: tuple[int, int]
     ) -> list[tuple[Rendered, str]]:
-        """The examples before a row, as they are written, with their answers; those that can't be are left out."""
+        """The examples before a row, as they are written, with their answers; those that can't be are left
+        out."""
         written = []
         for index in self._chosen(row, *setting):
             example = self.examples[index]

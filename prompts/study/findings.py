@@ -1,4 +1,5 @@
-"""What a study found out, and what is said of it in numbers: lines of figures, tests, the baseline. Asks no model."""
+"""What a study found out, and what is said of it in numbers: lines of figures, tests, the baseline. Asks no
+model."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.metrics import classification
+from finetune.metrics import bootstrap
 from prompts.study.asking import Notes
 from prompts.study.measures import of_labels
 from prompts.study.outcomes import Outcome, baseline, chosen_of, shared
@@ -65,6 +66,7 @@ class Findings:
     models: dict[str, str] = field(default_factory=dict)
     judge: str = ""
     power: float | None = None
+    trial: Any = None
 
     @property
     def rows(self) -> list[Row]:
@@ -89,11 +91,11 @@ class Findings:
     @cached_property
     def drawn(self) -> np.ndarray:
         """Bootstrap samples that all outcomes on all rows share, which makes their intervals comparable."""
-        return classification.draws(len(self.rows), SAMPLES, 0)
+        return bootstrap.draws(len(self.rows), SAMPLES, 0)
 
     def draws_of(self, rows: int) -> np.ndarray:
         """Bootstrap samples of so many rows."""
-        return self.drawn if rows == len(self.rows) else classification.draws(rows, SAMPLES, 0)
+        return self.drawn if rows == len(self.rows) else bootstrap.draws(rows, SAMPLES, 0)
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
@@ -105,11 +107,24 @@ class Findings:
                 way, how = name.split(", ")
                 cell = {"model": model, "template": "ensemble", "verbalizer": way, "shots": "", "seed": ""}
                 figures = of_labels(scores.argmax(axis=1), gold, len(self.labels))
-                lines.append({**cell, "calibration": how, "rows": len(gold), **self._figures(figures), **_most(scores.argmax(1))})
+                lines.append(
+                    {
+                        **cell,
+                        "calibration": how,
+                        "rows": len(gold),
+                        **self._figures(figures),
+                        **_most(scores.argmax(1)),
+                    }
+                )
         return lines
 
     def _line(self, one: Outcome) -> dict[str, Any]:
-        line = {**asdict(one.cell), "calibration": one.how, "rows": len(one.places), **self._figures(one.measures)}
+        line = {
+            **asdict(one.cell),
+            "calibration": one.how,
+            "rows": len(one.places),
+            **self._figures(one.measures),
+        }
         if one.training is not None:
             line["training"] = one.training
         if isinstance(one.answers, Written):
@@ -130,7 +145,8 @@ class Findings:
 
     @cached_property
     def tests(self) -> list[tuple[Outcome, Comparison]]:
-        """The heading outcome against each other one, on the rows of both; Holm's correction over all of them."""
+        """The heading outcome against each other one, on the rows of both; Holm's correction over all of
+        them."""
         others = [one for one in self.outcomes if one is not self.heading][:TESTED]
         pairs = []
         for other in others:
@@ -149,12 +165,46 @@ class Findings:
         return self.lines[self.outcomes.index(one)]
 
     @property
+    def gain(self) -> str:
+        """What a search for instructions gained on rows that no choice saw, in words; "" where none was
+        made."""
+        if self.trial is None:
+            return ""
+        start = f"{self.trial.tried} instructions written by a model were tried on training rows beside "
+        f"{self.trial.base}: "
+        if self.trial.found is None:
+            return start + "**no gain found**, none was better there."
+        how = self.outcomes[0].how
+        pair = [
+            next((o for o in self.outcomes if o.cell.template == name and o.how == how), None)
+            for name in (self.trial.found, self.trial.base)
+        ]
+        if None in pair:
+            return start + "the winner could not be asked."
+        first, second, rows = shared(pair[0], pair[1], self.metric)  # type: ignore[arg-type]
+        found = compare(first, second, self.draws_of(len(rows)))
+        word = (
+            f"**{self.trial.found}** gains"
+            if found.is_significant and found.difference > 0
+            else "**no gain found**"
+        )
+        return (
+            f"{start}{word}. On {len(rows)} unseen rows {self.metric} {first.value:.3f} against "
+            f"{second.value:.3f} of the "
+            f"hand-written one; difference {found.difference:+.3f} ({found.low:+.3f} to "
+            f"{found.high:+.3f}), {found.in_words()}."
+        )
+
+    @property
     def needed(self) -> dict[str, int]:
         """Other outcome → rows that a difference of `power` from the heading one needs."""
         if not self.power:
             return {}
         others = [one for one in self.outcomes if one is not self.heading][:TESTED] or [self.heading]
-        return {other.name: rows_needed(*shared(self.heading, other, self.metric)[:2], self.power) for other in others}
+        return {
+            other.name: rows_needed(*shared(self.heading, other, self.metric)[:2], self.power)
+            for other in others
+        }
 
 
 def _most(said: Sequence[Any]) -> dict[str, float]:
@@ -165,7 +215,11 @@ def _most(said: Sequence[Any]) -> dict[str, float]:
 
 def summary(found: Findings) -> dict[str, Any]:
     """For programs: the chosen prompt, the spread, the data, the templates, what went wrong."""
-    raw = [line for line in found.lines if line["template"] != "ensemble" and line["calibration"] == found.outcomes[0].how]
+    raw = [
+        line
+        for line in found.lines
+        if line["template"] != "ensemble" and line["calibration"] == found.outcomes[0].how
+    ]
     chosen = None
     if found.chosen:
         chosen = {**found.line_of(found.chosen), "training_value": found.chosen.training}
@@ -183,6 +237,7 @@ def summary(found: Findings) -> dict[str, Any]:
         "templates": templates_of(found),
         "models": found.models,
         "judge": found.judge,
+        "gain": found.gain,
         "notes": found.notes.lines(),
         "rows_needed": found.needed,
     }
@@ -204,8 +259,14 @@ def templates_of(found: Findings) -> list[dict[str, str]]:
             continue
         template = known.get(name)
         request = answers.requests[0]
-        example = {"example": request.context + "▁" + request.rest, "answers": " / ".join(request.answers)[:200]}
-        seen[name] = {"name": name, "text": template.text if template else "", "hash": template.hash if template else "", **example}
+        example = {
+            "example": request.context + "▁" + request.rest,
+            "answers": " / ".join(request.answers)[:200],
+        }
+        seen[name] = {
+            "name": name,
+            "text": template.text if template else "",
+            "hash": template.hash if template else "",
+            **example,
+        }
     return list(seen.values())
-
-

@@ -1,7 +1,9 @@
-"""A model that says what written answers are worth (Zheng et al. 2023). Knows prompts and a scorer; knows no figures.
+"""A model that says what written answers are worth (Zheng et al. 2023). Knows prompts and a scorer; knows no
+figures.
 
-Each answer is judged twice, its place and its reference's swapped, because judges prefer places. What a judge's word is
-worth is its agreement with people's labels, where they are given; else the report says that it is unmeasured.
+Each answer is judged twice, its place and its reference's swapped, because judges prefer places. What a
+judge's word is worth is its agreement with people's labels, where they are given; else the report says that
+it is unmeasured.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ SWAPPED = {"first": "second", "second": "first"}  # labels that mean a place
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Labels of answers: scores [answers] of how often the good one was given (NaN: none), and how sure one can be.
+    """Labels of answers: scores [answers] of how often the good one was given (NaN: none), and how sure one
+    can be.
 
     Attributes:
         labels: the label of each answer from both orders together, None where the judge named none.
@@ -56,19 +59,26 @@ class Judging:
         """(columns, written, wanted) of each answer → its label."""
         passes = [self._pass(rows, swapped) for swapped in (False, True)]
         good = list(self.judge.words).index(self.judge.good)
-        chosen = [np.where(np.isnan(p).any(axis=1), -1, np.nan_to_num(p, nan=-np.inf).argmax(axis=1)) for p in passes]
+        chosen = [
+            np.where(np.isnan(p).any(axis=1), -1, np.nan_to_num(p, nan=-np.inf).argmax(axis=1))
+            for p in passes
+        ]
         both = np.stack(passes)
         silent = np.isnan(both).any(axis=(0, 2))
         for _ in range(int(silent.sum())):
             self.notes.trouble(self.judge.model, prompt, "the judge named none of its labels")
         scores = np.where(silent, np.nan, np.mean([c == good for c in chosen], axis=0))
         together = logsumexp(both, axis=0)
-        labels = [None if none else self.words.labels[int(row.argmax())] for none, row in zip(silent, together, strict=True)]
+        labels = [
+            None if none else self.words.labels[int(row.argmax())]
+            for none, row in zip(silent, together, strict=True)
+        ]
         agree = (chosen[0] == chosen[1])[~silent]
         return Verdicts(scores, labels, float(agree.mean()) if len(agree) else 0.0)
 
     def _pass(self, rows: Sequence[tuple[Mapping[str, Any], str, str]], swapped: bool) -> np.ndarray:
-        """Log-probabilities of the labels, [answers, labels], NaN where it named none; labels of places turned back."""
+        """Log-probabilities of the labels, [answers, labels], NaN where it named none; labels of places
+        turned back."""
         requests = [self._request(*row, swapped) for row in rows]
         answers = self.memory(requests)
         scored = np.full((len(rows), len(self.words.labels)), np.nan)
@@ -87,7 +97,9 @@ class Judging:
     def _request(self, columns: Mapping[str, Any], written: str, wanted: str, swapped: bool) -> Request:
         first, second = (wanted, written) if swapped else (written, wanted)
         given = {**columns, "written": written, "wanted": wanted, "first": first, "second": second}
-        return compose(self.judge.template, self.memory.scorer, given, [], self.words.flat, self.layout).request
+        return compose(
+            self.judge.template, self.memory.scorer, given, [], self.words.flat, self.layout
+        ).request
 
     def agreement(self, path: str) -> dict[str, Any]:
         """How often the judge says what people said, on answers that they labelled; Cohen's kappa beside it.
@@ -98,9 +110,18 @@ class Judging:
         lines = _read_lines(path)
         strange = next((line["label"] for line in lines if str(line["label"]) not in self.words.labels), None)
         if strange is not None:
-            raise InputError(f"{path}: the label '{strange}'; the judge has {', '.join(self.words.labels)}. Set --judge_rows")
-        found = self.verdicts([(line, line["written"], str(line.get("wanted", ""))) for line in lines], "judge_rows")
-        pairs = [(own, str(line["label"])) for own, line in zip(found.labels, lines, strict=True) if own is not None]
+            raise InputError(
+                f"{path}: the label '{strange}'; the judge has {', '.join(self.words.labels)}. Set "
+                "--judge_rows"
+            )
+        found = self.verdicts(
+            [(line, line["written"], str(line.get("wanted", ""))) for line in lines], "judge_rows"
+        )
+        pairs = [
+            (own, str(line["label"]))
+            for own, line in zip(found.labels, lines, strict=True)
+            if own is not None
+        ]
         same = [own == given for own, given in pairs]
         kappa = cohen_kappa_score(*zip(*pairs, strict=True)) if len(set(pairs)) > 1 else float("nan")
         return {"rows": len(pairs), "agreement": float(np.mean(same)) if same else 0.0, "kappa": float(kappa)}
@@ -108,17 +129,33 @@ class Judging:
 
 def _read_lines(path: str) -> list[dict[str, Any]]:
     try:
-        lines = [json.loads(line) for line in Path(path).expanduser().read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [
+            json.loads(line)
+            for line in Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot read {path}: {error}. Set --judge_rows") from error
-    wrong = next((i for i, line in enumerate(lines) if not isinstance(line, dict) or not {"written", "label"} <= set(line)), None)
+    wrong = next(
+        (
+            i
+            for i, line in enumerate(lines)
+            if not isinstance(line, dict) or not {"written", "label"} <= set(line)
+        ),
+        None,
+    )
     if wrong is not None or not lines:
-        raise InputError(f"{path}, line {(wrong or 0) + 1}: wanted an object with `written` and `label`. Set --judge_rows")
+        raise InputError(
+            f"{path}, line {(wrong or 0) + 1}: wanted an object with `written` and `label`. Set --judge_rows"
+        )
     return lines
 
 
-def judged(written: Written, judging: Judging, parts: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dict[str, np.ndarray]], float]:
-    """A cell's scores by the judge: part → how → [rows, repeats]; and how often the label stayed when swapped."""
+def judged(
+    written: Written, judging: Judging, parts: Mapping[str, Sequence[Any]]
+) -> tuple[dict[str, dict[str, np.ndarray]], float]:
+    """A cell's scores by the judge: part → how → [rows, repeats]; and how often the label stayed when
+    swapped."""
     found: dict[str, dict[str, np.ndarray]] = {}
     stayed = []
     for part, rows in parts.items():

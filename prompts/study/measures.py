@@ -1,7 +1,8 @@
-"""Answers to rows → what is summed over them, and the figure of the sums. Knows arrays and strings; knows no models.
+"""Answers to rows → what is summed over them, and the figure of the sums. Knows arrays and strings; knows no
+models.
 
-A figure that follows from sums over rows (a share, F1, BLEU) is resampled by one matrix product: `drawn` [samples, rows]
-says how often each row is in each bootstrap sample.
+A figure that follows from sums over rows (a share, F1, BLEU) is resampled by one matrix product: `drawn`
+[samples, rows] says how often each row is in each bootstrap sample.
 """
 
 from __future__ import annotations
@@ -91,9 +92,15 @@ def of_labels(predicted: Array, gold: Array, classes: int) -> dict[str, Measure]
         unsaid = (rows - p.sum(1)) ** 2  # an answer that names no label is a class of its own
         spread = (rows**2 - (p**2).sum(1) - unsaid) * (rows**2 - (t**2).sum(1))
         covariance = hits * rows - (p * t).sum(1)
-        return np.divide(covariance, np.sqrt(np.maximum(spread, 0)), out=np.zeros(len(rows)), where=spread > 0)
+        return np.divide(
+            covariance, np.sqrt(np.maximum(spread, 0)), out=np.zeros(len(rows)), where=spread > 0
+        )
 
-    return {"accuracy": mean_of(right), "macro_f1": Measure(both, macro_f1), "matthews": Measure(both, matthews)}
+    return {
+        "accuracy": mean_of(right),
+        "macro_f1": Measure(both, macro_f1),
+        "matthews": Measure(both, matthews),
+    }
 
 
 def _one_hot(numbers: Array, classes: int) -> Array:
@@ -117,7 +124,7 @@ def same_answer(said: str, wanted: str) -> float:
 
 
 def _rouge(name: str) -> Callable[[str, str], float]:
-    return lambda said, wanted: float(texts.texts([said], [wanted])[name])
+    return lambda said, wanted: float(texts.text_figures([said], [wanted])[name])
 
 
 MEANS: dict[str, Callable[[str, str], float]] = {
@@ -137,7 +144,9 @@ def of_corpus(metric: Any, said: Sequence[str], wanted: Sequence[Sequence[str]])
     # sacrebleu wants as many references for every row; one that is there twice changes nothing
     streams = [[row[min(i, len(row) - 1)] for row in wanted] for i in range(most)]
     counts = np.array(metric._extract_corpus_statistics(list(said), streams), dtype=np.float64)
-    return Measure(counts, lambda sums: np.array([metric._compute_score_from_stats(list(line)).score for line in sums]))
+    return Measure(
+        counts, lambda sums: np.array([metric._compute_score_from_stats(list(line)).score for line in sums])
+    )
 
 
 def of_texts(
@@ -153,7 +162,10 @@ def of_texts(
         if name in MEANS:
             sides: tuple[Sequence[str], Sequence[Sequence[str]]] = (said, wanted)
             if name == "exact_match":
-                sides = [normalised(steps, t) for t in said], [[normalised(steps, t) for t in row] for row in wanted]
+                sides = (
+                    [normalised(steps, t) for t in said],
+                    [[normalised(steps, t) for t in row] for row in wanted],
+                )
             found[name] = mean_of(_best(MEANS[name])(*sides))
         elif name in HUNDRED:
             found[name] = of_corpus(sacrebleu.BLEU() if name == "bleu" else sacrebleu.CHRF(), said, wanted)
@@ -162,7 +174,8 @@ def of_texts(
 
 @dataclass(frozen=True)
 class Recomputed(Measure):
-    """A metric of the evaluate library, which is computed anew for each sample; `counts` are the rows' numbers."""
+    """A metric of the evaluate library, which is computed anew for each sample; `counts` are the rows'
+    numbers."""
 
     said: Sequence[str] = ()
     wanted: Sequence[Sequence[str]] = ()
@@ -183,7 +196,9 @@ class Recomputed(Measure):
         return np.array([self._compute(np.repeat(numbers, times)) for times in drawn[:RESAMPLED].astype(int)])
 
     def of(self, rows: Array) -> Measure:
-        return Recomputed(self.counts[rows], self.figure, False, self.said, self.wanted, self.metric, self.key)
+        return Recomputed(
+            self.counts[rows], self.figure, False, self.said, self.wanted, self.metric, self.key
+        )
 
 
 def _computed(metric: Any, said: list[str], wanted: list[Sequence[str]]) -> Mapping[str, Any]:
@@ -195,7 +210,8 @@ def _computed(metric: Any, said: list[str], wanted: list[Sequence[str]]) -> Mapp
 
 
 def of_evaluate(name: str, said: Sequence[str], wanted: Sequence[Sequence[str]]) -> Measure:
-    """`evaluate:NAME` or `evaluate:NAME/KEY`: that key of its results, else the one of its name, else the first number.
+    """`evaluate:NAME` or `evaluate:NAME/KEY`: that key of its results, else the one of its name, else the
+    first number.
 
     Raises:
         InputError: no such metric here, one that can't take texts, or no number in what it gives.
@@ -209,6 +225,8 @@ def of_evaluate(name: str, said: Sequence[str], wanted: Sequence[Sequence[str]])
     numbers = [k for k, v in result.items() if isinstance(v, (int, float, list)) and np.isscalar(np.mean(v))]
     chosen = key or (metric.name if metric.name in numbers else next(iter(numbers), ""))
     if chosen not in numbers:
-        raise InputError(f"evaluate's metric '{path}' gives {', '.join(result)}; wanted a number. Set --metric {name}@KEY")
+        raise InputError(
+            f"evaluate's metric '{path}' gives {', '.join(result)}; wanted a number. Set --metric {name}@KEY"
+        )
     numbered = np.arange(len(said), dtype=np.float64)[:, None]
     return Recomputed(numbered, bootstrap.mean, False, said, wanted, metric, chosen)

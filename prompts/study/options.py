@@ -44,8 +44,13 @@ class StudyArguments:
             "reads)."
         },
     )
-    choose_rows: int = field(
-        default=200, metadata={"help": "Training rows that the prompt is chosen on; 0 chooses none."}
+    choose_rows: int | None = field(
+        default=None,
+        metadata={
+            "help": "Training rows that the prompt is chosen on; 0 chooses none (default: 200, 50 where "
+            "answers are "
+            "written, as far as the data has them)."
+        },
     )
     search: bool = field(
         default=False,
@@ -108,9 +113,12 @@ class AnswerArguments:
     )
     repeats: int = field(default=1, metadata={"help": "Written answers a row, drawn where above 1."})
     temperature: float = field(
-        default=0.0, metadata={"help": "Of drawn answers; 0 writes the likeliest (default with --repeats: 1)."}
+        default=0.0,
+        metadata={"help": "Of drawn answers; 0 writes the likeliest (default with --repeats: 1)."},
     )
-    top_p: float = field(default=1.0, metadata={"help": "Draw from the likeliest tokens of so much probability."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Draw from the likeliest tokens of so much probability."}
+    )
     draw_seed: int = field(default=0, metadata={"help": "Seed of drawn answers."})
     judge: str | None = field(
         default=None, metadata={"help": "Model that judges written answers (default: the entry's)."}
@@ -128,7 +136,9 @@ class RunArguments:
 
     suite: str | None = field(
         default=None,
-        metadata={"help": "YAML list of runs, each a mapping of options over those given: many entries at once."},
+        metadata={
+            "help": "YAML list of runs, each a mapping of options over those given: many entries at once."
+        },
     )
     rescore: str | None = field(
         default=None, metadata={"help": "Folder of a run that is judged again, without asking any model."}
@@ -146,7 +156,28 @@ def columns_of(pairs: list[str]) -> dict[str, str]:
         InputError: something that is no pair.
     """
     parts = [pair.partition("=") for pair in pairs]
-    wrong = next((pair for pair, (name, sign, column) in zip(pairs, parts, strict=True) if not (name and sign and column)), None)
+    wrong = next(
+        (
+            pair
+            for pair, (name, sign, column) in zip(pairs, parts, strict=True)
+            if not (name and sign and column)
+        ),
+        None,
+    )
     if wrong is not None:
         raise InputError(f"--columns {wrong}; wanted name=column, as text='Review Text'")
     return {name: column for name, _, column in parts}
+
+
+@dataclass
+class CompareArguments:
+    """Which runs are compared, and what is asked of the first."""
+
+    first: str = field(default="", metadata={"help": "Folder of a run of prompts."})
+    second: str = field(default="", metadata={"help": "Folder of the run that it is compared with."})
+    metric: str | None = field(
+        default=None, metadata={"help": "Figure that is compared (default: what heads both)."}
+    )
+    at_least: float | None = field(
+        default=None, metadata={"help": "End with status 1 where first less second is below this."}
+    )

@@ -1,4 +1,5 @@
-"""A cell's answers, of whatever kind, after one calibration or filter → figures that reports and tests read alike.
+"""A cell's answers, of whatever kind, after one calibration or filter → figures that reports and tests read
+alike.
 
 Knows answers and measures; asks no model and writes no files.
 """
@@ -55,7 +56,11 @@ class Outcome:
 
 
 def outcomes(
-    answers: Sequence[AnyAnswers], parts: dict[str, list[Row]], labels: Sequence[str], metric: str, hows: Sequence[str] | None = None
+    answers: Sequence[AnyAnswers],
+    parts: dict[str, list[Row]],
+    labels: Sequence[str],
+    metric: str,
+    hows: Sequence[str] | None = None,
 ) -> list[Outcome]:
     """Every cell, every way.
 
@@ -64,22 +69,36 @@ def outcomes(
         hows: ways to keep (default: all of each cell).
     """
     return [
-        _outcome(one, how, parts, labels, metric) for one in answers for how in one.hows if hows is None or how in hows
+        _outcome(one, how, parts, labels, metric)
+        for one in answers
+        for how in one.hows
+        if hows is None or how in hows
     ]
 
 
-def _outcome(answers: AnyAnswers, how: str, parts: dict[str, list[Row]], labels: Sequence[str], metric: str) -> Outcome:
+def _outcome(
+    answers: AnyAnswers, how: str, parts: dict[str, list[Row]], labels: Sequence[str], metric: str
+) -> Outcome:
     measures = measures_of(answers, how, "unseen", parts, labels)
     if metric not in measures:
-        raise InputError(f"No metric '{metric}' of these answers; there are: {', '.join(measures)}. Set --metric")
+        raise InputError(
+            f"No metric '{metric}' of these answers; there are: {', '.join(measures)}. Set --metric"
+        )
     training = None
     if len(answers.rows("training")):
         training = measures_of(answers, how, "training", parts, labels, metric)[metric].value
-    return Outcome(answers.cell, how, answers.rows("unseen"), measures, training, in_words(answers, how, labels), answers)
+    return Outcome(
+        answers.cell, how, answers.rows("unseen"), measures, training, in_words(answers, how, labels), answers
+    )
 
 
 def measures_of(
-    answers: AnyAnswers, how: str, part: str, parts: dict[str, list[Row]], labels: Sequence[str], only: str | None = None
+    answers: AnyAnswers,
+    how: str,
+    part: str,
+    parts: dict[str, list[Row]],
+    labels: Sequence[str],
+    only: str | None = None,
 ) -> dict[str, Measure]:
     """Figures on one part, by name; `only` one where the others would cost."""
     if isinstance(answers, Written):
@@ -96,25 +115,35 @@ def in_words(answers: AnyAnswers, how: str, labels: Sequence[str]) -> list[str]:
         return [" | ".join(row) for row in answers.answers(how)]
     chosen = said(answers.scores(how))
     if isinstance(answers, ChoiceAnswers):
-        return ["" if one < 0 else texts[one] for one, texts in zip(chosen, answers.texts["unseen"], strict=True)]
+        return [
+            "" if one < 0 else texts[one] for one, texts in zip(chosen, answers.texts["unseen"], strict=True)
+        ]
     return ["" if one < 0 else labels[one] for one in chosen]
 
 
 def chosen_of(found: Sequence[Outcome]) -> Outcome | None:
-    """The outcome with the best figure on the training rows, the first of equal ones; None where nothing was chosen on."""
+    """The outcome with the best figure on the training rows, the first of equal ones; None where nothing was
+    chosen on."""
     tried = [one for one in found if one.training is not None]
-    return max(tried, key=lambda one: one.training) if len(tried) > 1 else None  # type: ignore[arg-type,return-value]
+    # type: ignore[arg-type,return-value]
+    return max(tried, key=lambda one: one.training) if len(tried) > 1 else None
 
 
 def shared(first: Outcome, second: Outcome, metric: str) -> tuple[Measure, Measure, np.ndarray]:
     """One figure of two outcomes on the rows that both were asked, and the numbers of those rows."""
     rows = np.intersect1d(first.places, second.places)
-    both = [one.measures[metric].of(np.array([one.at[int(row)] for row in rows], dtype=int)) for one in (first, second)]
+    both = [
+        one.measures[metric].of(np.array([one.at[int(row)] for row in rows], dtype=int))
+        for one in (first, second)
+    ]
     return both[0], both[1], rows
 
 
-def baseline(answers: AnyAnswers, parts: dict[str, list[Row]], labels: Sequence[str], metric: str) -> dict[str, Any]:
-    """What one gets without reading: always the most frequent label, or a choice drawn by chance; nothing for texts."""
+def baseline(
+    answers: AnyAnswers, parts: dict[str, list[Row]], labels: Sequence[str], metric: str
+) -> dict[str, Any]:
+    """What one gets without reading: always the most frequent label, or a choice drawn by chance; nothing for
+    texts."""
     if not isinstance(answers, (ChoiceAnswers, Written)):
         gold = np.array([row.label for row in parts["unseen"]], dtype=int)
         most = int(np.bincount(gold, minlength=len(labels)).argmax())
@@ -124,5 +153,9 @@ def baseline(answers: AnyAnswers, parts: dict[str, list[Row]], labels: Sequence[
         places = answers.gold["unseen"]
         counts = [len(texts) for texts in answers.texts["unseen"]]
         most = int(np.bincount(places).argmax())
-        return {"majority": f"the {most + 1}. choice", metric: float((places == most).mean()), "chance": float(np.mean(1 / np.array(counts)))}
+        return {
+            "majority": f"the {most + 1}. choice",
+            metric: float((places == most).mean()),
+            "chance": float(np.mean(1 / np.array(counts))),
+        }
     return {}

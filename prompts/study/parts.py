@@ -12,6 +12,7 @@ from prompts.study.options import StudyArguments
 from prompts.study.rows import Row, Table
 
 logger = logging.getLogger(__name__)
+EXAMPLES = 1000  # rows that examples are drawn from
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,21 @@ class Parts:
     soft: list[Row]
 
 
-def split_rows(training: Table | None, unseen: Table, study: StudyArguments, tuning: int = 0) -> Parts:
-    """Training rows in disjoint parts, none of them a row of `unseen`; rows without a label are left out,
-    with a count.
+WEIGHED, WRITTEN = 200, 50  # rows to choose on, where none are named
+
+
+def split_rows(
+    training: Table | None, unseen: Table, study: StudyArguments, tuning: int = 0, labelled: bool = True
+) -> Parts:
+    """Training rows in disjoint parts, none of them a row of `unseen`.
+
+    Args:
+        labelled: rows without a label are left out, with a count.
 
     Raises:
         InputError: no labelled rows, or too few for what was asked.
     """
-    kept = [row for row in unseen.rows if row.label >= 0]
+    kept = [row for row in unseen.rows if row.label >= 0 or not labelled]
     if len(kept) < len(unseen.rows):
         logger.warning(
             "%d of %d rows have no label and are left out", len(unseen.rows) - len(kept), len(unseen.rows)
@@ -41,8 +49,16 @@ def split_rows(training: Table | None, unseen: Table, study: StudyArguments, tun
     if not kept:
         raise InputError("0 rows with a label to measure on. Set --eval_split or --label_column")
     known = {row.identity for row in kept}
-    pool = [row for row in training.rows if row.label >= 0 and row.identity not in known] if training else []
-    wanted = (study.choose_rows, study.search_rows if study.search else 0, tuning, study.soft_rows)
+    pool = (
+        [row for row in training.rows if row.identity not in known and (row.label >= 0 or not labelled)]
+        if training
+        else []
+    )
+    choose = study.choose_rows
+    if choose is None:
+        room = max(0, len(pool) - max(study.shots) - tuning - study.soft_rows)
+        choose = WEIGHED if labelled else min(WRITTEN, room)
+    wanted = (choose, study.search_rows if study.search else 0, tuning, study.soft_rows)
     if len(pool) < sum(wanted) + max(study.shots):
         raise InputError(
             f"{len(pool)} training rows for {wanted[0]} to choose on, {wanted[1]} to search on, {tuning} "
@@ -50,20 +66,5 @@ def split_rows(training: Table | None, unseen: Table, study: StudyArguments, tun
             f"{max(study.shots)} examples. Set --choose_rows, --search_rows, --tune_rows or --shots"
         )
     first, second, third, fourth = np.cumsum(wanted)
-    examples = pool[fourth : fourth + 1000]
+    examples = pool[fourth : fourth + EXAMPLES]
     return Parts(kept, pool[:first], examples, pool[first:second], pool[second:third], pool[third:fourth])
-
-
-def examples_of(training: Table | None, unseen: Table, study: StudyArguments) -> list[Row]:
-    """Training rows that can stand as examples before texts to write, none of them a row of `unseen`.
-
-    Raises:
-        InputError: too few for what was asked.
-    """
-    known = {row.identity for row in unseen.rows}
-    found = [row for row in training.rows if row.identity not in known][:1000] if training else []
-    if len(found) < max(study.shots):
-        raise InputError(
-            f"{len(found)} training rows for {max(study.shots)} examples. Set --shots or --train_split"
-        )
-    return found

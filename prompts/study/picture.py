@@ -1,4 +1,5 @@
-"""A study's figures as a picture: a line a prompt with its name and interval, and what guessing gets. Knows findings."""
+"""A study's figures as a picture: a line a prompt with its name and interval, and what guessing gets. Knows
+findings."""
 
 from __future__ import annotations
 
@@ -25,14 +26,32 @@ def draw(found: Findings, path: Path) -> None:
     hows = list(dict.fromkeys(one.how for one in found.outcomes))
     shown = {model: _best_first(found, model) for model in models}
     tall = max(len(names) for names in shown.values())
-    fig, panels = plt.subplots(1, len(models), figsize=(2.5 + 4.5 * len(models), 1.6 + 0.42 * tall), sharex=True, squeeze=False)
+    fig, panels = plt.subplots(
+        1, len(models), figsize=(2.5 + 4.5 * len(models), 1.6 + 0.42 * tall), sharex=True, squeeze=False
+    )
     for panel, model in zip(panels[0], models, strict=True):
         names = shown[model]
         for number, how in enumerate(hows):
-            mine = [one for one in found.outcomes if one.cell.model == model and one.how == how and one.cell.name in names]
-            _points(found, panel, mine, names, (number - (len(hows) - 1) / 2) * 0.7 / max(len(hows), 1), COLOURS[number % 6], how)
+            mine = [
+                one
+                for one in found.outcomes
+                if one.cell.model == model and one.how == how and one.cell.name in names
+            ]
+            _points(
+                found,
+                panel,
+                mine,
+                names,
+                (number - (len(hows) - 1) / 2) * 0.7 / max(len(hows), 1),
+                COLOURS[number % 6],
+                how,
+            )
         if found.baseline and found.metric in ("accuracy", "matthews", "macro_f1"):
-            chance = found.baseline["chance"] if found.metric == "accuracy" else found.baseline.get(found.metric, 0.0)
+            chance = (
+                found.baseline["chance"]
+                if found.metric == "accuracy"
+                else found.baseline.get(found.metric, 0.0)
+            )
             panel.axvline(chance, color="grey", linestyle="--", linewidth=1, label="guessing")
         panel.set(yticks=range(len(names)), title=Path(model).name, xlabel=found.metric)
         panel.set_yticklabels([_short(name, found.entry.name) for name in names], fontsize=8)
@@ -54,15 +73,29 @@ def _best_first(found: Findings, model: str) -> list[str]:
     return sorted(best, key=lambda name: -best[name])[:MOST]
 
 
-def _points(found: Findings, panel: plt.Axes, mine: list[Outcome], names: list[str], shift: float, colour: str, how: str) -> None:
+def _points(
+    found: Findings,
+    panel: plt.Axes,
+    mine: list[Outcome],
+    names: list[str],
+    shift: float,
+    colour: str,
+    how: str,
+) -> None:
     lines = [found.line_of(one) for one in mine]
     values = np.array([line[found.metric] for line in lines])
     low = np.array([line[f"{found.metric}_low"] for line in lines])
     high = np.array([line[f"{found.metric}_high"] for line in lines])
     places = np.array([names.index(one.cell.name) for one in mine]) + shift
     # a percentile interval need not hold its own figure, which a bar can't show
-    reach = np.stack([np.maximum(values - low, 0), np.maximum(high - values, 0)]) if len(values) else np.zeros((2, 0))
-    panel.errorbar(values, places, xerr=reach, fmt="o", color=colour, markersize=3.5, linewidth=1, alpha=0.85, label=how)
+    reach = (
+        np.stack([np.maximum(values - low, 0), np.maximum(high - values, 0)])
+        if len(values)
+        else np.zeros((2, 0))
+    )
+    panel.errorbar(
+        values, places, xerr=reach, fmt="o", color=colour, markersize=3.5, linewidth=1, alpha=0.85, label=how
+    )
     if found.metric not in HUNDRED:
         panel.set_xlim(left=min(panel.get_xlim()[0], 0.0) if found.metric != "matthews" else None)
 

@@ -25,7 +25,8 @@ LONG = 300  # characters of a text that a table shows
 
 
 def write_report(found: Findings, folder: Path) -> None:
-    """Write rows.parquet, two tables, report.md, spread.png, findings.json; the same bytes for the same findings."""
+    """Write rows.parquet, two tables, report.md, spread.png, findings.json; the same bytes for the same
+    findings."""
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(found, folder / "rows.parquet")
     lines = _same_keys(found.lines)
@@ -35,7 +36,10 @@ def write_report(found: Findings, folder: Path) -> None:
     write_atomically(folder / "report.md", in_words(found))
     write_atomically(folder / "findings.json", json.dumps(summary(found), indent=1, ensure_ascii=False))
     if found.kind == "text":
-        write_atomically(folder / "texts.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in texts(found)))
+        write_atomically(
+            folder / "texts.jsonl",
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in texts(found)),
+        )
 
 
 def _same_keys(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -85,23 +89,32 @@ def _value(found: Findings, one: Outcome) -> str:
 
 def _head(found: Findings) -> str:
     labels = f", {', '.join(found.labels[:12])}" if found.kind == "labels" else ""
-    lines = [f"# {found.entry.name}: {len(found.rows)} rows{labels}", f"Measured on {found.population.in_words()}."]
+    lines = [
+        f"# {found.entry.name}: {len(found.rows)} rows{labels}",
+        f"Measured on {found.population.in_words()}.",
+    ]
     one, others = found.heading, [name for name in found.heading.measures if name != found.metric]
     line = found.line_of(one)
     further = "; ".join(f"{name} {line[name]:.3f}" for name in others[:6])
     if found.chosen:
-        start = f"Chosen on training rows ({found.metric} {one.training:.3f} there): **{one.cell.name}** on {one.cell.model}, {one.how}."
+        start = f"Chosen on training rows ({found.metric} {one.training:.3f} there): **{one.cell.name}** "
+        f"on {one.cell.model}, {one.how}."
     else:
-        start = f"Nothing was chosen (no training rows, or one prompt): **{one.cell.name}** on {one.cell.model}, {one.how}."
-    lines.append(f"{start} On unseen rows: {found.metric} {_value(found, one)}{'; ' + further if further else ''}.")
+        start = f"Nothing was chosen (no training rows, or one prompt): **{one.cell.name}** on "
+        f"{one.cell.model}, {one.how}."
+    lines.append(
+        f"{start} On unseen rows: {found.metric} {_value(found, one)}{'; ' + further if further else ''}."
+    )
     if line.get("repeats", 1) > 1:
-        lines.append(f"Mean of {line['repeats']} drawn answers a row; standard deviation of the figure over them {line['spread']:.3f}.")
+        lines.append(
+            f"Mean of {line['repeats']} drawn answers a row; standard deviation of the figure over them "
+            f"{line['spread']:.3f}."
+        )
     known = found.baseline
     if known:
         words = f"Always saying {known['majority']}: {found.metric} {known.get(found.metric, 0.0):.3f}; "
         lines.append(f"{words}guessing evenly: accuracy {known['chance']:.3f}.")
-    if found.judge:
-        lines.append(found.judge)
+    lines += [word for word in (found.judge, found.gain) if word]
     return "\n\n".join(lines)
 
 
@@ -120,7 +133,9 @@ def _spreads(found: Findings) -> str:
     table = []
     for model in dict.fromkeys(one.cell.model for one in found.outcomes):
         for how in dict.fromkeys(one.how for one in found.outcomes):
-            mine = [found.line_of(one) for one in found.outcomes if one.cell.model == model and one.how == how]
+            mine = [
+                found.line_of(one) for one in found.outcomes if one.cell.model == model and one.how == how
+            ]
             if len(mine) > 1:
                 values = {k: f"{v:.3f}" for k, v in spread_of(mine, found.metric).items()}
                 table.append({"model": Path(model).name, "how": how, "prompts": len(mine), **values})
@@ -134,7 +149,10 @@ def _cells(found: Findings) -> str:
         mine = {one.how: one for one in found.outcomes if one.answers is answers}
         first = next(iter(mine))
         line = found.line_of(mine[first])
-        row = {"model": Path(answers.cell.model).name, "prompt": answers.cell.name.removeprefix(f"{found.entry.name}/")}
+        row = {
+            "model": Path(answers.cell.model).name,
+            "prompt": answers.cell.name.removeprefix(f"{found.entry.name}/"),
+        }
         row |= {"rows": line["rows"], f"{found.metric}, {first}": _value(found, mine[first])}
         for how, one in list(mine.items())[1:]:
             other = found.line_of(one)
@@ -192,7 +210,8 @@ def _pairs(found: Findings) -> str:
         return ""
     one = found.heading
     shown = [
-        {"against": f"{Path(other.cell.model).name} {other.cell.name.removeprefix(found.entry.name + '/')}, {other.how}",
+        {"against": f"{Path(other.cell.model).name} "
+        f"{other.cell.name.removeprefix(found.entry.name + '/')}, {other.how}",
          "difference": with_interval(test.difference, (test.low, test.high)),
          "better on": f"{test.only_first} : {test.only_second}", "verdict": test.in_words()}
         for other, test in found.tests[:SHOWN]
@@ -200,8 +219,10 @@ def _pairs(found: Findings) -> str:
     chance = sum(not test.is_significant for _, test in found.tests)
     kinds = ", ".join(dict.fromkeys(test.test for _, test in found.tests))
     note = (
-        f"**{one.cell.name}** ({one.how}) against each other one ({kinds}), p by Holm over {len(found.tests)} tests; an interval "
-        f"is as wide as its test, so that it holds 0 where the verdict is chance. {chance} of {len(found.tests)} are not "
+        f"**{one.cell.name}** ({one.how}) against each other one ({kinds}), p by Holm over "
+        f"{len(found.tests)} tests; an interval "
+        f"is as wide as its test, so that it holds 0 where the verdict is chance. {chance} of "
+        f"{len(found.tests)} are not "
         "significant; see pairs.csv."
     )
     return note + "\n\n" + markdown(shown)
@@ -217,7 +238,9 @@ def _errors(found: Findings) -> str:
     if len(found.labels) > 20:
         per_class = classification.per_class(predicted[answered], gold[answered], found.labels)
         worst = sorted(per_class, key=lambda name: per_class[name]["f1"])[:SHOWN]
-        return markdown([{"label": name, **{k: f"{v:.3f}" for k, v in per_class[name].items()}} for name in worst])
+        return markdown(
+            [{"label": name, **{k: f"{v:.3f}" for k, v in per_class[name].items()}} for name in worst]
+        )
     matrix = classification.confusion(predicted[answered], gold[answered], found.labels)
     return markdown([
         {"gold ↓ said →": name, **dict(zip(found.labels, line, strict=True))}
@@ -237,7 +260,11 @@ def _wrong(found: Findings, one: Outcome) -> str:
             wanted, kept = one.answers.wanted["unseen"][i][0], one.answers.texts["unseen"][i][0] or ""
         else:
             wanted, kept = one.answers.texts["unseen"][i][one.answers.gold["unseen"][i]], ""
-        row = {"row": str(found.rows[one.places[i]].place), "wanted": wanted[:120], "taken as answer": one.said[i][:120]}
+        row = {
+            "row": str(found.rows[one.places[i]].place),
+            "wanted": wanted[:120],
+            "taken as answer": one.said[i][:120],
+        }
         table.append(row | ({"written": kept[-120:]} if kept else {}))
     return markdown(_same_keys(table))
 
@@ -262,7 +289,8 @@ def _needed(found: Findings) -> str:
     if not found.needed:
         return ""
     table = [{"against": name, "rows": rows} for name, rows in list(found.needed.items())[:SHOWN]]
-    note = f"To find a difference of {found.power:g} in {found.metric} from the chosen prompt four times of five, at p < 0.05:\n\n"
+    note = f"To find a difference of {found.power:g} in {found.metric} from the chosen prompt four times "
+    "of five, at p < 0.05:\n\n"
     return note + markdown(table)
 
 
@@ -274,7 +302,14 @@ def _templates(found: Findings) -> str:
     parts = []
     for one in templates_of(found):
         fence = "~~~~"
-        shown = one["example"] if len(one["example"]) < 4 * LONG else one["example"][: 2 * LONG] + " … " + one["example"][-2 * LONG :]
+        shown = (
+            one["example"]
+            if len(one["example"]) < 4 * LONG
+            else one["example"][: 2 * LONG] + " … " + one["example"][-2 * LONG :]
+        )
         text = f"{fence}\n{one['text']}\n{fence}\n\n" if one["text"] else ""
-        parts.append(f"### {one['name']} ({one['hash']})\n\n{text}as it was asked (▁ is the slot; {one['answers']}):\n\n{fence}\n{shown}\n{fence}")
+        parts.append(
+            f"### {one['name']} ({one['hash']})\n\n{text}as it was asked (▁ is the slot; "
+            f"{one['answers']}):\n\n{fence}\n{shown}\n{fence}"
+        )
     return "\n\n".join(parts)

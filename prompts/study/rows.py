@@ -5,27 +5,36 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset
 
 from finetune.data.columns import class_ids, class_names
-from finetune.data.places import columns_of
+from finetune.data.places import PLACE, columns_of
 from finetune.errors import InputError
 from prompts.templates.entries import Entry, Source
+
+IDS = ("id", "idx", "guid", "_id")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One example: its columns, the number of its label (-1 where it has none), and a text that tells it from
-    others."""
+    """One example.
+
+    Attributes:
+        label: its number, -1 where it has none.
+        identity: a text that tells it from others.
+        place: its number in its file; id: what the data calls it.
+    """
 
     columns: dict[str, Any]
     label: int
     identity: str
+    place: int = -1
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,14 @@ def source_of(entry: Entry, dataset_name: str) -> Source:
     if name in entry.data or dataset_name in entry.data:
         return entry.data.get(name) or entry.data[dataset_name]
     return Source()
+
+
+def renamed(source: Source, columns: Mapping[str, str], data: Dataset) -> Source:
+    """The same with columns of other names, as --columns has them; all others stay readable by their own."""
+    if not columns:
+        return source
+    own = source.columns or {name: name for name in columns_of(data)}
+    return replace(source, columns={**own, **columns})
 
 
 def read_rows(
@@ -81,23 +98,34 @@ def _plain(
         if column.split(".")[0] not in columns_of(data):
             raise InputError(
                 f"{entry.name}: no column '{column}' in the data; it has {', '.join(columns_of(data))}. "
-                "Mend the entry's `data`"
+                "Set --columns, or mend the entry's `data`"
             )
     labels: tuple[str, ...] = ()
     values: tuple[Any, ...] = ()
     ids = [-1] * len(data)
-    if not entry.targets:
+    if entry.words:
         labels, values, ids = _labels(data, entry, source, label_column, splits)
     roots = {column.split(".")[0] for column in columns.values()}
     stored = {root: data[root][:] for root in roots}
+    places = _places(data)
+    named = next((name for name in IDS if name in data.column_names), None)
+    names = [str(value) for value in data[named][:]] if named else [""] * len(data)
     rows = []
     for index in range(len(data)):
         fields = {
             name: _reach({root: stored[root][index] for root in roots}, path)
             for name, path in columns.items()
         }
-        rows.append(Row(fields, ids[index], _identity(fields)))
+        rows.append(Row(fields, ids[index], _identity(fields), places[index], names[index]))
     return Table(rows, labels, values)
+
+
+def _places(data: Dataset) -> list[int]:
+    """Each row's number in its file."""
+    if PLACE not in data.column_names:
+        return list(range(len(data)))
+    found = [re.search(r"\d+", place) for place in data[PLACE][:]]
+    return [int(match[0]) if match else -1 for match in found]
 
 
 def _labels(
@@ -150,15 +178,15 @@ def _entities(
         if column not in columns_of(data):
             raise InputError(
                 f"{entry.name}: no column '{column}' in the data; it has {', '.join(columns_of(data))}. "
-                "Mend the entry's `data`"
+                "Set --columns, or mend the entry's `data`"
             )
     names = data.features[tags].feature.names
     labels = entry.labels or tuple(sorted({name[2:] for name in names if name != "O"}))
     rows = []
-    for words, ids in zip(data[tokens][:], data[tags][:], strict=True):
+    for words, ids, place in zip(data[tokens][:], data[tags][:], _places(data), strict=True):
         for start, end, kind in _spans([names[i] for i in ids]):
             columns = {"text": _joined(words), "span": _joined(words[start:end])}
-            rows.append(Row(columns, labels.index(kind), _identity({**columns, "start": start})))
+            rows.append(Row(columns, labels.index(kind), _identity({**columns, "start": start}), place))
     return Table(rows, labels)
 
 
@@ -181,7 +209,10 @@ def _reach(row: dict[str, Any], path: str) -> Any:
     value: Any = row
     for part in path.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise InputError(f"No column '{path}' in the data: '{part}' isn't there. Mend the entry's `data`")
+            raise InputError(
+                f"No column '{path}' in the data: '{part}' isn't there. Set --columns, or mend the "
+                "entry's `data`"
+            )
         value = value[part]
     return value
 

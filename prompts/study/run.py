@@ -3,43 +3,51 @@ command line."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
-from hashlib import sha256
-from itertools import product
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from accelerate import PartialState
 
 from finetune.artefacts.files import write_atomically
 from finetune.artefacts.folder import resolved_options
-from finetune.data.sources import DataArguments, load_rows, sample
 from finetune.errors import InputError
-from finetune.metrics import texts
-from finetune.metrics.bootstrap import interval
-from finetune.reports.tables import markdown, with_interval
 from prompts.scoring.cache import Memory
-from prompts.scoring.load import ScoringArguments, embed, fingerprint, load_scorer
-from prompts.scoring.score import Scorer
-from prompts.study.asking import Answers, Asking, run_cells, settings
-from prompts.study.options import StudyArguments, check_numbers
-from prompts.study.parts import Parts, examples_of, split_rows
-from prompts.study.report import Findings, write_report
-from prompts.study.rows import Row, read_rows, source_of
-from prompts.study.search import searched
+from prompts.scoring.endpoint import Endpoint, EndpointArguments
+from prompts.scoring.load import ScoringArguments, embed, fingerprint, load_asked
+from prompts.study.asking import Asking, Notes
+from prompts.study.findings import Findings
+from prompts.study.judge import Judging, judged
+from prompts.study.options import AnswerArguments, RunArguments, StudyArguments
+from prompts.study.outcomes import AnyAnswers, outcomes
+from prompts.study.parts import Parts
+from prompts.study.prompts import choice_prompts, for_family, text_prompts
+from prompts.study.report import write_report
+from prompts.study.rows import Row
+from prompts.study.search import searched, write_entry
 from prompts.study.soft import soft_cells
-from prompts.study.study import choose_prompt, ensembles, for_family, named_prompts, value_of
-from prompts.study.tune import TuneArguments, is_tuned, save_tuned, tune
-from prompts.templates.entries import Ending, Entry
-from prompts.templates.lint import check_prompt, check_target, check_template, refusals
-from prompts.templates.prompt import Prompt, split_name
-from prompts.templates.template import Template
+from prompts.study.study import Loaded, ensembles
+from prompts.study.weighed import Answers, choice_cells, label_cells
+from prompts.study.written import text_cells
+from prompts.templates.entries import Entry
+from prompts.templates.lint import refusals
+from prompts.templates.prompt import Prompt
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that a study is told, as the script's options say it."""
+
+    study: StudyArguments
+    scoring: ScoringArguments = field(default_factory=ScoringArguments)
+    answers: AnswerArguments = field(default_factory=AnswerArguments)
+    endpoint: EndpointArguments = field(default_factory=EndpointArguments)
+    run: RunArguments = field(default_factory=RunArguments)
 
 
 def keep_options(folder: Path, *groups: Any) -> None:
@@ -51,138 +59,193 @@ def keep_options(folder: Path, *groups: Any) -> None:
     )
 
 
-def read_parts(
-    study: StudyArguments, data: DataArguments, tuning: TuneArguments
-) -> tuple[Entry, list[Prompt], Parts, tuple[str, ...]]:
-    """Rows by what they are for, and the prompts that are asked, for labels that the data may name.
+def study_all(loaded: Loaded, options: Options) -> list[Findings]:
+    """Ask every model every prompt; the main process writes a report for each kind of prompts that the entry
+    has.
+
+    A model or a prompt that can't be asked is noted, and doesn't end the others.
 
     Raises:
-        InputError: nothing there under a name, columns or labels that don't fit, too few rows.
+        InputError: nothing could be asked at all.
     """
-    check_numbers(study)
-    entry, _ = _entry(study)
-    if entry.targets and (study.search or study.soft_rows or tuning.tune):
-        raise InputError(
-            f"'{entry.name}' has texts written, no labels weighed: leave out --search, --soft_rows and --tune"
-        )
-    needs_training = bool(
-        max(study.shots)
-        or (not entry.targets and (study.choose_rows or study.search or study.soft_rows or tuning.tune))
+    entry, prompts, parts, notes = loaded.entry, loaded.prompts, loaded.parts, loaded.notes
+        loaded.entry,
+        loaded.prompts,
+        loaded.parts,
+        loaded.labels,
+        loaded.notes,
     )
-    rows = load_rows(data, train=needs_training and not study.check)
-    source = source_of(entry, data.name)
-    column = data.label_column or source.columns.get("label")
-    by_class = column if rows.eval is not None and column in rows.eval.column_names else None
-    splits = [split for split in (rows.eval, rows.train) if split is not None]
-    asked = sample(rows.eval, data.max_eval_rows, data.sample_seed, by_class)
-    unseen = read_rows(asked, entry, source, data.label_column, splits)
-    prompts = [] if entry.targets else named_prompts(study.prompts, unseen.labels, unseen.values)[1]
-    if study.check:
-        return entry, prompts, Parts(unseen.rows, [], [], [], [], []), unseen.labels
-    training = None
-    if rows.train is not None:
-        chosen = sample(rows.train, data.max_train_rows or 5000, data.sample_seed, by_class)
-        training = read_rows(chosen, entry, source, data.label_column, splits)
-    if entry.targets:
-        return entry, [], Parts(unseen.rows, [], examples_of(training, unseen, study), [], [], []), ()
-    return (
-        entry,
-        prompts,
-        split_rows(training, unseen, study, tuning.tune_rows if tuning.tune else 0),
-        unseen.labels,
-    )
-
-
-def _entry(study: StudyArguments) -> tuple[Entry, list[tuple[str | None, str | None]]]:
-    from prompts.templates.reading import read_entry
-
-    names = [split_name(name) for name in study.prompts]
-    if len({file for file, *_ in names}) != 1:
-        raise InputError(
-            f"Prompts of several entries ({', '.join(study.prompts)}); wanted one task a run. Set --prompts"
-        )
-    return read_entry(names[0][0]), [(template, ending) for _, template, ending in names]
-
-
-def tune_first(prompt: Prompt, parts: Parts, study: StudyArguments, tuning: TuneArguments) -> str:
-    """Train an adapter on the first model at the prompt's slot, once; the folder it stands in, for the study
-    to ask."""
-    folder = Path(study.output_dir) / f"tuned_{tuning.tune}"
-    state = PartialState()
-    with state.main_process_first():
-        if state.is_main_process:
-            scorer = load_scorer(study.models[0], ScoringArguments(dtype="float32"))
-            made_from = _made_from(scorer, prompt, parts.tuning, tuning)
-            if not is_tuned(folder, made_from):
-                network = tune(scorer, prompt, parts.tuning, tuning)
-                save_tuned(network, scorer.tokenizer, folder, study.models[0], made_from, tuning)
-    return str(folder)
-
-
-def _made_from(scorer: Scorer, prompt: Prompt, rows: list[Row], tuning: TuneArguments) -> str:
-    """Hash of all that an adapter follows from: model, prompt, rows, options."""
-    told = [
-        prompt.template.text,
-        prompt.verbalizer.words,
-        [(row.identity, row.label) for row in rows],
-        vars(tuning),
-    ]
-    return sha256(json.dumps([fingerprint(scorer), *told]).encode()).hexdigest()
-
-
-def study_prompts(
-    entry: Entry,
-    prompts: list[Prompt],
-    parts: Parts,
-    labels: tuple[str, ...],
-    study: StudyArguments,
-    scoring: ScoringArguments,
-) -> Findings:
-    """Ask every model every prompt; the main process writes the report. The same findings in every
-    process."""
-    found: list[Answers] = []
+    asked: dict[str, list[AnyAnswers]] = {}
     together: dict[str, dict[str, np.ndarray]] = {}
-    training = np.array([row.label for row in parts.training])
+    told: dict[str, str] = {}
+    texts = text_prompts(entry, options.study.prompts)
+    choices = choice_prompts(entry, options.study.prompts)
+    vectors = _vectors(options.study, parts)
     memory = None
-    for name, memory in _memories(study, scoring):
-        fit = for_family(prompts, memory.scorer.family, parts.unseen[0])
-        first = parts.unseen[0].columns
-        refused = [
-            line for p in fit for line in refusals(p, p.template.render(first), memory.scorer.tokenizer)
+    for name, memory in _memories(options, notes):
+        asking = Asking(
+            memory,
+            options.study,
+            parts.examples,
+            vectors,
+            replace(entry.layout, on_long=options.answers.on_long),
+            notes,
+        )
+        asking.model = name
+        try:
+            fit = _fit(asking, loaded, options) if prompts else []
+            own = label_cells(asking, name, fit, parts) if fit else []
+            # type: ignore[operator]
+            own += soft_cells(asking, name, fit, parts) if options.study.soft_rows and fit else []
+            asked.setdefault("labels", []).extend(own)
+            if choices:
+                asked.setdefault("choices", []).extend(choice_cells(asking, name, choices, parts))
+            if texts:
+                asked.setdefault("text", []).extend(
+                    text_cells(asking, name, texts, parts, entry, options.answers)
+                )
+        except InputError as error:
+            notes.trouble(name, "all", str(error))
+            logger.error("%s: %s", name, error)
+            continue
+        whole = [
+            one
+            for one in own
+            if len(one.rows()) == len(parts.unseen) and not np.isnan(one.scores("raw")).any()
         ]
-        if refused:
-            raise InputError(f"{name}: {refused[0]}")
-        asking = Asking(memory, study, parts.examples, _vectors(study, parts))
-        if study.search:
-            fit = searched(asking, fit, parts, labels)
-        own = run_cells(asking, name, fit, parts) + (
-            soft_cells(asking, name, fit, parts) if study.soft_rows else []
-        )
-        found += own
-        if len(own) > 1:
-            together[name] = ensembles(own, training)
-        logger.warning(
-            "%s: %d prompts, %d rows, %d answers computed", name, len(own), len(parts.unseen), memory.computed
-        )
-    chosen, value = None, None
-    if len(training):
-        chosen = choose_prompt(found, training, labels, entry.metric)
-        value = value_of(chosen[0].scores(chosen[1], "training"), training, labels, entry.metric)
-    findings = Findings(entry.name, entry.metric, labels, parts.unseen, found, chosen, value, together)
-    if memory is not None and memory.state.is_main_process:
-        write_report(findings, Path(study.output_dir))
-        print((Path(study.output_dir) / "report.md").read_text(encoding="utf-8"))
-    return findings
+        if len(whole) > 1 and len(whole) == len(own):
+            together[name] = ensembles(whole, parts.training)
+        told[name] = _told(memory)
+        logger.warning("%s: %d rows, %d answers computed", name, len(parts.unseen), memory.computed)
+    found = []
+    for kind in [kind for kind, answers in asked.items() if answers]:
+        findings = _findings(loaded, kind, asked[kind], options)
+        found.append(replace(findings, ensembles=together if kind == "labels" else {}, models=told))
+    if not found:
+        reasons = "; ".join(dict.fromkeys(what for _, _, what in notes.troubles))
+        raise InputError(f"'{entry.name}': nothing could be asked. {reasons}")
+    if memory is None or memory.state.is_main_process:
+        for one in found:
+            if options.study.search and one.chosen and isinstance(one.chosen.answers, Answers):
+                write_winner(one, Path(options.study.output_dir) / "winner.yaml")
+            folder = Path(options.study.output_dir) / (one.kind if len(found) > 1 else "")
+            write_report(one, folder)
+            print((folder / "report.md").read_text(encoding="utf-8"))
+    return found
 
 
-def _memories(study: StudyArguments, scoring: ScoringArguments) -> Iterator[tuple[str, Memory]]:
-    """Each model's name with what asks it, one after the other."""
-    for name in study.models:
-        scorer = load_scorer(name, scoring)
-        memory = Memory(
-            scorer, fingerprint(scorer), Path(study.cache_file or Path(study.output_dir) / "cache.sqlite")
+def _findings(loaded: Loaded, kind: str, answers: list[AnyAnswers], options: Options) -> Findings:
+    metric = options.answers.metric or loaded.entry.metric_of(kind)
+    rows = {"unseen": loaded.parts.unseen, "training": loaded.parts.training}
+    word = ""
+    if kind == "text" and (metric == "judge" or options.answers.judge):
+        answers, word = _judged(loaded.entry, answers, rows, options, loaded.notes)
+    return Findings(
+        loaded.entry, kind, metric, tuple(loaded.labels), rows, outcomes(answers, rows, loaded.labels, metric),
+        loaded.population, notes=loaded.notes, judge=word, power=options.run.power, trial=loaded.trial,
+    )  # fmt: skip
+
+
+def _judged(
+    entry: Entry, answers: list[AnyAnswers], rows: dict[str, list[Row]], options: Options, notes: Notes
+) -> tuple[list[AnyAnswers], str]:
+    """The written answers with a judge's scores, and what its word is worth."""
+    if entry.judge is None:
+        raise InputError(
+            f"'{entry.name}' has no `judge` with a template and labels; add one to the entry, or leave "
+            "out --judge"
         )
+    judge = replace(entry.judge, model=options.answers.judge or entry.judge.model)
+    memory = memory_of(judge.model, options)
+    judging = Judging(judge, memory, notes)
+    made, stayed = [], []
+    for one in answers:
+        scores, consistent = judged(one, judging, rows)  # type: ignore[arg-type]
+        made.append(replace(one, judged=scores))  # type: ignore[arg-type]
+        stayed.append(consistent)
+    word = f"Judge: {judge.model}; its label stayed in {100 * float(np.mean(stayed)):.0f} % of answers "
+    "when places were swapped. "
+    if options.answers.judge_rows:
+        known = judging.agreement(options.answers.judge_rows)
+        word += f"It agrees with people in {known['agreement']:.3f} of {known['rows']} labelled answers "
+        f"(Cohen's kappa {known['kappa']:.2f})."
+    else:
+        word += "Its agreement with people is unmeasured (--judge_rows)."
+    return made, word
+
+
+def _fit(asking: Asking, loaded: Loaded, options: Options) -> list[Prompt]:
+    """The prompts that this model can be asked, with what a search adds to them; the others are noted."""
+    scorer, name = asking.memory.scorer, asking.model
+    entry, parts, labels = loaded.entry, loaded.parts, loaded.labels
+    fit = []
+    for prompt in for_family(loaded.prompts, scorer.family, parts.unseen, asking.notes, name):
+        rendered = first_rendered(prompt, parts.unseen)
+        faults = refusals(prompt, rendered, scorer.tokenizer) if rendered and scorer.tokenizer else []
+        for fault in faults[:1]:
+            asking.notes.trouble(name, prompt.name, fault)
+        if not faults:
+            fit.append(prompt)
+    if options.study.search and fit:
+        fit = searched(asking, fit, parts, labels)
+        if asking.memory.state.is_main_process:
+            write_entry(entry, fit, labels, Path(options.study.output_dir) / "searched.yaml")
+    return fit
+
+
+def write_winner(found: Findings, path: Path) -> None:
+    """The chosen prompt as an entry that --prompts reads; words that were learnt as vectors can't be
+    written."""
+    assert found.chosen is not None
+    answers, known = found.chosen.answers, {one.name: one for one in found.templates}
+    assert isinstance(answers, Answers)
+    template = known.get(answers.cell.template)
+    if template is not None and answers.cell.verbalizer != "soft":
+        write_entry(found.entry, [Prompt(template, answers.verbalizer)], found.labels, path)
+
+
+def first_rendered(prompt: Prompt, rows: Sequence[Row]) -> Any:
+    """The first row that a template says anything of; None where there is none."""
+    for row in rows:
+        try:
+            return prompt.template.render(row.columns)
+        except InputError:
+            continue
+    return None
+
+
+def _memories(options: Options, notes: Notes) -> Iterator[tuple[str, Memory]]:
+    """Each model's name with what asks it, one after the other; one that can't be had is noted."""
+    for name in options.study.models:
+        try:
+            memory = memory_of(name, options)
+        except InputError as error:
+            notes.trouble(name, "all", str(error))
+            logger.error("%s: %s", name, error)
+            continue
         yield name, memory
+
+
+def memory_of(name: str, options: Options) -> Memory:
+    """What asks a model, with what it answered before.
+
+    Raises:
+        InputError: no such model, or an address that doesn't answer.
+    """
+    scorer = load_asked(name, options.scoring, options.endpoint)
+    kept = options.study.cache_file or Path(options.study.output_dir) / "cache.sqlite"
+    return Memory(scorer, fingerprint(scorer), Path(kept))
+
+
+def _told(memory: Memory) -> str:
+    """How a model answers, and what it took."""
+    scorer = memory.scorer
+    if not isinstance(scorer, Endpoint):
+        return f"here, log-probabilities of the whole answers; {memory.computed} answers computed, the "
+        "rest kept from before"
+    used = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in scorer.tokens.items())
+    cost = f", {scorer.cost:.4f} at the prices given" if scorer.cost else ""
+    return f"{scorer.told}; {used}{cost}"
 
 
 def _vectors(study: StudyArguments, parts: Parts) -> dict[str, np.ndarray] | None:
@@ -194,96 +257,6 @@ def _vectors(study: StudyArguments, parts: Parts) -> dict[str, np.ndarray] | Non
     return {row.identity: vector for row, vector in zip(rows, embed(study.embedder, shown), strict=True)}
 
 
-def check(
-    entry: Entry, prompts: list[Prompt], parts: Parts, study: StudyArguments, scoring: ScoringArguments
-) -> list[str]:
-    """Print what is wrong with the prompts on the data, for every model.
-
-    Raises:
-        InputError: something is.
-    """
-    lines = []
-    for name in study.models:
-        scorer = load_scorer(name, scoring)
-        limit = min(study.max_length or scorer.longest, scorer.longest)
-        for prompt in prompts:
-            lines += [
-                f"{name}: {line}"
-                for line in check_prompt(prompt, parts.unseen, scorer.tokenizer, limit, scorer.family)
-            ]
-        for template, target, _ in _asked_texts(entry, study) if entry.targets else ():
-            found = check_template(template, parts.unseen, scorer.tokenizer, limit, scorer.family)
-            lines += [f"{name}: {line}" for line in [*found, *check_target(target, parts.unseen)]]
-    for line in dict.fromkeys(lines):
-        print(line)
-    if lines:
-        raise InputError(
-            f"{len(set(lines))} things are wrong with the prompts of '{entry.name}', listed above"
-        )
-    print(
-        f"{len(prompts) or len(entry.templates)} prompts of '{entry.name}' on {len(parts.unseen)} rows: "
-        "nothing wrong"
-    )
-    return lines
-
-
-def generate_all(
-    entry: Entry, parts: Parts, study: StudyArguments, scoring: ScoringArguments
-) -> list[dict[str, str]]:
-    """Have every model write an answer for every row by every template, and compare with the wanted texts."""
-    table, lines, memory = [], [], None
-    vectors = _vectors(study, parts)
-    for name, memory in _memories(study, scoring):
-        asking = Asking(memory, study, parts.examples, vectors)
-        for (shots, seed), (template, target, ending) in product(settings(study), _asked_texts(entry, study)):
-            wanted = [target.plain(row.columns).strip() for row in parts.unseen]
-            requests = [
-                asking.text_request(template, target, row, (shots, seed), ending.tokens)
-                for row in parts.unseen
-            ]
-            written = memory.written(requests, ending)
-            figures = texts.text_figures(written, wanted)
-            each = [
-                texts.text_figures([one], [other])["rougeL"]
-                for one, other in zip(written, wanted, strict=True)
-            ]
-            prompt = f"{template.name}/{ending.name}" + (f" {shots} shots, seed {seed}" if shots else "")
-            values = {k: f"{v:.3f}" for k, v in figures.items() if k != "rougeL"}
-            table.append(
-                {
-                    "model": name,
-                    "prompt": prompt,
-                    "rougeL": with_interval(figures["rougeL"], interval(np.array(each))),
-                    **values,
-                }
-            )
-            lines += [
-                {"model": name, "prompt": prompt, "written": w, "wanted": g}
-                for w, g in zip(written, wanted, strict=True)
-            ]
-        if asking.cut:
-            logger.warning("%d prompts of %s were cut to fit (--max_length)", asking.cut, name)
-    if memory is not None and memory.state.is_main_process:
-        folder = Path(study.output_dir)
-        report = f"# {entry.name}: {len(parts.unseen)} rows, texts written by models\n\n{markdown(table)}\n"
-        write_atomically(folder / "report.md", report)
-        write_atomically(
-            folder / "texts.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        )
-        print(report)
-    return table
-
-
-def _asked_texts(entry: Entry, study: StudyArguments) -> list[tuple[Template, Template, Ending]]:
-    """Templates with what their texts are compared with, and where they end."""
-    found = []
-    for template, ending in _entry(study)[1]:
-        if ending and ending not in entry.endings:
-            raise InputError(
-                f"{entry.name}: no ending '{ending}'; there are: {', '.join(entry.endings)}. Set --prompts"
-            )
-        for t in [template] if template else entry.templates:
-            found.append(
-                (entry.template(t), entry.targets[t], entry.endings[ending or next(iter(entry.endings))])
-            )
-    return found
+def troubles(found: Sequence[Findings]) -> int:
+    """What went wrong and was noted; a run with any ends with status 1."""
+    return sum(len(one.notes.troubles) for one in found[:1])

@@ -6,14 +6,19 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
+import yaml
 from scipy.special import log_softmax
 
+from finetune.artefacts.checkpoints import write_atomically
 from finetune.errors import InputError
 from prompts.study.asking import Asking
 from prompts.study.parts import Parts
 from prompts.study.rows import Row
+from prompts.templates.entries import Entry
 from prompts.templates.prompt import Prompt
 from prompts.templates.template import Template
 from prompts.templates.verbalizer import Verbalizer
@@ -139,14 +144,27 @@ def searched(asking: Asking, prompts: list[Prompt], parts: Parts, labels: Sequen
     ]
     candidates = [Prompt(template, verbalizer) for template in made for verbalizer in verbalizers]
     tried = asking.ask([*prompts, *candidates], {"search": parts.search}, 0, 0)
-    ranked = sorted([*prompts, *candidates], key=lambda p: -balanced_accuracy(tried[p.name]["search"], gold))
+
+    def figure(prompt: Prompt) -> float:
+        places = tried[prompt.name]["asked"]["search"].places
+        scores = tried[prompt.name]["search"]
+        answered = ~np.isnan(scores).any(axis=1)
+        return balanced_accuracy(scores[answered], gold[places][answered]) if answered.any() else 0.0
+
+    ranked = sorted([*prompts, *candidates], key=lambda prompt: -figure(prompt))
     best = list({prompt.template.name: prompt.template for prompt in ranked}.values())[:KEPT]
-    requests = [asking.request([Prompt(best[0], verbalizers[0])], row, 0, 0) for row in parts.search]
+    found = {prompt.name: prompt for prompt in [*prompts, *(Prompt(t, v) for t in best for v in verbalizers)]}
+    if asking.memory.scorer.tokenizer is None:  # an endpoint shows no distribution over its vocabulary
+        return list(found.values())
+    first = Prompt(best[0], verbalizers[0])
+    places, requests = asking.prepared(
+        first.name, lambda row: asking.request([first], row, 0, 0), parts.search
+    )
     distributions = asking.memory.scorer.distributions(requests)
     tokens = whole_words(
         asking.memory.scorer.tokenizer, distributions.shape[1], best[0].render(row.columns).gap
     )
-    words = search_words(distributions, gold, tokens, labels)
+    words = search_words(distributions, gold[places], tokens, labels)
     logger.warning("Words found for %s: %s", ", ".join(labels), ", ".join(w[0] for w in words.words))
     verbalizers.append(words)
     found = {prompt.name: prompt for prompt in [*prompts, *(Prompt(t, v) for t in best for v in verbalizers)]}
@@ -155,3 +173,26 @@ def searched(asking: Asking, prompts: list[Prompt], parts: Parts, labels: Sequen
 
 def _ends(template: Template, row: Row) -> bool:
     return not template.render(row.columns).after.strip()
+
+
+def write_entry(entry: Entry, prompts: Sequence[Prompt], labels: Sequence[str], path: Path) -> None:
+    """The prompts as an entry that --prompts reads, with the texts of their templates and words."""
+    templates = {p.template.name.partition("/")[2]: p.template for p in prompts}
+    content = {
+        "labels": list(labels),
+        "metric": entry.metric,
+        "data": {name: {k: v for k, v in asdict(source).items() if v} for name, source in entry.data.items()},
+        "templates": {
+            name: {"text": t.text, **({"follows": t.follows} if t.follows else {})} for name, t in templates.items()
+        },
+        "verbalizers": {
+            p.verbalizer.name.rpartition("/")[2]: {
+                "words": {label: list(words) for label, words in zip(p.verbalizer.labels, p.verbalizer.words, strict=True)},
+                "tokens": p.verbalizer.tokens,
+                "combine": p.verbalizer.combine,
+            }
+            for p in prompts
+        },
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000))

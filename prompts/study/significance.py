@@ -1,7 +1,8 @@
-"""Prompts on the same rows: how sure is a figure, is one better than another, or is it chance? Knows arrays; knows no models.
+"""Prompts on the same rows: how sure is a figure, is one better than another, or is it chance? Knows arrays;
+knows no models.
 
-One procedure gives both p and interval of a difference, so that they never disagree; Holm's correction (1979) holds the
-share of false verdicts of a whole family of tests, and widens the intervals with them.
+One procedure gives both p and interval of a difference, so that they never disagree; Holm's correction (1979)
+holds the share of false verdicts of a whole family of tests, and widens the intervals with them.
 """
 
 from __future__ import annotations
@@ -75,14 +76,19 @@ def _bounds(found: Comparison, level: float) -> tuple[float, float]:
         low = float(beta.ppf(level / 2, one, other + 1)) if one else 0.0
         high = float(beta.ppf(1 - level / 2, one + 1, other)) if other else 1.0
         return (2 * low - 1) * many / found.rows, (2 * high - 1) * many / found.rows
-    wide = t.ppf(1 - level / 2, found.rows - 1) if found.test == "paired t" and found.rows > 1 else norm.ppf(1 - level / 2)
+    wide = (
+        t.ppf(1 - level / 2, found.rows - 1)
+        if found.test == "paired t" and found.rows > 1
+        else norm.ppf(1 - level / 2)
+    )
     return found.difference - wide * found.error, found.difference + wide * found.error
 
 
 def compare(first: Measure, second: Measure, drawn: np.ndarray) -> Comparison:
     """One figure of two prompts on the same rows → whether the difference is more than chance.
 
-    Right or wrong by McNemar's exact test, means by the paired t-test, other figures by the bootstrap's standard error.
+    Right or wrong by McNemar's exact test, means by the paired t-test, other figures by the bootstrap's
+    standard error.
 
     Args:
         drawn: bootstrap samples [samples, rows], as metrics.draws gives them; many pairs can share them.
@@ -92,7 +98,9 @@ def compare(first: Measure, second: Measure, drawn: np.ndarray) -> Comparison:
     """
     rows = len(first.counts)
     if rows != len(second.counts) or not rows:
-        raise ValueError(f"Got answers to {rows} and {len(second.counts)} rows; wanted the same rows, and one at least")
+        raise ValueError(
+            f"Got answers to {rows} and {len(second.counts)} rows; wanted the same rows, and one at least"
+        )
     difference, one, other = first.value - second.value, 0, 0
     if first.is_mean and second.is_mean:
         each = first.each - second.each
@@ -112,7 +120,8 @@ def compare(first: Measure, second: Measure, drawn: np.ndarray) -> Comparison:
 
 
 def holm(found: Sequence[Comparison], level: float = LEVEL) -> list[Comparison]:
-    """A family of comparisons with p adjusted for their number (Holm 1979), and intervals as wide as the verdicts need."""
+    """A family of comparisons with p adjusted for their number (Holm 1979), and intervals as wide as the
+    verdicts need."""
     order = sorted(range(len(found)), key=lambda i: found[i].p)
     made: dict[int, Comparison] = {}
     reached, stopped = 0.0, None
@@ -126,9 +135,11 @@ def holm(found: Sequence[Comparison], level: float = LEVEL) -> list[Comparison]:
 
 
 def rows_needed(first: Measure, second: Measure, size: float, power: float = 0.8) -> int:
-    """Rows on which a difference of this size would be found with this power, from how far the two differ row by row.
+    """Rows on which a difference of this size would be found with this power, from how far the two differ row
+    by row.
 
-    Of right and wrong, the variance of the difference is the share of rows that one alone has right (Connor 1987).
+    Of right and wrong, the variance of the difference is the share of rows that one alone has right (Connor
+    1987).
     """
     each = first.each - second.each if first.is_mean and second.is_mean else None
     spread = float(each.var()) if each is not None and len(each) else 0.25

@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from prompts.study.asking import Answers, Asking, Cell, blank_rows, settings
+from prompts.scoring.score import Request
+from prompts.study.asking import Asking, Cell, settings
 from prompts.study.parts import Parts
+from prompts.study.rows import Row
+from prompts.study.weighed import Answers, blank_rows
 from prompts.templates.prompt import Prompt
 from prompts.templates.verbalizer import Verbalizer
 
@@ -76,19 +79,17 @@ def soft_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts) 
     gold = np.array([row.label for row in parts.soft])
     for shots, seed in settings(asking.study):
         for template, prompt in firsts.items():
-            asked = {
-                part: [asking.request([prompt], row, shots, seed) for row in rows]
-                for part, rows in {
-                    "soft": parts.soft,
-                    "training": parts.training,
-                    "unseen": parts.unseen,
-                    **blanks,
-                }.items()
-            }
+            parted = {"soft": parts.soft, "training": parts.training, "unseen": parts.unseen, **blanks}
+
+            def way(row: Row, prompt: Prompt = prompt, setting: tuple[int, int] = (shots, seed)) -> Request:
+                return asking.request([prompt], row, *setting)
+
+            made = {part: asking.prepared(template, way, rows) for part, rows in parted.items()}
+            asked = {part: requests for part, (_, requests) in made.items()}
             words = scorer.word_vectors(asked["soft"][0].answers)
             edges = np.cumsum([0, *map(len, prompt.verbalizer.words)])
             start = np.stack([words[a:b].mean(0) for a, b in pairwise(edges)])
-            learnt = soft_verbalizer(scorer.states(asked["soft"]), gold, start)
+            learnt = soft_verbalizer(scorer.states(asked["soft"]), gold[made["soft"][0]], start)
             scores = {
                 part: learnt.label_scores(scorer.states(asked[part])) if asked[part] else start[:0, :0]
                 for part in asked
@@ -96,5 +97,6 @@ def soft_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts) 
             cell = Cell(model, template, "soft", shots, seed)
             labels = prompt.verbalizer.labels
             names = Verbalizer("soft", labels, tuple((label,) for label in labels))
-            found.append(Answers(cell, scores, asked["unseen"], names, scores))
+            places = {part: own for part, (own, _) in made.items()}
+            found.append(Answers(cell, scores, asked["unseen"], names, scores, places))
     return found

@@ -1,101 +1,164 @@
-"""Templates × verbalizers × examples × seeds × models on one data set → scores, and which to take. Knows
-rows; knows no files.
-
-The prompt is chosen on training rows; what it is worth is said on rows that chose nothing.
-"""
+"""From options to rows by what they are for, and to all prompts together. Knows rows and arrays; asks no
+model."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
+from datasets import Dataset
 
+from finetune.data.folders import default_eval
+from finetune.data.sources import TextArguments, load_rows, read_splits, sample
 from finetune.errors import InputError
-from finetune.metrics import classification
 from prompts.study import ensemble
-from prompts.study.asking import CALIBRATIONS, Answers
-from prompts.study.rows import Row
+from prompts.study.asking import Notes
+from prompts.study.findings import Population
+from prompts.study.options import AnswerArguments, StudyArguments, check_numbers, columns_of
+from prompts.study.parts import Parts, split_rows
+from prompts.study.prompts import named_entry, named_prompts
+from prompts.study.rows import Row, Table, read_rows, renamed, source_of
+from prompts.study.tune import TuneArguments
+from prompts.study.weighed import Answers
 from prompts.templates.entries import Entry
-from prompts.templates.reading import read_entry
-from prompts.templates.prompt import Prompt, split_name
+from prompts.templates.prompt import Prompt
 
 logger = logging.getLogger(__name__)
 
 
-def named_prompts(
-    names: Sequence[str], labels: Sequence[str] | None = None, values: Sequence[Any] | None = None
-) -> tuple[Entry, list[Prompt]]:
-    """The entry that all names are of, and its prompts: every template with every verbalizer where none is
-    named.
+@dataclass(frozen=True)
+class Trial:
+    """What a search for instructions came to: the hand-written template it began with, the one it found, how
+    many it tried."""
 
-    Args:
-        values: what stands in the data for each label, which promptsource's answers are made of.
+    base: str
+    found: str | None
+    tried: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a study asks: an entry, its prompts that weigh labels, rows by what they are for.
+
+    Attributes:
+        notes: prompts that can't be made of this data.
+    """
+
+    entry: Entry
+    prompts: list[Prompt]
+    parts: Parts
+    labels: tuple[str, ...]
+    population: Population
+    notes: Notes = field(default_factory=Notes)
+    trial: Trial | None = None
+
+
+POOL = 5000  # training rows that are looked at
+UNREAD = ("text_column", "text_pair_column", "ignore_columns", "drop_empty_rows", "layout")
+
+
+def check_read(data: TextArguments) -> None:
+    """Refuse options that nothing here reads.
 
     Raises:
-        InputError: names of several entries, or nothing there under a name.
+        InputError: one is set.
     """
-    files = {split_name(name)[0] for name in names}
-    if len(files) != 1:
+    idle = next((name for name in UNREAD if vars(data).get(name)), None)
+    if idle:
         raise InputError(
-            f"Prompts of several entries ({', '.join(sorted(files))}); wanted one task a run. Set --prompts"
+            f"--{idle} isn't read here: templates name their columns. Set --columns text=COLUMN instead"
         )
-    entry = read_entry(files.pop())
-    found: dict[str, Prompt] = {}
-    for name in names:
-        _, template, verbalizer = split_name(name)
-        for t in [template] if template else entry.templates:
-            own = [t] if entry.paired else list(entry.words)
-            for v in [verbalizer] if verbalizer else own:
-                prompt = Prompt(entry.template(t), entry.verbalizer(v, labels, values))
-                found.setdefault(prompt.name, prompt)
-    return entry, list(found.values())
-
-
-def for_family(prompts: list[Prompt], family: str, row: Row) -> list[Prompt]:
-    """The prompts that a kind of model can be asked: text after the slot is out of a causal model's sight."""
-    fit = [p for p in prompts if family != "causal" or not p.template.render(row.columns).after.strip()]
-    left = sorted({p.template.name for p in prompts} - {p.template.name for p in fit})
-    if left and fit:
-        logger.warning("Left out for a causal model, as text follows their slot: %s", ", ".join(left))
-    if not fit:
+    if len(data.dataset_name) > 1 or data.eval_dataset_name:
         raise InputError(
-            f"{', '.join(left)}: text follows the slot, which a causal model can't see; wanted "
-            f"{{{{ mask }}}} at the end. "
-            "Set --prompts, or --models to a masked model"
+            "Prompts are asked on one data set a run; name one by --dataset_name, several in a --suite"
         )
-    return fit
 
 
-def value_of(scores: np.ndarray, gold: np.ndarray, labels: Sequence[str], metric: str) -> float:
-    """One figure of scores [rows, labels]: accuracy, macro_f1, micro_f1 or matthews."""
-    figures = classification.class_figures(scores, gold, labels)
-    if metric not in figures:
+def read_parts(
+    study: StudyArguments, data: TextArguments, tuning: TuneArguments, answers: AnswerArguments | None = None
+) -> Loaded:
+    """Rows by what they are for, and the prompts that weigh labels, for labels that the data may name.
+
+    Raises:
+        InputError: nothing there under a name, columns or labels that don't fit, too few rows, an option that
+            isn't read.
+    """
+    check_numbers(study)
+    check_read(data)
+    entry = named_entry(study.prompts)
+    if not entry.words and (study.search or study.soft_rows or tuning.tune):
         raise InputError(
-            f"Unknown metric '{metric}'; wanted one of: {', '.join(figures)}. Mend the entry's `metric`"
+            f"'{entry.name}' has texts written or choices weighed, no labels: leave out --search, "
+            "--soft_rows and --tune"
         )
-    return figures[metric]
+    needs = bool(
+        max(study.shots) or _chooses(entry, study, data) or study.search or study.soft_rows or tuning.tune
+    )
+    rows = load_rows(data, train=needs and not study.check)
+    assert rows.eval is not None
+    given = columns_of((answers or AnswerArguments()).columns)
+    source = renamed(source_of(entry, data.name), given, rows.eval)
+    label = data.label_column or given.get("label")
+    column = label or source.columns.get("label", "label")
+    splits = [split for split in (rows.eval, rows.train) if split is not None]
+    even = data.balance_eval_rows and column in rows.eval.column_names
+    asked = sample(rows.eval, data.max_eval_rows, data.sample_seed, column if even else None)
+    unseen = read_rows(asked, entry, source, label, splits)
+    notes = Notes()
+    prompts = named_prompts(entry, study.prompts, unseen.labels, unseen.values, notes) if entry.words else []
+    how = "drawn evenly over the classes" if even and len(asked) < len(rows.eval) else "drawn plainly"
+    population = Population(
+        data.name, data.eval_split or "its rows to evaluate on", len(rows.eval), len(asked), how
+    )
+    if study.check:
+        return Loaded(
+            entry, prompts, Parts(unseen.rows, [], [], [], [], []), unseen.labels, population, notes
+        )
+    training = _training(rows.train, data, column, lambda part: read_rows(part, entry, source, label, splits))
+    parts = split_rows(training, unseen, study, tuning.tune_rows if tuning.tune else 0, bool(entry.words))
+    return Loaded(entry, prompts, parts, unseen.labels, population, notes)
 
 
-def choose_prompt(
-    found: list[Answers], gold: np.ndarray, labels: Sequence[str], metric: str
-) -> tuple[Answers, str]:
-    """The cell and calibration with the best figure on the training rows; the first of equal ones."""
-    options = [(answers, how) for answers in found for how in CALIBRATIONS]
-    return max(
-        options, key=lambda option: value_of(option[0].scores(option[1], "training"), gold, labels, metric)
+def _training(train: Dataset | None, data: TextArguments, column: str, read: object) -> Table | None:
+    if train is None:
+        return None
+    by_class = column if column in train.column_names else None
+    # type: ignore[operator]
+    return read(sample(train, data.max_train_rows or POOL, data.sample_seed, by_class))
+
+
+def _chooses(entry: Entry, study: StudyArguments, data: TextArguments) -> bool:
+    """Whether training rows are wanted to choose on: where the data has them apart from those measured,
+    unless asked."""
+    if study.choose_rows is not None:
+        return study.choose_rows > 0
+    if entry.words:
+        return True
+    splits = read_splits(data.name, data.dataset_config, data.data_files)
+    measured = str(data.eval_split or default_eval(splits, None)).partition("[")[0]
+    return (
+        measured in splits
+        and measured != data.train_split.partition("[")[0]
+        and data.train_split.partition("[")[0] in splits
     )
 
 
-def ensembles(found: list[Answers], gold_training: np.ndarray | None) -> dict[str, np.ndarray]:
+def ensembles(found: Sequence[Answers], training: Sequence[Row]) -> dict[str, np.ndarray]:
     """Scores on unseen rows of all prompts together: mean, vote, weighted by training accuracy; raw and
     batch-calibrated."""
     made = {}
     for how in ("raw", "batch"):
         stack = np.stack([answers.scores(how) for answers in found])
         made[f"mean, {how}"], made[f"vote, {how}"] = ensemble.mean(stack), ensemble.vote(stack)
-        if gold_training is not None and len(gold_training):
-            right = [(answers.scores(how, "training").argmax(1) == gold_training).mean() for answers in found]
+        if len(training):
+            right = [_accuracy(answers, how, training) for answers in found]
             made[f"weighted, {how}"] = ensemble.weighted(stack, np.array(right) + 1e-9)
     return made
+
+
+def _accuracy(answers: Answers, how: str, training: Sequence[Row]) -> float:
+    places = answers.rows("training")
+    gold = np.array([training[i].label for i in places])
+    return float((answers.scores(how, "training").argmax(1) == gold).mean()) if len(places) else 0.0

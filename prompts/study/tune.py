@@ -7,25 +7,30 @@ same lines: only what the method adds is trained, by the log-likelihood of each 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from accelerate import PartialState
 from torch.nn import functional
 
 from finetune.artefacts.passport import write_passport
 from finetune.errors import InputError
 from finetune.methods import attach, find_method
 from finetune.training.machine import has_fast_bf16
+from prompts.scoring.load import ScoringArguments, fingerprint, load_scorer
 from prompts.scoring.prefix_tree import Scored
 from prompts.scoring.score import Scorer
 from prompts.scoring.tokens import encode_pairs
 from prompts.study.rows import Row
+from prompts.templates.layout import Layout
 from prompts.templates.prompt import Prompt
 
 logger = logging.getLogger(__name__)
@@ -103,7 +108,7 @@ def tune(scorer: Scorer, prompt: Prompt, rows: Sequence[Row], options: TuneArgum
 def _examples(scorer: Scorer, prompt: Prompt, rows: Sequence[Row], limit: int) -> list[Scored]:
     found = []
     for row in rows:
-        request, _ = prompt.request(scorer, row.columns, limit=limit)
+        request = prompt.request(scorer, row.columns, layout=Layout(limit=limit)).request
         answer = request.answers[prompt.verbalizer.flat.index(prompt.verbalizer.answer(row.label))]
         found += encode_pairs(scorer.tokenizer, [(request.context, answer)])
     return found
@@ -168,3 +173,28 @@ def save_tuned(
         folder, network, tokenizer, base=base, method=str(options.tune), method_kwargs=None, task="prompt", labels=None,
         data_fingerprint=None, metrics=None,
     )  # fmt: skip
+
+
+def tune_first(prompt: Prompt, rows: list[Row], model: str, folder: Path, options: TuneArguments) -> str:
+    """Train an adapter on a model at the prompt's slot, once; the folder it stands in, for the study to
+    ask."""
+    state = PartialState()
+    with state.main_process_first():
+        if state.is_main_process:
+            scorer = load_scorer(model, ScoringArguments(dtype="float32"))
+            made_from = _made_from(scorer, prompt, rows, options)
+            if not is_tuned(folder, made_from):
+                network = tune(scorer, prompt, rows, options)
+                save_tuned(network, scorer.tokenizer, folder, model, made_from, options)
+    return str(folder)
+
+
+def _made_from(scorer: Scorer, prompt: Prompt, rows: list[Row], options: TuneArguments) -> str:
+    """Hash of all that an adapter follows from: model, prompt, rows, options."""
+    told = [
+        prompt.template.text,
+        prompt.verbalizer.words,
+        [(row.identity, row.label) for row in rows],
+        vars(options),
+    ]
+    return sha256(json.dumps([fingerprint(scorer), *told]).encode()).hexdigest()

@@ -1,6 +1,8 @@
-"""Cells whose answers are weighed: labels that are the same for all rows, and choices of each row's own. Knows arrays.
+"""Cells whose answers are weighed: labels that are the same for all rows, and choices of each row's own.
+Knows arrays.
 
-Both give [rows, answers] of log-probabilities, with NaN where no answer came and -inf where a row has fewer choices.
+Both give [rows, answers] of log-probabilities, with NaN where no answer came and -inf where a row has fewer
+choices.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from prompts.templates.verbalizer import Verbalizer, corrected
 
 DOMAIN_INPUTS = 20  # as many as Fei et al. 2023 draw
 CALIBRATIONS = ("raw", "contextual", "domain", "pmi", "prior", "batch")
-WAYS = ("sum", "characters", "bytes", "tokens", "pmi")  # of choices: characters is lm-evaluation-harness's acc_norm
+# of choices: characters is lm-evaluation-harness's acc_norm
+WAYS = ("sum", "characters", "bytes", "tokens", "pmi")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A cell's answers: part → scores of labels [rows, labels], for training and unseen rows and for what calibration asks.
+    """A cell's answers: part → scores of labels [rows, labels], for training and unseen rows and for what
+    calibration asks.
 
     Attributes:
         words: part → scores of the verbalizer's words [rows, words].
@@ -57,7 +61,9 @@ class Answers:
         if how == "batch":
             return _on_answered(calibrate.batch, own)
         if how == "prior":
-            return self.verbalizer.label_scores(_on_answered(lambda words: corrected(words, words), self.words[part]))
+            return self.verbalizer.label_scores(
+                _on_answered(lambda words: corrected(words, words), self.words[part])
+            )
         return {"contextual": calibrate.contextual, "domain": calibrate.domain, "pmi": calibrate.pmi}[how](
             own, self.labels[how]
         )
@@ -127,7 +133,9 @@ def note_silence(asking: Asking, cell: Cell, scores: np.ndarray, rows: Sequence[
     reasons = asking.memory.silent
     for missing, row in zip(np.isnan(scores).any(axis=1), rows, strict=True):
         if missing:
-            asking.notes.trouble(cell.model, cell.name, f"no answer: {next(reversed(reasons), 'unknown')}", row.place)
+            asking.notes.trouble(
+                cell.model, cell.name, f"no answer: {next(reversed(reasons), 'unknown')}", row.place
+            )
 
 
 def blank_rows(prompts: list[Prompt], parts: Parts, study: StudyArguments) -> dict[str, list[Row]]:
@@ -171,7 +179,9 @@ class ChoicePrompt:
         """
         choices = self.choices.listed(row.columns)
         if len(choices) < 2 or not all(choice.strip() for choice in choices):
-            raise InputError(f"{self.choices.name}: {len(choices)} choices, or an empty one; wanted two or more texts")
+            raise InputError(
+                f"{self.choices.name}: {len(choices)} choices, or an empty one; wanted two or more texts"
+            )
         wanted = self.target.listed(row.columns)
         if len(wanted) != 1:
             raise InputError(f"{self.target.name}: {len(wanted)} texts; wanted one, which names a choice")
@@ -191,8 +201,14 @@ class ChoicePrompt:
         if keys and readings.get("key") is not None:
             found = {readings["key"]}
         if len(found) != 1:
-            what = "could be two of them; set target_is: index or text" if found else f"is none of {', '.join(bare)[:120]}"
-            raise InputError(f"{self.target.name}: '{target[:60]}' {what}. Mend the entry's `target`, `keys` or `choices`")
+            what = (
+                "could be two of them; set target_is: index or text"
+                if found
+                else f"is none of {', '.join(bare)[:120]}"
+            )
+            raise InputError(
+                f"{self.target.name}: '{target[:60]}' {what}. Mend the entry's `target`, `keys` or `choices`"
+            )
         return found.pop()  # type: ignore[return-value]
 
 
@@ -223,10 +239,14 @@ class ChoiceAnswers:
         """Whether the likeliest choice is the right one, or says the same as it; bool [rows]."""
         chosen = said(self.scores(how, part))
         rows = zip(chosen, self.gold[part], self.texts[part], strict=True)
-        return np.array([one >= 0 and texts[one].strip() == texts[gold].strip() for one, gold, texts in rows], dtype=bool)
+        return np.array(
+            [one >= 0 and texts[one].strip() == texts[gold].strip() for one, gold, texts in rows], dtype=bool
+        )
 
 
-def choice_cells(asking: Asking, model: str, prompts: Sequence[ChoicePrompt], parts: Parts) -> list[ChoiceAnswers]:
+def choice_cells(
+    asking: Asking, model: str, prompts: Sequence[ChoicePrompt], parts: Parts
+) -> list[ChoiceAnswers]:
     """Every template with choices × number of examples × seed of one model."""
     found = []
     rows = {"training": parts.training, "unseen": parts.unseen}
@@ -258,7 +278,8 @@ def _choice_answers(
 ) -> ChoiceAnswers:
     gold, texts = {}, {}
     by_how: dict[str, dict[str, np.ndarray]] = {how: {} for how in WAYS}
-    # how likely each choice is with nothing before it (Brown et al. 2020; lm-evaluation-harness's acc_mutual_info)
+    # how likely each choice is with nothing before it (Brown et al. 2020; lm-evaluation-harness's
+    # acc_mutual_info)
     alone = None if asking.study.chat or not asking.memory.exact else asking.memory(
         [Request("", request.answers, special=request.special) for part in rows for request in own[part].requests]
     )  # fmt: skip
@@ -271,7 +292,11 @@ def _choice_answers(
         gold[part] = np.array([place for _, place in pairs], dtype=int)
         lines: dict[str, list[Any]] = {how: [] for how in by_how}
         for answers, choices in zip(own[part].answers, texts[part], strict=True):
-            sums = np.array([np.nan] * len(choices)) if answers is None else np.array([a.sum(dtype=np.float64) for a in answers])
+            sums = (
+                np.array([np.nan] * len(choices))
+                if answers is None
+                else np.array([a.sum(dtype=np.float64) for a in answers])
+            )
             tokens = [1] * len(choices) if answers is None else [len(a) for a in answers]
             lines["sum"].append(sums)
             lines["characters"].append(sums / [len(choice) for choice in choices])
@@ -281,7 +306,9 @@ def _choice_answers(
                 lines["pmi"].append(sums - [a.sum(dtype=np.float64) for a in next(counted)])
         width = max((len(choices) for choices in texts[part]), default=1)
         for how, values in lines.items():
-            by_how[how][part] = np.array([np.pad(v, (0, width - len(v)), constant_values=-np.inf) for v in values]).reshape(-1, width)
+            by_how[how][part] = np.array(
+                [np.pad(v, (0, width - len(v)), constant_values=-np.inf) for v in values]
+            ).reshape(-1, width)
         note_silence(asking, cell, by_how["sum"][part], [members[i] for i in own[part].places])
     return ChoiceAnswers(
         cell, by_how, own["unseen"].requests, gold, texts, {part: own[part].places for part in rows}

@@ -1,4 +1,5 @@
-"""Cells whose answers are written: texts, the answers in them, what they are compared with. Knows no figures' arithmetic."""
+"""Cells whose answers are written: texts, the answers in them, what they are compared with. Knows no figures'
+arithmetic."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ class Written:
         return [extracted(steps, ["" if text is None else text for text in row]) for row in self.texts[part]]
 
     def measures(self, how: str, part: str = "unseen", all_of_them: bool = True) -> dict[str, Measure]:
-        """Figures of the answers: the mean over repeats where there are several; `all_of_them` or the heading one alone."""
+        """Figures of the answers: the mean over repeats where there are several; `all_of_them` or the heading
+        one alone."""
         answers, wanted = self.answers(how, part), self.wanted[part]
         names = list(TEXT_FIGURES) if all_of_them else [self.metric]
         repeats = max((len(row) for row in answers), default=1)
@@ -111,7 +113,9 @@ class Written:
 
     def unmatched(self, how: str, part: str = "unseen") -> np.ndarray:
         """Rows in whose texts a filter found nothing; bool [rows]."""
-        return np.array([all(text in (NOTHING, "") for text in row) for row in self.answers(how, part)], dtype=bool)
+        return np.array(
+            [all(text in (NOTHING, "") for text in row) for row in self.answers(how, part)], dtype=bool
+        )
 
 
 def _mean_score(scores: np.ndarray) -> Measure:
@@ -134,7 +138,12 @@ def over_repeats(measures: Sequence[Measure]) -> Measure:
 
 
 def text_cells(
-    asking: Asking, model: str, prompts: Sequence[TextPrompt], parts: Parts, entry: Entry, answers: AnswerArguments
+    asking: Asking,
+    model: str,
+    prompts: Sequence[TextPrompt],
+    parts: Parts,
+    entry: Entry,
+    answers: AnswerArguments,
 ) -> list[Written]:
     """Every template with an ending × number of examples × seed of one model."""
     found = []

@@ -10,7 +10,7 @@ from finetune.errors import InputError
 from prompts.scoring.tokens import beginning, count_tokens, encode_pairs, word_ids
 from prompts.study.rows import Row
 from prompts.templates.prompt import Prompt, longest
-from prompts.templates.template import Rendered, Template, is_empty
+from prompts.templates.template import SLOT, Rendered, Skipped, Template, is_empty
 
 SHOWN = 200  # rows that a template is tried on
 
@@ -42,6 +42,13 @@ def check_template(
         )
     if first.before.endswith(("\t", "\u00a0")):
         lines.append(f"{template.name}: ends in white space before its slot; end it in a single space")
+    raw = template.plain(rows[0].columns).partition(SLOT)[0] if not template.side else ""
+    if raw.endswith("  "):
+        lines.append(
+            f"{template.name}: {len(raw) - len(raw.rstrip(' '))} spaces before its slot, which are kept "
+            "as one space of the "
+            "answer; leave one"
+        )
     lines += [*_empty(template, rows, rendered), *_doubled(template, first, tokenizer)]
     long = sum(count_tokens(tokenizer, text.filled(answer)) > limit for text in rendered)
     if long:
@@ -54,10 +61,23 @@ def check_template(
 
 def check_target(target: Template, rows: Sequence[Row]) -> list[str]:
     """What is wrong with the texts that written ones are compared with."""
-    texts, faults = _tried(target.plain, rows)
-    empty = sum(not text.strip() for text in texts)
+    texts, faults = _tried(target.listed, rows)
+    empty = sum(not any(text.strip() for text in row) for row in texts)
     lines = [f"{fault} ({count} of {min(len(rows), SHOWN)} rows)" for fault, count in faults.items()]
     return lines + ([f"{target.name}: {empty} rows have no text to compare with"] if empty else [])
+
+
+def check_choices(name: str, of: Callable[[Row], tuple[list[str], int]], rows: Sequence[Row]) -> list[str]:
+    """What is wrong with the choices that rows name: none right, empty ones, equal ones."""
+    equal, faults = 0, dict[str, int]()
+    for row in rows[:SHOWN]:
+        try:
+            choices, _ = of(row)
+            equal += len({choice.strip() for choice in choices}) < len(choices)
+        except InputError as error:
+            faults[str(error)] = faults.get(str(error), 0) + 1
+    lines = [f"{fault} ({count} of {min(len(rows), SHOWN)} rows)" for fault, count in faults.items()]
+    return lines + ([f"{name}: {equal} rows with two equal choices"] if equal else [])
 
 
 def _tried(
@@ -69,6 +89,8 @@ def _tried(
     for row in rows[:SHOWN]:
         try:
             rendered.append(render(row.columns))
+        except Skipped:
+            continue
         except InputError as error:
             faults[str(error)] = faults.get(str(error), 0) + 1
     return rendered, faults

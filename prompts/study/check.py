@@ -1,0 +1,47 @@
+"""What is wrong with a study's prompts on its data, told before any model is asked. Knows prompts, rows and
+tokenizers."""
+
+from __future__ import annotations
+
+from finetune.errors import InputError
+from prompts.scoring.endpoint import PREFIX
+from prompts.scoring.load import ScoringArguments, load_scorer
+from prompts.study.options import StudyArguments
+from prompts.study.prompts import choice_prompts, text_prompts
+from prompts.study.study import Loaded
+from prompts.templates.lint import check_choices, check_prompt, check_target, check_template
+
+
+def check(loaded: Loaded, study: StudyArguments, scoring: ScoringArguments) -> list[str]:
+    """Print what is wrong with the prompts on the data, for every model.
+
+    Raises:
+        InputError: something is.
+    """
+    entry, rows = loaded.entry, loaded.parts.unseen
+    lines = [f"{prompt}: {what}" for _, prompt, what in loaded.notes.troubles]
+    choices, texts = choice_prompts(entry, study.prompts), text_prompts(entry, study.prompts)
+    for name in study.models:
+        if name.startswith(PREFIX):
+            raise InputError(
+                f"{name}: an address has no tokenizer to check by; name a local model by --models"
+            )
+        scorer = load_scorer(name, scoring)
+        limit = min(study.max_length or scorer.longest, scorer.longest)
+        found = []
+        for prompt in loaded.prompts:
+            found += check_prompt(prompt, rows, scorer.tokenizer, limit, scorer.family)
+        for one in [*choices, *texts]:
+            found += check_template(one.template, rows, scorer.tokenizer, limit, scorer.family)
+        found += [line for one in choices for line in check_choices(one.choices.name, one.of, rows)]
+        found += [line for one in texts for line in check_target(one.target, rows)]
+        lines += [f"{name}: {line}" for line in found]
+    for line in dict.fromkeys(lines):
+        print(line)
+    if lines:
+        raise InputError(
+            f"{len(set(lines))} things are wrong with the prompts of '{entry.name}', listed above"
+        )
+    asked = len(loaded.prompts) + len(choices) + len(texts)
+    print(f"{asked} prompts of '{entry.name}' on {len(rows)} rows: nothing wrong")
+    return lines

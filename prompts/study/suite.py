@@ -1,0 +1,178 @@
+"""Many studies in one run, each with its own entry, data and options; one that fails ends none of the others.
+
+Knows the steps of one study; knows no models.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+
+from finetune.artefacts.checkpoints import write_atomically
+from finetune.data.sources import TextArguments
+from finetune.errors import InputError
+from finetune.reports.tables import markdown, with_interval
+from prompts.study.check import check
+from prompts.study.findings import Findings
+from prompts.study.instruct import InstructArguments, instructed
+from prompts.study.run import Options, keep_options, study_all
+from prompts.study.study import read_parts
+from prompts.study.tune import TuneArguments, tune_first
+
+logger = logging.getLogger(__name__)
+
+
+def study_once(
+    options: Options, data: TextArguments, tuning: TuneArguments, instruct: InstructArguments
+) -> bool:
+    """One study, as the script runs it; whether anything in it couldn't be done."""
+    found = one_study(options, data, tuning, instruct)
+    return any(one.notes.troubles for one in found)
+
+
+def one_study(
+    options: Options, data: TextArguments, tuning: TuneArguments, instruct: InstructArguments
+) -> list[Findings]:
+    """Rows, then answers, then a report in the study's folder.
+
+    Raises:
+        InputError: options that don't fit, no rows, nothing that could be asked.
+    """
+    study, folder = options.study, Path(options.study.output_dir)
+    loaded = read_parts(study, data, tuning, options.answers)
+    if study.check:
+        check(loaded, study, options.scoring)
+        return []
+    if PartialState().is_main_process:
+        keep_options(
+            folder,
+            study,
+            data,
+            options.scoring,
+            options.answers,
+            options.endpoint,
+            tuning,
+            instruct,
+            options.run,
+        )
+    if tuning.tune:
+        if not loaded.prompts:
+            raise InputError(f"'{loaded.entry.name}' weighs no labels, which --tune trains on")
+        adapter = tune_first(
+            loaded.prompts[0], loaded.parts.tuning, study.models[0], folder / f"tuned_{tuning.tune}", tuning
+        )
+        options = replace(options, study=replace(study, models=[*study.models, adapter]))
+    if instruct.instruct:
+        loaded = instructed(loaded, options, instruct)
+    return study_all(loaded, options)
+
+
+def run_suite(
+    options: Options, data: TextArguments, tuning: TuneArguments, instruct: InstructArguments
+) -> bool:
+    """Every run of a suite file in a folder of its own, and a table of them; whether anything couldn't be
+    done.
+
+    Raises:
+        InputError: no such file, or an unknown option in it.
+    """
+    path = Path(str(options.run.suite)).expanduser()
+    runs = read_suite(path)
+    groups: dict[str, Any] = {
+        "study": options.study, "scoring": options.scoring, "answers": options.answers, "endpoint": options.endpoint,
+        "data": data, "tuning": tuning, "instruct": instruct,
+    }  # fmt: skip
+    made = [overridden(groups, given, path) for given in runs]
+    table, failed = [], False
+    for number, (given, own) in enumerate(zip(runs, made, strict=True)):
+        name = str(given.get("name") or Path(str(own["study"].prompts[0])).stem.replace("/", "_"))
+        folder = Path(options.study.output_dir) / f"{number + 1:02d}_{name}"
+        own["study"] = replace(own["study"], output_dir=str(folder))
+        one = Options(
+            own["study"], own["scoring"], own["answers"], own["endpoint"], replace(options.run, suite=None)
+        )
+        try:
+            found = one_study(one, own["data"], own["tuning"], own["instruct"])
+            failed |= any(part.notes.troubles for part in found)
+            table += [_row(name, part, folder) for part in found]
+        except (InputError, OSError) as error:
+            logger.error("%s: %s", name, error)
+            failed = True
+            table.append(
+                {
+                    "run": name,
+                    "rows": "",
+                    "metric": "",
+                    "figure": "",
+                    "prompt": f"**failed**: {str(error)[:300]}",
+                    "folder": folder.name,
+                }
+            )
+    if PartialState().is_main_process:
+        report = f"# {path.name}: {len(runs)} runs\n\n{markdown(table)}\n"
+        Path(options.study.output_dir).mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(options.study.output_dir) / "report.md", report)
+        print(report)
+    return failed
+
+
+def _row(name: str, found: Findings, folder: Path) -> dict[str, Any]:
+    line = found.line_of(found.heading)
+    bounds = (line[f"{found.metric}_low"], line[f"{found.metric}_high"])
+    troubles = f" ({len(found.notes.troubles)} troubles)" if found.notes.troubles else ""
+    return {
+        "run": name, "rows": len(found.rows), "metric": found.metric, "figure": with_interval(line[found.metric], bounds),
+        "prompt": found.heading.name + troubles, "folder": folder.name,
+    }  # fmt: skip
+
+
+def read_suite(path: Path) -> list[dict[str, Any]]:
+    """The runs that a suite file lists.
+
+    Raises:
+        InputError: it can't be read, or lists none.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"Cannot read {path}: {error}. Set --suite") from error
+    runs = content.get("runs") if isinstance(content, dict) and set(content) == {"runs"} else content
+    if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
+        raise InputError(
+            f"{path}: wanted a list of runs, each a mapping of options as `prompts: [topic]`. Set --suite"
+        )
+    return runs
+
+
+def overridden(groups: dict[str, Any], given: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The options of a run: those of the command line, with what the suite says of it.
+
+    Raises:
+        InputError: an option that no group has, or that a run of a suite can't have.
+    """
+    made = dict(groups)
+    for key, value in given.items():
+        if key == "name":
+            continue
+        owner = next((name for name, group in groups.items() if key in {f.name for f in fields(group)}), None)
+        if owner is None or key in ("output_dir", "check"):
+            raise InputError(f"{path}: unknown option '{key}' of a run. --help lists the options")
+        was = vars(groups[owner])[key]
+        if isinstance(was, list) and not isinstance(value, list):
+            value = [value]
+        if isinstance(value, list):
+            value = [str(part) if key in ("prompts", "models", "columns") else part for part in value]
+        if (
+            was is not None
+            and value is not None
+            and type(value) is not type(was)
+            and not (isinstance(was, float) and isinstance(value, int))
+        ):
+            raise InputError(f"{path}: `{key}` holds {value!r}; wanted a value as {was!r}")
+        made[owner] = replace(made[owner], **{key: value})
+    return made

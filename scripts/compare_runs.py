@@ -1,0 +1,48 @@
+"""Compare two runs of prompts row by row: is the first better, or is it chance?
+
+python scripts/compare_runs.py --first runs/new --second runs/old python scripts/compare_runs.py --first
+runs/new --second runs/old --at_least -0.01     # status 1 where it may be worse by more
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from finetune.cli.parser import launch
+
+if TYPE_CHECKING:
+    from prompts.study.options import CompareArguments
+
+
+def main(options: CompareArguments) -> None:
+    from pathlib import Path
+
+    from finetune.reports.tables import with_interval
+    from prompts.study.again import compare_runs
+
+    found, metric, told = compare_runs(Path(options.first), Path(options.second), options.metric)
+    print(f"first:  {told['first']}: {metric} {told['first_value']:.3f}")
+    print(f"second: {told['second']}: {metric} {told['second_value']:.3f}")
+    print(f"{told['rows']} rows of both; {told['only in one']} of one alone")
+    print(
+        f"difference {with_interval(found.difference, (found.low, found.high))}, {found.test}: first is "
+        f"{found.in_words()}"
+    )
+    if options.at_least is not None:
+        held = found.difference >= options.at_least
+        sure = found.low >= options.at_least
+        word = (
+            "held, and so is its whole interval"
+            if sure
+            else "held by the figure, not by its whole interval"
+            if held
+            else "missed"
+        )
+        print(f"at least {options.at_least:+.3f}: {word}")
+        if not held:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    launch(main)

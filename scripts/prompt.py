@@ -37,7 +37,8 @@ def main(
     instruct: InstructArguments,
     run: RunArguments,
 ) -> None:
-    from finetune.training.machine import join_processes, keep_freed_memory
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import join_processes
 
     keep_freed_memory()
     from prompts.study.again import rescore

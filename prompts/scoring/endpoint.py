@@ -51,8 +51,11 @@ class EndpointArguments:
 
     base_url: str | None = field(
         default=None,
-        metadata={"help": "Address of an OpenAI-compatible server, with its /v1: this project's, vLLM, llama.cpp, Ollama, hosted."},
-    )  # fmt: skip
+        metadata={
+            "help": "Address of an OpenAI-compatible server, with its /v1: this project's, vLLM, "
+            "llama.cpp, Ollama, hosted."
+        },
+    )
     api_key_env: str = field(
         default="OPENAI_API_KEY",
         metadata={"help": "Environment variable that holds the key, if one is wanted."},

@@ -21,6 +21,7 @@ from prompts.study.prompts import named_entry
 from prompts.study.report import write_report
 from prompts.study.run import Options
 from prompts.study.significance import Comparison, compare
+from prompts.templates.template import Template
 
 
 def stored_findings(folder: Path, metric: str | None = None, power: float | None = None) -> Findings:
@@ -47,6 +48,7 @@ def stored_findings(folder: Path, metric: str | None = None, power: float | None
         (notes.expect if one["ends_well"] else notes.trouble)(one["model"], one["prompt"], one["what"])
     found = outcomes(answers, parts, labels, heading)
     population = Population(**known["population"])
+    templates = {one["name"]: Template(one["name"], one["text"]) for one in known["templates"] if one["text"]}
     return Findings(
         entry,
         kind,
@@ -58,6 +60,7 @@ def stored_findings(folder: Path, metric: str | None = None, power: float | None
         notes=notes,
         models=known["models"],
         power=power,
+        templates=templates,
     )
 
 
@@ -96,9 +99,13 @@ def compare_runs(
         for outcome, places in ((one.heading, a), (other.heading, b))
     ]
     told = {
-        "first": one.heading.name, "second": other.heading.name, "rows": len(rows), "only in one": len(a) + len(b) - 2 * len(rows),
-        "first_value": pair[0].value, "second_value": pair[1].value,
-    }  # fmt: skip
+        "first": one.heading.name,
+        "second": other.heading.name,
+        "rows": len(rows),
+        "only in one": len(a) + len(b) - 2 * len(rows),
+        "first_value": pair[0].value,
+        "second_value": pair[1].value,
+    }
     return compare(pair[0], pair[1], draws(len(rows), 2000, 0)), one.metric, told
 
 

@@ -48,7 +48,7 @@ def write_rows(found: Findings, path: Path) -> None:
     gold answer, what was said, and every score before and after calibration.
     """
     columns: dict[str, list[Any]] = {}
-    hashes = {template.name: template.hash for template in found.entry.templates.values()}
+    hashes = {name: template.hash for name, template in found.templates.items()}
     lines = [
         line
         for answers in found.answers

@@ -63,11 +63,17 @@ class Notes:
     def lines(self) -> list[dict[str, Any]]:
         """For tables and findings.json."""
         return [
-            {"model": model, "prompt": prompt, "what": what, "rows": sum(row >= -1 for row in rows) or 1,
-             "first": ", ".join(str(row) for row in sorted(set(rows))[:5] if row >= 0), "ends_well": well}
+            {
+                "model": model,
+                "prompt": prompt,
+                "what": what,
+                "rows": sum(row >= -1 for row in rows) or 1,
+                "first": ", ".join(str(row) for row in sorted(set(rows))[:5] if row >= 0),
+                "ends_well": well,
+            }
             for well, kept in ((False, self.troubles), (True, self.expected))
             for (model, prompt, what), rows in kept.items()
-        ]  # fmt: skip
+        ]
 
 
 @dataclass(frozen=True)

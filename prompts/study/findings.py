@@ -18,6 +18,7 @@ from prompts.study.rows import Row
 from prompts.study.significance import Comparison, compare, holm, rows_needed
 from prompts.study.written import Written
 from prompts.templates.entries import Entry
+from prompts.templates.template import Template
 
 SAMPLES = 2000  # of the bootstrap
 TESTED = 48  # outcomes that the heading one is tested against
@@ -52,6 +53,8 @@ class Findings:
         ensembles: model → name → scores [rows, labels] on all unseen rows.
         models: model → how it answers, tokens and costs, in words.
         judge: what the judge's word is worth, in words.
+        trial: what a search for instructions came to.
+        templates: those that were asked, by name.
     """
 
     entry: Entry
@@ -67,6 +70,7 @@ class Findings:
     judge: str = ""
     power: float | None = None
     trial: Any = None
+    templates: dict[str, Template] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[Row]:
@@ -170,8 +174,10 @@ class Findings:
         made."""
         if self.trial is None:
             return ""
-        start = f"{self.trial.tried} instructions written by a model were tried on training rows beside "
-        f"{self.trial.base}: "
+        start = (
+            f"{self.trial.tried} instructions written by a model were tried on training rows beside "
+            f"{self.trial.base}: "
+        )
         if self.trial.found is None:
             return start + "**no gain found**, none was better there."
         how = self.outcomes[0].how
@@ -252,12 +258,11 @@ def spread_of(lines: Sequence[dict[str, Any]], metric: str) -> dict[str, float]:
 def templates_of(found: Findings) -> list[dict[str, str]]:
     """Each template that was asked: its exact text, its hash, and one prompt as it was asked."""
     seen: dict[str, dict[str, str]] = {}
-    known = {template.name: template for template in found.entry.templates.values()}
     for answers in found.answers:
         name = answers.cell.template
         if name in seen or not answers.requests:
             continue
-        template = known.get(name)
+        template = found.templates.get(name)
         request = answers.requests[0]
         example = {
             "example": request.context + "▁" + request.rest,

@@ -89,8 +89,12 @@ class Judging:
             if np.exp(logsumexp(values)) >= LEAST or not self.memory.exact:
                 scored[index] = values
         if swapped:
-            order = [self.words.labels.index(SWAPPED.get(label, label)) if SWAPPED.get(label, label) in self.words.labels
-                     else place for place, label in enumerate(self.words.labels)]  # fmt: skip
+            order = [
+                self.words.labels.index(SWAPPED.get(label, label))
+                if SWAPPED.get(label, label) in self.words.labels
+                else place
+                for place, label in enumerate(self.words.labels)
+            ]
             scored = scored[:, order]
         return scored
 

@@ -221,7 +221,10 @@ def of_evaluate(name: str, said: Sequence[str], wanted: Sequence[Sequence[str]])
         metric = evaluate.load(path)
         result = _computed(metric, list(said), list(wanted))
     except Exception as error:  # whatever the metric's own script raises
-        raise InputError(f"evaluate's metric '{path}' can't be had: {type(error).__name__}: {str(error)[:200]}. Set --metric") from error  # fmt: skip
+        raise InputError(
+            f"evaluate's metric '{path}' can't be had: {type(error).__name__}: {str(error)[:200]}. Set "
+            "--metric"
+        ) from error
     numbers = [k for k, v in result.items() if isinstance(v, (int, float, list)) and np.isscalar(np.mean(v))]
     chosen = key or (metric.name if metric.name in numbers else next(iter(numbers), ""))
     if chosen not in numbers:

@@ -125,9 +125,11 @@ class AnswerArguments:
     )
     judge_rows: str | None = field(
         default=None,
-        metadata={"help": "JSON lines with `written`, `label` and the rows' columns: what people said, which "
-                  "the judge is compared with."},
-    )  # fmt: skip
+        metadata={
+            "help": "JSON lines with `written`, `label` and the rows' columns: what people said, which "
+            "the judge is compared with."
+        },
+    )
 
 
 @dataclass

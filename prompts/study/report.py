@@ -50,11 +50,16 @@ def _same_keys(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def texts(found: Findings) -> list[dict[str, Any]]:
     """What was written, beside what was wanted."""
     return [
-        {"model": a.cell.model, "prompt": a.cell.name, "row": found.rows[place].place, "written": row[0] if len(row) == 1 else row,
-         "wanted": wanted[0] if len(wanted) == 1 else wanted}
+        {
+            "model": a.cell.model,
+            "prompt": a.cell.name,
+            "row": found.rows[place].place,
+            "written": row[0] if len(row) == 1 else row,
+            "wanted": wanted[0] if len(wanted) == 1 else wanted,
+        }
         for a in found.answers
         for place, row, wanted in zip(a.rows(), a.texts["unseen"], a.wanted["unseen"], strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def in_words(found: Findings) -> str:
@@ -97,11 +102,15 @@ def _head(found: Findings) -> str:
     line = found.line_of(one)
     further = "; ".join(f"{name} {line[name]:.3f}" for name in others[:6])
     if found.chosen:
-        start = f"Chosen on training rows ({found.metric} {one.training:.3f} there): **{one.cell.name}** "
-        f"on {one.cell.model}, {one.how}."
+        start = (
+            f"Chosen on training rows ({found.metric} {one.training:.3f} there): **{one.cell.name}** "
+            f"on {one.cell.model}, {one.how}."
+        )
     else:
-        start = f"Nothing was chosen (no training rows, or one prompt): **{one.cell.name}** on "
-        f"{one.cell.model}, {one.how}."
+        start = (
+            f"Nothing was chosen (no training rows, or one prompt): **{one.cell.name}** on "
+            f"{one.cell.model}, {one.how}."
+        )
     lines.append(
         f"{start} On unseen rows: {found.metric} {_value(found, one)}{'; ' + further if further else ''}."
     )
@@ -121,10 +130,16 @@ def _head(found: Findings) -> str:
 def _notes(found: Findings) -> str:
     lines = found.notes.lines()
     table = [
-        {"": "as asked" if one["ends_well"] else "**trouble**", "model": Path(one["model"]).name, "prompt": one["prompt"],
-         "what": one["what"][:LONG], "rows": one["rows"], "first": one["first"]}
+        {
+            "": "as asked" if one["ends_well"] else "**trouble**",
+            "model": Path(one["model"]).name,
+            "prompt": one["prompt"],
+            "what": one["what"][:LONG],
+            "rows": one["rows"],
+            "first": one["first"],
+        }
         for one in lines[: 2 * SHOWN]
-    ]  # fmt: skip
+    ]
     more = f"\n\n… and {len(lines) - len(table)} more, in findings.json" if len(lines) > len(table) else ""
     return markdown(table) + more if lines else ""
 
@@ -178,11 +193,17 @@ def _calibrations(found: Findings) -> str:
     table = []
     for how, changes in by_how.items():
         change = np.array(changes)
-        table.append({
-            "calibration": how, "better": int((change > 1e-9).sum()), "the same": int((np.abs(change) <= 1e-9).sum()),
-            "worse": int((change < -1e-9).sum()), "mean change": f"{change.mean():+.3f}",
-            "best": f"{change.max():+.3f}", "worst": f"{change.min():+.3f}",
-        })  # fmt: skip
+        table.append(
+            {
+                "calibration": how,
+                "better": int((change > 1e-9).sum()),
+                "the same": int((np.abs(change) <= 1e-9).sum()),
+                "worse": int((change < -1e-9).sum()),
+                "mean change": f"{change.mean():+.3f}",
+                "best": f"{change.max():+.3f}",
+                "worst": f"{change.min():+.3f}",
+            }
+        )
     note = f"Numbers of prompts whose {found.metric} on unseen rows rises, stays, falls.\n\n"
     return note + markdown(table) if table else ""
 
@@ -190,19 +211,34 @@ def _calibrations(found: Findings) -> str:
 def _together(found: Findings) -> str:
     name = found.metric
     table = [
-        {"model": Path(line["model"]).name, "how": f"{line['verbalizer']}, {line['calibration']}",
-         name: with_interval(line[name], (line[f"{name}_low"], line[f"{name}_high"]))}
-        for line in found.lines if line["template"] == "ensemble"
-    ]  # fmt: skip
+        {
+            "model": Path(line["model"]).name,
+            "how": f"{line['verbalizer']}, {line['calibration']}",
+            name: with_interval(line[name], (line[f"{name}_low"], line[f"{name}_high"])),
+        }
+        for line in found.lines
+        if line["template"] == "ensemble"
+    ]
     return markdown(table)
 
 
 def _pair(found: Findings, other: Outcome, test: Any) -> dict[str, Any]:
     return {
-        "first": found.heading.name, "second": other.name, "metric": found.metric, "difference": test.difference,
-        "low": test.low, "high": test.high, "level": test.level, "only_first": test.only_first, "only_second": test.only_second,
-        "rows": test.rows, "test": test.test, "p": test.p, "p_holm": test.adjusted, "verdict": f"first is {test.in_words()}",
-    }  # fmt: skip
+        "first": found.heading.name,
+        "second": other.name,
+        "metric": found.metric,
+        "difference": test.difference,
+        "low": test.low,
+        "high": test.high,
+        "level": test.level,
+        "only_first": test.only_first,
+        "only_second": test.only_second,
+        "rows": test.rows,
+        "test": test.test,
+        "p": test.p,
+        "p_holm": test.adjusted,
+        "verdict": f"first is {test.in_words()}",
+    }
 
 
 def _pairs(found: Findings) -> str:
@@ -210,12 +246,15 @@ def _pairs(found: Findings) -> str:
         return ""
     one = found.heading
     shown = [
-        {"against": f"{Path(other.cell.model).name} "
-        f"{other.cell.name.removeprefix(found.entry.name + '/')}, {other.how}",
-         "difference": with_interval(test.difference, (test.low, test.high)),
-         "better on": f"{test.only_first} : {test.only_second}", "verdict": test.in_words()}
+        {
+            "against": f"{Path(other.cell.model).name} "
+            f"{other.cell.name.removeprefix(found.entry.name + '/')}, {other.how}",
+            "difference": with_interval(test.difference, (test.low, test.high)),
+            "better on": f"{test.only_first} : {test.only_second}",
+            "verdict": test.in_words(),
+        }
         for other, test in found.tests[:SHOWN]
-    ]  # fmt: skip
+    ]
     chance = sum(not test.is_significant for _, test in found.tests)
     kinds = ", ".join(dict.fromkeys(test.test for _, test in found.tests))
     note = (
@@ -242,10 +281,12 @@ def _errors(found: Findings) -> str:
             [{"label": name, **{k: f"{v:.3f}" for k, v in per_class[name].items()}} for name in worst]
         )
     matrix = classification.confusion(predicted[answered], gold[answered], found.labels)
-    return markdown([
-        {"gold ↓ said →": name, **dict(zip(found.labels, line, strict=True))}
-        for name, line in zip(found.labels, matrix, strict=True)
-    ])  # fmt: skip
+    return markdown(
+        [
+            {"gold ↓ said →": name, **dict(zip(found.labels, line, strict=True))}
+            for name, line in zip(found.labels, matrix, strict=True)
+        ]
+    )
 
 
 def _wrong(found: Findings, one: Outcome) -> str:
@@ -270,8 +311,11 @@ def _wrong(found: Findings, one: Outcome) -> str:
 
 
 def _flips(found: Findings) -> str:
-    said_by = [{int(row): text for row, text in zip(one.places, one.said, strict=True)} for one in found.outcomes
-               if one.how == found.outcomes[0].how]  # fmt: skip
+    said_by = [
+        {int(row): text for row, text in zip(one.places, one.said, strict=True)}
+        for one in found.outcomes
+        if one.how == found.outcomes[0].how
+    ]
     if len(said_by) < 2 or found.kind == "text":
         return ""
     votes = {row: Counter(said[row] for said in said_by if row in said) for row in range(len(found.rows))}
@@ -289,8 +333,10 @@ def _needed(found: Findings) -> str:
     if not found.needed:
         return ""
     table = [{"against": name, "rows": rows} for name, rows in list(found.needed.items())[:SHOWN]]
-    note = f"To find a difference of {found.power:g} in {found.metric} from the chosen prompt four times "
-    "of five, at p < 0.05:\n\n"
+    note = (
+        f"To find a difference of {found.power:g} in {found.metric} from the chosen prompt four times "
+        "of five, at p < 0.05:\n\n"
+    )
     return note + markdown(table)
 
 

@@ -69,14 +69,9 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
         InputError: nothing could be asked at all.
     """
     entry, prompts, parts, notes = loaded.entry, loaded.prompts, loaded.parts, loaded.notes
-        loaded.entry,
-        loaded.prompts,
-        loaded.parts,
-        loaded.labels,
-        loaded.notes,
-    )
     asked: dict[str, list[AnyAnswers]] = {}
     together: dict[str, dict[str, np.ndarray]] = {}
+    templates = {template.name: template for template in entry.templates.values()}
     told: dict[str, str] = {}
     texts = text_prompts(entry, options.study.prompts)
     choices = choice_prompts(entry, options.study.prompts)
@@ -94,6 +89,7 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
         asking.model = name
         try:
             fit = _fit(asking, loaded, options) if prompts else []
+            templates |= {prompt.template.name: prompt.template for prompt in fit}
             own = label_cells(asking, name, fit, parts) if fit else []
             # type: ignore[operator]
             own += soft_cells(asking, name, fit, parts) if options.study.soft_rows and fit else []
@@ -120,7 +116,8 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
     found = []
     for kind in [kind for kind, answers in asked.items() if answers]:
         findings = _findings(loaded, kind, asked[kind], options)
-        found.append(replace(findings, ensembles=together if kind == "labels" else {}, models=told))
+        extra = together if kind == "labels" else {}
+        found.append(replace(findings, ensembles=extra, models=told, templates=templates))
     if not found:
         reasons = "; ".join(dict.fromkeys(what for _, _, what in notes.troubles))
         raise InputError(f"'{entry.name}': nothing could be asked. {reasons}")
@@ -141,9 +138,18 @@ def _findings(loaded: Loaded, kind: str, answers: list[AnyAnswers], options: Opt
     if kind == "text" and (metric == "judge" or options.answers.judge):
         answers, word = _judged(loaded.entry, answers, rows, options, loaded.notes)
     return Findings(
-        loaded.entry, kind, metric, tuple(loaded.labels), rows, outcomes(answers, rows, loaded.labels, metric),
-        loaded.population, notes=loaded.notes, judge=word, power=options.run.power, trial=loaded.trial,
-    )  # fmt: skip
+        loaded.entry,
+        kind,
+        metric,
+        tuple(loaded.labels),
+        rows,
+        outcomes(answers, rows, loaded.labels, metric),
+        loaded.population,
+        notes=loaded.notes,
+        judge=word,
+        power=options.run.power,
+        trial=loaded.trial,
+    )
 
 
 def _judged(
@@ -163,12 +169,16 @@ def _judged(
         scores, consistent = judged(one, judging, rows)  # type: ignore[arg-type]
         made.append(replace(one, judged=scores))  # type: ignore[arg-type]
         stayed.append(consistent)
-    word = f"Judge: {judge.model}; its label stayed in {100 * float(np.mean(stayed)):.0f} % of answers "
-    "when places were swapped. "
+    word = (
+        f"Judge: {judge.model}; its label stayed in {100 * float(np.mean(stayed)):.0f} % of answers "
+        "when places were swapped. "
+    )
     if options.answers.judge_rows:
         known = judging.agreement(options.answers.judge_rows)
-        word += f"It agrees with people in {known['agreement']:.3f} of {known['rows']} labelled answers "
-        f"(Cohen's kappa {known['kappa']:.2f})."
+        word += (
+            f"It agrees with people in {known['agreement']:.3f} of {known['rows']} labelled answers "
+            f"(Cohen's kappa {known['kappa']:.2f})."
+        )
     else:
         word += "Its agreement with people is unmeasured (--judge_rows)."
     return made, word
@@ -197,9 +207,9 @@ def write_winner(found: Findings, path: Path) -> None:
     """The chosen prompt as an entry that --prompts reads; words that were learnt as vectors can't be
     written."""
     assert found.chosen is not None
-    answers, known = found.chosen.answers, {one.name: one for one in found.templates}
+    answers = found.chosen.answers
     assert isinstance(answers, Answers)
-    template = known.get(answers.cell.template)
+    template = found.templates.get(answers.cell.template)
     if template is not None and answers.cell.verbalizer != "soft":
         write_entry(found.entry, [Prompt(template, answers.verbalizer)], found.labels, path)
 
@@ -241,8 +251,7 @@ def _told(memory: Memory) -> str:
     """How a model answers, and what it took."""
     scorer = memory.scorer
     if not isinstance(scorer, Endpoint):
-        return f"here, log-probabilities of the whole answers; {memory.computed} answers computed, the "
-        "rest kept from before"
+        return "here, by log-probabilities of the whole answers"
     used = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in scorer.tokens.items())
     cost = f", {scorer.cost:.4f} at the prices given" if scorer.cost else ""
     return f"{scorer.told}; {used}{cost}"

@@ -183,16 +183,20 @@ def write_entry(entry: Entry, prompts: Sequence[Prompt], labels: Sequence[str], 
         "metric": entry.metric,
         "data": {name: {k: v for k, v in asdict(source).items() if v} for name, source in entry.data.items()},
         "templates": {
-            name: {"text": t.text, **({"follows": t.follows} if t.follows else {})} for name, t in templates.items()
+            name: {"text": t.text, **({"follows": t.follows} if t.follows else {})}
+            for name, t in templates.items()
         },
         "verbalizers": {
             p.verbalizer.name.rpartition("/")[2]: {
-                "words": {label: list(words) for label, words in zip(p.verbalizer.labels, p.verbalizer.words, strict=True)},
+                "words": {
+                    label: list(words)
+                    for label, words in zip(p.verbalizer.labels, p.verbalizer.words, strict=True)
+                },
                 "tokens": p.verbalizer.tokens,
                 "combine": p.verbalizer.combine,
             }
             for p in prompts
         },
-    }  # fmt: skip
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000))

@@ -72,8 +72,12 @@ def nearest(pool: Pool, count: int, seed: int, text: str, vector: np.ndarray | N
 
 
 SHOTS: dict[str, Callable[[Pool, int, int, str, np.ndarray | None], list[int]]] = {
-    "none": none, "fixed": fixed, "random": drawn, "balanced": balanced, "nearest": nearest,
-}  # fmt: skip
+    "none": none,
+    "fixed": fixed,
+    "random": drawn,
+    "balanced": balanced,
+    "nearest": nearest,
+}
 
 
 def choose(

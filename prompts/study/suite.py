@@ -84,9 +84,14 @@ def run_suite(
     path = Path(str(options.run.suite)).expanduser()
     runs = read_suite(path)
     groups: dict[str, Any] = {
-        "study": options.study, "scoring": options.scoring, "answers": options.answers, "endpoint": options.endpoint,
-        "data": data, "tuning": tuning, "instruct": instruct,
-    }  # fmt: skip
+        "study": options.study,
+        "scoring": options.scoring,
+        "answers": options.answers,
+        "endpoint": options.endpoint,
+        "data": data,
+        "tuning": tuning,
+        "instruct": instruct,
+    }
     made = [overridden(groups, given, path) for given in runs]
     table, failed = [], False
     for number, (given, own) in enumerate(zip(runs, made, strict=True)):
@@ -126,9 +131,13 @@ def _row(name: str, found: Findings, folder: Path) -> dict[str, Any]:
     bounds = (line[f"{found.metric}_low"], line[f"{found.metric}_high"])
     troubles = f" ({len(found.notes.troubles)} troubles)" if found.notes.troubles else ""
     return {
-        "run": name, "rows": len(found.rows), "metric": found.metric, "figure": with_interval(line[found.metric], bounds),
-        "prompt": found.heading.name + troubles, "folder": folder.name,
-    }  # fmt: skip
+        "run": name,
+        "rows": len(found.rows),
+        "metric": found.metric,
+        "figure": with_interval(line[found.metric], bounds),
+        "prompt": found.heading.name + troubles,
+        "folder": folder.name,
+    }
 
 
 def read_suite(path: Path) -> list[dict[str, Any]]:

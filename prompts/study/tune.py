@@ -170,9 +170,17 @@ def save_tuned(
     }
     (folder / "arguments.yaml").write_text(yaml.safe_dump(dict(arguments)), encoding="utf-8")
     write_passport(
-        folder, network, tokenizer, base=base, method=str(options.tune), method_kwargs=None, task="prompt", labels=None,
-        data_fingerprint=None, metrics=None,
-    )  # fmt: skip
+        folder,
+        network,
+        tokenizer,
+        base=base,
+        method=str(options.tune),
+        method_kwargs=None,
+        task="prompt",
+        labels=None,
+        data_fingerprint=None,
+        metrics=None,
+    )
 
 
 def tune_first(prompt: Prompt, rows: list[Row], model: str, folder: Path, options: TuneArguments) -> str:

@@ -250,11 +250,14 @@ def choice_cells(
     """Every template with choices × number of examples × seed of one model."""
     found = []
     rows = {"training": parts.training, "unseen": parts.unseen}
-    for shots, seed in settings(asking.study):
-        ways = {p.name: (lambda row, p=p: _choice_request(asking, p, row, (shots, seed))) for p in prompts}
+    for setting in settings(asking.study):
+        ways = {
+            p.name: (lambda row, p=p, setting=setting: _choice_request(asking, p, row, setting))
+            for p in prompts
+        }
         asked = asking.weigh(ways, rows)
         for prompt in prompts:
-            cell = Cell(model, prompt.template.name, "choices", shots, seed)
+            cell = Cell(model, prompt.template.name, "choices", *setting)
             own = {part: asked[prompt.name, part] for part in rows}
             if len(own["unseen"].places):
                 found.append(_choice_answers(asking, cell, prompt, own, rows))
@@ -280,9 +283,17 @@ def _choice_answers(
     by_how: dict[str, dict[str, np.ndarray]] = {how: {} for how in WAYS}
     # how likely each choice is with nothing before it (Brown et al. 2020; lm-evaluation-harness's
     # acc_mutual_info)
-    alone = None if asking.study.chat or not asking.memory.exact else asking.memory(
-        [Request("", request.answers, special=request.special) for part in rows for request in own[part].requests]
-    )  # fmt: skip
+    alone = (
+        None
+        if asking.study.chat or not asking.memory.exact
+        else asking.memory(
+            [
+                Request("", request.answers, special=request.special)
+                for part in rows
+                for request in own[part].requests
+            ]
+        )
+    )
     if alone is None:
         del by_how["pmi"]
     counted = iter(alone or ())

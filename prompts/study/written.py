@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -103,12 +104,16 @@ class Written:
         """The heading figure of each repeat."""
         repeats = max((len(row) for row in self.texts["unseen"]), default=1)
         alone = [
-            replace(self, texts={"unseen": [[row[min(i, len(row) - 1)]] for row in self.texts["unseen"]]}, judged={
-                part: {h: scores[:, [min(i, scores.shape[1] - 1)]] for h, scores in by_how.items()}
-                for part, by_how in self.judged.items()
-            })
+            replace(
+                self,
+                texts={"unseen": [[row[min(i, len(row) - 1)]] for row in self.texts["unseen"]]},
+                judged={
+                    part: {h: scores[:, [min(i, scores.shape[1] - 1)]] for h, scores in by_how.items()}
+                    for part, by_how in self.judged.items()
+                },
+            )
             for i in range(repeats)
-        ]  # fmt: skip
+        ]
         return [one.measures(how, "unseen", False)[self.metric].value for one in alone]
 
     def unmatched(self, how: str, part: str = "unseen") -> np.ndarray:
@@ -158,7 +163,8 @@ def text_cells(
             cell = Cell(model, prompt.template.name, prompt.ending.name, *setting)
             texts, wanted, places, requests = {}, {}, {}, []
             for part, members in rows.items():
-                places[part], asked = asking.prepared(prompt.name, lambda row: _request(asking, prompt, row, setting), members)  # noqa: B023  # fmt: skip
+                way = partial(_request, asking, prompt, setting)
+                places[part], asked = asking.prepared(prompt.name, way, members)
                 wanted[part] = [prompt.wanted(members[i]) for i in places[part]]
                 drawn = [asking.memory.written(asked, prompt.ending, drawing) for drawing in drawings]
                 texts[part] = [list(row) for row in zip(*drawn, strict=True)]
@@ -172,6 +178,6 @@ def text_cells(
     return found
 
 
-def _request(asking: Asking, prompt: TextPrompt, row: Row, setting: tuple[int, int]) -> Request:
+def _request(asking: Asking, prompt: TextPrompt, setting: tuple[int, int], row: Row) -> Request:
     prompt.wanted(row)  # a row without anything to compare with isn't asked
     return asking.text_request(prompt.template, prompt.target, row, setting, prompt.ending.tokens)

@@ -17,7 +17,7 @@ from prompts.scoring.score import Request, Scorer
 from prompts.scoring.tokens import count_tokens
 from prompts.templates.layout import Layout
 from prompts.templates.reading import read_entry
-from prompts.templates.template import Rendered, Template, TooLong
+from prompts.templates.template import NoRoom, Rendered, Template
 from prompts.templates.verbalizer import Verbalizer, probabilities
 
 Shots = Sequence[tuple[Mapping[str, Any], int]]  # columns and label of each example
@@ -108,7 +108,7 @@ def compose(
 ) -> Composed:
     """A row's request: the description, examples one after the other, then the row with an open slot.
 
-    Where it is too long, examples are left out first, the earliest first; then the row's text is cut, or it
+    Where a row fits without examples, as many are left out, the earliest first; one that doesn't is cut, or
     isn't asked (`layout.on_long`).
 
     Args:
@@ -138,19 +138,21 @@ def compose(
             return min(upper, limit)
         return count_tokens(tokenizer, text, special=request.special)
 
-    whole = template.render(row)
-    kept = list(examples)
-    while kept and size(whole, kept) > limit:
-        kept.pop(0)
-    try:
-        rendered, was_cut = template.fit(row, lambda text: size(text, kept), limit, layout.on_long == "cut")
-    except TooLong:
-        if layout.on_long == "stop":
-            raise InputError(
-                f"{template.name}: a row has more than {limit} tokens. Set --on_long cut"
-            ) from None
-        raise
-    return Composed(laid(rendered, kept), was_cut, len(examples) - len(kept))
+    whole, kept = template.render(row), list(examples)
+    if size(whole, []) <= limit:
+        while kept and size(whole, kept) > limit:
+            kept.pop(0)
+        return Composed(laid(whole, kept), False, len(examples) - len(kept))
+    if layout.on_long == "stop":
+        raise InputError(f"{template.name}: a row has more than {limit} tokens. Set --on_long cut")
+    while True:
+        try:
+            rendered, cut = template.fit(row, lambda text: size(text, kept), limit, layout.on_long == "cut")
+            return Composed(laid(rendered, kept), cut, len(examples) - len(kept))
+        except NoRoom:
+            if not kept:
+                raise
+            kept.pop(0)
 
 
 def _plain(layout: Layout, parts: Parts, answers: Sequence[str]) -> Request:

@@ -19,9 +19,20 @@ from prompts.templates.template import Template
 LINE = {"line": {"until": ["\n"], "tokens": "64"}}
 LAID = ("description", "description_separator", "separator", "example", "prefill")
 KEYS = {
-    *("labels", "metric", "target", "data", "templates", "verbalizers", "endings", "choices", "keys", "target_is"),
+    *(
+        "labels",
+        "metric",
+        "target",
+        "data",
+        "templates",
+        "verbalizers",
+        "endings",
+        "choices",
+        "keys",
+        "target_is",
+    ),
     *("filters", "normalise", "judge", *LAID),
-}  # fmt: skip
+}
 OF_TEMPLATE = {"text", "follows", "target", "choices"}
 TARGET_IS = ("index", "text", "key")
 
@@ -72,11 +83,17 @@ def _native(path: Path, content: dict[str, Any]) -> Entry:
             value.get("choices", content.get("choices")),
         )
         if target is not None and ("target" in value or not content.get("verbalizers")):
-            targets[key] = Template(f"{name}/{key} (target)", _as_text(path, "target", target))
+            targets[key] = Template(
+                f"{name}/{key} (target)" if "target" in value else f"{name}/target",
+                _as_text(path, "target", target),
+            )
         if listed is not None:
             if key not in targets:
                 raise InputError(f"{path}: '{key}' has `choices` and no `target`, which says what is right")
-            choices[key] = Template(f"{name}/{key} (choices)", _as_text(path, "choices", listed))
+            choices[key] = Template(
+                f"{name}/{key} (choices)" if "choices" in value else f"{name}/choices",
+                _as_text(path, "choices", listed),
+            )
     labelled = [key for key in templates if key not in targets]
     if labelled and not isinstance(content.get("verbalizers"), dict):
         raise InputError(
@@ -124,9 +141,10 @@ def _checked(path: Path, entry: Entry, content: dict[str, Any]) -> Entry:
     if entry.target_is not in (None, *TARGET_IS):
         raise InputError(f"{path}: target_is '{entry.target_is}'; wanted one of: {', '.join(TARGET_IS)}")
     unread = {
-        "text": ("endings", "filters", "normalise", "judge"), "choices": ("keys", "target_is"),
+        "text": ("endings", "filters", "normalise", "judge"),
+        "choices": ("keys", "target_is"),
         "labels": ("verbalizers", "labels"),
-    }  # fmt: skip
+    }
     for kind, keys in unread.items():
         idle = next((key for key in keys if key in content and kind not in entry.kinds), None)
         if idle:

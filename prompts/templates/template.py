@@ -31,6 +31,10 @@ class Skipped(InputError):
     """A template that says nothing of a row, as `{% if %}` around all of it has it: the row isn't asked."""
 
 
+class NoRoom(InputError):
+    """What doesn't come from the row is too long by itself."""
+
+
 class TooLong(InputError):
     """A row that doesn't fit, where it is not to be cut."""
 
@@ -249,7 +253,7 @@ class Template:
 
         Raises:
             TooLong: the text is too long and may not be cut.
-            InputError: what doesn't come from the row is too long by itself.
+            NoRoom: what doesn't come from the row is too long by itself.
         """
         rendered = self.render(row)
         tokens = size(rendered)
@@ -271,7 +275,7 @@ class Template:
             low, high = (middle, high) if size(cut(middle)) <= limit else (low, middle)
         rendered = cut(low)
         if size(rendered) > limit:
-            raise InputError(
+            raise NoRoom(
                 f"{self.name}: {size(rendered)} tokens without the row's text; wanted at most {limit}. "
                 "Set --max_length or --shots"
             )

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from finetune.errors import InputError
 from prompts.scoring.score import Scorer
 from prompts.study.rows import Row
+from prompts.templates.layout import Layout
 from prompts.templates.lint import check_prompt
 from prompts.templates.prompt import Prompt, compose
 from prompts.templates.template import Template
@@ -38,10 +39,12 @@ def test_asking_in_python(scorer: Scorer) -> None:
 def test_examples_stand_before_the_question_with_their_answers(scorer: Scorer) -> None:
     template = Template("t/a", "{{ text }} it was {{ mask }}.")
     shown = [(template.render({"text": "the film"}), "good"), (template.render({"text": "a story"}), "bad")]
-    request, was_cut = compose(template, scorer, {"text": "the actor"}, shown, ["bad", "good"])
+    made = compose(template, scorer, {"text": "the actor"}, shown, ["bad", "good"], Layout())
+    request, was_cut = made.request, made.was_cut
     assert request.context == "the film it was good.\n\na story it was bad.\n\nthe actor it was"
     assert request.answers == (" bad", " good") and request.rest == "." and not was_cut
-    cut, was_cut = compose(template, scorer, {"text": "the actor " * 60}, shown, ["bad", "good"])
+    made = compose(template, scorer, {"text": "the actor " * 60}, shown, ["bad", "good"], Layout())
+    cut, was_cut = made.request, made.was_cut
     assert (
         was_cut and cut.context.startswith("the film it was good.") and cut.context.endswith("actor it was")
     )
@@ -51,17 +54,17 @@ def test_examples_stand_before_the_question_with_their_answers(scorer: Scorer) -
 def test_room_is_left_for_the_answer_with_the_most_tokens(scorer: Scorer) -> None:
     template = Template("t/a", "{{ text }} it was {{ mask }}")
     words = ["i i i i", "unpronounceable"]  # four tokens and one
-    request, was_cut = compose(template, scorer, {"text": "the film " * 60}, [], words, limit=20)
-    assert was_cut and [len(s.ids) for s in scorer._encode([request])] == [20, 17]
+    made = compose(template, scorer, {"text": "the film " * 60}, [], words, Layout(limit=20))
+    assert made.was_cut and [len(s.ids) for s in scorer._encode([made.request])] == [20, 17]
 
 
 def test_a_chat_goes_through_the_models_own_template_with_one_bos(scorer: Scorer) -> None:
     template = Template("t/a", "{{ text }} it was {{ mask }}")
     with pytest.raises(InputError, match="has no chat template"):
-        compose(template, scorer, {"text": "the film"}, [], ["good"], chat=True)
+        compose(template, scorer, {"text": "the film"}, [], ["good"], Layout(chat=True))
     scorer.tokenizer.chat_template = "<s>{% for m in messages %}{{ m['content'] }} {% endfor %}[CLS]"
     shown = [(template.render({"text": "a story"}), "bad")]
-    request, _ = compose(template, scorer, {"text": "the film"}, shown, ["good"], chat=True)
+    request = compose(template, scorer, {"text": "the film"}, shown, ["good"], Layout(chat=True)).request
     assert (
         request.context == "<s>a story it was bad the film it was [CLS]"
         and request.answers == ("good",)
@@ -70,7 +73,9 @@ def test_a_chat_goes_through_the_models_own_template_with_one_bos(scorer: Scorer
     sequence = scorer._encode([request])[0]
     assert sequence.ids.count(5) == 1  # a chat template has put its special tokens in already
     with pytest.raises(InputError, match="can't stand in a chat"):
-        compose(Template("t/b", "{{ text }} {{ mask }}."), scorer, {"text": "x"}, [], ["good"], chat=True)
+        compose(
+            Template("t/b", "{{ text }} {{ mask }}."), scorer, {"text": "x"}, [], ["good"], Layout(chat=True)
+        )
 
 
 def test_lint_names_what_is_wrong() -> None:

@@ -21,16 +21,21 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 
 from finetune.artefacts.passport import write_passport
 from finetune.cli.parser import parse_into
-from finetune.data.sources import DataArguments
+from finetune.data.sources import TextArguments
 from finetune.errors import InputError
 from finetune.methods import attach
 from prompts.scoring.cache import Memory
 from prompts.scoring.load import ScoringArguments, embed, load_scorer
 from prompts.scoring.score import Request, Scorer
-from prompts.study.asking import CALIBRATIONS, Asking
-from prompts.study.options import StudyArguments
-from prompts.study.run import check, generate_all, keep_options, read_parts, study_prompts, tune_first
+from prompts.study.asking import Asking
+from prompts.study.check import check
+from prompts.study.instruct import InstructArguments
+from prompts.study.options import AnswerArguments, StudyArguments
+from prompts.study.run import Options, keep_options
+from prompts.study.study import read_parts
+from prompts.study.suite import one_study
 from prompts.study.tune import TuneArguments
+from prompts.study.weighed import CALIBRATIONS
 
 ROOT = Path(__file__).parents[2]
 ENTRY = """
@@ -44,7 +49,7 @@ verbalizers:
 """
 
 
-def run(model: Path, rows: Path, folder: Path, **options: object) -> tuple[StudyArguments, DataArguments]:
+def run(model: Path, rows: Path, folder: Path, **options: object) -> tuple[StudyArguments, TextArguments]:
     (folder / "own.yaml").parent.mkdir(parents=True, exist_ok=True)
     (folder / "own.yaml").write_text(ENTRY)
     study = StudyArguments(
@@ -54,15 +59,16 @@ def run(model: Path, rows: Path, folder: Path, **options: object) -> tuple[Study
         output_dir=str(folder / "out"),
         **options,
     )  # type: ignore[arg-type]
-    return study, DataArguments(dataset_name=str(rows), max_eval_rows=20)
+    return study, TextArguments(dataset_name=str(rows), max_eval_rows=20)
 
 
-def finish(study: StudyArguments, data: DataArguments, tuning: TuneArguments | None = None):
-    tuning = tuning or TuneArguments()
-    entry, prompts, parts, labels = read_parts(study, data, tuning)
-    if tuning.tune:
-        study.models.append(tune_first(prompts[0], parts, study, tuning))
-    return study_prompts(entry, prompts, parts, labels, study, ScoringArguments(dtype="float32"))
+def options_of(study: StudyArguments, **answers: object) -> Options:
+    # type: ignore[arg-type]
+    return Options(study, ScoringArguments(dtype="float32"), AnswerArguments(**answers))
+
+
+def finish(study: StudyArguments, data: TextArguments, tuning: TuneArguments | None = None):
+    return one_study(options_of(study), data, tuning or TuneArguments(), InstructArguments())[0]
 
 
 def test_a_whole_study(saved, review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,11 +88,13 @@ def test_a_whole_study(saved, review_file: Path, tmp_path: Path, capsys: pytest.
     )
     folder = Path(study.output_dir)
     table = pq.read_table(folder / "rows.parquet").to_pylist()
-    assert len(table) == 20 * len(cells) and {row["prediction"] for row in table} <= {"neg", "pos"}
+    assert sum(row["part"] == "unseen" for row in table) == 20 * len(cells) and {
+        row["prediction"] for row in table
+    } <= {"neg", "pos"}
     report = (folder / "report.md").read_text()
     for part in (
         "Chosen on training rows",
-        "Spread over templates",
+        "Spread over prompts",
         "What each calibration does",
         "not significant",
         "All prompts together",
@@ -102,7 +110,7 @@ def test_a_whole_study(saved, review_file: Path, tmp_path: Path, capsys: pytest.
     assert {name: (folder / name).read_bytes() for name in first} == first
     assert {name.rpartition(".")[2] for name in first} == {"md", "csv", "parquet", "png", "json"}
     unseen = {row.identity for row in found.rows}
-    parts = read_parts(study, data, TuneArguments())[2]
+    parts = read_parts(study, data, TuneArguments()).parts
     pieces = [{row.identity for row in piece} for piece in (parts.training, parts.search, parts.examples)]
     assert len(set.union(*pieces)) == sum(map(len, pieces)) and not unseen & set.union(
         *pieces
@@ -111,23 +119,23 @@ def test_a_whole_study(saved, review_file: Path, tmp_path: Path, capsys: pytest.
 
 def test_options_are_kept_as_config_takes_them(tmp_path: Path) -> None:
     study = StudyArguments(prompts=["topic"], shots=[0, 4], output_dir=str(tmp_path))
-    keep_options(tmp_path, study, DataArguments(), ScoringArguments(), TuneArguments())
+    keep_options(tmp_path, study, TextArguments(), ScoringArguments(), TuneArguments())
     again = parse_into(
-        [StudyArguments, DataArguments, ScoringArguments, TuneArguments],
+        [StudyArguments, TextArguments, ScoringArguments, TuneArguments],
         ["--config", str(tmp_path / "arguments.yaml")],
     )
-    assert again == [study, DataArguments(), ScoringArguments(), TuneArguments()]
+    assert again == [study, TextArguments(), ScoringArguments(), TuneArguments()]
 
 
 def test_a_study_with_a_tuned_prompt(saved, review_file: Path, tmp_path: Path) -> None:
     study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
     found = finish(study, data, TuneArguments(tune="prompt", tune_rows=16))
-    assert {answers.cell.model for answers in found.answers} == set(study.models) and len(study.models) == 2
-    weights = Path(study.models[1]) / "adapter_model.safetensors"
-    assert (Path(study.models[1]) / "passport.json").is_file()
+    folder = Path(study.output_dir) / "tuned_prompt"
+    assert {answers.cell.model for answers in found.answers} == {study.models[0], str(folder)}
+    weights = folder / "adapter_model.safetensors"
+    assert (folder / "passport.json").is_file()
 
     def trained(**options: object) -> int:
-        study.models[:] = study.models[:1]
         finish(study, data, TuneArguments(**{"tune": "prompt", "tune_rows": 16, **options}))
         return weights.stat().st_mtime_ns
 
@@ -150,7 +158,7 @@ def test_a_study_with_label_vectors(saved, review_file: Path, tmp_path: Path) ->
     assert (
         soft[0].labels["unseen"].shape == (20, 2) and np.isfinite(soft[0].scores("prior", "training")).all()
     )
-    parts = read_parts(study, data, TuneArguments())[2]
+    parts = read_parts(study, data, TuneArguments()).parts
     assert len(parts.soft) == 16 and not {r.identity for r in parts.soft} & {
         r.identity for r in [*parts.training, *parts.unseen]
     }
@@ -186,14 +194,9 @@ def test_generated_texts_are_measured(saved, tmp_path: Path, capsys: pytest.Capt
     study = StudyArguments(
         prompts=[str(tmp_path / "own.yaml")], models=[str(model)], output_dir=str(tmp_path / "out")
     )
-    entry, _, parts, _ = read_parts(
-        study, DataArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl"]), TuneArguments()
-    )
-    table = generate_all(entry, parts, study, ScoringArguments(dtype="float32"))
-    assert [line["prompt"] for line in table] == [
-        "own/a/line",
-        "own/b/line",
-    ] and "rougeL" in capsys.readouterr().out
+    found = finish(study, TextArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl"]))
+    assert [one.cell.name for one in found.outcomes] == ["own/a/line", "own/b/line"]
+    assert "rougeL" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "out" / "texts.jsonl").read_text().splitlines()]
     assert len(lines) == 6 and {line["wanted"] for line in lines} == {"very good"}
 
@@ -212,16 +215,17 @@ def test_texts_are_written_behind_examples_of_texts(saved, tmp_path: Path) -> No
         prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))], shots=[0, 2],
         shot_choice="random", output_dir=str(tmp_path / "out"),
     )  # fmt: skip
-    data = DataArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl", "train=train.jsonl"])
-    entry, _, parts, _ = read_parts(study, data, TuneArguments())
-    table = generate_all(entry, parts, study, ScoringArguments(dtype="float32"))
-    assert [line["prompt"] for line in table] == ["own/a/line", "own/a/line 2 shots, seed 0"]
-    asking = Asking(Memory(load_scorer(study.models[0]), "x"), study, parts.examples)
-    request = asking.text_request(entry.templates["a"], entry.targets["a"], parts.unseen[0], (2, 0), 4)
+    data = TextArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl", "train=train.jsonl"])
+    found = finish(study, data)
+    assert [one.cell.name for one in found.outcomes] == ["own/a/line", "own/a/line 2 shots, seed 0"]
+    loaded = read_parts(study, data, TuneArguments())
+    asking = Asking(Memory(load_scorer(study.models[0]), "x"), study, loaded.parts.examples)
+    entry, row = loaded.entry, loaded.parts.unseen[0]
+    request = asking.text_request(entry.templates["a"], entry.targets["a"], row, (2, 0), 4)
     assert request.context.endswith("\n\nthe film") and request.context.count("very good\n\n") == 2
     for options, message in (
         ({"search": True}, "leave out --search"),
-        ({"shots": [4]}, "3 training rows for 4 examples"),
+        ({"shots": [4]}, "3 training rows for .* 4 examples"),
     ):
         with pytest.raises(InputError, match=message):
             read_parts(replace(study, **options), data, TuneArguments())
@@ -254,14 +258,11 @@ def test_check_passes_good_prompts_and_stops_at_bad_ones(
     saved, review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a", check=True)
-    entry, prompts, parts, _ = read_parts(study, data, TuneArguments())
-    assert (
-        check(entry, prompts, parts, study, ScoringArguments()) == []
-        and "nothing wrong" in capsys.readouterr().out
-    )
+    loaded = read_parts(study, data, TuneArguments())
+    assert check(loaded, study, ScoringArguments()) == [] and "nothing wrong" in capsys.readouterr().out
     study.max_length = 6
     with pytest.raises(InputError, match="things are wrong with the prompts of 'own'"):
-        check(entry, prompts, parts, study, ScoringArguments())
+        check(loaded, study, ScoringArguments())
     assert "rows have more than 6 tokens" in capsys.readouterr().out
 
 
@@ -277,14 +278,13 @@ def test_check_reads_what_written_texts_are_compared_with(
     study = StudyArguments(
         prompts=[str(tmp_path / "own.yaml")], models=[model], check=True, output_dir=str(tmp_path / "out")
     )
-    data = DataArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl"])
-    entry, prompts, parts, _ = read_parts(study, data, TuneArguments())
+    data = TextArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl"])
+    loaded = read_parts(study, data, TuneArguments())
     with pytest.raises(InputError, match="4 things are wrong"):
-        check(entry, prompts, parts, study, ScoringArguments())
+        check(loaded, study, ScoringArguments())
     told = capsys.readouterr().out
     for fault in (
-        "own/a: 1 rows with an empty column", "own/a: 1 rows render to nothing", "own/target: 1 rows "
-        "have no text to compare with",
+        "own/a: 1 rows with an empty column", "own/a: 1 rows render to nothing", "own/target: 1 rows have no text",
         "own/b: no column 'txt'; the rows have text, end",
     ):  # fmt: skip
         assert fault in told
@@ -303,9 +303,13 @@ def test_tables_bear_any_label_and_the_cache_any_file(saved, tmp_path: Path) -> 
         prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))], choose_rows=0,
         output_dir=str(tmp_path / "out"),
     )  # fmt: skip
-    finish(study, DataArguments(dataset_name=str(tmp_path)))
+    finish(study, TextArguments(dataset_name=str(tmp_path)))
     lines = (
-        (tmp_path / "out" / "report.md").read_text().split("## Where the first prompt errs")[1].splitlines()
+        (tmp_path / "out" / "report.md")
+        .read_text()
+        .split("## Where the first prompt errs")[1]
+        .split("\n## ")[0]
+        .splitlines()
     )
     tables = [line.replace("\\|", "") for line in lines if line.startswith("|")]
     assert {line.count("|") for line in tables} == {5} and sum(
@@ -315,7 +319,7 @@ def test_tables_bear_any_label_and_the_cache_any_file(saved, tmp_path: Path) -> 
     with pytest.raises(
         InputError, match=r"cache.sqlite can't keep answers: .*Remove it, or set --cache_file"
     ):
-        finish(study, DataArguments(dataset_name=str(tmp_path)))
+        finish(study, TextArguments(dataset_name=str(tmp_path)))
 
 
 def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Path) -> None:
@@ -331,8 +335,10 @@ def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Pat
         finish(replace(study, search=True, search_rows=1), data)
     same = tmp_path / "same.yaml"
     same.write_text(ENTRY.replace("pos: good", "pos: zebra"))
-    with pytest.raises(InputError, match=r"same/is/plain: The answer ' zebra' is unknown to the vocabulary"):
-        finish(replace(study, prompts=[str(same)]), data)
+    troubled = finish(replace(study, prompts=[str(same)]), data)  # the other words are asked
+    assert {one.cell.verbalizer for one in troubled.outcomes} == {"strong"}
+    told = [what for _, _, what in troubled.notes.troubles]
+    assert any("The answer ' zebra' is unknown to the vocabulary" in what for what in told)
     with pytest.raises(InputError, match="was saved as BertModel"):
         load_scorer(str(saved("bert", AutoModel, seed=2)))
     with pytest.raises(InputError, match="text follows the slot"):
@@ -414,8 +420,10 @@ def test_an_adapter_on_a_tuned_model_is_asked_on_the_two_merged(saved, tmp_path:
 def test_two_processes_write_the_same_bytes(saved, review_file: Path, tmp_path: Path) -> None:
     model = saved("llama", AutoModelForCausalLM, initializer_range=0.2)
     (tmp_path / "own.yaml").write_text(ENTRY)
-    options = f"--prompts own.yaml --models {model} --dataset_name {review_file} --choose_rows 12 --shots "
-    "0 1 --search true"
+    options = (
+        f"--prompts own.yaml --models {model} --dataset_name {review_file} --choose_rows 12 --shots "
+        "0 1 --search true"
+    )
     further = "--search_rows 8 --soft_rows 8 --tune lora --tune_rows 8 --output_dir out"
     command = [str(ROOT / "scripts" / "prompt.py"), *options.split(), *further.split()]
     done = launched(command, tmp_path)

@@ -10,12 +10,13 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from finetune.data.sources import DataArguments, load_rows
 from finetune.errors import InputError
+from prompts.study.asking import Notes
+from prompts.study.prompts import named_entry, named_prompts
 from prompts.study.rows import read_rows, source_of
-from prompts.study.study import named_prompts
 from prompts.templates.entries import library
-from prompts.templates.reading import read_entry
 from prompts.templates.prompt import Prompt, split_name
-from prompts.templates.template import Rendered, Template, shortened
+from prompts.templates.reading import read_entry
+from prompts.templates.template import Rendered, Skipped, Template, shortened
 from prompts.templates.verbalizer import Verbalizer, corrected, make_verbalizer, probabilities
 
 TASKS = {
@@ -192,7 +193,7 @@ def test_every_template_renders_on_its_data(name: str, shared_data: Path) -> Non
         rows = load_rows(DataArguments(dataset_name=folder), train=False).eval.select(range(20))
         table = read_rows(rows, entry, source_of(entry, folder))
         if not entry.targets:
-            _, prompts = named_prompts([name], table.labels)
+            prompts = named_prompts(entry, [name], table.labels)
             assert {row.label for row in table.rows} <= set(range(len(table.labels)))
             assert len(prompts) == len(entry.templates) * len(entry.words)
         else:
@@ -262,7 +263,7 @@ def test_files_of_ones_own_and_what_is_wrong_with_them(tmp_path: Path) -> None:
         ),
         (
             "metric: accuracy\ntemplates: {a: x}\ntarget: y",
-            "unknown metric 'accuracy'; wanted one of: rougeL",
+            "unknown metric 'accuracy'; wanted one of: exact_match",
         ),
         ("templates: {a: x}\ntarget: y\nendings: {e: {until: END}}", "the ending 'e' holds"),
         (
@@ -321,12 +322,26 @@ templates:
 """
 
 
-def test_promptsource_files_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_promptsource_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "templates.yaml"
     path.write_text(PROMPTSOURCE)
-    entry, prompts = named_prompts([str(path)], ["neg", "pos"])
-    assert list(entry.templates) == ["Opinion", "Turned", "In a block", "n or a"]
-    assert "left out, as their answers aren't the labels of one column: Each its own, Write" in caplog.text
+    entry = named_entry([str(path)])
+    prompts = named_prompts(entry, [str(path)], ["neg", "pos"])
+    kinds = {name: entry.kind(name) for name in entry.templates}
+    assert kinds == {
+        "Opinion": "labels",
+        "Write": "text",
+        "Turned": "labels",
+        "In a block": "labels",
+        "Each its own": "choices",
+        "n or a": "labels",
+    }
+    own = {"text": "Fun.", "label": 1}
+    assert entry.choices["Each its own"].listed(own) == ["Fun.", "no"]
+    assert entry.targets["Each its own"].listed(own) == ["no"] and entry.targets["Write"].listed(own) == [
+        "Fun."
+    ]
+    assert entry.templates["Write"].render(own).before == "Write one:"
     words = {prompt.name: prompt.verbalizer.words for prompt in prompts}
     assert words == {
         "imdb/Opinion/Opinion": (("bad",), ("good",)),
@@ -343,9 +358,10 @@ def test_promptsource_files_are_read(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert block == Rendered("Fun ||| games.\nDid I like it?\n", "", "")
     assert prompts[3].template.render(row).filled("good") == "Say it: Fun ||| games.\ngood"
     assert Prompt.load(f"{path}/Turned", ["neg", "pos"]).verbalizer.answer("neg") == "positive review."
-    assert named_prompts([f"{path}/Opinion"], ["1", "2"], [0, 1])[1][0].verbalizer.answer("2") == "good"
-    with pytest.raises(InputError, match="imdb/Opinion.*cannot be rendered: list object has no element 2"):
-        named_prompts([str(path)], ["neg", "meh", "pos"])
+    assert named_prompts(entry, [f"{path}/Opinion"], ["1", "2"], [0, 1])[0].verbalizer.answer("2") == "good"
+    notes = Notes()
+    assert named_prompts(entry, [str(path)], ["neg", "meh", "pos"], notes=notes) == []
+    assert len(notes.troubles) == 4
 
 
 def test_promptsource_templates_that_write_have_their_own_answers(tmp_path: Path) -> None:
@@ -363,7 +379,7 @@ def test_promptsource_templates_that_write_have_their_own_answers(tmp_path: Path
     assert entry.templates["two"].render(row) == Rendered("Write: short", " ", "") and list(
         entry.endings
     ) == ["line"]
-    with pytest.raises(InputError, match="nothing but its slot"):
+    with pytest.raises(Skipped, match="says nothing of the row"):
         entry.templates["two"].render({"text": "", "summary": "short"})
 
 
@@ -435,4 +451,4 @@ def test_bad_names_and_options_are_named() -> None:
         Verbalizer("v", ("a", "b"), (("x",), ("z",))).answer("c")
     assert split_name("x/y.yaml/t/v") == ("x/y.yaml", "t", "v") and split_name("s") == ("s", None, None)
     with pytest.raises(InputError, match="several entries"):
-        named_prompts(["sentiment", "topic"])
+        named_entry(["sentiment", "topic"])

@@ -117,7 +117,9 @@ class TextArguments(SourceArguments):
     )
     balance_eval_rows: bool = field(
         default=False,
-        metadata={"help": "Draw max_eval_rows evenly over the classes: figures of another population than the file's."},
+        metadata={
+            "help": "Draw max_eval_rows evenly over the classes: figures of another population than the file's."
+        },
     )
     label_names: list[str] | None = field(
         default=None,

@@ -56,7 +56,15 @@ class Loaded:
 
 
 POOL = 5000  # training rows that are looked at
-UNREAD = ("text_column", "text_pair_column", "ignore_columns", "drop_empty_rows", "layout", "label_names", "near_labels")
+UNREAD = (
+    "text_column",
+    "text_pair_column",
+    "ignore_columns",
+    "drop_empty_rows",
+    "layout",
+    "label_names",
+    "near_labels",
+)
 
 
 def check_read(data: TextArguments) -> None:

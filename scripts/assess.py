@@ -20,9 +20,7 @@ def main(assess: AssessArguments, data: DataArguments) -> None:
     keep_freed_memory()
     import json
 
-    from finetune.adapters.answering import assess_task
-    from finetune.adapters.assess import assess_classifier, assessment_folder, evaluation_rows
-    from finetune.adapters.classifier import load
+    from finetune.adapters.assess import assess_task, assessment_folder
     from finetune.artefacts.files import write_atomically
     from finetune.artefacts.folder import read_artefact
     from finetune.errors import InputError
@@ -32,24 +30,13 @@ def main(assess: AssessArguments, data: DataArguments) -> None:
     if assess.artefact is None:
         raise InputError("No artefact; set --artefact to the --output_dir of a training script")
     folder = assessment_folder(assess, data)
-    artefact = read_artefact(assess.artefact)
-    classes = artefact.options.get("task") in ("classification", "pairs")
-    if classes:
-        classifier = load(assess.artefact)
-        rows, columns = evaluation_rows(data, classifier)
-        figures = assess_classifier(
-            classifier, rows, columns, assess.per_device_eval_batch_size, assess.bootstrap_samples
-        )
-    else:
-        figures = assess_task(
-            artefact, data, assess.per_device_eval_batch_size, assess.bootstrap_samples, folder
-        )
+    figures = assess_task(read_artefact(assess.artefact), data, assess, folder)
     figures |= {"artefact": assess.artefact, "dataset_name": data.name, "eval_split": data.eval_split}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "metrics.json", json.dumps(figures, indent=1))
     print(assessment_table(figures))
     print(f"\n{folder / 'metrics.json'}")
-    if classes:
+    if "confusion" in figures:
         draw_assessment(figures, folder / "assessment.png")
         print(folder / "assessment.png")
 

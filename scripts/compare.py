@@ -32,9 +32,8 @@ def main(
     import sys
     from pathlib import Path
 
-    from finetune.adapters.assess import assess_classifier, evaluation_rows
-    from finetune.adapters.classifier import load
-    from finetune.artefacts.folder import resolved_options
+    from finetune.adapters.assess import assess_task
+    from finetune.artefacts.folder import read_artefact, resolved_options
     from finetune.errors import InputError
     from finetune.methods import find_method
     from finetune.reports.compare import comparison_row, for_people, read_metrics, write_recipe
@@ -61,11 +60,8 @@ def main(
                 raise InputError(
                     f"The run of '{method}' stopped, see above; the finished ones are kept in {root}"
                 )
-        classifier = load(run)
-        rows, columns = evaluation_rows(data, classifier)
-        table.append(
-            comparison_row(method, read_metrics(run) or {}, assess_classifier(classifier, rows, columns))
-        )
+        assessed = assess_task(read_artefact(run), data)
+        table.append(comparison_row(method, read_metrics(run) or {}, assessed))
     text = markdown([for_people(row) for row in table])
     (root / "comparison.md").write_text(text + "\n", encoding="utf-8")
     (root / "comparison.csv").write_text(comma_separated(table), encoding="utf-8")

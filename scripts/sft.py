@@ -38,7 +38,6 @@ def main(
     from finetune.methods import attach, check_packed, find_method
     from finetune.models.attention.packed import pack
     from finetune.models.load import architecture
-    from finetune.tasks.answers import answerer
     from finetune.tasks.options import TaskArguments
     from finetune.tasks.sft import as_asked, packed
     from finetune.tasks.table import settle
@@ -48,13 +47,16 @@ def main(
 
     world_size()
     task = TaskArguments(
-        task=instruct.task, max_length=training.max_length, max_target_length=instruct.max_new_tokens
+        instruct.task,
+        training.max_length,
+        max_target_length=instruct.max_new_tokens,
+        early_stopping_patience=instruct.early_stopping_patience,
     )
     changes = as_asked(
         instruct.chat, training.assistant_only_loss, training.completion_only_loss, instruct.write_answers
     )
     row = replace(settle(task, architecture(model)), **changes)
-    training = settled(training, find_method(method.method).learning_rate, row.best)
+    training = settled(training, find_method(method.method).learning_rate, row.best, task.early_stopping_patience)
     options = resolved_options(instruct, data, model, method, batching, training)
     found = steps.read_rows(row, data, training, options)
     processor, network = steps.load_for(row, model, found)
@@ -64,13 +66,13 @@ def main(
     network = attach(network, method.method, method.method_kwargs, row.peft)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     asked = steps.ask(found, features["eval"])
+    further = steps.trainer_options(
+        row, task, processor, features, asked, batching=batching, training=training
+    )
     checkpoint = open_run(options, found.fingerprint, network)
-    trainer = make_instruct_trainer(
-        row, network, processor, training, features,
-        batching=batching, answer=answerer(row, task, processor, asked, training.per_device_eval_batch_size),
-    )  # fmt: skip
+    trainer = make_instruct_trainer(row, network, processor, training, features, **further)
     trainer.train(resume_from_checkpoint=checkpoint)
-    steps.save_run(trainer, asked, instruct.save_predictions)
+    steps.save_run(trainer, found, asked, instruct.save_predictions)
 
 
 if __name__ == "__main__":

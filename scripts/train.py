@@ -77,11 +77,13 @@ def run(
     network = attach(network, method.method, method.method_kwargs, row.peft)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     asked = steps.ask(found, features["eval"])
-    further = steps.trainer_options(row, task, processor, features, asked, training)
+    further = steps.trainer_options(
+        row, task, processor, features, asked, batching=batching, training=training
+    )
     checkpoint = open_run(options, found.fingerprint, network)
-    trainer = make_trainer(row, network, processor, training, features, batching=batching, **further)
+    trainer = make_trainer(row, network, processor, training, features, **further)
     trainer.train(resume_from_checkpoint=checkpoint)
-    return steps.save_run(trainer, asked, task.save_predictions)
+    return steps.save_run(trainer, found, asked, task.save_predictions)
 
 
 if __name__ == "__main__":

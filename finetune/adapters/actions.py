@@ -22,6 +22,7 @@ from finetune.artefacts.passport import check_passport, read_passport
 from finetune.data.columns import class_ids
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
+from finetune.tasks.answers import asked_texts
 from finetune.tasks.table import find_task
 
 
@@ -167,7 +168,7 @@ def to_onnx(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
 
 def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
     """Accuracy of a classifier in PyTorch, as ONNX and as int8, on the same labelled rows."""
-    from finetune.adapters.assess import assessed_texts, evaluation_rows
+    from finetune.adapters.assess import evaluation_rows
     from finetune.adapters.onnx import INT8, MODEL, onnx_predictions
 
     folder, source = output_of(action), one_of(action)
@@ -187,9 +188,10 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
             name: given[name] for name in ("eval_split", "max_eval_rows") if given[name] is not None
         }
     rows_of = DataArguments(**given)
-    rows, columns = evaluation_rows(rows_of, classifier)
+    examined, _ = evaluation_rows(artefact, find_task(artefact.options["task"]), rows_of)
+    rows, columns = examined.rows.eval, examined.columns
     texts, gold = (
-        assessed_texts(rows, columns),
+        asked_texts(rows, columns),
         torch.tensor(class_ids(rows, columns.label, classifier.labels)),
     )
     plain = classifier.logits(texts).argmax(-1)

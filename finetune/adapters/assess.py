@@ -1,22 +1,31 @@
-"""An artefact and rows → figures with intervals. Knows classifiers; knows no training."""
+"""An artefact of any task and rows → answers, figures and intervals. Knows tasks and artefacts; trains nothing."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+import tempfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset
+import numpy as np
 
-from finetune import loss
-from finetune.adapters.classifier import Classifier
-from finetune.data.checks import without_empty
-from finetune.data.columns import Columns, class_ids, find_columns, with_classes
-from finetune.data.sources import DataArguments, load_rows, sample
-from finetune.metrics import bootstrap, classification
-from finetune.tasks.classification import check_classes
+from finetune.adapters.classifier import load_network
+from finetune.artefacts.folder import Artefact
+from finetune.artefacts.trained_rows import read_trained_rows, unseen_rows
+from finetune.data.sources import DataArguments, Rows, load_rows
+from finetune.errors import InputError
+from finetune.metrics.bootstrap import bootstrap, mean
+from finetune.models.load import ModelArguments, architecture
+from finetune.tasks.answers import answerer, save_answers
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.table import recalled
+from finetune.tasks.task import Examined, Task, intervals
+from finetune.training.run import ask
+from finetune.training.trainer import ExactTrainer, TrainingArguments, make_trainer
+
+# Options of the rows, and the role that each one's column has.
+ROLES = {"text_column": "text", "text_pair_column": "pair", "label_column": "label"}
 
 
 @dataclass
@@ -32,6 +41,10 @@ class AssessArguments:
     )
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Rows a batch."})
     bootstrap_samples: int = field(default=2000, metadata={"help": "Samples behind each 95 % interval."})
+    keep_trained_rows: bool = field(
+        default=False,
+        metadata={"help": "Score rows that the model was trained on too; they are left out else."},
+    )
 
 
 def assessment_folder(assess: AssessArguments, data: DataArguments) -> Path:
@@ -42,51 +55,106 @@ def assessment_folder(assess: AssessArguments, data: DataArguments) -> Path:
     return Path(str(assess.artefact)) / "assessments" / name
 
 
-def evaluation_rows(data: DataArguments, classifier: Classifier) -> tuple[Dataset, Columns]:
-    """Rows to assess a classifier on, sampled and checked against the labels that it knows.
+def trained_as(artefact: Artefact) -> tuple[Task, TaskArguments]:
+    """The task's row as it was trained, and its options.
 
     Raises:
-        InputError: a column that is missing, a label that the classifier never saw, rows without text.
+        InputError: a folder of pretraining or of preferences, which answers nothing.
     """
-    rows = load_rows(data, train=False).eval
-    assert rows is not None
-    columns = find_columns(rows, data, classifier.pair)
-    rows = without_empty(rows, columns, data.drop_empty_rows, "evaluation")
-    check_classes(rows, columns.label, classifier.labels, "evaluation")
-    even = columns.label if data.balance_eval_rows else None
-    return sample(with_classes(rows, columns.label), data.max_eval_rows, data.sample_seed, even), columns
+    if "task" not in artefact.options:
+        raise InputError(
+            f"{artefact.folder} holds a model of no task, which answers nothing; tune it with scripts/train.py"
+        )
+    model = {name: value for name, value in artefact.options.items() if name in vars(ModelArguments())}
+    return recalled(artefact.options, architecture(ModelArguments(**model)))
 
 
-def assessed_texts(rows: Dataset, columns: Columns) -> list[Any]:
-    """The rows' texts (or pairs of texts), as a classifier takes them."""
+def evaluation_rows(
+    artefact: Artefact, row: Task, data: DataArguments, keep_trained_rows: bool = False
+) -> tuple[Examined, int]:
+    """Evaluation rows, checked and sampled, without those that the model was trained on, and how many these were.
+
+    Columns that are not named are those of the training, where the rows have them.
+
+    Raises:
+        InputError: rows that the task can't read, labels that the model never saw, rows that were all trained on.
+    """
+    part = load_rows(data, train=False).eval
+    assert part is not None
+    known = (read_trained_rows(artefact.folder) or (set(), {}))[1]
+    columns: dict[str, str] = {}
+    for option, role in ROLES.items():
+        column = str(artefact.options.get(option) or known.get(role, ""))
+        if vars(data)[option] is None and column.partition(".")[0] in part.column_names:
+            columns[option] = column
+    # of a sample that is drawn first, the rows that were trained on would be missing
+    whole = replace(data, **columns, max_train_rows=None, max_eval_rows=None)
+    found = row.examine(Rows(part, part, data.name), whole)
+    strange = sorted(set(found.labels or ()) - set(artefact.labels or ()))
+    if strange:
+        raise InputError(
+            f"The rows have labels that the model never saw: {', '.join(strange[:5])}. Set --label_column"
+        )
+    assert found.rows.eval is not None
+    kept, count = found.rows.eval, 0
+    if not keep_trained_rows:
+        kept, count = unseen_rows(artefact.folder, kept, found.columns)
+    if data.max_eval_rows is not None:
+        kept = kept.select(range(min(data.max_eval_rows, len(kept))))  # they come shuffled
+    return found._replace(rows=Rows(kept, kept, data.name), labels=artefact.labels), count
+
+
+def assess_task(
+    artefact: Artefact,
+    data: DataArguments,
+    assess: AssessArguments | None = None,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Figures of an artefact on the evaluation rows of `data`, read and asked as in its training.
+
+    Args:
+        folder: where answers are written to.
+
+    Returns:
+        The task's figures, `loss` (nats an item), `rows`, `rows_left_out` (those that were trained on), `intervals` of 95 %, and
+        what the task shows beside (`per_class` and `confusion` of classes).
+
+    Raises:
+        InputError: a folder of pretraining, rows that the task can't read, labels that the model never saw.
+    """
+    assess = assess or AssessArguments()
+    row, options = trained_as(artefact)
+    found, left_out = evaluation_rows(artefact, row, data, assess.keep_trained_rows)
+    processor, network = load_network(artefact, row=row)
+    features = row.encode(found.rows.eval, found.columns, processor, options.max_length, found.labels)
+    asked = ask(found, features)
+    size, samples = assess.per_device_eval_batch_size, assess.bootstrap_samples
+    with tempfile.TemporaryDirectory() as scratch:
+        training = TrainingArguments(
+            output_dir=scratch, per_device_eval_batch_size=size, bf16=False, disable_tqdm=True
+        )
+        answer = answerer(row, options, processor, asked, size)
+        trainer = make_trainer(
+            row, network, processor, training, {"eval": features}, labels=found.labels, answer=answer
+        )
+        figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    if folder is not None and trainer.answers:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_answers(trainer.answers, asked, str(folder))
+    bounds = intervals(row, trainer.answers, figures, samples)
+    bounds["loss"] = list(bootstrap(row_losses(trainer, asked.features["row"][:]), mean, samples))
+    details = row.details(trainer.answers, found.labels, samples) if row.details else {}
     return (
-        rows[columns.text][:]
-        if columns.pair is None
-        else list(zip(rows[columns.text], rows[columns.pair], strict=True))
+        figures
+        | {"rows": len(asked.rows), "rows_left_out": left_out}
+        | details
+        | {"intervals": bounds | details.get("intervals", {})}
     )
 
 
-def assess_classifier(
-    classifier: Classifier, rows: Dataset, columns: Columns, batch_size: int = 32, samples: int = 2000
-) -> dict[str, Any]:
-    """Accuracy, F1, loss, each with a 95 % bootstrap interval; figures of each class and the confusion matrix.
-
-    The loss is the mean over rows in nats, exact for any batch size.
-    """
-    logits = classifier.logits(assessed_texts(rows, columns), batch_size)
-    gold = torch.tensor(class_ids(rows, columns.label, classifier.labels))
-    losses = loss.cross_entropy(logits, gold).double().numpy()
-    predicted, truth, names = logits.argmax(-1).numpy(), gold.numpy(), classifier.labels
-    return {
-        **classification.class_figures(logits.numpy(), truth, names),
-        "loss": float(losses.mean()),
-        "rows": len(truth),
-        "intervals": {
-            "accuracy": bootstrap.interval(predicted == truth, samples),
-            "macro_f1": bootstrap.macro_f1_interval(predicted, truth, len(names), samples),
-            "loss": bootstrap.interval(losses, samples),
-        },
-        "labels": names,
-        "per_class": classification.per_class(predicted, truth, names),
-        "confusion": classification.confusion(predicted, truth, names),
-    }
+def row_losses(trainer: ExactTrainer, places: list[int]) -> np.ndarray:
+    """Summed loss and number of items of each raw row, [rows, 2], over its windows; `places` are their rows."""
+    order = {place: index for index, place in enumerate(sorted(set(places)))}
+    sums = np.zeros((len(order), 2))
+    np.add.at(sums, [order[place] for place in places], trainer.losses)
+    return sums

@@ -81,10 +81,12 @@ def checked_splits(
     if shots is not None:
         raise InputError("--shots_per_class wants a task with one class a row; set --max_train_rows")
     parts = []
-    for part, where, limit, seed in (
+    splits = [
         (rows.train, "training", data.max_train_rows, train_seed),
         (rows.eval, "evaluation", data.max_eval_rows, data.sample_seed),
-    ):
+    ]
+    alone = rows.train is rows.eval  # to be assessed: nothing is trained on
+    for part, where, limit, seed in splits[alone:]:
         missing = [
             name
             for name in (columns.text, columns.pair, columns.label)
@@ -97,13 +99,13 @@ def checked_splits(
         part = without_empty(part, columns, data.drop_empty_rows, where, lists)
         check(part, columns, where)
         parts.append(sample(part, limit, seed))
-    if rows.train is not rows.eval:
+    if not alone:
         overlap(
             parts[0],
             parts[1],
             lambda row: " ".join(str(row[name]) for name in (columns.text, columns.pair) if name).lower(),
         )
-    return Rows(parts[0], parts[1], rows.name), columns
+    return Rows(parts[0], parts[-1], rows.name), columns
 
 
 def want_lists(rows: Dataset, column: str) -> None:

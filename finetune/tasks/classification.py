@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset
 
 from finetune.data.checks import few_shots, overlap, without_empty
-from finetune.data.columns import class_ids, class_names, with_classes
+from finetune.data.columns import Columns, class_ids, class_names, with_classes
 from finetune.data.labelled import labelled, lay_out_classes, say_classes, settled_labels
 from finetune.data.laying import laid_out
 from finetune.data.places import places_of
 from finetune.data.sources import DataArguments, Rows, sample
 from finetune.errors import InputError
-from finetune.metrics.bootstrap import each, mean
+from finetune.metrics import classification
+from finetune.metrics.bootstrap import each, macro_f1_interval, mean
 from finetune.tasks.task import Answer, Asked, Examined, softmax
 
 
@@ -28,6 +31,8 @@ def examine(rows: Rows, data: DataArguments, pair: bool) -> Examined:
     rows, columns = laid_out(rows, data, partial(lay_out_classes, pair=pair))
     assert rows.train is not None and rows.eval is not None
     class_names(rows.train, columns.label)  # that it holds classes is asked before anything else
+    if rows.train is rows.eval:
+        return _to_be_assessed(rows, columns, data)
     whole, held_out = settled_labels(
         [
             labelled(part, columns.label, where, data.drop_empty_rows)
@@ -67,6 +72,21 @@ def examine(rows: Rows, data: DataArguments, pair: bool) -> Examined:
         lambda row: " ".join(str(row[c]) for c in (columns.text, columns.pair) if c).lower(),
     )
     return Examined(Rows(train, evaluation, rows.name), columns, labels)
+
+
+def _to_be_assessed(rows: Rows, columns: Columns, data: DataArguments) -> Examined:
+    """Rows that nothing is learnt from: any classes will do, even one alone, and all names are theirs."""
+    assert rows.eval is not None
+    (part,) = settled_labels(
+        [labelled(rows.eval, columns.label, "evaluation", data.drop_empty_rows)], columns.label, data
+    )
+    held = without_empty(with_classes(part, columns.label), columns, data.drop_empty_rows, "evaluation")
+    declared = class_names(held, columns.label)
+    check_classes(held, columns.label, declared, "evaluation")
+    counts = _counted(held, columns.label)
+    names = [name for name in declared if counts[name]]
+    held = sample(held, data.max_eval_rows, data.sample_seed)
+    return Examined(Rows(held, held, rows.name), columns, names)
 
 
 def _counted(rows: Dataset, column: str) -> Counter[str]:
@@ -148,6 +168,18 @@ def read(kept: np.ndarray, asked: Asked) -> list[Answer]:
 def right(answer: Answer) -> float:
     """1 where the answer is the wanted one."""
     return float(answer["prediction"] == answer["gold"])
+
+
+def details(answers: Sequence[Answer], labels: list[str], samples: int = 2000) -> dict[str, Any]:
+    """Each class's figures and the confusion matrix (rows are gold classes), and the interval of macro-F1."""
+    place = {name: index for index, name in enumerate(labels)}
+    gold, said = (np.array([place[answer[side]] for answer in answers]) for side in ("gold", "prediction"))
+    return {
+        "labels": labels,
+        "per_class": classification.per_class(said, gold, labels),
+        "confusion": classification.confusion(said, gold, labels),
+        "intervals": {"macro_f1": list(macro_f1_interval(said, gold, len(labels), samples))},
+    }
 
 
 ACCURACY = {"accuracy": (each(right), mean)}

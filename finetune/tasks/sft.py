@@ -57,6 +57,12 @@ class InstructionArguments:
         default=False,
         metadata={"help": "Let the model answer the evaluation prompts, and score the answers."},
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after this many evaluations without a better figure, and keep the best model."
+        },
+    )
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer to write, in tokens."})
     save_predictions: bool = field(
         default=False,

@@ -43,7 +43,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     assert rows.train is not None
     examined = checked_splits(rows, data, columns, check_answers)
     count = sum(not answers["text"] for answers in rows.train[columns.label][:])
-    if count == len(rows.train):
+    if count == len(rows.train) and rows.train is not rows.eval:
         raise InputError(f"No training row has an answer in '{columns.label}'; set --label_column")
     if count:
         logger.warning(

@@ -86,7 +86,7 @@ class Task:
         read: (what is kept, what was asked) → one answer a raw row; None where a model writes its answers.
         answers: whether evaluation gives an answer to each raw row.
         figures: (answers, label names) → further figures, where those of single logits don't say it.
-        details: (answers, label names) → what an assessment shows beside figures.
+        details: (answers, label names, bootstrap samples) → what an assessment shows beside figures.
         intervals: figure → (what is summed of each answer, the figure of such sums); see `metrics.bootstrap`.
         config: entries of the model's configuration.
         start: (network, training targets) → None, where a new head is told of them before the first step.

@@ -13,6 +13,8 @@ from transformers import set_seed
 
 from finetune.artefacts.folder import save_artefact
 from finetune.artefacts.runs import check_vacant
+from finetune.artefacts.trained_rows import save_trained_rows
+from finetune.data.batching import BatchingArguments, check_budget
 from finetune.data.sources import DataArguments, load_rows
 from finetune.models.load import ModelArguments, load_model
 from finetune.tasks.answers import answerer, save_answers
@@ -91,10 +93,18 @@ def trainer_options(
     processor: Any,
     features: Mapping[str, Dataset],
     asked: Asked,
+    *,
+    batching: BatchingArguments,
     training: TrainingArguments,
 ) -> dict[str, Any]:
-    """What a task has to say to `make_trainer`: labels, the shape of its loss, answers, and when to stop."""
+    """What a task has to say to `make_trainer`: labels, batches, the shape of its loss, answers, and when to stop.
+
+    Raises:
+        InputError: a row that fits in no batch, weights for classes that aren't there, options that generation doesn't have.
+    """
+    check_budget(features["train"]["length"][:], batching.tokens_per_batch)
     return {
+        "batching": batching,
         "labels": asked.labels,
         "shape_loss": shape_loss(
             row, options, training.label_smoothing_factor, features["train"], asked.labels
@@ -104,13 +114,20 @@ def trainer_options(
     }
 
 
-def save_run(trainer: ExactTrainer, asked: Asked, save_predictions: bool = False) -> dict[str, Any]:
-    """The figures of what was trained, with intervals; the main process writes them, the answers and the artefact."""
+def save_run(
+    trainer: ExactTrainer, found: Examined, asked: Asked, save_predictions: bool = False
+) -> dict[str, Any]:
+    """The figures of what was trained, with intervals.
+
+    The main process writes them, the answers, hashes of the training rows, and the artefact.
+    """
     metrics = trainer.last_figures()
     metrics["intervals"] = intervals(trainer.row, trainer.answers, metrics)
     if trainer.is_world_process_zero():
         folder = str(trainer.args.output_dir)
         if save_predictions:
             save_answers(trainer.answers, asked, folder)
+        if found.rows.train is not None:
+            save_trained_rows(folder, found.rows.train, found.columns)
         save_artefact(trainer.unwrapped(), trainer.processing_class, folder, asked.labels, metrics)
     return metrics

@@ -124,7 +124,6 @@ def make_instruct_trainer(
         neftune_noise_alpha=None,
         label_smoothing_factor=0.0,
     )
-    shape = {"smoothing": training.label_smoothing_factor} if training.label_smoothing_factor else None
     alpha = training.neftune_noise_alpha or 0.0
     return make_trainer(
         row,
@@ -134,6 +133,5 @@ def make_instruct_trainer(
         features,
         kind=InstructTrainer,
         neftune=alpha,
-        shape_loss=shape,
         **options,
     )

@@ -24,7 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.artefacts.checkpoints import Sealer
 from finetune.artefacts.runs import started_with
-from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches, Shares, check_budget
+from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches, Shares
 from finetune.errors import InputError
 from finetune.methods import trainable_share
 from finetune.tasks.task import Task
@@ -49,6 +49,8 @@ class _LossCheck(TrainerCallback):
 class ExactTrainer(Resuming):
     """transformers' Trainer with exact losses, batches by length, and an end to runs whose loss is no number.
 
+    After an evaluation `losses` holds the summed loss and number of items of each feature, [features, 2].
+
     Args:
         row: the task, which brings loss, items and metrics.
         names: label names, handed to the metrics.
@@ -70,6 +72,7 @@ class ExactTrainer(Resuming):
         self.row, self.names, self.batching, self.shape_loss = row, names, batching, shape_loss or {}
         self.answer = answer
         self.answers: list[dict[str, Any]] = []
+        self.losses = np.zeros((0, 2))
         super().__init__(compute_metrics=self._figures, **kwargs)
         # transformers' word for: divided by the items of the whole step already
         self.loss_is_scaled_for_ga = True
@@ -179,6 +182,7 @@ class ExactTrainer(Resuming):
 
     def _figures(self, prediction: Any) -> dict[str, Any]:
         kept, losses, items = prediction.predictions
+        self.losses = np.stack([losses, items], axis=1).astype(np.float64)
         loss = float(losses.sum(dtype="float64") / max(items.sum(), 1))
         return {"loss": loss, **self.row.metrics(kept, prediction.label_ids, self.names)}
 
@@ -259,8 +263,6 @@ def make_trainer(
 
     `kind` is a subclass to make instead, and `further` its own arguments.
     """
-    if "train" in features and isinstance(features["train"], Dataset):
-        check_budget(features["train"]["length"][:], (batching or BatchingArguments()).tokens_per_batch)
     share = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     limit = training.save_total_limit
     training = replace(

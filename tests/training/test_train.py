@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, TrainerCallback
 
 from finetune.adapters import load
-from finetune.adapters.assess import assess_classifier, evaluation_rows
+from finetune.adapters.assess import AssessArguments, assess_task
 from finetune.cli.parser import parse
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
@@ -81,8 +81,8 @@ def test_trained_saved_used(tiny, review_file, tmp_path):
     assert 0.5 < answer["probability"] <= 1
     assert [a["label"] for a in classifier(["the film was great", "the film was awful"])] == ["pos", "neg"]
     assert classifier([]) == []
-    rows, columns = evaluation_rows(DataArguments(str(review_file)), classifier)
-    figures = assess_classifier(classifier, rows, columns, batch_size=5)
+    asked = AssessArguments(per_device_eval_batch_size=5, keep_trained_rows=True)
+    figures = assess_task(read_artefact(run), DataArguments(str(review_file)), asked)
     assert figures["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
     assert figures["accuracy"] == metrics["accuracy"]
     low, high = figures["intervals"]["accuracy"]

@@ -1,0 +1,88 @@
+"""Which rows a run was trained on, told by a hash of their texts, so that none of them is scored unawares.
+
+Knows rows and folders; knows no task. The file holds hashes alone: no text can be read back from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from finetune.data.columns import Columns
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+TRAINED_ROWS = "trained_rows.safetensors"
+HASHES = "hashes"
+
+
+def row_hashes(rows: Dataset, columns: Columns) -> list[int]:
+    """A hash of 63 bits of each row's texts, whatever its label; case and blanks at the ends make no difference."""
+    texts = [rows[column] for column in (columns.text, columns.pair) if column]
+    return [_hash(parts) for parts in zip(*texts, strict=True)]
+
+
+def _hash(parts: tuple) -> int:
+    content = json.dumps(parts, ensure_ascii=False, default=str).lower()
+    plain = " ".join(content.split()).replace('" ', '"').replace(' "', '"')
+    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest()) >> 1
+
+
+def save_trained_rows(folder: str | Path, rows: Dataset, columns: Columns) -> None:
+    """Write the hashes of the training rows, and which columns they were read from."""
+    hashes = torch.tensor(sorted(set(row_hashes(rows, columns))), dtype=torch.int64)
+    named = {name: column for name, column in vars(columns).items() if column}
+    save_file({HASHES: hashes}, str(Path(folder) / TRAINED_ROWS), metadata=named)
+
+
+def read_trained_rows(folder: str | Path) -> tuple[set[int], dict[str, str]] | None:
+    """Hashes of the training rows, and their columns by role (text, pair, label); None where nothing tells them.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    path = Path(folder) / TRAINED_ROWS
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return set(file.get_tensor(HASHES).tolist()), dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"Cannot read {path}: {error}. Remove it to score rows without its check") from error
+
+
+def unseen_rows(folder: str | Path, rows: Dataset, columns: Columns) -> tuple[Dataset, int]:
+    """The rows that the run in a folder was not trained on, and how many it was; the log counts them.
+
+    Raises:
+        InputError: it was trained on all of them.
+    """
+    known = read_trained_rows(folder)
+    if known is None:
+        logger.warning(
+            "%s does not say which rows it was trained on; some of these may be among them", folder
+        )
+        return rows, 0
+    fresh = [place for place, one in enumerate(row_hashes(rows, columns)) if one not in known[0]]
+    count = len(rows) - len(fresh)
+    if not fresh:
+        raise InputError(
+            f"The run in {folder} was trained on all {count} of these rows, so that figures on them would say nothing. "
+            "Set --eval_split or --dataset_name to rows it has not seen, or --keep_trained_rows true"
+        )
+    if count:
+        logger.warning(
+            "%d of %d rows are left out: %s was trained on them (--keep_trained_rows true scores them too)",
+            count,
+            len(rows),
+            folder,
+        )
+    return (rows.select(fresh) if count else rows), count

@@ -56,7 +56,9 @@ def main(
         instruct.chat, training.assistant_only_loss, training.completion_only_loss, instruct.write_answers
     )
     row = replace(settle(task, architecture(model)), **changes)
-    training = settled(training, find_method(method.method).learning_rate, row.best, task.early_stopping_patience)
+    training = settled(
+        training, find_method(method.method).learning_rate, row.best, task.early_stopping_patience
+    )
     options = resolved_options(instruct, data, model, method, batching, training)
     found = steps.read_rows(row, data, training, options)
     processor, network = steps.load_for(row, model, found)

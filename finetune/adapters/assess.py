@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune.adapters.classifier import load_network
 from finetune.artefacts.folder import Artefact
-from finetune.artefacts.trained_rows import read_trained_rows, unseen_rows
+from finetune.artefacts.trained_rows import unseen_rows
 from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import bootstrap, mean
@@ -24,8 +24,9 @@ from finetune.tasks.task import Examined, Task, intervals
 from finetune.training.run import ask
 from finetune.training.trainer import ExactTrainer, TrainingArguments, make_trainer
 
-# Options of the rows, and the role that each one's column has.
-ROLES = {"text_column": "text", "text_pair_column": "pair", "label_column": "label"}
+# How rows are read: what is not said is as it was in training.
+COLUMNS = ("text_column", "text_pair_column", "label_column")
+READ_AS = ("label_names", "near_labels", "layout", "learn_turns", "drop_empty_rows")
 
 
 @dataclass
@@ -81,14 +82,10 @@ def evaluation_rows(
     """
     part = load_rows(data, train=False).eval
     assert part is not None
-    known = (read_trained_rows(artefact.folder) or (set(), {}))[1]
-    columns: dict[str, str] = {}
-    for option, role in ROLES.items():
-        column = str(artefact.options.get(option) or known.get(role, ""))
-        if vars(data)[option] is None and column.partition(".")[0] in part.column_names:
-            columns[option] = column
     # of a sample that is drawn first, the rows that were trained on would be missing
-    whole = replace(data, **columns, max_train_rows=None, max_eval_rows=None)
+    whole = replace(
+        data, **read_as(artefact, data, part.column_names), max_train_rows=None, max_eval_rows=None
+    )
     found = row.examine(Rows(part, part, data.name), whole)
     strange = sorted(set(found.labels or ()) - set(artefact.labels or ()))
     if strange:
@@ -102,6 +99,23 @@ def evaluation_rows(
     if data.max_eval_rows is not None:
         kept = kept.select(range(min(data.max_eval_rows, len(kept))))  # they come shuffled
     return found._replace(rows=Rows(kept, kept, data.name), labels=artefact.labels), count
+
+
+def read_as(artefact: Artefact, data: DataArguments, there: list[str]) -> dict[str, Any]:
+    """How the training rows were read, as far as `data` does not say otherwise and the columns are there."""
+    plain = DataArguments()
+    open_ones = {
+        name: artefact.options[name]
+        for name in (*COLUMNS, *READ_AS, "ignore_columns")
+        if artefact.options.get(name) is not None and vars(data)[name] == vars(plain)[name]
+    }
+    for name in COLUMNS:
+        if str(open_ones.get(name, "")).partition(".")[0] not in there:
+            open_ones.pop(name, None)
+    if "ignore_columns" in open_ones:
+        kept = [column for column in open_ones["ignore_columns"] if column.partition(".")[0] in there]
+        open_ones["ignore_columns"] = kept or None
+    return open_ones
 
 
 def assess_task(

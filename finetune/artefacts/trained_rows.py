@@ -37,14 +37,13 @@ def _hash(parts: tuple) -> int:
 
 
 def save_trained_rows(folder: str | Path, rows: Dataset, columns: Columns) -> None:
-    """Write the hashes of the training rows, and which columns they were read from."""
+    """Write the hashes of the training rows."""
     hashes = torch.tensor(sorted(set(row_hashes(rows, columns))), dtype=torch.int64)
-    named = {name: column for name, column in vars(columns).items() if column}
-    save_file({HASHES: hashes}, str(Path(folder) / TRAINED_ROWS), metadata=named)
+    save_file({HASHES: hashes}, str(Path(folder) / TRAINED_ROWS))
 
 
-def read_trained_rows(folder: str | Path) -> tuple[set[int], dict[str, str]] | None:
-    """Hashes of the training rows, and their columns by role (text, pair, label); None where nothing tells them.
+def read_trained_rows(folder: str | Path) -> set[int] | None:
+    """Hashes of the training rows; None where nothing tells them.
 
     Raises:
         InputError: a damaged file.
@@ -54,7 +53,7 @@ def read_trained_rows(folder: str | Path) -> tuple[set[int], dict[str, str]] | N
         return None
     try:
         with safe_open(str(path), framework="pt") as file:
-            return set(file.get_tensor(HASHES).tolist()), dict(file.metadata() or {})
+            return set(file.get_tensor(HASHES).tolist())
     except (SafetensorError, OSError) as error:
         raise InputError(f"Cannot read {path}: {error}. Remove it to score rows without its check") from error
 
@@ -71,7 +70,7 @@ def unseen_rows(folder: str | Path, rows: Dataset, columns: Columns) -> tuple[Da
             "%s does not say which rows it was trained on; some of these may be among them", folder
         )
         return rows, 0
-    fresh = [place for place, one in enumerate(row_hashes(rows, columns)) if one not in known[0]]
+    fresh = [place for place, one in enumerate(row_hashes(rows, columns)) if one not in known]
     count = len(rows) - len(fresh)
     if not fresh:
         raise InputError(

@@ -22,7 +22,7 @@ def test_trained_rows_are_left_out_and_counted(tmp_path, caplog):
     kept, count = unseen_rows(tmp_path, rows("a song", "A Film ", "a story", "a play"), COLUMNS)
     assert kept["text"][:] == ["a song", "a play"] and count == 2
     assert "2 of 4 rows are left out" in caplog.text
-    assert read_trained_rows(tmp_path)[1] == {"text": "text", "label": "label"}
+    assert len(read_trained_rows(tmp_path)) == 2
 
 
 def test_nothing_but_trained_rows_is_refused(tmp_path):

@@ -73,7 +73,9 @@ def test_unlabelled_rows_are_named():
         "label", ClassLabel(names=["neg", "pos"])
     )
     with pytest.raises(InputError, match="4 training rows have a label .* or none: 'no label'"):
-        classification.examine(Rows(rows, rows, "imdb"), DataArguments("imdb"), False)
+        classification.examine(
+            Rows(rows, rows.select(range(len(rows))), "imdb"), DataArguments("imdb"), False
+        )
 
 
 def test_whole_floats_and_booleans_are_classes():
@@ -114,4 +116,4 @@ def test_shots_and_a_number_of_rows_contradict_each_other():
     data = FewShotArguments("rows", shots_per_class=1, max_train_rows=3)
     part = Dataset.from_dict({"text": TEXTS, "label": [0, 1, 0, 1]})
     with pytest.raises(InputError, match="leave one out"):
-        classification.examine(Rows(part, part, "rows"), data, False)
+        classification.examine(Rows(part, part.select(range(len(part))), "rows"), data, False)

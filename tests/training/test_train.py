@@ -18,6 +18,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from finetune.adapters import load
 from finetune.adapters.assess import AssessArguments, assess_task
+from finetune.artefacts.folder import read_artefact
 from finetune.cli.parser import parse
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError

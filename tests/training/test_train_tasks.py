@@ -91,7 +91,7 @@ def test_a_task_trains_and_leaves_figures_and_predictions(task, saved, folder_of
 
 def assessed(out: Path, rows_in: Path, found: dict) -> None:
     """scripts/assess.py on the same rows gives the figures and intervals of the training's end."""
-    run("assess", "--artefact", out, "--dataset_name", rows_in)
+    run("assess", "--artefact", out, "--dataset_name", rows_in, "--keep_trained_rows", "true")
     again = figures(out / "assessments" / "rows")
     for name, value in found.items():
         if isinstance(value, float) and name in again and name != "runtime" and "second" not in name:
@@ -287,7 +287,7 @@ def test_instructions_are_answered(chats, tmp_path):
     assert "rougeL" in figures(out)
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert lines[0]["gold"].startswith("good") and len(lines) == 8
-    run("assess", "--artefact", out, "--dataset_name", data)
+    run("assess", "--artefact", out, "--dataset_name", data, "--keep_trained_rows", "true")
     again, found = figures(out / "assessments" / "chats"), figures(out)
     assert {name: again[name] for name in ("rougeL", "token_accuracy", "loss")} == pytest.approx(
         {name: found[name] for name in ("rougeL", "token_accuracy", "loss")}, abs=1e-4

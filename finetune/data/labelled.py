@@ -32,7 +32,7 @@ def lay_out_classes(rows: Dataset, data: DataArguments, pair: bool) -> Laid:
         InputError: a column that is missing.
     """
     columns = find_columns(rows, data, pair)
-    rows = named_classes(rows, columns.label, data.label_names)
+    rows = named_classes(rows, columns.label, data.class_names)
     two = next((p for p in PAIRS if set(p) <= set(columns_of(rows))), None)
     hint = ", or set --task pairs to read both" if two and not pair else ""
     return as_read(rows, columns, hint)
@@ -68,8 +68,8 @@ def named_classes(rows: Dataset, column: str, names: Sequence[str] | None) -> Da
     }
     if not all(isinstance(one, int) for one in values) or (values and max(values) >= len(names)):
         raise InputError(
-            f"--label_names names {len(names)} classes, and '{column}' holds {', '.join(map(str, sorted(values, key=str)[-3:]))}; "
-            f"wanted numbers from 0 to {len(names) - 1}. Set --label_names or --label_column"
+            f"--class_names names {len(names)} classes, and '{column}' holds {', '.join(map(str, sorted(values, key=str)[-3:]))}; "
+            f"wanted numbers from 0 to {len(names) - 1}. Set --class_names or --label_column"
         )
     if isinstance(inner, ClassLabel) and list(inner.names) == list(names):
         return rows
@@ -181,18 +181,18 @@ def lay_out_label_sets(rows: Dataset, data: DataArguments) -> Laid:
     if isinstance(feature, Value) and str(feature.dtype).endswith(("string", "null")):
         return as_read(_with_lists(rows, columns.label, _parted(values)), columns)
     if isinstance(feature, List) and is_multi_hot(values):
-        names = data.label_names or [str(place) for place in range(len(next(v for v in values if v)))]
+        names = data.class_names or [str(place) for place in range(len(next(v for v in values if v)))]
         if len(names) != len(next(v for v in values if v)):
             raise InputError(
-                f"--label_names names {len(names)} classes and '{columns.label}' holds vectors of "
+                f"--class_names names {len(names)} classes and '{columns.label}' holds vectors of "
                 f"{len(next(v for v in values if v))}; wanted as many"
             )
         sets = [[name for name, one in zip(names, value or (), strict=False) if one] for value in values]
         logger.warning(
-            "'%s' holds 0/1 vectors: the classes are %s (--label_names)", columns.label, ", ".join(names)
+            "'%s' holds 0/1 vectors: the classes are %s (--class_names)", columns.label, ", ".join(names)
         )
         return as_read(_with_lists(rows, columns.label, sets), columns)
-    return as_read(named_classes(rows, columns.label, data.label_names), columns)
+    return as_read(named_classes(rows, columns.label, data.class_names), columns)
 
 
 def is_multi_hot(values: Sequence[Any]) -> bool:

@@ -121,7 +121,7 @@ class TextArguments(SourceArguments):
             "help": "Draw max_eval_rows evenly over the classes: figures of another population than the file's."
         },
     )
-    label_names: list[str] | None = field(
+    class_names: list[str] | None = field(
         default=None,
         metadata={"help": "Names of the classes 0, 1, ... where the rows hold numbers or 0/1 vectors."},
     )

@@ -50,7 +50,7 @@ def lay_out_tags(rows: Dataset, data: DataArguments) -> Laid:
     columns = pick_columns(rows, data, text=WORDS, label=TAGS)
     for column in (columns.text, columns.label):
         want_lists(rows, column)
-    rows = named_classes(rows, columns.label, data.label_names)
+    rows = named_classes(rows, columns.label, data.class_names)
     rows = in_iob2(rows, columns.label)
     laid = as_read(rows, columns)
     layers = tuple(

@@ -13,7 +13,7 @@ import numpy as np
 from finetune.adapters.classifier import load_network
 from finetune.artefacts.folder import Artefact
 from finetune.artefacts.trained_rows import unseen_rows
-from finetune.data.sources import DataArguments, Rows, load_rows
+from finetune.data.sources import DataArguments, Rows, load_rows, sample
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import bootstrap, mean
 from finetune.models.load import ModelArguments, architecture
@@ -97,7 +97,8 @@ def evaluation_rows(
     if not keep_trained_rows:
         kept, count = unseen_rows(artefact.folder, kept, found.columns)
     if data.max_eval_rows is not None:
-        kept = kept.select(range(min(data.max_eval_rows, len(kept))))  # they come shuffled
+        even = found.columns.label if data.balance_eval_rows else None
+        kept = sample(kept, data.max_eval_rows, data.sample_seed, even)
     return found._replace(rows=Rows(kept, kept, data.name), labels=artefact.labels), count
 
 

@@ -35,7 +35,7 @@ def main(
 
     from finetune.alignment.dpo import make_dpo_trainer
     from finetune.alignment.policy import load_base
-    from finetune.alignment.preferences import pairs_fingerprint, read_pairs
+    from finetune.alignment.preferences import pairs_fingerprint, read_pairs, show_pairs
     from finetune.artefacts.folder import resolved_options, save_artefact
     from finetune.artefacts.runs import open_run
     from finetune.methods import attach, find_method
@@ -47,6 +47,8 @@ def main(
     with training.main_process_first(desc="reading pairs"):
         processor, network = load_base(model)
         train, held_out = read_pairs(data, pairs, processor, training.max_length)
+    if show_pairs(train, held_out, processor, data):
+        return
     network = attach(network, method.method, method.method_kwargs, "CAUSAL_LM")
     options = resolved_options(data, pairs, model, method, training)
     checkpoint = open_run(options, pairs_fingerprint(train), network)

@@ -41,6 +41,7 @@ def main(
 
     from finetune.artefacts.folder import resolved_options, save_artefact
     from finetune.artefacts.runs import open_run
+    from finetune.data.preview import show_features
     from finetune.methods import attach, check_length, find_method
     from finetune.models.scratch import family, prepare
     from finetune.objectives.contrastive import save_sentence_encoder
@@ -70,6 +71,8 @@ def main(
     check_length(network, objective.max_length)
     with training.main_process_first(desc="reading and tokenising"):
         features, fingerprint = load_features(row, objective, contrastive, data, stream, processor)
+    if show_features(features, processor, None, data):
+        return
     row = fitted(row, features["eval"])
     training = settled(training, rate, row.best)
     options = resolved_options(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.data.sources import TextArguments
+    from finetune.data.sources import ColumnArguments
     from prompts.scoring.endpoint import EndpointArguments
     from prompts.scoring.load import ScoringArguments
     from prompts.study.instruct import InstructArguments
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def main(
     study: StudyArguments,
-    data: TextArguments,
+    data: ColumnArguments,
     scoring: ScoringArguments,
     answers: AnswerArguments,
     endpoint: EndpointArguments,

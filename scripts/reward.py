@@ -34,7 +34,7 @@ def main(
     from transformers import set_seed
 
     from finetune.alignment.policy import load_scorer
-    from finetune.alignment.preferences import pairs_fingerprint, read_pairs
+    from finetune.alignment.preferences import pairs_fingerprint, read_pairs, show_pairs
     from finetune.alignment.reward_model import calibration, make_reward_trainer, pair_margins
     from finetune.artefacts.folder import resolved_options, save_artefact
     from finetune.artefacts.runs import open_run
@@ -49,6 +49,8 @@ def main(
     with training.main_process_first(desc="reading pairs"):
         processor, network = load_scorer(model)
         train, held_out = read_pairs(data, pairs, processor, training.max_length)
+    if show_pairs(train, held_out, processor, data):
+        return
     network = attach(network, method.method, method.method_kwargs, "SEQ_CLS")
     options = resolved_options(data, pairs, model, method, training)
     checkpoint = open_run(options, pairs_fingerprint(train), network)

@@ -35,6 +35,7 @@ def main(
 
     from finetune.artefacts.folder import resolved_options
     from finetune.artefacts.runs import open_run
+    from finetune.data.preview import show_features
     from finetune.methods import attach, check_packed, find_method
     from finetune.models.attention.packed import pack
     from finetune.models.load import architecture
@@ -67,6 +68,8 @@ def main(
         row = packed(row) if pack(network) else row
     network = attach(network, method.method, method.method_kwargs, row.peft)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
+    if show_features(features, processor, found.labels, data):
+        return
     asked = steps.ask(found, features["eval"])
     further = steps.trainer_options(
         row, task, processor, features, asked, batching=batching, training=training

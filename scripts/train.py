@@ -49,7 +49,7 @@ def main(
             settled(each, rate, best, task.early_stopping_patience),
         )
         runs.append((data.seeds > 1 and finished(*groups)) or run(*groups))
-    if len(runs) > 1 and training.process_index == 0:
+    if len(runs) > 1 and not data.check and training.process_index == 0:
         print(save_spread(runs, training.output_dir, best))
 
 
@@ -64,6 +64,7 @@ def run(
     """One run, from rows to its folder; its figures."""
     from finetune.artefacts.folder import resolved_options
     from finetune.artefacts.runs import open_run
+    from finetune.data.preview import show_features
     from finetune.methods import attach
     from finetune.models.load import architecture
     from finetune.tasks.table import settle
@@ -76,6 +77,8 @@ def run(
     processor, network = steps.load_for(row, model, found)
     network = attach(network, method.method, method.method_kwargs, row.peft)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
+    if show_features(features, processor, found.labels, data):
+        return {}
     asked = steps.ask(found, features["eval"])
     further = steps.trainer_options(
         row, task, processor, features, asked, batching=batching, training=training

@@ -20,6 +20,7 @@ from datasets import Dataset
 from finetune.data.laying import laid_out
 from finetune.data.places import PLACE, columns_of, places_of
 from finetune.data.preferred import lay_out_pairs
+from finetune.data.preview import marked, show_texts
 from finetune.data.sources import DataArguments, load_rows, sample
 from finetune.errors import InputError
 
@@ -260,6 +261,19 @@ def pair_ids(processor: Any, prompt: Any, answer: Any | None, tools: Any = None)
     return processor.apply_chat_template(
         messages, tools=tools or None, add_generation_prompt=answer is None, tokenize=True, return_dict=True
     )["input_ids"]
+
+
+def show_pairs(train: Dataset, held_out: Dataset, processor: Any, data: DataArguments) -> bool:
+    """Print the first pairs as the model sees them; whether the run ends here (--check)."""
+    texts = []
+    for row in train.select(range(min(len(train), max(data.show_rows, 1)))):
+        front = pair_ids(processor, row["prompt"], None, row.get("tools"))
+        wholes = [
+            pair_ids(processor, row["prompt"], row[side], row.get("tools")) for side in ("chosen", "rejected")
+        ]
+        sides = [processor.decode(whole[len(front) :]) for whole in wholes]
+        texts.append(f"{processor.decode(front)}\nchosen: {marked(sides[0])}\nrejected: {marked(sides[1])}")
+    return show_texts(texts, f"{len(train)} training and {len(held_out)} held-out pairs", data)
 
 
 def pairs_of(

@@ -101,7 +101,7 @@ def _alike(laid: Sequence[Laid]) -> list[Dataset]:
                 strict=True,
             )
         )
-        kept = {old: new for old, new in columns.items() if old is not None}
+        kept = {old: new for old, new in columns.items() if old}
         if (one.columns.pair is None) != (names.pair is None):
             raise InputError(
                 "Data sets with one text a row and with two don't go together; name those of one kind by --dataset_name"
@@ -143,6 +143,8 @@ def _as_chats(one: Laid) -> Dataset:
 
 def _without_ids(rows: Dataset, label: str) -> Dataset:
     """Classes as their names: two data sets may number them otherwise."""
+    if label not in rows.column_names:
+        return rows
     feature = rows.features[label]
     if not isinstance(feature, ClassLabel):
         return rows

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset, Features, Json, List, Value
 
 from finetune.data.accounting import Used
+from finetune.data.cells import with_json
 from finetune.data.columns import Columns
 from finetune.data.conversations import (
     Message,
@@ -27,7 +28,7 @@ from finetune.data.conversations import (
     said_in,
 )
 from finetune.data.encode import code, fingerprint
-from finetune.data.layouts import ASKED, BESIDE, HISTORY, SYSTEM, Fields, find_fields, first_of, holds
+from finetune.data.layouts import ASKED, BESIDE, CHATS, HISTORY, SYSTEM, Fields, find_fields, first_of, holds
 from finetune.data.places import PLACE, columns_of, place_of
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
@@ -149,6 +150,56 @@ def lay_out_chats(rows: Dataset, data: DataArguments) -> Laid:
         made, Columns("messages", None, "messages"), fields.used(), lambda row: said_in(conversation(row, fields)),
         fields.layout, strange=strange_keys(rows, fields),
     )  # fmt: skip
+
+
+def lay_out_prompts(rows: Dataset, data: DataArguments, texts: Sequence[str] = ()) -> Laid:
+    """What a model is to answer → `prompt`, a text or messages; the answers that rows hold, and all other columns, stay for rewards.
+
+    Args:
+        texts: usual names of columns that are prompts where no question's are there.
+
+    Raises:
+        InputError: columns that are missing, or a row that can't be read, with its place.
+    """
+    there = columns_of(rows)
+    asked = data.text_column or first_of((*CHATS, *ASKED), there)
+    if asked is None and data.layout is None:
+        asked = first_of(texts, there)
+    try:
+        fields = find_fields(
+            rows,
+            replace(data, text_column=asked) if asked and not first_of((*CHATS, *ASKED), there) else data,
+            answer=False,
+        )
+    except InputError:
+        if asked is None:
+            raise
+        fields = Fields("text", asked=asked)
+    plain = fields.plain and not holds(rows, str(fields.asked), lambda value: not isinstance(value, str))
+    made = []
+    for index, row in enumerate(rows):
+        try:
+            made.append(asked_text(row, fields) if plain else unanswered(asked_messages(row, fields)))
+        except MessageError as error:
+            raise InputError(
+                f"In {place_of(rows, index)} stands {error}. Mend the row or set --text_column"
+            ) from error
+    kept = rows.remove_columns(["prompt"]) if "prompt" in rows.column_names else rows
+    laid = kept.add_column("prompt", made) if plain else with_json(kept, "prompt", made)
+    used = {role: columns for role, columns in fields.used().items() if role != "label"}
+    rest = [name for name in there if name not in fields.columns()]
+    return Laid(
+        laid, Columns("prompt", None, ""), used | {"rewards see": rest}, lambda row: "", fields.layout
+    )
+
+
+def unanswered(messages: Sequence[Message]) -> list[Message]:
+    """A chat up to the answer that is to be given."""
+    bare = [
+        {key: value for key, value in message.items() if key not in ("train", "weight")}
+        for message in messages
+    ]
+    return bare[:-1] if bare and bare[-1]["role"] == "assistant" else bare
 
 
 def lay_out_questions(

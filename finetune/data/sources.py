@@ -89,7 +89,7 @@ class SourceArguments:
 
 
 @dataclass
-class TextArguments(SourceArguments):
+class ColumnArguments(SourceArguments):
     """Which rows, and which of their columns."""
 
     text_column: str | None = field(
@@ -140,6 +140,18 @@ class TextArguments(SourceArguments):
         super().__post_init__()
         if self.near_labels not in (None, "merge", "keep"):
             raise InputError(f"Got --near_labels {self.near_labels}; wanted merge or keep")
+
+
+@dataclass
+class TextArguments(ColumnArguments):
+    """The same, and how much is printed of them."""
+
+    show_rows: int = field(
+        default=1, metadata={"help": "Print so many rows as the model sees them, what is learnt marked."}
+    )
+    check: bool = field(
+        default=False, metadata={"help": "Read, check and print the rows, then stop: nothing is trained."}
+    )
 
 
 @dataclass

@@ -10,10 +10,13 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data.accounting import account, unread, without
 from finetune.data.checks import without_empty
 from finetune.data.columns import LABELS, PAIRS, TEXTS, Columns, first_there
+from finetune.data.corpora import CORPORA
 from finetune.data.encode import cached, fingerprint
 from finetune.data.places import columns_of
+from finetune.data.questions import Laid
 from finetune.data.sources import TextArguments, sample
 from finetune.errors import InputError
 from finetune.objectives import documents
@@ -35,6 +38,29 @@ def find_roles(there: list[str], data: TextArguments, wanted: dict[str, str | No
             flag = {"pair": "text_pair_column"}.get(role, f"{role}_column")
             raise InputError(f"No column '{column}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
     return roles
+
+
+def lay_out_texts(rows: Dataset, data: TextArguments) -> Laid:
+    """Rows of texts alone."""
+    return laid_roles(rows, find_roles(columns_of(rows), data, {}))
+
+
+def laid_roles(rows: Dataset, roles: Roles) -> Laid:
+    """Rows whose columns are read as they are, by what they are to the objective."""
+    used = {role: [column] for role, column in roles.items()}
+    return Laid(rows, Columns(roles["text"], None, ""), used, lambda row: str(row[roles["text"]]))
+
+
+def account_roles(rows: Dataset, roles: Roles, data: TextArguments, where: str) -> None:
+    """Say what each column is for.
+
+    Raises:
+        InputError: one holds a text that nothing reads.
+    """
+    kept = without(rows, data.ignore_columns or ())
+    laid = laid_roles(kept, roles)
+    lenient = any(name in CORPORA for name in data.dataset_name)
+    account(laid.used, unread(kept, laid.used, laid.texts), f"{data.name}, {where} rows", lenient=lenient)
 
 
 def find_pair(there: list[str], data: TextArguments) -> str | None:

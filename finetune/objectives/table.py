@@ -29,6 +29,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from finetune import loss
+from finetune.data.laying import laid_out
 from finetune.data.mixing import weighted
 from finetune.data.places import columns_of
 from finetune.data.sources import TextArguments, load_rows, open_stream
@@ -356,6 +357,8 @@ def load_features(
     name, length, seed = options.objective, options.max_length, data.sample_seed
     endless = stream.streaming or stream.mixture is not None
     rows = load_rows(data, train=not stream.streaming, fallback=None)
+    if name != "contrastive":
+        rows, _ = laid_out(rows, data, inputs.lay_out_texts)
     assert rows.eval is not None
     there = find_inputs(name, apart, columns_of(rows.eval), data, train=False)
     evaluation = inputs.settled_rows(rows.eval, there, data, "evaluation", data.max_eval_rows)
@@ -381,6 +384,9 @@ def load_features(
         else inputs.with_label(rows.train, apart.positive_label, data)
     )
     there = find_inputs(name, apart, columns_of(train), data, train=True)
+    if name == "contrastive":
+        told = there | {"label": data.label_column or "label"} if apart.positive_label else there
+        inputs.account_roles(train, told, data, "training")
     train = inputs.settled_rows(train, there, data, "training", data.max_train_rows)
     return {
         "train": inputs.encoded(train, there, row.encode, processor, length, seed),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, List
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -153,8 +153,9 @@ def encode(
     """
     if max_length < 2:
         raise InputError(f"Got --max_length {max_length}; wanted 2 or more: a token and one to predict")
-    chatting = columns.text == columns.label or (
-        processor.chat_template is not None if chat is None else chat
+    bare = columns.text == columns.label and not isinstance(rows.features[columns.text], List)
+    chatting = not bare and (
+        columns.text == columns.label or (processor.chat_template is not None if chat is None else chat)
     )
     if chatting and processor.chat_template is None:
         raise InputError(
@@ -212,7 +213,8 @@ def completion(
     row: dict[str, Any], columns: Columns, processor: PreTrainedTokenizerBase
 ) -> tuple[str, list[tuple[int, int]]]:
     """Prompt and completion as they are, with the end-of-text token behind; the span from the completion on."""
-    prompt = row[columns.text]
+    # a text alone is learnt from its first token on
+    prompt = row[columns.text] if columns.text != columns.label else ""
     text = prompt + row[columns.label] + (processor.eos_token or "")
     return text, [(len(prompt), len(text))]
 

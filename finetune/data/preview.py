@@ -1,0 +1,126 @@
+"""Rows as the model sees them: tokens as text, what is learnt marked. Knows features and tokenizers; knows no model and no task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from finetune.data.accounting import say
+from finetune.data.sources import TextArguments
+from finetune.loss import IGNORED
+
+OPEN, CLOSE = "⟦", "⟧"  # around what is learnt
+LONG = 4000  # characters of a row that are printed
+
+
+def show_features(
+    features: Mapping[str, Any],
+    processor: PreTrainedTokenizerBase,
+    labels: Sequence[str] | None,
+    data: TextArguments,
+) -> bool:
+    """Print the first rows (--show_rows) as the model sees them; whether the run ends here (--check)."""
+    split = "train" if isinstance(features.get("train"), Dataset) else "eval"
+    rows = features[split]
+    for place in range(min(max(data.show_rows, 1 if data.check else 0), len(rows))):
+        text = rendered(rows[place], processor, labels)
+        length = f", {rows[place]['length']} tokens" if "length" in rows.column_names else ""
+        more = f" ... ({len(text) - LONG} more characters)" if len(text) > LONG else ""
+        say(
+            f"\n{split} row {place} as the model sees it{length}; learnt: {OPEN}so{CLOSE}\n{text[:LONG]}{more}\n"
+        )
+    if data.check:
+        counted = ", ".join(
+            f"{len(part)} of {name}" for name, part in features.items() if isinstance(part, Dataset)
+        )
+        say(f"Rows checked ({counted}); nothing was trained (--check).")
+    return data.check
+
+
+def show_texts(texts: Sequence[str], counted: str, data: TextArguments) -> bool:
+    """Print rows that are text already, the learnt part marked (see `marked`); whether the run ends here (--check)."""
+    for place, text in enumerate(texts[: max(data.show_rows, 1 if data.check else 0)]):
+        say(f"\nrow {place} as the model sees it; learnt: {marked('so')}\n{text[:LONG]}\n")
+    if data.check:
+        say(f"Rows checked ({counted}); nothing was trained (--check).")
+    return data.check
+
+
+def marked(text: str) -> str:
+    """A learnt part of a text."""
+    return f"{OPEN}{text}{CLOSE}"
+
+
+def rendered(row: Mapping[str, Any], processor: PreTrainedTokenizerBase, labels: Sequence[str] | None) -> str:
+    """A row's tokens as text, with its labels in their place."""
+    ids, gold = row.get("input_ids"), row.get("labels")
+    if ids is None:  # rows of several views, sentences or pairs
+        parts = {
+            name: value
+            for name, value in row.items()
+            if isinstance(value, list) and name in ("views", "first", "second", "other")
+        }
+        return "\n".join(f"{name}: {_decoded(value, processor)}" for name, value in parts.items())
+    if ids and isinstance(ids[0], list):
+        return "\n".join(
+            f"{OPEN}{text}{CLOSE}" if place == gold else text
+            for place, text in enumerate(processor.decode(one) for one in ids)
+        )
+    if isinstance(gold, list) and "prompt" in row:
+        # labels stand at the token before: they say what comes next
+        return _marked(
+            [*ids, gold[-1]] if gold[-1] != IGNORED else ids,
+            [False, *(label != IGNORED for label in gold)],
+            processor,
+        )
+    if isinstance(gold, list) and "words" in row:
+        return _tagged(ids, gold, processor, labels)
+    if isinstance(gold, list) and "offsets" in row:
+        inside = [gold != [0, 0] and gold[0] <= place <= gold[1] for place in range(len(ids))]
+        return _marked(ids, inside, processor)
+    if isinstance(gold, list) and gold and isinstance(gold[0], float):
+        said = (
+            ", ".join(
+                name for name, one in zip(labels or map(str, range(len(gold))), gold, strict=False) if one
+            )
+            or "no label"
+        )
+        return f"{processor.decode(ids)}\n{OPEN}{said}{CLOSE}"
+    if isinstance(gold, list):
+        return f"{processor.decode(ids)}\n{OPEN}{processor.decode([one for one in gold if one != IGNORED])}{CLOSE}"
+    if gold is None:
+        return str(processor.decode(ids))
+    said = labels[gold] if labels and isinstance(gold, int) else str(gold)
+    return f"{processor.decode(ids)}\n{OPEN}{said}{CLOSE}"
+
+
+def _decoded(value: list[Any], processor: PreTrainedTokenizerBase) -> str:
+    return (
+        " | ".join(processor.decode(one) for one in value)
+        if value and isinstance(value[0], list)
+        else processor.decode(value)
+    )
+
+
+def _marked(ids: Sequence[int], learnt: Sequence[bool], processor: PreTrainedTokenizerBase) -> str:
+    """Tokens as text, runs of learnt ones between marks."""
+    texts, start = [], 0
+    for place in range(1, len(ids) + 1):
+        if place == len(ids) or learnt[place] != learnt[start]:
+            text = processor.decode(list(ids[start:place]))
+            texts.append(f"{OPEN}{text}{CLOSE}" if learnt[start] else text)
+            start = place
+    return "".join(texts)
+
+
+def _tagged(
+    ids: Sequence[int], gold: Sequence[int], processor: PreTrainedTokenizerBase, labels: Sequence[str] | None
+) -> str:
+    pieces = processor.convert_ids_to_tokens(list(ids))
+    return " ".join(
+        piece if label == IGNORED else f"{piece}{OPEN}{labels[label] if labels else label}{CLOSE}"
+        for piece, label in zip(pieces, gold, strict=True)
+    )

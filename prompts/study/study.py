@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from finetune.data.folders import default_eval
-from finetune.data.sources import TextArguments, load_rows, read_splits, sample
+from finetune.data.sources import ColumnArguments, load_rows, read_splits, sample
 from finetune.errors import InputError
 from prompts.study import ensemble
 from prompts.study.asking import Notes
@@ -67,7 +67,7 @@ UNREAD = (
 )
 
 
-def check_read(data: TextArguments) -> None:
+def check_read(data: ColumnArguments) -> None:
     """Refuse options that nothing here reads.
 
     Raises:
@@ -85,7 +85,7 @@ def check_read(data: TextArguments) -> None:
 
 
 def read_parts(
-    study: StudyArguments, data: TextArguments, tuning: TuneArguments, answers: AnswerArguments | None = None
+    study: StudyArguments, data: ColumnArguments, tuning: TuneArguments, answers: AnswerArguments | None = None
 ) -> Loaded:
     """Rows by what they are for, and the prompts that weigh labels, for labels that the data may name.
 
@@ -129,7 +129,7 @@ def read_parts(
     return Loaded(entry, prompts, parts, unseen.labels, population, notes)
 
 
-def _training(train: Dataset | None, data: TextArguments, column: str, read: object) -> Table | None:
+def _training(train: Dataset | None, data: ColumnArguments, column: str, read: object) -> Table | None:
     if train is None:
         return None
     by_class = column if column in train.column_names else None
@@ -137,7 +137,7 @@ def _training(train: Dataset | None, data: TextArguments, column: str, read: obj
     return read(sample(train, data.max_train_rows or POOL, data.sample_seed, by_class))
 
 
-def _chooses(entry: Entry, study: StudyArguments, data: TextArguments) -> bool:
+def _chooses(entry: Entry, study: StudyArguments, data: ColumnArguments) -> bool:
     """Whether training rows are wanted to choose on: where the data has them apart from those measured,
     unless asked."""
     if study.choose_rows is not None:

@@ -14,7 +14,7 @@ import yaml
 from accelerate import PartialState
 
 from finetune.artefacts.checkpoints import write_atomically
-from finetune.data.sources import TextArguments
+from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
 from finetune.reports.tables import markdown, with_interval
 from prompts.study.check import check
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def study_once(
-    options: Options, data: TextArguments, tuning: TuneArguments, instruct: InstructArguments
+    options: Options, data: ColumnArguments, tuning: TuneArguments, instruct: InstructArguments
 ) -> bool:
     """One study, as the script runs it; whether anything in it couldn't be done."""
     found = one_study(options, data, tuning, instruct)
@@ -36,7 +36,7 @@ def study_once(
 
 
 def one_study(
-    options: Options, data: TextArguments, tuning: TuneArguments, instruct: InstructArguments
+    options: Options, data: ColumnArguments, tuning: TuneArguments, instruct: InstructArguments
 ) -> list[Findings]:
     """Rows, then answers, then a report in the study's folder.
 
@@ -73,7 +73,7 @@ def one_study(
 
 
 def run_suite(
-    options: Options, data: TextArguments, tuning: TuneArguments, instruct: InstructArguments
+    options: Options, data: ColumnArguments, tuning: TuneArguments, instruct: InstructArguments
 ) -> bool:
     """Every run of a suite file in a folder of its own, and a table of them; whether anything couldn't be
     done.

@@ -85,7 +85,10 @@ def check_read(data: ColumnArguments) -> None:
 
 
 def read_parts(
-    study: StudyArguments, data: ColumnArguments, tuning: TuneArguments, answers: AnswerArguments | None = None
+    study: StudyArguments,
+    data: ColumnArguments,
+    tuning: TuneArguments,
+    answers: AnswerArguments | None = None,
 ) -> Loaded:
     """Rows by what they are for, and the prompts that weigh labels, for labels that the data may name.
 

@@ -34,7 +34,6 @@ def main(
     from dataclasses import replace
 
     from finetune.artefacts.folder import resolved_options
-    from finetune.artefacts.runs import open_run
     from finetune.data.preview import show_features
     from finetune.methods import attach, check_packed, find_method
     from finetune.models.attention.packed import pack
@@ -74,7 +73,7 @@ def main(
     further = steps.trainer_options(
         row, task, processor, features, asked, batching=batching, training=training
     )
-    checkpoint = open_run(options, found.fingerprint, network)
+    checkpoint = steps.open_folder(options, found, features, network)
     trainer = make_instruct_trainer(row, network, processor, training, features, **further)
     trainer.train(resume_from_checkpoint=checkpoint)
     steps.save_run(trainer, found, asked, instruct.save_predictions)

@@ -63,7 +63,6 @@ def run(
 ) -> dict[str, Any]:
     """One run, from rows to its folder; its figures."""
     from finetune.artefacts.folder import resolved_options
-    from finetune.artefacts.runs import open_run
     from finetune.data.preview import show_features
     from finetune.methods import attach
     from finetune.models.load import architecture
@@ -83,7 +82,7 @@ def run(
     further = steps.trainer_options(
         row, task, processor, features, asked, batching=batching, training=training
     )
-    checkpoint = open_run(options, found.fingerprint, network)
+    checkpoint = steps.open_folder(options, found, features, network)
     trainer = make_trainer(row, network, processor, training, features, **further)
     trainer.train(resume_from_checkpoint=checkpoint)
     return steps.save_run(trainer, found, asked, task.save_predictions)

@@ -71,7 +71,10 @@ class TaskArguments:
         },
     )
     save_predictions: bool = field(
-        default=False, metadata={"help": "Write predictions.jsonl: id, text, gold, prediction, score."}
+        default=True,
+        metadata={
+            "help": "Write predictions.jsonl, which the page's tables are made of: id, text, gold, prediction, score."
+        },
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import set_seed
 
 from finetune.artefacts.folder import save_artefact
-from finetune.artefacts.runs import check_vacant
+from finetune.artefacts.runs import check_vacant, open_run
 from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.batching import BatchingArguments, check_budget
 from finetune.data.sources import DataArguments, load_rows
@@ -22,6 +23,7 @@ from finetune.tasks.limits import check_features, check_max_length
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Asked, Examined, Task, intervals
 from finetune.tasks.weighting import shape_loss
+from finetune.training.description import describe_rows
 from finetune.training.options import TrainingArguments
 from finetune.training.trainer import ExactTrainer, by_length
 
@@ -112,6 +114,20 @@ def trainer_options(
         "answer": answerer(row, options, processor, asked, training.per_device_eval_batch_size),
         "patience": options.early_stopping_patience,
     }
+
+
+def open_folder(
+    options: Mapping[str, Any], found: Examined, features: Mapping[str, Dataset], network: Any
+) -> str | None:
+    """Claim the run's folder and write what it is trained on; the checkpoint to go on from, or None.
+
+    Raises:
+        InputError: the folder holds another run.
+    """
+    checkpoint = open_run(dict(options), found.fingerprint, network)
+    if PartialState().is_main_process:
+        describe_rows(found, features, options["output_dir"])
+    return checkpoint and str(checkpoint)
 
 
 def save_run(

@@ -62,7 +62,7 @@ UNREAD = (
     "ignore_columns",
     "drop_empty_rows",
     "layout",
-    "label_names",
+    "class_names",
     "near_labels",
 )
 

@@ -5,6 +5,7 @@ python scripts/assess.py --artefact runs/x --dataset_name reviews --eval_split t
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.cli.parser import launch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from finetune.data.sources import DataArguments
 
 
-def main(assess: AssessArguments, data: DataArguments) -> None:
+def main(assess: AssessArguments, data: DataArguments) -> Path:
     from finetune.training.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -39,6 +40,7 @@ def main(assess: AssessArguments, data: DataArguments) -> None:
     if "confusion" in figures:
         draw_assessment(figures, folder / "assessment.png")
         print(folder / "assessment.png")
+    return folder
 
 
 if __name__ == "__main__":

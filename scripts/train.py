@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
     from finetune.data.sources import FewShotArguments
     from finetune.methods import MethodArguments
+    from finetune.metrics.further import MetricArguments
     from finetune.models.load import ModelArguments
     from finetune.tasks.options import TaskArguments
     from finetune.training.options import TrainingArguments
@@ -25,6 +26,7 @@ def main(
     model: ModelArguments,
     method: MethodArguments,
     batching: BatchingArguments,
+    metric: MetricArguments,
     training: TrainingArguments,
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
@@ -46,6 +48,7 @@ def main(
             model,
             method,
             batching,
+            metric,
             settled(each, rate, best, task.early_stopping_patience),
         )
         runs.append((data.seeds > 1 and finished(*groups)) or run(*groups))
@@ -59,19 +62,24 @@ def run(
     model: ModelArguments,
     method: MethodArguments,
     batching: BatchingArguments,
+    metric: MetricArguments,
     training: TrainingArguments,
 ) -> dict[str, Any]:
     """One run, from rows to its folder; its figures."""
+    from dataclasses import replace
+
     from finetune.artefacts.folder import resolved_options
     from finetune.data.preview import show_features
     from finetune.methods import attach
+    from finetune.metrics.further import with_metrics
     from finetune.models.load import architecture
     from finetune.tasks.table import settle
     from finetune.training import run as steps
     from finetune.training.trainer import make_trainer
 
     row = settle(task, architecture(model))
-    options = resolved_options(task, data, model, method, batching, training)
+    row = replace(row, figures=with_metrics(row.figures, metric.metrics))
+    options = resolved_options(task, data, model, method, batching, metric, training)
     found = steps.read_rows(row, data, training, options)
     processor, network = steps.load_for(row, model, found)
     network = attach(network, method.method, method.method_kwargs, row.peft)

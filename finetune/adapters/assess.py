@@ -16,6 +16,7 @@ from finetune.artefacts.trained_rows import unseen_rows
 from finetune.data.sources import DataArguments, Rows, load_rows, sample
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import bootstrap, mean
+from finetune.metrics.further import MetricArguments, with_metrics
 from finetune.models.load import ModelArguments, architecture
 from finetune.tasks.answers import answerer, save_answers
 from finetune.tasks.options import TaskArguments
@@ -30,7 +31,7 @@ READ_AS = ("class_names", "near_labels", "layout", "learn_turns", "drop_empty_ro
 
 
 @dataclass
-class AssessArguments:
+class AssessArguments(MetricArguments):
     """What is assessed, and where its figures go."""
 
     artefact: str | None = field(default=None, metadata={"help": "Output folder of a training script."})
@@ -135,10 +136,11 @@ def assess_task(
         what the task shows beside (`per_class` and `confusion` of classes).
 
     Raises:
-        InputError: a folder of pretraining, rows that the task can't read, labels that the model never saw.
+        InputError: a folder of pretraining, rows that the task can't read, labels that the model never saw, no such metric.
     """
     assess = assess or AssessArguments()
     row, options = trained_as(artefact)
+    row = replace(row, figures=with_metrics(row.figures, assess.metrics))
     found, left_out = evaluation_rows(artefact, row, data, assess.keep_trained_rows)
     processor, network = load_network(artefact, row=row)
     features = row.encode(found.rows.eval, found.columns, processor, options.max_length, found.labels)

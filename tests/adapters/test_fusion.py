@@ -9,6 +9,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from bounds import near
 from conftest import make_model, make_tokenizer
 from test_pool import TEXTS, make
 from transformers import AutoModel, AutoModelForSequenceClassification
@@ -57,7 +58,7 @@ def test_one_adapter_fused_is_itself(two):
     network = two()
     before = ask(network)
     fuse(network, ["films"])
-    assert torch.allclose(ask(network), before, atol=1e-5)
+    assert near(ask(network), before)
 
 
 def test_equal_scores_give_the_mean_of_the_adapters(two):
@@ -66,7 +67,7 @@ def test_equal_scores_give_the_mean_of_the_adapters(two):
     total, norm = torch.randn(2, 3, 16), fused.layer.base_layer
     hidden = norm(total)
     change = sum(fused.layer.change(name, hidden) for name in NAMES) / 2
-    assert torch.allclose(fused(total), norm(total + change), atol=1e-6)
+    assert near(fused(total), norm(total + change))
     assert fused.drift() == 0
 
 
@@ -95,7 +96,7 @@ def test_only_fusion_moves_and_it_learns(two, tmp_path):
     save_fusion(network, tmp_path / "fusion")
     again = two()
     load_fusion(again, tmp_path / "fusion")
-    assert torch.allclose(ask(again), ask(network), atol=1e-6)
+    assert near(ask(again), ask(network))
 
 
 def fuse_by_script(tmp_path, saved, rows, *options: object):
@@ -163,7 +164,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, saved, review_fil
     again = load(
         fuse_by_script(tmp_path, saved, review_file, "--learning_rate", "1e-2", "--bf16", "false")
     ).logits(TEXTS)
-    assert torch.allclose(again, whole, atol=1e-5)
+    assert near(again, whole)
 
 
 def test_drift_counts_once_a_step(two):

@@ -10,6 +10,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from bounds import assert_near, near
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -86,11 +87,11 @@ def test_the_first_loss_is_log_two_and_the_last_one_the_papers(tmp_path: Path):
     trainer = make_dpo(network, tmp_path, num_train_epochs=4)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert near(losses[0], math.log(2), 1e-4)
     assert losses[-1] < losses[0]
     found = trainer.evaluate()["eval_loss"]
     expected = torch.stack([by_hand(network.eval(), reference, row, 0.5) for row in PAIRS]).mean().item()
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert near(found, expected, 1e-4)
 
 
 def test_the_gradient_raises_the_chosen_side_and_lowers_the_other(tmp_path: Path):
@@ -132,7 +133,7 @@ def test_after_supervised_tuning_the_reference_is_the_tuned_model(tmp_path: Path
             log_probs(AutoModelForCausalLM.from_pretrained(base), row["prompt"], row["chosen"]).item()
             for row in PAIRS
         ]
-    assert references == pytest.approx(expected, abs=1e-3)
+    assert near(references, expected, 1e-3)
     assert references != pytest.approx(bare, abs=0.1)
 
 
@@ -163,9 +164,7 @@ def test_a_reward_model_stands_on_the_tuned_trunk(tmp_path: Path, saved):
     ids = torch.tensor([[7, 8, 9]])
     with torch.no_grad():
         expected = sft.merge_and_unload().base_model(input_ids=ids).last_hidden_state
-        torch.testing.assert_close(
-            scorer.base_model(input_ids=ids).last_hidden_state, expected, atol=1e-5, rtol=1e-4
-        )
+        assert_near(scorer.base_model(input_ids=ids).last_hidden_state, expected)
     assert scorer.config.num_labels == 1
 
 
@@ -231,7 +230,7 @@ def test_a_model_trained_whole_has_its_start_as_reference(tmp_path: Path, precom
     )
     trainer.train()
     expected = torch.stack([by_hand(network.eval(), reference, row, 0.5) for row in PAIRS]).mean().item()
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-4)
+    assert near(trainer.evaluate()["eval_loss"], expected, 1e-4)
 
 
 @pytest.mark.parametrize("loss", ["hinge", "ipo", "kto", "orpo"])
@@ -327,7 +326,7 @@ def test_margins_read_every_turn_of_a_conversation():
     ]
     with torch.no_grad():
         expected = network(input_ids=ids[0]).logits - network(input_ids=ids[1]).logits
-    assert pair_margins(network, processor, pairs, 32) == pytest.approx(expected.item(), abs=1e-6)
+    assert near(pair_margins(network, processor, pairs, 32), expected.item())
 
 
 def test_calibration_by_hand():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from bounds import assert_near, near
 from conftest import WORDS, make_model, make_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -159,8 +160,7 @@ def test_the_first_step_starts_at_the_reference():
 def test_accumulation_changes_no_update():
     whole, parts = learner(per_device_batch_size=16), learner(per_device_batch_size=3)
     steps(whole, 2), steps(parts, 2)
-    for name, tensor in whole.trained().items():
-        torch.testing.assert_close(parts.trained()[name], tensor, atol=2e-4, rtol=1e-3)
+    assert_near(parts.trained(), whole.trained(), 2e-4)
 
 
 def test_the_base_and_the_reference_never_move():
@@ -239,10 +239,9 @@ def test_two_processes_stopped_and_continued_give_the_updates_of_one(tmp_path: P
     )  # fmt: skip
     assert not done.returncode, done.stderr[-4000:]
     there = load_file(tmp_path / "checkpoint-3" / "trained.safetensors")
-    for name, tensor in subject.trained().items():
-        torch.testing.assert_close(there[name], tensor, atol=2e-4, rtol=1e-3)
+    assert_near(there, subject.trained(), 2e-4)
     assert json.loads((tmp_path / "answers").read_text()) == sampled(learner())
-    assert float((tmp_path / "reward").read_text()) == pytest.approx(figures["reward"], abs=1e-5)
+    assert near(float((tmp_path / "reward").read_text()), figures["reward"])
 
 
 def test_every_prompt_comes_equally_often():

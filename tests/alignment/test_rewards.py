@@ -8,6 +8,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from bounds import near
 from conftest import make_model, make_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -110,7 +111,7 @@ def test_a_classifiers_probability_and_log_odds(tmp_path: Path):
         ["the film"], [" great"]
     )[0]
     assert probability + other == pytest.approx(1, abs=1e-6)
-    assert odds == pytest.approx(torch.logit(torch.tensor(probability, dtype=torch.float64)).item(), abs=1e-5)
+    assert near(odds, torch.logit(torch.tensor(probability, dtype=torch.float64)).item())
     with pytest.raises(InputError, match="no label 'neutral'"):
         load_reward(RewardArguments(reward=f"classifier:{tmp_path}/c:neutral"))
 
@@ -153,7 +154,7 @@ def test_a_reward_adapter_on_the_policys_base_scores_as_the_model_alone(tmp_path
     prompts, answers = ["the film", "a", "we loved the story"], [" great", " is very bad and dull", " fine"]
     expected = alone(prompts, answers)
     assert len({round(e, 3) for e in expected}) == 3, "all scores alike: the test shows nothing"
-    assert shared(prompts, answers) == pytest.approx(expected, abs=1e-4)
+    assert near(shared(prompts, answers), expected, 1e-4)
     assert [p.requires_grad for n, p in policy.named_parameters() if f".{REWARD}." not in n] == flags
     assert not any(p.requires_grad for n, p in policy.named_parameters() if f".{REWARD}." in n)
     assert policy.network.active_adapter == "default"
@@ -186,7 +187,7 @@ def test_a_score_does_not_depend_on_padding(tmp_path: Path, saved, batch_size):
         [" great", " is very bad and dull", " fine"],
     )
     alone = [reward([p], [a])[0] for p, a in zip(prompts, answers, strict=True)]
-    assert reward(prompts, answers) == pytest.approx(alone, abs=1e-5)
+    assert near(reward(prompts, answers), alone)
 
 
 def test_a_reward_model_reads_texts_by_its_own_tokenizer(tmp_path: Path):
@@ -205,7 +206,7 @@ def test_a_reward_model_reads_texts_by_its_own_tokenizer(tmp_path: Path):
     ids = torch.tensor([[turned[word] for word in ("the", "film", "great", "</s>")]])
     with torch.no_grad():
         expected = network.score(network.transformer(input_ids=ids).last_hidden_state[:, -1])
-    assert found == pytest.approx(expected[0].tolist(), abs=1e-5)
+    assert near(found, expected[0].tolist())
 
 
 def test_a_model_with_several_outputs_is_no_reward_model(tmp_path: Path):
@@ -221,7 +222,7 @@ def test_a_prompt_as_a_reward(saved):
     ids = processor("the film fine it was", return_tensors="pt")["input_ids"]
     log_p = network(input_ids=ids).logits[0, -1].log_softmax(-1)
     great, bad = processor.convert_tokens_to_ids(["great", "bad"])
-    assert reward(["the film"], [" fine"])[0] == pytest.approx((log_p[great] - log_p[bad]).item(), abs=1e-5)
+    assert near(reward(["the film"], [" fine"])[0], (log_p[great] - log_p[bad]).item())
 
 
 @pytest.mark.parametrize("words", [" great| great", " great| great film", "|"])

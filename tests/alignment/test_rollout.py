@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bounds import assert_near
 from conftest import make_model, make_tokenizer
 from torch import tensor
 from transformers import AutoModelForCausalLM
@@ -116,7 +117,7 @@ def test_padding_changes_no_log_probability(family):
             .log_softmax(-1)[len(prompt) - 1 : -1]
             .gather(1, answers[i, :length, None])[:, 0]
         )
-        torch.testing.assert_close(found[i, :length], expected, atol=1e-5, rtol=1e-5)
+        assert_near(found[i, :length], expected)
         assert found[i, length:].eq(0).all()
 
 
@@ -155,10 +156,8 @@ def test_temperature_divides_the_logits():
             network(input_ids=tensor([[*prompt, *answers[i].tolist()]])).logits[0, len(prompt) - 1 : -1] / 2
         )
         expected = logits.log_softmax(-1).gather(-1, answers[i, :, None])[:, 0]
-        torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(
-            spread[i], torch.distributions.Categorical(logits=logits).entropy(), atol=1e-5, rtol=1e-4
-        )
+        assert_near(found[i], expected)
+        assert_near(spread[i], torch.distributions.Categorical(logits=logits).entropy())
 
 
 def test_prompts_that_do_not_fit_are_refused():

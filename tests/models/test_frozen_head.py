@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bounds import assert_near
 from conftest import make_model
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config
@@ -34,7 +35,7 @@ def test_values_and_gradients_are_those_of_the_whole_table(monkeypatch, bias, ti
     found = token_log_probs(layer, states, tokens, temperature=0.7, spread=True)
     (gradient,) = torch.autograd.grad((found[0] * to_log_probs + found[1] * to_entropies).sum(), states)
     for mine, theirs in zip((*found, gradient), (*expected, expected_gradient), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+        assert_near(mine, theirs)
 
 
 def test_without_entropies_the_gradient_of_log_probabilities_is_the_same():
@@ -84,4 +85,4 @@ def test_a_policy_says_the_same_by_both_ways(family):
     lean = policy(*arguments)
     policy._plain_heads[0] = None
     for mine, theirs in zip(lean, policy(*arguments), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+        assert_near(mine, theirs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bounds import assert_near
 from conftest import make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -90,9 +91,7 @@ def check(family: str) -> bool:
     network = made(family)
     apart = packed.pack(network)
     if apart:
-        torch.testing.assert_close(
-            instructed(network, TEXTS[0]), instructed(network, OTHER), atol=1e-3, rtol=1e-4
-        )
+        assert_near(instructed(network, TEXTS[0]), instructed(network, OTHER), 1e-3)
     before, after = read(network, TEXTS[0]), read(network, OTHER)
     near = {"atol": 1e-4 * float(before.abs().max()), "rtol": 0.0}
     torch.testing.assert_close(before, after, **near)

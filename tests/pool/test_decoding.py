@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from bounds import near
 from conftest import WORDS
 from test_pool import make, pool_of
 
@@ -90,10 +91,8 @@ def test_log_probabilities_of_prompt_and_answer_are_the_models_own(family):
         assert [noted.token for noted in row.noted] == row.prompt + row.ids
         assert row.noted[0].logprob is None
         for place, noted in enumerate(row.noted[1:]):
-            assert noted.logprob == pytest.approx(float(right[place, noted.token]), abs=1e-5)
-            assert [value for _, value in noted.top] == pytest.approx(
-                right[place].topk(3).values.tolist(), abs=1e-5
-            )
+            assert near(noted.logprob, float(right[place, noted.token]))
+            assert near([value for _, value in noted.top], right[place].topk(3).values.tolist())
 
 
 def test_a_prompt_alone_can_be_scored_without_writing():

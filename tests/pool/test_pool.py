@@ -7,6 +7,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from bounds import near
 from conftest import make_model, make_tokenizer
 from transformers import (
     AutoModel,
@@ -105,7 +106,7 @@ def test_a_mixed_batch_equals_one_by_one(tmp_path, family, task):
     texts = [TEXTS[i % len(TEXTS)] for i in range(len(methods) * 2)]
     if task == "SEQ_CLS":
         for found, method, text in zip(pool.logits(texts, methods * 2), methods * 2, texts, strict=True):
-            assert torch.allclose(found, alone(networks[method], family, text), atol=1e-5), method
+            assert near(found, alone(networks[method], family, text)), method
     else:
         for found, method, text in zip(pool.tag(texts, methods * 2), methods * 2, texts, strict=True):
             chances = alone(networks[method], family, text).softmax(-1)[
@@ -114,7 +115,7 @@ def test_a_mixed_batch_equals_one_by_one(tmp_path, family, task):
             assert [a["word"] for a in found] == text.split()
             for answer, row in zip(found, chances, strict=False):
                 assert answer["label"] == LABELS[int(row.argmax())], method
-                assert answer["probability"] == pytest.approx(float(row.max()), abs=1e-5)
+                assert near(answer["probability"], float(row.max()))
 
 
 def test_a_pooler_that_came_with_an_adapter_is_its_own(tmp_path):
@@ -132,7 +133,7 @@ def test_a_pooler_that_came_with_an_adapter_is_its_own(tmp_path):
         pool.add(name, tmp_path / name)
     names = ["own", "plain", "plain", "own"]
     for found, name, text in zip(pool.logits(TEXTS, names), names, TEXTS, strict=True):
-        assert torch.allclose(found, alone(networks[name], "bert", text), atol=1e-5), name
+        assert near(found, alone(networks[name], "bert", text)), name
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -144,7 +145,7 @@ def test_parallel_bottlenecks_mix(tmp_path, family):
     for name in networks:
         pool.add(name, tmp_path / name)
     for found, name, text in zip(pool.logits(TEXTS, list("abab")), "abab", TEXTS, strict=True):
-        assert torch.allclose(found, alone(networks[name], family, text), atol=1e-5)
+        assert near(found, alone(networks[name], family, text))
 
 
 @torch.no_grad()
@@ -263,7 +264,7 @@ def test_a_stack_runs_in_sequence(tmp_path):
         **make_tokenizer("bert")(TEXTS[0], return_tensors="pt", return_token_type_ids=False)
     )
     head = stacked.get_base_model().classifier.modules_to_save["default"]
-    assert torch.allclose(found[0], head(trunk.pooler_output)[0], atol=1e-5)
+    assert near(found[0], head(trunk.pooler_output)[0])
     assert (found[0] - found[2]).abs().max() > 1e-4 and (found[0] - found[1]).abs().max() > 1e-4
 
 
@@ -275,8 +276,8 @@ def test_embeddings_of_base_and_adapter(tmp_path):
     hidden = network.base_model.model.bert(
         **make_tokenizer("bert")(TEXTS[0], return_tensors="pt", return_token_type_ids=False)
     )[0]
-    assert torch.allclose(found[0], torch.nn.functional.normalize(hidden.mean(1), dim=-1)[0], atol=1e-5)
-    assert torch.allclose(found[1], pool.embed([TEXTS[1]])[0], atol=1e-5)
+    assert near(found[0], torch.nn.functional.normalize(hidden.mean(1), dim=-1)[0])
+    assert near(found[1], pool.embed([TEXTS[1]])[0])
     assert found.norm(dim=1).tolist() == pytest.approx([1, 1])
 
 
@@ -293,7 +294,7 @@ def test_adapters_beyond_the_limit_are_put_aside_and_come_back(tmp_path):
         small.add(name, tmp_path / name)
     assert [entry["in_memory"] for entry in small.adapters().values()] == [False, True, True]
     for name, wanted in zip("abc", before, strict=True):
-        assert torch.allclose(small.logits([TEXTS[0]], [name])[0], wanted, atol=1e-6)
+        assert near(small.logits([TEXTS[0]], [name])[0], wanted)
         assert sum(entry["in_memory"] for entry in small.adapters().values()) == 2
     make(tmp_path / "a", "bert", "SEQ_CLS", "lora", 9)
     with pytest.raises(InputError, match="have changed"):
@@ -314,7 +315,7 @@ def test_eight_threads_while_adapters_come_and_go(tmp_path):
             for turn in range(12):
                 names = ["a", "b"] if (number + turn) % 2 else ["b", "a"]
                 for name, found in zip(names, pool.logits([TEXTS[0]] * 2, names), strict=True):
-                    if not torch.allclose(found, wanted[name], atol=1e-5):
+                    if not near(found, wanted[name]):
                         errors.append((name, found))
         except Exception as error:
             errors.append(error)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from bounds import assert_near
 from conftest import make_tokenizer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
@@ -167,8 +168,8 @@ def test_a_study_with_label_vectors(saved, review_file: Path, tmp_path: Path) ->
 def test_nearest_examples_and_other_families(saved, review_file: Path, tmp_path: Path) -> None:
     embedder = saved("bert", AutoModel, seed=1)
     vectors = embed(str(embedder), ["the film", "the film", "a dull story"])
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+    assert_near(np.linalg.norm(vectors, axis=1), 1)
+    assert_near(vectors[0], vectors[1])
     for family, auto in (("bert", AutoModelForMaskedLM), ("t5", AutoModelForSeq2SeqLM)):  # and nothing chosen
         study, data = run(
             saved(family, auto),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from bounds import assert_near
 from conftest import make_model, make_tokenizer
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -68,7 +69,7 @@ def test_a_causal_score_is_the_sum_over_tokens_computed_by_hand(name: str) -> No
         with torch.no_grad():
             logs = scorer.network(input_ids=ids).logits.log_softmax(-1)
         expected = [float(logs[0, t - 1, ids[0, t]]) for t in range(3, ids.shape[1])]
-        np.testing.assert_allclose(values, expected, atol=1e-5)
+        assert_near(values, expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -77,7 +78,7 @@ def test_sharing_prefixes_changes_no_score(name: str, head: str) -> None:
     scorer = scorer_of(name, batch_tokens=96)
     assert scorer.model.share  # the model's own forward agreed with shared passes
     whole = scorer_of(name, share=False)
-    np.testing.assert_allclose(flat(scorer(requests(head=head))), flat(whole(requests(head=head))), atol=1e-5)
+    assert_near(flat(scorer(requests(head=head))), flat(whole(requests(head=head))))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -101,7 +102,7 @@ def test_rows_are_padded_to_whole_blocks_of_keys_up_to_the_models_positions(
             Scorer(make_model(name, CAUSAL, initializer_range=0.2, **size), tokenizer, 1024, share)(long)
         )
 
-    np.testing.assert_allclose(scores(True), scores(False), atol=1e-5)
+    assert_near(scores(True), scores(False))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -111,9 +112,9 @@ def test_neither_batches_nor_padding_side_nor_order_change_a_score(name: str) ->
         for side in ("left", "right"):
             scorer = scorer_of(name, batch_tokens=tokens)
             scorer.tokenizer.padding_side = side
-            np.testing.assert_allclose(flat(scorer(requests())), reference, atol=1e-5)
+            assert_near(flat(scorer(requests())), reference)
     backwards = scorer_of(name)(requests()[::-1])[::-1]
-    np.testing.assert_allclose(flat(backwards), reference, atol=1e-5)
+    assert_near(flat(backwards), reference)
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
@@ -129,11 +130,11 @@ def test_masked_words_fill_left_to_right_or_together(name: str) -> None:
         filled = ids.clone()
         filled[0, first] = very
         last = scorer.network(input_ids=filled).logits.log_softmax(-1)[0]
-    np.testing.assert_allclose(got, [float(both[first, very]), float(last[second, good])], atol=1e-5)
+    assert_near(got, [float(both[first, very]), float(last[second, good])])
     together = scorer_of(name, fill="together")(
         [Request("the film was", (" very good",), " and i loved it")]
     )[0][0]
-    np.testing.assert_allclose(together, [float(both[first, very]), float(both[second, good])], atol=1e-5)
+    assert_near(together, [float(both[first, very]), float(both[second, good])])
 
 
 def test_a_mask_inside_the_rows_own_text_is_not_the_slot() -> None:
@@ -151,7 +152,7 @@ def test_encoder_decoder_scores_by_hand() -> None:
             **scorer.tokenizer("the film was", return_tensors="pt"),
             decoder_input_ids=torch.tensor([[0, words[0]]]),
         ).logits.log_softmax(-1)[0]
-    np.testing.assert_allclose(got, [float(logits[i, w]) for i, w in enumerate(words)], atol=1e-5)
+    assert_near(got, [float(logits[i, w]) for i, w in enumerate(words)])
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
@@ -173,7 +174,7 @@ def test_encoder_decoders_are_scored_with_their_adapters(name: str, method: str)
         begun = torch.tensor([[network.config.decoder_start_token_id, words[0]]])
         with torch.no_grad():
             logits = network(**inputs, decoder_input_ids=begun).logits.log_softmax(-1)[0]
-        np.testing.assert_allclose(got[0], [float(logits[i, w]) for i, w in enumerate(words)], atol=1e-5)
+        assert_near(got[0], [float(logits[i, w]) for i, w in enumerate(words)])
     assert np.abs(flat(scorer(asked)) - flat(bare(asked))).max() > 1e-5  # the adapter is on
     assert scorer.longest == bare.longest - (0 if method == "lora" else 20)
 
@@ -190,7 +191,7 @@ def test_bf16_trunk_keeps_a_float32_head() -> None:
     scorer = Scorer(network, make_tokenizer("llama"))
     values = flat(scorer(requests()))
     assert scorer.model.weight.dtype == torch.float32
-    np.testing.assert_allclose(values, exact, atol=0.2)
+    assert_near(values, exact, 0.2)
     # a head in bf16 has 8 bits of mantissa: its scores would coincide often
     assert len(np.unique(values.round(6))) > 0.9 * len(np.unique(exact.round(6)))
 
@@ -206,7 +207,7 @@ def test_lora_is_scored_like_its_own_forward_and_prompt_tuning_too() -> None:
             Scorer(network, make_tokenizer("llama"), share=False),
         )
         bare = flat(scorer_of("llama")(requests()))
-        np.testing.assert_allclose(flat(shared(requests())), flat(whole(requests())), atol=1e-5)
+        assert_near(flat(shared(requests())), flat(whole(requests())))
         assert np.abs(flat(shared(requests())) - bare).max() > 1e-4  # the adapter is on
 
 
@@ -220,9 +221,7 @@ def test_a_model_that_cannot_share_is_scored_whole(
     )  # as a model that ignores a tree's mask
     scorer = scorer_of("llama")
     assert not scorer.model.share and "scored whole" in caplog.text
-    np.testing.assert_allclose(
-        flat(scorer(requests())), flat(scorer_of("llama", share=False)(requests())), atol=1e-6
-    )
+    assert_near(flat(scorer(requests())), flat(scorer_of("llama", share=False)(requests())))
 
 
 def test_distributions_hold_the_scores_of_all_words() -> None:
@@ -234,10 +233,8 @@ def test_distributions_hold_the_scores_of_all_words() -> None:
         ]
         rows = scorer.distributions(asked)
         ids = [scorer.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("great", "bad")]
-        np.testing.assert_allclose(
-            rows[:, ids], [[float(v[0]) for v in row] for row in scorer(asked)], atol=1e-5
-        )
-        np.testing.assert_allclose(np.exp(rows).sum(axis=1), 1, atol=1e-4)
+        assert_near(rows[:, ids], [[float(v[0]) for v in row] for row in scorer(asked)])
+        assert_near(np.exp(rows).sum(axis=1), 1, 1e-4)
 
 
 def test_families_and_heads() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bounds import assert_near
 from conftest import make_model, make_tokenizer
 from peft import LoraConfig, get_peft_model
 from scipy.stats import binomtest
@@ -215,7 +216,7 @@ def test_a_stale_answer_is_never_given(scorer: Scorer, tmp_path: Path) -> None:
         # type: ignore[arg-type]
         answers = Memory(counting, fingerprint(own), tmp_path / "cache.sqlite")(requests)
         for row, expected in zip(answers, own(requests), strict=True):
-            np.testing.assert_allclose(np.concatenate(row), np.concatenate(expected), atol=1e-5)
+            assert_near(np.concatenate(row), np.concatenate(expected))
         return counting.asked, answers
 
     assert ask(asked)[0] == 3  # " bad" once
@@ -384,9 +385,7 @@ def test_label_vectors_start_as_words_and_learn(scorer: Scorer) -> None:
     start = scorer.word_vectors([" bad", " good"])
     untrained = soft_verbalizer(states, gold, start, decay=1e12)
     words = prompt.scores(scorer, requests)
-    np.testing.assert_allclose(
-        np.diff(untrained.label_scores(states) - untrained.bias), np.diff(words), atol=1e-3
-    )
+    assert_near(np.diff(untrained.label_scores(states) - untrained.bias), np.diff(words), 1e-3)
     trained = soft_verbalizer(states, gold, start, decay=1e-3)
     assert (trained.label_scores(states).argmax(1) == gold).all()
     masked = Scorer(make_model("bert", AutoModelForMaskedLM), make_tokenizer("bert"))

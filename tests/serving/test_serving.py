@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from bounds import near
 from conftest import make_tokenizer
 from served import filled, make_folders, serving
 from test_pool import TEXTS
@@ -29,13 +30,11 @@ def test_own_endpoints_answer_as_the_pool(served):
     client, pool = served.client, served.pool
     said = client.post("/v1/classify", json={"texts": TEXTS, "adapter": "films"}).json()["answers"]
     for found, wanted in zip(said, pool.classify(TEXTS, ["films"] * 4), strict=True):
-        assert found["label"] == wanted["label"] and found["probability"] == pytest.approx(
-            wanted["probability"], abs=1e-5
-        )
+        assert found["label"] == wanted["label"] and near(found["probability"], wanted["probability"])
     said = client.post("/v1/embed", json={"texts": TEXTS[:2], "adapters": ["films", None]}).json()[
         "embeddings"
     ]
-    assert said[1] == pytest.approx(pool.embed([TEXTS[1]])[0].tolist(), abs=1e-5)
+    assert near(said[1], pool.embed([TEXTS[1]])[0].tolist())
     said = client.post("/v1/tag", json={"texts": TEXTS[:1], "adapter": "words"}).json()["answers"][0]
     assert [found["word"] for found in said] == TEXTS[0].split()
     ask = {"texts": TEXTS[:2], "adapters": ["write0", None], "max_new_tokens": 6}
@@ -45,7 +44,7 @@ def test_own_endpoints_answer_as_the_pool(served):
     why = client.post("/v1/attribute", json={"text": TEXTS[0], "adapter": "films"}).json()
     assert len(why["attributions"]) == 4
     without = pool.classify([TEXTS[0].split(" ", 1)[1]], ["films"])[0]["probabilities"][why["label"]]
-    assert why["attributions"][0] == pytest.approx(why["probability"] - without, abs=1e-5)
+    assert near(why["attributions"][0], why["probability"] - without)
 
 
 def test_answers_stream_as_events(served):

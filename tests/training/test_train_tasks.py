@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bounds import near
 from conftest import make_model, make_tokenizer
 from task_gradients import COLUMNS, LABELS, kind_of, rows
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -95,7 +96,7 @@ def assessed(out: Path, rows_in: Path, found: dict) -> None:
     again = figures(out / "assessments" / "rows")
     for name, value in found.items():
         if isinstance(value, float) and name in again and name != "runtime" and "second" not in name:
-            assert again[name] == pytest.approx(value, abs=1e-4), name
+            assert near(again[name], value, 1e-4), name
     assert again["rows"] == 8 and again["intervals"] == found["intervals"] != {}
     assert (out / "assessments" / "rows" / "predictions.jsonl").is_file()
 
@@ -252,7 +253,7 @@ def test_instructions_have_the_same_losses_packed_and_padded(chats, tmp_path):
             "--num_train_epochs 2 --bf16 false --per_device_train_batch_size 4 --learning_rate 0.01 --max_length 48",
         )
         found[packing] = figures(out)
-    assert found["true"]["loss"] == pytest.approx(found["false"]["loss"], abs=1e-5)
+    assert near(found["true"]["loss"], found["false"]["loss"])
     assert found["true"]["token_accuracy"] == found["false"]["token_accuracy"]
 
 
@@ -289,8 +290,10 @@ def test_instructions_are_answered(chats, tmp_path):
     assert lines[0]["gold"].startswith("good") and len(lines) == 8
     run("assess", "--artefact", out, "--dataset_name", data, "--keep_trained_rows", "true")
     again, found = figures(out / "assessments" / "chats"), figures(out)
-    assert {name: again[name] for name in ("rougeL", "token_accuracy", "loss")} == pytest.approx(
-        {name: found[name] for name in ("rougeL", "token_accuracy", "loss")}, abs=1e-4
+    assert near(
+        {name: again[name] for name in ("rougeL", "token_accuracy", "loss")},
+        {name: found[name] for name in ("rougeL", "token_accuracy", "loss")},
+        0.0001,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from bounds import near
 from conftest import make_model
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -69,7 +70,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+    return near(one, other)
 
 
 @pytest.mark.parametrize("case", CASES)

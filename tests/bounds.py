@@ -1,0 +1,65 @@
+"""How near two results are, as a share of their size: bounds that hold on every processor.
+
+Sums in another order differ by the last bits of what is summed (2e-7 of it in float32), and kernels of other processors sum in
+other orders. A bound in the units of the result fits one machine's rounding; a share of the largest entry fits all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+FLOAT32 = (
+    1e-5  # about 80 units in the last place: a few layers of sums, and far below what a wrong formula does
+)
+
+
+def difference(found: Any, wanted: Any) -> float:
+    """The largest difference over the largest entry of all that is wanted.
+
+    Args:
+        found: a number, tensor or array, or a list or mapping of them, which then has one size: gradients that are nothing but
+            rounding are measured by the others.
+        wanted: the same, of the same shapes.
+    """
+    pairs = list(_pairs(found, wanted))
+    size = max(float(np.abs(b).max(initial=0)) for _, b in pairs)
+    apart = max(float(np.abs(a - b).max(initial=0)) for a, b in pairs)
+    return apart / size if size else apart
+
+
+def near(found: Any, wanted: Any, share: float = FLOAT32) -> bool:
+    """Whether nothing is further apart than this share of the largest entry."""
+    return difference(found, wanted) <= share
+
+
+def assert_near(found: Any, wanted: Any, share: float = FLOAT32) -> None:
+    """The same as an assertion that says how far apart they are."""
+    apart = difference(found, wanted)
+    assert apart <= share, f"{apart:.3g} of the largest entry apart, wanted {share:.3g} at most"
+
+
+def _pairs(found: Any, wanted: Any) -> Any:
+    if isinstance(wanted, Mapping):
+        assert found.keys() == wanted.keys()
+        for name in wanted:
+            yield from _pairs(found[name], wanted[name])
+    elif isinstance(wanted, list | tuple) and not all(isinstance(one, int | float) for one in wanted):
+        for one, other in zip(found, wanted, strict=True):
+            yield from _pairs(one, other)
+    else:
+        one, other = (_array(value) for value in (found, wanted))
+        assert other.ndim == 0 or one.shape == other.shape, f"{one.shape} beside {other.shape}"
+        one, other = np.broadcast_arrays(one, other)
+        finite = np.isfinite(other)
+        assert (np.isfinite(one) == finite).all() and (one[~finite] == other[~finite]).all()
+        yield one[finite], other[finite]
+
+
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().to("cpu", torch.float64).numpy()
+    return np.asarray(value, dtype=np.float64)

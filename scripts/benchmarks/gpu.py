@@ -48,6 +48,8 @@ def recipe_checks(models: Path | None, out: Path) -> list[Check]:
         options = [*few_steps(script), "--output_dir", str(out / "runs" / name)]
         if "\nseeds:" in text:
             options += ["--seeds", "1"]
+        if "\ndataset_name: imdb\n" in text:  # which would be fetched from the hub
+            options += ["--dataset_name", "../shared/data/imdb", "--max_train_rows", "400"]
         if script == "ppo":
             options += ["--reward", "function:scripts/benchmarks/length_reward.py:length"]
         found = re.search(r"model_name_or_path: (\w+)", text)
@@ -95,7 +97,7 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
         "dpo orpo": ("dpo", [*pairs, "--loss_type", "orpo"]),
         "dpo full": ("dpo", [*pairs, "--method", "full"]),
         "grpo": ("grpo", [*prompts, "--max_steps", "2", "--num_generations", "4", "--per_device_train_batch_size", "8"]),
-        "rloo": ("rloo", [*prompts, "--max_steps", "2", "--num_generations", "4", "--per_device_train_batch_size", "8"]),
+        "rloo": ("grpo", ["--algorithm", "rloo", *prompts, "--max_steps", "2", "--num_generations", "4", "--per_device_train_batch_size", "8"]),
         "ppo full": ("ppo", [*prompts, *few_steps("ppo")[:8], "--method", "full"]),
         "sft float32": ("sft", [*sft, "--model_name_or_path", name["smollm2"]]),
         "sft full bf16": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--method", "full"]),
@@ -123,6 +125,20 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
     checks.append(Check("sft under torchrun", [*torchrun, "scripts/sft.py", *sft, "--model_name_or_path", name["smollm2"],
                                                "--output_dir", str(out / "runs" / "sft_torchrun")]))  # fmt: skip
     return checks
+
+
+def speed_checks() -> list[Check]:
+    """Each measurement by itself on the card."""
+    cases = {
+        "speed sft 135m lora": ("sft", "135m", "lora", "--rows", "32"),
+        "speed sft 135m full": ("sft", "135m", "full", "--rows", "32"),
+        "speed sft 1b lora": ("sft", "1b", "lora", "--rows", "24", "--sides", "ours,liger,compile,trl"),
+        "speed sft 1b full": ("sft", "1b", "full", "--rows", "24", "--sides", "ours,trl"),
+        "speed sft 7b lora": ("sft", "7b", "lora", "--rows", "16", "--sides", "ours,trl"),
+        "speed encoder": ("encoder", "--rows", "64", "--sides", "ours,transformers"),
+    }
+    script = "scripts/benchmarks/gpu_speed.py"
+    return [Check(name, [PYTHON, script, *case], 150, alone=True) for name, case in cases.items()]
 
 
 def run(check: Check, out: Path, deadline: float) -> Check:
@@ -165,7 +181,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "runs/gpu")))
     parser.add_argument("--models", type=Path)
-    parser.add_argument("--only", default="recipes,verbs,tests")
+    parser.add_argument("--only", default="tests,verbs,recipes,speed", help="comma-separated parts")
     parser.add_argument("--seconds", type=float, default=1200)
     parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1))
     options = parser.parse_args()
@@ -173,32 +189,37 @@ def main() -> None:
     deadline = time.monotonic() + options.seconds
     checks: list[Check] = []
     if "tests" in wanted:
-        command = [
-            PYTHON,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "--maxfail=200",
-            "-m",
-            "not slow and not network and not browser",
-        ]
-        checks.append(Check("tests", command, 1200))
+        command = [PYTHON, "-m", "pytest", "-q", "-m", "gpu", "tests/models", "tests/training"]
+        checks.append(Check("tests", command, 120))
     if "verbs" in wanted:
         checks += verb_checks(options.models, out)
     if "recipes" in wanted:
         checks += recipe_checks(options.models, out)
+    if "speed" in wanted:
+        checks += speed_checks()
     with ThreadPoolExecutor(options.workers) as pool:
         jobs = [pool.submit(run, check, out, deadline) for check in checks if not check.alone]
         for job in jobs:
             job.result()
     for check in (check for check in checks if check.alone):
         run(check, out, deadline)
-    results = [check.result for check in checks]
-    (out / "gpu.json").write_text(json.dumps(results, indent=1))
-    for result in results:
-        why = "  " + result["why"].replace("\n", " ¶ ")[-230:] if "why" in result else ""
-        print(f"{result['name']:28s} {result['status']:10s} {result.get('seconds', 0):6.1f} s{why}")
+        save(checks, out)
+    save(checks, out)
+    for check in checks:
+        show(check.result)
+
+
+def save(checks: list[Check], out: Path) -> None:
+    """gpu.json as far as it goes, so that a machine that is taken away leaves what was measured."""
+    (out / "gpu.json").write_text(json.dumps([check.result for check in checks if check.result], indent=1))
+
+
+def show(result: dict[str, Any]) -> None:
+    """A line of the table, and one for each figure."""
+    why = "  " + result["why"].replace("\n", " ¶ ")[-230:] if "why" in result else ""
+    print(f"{result['name']:28s} {result['status']:10s} {result.get('seconds', 0):6.1f} s{why}")
+    for figures in result.get("figures", []):
+        print("    " + "  ".join(f"{name} {value}" for name, value in figures.items()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Score an artefact of any task on any rows: figures with 95 % intervals; of classifiers also each class, confusion and a plot.
+"""Score an artefact of any task on any rows: figures with 95 % intervals; of classifiers also each class,
+confusion and a plot.
 
 python scripts/assess.py --artefact runs/x --dataset_name reviews --eval_split test
 """

@@ -1,4 +1,5 @@
-"""All runs below a folder as one list in the browser, each with its page; pages of runs that go on are renewed as they go.
+"""All runs below a folder as one list in the browser, each with its page; pages of runs that go on are
+renewed as they go.
 
 python scripts/board.py --runs runs
 """

@@ -1,7 +1,9 @@
 """Compare two runs of prompts row by row: is the first better, or is it chance?
 
-python scripts/compare_runs.py --first runs/new --second runs/old python scripts/compare_runs.py --first
-runs/new --second runs/old --at_least -0.01     # status 1 where it may be worse by more
+python scripts/compare_runs.py runs/new runs/old
+python scripts/compare_runs.py runs/new runs/old --at_least -0.01 --metric accuracy
+
+With --at_least, for tests in CI: status 1 where first less second is below it.
 """
 
 from __future__ import annotations
@@ -14,13 +16,18 @@ from finetune.cli.parser import launch
 if TYPE_CHECKING:
     from prompts.study.options import CompareArguments
 
+POSITIONAL = ("first", "second")
+
 
 def main(options: CompareArguments) -> None:
     from pathlib import Path
 
+    from finetune.errors import InputError
     from finetune.reports.tables import with_interval
     from prompts.study.again import compare_runs
 
+    if not options.first or not options.second:
+        raise InputError("Two folders of runs are wanted: compare-runs FIRST SECOND")
     found, metric, told = compare_runs(Path(options.first), Path(options.second), options.metric)
     print(f"first:  {told['first']}: {metric} {told['first_value']:.3f}")
     print(f"second: {told['second']}: {metric} {told['second_value']:.3f}")

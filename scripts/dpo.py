@@ -1,4 +1,5 @@
-"""Align a model on preference pairs by DPO or a relative; after supervised fine-tuning the reference is the tuned model.
+"""Align a model on preference pairs by DPO or a relative; after supervised fine-tuning the reference is the
+tuned model.
 
 python scripts/dpo.py --model_name_or_path runs/sft --dataset_name pairs --beta 0.1 --output_dir runs/dpo
 python scripts/dpo.py --model_name_or_path smollm2 --dataset_name pairs --loss_type kto --output_dir runs/kto

@@ -1,7 +1,8 @@
 """GRPO, its later losses and RLOO on TRL's trainers with the rewards of scripts/ppo.py.
 
-python scripts/grpo.py --model_name_or_path smollm2 --prompt_tokens 8 --reward classifier:runs/reviews_lora --output_dir runs/grpo
-python scripts/grpo.py --algorithm rloo --model_name_or_path smollm2 --reward model:runs/reward --output_dir runs/rloo
+python scripts/grpo.py --model_name_or_path smollm2 --prompt_tokens 8 --reward classifier:runs/reviews_lora
+--output_dir runs/grpo python scripts/grpo.py --algorithm rloo --model_name_or_path smollm2 --reward
+model:runs/reward --output_dir runs/rloo
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-r"""Make preference pairs: sample answers to prompts, score them by any reward, keep the best and the worst of each.
+r"""Make preference pairs: sample answers to prompts, score them by any reward, keep the best and the worst of
+each.
 
-python scripts/prefer.py --model_name_or_path smollm2 --dataset_name reviews --prompt_tokens 8 --output_dir pairs \
+python scripts/prefer.py --model_name_or_path smollm2 --dataset_name reviews --prompt_tokens 8 --output_dir
+pairs \
     --reward classifier:runs/reviews_lora
 """
 

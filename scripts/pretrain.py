@@ -1,7 +1,8 @@
 """Train a model on bare texts by an objective, from scratch or on from where it is: OBJECTIVES.
 
-  python scripts/pretrain.py --objective mlm --model_name_or_path minilm --dataset_name reviews --output_dir runs/x
-  python scripts/pretrain.py --objective clm --from_config llama --config_overrides hidden_size=256,num_hidden_layers=4 \\
+  python scripts/pretrain.py --objective mlm --model_name_or_path minilm --dataset_name reviews --output_dir
+  runs/x python scripts/pretrain.py --objective clm --from_config llama --config_overrides
+  hidden_size=256,num_hidden_layers=4 \\
       --tokenizer_name runs/tokenizer --dataset_name FOLDER --output_dir runs/y
 """
 

@@ -1,4 +1,5 @@
-"""Train a Bradley–Terry reward model on preference pairs; accuracy on held-out pairs with its interval, and a calibration plot.
+"""Train a Bradley–Terry reward model on preference pairs; accuracy on held-out pairs with its interval, and a
+calibration plot.
 
 python scripts/reward.py --model_name_or_path smollm2 --dataset_name pairs --output_dir runs/reward
 """
@@ -67,7 +68,8 @@ def main(
         draw_calibration(figures["calibration"], Path(training.output_dir) / "calibration.png")
         low, high = figures["interval"]
         print(
-            f"accuracy on {len(margins)} held-out pairs: {figures['accuracy']:.3f} ({low:.3f}–{high:.3f})\n{training.output_dir}"
+            f"accuracy on {len(margins)} held-out pairs: {figures['accuracy']:.3f} "
+            f"({low:.3f}–{high:.3f})\n{training.output_dir}"
         )
 
 

@@ -39,6 +39,7 @@ def run(arguments: list[str]) -> None:
         InputError: there is no such verb.
     """
     verb, *rest = arguments or ["--help"]
+    verb = verb if verb.startswith("-") else verb.replace("-", "_")  # compare-runs is scripts/compare_runs.py
     scripts = verbs()
     if verb in ("-h", "--help", "help"):
         print(overview())

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,6 +57,7 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
     try:
         check_processes()
         main = main_of(main, arguments)
+        arguments = by_name(main, arguments)
         answer_help(main, arguments, installed)
         main(*parse(main, arguments))
     except InputError as error:
@@ -63,6 +65,14 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
         sys.exit(2)
     finally:
         leave_processes()
+
+
+def by_name(main: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
+    """Words that stand first without an option, as the options that the script's POSITIONAL says they are."""
+    names = main.__globals__.get("POSITIONAL", ())
+    words = list(takewhile(lambda word: not word.startswith("-"), arguments))[: len(names)]
+    named = [part for name, word in zip(names, words, strict=False) for part in (f"--{name}", word)]
+    return [*named, *arguments[len(words) :]]
 
 
 def check_processes() -> None:

@@ -63,10 +63,13 @@ class Memory:
         """Whether the whole answer's log-probability is had, for any text."""
         return not isinstance(self.scorer, Endpoint) or self.scorer.how == "echo"
 
-    @property
-    def silent(self) -> dict[str, int]:
-        """Why no answer came, and how often."""
-        return self.scorer.silent if isinstance(self.scorer, Endpoint) else {}
+    def reason(self, request: Request) -> str:
+        """Why no answer came to a request."""
+        return (
+            self.scorer.reasons.get(request.context, "unknown")
+            if isinstance(self.scorer, Endpoint)
+            else "unknown"
+        )
 
     def __call__(self, requests: Sequence[Request]) -> list[list[np.ndarray] | None]:
         """The scorer's answers, the same in every process: one list a request, one float32 [tokens] an

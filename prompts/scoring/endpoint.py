@@ -11,10 +11,9 @@ import json
 import logging
 import os
 import random
-import re
-import string
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ import httpx
 import numpy as np
 
 from finetune.errors import InputError
+from prompts.scoring.drawn import LETTERS, LONG, named, with_letters
 from prompts.scoring.generate import Drawing, cut
 from prompts.scoring.score import Request
 from prompts.templates.entries import Ending
@@ -36,8 +36,6 @@ PREFIX = "openai:"
 WAYS = ("echo", "top", "counts")
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # answers that another try may mend
 TOP = (20, 5)  # likeliest tokens asked for; some servers give fewer
-LETTERS = string.ascii_uppercase
-LONG = 4  # words of an answer that is asked for by a letter, where answers are counted
 IN_WORDS = {
     "echo": "log-probabilities of the whole answers (echo)",
     "top": "log-probabilities of the answers' first tokens, among the likeliest (top_logprobs)",
@@ -108,20 +106,22 @@ class Endpoint:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             limits=httpx.Limits(max_connections=options.concurrency),
         )
+        weakref.finalize(self, self.client.close)
         self.tokens = Counter({"prompt_tokens": 0, "completion_tokens": 0, "requests": 0, "retries": 0})
         self.silent: dict[str, int] = {}
+        self.reasons: dict[str, str] = {}  # of the last failure, by the prompt's text
         self.lock, self.failed = threading.Lock(), 0
         self.completes = True  # whether there are plain completions, or chats alone
         self.how = options.weigh_by if options.weigh_by != "auto" else self._find_way()
 
     @property
     def told(self) -> str:
-        """How answers are weighed, for the report."""
+        """How answers are weighed."""
         return IN_WORDS[self.how].format(samples=self.options.samples)
 
     @property
     def cost(self) -> float:
-        """Of all tokens so far, at the prices given."""
+        """Of all tokens so far."""
         priced = (("prompt_tokens", self.options.price_in), ("completion_tokens", self.options.price_out))
         return sum(self.tokens[kind] * price for kind, price in priced) / 1e6
 
@@ -136,7 +136,7 @@ class Endpoint:
         return sha256(json.dumps(made_of).encode()).hexdigest()
 
     def __call__(self, requests: Sequence[Request]) -> list[Any]:
-        """As Scorer's: one list a request, one float32 [tokens] an answer; None for a request that failed."""
+        """As Scorer's; None for a request that failed."""
         if self.how == "echo":
             flat = [(r, answer) for r in requests for answer in r.answers]
             scored = iter(self._all(self._echoed, flat))
@@ -169,8 +169,10 @@ class Endpoint:
             try:
                 return work(item)
             except Fault as fault:
+                request = item[0] if isinstance(item, tuple) else item
                 with self.lock:
                     self.silent[str(fault)] = self.silent.get(str(fault), 0) + 1
+                    self.reasons[request.context] = str(fault)
                 return None
 
         with ThreadPoolExecutor(self.options.concurrency) as pool:
@@ -208,7 +210,7 @@ class Endpoint:
             Fault: it doesn't come, or is no JSON object.
         """
         if self.failed > 3 * self.options.concurrency:
-            raise Fault("the server stopped answering")
+            raise Fault("the server has stopped answering")
         for attempt in range(self.options.retries + 1):
             reason, pause = self._try(path, asked)
             if reason is None:
@@ -235,7 +237,7 @@ class Endpoint:
         if response.status_code != 200:
             text = " ".join(response.text[:200].split())
             wait = response.headers.get("retry-after", "")
-            pause = min(float(wait), 60.0) if re.fullmatch(r"\d+(\.\d+)?", wait) else 0
+            pause = min(float(wait), 60.0) if wait.replace(".", "", 1).isdigit() else 0
             return f"status {response.status_code}: {text}", pause if response.status_code in AGAIN else None
         try:
             found = response.json()
@@ -348,7 +350,7 @@ class Endpoint:
         answers = [answer.strip() for answer in request.answers]
         lettered = any(len(answer.split()) >= LONG for answer in answers) and len(answers) <= len(LETTERS)
         if lettered:
-            request, answers = _with_letters(request, answers), list(LETTERS[: len(answers)])
+            request, answers = with_letters(request, answers), list(LETTERS[: len(answers)])
         room = max(len(answer.encode()) for answer in answers) // 2 + 8
         asked = {"max_tokens": room, "temperature": 1, "n": self.options.samples}
         try:
@@ -359,7 +361,7 @@ class Endpoint:
             texts = []  # some servers refuse to give several at once
         while len(texts) < self.options.samples:  # and some give one whatever they are asked
             texts += self._texts(request, asked | {"n": 1, "seed": len(texts)})
-        counts = Counter(_named(text, answers) for text in texts[: self.options.samples])
+        counts = Counter(named(text, answers) for text in texts[: self.options.samples])
         known = sum(counts[answer] for answer in answers)
         if not known:
             raise Fault(f"none of {len(texts)} drawn answers was one of: {', '.join(answers)[:80]}")
@@ -377,20 +379,3 @@ def _ends(tokens: list[str], offsets: Any, text: str) -> list[tuple[int, int]]:
     if not "".join(tokens).startswith(text):
         raise Fault("tokens that don't say where they stand in the text (text_offset)")
     return [(int(a), int(b)) for a, b in pairwise(places)]
-
-
-def _named(text: str, answers: Sequence[str]) -> str | None:
-    """The answer that a text begins with, the longest of those that fit, as a whole word."""
-    bare = text.strip().lstrip("\"'*([").casefold()
-    fit = [a for a in answers if re.match(re.escape(a.casefold()) + r"(?!\w)", bare)]
-    return max(fit, key=len, default=None)
-
-
-def _with_letters(request: Request, answers: Sequence[str]) -> Request:
-    """The same question with its answers listed, to be answered by a letter."""
-    listed = "\n".join(f"{letter}. {answer}" for letter, answer in zip(LETTERS, answers, strict=False))
-    added = f"\n{listed}\nThe letter of the right one:"
-    turns = (
-        (*request.turns[:-1], (request.turns[-1][0], request.turns[-1][1] + added)) if request.turns else ()
-    )
-    return Request(request.context + added, request.answers, "", request.special, turns, "")

@@ -16,7 +16,7 @@ import numpy as np
 from finetune.errors import InputError
 from prompts.scoring.score import Request
 from prompts.study import calibrate
-from prompts.study.asking import Asking, Cell, settings
+from prompts.study.asking import Asked, Asking, Cell, settings
 from prompts.study.options import StudyArguments
 from prompts.study.parts import Parts
 from prompts.study.rows import Row
@@ -122,20 +122,20 @@ def label_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts)
             places = {part: own["asked"][part].places for part in labels}
             requests = own["asked"]["unseen"].requests
             for part in ("training", "unseen"):
-                note_silence(asking, cell, labels[part], [getattr(parts, part)[i] for i in places[part]])
+                note_silence(asking, cell, labels[part], own["asked"][part], getattr(parts, part))
             if len(requests):
                 found.append(Answers(cell, labels, requests, prompt.verbalizer, own["words"], places))
     return found
 
 
-def note_silence(asking: Asking, cell: Cell, scores: np.ndarray, rows: Sequence[Row]) -> None:
+def note_silence(asking: Asking, cell: Cell, scores: np.ndarray, asked: Asked, rows: Sequence[Row]) -> None:
     """Note the rows that no answer came for."""
-    reasons = asking.memory.silent
-    for missing, row in zip(np.isnan(scores).any(axis=1), rows, strict=True):
+    for missing, place, request in zip(
+        np.isnan(scores).any(axis=1), asked.places, asked.requests, strict=True
+    ):
         if missing:
-            asking.notes.trouble(
-                cell.model, cell.name, f"no answer: {next(reversed(reasons), 'unknown')}", row.place
-            )
+            reason = f"no answer: {asking.memory.reason(request)}"
+            asking.notes.trouble(cell.model, cell.name, reason, rows[place].place)
 
 
 def blank_rows(prompts: list[Prompt], parts: Parts, study: StudyArguments) -> dict[str, list[Row]]:
@@ -195,7 +195,9 @@ class ChoicePrompt:
             "text": bare.index(target) if target in bare else None,
             "index": int(target) if target.isdigit() and int(target) < len(choices) else None,
         }
-        if self.target_is:
+        if self.target_is == "index_first":  # as lm-evaluation-harness reads a target of digits
+            readings = {"index": readings["index"]} if target.isdigit() else {"text": readings["text"]}
+        elif self.target_is:
             readings = {self.target_is: readings[self.target_is]}
         found = {place for place in readings.values() if place is not None}
         if keys and readings.get("key") is not None:
@@ -320,7 +322,7 @@ def _choice_answers(
             by_how[how][part] = np.array(
                 [np.pad(v, (0, width - len(v)), constant_values=-np.inf) for v in values]
             ).reshape(-1, width)
-        note_silence(asking, cell, by_how["sum"][part], [members[i] for i in own[part].places])
+        note_silence(asking, cell, by_how["sum"][part], own[part], members)
     return ChoiceAnswers(
         cell, by_how, own["unseen"].requests, gold, texts, {part: own[part].places for part in rows}
     )

@@ -168,10 +168,10 @@ def text_cells(
                 wanted[part] = [prompt.wanted(members[i]) for i in places[part]]
                 drawn = [asking.memory.written(asked, prompt.ending, drawing) for drawing in drawings]
                 texts[part] = [list(row) for row in zip(*drawn, strict=True)]
-                for place, row in zip(places[part], texts[part], strict=True):
+                for place, row, request in zip(places[part], texts[part], asked, strict=True):
                     if None in row:
-                        reason = next(reversed(asking.memory.silent), "unknown")
-                        asking.notes.trouble(model, cell.name, f"no answer: {reason}", members[place].place)
+                        reason = f"no answer: {asking.memory.reason(request)}"
+                        asking.notes.trouble(model, cell.name, reason, members[place].place)
                 requests = asked if part == "unseen" else requests
             if requests:
                 found.append(Written(cell, prompt, texts, wanted, requests, places, entry, metric))

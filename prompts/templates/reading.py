@@ -34,7 +34,7 @@ KEYS = {
     *("filters", "normalise", "judge", *LAID),
 }
 OF_TEMPLATE = {"text", "follows", "target", "choices"}
-TARGET_IS = ("index", "text", "key")
+TARGET_IS = ("index", "text", "key", "index_first")
 
 
 def read_entry(name: str) -> Entry:

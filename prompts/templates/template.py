@@ -6,15 +6,18 @@ Python's internals nor the row itself, and a column that isn't there is an error
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
+import regex
 from jinja2 import TemplateError, meta, nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
@@ -53,6 +56,16 @@ def _most_frequent(items: Sequence[Any]) -> list[Any]:
     return [item for item, count in counts.items() if count == max(counts.values())]
 
 
+def _regex_replace(text: str, pattern: str, value: str = "", count: int = 0) -> str:
+    """lm-evaluation-harness's filter, in bounded time."""
+    if len(text) * max(len(value), 1) > 10_000_000:
+        raise SecurityError("'regex_replace' makes a text that is too long")
+    try:
+        return str(regex.sub(pattern, value, text, count, timeout=2.0))
+    except (TimeoutError, regex.error) as error:
+        raise SecurityError(f"'regex_replace' by {pattern!r}: {error}") from error
+
+
 _environment = strict_environment()
 _environment.globals["zip"] = zip
 for _name, _filter in (
@@ -60,6 +73,7 @@ for _name, _filter in (
     ("choice", _drawn),
     ("most_frequent", _most_frequent),
     ("highlight", str),
+    ("regex_replace", _regex_replace),
 ):
     _environment.add_filter(_name, _filter)
 _environment.filters["_json"] = lambda value: json.dumps(value, default=_plainly)
@@ -196,7 +210,7 @@ class Template:
             value = json.loads(self._rendered(self._as_json, row))
             value = value.split("|||") if isinstance(value, str) and "|||" in value else value
         else:
-            value = [part.strip() for part in self._rendered(self._compiled, row).split("|||")]
+            value = _listed(self._rendered(self._compiled, row))
         value = value if isinstance(value, list) else [value]
         if any(isinstance(part, (list, dict)) or part is None for part in value):
             raise InputError(f"{self.name}: gives {str(value)[:80]}; wanted a list of texts. Mend its text")
@@ -289,6 +303,15 @@ class Template:
     def composed(self, name: str, before: str = "", after: str = "") -> Template:
         """The same template with other text around it."""
         return replace(self, name=name, text=before + self.text + after)
+
+
+def _listed(text: str) -> list[Any]:
+    """Texts parted by `|||`, or a list as it is written out."""
+    bare = text.strip()
+    if bare.startswith("[") and bare.endswith("]") and "|||" not in bare:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return list(ast.literal_eval(bare))  # literals alone: nothing is called
+    return [part.strip() for part in text.split("|||")]
 
 
 def is_empty(value: Any) -> bool:

@@ -1,0 +1,60 @@
+"""Others' files of prompts → files of this project, or word that they are read as they are. Knows the formats
+by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from finetune.artefacts.checkpoints import write_atomically
+from finetune.errors import InputError
+from prompts.templates import lm_eval
+from prompts.templates.reading import read_entry
+
+
+@dataclass
+class ImportArguments:
+    """What is read, and where the prompts go."""
+
+    file: str = field(
+        default="",
+        metadata={"help": "A task of lm-evaluation-harness (YAML), or promptsource's templates.yaml."},
+    )
+    output: str | None = field(
+        default=None, metadata={"help": "File to write (default: the task's name, here)."}
+    )
+
+
+def import_task(file: str, output: str | None = None) -> str:
+    """Write a task's prompts; what was written, what was left out, and how it is run.
+
+    Raises:
+        InputError: no such file, Python in the task, a kind of task that isn't asked here.
+    """
+    path = Path(file).expanduser()
+    if not file or not path.is_file():
+        raise InputError(f"No file '{file}'; wanted a task's YAML: import-task FILE")
+    if "!Template" in path.read_text(encoding="utf-8", errors="replace"):
+        entry = read_entry(str(path))
+        kinds = ", ".join(
+            f"{count} by {kind}" for kind, count in Counter(map(entry.kind, entry.templates)).items()
+        )
+        return f"{path} is promptsource's, and read as it is: --prompts {path}\n{len(entry.templates)} templates: {kinds}"
+    made = lm_eval.imported(path)
+    target = Path(output or f"{made.name}.yaml").expanduser()
+    if target.resolve() == path.resolve():
+        raise InputError(f"{target} is the task itself; set --output")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    note = f"# From lm-evaluation-harness's task {made.name}.\n"
+    note += "".join(f"# Not carried: {what}\n" for what in made.left)
+    write_atomically(
+        target, note + yaml.safe_dump(made.content, sort_keys=False, allow_unicode=True, width=1000)
+    )
+    read_entry(str(target))
+    lines = [f"{target}: prompts of the task {made.name}"]
+    lines += [f"not carried: {what}" for what in made.left]
+    lines.append(f"finetune prompt --prompts {target} {' '.join(made.hints)}".rstrip())
+    return "\n".join(lines)

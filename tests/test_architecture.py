@@ -20,7 +20,8 @@ RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
 # From the ground up: a room imports only from rooms of earlier lines, and nothing from its neighbours on its own line.
 ORDER = (
     ("device", "errors", "loss", "templating", "tuners"),
-    ("data", "metrics", "models", "cli", "reports"),
+    ("data", "metrics", "models", "cli"),
+    ("reports",),  # pages are made of figures
     ("methods",),
     ("tasks", "objectives", "artefacts"),
     ("training",),

@@ -26,6 +26,8 @@ class RewardTrainingArguments(PairOptions, trl.RewardConfig):
     """TRL's options of a Bradley–Terry reward model; `center_rewards_coefficient` centres it."""
 
     task: str = field(default="reward")
+    # the tokenizer comes with its template: `finetune.models.chat_template` reads this option for all verbs
+    chat_template_path: str | None = field(default=None, init=False)
 
 
 def make_reward_trainer(

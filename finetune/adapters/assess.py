@@ -8,22 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetune.adapters.classifier import load_network
 from finetune.artefacts.folder import Artefact
 from finetune.artefacts.trained_rows import unseen_rows
 from finetune.data.sources import DataArguments, Rows, load_rows, sample
 from finetune.errors import InputError
-from finetune.metrics.bootstrap import bootstrap, mean
 from finetune.metrics.further import MetricArguments, with_metrics
 from finetune.models.load import ModelArguments, architecture
 from finetune.tasks.answers import answerer, save_answers
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.table import recalled
-from finetune.tasks.task import Examined, Task, intervals
-from finetune.training.run import ask
-from finetune.training.trainer import ExactTrainer, TrainingArguments, make_trainer
+from finetune.tasks.task import Examined, Task
+from finetune.training.run import all_intervals, ask
+from finetune.training.trainer import TrainingArguments, make_trainer
 
 # How rows are read: what is not said is as it was in training.
 COLUMNS = ("text_column", "text_pair_column", "label_column")
@@ -98,8 +95,10 @@ def evaluation_rows(
     if not keep_trained_rows:
         kept, count = unseen_rows(artefact.folder, kept, found.columns)
     if data.max_eval_rows is not None:
-        even = found.columns.label if data.balance_eval_rows else None
-        kept = sample(kept, data.max_eval_rows, data.sample_seed, even)
+        # they come shuffled: the first ones are the sample that training would have drawn
+        few = kept.select(range(min(data.max_eval_rows, len(kept))))
+        even = sample(kept, data.max_eval_rows, data.sample_seed, found.columns.label)
+        kept = even if data.balance_eval_rows else few
     return found._replace(rows=Rows(kept, kept, data.name), labels=artefact.labels), count
 
 
@@ -158,8 +157,7 @@ def assess_task(
     if folder is not None and trainer.answers:
         folder.mkdir(parents=True, exist_ok=True)
         save_answers(trainer.answers, asked, str(folder))
-    bounds = intervals(row, trainer.answers, figures, samples)
-    bounds["loss"] = list(bootstrap(row_losses(trainer, asked.features["row"][:]), mean, samples))
+    bounds = all_intervals(trainer, asked, figures, samples)
     details = row.details(trainer.answers, found.labels, samples) if row.details else {}
     return (
         figures
@@ -167,11 +165,3 @@ def assess_task(
         | details
         | {"intervals": bounds | details.get("intervals", {})}
     )
-
-
-def row_losses(trainer: ExactTrainer, places: list[int]) -> np.ndarray:
-    """Summed loss and number of items of each raw row, [rows, 2], over its windows; `places` are their rows."""
-    order = {place: index for index, place in enumerate(sorted(set(places)))}
-    sums = np.zeros((len(order), 2))
-    np.add.at(sums, [order[place] for place in places], trainer.losses)
-    return sums

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset, List, Value
@@ -156,7 +157,7 @@ def lay_out_choices(rows: Dataset, data: DataArguments) -> Laid:
             f"No column 'choices' in {data.name}; it has {', '.join(there)}; wanted a list of choices, or a column for each. Set --text_pair_column"
         )
     rest = rows.select_columns([name for name in there if name not in offers])
-    picked = pick_columns(rest, data, text=STEMS, label=RIGHT)
+    picked = pick_columns(rest, replace(data, text_pair_column=None), text=STEMS, label=RIGHT)
     if (
         column
         and isinstance(rows.features[column], List)

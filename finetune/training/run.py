@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from accelerate import PartialState
+import numpy as np
 from datasets import Dataset
 from transformers import set_seed
 
@@ -17,6 +18,7 @@ from finetune.artefacts.runs import check_vacant, open_run
 from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.batching import BatchingArguments, check_budget
 from finetune.data.sources import DataArguments, load_rows
+from finetune.metrics.bootstrap import bootstrap, mean
 from finetune.models.load import ModelArguments, load_model
 from finetune.tasks.answers import answerer, save_answers
 from finetune.tasks.limits import check_features, check_max_length
@@ -130,6 +132,20 @@ def open_folder(
     return checkpoint and str(checkpoint)
 
 
+def all_intervals(
+    trainer: ExactTrainer, asked: Asked, figures: Mapping[str, Any], samples: int = 2000
+) -> dict[str, list[float]]:
+    """95 % intervals of the task's figures and of the loss, rows resampled (windows of one row stay together)."""
+    found = intervals(trainer.row, trainer.answers, figures, samples)
+    places = asked.features["row"][:]
+    if len(trainer.losses) == len(places):  # a run that was killed at its very end has none any more
+        order = {place: index for index, place in enumerate(sorted(set(places)))}
+        sums = np.zeros((len(order), 2))
+        np.add.at(sums, [order[place] for place in places], trainer.losses)
+        found["loss"] = list(bootstrap(sums, mean, samples))
+    return found
+
+
 def save_run(
     trainer: ExactTrainer, found: Examined, asked: Asked, save_predictions: bool = False
 ) -> dict[str, Any]:
@@ -138,7 +154,7 @@ def save_run(
     The main process writes them, the answers, hashes of the training rows, and the artefact.
     """
     metrics = trainer.last_figures()
-    metrics["intervals"] = intervals(trainer.row, trainer.answers, metrics)
+    metrics["intervals"] = all_intervals(trainer, asked, metrics)
     if trainer.is_world_process_zero():
         folder = str(trainer.args.output_dir)
         if save_predictions:

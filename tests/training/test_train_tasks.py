@@ -46,7 +46,13 @@ def folder_of_rows(tmp_path) -> Path:
 def columns_of(task: str) -> list[str]:
     columns = COLUMNS[task]
     found = ["--text_column", columns.text, "--label_column", columns.label]
-    return [*found, "--text_pair_column", columns.pair] if columns.pair else found
+    found += ["--text_pair_column", columns.pair] if columns.pair else []
+    read = {columns.text, columns.pair, columns.label}
+    return [
+        *found,
+        "--ignore_columns",
+        *(name for name in ("text", "second", "offers", "words", "answers") if name not in read),
+    ]
 
 
 def figures(folder: Path) -> dict:
@@ -97,7 +103,9 @@ def assessed(out: Path, rows_in: Path, found: dict) -> None:
     for name, value in found.items():
         if isinstance(value, float) and name in again and name != "runtime" and "second" not in name:
             assert near(again[name], value, 1e-4), name
-    assert again["rows"] == 8 and again["intervals"] == found["intervals"] != {}
+    assert again["rows"] == 8 and {*again["intervals"]} == {*found["intervals"]} > {"loss"}
+    for name, bounds in found["intervals"].items():
+        assert near(again["intervals"][name], bounds, 1e-4)
     assert (out / "assessments" / "rows" / "predictions.jsonl").is_file()
 
 

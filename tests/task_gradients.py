@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -114,5 +115,6 @@ def step_gradients(task: str, family: str, split: str, folder: Path) -> Gradient
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as conftest does for pytest: what imports made stays out of the collections
     out = Path(sys.argv[1])
     write({f"{task}/{family}": step_gradients(task, family, "processes", out) for task, family in CASES}, out)

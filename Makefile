@@ -18,10 +18,19 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 install: $(VENV)/ready
 
-demo: $(VENV)/ready  ## tune an adapter, assess it, plot it, use it from five lines of Python
-	$(BIN)/python scripts/train.py --config scripts/recipes/reviews_lora.yaml --output_dir $(RUN)
-	$(BIN)/python scripts/assess.py --artefact $(RUN) --dataset_name reviews --eval_split test
-	$(BIN)/python scripts/apps/five_lines.py $(RUN) "Not once did I feel bored." "Two hours that feel like four." "Stunning to look at, and empty."
+SAID = "We watched it twice in one weekend." "I kept checking my watch." "Worth every penny." "The trailer was better than the film." "It is a film."
+
+demo: $(VENV)/ready  ## tune an adapter, score it on rows it never saw, make its page, use it from five lines of Python
+	@$(BIN)/finetune train --config films_bottleneck --output_dir $(RUN)
+	@$(BIN)/finetune assess --artefact $(RUN) --dataset_name films --eval_split test
+	@$(BIN)/finetune report --runs $(RUN) >/dev/null
+	@echo; $(BIN)/python scripts/apps/five_lines.py $(RUN) $(SAID)
+	@echo
+	@echo "You have: an adapter of 1 MB in $(RUN), its figures and page ($(RUN)/report.html), its model card."
+	@echo "It was taught composed sentences; real reviews are harder for it: docs/results.md says by how much."
+	@echo "Next:  1. your own file:     $(BIN)/finetune train --dataset_name FILE.csv --model_name_or_path minilm --check true"
+	@echo "       2. prompts instead:   $(BIN)/finetune prompt --prompts sentiment --models smollm2 --dataset_name films --max_eval_rows 100 --output_dir runs/prompts"
+	@echo "       3. serve it:          $(BIN)/finetune serve --base minilm --adapters films=$(RUN)"
 
 # One process for each core; a module's tests stay together, because they share fixtures.
 WORKERS ?= $(shell nproc)

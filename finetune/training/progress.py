@@ -31,7 +31,7 @@ class Progress(TrainerCallback):
 
     def __init__(self, rows_a_step: int) -> None:
         self.rows_a_step, self.bar = rows_a_step, None
-        self.started, self.first = 0.0, 0
+        self.started, self.first, self.loss = 0.0, 0, ""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -47,7 +47,7 @@ class Progress(TrainerCallback):
     ) -> None:
         if self.bar:
             self.bar.update(state.global_step - self.bar.n)
-            self.bar.set_postfix_str(f"{self._speed(state):.0f} rows/s")
+            self.bar.set_postfix_str(f"{self.loss}{self._speed(state):.0f} rows/s")
 
     def on_log(
         self,
@@ -62,7 +62,11 @@ class Progress(TrainerCallback):
         with (Path(args.output_dir) / HISTORY).open("a", encoding="utf-8") as history:
             history.write(json.dumps({"step": state.global_step, "epoch": state.epoch, **logs}) + "\n")
         line = self._line(state, logs)
-        if line:
+        if (
+            self.bar and "loss" in logs
+        ):  # a person at a terminal sees one line that changes, not a wall of them
+            self.loss = f"loss {logs['loss']:.3f}, "
+        elif line:
             tqdm.write(line, file=sys.stderr)
 
     def on_train_end(

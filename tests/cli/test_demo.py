@@ -1,0 +1,39 @@
+"""What `make demo` trains is right on everyday sentences that nobody wrote for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from everyday import KEPT, LOOKED_AT
+
+from finetune.data.corpora import REMARKS, films
+
+
+def test_the_sentences_are_no_part_of_the_corpus():
+    bank = yaml.safe_load(Path(REMARKS).read_text(encoding="utf-8"))
+    written = {text.lower().rstrip(".") for side in bank["remarks"].values() for text in side}
+    assert not written & {text.lower().rstrip(".") for text, _ in LOOKED_AT + KEPT}
+
+
+def test_films_are_balanced_and_never_repeated():
+    splits = films(rows=280)
+    texts = [text.lower() for part in splits.values() for text in part["text"]]
+    assert len(texts) == len(set(texts)) == 280
+    for part in splits.values():
+        assert abs(sum(part["label"]) * 2 - len(part)) <= 1
+    assert films(rows=280)["train"]["text"][:] == splits["train"]["text"][:]
+    with pytest.raises(ValueError, match="56 or more"):
+        films(rows=40)
+
+
+@pytest.mark.slow
+def test_the_demo_is_right_on_everyday_sentences(tmp_path):
+    from finetune import train
+    from finetune.adapters import load
+
+    train(config="films_bottleneck", output_dir=str(tmp_path / "demo"))
+    classifier = load(tmp_path / "demo")
+    right = [classifier(text)["label"] == label for text, label in LOOKED_AT + KEPT]
+    assert sum(right) >= 18

@@ -1,8 +1,8 @@
 """GRPO, its later losses and RLOO on TRL's trainers with the rewards of scripts/ppo.py.
 
-python scripts/grpo.py --model_name_or_path smollm2 --prompt_tokens 8 --reward classifier:runs/reviews_lora
---output_dir runs/grpo python scripts/grpo.py --algorithm rloo --model_name_or_path smollm2 --reward
-model:runs/reward --output_dir runs/rloo
+python scripts/grpo.py --model_name_or_path smollm2 --reward classifier:runs/reviews_lora --output_dir runs/grpo
+python scripts/grpo.py --algorithm rloo --model_name_or_path smollm2 --reward model:runs/reward --output_dir runs/rloo
+python scripts/grpo.py --config scripts/recipes/gsm8k_grpo.yaml
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.alignment.grpo import GRPOArguments, RLOOArguments
+    from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
     from finetune.alignment.prompts import PromptArguments
     from finetune.alignment.rewards import RewardArguments
     from finetune.data.sources import DataArguments

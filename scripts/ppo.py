@@ -1,8 +1,7 @@
-"""PPO with any reward: a classifier, a reward model, a function or a prompt; one base for policy, reference,
-values and reward.
+"""PPO with any reward, or several; one base for policy, reference, values and reward.
 
-python scripts/ppo.py --config scripts/recipes/imdb_ppo.yaml --reward classifier:runs/imdb_lora torchrun
---nproc_per_node 2 scripts/ppo.py --config scripts/recipes/imdb_ppo.yaml --reward model:runs/imdb_reward
+python scripts/ppo.py --config scripts/recipes/imdb_ppo.yaml --reward classifier:runs/imdb_lora
+torchrun --nproc_per_node 2 scripts/ppo.py --config scripts/recipes/imdb_ppo.yaml --reward model:runs/imdb_reward
 """
 
 from __future__ import annotations
@@ -38,39 +37,50 @@ def main(
     from finetune.training.machine import world_size
 
     keep_freed_memory()
-    from dataclasses import replace
-
     import torch
     from accelerate import Accelerator
 
+    from finetune.alignment.model_rewards import values_from
     from finetune.alignment.policy import load_base, make_policy
     from finetune.alignment.ppo_trainer import Learner
     from finetune.alignment.prompts import prompts_fingerprint, read_prompts
-    from finetune.alignment.rewards import load_reward, on_policy_base
+    from finetune.alignment.reward_kinds import load_rewards, true_rewards
     from finetune.alignment.run import run as run_steps
-    from finetune.alignment.run import save_policy
+    from finetune.alignment.run import save_policy, trackers
     from finetune.artefacts.folder import resolved_options
     from finetune.artefacts.runs import open_run
     from finetune.device import device
     from finetune.training.machine import describe
 
-    accelerator = Accelerator(mixed_precision="no", cpu=device().type == "cpu")
+    accelerator = Accelerator(
+        mixed_precision="no",
+        cpu=device().type == "cpu",
+        log_with=trackers(run),
+        project_dir=run.output_dir,
+    )
     with accelerator.main_process_first():
         processor, network = load_base(model)
         prompts, held_out = read_prompts(data, prompt, processor)
-    checkpoint = open_run(
-        resolved_options(data, prompt, model, method, reward, sampling, ppo, value, kl, run),
-        prompts_fingerprint(prompts),
-        network,
-    )
+    options = resolved_options(data, prompt, model, method, reward, sampling, ppo, value, kl, run)
+    checkpoint = open_run(options, prompts_fingerprint(prompts), network)
+    accelerator.init_trackers("ppo", {name: str(value) for name, value in options.items()})
     torch.manual_seed(run.seed)  # the adapter's first weights
     policy = make_policy(network, method.method, method.method_kwargs, bool(run.bf16))
-    scorer = on_policy_base(policy, model, reward) or load_reward(reward)
-    truth = load_reward(replace(reward, reward=run.true_reward)) if run.true_reward else scorer
+    rewards = load_rewards(reward, policy, model)
+    truth = true_rewards(reward, run.true_reward) or rewards
+    if value.value_from == "reward":
+        values_from(policy, processor, rewards)
     learner = Learner(
-        policy, processor, scorer, accelerator, settings=ppo, value=value, kl=kl, sampling=sampling,
-        empty_score=reward.empty_score, missing_eos_penalty=reward.missing_eos_penalty, seed=run.seed,
-    )  # fmt: skip
+        policy,
+        processor,
+        rewards,
+        accelerator,
+        settings=ppo,
+        value=value,
+        kl=kl,
+        sampling=sampling,
+        seed=run.seed,
+    )
     if checkpoint:
         learner.restore(checkpoint)
     if accelerator.is_main_process:

@@ -1,9 +1,7 @@
-r"""Make preference pairs: sample answers to prompts, score them by any reward, keep the best and the worst of
-each.
+r"""Make preference pairs: sample answers, score them by any rewards, keep the best and the worst of each prompt.
 
-python scripts/prefer.py --model_name_or_path smollm2 --dataset_name reviews --prompt_tokens 8 --output_dir
-pairs \
-    --reward classifier:runs/reviews_lora
+python scripts/prefer.py --model_name_or_path smollm2 --dataset_name reviews --prompt_tokens 8 \
+    --reward classifier:runs/reviews_lora --output_dir pairs
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ def main(
     from finetune.alignment.pairs import FILES, claim_pairs, make_pairs
     from finetune.alignment.policy import load_base
     from finetune.alignment.prompts import read_prompts
-    from finetune.alignment.rewards import load_reward
+    from finetune.alignment.reward_kinds import load_rewards
     from finetune.artefacts.files import write_atomically
     from finetune.artefacts.folder import resolved_options
 
@@ -48,13 +46,13 @@ def main(
         processor, network = load_base(model)
         parts = read_prompts(data, prompt, processor)
     claim_pairs(folder, resolved_options(data, prompt, model, reward, sampling, prefer))
-    network, scorer = network.to(state.device), load_reward(reward)
+    network, rewards = network.to(state.device), load_rewards(reward)
     for place, (file, prompts) in enumerate(zip(FILES, parts, strict=True)):
         if (folder / file).is_file():
             continue  # made before the run was stopped
         pairs = make_pairs(
-            network, processor, prompts, scorer, prefer.answers_per_prompt,
-            sampling=sampling, seed=prefer.seed + place, empty_score=reward.empty_score, bf16=prefer.bf16,
+            network, processor, prompts, rewards, prefer.answers_per_prompt,
+            sampling=sampling, seed=prefer.seed + place, bf16=prefer.bf16,
         )  # fmt: skip
         if state.is_main_process:
             write_atomically(folder / file, "".join(json.dumps(pair) + "\n" for pair in pairs))

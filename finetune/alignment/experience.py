@@ -19,7 +19,10 @@ Row = TypeVar("Row")
 
 @dataclass
 class Experience:
-    """One step's answers: ids and masks [rows, width], numbers a token [rows, time], numbers an answer [rows]."""
+    """One step's answers: ids and masks [rows, width], numbers a token [rows, time], numbers an answer [rows].
+
+    `parts` is what each reward said, [rows, rewards], NaN where it doesn't apply.
+    """
 
     prompts: Tensor
     prompt_mask: Tensor
@@ -29,7 +32,7 @@ class Experience:
     reference: Tensor
     values: Tensor
     entropies: Tensor
-    scores: Tensor
+    parts: Tensor
     ended: Tensor
     empty: Tensor
 

@@ -1,24 +1,31 @@
-"""Policy gradients without a value model, on TRL's trainers: GRPO (Shao et al. 2024) and RLOO (Ahmadian et al. 2024).
+"""Policy gradients without a value model, on TRL's trainers, with the rewards of PPO, so that they can be compared.
 
-The same rewards as PPO's, so that the three can be compared. Knows TRL; knows no reward's kind.
+Sampling is this toolkit's: a prompt is read once for all answers to it, and an answer depends on (seed, step, row) alone. Knows
+TRL; knows no reward's kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import trl
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import set_seed
 
-from finetune.alignment.measure import measure
+from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
 from finetune.alignment.policy import Policy, drop_copy, is_adapter, load_base, make_policy
 from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts
-from finetune.alignment.rewards import Prompt, Reward, RewardArguments, checked, load_reward
-from finetune.alignment.rollout import SamplingArguments
-from finetune.alignment.trl_options import GroupOptions, callbacks, made_by_trl, quiet
+from finetune.alignment.reward_kinds import load_rewards
+from finetune.alignment.rewards import Array, Asked, RewardArguments, Rewards
+from finetune.alignment.rollout import SamplingArguments, draw_uniforms, sample_answers, stop_tokens
+from finetune.alignment.tools import load_tools
+from finetune.alignment.trl_options import callbacks, made_by_trl, quiet
+from finetune.alignment.watch import Watch
 from finetune.artefacts.folder import resolved_options, save_artefact
 from finetune.artefacts.runs import open_run
 from finetune.data.sources import DataArguments
@@ -26,106 +33,139 @@ from finetune.errors import InputError
 from finetune.methods import MethodArguments
 from finetune.models.load import ModelArguments
 from finetune.training.allocator import keep_freed_memory
-from finetune.training.interrupts import resuming
+from finetune.training.interrupts import Resuming
 from finetune.training.machine import world_size
 
-HELD_OUT = 128  # prompts that the finished policy is measured on
+
+def as_trl_reward(
+    rewards: Rewards, rows: Sequence[Asked], stops: Sequence[int]
+) -> Callable[..., list[float | None]]:
+    """Several rewards as TRL calls one: completions are texts or messages, and `row` says which row a prompt is of.
+
+    Scores follow from the answers of all processes; what each reward said goes to TRL's log.
+    """
+
+    def score(
+        prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], row: Sequence[int],
+        log_metric: Callable[[str, float], None], **_: Any,
+    ) -> list[float | None]:  # fmt: skip
+        texts = [text_of(completion) for completion in completions]
+        asked = [Asked(prompt, rows[i].columns) for prompt, i in zip(prompts, row, strict=True)]
+        empty = [not text.strip() for text in texts]
+        ended = [bool(ids) and ids[-1] in stops for ids in completion_ids]
+        table, empty_all, ended_all, mine = everybody(rewards.ask(asked, texts), empty, ended)
+        scores = rewards.combine(table, empty_all, ended_all)
+        for name, value in {**rewards.figures(scores.parts), "empty": float(empty_all.mean())}.items():
+            log_metric(name, value)
+        return [None if np.isnan(one) else float(one) for one in scores.total[mine]]
+
+    return score
 
 
-# What each paper changes in TRL's options, where the user has said nothing else.
-PRESETS: dict[str, dict[str, Any]] = {
-    "grpo": {"loss_type": "grpo"},
-    "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
-    "dapo": {"loss_type": "dapo", "epsilon_high": 0.28, "mask_truncated_completions": True},
-    "bnpo": {"loss_type": "bnpo"},
-    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
-    "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
-    "sapo": {"loss_type": "sapo"},
-    "luspo": {"loss_type": "luspo", "importance_sampling_level": "sequence"},
-    "vespo": {"loss_type": "vespo"},
-}  # fmt: skip
-DEFAULTS = {"loss_type": "grpo", "scale_rewards": "group", "importance_sampling_level": "token", "epsilon": 0.2,
-            "mask_truncated_completions": False}  # fmt: skip
+def text_of(completion: Any) -> str:
+    """What a completion says at its end: a text, or the last message of the assistant's."""
+    if isinstance(completion, str):
+        return completion
+    said = [message["content"] or "" for message in completion if message["role"] == "assistant"]
+    return said[-1] if said else ""
 
 
-@dataclass
-class GRPOArguments(GroupOptions, trl.GRPOConfig):
-    """TRL's options of group relative policy optimisation and of the losses that came after it."""
+def everybody(
+    table: Array, empty: Sequence[bool], ended: Sequence[bool]
+) -> tuple[Array, Array, Array, slice]:
+    """The tables [answers, rewards] and marks [answers] of all processes, and where this one's stand."""
+    state = PartialState()
+    tables = gather_object([table.tolist()])
+    marks = gather_object([(list(empty), list(ended))])
+    start = sum(map(len, tables[: state.process_index]))
+    flat = np.array([line for one in tables for line in one]).reshape(-1, table.shape[1])
+    both = (np.array([mark for one in marks for mark in one[place]], dtype=bool) for place in (0, 1))
+    return flat, *both, slice(start, start + len(table))
 
-    task: str = field(default="grpo")
-    algorithm: str = field(
-        default="grpo",
-        metadata={
-            "help": "grpo, dr_grpo, dapo, bnpo, gspo, cispo, sapo, luspo, vespo: the loss and what its paper sets "
-            "beside it; or rloo, which has options of its own (--algorithm rloo --help)."
-        },
-    )
-    loss_type: str | None = field(
-        default=None, metadata={"help": "TRL's name of the loss (default: the algorithm's)."}
-    )
-    scale_rewards: str | None = field(
-        default=None,
-        metadata={
-            "help": "Advantages are divided by the deviation in each group, in the batch, or by none (default: group)."
-        },
-    )
-    importance_sampling_level: str | None = field(
-        default=None, metadata={"help": "Ratios a token or a sequence (default: token)."}
-    )
-    epsilon: float | None = field(
-        default=None, metadata={"help": "Clip of the ratio below 1 (default: 0.2)."}
-    )
-    mask_truncated_completions: bool | None = field(
-        default=None, metadata={"help": "Answers that were cut teach nothing (default: no; dapo: yes)."}
-    )
 
-    def __post_init__(self) -> None:
-        if self.algorithm not in PRESETS:
-            raise InputError(
-                f"--algorithm is '{self.algorithm}'; wanted one of: {', '.join([*PRESETS, 'rloo'])}"
+class SharedSampling:
+    """Stands before one of TRL's trainers and samples where it would call `generate`, as far as its options allow."""
+
+    _turn = (-1, 0)  # the step, and how often it has sampled: conversations with tools take several turns
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, *more: Any, **named: Any
+    ) -> Any:
+        args: Any = self.args  # type: ignore[attr-defined]
+        if images or multimodal_fields or not plain_sampling(args):
+            return super()._generate_single_turn(  # type: ignore[misc]
+                prompt_ids, images, multimodal_fields, *more, **named
             )
-        for name, value in (DEFAULTS | PRESETS[self.algorithm]).items():
-            if vars(self)[name] is None:
-                vars(self)[name] = value
-        super().__post_init__()
+        step = self.state.global_step  # type: ignore[attr-defined]
+        self._turn = (step, self._turn[1] + 1 if self._turn[0] == step else 0)
+        network: Any = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
+        first = self.accelerator.process_index * 10**6  # type: ignore[attr-defined]
+        uniforms = draw_uniforms(args.seed, step, [(self._turn[1] * 10**9) + first + i for i in range(len(prompt_ids))],
+                                 args.max_completion_length)  # fmt: skip
+        sampling = sampling_of(args)
+        was_training = network.training
+        network.eval()
+        with self.accelerator.autocast():  # type: ignore[attr-defined]
+            found = sample_answers(network, prompt_ids, uniforms, sampling, self.eos_token_ids)  # type: ignore[attr-defined]
+        network.train(was_training)
+        ids = [row[: int(real.sum())].tolist() for row, real in zip(found.ids, found.mask, strict=True)]
+        # GRPO's wants what an engine says of the samples too, which is nothing here
+        return (ids, None) if isinstance(self, trl.GRPOTrainer) else ids
 
 
-@dataclass
-class RLOOArguments(GroupOptions, trl.RLOOConfig):
-    """TRL's options of REINFORCE leave-one-out."""
-
-    task: str = field(default="rloo")
-    algorithm: str = field(default="rloo", metadata={"help": "Always rloo here."})
-
-    def __post_init__(self) -> None:
-        if self.algorithm != "rloo":
-            raise InputError(f"--algorithm is '{self.algorithm}' and --task rloo; wanted rloo for both")
-        super().__post_init__()
+class GRPOTrainer(SharedSampling, Resuming, trl.GRPOTrainer):
+    """TRL's, sampling as PPO does."""
 
 
-def as_trl_reward(reward: Reward, empty_score: float) -> Callable[..., list[float]]:
-    """A reward as TRL calls it: completions are texts, or conversations of one message."""
+class RLOOTrainer(SharedSampling, Resuming, trl.RLOOTrainer):
+    """TRL's, sampling as PPO does."""
 
-    def scores(prompts: Sequence[Prompt], completions: Sequence[Any], **_: Any) -> list[float]:
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        return checked(reward, prompts, texts, empty_score)
 
-    return scores
+def plain_sampling(args: Any) -> bool:
+    """Whether an answer is sampled by temperature, top_k and top_p alone, from one network in this process."""
+    engines = args.use_vllm or args.use_transformers_continuous_batching or args.deepspeed or args.fsdp
+    further = (
+        args.min_p or args.repetition_penalty != 1 or args.generation_kwargs or args.cache_implementation
+    )
+    return not (engines or further)
+
+
+def sampling_of(args: Any) -> SamplingArguments:
+    """TRL's options of sampling as this toolkit's."""
+    return SamplingArguments(
+        args.max_completion_length, args.temperature, max(args.top_k or 0, 0), args.top_p,
+        args.per_device_train_batch_size * args.steps_per_generation,
+    )  # fmt: skip
 
 
 def make_group_trainer(
     policy: Policy,
     processor: Any,
     training: GRPOArguments | RLOOArguments,
-    prompts: Sequence[Prompt],
-    reward: Callable[..., list[float]],
+    rows: Sequence[Asked],
+    rewards: Rewards,
+    *,
+    held_out: Sequence[Asked] = (),
+    watch: Watch | None = None,
 ) -> Any:
     """TRL's trainer that the options are of, on a policy's network; the reference is the base with the adapter off."""
-    kind = resuming(trl.GRPOTrainer if isinstance(training, GRPOArguments) else trl.RLOOTrainer)
+    every = [*rows, *held_out]  # rows are told by their place here
+    parts = [
+        Dataset.from_dict(
+            {"prompt": [row.prompt for row in part], "row": list(range(start, start + len(part)))}
+        )
+        for part, start in ((rows, 0), (held_out, len(rows)))
+    ]
+    score = as_trl_reward(rewards, every, stop_tokens(policy.network, processor))
+    further: dict[str, Any] = {"eval_dataset": parts[1]} if training.eval_strategy != "no" else {}
+    kind: Any = RLOOTrainer
+    if isinstance(training, GRPOArguments):
+        kind = GRPOTrainer
+        further |= load_tools(training.tools)
     with made_by_trl():
         trainer = kind(
-            model=policy.network, reward_funcs=reward, args=training, train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
-            processing_class=processor, callbacks=callbacks(training),
+            model=policy.network, reward_funcs=score, args=training, train_dataset=parts[0], processing_class=processor,
+            callbacks=[*callbacks(training), *([watch] if watch else [])], **further,
         )  # fmt: skip
     drop_copy(policy.network)
     return quiet(trainer)
@@ -150,26 +190,20 @@ def align(
         )
     with training.main_process_first(desc="reading prompts"):
         processor, network = load_base(model)
-        prompts, held_out = read_prompts(data, prompt, processor)
+        rows, held_out = read_prompts(data, prompt, processor)
     options = resolved_options(data, prompt, model, method, reward, training)
-    options.pop(
-        "generation_batch_size"
-    )  # follows from steps_per_generation, and a recipe with both is refused
-    checkpoint = open_run(options, prompts_fingerprint(prompts), network)
-    policy = make_policy(network, method.method, method.method_kwargs)
-    scorer = load_reward(reward)
-    trainer = make_group_trainer(
-        policy, processor, training, prompts, as_trl_reward(scorer, reward.empty_score)
+    # follows from steps_per_generation, and a recipe with both is refused
+    options.pop("generation_batch_size")
+    checkpoint = open_run(options, prompts_fingerprint(rows), network)
+    policy = make_policy(network, method.method, method.method_kwargs, bool(training.bf16))
+    rewards = load_rewards(reward, policy, model)
+    held_out = held_out[: training.held_out_prompts]
+    watch = Watch(
+        policy, processor, held_out, rewards, sampling=sampling_of(training), every=training.measure_steps
     )
+    trainer = make_group_trainer(policy, processor, training, rows, rewards, held_out=held_out, watch=watch)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.is_world_process_zero():
-        sampling = SamplingArguments(
-            training.max_completion_length, training.temperature, training.top_k, training.top_p
-        )
-        policy = policy.to(policy.network.device).eval()  # TRL has moved the network alone
-        figures, _ = measure(
-            policy, processor, held_out[:HELD_OUT], scorer, sampling=sampling, empty_score=reward.empty_score
-        )
-        save_artefact(policy.network, processor, str(training.output_dir), None, figures)
-        print(" | ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        found = watch.finish(training.algorithm)
+        save_artefact(policy.network, processor, Path(str(training.output_dir)), None, found)
         print(training.output_dir)

@@ -1,4 +1,7 @@
-"""A policy and held-out prompts → mean true reward and KL to the reference. Knows policies and rewards; trains nothing."""
+"""A policy and held-out prompts → reward, KL to the reference, length. Knows policies and rewards; trains nothing.
+
+Every policy is measured with the same uniforms, so that two measurements are pairs, prompt by prompt.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 from finetune.alignment.policy import Policy
 from finetune.alignment.ppo import kl_estimate
 from finetune.alignment.prompts import answer_texts, prompt_ids
-from finetune.alignment.rewards import Prompt, Reward, checked
+from finetune.alignment.rewards import Asked, Rewards
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, pad_left, sample_answers, stop_tokens
 
 SEED = 1_000_003  # the same uniforms for every policy that is measured
@@ -20,14 +23,19 @@ SEED = 1_000_003  # the same uniforms for every policy that is measured
 
 @torch.no_grad()
 def measure(
-    policy: Policy, processor: Any, prompts: Sequence[Prompt], truth: Reward, *, sampling: SamplingArguments,
-    empty_score: float = -1.0, batch_size: int = 32,
+    policy: Policy, processor: Any, rows: Sequence[Asked], truth: Rewards, *, sampling: SamplingArguments, batch_size: int = 32
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:  # fmt: skip
-    """Mean score with its standard error, mean sequence KL (nats, by k1) and mean length of sampled answers; the answers."""
+    """Figures of sampled answers, and the answers with their scores.
+
+    Returns:
+        reward (mean, of those that a reward applies to) with its standard error, each reward's own mean and deviation as
+        `rewards/NAME/...`, kl (nats a sequence, by k1) with its error, length (tokens), ended, empty (shares). Rewards are added
+        up as they are, never normalised: measurements could not be compared otherwise.
+    """
     device = policy.network.device
-    ids = [prompt_ids(processor, prompt) for prompt in prompts]
+    ids = [prompt_ids(processor, row.prompt) for row in rows]
     uniforms = draw_uniforms(SEED, 0, range(len(ids)), sampling.max_new_tokens)
-    kl = []
+    kl: list[float] = []
     with policy.autocast():
         answers = sample_answers(
             policy.network, ids, uniforms, sampling, stop_tokens(policy.network, processor)
@@ -39,11 +47,18 @@ def measure(
             reference = policy.reference_log_probs(*tensors, sampling.temperature)
             kl += (kl_estimate(log_probs, reference) * tensors[-1]).sum(1).tolist()
     texts = answer_texts(processor, ids, answers.ids, answers.mask)
-    scores = checked(truth, prompts, texts, empty_score)
-    figures = {"reward": float(np.mean(scores)), "error": standard_error(scores), "kl": float(np.mean(kl)),
-               "kl_error": standard_error(kl), "length": float(answers.mask.sum(1).mean())}  # fmt: skip
+    empty = np.array([not text.strip() for text in texts])
+    scores = truth.plain().combine(truth.ask(rows, texts), empty)
+    total = scores.total[~np.isnan(scores.total)].tolist()
+    figures = {
+        "reward": float(np.mean(total)) if total else 0.0, "error": standard_error(total), "kl": float(np.mean(kl)),
+        "kl_error": standard_error(kl), "length": float(answers.mask.sum(1).mean()),
+        "ended": float(answers.ended.float().mean()), "empty": float(empty.mean()), **truth.figures(scores.parts),
+    }  # fmt: skip
+    told = zip(rows, texts, scores.total.tolist(), answers.ended.tolist(), strict=True)
     return figures, [
-        {"prompt": p, "answer": t, "score": s} for p, t, s in zip(prompts, texts, scores, strict=True)
+        {"prompt": row.prompt, "answer": text, "score": None if math.isnan(score) else score, "ended": ended}
+        for row, text, score, ended in told
     ]
 
 

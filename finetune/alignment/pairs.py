@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
@@ -14,7 +15,7 @@ from accelerate.utils import gather_object
 
 from finetune.alignment.preferences import pairs_of
 from finetune.alignment.prompts import answer_texts, prompt_ids
-from finetune.alignment.rewards import Prompt, Reward, checked
+from finetune.alignment.rewards import Asked, Rewards
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, sample_answers, stop_tokens
 from finetune.alignment.trl_options import check_task
 from finetune.artefacts.files import ARGUMENTS, write_atomically
@@ -48,33 +49,52 @@ class PreferArguments:
             )
 
 
-def scored_answers(
-    network: Any, processor: Any, prompts: Sequence[Prompt], reward: Reward, *, each: int, sampling: SamplingArguments,
-    seed: int = 0, empty_score: float = -1.0, bf16: bool = False,
-) -> tuple[list[list[str]], list[list[float]]]:  # fmt: skip
-    """Answers and their scores, both [prompts, each]; answer j to prompt i depends on (seed, i, j) alone.
+@dataclass(frozen=True)
+class ScoredAnswers:
+    """Answers to prompts, each [prompts, answers a prompt]: texts, scores (NaN: no reward applies), ended by themselves."""
 
-    Each process makes its share, and all get everything.
+    texts: list[list[str]]
+    scores: list[list[float]]
+    ended: list[list[bool]]
+
+
+def scored_answers(
+    network: Any, processor: Any, rows: Sequence[Asked], rewards: Rewards, *, each: int, sampling: SamplingArguments,
+    seed: int = 0, bf16: bool = False,
+) -> ScoredAnswers:  # fmt: skip
+    """`each` answers to each prompt and their scores; answer j to prompt i depends on (seed, i, j) alone.
+
+    Each process makes its share, and all get everything. Scores are those of the rewards' formula over all of these answers.
     """
-    every, state = [prompt for prompt in prompts for _ in range(each)], PartialState()
+    every, state = [row for row in rows for _ in range(each)], PartialState()
     mine = range(state.process_index, len(every), state.num_processes)
-    ids = [prompt_ids(processor, every[i]) for i in mine]
+    ids = [prompt_ids(processor, every[i].prompt) for i in mine]
     uniforms = draw_uniforms(seed, 0, mine, sampling.max_new_tokens)
     with torch.autocast(network.device.type, torch.bfloat16, enabled=bf16):
         answers = sample_answers(network.eval(), ids, uniforms, sampling, stop_tokens(network, processor))
     texts = answer_texts(processor, ids, answers.ids, answers.mask)
-    scores = checked(reward, [every[i] for i in mine], texts, empty_score)
-    found = sorted(gather_object(list(zip(mine, texts, scores, strict=True))))
-    rows = [found[i : i + each] for i in range(0, len(found), each)]
-    return [[text for _, text, _ in row] for row in rows], [[score for _, _, score in row] for row in rows]
+    parts = rewards.ask([every[i] for i in mine], texts)
+    found = gather_object(list(zip(mine, texts, answers.ended.tolist(), parts.tolist(), strict=True)))
+    found.sort(key=lambda one: one[0])
+    _, texts, ended, table = zip(*found, strict=True) if found else ((), (), (), ())
+    empty = np.array([not text.strip() for text in texts], dtype=bool)
+    shape = (len(texts), len(rewards.parts))
+    scores = rewards.combine(
+        np.array(table).reshape(shape), empty, np.array(ended, dtype=bool)
+    ).total.tolist()
+
+    def grouped(values: Sequence[Any]) -> list[list[Any]]:
+        return [list(values[i : i + each]) for i in range(0, len(values), each)]
+
+    return ScoredAnswers(grouped(texts), grouped(scores), grouped(ended))
 
 
 def make_pairs(
-    network: Any, processor: Any, prompts: Sequence[Prompt], reward: Reward, each: int, **options: Any
+    network: Any, processor: Any, rows: Sequence[Asked], rewards: Rewards, each: int, **options: Any
 ) -> list[dict[str, Any]]:
     """Preference pairs from `each` answers to each prompt; options as of `scored_answers`."""
-    answers, scores = scored_answers(network, processor, prompts, reward, each=each, **options)
-    return pairs_of(prompts, answers, scores)
+    found = scored_answers(network, processor, rows, rewards, each=each, **options)
+    return pairs_of([row.prompt for row in rows], found.texts, found.scores, found.ended)
 
 
 def claim_pairs(folder: Path, options: dict[str, Any]) -> None:

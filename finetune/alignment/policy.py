@@ -8,7 +8,7 @@ second adapter. Only a policy trained whole needs a second, frozen copy.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks)
-from finetune.alignment.rollout import answer_log_probs
+from finetune.alignment.rollout import answer_log_probs, positions
 from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
 from finetune.artefacts.passport import check_passport
@@ -33,6 +34,9 @@ from finetune.models.load import ModelArguments, fit_embeddings, load_model, loa
 from finetune.models.value import ValueHead, hidden_width
 
 REWARD = "reward"
+Trunk = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # ids, mask, positions [rows, time] → states [rows, time, width]
 
 
 class Policy(nn.Module):
@@ -49,6 +53,7 @@ class Policy(nn.Module):
     def __init__(self, network: Any, bf16: bool = False) -> None:
         super().__init__()
         self.network, self.head, self.bf16 = network.eval(), ValueHead(hidden_width(network)), bf16
+        self.trunk: Trunk | None = None  # where values read other states than the policy's
         # lists, so that these are no submodules: not trained, not saved, not synchronised
         self._frozen = [] if has_adapter(network) else [copy.deepcopy(network).eval().requires_grad_(False)]
         with self.autocast():
@@ -56,6 +61,11 @@ class Policy(nn.Module):
         if bf16:
             for one in (network, *self._frozen):
                 cast_frozen(one)
+
+    def value_from(self, trunk: Trunk, head: nn.Linear) -> None:
+        """Have values begin as a reward model's scores: read its states, which stay as they are, by a copy of its head."""
+        self.trunk = trunk
+        self.head.start_at(head)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.bf16)
@@ -81,6 +91,11 @@ class Policy(nn.Module):
                 spread=spread,
                 head=self._plain_heads[0],
             )
+            if self.trunk is not None:
+                with torch.no_grad():
+                    whole = torch.cat([prompt_mask, mask.long()], 1)
+                    read = self.trunk(torch.cat([prompts, answers], 1), whole, positions(whole))
+                states = read[:, -answers.shape[1] - 1 : -1]
             return log_probs, self.head(states.detach()) * mask, entropies
 
     @torch.no_grad()
@@ -141,6 +156,32 @@ def in_role(network: peft.PeftModel, adapter: str | None) -> Iterator[None]:
         network.set_adapter(active)
         for parameter, trainable in flags:
             parameter.requires_grad_(trainable)
+
+
+@contextmanager
+def checkpointed(network: Any, wanted: bool) -> Iterator[None]:
+    """Layers that compute their activations again in going back, where `wanted`; everything else stays in evaluation mode.
+
+    transformers' layers do so in training mode alone, which would also turn dropout on: only the layers' own flag is set, not
+    that of what is in them.
+
+    Raises:
+        InputError: the model's layers can't.
+    """
+    layers = [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
+    if wanted and not layers:
+        raise InputError(
+            "This model's layers know no gradient checkpointing; set --gradient_checkpointing false"
+        )
+    if wanted:
+        core(network).activation_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
 
 
 def load_base(model: ModelArguments) -> tuple[Any, Any]:
@@ -228,14 +269,20 @@ def attach_reward(policy: Policy, folder: str | Path) -> nn.Linear:
     return head.requires_grad_(False)
 
 
-def trunk_scores(policy: Policy, head: nn.Linear, ids: Tensor, mask: Tensor) -> Tensor:
-    """Scores [rows] of texts padded on the right, read at the last real token by the mask, whatever ids pad and EOS have."""
+def trunk_states(policy: Policy, ids: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+    """States [rows, time, width] of the policy's base with the reward model's adapter on it."""
     with torch.no_grad(), policy.autocast(), in_role(policy.network, REWARD):
         base = (
             policy.network.base_model.model
             if isinstance(policy.network.base_model, BaseTuner)
             else policy.network
         )
-        states = base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        read = {"input_ids": ids, "attention_mask": mask, "position_ids": places, "use_cache": False}
+        return base.base_model(**read).last_hidden_state
+
+
+def trunk_scores(policy: Policy, head: nn.Linear, ids: Tensor, mask: Tensor) -> Tensor:
+    """Scores [rows] of texts padded on the right, read at the last real token by the mask, whatever ids pad and EOS have."""
+    states = trunk_states(policy, ids, mask, positions(mask))
     last = states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
     return head(last.float())[:, 0]

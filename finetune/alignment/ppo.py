@@ -116,18 +116,21 @@ def whiten(x: Tensor, mask: Tensor, shift: bool = True) -> Tensor:
     return ((white if shift else white + mean) * mask).to(x.dtype)
 
 
-def step_share(scores: Tensor, penalised: Tensor, least: float = 0.1) -> float:
-    """How much of a full step is worth taking: the deviation of the scores in that of scores and penalties together, at most 1.
+def step_share(scores: Tensor, penalised: Tensor, start: float = 0.0, least: float = 0.1) -> float:
+    """How much of a full step is worth taking: the deviation of the scores in the larger of two, at most 1.
 
-    Whitened advantages make each step as large as any other. Where the penalty outweighs the scores, close to the reference, most
-    of what is whitened is the noise of its estimate, and full steps would carry the policy about however large the coefficient.
-    This project's own: no paper has it.
+    Whitened advantages, and AdamW after them, make each step as large as any other, whatever it is made of. Two times most of it is
+    noise: where the penalty outweighs the scores, close to the reference, what is whitened is the noise of its estimate, and full
+    steps would carry the policy about however large the coefficient; and where all answers have come to score alike, it is the
+    error of the values, and full steps would throw away what was learnt. So the scores' deviation is measured in that of scores
+    and penalties together, and in that of the start's own scores. This project's own: no paper has it.
 
     Args:
         scores, penalised: of whole answers, [batch].
+        start: deviation of the start's own scores, in the same unit; 0 where it isn't known.
         least: what is always taken, so that a penalty alone leads back to the reference.
     """
-    whole = float(penalised.double().std(correction=0))
+    whole = max(start, float(penalised.double().std(correction=0)))
     return min(1.0, max(least, float(scores.double().std(correction=0)) / whole)) if whole > 0 else 1.0
 
 

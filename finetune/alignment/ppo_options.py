@@ -30,6 +30,10 @@ class PPOArguments:
     clip: float = field(default=0.2, metadata={"help": "Clip of the policy's ratio."})
     entropy_coefficient: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are scaled down to this norm."})
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Compute activations again in going back, for less memory and a third more time."},
+    )
     stop_kl: float | None = field(
         default=0.1,
         metadata={
@@ -60,12 +64,25 @@ class ValueArguments:
         },
     )
     value_clip: float = field(default=0.2, metadata={"help": "Clip of the value's change."})
-    whiten_rewards: bool = field(
-        default=False, metadata={"help": "Divide rewards by their standard deviation."}
+    value_from: str = field(
+        default="zero",
+        metadata={
+            "help": "Where values begin: zero, or reward (the reward model's own score at each token; it must share the policy's "
+            "tokenizer)."
+        },
+    )
+    standardise_rewards: bool = field(
+        default=True,
+        metadata={
+            "help": "Count scores in deviations from the mean of the start's own answers, so that neither a constant nor a "
+            "scale in the rewards changes the run; --kl_coefficient is then in deviations a nat."
+        },
     )
 
     def __post_init__(self) -> None:
         check_above(self, 0, "value_learning_rate", "value_clip")
+        if self.value_from not in ("zero", "reward"):
+            raise InputError(f"--value_from is '{self.value_from}'; wanted zero or reward")
         if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):
             raise InputError(
                 f"--gamma is {self.gamma} and --lam {self.lam}; wanted 0 < gamma ≤ 1 and 0 ≤ lam ≤ 1"

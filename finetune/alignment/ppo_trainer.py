@@ -23,10 +23,10 @@ from torch import Tensor
 
 from finetune.alignment import ppo
 from finetune.alignment.experience import Clock, Experience, real_columns
-from finetune.alignment.policy import REWARD, Policy
+from finetune.alignment.policy import REWARD, Policy, checkpointed
 from finetune.alignment.ppo_options import KLArguments, PPOArguments, ValueArguments
 from finetune.alignment.prompts import answer_texts, prompt_ids
-from finetune.alignment.rewards import Prompt, Reward, checked
+from finetune.alignment.rewards import Asked, Rewards, centre, deviation_of
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, pad_left, sample_answers, stop_tokens
 from finetune.artefacts.checkpoints import rotate, seal
 from finetune.errors import InputError
@@ -45,33 +45,30 @@ class Learner:
         self,
         policy: Policy,
         processor: Any,
-        reward: Reward,
+        rewards: Rewards,
         accelerator: Accelerator,
         *,
         settings: PPOArguments,
         kl: KLArguments,
         sampling: SamplingArguments,
         value: ValueArguments | None = None,
-        empty_score: float = -1.0,
-        missing_eos_penalty: float = 0.0,
         seed: int = 0,
     ) -> None:
-        self.policy, self.processor, self.reward, self.accelerator = (
-            policy.to(accelerator.device),
-            processor,
-            reward,
-            accelerator,
-        )
+        self.policy, self.processor, self.rewards = policy.to(accelerator.device), processor, rewards
+        self.accelerator = accelerator
         self.settings, self.kl, self.sampling, self.seed = settings, kl, sampling, seed
         self.value = value or ValueArguments()
-        self.empty_score, self.missing_eos_penalty = empty_score, missing_eos_penalty
         self.stops = stop_tokens(policy.network, processor)
         self.step, self.coefficient = 0, kl.kl_coefficient
+        # mean and deviation of the start's own scores, which the first step finds out
+        self.centre: tuple[float, float] = () if self.value.standardise_rewards else (0.0, 1.0)
+        self.settled = not self.value.standardise_rewards
         self.parts = [
             [p for p in part.parameters() if p.requires_grad] for part in (policy.network, policy.head)
         ]
         rates = (settings.learning_rate, self.value.value_learning_rate)
         groups = [{"params": part, "lr": rate} for part, rate in zip(self.parts, rates, strict=True)]
+        self.rates = rates
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.95))
         self.model = accelerator.prepare_model(policy) if accelerator.num_processes > 1 else policy
         if sampling.top_k or sampling.top_p < 1:
@@ -89,10 +86,10 @@ class Learner:
 
     # ---- one step ----
 
-    def learn(self, prompts: Sequence[Prompt]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """One step on these prompts, [rollout_batch_size]: (figures, sample answers)."""
+    def learn(self, rows: Sequence[Asked]) -> dict[str, float]:
+        """One step on these rows' prompts, [rollout_batch_size]; gives its figures."""
         clock = Clock()
-        experience, samples = self.collect(prompts, clock)
+        experience = self.collect(rows, clock)
         advantage, returns, figures = self.judge(experience)
         self._set_rate(figures["step_share"])
         figures |= self.update(experience, advantage, returns)
@@ -102,31 +99,29 @@ class Learner:
                 self.coefficient, figures["kl"], self.kl.kl_target, self.kl.kl_gain
             )
         self.step += 1
-        return {"step": self.step, **figures, **clock.seconds}, samples
+        return {"step": self.step, **figures, **clock.seconds}
 
-    def collect(self, prompts: Sequence[Prompt], clock: Clock) -> tuple[Experience, list[dict[str, Any]]]:
+    def collect(self, rows: Sequence[Asked], clock: Clock) -> Experience:
         """Sample and score this process's share of the prompts, and gather everybody's in the order of the prompts."""
-        accelerator, width = self.accelerator, max(len(prompt_ids(self.processor, p)) for p in prompts)
-        mine = list(range(accelerator.process_index, len(prompts), accelerator.num_processes))
-        ids = [prompt_ids(self.processor, prompts[i]) for i in mine]
+        accelerator, width = (
+            self.accelerator,
+            max(len(prompt_ids(self.processor, row.prompt)) for row in rows),
+        )
+        mine = list(range(accelerator.process_index, len(rows), accelerator.num_processes))
+        ids = [prompt_ids(self.processor, rows[i].prompt) for i in mine]
         uniforms = draw_uniforms(self.seed, self.step, mine, self.sampling.max_new_tokens)
         with self.policy.autocast():
             answers = sample_answers(self.policy.network, ids, uniforms, self.sampling, self.stops)
         texts = answer_texts(self.processor, ids, answers.ids, answers.mask)
         clock.lap("generation")
-        scores = torch.tensor(checked(self.reward, [prompts[i] for i in mine], texts, self.empty_score))
+        said = torch.from_numpy(self.rewards.ask([rows[i] for i in mine], texts))
         clock.lap("reward")
         prompt, prompt_mask = pad_left(ids, 0, width)
         tensors = (prompt, prompt_mask, answers.ids, answers.mask)
         parts = self.score(tensors)
         clock.lap("scoring")
         empty = torch.tensor([not text.strip() for text in texts])
-        mine_all = Experience(*tensors, *parts, scores, answers.ended, empty)
-        samples = [
-            {"prompt": prompts[i], "answer": t, "score": s}
-            for i, t, s in zip(mine, texts, scores.tolist(), strict=True)
-        ]
-        return self.gather(mine_all, len(prompts)), samples
+        return self.gather(Experience(*tensors, *parts, said, answers.ended, empty), len(rows))
 
     @torch.no_grad()
     def score(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
@@ -157,17 +152,19 @@ class Learner:
     def judge(self, e: Experience) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Advantages (whitened) and returns [rows, time], and the step's figures."""
         value, mask = self.value, e.mask
-        final = ppo.final_scores(e.scores, e.ended, self.missing_eos_penalty)
+        scores, final, first = self._standardised(e)
+        if first and value.value_from == "reward":
+            e.values = self.policy.head.in_deviations(e.values, mask, *self.centre)
         penalty = ppo.kl_estimate(e.log_probs, e.reference, self.kl.kl_estimator)
         rewards = ppo.token_rewards(final, penalty, mask, self.coefficient)
-        share, penalised = ppo.step_share(final, rewards.sum(1)), float(rewards.sum(1).mean())
-        if value.whiten_rewards:
-            rewards = ppo.whiten(rewards, mask, shift=False)
+        start = float(value.standardise_rewards)
+        share, penalised = ppo.step_share(final, rewards.sum(1), start), float(rewards.sum(1).mean())
         advantage = ppo.advantages(rewards, e.values, mask, value.gamma, value.lam)
         returns = advantage + e.values
         lengths = mask.sum(1)
         figures = {
-            "reward": float(e.scores.mean()),
+            "reward": scores,
+            "reward_std": float(final.std(correction=0)),
             "reward_with_penalties": penalised,
             "kl": float((ppo.kl_estimate(e.log_probs, e.reference, "k1") * mask).sum(1).mean()),
             "kl_k3": float((ppo.kl_estimate(e.log_probs, e.reference, "k3") * mask).sum(1).mean()),
@@ -179,8 +176,26 @@ class Learner:
             "empty": float(e.empty.float().mean()),
             "value": float((e.values * mask).sum() / lengths.sum()),
             "explained_variance": ppo.explained_variance(e.values, returns, mask),
+            **self.rewards.figures(e.parts.numpy()),
         }
         return ppo.whiten(advantage, mask), returns, figures
+
+    def _standardised(self, e: Experience) -> tuple[float, Tensor, bool]:
+        """Mean score; scores in deviations from the mean of the start's own answers, [rows]; whether this step found those out.
+
+        A constant in a reward would be a bonus for being early: discounted by λ towards an answer's beginning, while values
+        still start at 0, it grows with the place, and whitening makes it as large as what is to be learnt (Ziegler et al. 2019,
+        section 2.2, normalise theirs so). An answer that no reward applies to gets the mean of the others.
+        """
+        total = self.rewards.combine(e.parts.numpy(), e.empty.numpy(), e.ended.numpy()).total
+        known = total[~np.isnan(total)]
+        total = np.where(np.isnan(total), known.mean() if len(known) else 0.0, total)
+        first = not self.centre
+        if not self.settled:  # as long as all score alike, the policy is still the start
+            self.centre, self.settled = centre(total), deviation_of(total) > 0
+        mean, deviation = self.centre
+        final = torch.from_numpy((total - mean) / deviation)
+        return float(total.mean()), final.to(e.log_probs.dtype), first
 
     def update(self, e: Experience, advantage: Tensor, returns: Tensor) -> dict[str, float]:
         """Epochs of minibatches; leaves off where the policy has moved too far. Figures are means a token."""
@@ -232,6 +247,9 @@ class Learner:
             raise InputError(
                 f"The gradient is {norm.item()} at step {self.step + 1}. Lower --learning_rate, or set --bf16 false"
             )
+        # a minibatch that is left over takes its share of a step: AdamW makes every step as large as any other
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * len(rows) / settings.minibatch_size
         self.optimizer.step()
         sums = accelerator.reduce(sums, "sum") if accelerator.num_processes > 1 else sums
         return torch.cat([sums.cpu(), torch.tensor([float(norm), tokens], dtype=torch.float64)])
@@ -239,14 +257,9 @@ class Learner:
     def _loss(self, e: Experience, advantage: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
         settings, device = self.settings, self.accelerator.device
         advantage, returns = advantage.to(device), returns.to(device)
-        log_probs, values, entropies = self.model(
-            e.prompts,
-            e.prompt_mask,
-            e.answers,
-            e.mask,
-            self.sampling.temperature,
-            bool(settings.entropy_coefficient),
-        )
+        part = (e.prompts, e.prompt_mask, e.answers, e.mask, self.sampling.temperature)
+        with checkpointed(self.policy.network, settings.gradient_checkpointing):
+            log_probs, values, entropies = self.model(*part, bool(settings.entropy_coefficient))
         policy, held = ppo.policy_loss(log_probs, e.log_probs, advantage, e.mask, settings.clip)
         value, value_held = ppo.value_loss(values, e.values, returns, e.mask, self.value.value_clip)
         loss = policy.sum() + value.sum()  # two losses of two sets of weights
@@ -258,9 +271,8 @@ class Learner:
 
     def _set_rate(self, share: float) -> None:
         # the value head needs no warm-up: the sooner it knows something, the less noise in the advantages
-        self.optimizer.param_groups[0]["lr"] = (
-            self.settings.learning_rate * share * min(1.0, (self.step + 1) / 10)
-        )
+        policy = self.settings.learning_rate * share * min(1.0, (self.step + 1) / 10)
+        self.rates = (policy, self.value.value_learning_rate)
 
     # ---- checkpoints ----
 
@@ -283,13 +295,15 @@ class Learner:
             {n: p.contiguous().cpu() for n, p in self.trained().items()}, folder / "trained.safetensors"
         )
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        texts = {"state.json": json.dumps({"step": self.step, "coefficient": self.coefficient})} | (
-            further or {}
-        )
+        texts = {"state.json": json.dumps(self._state())} | (further or {})
         for name, text in texts.items():
             (folder / name).write_text(text)
         seal(folder)
         rotate(output, 2)
+
+    def _state(self) -> dict[str, Any]:
+        return {"step": self.step, "coefficient": self.coefficient, "centre": self.centre, "settled": self.settled,
+                "spread": self.rewards.spread}  # fmt: skip
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint, on every process.
@@ -309,3 +323,8 @@ class Learner:
         )
         state = json.loads((folder / "state.json").read_text())
         self.step, self.coefficient = state["step"], state["coefficient"]
+        self.centre, self.settled, self.rewards.spread = (
+            tuple(state["centre"]),
+            state["settled"],
+            state["spread"],
+        )

@@ -277,17 +277,18 @@ def show_pairs(train: Dataset, held_out: Dataset, processor: Any, data: DataArgu
 
 
 def pairs_of(
-    prompts: Sequence[Any], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[float]]
-) -> list[dict[str, Any]]:
+    prompts: Sequence[Any], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[float]],
+    ended: Sequence[Sequence[bool]],
+) -> list[dict[str, Any]]:  # fmt: skip
     """The best and the worst answer to each prompt as a pair with its scores and margin; a prompt whose answers all score the
-    same gives none.
+    same gives none, nor does one without two answers that have text and a score.
 
     Args:
-        answers, scores: [prompts, answers a prompt].
+        answers, scores, ended: [prompts, answers a prompt].
     """
     pairs = []
-    for prompt, texts, values in zip(prompts, answers, scores, strict=True):
-        usable = [i for i, text in enumerate(texts) if text.strip()]
+    for prompt, texts, values, ends in zip(prompts, answers, scores, ended, strict=True):
+        usable = [i for i, text in enumerate(texts) if text.strip() and not math.isnan(values[i])]
         if len(usable) < 2:
             continue
         best, worst = max(usable, key=values.__getitem__), min(usable, key=values.__getitem__)
@@ -300,7 +301,8 @@ def pairs_of(
             )
             pairs.append(
                 {"prompt": prompt, "chosen": chosen, "rejected": rejected, "chosen_score": values[best],
-                 "rejected_score": values[worst], "margin": values[best] - values[worst]}
+                 "rejected_score": values[worst], "margin": values[best] - values[worst],
+                 "chosen_ended": ends[best], "rejected_ended": ends[worst]}
             )  # fmt: skip
     return pairs
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from datasets import Dataset
 
-from finetune.alignment.rewards import Prompt
+from finetune.alignment.rewards import Asked, Prompt
 from finetune.data.columns import TEXTS
 from finetune.data.places import columns_of
 from finetune.data.sources import DataArguments, Rows, load_rows, sample
 from finetune.errors import InputError, check_least
 
 logger = logging.getLogger(__name__)
+TAKEN = ("prompts", "completions")  # names that a reward's first two arguments have
 
 
 @dataclass
@@ -34,14 +35,24 @@ class PromptArguments:
         default=512, metadata={"help": "Prompts of more tokens are left out; the log says how many."}
     )
 
+    prompt_template: str | None = field(
+        default=None,
+        metadata={"help": "A text around each prompt, which holds {prompt}; \\n is a line break."},
+    )
+
+    as_chat: bool = field(
+        default=False,
+        metadata={"help": "Ask each text as a user's turn, through the tokenizer's chat template."},
+    )
+
     def __post_init__(self) -> None:
         check_least(self, 1, "prompt_tokens", "max_prompt_length")
 
 
 def read_prompts(
     data: DataArguments, settings: PromptArguments, processor: Any
-) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts: texts, or conversations that end before the assistant's turn.
+) -> tuple[list[Asked], list[Asked]]:
+    """Training and held-out prompts with the columns of their rows: texts, or conversations that end before the assistant's turn.
 
     The column is the one named by --text_column, else `prompt`, `messages`, or a usual name of a text.
 
@@ -60,14 +71,20 @@ def read_prompts(
 
 def _prompts(
     rows: Dataset, data: DataArguments, settings: PromptArguments, processor: Any, where: str
-) -> list[Prompt]:
+) -> list[Asked]:
     found = [as_prompt(value, index) for index, value in enumerate(rows[prompt_column(rows, data)][:])]
     if settings.prompt_tokens is not None:
         found = [beginning(prompt, settings.prompt_tokens, processor) for prompt in found]
+    if settings.prompt_template is not None:
+        found = [templated(prompt, settings.prompt_template) for prompt in found]
+    if settings.as_chat:
+        found = [
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in found
+        ]
     lengths = [len(prompt_ids(processor, prompt)) for prompt in found]
     kept = [
-        prompt
-        for prompt, length in zip(found, lengths, strict=True)
+        Asked(prompt, row)
+        for prompt, length, row in zip(found, lengths, reward_columns(rows), strict=True)
         if 0 < length <= settings.max_prompt_length
     ]
     long, empty = sum(length > settings.max_prompt_length for length in lengths), lengths.count(0)
@@ -88,6 +105,31 @@ def _prompts(
             "raise --max_prompt_length or set --prompt_tokens"
         )
     return kept
+
+
+def reward_columns(rows: Dataset) -> list[dict[str, Any]]:
+    """The columns that rewards see, row by row."""
+    taken = [name for name in TAKEN if name in columns_of(rows)]
+    if taken:
+        logger.warning(
+            "The columns %s go by the name of what every reward gets and are not handed to any",
+            ", ".join(taken),
+        )
+    kept = [name for name in columns_of(rows) if name not in TAKEN]
+    return [{name: row[name] for name in kept} for row in rows]
+
+
+def templated(prompt: Prompt, template: str) -> Prompt:
+    """A text put into a template at {prompt}.
+
+    Raises:
+        InputError: a conversation, or a template without the place.
+    """
+    if not isinstance(prompt, str) or "{prompt}" not in template:
+        raise InputError(
+            "--prompt_template holds {prompt} and takes texts; leave it out, or set --text_column"
+        )
+    return template.replace("\\n", "\n").replace("{prompt}", prompt)
 
 
 def prompt_column(rows: Dataset, data: DataArguments) -> str:
@@ -164,6 +206,7 @@ def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any,
     return texts
 
 
-def prompts_fingerprint(prompts: Sequence[Prompt]) -> str:
-    """Hash of all prompts in their order."""
-    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
+def prompts_fingerprint(rows: Sequence[Asked]) -> str:
+    """Hash of all prompts in their order, and of what rewards see beside them."""
+    told = [[row.prompt, row.columns] for row in rows]
+    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()

@@ -13,8 +13,8 @@ import torch
 import trl
 from datasets import Dataset
 
+from finetune.alignment.model_rewards import score_texts
 from finetune.alignment.preferences import pair_ids
-from finetune.alignment.rewards import score_texts
 from finetune.alignment.rollout import longest_input
 from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.methods import check_length

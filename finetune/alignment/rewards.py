@@ -1,66 +1,82 @@
-"""Prompts and answers as text → scores. Knows classifiers, reward models and functions; knows no token ids of the policy.
+"""Answers and their rows → scores: several rewards, asked, checked and added up. Knows what a reward is; knows no kind of it.
 
-A reward sees text alone and tokenises it itself: ids of one tokenizer mean nothing to another.
+A reward is a function `f(prompts, completions, **columns)` that gives one number an answer; True and False count as 1 and 0,
+and None says that it doesn't apply. `columns` are the columns of the data set, each a list as long as the prompts. It sees text
+alone and tokenises it itself: ids of one tokenizer mean nothing to another.
+
+Several rewards become one score an answer, for every verb the same way:
+
+    R = Σ_k w_k · z_k   over the rewards k that apply,   z_k = r_k, or (r_k - mean_k) / deviation_k with --normalise_rewards,
+
+mean and deviation over the answers that are scored together (a step's, or all of a file), over all processes. An answer without
+text is asked about by nobody: it gets --empty_score, or what lies one deviation below the lowest R of the others, so that it
+never wins, whatever the scale. The deviation is the largest that this run has seen: answers that have all come to score alike
+must not make room for empty ones. As long as no two have ever differed it is 0, and nothing is taught. R - --missing_eos_penalty
+is the score of an answer that didn't end by itself.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import logging
-import math
-import operator
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import peft
-import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from finetune.adapters.classifier import Classifier, load
-from finetune.alignment.policy import (
-    Policy,
-    attach_reward,
-    has_adapter,
-    is_adapter,
-    load_scorer,
-    trunk_scores,
-)
-from finetune.alignment.rollout import log_probabilities, longest_input
-from finetune.artefacts.files import ARGUMENTS
-from finetune.artefacts.folder import read_artefact
-from finetune.artefacts.passport import check_passport
-from finetune.device import device
-from finetune.errors import InputError, check_least
-from finetune.models.load import ModelArguments, load_model, load_processor
+from finetune.alignment.reward_calls import Score, called
+from finetune.errors import InputError, check_above, check_least
 
-logger = logging.getLogger(__name__)
+Prompt = str | list[dict[str, Any]]
+Reward = Callable[..., Sequence[Score]]
+Array = np.ndarray
 
-Prompt = str | list[dict[str, str]]
-Reward = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, as text or conversation, and the columns of the row that it came from."""
+
+    prompt: Prompt
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class RewardArguments:
     """What scores an answer."""
 
-    reward: str | None = field(
+    reward: list[str] | None = field(
         default=None,
         metadata={
-            "help": "classifier:FOLDER[:LABEL] (probability of a label, by default the last), model:FOLDER (a reward model), "
-            "function:FILE.py:NAME or function:MODULE:NAME (prompts, answers → numbers), "
-            "prompt:MODEL:TEXT|GOOD|BAD (how much likelier GOOD is than BAD after TEXT, which holds {text})."
+            "help": "One or several of: classifier:FOLDER[:LABEL] (probability of a label, by default the last), "
+            "model:FOLDER (a reward model), function:FILE.py:NAME or function:MODULE:NAME (f(prompts, completions, "
+            "**columns) → numbers), prompt:MODEL:TEXT|GOOD|BAD (how much likelier GOOD is than BAD after TEXT, which holds "
+            "{text}), judge:MODEL_OR_URL[|TEXT] (a mark that a language model gives), same_number[:COLUMN], length:WORDS, "
+            "format:REGEX, regex:REGEX, unit_tests[:COLUMN]. FILE.py is run."
         },
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward (default: 1 each)."}
+    )
+    normalise_rewards: bool = field(
+        default=False,
+        metadata={
+            "help": "Bring each reward to mean 0 and deviation 1 over a step's answers before they are added up."
+        },
+    )
+    reward_errors: str = field(
+        default="stop",
+        metadata={
+            "help": "Where a reward fails on a row, takes too long or gives no number: stop, or none (that row gets no score "
+            "from it, the log counts them, and the run goes on)."
+        },
+    )
+    reward_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds that a function or judge may take for a batch."}
     )
     reward_logit: bool = field(
         default=False, metadata={"help": "A classifier's log-odds of the label instead of its probability."}
     )
     reward_part: str = field(
-        default="full", metadata={"help": "What is scored: full (prompt and answer) or answer."}
+        default="full", metadata={"help": "What models read: full (prompt and answer) or answer."}
     )
     reward_on_policy_base: bool = field(
         default=True,
@@ -72,312 +88,165 @@ class RewardArguments:
     missing_eos_penalty: float = field(
         default=0.0, metadata={"help": "Taken from the score of an answer that didn't end by itself."}
     )
-    empty_score: float = field(
-        default=-1.0, metadata={"help": "Score of an answer without text, which no reward is asked about."}
+    empty_score: float | None = field(
+        default=None,
+        metadata={
+            "help": "Score of an answer without text (default: one deviation below the lowest of the others)."
+        },
     )
 
     def __post_init__(self) -> None:
         if self.reward_part not in ("full", "answer"):
             raise InputError(f"--reward_part is '{self.reward_part}'; wanted full or answer")
+        if self.reward_errors not in ("stop", "none"):
+            raise InputError(f"--reward_errors is '{self.reward_errors}'; wanted stop or none")
         check_least(self, 1, "reward_batch_size")
+        check_above(self, 0, "reward_timeout")
+        if isinstance(self.reward, str):
+            self.reward = [self.reward]
 
 
 def as_text(prompt: Prompt, answer: str, part: str) -> str:
-    """What a reward reads: the answer, or prompt and answer as one text (of a conversation, one message a line)."""
+    """What a model reads: the answer, or prompt and answer as one text (of a conversation, one message a line)."""
     if part == "answer":
         return answer
     if isinstance(prompt, str):
         return prompt + answer
-    return "\n".join([*(message["content"] for message in prompt), answer])
+    return "\n".join([*(message["content"] or "" for message in prompt), answer])
 
 
-def checked(
-    reward: Reward, prompts: Sequence[Prompt], answers: Sequence[str], empty_score: float
-) -> list[float]:
-    """One finite number an answer; answers without text get `empty_score` and are not handed to the reward.
+@dataclass(frozen=True)
+class Part:
+    """One reward by its name and weight."""
+
+    name: str
+    score: Reward
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What answers got: total [answers], NaN where no reward applies; each reward's own scores [answers, rewards] likewise."""
+
+    total: Array
+    parts: Array
+
+
+class Rewards:
+    """Several rewards as one.
 
     Raises:
-        InputError: a reward that gives back another number of scores, or one that is no number.
+        InputError: weights of another number than the rewards.
     """
-    asked = [i for i, answer in enumerate(answers) if answer.strip()]
-    scores = [empty_score] * len(answers)
-    if not asked:
+
+    def __init__(self, parts: Sequence[Part], settings: RewardArguments | None = None) -> None:
+        self.parts, self.settings = list(parts), settings or RewardArguments()
+        self.weights = np.array([part.weight for part in self.parts], dtype=np.float64)
+        self.spread = 0.0  # the largest deviation of scores so far
+
+    @classmethod
+    def of(cls, **rewards: Reward) -> Rewards:
+        """Functions by name, each of weight 1."""
+        return cls([Part(name, score) for name, score in rewards.items()])
+
+    def plain(self) -> Rewards:
+        """The same without normalising or a penalty, whose sums can be compared from one measurement to the next."""
+        return Rewards(self.parts, replace(self.settings, normalise_rewards=False, missing_eos_penalty=0.0))
+
+    def ask(self, rows: Sequence[Asked], answers: Sequence[str]) -> Array:
+        """Each reward's score of each answer, [answers, rewards]; NaN where it doesn't apply or the answer has no text.
+
+        Raises:
+            InputError: a reward that fails or gives no number, where --reward_errors is stop.
+        """
+        asked = [i for i, answer in enumerate(answers) if answer.strip()]
+        table = np.full((len(answers), len(self.parts)), np.nan)
+        if not asked:
+            return table
+        prompts, texts = [rows[i].prompt for i in asked], [answers[i] for i in asked]
+        columns = as_lists([rows[i] for i in asked])
+        stop, limit = self.settings.reward_errors == "stop", self.settings.reward_timeout
+        for place, part in enumerate(self.parts):
+            found = called(part.name, part.score, prompts, texts, columns, stop=stop, limit=limit)
+            table[asked, place] = [np.nan if score is None else score for score in found]
+        return table
+
+    def combine(self, table: Array, empty: Array, ended: Array | None = None) -> Scores:
+        """The scores of answers from what each reward said, [answers, rewards]; see the module's formula.
+
+        Args:
+            empty: [answers], true where an answer has no text.
+            ended: [answers], true where one ended by itself; None asks for no penalty.
+        """
+        settings, parts = self.settings, table
+        if settings.normalise_rewards:
+            table = np.stack([standardised(column) for column in table.T], axis=1)
+        applies = ~np.isnan(table)
+        total = np.where(applies, table * self.weights, 0.0).sum(1)
+        total[~applies.any(1)] = np.nan
+        self.spread = max(self.spread, deviation_of(total[~empty]))
+        lowest = np.nanmin(total[~empty], initial=np.inf)
+        below = lowest - self.spread if np.isfinite(lowest) else 0.0
+        total[empty] = below if settings.empty_score is None else settings.empty_score
+        if ended is not None:
+            total = total - settings.missing_eos_penalty * ~ended
+        return Scores(total, parts)
+
+    def figures(self, parts: Array) -> dict[str, float]:
+        """Mean, deviation and share of answers that each reward applied to, by TRL's names; parts [answers, rewards]."""
+        found: dict[str, float] = {}
+        for part, column in zip(self.parts, parts.T, strict=True):
+            kept = column[~np.isnan(column)]
+            found[f"rewards/{part.name}/mean"] = float(kept.mean()) if len(kept) else 0.0
+            found[f"rewards/{part.name}/std"] = float(kept.std()) if len(kept) else 0.0
+            found[f"rewards/{part.name}/applies"] = len(kept) / max(len(column), 1)
+        return found
+
+
+def as_lists(rows: Sequence[Asked]) -> dict[str, list[Any]]:
+    """The columns of some rows, each a list; a column that a row lacks is None there."""
+    names = dict.fromkeys(name for row in rows for name in row.columns)
+    return {name: [row.columns.get(name) for row in rows] for name in names}
+
+
+def standardised(scores: Array) -> Array:
+    """Scores less their mean, in their deviations; all alike become 0, and NaN stays. [answers]"""
+    if np.isnan(scores).all():
         return scores
-    try:
-        given = reward([prompts[i] for i in asked], [answers[i] for i in asked])
-    except Exception as error:
-        error.add_note(
-            f"The reward (--reward) raised this for {len(asked)} answers, the first {answers[asked[0]]!r}"
-        )
-        raise
-    found = given.tolist() if isinstance(given, (torch.Tensor, np.ndarray)) else given
-    if not isinstance(found, Sequence) or isinstance(found, str):
-        raise InputError(
-            f"The reward gave {str(given)[:60]!r}; wanted a list with one number an answer. Mend --reward"
-        )
-    if len(found) != len(asked):
-        raise InputError(
-            f"The reward gave {len(found)} scores for {len(asked)} answers; wanted one each. Mend --reward"
-        )
-    for i, score in zip(asked, found, strict=True):
-        number = (
-            score.item() if isinstance(score, (torch.Tensor, np.generic)) and np.ndim(score) == 0 else score
-        )
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise InputError(
-                f"The reward gave {score!r} for the answer {answers[i]!r}; wanted a finite number. Mend --reward"
-            )
-        scores[i] = float(number)
-    return scores
+    mean, deviation = centre(scores)
+    return (scores - mean) / deviation
 
 
-def load_reward(settings: RewardArguments) -> Reward:
-    """The reward that an option names.
+def centre(scores: Array) -> tuple[float, float]:
+    """Mean and deviation of the scores that are numbers; 0 and 1 without any, and 1 where they differ by rounding alone."""
+    kept, deviation = scores[~np.isnan(scores)], deviation_of(scores)
+    if not deviation:
+        return float(kept[0]) if len(kept) else 0.0, 1.0  # a computed mean could miss it by a rounding
+    return float(kept.mean()), deviation
+
+
+def deviation_of(scores: Array) -> float:
+    """Standard deviation of the scores that are numbers; 0 without any, or where they differ by rounding alone."""
+    kept = scores[~np.isnan(scores)]
+    if not len(kept) or np.ptp(kept) <= 1e-9 * max(1.0, float(np.abs(kept).max())):
+        return 0.0
+    return float(kept.std())
+
+
+def weighed(named: Sequence[tuple[str, Reward]], settings: RewardArguments) -> Rewards:
+    """Rewards by the weights of the options; names that come twice get a number.
 
     Raises:
-        InputError: no option, an unknown kind, or something that isn't there.
+        InputError: weights of another number, or that are no numbers.
     """
-    kind, _, rest = (settings.reward or "").partition(":")
-    if kind not in MAKERS or not rest:
+    weights = settings.reward_weights or [1.0] * len(named)
+    if len(weights) != len(named) or not np.isfinite(weights).all():
         raise InputError(
-            f"--reward is {settings.reward!r}; wanted classifier:FOLDER, model:FOLDER, function:FILE.py:NAME "
-            "or prompt:MODEL:TEXT|GOOD|BAD"
+            f"--reward_weights has {len(weights)} ({', '.join(map(str, weights))}); wanted one number for each of the "
+            f"{len(named)} rewards in --reward"
         )
-    return MAKERS[kind](rest, settings)
-
-
-def classifier_reward(rest: str, settings: RewardArguments) -> Reward:
-    """`FOLDER[:LABEL]` → probability (or log-odds) of the label."""
-    folder, _, label = rest.partition(":") if not Path(rest).is_dir() else (rest, "", "")
-    classifier = load(folder)
-    label = label or classifier.labels[-1]
-    if label not in classifier.labels:
-        raise InputError(
-            f"The classifier in {folder} has no label '{label}'; wanted one of: {', '.join(classifier.labels)}. Set --reward"
-        )
-    return of_classifier(classifier, classifier.labels.index(label), settings)
-
-
-def of_classifier(classifier: Classifier, label: int, settings: RewardArguments) -> Reward:
-    def reward(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        whole = [as_text(p, a, settings.reward_part) for p, a in zip(prompts, answers, strict=True)]
-        texts = [last_tokens(text, classifier.processor, classifier.max_length) for text in whole]
-        warn_of_cuts(sum(map(operator.ne, whole, texts)), len(texts), classifier.max_length)
-        log_p = classifier.logits(texts, settings.reward_batch_size).double().log_softmax(-1)
-        others = log_p.index_fill(1, torch.tensor([label]), -torch.inf).logsumexp(-1)
-        return (log_p[:, label] - others if settings.reward_logit else log_p[:, label].exp()).tolist()
-
-    return reward
-
-
-def last_tokens(text: str, processor: Any, max_length: int) -> str:
-    """The end of a text that a classifier can read whole: its own truncation would drop the answer and score the prompt."""
-    room = max_length - processor.num_special_tokens_to_add(pair=False)
-    places = processor(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return text if len(places) <= room else text[places[-room][0] :]
-
-
-def warn_of_cuts(cut: int, texts: int, max_length: int) -> None:
-    """Say that a reward doesn't see the beginning of some texts."""
-    if cut:
-        logger.warning(
-            "%d of %d texts exceed the reward's %d tokens and lose their beginning before they are scored",
-            cut,
-            texts,
-            max_length,
-        )
-
-
-class RewardModel:
-    """A model with one score a text. Tokenises for itself.
-
-    Args:
-        score: ids and attention mask, padded on the right → scores [rows].
-    """
-
-    def __init__(
-        self,
-        score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        processor: Any,
-        max_length: int,
-        settings: RewardArguments,
-    ) -> None:
-        self.score, self.processor, self.max_length, self.settings = score, processor, max_length, settings
-
-    def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        part = self.settings.reward_part
-        rows = [text_ids(self.processor, p, a, part) for p, a in zip(prompts, answers, strict=True)]
-        warn_of_cuts(sum(len(row) > self.max_length for row in rows), len(rows), self.max_length)
-        rows = [row[-self.max_length :] for row in rows]  # the end of the answer is always seen
-        return score_texts(self.score, rows, self.processor, self.settings.reward_batch_size)
-
-
-def text_ids(processor: Any, prompt: Prompt, answer: str, part: str) -> list[int]:
-    """Ids of what a reward model was trained on: text with an EOS at its end, or a conversation by its template."""
-    if not isinstance(prompt, str) and part == "full" and processor.chat_template:
-        messages = [*prompt, {"role": "assistant", "content": answer}]
-        return processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
-    return processor(as_text(prompt, answer, part) + (processor.eos_token or ""))["input_ids"]
-
-
-def score_texts(
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    rows: list[list[int]],
-    processor: Any,
-    size: int,
-) -> list[float]:
-    """Scores of token lists, in batches of like length, padded on the right."""
-    result = [0.0] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), size):
-        part = order[start : start + size]
-        batch = processor.pad(
-            {"input_ids": [rows[i] for i in part]}, padding_side="right", return_tensors="pt"
-        )
-        for i, value in zip(
-            part, score(batch["input_ids"], batch["attention_mask"]).float().tolist(), strict=True
-        ):
-            result[i] = value
-    return result
-
-
-def model_reward(rest: str, settings: RewardArguments) -> Reward:
-    """`FOLDER` of scripts/reward.py (whole or adapter), or any saved sequence classifier with one output."""
-    processor, network, max_length = load_reward_model(rest)
-    network.to(device()).eval()
-
-    @torch.inference_mode()
-    def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits[:, 0]
-
-    return RewardModel(score, processor, max_length, settings)
-
-
-def on_policy_base(policy: Policy, model: ModelArguments, settings: RewardArguments) -> Reward | None:
-    """A reward model that is an adapter of the policy's own base, put on that base; None where it is anything else."""
-    kind, _, folder = (settings.reward or "").partition(":")
-    if kind != "model" or not settings.reward_on_policy_base or not has_adapter(policy.network):
-        return None
-    if not is_adapter(folder):
-        return None
-    options = read_artefact(folder).options
-    if peft.PeftConfig.from_pretrained(folder).peft_type != policy.network.active_peft_config.peft_type:
-        logger.warning(
-            "The reward model in %s has an adapter of another kind than the policy's and gets a base of its own",
-            folder,
-        )
-        return None
-    if (options["model_name_or_path"], options.get("model_revision", "main")) != (
-        model.model_name_or_path,
-        model.model_revision,
-    ):
-        return None
-    head = attach_reward(policy, folder)
-    logger.warning("The reward model in %s is an adapter of the policy's base and shares it", folder)
-
-    def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        place = policy.network.device
-        return trunk_scores(policy, head.to(place), ids.to(place), mask.to(place))
-
-    return RewardModel(score, load_processor(folder), options.get("max_length") or 1024, settings)
-
-
-def load_reward_model(folder: str) -> tuple[Any, Any, int]:
-    """Tokenizer, model with one output, and the longest text it was trained on."""
-    options = read_artefact(folder).options if (Path(folder) / ARGUMENTS).is_file() else {}
-    if is_adapter(folder):
-        processor, network = load_scorer(ModelArguments(model_name_or_path=options["model_name_or_path"]))
-        check_passport(folder, network, processor)
-        network = peft.PeftModel.from_pretrained(network, folder)
-    else:
-        processor, network = load_model(
-            ModelArguments(model_name_or_path=folder), AutoModelForSequenceClassification
-        )
-    if network.config.num_labels != 1:
-        outputs = network.config.num_labels
-        raise InputError(
-            f"The model in {folder} has {outputs} outputs; a reward model has one. Set --reward classifier:{folder}"
-        )
-    return processor, network, options.get("max_length") or 1024
-
-
-def function_reward(rest: str, settings: RewardArguments) -> Reward:
-    """`FILE.py:NAME` or `MODULE:NAME` → the function of that name, called with prompts and answers."""
-    place, _, name = rest.rpartition(":")
-    if place.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-        if spec is None or spec.loader is None or not Path(place).is_file():
-            raise InputError(f"No file {place}; set --reward function:FILE.py:NAME")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(place)
-        except ImportError as error:
-            raise InputError(
-                f"Cannot import '{place}' ({error}); set --reward function:MODULE:NAME"
-            ) from error
-    if name not in vars(module) or not callable(vars(module)[name]):
-        raise InputError(f"There is no function '{name}' in {place}; set --reward function:{place}:NAME")
-    return vars(module)[name]
-
-
-def prompt_reward(rest: str, settings: RewardArguments) -> Reward:
-    """`MODEL:TEXT|GOOD|BAD` → log-odds of one continuation over the other, both tokenised together with what goes before."""
-    model, _, told = rest.partition(":")
-    parts = told.replace("\\n", "\n").split("|")
-    if len(parts) != 3 or "{text}" not in parts[0]:
-        raise InputError(f"--reward prompt:{rest!r}; wanted MODEL:TEXT|GOOD|BAD, where TEXT holds {{text}}")
-    processor, network = load_model(ModelArguments(model_name_or_path=model), AutoModelForCausalLM)
-    network.to(device()).eval()
-    template, words = parts[0], parts[1:]
-    told_apart(processor, template, words)
-    used = max(len(processor(template + word)["input_ids"]) for word in words)
-    room = max((longest_input(network) or sys.maxsize) - used, 1)
-
-    def reward(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        whole = [as_text(p, a, settings.reward_part) for p, a in zip(prompts, answers, strict=True)]
-        texts = [last_tokens(text, processor, room) for text in whole]
-        warn_of_cuts(sum(map(operator.ne, whole, texts)), len(texts), room)
-        found = (continuations(network, processor, template.replace("{text}", text), words) for text in texts)
-        return [likelier - other for likelier, other in found]
-
-    return reward
-
-
-@torch.inference_mode()
-def continuations(network: Any, processor: Any, text: str, words: Sequence[str]) -> list[float]:
-    """Log-probability of each continuation, counted from the first token in which any of the joined texts differ."""
-    rows, shared = told_apart(processor, text, words)
-    scores = []
-    for row in rows:
-        ids = torch.tensor([row], device=network.device)
-        scores.append(
-            float(log_probabilities(network(input_ids=ids).logits[0, shared - 1 : -1], ids[0, shared:]).sum())
-        )
-    return scores
-
-
-def told_apart(processor: Any, text: str, words: Sequence[str]) -> tuple[list[list[int]], int]:
-    """Ids of the text with each continuation, and the first place where they differ.
-
-    Text and continuation are tokenised together: apart, " good" and "good" after a space are other tokens.
-
-    Raises:
-        InputError: one continuation is the other, or its beginning.
-    """
-    rows = [processor(text + word)["input_ids"] for word in words]
-    shared = next((i for i in range(min(map(len, rows))) if len({row[i] for row in rows}) > 1), None)
-    if shared is None:
-        raise InputError(
-            f"--reward prompt:...|{'|'.join(words)}: one of the two words begins with the other; set others"
-        )
-    return rows, shared
-
-
-MAKERS: dict[str, Callable[[str, RewardArguments], Reward]] = {
-    "classifier": classifier_reward,
-    "model": model_reward,
-    "function": function_reward,
-    "prompt": prompt_reward,
-}
+    parts: list[Part] = []
+    for (name, score), weight in zip(named, weights, strict=True):
+        before = sum(part.name.rpartition("_")[0] == name or part.name == name for part in parts)
+        parts.append(Part(f"{name}_{before + 1}" if before else name, score, weight))
+    return Rewards(parts, settings)

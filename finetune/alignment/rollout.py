@@ -184,10 +184,12 @@ def _continue(
     sampling: SamplingArguments,
     stops: Sequence[int],
 ) -> tuple[list[list[int]], list[bool]]:
-    """One batch: the prompt once, then a token at a time on its cache; rows that have ended leave the batch."""
+    """One batch: each prompt once, then a token at a time on its cache; rows that have ended leave the batch."""
     device = network.device
     cache = DynamicCache(config=network.config)
-    ids, mask, alive = ids.to(device), mask.to(device), list(range(len(ids)))
+    alive = list(range(len(ids)))
+    first, group = alike(ids, mask)
+    ids, mask, own = ids[first].to(device), mask[first].to(device), torch.tensor(group, device=device)
     place, end = positions(mask), torch.tensor(stops, device=device)
     answers: list[list[int]] = [[] for _ in alive]
     ended = [False] * len(alive)
@@ -200,6 +202,9 @@ def _continue(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        if t == 0 and len(first) < len(alive):  # several answers to a prompt go on from one reading of it
+            cache.batch_select_indices(own)
+            logits, mask, place = logits[own], mask[own], place[own]
         chosen = pick(narrowed(logits, sampling), uniforms[alive, t])
         over = torch.isin(chosen, end).tolist()
         for row, token, stop in zip(alive, chosen.tolist(), over, strict=True):
@@ -215,6 +220,19 @@ def _continue(
         ids, place = chosen[:, None], place[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
     return answers, ended
+
+
+def alike(ids: Tensor, mask: Tensor) -> tuple[list[int], list[int]]:
+    """Rows that differ from all before them, and for each row its place among those; ids and mask [rows, width]."""
+    places: dict[tuple[int, ...], int] = {}
+    first, group = [], []
+    for row, (tokens, real) in enumerate(zip(ids.tolist(), mask.tolist(), strict=True)):
+        key = (*tokens, sum(real))
+        if key not in places:
+            places[key] = len(first)
+            first.append(row)
+        group.append(places[key])
+    return first, group
 
 
 def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate.tracking import get_available_trackers
 from safetensors.torch import save_file
 
+from finetune.alignment import record
 from finetune.alignment.experience import step_prompts
 from finetune.alignment.measure import measure
 from finetune.alignment.policy import REWARD, has_adapter
 from finetune.alignment.ppo_trainer import Learner
 from finetune.alignment.prompts import prompt_ids
-from finetune.alignment.rewards import Prompt, Reward
+from finetune.alignment.rewards import Asked, Rewards
 from finetune.alignment.rollout import check_room
 from finetune.alignment.trl_options import check_task
 from finetune.artefacts.files import write_atomically
@@ -51,10 +52,16 @@ class RunArguments:
         metadata={"help": "Measure on held-out prompts every so many steps; always at start and end."},
     )
     eval_prompts: int = field(default=128, metadata={"help": "Held-out prompts to measure on."})
-    true_reward: str | None = field(
+    true_reward: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Measure held-out answers by this reward, written as --reward is (default: --reward itself)."
+            "help": "Measure held-out answers by these rewards, written as --reward is (default: --reward itself)."
+        },
+    )
+    report_to: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Also log to these (tensorboard, wandb, mlflow, ...), as far as they are installed."
         },
     )
     time_limit: str | None = field(
@@ -72,41 +79,45 @@ class RunArguments:
             seconds_of(self.time_limit)
         if self.output_dir is None:
             raise InputError("No output folder; set --output_dir")
+        if isinstance(self.true_reward, str):
+            self.true_reward = [self.true_reward]
         if self.bf16 is None:
             self.bf16 = has_fast_bf16()
 
 
 def run(
     learner: Learner,
-    prompts: Sequence[Prompt],
-    held_out: Sequence[Prompt],
+    rows: Sequence[Asked],
+    held_out: Sequence[Asked],
     settings: RunArguments,
-    truth: Reward,
+    truth: Rewards,
 ) -> dict[str, Any]:
     """All steps that are left, and the figures of the policy before and after on held-out prompts.
 
-    `log.jsonl` gets one line a step; lines after a checkpoint that the run continues from are written anew.
+    Leaves what record.py describes; lines after a checkpoint that the run continues from are written anew.
     """
     folder, main = Path(str(settings.output_dir)), learner.accelerator.is_main_process
     held_out = held_out[: settings.eval_prompts]
-    lengths = [len(prompt_ids(learner.processor, prompt)) for prompt in (*prompts, *held_out)]
-    check_room(
-        learner.policy.network, lengths, learner.sampling.max_new_tokens
-    )  # now, not when a long one has its turn
-    lines = _lines_before(folder / "log.jsonl", learner.step)
+    lengths = [len(prompt_ids(learner.processor, row.prompt)) for row in (*rows, *held_out)]
+    # now, not when a long one has its turn
+    check_room(learner.policy.network, lengths, learner.sampling.max_new_tokens)
+    log, answers = (record.lines_before(folder / name, learner.step) for name in (record.LOG, record.ANSWERS))
     if learner.step == 0:
-        lines.append({"step": 0, **_measured(learner, held_out, truth, settings)})
+        log.append({"step": 0, **_measured(learner, held_out, truth, settings, answers)})
     steps, notice = learner.settings.steps, Notice(settings.time_limit and seconds_of(settings.time_limit))
     notice.listen()
     while learner.step < steps:
-        batch = step_prompts(prompts, learner.seed, learner.step, learner.settings.rollout_batch_size)
-        figures, _ = learner.learn(batch)
+        figures = learner.learn(
+            step_prompts(rows, learner.seed, learner.step, learner.settings.rollout_batch_size)
+        )
         if learner.step % settings.eval_steps == 0 or learner.step == steps:
-            figures |= _measured(learner, held_out, truth, settings)
-        lines.append(figures)
+            figures |= _measured(learner, held_out, truth, settings, answers)
+        log.append(figures)
+        learner.accelerator.log(figures, step=learner.step)
         if main:
             print(line(figures, steps), flush=True)
-            write_atomically(folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in lines))
+            record.write_lines(folder / record.LOG, log)
+            record.write_lines(folder / record.ANSWERS, answers)
         reason = notice.due() if learner.step < steps else None
         if main and learner.step < steps and (reason or learner.step % settings.save_steps == 0):
             learner.save(folder)
@@ -114,42 +125,46 @@ def run(
         if reason:
             leave_stopped(reason, f"checkpoint-{learner.step}")
     notice.leave()
-    measured = [entry for entry in lines if "true_reward" in entry]
-    return {
-        "before": _part(measured[0]),
-        "after": _part(measured[-1]),
-        "steps": steps,
-        "seconds": _seconds(lines),
-    }
+    learner.accelerator.end_training()
+    if not main:
+        return {}
+    found = record.write_summary(folder, "ppo", log, answers)
+    parts = {name: found[name] for name in ("before", "after", "difference")}
+    return {**parts, "steps": steps, "seconds": _seconds(log)}
 
 
 def _measured(
-    learner: Learner, held_out: Sequence[Prompt], truth: Reward, settings: RunArguments
-) -> dict[str, float]:
+    learner: Learner,
+    held_out: Sequence[Asked],
+    truth: Rewards,
+    settings: RunArguments,
+    answers: list[record.Line],
+) -> record.Line:
     """Held-out figures, on the main process; the others wait at the next step."""
     if not learner.accelerator.is_main_process:
-        return {"true_reward": 0.0}
+        return {}
     figures, samples = measure(
-        learner.policy, learner.processor, held_out, truth, sampling=learner.sampling, empty_score=learner.empty_score,
+        learner.policy, learner.processor, held_out, truth, sampling=learner.sampling,
         batch_size=learner.settings.per_device_batch_size,
     )  # fmt: skip
     folder = Path(str(settings.output_dir))
     write_atomically(folder / f"samples-{learner.step}.md", sample_table(samples[: settings.samples]))
+    answers.append(record.answers_line(learner.step, figures, samples))
     print(
         f"held-out | true reward {figures['reward']:.3f} ± {figures['error']:.3f} | KL {figures['kl']:.2f} nats a sequence",
         flush=True,
     )
-    return {
-        "true_reward": figures["reward"],
-        "true_reward_error": figures["error"],
-        "held_out_kl": figures["kl"],
-    }
+    return record.measured(figures)
 
 
 def sample_table(samples: Sequence[dict[str, Any]]) -> str:
     """Prompt, answer and score of some answers, as Markdown."""
     rows = [
-        {"score": f"{s['score']:.3f}", "prompt": _cell(s["prompt"]), "answer": _cell(s["answer"])}
+        {
+            "score": "" if s["score"] is None else f"{s['score']:.3f}",
+            "prompt": _cell(s["prompt"]),
+            "answer": _cell(s["answer"]),
+        }
         for s in samples
     ]
     return markdown(rows) + "\n"
@@ -175,17 +190,6 @@ def line(figures: dict[str, float], steps: int) -> str:
     )
 
 
-def _lines_before(path: Path, step: int) -> list[dict[str, float]]:
-    if step == 0 or not path.is_file():
-        return []
-    entries = [json.loads(text) for text in path.read_text().splitlines()]
-    return [entry for entry in entries if entry["step"] <= step]
-
-
-def _part(entry: dict[str, float]) -> dict[str, float]:
-    return {key: entry[key] for key in ("true_reward", "true_reward_error", "held_out_kl") if key in entry}
-
-
 def _seconds(lines: Sequence[dict[str, float]]) -> dict[str, float]:
     names = {name for entry in lines for name in entry if name.startswith("seconds_")}
     return {
@@ -203,3 +207,19 @@ def save_policy(learner: Learner, settings: RunArguments, metrics: dict[str, Any
         folder / "value_head.safetensors",
     )
     save_artefact(network, learner.processor, folder, None, metrics)
+
+
+def trackers(settings: RunArguments) -> list[str] | None:
+    """The names of --report_to, as accelerate knows them.
+
+    Raises:
+        InputError: one that isn't installed, or that accelerate hasn't heard of.
+    """
+    wanted = [name for name in settings.report_to or [] if name != "none"]
+    there = [str(kind.value) for kind in get_available_trackers()]
+    missing = sorted(set(wanted) - set(there))
+    if missing:
+        raise InputError(
+            f"--report_to names {missing[0]}, which is not installed or not known; there are: {', '.join(there) or 'none'}"
+        )
+    return wanted or None

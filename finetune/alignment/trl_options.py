@@ -95,6 +95,14 @@ class GroupOptions(TrlOptions):
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     max_completion_length: int | None = field(default=48, metadata={"help": "Longest answer in tokens."})
     max_steps: int = field(default=100, metadata={"help": "Optimizer steps."})
+    logging_steps: float = field(default=1, metadata={"help": "A line of figures every so many steps."})
+    held_out_prompts: int = field(default=128, metadata={"help": "Held-out prompts to measure on."})
+    measure_steps: int = field(
+        default=50, metadata={"help": "Measure on them every so many steps; always at start and end."}
+    )
+    # --reward_weights and --normalise_rewards say it for every verb, and the model is here already
+    reward_weights: list[float] | None = field(default=None, init=False)
+    model_init_kwargs: dict[str, Any] | None = field(default=None, init=False)
 
 
 def check_task(told: str, wanted: str) -> None:

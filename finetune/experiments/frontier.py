@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from finetune.alignment import best_of_n
 from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
 from finetune.alignment.experience import step_prompts
 from finetune.alignment.measure import measure, standard_error
@@ -30,9 +30,10 @@ from finetune.alignment.policy import Policy, load_base, load_scorer
 from finetune.alignment.ppo_options import KLArguments, PPOArguments
 from finetune.alignment.ppo_trainer import Learner
 from finetune.alignment.preferences import sound_pairs
-from finetune.alignment.prompts import beginning, prompt_column, prompts_fingerprint
+from finetune.alignment.prompts import beginning, prompt_column, prompts_fingerprint, reward_columns
+from finetune.alignment.reward_kinds import load_rewards
 from finetune.alignment.reward_model import RewardTrainingArguments, make_reward_trainer, pair_margins
-from finetune.alignment.rewards import Prompt, Reward, RewardArguments, checked, load_reward, on_policy_base
+from finetune.alignment.rewards import Asked, RewardArguments
 from finetune.alignment.rollout import SamplingArguments
 from finetune.alignment.run import line
 from finetune.artefacts.checkpoints import newest
@@ -71,10 +72,9 @@ class Frontier:
         self.model, self.reward, self.bf16 = model, reward, has_fast_bf16()
         self.start = ModelArguments(**(vars(model) | {"model_name_or_path": str(self.folder / "sft")}))
         self.sampling = SamplingArguments(max_new_tokens=self.size.new_tokens)
-        self.truth = load_reward(reward)
+        self.truth = load_rewards(reward)
         self.texts, self.test_texts = (
-            sample(part, None, settings.seed)[prompt_column(part, data)][:]
-            for part in (rows.train, rows.eval)
+            texts_of(sample(part, None, settings.seed), data) for part in (rows.train, rows.eval)
         )
         needed = (self.size.prompts + self.size.sft_rows, self.size.held_out)
         if len(self.texts) < needed[0] or len(self.test_texts) < needed[1]:
@@ -87,17 +87,17 @@ class Frontier:
         """The tuned start, pairs from it, and a reward model on those, where they aren't there yet."""
         processor, network = load_base(self.model)
         cut, size = self.settings.prompt_tokens, self.size
-        self.prompts: list[Prompt] = [beginning(text, cut, processor) for text in self.texts[: size.prompts]]
-        self.held_out: list[Prompt] = [
-            beginning(text, cut, processor) for text in self.test_texts[: size.held_out]
-        ]
+        self.prompts, self.held_out = (
+            [Asked(beginning(row.prompt, cut, processor), row.columns) for row in part]
+            for part in (self.texts[: size.prompts], self.test_texts[: size.held_out])
+        )
         self._claim_folder()
         if not (self.folder / "sft" / "metrics.json").is_file():
             later = self.texts[size.prompts : size.prompts + size.sft_rows]
             self.fine_tune(
                 network,
                 processor,
-                [beginning(text, 2 * (cut + size.new_tokens), processor) for text in later],
+                [beginning(row.prompt, 2 * (cut + size.new_tokens), processor) for row in later],
                 "sft",
             )
         self.pairs = self._pairs()
@@ -219,27 +219,25 @@ class Frontier:
         return [self._measured(self._policy()[1])]
 
     def best_of(self, n: float) -> list[Point]:
-        """n answers to each prompt, the learnt reward's favourite kept; its KL to the start is log n - (n - 1) / n."""
+        """n answers to each prompt, the learnt reward's favourite kept; its KL to the start as `best_of_n` counts it."""
         processor, network = load_base(self.start)
-        reward: Reward = load_reward(RewardArguments(reward=f"model:{self.folder / 'reward'}"))
-        answers, scores = scored_answers(
+        rewards = load_rewards(RewardArguments(reward=[f"model:{self.folder / 'reward'}"]))
+        found = scored_answers(
             self._placed(network),
             processor,
             self.held_out,
-            reward,
+            rewards,
             each=int(n),
             sampling=self.sampling,
             seed=77,
             bf16=self.bf16,
         )
-        best = [
-            texts[max(range(len(texts)), key=values.__getitem__)]
-            for texts, values in zip(answers, scores, strict=True)
-        ]
-        true = checked(self.truth, self.held_out, best, self.reward.empty_score)
-        return [
-            {"reward": float(np.mean(true)), "error": standard_error(true), "kl": math.log(n) - (n - 1) / n}
-        ]
+        best = [best_of_n.favourite(*one) for one in zip(found.texts, found.scores, strict=True)]
+        empty = np.array([not text.strip() for text in best])
+        true = self.truth.plain().combine(self.truth.ask(self.held_out, best), empty).total
+        known = true[~np.isnan(true)].tolist()
+        kl = float(np.mean([best_of_n.kl_of_scores(scores, int(n)) for scores in found.scores]))
+        return [{"reward": float(np.mean(known)), "error": standard_error(known), "kl": kl}]
 
     def preferred(self, setting: float) -> list[Point]:
         processor, network = load_base(self.start)
@@ -266,19 +264,17 @@ class Frontier:
     def ppo(self, coefficient: float, learnt: bool = True) -> list[Point]:
         processor, policy = self._policy()
         self._placed(policy)
-        reward, size = self.truth, self.size
+        rewards, size = self.truth, self.size
         if learnt:
-            shared = on_policy_base(
-                policy, self.start, RewardArguments(reward=f"model:{self.folder / 'reward'}")
+            rewards = load_rewards(
+                RewardArguments(reward=[f"model:{self.folder / 'reward'}"]), policy, self.start
             )
-            assert shared is not None
-            reward = shared
         learner = Learner(
-            policy, processor, standardised(reward, self.pairs),
+            policy, processor, rewards,
             Accelerator(mixed_precision="bf16" if self.bf16 else "no", cpu=device().type == "cpu"),  # as TRL's is
             settings=PPOArguments(learning_rate=self.settings.learning_rate, rollout_batch_size=size.rollout,
                                   minibatch_size=size.rollout // 2),
-            kl=KLArguments(kl_coefficient=coefficient), sampling=self.sampling, seed=self.settings.seed, empty_score=-2.0,
+            kl=KLArguments(kl_coefficient=coefficient), sampling=self.sampling, seed=self.settings.seed,
         )  # fmt: skip
         unfinished = self.folder / "unfinished" / f"{'ppo' if learnt else 'ppo-true'}-{coefficient}"
         checkpoint = newest(unfinished)
@@ -286,7 +282,7 @@ class Frontier:
         if checkpoint:
             learner.restore(checkpoint)
         while learner.step < size.ppo_steps:
-            figures, _ = learner.learn(
+            figures = learner.learn(
                 step_prompts(self.prompts, self.settings.seed, learner.step, size.rollout)
             )
             logger.warning("%s", line(figures, size.ppo_steps))
@@ -308,10 +304,7 @@ class Frontier:
     def _measured(self, policy: Policy) -> Point:
         processor = load_processor(self.start.model_name_or_path)
         self._placed(policy)
-        empty = self.reward.empty_score
-        return measure(
-            policy, processor, self.held_out, self.truth, sampling=self.sampling, empty_score=empty
-        )[0]
+        return measure(policy, processor, self.held_out, self.truth, sampling=self.sampling)[0]
 
     def plan(self) -> list[tuple[str, float, Callable[[float], list[Point]]]]:
         """(method, setting, what makes the run), cheap ones first."""
@@ -344,17 +337,10 @@ def moments_of(steps: int, count: int) -> set[int]:
     return {round(steps * (i + 1) / count) for i in range(count)} - {0}
 
 
-def standardised(reward: Reward, pairs: Dataset) -> Reward:
-    """The reward in standard deviations from the mean of the start's own answers, so that one coefficient means one thing for
-    any reward (Ziegler et al. 2019, section 2.2, normalise theirs so)."""
-    prompts = [*pairs["prompt"], *pairs["prompt"]]
-    scores = np.asarray(reward(prompts, [*pairs["chosen"], *pairs["rejected"]]), dtype=np.float64)
-    mean, deviation = float(scores.mean()), max(float(scores.std()), 1e-6)
-
-    def standard(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        return [(score - mean) / deviation for score in reward(prompts, answers)]
-
-    return standard
+def texts_of(rows: Dataset, data: DataArguments) -> list[Any]:
+    """The texts of some rows, each with its row's columns."""
+    texts = rows[prompt_column(rows, data)][:]
+    return [Asked(text, row) for text, row in zip(texts, reward_columns(rows), strict=True)]
 
 
 def run_points(frontier: Frontier) -> list[dict[str, Any]]:

@@ -63,14 +63,16 @@ def texts(
     processor: PreTrainedTokenizerBase,
     config: GenerationConfig,
     batch_size: int = 16,
+    *,
+    alone: bool = False,
 ) -> list[tuple[str, float]]:
     """A text for each source (token ids), with a score: the mean log-probability of its tokens, or what beam search ranks by.
 
     Sources of like length share a batch, padded where the model doesn't see it, so that batches change no text; each process
-    writes its share.
+    writes its share, unless `alone` says that these sources are this process's own.
     """
     state = PartialState()
-    mine = range(state.process_index, len(sources), state.num_processes)
+    mine = range(len(sources)) if alone else range(state.process_index, len(sources), state.num_processes)
     order = sorted(mine, key=lambda index: -len(sources[index]))
     found = []
     was_training = network.training
@@ -79,7 +81,7 @@ def texts(
         written = _write(network, [sources[index] for index in batch], processor, config)
         found += [(index, *one) for index, one in zip(batch, written, strict=True)]
     network.train(was_training)
-    everything = gather_object(found) if state.num_processes > 1 else found
+    everything = found if alone or state.num_processes == 1 else gather_object(found)
     return [(text, score) for _, text, score in sorted(everything)]
 
 

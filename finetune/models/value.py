@@ -18,6 +18,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, width: int, hidden: int = 128) -> None:
         super().__init__()
+        self.score: nn.Linear | None = None
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.hidden, self.out = nn.Linear(width, hidden), nn.Linear(hidden, 1)
         nn.init.zeros_(self.out.weight)
@@ -25,7 +26,24 @@ class ValueHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         with torch.autocast(states.device.type, enabled=False):
-            return self.out(self.hidden(self.norm(states.float())).tanh())[..., 0]
+            states = states.float()
+            found = self.out(self.hidden(self.norm(states)).tanh())[..., 0]
+            return found if self.score is None else found + self.score(states)[..., 0]
+
+    def start_at(self, head: nn.Linear) -> None:
+        """Begin with what a reward model's head says of the same states, instead of 0."""
+        self.score = nn.Linear(head.in_features, 1).to(head.weight.device)
+        with torch.no_grad():
+            self.score.weight.copy_(head.weight)
+            self.score.bias.copy_(torch.zeros(1) if head.bias is None else head.bias)
+
+    @torch.no_grad()
+    def in_deviations(self, values: Tensor, mask: Tensor, mean: float, deviation: float) -> Tensor:
+        """Have the head that `start_at` set give (value - mean) / deviation from now on; the same of `values` [rows, time]."""
+        assert self.score is not None
+        self.score.weight.div_(deviation)
+        self.score.bias.sub_(mean).div_(deviation)
+        return (values - mean) / deviation * mask
 
 
 def hidden_width(network: Any) -> int:

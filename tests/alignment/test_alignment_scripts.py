@@ -244,3 +244,88 @@ def test_a_reward_that_gives_no_numbers_stops_the_run(place, body):
             PPO,
             f"--reward function:{folder}/bad.py:bad --steps 1 --output_dir {folder}/ppo",
         )
+
+
+SUMS = [
+    {"prompt": f"the film {a} {b}", "answer": word}
+    for word in WORDS[:6]
+    for a, b in (("was", "very"), ("is", "not"))
+]
+SEEING = """
+def right(prompts, completions, answer, **columns):
+    with open(r"FILE", "a") as seen:
+        seen.write(f"{len(prompts)} {len(answer)} {sorted(columns)}\\n")
+    assert all(isinstance(text, str) for text in answer)
+    return [None if i == 0 else gold in text for i, (gold, text) in enumerate(zip(answer, completions, strict=True))]
+
+
+async def later(prompts, completions, **columns):
+    return [len(text) for text in completions]
+"""
+TINY = "--max_new_tokens 4 --prompt_tokens 5 --max_train_rows 8 --max_eval_rows 8"
+
+
+@pytest.mark.parametrize("verb", ["ppo", "grpo", "rloo", "prefer"])
+def test_every_column_reaches_the_rewards_of_every_verb(place, verb):
+    folder, model, _, _ = place
+    (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, SUMS)))
+    (folder / "seeing.py").write_text(SEEING.replace("FILE", str(folder / "seen")))
+    text = f"{model.split()[1]}:{{text}},{{answer}}:|great|bad"
+    rewards = f"--reward function:{folder}/seeing.py:right function:{folder}/seeing.py:later same_number prompt:{text}"
+    told = (
+        model + f"{folder}/sums.jsonl",
+        rewards,
+        "--reward_weights 1 0.5 0.1 0.1 --normalise_rewards true",
+    )
+    group = "--bf16 false --disable_tqdm true --max_completion_length 4 --max_steps 2 --per_device_train_batch_size 4 "
+    group += "--num_generations 4 --save_strategy no --held_out_prompts 4"
+    options = {
+        "ppo": PPO.replace("--prompt_tokens 3", "") + " --steps 2",
+        "grpo": group,
+        "rloo": group + " --algorithm rloo",
+    }
+    run(verb.replace("rloo", "grpo"), *told, options.get(verb, TINY), f"--output_dir {folder}/out")
+    seen = (folder / "seen").read_text().splitlines()
+    assert seen and all(line.split()[0] == line.split()[1] and "['prompt']" in line for line in seen)
+    if verb != "prefer":
+        log = [json.loads(line) for line in (folder / "out" / "log.jsonl").read_text().splitlines()]
+        for name in ("right", "later", "same_number", "prompt"):
+            assert all(f"rewards/{name}/{part}" in log[1] for part in ("mean", "std", "applies"))
+        answers = [json.loads(line) for line in (folder / "out" / "answers.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in answers] == [0, 2]
+        assert {"before", "after", "difference", "warnings"} <= set(
+            json.loads((folder / "out" / "alignment.json").read_text())
+        )
+
+
+def test_an_answer_that_was_cut_is_marked_as_such(place):
+    folder, model, reviews, reward = place
+    run("prefer", model + reviews, reward, TINY, f"--output_dir {folder}/pairs")
+    pairs = [json.loads(line) for line in (folder / "pairs" / "train.jsonl").read_text().splitlines()]
+    assert all(isinstance(pair[f"{side}_ended"], bool) for pair in pairs for side in ("chosen", "rejected"))
+
+
+def test_values_begin_as_the_reward_models_scores(place):
+    folder, model, reviews, reward = place
+    run(
+        "prefer",
+        model + reviews,
+        reward,
+        "--max_new_tokens 4 --prompt_tokens 3",
+        f"--output_dir {folder}/pairs",
+    )
+    run("reward", model + f"{folder}/pairs", TRAINING, f"--output_dir {folder}/reward")
+    told = (
+        model + reviews,
+        PPO,
+        f"--steps 2 --reward model:{folder}/reward --value_from reward --gradient_checkpointing true",
+    )
+    run("ppo", *told, f"--output_dir {folder}/ppo")
+    log = [json.loads(line) for line in (folder / "ppo" / "log.jsonl").read_text().splitlines()]
+    assert log[1]["value"] != 0
+    with pytest.raises(InputError, match="--value_from reward, and 0 of the rewards"):
+        run("ppo", model + reviews, PPO, reward, f"--steps 2 --value_from reward --output_dir {folder}/other")
+    with pytest.raises(InputError, match="--report_to names nonsense"):
+        run(
+            "ppo", model + reviews, PPO, reward, f"--steps 2 --report_to nonsense --output_dir {folder}/third"
+        )

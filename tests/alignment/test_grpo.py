@@ -7,19 +7,37 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from test_ppo_trainer import PROMPTS, share_of_good
+from test_ppo_trainer import ROWS, share_of_good
 from transformers import AutoModelForCausalLM
 
-from finetune.alignment.grpo import GRPOArguments, RLOOArguments, as_trl_reward, make_group_trainer
+from finetune.alignment.grpo import as_trl_reward, make_group_trainer
+from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
 from finetune.alignment.policy import make_policy
+from finetune.alignment.rewards import Asked, Part, RewardArguments, Rewards
 from finetune.errors import InputError
 
 
 def test_a_reward_reads_texts_and_messages():
-    reward = as_trl_reward(share_of_good, -1.0)
-    assert reward(
-        prompts=["p", "q"], completions=["great", [{"role": "assistant", "content": "a great"}]], extra=1
-    ) == [1.0, 0.5]
+    reward = as_trl_reward(Rewards.of(good=share_of_good), [Asked("p"), Asked("q")], [6])
+    told = {}
+    found = reward(
+        prompts=["p", "q"], completions=["great", [{"role": "assistant", "content": "a great"}]], extra=1,
+        completion_ids=[[5, 6], [5]], row=[0, 1], log_metric=told.__setitem__,
+    )  # fmt: skip
+    assert found == [1.0, 0.5]
+    assert told["rewards/good/mean"] == 0.75
+
+
+def test_an_answer_that_was_cut_pays_its_penalty():
+    rewards = Rewards([Part("good", share_of_good)], RewardArguments(missing_eos_penalty=2.0))
+    reward = as_trl_reward(rewards, [Asked("p")], [6])
+    given = {
+        "prompts": ["p", "p"],
+        "completions": ["great", "great"],
+        "row": [0, 0],
+        "log_metric": lambda *_: None,
+    }
+    assert reward(**given, completion_ids=[[5, 6], [5, 5]]) == [1.0, -1.0]
 
 
 @pytest.mark.parametrize("kind", [GRPOArguments, RLOOArguments])
@@ -34,7 +52,7 @@ def test_the_right_word_becomes_likelier(tmp_path: Path, kind):
         max_completion_length=3, save_strategy="no", logging_steps=1, beta=0.0, report_to="none",
     )  # fmt: skip
     trainer = make_group_trainer(
-        policy, make_tokenizer("llama"), training, PROMPTS * 4, as_trl_reward(share_of_good, -1.0)
+        policy, make_tokenizer("llama"), training, ROWS * 4, Rewards.of(good=share_of_good)
     )
     trainer.train()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]

@@ -21,13 +21,14 @@ from finetune.alignment.policy import in_role, make_policy
 from finetune.alignment.ppo_options import KLArguments, PPOArguments, ValueArguments
 from finetune.alignment.ppo_trainer import Learner
 from finetune.alignment.prompts import PromptArguments
-from finetune.alignment.rewards import RewardArguments
+from finetune.alignment.rewards import Asked, Part, RewardArguments, Rewards
 from finetune.alignment.rollout import SamplingArguments, pad_left, stop_tokens
 from finetune.alignment.run import RunArguments
 from finetune.errors import InputError
 
 GOOD = "great"
 PROMPTS = ["the film was", "a story", "we loved the dull actor in it", "the"]
+ROWS = [Asked(prompt) for prompt in PROMPTS]
 
 
 def share_of_good(prompts, answers):
@@ -43,7 +44,9 @@ def shuffled(prompts, answers):
     return [found[i] for i in order]
 
 
-def learner(reward=share_of_good, family="llama", method="lora", kl=None, value=None, seed=0, **options):
+def learner(
+    reward=share_of_good, family="llama", method="lora", kl=None, value=None, seed=0, rewards=None, **options
+):
     torch.manual_seed(seed)
     network = make_model(family, AutoModelForCausalLM)
     with torch.no_grad():  # freshly made heads are so small that no state can make a token likely
@@ -58,7 +61,7 @@ def learner(reward=share_of_good, family="llama", method="lora", kl=None, value=
     return Learner(
         make_policy(network, method, {"r": 4} if method == "lora" else None),
         make_tokenizer(family),
-        reward,
+        Rewards([Part("reward", reward)], rewards),
         Accelerator(mixed_precision="no", cpu=True),
         settings=PPOArguments(**(defaults | options)),
         kl=kl or KLArguments(kl_coefficient=0.0),
@@ -77,7 +80,7 @@ def probability_of_good(subject: Learner) -> float:
 
 
 def steps(subject: Learner, count: int) -> list[dict[str, float]]:
-    return [subject.learn(step_prompts(PROMPTS, subject.seed, subject.step, 32))[0] for _ in range(count)]
+    return [subject.learn(step_prompts(ROWS, subject.seed, subject.step, 32)) for _ in range(count)]
 
 
 def sampled(subject: Learner) -> list[list]:
@@ -85,12 +88,12 @@ def sampled(subject: Learner) -> list[list]:
     found = scored_answers(
         subject.policy.network,
         subject.processor,
-        PROMPTS[:3],
-        share_of_good,
+        ROWS[:3],
+        Rewards.of(good=share_of_good),
         each=3,
         sampling=subject.sampling,
     )
-    return [list(part) for part in found]
+    return [found.texts, found.scores, found.ended]
 
 
 @pytest.mark.parametrize(("family", "method"), [("llama", "lora"), ("gpt2", "full"), ("llama", "bottleneck")])
@@ -263,7 +266,7 @@ def test_where_pad_equals_eos_an_answer_still_ends_in_its_eos():
     subject.stops = stop_tokens(subject.policy.network, subject.processor)
     end = subject.processor.eos_token_id
     assert subject.stops == [end]
-    experience, _ = subject.collect(PROMPTS * 20, Clock())
+    experience = subject.collect(ROWS * 20, Clock())
     assert experience.ended.any()
     for answer, mask, ended in zip(experience.answers, experience.mask, experience.ended, strict=True):
         real = answer[mask.bool()].tolist()
@@ -271,17 +274,26 @@ def test_where_pad_equals_eos_an_answer_still_ends_in_its_eos():
         assert (real[-1] == end) == bool(ended)
 
 
-def test_empty_answers_are_counted_and_cost_their_score():
-    subject = learner(reward=lambda prompts, answers: [1.0] * len(answers))
+@pytest.mark.parametrize("offset", [-10.0, -6.0, 0.0, 1.0, 10.0])
+def test_empty_answers_are_counted_and_never_win(offset):
+    subject = learner(reward=lambda prompts, answers: [offset + 0.1 * len(a) for a in answers])
     subject.sampling = SamplingArguments(
         max_new_tokens=1
     )  # now and then a special token, which leaves no text
-    subject.empty_score = -3.0
-    experience, samples = subject.collect(PROMPTS * 20, Clock())
-    share = subject.judge(experience)[2]["empty"]
-    assert 0 < share < 1
-    assert share == pytest.approx(sum(not sample["answer"].strip() for sample in samples) / len(samples))
-    assert {sample["score"] for sample in samples if not sample["answer"].strip()} == {-3.0}
+    experience = subject.collect(ROWS * 20, Clock())
+    empty, said = experience.empty.numpy(), experience.parts.numpy()
+    assert 0 < empty.mean() < 1
+    assert subject.judge(experience)[2]["empty"] == pytest.approx(empty.mean())
+    total = subject.rewards.combine(said, empty).total
+    assert total[empty].max() < total[~empty].min()
+
+
+def test_a_score_of_ones_own_for_empty_answers():
+    subject = learner(rewards=RewardArguments(empty_score=-3.0))
+    subject.sampling = SamplingArguments(max_new_tokens=1)
+    experience = subject.collect(ROWS * 20, Clock())
+    total = subject.rewards.combine(experience.parts.numpy(), experience.empty.numpy()).total
+    assert set(total[experience.empty.numpy()]) == {-3.0}
 
 
 @pytest.mark.parametrize(
@@ -299,16 +311,81 @@ def test_numbers_that_mean_nothing_are_refused(kind, option, value):
         kind(**told, **{option: value})
 
 
-def test_the_reward_with_penalties_is_told_as_it_was_before_whitening():
-    options = {"kl": KLArguments(kl_coefficient=0.1), "reward": lambda prompts, answers: [5.0] * len(answers)}
-    plain, white = (
-        learner(value=ValueArguments(whiten_rewards=whiten), **options) for whiten in (False, True)
+@pytest.mark.parametrize("constant", [0.0, 0.1, 3.0, -7.3])
+def test_a_constant_reward_leaves_the_policy_where_it_is(constant):
+    subject = learner(
+        reward=lambda prompts, answers: [constant] * len(answers), kl=KLArguments(kl_coefficient=0.05)
     )
-    assert (
-        steps(plain, 1)[0]["reward_with_penalties"]
-        == steps(white, 1)[0]["reward_with_penalties"]
-        == pytest.approx(5, abs=0.5)
+    before = {name: tensor.clone() for name, tensor in subject.trained().items() if "head" not in name}
+    assert max(abs(figures["kl"]) for figures in steps(subject, 5)) < 1e-6
+    assert all(torch.equal(subject.trained()[name], tensor) for name, tensor in before.items())
+
+
+def test_a_constant_and_a_scale_in_the_reward_change_nothing():
+    def shifted(prompts, answers):
+        return [5 * score - 10 for score in share_of_good(prompts, answers)]
+
+    plain, other = learner(), learner(reward=shifted)
+    for one, two in zip(steps(plain, 4), steps(other, 4), strict=True):
+        assert two["kl"] == pytest.approx(one["kl"], abs=1e-3)
+        assert two["reward"] == pytest.approx(5 * one["reward"] - 10, abs=1e-3)
+
+
+def test_without_standardising_scores_count_as_they_are():
+    subject = learner(
+        value=ValueArguments(standardise_rewards=False), reward=lambda prompts, answers: [5.0] * len(answers)
     )
+    assert steps(subject, 1)[0]["reward_with_penalties"] == pytest.approx(5, abs=1e-4)
+
+
+def test_answers_that_no_reward_applies_to_teach_nothing():
+    subject = learner(reward=lambda prompts, answers: [None] * len(answers))
+    assert max(abs(figures["kl"]) for figures in steps(subject, 3)) < 1e-6
+
+
+def test_a_minibatch_that_is_left_over_takes_its_share_of_a_step():
+    def moved(rows: int) -> float:
+        subject = learner(rollout_batch_size=33, minibatch_size=32, per_device_batch_size=32, epochs=1)
+        experience = subject.collect((ROWS * 9)[:33], Clock())
+        advantage, returns, _ = subject.judge(experience)
+        before = {name: tensor.clone() for name, tensor in subject.trained().items()}
+        subject._optimizer_step(experience, advantage, returns, list(range(rows)))
+        return sum((subject.trained()[name] - tensor).abs().sum().item() for name, tensor in before.items())
+
+    # AdamW's first step is its rate times the gradient's sign: the share of the rate is the share of the way
+    assert moved(1) / moved(32) == pytest.approx(1 / 32, rel=0.2)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_gradient_checkpointing_changes_no_update(family):
+    plain, saving = (learner(family=family, gradient_checkpointing=wanted) for wanted in (False, True))
+    assert steps(plain, 2)[-1]["kl"] == pytest.approx(steps(saving, 2)[-1]["kl"], abs=1e-4)
+    for name, tensor in plain.trained().items():
+        torch.testing.assert_close(saving.trained()[name], tensor, atol=2e-4, rtol=1e-3)
+    assert not any(module.training for module in saving.policy.network.modules())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_offset_table(seed):
+    shares = {}
+    for offset in (-10.0, -3.0, 0.0, 3.0, 10.0):
+        subject = learner(
+            reward=lambda p, a, offset=offset: [offset + score for score in share_of_good(p, a)],
+            seed=seed,
+            learning_rate=5e-3,
+        )
+        shares[offset] = steps(subject, 30)[-1]["reward"] - offset
+    assert shares[0.0] > 0.85, shares
+    assert all(share == pytest.approx(shares[0.0], abs=0.02) for share in shares.values()), shares
+
+
+@pytest.mark.slow
+def test_a_constant_reward_for_thirty_steps():
+    subject = learner(
+        reward=lambda prompts, answers: [3.0] * len(answers), kl=KLArguments(kl_coefficient=0.05)
+    )
+    assert max(abs(figures["kl"]) for figures in steps(subject, 30)) < 1e-6
 
 
 def test_the_bandits_word_is_one_token():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -197,19 +198,21 @@ def test_conversations_are_examined_by_the_template():
 
 
 def test_pairs_take_the_best_and_the_worst():
-    pairs = pairs_of(["p", "q"], [["a", "b", "c"], ["d", "d", "e"]], [[0.1, 0.9, 0.5], [0.3, 0.3, 0.3]])
+    pairs = pairs_of(["p", "q"], [["a", "b", "c"], ["d", "d", "e"]], [[0.1, 0.9, 0.5], [0.3, 0.3, 0.3]],
+                     [[False, True, True], [True] * 3])  # fmt: skip
     assert [(p["prompt"], p["chosen"], p["rejected"], p["margin"]) for p in pairs] == [
         ("p", "b", "a", pytest.approx(0.8))
     ]
 
 
 def test_empty_answers_make_no_pair():
-    assert pairs_of(["p"], [["a", " "]], [[0.1, -1.0]]) == []
+    assert pairs_of(["p"], [["a", " "]], [[0.1, -1.0]], [[True, True]]) == []
+    assert pairs_of(["p"], [["a", "b"]], [[0.1, math.nan]], [[True, True]]) == []
 
 
 def test_answers_in_a_conversation_become_messages():
     prompt = [{"role": "user", "content": "q"}]
-    (pair,) = pairs_of([prompt], [["a", "b"]], [[0.0, 1.0]])
+    (pair,) = pairs_of([prompt], [["a", "b"]], [[0.0, 1.0]], [[True, False]])
     assert pair["chosen"] == [{"role": "assistant", "content": "b"}]
 
 

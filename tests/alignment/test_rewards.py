@@ -13,16 +13,23 @@ from conftest import make_model, make_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from finetune.alignment import rewards
+from finetune.alignment import model_rewards
 from finetune.alignment.policy import REWARD, make_policy
 from finetune.alignment.prompts import answer_texts, as_prompt, beginning, prompt_ids
-from finetune.alignment.rewards import RewardArguments, as_text, checked, load_reward
+from finetune.alignment.reward_kinds import load_reward, load_rewards
+from finetune.alignment.rewards import Asked, Part, RewardArguments, Rewards, as_text
 from finetune.artefacts.folder import save_artefact
 from finetune.errors import InputError
 from finetune.methods import attach
 from finetune.models.load import ModelArguments
 
 CHAT = [{"role": "user", "content": "the film"}]
+
+
+def asked(reward, answers=("a", "b"), **options) -> list[float]:
+    """What a reward says of some answers, NaN where it doesn't apply."""
+    rows = [Asked(f"prompt {i}", {"answer": i, "name": f"row {i}"}) for i in range(len(answers))]
+    return Rewards([Part("mine", reward)], RewardArguments(**options)).ask(rows, answers)[:, 0].tolist()
 
 
 def test_what_a_reward_reads():
@@ -35,14 +42,14 @@ def test_what_a_reward_reads():
     ("found", "message"),
     [
         ([1.0, float("nan")], "nan"), ([1.0, float("inf")], "inf"), ([1.0], "1 scores for 2 answers"), ([1.0, 2.0, 3.0], "3 scores"),
-        ([1.0, None], "None"), ([1.0, "0.5"], "'0.5'"), ([1.0, True], "True"), ([[1.0], [2.0]], r"\[1.0\]"), (None, "'None'"),
+        ([1.0, "0.5"], "'0.5'"), ([[1.0], [2.0]], r"\[1.0\]"), (None, "'None'"),
         (0.5, "'0.5'"), ("10", "'10'"), ({"a": 1.0, "b": 2.0}, "list with one number"),
     ],
-    ids=["NaN", "infinite", "too few", "too many", "none", "text", "truth", "nested", "nothing", "one number", "a text", "a mapping"],
+    ids=["NaN", "infinite", "too few", "too many", "text", "nested", "nothing", "one number", "a text", "a mapping"],
 )  # fmt: skip
 def test_scores_that_are_no_numbers_stop_the_run(found, message):
     with pytest.raises(InputError, match=message):
-        checked(lambda prompts, answers: found, ["p", "q"], ["a", "b"], -1.0)
+        asked(lambda prompts, answers: found)
 
 
 @pytest.mark.parametrize(
@@ -57,37 +64,52 @@ def test_scores_that_are_no_numbers_stop_the_run(found, message):
     ids=["tensor", "array", "numpy's numbers", "tensors", "tuple"],
 )
 def test_numbers_of_any_kind_are_taken_as_scores(found):
-    assert checked(lambda prompts, answers: found, ["p", "q"], ["a", "b"], -1.0) == [1.0, 2.0]
+    assert asked(lambda prompts, answers: found) == [1.0, 2.0]
 
 
 def test_empty_answers_never_reach_the_reward():
-    asked = []
+    seen = []
 
     def reward(prompts, answers):
-        asked.extend(answers)
+        seen.extend(answers)
         return [0.5] * len(answers)
 
-    assert checked(reward, ["p", "q", "r"], ["a", " ", ""], -2.0) == [0.5, -2.0, -2.0]
-    assert asked == ["a"]
+    assert asked(reward, ["a", " ", ""]) == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
+    assert seen == ["a"]
 
 
 def test_a_function_in_a_file(tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "def length(prompts, answers):\n    return [float(len(a)) for a in answers]\n"
     )
-    assert load_reward(RewardArguments(reward=f"function:{tmp_path}/mine.py:length"))(["p"], ["abc"]) == [3.0]
+    assert load_reward(f"function:{tmp_path}/mine.py:length", RewardArguments())(["p"], ["abc"]) == [3.0]
     with pytest.raises(InputError, match="no function 'width'"):
-        load_reward(RewardArguments(reward=f"function:{tmp_path}/mine.py:width"))
+        load_reward(f"function:{tmp_path}/mine.py:width", RewardArguments())
     with pytest.raises(InputError, match="No file"):
-        load_reward(RewardArguments(reward=f"function:{tmp_path}/other.py:length"))
+        load_reward(f"function:{tmp_path}/other.py:length", RewardArguments())
 
 
 @pytest.mark.parametrize(
-    "named", [None, "classifier", "oracle:x", "function:no.such.module:f", "prompt:smollm2:no place"]
+    "named",
+    [
+        "classifier",
+        "oracle:x",
+        "length:0",
+        "format:(",
+        "judge:model|no place",
+        "judge:http://nowhere",
+        "function:no.such.module:f",
+        "prompt:smollm2:no place",
+    ],
 )
 def test_rewards_that_are_not_there_are_refused(named):
     with pytest.raises(InputError, match="--reward"):
-        load_reward(RewardArguments(reward=named))
+        load_reward(named, RewardArguments())
+
+
+def test_a_reward_must_be_named():
+    with pytest.raises(InputError, match="set --reward"):
+        load_rewards(RewardArguments())
 
 
 def save_classifier(folder: Path) -> None:
@@ -105,20 +127,20 @@ def save_classifier(folder: Path) -> None:
 
 def test_a_classifiers_probability_and_log_odds(tmp_path: Path):
     save_classifier(tmp_path / "c")
-    probability = load_reward(RewardArguments(reward=f"classifier:{tmp_path}/c"))(["the film"], [" great"])[0]
-    other = load_reward(RewardArguments(reward=f"classifier:{tmp_path}/c:neg"))(["the film"], [" great"])[0]
-    odds = load_reward(RewardArguments(reward=f"classifier:{tmp_path}/c", reward_logit=True))(
+    probability = load_reward(f"classifier:{tmp_path}/c", RewardArguments())(["the film"], [" great"])[0]
+    other = load_reward(f"classifier:{tmp_path}/c:neg", RewardArguments())(["the film"], [" great"])[0]
+    odds = load_reward(f"classifier:{tmp_path}/c", RewardArguments(reward_logit=True))(
         ["the film"], [" great"]
     )[0]
     assert probability + other == pytest.approx(1, abs=1e-6)
     assert near(odds, torch.logit(torch.tensor(probability, dtype=torch.float64)).item())
     with pytest.raises(InputError, match="no label 'neutral'"):
-        load_reward(RewardArguments(reward=f"classifier:{tmp_path}/c:neutral"))
+        load_reward(f"classifier:{tmp_path}/c:neutral", RewardArguments())
 
 
 def test_a_classifier_reads_the_end_of_what_is_too_long_for_it(tmp_path: Path, caplog):
     save_classifier(tmp_path / "c")
-    reward = load_reward(RewardArguments(reward=f"classifier:{tmp_path}/c"))
+    reward = load_reward(f"classifier:{tmp_path}/c", RewardArguments())
     words = ["the", "film", "was", "very", "good", "and", "the", "story", "was", "dull"] * 4
     found = reward([" ".join(words)], [" awful"])
     assert "1 of 1 texts exceed the reward's 32 tokens" in caplog.text
@@ -146,11 +168,13 @@ def save_reward_adapter(tmp_path: Path, saved) -> tuple[Path, Path]:
 
 def test_a_reward_adapter_on_the_policys_base_scores_as_the_model_alone(tmp_path: Path, saved):
     base, folder = save_reward_adapter(tmp_path, saved)
-    settings = RewardArguments(reward=f"model:{folder}", reward_batch_size=2)
-    alone = load_reward(settings)
+    settings = RewardArguments(reward_batch_size=2)
+    alone = load_reward(f"model:{folder}", settings)
     policy = make_policy(AutoModelForCausalLM.from_pretrained(base), "lora", None)
     flags = [p.requires_grad for p in policy.parameters()]
-    shared = rewards.on_policy_base(policy, ModelArguments(model_name_or_path=str(base)), settings)
+    shared = model_rewards.on_policy_base(
+        policy, ModelArguments(model_name_or_path=str(base)), str(folder), settings
+    )
     prompts, answers = ["the film", "a", "we loved the story"], [" great", " is very bad and dull", " fine"]
     expected = alone(prompts, answers)
     assert len({round(e, 3) for e in expected}) == 3, "all scores alike: the test shows nothing"
@@ -162,26 +186,38 @@ def test_a_reward_adapter_on_the_policys_base_scores_as_the_model_alone(tmp_path
 
 def test_a_reward_adapter_scores_on_a_base_that_was_cast_to_bf16(tmp_path: Path, saved):
     base, folder = save_reward_adapter(tmp_path, saved)
-    settings = RewardArguments(reward=f"model:{folder}")
+    settings = RewardArguments()
     policy = make_policy(AutoModelForCausalLM.from_pretrained(base), "lora", None, bf16=True)
-    shared = rewards.on_policy_base(policy, ModelArguments(model_name_or_path=str(base)), settings)
-    expected = load_reward(settings)(["the film"], [" great"])[0]
+    shared = model_rewards.on_policy_base(
+        policy, ModelArguments(model_name_or_path=str(base)), str(folder), settings
+    )
+    expected = load_reward(f"model:{folder}", settings)(["the film"], [" great"])[0]
     assert shared(["the film"], [" great"])[0] == pytest.approx(expected, rel=0.05, abs=0.05)
 
 
 def test_a_reward_adapter_of_another_base_is_loaded_apart(tmp_path: Path, saved):
     base, folder = save_reward_adapter(tmp_path, saved)
     policy = make_policy(AutoModelForCausalLM.from_pretrained(base), "lora", None)
-    settings = RewardArguments(reward=f"model:{folder}")
-    assert rewards.on_policy_base(policy, ModelArguments(model_name_or_path="another"), settings) is None
+    settings = RewardArguments()
+    assert (
+        model_rewards.on_policy_base(
+            policy, ModelArguments(model_name_or_path="another"), str(folder), settings
+        )
+        is None
+    )
     whole = make_policy(AutoModelForCausalLM.from_pretrained(base), "full", None)
-    assert rewards.on_policy_base(whole, ModelArguments(model_name_or_path=str(base)), settings) is None
+    assert (
+        model_rewards.on_policy_base(
+            whole, ModelArguments(model_name_or_path=str(base)), str(folder), settings
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_score_does_not_depend_on_padding(tmp_path: Path, saved, batch_size):
     _, folder = save_reward_adapter(tmp_path, saved)
-    reward = load_reward(RewardArguments(reward=f"model:{folder}", reward_batch_size=batch_size))
+    reward = load_reward(f"model:{folder}", RewardArguments(reward_batch_size=batch_size))
     prompts, answers = (
         ["the film", "a", "we loved the story of it"],
         [" great", " is very bad and dull", " fine"],
@@ -202,7 +238,7 @@ def test_a_reward_model_reads_texts_by_its_own_tokenizer(tmp_path: Path):
     other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     network.save_pretrained(tmp_path)
     other.save_pretrained(tmp_path)
-    found = load_reward(RewardArguments(reward=f"model:{tmp_path}"))(["the film"], [" great"])
+    found = load_reward(f"model:{tmp_path}", RewardArguments())(["the film"], [" great"])
     ids = torch.tensor([[turned[word] for word in ("the", "film", "great", "</s>")]])
     with torch.no_grad():
         expected = network.score(network.transformer(input_ids=ids).last_hidden_state[:, -1])
@@ -212,12 +248,12 @@ def test_a_reward_model_reads_texts_by_its_own_tokenizer(tmp_path: Path):
 def test_a_model_with_several_outputs_is_no_reward_model(tmp_path: Path):
     save_classifier(tmp_path / "c")
     with pytest.raises(InputError, match="2 outputs"):
-        load_reward(RewardArguments(reward=f"model:{tmp_path}/c"))
+        load_reward(f"model:{tmp_path}/c", RewardArguments())
 
 
 def test_a_prompt_as_a_reward(saved):
     folder = saved("llama", AutoModelForCausalLM)
-    reward = load_reward(RewardArguments(reward=f"prompt:{folder}:{{text}} it was| great| bad"))
+    reward = load_reward(f"prompt:{folder}:{{text}} it was| great| bad", RewardArguments())
     network, processor = AutoModelForCausalLM.from_pretrained(folder).eval(), make_tokenizer("llama")
     ids = processor("the film fine it was", return_tensors="pt")["input_ids"]
     log_p = network(input_ids=ids).logits[0, -1].log_softmax(-1)
@@ -229,28 +265,17 @@ def test_a_prompt_as_a_reward(saved):
 def test_words_that_begin_alike_are_no_reward(saved, words):
     with pytest.raises(InputError, match="begins with the other"):
         load_reward(
-            RewardArguments(reward=f"prompt:{saved('llama', AutoModelForCausalLM)}:{{text}} it was|{words}")
+            f"prompt:{saved('llama', AutoModelForCausalLM)}:{{text}} it was|{words}", RewardArguments()
         )
 
 
 def test_a_prompt_as_a_reward_reads_the_end_of_what_is_too_long(saved, caplog):
     reward = load_reward(
-        RewardArguments(reward=f"prompt:{saved('gpt2', AutoModelForCausalLM)}:{{text}} it was| great| bad")
+        f"prompt:{saved('gpt2', AutoModelForCausalLM)}:{{text}} it was| great| bad", RewardArguments()
     )
     found = reward(["the film " * 60], ["was fine"])  # 64 positions
     assert "1 of 1 texts exceed" in caplog.text
     assert found == reward(["the film " * 70], ["was fine"])
-
-
-def test_what_a_reward_raises_says_where_it_comes_from():
-    def reward(prompts, answers):
-        raise KeyError("mine")
-
-    with pytest.raises(KeyError) as raised:
-        checked(reward, ["p", "q"], ["", "the answer"], -1.0)
-    assert raised.value.__notes__ == [
-        "The reward (--reward) raised this for 1 answers, the first 'the answer'"
-    ]
 
 
 @pytest.mark.parametrize("method", ["bottleneck", "ia3"])
@@ -258,8 +283,8 @@ def test_a_reward_adapter_of_another_kind_gets_a_base_of_its_own(tmp_path: Path,
     base, folder = save_reward_adapter(tmp_path, saved)
     policy = make_policy(AutoModelForCausalLM.from_pretrained(base), method, None)
     assert (
-        rewards.on_policy_base(
-            policy, ModelArguments(model_name_or_path=str(base)), RewardArguments(reward=f"model:{folder}")
+        model_rewards.on_policy_base(
+            policy, ModelArguments(model_name_or_path=str(base)), str(folder), RewardArguments()
         )
         is None
     )
@@ -268,10 +293,10 @@ def test_a_reward_adapter_of_another_kind_gets_a_base_of_its_own(tmp_path: Path,
 
 def test_a_reward_adapter_on_a_base_that_was_trained_on_is_refused(tmp_path: Path, saved):
     base, folder = save_reward_adapter(tmp_path, saved)
-    load_reward(RewardArguments(reward=f"model:{folder}"))
+    load_reward(f"model:{folder}", RewardArguments())
     make_model("llama", AutoModelForCausalLM, seed=9).save_pretrained(base)
     with pytest.raises(InputError, match="does not fit"):
-        load_reward(RewardArguments(reward=f"model:{folder}"))
+        load_reward(f"model:{folder}", RewardArguments())
 
 
 def test_answers_keep_their_first_space():

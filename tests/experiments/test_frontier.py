@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from conftest import SHARED_DATA
-from datasets import Dataset
 from test_alignment_scripts import place, run
 
 from finetune.errors import InputError
-from finetune.experiments.frontier import moments_of, standardised
+from finetune.experiments.frontier import moments_of
 from finetune.experiments.frontier_options import SIZES, FrontierArguments
 
 __all__ = ["place"]  # a fixture
@@ -84,14 +83,6 @@ def test_options_that_mean_nothing_are_refused(told):
 def test_runs_are_measured_at_even_distances_and_at_their_end():
     assert moments_of(30, 3) == {10, 20, 30}
     assert moments_of(1, 3) == {1}
-
-
-def test_a_reward_in_its_own_deviations_by_hand():
-    pairs = Dataset.from_list([{"prompt": "p", "chosen": "aaa", "rejected": "a"}])
-    reward = standardised(
-        lambda prompts, answers: [10.0 * len(a) for a in answers], pairs
-    )  # mean 20, deviation 10
-    assert reward(["p", "p"], ["aa", "aaaa"]) == [0.0, 2.0]
 
 
 @pytest.mark.slow

@@ -1,0 +1,184 @@
+"""A reward and a batch → one number or None a row, or the rows that it failed on, named. Knows functions; knows no model.
+
+User's functions raise on one row of a thousand, hang, or give back a word. What is asked here is asked for all rows at once; only
+where that fails is each row asked by itself, to tell which it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import math
+import signal
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Score = float | bool | None
+NAMED = 5  # rows that a message names
+
+
+def called(
+    name: str, reward: Callable[..., Any], prompts: Sequence[Any], answers: Sequence[str],
+    columns: Mapping[str, Sequence[Any]], *, stop: bool, limit: float,
+) -> list[float | None]:  # fmt: skip
+    """What a reward says of each answer.
+
+    Args:
+        stop: whether a row that it fails on ends the run; else that row has no score, and the log says how many.
+        limit: seconds for the whole batch, where the call can be timed.
+
+    Raises:
+        InputError: it failed, and `stop`; or it gives another number of scores, for one row as for all.
+    """
+    try:
+        with at_most(limit):
+            found: list[Any] = listed(name, _asked(reward, prompts, answers, columns), len(answers))
+    except Exception as error:
+        if stop and isinstance(error, InputError):
+            raise
+        found = _one_by_one(reward, prompts, answers, columns, limit)
+        if not any(isinstance(score, Exception) for score in found):  # it fails on many rows only
+            found = [error] * len(answers)
+    scores = [score if isinstance(score, Exception) else number(score) for score in found]
+    failed = [i for i, score in enumerate(scores) if isinstance(score, Exception)]
+    if failed:
+        _tell(name, failed, scores, answers, stop)
+    return [None if isinstance(score, Exception) else score for score in scores]
+
+
+def _asked(
+    reward: Callable[..., Any], prompts: Sequence[Any], answers: Sequence[str], columns: Mapping[str, Any]
+) -> Any:
+    """The reward's answer, awaited where it is to be. A function that names its columns gets those alone."""
+    parameters = inspect.signature(reward).parameters.values()
+    names = [p.name for p in parameters]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        given = dict(columns)
+    else:
+        given = {column: values for column, values in columns.items() if column in names}
+    given = {
+        column: list(values) for column, values in given.items() if column not in ("prompts", "completions")
+    }
+    # TRL's own rewards name what they read, and some leave the prompts out
+    if "completions" in names:
+        given["completions"] = list(answers)
+        if "prompts" in names or any(p.kind is p.VAR_KEYWORD for p in parameters):
+            given["prompts"] = list(prompts)
+        found = reward(**given)
+    else:
+        positional = {p.name for p in list(parameters)[:2]}
+        found = reward(
+            list(prompts), list(answers), **{k: v for k, v in given.items() if k not in positional}
+        )
+    return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
+
+
+async def _awaited(found: Awaitable[Any]) -> Any:
+    return await found
+
+
+def _one_by_one(
+    reward: Callable[..., Any],
+    prompts: Sequence[Any],
+    answers: Sequence[str],
+    columns: Mapping[str, Any],
+    limit: float,
+) -> list[Any]:
+    """Each row's score or what it raised; a row gets twice its share of the time."""
+    found: list[Any] = []
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        try:
+            with at_most(max(1.0, 2 * limit / len(answers))):
+                row = {column: [values[i]] for column, values in columns.items()}
+                found += listed("", _asked(reward, [prompt], [answer], row), 1)
+        except Exception as error:
+            found.append(error)
+    return found
+
+
+def listed(name: str, found: Any, wanted: int) -> list[Any]:
+    """What a reward gave back, as a list.
+
+    Raises:
+        InputError: it is no list, or not one with a score an answer.
+    """
+    found = found.tolist() if isinstance(found, (torch.Tensor, np.ndarray)) else found
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        raise InputError(
+            f"The reward '{name}' gave {str(found)[:60]!r}; wanted a list with one number an answer. Mend --reward"
+        )
+    if len(found) != wanted:
+        raise InputError(
+            f"The reward '{name}' gave {len(found)} scores for {wanted} answers; wanted one each. Mend --reward"
+        )
+    return list(found)
+
+
+def number(score: Any) -> float | ValueError | None:
+    """A score as a number; None stays; what is neither becomes an error that says so."""
+    if isinstance(score, (torch.Tensor, np.generic)) and np.ndim(score) == 0:
+        score = score.item()
+    if score is None:
+        return None
+    if not isinstance(score, (bool, int, float)) or not math.isfinite(score):
+        return ValueError(f"gave {score!r}; wanted a finite number, True, False or None")
+    return float(score)
+
+
+def _tell(
+    name: str, failed: Sequence[int], scores: Sequence[Any], answers: Sequence[str], stop: bool
+) -> None:
+    first = scores[failed[0]]
+    said = str(first) if isinstance(first, ValueError) and "wanted" in str(first) else described(first)
+    rows = ", ".join(map(str, failed[:NAMED])) + (", ..." if len(failed) > NAMED else "")
+    told = (
+        f"The reward '{name}' failed on {len(failed)} of {len(answers)} answers (number {rows} of the batch), "
+        f"the first {answers[failed[0]][:80]!r}: {said}"
+    )
+    if stop:
+        raise InputError(
+            f"{told}. Mend --reward, or set --reward_errors none to go on without them"
+        ) from first
+    logger.warning("%s. They get no score from it", told)
+
+
+def described(error: BaseException) -> str:
+    """An exception with the line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in what runs longer, where a signal can reach it: in the main thread, on systems that have alarms.
+
+    Raises:
+        TimeoutError: the time is over.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def over(*_: Any) -> None:
+        raise TimeoutError(f"no answer within {seconds:g} s (--reward_timeout)")
+
+    handler = signal.signal(signal.SIGALRM, over)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)  # somebody else's alarm goes on

@@ -25,6 +25,7 @@ from finetune.alignment.reward_model import check_pairs_fit
 from finetune.alignment.shared_prompt import SharedPrompt, can_share
 from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.errors import InputError
+from finetune.models.forward import unwrapped
 from finetune.models.lora_kernel import without_input_casts
 from finetune.training.interrupts import Resuming, resuming
 
@@ -73,9 +74,7 @@ class CachedDPOTrainer(Resuming, trl.DPOTrainer):
         return super().compute_ref_log_probs(self._sharing(model), inputs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        with without_input_casts(
-            self.accelerator.unwrap_model(model), bool(self.args.bf16 or self.args.fp16)
-        ):
+        with without_input_casts(unwrapped(model), bool(self.args.bf16 or self.args.fp16)):
             return super()._compute_loss(self._sharing(model), inputs, return_outputs)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:

@@ -14,12 +14,12 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from torch import Tensor
 
 from finetune.alignment.rollout import positions
 from finetune.loss import IGNORED
+from finetune.models.forward import unwrapped
 from finetune.models.heads import core
 
 ATTENTION = ("sdpa", "eager", "products")  # those that take any mask
@@ -103,7 +103,7 @@ def can_share(model: Any) -> bool:
     State-space layers, position schemes of their own and kernels that take no mask don't; a sliding window shows on long ones only,
     and made-up tokens have no place in a mask of two dimensions.
     """
-    network, inner = core(model), extract_model_from_parallel(model)
+    network, inner = core(model), unwrapped(model)
     if isinstance(inner, PeftModel) and inner.active_peft_config.is_prompt_learning:
         return False
     if network.config._attn_implementation not in ATTENTION or network.config.get_text_config().to_dict().get(

@@ -5,12 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from finetune.loss import IGNORED
 
 OUT = -1e9  # a logit that wins nothing and, unlike -inf, stays a number when it is multiplied by 0
+
+
+def unwrapped(model: Any) -> Any:
+    """The model without what distributed training and compilation put around it; PEFT's model stays.
+
+    accelerate's own walks through every module of the model, which takes longer than a small model's step.
+    """
+    while not isinstance(model, (PreTrainedModel, PeftModel)):
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
 
 
 def computed_in(part: Tensor) -> torch.dtype:
@@ -53,7 +67,7 @@ def choices(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
 
 def encoder_decoder(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Logits [batch, target time, vocabulary] of a target that is fed to the decoder one place to the right."""
-    config = extract_model_from_parallel(model).config
+    config = unwrapped(model).config
     return model(
         **batch, decoder_input_ids=shifted_right(labels, config.decoder_start_token_id, config.pad_token_id)
     )["logits"]

@@ -13,13 +13,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from torch import Tensor, nn
 
 from finetune.loss import IGNORED, Places, labelled_places
 from finetune.models.attention.packed import keeps_apart
-from finetune.models.forward import OUT, computed_in, shifted_right
+from finetune.models.forward import OUT, computed_in, shifted_right, unwrapped
 
 # What heads for two segments call the logits that say whether they belong together.
 PAIR_LOGITS = ("seq_relationship_logits", "sop_logits")
@@ -27,7 +26,7 @@ PAIR_LOGITS = ("seq_relationship_logits", "sop_logits")
 
 def core(model: Any) -> Any:
     """The transformers model inside whatever distributed training and PEFT put around it."""
-    model = extract_model_from_parallel(model)
+    model = unwrapped(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

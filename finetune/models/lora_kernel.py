@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from peft.tuners import lora
@@ -86,6 +87,9 @@ class LowRankLinear(lora.Linear):
         return x.dtype if x.dtype == self.base_layer.weight.dtype == down.weight.dtype else None
 
 
+_casting: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
+
+
 @contextmanager
 def without_input_casts(network: nn.Module, active: bool) -> Iterator[None]:
     """PEFT's casts of every adapter's input to its weight's type left out: under autocast the next product
@@ -93,11 +97,12 @@ def without_input_casts(network: nn.Module, active: bool) -> Iterator[None]:
 
     PEFT's own `disable_input_dtype_casting` stops at layers that know no such cast.
     """
-    layers = [
-        layer
-        for layer in network.modules()
-        if active and isinstance(layer, BaseTunerLayer) and vars(layer).get("cast_input_dtype_enabled")
-    ]
+    if (
+        active and network not in _casting
+    ):  # a walk through all modules, which a small model's step would feel
+        tuned = (layer for layer in network.modules() if isinstance(layer, BaseTunerLayer))
+        _casting[network] = [layer for layer in tuned if "cast_input_dtype_enabled" in vars(layer)]
+    layers = _casting[network] if active else []
     for layer in layers:
         layer.cast_input_dtype_enabled = False
     try:

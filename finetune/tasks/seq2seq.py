@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -21,7 +20,7 @@ from finetune.errors import InputError
 from finetune.loss import IGNORED
 from finetune.metrics import texts
 from finetune.metrics.bootstrap import each, mean
-from finetune.models.forward import shifted_right
+from finetune.models.forward import shifted_right, unwrapped
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Examined
 from finetune.tasks.windows import frame
@@ -245,7 +244,7 @@ def ended(ids: Sequence[int], most: int, eos: int | None) -> list[int]:
 
 def forward(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Logits [batch, target time, vocabulary] of a target that is fed to the decoder one place to the right."""
-    config = extract_model_from_parallel(model).config
+    config = unwrapped(model).config
     return model(
         **batch, decoder_input_ids=shifted_right(labels, config.decoder_start_token_id, config.pad_token_id)
     )["logits"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
 from finetune.models import heads
+from finetune.models.forward import unwrapped
 from finetune.models.lora_kernel import without_input_casts
 from finetune.training.options import TrainingArguments
 from finetune.training.trainer import ExactTrainer, make_trainer
@@ -74,7 +75,7 @@ class InstructTrainer(ExactTrainer, SFTTrainer):
 
         Under autocast, PEFT's own casts of every adapter's input to float32 are undone by the next product: left out, same values.
         """
-        network = self.unwrapped()
+        network = unwrapped(self.model)
         noise = noisy(network.get_input_embeddings(), token_lengths(inputs), self.neftune)
         with noise, without_input_casts(network, bool(self.args.bf16 or self.args.fp16)):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -48,10 +48,11 @@ def columns_of(task: str) -> list[str]:
     found = ["--text_column", columns.text, "--label_column", columns.label]
     found += ["--text_pair_column", columns.pair] if columns.pair else []
     read = {columns.text, columns.pair, columns.label}
+    others = ["text", "second", "offers"] + (["words", "answers"] if task == "choice" else [])
     return [
         *found,
         "--ignore_columns",
-        *(name for name in ("text", "second", "offers", "words", "answers") if name not in read),
+        *(name for name in others if name not in read),
     ]
 
 

@@ -220,7 +220,7 @@ def load_model(
         settings = AutoConfig.from_pretrained(source, **source_options, **config)
         network, report = auto_class.from_pretrained(
             source, config=settings, dtype=_dtype(model.dtype), attn_implementation=model.attn_implementation,
-            output_loading_info=True, ignore_mismatched_sizes=labels is not None, **source_options,
+            output_loading_info=True, ignore_mismatched_sizes="num_labels" in config, **source_options,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         raise InputError(_unknown(model.model_name_or_path, error)) from error

@@ -54,15 +54,16 @@ def main(
         early_stopping_patience=instruct.early_stopping_patience,
     )
     changes = as_asked(
-        instruct.chat, training.assistant_only_loss, training.completion_only_loss, instruct.write_answers
-    )
+        instruct.chat, training.assistant_only_loss, training.completion_only_loss, instruct.write_answers,
+        instruct.chat_template_kwargs,
+    )  # fmt: skip
     row = replace(settle(task, architecture(model)), **changes)
     training = settled(
         training, find_method(method.method).learning_rate, row.best, task.early_stopping_patience
     )
     options = resolved_options(instruct, data, model, method, batching, training)
     found = steps.read_rows(row, data, training, options)
-    processor, network = steps.load_for(row, model, found)
+    processor, network = steps.load_for(row, model, found, chats=bool(instruct.chat))
     if training.packing:
         check_packed(method.method, " or --packing false")
         row = packed(row) if pack(network) else row

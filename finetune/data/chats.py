@@ -119,6 +119,14 @@ class Chats:
                 host.learnt[:size] = [a or b for a, b in zip(line.learnt, host.learnt[:size], strict=True)]
         return found[::-1]
 
+    def line(self, messages: Sequence[Message], tools: Any = None) -> Line:
+        """A chat from beginning to end, all of it learnt; `prompt` tokens stand before its last answer."""
+        last = self.lines(messages, tools)[-1:]
+        ids = self.processor(self.whole(messages, tools), add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+        return Line(ids, [True] * len(ids), last[0].prompt if last else len(ids), "", apart=False)
+
     def whole(self, messages: Sequence[Message], tools: Any = None) -> str:
         """A chat as its template writes it, from beginning to end; accounted for as in `turns`."""
         shaped, _ = self._settled(messages, as_tools(tools))

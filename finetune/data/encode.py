@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.columns import Columns, class_ids
+from finetune.data.places import place_of
 from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,14 @@ def fingerprint(rows: Dataset, columns: Columns, *further: str) -> str:
     return digest.hexdigest()
 
 
+class RowError(InputError):
+    """What is wrong with a row; `place` is its place in the batch, which `mapped` says in the user's terms."""
+
+    def __init__(self, place: int, reason: str) -> None:
+        super().__init__(reason)
+        self.place = place
+
+
 def mapped(
     rows: Dataset,
     columns: Columns,
@@ -101,7 +110,10 @@ def mapped(
     """
 
     def with_number(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        features = encode(batch)
+        try:
+            features = encode(batch)
+        except RowError as error:
+            raise InputError(f"{place_of(rows, indices[error.place]).capitalize()}: {error}") from error
         source = features.pop("source", range(len(indices)))
         return features | {"row": [indices[place] for place in source]}
 

@@ -1,29 +1,26 @@
-"""Answers to instructions and chats: from raw rows to figures. Knows columns, chat templates and tokenizers; knows no model.
-
-A row is rendered as one text and tokenised once; what shall be learnt is a span of its characters. Prompt and answer tokenised
-apart would differ from what a model sees when it answers, and a template with `add_special_tokens` would begin twice.
-"""
+"""Answers to instructions and chats: from raw rows to figures. Knows columns and tokenizers; knows no model."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from datasets import Dataset, List
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from finetune import loss
 from finetune.data import collate
+from finetune.data.chats import ChatError, Chats, Line, in_spans
 from finetune.data.checks import checked_splits
 from finetune.data.columns import Columns
-from finetune.data.encode import fingerprint, mapped
+from finetune.data.encode import RowError, fingerprint, mapped
 from finetune.data.laying import laid_out
-from finetune.data.places import place_of
+from finetune.data.places import place_of, places_of
 from finetune.data.questions import lay_out_chats
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
@@ -53,6 +50,10 @@ class InstructionArguments:
         default=None,
         metadata={"help": "Wrap prompt and completion into the chat template (default: where there is one)."},
     )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "What the chat template is told besides, as JSON: '{\"enable_thinking\": false}'."},
+    )
     write_answers: bool = field(
         default=False,
         metadata={"help": "Let the model answer the evaluation prompts, and score the answers."},
@@ -72,6 +73,17 @@ class InstructionArguments:
     def __post_init__(self) -> None:
         if self.task != "sft":
             raise InputError(f"Got --task {self.task}; this script's is sft. Use scripts/train.py for others")
+        if isinstance(self.chat_template_kwargs, str):
+            try:
+                self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"--chat_template_kwargs is no JSON ({error}): {self.chat_template_kwargs}"
+                ) from error
+        if not isinstance(self.chat_template_kwargs or {}, dict):
+            raise InputError(
+                f"Got --chat_template_kwargs {self.chat_template_kwargs!r}; wanted a JSON mapping"
+            )
         if self.max_new_tokens < 1:
             raise InputError(f"Got --max_new_tokens {self.max_new_tokens}; wanted 1 or more")
         if self.save_predictions and not self.write_answers:
@@ -138,6 +150,7 @@ def encode(
     chat: bool | None = None,
     assistant_only_loss: bool = True,
     completion_only_loss: bool = True,
+    template_options: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Messages, or a prompt and a completion, a row → input_ids, labels (the next token where it is learnt), prompt, row, length.
 
@@ -145,11 +158,13 @@ def encode(
         chat: whether prompt and completion go into the chat template; None: where the tokenizer has one.
         assistant_only_loss: of chats learn the assistant's turns, with the token that ends them; else the whole text.
         completion_only_loss: the same for completions.
+        template_options: what the chat template is told besides (`enable_thinking`).
 
-    Rows that are too long lose their end; those of which nothing to learn is left are left out, both counted in the log.
+    A chat becomes several features where its template writes turns otherwise once others follow; `final` is true of the
+    one with its last answer. Rows that are too long lose their end; those of which nothing to learn is left are left out, both counted in the log.
 
     Raises:
-        InputError: messages without a chat template, a template whose text changes behind what it has written, no row left.
+        InputError: no chat template, a chat that it refuses or leaves a part of out, no row left.
     """
     if max_length < 2:
         raise InputError(f"Got --max_length {max_length}; wanted 2 or more: a token and one to predict")
@@ -158,44 +173,28 @@ def encode(
         columns.text == columns.label or (processor.chat_template is not None if chat is None else chat)
     )
     if chatting and processor.chat_template is None:
-        raise InputError(
-            "The tokenizer has no chat template; set --model_name_or_path to a chat model, or --chat false"
-        )
-    front = [] if chatting else frame(processor)[0]
+        raise InputError("The tokenizer has no chat template; set --chat_template_path, or --chat false")
     answers_only = assistant_only_loss if columns.text == columns.label else completion_only_loss
+    chats, front = Chats(processor, template_options or {}), frame(processor)[0]
+
+    def lines(row: dict[str, Any]) -> list[Line]:
+        if not chatting:
+            return [completion(row, columns, processor, front)]
+        messages, tools = _messages(row, columns), row.get("tools")
+        return chats.lines(messages, tools) if answers_only else [chats.line(messages, tools)]
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        features: dict[str, list] = {
-            name: [] for name in ("input_ids", "labels", "prompt", "length", "source", "cut", "merged")
-        }
-        texts, spans = [], []
+        features: dict[str, list] = {name: [] for name in FEATURES}
         for place in range(len(batch[columns.text])):
-            row = {name: values[place] for name, values in batch.items()}
-            text, learnt = (
-                conversation(row, columns, processor) if chatting else completion(row, columns, processor)
-            )
-            texts.append(text)
-            spans.append(learnt)
-        encoded = processor(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        for place, (ids, offsets) in enumerate(
-            zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        ):
-            said = in_spans(offsets, spans[place])
-            wanted = said if answers_only else [True] * len(ids)
-            ids, wanted, said = front + ids, [False] * len(front) + wanted, [False] * len(front) + said
-            following = [
-                token if learn else IGNORED for token, learn in zip(ids[1:], wanted[1:], strict=True)
-            ]
-            kept = following[: max_length - 1]
-            if all(label == IGNORED for label in kept):
-                continue
-            features["input_ids"].append(ids[: len(kept)])
-            features["labels"].append(kept)
-            features["prompt"].append(min(_last_turn(said), len(kept)))
-            features["length"].append(len(kept))
-            features["cut"].append(len(following) - len(kept))
-            features["merged"].append(any(start < a < end for a, _ in spans[place] for start, end in offsets))
-            features["source"].append(place)
+            try:
+                found = lines({name: values[place] for name, values in batch.items()})
+            except ChatError as error:
+                raise RowError(place, str(error)) from error
+            kept = [one for line in found if (one := _feature(line, max_length, answers_only)) is not None]
+            for number, one in enumerate(kept):
+                one |= {"source": place, "final": number == len(kept) - 1}
+                for name in FEATURES:
+                    features[name].append(one[name])
         return features
 
     options = {
@@ -203,141 +202,95 @@ def encode(
         "chat": chatting,
         "answers_only": answers_only,
         "template": processor.chat_template,
+        "template_options": template_options,
     }
     if "tools" in rows.column_names:
         options["tools"] = fingerprint(rows, Columns("tools", None, ""))
-    return _report(mapped(rows, columns, encode, processor, options), len(rows), max_length)
+    return _report(mapped(rows, columns, encode, processor, options), rows, max_length)
+
+
+FEATURES = ("input_ids", "labels", "prompt", "length", "source", "final", "cut", "merged", "told")
+
+
+def _feature(line: Line, max_length: int, answers_only: bool) -> dict[str, Any] | None:
+    """A line as a feature: at each place the token that comes next, where it is learnt; None where nothing is left."""
+    wanted = line.learnt[1:] if answers_only else [True] * (len(line.ids) - 1)
+    following = [token if learn else IGNORED for token, learn in zip(line.ids[1:], wanted, strict=True)]
+    kept = following[: max_length - 1]
+    if all(label == IGNORED for label in kept):
+        return None
+    return {
+        "input_ids": line.ids[: len(kept)],
+        "labels": kept,
+        "prompt": max(min(line.prompt, len(kept)), 1),
+        "length": len(kept),
+        "cut": len(following) - len(kept),
+        "merged": line.apart,
+        "told": line.told,
+    }
 
 
 def completion(
-    row: dict[str, Any], columns: Columns, processor: PreTrainedTokenizerBase
-) -> tuple[str, list[tuple[int, int]]]:
-    """Prompt and completion as they are, with the end-of-text token behind; the span from the completion on."""
+    row: dict[str, Any], columns: Columns, processor: PreTrainedTokenizerBase, front: Sequence[int]
+) -> Line:
+    """Prompt and completion as they are, with the end-of-text token behind; learnt from the completion on.
+
+    Args:
+        front: tokens that the tokenizer begins a text with.
+    """
     # a text alone is learnt from its first token on
     prompt = row[columns.text] if columns.text != columns.label else ""
     text = prompt + row[columns.label] + (processor.eos_token or "")
-    return text, [(len(prompt), len(text))]
-
-
-def conversation(
-    row: dict[str, Any], columns: Columns, processor: PreTrainedTokenizerBase
-) -> tuple[str, list[tuple[int, int]]]:
-    """A chat as its template writes it, and the spans of the assistant's turns, each with the token that ends it.
-
-    Raises:
-        InputError: a template that rewrites earlier turns, so that a turn can't be found in the whole.
-    """
-    messages = _messages(row, columns)
-    tools = _tools(row.get("tools"))
-    whole = _render(processor, messages, tools)
-    spans = []
-    for place, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _render(processor, messages[:place], tools, prompt=True)
-        through = _render(processor, messages[: place + 1], tools).rstrip()
-        if not whole.startswith(before) or not whole.startswith(through):
-            raise InputError(
-                "The chat template writes earlier turns otherwise once later ones follow, so that answers can't be told apart; "
-                "set --assistant_only_loss false, or give prompt and completion with --chat false"
-            )
-        spans.append((len(before), len(through)))
-    return whole, spans
-
-
-def in_spans(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Whether each token ends inside one of the spans of characters."""
-    return [end > start and any(a < end <= b for a, b in spans) for start, end in offsets]
+    encoded = processor(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    said = in_spans(encoded["offset_mapping"], [(len(prompt), len(text))])
+    merged = any(start < len(prompt) < end for start, end in encoded["offset_mapping"])
+    ids, learnt = [*front, *encoded["input_ids"]], [False] * len(front) + said
+    return Line(ids, learnt, learnt.index(True) if True in learnt else len(ids), "", merged)
 
 
 def _messages(row: dict[str, Any], columns: Columns) -> list[Message]:
     if columns.text == columns.label:
-        # columns of structs hold every key of any row; templates ask whether a key is there
-        return [_present(message) for message in row[columns.text]]
+        return list(row[columns.text])
     prompt, answer = row[columns.text], row[columns.label]
     first = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     return [*first, *([{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer)]
 
 
-def _tools(given: Any) -> list[dict] | None:
-    """Descriptions of tools as JSON schemas: a list, or the JSON of one; columns of structs hold every key of any row."""
-    try:
-        tools = json.loads(given) if isinstance(given, str) else given
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"The column 'tools' holds {given[:80]!r}, which is no JSON ({error}). Mend the rows"
-        ) from error
-    if not tools:
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise InputError(
-            f"The column 'tools' holds {str(given)[:80]!r}; wanted a list of JSON schemas. Mend the rows"
-        )
-    return tools if isinstance(given, str) else [_present(tool) for tool in tools]
-
-
-def _present(value: Any) -> Any:
-    """Without the keys that hold nothing, at any depth."""
-    if isinstance(value, dict):
-        return {name: _present(one) for name, one in value.items() if one is not None}
-    return [_present(one) for one in value] if isinstance(value, list) else value
-
-
-def _render(
-    processor: PreTrainedTokenizerBase, messages: list[Message], tools: Any, prompt: bool = False
-) -> str:
-    try:
-        return str(
-            processor.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
-        )
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-    ) as error:  # whatever a template makes of a content that it doesn't expect
-        roles = ", ".join(message["role"] for message in messages)
-        raise InputError(f"The chat template refuses messages of {roles}: {error}. Mend the rows") from error
-
-
-def _last_turn(said: Sequence[bool]) -> int:
-    """Number of tokens in front of the last answer."""
-    place = len(said)
-    while place > 0 and not said[place - 1]:
-        place -= 1
-    while place > 0 and said[place - 1]:
-        place -= 1
-    return max(place, 1)
-
-
-def _report(features: Dataset, rows: int, max_length: int) -> Dataset:
-    """Says in the log what was cut, left out, or met inside a token."""
+def _report(features: Dataset, rows: Dataset, max_length: int) -> Dataset:
+    """Says in the log how chats became lines, and what was cut, left out, or met inside a token."""
     if len(features) == 0:
         raise InputError(
             f"Within {max_length} tokens no row has anything left to learn; set --max_length higher"
         )
-    if len(features) < rows:
-        gone = sorted(set(range(rows)) - set(features["row"][:]))
-        named = ", ".join(map(str, gone[:5])) + (", ..." if len(gone) > 5 else "")
+    there = set(features["row"][:])
+    gone = sorted(set(range(len(rows))) - there)
+    if gone:
         logger.warning(
-            "%d of %d rows have nothing to learn within %d tokens and are left out (rows %s; --max_length)",
-            len(gone),
-            rows,
-            max_length,
-            named,
-        )
-    cut = sum(count > 0 for count in features["cut"][:])
+            "%d of %d rows have nothing to learn within %d tokens and are left out (%s; --max_length)",
+            len(gone), len(rows), max_length, places_of(rows, gone),
+        )  # fmt: skip
+    if len(features) > len(there):
+        logger.warning(
+            "The chat template writes turns otherwise once later ones follow: %d chats became %d rows, in which each answer "
+            "stands as the model is asked for it",
+            len(there), len(features),
+        )  # fmt: skip
+    for told, many in sorted(Counter(features["told"][:]).items()):
+        if told:
+            logger.warning("%d of %d rows are asked for with %s", many, len(features), told)
+    cut = {row for row, count in zip(features["row"][:], features["cut"][:], strict=True) if count}
     if cut:
         logger.warning(
-            "%d of %d rows are longer than %d tokens and lost their end (--max_length)", cut, rows, max_length
-        )
+            "%d of %d rows are longer than %d tokens and lost their end (--max_length)",
+            len(cut), len(rows), max_length,
+        )  # fmt: skip
     merged = sum(features["merged"][:])
     if merged:
         logger.warning(
             "In %d of %d rows prompt and answer meet inside a token; begin answers with a space or a line",
-            merged,
-            rows,
-        )
-    return features.remove_columns(["cut", "merged"])
+            merged, len(features),
+        )  # fmt: skip
+    return features.remove_columns(["cut", "merged", "told"])
 
 
 def figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dict[str, Any]:
@@ -358,11 +311,19 @@ INTERVALS = {"answer_accuracy": (each(number), mean)}
 
 
 def as_asked(
-    chat: bool | None, assistant_only_loss: bool, completion_only_loss: bool, write_answers: bool
+    chat: bool | None,
+    assistant_only_loss: bool,
+    completion_only_loss: bool,
+    write_answers: bool,
+    template_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Entries of the row for scripts/sft.py's options."""
     reading = partial(
-        encode, chat=chat, assistant_only_loss=assistant_only_loss, completion_only_loss=completion_only_loss
+        encode,
+        chat=chat,
+        assistant_only_loss=assistant_only_loss,
+        completion_only_loss=completion_only_loss,
+        template_options=template_options,
     )
     return {"encode": reading, "answers": write_answers}
 
@@ -377,6 +338,7 @@ def recall(arguments: Mapping[str, Any]) -> tuple[TaskArguments, dict[str, Any]]
         assistant_only_loss=arguments.get("assistant_only_loss", True),
         completion_only_loss=arguments.get("completion_only_loss", True),
         write_answers=bool(arguments.get("write_answers")),
+        template_options=arguments.get("chat_template_kwargs"),
     )
     # what its training stops and saves by has no meaning here, and no use is refused
     plain = TaskArguments(

@@ -60,8 +60,11 @@ class Asked:
     labels: list[str] | None
 
     def in_order(self) -> np.ndarray:
-        """Place of each raw row's one feature."""
-        return np.argsort(np.asarray(self.features["row"][:]), kind="stable")
+        """Place of each raw row's one feature: of several, the one that is `final`."""
+        order = np.argsort(np.asarray(self.features["row"][:]), kind="stable")
+        if "final" not in self.features.column_names:
+            return order
+        return order[np.asarray(self.features["final"][:])[order]]
 
 
 @dataclass(frozen=True)

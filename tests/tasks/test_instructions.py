@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+from chat_rows import TEMPLATES, TURNS, call, said, tokenizer_for
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from finetune.data.chats import in_spans
 from finetune.data.columns import Columns
 from finetune.errors import InputError
-from finetune.tasks.sft import encode, in_spans
+from finetune.tasks.sft import InstructionArguments, encode
+from finetune.tasks.task import Asked
 
 TEMPLATE = (
     "{% if tools %}<|start|>tools\n{% for tool in tools %}{{ tool.function.name }}{% endfor %}<|end|>\n{% endif %}"
@@ -84,9 +87,8 @@ def test_a_completion_is_learnt_with_the_end_of_text(processor):
 def test_prompt_and_completion_go_into_the_template(processor):
     rows = Dataset.from_list([{"prompt": "well?", "completion": "yes"}])
     (row,) = encode(rows, PLAIN, processor, 64, None)
-    assert processor.decode(row["input_ids"]).startswith(
-        "<|start|>user\nwell?<|end|>\n<|start|>assistant\nyes<|end|>"
-    )
+    whole = processor.decode([*row["input_ids"], row["labels"][-1]])  # the last token is predicted alone
+    assert whole == "<|start|>user\nwell?<|end|>\n<|start|>assistant\nyes<|end|>"
     assert learnt(processor, row) == "yes<|end|>"
     assert row["input_ids"].count(processor.convert_tokens_to_ids("<|start|>")) == 2  # nothing begins twice
 
@@ -140,10 +142,10 @@ def test_a_tokenizer_without_template_takes_no_chats(processor):
         processor.chat_template = TEMPLATE
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(processor):
+def test_a_template_that_answers_elsewhere_is_refused(processor):
     processor.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     try:
-        with pytest.raises(InputError, match="writes earlier turns otherwise"):
+        with pytest.raises(InputError, match="Row 0: The chat template writes the answer of message 1 otherwise"):
             encode(
                 Dataset.from_list([{"messages": chat(("user", "a"), ("assistant", "b"))}]),
                 CHAT,
@@ -178,3 +180,37 @@ def test_a_length_that_holds_nothing_is_refused(processor, length):
     rows = Dataset.from_list([{"prompt": "yes", "completion": " no"}])
     with pytest.raises(InputError, match=f"Got --max_length {length}; wanted 2 or more"):
         encode(rows, PLAIN, processor, length, None, chat=False)
+
+
+def test_a_template_that_rewrites_turns_gives_a_row_for_each_answer(caplog):
+    processor = tokenizer_for(TEMPLATES["qwen3"])
+    rows = Dataset.from_list([{"messages": TURNS}, {"messages": TURNS[:2]}])
+    features = encode(rows, CHAT, processor, 256, None)
+    assert features["row"][:] == [0, 0, 1] and features["final"][:] == [False, True, True]
+    said = ["<think>\n\n</think>\n\nIt is.<|im_end|>", "<think>\n\n</think>\n\nNo, not two.<|im_end|>"]
+    assert [learnt(processor, row) for row in features] == [*said, said[0]]
+    for row, messages in zip(features, (TURNS[:1], TURNS[:3], TURNS[:1]), strict=True):
+        asked = processor.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert row["input_ids"][: row["prompt"]] == asked
+    assert "2 chats became 3 rows" in caplog.text
+    places = Asked(rows, CHAT, features, None).in_order()
+    assert places.tolist() == [1, 2]  # an answer is written to a chat's last question alone
+
+
+def test_the_row_whose_chat_its_template_leaves_out_is_named():
+    processor = tokenizer_for(TEMPLATES["lfm2"])
+    calls = [TURNS[0], said("assistant", "", tool_calls=call(town="Oslo"))]
+    rows = Dataset.from_list([{"messages": [*TURNS[:2]]}, {"messages": calls}])
+    with pytest.raises(InputError, match=r"Row 1: The chat template does not render the tool_calls of message 1"):
+        encode(rows, CHAT, processor, 256, None)
+
+
+def test_what_a_template_is_told_reaches_it(caplog):
+    processor = tokenizer_for(TEMPLATES["nemotron_3_nano"])
+    rows = Dataset.from_list([{"messages": TURNS[:2]}])
+    (asked,) = encode(rows, CHAT, processor, 256, None)
+    assert '1 of 1 rows are asked for with {"enable_thinking": false}' in caplog.text
+    (told,) = encode(rows, CHAT, processor, 256, None, template_options={"enable_thinking": False})
+    assert asked["input_ids"] == told["input_ids"]
+    with pytest.raises(InputError, match="--chat_template_kwargs is no JSON"):
+        InstructionArguments(chat_template_kwargs="{no")

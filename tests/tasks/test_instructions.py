@@ -145,7 +145,9 @@ def test_a_tokenizer_without_template_takes_no_chats(processor):
 def test_a_template_that_answers_elsewhere_is_refused(processor):
     processor.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     try:
-        with pytest.raises(InputError, match="Row 0: The chat template writes the answer of message 1 otherwise"):
+        with pytest.raises(
+            InputError, match="Row 0: The chat template writes the answer of message 1 otherwise"
+        ):
             encode(
                 Dataset.from_list([{"messages": chat(("user", "a"), ("assistant", "b"))}]),
                 CHAT,
@@ -201,7 +203,9 @@ def test_the_row_whose_chat_its_template_leaves_out_is_named():
     processor = tokenizer_for(TEMPLATES["lfm2"])
     calls = [TURNS[0], said("assistant", "", tool_calls=call(town="Oslo"))]
     rows = Dataset.from_list([{"messages": [*TURNS[:2]]}, {"messages": calls}])
-    with pytest.raises(InputError, match=r"Row 1: The chat template does not render the tool_calls of message 1"):
+    with pytest.raises(
+        InputError, match=r"Row 1: The chat template does not render the tool_calls of message 1"
+    ):
         encode(rows, CHAT, processor, 256, None)
 
 

@@ -52,7 +52,8 @@ def asked_messages(
         text = asked_text(row, fields)
         said = [{"role": "user", "content": text}] if text else []
     else:
-        said = not_learnt(as_chat(row[fields.asked or ""], strange))
+        said = as_chat(row[fields.asked or ""], strange)
+        said = said if fields.turns == "all" else not_learnt(said)
         beside = BREAK.join(str(row[name]) for name in fields.beside if row[name])
         said += [{"role": "user", "content": beside}] if beside else []
     system = row[fields.system] if fields.system else None

@@ -43,7 +43,7 @@ def main(
     from finetune.alignment.model_rewards import values_from
     from finetune.alignment.policy import load_base, make_policy
     from finetune.alignment.ppo_trainer import Learner
-    from finetune.alignment.prompts import prompts_fingerprint, read_prompts
+    from finetune.alignment.prompts import prompts_fingerprint, read_prompts, show_prompts
     from finetune.alignment.reward_kinds import load_rewards, true_rewards
     from finetune.alignment.run import run as run_steps
     from finetune.alignment.run import save_policy, trackers
@@ -61,6 +61,8 @@ def main(
     with accelerator.main_process_first():
         processor, network = load_base(model)
         prompts, held_out = read_prompts(data, prompt, processor)
+    if show_prompts(prompts, held_out, processor, data):
+        return
     options = resolved_options(data, prompt, model, method, reward, sampling, ppo, value, kl, run)
     checkpoint = open_run(options, prompts_fingerprint(prompts), network)
     accelerator.init_trackers("ppo", {name: str(value) for name, value in options.items()})

@@ -36,7 +36,7 @@ def main(
 
     from finetune.alignment.pairs import FILES, claim_pairs, make_pairs
     from finetune.alignment.policy import load_base
-    from finetune.alignment.prompts import read_prompts
+    from finetune.alignment.prompts import read_prompts, show_prompts
     from finetune.alignment.reward_kinds import load_rewards
     from finetune.artefacts.files import write_atomically
     from finetune.artefacts.folder import resolved_options
@@ -45,6 +45,8 @@ def main(
     with state.main_process_first():
         processor, network = load_base(model)
         parts = read_prompts(data, prompt, processor)
+    if show_prompts(*parts, processor, data):
+        return
     claim_pairs(folder, resolved_options(data, prompt, model, reward, sampling, prefer))
     network, rewards = network.to(state.device), load_rewards(reward)
     for place, (file, prompts) in enumerate(zip(FILES, parts, strict=True)):

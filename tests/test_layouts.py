@@ -245,7 +245,12 @@ NAMES = (
 )
 
 
-@settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(names=st.lists(st.sampled_from(NAMES), min_size=1, max_size=6, unique=True), rows=st.data())
 def test_every_word_of_every_text_is_rendered_or_the_run_stops(names, rows, processor):
     cells = {
@@ -259,7 +264,13 @@ def test_every_word_of_every_text_is_rendered_or_the_run_stops(names, rows, proc
         return
     features = sft.encode(found.rows.train, found.columns, processor, 100_000, None)
     said = [
-        set(processor.decode([*ids, labels[-1]]).replace("<|", " <|").replace("|>", "|> ").replace("</s>", " ").split())
+        set(
+            processor.decode([*ids, labels[-1]])
+            .replace("<|", " <|")
+            .replace("|>", "|> ")
+            .replace("</s>", " ")
+            .split()
+        )
         for ids, labels in zip(features["input_ids"], features["labels"], strict=True)
     ]
     for place in range(3):

@@ -7,14 +7,18 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
 
 from finetune.alignment.rewards import Asked, Prompt
 from finetune.data.columns import TEXTS
+from finetune.data.laying import laid_out
 from finetune.data.places import columns_of
-from finetune.data.sources import DataArguments, Rows, load_rows, sample
+from finetune.data.preview import marked, show_texts
+from finetune.data.questions import lay_out_prompts
+from finetune.data.sources import DataArguments, load_rows, sample
 from finetune.errors import InputError, check_least
 
 logger = logging.getLogger(__name__)
@@ -59,7 +63,7 @@ def read_prompts(
     Raises:
         InputError: no such column, a cell that is neither text nor conversation, no prompt left.
     """
-    rows: Rows = load_rows(data)
+    rows, _ = laid_out(load_rows(data), data, partial(lay_out_prompts, texts=TEXTS))
     assert rows.train is not None and rows.eval is not None
     train = _prompts(
         sample(rows.train, data.max_train_rows, data.sample_seed), data, settings, processor, "training"
@@ -72,7 +76,7 @@ def read_prompts(
 def _prompts(
     rows: Dataset, data: DataArguments, settings: PromptArguments, processor: Any, where: str
 ) -> list[Asked]:
-    found = [as_prompt(value, index) for index, value in enumerate(rows[prompt_column(rows, data)][:])]
+    found = [as_prompt(value, index) for index, value in enumerate(rows["prompt"][:])]
     if settings.prompt_tokens is not None:
         found = [beginning(prompt, settings.prompt_tokens, processor) for prompt in found]
     if settings.prompt_template is not None:
@@ -105,6 +109,17 @@ def _prompts(
             "raise --max_prompt_length or set --prompt_tokens"
         )
     return kept
+
+
+def show_prompts(
+    prompts: Sequence[Asked], held_out: Sequence[Asked], processor: Any, data: DataArguments
+) -> bool:
+    """Print the first prompts as the policy is asked; whether the run ends here (--check)."""
+    texts = [
+        processor.decode(prompt_ids(processor, row.prompt)) + marked("...")
+        for row in prompts[: max(data.show_rows, 1)]
+    ]
+    return show_texts(texts, f"{len(prompts)} training and {len(held_out)} held-out prompts", data)
 
 
 def reward_columns(rows: Dataset) -> list[dict[str, Any]]:
@@ -156,7 +171,8 @@ def as_prompt(value: Any, index: int) -> Prompt:
     if isinstance(value, list) and all(
         isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in value
     ):
-        messages = [{"role": m["role"], "content": m["content"]} for m in value]
+        # a template that sees calls of tools and reasoning is shown them
+        messages = [{name: one for name, one in m.items() if one is not None} for m in value]
         asked = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
         if asked:
             return asked

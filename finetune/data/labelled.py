@@ -187,11 +187,8 @@ def lay_out_label_sets(rows: Dataset, data: DataArguments) -> Laid:
                 f"--class_names names {len(names)} classes and '{columns.label}' holds vectors of "
                 f"{len(next(v for v in values if v))}; wanted as many"
             )
-        sets = [[name for name, one in zip(names, value or (), strict=False) if one] for value in values]
-        logger.warning(
-            "'%s' holds 0/1 vectors: the classes are %s (--class_names)", columns.label, ", ".join(names)
-        )
-        return as_read(_with_lists(rows, columns.label, sets), columns)
+        sets = [[place for place, one in enumerate(value or ()) if one] for value in values]
+        return as_read(_with_lists(rows, columns.label, sets, names), columns)
     return as_read(named_classes(rows, columns.label, data.class_names), columns)
 
 

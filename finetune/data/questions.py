@@ -176,6 +176,11 @@ def lay_out_prompts(rows: Dataset, data: DataArguments, texts: Sequence[str] = (
         if asked is None:
             raise
         fields = Fields("text", asked=asked)
+    if fields.tools:
+        raise InputError(
+            f"The column '{fields.tools}' of {data.name} describes tools, which prompts are not asked with here. "
+            f"Set --ignore_columns {fields.tools} to leave them out"
+        )
     plain = fields.plain and not holds(rows, str(fields.asked), lambda value: not isinstance(value, str))
     made = []
     for index, row in enumerate(rows):

@@ -19,7 +19,7 @@ from transformers import set_seed
 
 from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
 from finetune.alignment.policy import Policy, drop_copy, is_adapter, load_base, make_policy
-from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts
+from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts, show_prompts
 from finetune.alignment.reward_kinds import load_rewards
 from finetune.alignment.rewards import Array, Asked, RewardArguments, Rewards
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, sample_answers, stop_tokens
@@ -191,6 +191,8 @@ def align(
     with training.main_process_first(desc="reading prompts"):
         processor, network = load_base(model)
         rows, held_out = read_prompts(data, prompt, processor)
+    if show_prompts(rows, held_out, processor, data):
+        return
     options = resolved_options(data, prompt, model, method, reward, training)
     # follows from steps_per_generation, and a recipe with both is refused
     options.pop("generation_batch_size")

@@ -1,8 +1,8 @@
-"""Align a model on preference pairs by DPO or a relative; after supervised fine-tuning the reference is the
-tuned model.
+"""Align a model on preferences by DPO or a relative; after supervised fine-tuning the reference is the tuned model.
 
 python scripts/dpo.py --model_name_or_path runs/sft --dataset_name pairs --beta 0.1 --output_dir runs/dpo
-python scripts/dpo.py --model_name_or_path smollm2 --dataset_name pairs --loss_type kto --output_dir runs/kto
+python scripts/dpo.py --algorithm kto --model_name_or_path smollm2 --dataset_name answers.jsonl --output_dir runs/kto
+python scripts/dpo.py --algorithm simpo --simpo_gamma 0.5 --dataset_name pairs --output_dir runs/simpo
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.alignment.dpo import DPOTrainingArguments
+    from finetune.alignment.pair_options import (
+        CPOTrainingArguments,
+        KTOTrainingArguments,
+        ORPOTrainingArguments,
+    )
     from finetune.alignment.preferences import PairArguments
     from finetune.data.sources import DataArguments
     from finetune.methods import MethodArguments
@@ -26,43 +31,43 @@ def main(
     method: MethodArguments,
     training: DPOTrainingArguments,
 ) -> None:
-    from finetune.training.allocator import keep_freed_memory
-    from finetune.training.machine import world_size
+    from finetune.alignment.preference_run import align_on_pairs
 
-    keep_freed_memory()
-    from pathlib import Path
+    align_on_pairs(data, pairs, model, method, training)
 
-    from transformers import set_seed
 
-    from finetune.alignment.dpo import make_dpo_trainer
-    from finetune.alignment.policy import load_base
-    from finetune.alignment.preferences import pairs_fingerprint, read_pairs, show_pairs
-    from finetune.artefacts.folder import resolved_options, save_artefact
-    from finetune.artefacts.runs import open_run
-    from finetune.methods import attach, find_method
-    from finetune.training.options import settled
+def kto(
+    data: DataArguments,
+    pairs: PairArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    training: KTOTrainingArguments,
+) -> None:
+    main(data, pairs, model, method, training)
 
-    world_size()
-    set_seed(training.seed)  # the adapter's first weights
-    training = settled(training, find_method(method.method).learning_rate / 10)
-    with training.main_process_first(desc="reading pairs"):
-        processor, network = load_base(model)
-        train, held_out = read_pairs(data, pairs, processor, training.max_length)
-    if show_pairs(train, held_out, processor, data):
-        return
-    network = attach(network, method.method, method.method_kwargs, "CAUSAL_LM")
-    options = resolved_options(data, pairs, model, method, training)
-    checkpoint = open_run(options, pairs_fingerprint(train), network)
-    trainer = make_dpo_trainer(network, processor, training, train, held_out)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
-    if trainer.is_world_process_zero():
-        network = trainer.accelerator.unwrap_model(trainer.model)
-        save_artefact(network, processor, Path(training.output_dir), None, figures)
-        print(
-            "\n".join(f"{name}: {value:.4f}" for name, value in figures.items() if isinstance(value, float))
-        )
-        print(training.output_dir)
+
+def orpo(
+    data: DataArguments,
+    pairs: PairArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    training: ORPOTrainingArguments,
+) -> None:
+    main(data, pairs, model, method, training)
+
+
+def cpo(
+    data: DataArguments,
+    pairs: PairArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    training: CPOTrainingArguments,
+) -> None:
+    main(data, pairs, model, method, training)
+
+
+# further mains, each with options of its own, by --algorithm; old recipes say it by --loss_type
+ALGORITHMS = {"kto": kto, "apo_zero_unpaired": kto, "orpo": orpo, "cpo": cpo, "simpo": cpo, "alphapo": cpo}
 
 
 if __name__ == "__main__":

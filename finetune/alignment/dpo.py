@@ -19,7 +19,11 @@ import torch
 import trl
 from datasets import Dataset
 from safetensors.numpy import load_file, save_file
+from trl.experimental.cpo import CPOTrainer as TrlCPOTrainer
+from trl.experimental.orpo import ORPOTrainer as TrlORPOTrainer
 
+from finetune.alignment.pair_options import CPOTrainingArguments, KTOTrainingArguments, ORPOTrainingArguments
+from finetune.alignment.pair_rows import CutAnswers, SameIds, as_ids, unpaired
 from finetune.alignment.policy import drop_copy, has_adapter
 from finetune.alignment.reward_model import check_pairs_fit
 from finetune.alignment.shared_prompt import SharedPrompt, can_share
@@ -27,11 +31,10 @@ from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, 
 from finetune.errors import InputError
 from finetune.models.forward import unwrapped
 from finetune.models.lora_kernel import without_input_casts
-from finetune.training.interrupts import Resuming, resuming
+from finetune.training.interrupts import Resuming
 
 logger = logging.getLogger(__name__)
 
-OTHER_LOSSES = ("kto", "orpo")
 PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
                "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
 REFERENCE_OPTIONS = (
@@ -45,9 +48,15 @@ REFERENCE_OPTIONS = (
 
 @dataclass
 class DPOTrainingArguments(PairOptions, trl.DPOConfig):
-    """TRL's options of direct preference optimisation (Rafailov et al. 2023); `loss_type` also takes kto and orpo."""
+    """TRL's options of direct preference optimisation (Rafailov et al. 2023) and of the losses TRL has beside its own."""
 
     task: str = field(default="dpo")
+    algorithm: str = field(
+        default="dpo",
+        metadata={
+            "help": "dpo; kto, orpo, cpo and simpo have options of their own (--algorithm kto --help)."
+        },
+    )
     precompute_ref_log_probs: bool = field(
         default=True,
         metadata={
@@ -56,7 +65,7 @@ class DPOTrainingArguments(PairOptions, trl.DPOConfig):
     )
 
 
-class CachedDPOTrainer(Resuming, trl.DPOTrainer):
+class CachedDPOTrainer(CutAnswers, Resuming, trl.DPOTrainer):
     """TRL's DPO trainer whose reference log-probabilities are kept in a file named after everything they depend on.
 
     Both sides of a pair share their prompt's computation where the model allows it.
@@ -123,10 +132,13 @@ def reference_key(dataset: Dataset, reference: Any, made_by: dict[str, Any]) -> 
     return digest.hexdigest()
 
 
+PairTraining = DPOTrainingArguments | KTOTrainingArguments | ORPOTrainingArguments | CPOTrainingArguments
+
+
 def make_dpo_trainer(
-    network: Any, processor: Any, training: DPOTrainingArguments, train: Dataset, held_out: Dataset
+    network: Any, processor: Any, training: PairTraining, train: Dataset, held_out: Dataset
 ) -> Any:
-    """TRL's trainer for the loss that `loss_type` names.
+    """TRL's trainer that the options are of; rows are pairs, for KTO also single answers.
 
     With an adapter the reference is the model below it: `finetune.alignment.policy.load_base` has merged an adapter of
     supervised fine-tuning into it. A model that is trained whole is asked before training, or copied.
@@ -134,47 +146,52 @@ def make_dpo_trainer(
     Raises:
         InputError: a loss that TRL hasn't.
     """
-    name = training.loss_type[0]
-    unknown = sorted(set(training.loss_type) - {*PAIR_LOSSES, *OTHER_LOSSES})
-    if unknown or (name in OTHER_LOSSES and len(training.loss_type) > 1):
-        wanted = f"one of {', '.join(OTHER_LOSSES)}, or some of {', '.join(PAIR_LOSSES)}"
-        raise InputError(f"--loss_type is {' '.join(training.loss_type)}; wanted {wanted}")
+    if isinstance(training, DPOTrainingArguments):
+        unknown = sorted(set(training.loss_type) - set(PAIR_LOSSES))
+        if unknown or training.algorithm != "dpo":
+            wanted = f"some of {', '.join(PAIR_LOSSES)}; kto, orpo, cpo and simpo stand alone"
+            raise InputError(
+                f"--algorithm {training.algorithm} --loss_type {' '.join(training.loss_type)}; wanted {wanted}"
+            )
     parts = {"model": network, "train_dataset": train, "eval_dataset": held_out, "processing_class": processor,
              "callbacks": callbacks(training)}  # fmt: skip
-    check_pairs_fit(network, processor, training.max_length, train, held_out)
+    if "chosen" in train.column_names:
+        check_pairs_fit(network, processor, training.max_length, train, held_out)
     with made_by_trl():
-        trainer = _trainer_of(name, training, parts)
+        trainer = _trainer_of(training, parts)
     drop_copy(network)
     return quiet(trainer)
 
 
-def _trainer_of(name: str, training: DPOTrainingArguments, parts: dict[str, Any]) -> Any:
-    network = parts["model"]
-    if name == "orpo":
-        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-        return resuming(ORPOTrainer)(args=_as(ORPOConfig, training), **parts)
+def _trainer_of(training: PairTraining, parts: dict[str, Any]) -> Any:
+    network, processor = parts["model"], parts["processing_class"]
+    if isinstance(training, (ORPOTrainingArguments, CPOTrainingArguments)):
+        data = {
+            name: as_ids(parts[name], processor, training.max_length)
+            for name in ("train_dataset", "eval_dataset")
+        }
+        kind = ORPOTrainer if isinstance(training, ORPOTrainingArguments) else CPOTrainer
+        return kind(args=training, **(parts | data))
     # TRL would read a reference from the disk again, where a merged model doesn't stand
-    alone = has_adapter(network) or (name != "kto" and training.precompute_ref_log_probs)
+    alone = has_adapter(network) or (
+        isinstance(training, DPOTrainingArguments) and training.precompute_ref_log_probs
+    )
     reference = None if alone else copy.deepcopy(network)
-    if name == "kto":
-        # its estimate of the KL divergence pairs each answer with its neighbour's
-        options = _as(trl.KTOConfig, training, train_sampling_strategy="sequential")
-        return resuming(trl.KTOTrainer)(args=options, ref_model=reference, **parts)
+    if isinstance(training, KTOTrainingArguments):
+        names = [name for name in ("train_dataset", "eval_dataset") if "chosen" in parts[name].column_names]
+        return KTOTrainer(
+            args=training, ref_model=reference, **(parts | {name: unpaired(parts[name]) for name in names})
+        )
     return CachedDPOTrainer(args=training, ref_model=reference, **parts)
 
 
-# Options that mean something else in the other trainers, or that they lack.
-NOT_SHARED = ("loss_type", "loss_weights", "precompute_ref_log_probs", "model_init_kwargs", "pad_token", "truncation_mode",
-              "gradient_checkpointing", "gradient_checkpointing_kwargs")  # fmt: skip
+class KTOTrainer(CutAnswers, Resuming, trl.KTOTrainer):
+    """TRL's, without ends on answers that were cut."""
 
 
-def _as(kind: Any, training: DPOTrainingArguments, **instead: Any) -> Any:
-    """The options that another of TRL's configurations has too, some of them set otherwise."""
-    theirs, ours = (
-        {name for name, entry in one.__dataclass_fields__.items() if entry.init}
-        for one in (kind, type(training))
-    )
-    both = theirs & ours
-    shared = {name: vars(training)[name] for name in both - set(NOT_SHARED)}
-    return kind(gradient_checkpointing=None, **(shared | instead))
+class ORPOTrainer(SameIds, Resuming, TrlORPOTrainer):
+    """TRL's, on DPO's ids."""
+
+
+class CPOTrainer(SameIds, Resuming, TrlCPOTrainer):
+    """TRL's, on DPO's ids."""

@@ -18,8 +18,9 @@ from typing import Any
 from datasets import Dataset
 
 from finetune.data.laying import laid_out
+from finetune.data.layouts import first_of
 from finetune.data.places import PLACE, columns_of, places_of
-from finetune.data.preferred import lay_out_pairs
+from finetune.data.preferred import BETTER, lay_out_pairs, lay_out_unpaired
 from finetune.data.preview import marked, show_texts
 from finetune.data.sources import DataArguments, load_rows, sample
 from finetune.errors import InputError
@@ -43,6 +44,9 @@ NOTED = {
 }
 
 
+SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))  # what margins are made of
+
+
 @dataclass
 class PairArguments:
     """How preference pairs are read."""
@@ -51,7 +55,10 @@ class PairArguments:
         default=False, metadata={"help": "Leave pairs that can't teach anything out instead of stopping."}
     )
     margin: bool = field(
-        default=False, metadata={"help": "Use the column 'margin' in the reward model's loss (Llama 2)."}
+        default=False,
+        metadata={
+            "help": "Use the column 'margin' in the reward model's loss (Llama 2); without one, chosen_score - rejected_score."
+        },
     )
     min_margin: float = field(
         default=0.0, metadata={"help": "Leave out pairs whose column 'margin' is smaller."}
@@ -77,11 +84,88 @@ def read_pairs(
         if settings.min_margin or settings.margin:
             part = _with_margin(part, settings.min_margin)
         wanted = ["prompt", "chosen", "rejected", *(["margin"] if settings.margin else [])]
-        wanted += [name for name in ("tools", PLACE) if name in part.column_names]
+        wanted += [
+            name for name in ("tools", "chosen_ended", "rejected_ended", PLACE) if name in part.column_names
+        ]
         part = sample(part.select_columns(wanted), limit, data.sample_seed)
         part = sound_pairs(part, processor, max_length, settings.drop_faulty_pairs, where)
         parts.append(part.select_columns([name for name in wanted if name != PLACE]))
     return parts[0], parts[1]
+
+
+def read_unpaired(
+    data: DataArguments, settings: PairArguments, processor: Any, max_length: int
+) -> tuple[Dataset, Dataset]:
+    """Training and held-out answers with a verdict each: prompt, completion, label; pairs where the data set has them.
+
+    Answers without text or room, and those that stand there before, are named; one verdict alone stops the run.
+
+    Raises:
+        InputError: columns that are missing, answers that can't teach anything, training answers that are all good or all bad.
+    """
+    rows = load_rows(data)
+    assert rows.train is not None and rows.eval is not None
+    if first_of(BETTER, columns_of(rows.train)):
+        return read_pairs(data, settings, processor, max_length)
+    rows, _ = laid_out(rows, data, lay_out_unpaired)
+    assert rows.train is not None and rows.eval is not None
+    train, held_out = (
+        sample(part, limit, data.sample_seed)
+        for part, limit in ((rows.train, data.max_train_rows), (rows.eval, data.max_eval_rows))
+    )
+    parts = [
+        sound_answers(part, processor, max_length, settings.drop_faulty_pairs, where)
+        for part, where in ((train, "training"), (held_out, "held-out"))
+    ]
+    good = sum(parts[0]["label"])
+    if good in (0, len(parts[0])):
+        raise InputError(
+            f"All {len(parts[0])} training answers are {'desirable' if good else 'undesirable'}; KTO compares both kinds. "
+            "Set --dataset_name or --label_column, or use scripts/sft.py on good answers alone"
+        )
+    logger.warning("%d of %d training answers are desirable", good, len(parts[0]))
+    return parts[0], parts[1]
+
+
+def sound_answers(rows: Dataset, processor: Any, max_length: int, drop: bool, where: str) -> Dataset:
+    """Answers with a verdict that can teach something; the others are named.
+
+    Raises:
+        InputError: answers that can't, where `drop` doesn't allow to leave them out, or none left.
+    """
+    faults: dict[str, list[int]] = {"empty": [], "no room": [], "duplicate": []}
+    seen: set[str] = set()
+    for index, row in enumerate(rows):
+        key = json.dumps([row["prompt"], row["completion"], row["label"]])
+        fault = None
+        if not _text(row["completion"]).strip():
+            fault = "empty"
+        elif len(pair_ids(processor, row["prompt"], None, row.get("tools"))) >= max_length:
+            fault = "no room"
+        elif key in seen:
+            fault = "duplicate"
+        seen.add(key)
+        if fault:
+            faults[fault].append(index)
+    said = {
+        "empty": "the answer holds no text",
+        "no room": UNUSABLE["no room"],
+        "duplicate": "the same row stands before it",
+    }
+    bad = {index for found in faults.values() for index in found}
+    told = "; ".join(f"{len(v)}: {said[k]} ({_named(rows, v)})" for k, v in faults.items() if v)
+    if bad and not drop:
+        raise InputError(
+            f"Of {len(rows)} {where} answers, {told}. Mend them, or set --drop_faulty_pairs to leave them out"
+        )
+    if len(bad) == len(rows):
+        raise InputError(f"No {where} answer is left of {len(rows)}; mend them or set --dataset_name")
+    if bad:
+        logger.warning("%d of %d %s answers are left out: %s", len(bad), len(rows), where, told)
+    kept = rows.select([index for index in range(len(rows)) if index not in bad]) if bad else rows
+    return kept.select_columns(
+        [name for name in ("prompt", "completion", "label", "tools") if name in kept.column_names]
+    )
 
 
 def with_prompt(rows: Dataset, name: str) -> Dataset:
@@ -124,6 +208,9 @@ def _apart(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_margin(rows: Dataset, least: float) -> Dataset:
+    scores = next((pair for pair in SCORES if set(pair) <= set(columns_of(rows))), None)
+    if "margin" not in columns_of(rows) and scores is not None:
+        rows = rows.map(lambda row: {"margin": row[scores[0]] - row[scores[1]]}, desc="Margins from scores")
     if "margin" not in columns_of(rows):
         there = ", ".join(columns_of(rows))
         raise InputError(f"No column 'margin' among {there}; leave --margin and --min_margin out")

@@ -14,11 +14,12 @@ import trl
 from datasets import Dataset
 
 from finetune.alignment.model_rewards import score_texts
+from finetune.alignment.pair_rows import CutAnswers
 from finetune.alignment.preferences import pair_ids
 from finetune.alignment.rollout import longest_input
 from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.methods import check_length
-from finetune.training.interrupts import resuming
+from finetune.training.interrupts import Resuming
 
 
 @dataclass
@@ -30,13 +31,17 @@ class RewardTrainingArguments(PairOptions, trl.RewardConfig):
     chat_template_path: str | None = field(default=None, init=False)
 
 
+class RewardTrainer(CutAnswers, Resuming, trl.RewardTrainer):
+    """TRL's, without ends on answers that were cut."""
+
+
 def make_reward_trainer(
     network: Any, processor: Any, training: RewardTrainingArguments, train: Dataset, held_out: Dataset
 ) -> Any:
     """TRL's reward trainer on checked pairs; the network has one output, an adapter on it or not."""
     check_pairs_fit(network, processor, training.max_length, train, held_out)
     with made_by_trl():
-        trainer = resuming(trl.RewardTrainer)(
+        trainer = RewardTrainer(
             model=network, args=training, train_dataset=train, eval_dataset=held_out, processing_class=processor,
             callbacks=callbacks(training),
         )  # fmt: skip

@@ -42,7 +42,9 @@ class TrlOptions:
         default=None,
         metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."},
     )
-    trust_remote_code: bool = field(default=False, init=False)  # ModelArguments has it
+    # ModelArguments has it, and the model is here when TRL gets it
+    trust_remote_code: bool = field(default=False, init=False)
+    model_init_kwargs: dict[str, Any] | None = field(default=None, init=False)
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "The old name of activation_checkpointing."}
     )
@@ -100,9 +102,8 @@ class GroupOptions(TrlOptions):
     measure_steps: int = field(
         default=50, metadata={"help": "Measure on them every so many steps; always at start and end."}
     )
-    # --reward_weights and --normalise_rewards say it for every verb, and the model is here already
+    # --reward_weights and --normalise_rewards say it for every verb
     reward_weights: list[float] | None = field(default=None, init=False)
-    model_init_kwargs: dict[str, Any] | None = field(default=None, init=False)
 
 
 def check_task(told: str, wanted: str) -> None:

@@ -106,6 +106,7 @@ def calm_libraries() -> None:
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("TRL_EXPERIMENTAL_SILENCE", "1"),  # versions are pinned
         ("TQDM_MININTERVAL", "1"),
     ):
         os.environ.setdefault(name, value)

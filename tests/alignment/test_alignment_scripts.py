@@ -329,3 +329,40 @@ def test_values_begin_as_the_reward_models_scores(place):
         run(
             "ppo", model + reviews, PPO, reward, f"--steps 2 --report_to nonsense --output_dir {folder}/third"
         )
+
+
+def verdicts(folder: Path, labels: str) -> str:
+    rows = [
+        {"prompt": f"the {WORDS[i]}", "completion": f" {WORDS[-i - 1]}", "label": label == "+"}
+        for i, label in enumerate(labels)
+    ]
+    (folder / "verdicts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return f"{folder}/verdicts.jsonl --eval_split train"
+
+
+KTO = "--algorithm kto --bf16 false --disable_tqdm true --max_length 32 --num_train_epochs 1 --eval_strategy no --save_strategy no"
+
+
+def test_kto_on_answers_without_pairs(place):
+    folder, model, _, _ = place
+    told = f"{KTO} --desirable_weight 1.5 --undesirable_weight 0.5 --output_dir {folder}/kto"
+    run("dpo", model + verdicts(folder, "++-+-+--"), told)
+    assert "loss" in json.loads((folder / "kto" / "metrics.json").read_text())
+    run("dpo", f"--config {folder}/kto/arguments.yaml --output_dir {folder}/again")
+
+
+@pytest.mark.parametrize("labels", ["++++", "----"])
+def test_kto_on_one_verdict_alone_is_refused(place, labels):
+    folder, model, _, _ = place
+    with pytest.raises(InputError, match="All 4 training answers are (un)?desirable"):
+        run("dpo", model + verdicts(folder, labels), KTO, f"--output_dir {folder}/kto")
+
+
+@pytest.mark.parametrize("algorithm", ["orpo", "cpo", "simpo"])
+def test_losses_without_a_reference_run_from_their_recipes(place, algorithm):
+    folder, model, reviews, reward = place
+    run("prefer", model + reviews, reward, TINY, f"--output_dir {folder}/pairs")
+    run("dpo", model + f"{folder}/pairs", TRAINING, f"--algorithm {algorithm} --output_dir {folder}/one")
+    run("dpo", f"--config {folder}/one/arguments.yaml --output_dir {folder}/two")
+    one, two = (json.loads((folder / name / "metrics.json").read_text())["loss"] for name in ("one", "two"))
+    assert one == two

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from finetune.alignment import dpo
 from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
+from finetune.alignment.pair_options import CPOTrainingArguments, KTOTrainingArguments, ORPOTrainingArguments
+from finetune.alignment.pair_rows import without_end
 from finetune.alignment.policy import load_base, load_scorer
 from finetune.alignment.reward_model import (
     RewardTrainingArguments,
@@ -47,9 +49,8 @@ def make_dpo(network, folder: Path, **options):
     defaults = {"output_dir": str(folder), "bf16": False, "learning_rate": 1e-2, "per_device_train_batch_size": 3,
                 "beta": 0.5, "num_train_epochs": 1, "logging_steps": 1,
                 "save_strategy": "no", "eval_strategy": "no", "max_length": 32}  # fmt: skip
-    return make_dpo_trainer(
-        network, make_tokenizer("llama"), DPOTrainingArguments(**(defaults | options)), PAIRS, PAIRS
-    )
+    kind, rows = options.pop("kind", DPOTrainingArguments), options.pop("rows", PAIRS)
+    return make_dpo_trainer(network, make_tokenizer("llama"), kind(**(defaults | options)), rows, rows)
 
 
 def tuned(seed: int = 0):
@@ -208,7 +209,7 @@ def test_references_cached_under_another_weight_or_another_cut_are_no_use(tmp_pa
     assert all(a != b for a, b in zip(changed, first, strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"precompute_ref_log_probs": False}, {"loss_type": ["kto"]}])
+@pytest.mark.parametrize("options", [{}, {"precompute_ref_log_probs": False}, {"kind": KTOTrainingArguments}])
 def test_the_reference_is_the_model_below_the_adapter_and_no_second_one(tmp_path: Path, options):
     network = tuned()
     trainer = make_dpo(network, tmp_path, **options)
@@ -233,10 +234,14 @@ def test_a_model_trained_whole_has_its_start_as_reference(tmp_path: Path, precom
     assert near(trainer.evaluate()["eval_loss"], expected, 1e-4)
 
 
-@pytest.mark.parametrize("loss", ["hinge", "ipo", "kto", "orpo"])
-def test_other_losses_by_one_option(tmp_path: Path, loss):
+@pytest.mark.parametrize(
+    "options",
+    [{"loss_type": ["hinge"]}, {"loss_type": ["ipo"]}, {"kind": KTOTrainingArguments, "desirable_weight": 2.0},
+     {"kind": ORPOTrainingArguments}, {"kind": CPOTrainingArguments}, {"kind": CPOTrainingArguments, "algorithm": "simpo"}],
+)  # fmt: skip
+def test_other_losses_by_one_option(tmp_path: Path, options):
     network = tuned()
-    trainer = make_dpo(network, tmp_path, loss_type=[loss])
+    trainer = make_dpo(network, tmp_path, **options)
     trainer.train()
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     assert any(p.abs().sum() > 0 for n, p in network.named_parameters() if "lora_B.default" in n)
@@ -246,7 +251,7 @@ def test_kto_of_a_model_trained_whole_has_its_start_as_reference(tmp_path: Path)
     network = make_model(
         "llama", AutoModelForCausalLM, seed=5
     )  # stands on no disk, as a merged adapter doesn't
-    trainer = make_dpo(network, tmp_path, loss_type=["kto"], learning_rate=1e-3)
+    trainer = make_dpo(network, tmp_path, kind=KTOTrainingArguments, learning_rate=1e-3)
     assert trainer.evaluate()["eval_rewards/chosen"] == pytest.approx(0, abs=1e-4)
     trainer.train()
     assert abs(trainer.evaluate()["eval_rewards/chosen"]) > 1e-3
@@ -254,7 +259,7 @@ def test_kto_of_a_model_trained_whole_has_its_start_as_reference(tmp_path: Path)
 
 def test_kto_needs_two_rows_a_batch(tmp_path: Path):
     with pytest.raises(InputError, match="batch size must be > 1"):
-        make_dpo(tuned(), tmp_path, loss_type=["kto"], per_device_train_batch_size=1)
+        make_dpo(tuned(), tmp_path, kind=KTOTrainingArguments, per_device_train_batch_size=1)
 
 
 @pytest.mark.filterwarnings("ignore:Adapter name 'ref':UserWarning")  # TRL's copy, which is dropped
@@ -335,3 +340,61 @@ def test_calibration_by_hand():
     assert low["pairs"] == high["pairs"] == 3
     assert high["confidence"] == pytest.approx(1 / (1 + math.exp(-2)))
     assert high["accuracy"] == pytest.approx(1.0) or high["accuracy"] == pytest.approx(2 / 3)
+
+
+END = 6
+CUT = Dataset.from_list(
+    [{**row, "chosen_ended": i % 2 == 0, "rejected_ended": True} for i, row in enumerate(PAIRS)]
+)
+
+
+@pytest.mark.parametrize(
+    "kind", [DPOTrainingArguments, ORPOTrainingArguments, CPOTrainingArguments, KTOTrainingArguments]
+)
+def test_an_answer_that_was_cut_learns_no_end(tmp_path: Path, kind):
+    found = make_dpo(tuned(), tmp_path, kind=kind, rows=CUT).train_dataset
+    if kind is KTOTrainingArguments:
+        ends = [row["completion_ids"][-1] == END for row in found if row["label"]]
+    else:
+        column = "chosen_ids" if kind is DPOTrainingArguments else "chosen_input_ids"
+        ends = [row[column][-1] == END for row in found]
+    assert ends == [row["chosen_ended"] for row in CUT]
+
+
+def test_a_reward_model_reads_no_end_of_an_answer_that_was_cut(tmp_path: Path):
+    network = attach(
+        make_model("llama", AutoModelForSequenceClassification, num_labels=1), "lora", {"r": 4}, "SEQ_CLS"
+    )
+    training = RewardTrainingArguments(output_dir=str(tmp_path), bf16=False, report_to="none")
+    found = make_reward_trainer(network, make_tokenizer("llama"), training, CUT, CUT).train_dataset
+    assert [row["chosen_ids"][-1] == END for row in found] == [row["chosen_ended"] for row in CUT]
+
+
+@pytest.mark.parametrize("kind", [ORPOTrainingArguments, CPOTrainingArguments])
+def test_orpo_and_cpo_train_on_the_ids_that_dpo_does(tmp_path: Path, kind):
+    theirs = make_dpo(tuned(), tmp_path / "dpo").train_dataset
+    ours = make_dpo(tuned(), tmp_path / "other", kind=kind).train_dataset
+    for one, other in zip(theirs, ours, strict=True):
+        assert other["chosen_input_ids"] == one["prompt_ids"] + one["chosen_ids"]
+        labels = other["rejected_labels"]
+        assert [i for i in labels if i != -100] == one["rejected_ids"] and labels.count(-100) == len(
+            one["prompt_ids"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("ids", "left"),
+    [([1, 2, END], [1, 2]), ([1, END, 3], [1]), ([END, 1, 2, 3, 4], [END, 1, 2, 3, 4]), ([1, 2], [1, 2])],
+)
+def test_the_end_of_an_answer_and_what_a_template_puts_behind_it(ids, left):
+    assert without_end(ids, END) == left
+
+
+def test_simpo_is_a_loss_of_cpo_without_its_likelihood(tmp_path: Path):
+    given = {"output_dir": str(tmp_path), "bf16": False, "report_to": "none"}
+    for told in ({"algorithm": "simpo"}, {"loss_type": "simpo"}):
+        training = CPOTrainingArguments(**given, **told)
+        assert (training.loss_type, training.cpo_alpha) == ("simpo", 0.0)
+    assert CPOTrainingArguments(**given).cpo_alpha == 1.0
+    with pytest.raises(InputError, match="--algorithm is 'kto'"):
+        CPOTrainingArguments(**given, algorithm="kto")

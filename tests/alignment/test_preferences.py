@@ -239,3 +239,17 @@ def test_columns_that_are_missing_are_named(tmp_path: Path):
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "a"}) + "\n" + json.dumps({"text": "b"}))
     with pytest.raises(InputError, match=r"No column 'chosen'.*it has text"):
         read_pairs(DataArguments(dataset_name=str(tmp_path)), PairArguments(), make_tokenizer("llama"), 32)
+
+
+def test_margins_come_from_the_scores_of_a_file(tmp_path: Path):
+    lines = [
+        dict(zip(("prompt", "chosen", "rejected"), GOOD, strict=True))
+        | {"score_chosen": 2.5, "score_rejected": s}
+        for s in (1, 2)
+    ]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = DataArguments(dataset_name=str(tmp_path))
+    settings = PairArguments(margin=True, min_margin=1.0)
+    train, _ = read_pairs(data, settings, make_tokenizer("llama"), 32)
+    assert train["margin"][:] == [1.5]

@@ -12,11 +12,14 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 
+from finetune.data.answered import lay_out_choices
 from finetune.data.columns import class_ids, class_names
 from finetune.data.places import PLACE, columns_of
+from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from prompts.templates.entries import Entry, Source
 
+ANY = "any"  # what an entry says of data sets that it doesn't name
 IDS = ("id", "idx", "guid", "_id")
 
 
@@ -51,7 +54,7 @@ def source_of(entry: Entry, dataset_name: str) -> Source:
     name = Path(dataset_name).name
     if name in entry.data or dataset_name in entry.data:
         return entry.data.get(name) or entry.data[dataset_name]
-    return Source()
+    return entry.data.get(ANY, Source())
 
 
 def renamed(source: Source, columns: Mapping[str, str], data: Dataset) -> Source:
@@ -190,6 +193,22 @@ def _entities(
     return Table(rows, labels)
 
 
+def _choices(
+    data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]
+) -> Table:
+    """A text, choices and the place of the right one, as TASKS' `choice` reads rows: ARC's, PIQA's, SWAG's
+    and the like."""
+    laid = lay_out_choices(data, DataArguments(dataset_name=[entry.name], label_column=label_column))
+    text, choices, answer = (
+        laid.rows[name][:] for name in (laid.columns.text, laid.columns.pair, laid.columns.label)
+    )
+    rows = []
+    for values, place in zip(zip(text, choices, answer, strict=True), _places(data), strict=True):
+        columns = dict(zip(("text", "choices", "answer"), values, strict=True))
+        rows.append(Row(columns, -1, _identity(columns), place))
+    return Table(rows, ())
+
+
 def _spans(tags: list[str]) -> Iterator[tuple[int, int, str]]:
     start = None
     for index, tag in enumerate([*tags, "O"]):
@@ -224,4 +243,5 @@ def _identity(columns: dict[str, Any]) -> str:
 READERS: dict[str, Callable[[Dataset, Entry, Source, str | None, Sequence[Dataset]], Table]] = {
     "plain": _plain,
     "entities": _entities,
+    "choices": _choices,
 }

@@ -251,7 +251,7 @@ def _told(memory: Memory) -> str:
     """How a model answers, and what it took."""
     scorer = memory.scorer
     if not isinstance(scorer, Endpoint):
-        return "here, by log-probabilities of the whole answers"
+        return "here: log-probabilities of the whole answers; texts greedily, unless they are drawn"
     used = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in scorer.tokens.items())
     cost = f", {scorer.cost:.4f} at the prices given" if scorer.cost else ""
     return f"{scorer.told}; {used}{cost}"

@@ -224,3 +224,28 @@ def test_an_entry_with_both_kinds_keeps_both(tmp_path: Path) -> None:
     entry = read_entry(str(tmp_path / "own.yaml"))
     assert [entry.kind(name) for name in entry.templates] == ["labels", "text"]
     assert entry.metric_of("labels") == "accuracy" and entry.metric_of("text") == "rougeL"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "question": "the film was",
+            "choices": {"text": ["good", "bad"], "label": ["A", "B"]},
+            "answerKey": "B",
+        },
+        {"goal": "the film was", "sol1": "good", "sol2": "bad", "label": 1},
+        {"ctx": "the film was", "endings": ["good", "bad"], "label": "1"},
+        {"question": "the film was", "choices": ["good", "bad"], "answer": 1},
+    ],
+)
+def test_the_tasks_choice_rows_are_asked_without_training(saved, tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(row)] * 3))
+    model = str(saved("llama", AutoModelForCausalLM))
+    given = StudyArguments(
+        prompts=["choice"], models=[model], choose_rows=0, output_dir=str(tmp_path / "out")
+    )
+    data = TextArguments(dataset_name=str(tmp_path / "rows.jsonl"))
+    found = one_study(Options(given, ScoringArguments()), data, TuneArguments(), InstructArguments())[0]
+    assert len(found.outcomes) == 15 and not found.notes.troubles
+    assert {line["gold"] for line in read_table(tmp_path / "out")} == {"bad"}

@@ -47,10 +47,10 @@ def as_trl_reward(
 
     def score(
         prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], row: Sequence[int],
-        log_metric: Callable[[str, float], None], **_: Any,
+        log_metric: Callable[[str, float], None] = lambda name, value: None, **_: Any,
     ) -> list[float | None]:  # fmt: skip
         texts = [text_of(completion) for completion in completions]
-        asked = [Asked(prompt, rows[i].columns) for prompt, i in zip(prompts, row, strict=True)]
+        asked = [Asked(prompt, rows[int(i)].columns) for prompt, i in zip(prompts, row, strict=True)]
         empty = [not text.strip() for text in texts]
         ended = [bool(ids) and ids[-1] in stops for ids in completion_ids]
         table, empty_all, ended_all, mine = everybody(rewards.ask(asked, texts), empty, ended)

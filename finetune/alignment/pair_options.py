@@ -11,6 +11,7 @@ import trl
 from trl.experimental.cpo import CPOConfig
 from trl.experimental.orpo import ORPOConfig
 
+from finetune.alignment.table import ALIGNMENTS
 from finetune.alignment.trl_options import PairOptions
 from finetune.errors import InputError
 
@@ -21,7 +22,9 @@ CPO = {"loss_type": "sigmoid", "cpo_alpha": 1.0}
 def check_name(option: str, told: str, wanted: tuple[str, ...]) -> None:
     """Refuse a value that an algorithm hasn't."""
     if told not in wanted:
-        raise InputError(f"--{option} is '{told}'; wanted one of: {', '.join(wanted)}")
+        row = ALIGNMENTS.get(told)
+        hint = f". {told} is run by scripts/{row.verb}.py" if option == "algorithm" and row else ""
+        raise InputError(f"--{option} is '{told}'; wanted one of: {', '.join(wanted)}{hint}")
 
 
 @dataclass

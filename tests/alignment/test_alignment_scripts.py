@@ -13,7 +13,9 @@ import pytest
 from conftest import WORDS
 from transformers import AutoModelForCausalLM
 
+from finetune.alignment.grpo_options import PRESETS
 from finetune.alignment.policy import load_base
+from finetune.alignment.table import ALIGNMENTS
 from finetune.cli.parser import main_of, parse
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments
@@ -366,3 +368,39 @@ def test_losses_without_a_reference_run_from_their_recipes(place, algorithm):
     run("dpo", f"--config {folder}/one/arguments.yaml --output_dir {folder}/two")
     one, two = (json.loads((folder / name / "metrics.json").read_text())["loss"] for name in ("one", "two"))
     assert one == two
+
+
+ONLINE = "--bf16 false --disable_tqdm true --prompt_tokens 3 --max_steps 2 --learning_rate 1e-2 --per_device_train_batch_size 4"
+
+
+def test_online_dpo_by_any_reward(place):
+    folder, model, reviews, reward = place
+    told = f"--algorithm online_dpo {ONLINE} --max_new_tokens 4 --held_out_prompts 4 --save_strategy no"
+    run("align", model + reviews, reward, told, f"--output_dir {folder}/online")
+    log = [json.loads(line) for line in (folder / "online" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [0, 1, 2] and "reward" in log[1]
+    assert {"before", "after", "difference"} <= set(
+        json.loads((folder / "online" / "metrics.json").read_text())
+    )
+
+
+def test_a_student_learns_a_teachers_distribution(place, saved):
+    folder, model, reviews, _ = place
+    teacher = saved("llama", AutoModelForCausalLM, seed=3)
+    told = f"--algorithm distill {ONLINE} --max_steps 10 --max_completion_length 4 --held_out_prompts 4 --save_strategy no"
+    run(
+        "align",
+        model + reviews,
+        told,
+        f"--teacher_model_name_or_path {teacher} --output_dir {folder}/student",
+    )
+    figures = json.loads((folder / "student" / "metrics.json").read_text())
+    assert figures["after"] < figures["before"]
+    with pytest.raises(InputError, match="No teacher"):
+        run("align", model + reviews, told, f"--output_dir {folder}/none")
+
+
+def test_every_row_of_the_table_is_run_by_its_verb():
+    for name, row in ALIGNMENTS.items():
+        text = (ROOT / "scripts" / f"{row.verb}.py").read_text()
+        assert row.verb in (name, "align") or f'"{name}"' in text or name in PRESETS, name

@@ -1,0 +1,139 @@
+"""Align a model by any row of ALIGNMENTS: finetune align --algorithm NAME. Those with a verb of their own run as that verb does.
+
+python scripts/align.py --algorithm online_dpo --model_name_or_path smollm2 --reward classifier:runs/reviews_lora --output_dir runs/online
+python scripts/align.py --algorithm distill --model_name_or_path smollm2 --teacher_model_name_or_path LARGER --output_dir runs/distill
+python scripts/align.py --algorithm dr_grpo --config scripts/recipes/gsm8k_grpo.yaml
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.cli.parser import launch
+
+if TYPE_CHECKING:
+    from finetune.alignment.dpo import DPOTrainingArguments
+    from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
+    from finetune.alignment.online import DistillArguments, OnlineDPOArguments
+    from finetune.alignment.pair_options import (
+        CPOTrainingArguments,
+        KTOTrainingArguments,
+        ORPOTrainingArguments,
+    )
+    from finetune.alignment.preferences import PairArguments
+    from finetune.alignment.prompts import PromptArguments
+    from finetune.alignment.rewards import RewardArguments
+    from finetune.data.sources import DataArguments
+    from finetune.methods import MethodArguments
+    from finetune.models.load import ModelArguments
+
+
+def main(
+    data: DataArguments,
+    prompt: PromptArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    reward: RewardArguments,
+    training: OnlineDPOArguments,
+) -> None:
+    from finetune.alignment.online import align_online
+
+    align_online(data, prompt, model, method, reward, training)
+
+
+def distill(
+    data: DataArguments,
+    prompt: PromptArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    training: DistillArguments,
+) -> None:
+    from finetune.alignment import online
+
+    online.distill(data, prompt, model, method, training)
+
+
+def grpo(
+    data: DataArguments,
+    prompt: PromptArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    reward: RewardArguments,
+    training: GRPOArguments,
+) -> None:
+    from finetune.alignment.grpo import align
+
+    align(data, prompt, model, method, reward, training)
+
+
+def rloo(
+    data: DataArguments,
+    prompt: PromptArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    reward: RewardArguments,
+    training: RLOOArguments,
+) -> None:
+    from finetune.alignment.grpo import align
+
+    align(data, prompt, model, method, reward, training)
+
+
+def dpo(
+    data: DataArguments,
+    pairs: PairArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    training: DPOTrainingArguments,
+) -> None:
+    from finetune.alignment.preference_run import align_on_pairs
+
+    align_on_pairs(data, pairs, model, method, training)
+
+
+def kto(
+    data: DataArguments,
+    pairs: PairArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    training: KTOTrainingArguments,
+) -> None:
+    dpo(data, pairs, model, method, training)
+
+
+def orpo(
+    data: DataArguments,
+    pairs: PairArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    training: ORPOTrainingArguments,
+) -> None:
+    dpo(data, pairs, model, method, training)
+
+
+def cpo(
+    data: DataArguments,
+    pairs: PairArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    training: CPOTrainingArguments,
+) -> None:
+    dpo(data, pairs, model, method, training)
+
+
+GROUPS = ("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo", "sapo", "luspo", "vespo")
+ALGORITHMS = {
+    "online_dpo": main,
+    "distill": distill,
+    **dict.fromkeys(GROUPS, grpo),
+    "rloo": rloo,
+    "dpo": dpo,
+    "kto": kto,
+    "orpo": orpo,
+    "cpo": cpo,
+    "simpo": cpo,
+}
+
+
+if __name__ == "__main__":
+    launch(main)

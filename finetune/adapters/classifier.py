@@ -20,7 +20,7 @@ from finetune.data.batching import LengthBatches, Shares
 from finetune.data.encode import as_columns
 from finetune.device import device as here
 from finetune.errors import InputError
-from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
+from finetune.models.load import as_trained, fit_embeddings, load_model, load_processor
 from finetune.tasks.table import find_task
 from finetune.tasks.task import Task
 
@@ -129,12 +129,12 @@ def load_network(
     `row` is its task's, where the one of that name in TASKS is not the one for its model.
     """
     task = row or find_task(artefact.options["task"])
-    options = {k: v for k, v in artefact.options.items() if k in ModelArguments.__dataclass_fields__}
     tuned_whole = not (artefact.is_adapter or artefact.is_fusion)
-    source = str(artefact.folder) if tuned_whole else options["model_name_or_path"]
+    source = str(artefact.folder) if tuned_whole else artefact.options["model_name_or_path"]
     with quietly():
-        model = ModelArguments(**(options | {"model_name_or_path": source}))
-        _, network = load_model(model, task.model, artefact.labels, **task.config)
+        _, network = load_model(
+            as_trained(artefact.options, source), task.model, artefact.labels, **task.config
+        )
         processor = load_processor(str(artefact.folder))
         fit_embeddings(network, processor)
         if artefact.is_adapter:

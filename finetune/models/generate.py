@@ -34,7 +34,7 @@ def settings(
         InputError: an option that generation doesn't have, or values that don't go together.
     """
     config = copy.deepcopy(network.generation_config)
-    ends = {"pad_token_id": processor.pad_token_id, "eos_token_id": processor.eos_token_id}
+    ends = {"pad_token_id": processor.pad_token_id, "eos_token_id": _ends(config, processor)}
     plain = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "max_length": None}
     try:
         unknown = config.update(
@@ -55,6 +55,13 @@ def settings(
             f"Generation knows no {', '.join(unknown)}; set --generation_kwargs by transformers' names"
         )
     return config
+
+
+def _ends(config: GenerationConfig, processor: PreTrainedTokenizerBase) -> list[int] | int | None:
+    """Where a text stops: at the tokenizer's end, and at what the checkpoint names (a chat's end of turn)."""
+    named = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    ends = sorted({one for one in (*named, processor.eos_token_id) if one is not None})
+    return ends if len(ends) > 1 else processor.eos_token_id
 
 
 def texts(

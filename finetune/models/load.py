@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,14 @@ class ModelArguments:
     add_tokens: list[str] | None = field(
         default=None,
         metadata={"help": "Tokens that the vocabulary gains; their rows are trained and saved."},
+    )
+
+
+def as_trained(options: Mapping[str, Any], source: str) -> ModelArguments:
+    """What a run's arguments.yaml says of its model, from another place. Its tokens and template lie in its folder."""
+    known = {k: v for k, v in options.items() if k in ModelArguments.__dataclass_fields__}
+    return ModelArguments(
+        **(known | {"model_name_or_path": source, "add_tokens": None, "chat_template_path": None})
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -24,6 +25,8 @@ from finetune.models.forward import shifted_right, unwrapped
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Examined
 from finetune.tasks.windows import frame
+
+logger = logging.getLogger(__name__)
 
 SOURCES = ("source", "dialogue", "document", "article", "text", "question", "input")
 
@@ -86,9 +89,9 @@ def encode_targets(
             "input_ids": ids,
             "labels": goals,
             "length": [len(source) + len(goal) for source, goal in zip(ids, goals, strict=True)],
-            "cut": [
-                dropped + max(len(all_) - len(goal), 0)
-                for (_, dropped), all_, goal in zip(sources, wanted, goals, strict=True)
+            "cut": [dropped for _, dropped in sources],
+            "cut_target": [
+                _lost(ids, goal, processor.eos_token_id) for ids, goal in zip(wanted, goals, strict=True)
             ],
         }
 
@@ -98,7 +101,7 @@ def encode_targets(
         "prefix": source_prefix,
         "suffix": source_suffix,
     }
-    return report_cut(mapped(rows, columns, encode, processor, options), max_length)
+    return _report(mapped(rows, columns, encode, processor, options), max_length, max_target_length)
 
 
 def encode_continuations(
@@ -132,7 +135,8 @@ def encode_continuations(
     suffix = source_suffix.rstrip(" ")
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        features: dict[str, list] = {name: [] for name in ("input_ids", "labels", "prompt", "length", "cut")}
+        names = ("input_ids", "labels", "prompt", "length", "cut", "cut_target")
+        features: dict[str, list] = {name: [] for name in names}
         whole = [source_prefix + text + suffix for text in batch[columns.text]]
         goals = [" " + text.strip() for text in batch[columns.label]]
         both = [one + other for one, other in zip(whole, goals, strict=True)]
@@ -155,7 +159,8 @@ def encode_continuations(
             features["labels"].append([IGNORED] * (len(head) - 1) + goal)
             features["prompt"].append(len(head))
             features["length"].append(len(head) + len(goal) - 1)
-            features["cut"].append(dropped + max(len(ids) - first + 1 - len(goal), 0))
+            features["cut"].append(dropped)
+            features["cut_target"].append(_lost(ids[first:], goal, eos))
         return features
 
     options = {
@@ -164,7 +169,7 @@ def encode_continuations(
         "prefix": source_prefix,
         "suffix": suffix,
     }
-    return report_cut(mapped(rows, columns, encode, processor, options), max_length)
+    return _report(mapped(rows, columns, encode, processor, options), max_length, max_target_length)
 
 
 def bind_targets(options: TaskArguments) -> dict[str, Callable]:
@@ -235,11 +240,31 @@ def want_both(
 
 
 def ended(ids: Sequence[int], most: int, eos: int | None) -> list[int]:
-    """At most `most` tokens with EOS at the end, whether or not the tokenizer puts it there."""
+    """At most `most` tokens, with EOS at the end of what is whole, whether or not the tokenizer puts it there.
+
+    What is cut ends in mid-sentence, where a model shall not learn to stop.
+    """
     if eos is None:
         return list(ids[:most])
-    bare = list(ids[:-1]) if ids and ids[-1] == eos else list(ids)
-    return [*bare[: most - 1], eos]
+    whole = [*(ids[:-1] if ids and ids[-1] == eos else ids), eos]
+    return whole[:most]
+
+
+def _lost(ids: Sequence[int], goal: Sequence[int], eos: int | None) -> int:
+    """Tokens of a target that were cut, its end not among them."""
+    bare = len(ids) - (eos is not None and len(ids) > 0 and ids[-1] == eos)
+    return max(bare - len(goal), 0)
+
+
+def _report(features: Dataset, max_length: int, max_target_length: int) -> Dataset:
+    """Says in the log how many sources and how many targets were cut; drops the counts' columns."""
+    many = sum(count > 0 for count in features["cut_target"][:])
+    if many:
+        logger.warning(
+            "%d of %d targets are longer than %d tokens and were cut; they have no end to learn (--max_target_length)",
+            many, len(features), max_target_length,
+        )  # fmt: skip
+    return report_cut(features.remove_columns("cut_target"), max_length)
 
 
 def forward(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:

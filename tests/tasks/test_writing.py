@@ -51,7 +51,8 @@ def test_source_and_target_of_an_encoder_decoder():
 def test_eos_is_there_once_whoever_puts_it():
     assert seq2seq.ended([8, 9, EOS], 8, EOS) == [8, 9, EOS]
     assert seq2seq.ended([8, 9], 8, EOS) == [8, 9, EOS]
-    assert seq2seq.ended([8, 9, 10, EOS], 3, EOS) == [8, 9, EOS]
+    assert seq2seq.ended([8, 9, EOS], 3, EOS) == [8, 9, EOS]
+    assert seq2seq.ended([8, 9, 10, EOS], 3, EOS) == [8, 9, 10]  # cut: no stop in mid-sentence
     assert seq2seq.ended([], 3, EOS) == [EOS]
     assert seq2seq.ended([8, 9, 10], 2, None) == [8, 9]
 
@@ -87,12 +88,17 @@ def test_a_long_source_never_swallows_suffix_or_target(caplog):
     assert "1 of 1 texts are longer" in caplog.text
 
 
-def test_a_long_target_is_cut_and_still_ends():
+def test_a_long_target_is_cut_without_an_end_and_counted_apart(caplog):
     processor = make_tokenizer("llama")
     (row,) = seq2seq.encode_continuations(
         rows(("a", "the film was good")), COLUMNS, processor, 16, None, max_target_length=3, source_suffix=""
     )
-    assert words(processor, [t for t in row["labels"] if t >= 0]) == ["the", "film", "</s>"]
+    assert words(processor, [t for t in row["labels"] if t >= 0]) == ["the", "film", "was"]
+    assert "1 of 1 targets are longer than 3 tokens" in caplog.text and "texts are longer" not in caplog.text
+    bart = make_tokenizer("bart")
+    (whole,) = seq2seq.encode_targets(rows(("a", "the film was")), COLUMNS, bart, 16, None, max_target_length=4)
+    (cut,) = seq2seq.encode_targets(rows(("a", "the film was")), COLUMNS, bart, 16, None, max_target_length=3)
+    assert whole["labels"][:3] == cut["labels"] and whole["labels"][3] == bart.eos_token_id
 
 
 @pytest.mark.parametrize("suffix", ["\n\n", "", ":", " ", "\n\n "])
@@ -164,7 +170,6 @@ def test_logits_are_asked_for_from_the_first_label_on():
     [
         (("\u200b", "good"), 4, "of the source"),
         (("good", "\u200b"), 4, "of the target"),
-        (("good", "bad"), 1, "of the target"),
     ],
 )
 def test_texts_of_which_nothing_is_left_are_refused(encode, row, most, message):

@@ -96,7 +96,9 @@ def test_a_long_target_is_cut_without_an_end_and_counted_apart(caplog):
     assert words(processor, [t for t in row["labels"] if t >= 0]) == ["the", "film", "was"]
     assert "1 of 1 targets are longer than 3 tokens" in caplog.text and "texts are longer" not in caplog.text
     bart = make_tokenizer("bart")
-    (whole,) = seq2seq.encode_targets(rows(("a", "the film was")), COLUMNS, bart, 16, None, max_target_length=4)
+    (whole,) = seq2seq.encode_targets(
+        rows(("a", "the film was")), COLUMNS, bart, 16, None, max_target_length=4
+    )
     (cut,) = seq2seq.encode_targets(rows(("a", "the film was")), COLUMNS, bart, 16, None, max_target_length=3)
     assert whole["labels"][:3] == cut["labels"] and whole["labels"][3] == bart.eos_token_id
 

@@ -130,12 +130,12 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
 def speed_checks() -> list[Check]:
     """Each measurement by itself on the card."""
     cases = {
-        "speed sft 135m lora": ("sft", "135m", "lora", "--rows", "32"),
-        "speed sft 135m full": ("sft", "135m", "full", "--rows", "32"),
-        "speed sft 1b lora": ("sft", "1b", "lora", "--rows", "24", "--sides", "ours,liger,compile,trl"),
-        "speed sft 1b full": ("sft", "1b", "full", "--rows", "24", "--sides", "ours,trl"),
+        "speed sft 1b lora": ("sft", "1b", "lora", "--rows", "24", "--sides", "ours,compile,trl"),
         "speed sft 7b lora": ("sft", "7b", "lora", "--rows", "16", "--sides", "ours,trl"),
+        "speed sft 1b full": ("sft", "1b", "full", "--rows", "24", "--sides", "ours,trl"),
+        "speed sft 135m lora": ("sft", "135m", "lora", "--rows", "48", "--sides", "ours,trl"),
         "speed encoder": ("encoder", "--rows", "64", "--sides", "ours,transformers"),
+        "speed sft 135m full": ("sft", "135m", "full", "--rows", "48", "--sides", "ours,trl"),
     }
     script = "scripts/benchmarks/gpu_speed.py"
     return [Check(name, [PYTHON, script, *case], 150, alone=True) for name, case in cases.items()]

@@ -22,22 +22,18 @@ def main(
     frontier: FrontierArguments, data: DataArguments, model: ModelArguments, reward: RewardArguments
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
-    from finetune.training.machine import world_size
+    from finetune.training.machine import processes
 
     keep_freed_memory()
     from pathlib import Path
 
     from finetune.artefacts.files import write_atomically
     from finetune.data.sources import load_rows
-    from finetune.errors import InputError
     from finetune.experiments.frontier import Frontier, run_points
     from finetune.experiments.frontier_plots import draw_frontier
     from finetune.reports.tables import comma_separated, markdown
 
-    if world_size() > 1:
-        raise InputError(
-            "The frontier is drawn by one process, run by run; start it without torchrun or accelerate launch"
-        )
+    processes("frontier")
     experiment = Frontier(frontier, model, reward, data, load_rows(data))
     experiment.prepare()
     names = ("method", "setting", "steps", "kl", "reward", "error")

@@ -28,7 +28,7 @@ def main(
     training: TrainingArguments,
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
-    from finetune.training.machine import world_size
+    from finetune.training.machine import processes
 
     keep_freed_memory()
     from pathlib import Path
@@ -43,7 +43,7 @@ def main(
     from finetune.training.options import settled
     from finetune.training.trainer import make_trainer
 
-    world_size()
+    processes("fuse")
     folders = [Path(folder) for folder in fusion.checked()]
     model = ModelArguments(model_name_or_path=base_of(folders[0]))
     row = settle(task, architecture(model))

@@ -34,9 +34,10 @@ def main(
     run: RunArguments,
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
-    from finetune.training.machine import world_size
+    from finetune.training.machine import processes
 
     keep_freed_memory()
+    processes("ppo")
     import torch
     from accelerate import Accelerator
 
@@ -86,7 +87,7 @@ def main(
     if checkpoint:
         learner.restore(checkpoint)
     if accelerator.is_main_process:
-        print(describe(world_size(), bool(run.bf16)))
+        print(describe(accelerator.num_processes, bool(run.bf16)))
     metrics = run_steps(learner, prompts, held_out, run, truth)
     if accelerator.is_main_process:
         save_policy(learner, run, metrics)

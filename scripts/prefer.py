@@ -41,7 +41,7 @@ def main(
     from finetune.artefacts.files import write_atomically
     from finetune.artefacts.folder import resolved_options
 
-    state, folder = join_processes(), Path(str(prefer.output_dir))
+    state, folder = join_processes("prefer"), Path(str(prefer.output_dir))
     with state.main_process_first():
         processor, network = load_base(model)
         parts = read_prompts(data, prompt, processor)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from finetune.data.sources import TextArguments
     from finetune.models.load import ModelArguments
     from finetune.models.scratch import ScratchArguments
+    from finetune.models.sharded import make_whole
     from finetune.objectives.contrastive import ContrastiveArguments
     from finetune.objectives.streams import StreamArguments
     from finetune.objectives.table import ObjectiveArguments, TuningArguments
@@ -35,7 +36,7 @@ def main(
     training: TrainingArguments,
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
-    from finetune.training.machine import world_size
+    from finetune.training.machine import processes
 
     keep_freed_memory()
     from transformers import set_seed
@@ -51,7 +52,7 @@ def main(
     from finetune.training.pretraining import FreshTrainer, check_options
     from finetune.training.trainer import make_trainer
 
-    world_size()
+    processes("pretrain")
     row = settle(objective, contrastive, training.seed)
     check_model(objective.objective, row, family(model, scratch))
     check_method(objective.objective, row, tuning.method)
@@ -83,6 +84,7 @@ def main(
     trainer = make_trainer(row, network, processor, training, features, batching=batching, kind=FreshTrainer)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = trainer.last_figures()
+    make_whole(trainer.unwrapped())
     if trainer.is_world_process_zero():
         if objective.objective == "contrastive":
             whole = trainer.unwrapped()

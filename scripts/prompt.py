@@ -45,7 +45,7 @@ def main(
     from prompts.study.run import Options
     from prompts.study.suite import run_suite, study_once
 
-    state = join_processes()
+    state = join_processes("prompt")
     options = Options(study, scoring, answers, endpoint, run)
     if run.rescore:
         failed = rescore(options)

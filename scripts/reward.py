@@ -26,7 +26,7 @@ def main(
     training: RewardTrainingArguments,
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
-    from finetune.training.machine import world_size
+    from finetune.training.machine import processes
 
     keep_freed_memory()
     from pathlib import Path
@@ -44,7 +44,7 @@ def main(
     from finetune.metrics import bootstrap
     from finetune.training.options import settled
 
-    world_size()
+    processes("reward")
     set_seed(training.seed)  # the head's and the adapter's first weights
     training = settled(training, find_method(method.method).learning_rate)
     with training.main_process_first(desc="reading pairs"):

@@ -29,7 +29,7 @@ def main(
     training: SftArguments,
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
-    from finetune.training.machine import world_size
+    from finetune.training.machine import processes
 
     keep_freed_memory()
     from dataclasses import replace
@@ -46,7 +46,7 @@ def main(
     from finetune.training.options import settled
     from finetune.training.sft import make_instruct_trainer
 
-    world_size()
+    processes("sft")
     task = TaskArguments(
         instruct.task,
         training.max_length,

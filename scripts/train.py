@@ -31,7 +31,7 @@ def main(
     training: TrainingArguments,
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
-    from finetune.training.machine import world_size
+    from finetune.training.machine import processes
 
     keep_freed_memory()
     from finetune.methods import find_method
@@ -39,7 +39,7 @@ def main(
     from finetune.training.options import settled
     from finetune.training.seeds import finished, repeats, save_spread
 
-    world_size()
+    processes("train")
     rate, best = find_method(method.method).learning_rate, find_task(task.task).best
     runs = []
     for chosen, each in repeats(data, training):

@@ -34,7 +34,7 @@ from finetune.methods import MethodArguments
 from finetune.models.load import ModelArguments
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.interrupts import Resuming
-from finetune.training.machine import world_size
+from finetune.training.machine import processes
 
 
 def as_trl_reward(
@@ -181,7 +181,7 @@ def align(
 ) -> None:
     """The whole of scripts/grpo.py, whose algorithms differ in `training` alone; figures are of held-out prompts."""
     keep_freed_memory()
-    world_size()
+    processes(training.algorithm if training.algorithm == "rloo" else "grpo")
     set_seed(training.seed)  # the adapter's first weights
     if method.method == "full" and training.beta and is_adapter(model.model_name_or_path):
         raise InputError(

@@ -22,7 +22,7 @@ from finetune.data.sources import DataArguments
 from finetune.methods import MethodArguments, attach, find_method
 from finetune.models.load import ModelArguments
 from finetune.training.allocator import keep_freed_memory
-from finetune.training.machine import world_size
+from finetune.training.machine import processes
 from finetune.training.options import settled
 
 
@@ -35,7 +35,7 @@ def align_on_pairs(
 ) -> None:
     """The whole of scripts/dpo.py, whose losses differ in `training` alone."""
     keep_freed_memory()
-    world_size()
+    processes("dpo")
     set_seed(training.seed)  # the adapter's first weights
     training = settled(training, find_method(method.method).learning_rate / 10)
     read = read_unpaired if isinstance(training, KTOTrainingArguments) else read_pairs

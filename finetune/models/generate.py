@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from finetune.errors import InputError
+from finetune.models.sharded import is_sharded
 
 WORDS = (
     "cache_implementation",
@@ -84,9 +85,16 @@ def texts(
     found = []
     was_training = network.training
     network.eval()
-    for batch in _batches(order, sources, batch_size, even=_has_virtual_tokens(network)):
-        written = _write(network, [sources[index] for index in batch], processor, config)
-        found += [(index, *one) for index, one in zip(batch, written, strict=True)]
+    batches = list(_batches(order, sources, batch_size, even=_has_virtual_tokens(network)))
+    sharded = is_sharded(network)
+    if (
+        sharded
+    ):  # each call is all processes' together: those with fewer batches write a text that nobody reads
+        most = max(gather_object([len(batches)]))
+        batches += [[]] * (most - len(batches))
+    for batch in batches:
+        written = _write(network, [sources[index] for index in batch or [0]], processor, config, sharded)
+        found += [(index, *one) for index, one in zip(batch, written, strict=False)]
     network.train(was_training)
     everything = found if alone or state.num_processes == 1 else gather_object(found)
     return [(text, score) for _, text, score in sorted(everything)]
@@ -117,7 +125,9 @@ def _write(
     sources: Sequence[Sequence[int]],
     processor: PreTrainedTokenizerBase,
     config: GenerationConfig,
+    together: bool = False,
 ) -> list[tuple[str, float]]:
+    """Texts and scores of one batch; `together` goes on until the last process has its end."""
     side = (
         "right" if network.config.is_encoder_decoder else "left"
     )  # an encoder's learnt positions begin with the text
@@ -126,7 +136,11 @@ def _write(
     )
     inputs = {name: batch[name].to(network.device) for name in ("input_ids", "attention_mask")}
     out = network.generate(
-        **inputs, generation_config=config, return_dict_in_generate=True, output_scores=True
+        **inputs,
+        generation_config=config,
+        return_dict_in_generate=True,
+        output_scores=True,
+        synced_gpus=together,
     )
     new = (
         out.sequences

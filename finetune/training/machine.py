@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import resource
+import sys
 from typing import Any
 
 import torch
@@ -37,6 +38,57 @@ def keep_to_cpu(options: Any) -> None:
     options.use_cpu = device().type == "cpu"
 
 
+# How several processes may share a verb's work. What isn't here is refused at the start, by name.
+SHARED_BY = {
+    "train": ("ddp", "fsdp2", "zero"), "sft": ("ddp", "fsdp2", "zero"), "pretrain": ("ddp", "fsdp2", "zero"),
+    "dpo": ("ddp", "zero"), "reward": ("ddp",), "ppo": ("ddp",), "grpo": ("ddp",), "rloo": ("ddp",), "prefer": ("ddp",),
+    "prompt": ("ddp",), "fuse": ("ddp",), "frontier": (), "serve": (), "assess": (), "adapter": (), "compare": (), "tokenizer": (), "board": (), "report": (), "compare_runs": (),
+    "import_task": (),
+}  # fmt: skip
+WAYS = {"ddp": "copies of the model (DDP)", "fsdp2": "shards (FSDP2)", "zero": "DeepSpeed's ZeRO-1 and -2"}
+
+
+def processes(verb: str) -> int:
+    """Number of processes that this run really has, and a way of sharing that the verb was made for.
+
+    Raises:
+        InputError: a launcher was asked for several processes and started one, several GPUs stand behind one process, or the
+            verb can't be shared in the way that the launcher was asked for.
+    """
+    size, way = world_size(), _way()
+    if way is None and size == 1:
+        return size
+    way = way or "ddp"
+    if way not in SHARED_BY[verb]:
+        kept = [WAYS[one] for one in SHARED_BY[verb]] or ["one process alone"]
+        raise InputError(
+            f"'{verb}' can't be shared by {WAYS.get(way, way)}; wanted {' or '.join(kept)} (docs/machines.md)"
+        )
+    if way != "ddp" and device().type == "cpu":
+        raise InputError(
+            f"{WAYS[way]} need GPUs: on CPUs accelerate would train copies of the model (DDP) without a word. "
+            "Wanted: scripts/accelerate/two_cpus.yaml, without --fsdp and --deepspeed"
+        )
+    return size
+
+
+def _way() -> str | None:
+    """What the launcher's environment or the command line asks for; None for nothing in particular."""
+    told = {
+        name: value.lower() in ("1", "true", "yes")
+        for name, value in os.environ.items()
+        if name.startswith("ACCELERATE_USE_")
+    }
+    words = {word.partition("=")[0] for word in sys.argv[1:]}
+    if told.get("ACCELERATE_USE_MEGATRON_LM") or told.get("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        return "Megatron or a parallelism of accelerate's"
+    if told.get("ACCELERATE_USE_DEEPSPEED") or "--deepspeed" in words:
+        return "DeepSpeed's ZeRO-3" if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3" else "zero"
+    if told.get("ACCELERATE_USE_FSDP") or "--fsdp" in words:
+        return "FSDP's first version" if os.environ.get("FSDP_VERSION", "2") != "2" else "fsdp2"
+    return None
+
+
 def world_size() -> int:
     """Number of processes that this run really has, checked against what the launcher was asked for.
 
@@ -58,15 +110,15 @@ def world_size() -> int:
     return size
 
 
-def join_processes() -> PartialState:
+def join_processes(verb: str) -> PartialState:
     """This run's processes, each knowing of the others; on CPUs with gloo between them.
 
     Left alone, accelerate joins processes by GPUs only: on CPUs each would believe to be the only one, and do all of the work.
 
     Raises:
-        InputError: as `world_size` does.
+        InputError: as `processes` does.
     """
-    size, on_cpu = world_size(), device().type == "cpu"
+    size, on_cpu = processes(verb), device().type == "cpu"
     state = PartialState(cpu=on_cpu)
     if state.num_processes != size:
         raise InputError(

@@ -20,6 +20,7 @@ from finetune.data.batching import BatchingArguments, check_budget
 from finetune.data.sources import DataArguments, load_rows
 from finetune.metrics.bootstrap import bootstrap, mean
 from finetune.models.load import ModelArguments, load_model
+from finetune.models.sharded import make_whole
 from finetune.tasks.answers import answerer, save_answers
 from finetune.tasks.limits import check_features, check_max_length
 from finetune.tasks.options import TaskArguments
@@ -159,6 +160,7 @@ def save_run(
     """
     metrics = trainer.last_figures()
     metrics["intervals"] = all_intervals(trainer, asked, metrics)
+    make_whole(trainer.unwrapped())
     if trainer.is_world_process_zero():
         folder = str(trainer.args.output_dir)
         if save_predictions:

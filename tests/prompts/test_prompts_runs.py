@@ -364,7 +364,7 @@ def test_processes_know_of_each_other(tmp_path: Path) -> None:
     (tmp_path / "told.py").write_text(
         "from finetune.cli.parser import leave_processes\n"
         "from finetune.training.machine import join_processes\n"
-        "state = join_processes()\n"
+        "state = join_processes('prompt')\n"
         "open(f'{state.process_index} of {state.num_processes}', 'w')\n"
         "leave_processes()\n"
     )

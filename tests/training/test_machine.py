@@ -1,7 +1,8 @@
-"""The allocator keeps what is freed, and hands it back before it becomes too much."""
+"""The allocator keeps what is freed and hands it back; verbs are shared in the ways that they were made for, or refused."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from finetune.errors import InputError
+from finetune.training.machine import SHARED_BY, processes
 
 ROOT = Path(__file__).parents[2]
 PILING_UP = """
@@ -40,3 +44,65 @@ def test_freed_memory_is_kept_up_to_half_of_what_there_is(limit, handed_back):
     less, content = map(float, done.stdout.split())
     assert (less > 500) == handed_back
     assert content == 60 * 1024
+
+
+@pytest.mark.parametrize(
+    ("verb", "environment", "complaint"),
+    [
+        (
+            "ppo",
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            "'ppo' can't be shared by DeepSpeed's ZeRO-1 and -2; wanted copies",
+        ),
+        (
+            "train",
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+            "ZeRO-3; wanted",
+        ),
+        ("dpo", {"ACCELERATE_USE_FSDP": "true"}, "'dpo' can't be shared by shards"),
+        ("train", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP's first version"),
+        ("train", {"ACCELERATE_USE_FSDP": "true"}, "need GPUs"),
+        ("sft", {"ACCELERATE_USE_DEEPSPEED": "true"}, "need GPUs"),
+        ("serve", {}, "'serve' can't be shared by copies of the model .DDP.; wanted one process alone"),
+        ("train", {"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron"),
+    ],
+)
+def test_ways_of_sharing_that_a_verb_was_not_made_for_are_refused_by_name(
+    verb, environment, complaint, monkeypatch
+):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for name, value in ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"} | environment).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=complaint):
+        processes(verb)
+
+
+def test_options_ask_for_a_way_too(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--fsdp", "full_shard"])
+    with pytest.raises(InputError, match="need GPUs"):
+        processes("train")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert processes("train") == processes("serve") == 1
+
+
+def test_every_verb_says_how_it_is_shared():
+    verbs = {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    assert verbs <= set(SHARED_BY), verbs - set(SHARED_BY)
+
+
+def test_shards_are_put_together_saved_and_written_with(tmp_path):
+    """Two processes over gloo; what they saved is what one process has."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [*command, str(ROOT / "tests" / "two_shards.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    apart = json.loads((tmp_path / "apart.json").read_text())
+    assert apart
+    assert max(apart.values()) < 1e-6, apart

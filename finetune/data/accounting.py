@@ -104,7 +104,7 @@ def unread(
         among: further values that nothing reads, as those under a message's key.
     """
     named = {name for columns in used.values() for name in columns}
-    taken = {name if name in rows.column_names else name.partition(".")[0] for name in named}
+    taken = named | {name.partition(".")[0] for name in named}
     places = range(0, len(rows), max(1, len(rows) // LOOKED_AT))
     found = {}
     for column in columns_of(rows):
@@ -116,7 +116,9 @@ def unread(
             found[column] = ""
         else:
             read = [
-                NUL.join([texts(row), *_texts([row[name] for name in sorted(taken)])])
+                NUL.join(
+                    [texts(row), *_texts([row[name] for name in sorted(taken & set(rows.column_names))])]
+                )
                 for row in map(rows.__getitem__, places)
             ]
             found[column] = "again" if _again(values, read) else "text"

@@ -118,10 +118,9 @@ def find_fields(rows: Dataset, data: DataArguments, answer: bool = True) -> Fiel
             f"{', '.join(ANSWERS)}. Set --label_column"
         )
     rest = [column for column in rest if column != label]
-    beside = (
-        tuple(name for name in BESIDE if name in rest)
-        if found.chat is None and found.layout != "text"
-        else ()
+    asks = found.chat is None and found.layout != "text"
+    beside = tuple(
+        name for name in BESIDE if asks and name in rest and not _stands_in(rows, name, str(found.asked))
     )
     dolly = found.layout == "alpaca" and "context" in beside and data.layout is None
     return replace(
@@ -163,6 +162,14 @@ def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
         "question_answer",
     )
     return Fields(data.layout or told, asked=column)
+
+
+def _stands_in(rows: Dataset, column: str, asked: str) -> bool:
+    """Whether a column's texts are parts of the questions already, in every row that has one."""
+    pairs = [(one, other) for one, other in zip(rows[column], rows[asked], strict=True) if one]
+    return all(
+        isinstance(one, str) and isinstance(other, str) and one.strip() in other for one, other in pairs
+    )
 
 
 def holds(rows: Dataset, column: str, what: Callable[[Any], bool]) -> bool:

@@ -28,7 +28,18 @@ from finetune.data.conversations import (
     said_in,
 )
 from finetune.data.encode import code, fingerprint
-from finetune.data.layouts import ASKED, BESIDE, CHATS, HISTORY, SYSTEM, Fields, find_fields, first_of, holds
+from finetune.data.layouts import (
+    ANSWERS,
+    ASKED,
+    BESIDE,
+    CHATS,
+    HISTORY,
+    SYSTEM,
+    Fields,
+    find_fields,
+    first_of,
+    holds,
+)
 from finetune.data.places import PLACE, columns_of, place_of
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
@@ -231,7 +242,9 @@ def lay_out_questions(
             {"text": [one], "label": [other]},
             lambda row: f"{row.get(one)}\x00{row.get(other)}",
         )
-    fields = find_fields(rows, data)
+    # a chat beside a question and its answer says the same once more
+    chats = [name for name in there if name.lower() in CHATS] if asked and first_of(ANSWERS, there) else []
+    fields = find_fields(rows.remove_columns(chats), data)
     if fields.chat or fields.tools:
         raise InputError(
             f"The rows of {data.name} are chats ({fields.chat or fields.tools}), which this task doesn't read; wanted one text and its "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Translation
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +16,8 @@ from finetune.data.checks import checked_splits
 from finetune.data.columns import Columns
 from finetune.data.encode import mapped, report_cut
 from finetune.data.laying import laid_out
-from finetune.data.questions import lay_out_questions
+from finetune.data.places import columns_of
+from finetune.data.questions import Laid, lay_out_questions
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.loss import IGNORED
@@ -42,7 +44,20 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
         InputError: missing columns, empty sources or targets.
     """
     flat = rows.changed(lambda part: part.flatten())
-    flat, columns = laid_out(flat, data, partial(lay_out_questions, sources=SOURCES, targets=TARGETS))
+    spoken = tuple(
+        name
+        for name, feature in (rows.train or rows.eval).features.items()
+        if isinstance(feature, Translation)
+    )
+
+    def lay_out(part: Dataset, data: DataArguments) -> Laid:
+        laid = lay_out_questions(part, data, SOURCES, TARGETS)
+        named = {name for names in laid.used.values() for name in names}
+        # a translation's other languages say the same
+        others = tuple(n for n in columns_of(part) if n.partition(".")[0] in spoken and n not in named)
+        return replace(laid, aside=others)
+
+    flat, columns = laid_out(flat, data, lay_out)
     both = Columns(columns.text, columns.label, columns.label)
     examined, _ = checked_splits(flat, data, both, lambda part, columns, where: None)
     return Examined(examined, columns, None)

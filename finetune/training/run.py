@@ -6,6 +6,7 @@ Knows tasks, models and folders; knows no method's or script's name.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from finetune.artefacts.folder import save_artefact
 from finetune.artefacts.runs import check_vacant, open_run
 from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.batching import BatchingArguments, check_budget
+from finetune.data.places import SET
 from finetune.data.sources import DataArguments, load_rows
 from finetune.metrics.bootstrap import bootstrap, mean
 from finetune.models.load import ModelArguments, load_model
@@ -28,7 +30,7 @@ from finetune.tasks.task import Asked, Examined, Task, intervals
 from finetune.tasks.weighting import shape_loss
 from finetune.training.description import describe_rows
 from finetune.training.options import TrainingArguments
-from finetune.training.trainer import ExactTrainer, by_length
+from finetune.training.trainer import ExactTrainer, Sets, by_length
 
 
 def read_rows(
@@ -120,7 +122,18 @@ def trainer_options(
         ),
         "answer": answerer(row, options, processor, asked, training.per_device_eval_batch_size),
         "patience": options.early_stopping_patience,
+        "sets": sets_of(asked),
     }
+
+
+def sets_of(asked: Asked) -> Sets | None:
+    """Which data set each evaluation row is of, by the last part of its name; None where there is one."""
+    if SET not in asked.rows.column_names:
+        return None
+    names = [Path(name).name for name in asked.rows[SET]]
+    numbers: list[int] = asked.features["row"][:]
+    place = {number: index for index, number in enumerate(sorted(set(numbers)))}
+    return Sets([names[place[number]] for number in numbers], names)
 
 
 def open_folder(

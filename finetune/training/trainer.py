@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from finetune.artefacts.checkpoints import Sealer
 from finetune.artefacts.runs import started_with
@@ -46,6 +46,14 @@ class _LossCheck(TrainerCallback):
         self.trainer.check_losses()
 
 
+@dataclass(frozen=True)
+class Sets:
+    """The data set of each evaluation feature, in the model's order, and of each raw row."""
+
+    features: list[str]
+    rows: list[str]
+
+
 class ExactTrainer(Resuming):
     """transformers' Trainer with exact losses, batches by length, and an end to runs whose loss is no number.
 
@@ -57,6 +65,7 @@ class ExactTrainer(Resuming):
         batching: how rows are put together.
         shape_loss: keyword arguments of the row's loss for training (smoothing, weights); evaluation has none of them.
         answer: (what evaluation kept, network) → one answer a raw row; they stand in `answers` after each evaluation.
+        sets: which data set each evaluation row is of, where there are several.
     """
 
     def __init__(
@@ -67,8 +76,10 @@ class ExactTrainer(Resuming):
         batching: BatchingArguments,
         shape_loss: dict[str, Any] | None = None,
         answer: Callable[[Any, Any], list[dict[str, Any]]] | None = None,
+        sets: Sets | None = None,
         **kwargs: Any,
     ) -> None:
+        self.sets = sets
         self.row, self.names, self.batching, self.shape_loss = row, names, batching, shape_loss or {}
         self.answer = answer
         self.answers: list[dict[str, Any]] = []
@@ -207,8 +218,25 @@ class ExactTrainer(Resuming):
             figures = self.row.figures(self.answers, self.names) if self.row.figures else {}
             named = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
             output.metrics.update(named)  # type: ignore[union-attr]
+        if self.sets is not None and len(self.sets.features) == len(output.predictions[0]):
+            output.metrics.update(self._by_set(output, metric_key_prefix))  # type: ignore[union-attr]
         self._want_best(output.metrics or {})
         return output
+
+    def _by_set(self, output: EvalLoopOutput, prefix: str) -> dict[str, float]:
+        """The figures of each data set alone, where there are several: `eval_NAME_accuracy`."""
+        assert self.sets is not None
+        whole, found = self.losses, {}
+        for name in dict.fromkeys(self.sets.features):
+            there = np.asarray(self.sets.features) == name
+            part = EvalPrediction(tuple(kept[there] for kept in output.predictions), output.label_ids[there])
+            figures = self._figures(part)
+            answers = [a for a, of in zip(self.answers, self.sets.rows, strict=False) if of == name]
+            if answers and self.row.figures:
+                figures |= self.row.figures(answers, self.names)
+            found |= {f"{prefix}_{name}_{figure}": value for figure, value in figures.items()}
+        self.losses = whole
+        return found
 
     def _want_best(self, figures: dict[str, float]) -> None:
         """The figure that tells the better of two models is among those that there are."""

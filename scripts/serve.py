@@ -1,8 +1,6 @@
-"""Serve a base and its adapters over HTTP: classify, tag, embed, generate, OpenAI's completions and chats; a
-page at /.
+"""Serve a base and its adapters over HTTP: classify, tag, embed, generate, OpenAI's API; a page at /.
 
 python scripts/serve.py --base smollm2 --adapters films=runs/films formal=runs/formal --adapters_dir runs
---port 8000
 """
 
 from __future__ import annotations
@@ -12,33 +10,49 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
+    from finetune.serving.access import AccessArguments
     from finetune.serving.service import ServeArguments
 
 
-def main(serve: ServeArguments) -> None:
-    from finetune.training.allocator import keep_freed_memory
+def main(serve: ServeArguments, access: AccessArguments) -> None:
+    from finetune.training.machine import keep_freed_memory
 
     keep_freed_memory()
+    import logging
     import os
-    from pathlib import Path
+    import sys
 
     import uvicorn
 
-    from finetune.errors import InputError
+    from finetune.pool.loading import fetched
     from finetune.pool.pool import AdapterPool
     from finetune.serving.app import make_app
     from finetune.serving.connections import configure
 
-    serve.api_key = serve.api_key or os.environ.get("API_KEY")
-    pool = AdapterPool(serve.base, memory_limit_mb=serve.memory_limit_mb, allow_mismatch=serve.allow_mismatch)
+    if not access.api_keys and os.environ.get("API_KEY"):
+        access.api_keys = [f"user={os.environ['API_KEY']}"]
+    access.admin_key = access.admin_key or os.environ.get("ADMIN_KEY")
+    lines = logging.StreamHandler(sys.stdout)  # one JSON object a request; everything else goes to stderr
+    logger = logging.getLogger("finetune.serving.access")
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    pool = AdapterPool(
+        serve.base, memory_limit_mb=serve.memory_limit_mb, allow_mismatch=serve.allow_mismatch,
+        require_passport=serve.require_passport,
+    )  # fmt: skip
     for entry in serve.adapters:
-        name, _, folder = entry.partition("=")
-        if not folder:
-            raise InputError(f"--adapters {entry}; wanted name=folder")
-        pool.add(name, Path(folder).resolve())  # whole, so that messages to clients can leave it out
-    settings = configure(
-        make_app(pool, serve), serve.host, serve.port, serve.max_queue, seconds=serve.patience()
+        pool.add(*fetched(entry))
+    app = make_app(pool, serve, access)
+    tls = (
+        {"ssl_certfile": access.tls_certificate, "ssl_keyfile": access.tls_key}
+        if access.tls_certificate
+        else {}
     )
+    settings = configure(
+        app, serve.host, serve.port, seconds=serve.patience(), per_address=access.connections_per_address,
+        drain=access.drain_seconds, access_log=False, **tls,
+    )  # fmt: skip
     uvicorn.Server(settings).run()
 
 

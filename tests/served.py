@@ -17,6 +17,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="the server needs the extra 'ser
 httpx = pytest.importorskip("httpx", reason="the requests of these tests need httpx")
 
 from finetune.pool.pool import AdapterPool  # noqa: E402
+from finetune.serving.access import AccessArguments  # noqa: E402
 from finetune.serving.app import make_app  # noqa: E402
 from finetune.serving.connections import configure  # noqa: E402
 from finetune.serving.service import ServeArguments, Served  # noqa: E402
@@ -48,9 +49,13 @@ class Running:
 
 @contextmanager
 def serving(pool: AdapterPool, **options: Any) -> Iterator[Running]:
-    arguments = ServeArguments(**({"base": "tiny"} | options))
-    app = make_app(pool, arguments)
-    server = uvicorn.Server(configure(app, port=0, seconds=arguments.patience(), log_level="critical"))
+    own = AccessArguments.__dataclass_fields__
+    access = AccessArguments(**{name: value for name, value in options.items() if name in own})
+    further = {name: value for name, value in options.items() if name not in own}
+    arguments = ServeArguments(**({"base": "tiny"} | further))
+    app = make_app(pool, arguments, access)
+    settings = {"seconds": arguments.patience(), "per_address": access.connections_per_address}
+    server = uvicorn.Server(configure(app, port=0, log_level="critical", **settings))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]

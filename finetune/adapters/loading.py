@@ -75,8 +75,23 @@ def labels_of(folder: str | Path) -> list[str] | None:
 
 
 def tokenizer_of(folder: str | Path) -> Any:
-    """The tokenizer that lies beside an adapter, or None where there is none."""
-    return load_processor(str(folder)) if (Path(folder) / TOKENIZER).is_file() else None
+    """The tokenizer that lies beside an adapter, or None where there is none.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    if not (Path(folder) / TOKENIZER).is_file():
+        return None
+    try:
+        return load_processor(str(folder))
+    except InputError:
+        raise
+    except BaseException as error:  # a panic of the tokenizers' Rust is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise InputError(
+            f"The tokenizer in {folder} can't be read: {type(error).__name__}: {error}"
+        ) from error
 
 
 def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:

@@ -4,8 +4,7 @@ between adapters."""
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,20 +193,8 @@ def _check_plain(folder: Path, config: dict[str, Any]) -> None:
 def _listed(name: str, wanted: Any) -> bool:
     """Whether PEFT counts a module among names or below one regular expression."""
     if isinstance(wanted, str):
-        _check_patterns("feedforward_modules", [wanted])
         return get_pattern_key([wanted], name) == wanted
     return any(name == entry or name.endswith(f".{entry}") for entry in wanted or ())
-
-
-def _check_patterns(option: str, patterns: Iterable[str]) -> None:
-    """Regular expressions come from a file that anyone may have written: one that repeats a repetition may
-    never end."""
-    for pattern in patterns:
-        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > 3:
-            raise InputError(
-                f"The {option} {pattern!r} repeats too much; wanted names of modules, or up to three of '*' "
-                "and '+'"
-            )
 
 
 def _check_whole(folder: Path, config: dict[str, Any], name: str) -> None:
@@ -221,7 +208,6 @@ def _check_whole(folder: Path, config: dict[str, Any], name: str) -> None:
 
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
     patterns = config.get("alpha_pattern") or {}
-    _check_patterns("alpha_pattern", patterns)
     alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
 

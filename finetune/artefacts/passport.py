@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune.artefacts.bounds import check_bounds, read_json
 from finetune.artefacts.files import write_atomically
 from finetune.errors import InputError
 from finetune.methods import HEAD_TASKS, head_names
@@ -96,12 +97,7 @@ def read_passport(folder: str | Path) -> dict[str, Any] | None:
     path = Path(folder) / PASSPORT
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"Cannot read {path}: {error}. Remove the file to load without its checks"
-        ) from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}; wanted what training wrote")
     return content
@@ -189,10 +185,7 @@ def check_files(folder: str | Path) -> dict[str, Any]:
     if not (path / CONFIG).is_file():
         state = "holds no adapter_config.json" if path.is_dir() else "does not exist"
         raise InputError(f"{path} is no adapter: it {state}. Wanted an output folder of training, or of PEFT")
-    try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read {path / CONFIG}: {error}") from error
+    config = read_json(path / CONFIG)
     if not isinstance(config, dict) or "peft_type" not in config:
         raise InputError(f"{path / CONFIG} names no peft_type; wanted the configuration that PEFT saved")
     mapping = config.get("auto_mapping")
@@ -210,6 +203,7 @@ def check_files(folder: str | Path) -> dict[str, Any]:
             f"{path} has no {WEIGHTS}; pickled weights (.bin, .pt) are not opened. Save the adapter again "
             "by PEFT"
         )
+    check_bounds(path / CONFIG, config)
     _names(path)
     return config
 

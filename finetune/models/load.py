@@ -238,6 +238,7 @@ def load_model(
             network.config.update({entry: names})
     if model.attn_implementation is None:
         cpu.choose(network)
+    own_weights(network)
     fit_embeddings(network, processor, gained)  # its padding too, which a checkpoint may have no row for
     _lay_out(network)
     return processor, network
@@ -247,6 +248,20 @@ def _own_pad(settings: Any, processor: PreTrainedTokenizerBase) -> dict[str, int
     """The pad token where the checkpoint has a row for it; a layer can't be made with padding beyond its rows."""
     rows, pad = settings.get_text_config().to_dict().get("vocab_size"), processor.pad_token_id
     return {"pad_token_id": pad if isinstance(rows, int) and pad < rows else None}
+
+
+def own_weights(network: torch.nn.Module) -> None:
+    """Weights in memory of their own. As they are loaded they lie in the file, by a map: a file that is overwritten
+    changes a model that is in use, and one that is cut short ends the process.
+    """
+    copies: dict[int, torch.Tensor] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() not in copies:  # tied ones stay tied
+            copies[tensor.data_ptr()] = tensor.detach().clone()
+    for tensor in (*network.parameters(), *network.buffers()):
+        copy = copies.get(tensor.data_ptr())
+        if copy is not None and copy.shape == tensor.shape:
+            tensor.data = copy
 
 
 def _lay_out(network: PreTrainedModel) -> None:

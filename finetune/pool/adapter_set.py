@@ -13,7 +13,7 @@ import torch
 
 from finetune.adapters.loading import MODELS, labels_of, quietly
 from finetune.adapters.weights import KINDS, Unmixable, read_adapter
-from finetune.artefacts.passport import check_files, check_passport
+from finetune.artefacts.passport import WEIGHTS, check_files, check_passport
 from finetune.device import device as here
 from finetune.errors import InputError
 from finetune.pool import virtual_tokens
@@ -139,6 +139,7 @@ class AdapterSet:
         return Lanes(self.network, self.run, self.ends, self.prefixes)
 
     def _read(self, folder: Path) -> Ready:
+        _check_size(folder, self._registry.limit)
         try:
             return self._read_whole(folder)
         except InputError:
@@ -159,7 +160,7 @@ class AdapterSet:
         try:
             ready = self._mixed(folder)
         except Unmixable as reason:
-            ready = self._by_itself(folder, config, reason)
+            ready = self._by_itself(folder, config, str(reason).replace(f"{folder} ", "it "))
         ready.trained_for = ready.adapter.passport.get("task")
         ready.max_length = max_length(folder)
         return ready
@@ -189,10 +190,10 @@ class AdapterSet:
             raise Unmixable(f"it brings '{next(iter(adapter.heads))}' whole")
         return ready
 
-    def _by_itself(self, folder: Path, config: dict[str, Any], reason: Unmixable) -> Ready:
+    def _by_itself(self, folder: Path, config: dict[str, Any], reason: str) -> Ready:
         """An adapter whose rows are run by themselves, through PEFT on the same base."""
         with self._turn:
-            ready = stand_alone(folder, config, self.task_heads, str(reason))
+            ready = stand_alone(folder, config, self.task_heads, reason)
             alone = ready.alone
             assert alone is not None
             self._check(folder, (alone.texts or self.texts).processor)
@@ -200,3 +201,14 @@ class AdapterSet:
 
     def _check(self, folder: Path, processor: Any) -> None:
         check_passport(folder, self.network, processor, self.allow_mismatch, required=self.require_passport)
+
+
+def _check_size(folder: Path, limit: int) -> None:
+    """Refuse weights that the memory for adapters can't hold, before they are read."""
+    file = folder / WEIGHTS
+    size = file.stat().st_size if file.is_file() else 0
+    if size > limit:
+        raise InputError(
+            f"{folder} has {size / 2**20:.0f} MB of weights; this pool holds {limit / 2**20:.0f}. Raise the "
+            "memory limit"
+        )

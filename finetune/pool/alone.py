@@ -74,12 +74,15 @@ def stand_alone(folder: Path, config: dict[str, Any], heads: TaskHeads, reason: 
     settings = _settings(folder, task)
     if settings.is_prompt_learning:
         raise InputError(f"{folder} holds a {kind} adapter, which can't be served: {reason}")
-    tensors, labels = read_tensors(folder), labels_of(folder)
+    tensors, labels = _own_heads(folder, read_tensors(folder)), labels_of(folder)
     shares = not str(config.get("init_lora_weights") or "").startswith(REDRAWN)
     network = _network(heads, task, tensors, labels, shares)
     texts = _own_texts(folder, heads.network, network)
     shared = {id(p): (p, p._version) for p in heads.network.parameters()}
+    again = None if kind == "LORA" else copy.deepcopy(network, _same(network))
     tuned = _tuned(folder, network, settings, tensors)
+    if again is not None:
+        _check_whole(folder, kind, tuned, _tuned(folder, again, copy.deepcopy(settings), tensors))
     if any(p._version != version for p, version in shared.values()):
         raise RuntimeError(f"{folder} wrote into the base's own weights; restart with another base")
     plain = tuned.get_base_model().eval().requires_grad_(False)
@@ -131,6 +134,10 @@ def _network(
             )
         return twin(heads.network if writes else heads.trunk, shares)
     last = [t for name, t in tensors.items() if name.endswith("weight") and t.dim() == 2]
+    if not labels and not last:
+        raise InputError(
+            f"There is no head for {task} in the adapter; save it with its head in modules_to_save"
+        )
     width = len(labels) if labels else last[-1].shape[0]
     model = _with_room(heads.bare(task, width))
     setattr(model, model.base_model_prefix, twin(heads.trunk, shares))
@@ -160,10 +167,39 @@ def _tuned(folder: Path, network: Any, settings: Any, tensors: dict[str, torch.T
     if found.unexpected_keys:
         raise InputError(f"{folder} holds '{found.unexpected_keys[0]}', which this base has no place for")
     wanted = set(peft.get_peft_model_state_dict(tuned, save_embedding_layers=False))
-    missing = sorted(wanted - set(tensors))
+    wrapped = ("modules_to_save", "original_module")  # PEFT's second names for what stands under a first
+    missing = sorted(name for name in wanted - set(tensors) if not set(wrapped) & set(name.split(".")))
     if missing:
         raise InputError(f"'{missing[0]}' is missing from {folder}; save the adapter again")
     return tuned
+
+
+def _own_heads(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The file's weights without those that PEFT writes twice: with `bias` a head's bias stands there under
+    the name of its wrapper too."""
+    kept = {}
+    for name, tensor in tensors.items():
+        plain = name.replace(".modules_to_save.", ".")
+        if plain != name and plain in tensors and torch.equal(tensor, tensors[plain]):
+            continue
+        if ".original_module." not in name:
+            kept[name] = tensor
+    return kept
+
+
+def _same(network: nn.Module) -> dict[int, Any]:
+    return {id(t): t for t in (*network.parameters(), *network.buffers())}
+
+
+def _check_whole(folder: Path, kind: str, one: nn.Module, other: nn.Module) -> None:
+    """Refuse a file from which each loading makes another model: part of the method is drawn and not
+    saved."""
+    theirs = dict(other.named_parameters()) | dict(other.named_buffers())
+    for name, tensor in (*one.named_parameters(), *one.named_buffers()):
+        if "original_module" not in name and not torch.equal(tensor.nan_to_num(), theirs[name].nan_to_num()):
+            raise InputError(
+                f"{folder} is not whole: PEFT draws '{name}' of a {kind} adapter anew at each loading"
+            )
 
 
 def _unshare(network: nn.Module, names: set[str]) -> None:

@@ -4,6 +4,7 @@ batches."""
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,42 @@ def digest(folder: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def stamp_of(folder: Path) -> tuple[int, int]:
+    """Time of change and size of an adapter's weights, zeros where there are none."""
+    file = folder / WEIGHTS
+    if not file.is_file():
+        return 0, 0
+    stat = file.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
 def max_length(folder: Path) -> int | None:
     """Longest input, in tokens, that the adapter was trained on; None where its folder doesn't say."""
     file = folder / ARGUMENTS
     return yaml.safe_load(file.read_text(encoding="utf-8")).get("max_length") if file.is_file() else None
+
+
+def fetched(entry: str) -> tuple[str, Path]:
+    """Name and folder of `name=folder`, or of `name=hub:OWNER/REPOSITORY@COMMIT`, which is fetched.
+
+    Raises:
+        InputError: neither of the two, or a hub's adapter without its commit: a branch may be another
+            tomorrow.
+    """
+    name, _, folder = entry.partition("=")
+    if not folder:
+        raise InputError(f"--adapters {entry}; wanted name=folder, or name=hub:OWNER/REPOSITORY@COMMIT")
+    if not folder.startswith("hub:"):
+        return name, Path(folder).resolve()  # whole, so that messages to clients can leave it out
+    repository, _, commit = folder.removeprefix("hub:").partition("@")
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise InputError(
+            f"--adapters {entry} names no commit; wanted hub:OWNER/REPOSITORY@ and 40 hex digits"
+        )
+    from huggingface_hub import snapshot_download
+
+    kept = ["adapter_config.json", "*.safetensors", "*.json", "*.yaml", "*.jinja", "*.model", "*.txt"]
+    try:
+        return name, Path(snapshot_download(repository, revision=commit, allow_patterns=kept))
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot fetch {repository} at {commit} from the hub: {error}") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import InputError
-from finetune.pool.loading import digest
+from finetune.pool.loading import digest, stamp_of
 from finetune.pool.mixing import Chain, Ready
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
@@ -35,6 +35,7 @@ class Entry:
     task: str | None
     labels: list[str] | None
     alone: str | None
+    stamp: tuple[int, int]
     ready: Ready | None = None
     used: int = 0
 
@@ -48,7 +49,7 @@ class Registry:
     """
 
     def __init__(self, read: Callable[[Path], Ready], limit: int) -> None:
-        self._read, self._limit = read, limit
+        self._read, self.limit = read, limit
         self._entries: dict[str, Entry] = {}
         self._lock, self._clock = threading.Lock(), 0
 
@@ -66,8 +67,9 @@ class Registry:
             )
         self._check_free(name, replace)
         path = Path(folder)
+        stamp = stamp_of(path)
         ready = self._read(path)
-        entry = Entry(path, digest(path), ready.task, ready.labels, _reason(ready), ready)
+        entry = Entry(path, digest(path), ready.task, ready.labels, _reason(ready), stamp, ready)
         with self._lock:
             self._check_free(name, replace)
             self._entries[name] = entry
@@ -88,8 +90,8 @@ class Registry:
             del self._entries[name]
 
     def listed(self) -> dict[str, dict[str, Any]]:
-        """Name → folder, kind of task, labels, whether its tensors are in memory, and why it is run by itself
-        (None: it mixes)."""
+        """Name → folder, kind of task, labels, whether its tensors are in memory, why it is run by itself
+        (None: it mixes), and whether its file has changed since it was read (what was read is served)."""
         with self._lock:
             return {
                 name: {
@@ -98,6 +100,7 @@ class Registry:
                     "labels": e.labels,
                     "in_memory": e.ready is not None,
                     "by_itself": e.alone,
+                    "changed": stamp_of(e.folder) != e.stamp,
                 }
                 for name, e in self._entries.items()
             }
@@ -140,7 +143,7 @@ class Registry:
         loaded = [e for e in self._entries.values() if e.ready is not None]
         total = sum(e.ready.size() for e in loaded if e.ready)
         for entry in sorted(loaded, key=lambda e: e.used):
-            if total <= self._limit:
+            if total <= self.limit:
                 return
             if entry.ready is not None and entry not in keep:
                 total -= entry.ready.size()

@@ -12,16 +12,20 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from finetune.errors import InputError
 from finetune.pool.pool import AdapterPool
 from finetune.pool.registry import UnknownAdapter
 from finetune.pool.sampling import Sampling
+from finetune.serving.access import LOCAL, AccessArguments, Key, key_of, parse_keys
 from finetune.serving.batcher import Busy
 from finetune.serving.middleware import Limits
 from finetune.serving.openai_routes import add_openai
+from finetune.serving.openai_schemas import LoadAdapter, UnloadAdapter
+from finetune.serving.rescan import rescan
 from finetune.serving.responses_routes import add_responses
 from finetune.serving.schemas import AddAdapter, Ask, Attribute, Classify, Generate
 from finetune.serving.service import ServeArguments, Served
@@ -32,13 +36,17 @@ PACKAGE = "finetune-and-prompt"
 PAGE, DOCS = Path(__file__).with_name("page.html"), Path(__file__).with_name("docs.html")
 
 
-def make_app(pool: AdapterPool, options: ServeArguments) -> FastAPI:
+def make_app(pool: AdapterPool, options: ServeArguments, access: AccessArguments | None = None) -> FastAPI:
     """The application; `connections.configure` puts it on uvicorn."""
-    served = Served(pool, options)
+    served = Served(pool, options, access)
+    access = served.access
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        looking = asyncio.create_task(_rescan(served)) if access.rescan_seconds > 0 else None
         yield
+        if looking is not None:
+            looking.cancel()
         await asyncio.to_thread(served.batcher.close)
 
     about = {
@@ -48,13 +56,25 @@ def make_app(pool: AdapterPool, options: ServeArguments) -> FastAPI:
     }
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, **about)
     app.state.served = served
+    keys = parse_keys(access.api_keys)
+    if keys and access.admin_key:
+        keys.append(Key("admin", access.admin_key))
+    # a server on this machine alone goes by this machine's names, whatever a page elsewhere calls it
+    hosts = [name.lower() for name in access.allowed_hosts or (LOCAL if options.host in LOCAL else ())]
     app.add_middleware(
         Limits,
         body=options.max_body_kb * 1024,
         seconds=options.patience(),
-        key=options.api_key,
+        running=options.max_queue,
+        keys=keys,
+        hosts=hosts,
         figures=served.figures,
+        texts=access.log_texts,
     )
+    if access.cors_origins:  # outside the limits: a browser's question before the request brings no key
+        app.add_middleware(
+            CORSMiddleware, allow_origins=access.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
     _add_errors(app, served)
     _add_pages(app, served)
     _add_own(app, served)
@@ -128,14 +148,26 @@ def _add_pages(app: FastAPI, served: Served) -> None:
         return shown(DOCS)
 
     @app.get("/health")
-    async def health() -> dict[str, Any]:
+    async def health() -> Any:
+        """Whether this process can still answer; restart it where not."""
+        if not served.working:
+            return _failure(503, "No batches are being made; restart this server")
         return {"status": "ok", "adapters": len(pool.adapters()), "waiting": served.batcher.waiting}
 
+    @app.get("/ready")
+    async def ready() -> Any:
+        """Whether it takes new requests; send them elsewhere where not."""
+        waiting = served.batcher.waiting
+        if served.draining or not served.working or waiting >= served.options.max_queue:
+            return _failure(503, "This server takes no requests at the moment", **{"Retry-After": "1"})
+        return {"status": "ready", "waiting": waiting}
+
     @app.get("/metrics")
-    async def metrics() -> PlainTextResponse:
+    async def metrics() -> Response:
         counts = {f"{name}_total": float(count) for name, count in served.batcher.counts.items()}
         gauges = {"waiting": float(served.batcher.waiting), "adapters": float(len(pool.adapters()))}
-        return PlainTextResponse(served.figures.text(counts | gauges), media_type="text/plain; version=0.0.4")
+        gauges |= {"prefix_hits_total": float(pool.prefixes.hits)}
+        return Response(served.figures.text(counts | gauges), media_type="text/plain; version=0.0.4")
 
 
 def _add_own(app: FastAPI, served: Served) -> None:
@@ -188,33 +220,90 @@ def _add_adapters(app: FastAPI, served: Served) -> None:
 
     @app.get("/v1/adapters")
     async def listed() -> dict[str, Any]:
-        known = {
-            name: {k: v for k, v in entry.items() if k != "folder"} for name, entry in pool.adapters().items()
-        }
+        known = {name: _told(served, entry) for name, entry in pool.adapters().items()}
         return {"base": served.base, "writes": pool.writes, "adapters": known}
 
     @app.post("/v1/adapters", status_code=201)
-    async def add(ask: AddAdapter) -> Any:
-        if served.options.adapters_dir is None:
-            return _failure(
-                403, "Adapters can't be added here; the server must be started with --adapters_dir"
-            )
-        root = Path(served.options.adapters_dir).resolve()
-        folder = (root / ask.folder).resolve() if "\0" not in ask.folder else root
-        if folder == root or not folder.is_relative_to(root):
-            return _failure(
-                403, "The folder is outside the one that adapters may come from; name one below it"
-            )
-        try:
-            await asyncio.to_thread(pool.add, ask.name, folder, ask.replace)
-        except InputError as error:
-            raise InputError(str(error).replace("replace=True", '"replace": true')) from error
-        return {"name": ask.name} | {k: v for k, v in pool.adapters()[ask.name].items() if k != "folder"}
+    async def add(ask: AddAdapter, request: Request) -> Any:
+        folder = _allowed(served, request, ask.folder)
+        if isinstance(folder, JSONResponse):
+            return folder
+        await _add(served, ask.name, folder, ask.replace)
+        return {"name": ask.name} | _told(served, pool.adapters()[ask.name])
 
     @app.delete("/v1/adapters/{name}")
-    async def remove(name: str) -> dict[str, str]:
+    async def remove(name: str, request: Request) -> Any:
+        refused = _allowed(served, request, None)
+        if refused is not None:
+            return refused
         pool.remove(name)
         return {"removed": name}
+
+    @app.post("/v1/load_lora_adapter")
+    async def load(ask: LoadAdapter, request: Request) -> Any:
+        """vLLM's way to add an adapter."""
+        folder = _allowed(served, request, ask.lora_path)
+        if isinstance(folder, JSONResponse):
+            return folder
+        await _add(served, ask.lora_name, folder, bool(ask.load_inplace))
+        return Response(
+            f"Success: LoRA adapter '{ask.lora_name}' added successfully.", media_type="text/plain"
+        )
+
+    @app.post("/v1/unload_lora_adapter")
+    async def unload(ask: UnloadAdapter, request: Request) -> Any:
+        refused = _allowed(served, request, None)
+        if refused is not None:
+            return refused
+        pool.remove(ask.lora_name)
+        return Response(
+            f"Success: LoRA adapter '{ask.lora_name}' removed successfully.", media_type="text/plain"
+        )
+
+
+async def _add(served: Served, name: str, folder: Any, replace: bool) -> None:
+    if name == served.base:
+        raise InputError(f"'{name}' is the base's own name; wanted another for an adapter")
+    try:
+        await asyncio.to_thread(served.pool.add, name, folder, replace)
+    except InputError as error:
+        raise InputError(str(error).replace("replace=True", '"replace": true')) from error
+
+
+def _told(served: Served, entry: dict[str, Any]) -> dict[str, Any]:
+    """What clients may know of an adapter."""
+    kept = {key: value for key, value in entry.items() if key != "folder"}
+    return kept | {"by_itself": entry["by_itself"] and served.plain(entry["by_itself"])}
+
+
+def _allowed(served: Served, request: Request, folder: str | None) -> Any:
+    """The folder below the one that adapters may come from (None for none); a refusal where adapters can't be
+    added or removed by this client. Both under one condition: nobody can take away what nobody can put
+    back."""
+    root, key = served.options.adapters_dir, served.access.admin_key
+    if root is None:
+        return _failure(403, "Adapters can't be changed here; the server must be started with --adapters_dir")
+    if key is None and served.options.host not in LOCAL:
+        return _failure(403, "Adapters can't be changed here; the server must be started with --admin_key")
+    given = request.headers.get("authorization", "").encode("latin-1", "replace")
+    if key is not None and key_of(given, [Key("admin", key)]) is None:
+        return _failure(
+            403, ("Adapters are changed with the admin's key alone; wanted 'Authorization: Bearer KEY'")
+        )
+    if folder is None:
+        return None
+    whole = Path(root).resolve()
+    found = (whole / folder).resolve() if "\0" not in folder else whole
+    if found == whole or not found.is_relative_to(whole):
+        return _failure(403, "The folder is outside the one that adapters may come from; name one below it")
+    return found
+
+
+async def _rescan(served: Served) -> None:
+    """Have the pool follow its folder: new adapters come, changed ones are replaced, vanished ones go."""
+    while True:
+        await asyncio.sleep(served.access.rescan_seconds)
+        await asyncio.to_thread(rescan, served.pool, Path(served.options.adapters_dir or "."))
 
 
 def _paired(texts: list[str], pairs: list[str]) -> list[tuple[str, str]]:

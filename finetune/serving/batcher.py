@@ -80,13 +80,18 @@ class Batcher:
         self._questions: deque[Question] = deque()
         self._orders: deque[Order] = deque()
         self._writing, self._written = pool.writing() if pool.writes else None, dict[Row, Order]()
-        self._closed = threading.Event()
+        self._closed, self._busy_since = threading.Event(), 0.0
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
         return self._inbox.qsize() + len(self._questions) + len(self._orders)
+
+    def working(self, seconds: float) -> bool:
+        """Whether the thread lives, and hasn't been at one batch for longer than that."""
+        busy = time.monotonic() - self._busy_since if self._busy_since else 0.0
+        return self._thread.is_alive() and busy < seconds
 
     def submit(self, job: Question | Order) -> None:
         """Put a job in line.
@@ -108,6 +113,7 @@ class Batcher:
 
     def _work(self) -> None:
         while self._receive():
+            self._busy_since = time.monotonic()
             try:
                 self._questions = deque(q for q in self._questions if not q.answer.cancelled())
                 self._orders = deque(order for order in self._orders if not order.abandoned)
@@ -118,6 +124,7 @@ class Batcher:
             except Exception as error:  # whatever it was: without this thread nobody is ever answered again
                 logger.exception("A batch broke")
                 self._fail(error)
+            self._busy_since = 0.0
         self._dismiss()
 
     def _receive(self) -> bool:

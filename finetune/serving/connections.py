@@ -1,9 +1,10 @@
-"""A server's connections: heads that never end, answers that nobody reads. Knows uvicorn; knows no routes and
-no models."""
+"""A server's connections: heads that never end, answers that nobody reads, too many from one address. Knows
+uvicorn; knows no routes and no models."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from typing import Any
 
 import h11
@@ -12,14 +13,27 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class Patient(H11Protocol):
-    """uvicorn's HTTP/1.1 with an end to patience; alone it waits for a head, or for a reader, for ever."""
+    """uvicorn's HTTP/1.1 with an end to patience; alone it waits for a head, or for a reader, for ever.
+
+    Where an address has too many connections, its longest idle one makes room: whoever opens many and says
+    nothing keeps nobody out, a probe from the same address neither.
+    """
 
     seconds = 20.0
+    per_address = 64
+    open: dict[str, list[Patient]]
     _head: asyncio.TimerHandle | None = None
     _reader: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: Any) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
+        mine = self.open[self.address]
+        mine.append(self)
+        idle = [one for one in mine if one.cycle is None or one.cycle.response_complete]
+        if len(mine) > self.per_address and idle:
+            mine.remove(idle[0])  # at once: many may come before its end is heard of
+            idle[0].transport.abort()
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
@@ -37,6 +51,10 @@ class Patient(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self in self.open[self.address]:
+            self.open[self.address].remove(self)
+        if not self.open[self.address]:
+            del self.open[self.address]
         for timer in (self._head, self._reader):
             if timer is not None:
                 timer.cancel()
@@ -68,18 +86,21 @@ class Patient(H11Protocol):
         self.transport.close()
 
 
-def configure(
-    app: Any, host: str = "127.0.0.1", port: int = 8000, most: int | None = None, **options: Any
-) -> uvicorn.Config:
+def configure(app: Any, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> uvicorn.Config:
     """uvicorn's settings for the application.
 
     Args:
-        most: connections at a time; more are answered with 503.
-        options: uvicorn's own, and `seconds`: the patience with a slow head or reader.
+        options: uvicorn's own; `seconds`, the patience with a slow head or reader; `per_address`, connections
+            that an address may have open; `drain`, seconds that running requests may go on after a signal to
+            stop.
     """
-    protocol = type("Patient", (Patient,), {"seconds": options.pop("seconds", Patient.seconds)})
-    # an answer that streams must not keep the server from stopping
-    ends = {"timeout_graceful_shutdown": 5, "server_header": False}
+    settings = {
+        "seconds": options.pop("seconds", Patient.seconds),
+        "per_address": options.pop("per_address", Patient.per_address),
+        "open": defaultdict(list),
+    }
+    # an answer that streams must not keep the server from stopping for ever
+    ends = {"timeout_graceful_shutdown": round(options.pop("drain", 5)), "server_header": False}
     return uvicorn.Config(
-        app, host=host, port=port, limit_concurrency=most, http=protocol, ws="none", **(ends | options)
+        app, host=host, port=port, http=type("Patient", (Patient,), settings), ws="none", **(ends | options)
     )

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import json
+import logging
+import re
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
+from finetune.serving.access import Key, current_key, key_of
 from finetune.serving.prometheus import Figures
 
-OPEN = ("/", "/docs", "/health")
+logger = logging.getLogger("finetune.serving.access")  # one line of JSON a request
+
+PROBES = ("/health", "/ready")  # by whatever name an orchestrator calls
+OPEN = ("/", "/docs", "/health", "/ready")
 # two of them, and this server may read one where something before it read the other
 ONCE = (b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding")
 DEPTH = 32
@@ -26,9 +32,9 @@ HUNG_UP = 499
 
 
 class Refused(Exception):
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, **headers: str) -> None:
         super().__init__(message)
-        self.status, self.message = status, message
+        self.status, self.message, self.headers = status, message, headers
 
 
 class HungUp(Exception):
@@ -76,28 +82,49 @@ class Limits:
     Args:
         body: most bytes of a body.
         seconds: longest time a body may take to arrive.
-        key: what `Authorization: Bearer ...` must hold; None lets everyone in.
+        running: requests at a time; the open ones (probes among them) are answered beyond it.
+        keys: what `Authorization: Bearer ...` must hold one of; none lets everyone in.
+        hosts: names that this server may be called by; none allows any.
+        texts: write bodies into the log.
     """
 
     def __init__(
-        self, app: Callable, *, body: int, seconds: float, key: str | None, figures: Figures
+        self,
+        app: Callable,
+        *,
+        body: int,
+        seconds: float,
+        running: int,
+        keys: list[Key],
+        hosts: list[str],
+        figures: Figures,
+        texts: bool = False,
     ) -> None:
-        self.app, self.body, self.seconds, self.key, self.figures = app, body, seconds, key, figures
+        self.app, self.body, self.seconds, self.running, self.figures = app, body, seconds, running, figures
+        self.keys, self.hosts, self.texts = keys, hosts, texts
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        started, seen = time.monotonic(), HUNG_UP
+        started, seen, body = time.monotonic(), HUNG_UP, b""
+        name = _request_id(scope)
         self.figures.running += 1
 
         async def noting(message: dict[str, Any]) -> None:
             nonlocal seen
             seen = message.get("status", seen)
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", name.encode())]
             await send(message)
 
         try:
             _check_head(scope["headers"])
+            self._check_host(scope)
             self._check_key(scope)
+            if self.figures.running > self.running and scope["path"] not in OPEN:
+                raise Refused(
+                    503, (f"{self.running} requests are running; try again later"), **{"Retry-After": "1"}
+                )
             body = await self._read(scope, receive)
             await _while_heard(self.app, scope, body, receive, noting)
         except Refused as refused:
@@ -107,8 +134,13 @@ class Limits:
             pass
         finally:
             self.figures.running -= 1
-            route = scope.get("route")
-            self.figures.note(route.path if route else "other", seen, time.monotonic() - started)
+            route, passed = scope.get("route"), time.monotonic() - started
+            self.figures.note(route.path if route else "other", seen, passed)
+            key = current_key.get()
+            said = {"id": name, "path": scope["path"][:200], "status": seen, "seconds": round(passed, 4)}
+            said |= {"key": key.name if key else None, "client": (scope.get("client") or [None])[0]}
+            said |= {"body": body.decode("utf-8", "replace")} if self.texts else {}
+            logger.info("%s", json.dumps(said, ensure_ascii=False))
 
     async def _drain(self, receive: Callable, refused: Refused) -> None:
         """Swallow a little more of a body that is too long: whose data is left unread never sees the
@@ -126,12 +158,27 @@ class Limits:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(swallow(), min(2.0, self.seconds))
 
+    def _check_host(self, scope: dict[str, Any]) -> None:
+        """A page that has its own name lead here (DNS rebinding) could ask in its reader's stead."""
+        said = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        name = said.rpartition(":")[0] if not said.endswith("]") and ":" in said else said
+        if self.hosts and name.strip("[]").lower() not in self.hosts and scope["path"] not in PROBES:
+            raise Refused(421, "This server doesn't go by that name; --allowed_hosts lists those it does")
+
     def _check_key(self, scope: dict[str, Any]) -> None:
-        if self.key is None or scope["path"] in OPEN:
+        if not self.keys or scope["path"] in OPEN:
             return
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if not hmac.compare_digest(given, b"Bearer " + self.key.encode()):
+        key = key_of(dict(scope["headers"]).get(b"authorization", b""), self.keys)
+        if key is None:
             raise Refused(401, "Wrong or missing key; wanted the header 'Authorization: Bearer KEY'")
+        wait = key.wait()
+        if wait:
+            message = (
+                f"The key '{key.name}' has used what it may in a minute; try again in {wait:.0f} seconds"
+            )
+            raise Refused(429, message, **{"Retry-After": str(max(1, round(wait)))})
+        key.requests.use(1)
+        current_key.set(key)
 
     async def _read(self, scope: dict[str, Any], receive: Callable) -> bytes:
         headers = dict(scope["headers"])
@@ -227,5 +274,12 @@ async def _refuse(send: Callable, refused: Refused) -> None:
         {"error": {"message": refused.message, "type": "invalid_request_error", "code": refused.status}}
     ).encode()
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    headers += [(name.lower().encode(), value.encode()) for name, value in refused.headers.items()]
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _request_id(scope: dict[str, Any]) -> str:
+    """The client's own name for a request, where it brings a sane one; else a fresh one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    return given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex

@@ -1,43 +1,58 @@
-"""Figures of every request for `/metrics`, in Prometheus' text format. Knows no routes and no models."""
+"""Figures of every request for `/metrics`, by prometheus_client. Knows no routes and no models."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
-BUCKETS = (0.01, 0.05, 0.25, 1.0, 5.0, 30.0)
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+disable_created_metrics()
 
 
-@dataclass
 class Figures:
-    """Counts for `/metrics`."""
+    """What `/metrics` tells; a registry of its own, so that two servers in one process don't meet."""
 
-    requests: Counter = field(default_factory=Counter)
-    seconds: Counter = field(default_factory=Counter)
-    running: int = 0
+    def __init__(self) -> None:
+        self.registry, self.running = CollectorRegistry(), 0
+        options = {"registry": self.registry, "namespace": "finetune"}
+        self._requests = Counter("requests", "Requests by route and status.", ["path", "status"], **options)
+        self._seconds = Histogram(
+            "request_seconds", "Time of whole requests.", ["path"], buckets=SECONDS, **options
+        )
+        self._first = Histogram(
+            "first_token_seconds", "Time to a text's first token.", ["adapter"], buckets=SECONDS, **options
+        )
+        self._written = Histogram(
+            "text_seconds", "Time of whole texts.", ["adapter"], buckets=SECONDS, **options
+        )
+        self._tokens = Counter("adapter_tokens", "Tokens written.", ["adapter"], **options)
+        self._gauges: dict[str, Gauge | Counter] = {}
 
     def note(self, path: str, status: int, seconds: float) -> None:
-        self.requests[path, status] += 1
-        for bucket in (*BUCKETS, float("inf")):
-            if seconds <= bucket:
-                self.seconds["+Inf" if bucket == float("inf") else f"{bucket:g}"] += 1
-        self.seconds["sum"] += seconds  # type: ignore[assignment]
+        """A request that has been answered."""
+        self._requests.labels(path, str(status)).inc()
+        self._seconds.labels(path).observe(seconds)
 
-    def text(self, gauges: dict[str, float]) -> str:
-        """All figures in Prometheus' text format 0.0.4."""
-        lines = ["# TYPE finetune_requests_total counter"]
-        lines += [
-            f'finetune_requests_total{{path="{p}",status="{s}"}} {n}'
-            for (p, s), n in sorted(self.requests.items())
-        ]
-        lines += ["# TYPE finetune_request_seconds histogram"]
-        for bucket in [*(f"{b:g}" for b in BUCKETS), "+Inf"]:
-            lines.append(f'finetune_request_seconds_bucket{{le="{bucket}"}} {self.seconds[bucket]}')
-        lines += [f"finetune_request_seconds_sum {float(self.seconds['sum']):.6f}"]
-        lines += [f"finetune_request_seconds_count {self.seconds['+Inf']}"]
-        for name, value in (gauges | {"requests_running": self.running}).items():
-            lines += [
-                f"# TYPE finetune_{name} {'counter' if name.endswith('_total') else 'gauge'}",
-                f"finetune_{name} {value:g}",
-            ]
-        return "\n".join(lines) + "\n"
+    def note_first(self, adapter: str, seconds: float) -> None:
+        """A text's first token has been written."""
+        self._first.labels(adapter).observe(seconds)
+
+    def note_text(self, adapter: str, seconds: float, tokens: int) -> None:
+        """A text has been written to its end."""
+        self._written.labels(adapter).observe(seconds)
+        self._tokens.labels(adapter).inc(tokens)
+
+    def text(self, values: dict[str, float]) -> bytes:
+        """All figures in Prometheus' text format, with values as they are now."""
+        for name, value in (values | {"requests_running": self.running}).items():
+            if name not in self._gauges:
+                described = name.replace("_", " ").capitalize() + "."
+                self._gauges[name] = Gauge(name, described, registry=self.registry, namespace="finetune")
+            self._gauges[name].set(value)  # type: ignore[union-attr]
+        return generate_latest(self.registry)

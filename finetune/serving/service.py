@@ -14,6 +14,7 @@ from finetune.errors import InputError
 from finetune.pool.pool import AdapterPool
 from finetune.pool.registry import BASE
 from finetune.pool.sampling import Sampling
+from finetune.serving.access import AccessArguments, charge
 from finetune.serving.batcher import Batcher, Budget, Busy, Question
 from finetune.serving.prometheus import Figures
 from finetune.serving.streaming import Written
@@ -37,9 +38,6 @@ class ServeArguments:
     )
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on."})
     port: int = field(default=8000, metadata={"help": "Port to listen on."})
-    api_key: str | None = field(
-        default=None, metadata={"help": "Key that every request must bring (else the variable API_KEY)."}
-    )
     max_body_kb: int = field(default=1024, metadata={"help": "Largest body of a request."})
     max_queue: int = field(default=512, metadata={"help": "Texts that may wait; more are answered with 503."})
     max_batch_rows: int = field(default=32, metadata={"help": "Texts in one batch."})
@@ -68,6 +66,11 @@ class ServeArguments:
         },
     )
 
+    require_passport: bool = field(
+        default=False,
+        metadata={"help": ("Refuse adapters whose folder doesn't say which base they belong on.")},
+    )
+
     def patience(self) -> float:
         """Seconds that a client may take for a request's head, for its body, and to read on in an answer."""
         return min(20.0, self.timeout_seconds)
@@ -76,7 +79,11 @@ class ServeArguments:
 class Served:
     """What the endpoints share: the pool, its batcher, the limits."""
 
-    def __init__(self, pool: AdapterPool, options: ServeArguments) -> None:
+    def __init__(
+        self, pool: AdapterPool, options: ServeArguments, access: AccessArguments | None = None
+    ) -> None:
+        self.access = access or AccessArguments()
+        self.draining = False
         self.pool, self.options, self.figures = pool, options, Figures()
         self.since = int(time.time())
         budget = Budget(
@@ -103,6 +110,7 @@ class Served:
         if counts is not None:
             counts += lengths
         self._check_time(sum(lengths))
+        charge(sum(lengths))
         questions = [Question(kind, *one, truncate) for one in zip(texts, names, lengths, strict=True)]
         try:
             for question in questions:
@@ -141,7 +149,11 @@ class Served:
                 "here. Ask for fewer"
             )
         rows = await asyncio.to_thread(self.pool.rows, prompts, names, sampling, special)
-        written = [Written(row, asyncio.get_running_loop()) for row in rows]
+        charge(sum(len(row.prompt) for row in rows))
+        written = [
+            Written(row, asyncio.get_running_loop(), name, self.figures)
+            for row, name in zip(rows, map(_label, names), strict=True)
+        ]
         try:
             for one in written:
                 self.batcher.submit(one.order)
@@ -176,6 +188,11 @@ class Served:
         return None if model in (BASE, self.base) else model
 
     @property
+    def working(self) -> bool:
+        """Whether batches are being made; without that thread nobody is ever answered."""
+        return self.batcher.working(2 * self.options.timeout_seconds)
+
+    @property
     def base(self) -> str:
         """The base's name; where it is a folder, without what lies above it."""
         return Path(self.options.base).name if Path(self.options.base).is_dir() else self.options.base
@@ -188,3 +205,8 @@ class Served:
         if self.options.adapters_dir is not None:
             message = message.replace(f"{Path(self.options.adapters_dir).resolve()}/", "")
         return ABOVE.sub("", message)
+
+
+def _label(name: Any) -> str:
+    """How an adapter (or several, or none) is called in figures."""
+    return BASE if name is None else name if isinstance(name, str) else "+".join(name)

@@ -16,7 +16,9 @@ from fastapi.responses import StreamingResponse
 from finetune.errors import InputError
 from finetune.pool.decoding import Row
 from finetune.pool.sampling import Noted
+from finetune.serving.access import charge
 from finetune.serving.batcher import Busy, Order
+from finetune.serving.prometheus import Figures
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +26,11 @@ logger = logging.getLogger(__name__)
 class Written:
     """A text on its way, heard from the batcher's thread and read by the request."""
 
-    def __init__(self, row: Row, loop: asyncio.AbstractEventLoop) -> None:
-        self.row, self.loop = row, loop
+    def __init__(
+        self, row: Row, loop: asyncio.AbstractEventLoop, name: str = "base", figures: Figures | None = None
+    ) -> None:
+        self.row, self.loop, self.name, self.figures = row, loop, name, figures
+        self._begun, self._heard = time.monotonic(), False
         self.pieces = asyncio.Queue[tuple[str, Row | Exception, str | None, int]]()
         self.order = Order(row, self._hear)
 
@@ -45,11 +50,23 @@ class Written:
                 )
                 if isinstance(what, Exception):
                     raise what
+                self._note(ended)
                 yield piece, noted
                 if ended:
                     return
         finally:
             self.order.abandoned = True
+
+    def _note(self, ended: str | None) -> None:
+        if self.figures is None:
+            return
+        passed = time.monotonic() - self._begun
+        if not self._heard:
+            self.figures.note_first(self.name, passed)
+        self._heard = True
+        if ended:
+            self.figures.note_text(self.name, passed, len(self.row.ids))
+            charge(len(self.row.ids))
 
     async def whole(self, seconds: float) -> str:
         return "".join([piece async for piece, _ in self.read(seconds)])

@@ -75,7 +75,7 @@ def worded(folder: Path, config: dict) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (pickled, "pickled"), (foreign, "auto_mapping"), (nested, "no whole adapter"), (endless,
+        (pickled, "pickled"), (foreign, "auto_mapping"), (nested, "nests too deep"), (endless,
         "alpha_pattern"),
         (half, "Save the adapter again"), (headless, "no whole adapter"), (worded, "no whole adapter"),
     ],
@@ -214,7 +214,7 @@ def test_a_method_that_a_route_lacks(served):
     assert answer.status_code == 405 and "/docs" in answer.json()["error"]["message"]
 
 
-HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.mark.parametrize(
@@ -226,11 +226,11 @@ HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n"
         (HEAD + b"X: " + b"x" * 50_000 + b"\r\n\r\n", b"431"),
         (b"GET /" + b"x" * 100_000, b"400"),
         (b"\x16\x03\x01 hello\r\n\r\n", b"400"),
-        (b"GET /v1/adapters/\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
-        (b"GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", b"400"),
+        (b"GET /v1/adapters/\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: y\r\n\r\n", b"400"),
         (HEAD + b"Content-Type: text/plain\r\nContent-Type: application/json\r\n\r\n", b"400"),
-        (b"DELETE /v1/adapters/..%2f..%2fetc HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
-        (b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+        (b"DELETE /v1/adapters/..%2f..%2fetc HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404"),
+        (b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404"),
     ],
 )
 def test_hostile_heads_are_refused_and_the_server_lives(served, head, status):
@@ -241,7 +241,7 @@ def test_hostile_heads_are_refused_and_the_server_lives(served, head, status):
 
 
 def test_a_key_is_asked_for_everywhere_but_at_the_door(folders):
-    with serving(filled(folders), api_key="secret") as running:
+    with serving(filled(folders), api_keys=["team=secret"]) as running:
         client = running.client
         assert all(client.get(path).status_code == 200 for path in ("/", "/docs", "/health"))
         for given in (
@@ -328,11 +328,11 @@ def test_who_does_not_read_is_sent_away(folders):
             deaf.connect(("127.0.0.1", running.port))
             deaf.settimeout(20)
             for _ in range(400):  # answers pile up until the server's buffers are full
-                deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+                deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert running.until(lambda: running.served.figures.running == 0)
             with pytest.raises(OSError):
                 while True:
-                    deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+                    deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
                     time.sleep(0.05)
         assert running.client.get("/health").status_code == 200
 

@@ -66,9 +66,9 @@ class BottleneckConfig(PeftConfig):
     original_ln_before: bool | None = field(
         default=None,
         metadata={
-            "help": "pfeiffer: read the sub-layer's output with the residual added, and normed where the model "
-            "norms it there, as published. false: read the bare output, as houlsby does. None: as published, "
-            "unless target_modules names linear layers."
+            "help": "pfeiffer: read the sub-layer's output with the residual added, normed where the model "
+            "does so, as published. false: the bare output, as houlsby does. None: as published, unless "
+            "target_modules names linear layers."
         },
     )
     cross_attention: bool = field(

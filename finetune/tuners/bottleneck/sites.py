@@ -55,7 +55,7 @@ BERT = Sites(
 LLAMA = Sites(r"self_attn\.o_proj", r"mlp\.down_proj", {"mlp": Parallel})
 T5 = Sites(
     r"SelfAttention\.o", r"DenseReluDense\.wo", {"DenseReluDense": Parallel}, cross=r"EncDecAttention\.o",
-    output=r"encoder\.block\.\d+\.layer\.1|(.*\.)?decoder\.block\.\d+\.layer\.2",
+    output=r"encoder\.block\.\d+\.layer\.1|decoder\.block\.\d+\.layer\.2",
 )  # fmt: skip
 WIDE: dict[str, type[BottleneckLayer]] = {"fc1": WideIn, "fc2": WideOut}
 BART = Sites(

@@ -1,0 +1,39 @@
+"""A folder of adapters ↔ a pool: what comes, changes or goes on the disk does so in the pool. Knows folders;
+knows no requests."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from finetune.artefacts.passport import CONFIG, WEIGHTS
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def rescan(pool: Any, root: Path) -> None:
+    """Take in, replace and take out the adapters that lie directly below a folder, by their folders' names.
+
+    Adapters from elsewhere stay as they are. One that is refused is said in the log, and tried again at the
+    next time.
+    """
+    root = root.resolve()
+    there = {
+        path.name: path for path in root.iterdir() if (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+    }
+    known = pool.adapters()
+    for name, path in sorted(there.items()):
+        entry = known.get(name)
+        mine = entry is None or Path(entry["folder"]) == path
+        if mine and (entry is None or entry["changed"]):
+            try:
+                pool.add(name, path, replace=True)
+                logger.warning("%s the adapter '%s'", "Replaced" if entry else "Took in", name)
+            except InputError as error:
+                logger.warning("The adapter '%s' was not taken in: %s", name, error)
+    for name, entry in known.items():
+        if Path(entry["folder"]).parent == root and name == Path(entry["folder"]).name and name not in there:
+            pool.remove(name)
+            logger.warning("Took out the adapter '%s': its folder is gone", name)

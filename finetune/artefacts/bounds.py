@@ -21,7 +21,9 @@ LAYERS = 4096  # copies that `layer_replication` may make
 PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern", "modules_to_save")
 BY_PATTERN = ("rank_pattern", "alpha_pattern")
 # options that say how much memory is taken; in dictionaries below them too
-SIZES = re.compile(r"^(r|rank|init_r|target_r|num_.*|.*_(size|dim|length|len|vectors|frequency|rank)|n_.*|u|topk)$")
+SIZES = re.compile(
+    r"^(r|rank|init_r|target_r|num_.*|.*_(size|dim|length|len|vectors|frequency|rank)|n_.*|u|topk)$"
+)
 
 
 def read_json(path: Path) -> Any:
@@ -68,7 +70,13 @@ def check_patterns(option: str, patterns: Iterable[str]) -> None:
     """
     for pattern in patterns:
         repeats = len(re.findall(r"(?<!\\)[*+{]", pattern))
-        if len(pattern) > 10_000 or re.search(r"\)[*+{]", pattern) or repeats > 3 or "(?" in pattern or "\\1" in pattern:
+        if (
+            len(pattern) > 10_000
+            or re.search(r"\)[*+{]", pattern)
+            or repeats > 3
+            or "(?" in pattern
+            or "\\1" in pattern
+        ):
             raise InputError(
                 f"The {option} {pattern[:200]!r} repeats too much; wanted names of modules, or up to three of '*' and "
                 "'+'"

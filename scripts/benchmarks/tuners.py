@@ -54,11 +54,19 @@ def tiny(family: str) -> Any:
     )
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 36}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 36,
+    }
     ids = {"pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 6}
     if family == "encoder":
         names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
-        return AutoModelForSequenceClassification.from_config(BertConfig(**sizes, **names, max_position_embeddings=64)).eval()
+        return AutoModelForSequenceClassification.from_config(
+            BertConfig(**sizes, **names, max_position_embeddings=64)
+        ).eval()
     if family == "decoder":
         further = {"max_position_embeddings": 64, "tie_word_embeddings": True}
         return AutoModelForCausalLM.from_config(LlamaConfig(**sizes, **ids, **further)).eval()
@@ -73,7 +81,9 @@ def words() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", *(f"w{i}" for i in range(1, 6)), "</s>", *"abcdefghijklm"])}
+    vocabulary = {
+        word: i for i, word in enumerate(["[PAD]", *(f"w{i}" for i in range(1, 6)), "</s>", *"abcdefghijklm"])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w1"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
@@ -97,7 +107,11 @@ def tuned(kind: str, family: str, further: dict[str, Any]) -> Any:
     if kind == "TRAINABLE_TOKENS":
         options["target_modules"] = [EMBEDDINGS[family]]
     if kind == "LN_TUNING":
-        options["target_modules"] = {"encoder": ["LayerNorm"], "decoder": ["input_layernorm"], "encoder-decoder": ["layer_norm"]}[family]
+        options["target_modules"] = {
+            "encoder": ["LayerNorm"],
+            "decoder": ["input_layernorm"],
+            "encoder-decoder": ["layer_norm"],
+        }[family]
     if whole:
         options["modules_to_save"] = [EMBEDDINGS[family], *(["lm_head"] if family != "encoder" else [])]
     if family == "encoder" and not whole and "modules_to_save" in known:
@@ -155,7 +169,10 @@ def _served(network: Any, pool_of: Any, refused: Any, folder: Path, family: str)
             right = network(**processor(text, return_tensors="pt")).logits[0]
             assert torch.allclose(found, right, rtol=1e-4, atol=1e-5), "another answer than PEFT's"
     else:
-        own = [pool.generate([text], [name], max_new_tokens=6)[0] for text, name in zip(texts, names, strict=True)]
+        own = [
+            pool.generate([text], [name], max_new_tokens=6)[0]
+            for text, name in zip(texts, names, strict=True)
+        ]
         assert pool.generate(texts, names, max_new_tokens=6) == own
         for text, found in zip(texts[:2], own, strict=False):
             ids = processor(text, return_tensors="pt")
@@ -180,7 +197,10 @@ def main() -> None:
     print("<!-- python scripts/benchmarks/tuners.py > docs/tuners.md -->\n# Which adapters a pool serves\n")
     print("| method | " + " | ".join(FAMILIES) + " |\n|---|---|---|---|")
     for name, kind, further in rows():
-        print(f"| {name} | " + " | ".join(verdict(kind, family, further) for family in FAMILIES) + " |", flush=True)
+        print(
+            f"| {name} | " + " | ".join(verdict(kind, family, further) for family in FAMILIES) + " |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

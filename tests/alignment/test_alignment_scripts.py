@@ -404,3 +404,11 @@ def test_every_row_of_the_table_is_run_by_its_verb():
     for name, row in ALIGNMENTS.items():
         text = (ROOT / "scripts" / f"{row.verb}.py").read_text()
         assert row.verb in (name, "align") or f'"{name}"' in text or name in PRESETS, name
+
+
+def test_the_docs_print_the_table():
+    text = (ROOT / "docs" / "alignment.md").read_text()
+    section = text.partition("## ALIGNMENTS")[2].partition("## ")[0]
+    found = {line.split("`")[1]: line for line in section.splitlines() if line.startswith("| `")}
+    assert set(found) == set(ALIGNMENTS)
+    assert all(row.paper in found[name] and row.data in found[name] for name, row in ALIGNMENTS.items())

@@ -170,32 +170,33 @@ def as_dataset(columns: Columns, name: str) -> Dataset:
     """
     for column, values in columns.items():
         _check_mixture(column, values, columns, name)
-    free = {
-        column
-        for column, values in columns.items()
-        if len({_form(value) for value in values if value is not None}) > 1
-    }
+    free = {column for column, values in columns.items() if _is_free(values)}
     rows = Dataset.from_dict({column: values for column, values in columns.items() if column not in free})
     for column in (column for column in columns if column in free):
         rows = with_json(rows, column, columns[column])
     return rows.select_columns(list(columns))
 
 
+def _is_free(values: list[Any]) -> bool:
+    """Whether records in the cells differ in their keys or kinds: Arrow would give all of them the keys of any, and null for the rest."""
+    inner = [
+        one
+        for value in values
+        if value is not None
+        for one in (value if isinstance(value, list) else [value])
+    ]
+    return (
+        any(isinstance(one, (dict, list)) for one in inner)
+        and len({_form(one) for one in inner if one is not None}) > 1
+    )
+
+
 def _form(value: Any) -> str:
-    """What keys and types stand in records inside a cell. Arrow would give all records the keys of any, and null for what is not there."""
+    """The keys and kinds of a cell, at any depth."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_form(value[key])}" for key in sorted(value)) + "}"
     if isinstance(value, list):
-        inner = {_form(one) for one in value}
-        return (
-            "["
-            + (
-                "".join(sorted(inner))
-                if any("{" in form or "[" in form for form in inner) or len(inner) > 1
-                else ""
-            )
-            + "]"
-        )
+        return "[" + "|".join(sorted({_form(one) for one in value})) + "]"
     return (
         "" if isinstance(value, (str, int, float)) and not isinstance(value, bool) else type(value).__name__
     )

@@ -19,9 +19,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_IA
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import is_bitsandbytes_available
 
-from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.load import FROM_TWO, MADE_UP, MADE_UP_HEADS, POSITIONS
 from finetune.models.lora_kernel import LowRankLinear
@@ -42,6 +40,7 @@ class Method:
         learning_rate: where to start; a value of the user's beats it.
         linear: the method's targets default to every linear layer of the base.
         virtual: the method feeds made-up tokens to a frozen model.
+        quantized: the base is held in 4 bits.
         follows: the paper.
     """
 
@@ -51,6 +50,7 @@ class Method:
     follows: str
     linear: bool = False
     virtual: bool = False
+    quantized: bool = False
 
 
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
@@ -60,7 +60,7 @@ METHODS: dict[str, Method] = {
     "lora": Method(peft.LoraConfig, LORA, 5e-4, "Hu et al. 2022", linear=True),
     "rslora": Method(peft.LoraConfig, LORA | {"use_rslora": True}, 2e-4, "Kalajdzievski 2023", linear=True),
     "dora": Method(peft.LoraConfig, LORA | {"use_dora": True}, 5e-4, "Liu et al. 2024", linear=True),
-    "qlora": Method(peft.LoraConfig, LORA, 2e-4, "Dettmers et al. 2023", linear=True),
+    "qlora": Method(peft.LoraConfig, LORA, 2e-4, "Dettmers et al. 2023", linear=True, quantized=True),
     "bottleneck": Method(BottleneckConfig, {"shape": "houlsby"}, 1e-3, "Houlsby et al. 2019; Pfeiffer et al. 2021; He et al. 2022"),
     "prefix": Method(peft.PrefixTuningConfig, {"num_virtual_tokens": 20}, 1e-2, "Li & Liang 2021", virtual=True),
     "prompt": Method(peft.PromptTuningConfig, {"num_virtual_tokens": 20}, 3e-2, "Lester et al. 2021", virtual=True),
@@ -105,18 +105,10 @@ def find_method(name: str) -> Method:
     """The row of that name.
 
     Raises:
-        InputError: there is none, or this machine can't run it.
+        InputError: there is none.
     """
     if name not in METHODS:
         raise InputError(f"Unknown method '{name}'; wanted one of: {', '.join(METHODS)}. Set --method")
-    if name == "qlora" and not (device().type == "cuda" and is_bitsandbytes_available()):
-        missing = (
-            "a CUDA GPU" if device().type != "cuda" else "the package bitsandbytes (pip install bitsandbytes)"
-        )
-        raise InputError(
-            f"The method 'qlora' keeps the base in 4 bits and needs {missing}, not found here. Set "
-            "--method lora"
-        )
     return METHODS[name]
 
 
@@ -194,6 +186,11 @@ def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
     method, kind, config, heads = METHODS[name], type(network).__name__, network.config, head_names(network)
     if name == "linear_probe" and task_type not in HEAD_TASKS:
         return "the task adds no head that could be trained alone"
+    held = bool(getattr(network, "is_quantized", False))
+    if method.quantized and not held:
+        return "its base isn't held in 4 bits, which train and sft do"
+    if held and (method.config is None or (method.virtual is False and not method.linear)):
+        return "its base is held in 4 bits, which low-rank methods alone can train on"
     if method.config is not None and _entry(network, MADE_UP_ROWS) and not _takes_rows(method):
         return "the vocabulary has new tokens (--add_tokens, a chat template's), whose rows it can't train"
     if name == "bitfit" and not any(

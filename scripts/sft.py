@@ -63,7 +63,9 @@ def main(
     )
     options = resolved_options(instruct, data, model, method, batching, training)
     found = steps.read_rows(row, data, training, options)
-    processor, network = steps.load_for(row, model, found, chats=bool(instruct.chat))
+    processor, network = steps.load_for(
+        row, model, found, chats=bool(instruct.chat), quantized=find_method(method.method).quantized
+    )
     if training.packing:
         check_packed(method.method, " or --packing false")
         row = packed(row) if pack(network) else row

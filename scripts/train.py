@@ -71,7 +71,7 @@ def run(
 
     from finetune.artefacts.folder import resolved_options
     from finetune.data.preview import show_features
-    from finetune.methods import attach
+    from finetune.methods import attach, find_method
     from finetune.metrics.further import with_metrics
     from finetune.models.load import architecture
     from finetune.tasks.table import settle
@@ -82,7 +82,7 @@ def run(
     row = replace(row, figures=with_metrics(row.figures, metric.metrics))
     options = resolved_options(task, data, model, method, batching, metric, training)
     found = steps.read_rows(row, data, training, options)
-    processor, network = steps.load_for(row, model, found)
+    processor, network = steps.load_for(row, model, found, quantized=find_method(method.method).quantized)
     network = attach(network, method.method, method.method_kwargs, row.peft)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     if show_features(features, processor, found.labels, data):

@@ -132,9 +132,9 @@ def load_network(
     tuned_whole = not (artefact.is_adapter or artefact.is_fusion)
     source = str(artefact.folder) if tuned_whole else artefact.options["model_name_or_path"]
     with quietly():
-        _, network = load_model(
-            as_trained(artefact.options, source), task.model, artefact.labels, **task.config
-        )
+        quantized = not tuned_whole and artefact.options.get("method") == "qlora"
+        model = as_trained(artefact.options, source)
+        _, network = load_model(model, task.model, artefact.labels, quantized=quantized, **task.config)
         processor = load_processor(str(artefact.folder))
         fit_embeddings(network, processor)
         if artefact.is_adapter:

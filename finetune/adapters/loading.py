@@ -104,7 +104,10 @@ def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
         )
     name = base or base_of(path)
     labels = labels_of(path) if task in ("SEQ_CLS", "TOKEN_CLS") else None
-    processor, network = load_model(ModelArguments(model_name_or_path=name), MODELS[task], labels)
+    # an adapter belongs on what it was trained on: rounded weights are other weights
+    quantized = (read_passport(path) or {}).get("method") == "qlora"
+    model = ModelArguments(model_name_or_path=name)
+    processor, network = load_model(model, MODELS[task], labels, quantized=quantized)
     own = tokenizer_of(path)
     if own is not None:
         processor = own

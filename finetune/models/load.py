@@ -28,6 +28,7 @@ from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.attention import cpu
 from finetune.models.chat_template import give_template
+from finetune.models.quantized import in_four_bits, keep_differentiable
 from finetune.models.tokens import add_tokens, fit_embeddings, settle_pad
 
 logger = logging.getLogger(__name__)
@@ -196,6 +197,7 @@ def load_model(
     labels: list[str] | None = None,
     *,
     chats: bool = False,
+    quantized: bool = False,
     **config: Any,
 ) -> tuple[Any, Any]:
     """Processor and model, ready for training in float32 masters unless `dtype` says otherwise.
@@ -203,6 +205,7 @@ def load_model(
     Args:
         auto_class: one of transformers' AutoModelFor... classes.
         labels: names of the classes, in order; the head is made for them.
+        quantized: whether the base is held in 4 bits.
         chats: whether the rows are chats, for which a tokenizer without a template gets the default one.
         config: further entries of the model's configuration (`num_labels`, `problem_type`, ...).
 
@@ -229,7 +232,10 @@ def load_model(
         network, report = auto_class.from_pretrained(
             source, config=settings, dtype=_dtype(model.dtype), attn_implementation=model.attn_implementation,
             output_loading_info=True, ignore_mismatched_sizes="num_labels" in config, **source_options,
+            **(in_four_bits(auto_class, settings) if quantized else {}),
         )  # fmt: skip
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         raise InputError(_unknown(model.model_name_or_path, error)) from error
     _check_sizes(model.model_name_or_path, network, report["mismatched_keys"])
@@ -239,6 +245,8 @@ def load_model(
     if model.attn_implementation is None:
         cpu.choose(network)
     own_weights(network)
+    if quantized:
+        keep_differentiable(network)
     fit_embeddings(network, processor, gained)  # its padding too, which a checkpoint may have no row for
     _lay_out(network)
     return processor, network

@@ -51,17 +51,22 @@ def read_rows(
     return found
 
 
-def load_for(row: Task, model: ModelArguments, found: Examined, *, chats: bool = False) -> tuple[Any, Any]:
+def load_for(
+    row: Task, model: ModelArguments, found: Examined, *, chats: bool = False, quantized: bool = False
+) -> tuple[Any, Any]:
     """Processor and model with the task's head, made for the classes of the rows and told of their targets.
 
     Args:
         chats: whether texts go into a chat template; rows that are chats always do.
+        quantized: whether the base is held in 4 bits.
 
     Raises:
         InputError: no such model.
     """
     chats = chats or found.columns.text == found.columns.label == "messages"
-    processor, network = load_model(model, row.model, found.labels, chats=chats, **row.config)
+    processor, network = load_model(
+        model, row.model, found.labels, chats=chats, quantized=quantized, **row.config
+    )
     if row.start is not None and found.rows.train is not None:
         row.start(network, found.rows.train[found.columns.label][:])
     return processor, network

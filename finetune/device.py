@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 
 def device() -> torch.device:
@@ -20,3 +21,9 @@ def device() -> torch.device:
     return torch.device(
         found.type, int(os.environ.get("LOCAL_RANK", torch.accelerator.current_device_index()))
     )
+
+
+def computed_in(part: Tensor) -> torch.dtype:
+    """What a product with it is computed in: autocast's type, else its own."""
+    kind = part.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else part.dtype

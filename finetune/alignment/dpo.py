@@ -29,7 +29,7 @@ from finetune.alignment.reward_model import check_pairs_fit
 from finetune.alignment.shared_prompt import SharedPrompt, can_share
 from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.errors import InputError
-from finetune.models.forward import unwrapped
+from finetune.models.heads import unwrapped
 from finetune.models.lora_kernel import without_input_casts
 from finetune.training.interrupts import Resuming
 

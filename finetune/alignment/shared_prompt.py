@@ -19,8 +19,7 @@ from torch import Tensor
 
 from finetune.alignment.rollout import positions
 from finetune.loss import IGNORED
-from finetune.models.forward import unwrapped
-from finetune.models.heads import core
+from finetune.models.heads import core, unwrapped
 
 ATTENTION = ("sdpa", "eager", "products")  # those that take any mask
 

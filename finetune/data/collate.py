@@ -43,21 +43,6 @@ def tokens(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
     return collate
 
 
-def choices(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
-    """Several texts a row, one line each: input_ids, attention_mask [lines, time]; choices (how many), labels, row [batch]."""
-    pad = sequences(processor)
-
-    def collate(features: Features) -> Batch:
-        names: list[str] = [k for k in ("input_ids", "token_type_ids") if k in features[0]]
-        lines: Features = [{k: f[k][i] for k in names} for f in features for i in range(len(f["input_ids"]))]
-        batch = pad(lines) | {"choices": torch.tensor([len(f["input_ids"]) for f in features])}
-        return batch | {
-            k: torch.tensor([f[k] for f in features]) for k in ("labels", "row") if k in features[0]
-        }
-
-    return collate
-
-
 def continuations(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
     """Prompt and target as one text, padded on the right; logits are asked for from the first label of the batch on.
 

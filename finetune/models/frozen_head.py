@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.models.forward import computed_in
+from finetune.device import computed_in
 from finetune.models.heads import body
 
 ENTRIES = 2**24  # logits that stand at a time: 64 MB in float32

@@ -15,13 +15,33 @@ from weakref import WeakKeyDictionary
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from finetune.device import computed_in
 from finetune.loss import IGNORED, Places, labelled_places
 from finetune.models.attention.packed import keeps_apart
-from finetune.models.forward import OUT, computed_in, shifted_right, unwrapped
 
+OUT = -1e9  # a logit that wins nothing and, unlike -inf, stays a number when it is multiplied by 0
 # What heads for two segments call the logits that say whether they belong together.
 PAIR_LOGITS = ("seq_relationship_logits", "sop_logits")
+
+
+def plain(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """The head's own logits: [batch, classes] or [batch, time, classes]."""
+    return model(**batch)["logits"]
+
+
+def unwrapped(model: Any) -> Any:
+    """The model without what distributed training and compilation put around it; PEFT's model stays.
+
+    accelerate's own walks through every module of the model, which takes longer than a small model's step.
+    """
+    while not isinstance(model, (PreTrainedModel, PeftModel)):
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
 
 
 def core(model: Any) -> Any:
@@ -200,3 +220,10 @@ def encoder_decoder(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Ten
     config = core(model).config
     fed = shifted_right(labels, config.decoder_start_token_id, config.pad_token_id)
     return labelled_logits(model, batch | {"decoder_input_ids": fed}, labels.ne(IGNORED))["logits"][0]
+
+
+def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
+    """[batch, time] with the start token in front and the last token gone; ignored places become padding."""
+    shifted = labels.roll(1, dims=1)
+    shifted[:, 0] = start
+    return shifted.masked_fill(shifted == IGNORED, pad)

@@ -83,7 +83,7 @@ def room_for_text(processor: PreTrainedTokenizerBase, max_length: int, taken: in
     return max_length - taken
 
 
-def masked(
+def masked_rows(
     batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator, *, layout: str
 ) -> Batch:
     """Texts → rows for masked language models: a row for each piece of a text, or rows filled with whole pieces ("blocks").

@@ -97,7 +97,7 @@ MASKS = {"masking_rate": 0.15, "whole_words": False}
 
 OBJECTIVES: dict[str, Objective] = {
     "mlm": Objective(
-        AutoModelForMaskedLM, documents.masked, collators.masked, heads.masked, loss.packed_cross_entropy, loss.items,
+        AutoModelForMaskedLM, documents.masked_rows, collators.masked, heads.masked, loss.packed_cross_entropy, loss.items,
         likelihood.kept, likelihood.masked, READERS, ("mask_token",), {"layout": "rows"} | MASKS, None, "masked_accuracy",
         "Devlin et al. 2019; Liu et al. 2019",
     ),

@@ -20,7 +20,7 @@ from finetune.data.laying import laid_out
 from finetune.data.places import place_of
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
-from finetune.models.forward import OUT
+from finetune.models.heads import OUT
 from finetune.tasks.task import Answer, Asked, Examined, softmax
 
 

@@ -23,7 +23,7 @@ from finetune.errors import InputError
 from finetune.loss import IGNORED
 from finetune.metrics import texts
 from finetune.metrics.bootstrap import each, mean
-from finetune.models.forward import shifted_right, unwrapped
+from finetune.models.heads import shifted_right, unwrapped
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Examined
 from finetune.tasks.windows import frame

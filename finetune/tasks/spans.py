@@ -23,7 +23,7 @@ from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.metrics import spans
 from finetune.metrics.bootstrap import Counts, each, mean
-from finetune.models.forward import OUT
+from finetune.models.heads import OUT
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Answer, Asked, Examined
 from finetune.tasks.windows import shared_tokens, want_places

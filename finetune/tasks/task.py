@@ -14,7 +14,7 @@ from finetune.data.encode import fingerprint
 from finetune.data.sources import Rows
 from finetune.loss import everything
 from finetune.metrics.bootstrap import Counts, Figure, bootstrap
-from finetune.models import forward
+from finetune.models import heads
 from finetune.tasks.options import TaskArguments, remembered
 
 Answer = dict[str, Any]
@@ -111,7 +111,7 @@ class Task:
     classes: bool = False
     pooled: bool = False
     best: str = "accuracy"
-    forward: Callable = forward.plain
+    forward: Callable = heads.plain
     keep: Callable = everything
     read: Callable | None = None
     answers: bool = True

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
 from finetune.models import heads
-from finetune.models.forward import unwrapped
+from finetune.models.heads import unwrapped
 from finetune.models.lora_kernel import without_input_casts
 from finetune.training.options import TrainingArguments
 from finetune.training.trainer import ExactTrainer, make_trainer

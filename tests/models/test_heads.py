@@ -32,8 +32,8 @@ def without(batch, *names):
 def test_masked_blocks_are_their_documents(family, attention):
     processor, network = make_tokenizer(family), make_model(family, AutoModelForMaskedLM)
     network.set_attn_implementation(attention)
-    apart = features(documents.masked, processor, layout="rows")
-    together = features(documents.masked, processor, layout="blocks")
+    apart = features(documents.masked_rows, processor, layout="rows")
+    together = features(documents.masked_rows, processor, layout="blocks")
     assert [len(row["documents"]) for row in together] == [3]
     ids = [row["input_ids"] for row in apart]
     order = [1, 0, 2]  # longest first
@@ -49,7 +49,7 @@ def test_masked_blocks_are_their_documents(family, attention):
 def test_only_labelled_positions_reach_the_head():
     processor, network = make_tokenizer("bert"), make_model("bert", AutoModelForMaskedLM)
     batch = collators.masked(processor, masking_rate=0.3, whole_words=False, seed=0)(
-        features(documents.masked, processor, layout="rows")
+        features(documents.masked_rows, processor, layout="rows")
     )
     labels = batch["labels"]
     got = heads.masked(network, without(batch, "labels"), labels)

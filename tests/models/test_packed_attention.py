@@ -13,7 +13,7 @@ from finetune import loss
 from finetune.data import collate
 from finetune.errors import InputError
 from finetune.methods import attach
-from finetune.models import forward, heads
+from finetune.models import heads
 from finetune.models.attention import packed
 from finetune.training.sft import noisy, token_lengths
 
@@ -63,7 +63,7 @@ def test_losses_and_gradients_equal_those_of_padded_rows(family, short, monkeypa
             packed.pack(network)
         batch, labels = batch_of(ROWS, collate.packed if pack else collate.continuations, family)
         call, measure = (
-            (heads.packed, loss.placed_cross_entropy) if pack else (forward.plain, loss.cross_entropy)
+            (heads.packed, loss.placed_cross_entropy) if pack else (heads.plain, loss.cross_entropy)
         )
         losses = measure(call(network, batch, labels), labels)
         losses.sum().backward()
@@ -80,7 +80,7 @@ def test_a_sliding_window_hides_what_lies_behind_it(short, monkeypatch):
     monkeypatch.setattr(packed, "SHORT", short)
     network = make_mistral()
     batch, labels = batch_of(ROWS, collate.continuations)
-    wanted = loss.cross_entropy(forward.plain(network, batch, labels), labels)
+    wanted = loss.cross_entropy(heads.plain(network, batch, labels), labels)
     packed.pack(network)
     batch, labels = batch_of(ROWS)
     torch.testing.assert_close(

@@ -48,7 +48,7 @@ def test_special_tokens_around_a_text(bert, llama):
 
 
 def test_masked_rows(bert):
-    rows = features(documents.masked, bert, layout="rows")
+    rows = features(documents.masked_rows, bert, layout="rows")
     assert words(bert, rows[0]["input_ids"]) == "[CLS] the film was good [SEP]"
     assert rows[0]["words"] == [-1, 0, 1, 2, 3, -1]
     batch = collators.masked(bert, masking_rate=0.3, whole_words=False, seed=0)(rows)
@@ -64,14 +64,14 @@ def test_masked_rows(bert):
 
 
 def test_long_texts_go_on_in_further_rows(bert):
-    rows = features(documents.masked, bert, length=6, layout="rows")
+    rows = features(documents.masked_rows, bert, length=6, layout="rows")
     assert [words(bert, row["input_ids"]) for row in rows][1:4] == [
         "[CLS] a bad story [UNK] [SEP]", "[CLS] the actor was awful [SEP]", "[CLS] [UNK] i hated it [SEP]",
     ]  # fmt: skip
 
 
 def test_blocks_hold_whole_pieces_and_say_where_each_ends(bert):
-    (row, other) = features(documents.masked, bert, length=14, layout="blocks")
+    (row, other) = features(documents.masked_rows, bert, length=14, layout="blocks")
     assert row["documents"] == [14]
     assert other["documents"] == [6, 3]
     assert words(bert, other["input_ids"]) == "[CLS] the film was good [SEP] [CLS] dull [SEP]"
@@ -242,7 +242,7 @@ def test_a_text_alone_comes_twice(bert):
 
 
 def test_noise_is_new_in_each_epoch_and_the_same_for_any_batch(bert):
-    rows = features(documents.masked, bert, layout="rows")
+    rows = features(documents.masked_rows, bert, layout="rows")
     collate = collators.masked(bert, masking_rate=0.3, whole_words=False, seed=0)
     at = lambda epoch: [row | {"epoch": epoch} for row in rows]  # noqa: E731
     whole = collate(at(0))

@@ -14,8 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from finetune.device import device
-from finetune.models.forward import computed_in
+from finetune.device import computed_in, device
 
 NAME = "products"
 OTHER_SCORES = (

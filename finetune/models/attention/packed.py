@@ -21,9 +21,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from finetune.device import computed_in
 from finetune.errors import InputError
 from finetune.models.attention.cpu import OTHER_SCORES
-from finetune.models.forward import computed_in
 
 logger = logging.getLogger(__name__)
 

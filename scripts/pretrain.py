@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from finetune.models.scratch import ScratchArguments
     from finetune.models.sharded import make_whole
     from finetune.objectives.contrastive import ContrastiveArguments
+    from finetune.objectives.options import ObjectiveArguments, TuningArguments
     from finetune.objectives.streams import StreamArguments
-    from finetune.objectives.table import ObjectiveArguments, TuningArguments
     from finetune.training.options import TrainingArguments
 
 
@@ -47,13 +47,20 @@ def main(
     from finetune.methods import attach, check_length, find_method
     from finetune.models.scratch import family, prepare
     from finetune.objectives.contrastive import save_sentence_encoder
-    from finetune.objectives.table import check, check_method, check_model, fitted, load_features, settle
+    from finetune.objectives.features import load_features
+    from finetune.objectives.table import (
+        check_method,
+        check_model,
+        check_objective,
+        fitted,
+        settle_objective,
+    )
     from finetune.training.options import settled
     from finetune.training.pretraining import FreshTrainer, check_options
     from finetune.training.trainer import make_trainer
 
     processes("pretrain")
-    row = settle(objective, contrastive, training.seed)
+    row = settle_objective(objective, contrastive, training.seed)
     check_model(objective.objective, row, family(model, scratch))
     check_method(objective.objective, row, tuning.method)
     alone = objective.objective == "contrastive" and contrastive.negative_column is None
@@ -61,7 +68,7 @@ def main(
     rate = 5e-4 if scratch.from_config else find_method(tuning.method).learning_rate
     set_seed(training.seed)
     processor, network = prepare(model, scratch, row.model, objective.max_length)
-    check(
+    check_objective(
         objective.objective,
         row,
         network,

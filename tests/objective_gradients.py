@@ -16,7 +16,8 @@ from finetune.data.batching import BatchingArguments
 from finetune.models.attention import packed
 from finetune.objectives import inputs
 from finetune.objectives.contrastive import ContrastiveArguments
-from finetune.objectives.table import ObjectiveArguments, settle
+from finetune.objectives.options import ObjectiveArguments
+from finetune.objectives.table import settle_objective
 from finetune.training.pretraining import FreshTrainer
 from finetune.training.trainer import make_trainer
 
@@ -51,7 +52,7 @@ def processor_for(objective: str):
 def prepared(objective: str, **options: object):
     """Row, processor, tiny model and features of the eight texts."""
     row, processor = (
-        settle(ObjectiveArguments(objective, max_length=48, **options), ContrastiveArguments(), 0),
+        settle_objective(ObjectiveArguments(objective, max_length=48, **options), ContrastiveArguments(), 0),
         processor_for(objective),
     )
     network = make_model(FAMILIES[objective], row.model, vocab_size=64).train()

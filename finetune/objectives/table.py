@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, IterableDataset, Value
-from numpy.random import Generator
+from datasets import Dataset
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -29,17 +27,13 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from finetune import loss
-from finetune.data.laying import laid_out
-from finetune.data.mixing import weighted
-from finetune.data.places import columns_of
-from finetune.data.sources import TextArguments, load_rows, open_stream
 from finetune.errors import InputError
-from finetune.methods import MethodArguments, check_packed, find_method
+from finetune.methods import check_packed, find_method
 from finetune.metrics import embeddings, likelihood
 from finetune.models import heads
 from finetune.models.attention import packed
-from finetune.objectives import collators, contrastive, documents, inputs
-from finetune.objectives.streams import Stream, StreamArguments, parse_mixture
+from finetune.objectives import collators, contrastive, documents
+from finetune.objectives.options import ObjectiveArguments, check_values
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +52,7 @@ COMMON = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "qwen2", "
 class Objective:
     """One objective, in the shape of a task's row (`tasks.Task`), so that the same trainer takes both.
 
-    Keyword-only parameters of its functions that have the name of an option are filled from it (see `settle`).
+    `bind` puts the options into its functions (see `settle_objective`).
 
     Attributes:
         model: transformers' auto class.
@@ -75,6 +69,7 @@ class Objective:
         peft: PEFT's name of the task; None where it has none.
         best: the figure that tells the better of two models; greater is better.
         follows: the paper.
+        bind: options by name → functions of this row with the options in them, by the row's own names.
     """
 
     model: Any
@@ -91,6 +86,74 @@ class Objective:
     peft: str | None
     best: str
     follows: str
+    bind: Callable[[dict[str, Any]], dict[str, Callable]]
+
+
+def bind_mlm(given: dict[str, Any]) -> dict[str, Callable]:
+    """Masks, fresh in each epoch."""
+    return {
+        "encode": partial(documents.masked, layout=given["layout"]),
+        "collate": partial(
+            collators.masked,
+            masking_rate=given["masking_rate"],
+            whole_words=given["whole_words"],
+            seed=given["seed"],
+        ),
+    }
+
+
+def bind_clm(given: dict[str, Any]) -> dict[str, Callable]:
+    """Rows or blocks of the next token."""
+    return {
+        "encode": partial(documents.causal, layout=given["layout"]),
+        "collate": partial(collators.causal, seed=given["seed"]),
+    }
+
+
+def bind_nsp(given: dict[str, Any]) -> dict[str, Callable]:
+    """Pairs of segments, and masks."""
+    return {
+        "encode": partial(documents.pairs, sentence_order=given["sentence_order"]),
+        "collate": partial(
+            collators.pairs,
+            masking_rate=given["masking_rate"],
+            whole_words=given["whole_words"],
+            sentence_order=given["sentence_order"],
+            seed=given["seed"],
+        ),
+    }
+
+
+def bind_contrastive(given: dict[str, Any]) -> dict[str, Callable]:
+    """Vectors, and how sharply they are told apart."""
+    return {
+        "collate": partial(collators.views, seed=given["seed"]),
+        "forward": partial(contrastive.embeddings, pooling=given["pooling"]),
+        "loss": partial(contrastive.in_batch, temperature=given["temperature"]),
+    }
+
+
+def bind_span_corruption(given: dict[str, Any]) -> dict[str, Callable]:
+    """Spans that sentinels stand for."""
+    noise = {"masking_rate": given["masking_rate"], "mean_span": given["mean_span"]}
+    return {
+        "encode": partial(documents.spans, layout=given["layout"], **noise),
+        "collate": partial(collators.spans, seed=given["seed"], **noise),
+    }
+
+
+def bind_infilling(given: dict[str, Any]) -> dict[str, Callable]:
+    """Spans that one mask stands for, sentences out of order, tokens gone."""
+    return {
+        "collate": partial(
+            collators.infilled,
+            masking_rate=given["masking_rate"],
+            mean_span=given["mean_span"],
+            permute_sentences=given["permute_sentences"],
+            deletion_rate=given["deletion_rate"],
+            seed=given["seed"],
+        )
+    }
 
 
 MASKS = {"masking_rate": 0.15, "whole_words": False}
@@ -99,82 +162,35 @@ OBJECTIVES: dict[str, Objective] = {
     "mlm": Objective(
         AutoModelForMaskedLM, documents.masked_rows, collators.masked, heads.masked, loss.packed_cross_entropy, loss.items,
         likelihood.kept, likelihood.masked, READERS, ("mask_token",), {"layout": "rows"} | MASKS, None, "masked_accuracy",
-        "Devlin et al. 2019; Liu et al. 2019",
+        "Devlin et al. 2019; Liu et al. 2019", bind_mlm,
     ),
     "clm": Objective(
         AutoModelForCausalLM, documents.causal, collators.causal, heads.causal, loss.packed_cross_entropy, loss.items,
         likelihood.kept, likelihood.tokens, DECODERS, ("eos_token",), {"layout": "blocks"}, "CAUSAL_LM", "token_accuracy",
-        "Radford et al. 2018",
+        "Radford et al. 2018", bind_clm,
     ),
     "nsp": Objective(
         AutoModelForPreTraining, documents.pairs, collators.pairs, heads.pairs, likelihood.pair_loss, likelihood.pair_items,
         likelihood.kept_pairs, likelihood.pairs, PAIR_READERS, ("mask_token", "cls_token", "sep_token"),
-        {"sentence_order": False} | MASKS, None, "pair_accuracy", "Devlin et al. 2019; sentence order: Lan et al. 2020",
+        {"sentence_order": False} | MASKS, None, "pair_accuracy", "Devlin et al. 2019; sentence order: Lan et al. 2020", bind_nsp,
     ),
     "contrastive": Objective(
         AutoModel, documents.views, collators.views, contrastive.embeddings, contrastive.in_batch, contrastive.rows,
         loss.everything, embeddings.pairs, READERS | DECODERS, (), {"temperature": 0.05, "pooling": "mean"},
-        "FEATURE_EXTRACTION", "spearman", "Gao et al. 2021",
+        "FEATURE_EXTRACTION", "spearman", "Gao et al. 2021", bind_contrastive,
     ),
     "span_corruption": Objective(
         AutoModelForSeq2SeqLM, documents.spans, collators.spans, heads.encoder_decoder, loss.packed_cross_entropy, loss.items,
         likelihood.kept, likelihood.tokens, WRITERS, ("eos_token",),
-        {"layout": "rows", "masking_rate": 0.15, "mean_span": 3.0}, "SEQ_2_SEQ_LM", "token_accuracy", "Raffel et al. 2020",
+        {"layout": "rows", "masking_rate": 0.15, "mean_span": 3.0}, "SEQ_2_SEQ_LM", "token_accuracy", "Raffel et al. 2020", bind_span_corruption,
     ),
     "infilling": Objective(
         AutoModelForSeq2SeqLM, documents.sentences, collators.infilled, heads.encoder_decoder, loss.packed_cross_entropy, loss.items,
         likelihood.kept, likelihood.tokens, WRITERS, ("mask_token",),
         {"masking_rate": 0.3, "mean_span": 3.0, "permute_sentences": True, "deletion_rate": 0.0}, "SEQ_2_SEQ_LM",
-        "token_accuracy", "Lewis et al. 2020",
+        "token_accuracy", "Lewis et al. 2020", bind_infilling,
     ),
 }  # fmt: skip
-
-
-@dataclass
-class ObjectiveArguments:
-    """Which objective, and what it may be told; an option that the objective has no use for is refused."""
-
-    objective: str = field(
-        default="mlm",
-        metadata={"help": "A row of OBJECTIVES: mlm, clm, nsp, contrastive, span_corruption, infilling."},
-    )
-    max_length: int = field(
-        default=256, metadata={"help": "Longest row in tokens; longer texts go on in further rows."}
-    )
-    layout: str | None = field(
-        default=None,
-        metadata={
-            "help": "rows: a row for each piece of a text; blocks: rows filled with several (clm, mlm, span_corruption)."
-        },
-    )
-    masking_rate: float | None = field(
-        default=None, metadata={"help": "Share of tokens to predict (default: 0.15; infilling: 0.3)."}
-    )
-    whole_words: bool | None = field(
-        default=None, metadata={"help": "Mask all tokens of a word or none (mlm, nsp)."}
-    )
-    mean_span: float | None = field(
-        default=None, metadata={"help": "Mean length of a span (default: 3; span_corruption, infilling)."}
-    )
-    sentence_order: bool | None = field(
-        default=None,
-        metadata={
-            "help": "nsp: tell a swapped pair from one in order, as ALBERT does, instead of a stranger's segment."
-        },
-    )
-    permute_sentences: bool | None = field(
-        default=None, metadata={"help": "infilling: sentences in random order (default: true)."}
-    )
-    deletion_rate: float | None = field(
-        default=None, metadata={"help": "infilling: share of tokens deleted without a trace."}
-    )
-
-
-@dataclass
-class TuningArguments(MethodArguments):
-    """How the model is trained; all weights unless a method is named."""
-
-    method: str = field(default="full", metadata={"help": "A row of METHODS: full, lora, ..."})
 
 
 def find_objective(name: str) -> Objective:
@@ -190,7 +206,9 @@ def find_objective(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
-def settle(options: ObjectiveArguments, apart: contrastive.ContrastiveArguments, seed: int) -> Objective:
+def settle_objective(
+    options: ObjectiveArguments, apart: contrastive.ContrastiveArguments, seed: int
+) -> Objective:
     """The row of `options.objective` with the options in its functions.
 
     Raises:
@@ -198,52 +216,27 @@ def settle(options: ObjectiveArguments, apart: contrastive.ContrastiveArguments,
     """
     row = find_objective(options.objective)
     given = {
-        f.name: vars(options)[f.name]
-        for f in fields(options)
-        if f.default is None and vars(options)[f.name] is not None
+        one.name: vars(options)[one.name]
+        for one in fields(options)
+        if one.default is None and vars(options)[one.name] is not None
     }
-    defaults = {f.name: f.default for f in fields(apart)}
-    of_pairs = {name: value for name, value in vars(apart).items() if value != defaults[name]}
-    idle = sorted(set(given) - set(row.defaults)) + sorted(
-        of_pairs if options.objective != "contrastive" else []
-    )
+    defaults = {one.name: one.default for one in fields(apart)}
+    of_pairs = {name for name, value in vars(apart).items() if value != defaults[name]}
+    apart_is_read = options.objective == "contrastive"
+    idle = sorted(set(given) - set(row.defaults)) + sorted(() if apart_is_read else of_pairs)
     if idle:
         raise InputError(
             f"The objective '{options.objective}' has no use for --{idle[0]}; leave it out or set another --objective"
         )
     values = row.defaults | given | {"seed": seed}
-    if options.objective == "contrastive":
+    if apart_is_read:
         values |= {"temperature": apart.temperature, "pooling": apart.pooling}
         contrastive.find_pooling(apart.pooling)
-    _check(values)
-    steps = {name: vars(row)[name] for name in ("encode", "collate", "forward", "loss")}
-    bound: dict[str, Any] = {
-        name: partial(function, **_taken(function, values)) for name, function in steps.items()
-    }
-    return replace(row, **bound)
+    check_values(values)
+    return replace(row, **row.bind(values))  # type: ignore[arg-type]
 
 
-def _taken(function: Callable, values: dict[str, Any]) -> dict[str, Any]:
-    names = {
-        name for name, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY
-    }
-    return {name: value for name, value in values.items() if name in names}
-
-
-def _check(values: dict[str, Any]) -> None:
-    for name in ("masking_rate", "deletion_rate"):
-        low_allowed = name == "deletion_rate"
-        if name in values and not (0 < values[name] < 1 or (low_allowed and values[name] == 0)):
-            raise InputError(f"--{name} {values[name]} is no share; wanted a number between 0 and 1")
-    if values.get("mean_span", 1.0) < 1:
-        raise InputError(f"--mean_span {values['mean_span']} is below 1; wanted 1 or more")
-    if values.get("temperature", 1.0) <= 0:
-        raise InputError(f"--temperature {values['temperature']} is not above 0")
-    if values.get("layout") not in (None, "rows", "blocks"):
-        raise InputError(f"Unknown layout '{values['layout']}'; wanted rows or blocks. Set --layout")
-
-
-def check(
+def check_objective(
     name: str,
     row: Objective,
     network: Any,
@@ -315,141 +308,3 @@ def fitted(row: Objective, features: Dataset) -> Objective:
     if "bytes" not in features.column_names:
         return row
     return replace(row, metrics=partial(row.metrics, byte_count=sum(features["bytes"][:])))
-
-
-def find_inputs(
-    name: str, apart: contrastive.ContrastiveArguments, there: list[str], data: TextArguments, train: bool
-) -> inputs.Roles:
-    """Which columns the objective reads: one text, or for `contrastive` also its partner, a hard negative and a score."""
-    if name != "contrastive":
-        return inputs.find_roles(there, data, {})
-    if apart.negative_column is not None and not apart.supervised:
-        raise InputError("--negative_column is for pairs; set --supervised true")
-    pair = inputs.find_pair(there, data)
-    if apart.score_column is not None and pair is None:
-        raise InputError(
-            "--score_column says how alike two texts are, and the rows have one. Set --text_pair_column"
-        )
-    if train and apart.supervised and pair is None:
-        raise InputError(
-            f"--supervised wants two texts a row; {data.name} has {', '.join(there)}. Set --text_pair_column"
-        )
-    if train:
-        return inputs.find_roles(
-            there, data, {"pair": pair, "negative": apart.negative_column} if apart.supervised else {}
-        )
-    return inputs.find_roles(there, data, {"pair": pair, "score": apart.score_column if pair else None})
-
-
-def load_features(
-    row: Objective,
-    options: ObjectiveArguments,
-    apart: contrastive.ContrastiveArguments,
-    data: TextArguments,
-    stream: StreamArguments,
-    processor: PreTrainedTokenizerBase,
-) -> tuple[dict[str, Any], str]:
-    """Features {"train": ..., "eval": ...} and the fingerprint of the training rows.
-
-    Raises:
-        InputError: columns that are missing, rows without text, sources that can't be read.
-    """
-    name, length, seed = options.objective, options.max_length, data.sample_seed
-    endless = stream.streaming or stream.mixture is not None
-    rows = load_rows(data, train=not stream.streaming, fallback=None)
-    if name != "contrastive":
-        rows, _ = laid_out(rows, data, inputs.lay_out_texts)
-    assert rows.eval is not None
-    there = find_inputs(name, apart, columns_of(rows.eval), data, train=False)
-    evaluation = inputs.settled_rows(rows.eval, there, data, "evaluation", data.max_eval_rows)
-    if "score" in there:
-        check_scores(evaluation, there["score"])
-    held_out = inputs.encoded(evaluation, there, row.encode, processor, length, seed)
-    if endless:
-        weights = parse_mixture(stream.mixture) if stream.mixture else weighted(data.dataset_name)
-        sources = [_source(source, name, apart, data, stream) for source in weights]
-        encode = partial(_encode_batch, row.encode, processor, length)
-        # of what is read as it is needed the names alone are known
-        known = [
-            inputs.content(rows, {role: role for role in rows.column_names})
-            for rows in sources
-            if isinstance(rows, Dataset)
-        ]
-        endless_rows = Stream(sources, list(weights.values()), encode, seed, stream.shuffle_buffer)
-        return {"train": endless_rows, "eval": held_out}, repr((weights, known))
-    assert rows.train is not None
-    train = (
-        rows.train
-        if apart.positive_label is None
-        else inputs.with_label(rows.train, apart.positive_label, data)
-    )
-    there = find_inputs(name, apart, columns_of(train), data, train=True)
-    if name == "contrastive":
-        told = there | {"label": data.label_column or "label"} if apart.positive_label else there
-        inputs.account_roles(train, told, data, "training")
-    train = inputs.settled_rows(train, there, data, "training", data.max_train_rows)
-    return {
-        "train": inputs.encoded(train, there, row.encode, processor, length, seed),
-        "eval": held_out,
-    }, inputs.content(train, there)
-
-
-def check_scores(rows: Dataset, column: str) -> None:
-    """Scores are numbers, or missing.
-
-    Raises:
-        InputError: texts, classes, or no score at all.
-    """
-    feature = rows.features[column]
-    numbers = isinstance(feature, Value) and feature.dtype.startswith(("float", "double", "int", "uint"))
-    if not numbers or all(score is None for score in rows[column]):
-        raise InputError(f"The column '{column}' holds {feature}; wanted numbers. Set --score_column")
-
-
-def _encode_batch(
-    encode: Callable, processor: PreTrainedTokenizerBase, length: int, batch: documents.Batch, rng: Generator
-) -> documents.Batch:
-    return encode(batch, processor, length, rng)
-
-
-def _source(
-    source: str,
-    name: str,
-    apart: contrastive.ContrastiveArguments,
-    data: TextArguments,
-    stream: StreamArguments,
-) -> Dataset | IterableDataset:
-    """Training rows of one source of a stream, with their columns named after their roles."""
-    chosen = replace(data, dataset_name=[source], data_files=data.data_files if source == data.name else None)
-    files = chosen.data_files
-    rows = (
-        open_stream(source, data.dataset_config, files, data.train_split)
-        if stream.streaming
-        else load_rows(chosen).train
-    )
-    assert rows is not None
-    if apart.positive_label is not None:
-        if not isinstance(rows, Dataset):
-            raise InputError(
-                "--positive_label wants rows that are read before the start; leave --streaming out"
-            )
-        rows = inputs.with_label(rows, apart.positive_label, chosen)
-    first = next(iter(rows), None)
-    if first is None:
-        raise InputError(f"'{source}' has no rows to train on; set --train_split or --mixture")
-    there = find_inputs(name, apart, list(first), chosen, train=True)
-    rows = rows.select_columns(list(there.values())).rename_columns(
-        {column: role for role, column in there.items() if column != role}
-    )
-    wanted = [role for role in there if role != "score"]
-    return rows.filter(partial(_has_texts, wanted=wanted, source=source))
-
-
-def _has_texts(row: dict[str, Any], *, wanted: list[str], source: str) -> bool:
-    """Whether a row of a stream has a text in each of the columns; what is there must be one."""
-    strange = next(
-        (row[role] for role in wanted if row[role] is not None and not isinstance(row[role], str)), None
-    )
-    if strange is not None:
-        raise InputError(f"A row of '{source}' holds {strange!r:.80}; wanted texts. Set --text_column")
-    return all((row[role] or "").strip() for role in wanted)

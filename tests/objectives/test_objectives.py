@@ -12,7 +12,8 @@ from transformers import AutoModelForMaskedLM, TrainerCallback
 from finetune.data.batching import BatchingArguments
 from finetune.errors import InputError
 from finetune.objectives.contrastive import ContrastiveArguments
-from finetune.objectives.table import OBJECTIVES, ObjectiveArguments, check, check_model, settle
+from finetune.objectives.options import ObjectiveArguments
+from finetune.objectives.table import OBJECTIVES, check_model, check_objective, settle_objective
 from finetune.training.options import TrainingArguments
 from finetune.training.pretraining import FreshTrainer
 from finetune.training.trainer import make_trainer
@@ -114,14 +115,14 @@ def test_evaluation_is_exact_for_any_batch_size(tmp_path):
 )
 def test_options_that_cannot_be(options, message):
     with pytest.raises(InputError, match=message):
-        settle(ObjectiveArguments(**options), ContrastiveArguments(), 0)
+        settle_objective(ObjectiveArguments(**options), ContrastiveArguments(), 0)
 
 
 def test_options_of_another_objective():
     with pytest.raises(InputError, match=r"'mlm' has no use for --temperature"):
-        settle(ObjectiveArguments("mlm"), ContrastiveArguments(temperature=0.1), 0)
+        settle_objective(ObjectiveArguments("mlm"), ContrastiveArguments(temperature=0.1), 0)
     with pytest.raises(InputError, match=r"Unknown pooling 'max'.*--pooling"):
-        settle(ObjectiveArguments("contrastive"), ContrastiveArguments(pooling="max"), 0)
+        settle_objective(ObjectiveArguments("contrastive"), ContrastiveArguments(pooling="max"), 0)
 
 
 @pytest.mark.parametrize(
@@ -141,18 +142,18 @@ def test_models_that_cannot_learn_it_are_refused(objective, family, fits):
 def test_tokenizers_without_what_the_objective_writes():
     processor, network = make_tokenizer("llama"), make_model("bert", AutoModelForMaskedLM)
     with pytest.raises(InputError, match=r"no sentinels.*scripts/tokenizer.py"):
-        check("span_corruption", OBJECTIVES["span_corruption"], network, processor)
+        check_objective("span_corruption", OBJECTIVES["span_corruption"], network, processor)
     processor.mask_token = None
     with pytest.raises(
         InputError,
         match=r"no mask token, which the objective 'mlm' needs.*scripts/tokenizer.py --objective mlm",
     ):
-        check("mlm", OBJECTIVES["mlm"], network, processor)
+        check_objective("mlm", OBJECTIVES["mlm"], network, processor)
 
 
 def test_two_views_need_dropout():
     with pytest.raises(InputError, match=r"no dropout.*--supervised"):
-        check(
+        check_objective(
             "contrastive",
             OBJECTIVES["contrastive"],
             make_model("bert", AutoModelForMaskedLM),

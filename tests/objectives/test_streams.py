@@ -16,7 +16,8 @@ from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from finetune.objectives import streams
 from finetune.objectives.contrastive import ContrastiveArguments
-from finetune.objectives.table import ObjectiveArguments, settle
+from finetune.objectives.options import ObjectiveArguments
+from finetune.objectives.table import settle_objective
 from finetune.training.options import TrainingArguments
 from finetune.training.pretraining import FreshTrainer, check_options
 from finetune.training.trainer import make_trainer
@@ -93,7 +94,7 @@ def test_a_stream_that_gives_no_row_is_said():
 
 def trained(folder, resume=None, stop=None):
     processor, network = make_tokenizer("bert"), make_model("bert", AutoModelForMaskedLM).train()
-    row = settle(ObjectiveArguments("mlm", max_length=16), ContrastiveArguments(), 0)
+    row = settle_objective(ObjectiveArguments("mlm", max_length=16), ContrastiveArguments(), 0)
     sources = [
         Dataset.from_dict({"text": ["the film was good", "dull"]}),
         Dataset.from_dict({"text": ["i hated it", "we loved the actor"]}),

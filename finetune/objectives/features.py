@@ -1,0 +1,163 @@
+"""Rows, or a stream of them → features of an objective. Knows columns and sources; knows no model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from datasets import Dataset, IterableDataset, Value
+from numpy.random import Generator
+from transformers import PreTrainedTokenizerBase
+
+from finetune.data.laying import laid_out
+from finetune.data.mixing import weighted
+from finetune.data.places import columns_of
+from finetune.data.sources import TextArguments, load_rows, open_stream
+from finetune.errors import InputError
+from finetune.objectives import contrastive, documents, inputs
+from finetune.objectives.options import ObjectiveArguments
+from finetune.objectives.streams import Stream, StreamArguments, parse_mixture
+from finetune.objectives.table import Objective
+
+logger = logging.getLogger(__name__)
+
+
+def find_inputs(
+    name: str, apart: contrastive.ContrastiveArguments, there: list[str], data: TextArguments, train: bool
+) -> inputs.Roles:
+    """Which columns the objective reads: one text, or for `contrastive` also its partner, a hard negative and a score."""
+    if name != "contrastive":
+        return inputs.find_roles(there, data, {})
+    if apart.negative_column is not None and not apart.supervised:
+        raise InputError("--negative_column is for pairs; set --supervised true")
+    pair = inputs.find_pair(there, data)
+    if apart.score_column is not None and pair is None:
+        raise InputError(
+            "--score_column says how alike two texts are, and the rows have one. Set --text_pair_column"
+        )
+    if train and apart.supervised and pair is None:
+        raise InputError(
+            f"--supervised wants two texts a row; {data.name} has {', '.join(there)}. Set --text_pair_column"
+        )
+    if train:
+        return inputs.find_roles(
+            there, data, {"pair": pair, "negative": apart.negative_column} if apart.supervised else {}
+        )
+    return inputs.find_roles(there, data, {"pair": pair, "score": apart.score_column if pair else None})
+
+
+def load_features(
+    row: Objective,
+    options: ObjectiveArguments,
+    apart: contrastive.ContrastiveArguments,
+    data: TextArguments,
+    stream: StreamArguments,
+    processor: PreTrainedTokenizerBase,
+) -> tuple[dict[str, Any], str]:
+    """Features {"train": ..., "eval": ...} and the fingerprint of the training rows.
+
+    Raises:
+        InputError: columns that are missing, rows without text, sources that can't be read.
+    """
+    name, length, seed = options.objective, options.max_length, data.sample_seed
+    endless = stream.streaming or stream.mixture is not None
+    rows = load_rows(data, train=not stream.streaming, fallback=None)
+    if name != "contrastive":
+        rows, _ = laid_out(rows, data, inputs.lay_out_texts)
+    assert rows.eval is not None
+    there = find_inputs(name, apart, columns_of(rows.eval), data, train=False)
+    evaluation = inputs.settled_rows(rows.eval, there, data, "evaluation", data.max_eval_rows)
+    if "score" in there:
+        check_scores(evaluation, there["score"])
+    held_out = inputs.encoded(evaluation, there, row.encode, processor, length, seed)
+    if endless:
+        weights = parse_mixture(stream.mixture) if stream.mixture else weighted(data.dataset_name)
+        sources = [_source(source, name, apart, data, stream) for source in weights]
+        encode = partial(_encode_batch, row.encode, processor, length)
+        # of what is read as it is needed the names alone are known
+        known = [
+            inputs.content(rows, {role: role for role in rows.column_names})
+            for rows in sources
+            if isinstance(rows, Dataset)
+        ]
+        endless_rows = Stream(sources, list(weights.values()), encode, seed, stream.shuffle_buffer)
+        return {"train": endless_rows, "eval": held_out}, repr((weights, known))
+    assert rows.train is not None
+    train = (
+        rows.train
+        if apart.positive_label is None
+        else inputs.with_label(rows.train, apart.positive_label, data)
+    )
+    there = find_inputs(name, apart, columns_of(train), data, train=True)
+    if name == "contrastive":
+        told = there | {"label": data.label_column or "label"} if apart.positive_label else there
+        inputs.account_roles(train, told, data, "training")
+    train = inputs.settled_rows(train, there, data, "training", data.max_train_rows)
+    return {
+        "train": inputs.encoded(train, there, row.encode, processor, length, seed),
+        "eval": held_out,
+    }, inputs.content(train, there)
+
+
+def check_scores(rows: Dataset, column: str) -> None:
+    """Scores are numbers, or missing.
+
+    Raises:
+        InputError: texts, classes, or no score at all.
+    """
+    feature = rows.features[column]
+    numbers = isinstance(feature, Value) and feature.dtype.startswith(("float", "double", "int", "uint"))
+    if not numbers or all(score is None for score in rows[column]):
+        raise InputError(f"The column '{column}' holds {feature}; wanted numbers. Set --score_column")
+
+
+def _encode_batch(
+    encode: Callable, processor: PreTrainedTokenizerBase, length: int, batch: documents.Batch, rng: Generator
+) -> documents.Batch:
+    return encode(batch, processor, length, rng)
+
+
+def _source(
+    source: str,
+    name: str,
+    apart: contrastive.ContrastiveArguments,
+    data: TextArguments,
+    stream: StreamArguments,
+) -> Dataset | IterableDataset:
+    """Training rows of one source of a stream, with their columns named after their roles."""
+    chosen = replace(data, dataset_name=[source], data_files=data.data_files if source == data.name else None)
+    files = chosen.data_files
+    rows = (
+        open_stream(source, data.dataset_config, files, data.train_split)
+        if stream.streaming
+        else load_rows(chosen).train
+    )
+    assert rows is not None
+    if apart.positive_label is not None:
+        if not isinstance(rows, Dataset):
+            raise InputError(
+                "--positive_label wants rows that are read before the start; leave --streaming out"
+            )
+        rows = inputs.with_label(rows, apart.positive_label, chosen)
+    first = next(iter(rows), None)
+    if first is None:
+        raise InputError(f"'{source}' has no rows to train on; set --train_split or --mixture")
+    there = find_inputs(name, apart, list(first), chosen, train=True)
+    rows = rows.select_columns(list(there.values())).rename_columns(
+        {column: role for role, column in there.items() if column != role}
+    )
+    wanted = [role for role in there if role != "score"]
+    return rows.filter(partial(_has_texts, wanted=wanted, source=source))
+
+
+def _has_texts(row: dict[str, Any], *, wanted: list[str], source: str) -> bool:
+    """Whether a row of a stream has a text in each of the columns; what is there must be one."""
+    strange = next(
+        (row[role] for role in wanted if row[role] is not None and not isinstance(row[role], str)), None
+    )
+    if strange is not None:
+        raise InputError(f"A row of '{source}' holds {strange!r:.80}; wanted texts. Set --text_column")
+    return all((row[role] or "").strip() for role in wanted)

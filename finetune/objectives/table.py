@@ -92,7 +92,7 @@ class Objective:
 def bind_mlm(given: dict[str, Any]) -> dict[str, Callable]:
     """Masks, fresh in each epoch."""
     return {
-        "encode": partial(documents.masked, layout=given["layout"]),
+        "encode": partial(documents.masked_rows, layout=given["layout"]),
         "collate": partial(
             collators.masked,
             masking_rate=given["masking_rate"],

@@ -49,7 +49,7 @@ def main(
     row = settle(task, architecture(model))
     training = settled(training, LEARNING_RATE, row.best, task.early_stopping_patience)
     options = resolved_options(fusion, task, data, model, batching, training) | {"method": "fusion"}
-    found = steps.read_rows(row, data, training, options)
+    found = steps.examine_rows(row, data, training, options)
     processor, network = steps.load_for(row, model, found)
     tuned = fuse_folders(network, folders, processor, found.labels, fusion.allow_mismatch)
     features = steps.encode_rows(row, task, found, processor, network, training=training)

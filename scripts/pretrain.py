@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from finetune.data.sources import TextArguments
     from finetune.models.load import ModelArguments
     from finetune.models.scratch import ScratchArguments
-    from finetune.models.sharded import make_whole
     from finetune.objectives.contrastive import ContrastiveArguments
     from finetune.objectives.options import ObjectiveArguments, TuningArguments
     from finetune.objectives.streams import StreamArguments
@@ -46,6 +45,7 @@ def main(
     from finetune.data.preview import show_features
     from finetune.methods import attach, check_length, find_method
     from finetune.models.scratch import family, prepare
+    from finetune.models.sharded import make_whole
     from finetune.objectives.contrastive import save_sentence_encoder
     from finetune.objectives.features import load_features
     from finetune.objectives.table import (
@@ -56,7 +56,7 @@ def main(
         settle_objective,
     )
     from finetune.training.options import settled
-    from finetune.training.pretraining import FreshTrainer, check_options
+    from finetune.training.pretraining import FreshTrainer, check_pretraining
     from finetune.training.trainer import make_trainer
 
     processes("pretrain")
@@ -64,7 +64,7 @@ def main(
     check_model(objective.objective, row, family(model, scratch))
     check_method(objective.objective, row, tuning.method)
     alone = objective.objective == "contrastive" and contrastive.negative_column is None
-    check_options(stream, data, batching, training, in_batch=alone)
+    check_pretraining(stream, data, batching, training, in_batch=alone)
     rate = 5e-4 if scratch.from_config else find_method(tuning.method).learning_rate
     set_seed(training.seed)
     processor, network = prepare(model, scratch, row.model, objective.max_length)

@@ -62,7 +62,7 @@ def main(
         training, find_method(method.method).learning_rate, row.best, task.early_stopping_patience
     )
     options = resolved_options(instruct, data, model, method, batching, training)
-    found = steps.read_rows(row, data, training, options)
+    found = steps.examine_rows(row, data, training, options)
     processor, network = steps.load_for(
         row, model, found, chats=bool(instruct.chat), quantized=find_method(method.method).quantized
     )

@@ -25,7 +25,7 @@ def main(vocabulary: VocabularyArguments, data: TextArguments) -> None:
     from finetune.data.sources import load_rows, sample
     from finetune.errors import InputError
     from finetune.objectives.inputs import find_roles
-    from finetune.objectives.tokenizer import KINDS, train_tokenizer
+    from finetune.objectives.tokenizer import TOKENIZERS, train_tokenizer
 
     if vocabulary.output_dir is None:
         raise InputError("No folder for the tokenizer; set --output_dir")
@@ -41,7 +41,7 @@ def main(vocabulary: VocabularyArguments, data: TextArguments) -> None:
         data.max_train_rows,
         data.sample_seed,
     )
-    kind = vocabulary.kind or KINDS.get(vocabulary.objective, "bpe")
+    kind = vocabulary.kind or TOKENIZERS.get(vocabulary.objective, "bpe")
     tokenizer = train_tokenizer(
         iter(rows[column]), vocabulary.objective, kind, vocabulary.vocab_size,
         min_frequency=vocabulary.min_frequency, lowercase=vocabulary.lowercase, sentinels=vocabulary.sentinel_count,

@@ -81,7 +81,7 @@ def run(
     row = settle(task, architecture(model))
     row = replace(row, figures=with_metrics(row.figures, metric.metrics))
     options = resolved_options(task, data, model, method, batching, metric, training)
-    found = steps.read_rows(row, data, training, options)
+    found = steps.examine_rows(row, data, training, options)
     processor, network = steps.load_for(row, model, found, quantized=find_method(method.method).quantized)
     network = attach(network, method.method, method.method_kwargs, row.peft)
     features = steps.encode_rows(row, task, found, processor, network, training=training)

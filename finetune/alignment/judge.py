@@ -21,7 +21,7 @@ from finetune.alignment.ready_rewards import filled, rows_of
 from finetune.alignment.rewards import Prompt, Reward, RewardArguments, as_text
 from finetune.device import device
 from finetune.errors import InputError
-from finetune.models.generate import settings as generation
+from finetune.models.generate import generation_settings as generation
 from finetune.models.generate import texts as write
 from finetune.models.load import ModelArguments, load_model
 

@@ -77,7 +77,7 @@ def same_number(rest: str, settings: RewardArguments) -> Reward:
         if not set(wanted) & FORMULA:
             # only a formula in the answer can be a number that its last one isn't
             formula = "\\" in answer and math_verify.verify(read(wanted), read(answer))
-            return texts.same_number(answer, gold) or formula
+            return texts.ends_in_same_number(answer, gold) or formula
         formula = wanted if "\\boxed" in wanted or "$" in wanted else f"${wanted}$"
         return math_verify.verify(read(formula), read(answer))
 

@@ -32,7 +32,7 @@ def sequences(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]
     return collate
 
 
-def tokens(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
+def token_labels(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
     """Like `sequences`, for one label a token: labels [batch, time] are padded with -100."""
     pad = sequences(processor)
 
@@ -49,7 +49,7 @@ def continuations(processor: PreTrainedTokenizerBase) -> Callable[[Features], Ba
     Returns a function: features → input_ids, attention_mask [batch, time], labels [batch, kept] (the next token at each of the
     last `kept` places, -100 where it isn't wanted), logits_to_keep (kept, a number), row [batch].
     """
-    pad = tokens(processor)
+    pad = token_labels(processor)
 
     def collate(features: Features) -> Batch:
         batch = pad(features)
@@ -60,7 +60,7 @@ def continuations(processor: PreTrainedTokenizerBase) -> Callable[[Features], Ba
     return collate
 
 
-def packed(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
+def packed_lines(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
     """Rows one after the other in a single line without padding; positions restart, and edges say where rows begin.
 
     Returns a function: features → input_ids, position_ids [1, tokens], logits_to_keep (places with a label, ascending),

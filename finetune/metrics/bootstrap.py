@@ -41,7 +41,7 @@ def bootstrap(counts: Array, figure: Figure, samples: int = 2000, seed: int = 0)
 def interval(values: Array, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """The interval of the mean of `values` [rows]."""
     each_one = np.asarray(values, dtype=np.float64)
-    return bootstrap(np.stack([each_one, np.ones_like(each_one)], axis=1), mean, samples, seed)
+    return bootstrap(np.stack([each_one, np.ones_like(each_one)], axis=1), mean_figure, samples, seed)
 
 
 def macro_f1_interval(
@@ -58,12 +58,12 @@ def class_counts(predicted: Array, gold: Array, classes: int) -> Array:
     return np.concatenate([hits, one_hot[predicted] + one_hot[gold]], axis=1)
 
 
-def mean(sums: Array) -> Array:
+def mean_figure(sums: Array) -> Array:
     """[samples, 2]: sum and number of rows."""
     return sums[:, 0] / sums[:, 1]
 
 
-def f1(sums: Array) -> Array:
+def f1_figure(sums: Array) -> Array:
     """[samples, 3]: right ones, those said, those there are."""
     both = sums[:, 1] + sums[:, 2]
     return np.divide(2 * sums[:, 0], both, out=np.zeros(len(sums)), where=both > 0)

@@ -37,7 +37,7 @@ def per_class(predicted: Array, gold: Array, names: Sequence[str]) -> dict[str, 
     }
 
 
-def confusion(predicted: Array, gold: Array, names: Sequence[str]) -> list[list[int]]:
+def class_confusion(predicted: Array, gold: Array, names: Sequence[str]) -> list[list[int]]:
     """Rows are gold classes, columns predicted ones."""
     return confusion_matrix(gold, predicted, labels=np.arange(len(names))).tolist()
 

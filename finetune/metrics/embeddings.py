@@ -14,7 +14,7 @@ ALIKE = (
 )
 
 
-def pairs(vectors: Array, scores: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+def embedding_figures(vectors: Array, scores: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Figures of pairs of texts: vectors [rows, 2 or more, width], scores [rows] (not a number where there is none).
 
     Returns:

@@ -27,7 +27,7 @@ def kept(logits: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def tokens(
+def token_likelihood(
     sums: Array, gold: Array, names: Sequence[str] | None = None, *, byte_count: int | None = None
 ) -> dict[str, Any]:
     """Figures of a language model over all labelled tokens.
@@ -55,9 +55,9 @@ def tokens(
     )
 
 
-def masked(sums: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Figures of a masked language model: `tokens` under the name that says of which tokens, those to predict."""
-    figures = tokens(sums, gold)
+def masked_likelihood(sums: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Figures of a masked language model: `token_likelihood` under the name that says of which tokens, those to predict."""
+    figures = token_likelihood(sums, gold)
     return {"masked_accuracy": figures.pop("token_accuracy"), **figures}
 
 
@@ -92,6 +92,6 @@ def kept_pairs(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([kept(logits[rows:], labels[:, 1:]), right[:, None]], dim=1)
 
 
-def pairs(sums: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Figures of masked tokens (see `masked`) and `pair_accuracy`; sums [rows, 3], gold [rows, 1 + time]."""
-    return masked(sums[:, :2], gold[:, 1:]) | {"pair_accuracy": float(sums[:, 2].mean())}
+def pair_likelihood(sums: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Figures of masked tokens (see `masked_likelihood`) and `pair_accuracy`; sums [rows, 3], gold [rows, 1 + time]."""
+    return masked_likelihood(sums[:, :2], gold[:, 1:]) | {"pair_accuracy": float(sums[:, 2].mean())}

@@ -11,7 +11,7 @@ PUNCTUATION = frozenset(string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-def normalised(text: str) -> str:
+def normalised_answer(text: str) -> str:
     """Lower case, without punctuation and articles, single spaces (Rajpurkar et al. 2016, section 6.1)."""
     bare = "".join(sign for sign in text.lower() if sign not in PUNCTUATION)
     return " ".join(ARTICLES.sub(" ", bare).split())
@@ -19,12 +19,12 @@ def normalised(text: str) -> str:
 
 def exact_match(predicted: str, gold: str) -> float:
     """1 where both say the same after normalising, else 0."""
-    return float(normalised(predicted) == normalised(gold))
+    return float(normalised_answer(predicted) == normalised_answer(gold))
 
 
 def word_f1(predicted: str, gold: str) -> float:
     """Overlap of two answers as bags of words; where either is empty, 1 for two empty ones, else 0 (Rajpurkar et al. 2018)."""
-    said, wanted = normalised(predicted).split(), normalised(gold).split()
+    said, wanted = normalised_answer(predicted).split(), normalised_answer(gold).split()
     if not said or not wanted:
         return float(said == wanted)
     common = sum((Counter(said) & Counter(wanted)).values())
@@ -38,7 +38,7 @@ def answer_figures(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> d
         exact_match, f1: means over questions, 0 to 1; where some questions have no answer, also the means over those
         that have one (`f1_answerable`) and over those that have none (`accuracy_unanswerable`).
     """
-    references = [[text for text in texts if normalised(text)] or [""] for texts in gold]
+    references = [[text for text in texts if normalised_answer(text)] or [""] for texts in gold]
     pairs = list(zip(predicted, references, strict=True))
     exact = [max(exact_match(said, text) for text in texts) for said, texts in pairs]
     overlap = [max(word_f1(said, text) for text in texts) for said, texts in pairs]

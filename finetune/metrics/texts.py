@@ -68,7 +68,7 @@ def signatures() -> dict[str, Any]:
     return {"bleu_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())}
 
 
-def same_number(predicted: str, gold: str) -> bool:
+def ends_in_same_number(predicted: str, gold: str) -> bool:
     """Whether a text ends in the number that its reference ends in; never where the reference has none."""
     wanted = final_number(gold)
     return wanted is not None and final_number(predicted) == wanted

@@ -22,7 +22,7 @@ WORDS = (
 )  # options whose values may be text
 
 
-def settings(
+def generation_settings(
     network: Any,
     processor: PreTrainedTokenizerBase,
     most: int,

@@ -26,7 +26,7 @@ OUT = -1e9  # a logit that wins nothing and, unlike -inf, stays a number when it
 PAIR_LOGITS = ("seq_relationship_logits", "sop_logits")
 
 
-def plain(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+def head_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """The head's own logits: [batch, classes] or [batch, time, classes]."""
     return model(**batch)["logits"]
 
@@ -90,7 +90,7 @@ def labelled_logits(model: Any, inputs: dict[str, Any], where: Tensor) -> Any:
     return outputs
 
 
-def masked(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+def masked_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Logits of a masked language model, [labels that count, vocabulary]; packed documents don't see each other."""
     return labelled_logits(model, _apart(model, batch), labels.ne(IGNORED))["logits"][0]
 
@@ -115,7 +115,7 @@ def first_position(network: nn.Module) -> int:
     return 0 if padding is None else padding + 1
 
 
-def pairs(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+def pair_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Logits of both heads in one table [batch + masked tokens, vocabulary]: first a line for each pair, with two classes."""
     outputs = labelled_logits(model, batch, labels[:, 1:].ne(IGNORED))
     tokens = outputs["prediction_logits"][0]
@@ -125,8 +125,8 @@ def pairs(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     )
 
 
-def packed(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """What each labelled place costs, [labels, 3] (see `loss.Places`), of rows packed into one line (see `collate.packed`).
+def packed_costs(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """What each labelled place costs, [labels, 3] (see `loss.Places`), of rows packed into one line (see `collate.packed_lines`).
 
     It is computed inside the model's own forward: mixed precision makes float32 copies of whatever comes out of that. A frozen
     head's logits, the largest thing in a step, are made a few places at a time.
@@ -187,7 +187,7 @@ def _passing(layer: nn.Module) -> Iterator[None]:
         del layer.forward
 
 
-def causal(model: Any, batch: dict[str, Any], labels: Tensor) -> Tensor:
+def causal_logits(model: Any, batch: dict[str, Any], labels: Tensor) -> Tensor:
     """Logits of a causal language model on documents in one line, [labels that count, vocabulary]; none sees another.
 
     Attention made for packed lines reads `cu_seq_lens`; any other finds the same borders where `position_ids` restart. A model
@@ -215,7 +215,7 @@ def _as_rows(batch: dict[str, Any], wanted: Tensor) -> tuple[dict[str, Any], Ten
     return {"input_ids": ids, "attention_mask": inside.long(), "use_cache": False}, places
 
 
-def encoder_decoder(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+def target_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Logits of a target that is fed to the decoder one place to the right, [labels that count, vocabulary]."""
     config = core(model).config
     fed = shifted_right(labels, config.decoder_start_token_id, config.pad_token_id)

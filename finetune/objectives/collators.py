@@ -56,7 +56,9 @@ def replaceable(processor: PreTrainedTokenizerBase) -> np.ndarray:
     return np.setdiff1d(np.arange(len(processor)), processor.all_special_ids)
 
 
-def masked(processor: PreTrainedTokenizerBase, *, masking_rate: float, whole_words: bool, seed: int) -> Fresh:
+def mask_collator(
+    processor: PreTrainedTokenizerBase, *, masking_rate: float, whole_words: bool, seed: int
+) -> Fresh:
     """Dynamic masking (Devlin et al. 2019; Liu et al. 2019, section 4.1).
 
     Batches: input_ids [batch, time] with attention_mask, or with `documents` (their numbers, -1 for padding) where a row has
@@ -71,7 +73,7 @@ def masked(processor: PreTrainedTokenizerBase, *, masking_rate: float, whole_wor
     def batch(rows: list[Row]) -> Batch:
         inputs = _padded_inputs([row["input_ids"] for row in rows], processor)
         if any(len(row["documents"]) > 1 for row in rows):
-            inputs["documents"] = padded([packing.numbered(row["documents"]) for row in rows], -1)
+            inputs["documents"] = padded([packing.numbered_documents(row["documents"]) for row in rows], -1)
             inputs["position_ids"] = padded([packing.restarting(row["documents"]) for row in rows], 0)
         return inputs | {"labels": padded([row["labels"] for row in rows], IGNORED)}
 
@@ -96,7 +98,7 @@ def _padded_inputs(rows: list[list[int]], processor: PreTrainedTokenizerBase) ->
     return {"input_ids": ids, "attention_mask": padded([[1] * len(row) for row in rows], 0)}
 
 
-def causal(processor: PreTrainedTokenizerBase, *, seed: int) -> Fresh:
+def causal_collator(processor: PreTrainedTokenizerBase, *, seed: int) -> Fresh:
     """The next token of each position; no noise and no padding: the rows stand in one line, and no document sees another.
 
     Batches: input_ids, position_ids [1, tokens of all rows]; cu_seq_lens (where documents begin, and the end of the last);
@@ -121,7 +123,7 @@ def causal(processor: PreTrainedTokenizerBase, *, seed: int) -> Fresh:
     return Fresh(labelled, batch, seed)
 
 
-def pairs(
+def pair_collator(
     processor: PreTrainedTokenizerBase,
     *,
     masking_rate: float,
@@ -177,7 +179,9 @@ def sentinels(processor: PreTrainedTokenizerBase) -> list[int]:
     return found
 
 
-def spans(processor: PreTrainedTokenizerBase, *, masking_rate: float, mean_span: float, seed: int) -> Fresh:
+def span_collator(
+    processor: PreTrainedTokenizerBase, *, masking_rate: float, mean_span: float, seed: int
+) -> Fresh:
     """Span corruption (Raffel et al. 2020): input with sentinels, target with what they stand for; the end token closes both."""
     end, marks = processor.eos_token_id, sentinels(processor)
 
@@ -193,7 +197,7 @@ def spans(processor: PreTrainedTokenizerBase, *, masking_rate: float, mean_span:
     return Fresh(damaged, lambda rows: _texts_to_texts(rows, processor), seed)
 
 
-def infilled(
+def infill_collator(
     processor: PreTrainedTokenizerBase,
     *,
     masking_rate: float,
@@ -225,7 +229,7 @@ def _texts_to_texts(rows: list[Row], processor: PreTrainedTokenizerBase) -> Batc
     }
 
 
-def views(processor: PreTrainedTokenizerBase, *, seed: int) -> Fresh:
+def view_collator(processor: PreTrainedTokenizerBase, *, seed: int) -> Fresh:
     """All texts of all rows, row by row; a text alone comes twice, so that dropout makes two views of it (Gao et al. 2021).
 
     Batches: input_ids, attention_mask [batch × views, time]; labels [batch].

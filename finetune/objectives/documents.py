@@ -19,7 +19,7 @@ from finetune.data.encode import want_tokens
 from finetune.errors import InputError
 from finetune.objectives import noise, packing
 
-Batch = dict[str, list[Any]]
+TextBatch = dict[str, list[Any]]
 SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s)|[。！？]+[”’」』）]*|\n+")
 
 
@@ -84,8 +84,8 @@ def room_for_text(processor: PreTrainedTokenizerBase, max_length: int, taken: in
 
 
 def masked_rows(
-    batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator, *, layout: str
-) -> Batch:
+    batch: TextBatch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator, *, layout: str
+) -> TextBatch:
     """Texts → rows for masked language models: a row for each piece of a text, or rows filled with whole pieces ("blocks").
 
     Returns:
@@ -95,7 +95,7 @@ def masked_rows(
     room = room_for_text(processor, max_length, len(before) + len(after))
     pieces = []
     for document in tokenised(batch["text"], processor):
-        for start, end in packing.cut(len(document.ids), room):
+        for start, end in packing.cut_pieces(len(document.ids), room):
             ids = [*before, *document.ids[start:end], *after]
             pieces.append(
                 {
@@ -106,9 +106,9 @@ def masked_rows(
     return _rows(pieces, max_length, layout)
 
 
-def causal(
-    batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator, *, layout: str
-) -> Batch:
+def causal_rows(
+    batch: TextBatch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator, *, layout: str
+) -> TextBatch:
     """Texts → rows for causal language models, each text closed by the end token; long ones in pieces that share one token.
 
     Every token is predicted once, but for a text's first where the tokenizer puts no token before it.
@@ -120,7 +120,7 @@ def causal(
     pieces = []
     for document in tokenised(batch["text"], processor):
         ids = [*before, *document.ids, processor.eos_token_id]
-        for start, end in packing.cut(len(ids), max_length, overlap=1):
+        for start, end in packing.cut_pieces(len(ids), max_length, overlap=1):
             known = _bytes_until(document, start - len(before))
             pieces.append(
                 {
@@ -140,7 +140,7 @@ def _bytes_until(document: Document, token: int) -> int:
     return len((document.text if whole else document.text[: document.ends[token]]).encode())
 
 
-def _rows(pieces: list[dict[str, list[int]]], max_length: int, layout: str) -> Batch:
+def _rows(pieces: list[dict[str, list[int]]], max_length: int, layout: str) -> TextBatch:
     """Pieces as rows of their own, or together as long as they fit."""
     lengths = [len(piece["input_ids"]) for piece in pieces]
     together = (
@@ -154,8 +154,8 @@ def _rows(pieces: list[dict[str, list[int]]], max_length: int, layout: str) -> B
     return {**rows, "documents": documents, "length": [sum(row) for row in documents]}
 
 
-def spans(
-    batch: Batch,
+def span_rows(
+    batch: TextBatch,
     processor: PreTrainedTokenizerBase,
     max_length: int,
     rng: Generator,
@@ -163,7 +163,7 @@ def spans(
     layout: str,
     masking_rate: float,
     mean_span: float,
-) -> Batch:
+) -> TextBatch:
     """Texts → rows that span corruption brings to at most `max_length` tokens; "blocks" joins the texts first, as T5 does.
 
     Returns:
@@ -173,11 +173,15 @@ def spans(
     texts = [document.ids for document in tokenised(batch["text"], processor)]
     if layout == "blocks":
         texts = [packing.joined(texts)]
-    rows = [ids[start:end] for ids in texts for start, end in packing.cut(len(ids), raw) if end - start > 1]
+    rows = [
+        ids[start:end] for ids in texts for start, end in packing.cut_pieces(len(ids), raw) if end - start > 1
+    ]
     return {"input_ids": rows, "length": [len(row) for row in rows]}
 
 
-def sentences(batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator) -> Batch:
+def sentence_rows(
+    batch: TextBatch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator
+) -> TextBatch:
     """Texts → rows that know where their sentences end.
 
     Returns:
@@ -185,10 +189,10 @@ def sentences(batch: Batch, processor: PreTrainedTokenizerBase, max_length: int,
     """
     before, after = affixes(processor)
     room = room_for_text(processor, max_length, len(before) + len(after))
-    features: Batch = {"input_ids": [], "words": [], "ends": [], "length": []}
+    features: TextBatch = {"input_ids": [], "words": [], "ends": [], "length": []}
     for document in tokenised(batch["text"], processor):
         ends = sentence_ends(document)
-        for start, end in packing.cut(len(document.ids), room):
+        for start, end in packing.cut_pieces(len(document.ids), room):
             features["input_ids"].append(document.ids[start:end])
             features["words"].append(document.words[start:end])
             features["ends"].append([e - start for e in ends if start < e < end] + [end - start])
@@ -202,9 +206,14 @@ def sentence_ends(document: Document) -> list[int]:
     return sorted({end for end in ends if end > 0} | {len(document.ids)})
 
 
-def pairs(
-    batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator, *, sentence_order: bool
-) -> Batch:
+def pair_rows(
+    batch: TextBatch,
+    processor: PreTrainedTokenizerBase,
+    max_length: int,
+    rng: Generator,
+    *,
+    sentence_order: bool,
+) -> TextBatch:
     """Texts → pairs of neighbouring segments, and a third one from another text (Devlin et al. 2019; Lan et al. 2020).
 
     A pair fills `max_length` as far as whole sentences do, and is parted between two of them. Texts of one sentence give none.
@@ -217,7 +226,7 @@ def pairs(
     texts = [text for text in texts if text]
     if not sentence_order and len(texts) < 2:
         texts = []  # no stranger to take a segment from
-    features: Batch = {
+    features: TextBatch = {
         name: []
         for name in ("first", "second", "other", "first_words", "second_words", "other_words", "length")
     }
@@ -257,7 +266,7 @@ def _sentences_within(document: Document, room: int) -> list[tuple[list[int], li
     parts = [
         (start + a, start + b)
         for start, end in itertools.pairwise(borders)
-        for a, b in packing.cut(end - start, room // 2)
+        for a, b in packing.cut_pieces(end - start, room // 2)
         if b > a
     ]
     return [(document.ids[a:b], document.words[a:b]) for a, b in parts]
@@ -267,7 +276,9 @@ def _flat(parts: Sequence[tuple[list[int], list[int]]]) -> tuple[list[int], list
     return packing.joined([ids for ids, _ in parts]), packing.joined([words for _, words in parts])
 
 
-def views(batch: Batch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator) -> Batch:
+def view_rows(
+    batch: TextBatch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator
+) -> TextBatch:
     """Texts that belong together → one row: `text` alone, with its `pair`, and with a hard `negative` where there are such.
 
     Returns:

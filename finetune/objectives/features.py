@@ -79,7 +79,7 @@ def load_features(
         encode = partial(_encode_batch, row.encode, processor, length)
         # of what is read as it is needed the names alone are known
         known = [
-            inputs.content(rows, {role: role for role in rows.column_names})
+            inputs.content_hash(rows, {role: role for role in rows.column_names})
             for rows in sources
             if isinstance(rows, Dataset)
         ]
@@ -99,7 +99,7 @@ def load_features(
     return {
         "train": inputs.encoded(train, there, row.encode, processor, length, seed),
         "eval": held_out,
-    }, inputs.content(train, there)
+    }, inputs.content_hash(train, there)
 
 
 def check_scores(rows: Dataset, column: str) -> None:
@@ -115,8 +115,12 @@ def check_scores(rows: Dataset, column: str) -> None:
 
 
 def _encode_batch(
-    encode: Callable, processor: PreTrainedTokenizerBase, length: int, batch: documents.Batch, rng: Generator
-) -> documents.Batch:
+    encode: Callable,
+    processor: PreTrainedTokenizerBase,
+    length: int,
+    batch: documents.TextBatch,
+    rng: Generator,
+) -> documents.TextBatch:
     return encode(batch, processor, length, rng)
 
 

@@ -103,7 +103,7 @@ def settled_rows(rows: Dataset, roles: Roles, data: TextArguments, where: str, l
     return sample(rows, limit, data.sample_seed)
 
 
-def content(rows: Dataset, roles: Roles) -> str:
+def content_hash(rows: Dataset, roles: Roles) -> str:
     """Fingerprint of what the columns hold."""
     return fingerprint(
         rows, Columns(roles["text"], None, ""), *(column for role, column in roles.items() if role != "text")
@@ -113,7 +113,7 @@ def content(rows: Dataset, roles: Roles) -> str:
 def encoded(
     rows: Dataset,
     roles: Roles,
-    encode: Callable[..., documents.Batch],
+    encode: Callable[..., documents.TextBatch],
     processor: PreTrainedTokenizerBase,
     max_length: int,
     seed: int = 0,
@@ -126,7 +126,7 @@ def encoded(
     options = dict(encode.keywords) if isinstance(encode, partial) else {}
     name = encode.func.__name__ if isinstance(encode, partial) else encode.__name__
 
-    def features(batch: dict[str, list], indices: list[int]) -> documents.Batch:
+    def features(batch: dict[str, list], indices: list[int]) -> documents.TextBatch:
         return encode(
             {role: batch[column] for role, column in roles.items()},
             processor,
@@ -134,7 +134,9 @@ def encoded(
             np.random.default_rng((seed, indices[0])),
         )
 
-    found = cached(rows, features, processor, content(rows, roles), name, roles, options, max_length, seed)
+    found = cached(
+        rows, features, processor, content_hash(rows, roles), name, roles, options, max_length, seed
+    )
     if len(found) == 0:
         raise InputError(
             f"{len(rows)} rows give no row to train on: their texts are too short. Set --text_column or --max_length"

@@ -11,7 +11,7 @@ from finetune.objectives.noise import IGNORED
 T = TypeVar("T")
 
 
-def cut(length: int, size: int, overlap: int = 0) -> list[tuple[int, int]]:
+def cut_pieces(length: int, size: int, overlap: int = 0) -> list[tuple[int, int]]:
     """(start, end) of the pieces, at most `size` long, that a document of `length` tokens falls into.
 
     With an overlap of one token, a model that predicts each token from those before it predicts every token exactly once.
@@ -55,7 +55,7 @@ def restarting(lengths: Sequence[int], start: int = 0) -> list[int]:
     return [position for length in lengths for position in range(start, start + length)]
 
 
-def numbered(lengths: Sequence[int]) -> list[int]:
+def numbered_documents(lengths: Sequence[int]) -> list[int]:
     """The number of the document that each token belongs to: lengths [2, 3] → [0, 0, 1, 1, 1]."""
     return [number for number, length in enumerate(lengths) for _ in range(length)]
 

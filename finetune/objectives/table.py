@@ -94,7 +94,7 @@ def bind_mlm(given: dict[str, Any]) -> dict[str, Callable]:
     return {
         "encode": partial(documents.masked_rows, layout=given["layout"]),
         "collate": partial(
-            collators.masked,
+            collators.mask_collator,
             masking_rate=given["masking_rate"],
             whole_words=given["whole_words"],
             seed=given["seed"],
@@ -105,17 +105,17 @@ def bind_mlm(given: dict[str, Any]) -> dict[str, Callable]:
 def bind_clm(given: dict[str, Any]) -> dict[str, Callable]:
     """Rows or blocks of the next token."""
     return {
-        "encode": partial(documents.causal, layout=given["layout"]),
-        "collate": partial(collators.causal, seed=given["seed"]),
+        "encode": partial(documents.causal_rows, layout=given["layout"]),
+        "collate": partial(collators.causal_collator, seed=given["seed"]),
     }
 
 
 def bind_nsp(given: dict[str, Any]) -> dict[str, Callable]:
     """Pairs of segments, and masks."""
     return {
-        "encode": partial(documents.pairs, sentence_order=given["sentence_order"]),
+        "encode": partial(documents.pair_rows, sentence_order=given["sentence_order"]),
         "collate": partial(
-            collators.pairs,
+            collators.pair_collator,
             masking_rate=given["masking_rate"],
             whole_words=given["whole_words"],
             sentence_order=given["sentence_order"],
@@ -127,7 +127,7 @@ def bind_nsp(given: dict[str, Any]) -> dict[str, Callable]:
 def bind_contrastive(given: dict[str, Any]) -> dict[str, Callable]:
     """Vectors, and how sharply they are told apart."""
     return {
-        "collate": partial(collators.views, seed=given["seed"]),
+        "collate": partial(collators.view_collator, seed=given["seed"]),
         "forward": partial(contrastive.embeddings, pooling=given["pooling"]),
         "loss": partial(contrastive.in_batch, temperature=given["temperature"]),
     }
@@ -137,8 +137,8 @@ def bind_span_corruption(given: dict[str, Any]) -> dict[str, Callable]:
     """Spans that sentinels stand for."""
     noise = {"masking_rate": given["masking_rate"], "mean_span": given["mean_span"]}
     return {
-        "encode": partial(documents.spans, layout=given["layout"], **noise),
-        "collate": partial(collators.spans, seed=given["seed"], **noise),
+        "encode": partial(documents.span_rows, layout=given["layout"], **noise),
+        "collate": partial(collators.span_collator, seed=given["seed"], **noise),
     }
 
 
@@ -146,7 +146,7 @@ def bind_infilling(given: dict[str, Any]) -> dict[str, Callable]:
     """Spans that one mask stands for, sentences out of order, tokens gone."""
     return {
         "collate": partial(
-            collators.infilled,
+            collators.infill_collator,
             masking_rate=given["masking_rate"],
             mean_span=given["mean_span"],
             permute_sentences=given["permute_sentences"],
@@ -160,33 +160,33 @@ MASKS = {"masking_rate": 0.15, "whole_words": False}
 
 OBJECTIVES: dict[str, Objective] = {
     "mlm": Objective(
-        AutoModelForMaskedLM, documents.masked_rows, collators.masked, heads.masked, loss.packed_cross_entropy, loss.items,
-        likelihood.kept, likelihood.masked, READERS, ("mask_token",), {"layout": "rows"} | MASKS, None, "masked_accuracy",
+        AutoModelForMaskedLM, documents.masked_rows, collators.mask_collator, heads.masked_logits, loss.packed_cross_entropy, loss.items,
+        likelihood.kept, likelihood.masked_likelihood, READERS, ("mask_token",), {"layout": "rows"} | MASKS, None, "masked_accuracy",
         "Devlin et al. 2019; Liu et al. 2019", bind_mlm,
     ),
     "clm": Objective(
-        AutoModelForCausalLM, documents.causal, collators.causal, heads.causal, loss.packed_cross_entropy, loss.items,
-        likelihood.kept, likelihood.tokens, DECODERS, ("eos_token",), {"layout": "blocks"}, "CAUSAL_LM", "token_accuracy",
+        AutoModelForCausalLM, documents.causal_rows, collators.causal_collator, heads.causal_logits, loss.packed_cross_entropy, loss.items,
+        likelihood.kept, likelihood.token_likelihood, DECODERS, ("eos_token",), {"layout": "blocks"}, "CAUSAL_LM", "token_accuracy",
         "Radford et al. 2018", bind_clm,
     ),
     "nsp": Objective(
-        AutoModelForPreTraining, documents.pairs, collators.pairs, heads.pairs, likelihood.pair_loss, likelihood.pair_items,
-        likelihood.kept_pairs, likelihood.pairs, PAIR_READERS, ("mask_token", "cls_token", "sep_token"),
+        AutoModelForPreTraining, documents.pair_rows, collators.pair_collator, heads.pair_logits, likelihood.pair_loss, likelihood.pair_items,
+        likelihood.kept_pairs, likelihood.pair_likelihood, PAIR_READERS, ("mask_token", "cls_token", "sep_token"),
         {"sentence_order": False} | MASKS, None, "pair_accuracy", "Devlin et al. 2019; sentence order: Lan et al. 2020", bind_nsp,
     ),
     "contrastive": Objective(
-        AutoModel, documents.views, collators.views, contrastive.embeddings, contrastive.in_batch, contrastive.rows,
-        loss.everything, embeddings.pairs, READERS | DECODERS, (), {"temperature": 0.05, "pooling": "mean"},
+        AutoModel, documents.view_rows, collators.view_collator, contrastive.embeddings, contrastive.in_batch, contrastive.rows,
+        loss.everything, embeddings.embedding_figures, READERS | DECODERS, (), {"temperature": 0.05, "pooling": "mean"},
         "FEATURE_EXTRACTION", "spearman", "Gao et al. 2021", bind_contrastive,
     ),
     "span_corruption": Objective(
-        AutoModelForSeq2SeqLM, documents.spans, collators.spans, heads.encoder_decoder, loss.packed_cross_entropy, loss.items,
-        likelihood.kept, likelihood.tokens, WRITERS, ("eos_token",),
+        AutoModelForSeq2SeqLM, documents.span_rows, collators.span_collator, heads.target_logits, loss.packed_cross_entropy, loss.items,
+        likelihood.kept, likelihood.token_likelihood, WRITERS, ("eos_token",),
         {"layout": "rows", "masking_rate": 0.15, "mean_span": 3.0}, "SEQ_2_SEQ_LM", "token_accuracy", "Raffel et al. 2020", bind_span_corruption,
     ),
     "infilling": Objective(
-        AutoModelForSeq2SeqLM, documents.sentences, collators.infilled, heads.encoder_decoder, loss.packed_cross_entropy, loss.items,
-        likelihood.kept, likelihood.tokens, WRITERS, ("mask_token",),
+        AutoModelForSeq2SeqLM, documents.sentence_rows, collators.infill_collator, heads.target_logits, loss.packed_cross_entropy, loss.items,
+        likelihood.kept, likelihood.token_likelihood, WRITERS, ("mask_token",),
         {"masking_rate": 0.3, "mean_span": 3.0, "permute_sentences": True, "deletion_rate": 0.0}, "SEQ_2_SEQ_LM",
         "token_accuracy", "Lewis et al. 2020", bind_infilling,
     ),

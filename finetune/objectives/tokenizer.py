@@ -41,7 +41,12 @@ SPECIAL: dict[str, dict[str, str]] = {
         "mask_token": "<mask>",
     },
 }
-KINDS = {"mlm": "wordpiece", "nsp": "wordpiece", "contrastive": "wordpiece", "span_corruption": "unigram"}
+TOKENIZERS = {
+    "mlm": "wordpiece",
+    "nsp": "wordpiece",
+    "contrastive": "wordpiece",
+    "span_corruption": "unigram",
+}
 
 
 @dataclass

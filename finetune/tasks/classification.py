@@ -18,7 +18,7 @@ from finetune.data.places import places_of
 from finetune.data.sources import DataArguments, Rows, sample
 from finetune.errors import InputError
 from finetune.metrics import classification
-from finetune.metrics.bootstrap import each, macro_f1_interval, mean
+from finetune.metrics.bootstrap import each, macro_f1_interval, mean_figure
 from finetune.tasks.task import Answer, Asked, Examined, softmax
 
 
@@ -177,9 +177,9 @@ def details(answers: Sequence[Answer], labels: list[str], samples: int = 2000) -
     return {
         "labels": labels,
         "per_class": classification.per_class(said, gold, labels),
-        "confusion": classification.confusion(said, gold, labels),
+        "confusion": classification.class_confusion(said, gold, labels),
         "intervals": {"macro_f1": list(macro_f1_interval(said, gold, len(labels), samples))},
     }
 
 
-ACCURACY = {"accuracy": (each(right), mean)}
+ACCURACY = {"accuracy": (each(right), mean_figure)}

@@ -17,7 +17,7 @@ from finetune.data.laying import laid_out
 from finetune.data.places import place_of
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
-from finetune.metrics.bootstrap import f1
+from finetune.metrics.bootstrap import f1_figure
 from finetune.tasks.classification import ACCURACY
 from finetune.tasks.task import Answer, Asked, Examined
 
@@ -113,4 +113,4 @@ def shared_labels(answers: Sequence[Answer]) -> np.ndarray:
     return np.array([[len(said & gold), len(said), len(gold)] for said, gold in pairs], dtype=float)
 
 
-INTERVALS = ACCURACY | {"micro_f1": (shared_labels, f1)}
+INTERVALS = ACCURACY | {"micro_f1": (shared_labels, f1_figure)}

@@ -22,7 +22,7 @@ from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.loss import IGNORED
 from finetune.metrics import texts
-from finetune.metrics.bootstrap import each, mean
+from finetune.metrics.bootstrap import each, mean_figure
 from finetune.models.heads import shifted_right, unwrapped
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Examined
@@ -295,4 +295,4 @@ def rouge_of(answer: dict[str, Any]) -> float:
     return texts.rouge_l(answer["prediction"], answer["gold"])
 
 
-INTERVALS = {"rougeL": (each(rouge_of), mean)}
+INTERVALS = {"rougeL": (each(rouge_of), mean_figure)}

@@ -26,12 +26,12 @@ from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.loss import IGNORED
 from finetune.metrics import texts
-from finetune.metrics.bootstrap import each, mean
+from finetune.metrics.bootstrap import each, mean_figure
 from finetune.models import heads
 from finetune.tasks.options import TaskArguments, remembered
 from finetune.tasks.task import Answer, Examined, Task
 from finetune.tasks.windows import frame
-from finetune.tasks.written import text_figures
+from finetune.tasks.written import written_figures
 
 logger = logging.getLogger(__name__)
 
@@ -295,19 +295,19 @@ def _report(features: Dataset, rows: Dataset, max_length: int) -> Dataset:
 
 def figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dict[str, Any]:
     """Figures of texts; where references end in `#### number`, also the share of answers that end in that number."""
-    found = text_figures(answers, labels)
+    found = written_figures(answers, labels)
     if all(texts.MARK in a["gold"] for a in answers):
-        right = [texts.same_number(a["prediction"], a["gold"]) for a in answers]
+        right = [texts.ends_in_same_number(a["prediction"], a["gold"]) for a in answers]
         found["answer_accuracy"] = sum(right) / len(right)
     return found
 
 
 def number(answer: Answer) -> float:
     """1 where the answer ends in the wanted number."""
-    return float(texts.same_number(answer["prediction"], answer["gold"]))
+    return float(texts.ends_in_same_number(answer["prediction"], answer["gold"]))
 
 
-INTERVALS = {"answer_accuracy": (each(number), mean)}
+INTERVALS = {"answer_accuracy": (each(number), mean_figure)}
 
 
 def as_asked(
@@ -351,8 +351,8 @@ def packed(row: Task) -> Task:
     """A row for texts of a decoder, with its rows packed into one line and logits where there is a label alone."""
     return replace(
         row,
-        collate=collate.packed,
-        forward=heads.packed,
+        collate=collate.packed_lines,
+        forward=heads.packed_costs,
         loss=loss.placed_cross_entropy,
         keep=loss.placed_hits,
     )

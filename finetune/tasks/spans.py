@@ -22,7 +22,7 @@ from finetune.data.places import place_of
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.metrics import spans
-from finetune.metrics.bootstrap import Counts, each, mean
+from finetune.metrics.bootstrap import Counts, each, mean_figure
 from finetune.models.heads import OUT
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Answer, Asked, Examined
@@ -303,10 +303,13 @@ def best_of(score: Callable[[str, str], float]) -> Counts:
     """The best score of an answer against any of its references; a question without any wants the answer ""."""
 
     def best(answer: Answer) -> float:
-        gold = [text for text in answer["gold"] if spans.normalised(text)] or [""]
+        gold = [text for text in answer["gold"] if spans.normalised_answer(text)] or [""]
         return max(score(answer["prediction"], text) for text in gold)
 
     return each(best)
 
 
-INTERVALS = {"exact_match": (best_of(spans.exact_match), mean), "f1": (best_of(spans.word_f1), mean)}
+INTERVALS = {
+    "exact_match": (best_of(spans.exact_match), mean_figure),
+    "f1": (best_of(spans.word_f1), mean_figure),
+}

@@ -42,7 +42,7 @@ CLASSES = Task(
 CONTINUATIONS = Task(
     AutoModelForCausalLM, seq2seq.examine, seq2seq.encode_continuations, collate.continuations,
     loss.cross_entropy, loss.items, metrics.token_figures, "CAUSAL_LM",
-    best="rougeL", keep=loss.hits, figures=written.text_figures, intervals=seq2seq.INTERVALS,
+    best="rougeL", keep=loss.hits, figures=written.written_figures, intervals=seq2seq.INTERVALS,
     takes=SHAPED | WRITTEN | {"source_prefix", "source_suffix"}, bind=seq2seq.bind_continuations,
 )  # fmt: skip
 
@@ -62,7 +62,7 @@ TASKS: dict[str, Task] = {
         config={"num_labels": 1, "problem_type": "regression"}, start=heads.start_at_mean,
     ),
     "tokens": Task(
-        AutoModelForTokenClassification, tokens.examine, tokens.encode, collate.tokens,
+        AutoModelForTokenClassification, tokens.examine, tokens.encode, collate.token_labels,
         loss.cross_entropy, loss.items, metrics.tag_accuracy, "TOKEN_CLS",
         best="f1", read=tokens.read, figures=tokens.figures, intervals=tokens.INTERVALS,
         takes=WEIGHTED | {"stride"}, bind=tokens.bind,
@@ -75,9 +75,9 @@ TASKS: dict[str, Task] = {
         takes=SHAPED | {"stride", "n_best", "max_answer_length", "no_answer_threshold"},
     ),
     "seq2seq": Task(
-        AutoModelForSeq2SeqLM, seq2seq.examine, seq2seq.encode_targets, collate.tokens,
+        AutoModelForSeq2SeqLM, seq2seq.examine, seq2seq.encode_targets, collate.token_labels,
         loss.cross_entropy, loss.items, metrics.token_figures, "SEQ_2_SEQ_LM",
-        best="rougeL", forward=seq2seq.forward, keep=loss.hits, figures=written.text_figures,
+        best="rougeL", forward=seq2seq.forward, keep=loss.hits, figures=written.written_figures,
         intervals=seq2seq.INTERVALS, takes=CONTINUATIONS.takes, bind=seq2seq.bind_targets,
         decoder_only=CONTINUATIONS,
     ),

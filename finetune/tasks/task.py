@@ -111,7 +111,7 @@ class Task:
     classes: bool = False
     pooled: bool = False
     best: str = "accuracy"
-    forward: Callable = heads.plain
+    forward: Callable = heads.head_logits
     keep: Callable = everything
     read: Callable | None = None
     answers: bool = True

@@ -23,7 +23,7 @@ from finetune.data.tagged import lay_out_tags
 from finetune.errors import InputError
 from finetune.loss import IGNORED
 from finetune.metrics import classification
-from finetune.metrics.bootstrap import f1
+from finetune.metrics.bootstrap import f1_figure
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Answer, Asked, Examined, softmax
 from finetune.tasks.windows import frame, shared_tokens, split_windows
@@ -256,4 +256,4 @@ def _entities(tags: list[str]) -> set[tuple]:
     return {one.to_tuple() for one in Entities([tags], IOB2).entities[0]}
 
 
-INTERVALS = {"f1": (shared_tags, f1)}
+INTERVALS = {"f1": (shared_tags, f1_figure)}

@@ -27,7 +27,9 @@ def writer(
     further = _further(options)
 
     def write(network: Any) -> list[Answer]:
-        config = generate.settings(network, processor, options.max_target_length, options.num_beams, further)
+        config = generate.generation_settings(
+            network, processor, options.max_target_length, options.num_beams, further
+        )
         features = asked.features.select(asked.in_order())
         ids = features["input_ids"][:]
         if "prompt" in features.column_names:
@@ -57,7 +59,7 @@ def check_writing(options: TaskArguments, network: Any, processor: Any, features
     Raises:
         InputError: options that generation doesn't have, or prompts that leave too few positions for what follows them.
     """
-    config = generate.settings(
+    config = generate.generation_settings(
         network, processor, options.max_target_length, options.num_beams, _further(options)
     )
     prompt = max(features["prompt"][:]) if "prompt" in features.column_names else 1
@@ -72,7 +74,7 @@ def check_writing(options: TaskArguments, network: Any, processor: Any, features
         )
 
 
-def text_figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dict[str, Any]:
+def written_figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dict[str, Any]:
     """ROUGE, BLEU, chrF, length ratio, and what BLEU and chrF were computed with."""
     return (
         texts.text_figures([a["prediction"] for a in answers], [a["gold"] for a in answers])

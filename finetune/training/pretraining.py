@@ -73,7 +73,7 @@ class FreshTrainer(ExactTrainer):
         )
 
 
-def check_options(
+def check_pretraining(
     stream: StreamArguments,
     data: TextArguments,
     batching: BatchingArguments,

@@ -20,7 +20,7 @@ from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.batching import BatchingArguments, check_budget
 from finetune.data.places import SET
 from finetune.data.sources import DataArguments, load_rows
-from finetune.metrics.bootstrap import bootstrap, mean
+from finetune.metrics.bootstrap import bootstrap, mean_figure
 from finetune.models.load import ModelArguments, load_model
 from finetune.models.sharded import make_whole
 from finetune.tasks.answers import answerer, save_answers
@@ -33,7 +33,7 @@ from finetune.training.options import TrainingArguments
 from finetune.training.trainer import ExactTrainer, Sets, by_length
 
 
-def read_rows(
+def examine_rows(
     row: Task, data: DataArguments, training: TrainingArguments, options: Mapping[str, Any]
 ) -> Examined:
     """Rows that were checked and sampled, and a seed that is set.
@@ -165,7 +165,7 @@ def all_intervals(
         order = {place: index for index, place in enumerate(sorted(set(places)))}
         sums = np.zeros((len(order), 2))
         np.add.at(sums, [order[place] for place in places], trainer.losses)
-        found["loss"] = list(bootstrap(sums, mean, samples))
+        found["loss"] = list(bootstrap(sums, mean_figure, samples))
     return found
 
 

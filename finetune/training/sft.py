@@ -65,7 +65,7 @@ class InstructTrainer(ExactTrainer, SFTTrainer):
     def __init__(self, *, neftune: float = 0.0, **kwargs: Any) -> None:
         self.neftune = neftune
         super().__init__(**kwargs)
-        if self.row.forward is heads.packed:
+        if self.row.forward is heads.packed_costs:
             heads.has_plain_head(heads.core(self.model))  # asked now: inside a step it would meet the noise
 
     def compute_loss(

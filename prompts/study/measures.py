@@ -79,7 +79,7 @@ class Measure:
 def mean_of(scores: Array) -> Measure:
     """The mean of a score of each row."""
     scores = np.asarray(scores, dtype=np.float64)
-    return Measure(np.stack([scores, np.ones_like(scores)], axis=1), bootstrap.mean, is_mean=True)
+    return Measure(np.stack([scores, np.ones_like(scores)], axis=1), bootstrap.mean_figure, is_mean=True)
 
 
 def of_labels(predicted: Array, gold: Array, classes: int) -> dict[str, Measure]:
@@ -126,7 +126,7 @@ def same_answer(said: str, wanted: str) -> float:
     punctuation and articles."""
     plain = wanted.strip().replace(",", "").lstrip("-$")
     if plain.replace(".", "", 1).isdigit():
-        return float(texts.same_number(said, wanted))
+        return float(texts.ends_in_same_number(said, wanted))
     return spans.exact_match(said, wanted)
 
 
@@ -137,7 +137,7 @@ def _rouge(name: str) -> Callable[[str, str], float]:
 MEANS: dict[str, Callable[[str, str], float]] = {
     "exact_match": lambda said, wanted: float(said == wanted),
     "token_f1": spans.word_f1,
-    "same_number": lambda said, wanted: float(texts.same_number(said, wanted)),
+    "same_number": lambda said, wanted: float(texts.ends_in_same_number(said, wanted)),
     "same_answer": same_answer,
     "rougeL": texts.rouge_l,
     "rouge1": _rouge("rouge1"),
@@ -239,4 +239,4 @@ def of_evaluate(name: str, said: Sequence[str], wanted: Sequence[Sequence[str]])
             f"evaluate's metric '{path}' gives {', '.join(result)}; wanted a number. Set --metric {name}@KEY"
         )
     numbered = np.arange(len(said), dtype=np.float64)[:, None]
-    return Recomputed(numbered, bootstrap.mean, False, said, wanted, metric, chosen)
+    return Recomputed(numbered, bootstrap.mean_figure, False, said, wanted, metric, chosen)

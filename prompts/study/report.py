@@ -280,7 +280,7 @@ def _errors(found: Findings) -> str:
         return markdown(
             [{"label": name, **{k: f"{v:.3f}" for k, v in per_class[name].items()}} for name in worst]
         )
-    matrix = classification.confusion(predicted[answered], gold[answered], found.labels)
+    matrix = classification.class_confusion(predicted[answered], gold[answered], found.labels)
     return markdown(
         [
             {"gold ↓ said →": name, **dict(zip(found.labels, line, strict=True))}

@@ -125,7 +125,7 @@ class Written:
 
 def _mean_score(scores: np.ndarray) -> Measure:
     counts = np.stack([np.nan_to_num(scores), np.ones(len(scores))], axis=1)
-    return Measure(counts, bootstrap.mean, is_mean=True)
+    return Measure(counts, bootstrap.mean_figure, is_mean=True)
 
 
 def over_repeats(measures: Sequence[Measure]) -> Measure:
@@ -133,7 +133,7 @@ def over_repeats(measures: Sequence[Measure]) -> Measure:
     if len(measures) == 1:
         return measures[0]
     if all(measure.is_mean for measure in measures):
-        return Measure(np.mean([m.counts for m in measures], axis=0), bootstrap.mean, is_mean=True)
+        return Measure(np.mean([m.counts for m in measures], axis=0), bootstrap.mean_figure, is_mean=True)
     width, figure = measures[0].counts.shape[1], measures[0].figure
     parts = range(len(measures))
     return Measure(

@@ -20,7 +20,11 @@ def test_labels_by_eye():
 
 def test_classes_and_confusion():
     predicted = LOGITS.argmax(-1)
-    assert classification.confusion(predicted, GOLD, ["a", "b", "c"]) == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert classification.class_confusion(predicted, GOLD, ["a", "b", "c"]) == [
+        [2, 1, 0],
+        [1, 1, 0],
+        [0, 0, 1],
+    ]
     one = classification.per_class(predicted, GOLD, ["a", "b", "c"])["a"]
     assert one == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "rows": 3})
 

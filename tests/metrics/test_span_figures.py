@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune.metrics.spans import answer_figures, best_threshold, exact_match, normalised, word_f1
+from finetune.metrics.spans import answer_figures, best_threshold, exact_match, normalised_answer, word_f1
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from finetune.metrics.spans import answer_figures, best_threshold, exact_match, 
     ],
 )
 def test_normalising_follows_the_official_rules(text, wanted):
-    assert normalised(text) == wanted
+    assert normalised_answer(text) == wanted
 
 
 def test_f1_counted_by_hand():

@@ -74,5 +74,5 @@ def test_a_minus_is_no_dash(text, number):
 
 
 def test_a_reference_without_a_number_is_never_met():
-    assert texts.same_number("#### 7", "so #### 7.0")
-    assert not texts.same_number("nothing", "#### none")
+    assert texts.ends_in_same_number("#### 7", "so #### 7.0")
+    assert not texts.ends_in_same_number("nothing", "#### none")

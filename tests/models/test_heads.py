@@ -38,21 +38,21 @@ def test_masked_blocks_are_their_documents(family, attention):
     ids = [row["input_ids"] for row in apart]
     order = [1, 0, 2]  # longest first
     labels = torch.full((1, sum(map(len, ids))), 7)
-    batch = collators.masked(processor, masking_rate=0.3, whole_words=False, seed=0)(together)
+    batch = collators.mask_collator(processor, masking_rate=0.3, whole_words=False, seed=0)(together)
     batch["input_ids"] = torch.tensor([together[0]["input_ids"]])
     with torch.no_grad():
-        got = heads.masked(network, without(batch, "labels"), labels)
+        got = heads.masked_logits(network, without(batch, "labels"), labels)
         wanted = torch.cat([network(torch.tensor([ids[i]])).logits[0] for i in order])
     torch.testing.assert_close(got, wanted, **TOLERANCE)
 
 
 def test_only_labelled_positions_reach_the_head():
     processor, network = make_tokenizer("bert"), make_model("bert", AutoModelForMaskedLM)
-    batch = collators.masked(processor, masking_rate=0.3, whole_words=False, seed=0)(
+    batch = collators.mask_collator(processor, masking_rate=0.3, whole_words=False, seed=0)(
         features(documents.masked_rows, processor, layout="rows")
     )
     labels = batch["labels"]
-    got = heads.masked(network, without(batch, "labels"), labels)
+    got = heads.masked_logits(network, without(batch, "labels"), labels)
     whole = network(**without(batch, "labels")).logits
     assert got.shape == (6, processor.vocab_size)
     torch.testing.assert_close(got, whole[labels != -100], **TOLERANCE)
@@ -69,11 +69,13 @@ def test_causal_rows_are_their_documents(family, attention, layout):
     """Right whether attention reads the borders or finds them in the positions; GPT-2 has learnt positions, which restart too."""
     processor, network = make_tokenizer(family), make_model(family, AutoModelForCausalLM)
     network.set_attn_implementation(attention)
-    batch = collators.causal(processor, seed=0)(features(documents.causal, processor, layout=layout))
+    batch = collators.causal_collator(processor, seed=0)(
+        features(documents.causal_rows, processor, layout=layout)
+    )
     texts = [[*processor(text)["input_ids"], processor.eos_token_id] for text in TEXTS]
     with torch.no_grad():
         sums = loss.packed_cross_entropy(
-            heads.causal(network, without(batch, "labels"), batch["labels"]), batch["labels"]
+            heads.causal_logits(network, without(batch, "labels"), batch["labels"]), batch["labels"]
         )
         alone = []
         for ids in texts:
@@ -86,12 +88,12 @@ def test_causal_rows_are_their_documents(family, attention, layout):
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_targets_are_predicted_from_their_own_beginning(family):
     processor, network = spans_tokenizer(), make_model(family, AutoModelForSeq2SeqLM, vocab_size=64)
-    rows = features(documents.spans, processor, layout="rows", masking_rate=0.3, mean_span=2.0)
-    batch = collators.spans(processor, masking_rate=0.3, mean_span=2.0, seed=0)(rows)
+    rows = features(documents.span_rows, processor, layout="rows", masking_rate=0.3, mean_span=2.0)
+    batch = collators.span_collator(processor, masking_rate=0.3, mean_span=2.0, seed=0)(rows)
     labels = batch["labels"]
     with torch.no_grad():
         got = loss.packed_cross_entropy(
-            heads.encoder_decoder(network, without(batch, "labels"), labels), labels
+            heads.target_logits(network, without(batch, "labels"), labels), labels
         )
         theirs = network(**without(batch)).loss
     torch.testing.assert_close(got.sum() / loss.items(labels).sum(), theirs, **TOLERANCE)
@@ -100,13 +102,13 @@ def test_targets_are_predicted_from_their_own_beginning(family):
 def test_pair_loss_is_berts_own():
     processor, network = make_tokenizer("bert"), make_model("bert", AutoModelForPreTraining)
     texts = ["i hated it . the film was bad . dull .", "we loved it . the actor was great . fine ."]
-    rows = features(documents.pairs, processor, texts, sentence_order=False)[:1]
-    batch = collators.pairs(processor, masking_rate=0.3, whole_words=False, sentence_order=False, seed=0)(
-        rows
-    )
+    rows = features(documents.pair_rows, processor, texts, sentence_order=False)[:1]
+    batch = collators.pair_collator(
+        processor, masking_rate=0.3, whole_words=False, sentence_order=False, seed=0
+    )(rows)
     labels = batch["labels"]
     with torch.no_grad():
-        got = likelihood.pair_loss(heads.pairs(network, without(batch, "labels"), labels), labels)
+        got = likelihood.pair_loss(heads.pair_logits(network, without(batch, "labels"), labels), labels)
         theirs = network(
             **without(batch, "labels"), labels=labels[:, 1:], next_sentence_label=labels[:, 0]
         ).loss
@@ -118,7 +120,7 @@ def test_figures_by_hand():
     labels = torch.tensor([[0, -100, 0], [-100, -100, 2]])
     sums = likelihood.kept(logits, labels)
     assert sums.tolist() == [[pytest.approx(float(np.log(8))), 1.0], [pytest.approx(float(np.log(2))), 1.0]]
-    figures = likelihood.tokens(sums.numpy(), labels.numpy(), byte_count=8)
+    figures = likelihood.token_likelihood(sums.numpy(), labels.numpy(), byte_count=8)
     assert figures == {"perplexity": pytest.approx(16 ** (1 / 3)), "token_accuracy": pytest.approx(2 / 3), "tokens": 3,
                        "commonest": pytest.approx(2 / 3), "bits_per_byte": pytest.approx(0.5)}  # fmt: skip
 

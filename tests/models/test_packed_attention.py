@@ -29,7 +29,7 @@ ROWS = [
 ]
 
 
-def batch_of(rows, collator=collate.packed, family="llama"):
+def batch_of(rows, collator=collate.packed_lines, family="llama"):
     batch = collator(make_tokenizer(family))(rows)
     batch.pop("row")
     return batch, batch.pop("labels")
@@ -61,9 +61,11 @@ def test_losses_and_gradients_equal_those_of_padded_rows(family, short, monkeypa
         network = make_model(family, AutoModelForCausalLM)
         if pack:
             packed.pack(network)
-        batch, labels = batch_of(ROWS, collate.packed if pack else collate.continuations, family)
+        batch, labels = batch_of(ROWS, collate.packed_lines if pack else collate.continuations, family)
         call, measure = (
-            (heads.packed, loss.placed_cross_entropy) if pack else (heads.plain, loss.cross_entropy)
+            (heads.packed_costs, loss.placed_cross_entropy)
+            if pack
+            else (heads.head_logits, loss.cross_entropy)
         )
         losses = measure(call(network, batch, labels), labels)
         losses.sum().backward()
@@ -80,11 +82,11 @@ def test_a_sliding_window_hides_what_lies_behind_it(short, monkeypatch):
     monkeypatch.setattr(packed, "SHORT", short)
     network = make_mistral()
     batch, labels = batch_of(ROWS, collate.continuations)
-    wanted = loss.cross_entropy(heads.plain(network, batch, labels), labels)
+    wanted = loss.cross_entropy(heads.head_logits(network, batch, labels), labels)
     packed.pack(network)
     batch, labels = batch_of(ROWS)
     torch.testing.assert_close(
-        loss.placed_cross_entropy(heads.packed(network, batch, labels), labels), wanted
+        loss.placed_cross_entropy(heads.packed_costs(network, batch, labels), labels), wanted
     )
 
 
@@ -111,10 +113,10 @@ def test_scores_that_are_not_plain_are_refused():
 
 def test_no_text_sees_another(decoder):
     batch, labels = batch_of(ROWS)
-    before = heads.packed(decoder, batch, labels)
+    before = heads.packed_costs(decoder, batch, labels)
     changed = [dict(ROWS[0], input_ids=[20, 19, 18, 17]), *ROWS[1:]]
     other, _ = batch_of(changed)
-    after = heads.packed(decoder, other, labels)
+    after = heads.packed_costs(decoder, other, labels)
     assert not torch.allclose(before[:3], after[:3])
     torch.testing.assert_close(before[3:], after[3:])
 
@@ -175,7 +177,7 @@ def test_a_frozen_head_makes_no_table_of_logits_and_the_same_gradients(family):
         packed.pack(network)
         network.get_output_embeddings().requires_grad_(not frozen)
         assert heads.has_plain_head(network) == frozen
-        places = heads.packed(network, batch, labels)
+        places = heads.packed_costs(network, batch, labels)
         loss.placed_cross_entropy(places, labels).sum().backward()
         assert (
             network(input_ids=batch["input_ids"]).logits.shape[-1] == network.config.vocab_size
@@ -191,7 +193,7 @@ def test_adapters_in_float32_on_a_base_in_bf16_under_autocast_inside_the_forward
     tuned.forward = torch.autocast("cpu", torch.bfloat16)(tuned.forward)  # as accelerate does
     batch, labels = batch_of(ROWS)
     with disable_input_dtype_casting(tuned):
-        loss.placed_cross_entropy(heads.packed(tuned, batch, labels), labels).sum().backward()
+        loss.placed_cross_entropy(heads.packed_costs(tuned, batch, labels), labels).sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in tuned.parameters() if p.requires_grad)
 
 
@@ -204,7 +206,7 @@ def test_logits_that_are_scaled_after_the_head_are_the_models_own():
     batch, labels = batch_of(ROWS)
     logits = network(**batch, use_cache=False).logits[0]
     torch.testing.assert_close(
-        heads.packed(network, batch, labels), loss.Places.apply(logits, labels[labels.ne(-100)])
+        heads.packed_costs(network, batch, labels), loss.Places.apply(logits, labels[labels.ne(-100)])
     )
 
 

@@ -67,23 +67,23 @@ def made(family: str) -> torch.nn.Module:
 def instructed(network: torch.nn.Module, first: list[int]) -> torch.Tensor:
     """Losses of the second and third text, packed as instruction tuning packs them."""
     rows = [{"input_ids": text, "labels": [*text[1:], -100]} for text in (first, *TEXTS[1:])]
-    batch = collate.packed(make_tokenizer("llama"))(rows)
+    batch = collate.packed_lines(make_tokenizer("llama"))(rows)
     labels = batch.pop("labels")
     with torch.no_grad():
-        return loss.placed_cross_entropy(heads.packed(network, batch, labels), labels)[1:]
+        return loss.placed_cross_entropy(heads.packed_costs(network, batch, labels), labels)[1:]
 
 
 def read(network: torch.nn.Module, first: list[int]) -> torch.Tensor:
     """Logits of the second and third document, as pretraining reads them."""
     documents = [len(first), *map(len, TEXTS[1:])]
     line = [token for text in (first, *TEXTS[1:]) for token in text]
-    batch = collators.causal(make_tokenizer("llama"), seed=0)(
+    batch = collators.causal_collator(make_tokenizer("llama"), seed=0)(
         [{"input_ids": line, "documents": documents, "row": 0}]
     )
     labels = batch.pop("labels")
     batch.pop("row")
     with torch.no_grad():
-        return heads.causal(network, batch, labels)[len(first) - 1 :]
+        return heads.causal_logits(network, batch, labels)[len(first) - 1 :]
 
 
 def check(family: str) -> bool:

@@ -51,7 +51,7 @@ def test_masked_rows(bert):
     rows = features(documents.masked_rows, bert, layout="rows")
     assert words(bert, rows[0]["input_ids"]) == "[CLS] the film was good [SEP]"
     assert rows[0]["words"] == [-1, 0, 1, 2, 3, -1]
-    batch = collators.masked(bert, masking_rate=0.3, whole_words=False, seed=0)(rows)
+    batch = collators.mask_collator(bert, masking_rate=0.3, whole_words=False, seed=0)(rows)
     assert batch["attention_mask"].sum(dim=1).tolist() == [6, 14, 3]
     assert batch["labels"].ne(-100).sum(dim=1).tolist() == [1, 4, 1]
     original = collators.padded([row["input_ids"] for row in rows], 0)
@@ -75,16 +75,16 @@ def test_blocks_hold_whole_pieces_and_say_where_each_ends(bert):
     assert row["documents"] == [14]
     assert other["documents"] == [6, 3]
     assert words(bert, other["input_ids"]) == "[CLS] the film was good [SEP] [CLS] dull [SEP]"
-    batch = collators.masked(bert, masking_rate=0.3, whole_words=False, seed=0)([row, other])
+    batch = collators.mask_collator(bert, masking_rate=0.3, whole_words=False, seed=0)([row, other])
     assert batch["documents"][1].tolist() == [0] * 6 + [1] * 3 + [-1] * 5
     assert batch["position_ids"][1].tolist()[:9] == [0, 1, 2, 3, 4, 5, 0, 1, 2]
 
 
 def test_causal_rows_end_with_the_end_token_which_is_learnt(llama):
-    rows = features(documents.causal, llama, layout="blocks")
+    rows = features(documents.causal_rows, llama, layout="blocks")
     (row,) = rows
     assert words(llama, row["input_ids"]).endswith("the film was good </s> dull </s>")
-    batch = collators.causal(llama, seed=0)(rows)
+    batch = collators.causal_collator(llama, seed=0)(rows)
     labels = words(llama, [i for i in batch["labels"][0] if i != -100])
     assert labels == "bad story [UNK] the actor was awful [UNK] i hated it </s> film was good </s> </s>"
     assert batch["cu_seq_lens"].tolist() == [0, 13, 18, 20]
@@ -94,13 +94,13 @@ def test_causal_rows_end_with_the_end_token_which_is_learnt(llama):
 
 def test_the_end_token_is_learnt_where_padding_looks_the_same(llama):
     llama.pad_token = llama.eos_token
-    batch = collators.causal(llama, seed=0)(features(documents.causal, llama, layout="rows"))
+    batch = collators.causal_collator(llama, seed=0)(features(documents.causal_rows, llama, layout="rows"))
     assert batch["labels"].eq(llama.eos_token_id).sum().item() == 3
 
 
 def test_bytes_of_what_is_predicted(llama):
     texts = ["the film", "good é .", "a  "]
-    rows = features(documents.causal, llama, texts, layout="rows")
+    rows = features(documents.causal_rows, llama, texts, layout="rows")
     # nothing stands before a text's first token, so that it is not predicted; é is two bytes; spaces go with the token before
     assert [row["bytes"] for row in rows] == [len(" film"), len(" é .") + 1, 0]
 
@@ -108,7 +108,7 @@ def test_bytes_of_what_is_predicted(llama):
 @pytest.mark.parametrize("length", [4, 7, 30])
 def test_bytes_do_not_depend_on_where_a_text_is_cut(llama, length):
     texts = ["the film was good and bright but not of it", "a bad story"]
-    rows = features(documents.causal, llama, texts, length=length, layout="blocks")
+    rows = features(documents.causal_rows, llama, texts, length=length, layout="blocks")
     assert sum(row["bytes"] for row in rows) == sum(len(t) for t in texts) - len("the") - len("a")
 
 
@@ -122,8 +122,8 @@ def spans_tokenizer():
 
 def test_span_corruption_rows():
     processor = spans_tokenizer()
-    rows = features(documents.spans, processor, layout="rows", masking_rate=0.3, mean_span=2.0)
-    batch = collators.spans(processor, masking_rate=0.3, mean_span=2.0, seed=1)(rows)
+    rows = features(documents.span_rows, processor, layout="rows", masking_rate=0.3, mean_span=2.0)
+    batch = collators.span_collator(processor, masking_rate=0.3, mean_span=2.0, seed=1)(rows)
     for row, ids, labels in zip(rows, batch["input_ids"], batch["labels"], strict=True):
         ids, labels = [i for i in ids.tolist() if i != 0], [i for i in labels.tolist() if i != -100]
         assert ids[-1] == labels[-1] == processor.eos_token_id
@@ -145,9 +145,9 @@ def test_full_blocks_have_the_lengths_of_the_paper():
     processor = spans_tokenizer()
     text = " ".join(WORDS[n % len(WORDS)] for n in range(600))
     row = features(
-        documents.spans, processor, [text], length=64, layout="blocks", masking_rate=0.15, mean_span=3.0
+        documents.span_rows, processor, [text], length=64, layout="blocks", masking_rate=0.15, mean_span=3.0
     )[0]
-    batch = collators.spans(processor, masking_rate=0.15, mean_span=3.0, seed=0)([row])
+    batch = collators.span_collator(processor, masking_rate=0.15, mean_span=3.0, seed=0)([row])
     assert batch["input_ids"].shape == (1, 64)
     assert batch["labels"].shape == (1, 14)
 
@@ -156,16 +156,16 @@ def test_too_few_sentinels_are_said():
     processor = spans_tokenizer()
     text = " ".join(WORDS[n % len(WORDS)] for n in range(400))
     rows = features(
-        documents.spans, processor, [text], length=300, layout="rows", masking_rate=0.15, mean_span=3.0
+        documents.span_rows, processor, [text], length=300, layout="rows", masking_rate=0.15, mean_span=3.0
     )
     with pytest.raises(InputError, match=r"17 spans in a row and 10 sentinels.*--max_length"):
-        collators.spans(processor, masking_rate=0.15, mean_span=3.0, seed=0)(rows)
+        collators.span_collator(processor, masking_rate=0.15, mean_span=3.0, seed=0)(rows)
 
 
 def test_infilling_rows():
     processor = make_tokenizer("bart")
-    rows = features(documents.sentences, processor)
-    collate = collators.infilled(
+    rows = features(documents.sentence_rows, processor)
+    collate = collators.infill_collator(
         processor, masking_rate=0.3, mean_span=3.0, permute_sentences=True, deletion_rate=0.0, seed=0
     )
     batch = collate(rows)
@@ -193,16 +193,16 @@ def test_sentences_end_where_no_space_follows():
 
 def test_pairs_are_neighbours_and_strangers(bert):
     texts = ["i hated it . the film was bad . dull .", "we loved it . the actor was great . fine ."]
-    rows = features(documents.pairs, bert, texts, sentence_order=False)
+    rows = features(documents.pair_rows, bert, texts, sentence_order=False)
     own = [[bert.convert_tokens_to_ids(w) for w in text.split()] for text in texts]
     for row, ids, strangers in zip(rows, own, own[::-1], strict=True):
         assert row["first"] + row["second"] == [bert.unk_token_id if i is None else i for i in ids]
         assert row["other"] == strangers[-len(row["other"]) :]
     seen = set()
     for epoch in range(20):
-        batch = collators.pairs(bert, masking_rate=0.01, whole_words=False, sentence_order=False, seed=0)(
-            [rows[0] | {"epoch": epoch}]
-        )
+        batch = collators.pair_collator(
+            bert, masking_rate=0.01, whole_words=False, sentence_order=False, seed=0
+        )([rows[0] | {"epoch": epoch}])
         wrong = int(batch["labels"][0, 0])
         segment = batch["input_ids"][0][batch["token_type_ids"][0] == 1]
         assert len(segment) == len(rows[0]["other" if wrong else "second"]) + 1
@@ -211,11 +211,11 @@ def test_pairs_are_neighbours_and_strangers(bert):
 
 
 def test_sentence_order_swaps(bert):
-    rows = features(documents.pairs, bert, ["i hated it . the film was bad ."], sentence_order=True)
+    rows = features(documents.pair_rows, bert, ["i hated it . the film was bad ."], sentence_order=True)
     for epoch in range(10):
-        batch = collators.pairs(bert, masking_rate=0.01, whole_words=False, sentence_order=True, seed=0)(
-            [rows[0] | {"epoch": epoch}]
-        )
+        batch = collators.pair_collator(
+            bert, masking_rate=0.01, whole_words=False, sentence_order=True, seed=0
+        )([rows[0] | {"epoch": epoch}])
         ids = torch.where(batch["labels"][0, 1:] != -100, batch["labels"][0, 1:], batch["input_ids"][0])
         parts = "i hated it [UNK]", "the film was bad [UNK]"
         one, two = parts[::-1] if batch["labels"][0, 0] else parts
@@ -224,8 +224,8 @@ def test_sentence_order_swaps(bert):
 
 def test_one_text_alone_has_no_strangers(bert):
     texts = ["i hated it . the film was bad . dull ."]
-    assert features(documents.pairs, bert, texts, sentence_order=False) == []
-    assert len(features(documents.pairs, bert, texts, sentence_order=True)) == 1
+    assert features(documents.pair_rows, bert, texts, sentence_order=False) == []
+    assert len(features(documents.pair_rows, bert, texts, sentence_order=True)) == 1
 
 
 def test_runs_of_sentences():
@@ -234,8 +234,8 @@ def test_runs_of_sentences():
 
 
 def test_a_text_alone_comes_twice(bert):
-    rows = features(documents.views, bert)
-    batch = collators.views(bert, seed=0)(rows)
+    rows = features(documents.view_rows, bert)
+    batch = collators.view_collator(bert, seed=0)(rows)
     assert batch["input_ids"].shape[0] == 6
     assert torch.equal(batch["input_ids"][0], batch["input_ids"][1])
     assert batch["labels"].isnan().all()
@@ -243,14 +243,14 @@ def test_a_text_alone_comes_twice(bert):
 
 def test_noise_is_new_in_each_epoch_and_the_same_for_any_batch(bert):
     rows = features(documents.masked_rows, bert, layout="rows")
-    collate = collators.masked(bert, masking_rate=0.3, whole_words=False, seed=0)
+    collate = collators.mask_collator(bert, masking_rate=0.3, whole_words=False, seed=0)
     at = lambda epoch: [row | {"epoch": epoch} for row in rows]  # noqa: E731
     whole = collate(at(0))
     alone = collate(at(0)[1:2])
     assert torch.equal(whole["labels"][1], alone["labels"][0])
     assert any(not torch.equal(collate(at(0))["labels"], collate(at(n))["labels"]) for n in range(1, 4))
     assert torch.equal(collate(rows)["labels"], collate(rows)["labels"])  # evaluation: always the same
-    other = partial(collators.masked, bert, masking_rate=0.3, whole_words=False)
+    other = partial(collators.mask_collator, bert, masking_rate=0.3, whole_words=False)
     assert any(
         not torch.equal(other(seed=0)(rows)["labels"], other(seed=n)(rows)["labels"]) for n in range(1, 4)
     )

@@ -38,7 +38,7 @@ def test_hard_negatives_stand_beside_them():
 
 def test_figures_of_vectors():
     vectors = np.array([[[1.0, 0], [1, 0]], [[0, 1], [1, 0]], [[-1, 0], [0, -1]]])
-    figures = embeddings.pairs(vectors, np.array([5.0, 1.0, 2.0]))
+    figures = embeddings.embedding_figures(vectors, np.array([5.0, 1.0, 2.0]))
     assert figures["alignment"] == 0.0  # of the one pair with a high score
     between = [2, 4, 2]
     assert figures["uniformity"] == pytest.approx(math.log(sum(math.exp(-2 * d) for d in between) / 3))
@@ -47,7 +47,7 @@ def test_figures_of_vectors():
 
 def test_a_text_beside_itself_has_no_alignment():
     vectors = np.repeat(np.eye(3)[:, None], 2, axis=1)
-    figures = embeddings.pairs(vectors, np.full(3, np.nan))
+    figures = embeddings.embedding_figures(vectors, np.full(3, np.nan))
     assert set(figures) == {"uniformity"}
 
 

@@ -7,17 +7,17 @@ from finetune.objectives import packing
 
 
 def test_pieces():
-    assert packing.cut(7, 3) == [(0, 3), (3, 6), (6, 7)]
-    assert packing.cut(6, 3) == [(0, 3), (3, 6)]
-    assert packing.cut(2, 3) == [(0, 2)]
-    assert packing.cut(7, 4, overlap=1) == [(0, 4), (3, 7)]
-    assert packing.cut(8, 4, overlap=1) == [(0, 4), (3, 7), (6, 8)]
-    assert packing.cut(1, 4, overlap=1) == [(0, 1)]
+    assert packing.cut_pieces(7, 3) == [(0, 3), (3, 6), (6, 7)]
+    assert packing.cut_pieces(6, 3) == [(0, 3), (3, 6)]
+    assert packing.cut_pieces(2, 3) == [(0, 2)]
+    assert packing.cut_pieces(7, 4, overlap=1) == [(0, 4), (3, 7)]
+    assert packing.cut_pieces(8, 4, overlap=1) == [(0, 4), (3, 7), (6, 8)]
+    assert packing.cut_pieces(1, 4, overlap=1) == [(0, 1)]
 
 
 @pytest.mark.parametrize("length", range(2, 30))
 def test_every_token_is_predicted_once(length):
-    predicted = [t for start, end in packing.cut(length, 5, overlap=1) for t in range(start + 1, end)]
+    predicted = [t for start, end in packing.cut_pieces(length, 5, overlap=1) for t in range(start + 1, end)]
     assert predicted == list(range(1, length))
 
 
@@ -37,5 +37,5 @@ def test_rows_hold_every_piece_once_and_nearly_fill():
 def test_positions_documents_and_labels_of_a_row():
     assert packing.restarting([2, 3]) == [0, 1, 0, 1, 2]
     assert packing.restarting([2, 1], start=2) == [2, 3, 2]
-    assert packing.numbered([2, 3]) == [0, 0, 1, 1, 1]
+    assert packing.numbered_documents([2, 3]) == [0, 0, 1, 1, 1]
     assert packing.next_tokens([7, 8, 4, 5, 6], [2, 3]) == [8, -100, 5, 6, -100]

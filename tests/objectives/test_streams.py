@@ -19,7 +19,7 @@ from finetune.objectives.contrastive import ContrastiveArguments
 from finetune.objectives.options import ObjectiveArguments
 from finetune.objectives.table import settle_objective
 from finetune.training.options import TrainingArguments
-from finetune.training.pretraining import FreshTrainer, check_options
+from finetune.training.pretraining import FreshTrainer, check_pretraining
 from finetune.training.trainer import make_trainer
 
 
@@ -129,7 +129,7 @@ def test_a_stream_needs_an_end(tmp_path):
 def checked(folder, stream=None, data=None, batching=None, in_batch=False, **training):
     training = TrainingArguments(output_dir=str(folder), **training)
     stream = stream or streams.StreamArguments(streaming=True)
-    check_options(
+    check_pretraining(
         stream, data or DataArguments(), batching or BatchingArguments(), training, in_batch=in_batch
     )
 

@@ -45,7 +45,7 @@ def test_bytes_leave_nothing_unknown():
 def test_every_byte_of_a_text_is_predicted_once():
     tokenizer = making.train_tokenizer(TEXTS, "clm", "bpe", 300)
     texts = ["Ångström 漢字 🙂 the film", "good \n"]
-    rows = documents.causal({"text": texts}, tokenizer, 8, None, layout="blocks")
+    rows = documents.causal_rows({"text": texts}, tokenizer, 8, None, layout="blocks")
     assert sum(rows["bytes"]) == sum(
         len(text.encode()) for text in texts
     )  # <s> stands before the first token

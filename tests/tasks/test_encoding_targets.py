@@ -147,7 +147,7 @@ def test_a_stride_that_leaves_no_room_is_refused(pieces):
 
 def test_token_labels_are_padded_as_ignored(pieces):
     rows = tagged((["anna", "x"], ["B-PER", "O"]), (["x"], ["O"]))
-    batch = collate.tokens(pieces)(list(tokens.encode(rows, COLUMNS, pieces, 16, TAGS)))
+    batch = collate.token_labels(pieces)(list(tokens.encode(rows, COLUMNS, pieces, 16, TAGS)))
     assert batch["input_ids"].tolist() == [[2, 7, 8, 11, 3], [2, 11, 3, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 1, -100, 0, -100], [-100, 0, -100, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]

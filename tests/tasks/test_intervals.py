@@ -20,7 +20,9 @@ def test_sums_of_all_rows_give_the_figures_themselves():
         [(["B-A", "I-A", "O"], ["B-A", "I-A", "O"]), (["B-A", "O"], ["B-A", "I-A"]), (["O"], ["B-B"])]
     )
     figures = classification.entity_figures([a["prediction"] for a in said], [a["gold"] for a in said])
-    assert bootstrap.f1(tokens.shared_tags(said).sum(axis=0)[None]).item() == pytest.approx(figures["f1"])
+    assert bootstrap.f1_figure(tokens.shared_tags(said).sum(axis=0)[None]).item() == pytest.approx(
+        figures["f1"]
+    )
     numbers = answers([(1.0, 2.0), (2.0, 1.5), (4.0, 4.0), (1000.0, 900.0)])
     wanted = classification.number_figures(
         np.array([[1.0], [2.0], [4.0], [1000.0]]), np.array([2.0, 1.5, 4.0, 900.0])
@@ -29,7 +31,7 @@ def test_sums_of_all_rows_give_the_figures_themselves():
         wanted
     )
     labels = answers([(["a", "b"], ["a"]), ([], ["c"])])
-    assert bootstrap.f1(multilabel.shared_labels(labels).sum(axis=0)[None]).item() == pytest.approx(
+    assert bootstrap.f1_figure(multilabel.shared_labels(labels).sum(axis=0)[None]).item() == pytest.approx(
         2 * 1 / (2 + 2)
     )
 

@@ -179,7 +179,7 @@ def test_texts_do_not_change_with_their_batch(family, kind, beams):
     )
     network, processor = make_model(family, kind, **range_), make_tokenizer(family)
     sources = [[8, 9], [10, 11, 12, 13, 14, 15], [16], [17, 18, 19]]
-    config = generate.settings(network, processor, 6, beams)
+    config = generate.generation_settings(network, processor, 6, beams)
     together = generate.texts(network, sources, processor, config, batch_size=4)
     alone = [generate.texts(network, [source], processor, config)[0] for source in sources]
     assert [text for text, _ in together] == [text for text, _ in alone]
@@ -197,4 +197,4 @@ def test_batches_of_equal_lengths_where_nothing_may_be_padded():
 def test_unknown_options_of_generation_are_refused():
     network, processor = make_model("llama", AutoModelForCausalLM), make_tokenizer("llama")
     with pytest.raises(InputError, match="knows no beems"):
-        generate.settings(network, processor, 4, 1, {"beems": 2})
+        generate.generation_settings(network, processor, 4, 1, {"beems": 2})

@@ -21,7 +21,7 @@ from finetune.data.checks import checked_splits
 from finetune.data.columns import Columns
 from finetune.data.encode import sequence
 from finetune.data.sources import DataArguments, Rows
-from finetune.metrics.bootstrap import each, mean
+from finetune.metrics.bootstrap import each, mean_figure
 from finetune.tasks import table
 from finetune.tasks.task import Answer, Asked, Examined, Task
 from finetune.training import run as steps  # noqa: F401  (the modules that must not know the toy are loaded before it)
@@ -57,7 +57,7 @@ def toy_file() -> SimpleNamespace:
     off_by = each(lambda answer: abs(answer["prediction"] - answer["gold"]))
     return SimpleNamespace(
         examine=examine, encode=encode, poisson=poisson, metrics=metrics, read=read, details=details,
-        intervals={"off_by": (off_by, mean)},
+        intervals={"off_by": (off_by, mean_figure)},
     )  # fmt: skip
 
 

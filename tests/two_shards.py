@@ -68,9 +68,9 @@ def main() -> None:
         wanted, found = gradients(plain, 0, 1), gradients(shards, state.process_index, 2)
         assert wanted.keys() == found.keys()
         apart[f"gradients {method}"] = max(float((wanted[n] - found[n]).abs().max()) for n in wanted)
-        config = generate.settings(plain, processor, 4)
+        config = generate.generation_settings(plain, processor, 4)
         texts = generate.texts(shards, SOURCES, processor, config, batch_size=1)
-        own = generate.settings(plain, processor, 4)
+        own = generate.generation_settings(plain, processor, 4)
         alone = [generate._write(plain, [source], processor, own)[0] for source in SOURCES]
         assert [text for text, _ in texts] == [text for text, _ in alone]
         make_whole(shards)

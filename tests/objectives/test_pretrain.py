@@ -134,7 +134,10 @@ def test_a_sentence_encoder(saved, review_file, tmp_path):
             ("--objective", "contrastive", "--method", "prefix", "--max_length", "50"),
             "the model has room for 44; set --max_length 44",
         ),
-        (("--text_column", "number"), r"'number' of the evaluation rows holds .*int64.*wanted texts"),
+        (
+            ("--text_column", "number", "--ignore_columns", "text"),
+            r"'number' of the evaluation rows holds .*int64.*wanted texts",
+        ),
         (
             ("--objective", "contrastive", "--negative_column", "text"),
             "--negative_column is for pairs; set --supervised",

@@ -53,6 +53,8 @@ def draw(found: Findings, path: Path) -> None:
                 else found.baseline.get(found.metric, 0.0)
             )
             panel.axvline(chance, color="grey", linestyle="--", linewidth=1, label="guessing")
+        if found.metric not in HUNDRED and found.metric != "matthews":
+            panel.set_xlim(0, 1.02)
         panel.set(yticks=range(len(names)), title=Path(model).name, xlabel=found.metric)
         panel.set_yticklabels([_short(name, found.entry.name) for name in names], fontsize=8)
         panel.set_ylim(len(names) - 0.5, -0.5)
@@ -96,8 +98,6 @@ def _points(
     panel.errorbar(
         values, places, xerr=reach, fmt="o", color=colour, markersize=3.5, linewidth=1, alpha=0.85, label=how
     )
-    if found.metric not in HUNDRED:
-        panel.set_xlim(left=min(panel.get_xlim()[0], 0.0) if found.metric != "matthews" else None)
 
 
 def _short(name: str, entry: str) -> str:

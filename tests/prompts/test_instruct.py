@@ -37,7 +37,9 @@ def written(good: str | None) -> Any:
         asked = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
         if "Write a better instruction" in asked:
             number = next(told)
-            return 200, text(good if good and number == 2 else f"Please think about it well, number {number}.")
+            return 200, text(
+                good if good and number == 2 else f"Please think about it well, number {number}."
+            )
         if asked.startswith("One, two"):
             return 200, text("x")
         question = asked.rpartition("\n")[2].strip()

@@ -186,6 +186,10 @@ def parse_into(
     parser = Parser(types, allow_abbrev=False, add_help=False)
     recipe, rest = _split_recipe(list(arguments))
     known = {option.name for kind in types for option in fields(kind) if option.init}
+    # words in front of all options are the values of the one that a verb is about: finetune check FILE
+    leading = next((kind.LEADING for kind in types if "LEADING" in vars(kind)), None)
+    if leading is not None and rest and not rest[0].startswith("-"):
+        rest = [f"--{leading}", *rest]
     words = [*_from_recipe(recipe, known, refused, verb), *rest]
     _, unknown = parser.parse_known_args(words)  # a misspelled option before what its absence leads to
     if unknown:

@@ -81,13 +81,15 @@ def _shape(whole: dict[str, Any]) -> str | None:
     ]
     if (
         len(inner) == 1
-        and not TURN & set(whole[inner[0]][0])
+        and not _is_chat(whole[inner[0]])
         and all(not isinstance(v, (list, dict)) for k, v in whole.items() if k != inner[0])
     ):
         return inner[0]
     if set(whole) >= {"columns", "data"}:
         return "split"
     values = list(whole.values())
+    if any(_is_chat(value) for value in values):
+        return None
     if (
         values
         and all(isinstance(value, list) for value in values)
@@ -104,6 +106,12 @@ def _shape(whole: dict[str, Any]) -> str | None:
             else None
         )
     return None
+
+
+def _is_chat(value: Any) -> bool:
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and bool(TURN & set(value[0]))
+    )
 
 
 def _records(whole: dict[str, Any], file: Path) -> list[Any] | Columns:

@@ -117,11 +117,12 @@ def _legacy(data: bytes) -> tuple[str, str]:
 
 
 def delimited(
-    text: str, name: str, delimiters: Sequence[str] = DELIMITERS
+    text: str, name: str, delimiters: Sequence[str] = DELIMITERS, wide: list[int] | None = None
 ) -> tuple[dict[str, list], list[int]]:
     """Text with a header line → columns, and the line that each record begins at (the header's is 1).
 
-    Empty cells are missing; words such as NA, None and null are words. A column is of numbers where all its cells are.
+    Empty cells are missing; words such as NA, None and null are words. A column is of numbers where all its cells are. Records
+    with more cells than the header are left out where `wide` takes their lines.
 
     Raises:
         InputError: a header with a name twice, or records with more cells than the header.
@@ -134,17 +135,20 @@ def delimited(
     twice = next((cell for cell in header if header.count(cell) > 1), None)
     if twice is not None:
         raise InputError(f"{name} has two columns named '{twice}'; rename one")
-    wide = [
+    beyond = [
         (line, len(cells)) for line, cells in zip(lines, records, strict=True) if any(cells[len(header) :])
     ]
-    if wide:
-        named = ", ".join(f"line {line} ({count})" for line, count in wide[:5]) + (
-            ", ..." if len(wide) > 5 else ""
-        )
+    if beyond and wide is None:
+        named = ", ".join(f"line {line} ({count})" for line, count in beyond[:5])
         raise InputError(
-            f"{name}: {len(wide)} records have more cells than the header's {len(header)}, parted by {delimiter!r}: {named}. "
-            "Put texts that hold the delimiter into double quotes"
+            f"{name}: {len(beyond)} records have more cells than the header's {len(header)}, parted by {delimiter!r}: {named}"
+            f"{', ...' if len(beyond) > 5 else ''}. Put texts that hold the delimiter into double quotes"
         )
+    if beyond and wide is not None:
+        gone = {line for line, _ in beyond}
+        wide += sorted(gone)
+        kept = [(record, line) for record, line in zip(records, lines, strict=True) if line not in gone]
+        records, lines = [record for record, _ in kept], [line for _, line in kept]
     cells = [record + [""] * (len(header) - len(record)) for record in records[1:]]
     return {column: typed([row[place] for row in cells]) for place, column in enumerate(header)}, lines[1:]
 

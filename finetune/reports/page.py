@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -23,6 +23,7 @@ REPORT = "report.html"
 class ReportArguments:
     """Which runs, and where their page goes."""
 
+    LEADING: ClassVar[str] = "runs"
     runs: list[str] = field(
         default_factory=list, metadata={"help": "Folders of runs; several stand side by side on one page."}
     )

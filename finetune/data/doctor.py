@@ -1,0 +1,284 @@
+"""What is wrong with a file of labelled texts, all of it at once, and the file mended. Knows files and labels; knows no model."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from finetune.data.accounting import holds_text
+from finetune.data.columns import LABELS, TEXTS
+from finetune.data.files import Reading, kind_of, read_files
+from finetune.data.labelled import twins
+from finetune.data.layouts import first_of
+from finetune.data.places import PLACE
+from finetune.data.tables import content, decoded, delimited, ending
+from finetune.errors import InputError
+
+SHOWN = 30
+# words that hardly any text of a language does without; no two languages share three of them
+LANGUAGES = {
+    "English": "the and of is was with that for this not", "German": "der die und ist nicht das mit ein eine für auf ich",
+    "French": "le la les et est une pas que pour dans je", "Spanish": "el los las y es una que por para con no",
+    "Italian": "il gli e è una che per non con di sono", "Dutch": "de het en een is niet van dat op voor ik", "Portuguese": "o os as e é uma que não para com em",
+}  # fmt: skip
+BASES = {
+    "German": "deepset/gbert-base",
+    "French": "almanach/camembert-base",
+    "Spanish": "dccuchile/bert-base-spanish-wwm-cased",
+    "Italian": "dbmdz/bert-base-italian-cased",
+}
+MULTILINGUAL = "FacebookAI/xlm-roberta-base"
+
+
+@dataclass
+class CheckArguments:
+    """Which files are looked at, and where the mended one goes."""
+
+    LEADING: ClassVar[str] = "files"
+    files: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Files with a text and a label a row; several are splits that should share no text."
+        },
+    )
+    text_column: str | None = field(
+        default=None, metadata={"help": "Column with the text (default: found by its name or content)."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column with the label (default: found by its name or content)."}
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding, where it can't be told from the bytes."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Count lengths in this model's tokens, not in words."}
+    )
+    mend: str | None = field(
+        default=None,
+        metadata={
+            "help": "Write the mended rows here (.csv or .jsonl): near labels made one; without text, label or a twin left out."
+        },
+    )
+
+
+@dataclass
+class Found:
+    """A file's rows and what is wrong with them; all lists hold places among the rows.
+
+    Attributes:
+        texts, labels: None where there is none.
+        lines: what stands for a row in messages.
+        wide: lines with more cells than the header, which are no rows.
+    """
+
+    name: str
+    how: str
+    columns: dict[str, list[Any]]
+    text: str
+    label: str
+    lines: list[str]
+    wide: list[int] = field(default_factory=list)
+
+    @property
+    def texts(self) -> list[str]:
+        return [str(value).strip() if value is not None else "" for value in self.columns[self.text]]
+
+    @property
+    def labels(self) -> list[str]:
+        return ["" if value is None else str(value) for value in self.columns[self.label]]
+
+    def empty(self) -> list[int]:
+        """Rows without text."""
+        return [place for place, text in enumerate(self.texts) if not text]
+
+    def unlabelled(self) -> list[int]:
+        """Rows without a label."""
+        return [place for place, label in enumerate(self.labels) if not label.strip()]
+
+    def near(self) -> dict[str, list[str]]:
+        """Labels that differ by blanks or case alone."""
+        return twins(Counter(label for label in self.labels if label.strip()))
+
+    def repeated(self) -> tuple[list[int], list[int]]:
+        """Rows whose text stands before them, with the same label and with another; blanks and case aside."""
+        usual = {name: one for one, names in self.near().items() for name in names}
+        first: dict[str, str] = {}
+        same, other = [], []
+        for place, (text, label) in enumerate(zip(self.texts, self.labels, strict=True)):
+            key, label = plain(text), usual.get(label, label)
+            if key and first.setdefault(key, label) == label:
+                same.append(place)
+            elif key:
+                other.append(place)
+        seen: set[str] = set()
+        firsts = {
+            place
+            for place, text in enumerate(self.texts)
+            if plain(text) not in seen and not seen.add(plain(text))
+        }  # type: ignore[func-returns-value]
+        return [place for place in same if place not in firsts], other
+
+
+def plain(text: str) -> str:
+    """A text without what two copies of it may differ by."""
+    return " ".join(text.split()).casefold()
+
+
+def look(path: Path, text: str | None, label: str | None, encoding: str | None = None) -> Found:
+    """Read a file, whatever is wrong with some of its lines.
+
+    Raises:
+        InputError: a file that can't be read at all, or columns that aren't there.
+    """
+    if not path.is_file():
+        raise InputError(f"No file {path}; wanted one or several files with rows. Set --files")
+    wide: list[int] = []
+    how = ending(path)
+    if kind_of(path) == "csv":
+        told = decoded(content(path), str(path), encoding)
+        columns, numbers = delimited(
+            told, str(path), ("\t",) if how == "tsv" else (",", ";", "\t", "|"), wide
+        )
+        lines = [f"line {number}" for number in numbers]
+        head = told.lstrip("\ufeff").partition("\n")[0]
+        sign = next(
+            (
+                sign
+                for sign in (";", "\t", "|", ",")
+                if sign in head and len(head.split(sign)) == len(columns)
+            ),
+            ",",
+        )
+        how = f"{how}, cells parted by {'tabs' if sign == chr(9) else repr(sign)}"
+    else:
+        rows = read_files([path], Reading("lines", encoding))
+        lines = [place.partition(" (")[2].rstrip(")") or place for place in rows[PLACE]]
+        columns = {name: rows[name][:] for name in rows.column_names if name != PLACE}
+    if not lines:
+        raise InputError(f"{path} has 0 rows")
+    found = _columns(columns, text, label, path)
+    return Found(path.name, how, columns, *found, lines, wide)
+
+
+def _columns(
+    columns: dict[str, list[Any]], text: str | None, label: str | None, path: Path
+) -> tuple[str, str]:
+    there = list(columns)
+    for flag, named in (("text_column", text), ("label_column", label)):
+        if named is not None and named not in there:
+            raise InputError(f"No column '{named}' in {path}; it has {', '.join(there)}. Set --{flag}")
+    label = label or first_of(LABELS, [name for name in there if name != text])
+    text = text or first_of([name.lower() for name in TEXTS], [name for name in there if name != label])
+    # by content: the longest texts, and the fewest different values
+    if text is None:
+        words = {
+            name: sum(len(str(v).split()) for v in values)
+            for name, values in columns.items()
+            if name != label and holds_text(values, name)
+        }
+        text = max(words, key=lambda name: words[name], default=None)
+    if label is None:
+        kinds = {name: len({str(v) for v in values}) for name, values in columns.items() if name != text}
+        few = {name: count for name, count in kinds.items() if 1 < count <= max(2, len(columns[name]) // 2)}
+        label = min(few, key=lambda name: few[name], default=None)
+    if text is None or label is None:
+        raise InputError(
+            f"No column with {'a text' if text is None else 'a label'} found in {path}; it has {', '.join(there)}. "
+            f"Set --{'text' if text is None else 'label'}_column"
+        )
+    return text, label
+
+
+def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
+    """Lines that say what is in a file and what is wrong with it."""
+    counts = Counter(label for label in found.labels if label.strip())
+    same, other = found.repeated()
+    sizes = sorted(lengths if lengths is not None else [len(text.split()) for text in found.texts])
+    said = [f"{found.name}: {found.how}; {len(found.lines)} rows; text ← {found.text}, label ← {found.label}"]
+    rest = [name for name in found.columns if name not in (found.text, found.label)]
+    said += [f"  other columns: {', '.join(rest)}"] if rest else []
+    said += [f"  {len(counts)} classes:"]
+    said += [f"    {name!r:<30} {count}" for name, count in counts.most_common(SHOWN)]
+    said += [f"    ... and {len(counts) - SHOWN} more"] if len(counts) > SHOWN else []
+    said.append(
+        f"  lengths in {'tokens' if lengths is not None else 'words'}: median {sizes[len(sizes) // 2]}, 95 % up to {sizes[int(0.95 * (len(sizes) - 1))]}, longest {sizes[-1]}"
+    )
+    faults = [
+        (found.wide, "lines have more cells than the header (quote texts that hold the delimiter)", [f"line {line}" for line in found.wide]),
+        (found.empty(), "rows have no text", None), (found.unlabelled(), "rows have no label", None),
+        (same, "rows repeat an earlier text with the same label", None), (other, "rows repeat an earlier text with another label", None),
+    ]  # fmt: skip
+    for places, what, names in faults:
+        if places:
+            lines = names or [found.lines[place] for place in places]
+            said.append(
+                f"  ! {len(places)} {what}: {', '.join(lines[:8])}{', ...' if len(lines) > 8 else ''}"
+            )
+    for usual, names in found.near().items():
+        said.append(
+            f"  ! labels differ by blanks or case alone: {', '.join(f'{name!r} ({counts[name]})' for name in names)} → {usual!r}"
+        )
+    near = {name for names in found.near().values() for name in names}
+    said += [
+        f"  ! the class {name!r} has one row: nothing is left to evaluate it on"
+        for name, count in counts.items()
+        if count == 1 and name not in near
+    ]
+    language = language_of(found.texts)
+    if language not in (None, "English"):
+        base = f"{BASES[language]} or " if language in BASES else ""
+        said.append(
+            f"  the texts look {language}: a base such as {base}{MULTILINGUAL} knows it (--model_name_or_path)"
+        )
+    if not any(line.startswith("  !") for line in said):
+        said.append("  nothing is wrong with it")
+    return said
+
+
+def language_of(texts: Sequence[str]) -> str | None:
+    """The language whose usual words stand in most texts; None where few do."""
+    words = Counter(word for text in texts[:2000] for word in set(text.lower().split()))
+    scores = {name: sum(words[word] for word in usual.split()) for name, usual in LANGUAGES.items()}
+    best = max(scores, key=lambda name: scores[name])
+    return best if scores[best] > 0.3 * min(len(texts), 2000) else None
+
+
+def shared(one: Found, other: Found) -> list[str]:
+    """Places in `other` of texts that also stand in `one`."""
+    known = {plain(text) for text in one.texts if text}
+    return [other.lines[place] for place, text in enumerate(other.texts) if plain(text) in known]
+
+
+def mended(found: Found, path: Path) -> list[str]:
+    """Write the rows that can teach something, with one name for each label; lines that say what was changed."""
+    usual = {name: one for one, names in found.near().items() for name in names}
+    same, other = found.repeated()
+    reasons = dict.fromkeys(found.empty(), "no text") | dict.fromkeys(found.unlabelled(), "no label")
+    reasons |= dict.fromkeys((*same, *other), "a text that stands before it")
+    kept = [place for place in range(len(found.lines)) if place not in reasons]
+    renamed = sum(
+        found.labels[place] in usual and found.labels[place] != usual[found.labels[place]] for place in kept
+    )
+    rows = [{name: values[place] for name, values in found.columns.items()} for place in kept]
+    for row in rows:
+        row[found.label] = usual.get(str(row[found.label]), row[found.label])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if ending(path) == "jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    elif ending(path) == "csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(found.columns))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        raise InputError(f"--mend {path} ends in '{path.suffix}'; wanted .csv or .jsonl")
+    counts = Counter(reasons.values())
+    gone = [f"{count} rows left out: {reason}" for reason, count in counts.items()]
+    gone += [f"{len(found.wide)} lines left out: more cells than the header"] if found.wide else []
+    gone += [f"{renamed} labels written like their neighbours"] if renamed else []
+    return [f"{path}: {len(rows)} rows", *(f"  {line}" for line in gone or ["nothing had to be changed"])]

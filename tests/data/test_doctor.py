@@ -1,0 +1,85 @@
+"""A file's faults are said at once, with its own lines, and mended."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from finetune.cli.parser import parse
+from finetune.data.doctor import language_of, look, mended, report
+from finetune.data.sources import DataArguments, load_rows
+from finetune.errors import InputError
+from finetune.tasks import classification
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "check.py"
+TICKETS = """\ufeffText;Klasse;Datum
+Die Rechnung ist falsch und ich will mein Geld.;Rechnung;2024-01-02
+Das Paket kam nicht an, für mich schlimm.;Versand ;2024-01-03
+die rechnung ist falsch und ich will  mein Geld.;rechnung;2024-01-04
+;Versand;2024-01-05
+Ich habe eine Frage; sie ist lang.;Frage;2024-01-05
+Das ist nicht gut und auch nicht für mich.;;2024-01-06
+Der Versand ist langsam.;Versand;2024-01-07
+Die Rechnung ist falsch und ich will mein Geld.;Versand;2024-01-08
+Ich bin nicht zufrieden.;Rechnung;2024-01-08
+"""
+
+
+@pytest.fixture
+def tickets(tmp_path) -> Path:
+    path = tmp_path / "tickets.csv"
+    path.write_text(TICKETS, encoding="utf-8")
+    return path
+
+
+def check(*arguments: object) -> None:
+    spec = importlib.util.spec_from_file_location("check", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(*parse(module.main, [str(word) for word in arguments]))
+
+
+def test_all_faults_are_said_with_their_lines(tickets):
+    said = "\n".join(report(look(tickets, None, None)))
+    for part in (
+        "cells parted by ';'; 8 rows; text ← Text, label ← Klasse", "'Rechnung'                     2", "more cells than the header (quote texts that hold the delimiter): line 6",
+        "1 rows have no text: line 5", "1 rows have no label: line 7", "repeat an earlier text with the same label: line 4", "with another label: line 9",
+        "'Rechnung' (2), 'rechnung' (1) → 'Rechnung'", "look German: a base such as deepset/gbert-base",
+    ):  # fmt: skip
+        assert part in said, part
+
+
+def test_the_mended_file_trains(tickets, tmp_path, capsys):
+    check(tickets, "--mend", tmp_path / "mended.csv")
+    assert "4 rows" in capsys.readouterr().out
+    data = DataArguments(str(tmp_path / "mended.csv"), eval_split="train", ignore_columns=["Datum"])
+    found = classification.examine(load_rows(data), data, pair=False)
+    assert found.labels == ["Rechnung", "Versand"] and len(found.rows.train) == 4
+    assert report(look(tmp_path / "mended.csv", None, None))[-1] == "  nothing is wrong with it"
+
+
+def test_texts_that_two_files_share_are_named(tickets, tmp_path, capsys):
+    (tmp_path / "test.csv").write_text("text,label\nder versand ist LANGSAM.,Versand\nNeu.,Rechnung\n")
+    check(tickets, tmp_path / "test.csv")
+    assert "1 texts of test.csv also stand in tickets.csv: line 2" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--mend writes one file"):
+        check(tickets, tmp_path / "test.csv", "--mend", tmp_path / "x.csv")
+
+
+def test_what_cannot_be_looked_at_is_named(tickets, tmp_path):
+    with pytest.raises(InputError, match="No file"):
+        check(tmp_path / "none.csv")
+    with pytest.raises(InputError, match="No column 'x'.*Set --label_column"):
+        look(tickets, None, "x")
+    with pytest.raises(InputError, match=r"--mend .* ends in '.txt'"):
+        mended(look(tickets, None, None), tmp_path / "x.txt")
+
+
+def test_languages():
+    assert language_of(["the film is good and that is all of it"] * 3) == "English"
+    assert (
+        language_of(["le film est bon et je ne dors pas"] * 3) == "French"
+        and language_of(["xyz"] * 3) is None
+    )

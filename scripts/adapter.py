@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 def main(action: ActionArguments, merge: MergeArguments, data: AccuracyArguments) -> None:
     from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import processes
 
     keep_freed_memory()
+    processes("adapter")
     from finetune.adapters.actions import act
 
     for line in act(action, merge, data):

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 def main(assess: AssessArguments, data: DataArguments) -> Path:
     from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import processes
 
     keep_freed_memory()
+    processes("assess")
     import json
 
     from finetune.adapters.assess import assess_task, assessment_folder

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 
 def main(serve: ServeArguments, access: AccessArguments) -> None:
-    from finetune.training.machine import keep_freed_memory
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import processes
 
     keep_freed_memory()
+    processes("serve")
     import logging
     import os
     import sys

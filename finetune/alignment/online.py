@@ -36,7 +36,7 @@ from finetune.methods import MethodArguments
 from finetune.models.load import ModelArguments
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.interrupts import Resuming
-from finetune.training.machine import world_size
+from finetune.training.machine import processes
 
 
 @dataclass
@@ -101,7 +101,7 @@ def align_online(
 ) -> None:  # fmt: skip
     """The whole of online DPO; figures are of held-out prompts, before and after."""
     keep_freed_memory()
-    world_size()
+    processes("align")
     set_seed(training.seed)
     with training.main_process_first(desc="reading prompts"):
         processor, network = load_base(model)
@@ -143,7 +143,7 @@ def distill(
         InputError: a teacher of another vocabulary.
     """
     keep_freed_memory()
-    world_size()
+    processes("align")
     set_seed(training.seed)
     with training.main_process_first(desc="reading prompts"):
         processor, network = load_base(model)

@@ -7,6 +7,8 @@ finetune launch --config_file machines --machine_rank 0 --main_process_ip ADDRES
   --processes N        processes in all (default: the configuration's; where there is none, one for each GPU, one on a CPU)
   --config_file NAME   accelerate's configuration: one of the package by name, or a file (default: gpus, or two_cpus on CPUs)
 
+  --slurm              several machines by Slurm, queued again until the run is done: finetune launch --slurm --help
+
 Other options in front of the verb are accelerate's, as `accelerate launch --help` tells them; those behind it are the verb's.
 """
 
@@ -40,6 +42,14 @@ def launch_verb(arguments: list[str]) -> None:
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
+        return
+    if arguments[0] == "--slurm":
+        from finetune.cli import slurm
+
+        if {"-h", "--help"} & set(arguments[:2]):
+            print(slurm.__doc__)
+            return
+        print(f"queued as job {slurm.submit(arguments[1:]).job_id}")
         return
     command, environment = launcher_command(arguments, this_machine())
     sys.stdout.flush()

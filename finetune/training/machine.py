@@ -41,7 +41,7 @@ def keep_to_cpu(options: Any) -> None:
 # How several processes may share a verb's work. What isn't here is refused at the start, by name.
 SHARED_BY = {
     "train": ("ddp", "fsdp2", "zero"), "sft": ("ddp", "fsdp2", "zero"), "pretrain": ("ddp", "fsdp2", "zero"),
-    "dpo": ("ddp", "zero"), "reward": ("ddp",), "ppo": ("ddp",), "grpo": ("ddp",), "rloo": ("ddp",), "prefer": ("ddp",),
+    "dpo": ("ddp", "zero"), "reward": ("ddp",), "ppo": ("ddp",), "grpo": ("ddp",), "rloo": ("ddp",), "prefer": ("ddp",), "align": ("ddp",),
     "prompt": ("ddp",), "fuse": ("ddp",), "frontier": (), "serve": (), "assess": (), "adapter": (), "compare": (), "tokenizer": (), "board": (), "report": (), "compare_runs": (),
     "import_task": (),
 }  # fmt: skip

@@ -1,0 +1,155 @@
+"""`finetune launch --slurm`: a verb on several machines by Slurm, queued again when its time is over. Knows submitit and torchrun.
+
+finetune launch --slurm --nodes 2 --gpus 8 --time 4:00:00 sft --config alpaca_lora --output_dir /shared/runs/alpaca
+
+  --nodes N            machines (default 1)
+  --gpus N             GPUs, and processes, on each (default 1; 0 for processes on CPUs)
+  --processes N        processes on each where there are no GPUs (default 1)
+  --time H:MM:SS       of one stay; when it is over the job is queued again and goes on (default 4:00:00)
+  --partition NAME     and --account, --qos, --constraint: Slurm's own
+  --log_folder FOLDER  what the job prints, and the job itself as submitit keeps it (default slurm)
+
+Slurm gives notice five minutes before the end: every process finishes its step, a checkpoint is sealed, and the job is queued
+again. --output_dir must lie on a disk that all machines share. Needs `pip install submitit`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from finetune.cli.places import verbs
+from finetune.errors import InputError
+
+NOTICE_SECONDS = 300
+OWN = {"nodes": "1", "gpus": "1", "processes": "1", "time": "4:00:00", "log_folder": "slurm"}
+SLURMS = ("partition", "account", "qos", "constraint")
+
+
+@dataclass
+class Node:
+    """One machine's part of a job, as submitit runs, interrupts and queues it: torchrun, and notice for its processes.
+
+    Attributes:
+        script: of the verb, and its options.
+        processes: on each machine.
+    """
+
+    script: list[str]
+    processes: int
+    nodes: int = 1
+    _torchrun: Any = field(default=None, repr=False)
+
+    def __call__(self) -> int:
+        """The status of the run; 0 where it is finished."""
+        self._torchrun = subprocess.Popen(self.command())
+        status = self._torchrun.wait()
+        if status:
+            raise RuntimeError(
+                f"The run ended with status {status}; its own words stand above and in the log's error file"
+            )
+        return status
+
+    def command(self) -> list[str]:
+        """torchrun on this machine; on several, all meet at the first one."""
+        meeting = ["--standalone"]
+        if self.nodes > 1:
+            names = subprocess.run(
+                ["scontrol", "show", "hostnames"], capture_output=True, text=True, check=True
+            ).stdout.split()
+            meeting = [
+                "--rdzv-backend",
+                "c10d",
+                "--rdzv-endpoint",
+                f"{names[0]}:29500",
+                "--rdzv-id",
+                os.environ["SLURM_JOB_ID"],
+            ]
+        size = ["--nnodes", str(self.nodes), "--nproc-per-node", str(self.processes), "--max-restarts", "0"]
+        return [sys.executable, "-m", "torch.distributed.run", *meeting, *size, *self.script]
+
+    def checkpoint(self, *arguments: Any, **named: Any) -> Any:
+        """submitit calls this when Slurm gives notice: the processes are told, waited for, and the same job is queued again."""
+        import submitit
+
+        if self._torchrun is not None:
+            self.tell()
+        return submitit.helpers.DelayedSubmission(Node(self.script, self.processes, self.nodes))
+
+    def tell(self, seconds: float = NOTICE_SECONDS - 30) -> None:
+        """SIGUSR1 to the training processes, not to torchrun, which would end at it; then wait until all have saved and gone."""
+        for child in psutil.Process(self._torchrun.pid).children():
+            child.send_signal(signal.SIGUSR1)
+        try:
+            self._torchrun.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._torchrun.kill()
+
+
+def submit(arguments: list[str], cluster: str = "slurm") -> Any:
+    """Queue a verb and give back submitit's job.
+
+    Args:
+        arguments: of `finetune launch`, without `--slurm`.
+        cluster: submitit's name of where to run; `local` runs it on this machine.
+
+    Raises:
+        InputError: no verb, an option that isn't one, or no submitit or Slurm here.
+    """
+    settings, script = _split(arguments)
+    try:
+        import submitit
+
+        executor = submitit.AutoExecutor(folder=settings["log_folder"], cluster=cluster)
+    except ImportError as error:
+        raise InputError("finetune launch --slurm needs submitit (pip install submitit)") from error
+    except RuntimeError as error:
+        raise InputError(
+            f"finetune launch --slurm: {error}. Wanted: a machine that Slurm's sbatch stands on"
+        ) from error
+    gpus, nodes = int(settings["gpus"]), int(settings["nodes"])
+    processes = gpus or int(settings["processes"])
+    further = {f"slurm_{name}": settings[name] for name in SLURMS if name in settings}
+    executor.update_parameters(
+        nodes=nodes, tasks_per_node=1, timeout_min=_minutes(settings["time"]), name=f"finetune-{Path(script[0]).stem}",
+        slurm_signal_delay_s=NOTICE_SECONDS, slurm_additional_parameters={"requeue": True, "open_mode": "append"},
+        **({"gpus_per_node": gpus} if gpus else {"cpus_per_task": processes}), **further,
+    )  # fmt: skip
+    return executor.submit(Node(script, processes, nodes))
+
+
+def _split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """(Settings by name, the verb's script and its options)."""
+    settings, known, place = dict(OWN), verbs(), 0
+    while place < len(arguments) and arguments[place] not in known:
+        name = arguments[place].removeprefix("--")
+        if name not in (*OWN, *SLURMS) or place + 1 == len(arguments):
+            wanted = ", ".join(f"--{one}" for one in (*OWN, *SLURMS))
+            raise InputError(
+                f"finetune launch --slurm: '{arguments[place]}' is no verb and none of its options ({wanted})"
+            )
+        settings[name] = arguments[place + 1]
+        place += 2
+    if place == len(arguments):
+        raise InputError(
+            "finetune launch --slurm: no verb is named. Wanted: finetune launch --slurm --nodes 2 --gpus 8 VERB ..."
+        )
+    for name in ("nodes", "gpus", "processes"):
+        if not settings[name].isdecimal() or (name != "gpus" and settings[name] == "0"):
+            raise InputError(f"finetune launch --slurm: --{name} is {settings[name]}; wanted a whole number")
+    return settings, [str(known[arguments[place]]), *arguments[place + 1 :]]
+
+
+def _minutes(time: str) -> int:
+    parts = time.split(":")
+    if not all(part.isdecimal() for part in parts) or len(parts) > 3:
+        raise InputError(f"finetune launch --slurm: --time is {time}; wanted H:MM:SS")
+    hours, minutes, seconds = map(int, ["0"] * (3 - len(parts)) + parts)
+    return max(1, hours * 60 + minutes + (seconds > 0))

@@ -22,7 +22,6 @@ from finetune.device import device as here
 from finetune.errors import InputError
 from finetune.models.load import as_trained, fit_embeddings, load_model, load_processor
 from finetune.tasks.table import find_task
-from finetune.tasks.task import Task
 
 Text = str | tuple[str, str]
 
@@ -122,7 +121,7 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
 
 
 def load_network(
-    artefact: Artefact, allow_mismatch: bool | None = None, row: Task | None = None
+    artefact: Artefact, allow_mismatch: bool | None = None, row: Any = None
 ) -> tuple[PreTrainedTokenizerBase, Any]:
     """Tokenizer and model of an artefact; an adapter or a fusion comes on the base that `arguments.yaml` names.
 

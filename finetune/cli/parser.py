@@ -9,6 +9,7 @@ import gc
 import importlib
 import inspect
 import json
+import logging
 import os
 import sys
 import warnings
@@ -111,6 +112,7 @@ def calm_libraries() -> None:
     ):
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel at every import
 
 
 def main_of(main: Callable[..., Any], arguments: Sequence[str]) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from conftest import make_model, make_tokenizer
 from task_gradients import COLUMNS, LABELS, kind_of, rows
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from finetune.adapters import load
 from finetune.cli.parser import parse
 from finetune.data.batching import BatchingArguments
 from finetune.errors import InputError
@@ -94,7 +95,27 @@ def test_a_task_trains_and_leaves_figures_and_predictions(task, saved, folder_of
     assert len(lines) == 8 and all(
         {"id", "text", "gold", "prediction", "score"} <= line.keys() for line in lines
     )
+    answered(out, task, lines)
     assessed(out, folder_of_rows, found)
+
+
+def answered(out: Path, task: str, lines: list[dict]) -> None:
+    """`load` gives what does the task: the same answers to the same inputs."""
+    inputs = [tuple(line["text"]) if COLUMNS[task].pair else line["text"] for line in lines]
+    does = load(out, device="cpu")
+    found = does(inputs)
+    assert len(found) == len(lines) == 8
+    for one, line in zip(found, lines, strict=True):
+        if isinstance(line["prediction"], float):
+            assert near(one["prediction"], line["prediction"], 1e-4)
+        else:
+            assert one["prediction"] == line["prediction"] and near(one["score"], line["score"], 1e-4)
+    alone = does(inputs[0])
+    assert alone["prediction"] == found[0]["prediction"] or near(
+        alone["prediction"], found[0]["prediction"], 1e-4
+    )
+    with pytest.raises(InputError, match="wanted a"):
+        does([7])
 
 
 def assessed(out: Path, rows_in: Path, found: dict) -> None:
@@ -141,7 +162,13 @@ def test_models_of_both_kinds_write(family, kind, saved, folder_of_rows, tmp_pat
         "loss",
     } <= found.keys()
     assert found["bleu_signature"].startswith("nrefs:1") and "bleu_signature nrefs:1" in caplog.text
-    assert len((out / "predictions.jsonl").read_text().splitlines()) == 8
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 8
+    writer = load(out, device="cpu")
+    written = writer([line["text"] for line in lines], num_beams=2, length_penalty=0.5)
+    assert written == [line["prediction"] for line in lines]
+    with pytest.raises(InputError, match="wanted a text"):
+        writer([7])
     assessed(out, folder_of_rows, found)
 
 

@@ -42,6 +42,8 @@ class TrlOptions:
         default=None,
         metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."},
     )
+    do_train: bool = field(default=False, init=False)  # the verbs do one thing each
+    do_predict: bool = field(default=False, init=False)
     # ModelArguments has it, and the model is here when TRL gets it
     trust_remote_code: bool = field(default=False, init=False)
     model_init_kwargs: dict[str, Any] | None = field(default=None, init=False)

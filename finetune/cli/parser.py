@@ -192,7 +192,8 @@ def parse_into(
     leading = next((kind.LEADING for kind in types if "LEADING" in vars(kind)), None)
     if leading is not None and rest and not rest[0].startswith("-"):
         rest = [f"--{leading}", *rest]
-    words = [*_from_recipe(recipe, known, refused, verb), *rest]
+    settled = {option.name: option.default for kind in types for option in fields(kind) if not option.init}
+    words = [*_from_recipe(recipe, known, refused, verb, settled), *rest]
     _, unknown = parser.parse_known_args(words)  # a misspelled option before what its absence leads to
     if unknown:
         raise InputError(_complain(unknown[0], known, refused))
@@ -231,14 +232,22 @@ def _read_recipe(given: str) -> dict[str, Any]:
     return content
 
 
-def _from_recipe(given: str | None, known: set[str], refused: Set[str], verb: str) -> list[str]:
-    """A recipe as the command line that says the same, so that both go through the same checks."""
+def _from_recipe(
+    given: str | None, known: set[str], refused: Set[str], verb: str, settled: dict[str, Any]
+) -> list[str]:
+    """A recipe as the command line that says the same, so that both go through the same checks.
+
+    What it says of an option that this verb has settled since is skipped where it is what was settled: an arguments.yaml holds
+    every option of its time.
+    """
     content = {} if given is None else _read_recipe(given)
     of = content.pop("verb", verb)
     if verb and of != verb:
         raise InputError(f"The recipe {given} is one of `finetune {of}`, and this is `finetune {verb}`")
-    for key in content:
-        if key not in known:
+    for key in [key for key in content if key not in known]:
+        if key in settled and content[key] == settled[key]:
+            del content[key]
+        else:
             raise InputError(
                 f"In {given}: {_complain(str(key), known, refused)}{_other_verbs(content, verb)}"
             )

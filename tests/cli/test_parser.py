@@ -130,3 +130,17 @@ def test_a_script_of_several_mains_is_asked_which(tmp_path, told, wanted):
     exec("def main(): pass\ndef other(): pass\nALGORITHMS = {'main': main, 'other': other}", script)
     words = [str(recipe) if word == "RECIPE" else word for word in told]
     assert main_of(script["main"], words) is script[wanted]
+
+
+def test_a_recipe_of_an_earlier_time_may_say_what_is_settled_now(tmp_path):
+    @dataclass
+    class Options:
+        size: int = 1
+        gone: bool = field(default=False, init=False)
+
+    recipe = tmp_path / "arguments.yaml"
+    recipe.write_text("size: 3\ngone: false\n")
+    assert parse_into([Options], ["--config", str(recipe)])[0].size == 3
+    recipe.write_text("size: 3\ngone: true\n")
+    with pytest.raises(InputError, match="gone"):
+        parse_into([Options], ["--config", str(recipe)])

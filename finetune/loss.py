@@ -206,3 +206,35 @@ def _row_sums(values: Tensor, labels: Tensor) -> Tensor:
     """One value a labelled place, row by row → their sums in each row of labels [batch, time]: [batch]."""
     rows = labelled_places(labels, len(values))[:, 0]
     return values.new_zeros(labels.shape[0]).index_add(0, rows, values)
+
+
+def nats_and_hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Nats and hits of each row: logits [labels that count, vocabulary], labels [batch, time] → [batch, 2]."""
+    return torch.stack([packed_cross_entropy(logits, labels), packed_hits(logits, labels).float()], dim=1)
+
+
+def pair_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Loss of each pair: that of its two-way choice, and the mean over its masked tokens (Devlin et al. 2019, appendix A.2).
+
+    Args:
+        logits: [batch + masked tokens, vocabulary], the choices first (see `heads.pair_logits`).
+        labels: [batch, 1 + time], the choices first.
+
+    Returns:
+        [batch], in nats.
+    """
+    rows, masks = len(labels), labels[:, 1:]
+    choice = F.cross_entropy(logits[:rows].float(), labels[:, 0], reduction="none")
+    return choice + packed_cross_entropy(logits[rows:], masks) / items(masks).clamp(min=1)
+
+
+def pair_items(labels: Tensor) -> Tensor:
+    """One for each pair, [batch]."""
+    return torch.ones(len(labels), dtype=torch.long, device=labels.device)
+
+
+def pair_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Nats and hits of the masked tokens, and whether the choice is right: [batch, 3]."""
+    rows = len(labels)
+    right = logits[:rows].argmax(-1).eq(labels[:, 0]).float()
+    return torch.cat([nats_and_hits(logits[rows:], labels[:, 1:]), right[:, None]], dim=1)

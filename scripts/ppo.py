@@ -42,7 +42,7 @@ def main(
     from accelerate import Accelerator
 
     from finetune.alignment.model_rewards import values_from
-    from finetune.alignment.policy import load_base, make_policy
+    from finetune.alignment.policy import load_start, make_policy
     from finetune.alignment.ppo_trainer import Learner
     from finetune.alignment.prompts import prompts_fingerprint, read_prompts, show_prompts
     from finetune.alignment.reward_kinds import load_rewards, true_rewards
@@ -60,7 +60,7 @@ def main(
         project_dir=run.output_dir,
     )
     with accelerator.main_process_first():
-        processor, network = load_base(model)
+        processor, network = load_start(model)
         prompts, held_out = read_prompts(data, prompt, processor)
     if show_prompts(prompts, held_out, processor, data):
         return

@@ -35,7 +35,7 @@ def main(
     from pathlib import Path
 
     from finetune.alignment.pairs import FILES, claim_pairs, make_pairs
-    from finetune.alignment.policy import load_base
+    from finetune.alignment.policy import load_start
     from finetune.alignment.prompts import read_prompts, show_prompts
     from finetune.alignment.reward_kinds import load_rewards
     from finetune.artefacts.files import write_atomically
@@ -43,7 +43,7 @@ def main(
 
     state, folder = join_processes("prefer"), Path(str(prefer.output_dir))
     with state.main_process_first():
-        processor, network = load_base(model)
+        processor, network = load_start(model)
         parts = read_prompts(data, prompt, processor)
     if show_prompts(*parts, processor, data):
         return

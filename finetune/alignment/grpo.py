@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
-from finetune.alignment.policy import Policy, drop_copy, is_adapter, load_base, make_policy
+from finetune.alignment.policy import Policy, drop_copy, is_adapter, load_start, make_policy
 from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts, show_prompts
 from finetune.alignment.reward_kinds import load_rewards
 from finetune.alignment.rewards import Array, Asked, RewardArguments, Rewards
@@ -189,7 +189,7 @@ def align(
             "Set --beta 0, --method lora, or --model_name_or_path to the merged model"
         )
     with training.main_process_first(desc="reading prompts"):
-        processor, network = load_base(model)
+        processor, network = load_start(model)
         rows, held_out = read_prompts(data, prompt, processor)
     if show_prompts(rows, held_out, processor, data):
         return

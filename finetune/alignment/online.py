@@ -21,7 +21,7 @@ from trl.experimental.online_dpo import OnlineDPOTrainer as TrlOnlineDPOTrainer
 
 from finetune.alignment.grpo import as_trl_reward
 from finetune.alignment.pair_options import check_name
-from finetune.alignment.policy import load_base, make_policy
+from finetune.alignment.policy import load_start, make_policy
 from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts
 from finetune.alignment.reward_kinds import load_rewards
 from finetune.alignment.rewards import Asked, RewardArguments
@@ -104,7 +104,7 @@ def align_online(
     processes("align")
     set_seed(training.seed)
     with training.main_process_first(desc="reading prompts"):
-        processor, network = load_base(model)
+        processor, network = load_start(model)
         rows, held_out = read_prompts(data, prompt, processor)
     checkpoint = open_run(
         resolved_options(data, prompt, model, method, reward, training), prompts_fingerprint(rows), network
@@ -146,7 +146,7 @@ def distill(
     processes("align")
     set_seed(training.seed)
     with training.main_process_first(desc="reading prompts"):
-        processor, network = load_base(model)
+        processor, network = load_start(model)
         rows, held_out = read_prompts(data, prompt, processor)
     teacher = load_teacher(model, training, processor)
     checkpoint = open_run(
@@ -183,7 +183,7 @@ def load_teacher(model: ModelArguments, training: DistillArguments, processor: A
         InputError: it has another vocabulary than the student.
     """
     name = str(training.teacher_model_name_or_path)
-    theirs, teacher = load_base(replace(model, model_name_or_path=name))
+    theirs, teacher = load_start(replace(model, model_name_or_path=name))
     if theirs.get_vocab() != processor.get_vocab():
         raise InputError(
             f"The teacher {name} has another vocabulary than {model.model_name_or_path}; their distributions can't be "

@@ -184,7 +184,7 @@ def checkpointed(network: Any, wanted: bool) -> Iterator[None]:
             layer.training = False
 
 
-def load_base(model: ModelArguments) -> tuple[Any, Any]:
+def load_start(model: ModelArguments) -> tuple[Any, Any]:
     """Tokenizer and causal model to start alignment from.
 
     A folder with an adapter (the output of supervised fine-tuning) is merged into its base, so that the reference is the tuned
@@ -201,7 +201,7 @@ def load_base(model: ModelArguments) -> tuple[Any, Any]:
             f"{folder} holds an adapter and no {ARGUMENTS} naming its base. Set --model_name_or_path to a merged model"
         )
     base = read_artefact(folder).options["model_name_or_path"]
-    _, network = load_base(ModelArguments(**(vars(model) | {"model_name_or_path": base})))
+    _, network = load_start(ModelArguments(**(vars(model) | {"model_name_or_path": base})))
     processor = load_processor(str(folder))  # tuning may have brought a chat template
     fit_embeddings(network, processor)
     check_passport(folder, network, processor)
@@ -209,13 +209,13 @@ def load_base(model: ModelArguments) -> tuple[Any, Any]:
 
 
 def load_scorer(model: ModelArguments) -> tuple[Any, Any]:
-    """Tokenizer and a model with one score a text, its head new, on the same base that `load_base` gives.
+    """Tokenizer and a model with one score a text, its head new, on the same base that `load_start` gives.
 
     A classifier of this toolkit (a folder with a head for several labels) is refused by transformers: its head has another size.
     """
     if not is_adapter(model.model_name_or_path):
         return load_model(model, AutoModelForSequenceClassification, num_labels=1)
-    processor, tuned = load_base(model)
+    processor, tuned = load_start(model)
     settings = copy.deepcopy(tuned.config)
     settings.update({"num_labels": 1, "pad_token_id": processor.pad_token_id})
     scorer = AutoModelForSequenceClassification.from_config(settings)

@@ -8,7 +8,7 @@ from transformers import set_seed
 
 from finetune.alignment.dpo import PairTraining, make_dpo_trainer
 from finetune.alignment.pair_options import KTOTrainingArguments
-from finetune.alignment.policy import load_base
+from finetune.alignment.policy import load_start
 from finetune.alignment.preferences import (
     PairArguments,
     pairs_fingerprint,
@@ -40,7 +40,7 @@ def align_on_pairs(
     training = settled(training, find_method(method.method).learning_rate / 10)
     read = read_unpaired if isinstance(training, KTOTrainingArguments) else read_pairs
     with training.main_process_first(desc="reading pairs"):
-        processor, network = load_base(model)
+        processor, network = load_start(model)
         train, held_out = read(data, pairs, processor, training.max_length)
     if "chosen" in train.column_names and show_pairs(train, held_out, processor, data):
         return

@@ -71,7 +71,7 @@ def write_passport(
         # a fully tuned model is its own base: what it started from isn't there any more
         "weights": None if tuned_whole else hash_weights(network),
         "all_weights": hash_weights(network, samples=None) if full and not tuned_whole else None,
-        "architecture": architecture(network),
+        "architecture": architecture_of(network),
         "dtype": str(_unwrapped(network).dtype).removeprefix("torch."),
         **hash_processor(processor),
         "method": method,
@@ -151,7 +151,7 @@ def differences(passport: dict[str, Any], network: Any, processor: Any, full: bo
     """What differs between a passport and a base with its tokenizer, each in words; empty where all is as in
     training."""
     found = []
-    here, there = architecture(network), passport.get("architecture") or {}
+    here, there = architecture_of(network), passport.get("architecture") or {}
     changed = [
         f"{key} {there[key]} in training, {here.get(key)} here"
         for key in there
@@ -287,7 +287,7 @@ def hash_processor(processor: Any) -> dict[str, str | None]:
     }
 
 
-def architecture(network: Any) -> dict[str, Any]:
+def architecture_of(network: Any) -> dict[str, Any]:
     """What a base's configuration says that its weights don't show."""
     config = _unwrapped(network).config.to_dict()
     return json.loads(json.dumps({key: config[key] for key in ARCHITECTURE if key in config}, default=str))

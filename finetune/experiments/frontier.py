@@ -26,7 +26,7 @@ from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
 from finetune.alignment.experience import step_prompts
 from finetune.alignment.measure import measure, standard_error
 from finetune.alignment.pairs import make_pairs, scored_answers
-from finetune.alignment.policy import Policy, load_base, load_scorer
+from finetune.alignment.policy import Policy, load_scorer, load_start
 from finetune.alignment.ppo_options import KLArguments, PPOArguments
 from finetune.alignment.ppo_trainer import Learner
 from finetune.alignment.preferences import sound_pairs
@@ -85,7 +85,7 @@ class Frontier:
 
     def prepare(self) -> None:
         """The tuned start, pairs from it, and a reward model on those, where they aren't there yet."""
-        processor, network = load_base(self.model)
+        processor, network = load_start(self.model)
         cut, size = self.settings.prompt_tokens, self.size
         self.prompts, self.held_out = (
             [Asked(beginning(row.prompt, cut, processor), row.columns) for row in part]
@@ -184,7 +184,7 @@ class Frontier:
     def _pairs(self) -> Dataset:
         file = self.folder / "pairs.json"
         if not file.is_file():
-            processor, network = load_base(self.start)
+            processor, network = load_start(self.start)
             pairs = make_pairs(
                 self._placed(network), processor, self.prompts, self.truth, 4,
                 sampling=self.sampling, seed=self.settings.seed, bf16=self.bf16,
@@ -220,7 +220,7 @@ class Frontier:
 
     def best_of(self, n: float) -> list[Point]:
         """n answers to each prompt, the learnt reward's favourite kept; its KL to the start as `best_of_n` counts it."""
-        processor, network = load_base(self.start)
+        processor, network = load_start(self.start)
         rewards = load_rewards(RewardArguments(reward=[f"model:{self.folder / 'reward'}"]))
         found = scored_answers(
             self._placed(network),
@@ -240,7 +240,7 @@ class Frontier:
         return [{"reward": float(np.mean(known)), "error": standard_error(known), "kl": kl}]
 
     def preferred(self, setting: float) -> list[Point]:
-        processor, network = load_base(self.start)
+        processor, network = load_start(self.start)
         watch = Watch(self)
         self.fine_tune(
             network, processor, [row["prompt"] + row["chosen"] for row in self.pairs], "preferred", watch
@@ -249,7 +249,7 @@ class Frontier:
 
     def dpo(self, beta: float) -> list[Point]:
         torch.manual_seed(self.settings.seed)
-        processor, network = load_base(self.start)
+        processor, network = load_start(self.start)
         network = attach(network, "lora", None, "CAUSAL_LM")
         options = DPOTrainingArguments(
             **self._shared(self.folder / "work"), num_train_epochs=self.size.epochs, max_length=512, beta=beta
@@ -298,7 +298,7 @@ class Frontier:
 
     def _policy(self) -> tuple[Any, Policy]:
         torch.manual_seed(self.settings.seed)
-        processor, network = load_base(self.start)
+        processor, network = load_start(self.start)
         return processor, Policy(attach(network, "lora", None, "CAUSAL_LM"), self.bf16)
 
     def _measured(self, policy: Policy) -> Point:

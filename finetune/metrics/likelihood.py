@@ -1,4 +1,4 @@
-"""Logits on labelled tokens → sums of each row, and those sums → perplexity and accuracy. Knows no model and no Trainer.
+"""Sums of each row (see `loss.nats_and_hits`) → perplexity and accuracy. Knows arrays; knows no model and no Trainer.
 
 Evaluation keeps a few numbers a row instead of logits [rows, time, vocabulary], and every figure is exact: a quotient of
 sums over all tokens, whatever the batches, the padding and the number of processes.
@@ -11,20 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from finetune import loss
+from finetune.loss import IGNORED
 
 Array = np.ndarray
-
-
-def kept(logits: Tensor, labels: Tensor) -> Tensor:
-    """Nats and hits of each row: logits [labels that count, vocabulary], labels [batch, time] → [batch, 2]."""
-    return torch.stack(
-        [loss.packed_cross_entropy(logits, labels), loss.packed_hits(logits, labels).float()], dim=1
-    )
 
 
 def token_likelihood(
@@ -41,7 +31,7 @@ def token_likelihood(
         perplexity: exp(nats / tokens); token_accuracy; commonest: the accuracy of always saying the commonest token; tokens;
         with `byte_count` also bits_per_byte, which can be compared between tokenizers.
     """
-    labels = gold[gold != loss.IGNORED]
+    labels = gold[gold != IGNORED]
     counted, most = len(labels), int(np.bincount(labels).max(initial=0))
     nats, hits = sums.sum(axis=0, dtype=np.float64) / max(counted, 1)
     figures = {
@@ -63,33 +53,6 @@ def masked_likelihood(sums: Array, gold: Array, names: Sequence[str] | None = No
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
-
-
-def pair_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss of each pair: that of its two-way choice, and the mean over its masked tokens (Devlin et al. 2019, appendix A.2).
-
-    Args:
-        logits: [batch + masked tokens, vocabulary], the choices first (see `trunk.pairs`).
-        labels: [batch, 1 + time], the choices first.
-
-    Returns:
-        [batch], in nats.
-    """
-    rows, masks = len(labels), labels[:, 1:]
-    choice = F.cross_entropy(logits[:rows].float(), labels[:, 0], reduction="none")
-    return choice + loss.packed_cross_entropy(logits[rows:], masks) / loss.items(masks).clamp(min=1)
-
-
-def pair_items(labels: Tensor) -> Tensor:
-    """One for each pair, [batch]."""
-    return torch.ones(len(labels), dtype=torch.long, device=labels.device)
-
-
-def kept_pairs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Nats and hits of the masked tokens, and whether the choice is right: [batch, 3]."""
-    rows = len(labels)
-    right = logits[:rows].argmax(-1).eq(labels[:, 0]).float()
-    return torch.cat([kept(logits[rows:], labels[:, 1:]), right[:, None]], dim=1)
 
 
 def pair_likelihood(sums: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:

@@ -161,17 +161,17 @@ MASKS = {"masking_rate": 0.15, "whole_words": False}
 OBJECTIVES: dict[str, Objective] = {
     "mlm": Objective(
         AutoModelForMaskedLM, documents.masked_rows, collators.mask_collator, heads.masked_logits, loss.packed_cross_entropy, loss.items,
-        likelihood.kept, likelihood.masked_likelihood, READERS, ("mask_token",), {"layout": "rows"} | MASKS, None, "masked_accuracy",
+        loss.nats_and_hits, likelihood.masked_likelihood, READERS, ("mask_token",), {"layout": "rows"} | MASKS, None, "masked_accuracy",
         "Devlin et al. 2019; Liu et al. 2019", bind_mlm,
     ),
     "clm": Objective(
         AutoModelForCausalLM, documents.causal_rows, collators.causal_collator, heads.causal_logits, loss.packed_cross_entropy, loss.items,
-        likelihood.kept, likelihood.token_likelihood, DECODERS, ("eos_token",), {"layout": "blocks"}, "CAUSAL_LM", "token_accuracy",
+        loss.nats_and_hits, likelihood.token_likelihood, DECODERS, ("eos_token",), {"layout": "blocks"}, "CAUSAL_LM", "token_accuracy",
         "Radford et al. 2018", bind_clm,
     ),
     "nsp": Objective(
-        AutoModelForPreTraining, documents.pair_rows, collators.pair_collator, heads.pair_logits, likelihood.pair_loss, likelihood.pair_items,
-        likelihood.kept_pairs, likelihood.pair_likelihood, PAIR_READERS, ("mask_token", "cls_token", "sep_token"),
+        AutoModelForPreTraining, documents.pair_rows, collators.pair_collator, heads.pair_logits, loss.pair_loss, loss.pair_items,
+        loss.pair_sums, likelihood.pair_likelihood, PAIR_READERS, ("mask_token", "cls_token", "sep_token"),
         {"sentence_order": False} | MASKS, None, "pair_accuracy", "Devlin et al. 2019; sentence order: Lan et al. 2020", bind_nsp,
     ),
     "contrastive": Objective(
@@ -181,12 +181,12 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "span_corruption": Objective(
         AutoModelForSeq2SeqLM, documents.span_rows, collators.span_collator, heads.target_logits, loss.packed_cross_entropy, loss.items,
-        likelihood.kept, likelihood.token_likelihood, WRITERS, ("eos_token",),
+        loss.nats_and_hits, likelihood.token_likelihood, WRITERS, ("eos_token",),
         {"layout": "rows", "masking_rate": 0.15, "mean_span": 3.0}, "SEQ_2_SEQ_LM", "token_accuracy", "Raffel et al. 2020", bind_span_corruption,
     ),
     "infilling": Objective(
         AutoModelForSeq2SeqLM, documents.sentence_rows, collators.infill_collator, heads.target_logits, loss.packed_cross_entropy, loss.items,
-        likelihood.kept, likelihood.token_likelihood, WRITERS, ("mask_token",),
+        loss.nats_and_hits, likelihood.token_likelihood, WRITERS, ("mask_token",),
         {"masking_rate": 0.3, "mean_span": 3.0, "permute_sentences": True, "deletion_rate": 0.0}, "SEQ_2_SEQ_LM",
         "token_accuracy", "Lewis et al. 2020", bind_infilling,
     ),

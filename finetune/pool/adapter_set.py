@@ -20,7 +20,7 @@ from finetune.pool import virtual_tokens
 from finetune.pool.alone import stand_alone
 from finetune.pool.grammar import Grammars
 from finetune.pool.lanes import Lanes
-from finetune.pool.loading import DAMAGED, context_of, load_base, max_length
+from finetune.pool.loading import DAMAGED, context_of, load_named_base, max_length
 from finetune.pool.mixing import Chain, Mixture, Plan, Ready
 from finetune.pool.prefixes import Prefixes
 from finetune.pool.registry import Name, Registry
@@ -52,7 +52,7 @@ class AdapterSet:
         require_passport: bool = False,
     ) -> None:
         with quietly():
-            processor, network = load_base(base) if processor is None else (processor, base)
+            processor, network = load_named_base(base) if processor is None else (processor, base)
         self.processor, self.allow_mismatch, self.require_passport = (
             processor,
             allow_mismatch,

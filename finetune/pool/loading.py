@@ -38,7 +38,7 @@ def context_of(network: Any, processor: Any) -> int:
     )
 
 
-def load_base(base: Any) -> tuple[Any, Any]:
+def load_named_base(base: Any) -> tuple[Any, Any]:
     """Processor and model of a base by its name, with its language-model head where it has one.
 
     Raises:

@@ -91,7 +91,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers.utils import logging
 
-    from finetune.alignment.policy import load_base
+    from finetune.alignment.policy import load_start
     from finetune.methods import attach
     from finetune.models.load import ModelArguments
 
@@ -100,7 +100,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     if options.part == "trl":
         processor, network = plain(options.model_name_or_path)
     else:
-        processor, network = load_base(ModelArguments(model_name_or_path=options.model_name_or_path))
+        processor, network = load_start(ModelArguments(model_name_or_path=options.model_name_or_path))
         network = attach(network, "lora", None, "CAUSAL_LM")
     if options.part in SPEED:
         figures: dict[str, Any] = dpo(network, processor, options)

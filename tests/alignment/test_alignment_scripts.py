@@ -14,7 +14,7 @@ from conftest import WORDS
 from transformers import AutoModelForCausalLM
 
 from finetune.alignment.grpo_options import PRESETS
-from finetune.alignment.policy import load_base
+from finetune.alignment.policy import load_start
 from finetune.alignment.table import ALIGNMENTS
 from finetune.cli.parser import main_of, parse
 from finetune.errors import InputError
@@ -78,7 +78,7 @@ def test_from_prompts_to_an_aligned_model(place, capsys):  # each step reads wha
             reviews,
             f"--output_dir {folder}/rloo",
         )
-    load_base(
+    load_start(
         ModelArguments(model_name_or_path=str(folder / "dpo"))
     )  # what alignment leaves can be aligned again
 

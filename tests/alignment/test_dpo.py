@@ -19,7 +19,7 @@ from finetune.alignment import dpo
 from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
 from finetune.alignment.pair_options import CPOTrainingArguments, KTOTrainingArguments, ORPOTrainingArguments
 from finetune.alignment.pair_rows import without_end
-from finetune.alignment.policy import load_base, load_scorer
+from finetune.alignment.policy import load_scorer, load_start
 from finetune.alignment.reward_model import (
     RewardTrainingArguments,
     calibration,
@@ -125,7 +125,7 @@ def save_sft(folder: Path, base: Path):
 def test_after_supervised_tuning_the_reference_is_the_tuned_model(tmp_path: Path, saved):
     base = saved("llama", AutoModelForCausalLM)
     sft = save_sft(tmp_path / "sft", base)
-    _, start = load_base(ModelArguments(model_name_or_path=str(tmp_path / "sft")))
+    _, start = load_start(ModelArguments(model_name_or_path=str(tmp_path / "sft")))
     trainer = make_dpo(attach(start, "lora", {"r": 4}, "CAUSAL_LM"), tmp_path / "dpo")
     references = trainer.train_dataset["ref_chosen_logps"][:]
     with torch.no_grad():
@@ -147,16 +147,16 @@ def test_alignment_asks_by_the_template_that_tuning_brought_and_on_the_tuned_bas
     processor.chat_template = "{{ messages[0]['content'] }}"
     processor.save_pretrained(tmp_path / "sft")
     with pytest.raises(InputError, match="another chat template"):
-        load_base(ModelArguments(model_name_or_path=str(tmp_path / "sft")))
+        load_start(ModelArguments(model_name_or_path=str(tmp_path / "sft")))
     passport = tmp_path / "sft" / "passport.json"
     passport.write_text(json.dumps(json.loads(passport.read_text()) | hash_processor(processor)))
     assert (
-        load_base(ModelArguments(model_name_or_path=str(tmp_path / "sft")))[0].chat_template
+        load_start(ModelArguments(model_name_or_path=str(tmp_path / "sft")))[0].chat_template
         == processor.chat_template
     )
     make_model("llama", AutoModelForCausalLM, seed=9).save_pretrained(base)
     with pytest.raises(InputError, match="does not fit"):
-        load_base(ModelArguments(model_name_or_path=str(tmp_path / "sft")))
+        load_start(ModelArguments(model_name_or_path=str(tmp_path / "sft")))
 
 
 def test_a_reward_model_stands_on_the_tuned_trunk(tmp_path: Path, saved):
@@ -172,7 +172,7 @@ def test_a_reward_model_stands_on_the_tuned_trunk(tmp_path: Path, saved):
 def test_an_adapter_without_the_name_of_its_base_is_refused(tmp_path: Path):
     tuned().save_pretrained(tmp_path)
     with pytest.raises(InputError, match="naming its base"):
-        load_base(ModelArguments(model_name_or_path=str(tmp_path)))
+        load_start(ModelArguments(model_name_or_path=str(tmp_path)))
 
 
 def test_references_are_computed_once(tmp_path: Path, monkeypatch):

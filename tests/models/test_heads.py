@@ -108,7 +108,7 @@ def test_pair_loss_is_berts_own():
     )(rows)
     labels = batch["labels"]
     with torch.no_grad():
-        got = likelihood.pair_loss(heads.pair_logits(network, without(batch, "labels"), labels), labels)
+        got = loss.pair_loss(heads.pair_logits(network, without(batch, "labels"), labels), labels)
         theirs = network(
             **without(batch, "labels"), labels=labels[:, 1:], next_sentence_label=labels[:, 0]
         ).loss
@@ -118,7 +118,7 @@ def test_pair_loss_is_berts_own():
 def test_figures_by_hand():
     logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]))
     labels = torch.tensor([[0, -100, 0], [-100, -100, 2]])
-    sums = likelihood.kept(logits, labels)
+    sums = loss.nats_and_hits(logits, labels)
     assert sums.tolist() == [[pytest.approx(float(np.log(8))), 1.0], [pytest.approx(float(np.log(2))), 1.0]]
     figures = likelihood.token_likelihood(sums.numpy(), labels.numpy(), byte_count=8)
     assert figures == {"perplexity": pytest.approx(16 ** (1 / 3)), "token_accuracy": pytest.approx(2 / 3), "tokens": 3,

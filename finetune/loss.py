@@ -1,7 +1,9 @@
-"""Logits and labels → summed losses and the number of items they are summed over. Knows no model and no Trainer.
+"""Logits and labels → summed losses and the number of items they are summed over. Knows no model and no
+Trainer.
 
-A mean over a batch can't be combined exactly: batches, accumulation steps and processes hold different numbers of rows or
-tokens. Sums and counts can. Every loss here returns one sum a row; who wants a mean divides a sum of sums by a sum of counts.
+A mean over a batch can't be combined exactly: batches, accumulation steps and processes hold different
+numbers of rows or tokens. Sums and counts can. Every loss here returns one sum a row; who wants a mean
+divides a sum of sums by a sum of counts.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def cross_entropy(
         labels: [batch] or [batch, time].
         smoothing: label smoothing (Szegedy et al. 2016, section 7).
         weights: one weight a class, [classes].
-        gamma: focal loss: a label whose probability is p counts (1 - p)^gamma times (Lin et al. 2017, equation 5).
+        gamma: focal loss: a label whose probability is p counts (1 - p)^gamma times (Lin et al. 2017,
+            equation 5).
 
     Returns:
         [batch], in nats.
@@ -94,19 +97,23 @@ def packed_cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0
 
 
 def placed_cross_entropy(places: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """`packed_cross_entropy` from what `Places` says of each labelled place, [labels that are not -100, 3]."""
+    """`packed_cross_entropy` from what `Places` says of each labelled place, [labels that are not
+    -100, 3].
+    """
     return _row_sums((1 - smoothing) * places[:, 0] + smoothing * places[:, 1], labels)
 
 
 class Places(torch.autograd.Function):
-    """What a label at each place costs, in float32 whatever the logits are, a few lines at a time: no float32 table of a vocabulary
-    is ever held.
+    """What a label at each place costs, in float32 whatever the logits are, a few lines at a time: no float32
+    table of a vocabulary is ever held.
 
-    logits [places, classes], labels [places] → [places, 3]: nats of the label, mean nats over all classes (for label smoothing),
-    and whether the label is the likeliest class, which is counted where no gradient is wanted.
+    logits [places, classes], labels [places] → [places, 3]: nats of the label, mean nats over all classes
+    (for label smoothing), and whether the label is the likeliest class, which is counted where no gradient is
+    wanted.
 
-    With a frozen output layer (weight [classes, width], bias) its states [places, width] stand in for the logits, which then never
-    stand in memory together, as they are made again going back; the gradient goes to the states alone.
+    With a frozen output layer (weight [classes, width], bias) its states [places, width] stand in for the
+    logits, which then never stand in memory together, as they are made again going back; the gradient goes to
+    the states alone.
     """
 
     @staticmethod
@@ -175,12 +182,16 @@ def everything(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Number of labels that are the likeliest class: [batch, time, classes], [batch, time] → [batch]; -100 counts for nothing."""
+    """Number of labels that are the likeliest class: [batch, time, classes], [batch, time] → [batch]; -100
+    counts for nothing.
+    """
     return logits.argmax(-1).eq(labels).sum(dim=1)
 
 
 def time_first(logits: Tensor, labels: Tensor) -> Tensor:
-    """[batch, 2, time] → [batch, time, 2]: what evaluation keeps of the two ends of an answer, so that time can be padded."""
+    """[batch, 2, time] → [batch, time, 2]: what evaluation keeps of the two ends of an answer, so that time
+    can be padded.
+    """
     return logits.transpose(1, 2)
 
 
@@ -209,12 +220,15 @@ def _row_sums(values: Tensor, labels: Tensor) -> Tensor:
 
 
 def nats_and_hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Nats and hits of each row: logits [labels that count, vocabulary], labels [batch, time] → [batch, 2]."""
+    """Nats and hits of each row: logits [labels that count, vocabulary], labels [batch, time] →
+    [batch, 2].
+    """
     return torch.stack([packed_cross_entropy(logits, labels), packed_hits(logits, labels).float()], dim=1)
 
 
 def pair_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss of each pair: that of its two-way choice, and the mean over its masked tokens (Devlin et al. 2019, appendix A.2).
+    """Loss of each pair: that of its two-way choice, and the mean over its masked tokens (Devlin et al. 2019,
+    appendix A.2).
 
     Args:
         logits: [batch + masked tokens, vocabulary], the choices first (see `heads.pair_logits`).

@@ -1,4 +1,6 @@
-"""An artefact of any task and rows → answers, figures and intervals. Knows tasks and artefacts; trains nothing."""
+"""An artefact of any task and rows → answers, figures and intervals. Knows tasks and artefacts; trains
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class AssessArguments(MetricArguments):
     output_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for metrics.json and the plot (default: assessments/DATA_SPLIT inside the artefact)."
+            "help": "Folder for metrics.json and the plot (default: assessments/DATA_SPLIT inside the "
+            "artefact)."
         },
     )
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Rows a batch."})
@@ -62,7 +65,8 @@ def trained_as(artefact: Artefact) -> tuple[Task, TaskArguments]:
     """
     if "task" not in artefact.options:
         raise InputError(
-            f"{artefact.folder} holds a model of no task, which answers nothing; tune it with scripts/train.py"
+            f"{artefact.folder} holds a model of no task, which answers nothing; tune it with "
+            "scripts/train.py"
         )
     model = {name: value for name, value in artefact.options.items() if name in vars(ModelArguments())}
     return recalled(artefact.options, architecture(ModelArguments(**model)))
@@ -71,12 +75,14 @@ def trained_as(artefact: Artefact) -> tuple[Task, TaskArguments]:
 def evaluation_rows(
     artefact: Artefact, row: Task, data: DataArguments, keep_trained_rows: bool = False
 ) -> tuple[Examined, int]:
-    """Evaluation rows, checked and sampled, without those that the model was trained on, and how many these were.
+    """Evaluation rows, checked and sampled, without those that the model was trained on, and how many these
+    were.
 
     Columns that are not named are those of the training, where the rows have them.
 
     Raises:
-        InputError: rows that the task can't read, labels that the model never saw, rows that were all trained on.
+        InputError: rows that the task can't read, labels that the model never saw, rows that were all trained
+            on.
     """
     part = load_rows(data, train=False).eval
     assert part is not None
@@ -131,11 +137,12 @@ def assess_task(
         folder: where answers are written to.
 
     Returns:
-        The task's figures, `loss` (nats an item), `rows`, `rows_left_out` (those that were trained on), `intervals` of 95 %, and
-        what the task shows beside (`per_class` and `confusion` of classes).
+        The task's figures, `loss` (nats an item), `rows`, `rows_left_out` (those that were trained on),
+        `intervals` of 95 %, and what the task shows beside (`per_class` and `confusion` of classes).
 
     Raises:
-        InputError: a folder of pretraining, rows that the task can't read, labels that the model never saw, no such metric.
+        InputError: a folder of pretraining, rows that the task can't read, labels that the model never saw,
+            no such metric.
     """
     assess = assess or AssessArguments()
     row, options = trained_as(artefact)

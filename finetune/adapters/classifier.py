@@ -27,7 +27,9 @@ Text = str | tuple[str, str]
 
 
 class Classifier:
-    """Texts → labels with probabilities. Batched; calls from several threads are safe (they take turns on the model)."""
+    """Texts → labels with probabilities. Batched; calls from several threads are safe (they take turns on the
+    model).
+    """
 
     def __init__(
         self,
@@ -105,8 +107,9 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
     """The classifier in the output folder of `scripts/train.py`.
 
     Raises:
-        InputError: the folder is no artefact, is unfinished, or holds a task that doesn't classify; an adapter whose
-            passport names another base, tokenizer or head (`allow_mismatch` loads it all the same).
+        InputError: the folder is no artefact, is unfinished, or holds a task that doesn't classify; an
+            adapter whose passport names another base, tokenizer or head (`allow_mismatch` loads it all the
+            same).
     """
     artefact = read_artefact(folder)
     task = find_task(artefact.options["task"])
@@ -123,7 +126,8 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
 def load_network(
     artefact: Artefact, allow_mismatch: bool | None = None, row: Any = None
 ) -> tuple[PreTrainedTokenizerBase, Any]:
-    """Tokenizer and model of an artefact; an adapter or a fusion comes on the base that `arguments.yaml` names.
+    """Tokenizer and model of an artefact; an adapter or a fusion comes on the base that `arguments.yaml`
+    names.
 
     `row` is its task's, where the one of that name in TASKS is not the one for its model.
     """

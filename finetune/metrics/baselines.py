@@ -1,4 +1,6 @@
-"""What needs no language model: the figures that a tuned one has to beat. Knows texts and classes; knows no models of ours."""
+"""What needs no language model: the figures that a tuned one has to beat. Knows texts and classes; knows no
+models of ours.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def bag_of_words(
 ) -> dict[str, object] | None:
     """Accuracy of logistic regression over TF-IDF of words and pairs of words, with its 95 % interval.
 
-    Both steps are scikit-learn's with its defaults. None where the training rows hold one class, or no word twice.
+    Both steps are scikit-learn's with its defaults. None where the training rows hold one class, or no word
+    twice.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression

@@ -1,7 +1,7 @@
 """Answers, or figures a row → 95 % intervals. Knows arrays; knows no task and no model.
 
-A figure that is a function of sums over rows (a mean, F1, a correlation) is resampled by multinomial draws: every bootstrap
-sample of rows is a line of weights, and one matrix product gives the sums of all samples.
+A figure that is a function of sums over rows (a mean, F1, a correlation) is resampled by multinomial draws:
+every bootstrap sample of rows is a line of weights, and one matrix product gives the sums of all samples.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def macro_f1_interval(
 
 
 def class_counts(predicted: Array, gold: Array, classes: int) -> Array:
-    """Of each row and class, whether it is said and right, and how often it is said or there: [rows, 2 × classes]."""
+    """Of each row and class, whether it is said and right, and how often it is said or there: [rows, 2 ×
+    classes].
+    """
     one_hot = np.eye(classes)
     hits = one_hot[gold] * (predicted == gold)[:, None]
     return np.concatenate([hits, one_hot[predicted] + one_hot[gold]], axis=1)

@@ -43,7 +43,9 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
 
 
 def expected_calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
-    """Mean distance between stated and observed shares, weighted by rows (Naeini et al. 2015; Guo et al. 2017, eq. 3)."""
+    """Mean distance between stated and observed shares, weighted by rows (Naeini et al. 2015; Guo et al.
+    2017, eq. 3).
+    """
     found = reliability(confidence, right, bins)
     total = sum(one["rows"] for one in found)
     return sum(one["rows"] * abs(one["confidence"] - one["right"]) for one in found) / total

@@ -15,7 +15,9 @@ Array = np.ndarray
 
 
 def class_figures(logits: Array, gold: Array, names: Sequence[str]) -> dict[str, Any]:
-    """Figures of a classifier: logits [rows, classes], gold [rows] → accuracy, macro- and micro-F1, Matthews correlation."""
+    """Figures of a classifier: logits [rows, classes], gold [rows] → accuracy, macro- and micro-F1, Matthews
+    correlation.
+    """
     predicted = logits.argmax(-1)
     present = np.arange(len(names))
     return {
@@ -43,7 +45,8 @@ def class_confusion(predicted: Array, gold: Array, names: Sequence[str]) -> list
 
 
 def label_set_figures(logits: Array, gold: Array, names: Sequence[str]) -> dict[str, Any]:
-    """Figures of several labels a row, each taken where its probability is above one half: logits, gold (0 or 1) [rows, classes].
+    """Figures of several labels a row, each taken where its probability is above one half: logits, gold (0 or
+    1) [rows, classes].
 
     `accuracy` is the share of rows whose whole set is right.
     """
@@ -63,7 +66,9 @@ def label_set_figures(logits: Array, gold: Array, names: Sequence[str]) -> dict[
 
 
 def number_figures(logits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Figures of a regression, logits [rows, 1], gold [rows]: correlations (0 where either side is constant) and mean errors."""
+    """Figures of a regression, logits [rows, 1], gold [rows]: correlations (0 where either side is constant)
+    and mean errors.
+    """
     predicted = np.asarray(logits, dtype=np.float64).reshape(len(gold))
     gold = np.asarray(gold, dtype=np.float64)
     return {
@@ -91,21 +96,27 @@ def choice_figures(logits: Array, gold: Array, names: Sequence[str] | None = Non
 
 
 def token_figures(hits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Share of labelled tokens that were the likeliest: hits [rows] (`loss.hits`), gold [rows, time] with -100 where none is."""
+    """Share of labelled tokens that were the likeliest: hits [rows] (`loss.hits`), gold [rows, time] with
+    -100 where none is.
+    """
     return {"token_accuracy": float(hits.sum() / max((gold != -100).sum(), 1))}
 
 
 def tag_accuracy(logits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Share of labelled words with the right tag: logits [rows, time, tags], gold [rows, time] with -100 where none is."""
+    """Share of labelled words with the right tag: logits [rows, time, tags], gold [rows, time] with -100
+    where none is.
+    """
     counted = gold != -100
     return {"accuracy": float((logits.argmax(-1) == gold)[counted].mean()) if counted.any() else 0.0}
 
 
 def entity_figures(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Precision, recall and F1 of whole entities (Tjong Kim Sang & De Meulder 2003), strict IOB2: what starts with I- is none.
+    """Precision, recall and F1 of whole entities (Tjong Kim Sang & De Meulder 2003), strict IOB2: what starts
+    with I- is none.
 
     Returns:
-        precision, recall, f1 over all entities, and `per_type` the same for each type; 0 where there is nothing to count.
+        precision, recall, f1 over all entities, and `per_type` the same for each type; 0 where there is
+        nothing to count.
     """
     wanted, said = [list(tags) for tags in gold], [list(tags) for tags in predicted]
     if not any(tag.startswith("B-") for tags in wanted + said for tag in tags):
@@ -122,5 +133,7 @@ def entity_figures(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[s
 
 
 def window_figures(scores: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Share of windows whose likeliest first and last token are both right: scores [windows, time, 2], gold [windows, 2]."""
+    """Share of windows whose likeliest first and last token are both right: scores [windows, time, 2], gold
+    [windows, 2].
+    """
     return {"window_accuracy": float((scores.argmax(axis=1) == gold).all(axis=1).mean())}

@@ -15,7 +15,8 @@ ALIKE = (
 
 
 def embedding_figures(vectors: Array, scores: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Figures of pairs of texts: vectors [rows, 2 or more, width], scores [rows] (not a number where there is none).
+    """Figures of pairs of texts: vectors [rows, 2 or more, width], scores [rows] (not a number where there is
+    none).
 
     Returns:
         uniformity: log of the mean of exp(-2 d²) over all pairs of first texts, lower is better;
@@ -39,7 +40,9 @@ def embedding_figures(vectors: Array, scores: Array, names: Sequence[str] | None
 
 
 def uniformity(units: Array, part: int = 512) -> float:
-    """log mean exp(-2 |x - y|²) over all pairs of different rows of `units` [rows, width]; 0 where all are the same."""
+    """log mean exp(-2 |x - y|²) over all pairs of different rows of `units` [rows, width]; 0 where all are
+    the same.
+    """
     total, rows = 0.0, len(units)
     for start in range(0, rows, part):
         squared = np.maximum(2 - 2 * units[start : start + part] @ units.T, 0)

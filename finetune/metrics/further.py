@@ -1,6 +1,8 @@
-"""Figures that `evaluate` computes beside a task's own: a hub's metric by name, or a folder's. Knows answers; knows no models.
+"""Figures that `evaluate` computes beside a task's own: a hub's metric by name, or a folder's. Knows answers;
+knows no models.
 
-A metric of `evaluate` is a script. Naming one runs it: a local folder's as it stands, a hub's after it was fetched.
+A metric of `evaluate` is a script. Naming one runs it: a local folder's as it stands, a hub's after it was
+fetched.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ class MetricArguments:
     metrics: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Metrics of `evaluate` by their hub name, or a local metric's folder, whose script is then run as it "
+            "help": "Metrics of `evaluate` by their hub name, or a local metric's folder, whose script is "
+            "then "
+            "run as it "
             "stands: matthews_correlation ./my_metric. A configuration follows a colon: f1:multilabel."
         },
     )
@@ -62,23 +66,27 @@ def load_metric(name: str) -> Any:
         raise InputError(f"--metrics {name}: there is no {local}")
     try:
         return evaluate.load(path, configuration or None, keep_in_memory=True)
-    # whatever a metric's script raises is of its own kind; offline it is one of several errors of the hub's client
+    # whatever a metric's script raises is of its own kind; offline it is one of several errors of the hub's
+    # client
     except Exception as error:
         where = "its script could not be run" if local.exists() else (
             "it is no folder here, and the hub has no metric of that name or can't be reached"
         )  # fmt: skip
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"--metrics {name}: {where} ({type(error).__name__}: {said:.200}). Wanted a hub name, the folder of a local "
+            f"--metrics {name}: {where} ({type(error).__name__}: {said:.200}). Wanted a hub name, the folder "
+            "of a local "
             f"metric (./my_metric with my_metric.py), or one of this project's own: {', '.join(OWN)}"
         ) from error
 
 
 def with_metrics(figures: Figures | None, names: Sequence[str] | None) -> Figures | None:
-    """A task's own figures of answers, and those of the metrics, loaded now so that a wrong name ends no training.
+    """A task's own figures of answers, and those of the metrics, loaded now so that a wrong name ends no
+    training.
 
     Raises:
-        InputError: as `load_metrics` does; the figures raise one where a metric can't take the task's answers.
+        InputError: as `load_metrics` does; the figures raise one where a metric can't take the task's
+            answers.
     """
     modules = load_metrics(names)
     if not modules:
@@ -127,7 +135,9 @@ def measure(
 
 
 def _forms(labels: Sequence[str] | None) -> Iterator[Callable[[Any], Any]]:
-    """Ways to tell a metric an answer: a class by its number, a set of them as zeros and ones, or as it is."""
+    """Ways to tell a metric an answer: a class by its number, a set of them as zeros and ones, or as
+    it is.
+    """
     if labels:
         number = {label: place for place, label in enumerate(labels)}
         yield lambda answer: number[answer]

@@ -1,7 +1,8 @@
-"""Sums of each row (see `loss.nats_and_hits`) → perplexity and accuracy. Knows arrays; knows no model and no Trainer.
+"""Sums of each row (see `loss.nats_and_hits`) → perplexity and accuracy. Knows arrays; knows no model and no
+Trainer.
 
-Evaluation keeps a few numbers a row instead of logits [rows, time, vocabulary], and every figure is exact: a quotient of
-sums over all tokens, whatever the batches, the padding and the number of processes.
+Evaluation keeps a few numbers a row instead of logits [rows, time, vocabulary], and every figure is exact: a
+quotient of sums over all tokens, whatever the batches, the padding and the number of processes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def token_likelihood(
         byte_count: UTF-8 bytes of text in the labelled tokens.
 
     Returns:
-        perplexity: exp(nats / tokens); token_accuracy; commonest: the accuracy of always saying the commonest token; tokens;
+        perplexity: exp(nats / tokens); token_accuracy; commonest: the accuracy of always saying the commonest
+            token; tokens;
         with `byte_count` also bits_per_byte, which can be compared between tokenizers.
     """
     labels = gold[gold != IGNORED]
@@ -46,7 +48,9 @@ def token_likelihood(
 
 
 def masked_likelihood(sums: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Figures of a masked language model: `token_likelihood` under the name that says of which tokens, those to predict."""
+    """Figures of a masked language model: `token_likelihood` under the name that says of which tokens, those
+    to predict.
+    """
     figures = token_likelihood(sums, gold)
     return {"masked_accuracy": figures.pop("token_accuracy"), **figures}
 
@@ -56,5 +60,7 @@ def _exp(value: float) -> float:
 
 
 def pair_likelihood(sums: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Figures of masked tokens (see `masked_likelihood`) and `pair_accuracy`; sums [rows, 3], gold [rows, 1 + time]."""
+    """Figures of masked tokens (see `masked_likelihood`) and `pair_accuracy`; sums [rows, 3], gold [rows, 1 +
+    time].
+    """
     return masked_likelihood(sums[:, :2], gold[:, 1:]) | {"pair_accuracy": float(sums[:, 2].mean())}

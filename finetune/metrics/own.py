@@ -1,4 +1,6 @@
-"""This project's metrics as `evaluate.Metric`s, to be combined with any other of `evaluate`'s: `evaluate.combine([...])`."""
+"""This project's metrics as `evaluate.Metric`s, to be combined with any other of `evaluate`'s:
+`evaluate.combine([...])`.
+"""
 
 from __future__ import annotations
 

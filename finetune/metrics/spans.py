@@ -1,4 +1,6 @@
-"""Answers and references → numbers, by the rules of SQuAD's own script. Knows strings; knows no models and no files."""
+"""Answers and references → numbers, by the rules of SQuAD's own script. Knows strings; knows no models and no
+files.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def exact_match(predicted: str, gold: str) -> float:
 
 
 def word_f1(predicted: str, gold: str) -> float:
-    """Overlap of two answers as bags of words; where either is empty, 1 for two empty ones, else 0 (Rajpurkar et al. 2018)."""
+    """Overlap of two answers as bags of words; where either is empty, 1 for two empty ones, else 0 (Rajpurkar
+    et al. 2018).
+    """
     said, wanted = normalised_answer(predicted).split(), normalised_answer(gold).split()
     if not said or not wanted:
         return float(said == wanted)
@@ -32,10 +36,12 @@ def word_f1(predicted: str, gold: str) -> float:
 
 
 def answer_figures(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Figures of extracted answers, each against the best of its references; a question without any wants the answer "".
+    """Figures of extracted answers, each against the best of its references; a question without any wants the
+    answer "".
 
     Returns:
-        exact_match, f1: means over questions, 0 to 1; where some questions have no answer, also the means over those
+        exact_match, f1: means over questions, 0 to 1; where some questions have no answer, also the means
+            over those
         that have one (`f1_answerable`) and over those that have none (`accuracy_unanswerable`).
     """
     references = [[text for text in texts if normalised_answer(text)] or [""] for texts in gold]
@@ -57,10 +63,12 @@ def answer_figures(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> d
 def best_threshold(
     margins: Sequence[float], f1_answered: Sequence[float], answerable: Sequence[bool]
 ) -> tuple[float, float]:
-    """The no-answer threshold with the highest mean F1: (threshold, that F1). Choose it on rows that aren't reported on.
+    """The no-answer threshold with the highest mean F1: (threshold, that F1). Choose it on rows that aren't
+    reported on.
 
     Args:
-        margins: score of no answer minus score of the best answer; a question is left unanswered above the threshold.
+        margins: score of no answer minus score of the best answer; a question is left unanswered above the
+            threshold.
         f1_answered: F1 of each best answer, were it given.
         answerable: whether a question has an answer.
     """

@@ -1,4 +1,6 @@
-"""Texts and references → numbers: ROUGE, BLEU, chrF, length. Knows strings; knows no models, tokenizers and files."""
+"""Texts and references → numbers: ROUGE, BLEU, chrF, length. Knows strings; knows no models, tokenizers and
+files.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def text_figures(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, flo
 
     Returns:
         rouge1, rouge2, rougeL: mean F1 over rows, 0 to 1, with Porter's stemmer (Lin 2004).
-        bleu, chrf: of the whole corpus, 0 to 100 (Post 2018; Popović 2015); `signatures` names their settings.
+        bleu, chrf: of the whole corpus, 0 to 100 (Post 2018; Popović 2015); `signatures` names their
+            settings.
         length_ratio: words predicted for each word of reference.
         exact_match: share of texts that equal their reference but for space at the ends.
 
@@ -75,7 +78,9 @@ def ends_in_same_number(predicted: str, gold: str) -> bool:
 
 
 def final_number(text: str) -> float | None:
-    """The number behind `####`, else the last number of a text; None where there is none (Cobbe et al. 2021 mark answers so)."""
+    """The number behind `####`, else the last number of a text; None where there is none (Cobbe et al. 2021
+    mark answers so).
+    """
     marked = text.partition(MARK)[2]
     numbers = NUMBER.findall(marked) if marked else NUMBER.findall(text)[-1:]
     return float(numbers[0].replace(",", "")) if numbers else None

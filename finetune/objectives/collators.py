@@ -1,7 +1,8 @@
-"""Features → batches with noise drawn anew for each row and epoch. Knows padding and special ids; knows no model.
+"""Features → batches with noise drawn anew for each row and epoch. Knows padding and special ids; knows no
+model.
 
-The chance of a row comes from (seed, epoch, row) alone: a resumed run, another batch size or more processes see the same
-noise, and evaluation, whose rows belong to no epoch, sees the same at every time.
+The chance of a row comes from (seed, epoch, row) alone: a resumed run, another batch size or more processes
+see the same noise, and evaluation, whose rows belong to no epoch, sees the same at every time.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def mask_collator(
 ) -> Fresh:
     """Dynamic masking (Devlin et al. 2019; Liu et al. 2019, section 4.1).
 
-    Batches: input_ids [batch, time] with attention_mask, or with `documents` (their numbers, -1 for padding) where a row has
-    several; labels.
+    Batches: input_ids [batch, time] with attention_mask, or with `documents` (their numbers, -1 for padding)
+    where a row has several; labels.
     """
     damage = masker(processor, masking_rate, whole_words)
 
@@ -99,10 +100,11 @@ def _padded_inputs(rows: list[list[int]], processor: PreTrainedTokenizerBase) ->
 
 
 def causal_collator(processor: PreTrainedTokenizerBase, *, seed: int) -> Fresh:
-    """The next token of each position; no noise and no padding: the rows stand in one line, and no document sees another.
+    """The next token of each position; no noise and no padding: the rows stand in one line, and no document
+    sees another.
 
-    Batches: input_ids, position_ids [1, tokens of all rows]; cu_seq_lens (where documents begin, and the end of the last);
-    longest (tokens of the longest document, a number); lengths [batch]; labels [batch, time].
+    Batches: input_ids, position_ids [1, tokens of all rows]; cu_seq_lens (where documents begin, and the end
+    of the last); longest (tokens of the longest document, a number); lengths [batch]; labels [batch, time].
     """
 
     def labelled(rng: Generator, feature: Row) -> Row:
@@ -133,11 +135,11 @@ def pair_collator(
 ) -> Fresh:
     """Two segments with masks, and whether the second follows the first.
 
-    In one half of all cases it does; in the other it is a segment of another text (next sentence, Devlin et al. 2019) or both
-    are swapped (sentence order, Lan et al. 2020).
+    In one half of all cases it does; in the other it is a segment of another text (next sentence, Devlin et
+    al. 2019) or both are swapped (sentence order, Lan et al. 2020).
 
-    Batches: input_ids, attention_mask, token_type_ids [batch, time]; labels [batch, 1 + time], whose first column is 0 where
-    the second segment follows and 1 where it does not.
+    Batches: input_ids, attention_mask, token_type_ids [batch, time]; labels [batch, 1 + time], whose first
+    column is 0 where the second segment follows and 1 where it does not.
     """
     damage = masker(processor, masking_rate, whole_words)
     start, end = processor.cls_token_id, processor.sep_token_id
@@ -182,7 +184,9 @@ def sentinels(processor: PreTrainedTokenizerBase) -> list[int]:
 def span_collator(
     processor: PreTrainedTokenizerBase, *, masking_rate: float, mean_span: float, seed: int
 ) -> Fresh:
-    """Span corruption (Raffel et al. 2020): input with sentinels, target with what they stand for; the end token closes both."""
+    """Span corruption (Raffel et al. 2020): input with sentinels, target with what they stand for; the end
+    token closes both.
+    """
     end, marks = processor.eos_token_id, sentinels(processor)
 
     def damaged(rng: Generator, feature: Row) -> Row:
@@ -206,7 +210,9 @@ def infill_collator(
     deletion_rate: float,
     seed: int,
 ) -> Fresh:
-    """BART's noise (Lewis et al. 2020): deletion of tokens, sentences permuted, spans infilled; the target is the text."""
+    """BART's noise (Lewis et al. 2020): deletion of tokens, sentences permuted, spans infilled; the target is
+    the text.
+    """
     before, after = affixes(processor)
 
     def damaged(rng: Generator, feature: Row) -> Row:
@@ -230,7 +236,8 @@ def _texts_to_texts(rows: list[Row], processor: PreTrainedTokenizerBase) -> Batc
 
 
 def view_collator(processor: PreTrainedTokenizerBase, *, seed: int) -> Fresh:
-    """All texts of all rows, row by row; a text alone comes twice, so that dropout makes two views of it (Gao et al. 2021).
+    """All texts of all rows, row by row; a text alone comes twice, so that dropout makes two views of it (Gao
+    et al. 2021).
 
     Batches: input_ids, attention_mask [batch × views, time]; labels [batch].
     """

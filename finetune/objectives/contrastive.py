@@ -1,7 +1,8 @@
-"""Texts → one vector each, and the loss that brings together what belongs together. Knows models; knows no rows.
+"""Texts → one vector each, and the loss that brings together what belongs together. Knows models; knows no
+rows.
 
-Negatives are the other rows of the batch on all processes. Vectors are gathered with their gradient, so that two processes
-with 4 rows each learn as one with 8.
+Negatives are the other rows of the batch on all processes. Vectors are gathered with their gradient, so that
+two processes with 4 rows each learn as one with 8.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class ContrastiveArguments:
     supervised: bool = field(
         default=False,
         metadata={
-            "help": "The two texts of a training row belong together; otherwise each text alone, under two draws of dropout."
+            "help": "The two texts of a training row belong together; otherwise each text alone, under two "
+            "draws "
+            "of dropout."
         },
     )
     temperature: float = field(
@@ -135,7 +138,8 @@ def gathered(own: Tensor) -> tuple[Tensor, int]:
 
 
 def in_batch(vectors: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
-    """Cross-entropy of each row's own partner among all rows' partners and hard negatives (Gao et al. 2021, equations 1 and 5).
+    """Cross-entropy of each row's own partner among all rows' partners and hard negatives (Gao et al. 2021,
+    equations 1 and 5).
 
     Args:
         vectors: [batch, texts, width]: a text, its partner, and maybe its hard negative.
@@ -165,7 +169,8 @@ def has_dropout(network: nn.Module) -> bool:
 def save_sentence_encoder(
     network: Any, processor: PreTrainedTokenizerBase, folder: str | Path, pooling: str, max_length: int
 ) -> None:
-    """What sentence-transformers reads: beside the weights in `folder`, or for an adapter in its folder `sentence_encoder`, merged.
+    """What sentence-transformers reads: beside the weights in `folder`, or for an adapter in its folder
+    `sentence_encoder`, merged.
 
     Methods that can't be merged into the weights leave nothing, which the log says.
     """

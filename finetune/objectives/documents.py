@@ -1,6 +1,8 @@
-"""Texts → features for pretraining: documents tokenised, cut, packed or paired. Knows tokenizers; knows no noise and no model.
+"""Texts → features for pretraining: documents tokenised, cut, packed or paired. Knows tokenizers; knows no
+noise and no model.
 
-An encoder here takes a batch of texts and gives back any number of rows, so that a file and a stream are encoded alike.
+An encoder here takes a batch of texts and gives back any number of rows, so that a file and a stream are
+encoded alike.
 """
 
 from __future__ import annotations
@@ -42,11 +44,13 @@ def tokenised(texts: Sequence[str], processor: PreTrainedTokenizerBase) -> list[
     """Each text that has a token as a document.
 
     Raises:
-        InputError: a tokenizer without word numbers and offsets (one that is not backed by the tokenizers library).
+        InputError: a tokenizer without word numbers and offsets (one that is not backed by the tokenizers
+            library).
     """
     if not processor.is_fast:
         raise InputError(
-            f"{type(processor).__name__} says nothing of words and offsets; wanted a fast tokenizer. Set --tokenizer_name"
+            f"{type(processor).__name__} says nothing of words and offsets; wanted a fast tokenizer. Set "
+            "--tokenizer_name"
         )
     encodings = processor(list(texts), add_special_tokens=False, verbose=False).encodings
     return [
@@ -78,7 +82,8 @@ def room_for_text(processor: PreTrainedTokenizerBase, max_length: int, taken: in
     """
     if max_length - taken < 2:
         raise InputError(
-            f"--max_length {max_length} leaves no room beside {taken} special tokens; wanted {taken + 2} or more"
+            f"--max_length {max_length} leaves no room beside {taken} special tokens; wanted {taken + 2} or "
+            "more"
         )
     return max_length - taken
 
@@ -86,7 +91,8 @@ def room_for_text(processor: PreTrainedTokenizerBase, max_length: int, taken: in
 def masked_rows(
     batch: TextBatch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator, *, layout: str
 ) -> TextBatch:
-    """Texts → rows for masked language models: a row for each piece of a text, or rows filled with whole pieces ("blocks").
+    """Texts → rows for masked language models: a row for each piece of a text, or rows filled with whole
+    pieces ("blocks").
 
     Returns:
         input_ids, words (-1 for special tokens), documents (their lengths in the row), length.
@@ -109,12 +115,14 @@ def masked_rows(
 def causal_rows(
     batch: TextBatch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator, *, layout: str
 ) -> TextBatch:
-    """Texts → rows for causal language models, each text closed by the end token; long ones in pieces that share one token.
+    """Texts → rows for causal language models, each text closed by the end token; long ones in pieces that
+    share one token.
 
     Every token is predicted once, but for a text's first where the tokenizer puts no token before it.
 
     Returns:
-        input_ids, documents (their lengths in the row), length, bytes (of text in the tokens to predict, UTF-8).
+        input_ids, documents (their lengths in the row), length, bytes (of text in the tokens to predict,
+        UTF-8).
     """
     before, _ = affixes(processor)
     pieces = []
@@ -164,7 +172,8 @@ def span_rows(
     masking_rate: float,
     mean_span: float,
 ) -> TextBatch:
-    """Texts → rows that span corruption brings to at most `max_length` tokens; "blocks" joins the texts first, as T5 does.
+    """Texts → rows that span corruption brings to at most `max_length` tokens; "blocks" joins the texts
+    first, as T5 does.
 
     Returns:
         input_ids (text alone), length.
@@ -214,9 +223,11 @@ def pair_rows(
     *,
     sentence_order: bool,
 ) -> TextBatch:
-    """Texts → pairs of neighbouring segments, and a third one from another text (Devlin et al. 2019; Lan et al. 2020).
+    """Texts → pairs of neighbouring segments, and a third one from another text (Devlin et al. 2019; Lan et
+    al. 2020).
 
-    A pair fills `max_length` as far as whole sentences do, and is parted between two of them. Texts of one sentence give none.
+    A pair fills `max_length` as far as whole sentences do, and is parted between two of them. Texts of one
+    sentence give none.
 
     Returns:
         first, second, other (empty for `sentence_order`) and the numbers of their words, length.
@@ -247,7 +258,9 @@ def pair_rows(
 
 
 def groups(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
-    """(start, end) of runs of two or more sentences that fit into `room` tokens together, from the first sentence on."""
+    """(start, end) of runs of two or more sentences that fit into `room` tokens together, from the first
+    sentence on.
+    """
     found, start = [], 0
     while start < len(lengths):
         end, held = start, 0
@@ -279,10 +292,12 @@ def _flat(parts: Sequence[tuple[list[int], list[int]]]) -> tuple[list[int], list
 def view_rows(
     batch: TextBatch, processor: PreTrainedTokenizerBase, max_length: int, rng: Generator
 ) -> TextBatch:
-    """Texts that belong together → one row: `text` alone, with its `pair`, and with a hard `negative` where there are such.
+    """Texts that belong together → one row: `text` alone, with its `pair`, and with a hard `negative` where
+    there are such.
 
     Returns:
-        views (ids of each text), labels (the `score` of the pair; not a number where there is none), length (of the longest).
+        views (ids of each text), labels (the `score` of the pair; not a number where there is none), length
+        (of the longest).
     """
     columns = []
     for name in ("text", "pair", "negative"):

@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 def find_inputs(
     name: str, apart: contrastive.ContrastiveArguments, there: list[str], data: TextArguments, train: bool
 ) -> inputs.Roles:
-    """Which columns the objective reads: one text, or for `contrastive` also its partner, a hard negative and a score."""
+    """Which columns the objective reads: one text, or for `contrastive` also its partner, a hard negative and
+    a score.
+    """
     if name != "contrastive":
         return inputs.find_roles(there, data, {})
     if apart.negative_column is not None and not apart.supervised:

@@ -1,4 +1,6 @@
-"""Raw rows → checked texts → features, for pretraining. Knows columns and encoders; knows no model and no objective."""
+"""Raw rows → checked texts → features, for pretraining. Knows columns and encoders; knows no model and no
+objective.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,8 @@ def with_label(rows: Dataset, label: str, data: TextArguments) -> Dataset:
     if not kept:
         seen = names or sorted({str(value) for value in rows[column]})[:20]
         raise InputError(
-            f"No row has the label '{label}' in '{column}'; there are: {', '.join(seen)}. Set --positive_label"
+            f"No row has the label '{label}' in '{column}'; there are: {', '.join(seen)}. Set "
+            "--positive_label"
         )
     return rows.select(kept)
 
@@ -139,7 +142,8 @@ def encoded(
     )
     if len(found) == 0:
         raise InputError(
-            f"{len(rows)} rows give no row to train on: their texts are too short. Set --text_column or --max_length"
+            f"{len(rows)} rows give no row to train on: their texts are too short. Set --text_column or "
+            "--max_length"
         )
     tokens = sum(found["length"][:])
     logger.warning(

@@ -1,6 +1,7 @@
 """Token ids → damaged token ids. Knows ids and positions; knows no tokenizer, no batch and no model.
 
-Functions called `draw_...` are random and take the generator; what they draw is applied by functions without chance.
+Functions called `draw_...` are random and take the generator; what they draw is applied by functions without
+chance.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ Span = tuple[int, int]
 
 
 def draw_places(rng: Generator, words: Sequence[int], rate: float, whole_words: bool = False) -> list[int]:
-    """Positions of the tokens to predict: `rate` of those that may be masked, one at least (Devlin et al. 2019, appendix A.2).
+    """Positions of the tokens to predict: `rate` of those that may be masked, one at least (Devlin et al.
+    2019, appendix A.2).
 
     Args:
-        words: the number of the word each token belongs to, -1 for special tokens, which stay as they are. [time]
+        words: the number of the word each token belongs to, -1 for special tokens, which stay as they are.
+            [time]
         whole_words: take all tokens of a word or none; a word that would go beyond the rate is passed over.
 
     Returns:
@@ -44,7 +47,9 @@ def draw_places(rng: Generator, words: Sequence[int], rate: float, whole_words: 
 def draw_replacements(
     rng: Generator, ids: Sequence[int], places: Sequence[int], mask: int, vocabulary: np.ndarray
 ) -> list[int]:
-    """What stands at each place afterwards: 80 % mask, 10 % any other token of `vocabulary`, 10 % what stood there."""
+    """What stands at each place afterwards: 80 % mask, 10 % any other token of `vocabulary`, 10 % what stood
+    there.
+    """
     chance = rng.random(len(places))
     others = vocabulary[rng.integers(0, len(vocabulary), len(places))].tolist()
     return [
@@ -64,7 +69,8 @@ def mask_tokens(
 
 
 def draw_spans(rng: Generator, length: int, rate: float, mean: float) -> list[Span]:
-    """Spans to leave out: `rate` of `length` tokens in spans of `mean` tokens on average; no two touch and none comes first.
+    """Spans to leave out: `rate` of `length` tokens in spans of `mean` tokens on average; no two touch and
+    none comes first.
 
     Both numbers are exact, as in Raffel et al. 2020 (section 3.1.4): only where the spans are is random.
 
@@ -98,7 +104,8 @@ def _draw_parts(rng: Generator, total: int, parts: int) -> list[int]:
 def corrupt(
     ids: Sequence[int], spans: Sequence[Span], sentinels: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Each span becomes one sentinel; the target is every sentinel with its span, closed by one sentinel more.
+    """Each span becomes one sentinel; the target is every sentinel with its span, closed by one sentinel
+    more.
 
     Args:
         spans: (start, end) pairs in rising order.
@@ -115,7 +122,8 @@ def corrupt(
 
 
 def raw_length(input_length: int, rate: float, mean: float) -> tuple[int, int]:
-    """How many tokens of text fill an input of `input_length` tokens, end token included, and how long the target then is.
+    """How many tokens of text fill an input of `input_length` tokens, end token included, and how long the
+    target then is.
 
     For 512 tokens, 15 % and a mean of 3: 568 and 114, the numbers of Raffel et al. 2020.
     """
@@ -131,7 +139,8 @@ def raw_length(input_length: int, rate: float, mean: float) -> tuple[int, int]:
 
 
 def draw_infilling(rng: Generator, length: int, rate: float, mean: float) -> list[Span]:
-    """Spans for text infilling (Lewis et al. 2020, section 2.2): lengths from Poisson(`mean`), together `rate` of `length`.
+    """Spans for text infilling (Lewis et al. 2020, section 2.2): lengths from Poisson(`mean`), together
+    `rate` of `length`.
 
     A span of no tokens stands for a mask put where nothing is missing. Spans don't overlap and don't touch.
     """

@@ -23,7 +23,8 @@ class ObjectiveArguments:
     layout: str | None = field(
         default=None,
         metadata={
-            "help": "rows: a row for each piece of a text; blocks: rows filled with several (clm, mlm, span_corruption)."
+            "help": "rows: a row for each piece of a text; blocks: rows filled with several (clm, mlm, "
+            "span_corruption)."
         },
     )
     masking_rate: float | None = field(
@@ -38,7 +39,8 @@ class ObjectiveArguments:
     sentence_order: bool | None = field(
         default=None,
         metadata={
-            "help": "nsp: tell a swapped pair from one in order, as ALBERT does, instead of a stranger's segment."
+            "help": "nsp: tell a swapped pair from one in order, as ALBERT does, instead of a stranger's "
+            "segment."
         },
     )
     permute_sentences: bool | None = field(

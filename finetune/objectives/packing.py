@@ -1,4 +1,6 @@
-"""Documents → pieces that fit, and which pieces share a row. Knows lengths and ids; knows no tokenizer and no model."""
+"""Documents → pieces that fit, and which pieces share a row. Knows lengths and ids; knows no tokenizer and no
+model.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ T = TypeVar("T")
 def cut_pieces(length: int, size: int, overlap: int = 0) -> list[tuple[int, int]]:
     """(start, end) of the pieces, at most `size` long, that a document of `length` tokens falls into.
 
-    With an overlap of one token, a model that predicts each token from those before it predicts every token exactly once.
+    With an overlap of one token, a model that predicts each token from those before it predicts every token
+    exactly once.
     """
     step = size - overlap
     starts = range(0, max(length - overlap, 1), step)
@@ -61,7 +64,9 @@ def numbered_documents(lengths: Sequence[int]) -> list[int]:
 
 
 def next_tokens(ids: Sequence[int], lengths: Sequence[int]) -> list[int]:
-    """The token that each position has to predict; -100 at the end of each document, which says nothing of the next one."""
+    """The token that each position has to predict; -100 at the end of each document, which says nothing of
+    the next one.
+    """
     labels = [*ids[1:], IGNORED]
     end = 0
     for length in lengths:

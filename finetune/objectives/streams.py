@@ -1,7 +1,8 @@
-"""Several sources of rows → one endless stream of features, drawn by weight. Knows rows and encoders; knows no model.
+"""Several sources of rows → one endless stream of features, drawn by weight. Knows rows and encoders; knows
+no model.
 
-The stream is a function of its seed: a resumed run reads it again up to where it was left, and every process reads all of it
-and keeps its share, so that no process waits for rows that another one has.
+The stream is a function of its seed: a resumed run reads it again up to where it was left, and every process
+reads all of it and keeps its share, so that no process waits for rows that another one has.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ PATIENCE = 20  # batches of texts that may give no row, one after another
 
 @dataclass
 class StreamArguments:
-    """Training rows from several sources, or from sources too large to read at once; both need --max_steps."""
+    """Training rows from several sources, or from sources too large to read at once; both need
+    --max_steps.
+    """
 
     mixture: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training rows by weight from several data sets, each name=weight; evaluation stays on dataset_name."
+            "help": "Training rows by weight from several data sets, each name=weight; evaluation stays on "
+            "dataset_name."
         },
     )
     streaming: bool = field(
@@ -57,7 +61,8 @@ def parse_mixture(entries: Sequence[str]) -> dict[str, float]:
             value = 0.0
         if not name or not value > 0 or name in weights:
             raise InputError(
-                f"--mixture {entry} can't be read; wanted each data set once as name=weight, the weight above 0"
+                f"--mixture {entry} can't be read; wanted each data set once as name=weight, the weight "
+                "above 0"
             )
         weights[name] = value
     return weights
@@ -91,7 +96,8 @@ def features_of(rows: Iterable[Row], encode: Encode, seed: tuple[int, ...]) -> I
         idle = idle + 1 if not any(encoded.values()) else 0
         if idle == PATIENCE:
             raise InputError(
-                f"{PATIENCE * TEXTS_AT_ONCE} texts of a stream give no row: they are too short. Set --text_column"
+                f"{PATIENCE * TEXTS_AT_ONCE} texts of a stream give no row: they are too short. Set "
+                "--text_column"
             )
         yield from (dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True))
 

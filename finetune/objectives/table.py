@@ -1,4 +1,6 @@
-"""OBJECTIVES: what a model can learn from bare texts. One row an objective; behind it pure functions for each step."""
+"""OBJECTIVES: what a model can learn from bare texts. One row an objective; behind it pure functions for each
+step.
+"""
 
 from __future__ import annotations
 
@@ -160,34 +162,46 @@ MASKS = {"masking_rate": 0.15, "whole_words": False}
 
 OBJECTIVES: dict[str, Objective] = {
     "mlm": Objective(
-        AutoModelForMaskedLM, documents.masked_rows, collators.mask_collator, heads.masked_logits, loss.packed_cross_entropy, loss.items,
-        loss.nats_and_hits, likelihood.masked_likelihood, READERS, ("mask_token",), {"layout": "rows"} | MASKS, None, "masked_accuracy",
+        AutoModelForMaskedLM, documents.masked_rows, collators.mask_collator, heads.masked_logits,
+        loss.packed_cross_entropy, loss.items,
+        loss.nats_and_hits, likelihood.masked_likelihood, READERS, ("mask_token",),
+        {"layout": "rows"} | MASKS, None, "masked_accuracy",
         "Devlin et al. 2019; Liu et al. 2019", bind_mlm,
     ),
     "clm": Objective(
-        AutoModelForCausalLM, documents.causal_rows, collators.causal_collator, heads.causal_logits, loss.packed_cross_entropy, loss.items,
-        loss.nats_and_hits, likelihood.token_likelihood, DECODERS, ("eos_token",), {"layout": "blocks"}, "CAUSAL_LM", "token_accuracy",
+        AutoModelForCausalLM, documents.causal_rows, collators.causal_collator, heads.causal_logits,
+        loss.packed_cross_entropy, loss.items,
+        loss.nats_and_hits, likelihood.token_likelihood, DECODERS, ("eos_token",), {"layout": "blocks"},
+        "CAUSAL_LM", "token_accuracy",
         "Radford et al. 2018", bind_clm,
     ),
     "nsp": Objective(
-        AutoModelForPreTraining, documents.pair_rows, collators.pair_collator, heads.pair_logits, loss.pair_loss, loss.pair_items,
+        AutoModelForPreTraining, documents.pair_rows, collators.pair_collator, heads.pair_logits,
+        loss.pair_loss, loss.pair_items,
         loss.pair_sums, likelihood.pair_likelihood, PAIR_READERS, ("mask_token", "cls_token", "sep_token"),
-        {"sentence_order": False} | MASKS, None, "pair_accuracy", "Devlin et al. 2019; sentence order: Lan et al. 2020", bind_nsp,
+        {"sentence_order": False} | MASKS, None, "pair_accuracy",
+        "Devlin et al. 2019; sentence order: Lan et al. 2020", bind_nsp,
     ),
     "contrastive": Objective(
-        AutoModel, documents.view_rows, collators.view_collator, contrastive.embeddings, contrastive.in_batch, contrastive.rows,
-        loss.everything, embeddings.embedding_figures, READERS | DECODERS, (), {"temperature": 0.05, "pooling": "mean"},
+        AutoModel, documents.view_rows, collators.view_collator, contrastive.embeddings, contrastive.in_batch,
+        contrastive.rows,
+        loss.everything, embeddings.embedding_figures, READERS | DECODERS, (), {"temperature": 0.05,
+        "pooling": "mean"},
         "FEATURE_EXTRACTION", "spearman", "Gao et al. 2021", bind_contrastive,
     ),
     "span_corruption": Objective(
-        AutoModelForSeq2SeqLM, documents.span_rows, collators.span_collator, heads.target_logits, loss.packed_cross_entropy, loss.items,
+        AutoModelForSeq2SeqLM, documents.span_rows, collators.span_collator, heads.target_logits,
+        loss.packed_cross_entropy, loss.items,
         loss.nats_and_hits, likelihood.token_likelihood, WRITERS, ("eos_token",),
-        {"layout": "rows", "masking_rate": 0.15, "mean_span": 3.0}, "SEQ_2_SEQ_LM", "token_accuracy", "Raffel et al. 2020", bind_span_corruption,
+        {"layout": "rows", "masking_rate": 0.15, "mean_span": 3.0}, "SEQ_2_SEQ_LM", "token_accuracy",
+        "Raffel et al. 2020", bind_span_corruption,
     ),
     "infilling": Objective(
-        AutoModelForSeq2SeqLM, documents.sentence_rows, collators.infill_collator, heads.target_logits, loss.packed_cross_entropy, loss.items,
+        AutoModelForSeq2SeqLM, documents.sentence_rows, collators.infill_collator, heads.target_logits,
+        loss.packed_cross_entropy, loss.items,
         loss.nats_and_hits, likelihood.token_likelihood, WRITERS, ("mask_token",),
-        {"masking_rate": 0.3, "mean_span": 3.0, "permute_sentences": True, "deletion_rate": 0.0}, "SEQ_2_SEQ_LM",
+        {"masking_rate": 0.3, "mean_span": 3.0, "permute_sentences": True, "deletion_rate": 0.0},
+        "SEQ_2_SEQ_LM",
         "token_accuracy", "Lewis et al. 2020", bind_infilling,
     ),
 }  # fmt: skip
@@ -226,7 +240,8 @@ def settle_objective(
     idle = sorted(set(given) - set(row.defaults)) + sorted(() if apart_is_read else of_pairs)
     if idle:
         raise InputError(
-            f"The objective '{options.objective}' has no use for --{idle[0]}; leave it out or set another --objective"
+            f"The objective '{options.objective}' has no use for --{idle[0]}; leave it out or set another "
+            "--objective"
         )
     values = row.defaults | given | {"seed": seed}
     if apart_is_read:
@@ -264,11 +279,13 @@ def check_objective(
     if missing:
         raise InputError(
             f"The tokenizer has no {missing[0].replace('_', ' ')}, which the objective '{name}' needs. "
-            f"Set --model_name_or_path to a model that has one, or make a tokenizer with scripts/tokenizer.py --objective {name}"
+            "Set --model_name_or_path to a model that has one, or make a tokenizer with "
+            f"scripts/tokenizer.py --objective {name}"
         )
     if name == "span_corruption" and not collators.sentinels(processor):
         raise InputError(
-            "The tokenizer has no sentinels <extra_id_0>, <extra_id_1>, ..., which the objective 'span_corruption' needs. "
+            "The tokenizer has no sentinels <extra_id_0>, <extra_id_1>, ..., which the objective "
+            "'span_corruption' needs. "
             "Make one with scripts/tokenizer.py --objective span_corruption"
         )
 
@@ -296,13 +313,16 @@ def check_model(name: str, row: Objective, model_type: str) -> None:
     if model_type not in row.families:
         wanted = ", ".join([family for family in COMMON if family in row.families])
         raise InputError(
-            f"The objective '{name}' can't train a model of the family '{model_type}'; wanted one such as {wanted}. "
+            f"The objective '{name}' can't train a model of the family '{model_type}'; wanted one such as "
+            f"{wanted}. "
             "Set --model_name_or_path or --from_config"
         )
 
 
 def fitted(row: Objective, features: Dataset) -> Objective:
-    """The row with figures by the byte where the features count the bytes of their text, and a best figure that there is."""
+    """The row with figures by the byte where the features count the bytes of their text, and a best figure
+    that there is.
+    """
     if row.best == "spearman" and not np.isfinite(features["labels"][:]).sum() > 1:
         return replace(row, best="loss")  # pairs without scores
     if "bytes" not in features.column_names:

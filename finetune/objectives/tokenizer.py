@@ -84,7 +84,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A tokenizer learnt from texts, with the special tokens of an objective around each text.
 
-    `wordpiece` follows Devlin et al. 2019, `bpe` Radford et al. 2019 (on bytes, so that no text is unknown), `unigram` Kudo 2018.
+    `wordpiece` follows Devlin et al. 2019, `bpe` Radford et al. 2019 (on bytes, so that no text is unknown),
+    `unigram` Kudo 2018.
 
     Raises:
         InputError: no such objective or kind, no sentinel, or a vocabulary too small for its special tokens.
@@ -103,7 +104,8 @@ def train_tokenizer(
     # 256 bytes or as many characters are the least that says anything
     if vocab_size < len(special) + 256:
         raise InputError(
-            f"--vocab_size {vocab_size} is too small beside {len(special)} special tokens; wanted {len(special) + 256} or more"
+            f"--vocab_size {vocab_size} is too small beside {len(special)} special tokens; wanted "
+            f"{len(special) + 256} or more"
         )
     tokenizer, trainer = MAKERS[kind](special, names["unk_token"], vocab_size, min_frequency)
     if lowercase:
@@ -136,7 +138,8 @@ def _bpe(special: list[str], unknown: str, size: int, frequency: int) -> tuple[T
     )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     return tokenizer, trainers.BpeTrainer(
-        vocab_size=size, min_frequency=frequency, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, min_frequency=frequency, special_tokens=special, initial_alphabet=alphabet,
+        show_progress=False
     )  # fmt: skip
 
 
@@ -154,7 +157,9 @@ MAKERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
 
 
 def _around(tokenizer: Tokenizer, names: dict[str, str], kind: str) -> processors.PostProcessor:
-    """What stands before and after a text; a decoder's end is written by its objective, so that a prompt has none."""
+    """What stands before and after a text; a decoder's end is written by its objective, so that a prompt has
+    none.
+    """
     if "cls_token" in names:
         one, two = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
     elif "bos_token" not in names:

@@ -1,4 +1,6 @@
-"""What evaluation keeps of a model's outputs → one answer a raw row, and the file that holds them. Knows rows and arrays."""
+"""What evaluation keeps of a model's outputs → one answer a raw row, and the file that holds them. Knows rows
+and arrays.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ PREDICTIONS = "predictions.jsonl"
 def answerer(
     row: Task, options: TaskArguments, processor: Any, asked: Asked, batch_size: int
 ) -> Callable[[Any, Any], list[Answer]] | None:
-    """(what evaluation kept, network) → one answer a raw row, read off or written; None where evaluation gives none.
+    """(what evaluation kept, network) → one answer a raw row, read off or written; None where evaluation
+    gives none.
 
     Raises:
         InputError: options of generation that are no JSON mapping.
@@ -47,7 +50,9 @@ def asked_texts(rows: Dataset, columns: Columns) -> list[Any]:
 
 
 def save_answers(answers: Sequence[Answer], asked: Asked, folder: str) -> Path:
-    """Writes predictions.jsonl, a line a row: id (its number where there is none), text, gold, prediction, score, and more."""
+    """Writes predictions.jsonl, a line a row: id (its number where there is none), text, gold, prediction,
+    score, and more.
+    """
     rows, columns = asked.rows, asked.columns
     ids = rows["id"][:] if "id" in rows.column_names else range(len(rows))
     records = (

@@ -1,4 +1,6 @@
-"""Which of several texts fits a text: from raw rows to figures. Knows columns, tokenizers and how heads are called."""
+"""Which of several texts fits a text: from raw rows to figures. Knows columns, tokenizers and how heads are
+called.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     """A text, two or more choices, and the place of the right one.
 
     Raises:
-        InputError: a column that is missing, fewer than two choices, an empty one, an answer that is none of them.
+        InputError: a column that is missing, fewer than two choices, an empty one, an answer that is none of
+            them.
     """
     rows, columns = laid_out(rows, data, lay_out_choices)
     assert rows.train is not None
@@ -41,11 +44,13 @@ def check_choices(rows: Dataset, columns: Columns, where: str) -> None:
     for index, (offered, answer) in enumerate(zip(rows[columns.pair], rows[columns.label], strict=True)):
         if len(offered) < 2 or not all(isinstance(text, str) and text.strip() for text in offered):
             raise InputError(
-                f"The {where} {place_of(rows, index)} offers {offered!r} in '{columns.pair}'; wanted two texts or more"
+                f"The {where} {place_of(rows, index)} offers {offered!r} in '{columns.pair}'; wanted two "
+                "texts or more"
             )
         if not isinstance(answer, int) or not 0 <= answer < len(offered):
             raise InputError(
-                f"The {where} {place_of(rows, index)} has the answer {answer!r} in '{columns.label}'; wanted 0 to {len(offered) - 1}. "
+                f"The {where} {place_of(rows, index)} has the answer {answer!r} in '{columns.label}'; wanted "
+                f"0 to {len(offered) - 1}. "
                 "Set --label_column"
             )
 
@@ -57,7 +62,8 @@ def encode(
     max_length: int,
     labels: list[str] | None,
 ) -> Dataset:
-    """A text, several others, and which of them fits it → input_ids [choices, time], labels, row, length (of all choices).
+    """A text, several others, and which of them fits it → input_ids [choices, time], labels, row, length (of
+    all choices).
 
     Each choice is read together with the text; where they are too long, the text is cut.
 
@@ -83,7 +89,8 @@ def encode(
             longest = max(alone[1:])
             if longest >= room:
                 raise InputError(
-                    f"A choice for {text!r:.80} has {longest} tokens, which leaves no room for the text within {max_length}; "
+                    f"A choice for {text!r:.80} has {longest} tokens, which leaves no room for the text "
+                    f"within {max_length}; "
                     "set --max_length higher"
                 )
             encoded = processor(*both, truncation="only_first", max_length=max_length)
@@ -100,7 +107,9 @@ def encode(
 
 
 def collate(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
-    """Several texts a row, one line each: input_ids, attention_mask [lines, time]; choices (how many), labels, row [batch]."""
+    """Several texts a row, one line each: input_ids, attention_mask [lines, time]; choices (how many),
+    labels, row [batch].
+    """
     pad = sequences(processor)
 
     def stack(features: Features) -> Batch:

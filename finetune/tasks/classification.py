@@ -1,4 +1,6 @@
-"""One class for a text, or for two: from raw rows to figures. Knows columns, tokenizers and arrays; knows no model and no trainer."""
+"""One class for a text, or for two: from raw rows to figures. Knows columns, tokenizers and arrays; knows no
+model and no trainer.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from finetune.tasks.task import Answer, Asked, Examined, softmax
 
 
 def examine(rows: Rows, data: DataArguments, pair: bool) -> Examined:
-    """Rows for a task on classes, sampled and checked: (rows, columns, names of the classes that training rows have).
+    """Rows for a task on classes, sampled and checked: (rows, columns, names of the classes that training
+    rows have).
 
     Raises:
         InputError: whatever would make the training fail or its figures mean nothing; each names its flag.
@@ -98,7 +101,8 @@ def check_classes(rows: Dataset, column: str, labels: list[str], where: str) -> 
     """Every row has one of the classes in `labels`.
 
     Raises:
-        InputError: rows with a class that is not among them (an evaluation label never seen in training), or with none.
+        InputError: rows with a class that is not among them (an evaluation label never seen in training), or
+            with none.
     """
     ids = class_ids(rows, column, labels)
     strange = [index for index, value in enumerate(ids) if value < 0]
@@ -107,8 +111,10 @@ def check_classes(rows: Dataset, column: str, labels: list[str], where: str) -> 
         values = Counter(_name(feature, rows[column][index]) for index in strange)
         named = ", ".join(f"{value!r} ({count} rows)" for value, count in values.most_common(5))
         raise InputError(
-            f"{len(strange)} {where} rows have a label in '{column}' that no training row has, or none: {named} ({places_of(rows, strange)}); "
-            f"wanted one of: {', '.join(labels[:20])}. Mend the rows, or set --label_column, --train_split or --eval_split"
+            f"{len(strange)} {where} rows have a label in '{column}' that no training row has, or none: "
+            f"{named} ({places_of(rows, strange)}); "
+            f"wanted one of: {', '.join(labels[:20])}. Mend the rows, or set --label_column, --train_split "
+            "or --eval_split"
         )
 
 
@@ -129,7 +135,8 @@ def seen_classes(rows: Dataset, column: str, labels: list[str]) -> list[str]:
     if len(seen) < 2:
         only = f"one class only ({seen[0]!r})" if seen else "no class at all"
         raise InputError(
-            f"The training rows have {only} in '{column}'; wanted two or more. Set --train_split, --label_column or --max_train_rows "
+            f"The training rows have {only} in '{column}'; wanted two or more. Set --train_split, "
+            "--label_column or --max_train_rows "
             "(a file sorted by label may hold one class in its first rows)"
         )
     return seen
@@ -145,7 +152,8 @@ def check_shots(rows: Dataset, column: str, labels: list[str], shots: int) -> in
     fewest = min(range(len(labels)), key=lambda index: counts[index])
     if not 0 < shots <= counts[fewest]:
         raise InputError(
-            f"--shots_per_class {shots}: the class '{labels[fewest]}' has {counts[fewest]} rows; wanted from 1 to as many"
+            f"--shots_per_class {shots}: the class '{labels[fewest]}' has {counts[fewest]} rows; wanted from "
+            "1 to as many"
         )
     return shots * len(labels)
 

@@ -1,4 +1,6 @@
-"""Whether features fit a model, said before the training that would stop on them. Knows features and models; knows no rows."""
+"""Whether features fit a model, said before the training that would stop on them. Knows features and models;
+knows no rows.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def check_features(
     """Every row of every split has room in the model, and so has what it shall write.
 
     Raises:
-        InputError: rows that are too long, that hold the model's own end token, or that leave no room for an answer.
+        InputError: rows that are too long, that hold the model's own end token, or that leave no room for an
+            answer.
     """
     paired = network.config.is_encoder_decoder
     if row.pooled and paired:
@@ -46,7 +49,9 @@ def check_max_length(processor: PreTrainedTokenizerBase, max_length: int, pair: 
 
 
 def longest_line(features: Dataset, encoder_decoder: bool) -> int:
-    """Tokens of the longest line that a model reads or writes at once: each choice is one, and so is an encoder-decoder's target."""
+    """Tokens of the longest line that a model reads or writes at once: each choice is one, and so is an
+    encoder-decoder's target.
+    """
     lines = _lines(features)
     gold: list[Any] = features["labels"][:] if encoder_decoder else []
     targets = [row for row in gold if isinstance(row, list) and isinstance(row[0], int)]
@@ -62,7 +67,8 @@ def check_ends(features: Dataset, eos: int) -> None:
     counts = [line.count(eos) for line in _lines(features)]
     if len(set(counts)) > 1:
         raise InputError(
-            f"{sum(count > min(counts) for count in counts)} texts hold the model's own end token, so that it would find their end in "
+            f"{sum(count > min(counts) for count in counts)} texts hold the model's own end token, so that "
+            "it would find their end in "
             "their midst. Mend the rows, or set --model_name_or_path to an encoder"
         )
 

@@ -1,4 +1,6 @@
-"""Several labels for a text, or none: from raw rows to figures. Knows columns, tokenizers and arrays; knows no model and no trainer."""
+"""Several labels for a text, or none: from raw rows to figures. Knows columns, tokenizers and arrays; knows
+no model and no trainer.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from finetune.tasks.task import Answer, Asked, Examined
 
 
 def examine(rows: Rows, data: DataArguments) -> Examined:
-    """Rows with a list of labels each, or a list of records with one (aspects.aspect); their names are those of training rows.
+    """Rows with a list of labels each, or a list of records with one (aspects.aspect); their names are those
+    of training rows.
 
     Raises:
         InputError: a label column without lists, or evaluation labels that no training row has.
@@ -49,7 +52,8 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
             if not set(names) <= set(labels):
                 strange = sorted(set(names) - set(labels))
                 raise InputError(
-                    f"The {where} {place_of(part, index)} has labels that no training row has: {', '.join(strange)}. Mend the rows"
+                    f"The {where} {place_of(part, index)} has labels that no training row has: "
+                    f"{', '.join(strange)}. Mend the rows"
                 )
 
     examined, columns = checked_splits(rows, data, columns, check)
@@ -69,7 +73,9 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
 
 
 def with_inner(rows: Dataset, column: str | None) -> Dataset:
-    """The rows with a column `records.entry` where they have a column of lists of records: each row's entries of that name."""
+    """The rows with a column `records.entry` where they have a column of lists of records: each row's entries
+    of that name.
+    """
     outer, _, inner = (column or "").partition(".")
     records = rows.features[outer].feature if isinstance(rows.features.get(outer), List) else None
     if not isinstance(records, dict) or inner not in records:
@@ -85,7 +91,9 @@ def encode(
     max_length: int,
     labels: list[str] | None,
 ) -> Dataset:
-    """One text and several labels a row, or none → features of `encode.sequence`, labels 0.0 or 1.0 for each class."""
+    """One text and several labels a row, or none → features of `encode.sequence`, labels 0.0 or 1.0 for each
+    class.
+    """
     assert labels is not None
     features = sequence(rows, columns, processor, max_length, None)
     present = label_lists(rows.features[columns.label], rows[columns.label][:])

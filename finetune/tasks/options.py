@@ -16,7 +16,8 @@ class TaskArguments:
     task: str = field(
         default="classification",
         metadata={
-            "help": "A row of TASKS: classification, pairs, multilabel, regression, tokens, spans, seq2seq, choice, sft."
+            "help": "A row of TASKS: classification, pairs, multilabel, regression, tokens, spans, seq2seq, "
+            "choice, sft."
         },
     )
     max_length: int = field(
@@ -42,7 +43,8 @@ class TaskArguments:
     no_answer_threshold: float | None = field(
         default=None,
         metadata={
-            "help": "Give no answer where its score beats the best answer's by this (spans; default: always answer)."
+            "help": "Give no answer where its score beats the best answer's by this (spans; default: always "
+            "answer)."
         },
     )
     max_target_length: int = field(
@@ -73,7 +75,9 @@ class TaskArguments:
     save_predictions: bool = field(
         default=True,
         metadata={
-            "help": "Write predictions.jsonl, which the page's tables are made of: id, text, gold, prediction, score."
+            "help": "Write predictions.jsonl, which the page's tables are made of: id, text, gold, "
+            "prediction, "
+            "score."
         },
     )
 

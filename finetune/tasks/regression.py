@@ -1,4 +1,6 @@
-"""A number for a text, or for two: from raw rows to figures. Knows columns, tokenizers and arrays; knows no model and no trainer."""
+"""A number for a text, or for two: from raw rows to figures. Knows columns, tokenizers and arrays; knows no
+model and no trainer.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +52,13 @@ def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:
     if isinstance(rows.features[columns.label], ClassLabel) or strange:
         index = strange[0] if strange else 0
         raise InputError(
-            f"The {where} {place_of(rows, index)} has {values[index]!r} in '{columns.label}'; wanted a number. Set --label_column"
+            f"The {where} {place_of(rows, index)} has {values[index]!r} in '{columns.label}'; wanted a "
+            "number. Set --label_column"
         )
     if where == "training" and len(set(values)) < 2:
         raise InputError(
-            f"All training rows have {values[0]!r} in '{columns.label}'; nothing could be learnt. Set --label_column"
+            f"All training rows have {values[0]!r} in '{columns.label}'; nothing could be learnt. Set "
+            "--label_column"
         )
 
 
@@ -80,7 +84,9 @@ def read(kept: np.ndarray, asked: Asked) -> list[Answer]:
 
 
 def moments(answers: Sequence[Answer]) -> np.ndarray:
-    """Each row's part in the sums of a correlation, around the means, which keeps large numbers apart from small differences."""
+    """Each row's part in the sums of a correlation, around the means, which keeps large numbers apart from
+    small differences.
+    """
     x, y = (np.array([float(answer[side]) for answer in answers]) for side in ("prediction", "gold"))
     x, y = x - x.mean(), y - y.mean()
     return np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=1)

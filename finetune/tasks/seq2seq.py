@@ -1,4 +1,6 @@
-"""A text for a text: from raw rows to figures, for encoder-decoders and decoders. Knows columns, tokenizers and how models are called."""
+"""A text for a text: from raw rows to figures, for encoder-decoders and decoders. Knows columns, tokenizers
+and how models are called.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ def encode_targets(
 ) -> Dataset:
     """For an encoder-decoder: source → input_ids, target → labels that end in EOS; row, length (of both).
 
-    Sources are cut to `max_length` between prefix and suffix, targets to `max_target_length`; the log says how many.
+    Sources are cut to `max_length` between prefix and suffix, targets to `max_target_length`; the log says
+    how many.
 
     Raises:
         InputError: nothing is left of a source or a target.
@@ -132,19 +135,22 @@ def encode_continuations(
 ) -> Dataset:
     """For a decoder: source and target as one text → input_ids, labels, prompt (its tokens), row, length.
 
-    `labels` holds at each place the token that comes next where it belongs to the target or is the EOS behind it, else -100.
-    `max_length` bounds both together, `max_target_length` the target; what is too long loses the end of its source, never the
-    suffix or the target. Source and target meet at a space, so that they have the same tokens together and apart.
+    `labels` holds at each place the token that comes next where it belongs to the target or is the EOS behind
+    it, else -100. `max_length` bounds both together, `max_target_length` the target; what is too long loses
+    the end of its source, never the suffix or the target. Source and target meet at a space, so that they
+    have the same tokens together and apart.
     """
     eos = processor.eos_token_id
     if eos is None:
         raise InputError(
-            "The tokenizer has no end-of-text token, so that nothing could be learnt to stop; set --model_name_or_path"
+            "The tokenizer has no end-of-text token, so that nothing could be learnt to stop; set "
+            "--model_name_or_path"
         )
     front, _ = frame(processor)
     if max_target_length + len(front) >= max_length:
         raise InputError(
-            f"--max_target_length {max_target_length} leaves nothing of --max_length {max_length} for the source"
+            f"--max_target_length {max_target_length} leaves nothing of --max_length {max_length} for the "
+            "source"
         )
 
     suffix = source_suffix.rstrip(" ")
@@ -212,7 +218,8 @@ def bind_continuations(options: TaskArguments) -> dict[str, Callable]:
 def shortened(
     ids: Sequence[int], offsets: Sequence[tuple[int, int]], border: int, room: int
 ) -> tuple[list[int], int]:
-    """At most `room` tokens of a prompt and the number dropped: from the end of its text, never from the suffix behind `border`.
+    """At most `room` tokens of a prompt and the number dropped: from the end of its text, never from the
+    suffix behind `border`.
 
     Raises:
         InputError: the suffix alone fills the room.
@@ -249,13 +256,15 @@ def want_both(
     gone = "source" if kept < 1 else "target" if special.issuperset(goal) else None
     if gone is not None:
         raise InputError(
-            f"Within --max_length {limits[0]} and --max_target_length {limits[1]} nothing is left of the {gone} of the row "
+            f"Within --max_length {limits[0]} and --max_target_length {limits[1]} nothing is left of the "
+            f"{gone} of the row "
             f"{text!r:.80}; set it higher, or mend the row"
         )
 
 
 def ended(ids: Sequence[int], most: int, eos: int | None) -> list[int]:
-    """At most `most` tokens, with EOS at the end of what is whole, whether or not the tokenizer puts it there.
+    """At most `most` tokens, with EOS at the end of what is whole, whether or not the tokenizer puts it
+    there.
 
     What is cut ends in mid-sentence, where a model shall not learn to stop.
     """
@@ -276,14 +285,17 @@ def _report(features: Dataset, max_length: int, max_target_length: int) -> Datas
     many = sum(count > 0 for count in features["cut_target"][:])
     if many:
         logger.warning(
-            "%d of %d targets are longer than %d tokens and were cut; they have no end to learn (--max_target_length)",
+            "%d of %d targets are longer than %d tokens and were cut; they have no end to learn "
+            "(--max_target_length)",
             many, len(features), max_target_length,
         )  # fmt: skip
     return report_cut(features.remove_columns("cut_target"), max_length)
 
 
 def forward(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Logits [batch, target time, vocabulary] of a target that is fed to the decoder one place to the right."""
+    """Logits [batch, target time, vocabulary] of a target that is fed to the decoder one place to the
+    right.
+    """
     config = unwrapped(model).config
     return model(
         **batch, decoder_input_ids=shifted_right(labels, config.decoder_start_token_id, config.pad_token_id)

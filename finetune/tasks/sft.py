@@ -1,4 +1,6 @@
-"""Answers to instructions and chats: from raw rows to figures. Knows columns and tokenizers; knows no model."""
+"""Answers to instructions and chats: from raw rows to figures. Knows columns and tokenizers; knows no
+model.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,8 @@ class InstructionArguments:
             raise InputError(f"Got --max_new_tokens {self.max_new_tokens}; wanted 1 or more")
         if self.save_predictions and not self.write_answers:
             raise InputError(
-                "--save_predictions has nothing to save where the model writes no answers; set --write_answers true"
+                "--save_predictions has nothing to save where the model writes no answers; set "
+                "--write_answers true"
             )
 
 
@@ -116,11 +119,13 @@ def check_messages(rows: Dataset, columns: Columns, where: str) -> None:
     for index, messages in enumerate(rows[columns.text]):
         if not all(isinstance(message, dict) and message.get("role") for message in messages):
             raise InputError(
-                f"The {where} {place_of(rows, index)} has messages without a role; wanted role and content in each"
+                f"The {where} {place_of(rows, index)} has messages without a role; wanted role and content "
+                "in each"
             )
         if not any(message["role"] == "assistant" for message in messages):
             raise InputError(
-                f"The {where} {place_of(rows, index)} has no message of the role assistant, so that nothing could be learnt"
+                f"The {where} {place_of(rows, index)} has no message of the role assistant, so that nothing "
+                "could be learnt"
             )
         if all(message["role"] in ("assistant", "system", "developer") for message in messages):
             raise InputError(
@@ -130,13 +135,15 @@ def check_messages(rows: Dataset, columns: Columns, where: str) -> None:
         for message in messages:
             if message["role"] == "user" and not message.get("content"):
                 raise InputError(
-                    f"The {where} {place_of(rows, index)} has a user's message without content. Mend the row or leave it out"
+                    f"The {where} {place_of(rows, index)} has a user's message without content. Mend the row "
+                    "or leave it out"
                 )
             if message["role"] == "assistant" and not (
                 message.get("tool_calls") or str(message.get("content") or "").strip()
             ):
                 raise InputError(
-                    f"The {where} {place_of(rows, index)} has an answer without content. Mend the row or leave it out"
+                    f"The {where} {place_of(rows, index)} has an answer without content. Mend the row or "
+                    "leave it out"
                 )
 
 
@@ -152,16 +159,19 @@ def encode(
     completion_only_loss: bool = True,
     template_options: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Messages, or a prompt and a completion, a row → input_ids, labels (the next token where it is learnt), prompt, row, length.
+    """Messages, or a prompt and a completion, a row → input_ids, labels (the next token where it is learnt),
+    prompt, row, length.
 
     Args:
         chat: whether prompt and completion go into the chat template; None: where the tokenizer has one.
-        assistant_only_loss: of chats learn the assistant's turns, with the token that ends them; else the whole text.
+        assistant_only_loss: of chats learn the assistant's turns, with the token that ends them; else the
+            whole text.
         completion_only_loss: the same for completions.
         template_options: what the chat template is told besides (`enable_thinking`).
 
-    A chat becomes several features where its template writes turns otherwise once others follow; `final` is true of the
-    one with its last answer. Rows that are too long lose their end; those of which nothing to learn is left are left out, both counted in the log.
+    A chat becomes several features where its template writes turns otherwise once others follow; `final` is
+    true of the one with its last answer. Rows that are too long lose their end; those of which nothing to
+    learn is left are left out, both counted in the log.
 
     Raises:
         InputError: no chat template, a chat that it refuses or leaves a part of out, no row left.
@@ -213,7 +223,9 @@ FEATURES = ("input_ids", "labels", "prompt", "length", "source", "final", "cut",
 
 
 def _feature(line: Line, max_length: int, answers_only: bool) -> dict[str, Any] | None:
-    """A line as a feature: at each place the token that comes next, where it is learnt; None where nothing is left."""
+    """A line as a feature: at each place the token that comes next, where it is learnt; None where nothing is
+    left.
+    """
     wanted = line.learnt[1:] if answers_only else [True] * (len(line.ids) - 1)
     following = [token if learn else IGNORED for token, learn in zip(line.ids[1:], wanted, strict=True)]
     kept = following[: max_length - 1]
@@ -271,7 +283,8 @@ def _report(features: Dataset, rows: Dataset, max_length: int) -> Dataset:
         )  # fmt: skip
     if len(features) > len(there):
         logger.warning(
-            "The chat template writes turns otherwise once later ones follow: %d chats became %d rows, in which each answer "
+            "The chat template writes turns otherwise once later ones follow: %d chats became %d rows, in "
+            "which each answer "
             "stands as the model is asked for it",
             len(there), len(features),
         )  # fmt: skip
@@ -294,7 +307,9 @@ def _report(features: Dataset, rows: Dataset, max_length: int) -> Dataset:
 
 
 def figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dict[str, Any]:
-    """Figures of texts; where references end in `#### number`, also the share of answers that end in that number."""
+    """Figures of texts; where references end in `#### number`, also the share of answers that end in that
+    number.
+    """
     found = written_figures(answers, labels)
     if all(texts.MARK in a["gold"] for a in answers):
         right = [texts.ends_in_same_number(a["prediction"], a["gold"]) for a in answers]
@@ -329,7 +344,9 @@ def as_asked(
 
 
 def recall(arguments: Mapping[str, Any]) -> tuple[TaskArguments, dict[str, Any]]:
-    """What arguments.yaml says of a run of scripts/sft.py, or of scripts/train.py, which has options of its own."""
+    """What arguments.yaml says of a run of scripts/sft.py, or of scripts/train.py, which has options of its
+    own.
+    """
     options = remembered(arguments)
     if "max_new_tokens" not in arguments:
         return options, {}
@@ -348,7 +365,9 @@ def recall(arguments: Mapping[str, Any]) -> tuple[TaskArguments, dict[str, Any]]
 
 
 def packed(row: Task) -> Task:
-    """A row for texts of a decoder, with its rows packed into one line and logits where there is a label alone."""
+    """A row for texts of a decoder, with its rows packed into one line and logits where there is a label
+    alone.
+    """
     return replace(
         row,
         collate=collate.packed_lines,

@@ -1,4 +1,6 @@
-"""The part of a text that answers a question: from raw rows to figures. Knows columns, tokenizers, scores and how heads are called."""
+"""The part of a text that answers a question: from raw rows to figures. Knows columns, tokenizers, scores and
+how heads are called.
+"""
 
 from __future__ import annotations
 
@@ -64,13 +66,15 @@ def check_answers(rows: Dataset, columns: Columns, where: str) -> None:
         starts = (answers or {}).get("answer_start") or ()
         if answers is None or len(answers["text"] or ()) != len(starts) or None in starts:
             raise InputError(
-                f"The {where} {place_of(rows, index)} has the answers {answers!r:.200}; wanted as many texts as starts. Mend the row or leave it out"
+                f"The {where} {place_of(rows, index)} has the answers {answers!r:.200}; wanted as many texts "
+                "as starts. Mend the row or leave it out"
             )
         for text, start in zip(answers["text"] or (), answers["answer_start"] or (), strict=True):
             found = context[start : start + len(text)] if start >= 0 else ""
             if found != text or not text.strip():
                 raise InputError(
-                    f"The {where} {place_of(rows, index)} says that {text!r} stands at character {start} of its context; there is {found!r}. "
+                    f"The {where} {place_of(rows, index)} says that {text!r} stands at character {start} of "
+                    f"its context; there is {found!r}. "
                     "Mend the row or leave it out"
                 )
 
@@ -86,12 +90,14 @@ def encode(
 ) -> Dataset:
     """Question, context and answers a row → windows: input_ids, labels, offsets, row, length.
 
-    `labels` is the first and last token of the first answer, or (0, 0) in windows that don't hold the whole of it. Windows share
-    `stride` tokens of context (a quarter of `max_length` where none is given). `offsets` gives each token's first and last
-    character in the context, (-1, -1) outside. Questions beyond half of `max_length` are cut.
+    `labels` is the first and last token of the first answer, or (0, 0) in windows that don't hold the whole
+    of it. Windows share `stride` tokens of context (a quarter of `max_length` where none is given). `offsets`
+    gives each token's first and last character in the context, (-1, -1) outside. Questions beyond half of
+    `max_length` are cut.
 
     Raises:
-        InputError: a slow tokenizer, a stride that leaves no room, or a question or context without a single token.
+        InputError: a slow tokenizer, a stride that leaves no room, or a question or context without a single
+            token.
     """
     want_places(processor)
     overlap = shared_tokens(
@@ -152,7 +158,9 @@ def answer_place(answers: dict[str, list]) -> tuple[int, int]:
 
 
 def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """First and last token (inclusive) of the characters start..end; (0, 0) where the tokens don't hold all of them."""
+    """First and last token (inclusive) of the characters start..end; (0, 0) where the tokens don't hold all
+    of them.
+    """
     inside = [index for index, (first, last) in enumerate(offsets) if last > first]
     if start < 0 or not inside or offsets[inside[0]][0] > start or offsets[inside[-1]][1] < end:
         return 0, 0
@@ -217,7 +225,8 @@ def ranked(
         windows: (scores [time, 2], offsets [time, 2]) each; token 0 stands for no answer.
 
     Returns:
-        Answers with text, score and probability among the n-best and no answer (each text once, best first), and the lowest score
+        Answers with text, score and probability among the n-best and no answer (each text once, best first),
+        and the lowest score
         of no answer: one window that holds an answer is enough (Devlin et al. 2019, section 4.3).
     """
     found: dict[str, float] = {}
@@ -245,9 +254,11 @@ def read(
     max_answer_length: int = 30,
     no_answer_threshold: float | None = None,
 ) -> list[Answer]:
-    """Start and end scores [windows, time, 2] → the best answer of each question over its windows, and the n best.
+    """Start and end scores [windows, time, 2] → the best answer of each question over its windows, and the n
+    best.
 
-    With a threshold, a question is left unanswered where the score of no answer beats the best answer's by more than it.
+    With a threshold, a question is left unanswered where the score of no answer beats the best answer's by
+    more than it.
     """
     windows: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(len(asked.rows))]
     for scores, row, offsets in zip(kept, asked.features["row"], asked.features["offsets"], strict=True):
@@ -283,7 +294,9 @@ def bind(options: TaskArguments) -> dict[str, Callable]:
 
 
 def figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dict[str, Any]:
-    """Exact match and F1; where some questions have no answer, also the threshold that would have been best on these rows."""
+    """Exact match and F1; where some questions have no answer, also the threshold that would have been best
+    on these rows.
+    """
     found: dict[str, Any] = spans.answer_figures(
         [a["prediction"] for a in answers], [a["gold"] for a in answers]
     )
@@ -300,7 +313,9 @@ def figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dict[str
 
 
 def best_of(score: Callable[[str, str], float]) -> Counts:
-    """The best score of an answer against any of its references; a question without any wants the answer ""."""
+    """The best score of an answer against any of its references; a question without any wants the
+    answer "".
+    """
 
     def best(answer: Answer) -> float:
         gold = [text for text in answer["gold"] if spans.normalised_answer(text)] or [""]

@@ -37,7 +37,8 @@ from finetune.tasks.task import Task
 CLASSES = Task(
     AutoModelForSequenceClassification, partial(classification.examine, pair=False), encode.sequence,
     collate.sequences, loss.cross_entropy, loss.items, metrics.class_figures, "SEQ_CLS",
-    classes=True, pooled=True, read=classification.read, details=classification.details, intervals=classification.ACCURACY, takes=WEIGHTED,
+    classes=True, pooled=True, read=classification.read, details=classification.details,
+    intervals=classification.ACCURACY, takes=WEIGHTED,
 )  # fmt: skip
 CONTINUATIONS = Task(
     AutoModelForCausalLM, seq2seq.examine, seq2seq.encode_continuations, collate.continuations,

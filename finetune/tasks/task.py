@@ -1,4 +1,6 @@
-"""What a task is: one row of TASKS, as the functions that each step of the flow needs. Knows no task by name."""
+"""What a task is: one row of TASKS, as the functions that each step of the flow needs. Knows no task
+by name.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ Answer = dict[str, Any]
 
 
 class Examined(NamedTuple):
-    """Rows that were checked and sampled, which of their columns are read, and the names of the classes or None."""
+    """Rows that were checked and sampled, which of their columns are read, and the names of the classes or
+    None.
+    """
 
     rows: Rows
     columns: Columns
@@ -95,7 +99,8 @@ class Task:
         start: (network, training targets) → None, where a new head is told of them before the first step.
         takes: options that the task reads beside those that every task does.
         bind: options → functions of this row with the options in them, by the row's own names.
-        recall: arguments.yaml of a finished run → (options, further entries of this row as they were trained).
+        recall: arguments.yaml of a finished run → (options, further entries of this row as they were
+            trained).
         decoder_only: the row to take for a model that has no encoder, where that is another.
     """
 
@@ -138,7 +143,9 @@ class Task:
 def intervals(
     row: Task, answers: Sequence[Answer], figures: Mapping[str, Any], samples: int = 2000
 ) -> dict[str, list[float]]:
-    """The 95 % interval of each of the `figures` that has one: {"accuracy": [low, high]}; none without answers."""
+    """The 95 % interval of each of the `figures` that has one: {"accuracy": [low, high]}; none without
+    answers.
+    """
     if not answers:
         return {}
     return {

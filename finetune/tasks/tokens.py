@@ -1,4 +1,6 @@
-"""A tag for each word: from raw rows to figures. Knows columns, tokenizers and arrays; knows no model and no trainer."""
+"""A tag for each word: from raw rows to figures. Knows columns, tokenizers and arrays; knows no model and no
+trainer.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     """Rows of words with a tag each; tags that look like entities must keep IOB2.
 
     Raises:
-        InputError: unequal numbers of words and tags, an I- tag that continues nothing, evaluation tags never seen in training.
+        InputError: unequal numbers of words and tags, an I- tag that continues nothing, evaluation tags never
+            seen in training.
     """
     rows, columns = laid_out(rows, data, lay_out_tags)
     assert rows.train is not None and rows.eval is not None
@@ -54,13 +57,15 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     examined = checked_splits(rows, data, columns, check, lists=True)
     if len(seen) < 2 and rows.train is not rows.eval:
         raise InputError(
-            f"The training rows have one tag only ({', '.join(seen)}) in '{columns.label}'; set --label_column"
+            f"The training rows have one tag only ({', '.join(seen)}) in '{columns.label}'; set "
+            "--label_column"
         )
     return Examined(*examined, labels)
 
 
 def check_scheme(labels: list[str]) -> None:
-    """Tags of entities are written as IOB2 writes them, all of them; what the log says of others is what F1 then means.
+    """Tags of entities are written as IOB2 writes them, all of them; what the log says of others is what F1
+    then means.
 
     Raises:
         InputError: tags of entities beside others.
@@ -69,7 +74,8 @@ def check_scheme(labels: list[str]) -> None:
     strange = [name for name in inside if name[:2] not in ("B-", "I-") or len(name) < 3]
     if strange and (set(inside) <= {"B", "I"} or any(name[:2].upper() in ("B-", "I-") for name in inside)):
         raise InputError(
-            f"The tag '{strange[0]}' stands beside tags of entities; wanted O, B-TYPE and I-TYPE alone. Convert the tags"
+            f"The tag '{strange[0]}' stands beside tags of entities; wanted O, B-TYPE and I-TYPE alone. "
+            "Convert the tags"
         )
     if strange:
         logger.warning(
@@ -89,7 +95,8 @@ def check_tags(
             )
         if not all(isinstance(word, str) for word in row):
             raise InputError(
-                f"The {places[index]} holds a word that is no text: {row!r:.200}. Mend the row or leave it out"
+                f"The {places[index]} holds a word that is no text: {row!r:.200}. Mend the row or leave it "
+                "out"
             )
         for place, (before, mark) in enumerate(zip(["O", *marks], marks, strict=False)):
             if mark not in labels:
@@ -98,7 +105,8 @@ def check_tags(
                 )
             if entities and mark.startswith("I-") and before[2:] != mark[2:]:
                 raise InputError(
-                    f"The tags of {places[index]} break IOB2: '{mark}' at word {place} ({row[place]!r}) follows '{before}'; "
+                    f"The tags of {places[index]} break IOB2: '{mark}' at word {place} ({row[place]!r}) "
+                    f"follows '{before}'; "
                     f"wanted 'B-{mark[2:]}' where an entity begins. Convert the tags, or set --label_column"
                 )
 
@@ -120,9 +128,10 @@ def encode(
 ) -> Dataset:
     """Words and a tag for each → windows of sub-words: input_ids, labels, words, row, length.
 
-    A word's tag stands on its first sub-word, -100 on the rest. Rows beyond `max_length` are read in windows that share about
-    `stride` sub-words (a quarter of `max_length` where none is given); each word is labelled in one window alone, the one with
-    more of its surroundings. `words` says which word a labelled sub-word begins, -1 elsewhere.
+    A word's tag stands on its first sub-word, -100 on the rest. Rows beyond `max_length` are read in windows
+    that share about `stride` sub-words (a quarter of `max_length` where none is given); each word is labelled
+    in one window alone, the one with more of its surroundings. `words` says which word a labelled sub-word
+    begins, -1 elsewhere.
 
     Raises:
         InputError: a slow tokenizer, a stride that leaves no room, or a row without a single sub-word.
@@ -164,7 +173,9 @@ def encode(
 
 
 def first_pieces(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
-    """Position of each word's first sub-word in the tokens of `" ".join(words)`; None for a word that the tokenizer drops."""
+    """Position of each word's first sub-word in the tokens of `" ".join(words)`; None for a word that the
+    tokenizer drops.
+    """
     starts, place = [], 0
     for word in words:
         starts.append(place)
@@ -197,7 +208,8 @@ def _report_windows(features: Dataset, rows: int, max_length: int) -> Dataset:
     bare = next((row for row in range(rows) if row not in seen), None)
     if bare is not None:
         raise InputError(
-            f"Row {bare} has no token that the tokenizer knows; wanted one or more. Mend the row or leave it out"
+            f"Row {bare} has no token that the tokenizer knows; wanted one or more. Mend the row or leave it "
+            "out"
         )
     return features
 
@@ -208,7 +220,8 @@ def bind(options: TaskArguments) -> dict[str, Callable]:
 
 
 def read(kept: np.ndarray, asked: Asked) -> list[Answer]:
-    """Logits [windows, time, tags] → a tag for each word; the score is the mean probability of the tags given.
+    """Logits [windows, time, tags] → a tag for each word; the score is the mean probability of the tags
+    given.
 
     A word that the tokenizer drops gets O, or the first tag where there is no O.
     """
@@ -231,7 +244,9 @@ def read(kept: np.ndarray, asked: Asked) -> list[Answer]:
 
 
 def figures(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, Any]:
-    """Entity precision, recall and F1, strict IOB2; of other tags micro-F1 over words, which is their accuracy."""
+    """Entity precision, recall and F1, strict IOB2; of other tags micro-F1 over words, which is their
+    accuracy.
+    """
     gold, said = [a["gold"] for a in answers], [a["prediction"] for a in answers]
     if are_entities(labels):
         return classification.entity_figures(said, gold)
@@ -240,7 +255,9 @@ def figures(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, Any]:
 
 
 def shared_tags(answers: Sequence[Answer]) -> np.ndarray:
-    """Entities said and right, said, and there, of each row, as `figures` counts them; of other tags, the words."""
+    """Entities said and right, said, and there, of each row, as `figures` counts them; of other tags, the
+    words.
+    """
     tags = {tag for answer in answers for side in ("prediction", "gold") for tag in answer[side]}
     found = []
     for answer in answers:

@@ -1,4 +1,6 @@
-"""How much each label counts in training: class weights, label smoothing, focal loss. Knows labels; knows no model."""
+"""How much each label counts in training: class weights, label smoothing, focal loss. Knows labels; knows no
+model.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from finetune.tasks.task import Task
 def shape_loss(
     row: Task, options: TaskArguments, smoothing: float, features: Dataset, labels: list[str] | None
 ) -> dict[str, Any]:
-    """Keyword arguments of the row's loss in training, those that were asked for: class weights, smoothing, focal gamma.
+    """Keyword arguments of the row's loss in training, those that were asked for: class weights, smoothing,
+    focal gamma.
 
     Raises:
         InputError: smoothing for a loss that has none, or weights for classes that aren't there.
@@ -43,8 +46,8 @@ def shape_loss(
 def class_weights(wanted: str, gold: Sequence[Any], labels: list[str]) -> torch.Tensor:
     """Weights [classes]: given by name as JSON (1 for the rest), or balanced.
 
-    Balanced weights make each class count as much in all (King & Zeng 2001), with a mean of 1 over labels; for sets of labels
-    they are the ratio of rows without a label to rows with it.
+    Balanced weights make each class count as much in all (King & Zeng 2001), with a mean of 1 over labels;
+    for sets of labels they are the ratio of rows without a label to rows with it.
 
     Args:
         gold: one class id a row, one a token (-100 where there is none), or 0.0 and 1.0 for each class.
@@ -61,7 +64,8 @@ def class_weights(wanted: str, gold: Sequence[Any], labels: list[str]) -> torch.
             ) from error
         if not torch.isfinite(weights).all() or weights.min() < 0 or not weights.any():
             raise InputError(
-                f"--class_weights {wanted} has weights that are below 0 or no numbers; wanted 0 or more, not all 0"
+                f"--class_weights {wanted} has weights that are below 0 or no numbers; wanted 0 or more, not "
+                "all 0"
             )
         if unknown:
             raise InputError(

@@ -1,4 +1,6 @@
-"""Texts that are longer than a model reads → windows that share tokens, and what a tokenizer puts around them. Knows tokenizers."""
+"""Texts that are longer than a model reads → windows that share tokens, and what a tokenizer puts around
+them. Knows tokenizers.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,15 @@ from finetune.errors import InputError
 def split_windows(
     firsts: Sequence[int], total: int, room: int, stride: int
 ) -> list[tuple[int, int, int, int]]:
-    """Windows of at most `room` of `total` tokens that begin and end with whole words and share about `stride` tokens.
+    """Windows of at most `room` of `total` tokens that begin and end with whole words and share about
+    `stride` tokens.
 
     Args:
         firsts: where words begin, ascending.
 
     Returns:
-        (start, end, owned from, owned to) each: every token is owned by one window; of what two share, each owns half.
+        (start, end, owned from, owned to) each: every token is owned by one window; of what two share, each
+        owns half.
     """
     spans, start = [], 0
     while total - start > room:
@@ -60,7 +64,8 @@ def want_places(processor: PreTrainedTokenizerBase) -> None:
     """
     if not processor.is_fast:
         raise InputError(
-            f"{type(processor).__name__} keeps no places of tokens; wanted a fast tokenizer. Set --model_name_or_path"
+            f"{type(processor).__name__} keeps no places of tokens; wanted a fast tokenizer. Set "
+            "--model_name_or_path"
         )
 
 
@@ -75,6 +80,7 @@ def frame(processor: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     inner = [position for position, special in enumerate(encoded["special_tokens_mask"]) if not special]
     if not inner:
         raise InputError(
-            f"{type(processor).__name__} has no token for the letter a; set --model_name_or_path to another model"
+            f"{type(processor).__name__} has no token for the letter a; set --model_name_or_path to another "
+            "model"
         )
     return encoded["input_ids"][: inner[0]], encoded["input_ids"][inner[-1] + 1 :]

@@ -1,4 +1,6 @@
-"""Answers that a model writes: can it, what it wrote, and its figures. Knows models and texts; knows no trainer."""
+"""Answers that a model writes: can it, what it wrote, and its figures. Knows models and texts; knows no
+trainer.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ def check_writing(options: TaskArguments, network: Any, processor: Any, features
     """What evaluation lets a model write can be written; said before the training that comes first.
 
     Raises:
-        InputError: options that generation doesn't have, or prompts that leave too few positions for what follows them.
+        InputError: options that generation doesn't have, or prompts that leave too few positions for what
+            follows them.
     """
     config = generate.generation_settings(
         network, processor, options.max_target_length, options.num_beams, _further(options)
@@ -69,7 +72,8 @@ def check_writing(options: TaskArguments, network: Any, processor: Any, features
     )  # the last token written is read by nobody
     if limit is not None and needed > limit and "rope_parameters" not in network.config.to_dict():
         raise InputError(
-            f"A prompt of {prompt} tokens and {config.max_new_tokens} new ones take {needed} positions and the model has {limit}; "
+            f"A prompt of {prompt} tokens and {config.max_new_tokens} new ones take {needed} positions and "
+            f"the model has {limit}; "
             "set fewer new tokens, or a lower --max_length"
         )
 

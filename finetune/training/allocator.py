@@ -17,11 +17,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 @cache
 def keep_freed_memory() -> None:
-    """Have glibc keep freed blocks instead of handing them back to the system at each step; call before the first tensor.
+    """Have glibc keep freed blocks instead of handing them back to the system at each step; call before the
+    first tensor.
 
-    Otherwise blocks above 32 MB are mapped and unmapped again at every step, and page faults take half of the time. An
-    allocator that was preloaded (jemalloc, tcmalloc) or settings of the user's own are left alone. Kept blocks may pile up
-    where new ones don't fit between what is in use: above half of the machine's memory all are handed back.
+    Otherwise blocks above 32 MB are mapped and unmapped again at every step, and page faults take half of the
+    time. An allocator that was preloaded (jemalloc, tcmalloc) or settings of the user's own are left alone.
+    Kept blocks may pile up where new ones don't fit between what is in use: above half of the machine's
+    memory all are handed back.
     """
     if (
         platform.libc_ver()[0] != "glibc"
@@ -60,7 +62,9 @@ class _Blocks(ctypes.Structure):
 
 
 def _hand_back(libc: ctypes.CDLL, limit: int) -> None:
-    """Look once a second, for ever. A free block counts while it is resident, which it isn't once it was handed back."""
+    """Look once a second, for ever. A free block counts while it is resident, which it isn't once it was
+    handed back.
+    """
     process = psutil.Process()
     while True:
         time.sleep(1)

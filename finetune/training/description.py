@@ -1,4 +1,6 @@
-"""Rows and features of a run → `data.json` and `baselines.json` for its page and card. Knows no models and no trainer."""
+"""Rows and features of a run → `data.json` and `baselines.json` for its page and card. Knows no models and no
+trainer.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ MOST_LENGTHS = 4000  # a histogram needs no more, and a page should stay small
 def describe_rows(found: Examined, features: Mapping[str, Dataset], folder: str | Path) -> None:
     """Write what each column became, how many rows there are, classes with counts, and lengths in tokens.
 
-    For rows of one class each, also what needs no language model: always the commonest class, and a bag of words, learnt on
-    the training rows and scored on the evaluation rows. Call on the main process.
+    For rows of one class each, also what needs no language model: always the commonest class, and a bag of
+    words, learnt on the training rows and scored on the evaluation rows. Call on the main process.
     """
     path, columns = Path(folder), found.columns
     roles = {"text": columns.text, "second text": columns.pair, "label": columns.label}

@@ -1,7 +1,8 @@
-"""Runs that are told to stop: the step is finished, a checkpoint sealed, exit status 143. Knows signals and clocks; no model.
+"""Runs that are told to stop: the step is finished, a checkpoint sealed, exit status 143. Knows signals and
+clocks; no model.
 
-Schedulers and spot machines give notice by SIGTERM or SIGUSR1; `--time_limit` gives it before they do. Started again with the
-same command, the run goes on as if nothing had been.
+Schedulers and spot machines give notice by SIGTERM or SIGUSR1; `--time_limit` gives it before they do.
+Started again with the same command, the run goes on as if nothing had been.
 """
 
 from __future__ import annotations
@@ -43,13 +44,15 @@ def check_stops(options: Any) -> None:
     """Options of transformers that say when a run ends.
 
     Raises:
-        InputError: a time that is none, or transformers' own way with SIGTERM, which takes a half-trained run for a finished one.
+        InputError: a time that is none, or transformers' own way with SIGTERM, which takes a half-trained run
+            for a finished one.
     """
     if options.time_limit is not None:
         seconds_of(options.time_limit)
     if options.enable_jit_checkpoint:
         raise InputError(
-            "--enable_jit_checkpoint goes past the seals; SIGTERM and SIGUSR1 save and stop anyway: leave it out"
+            "--enable_jit_checkpoint goes past the seals; SIGTERM and SIGUSR1 save and stop anyway: leave it "
+            "out"
         )
 
 
@@ -84,7 +87,9 @@ class Notice:
         self.given = signal.Signals(number).name
 
     def due(self) -> str | None:
-        """Why to stop after this step, on every process alike; None where the run goes on. Call once a step."""
+        """Why to stop after this step, on every process alike; None where the run goes on. Call once
+        a step.
+        """
         now = time.monotonic()
         self._longest, self._last = max(self._longest, now - self._last), now
         if self.end is not None and now + 2 * self._longest > self.end:
@@ -108,7 +113,8 @@ def leave_stopped(reason: str, place: str) -> None:
 
 
 class Interrupts(TrainerCallback):
-    """A signal or the end of the time: the step is finished, a checkpoint written and sealed, and the process ends with 143.
+    """A signal or the end of the time: the step is finished, a checkpoint written and sealed, and the process
+    ends with 143.
 
     Stands behind the Sealer, whose part is done when this one ends the process.
     """
@@ -164,7 +170,8 @@ class Resuming(Trainer):
         reason = fault(Path(best)) if best and Path(best).is_dir() else None
         if reason:
             raise InputError(
-                f"The best checkpoint {best} can't be used: {reason}. Start the command again: it goes on before it"
+                f"The best checkpoint {best} can't be used: {reason}. Start the command again: it goes on "
+                "before it"
             )
         super()._load_best_model()
 

@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 def has_fast_bf16() -> bool:
-    """Whether matrix products in bf16 beat float32 here: accelerators that have them in hardware, CPUs with AMX or AVX-512 BF16."""
+    """Whether matrix products in bf16 beat float32 here: accelerators that have them in hardware, CPUs with
+    AMX or AVX-512 BF16.
+    """
     kind = device().type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -32,7 +34,9 @@ def has_fast_bf16() -> bool:
 
 
 def keep_to_cpu(options: Any) -> None:
-    """Settle `use_cpu` of transformers' options before its own look: true without an accelerator, and then for every tensor."""
+    """Settle `use_cpu` of transformers' options before its own look: true without an accelerator, and then
+    for every tensor.
+    """
     if options.use_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     options.use_cpu = device().type == "cpu"
@@ -41,8 +45,9 @@ def keep_to_cpu(options: Any) -> None:
 # How several processes may share a verb's work. What isn't here is refused at the start, by name.
 SHARED_BY = {
     "train": ("ddp", "fsdp2", "zero"), "sft": ("ddp", "fsdp2", "zero"), "pretrain": ("ddp", "fsdp2", "zero"),
-    "dpo": ("ddp", "zero"), "reward": ("ddp",), "ppo": ("ddp",), "grpo": ("ddp",), "rloo": ("ddp",), "prefer": ("ddp",), "align": ("ddp",),
-    "prompt": ("ddp",), "fuse": ("ddp",), "frontier": (), "serve": (), "assess": (), "adapter": (), "compare": (), "tokenizer": (), "board": (), "report": (), "compare_runs": (),
+    "dpo": ("ddp", "zero"), "reward": ("ddp",), "ppo": ("ddp",), "grpo": ("ddp",), "rloo": ("ddp",),
+    "prefer": ("ddp",), "align": ("ddp",), "prompt": ("ddp",), "fuse": ("ddp",), "frontier": (), "serve": (),
+    "assess": (), "adapter": (), "compare": (), "tokenizer": (), "board": (), "report": (), "compare_runs": (),
     "import_task": (),
 }  # fmt: skip
 WAYS = {"ddp": "copies of the model (DDP)", "fsdp2": "shards (FSDP2)", "zero": "DeepSpeed's ZeRO-1 and -2"}
@@ -52,8 +57,8 @@ def processes(verb: str) -> int:
     """Number of processes that this run really has, and a way of sharing that the verb was made for.
 
     Raises:
-        InputError: a launcher was asked for several processes and started one, several GPUs stand behind one process, or the
-            verb can't be shared in the way that the launcher was asked for.
+        InputError: a launcher was asked for several processes and started one, several GPUs stand behind one
+            process, or the verb can't be shared in the way that the launcher was asked for.
     """
     size, way = world_size(), _way()
     if way is None and size == 1:
@@ -66,7 +71,8 @@ def processes(verb: str) -> int:
         )
     if way != "ddp" and device().type == "cpu":
         raise InputError(
-            f"{WAYS[way]} need GPUs: on CPUs accelerate would train copies of the model (DDP) without a word. "
+            f"{WAYS[way]} need GPUs: on CPUs accelerate would train copies of the model (DDP) without a "
+            "word. "
             "Wanted: scripts/accelerate/two_cpus.yaml, without --fsdp and --deepspeed"
         )
     return size
@@ -93,19 +99,25 @@ def world_size() -> int:
     """Number of processes that this run really has, checked against what the launcher was asked for.
 
     Raises:
-        InputError: a launcher was asked for several processes and started one, or several GPUs stand behind one process.
+        InputError: a launcher was asked for several processes and started one, or several GPUs stand behind
+            one process.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if "WORLD_SIZE" not in os.environ and "MASTER_ADDR" in os.environ:
-        # accelerate's simple launcher sets the address when it was asked for several processes, and then starts one
+        # accelerate's simple launcher sets the address when it was asked for several processes, and then
+        # starts one
         raise InputError(
-            "Several processes were asked for and one was started: `accelerate launch --cpu --num_processes N` does that. "
-            "Wanted: accelerate launch --config_file scripts/accelerate/two_cpus.yaml ..., or torchrun --nproc_per_node N ..."
+            "Several processes were asked for and one was started: `accelerate launch --cpu --num_processes "
+            "N` does that. "
+            "Wanted: accelerate launch --config_file scripts/accelerate/two_cpus.yaml ..., or torchrun "
+            "--nproc_per_node N ..."
         )
     if size == 1 and torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
         raise InputError(
-            f"{torch.cuda.device_count()} GPUs are visible to one process, which would train by DataParallel, slow and with other "
-            "losses. Wanted: accelerate launch --config_file scripts/accelerate/gpus.yaml ..., or CUDA_VISIBLE_DEVICES=0"
+            f"{torch.cuda.device_count()} GPUs are visible to one process, which would train by "
+            "DataParallel, slow and with other "
+            "losses. Wanted: accelerate launch --config_file scripts/accelerate/gpus.yaml ..., or "
+            "CUDA_VISIBLE_DEVICES=0"
         )
     return size
 
@@ -113,7 +125,8 @@ def world_size() -> int:
 def join_processes(verb: str) -> PartialState:
     """This run's processes, each knowing of the others; on CPUs with gloo between them.
 
-    Left alone, accelerate joins processes by GPUs only: on CPUs each would believe to be the only one, and do all of the work.
+    Left alone, accelerate joins processes by GPUs only: on CPUs each would believe to be the only one, and do
+    all of the work.
 
     Raises:
         InputError: as `processes` does.
@@ -122,7 +135,8 @@ def join_processes(verb: str) -> PartialState:
     state = PartialState(cpu=on_cpu)
     if state.num_processes != size:
         raise InputError(
-            f"{size} processes were started, {state.num_processes} know of each other. Wanted: scripts/accelerate/two_cpus.yaml"
+            f"{size} processes were started, {state.num_processes} know of each other. Wanted: "
+            "scripts/accelerate/two_cpus.yaml"
         )
     if size > 1 and state.is_main_process and on_cpu:
         threads = torch.get_num_threads()
@@ -149,7 +163,9 @@ def describe(processes: int, bf16: bool) -> str:
 
 
 def peak_memory_mb() -> float:
-    """Most memory that this process has held so far, in MB: the GPU's where there is one, else the process's."""
+    """Most memory that this process has held so far, in MB: the GPU's where there is one, else the
+    process's.
+    """
     if device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

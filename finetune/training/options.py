@@ -1,4 +1,5 @@
-"""Options of training: transformers' by their own names, with other defaults where those lose accuracy, speed or a run.
+"""Options of training: transformers' by their own names, with other defaults where those lose accuracy, speed
+or a run.
 
 Knows what may not go together; knows no model and no rows.
 """
@@ -21,12 +22,16 @@ from finetune.training.machine import has_fast_bf16, keep_to_cpu
 
 # Below these a run stops in mid-air, or trains on nothing without a word.
 LEAST = {
-    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": 0,
-    "seed": 0, "warmup_steps": 0, "max_grad_norm": 0, "weight_decay": 0, "label_smoothing_factor": 0, "dataloader_num_workers": 0,
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+    "num_train_epochs": 0,
+    "seed": 0, "warmup_steps": 0, "max_grad_norm": 0, "weight_decay": 0, "label_smoothing_factor": 0,
+    "dataloader_num_workers": 0,
 }  # fmt: skip
-# Said to transformers' loaders and loops, which are not the ones at work here: they would be ignored, or leave rows out.
+# Said to transformers' loaders and loops, which are not the ones at work here: they would be ignored, or
+# leave rows out.
 FIXED = {
-    "dataloader_drop_last": False, "auto_find_batch_size": False, "train_sampling_strategy": "random", "batch_eval_metrics": False,
+    "dataloader_drop_last": False, "auto_find_batch_size": False, "train_sampling_strategy": "random",
+    "batch_eval_metrics": False,
     "eval_do_concat_batches": True, "prediction_loss_only": False,
 }  # fmt: skip
 LOWER_IS_BETTER = {"loss", "mse", "mae", "perplexity", "bits_per_byte", "uniformity", "alignment"}
@@ -73,7 +78,9 @@ class TrainingArguments(transformers.TrainingArguments):
     time_limit: str | None = field(
         default=None,
         metadata={
-            "help": "Save and stop (exit 143) before so long has passed, as 3h55m; SIGTERM and SIGUSR1 do it at once."
+            "help": "Save and stop (exit 143) before so long has passed, as 3h55m; SIGTERM and SIGUSR1 do it "
+            "at "
+            "once."
         },
     )
 
@@ -100,7 +107,8 @@ class TrainingArguments(transformers.TrainingArguments):
                 )
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(
-                f"Got --learning_rate {self.learning_rate}; wanted a number above 0, or none for the method's own"
+                f"Got --learning_rate {self.learning_rate}; wanted a number above 0, or none for the "
+                "method's own"
             )
         if self.label_smoothing_factor >= 1:
             raise InputError(
@@ -108,7 +116,8 @@ class TrainingArguments(transformers.TrainingArguments):
             )
         if not self.average_tokens_across_devices:
             raise InputError(
-                "--average_tokens_across_devices false makes losses depend on the number of processes; leave it out"
+                "--average_tokens_across_devices false makes losses depend on the number of processes; leave "
+                "it out"
             )
         check_stops(self)
         keep_to_cpu(self)
@@ -131,7 +140,8 @@ class TrainingArguments(transformers.TrainingArguments):
 def settled(
     training: TrainingArguments, learning_rate: float, best: str = "accuracy", patience: int | None = None
 ) -> TrainingArguments:
-    """The options with the method's learning rate where the user gave none, and with the figure that tells the best model.
+    """The options with the method's learning rate where the user gave none, and with the figure that tells
+    the best model.
 
     Raises:
         InputError: early stopping without evaluations, or with checkpoints at other times than evaluations.
@@ -145,7 +155,8 @@ def settled(
                 IntervalStrategy(name).value for name in (training.eval_strategy, training.save_strategy)
             )
             raise InputError(
-                f"--early_stopping_patience with --eval_strategy {when} and --save_strategy {saved}; wanted steps or epoch for both"
+                f"--early_stopping_patience with --eval_strategy {when} and --save_strategy {saved}; wanted "
+                "steps or epoch for both"
             )
         # a run that is continued remembers how long it has been waiting
         changes |= {"load_best_model_at_end": True, "restore_callback_states_from_checkpoint": True}

@@ -1,4 +1,6 @@
-"""The exact trainer for texts whose noise changes from epoch to epoch, and for streams. Knows loaders; knows no objective."""
+"""The exact trainer for texts whose noise changes from epoch to epoch, and for streams. Knows loaders; knows
+no objective.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ Visit = tuple[int, int]
 
 
 class Visits(Sampler[list[Visit]]):
-    """Batches of (row, epoch): with the epoch in its hand a row's noise is the same in worker processes and after resuming."""
+    """Batches of (row, epoch): with the epoch in its hand a row's noise is the same in worker processes and
+    after resuming.
+    """
 
     def __init__(self, batches: LengthBatches) -> None:
         self.batches = batches
@@ -87,7 +91,8 @@ def check_pretraining(
         in_batch: whether a row is told from the others of its batch alone.
 
     Raises:
-        InputError: one is set, or one that a stream needs is not; or batches of one row, which has nothing to be told from.
+        InputError: one is set, or one that a stream needs is not; or batches of one row, which has nothing to
+            be told from.
     """
     if (
         in_batch

@@ -1,4 +1,5 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines in a file, `history.jsonl` for its page.
+"""What a person sees while a run goes on: a bar on a terminal, plain lines in a file, `history.jsonl` for its
+page.
 
 Knows the Trainer's logs only.
 """
@@ -87,8 +88,10 @@ class Progress(TrainerCallback):
             done = max(state.global_step - self.first, 1)
             left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
             return (
-                f"{place} | loss {logs['loss']:.4f} | gradient {logs.get('grad_norm', 0.0):.2f} | learning rate "
-                f"{logs['learning_rate']:.1e} | {self._speed(state):.1f} rows/s | {int(left // 60)}:{int(left % 60):02d} left"
+                f"{place} | loss {logs['loss']:.4f} | gradient {logs.get('grad_norm', 0.0):.2f} | learning "
+                "rate "
+                f"{logs['learning_rate']:.1e} | {self._speed(state):.1f} rows/s | "
+                f"{int(left // 60)}:{int(left % 60):02d} left"
             )
         figures = {
             k.removeprefix("eval_"): v

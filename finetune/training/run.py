@@ -1,4 +1,5 @@
-"""The steps of a run on a row of TASKS, each with the checks that guard it: rows, model, features, figures, folder.
+"""The steps of a run on a row of TASKS, each with the checks that guard it: rows, model, features, figures,
+folder.
 
 Knows tasks, models and folders; knows no method's or script's name.
 """
@@ -39,7 +40,8 @@ def examine_rows(
     """Rows that were checked and sampled, and a seed that is set.
 
     Args:
-        options: of the whole run, as resolved; its folder must be free for them, which is said before a model is loaded.
+        options: of the whole run, as resolved; its folder must be free for them, which is said before a model
+            is loaded.
 
     Raises:
         InputError: rows that the task can't learn from, or a folder that holds something else.
@@ -113,10 +115,12 @@ def trainer_options(
     batching: BatchingArguments,
     training: TrainingArguments,
 ) -> dict[str, Any]:
-    """What a task has to say to `make_trainer`: labels, batches, the shape of its loss, answers, and when to stop.
+    """What a task has to say to `make_trainer`: labels, batches, the shape of its loss, answers, and when to
+    stop.
 
     Raises:
-        InputError: a row that fits in no batch, weights for classes that aren't there, options that generation doesn't have.
+        InputError: a row that fits in no batch, weights for classes that aren't there, options that
+            generation doesn't have.
     """
     check_budget(features["train"]["length"][:], batching.tokens_per_batch)
     return {
@@ -158,7 +162,9 @@ def open_folder(
 def all_intervals(
     trainer: ExactTrainer, asked: Asked, figures: Mapping[str, Any], samples: int = 2000
 ) -> dict[str, list[float]]:
-    """95 % intervals of the task's figures and of the loss, rows resampled (windows of one row stay together)."""
+    """95 % intervals of the task's figures and of the loss, rows resampled (windows of one row stay
+    together).
+    """
     found = intervals(trainer.row, trainer.answers, figures, samples)
     places = asked.features["row"][:]
     if len(trainer.losses) == len(places):  # a run that was killed at its very end has none any more

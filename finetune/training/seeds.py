@@ -1,4 +1,6 @@
-"""One run → several that differ by their seeds, and their figures → mean ± standard deviation. Knows options; knows no model."""
+"""One run → several that differ by their seeds, and their figures → mean ± standard deviation. Knows options;
+knows no model.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from finetune.training.options import TrainingArguments
 def repeats(
     data: FewShotArguments, training: TrainingArguments
 ) -> Iterator[tuple[FewShotArguments, TrainingArguments]]:
-    """The options of each run: other training rows, another head and order, the same evaluation rows, a folder of its own.
+    """The options of each run: other training rows, another head and order, the same evaluation rows, a
+    folder of its own.
 
     Raises:
         InputError: fewer than one run, or several in a folder that holds one.
@@ -32,7 +35,8 @@ def repeats(
         return
     if (Path(training.output_dir) / ARGUMENTS).is_file():  # type: ignore[arg-type]
         raise InputError(
-            f"{training.output_dir} holds a single run; set --output_dir to a new folder for {data.seeds} --seeds"
+            f"{training.output_dir} holds a single run; set --output_dir to a new folder for {data.seeds} "
+            "--seeds"
         )
     for number in range(data.seeds):
         first = data.sample_seed if data.train_sample_seed is None else data.train_sample_seed
@@ -44,7 +48,8 @@ def repeats(
 
 
 def finished(*groups: Any) -> dict[str, Any] | None:
-    """The figures of a run that is done, None for any other: started again, a series goes on where it stopped.
+    """The figures of a run that is done, None for any other: started again, a series goes on where it
+    stopped.
 
     Args:
         groups: all options of the run; `output_dir` is its folder.

@@ -1,4 +1,6 @@
-"""Instruction tuning on TRL's SFTTrainer, with exact losses and packed rows. Knows trainers; knows no templates."""
+"""Instruction tuning on TRL's SFTTrainer, with exact losses and packed rows. Knows trainers; knows no
+templates.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +57,12 @@ class SftArguments(TrainingArguments, SFTConfig):
 
 
 class InstructTrainer(ExactTrainer, SFTTrainer):
-    """TRL's SFTTrainer whose steps are ExactTrainer's: losses summed over labelled tokens, logits only where a label is.
+    """TRL's SFTTrainer whose steps are ExactTrainer's: losses summed over labelled tokens, logits only where
+    a label is.
 
     Args:
-        neftune: noise on embeddings in training, as alpha (Jain et al. 2024); 0 for none. transformers' own scales it by the
-            length of the line, which is that of all rows where they are packed.
+        neftune: noise on embeddings in training, as alpha (Jain et al. 2024); 0 for none. transformers' own
+            scales it by the length of the line, which is that of all rows where they are packed.
     """
 
     def __init__(self, *, neftune: float = 0.0, **kwargs: Any) -> None:
@@ -73,7 +76,8 @@ class InstructTrainer(ExactTrainer, SFTTrainer):
     ) -> Any:
         """ExactTrainer's, with noise on the embeddings where it was asked for.
 
-        Under autocast, PEFT's own casts of every adapter's input to float32 are undone by the next product: left out, same values.
+        Under autocast, PEFT's own casts of every adapter's input to float32 are undone by the next product:
+        left out, same values.
         """
         network = unwrapped(self.model)
         noise = noisy(network.get_input_embeddings(), token_lengths(inputs), self.neftune)
@@ -91,7 +95,9 @@ def token_lengths(batch: dict[str, Any]) -> Tensor:
 
 @contextmanager
 def noisy(embeddings: nn.Module, lengths: Tensor, alpha: float) -> Iterator[None]:
-    """Uniform noise of alpha / sqrt(length × width) on what the embeddings give, for the length of the context."""
+    """Uniform noise of alpha / sqrt(length × width) on what the embeddings give, for the length of the
+    context.
+    """
     if not alpha:
         yield
         return
@@ -116,7 +122,8 @@ def make_instruct_trainer(
     **options: Any,
 ) -> ExactTrainer:
     """A trainer on encoded rows; `options` are those of `make_trainer`."""
-    # What is read here already: TRL would look for raw rows, and transformers add noise and smoothing of its own.
+    # What is read here already: TRL would look for raw rows, and transformers add noise and smoothing of its
+    # own.
     plain = replace(
         training,
         packing=False,

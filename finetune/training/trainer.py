@@ -1,7 +1,8 @@
-"""Features and a model → a trained model. Knows transformers' Trainer; knows tasks only as the functions of a row.
+"""Features and a model → a trained model. Knows transformers' Trainer; knows tasks only as the functions of a
+row.
 
-Losses are exact: sums divided by the number of items of the whole optimizer step, over all micro-batches and processes.
-transformers' own way multiplies the loss of most heads by accumulation steps and processes.
+Losses are exact: sums divided by the number of items of the whole optimizer step, over all micro-batches and
+processes. transformers' own way multiplies the loss of most heads by accumulation steps and processes.
 """
 
 from __future__ import annotations
@@ -63,8 +64,10 @@ class ExactTrainer(Resuming):
         row: the task, which brings loss, items and metrics.
         names: label names, handed to the metrics.
         batching: how rows are put together.
-        shape_loss: keyword arguments of the row's loss for training (smoothing, weights); evaluation has none of them.
-        answer: (what evaluation kept, network) → one answer a raw row; they stand in `answers` after each evaluation.
+        shape_loss: keyword arguments of the row's loss for training (smoothing, weights); evaluation has none
+            of them.
+        answer: (what evaluation kept, network) → one answer a raw row; they stand in `answers` after each
+            evaluation.
         sets: which data set each evaluation row is of, where there are several.
     """
 
@@ -95,7 +98,9 @@ class ExactTrainer(Resuming):
         self.add_callback(_LossCheck(self))
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of this process. accelerate must not deal them out again, so that it never sees the loader."""
+        """Batches of this process. accelerate must not deal them out again, so that it never sees the
+        loader.
+        """
         args = self.args
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
         at_first = [started_with(Path(str(args.output_dir))) or processes]
@@ -128,7 +133,9 @@ class ExactTrainer(Resuming):
         return samples, self.accelerator.gather(total).sum()
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """transformers' own, with chance that follows from the rows: whichever process has them, first or again."""
+        """transformers' own, with chance that follows from the rows: whichever process has them, first or
+        again.
+        """
         if "row" in inputs:
             first, count = int(inputs["row"][0]), len(inputs["row"])
             drawn = np.random.SeedSequence(
@@ -157,7 +164,9 @@ class ExactTrainer(Resuming):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """None: transformers counts a model's weights anew for each micro-batch, and its figure is read by nothing here."""
+        """None: transformers counts a model's weights anew for each micro-batch, and its figure is read by
+        nothing here.
+        """
         return 0
 
     def check_losses(self) -> None:
@@ -172,7 +181,8 @@ class ExactTrainer(Resuming):
             if not math.isfinite(value):
                 named = "" if rows is None else f" on the training rows {rows.tolist()}"
                 raise InputError(
-                    f"The loss is {value} at step {self.state.global_step + 1}{named}. Lower --learning_rate or "
+                    f"The loss is {value} at step {self.state.global_step + 1}{named}. Lower --learning_rate "
+                    "or "
                     "--max_grad_norm, set --bf16 false, or mend the rows; checkpoints before it are whole"
                 )
 
@@ -183,7 +193,9 @@ class ExactTrainer(Resuming):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, Any, Any]:
-        """What is kept of the logits, and each row's summed loss and number of items: what an exact mean over any batches needs."""
+        """What is kept of the logits, and each row's summed loss and number of items: what an exact mean over
+        any batches needs.
+        """
         inputs = self._prepare_inputs(inputs)
         inputs.pop("row", None)
         labels = inputs.pop("labels")
@@ -246,11 +258,14 @@ class ExactTrainer(Resuming):
                 name.removeprefix("eval_") for name, value in figures.items() if isinstance(value, float)
             )
             raise InputError(
-                f"No figure '{best}' to tell the best model by; there are: {there}. Set --metric_for_best_model"
+                f"No figure '{best}' to tell the best model by; there are: {there}. Set "
+                "--metric_for_best_model"
             )
 
     def last_figures(self) -> dict[str, Any]:
-        """Figures of the model as it now is, on the evaluation rows; an evaluation that has just been made is not made again."""
+        """Figures of the model as it now is, on the evaluation rows; an evaluation that has just been made is
+        not made again.
+        """
         history = [entry for entry in self.state.log_history if "eval_loss" in entry]
         fresh = (
             history and history[-1]["step"] == self.state.global_step and not self.args.load_best_model_at_end
@@ -326,7 +341,8 @@ def make_trainer(
         trained, every = trainable_share(network)
         if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters()):
             logger.warning(
-                "Weights are trained in 16 bits, where small updates are rounded away. Set --dtype float32 (bf16 casts by itself)"
+                "Weights are trained in 16 bits, where small updates are rounded away. Set --dtype float32 "
+                "(bf16 casts by itself)"
             )
         logger.warning("%s", describe(training.world_size, bool(training.bf16)))
         logger.warning(
@@ -336,5 +352,7 @@ def make_trainer(
 
 
 def by_length(features: Dataset) -> Dataset:
-    """Features sorted by length, so that evaluation pads little; their column `row` says where each one stood."""
+    """Features sorted by length, so that evaluation pads little; their column `row` says where each one
+    stood.
+    """
     return features.select(np.argsort(features["length"][:], kind="stable"))

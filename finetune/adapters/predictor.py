@@ -199,7 +199,7 @@ class Writer:
         prompts = [given] if one else list(given)
         most, beams = max_new_tokens or self.most, further.pop("num_beams", 1)
         with self._turn:
-            config = generate.settings(self.network, self.processor, most, beams, further)
+            config = generate.generation_settings(self.network, self.processor, most, beams, further)
             ids = [self.encode(prompt) for prompt in prompts]
             found = generate.texts(self.network, ids, self.processor, config, alone=True)
         texts = [text for text, _ in found]

@@ -95,11 +95,16 @@ class Findings:
     @cached_property
     def drawn(self) -> np.ndarray:
         """Bootstrap samples that all outcomes on all rows share, which makes their intervals comparable."""
-        return bootstrap.draws(len(self.rows), SAMPLES, 0)
+        return self._draws(len(self.rows))
 
     def draws_of(self, rows: int) -> np.ndarray:
         """Bootstrap samples of so many rows."""
-        return self.drawn if rows == len(self.rows) else bootstrap.draws(rows, SAMPLES, 0)
+        return self.drawn if rows == len(self.rows) else self._draws(rows)
+
+    @staticmethod
+    def _draws(rows: int) -> np.ndarray:
+        # of bounded memory
+        return bootstrap.draws(rows, max(200, min(SAMPLES, 20_000_000 // max(rows, 1))), 0)
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:

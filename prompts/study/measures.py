@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import evaluate
 import numpy as np
 import sacrebleu
+from rouge_score import rouge_scorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 from finetune.errors import InputError
 from finetune.metrics import bootstrap, spans, texts
@@ -130,8 +132,21 @@ def same_answer(said: str, wanted: str) -> float:
     return spans.exact_match(said, wanted)
 
 
+@cache
+def _rouge_scorer() -> rouge_scorer.RougeScorer:
+    return rouge_scorer.RougeScorer(
+        ("rouge1", "rouge2", "rougeL"), tokenizer=DefaultTokenizer(use_stemmer=True)
+    )
+
+
+@lru_cache(maxsize=20_000)
+def _rouges(said: str, wanted: str) -> dict[str, float]:
+    """F1 of all three, once for each pair of texts."""
+    return {name: score.fmeasure for name, score in _rouge_scorer().score(wanted, said).items()}
+
+
 def _rouge(name: str) -> Callable[[str, str], float]:
-    return lambda said, wanted: float(texts.text_figures([said], [wanted])[name])
+    return lambda said, wanted: _rouges(said, wanted)[name]
 
 
 MEANS: dict[str, Callable[[str, str], float]] = {
@@ -139,7 +154,7 @@ MEANS: dict[str, Callable[[str, str], float]] = {
     "token_f1": spans.word_f1,
     "same_number": lambda said, wanted: float(texts.ends_in_same_number(said, wanted)),
     "same_answer": same_answer,
-    "rougeL": texts.rouge_l,
+    "rougeL": _rouge("rougeL"),
     "rouge1": _rouge("rouge1"),
     "rouge2": _rouge("rouge2"),
 }

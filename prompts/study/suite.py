@@ -20,9 +20,11 @@ from finetune.reports.tables import markdown, with_interval
 from prompts.study.check import check
 from prompts.study.findings import Findings
 from prompts.study.instruct import InstructArguments, instructed
+from prompts.study.prompts import named_entry
 from prompts.study.run import Options, keep_options, study_all
 from prompts.study.study import read_parts
 from prompts.study.tune import TuneArguments, tune_first
+from prompts.study.unused import check_answers, check_used
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ def one_study(
         InputError: options that don't fit, no rows, nothing that could be asked.
     """
     study, folder = options.study, Path(options.study.output_dir)
+    check_answers(options.answers)
+    check_used(named_entry(study.prompts), study, options.answers, options.endpoint, (tuning, instruct))
     loaded = read_parts(study, data, tuning, options.answers)
     if study.check:
         check(loaded, study, options.scoring)

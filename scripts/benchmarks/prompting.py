@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SIDES = ("own", "peer")
-CASES = ("zero", "few", "grid", "long")
+CASES = ("zero", "few", "grid", "long", "choices")
 WORDS = {"plain": ("bad", "good"), "strong": ("terrible", "great"), "named": ("negative", "positive")}
 LONG = ("not worth watching", "very well made")
 LINES = ("In summary, this film is", "All in all, it was", "My verdict: the film was")
@@ -45,7 +45,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="types of the weights")
     parser.add_argument(
         "--cases", nargs="+", choices=CASES, default=list(CASES),
-        help="zero: one template; few: 4 fixed examples; grid: 3 templates, 3 verbalizers; long: labels of 3 tokens",
+        help="zero: one template; few: 4 fixed examples; grid: 3 templates, 3 verbalizers; long: labels of 3 tokens; "
+        "choices: four texts of each row's own, as ARC and HellaSwag have them",
     )  # fmt: skip
     parser.add_argument(
         "--rounds", type=int, default=2, help="rounds of both sides in turn; the best of each counts"
@@ -155,6 +156,13 @@ def work(case: str, texts: list[str], shots: list[tuple[str, int]]) -> list[tupl
     words = [tuple(" " + word for word in pair) for pair in WORDS.values()]
     if case == "grid":
         return [(f"{text}\n{line}", pair) for text in texts for line in LINES for pair in words]
+    if case == "choices":
+        parts = [text.split() for text in texts]
+        ends = [" " + " ".join(part[40:50]) for part in parts]
+        return [
+            (" ".join(part[:40]), tuple(ends[(i + k) % len(ends)] for k in range(4)))
+            for i, part in enumerate(parts)
+        ]
     answers = tuple(" " + word for word in LONG) if case == "long" else words[0]
     head = (
         "".join(f"{text}\n{LINES[0]}{words[0][label]}\n\n" for text, label in shots) if case == "few" else ""

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from finetune.data.sources import TextArguments
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import draws
+from prompts.scoring.endpoint import EndpointArguments
 from prompts.scoring.generate import Drawing, generate
 from prompts.scoring.load import ScoringArguments
 from prompts.scoring.score import Request, Scorer
@@ -314,3 +315,36 @@ def test_entries_say_what_is_wrong_with_them(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             read_entry(str(path))
+
+
+@pytest.mark.parametrize(
+    ("study", "answers", "endpoint", "named"),
+    [
+        ({}, {"repeats": 3}, {}, "--repeats is read with an entry whose answers are written"),
+        ({}, {"judge": "m"}, {}, "--judge is read with"),
+        ({}, {}, {"base_url": "http://x"}, "--base_url is read with --models openai:NAME"),
+        ({"shot_choice": "nearest"}, {}, {}, "--shot_choice is read with --shots above 0"),
+        ({"shots": [1], "embedder": "x"}, {}, {}, "--embedder is read with --shot_choice nearest"),
+        ({"search_rows": 3}, {}, {}, "--search_rows is read with --search"),
+        ({}, {"on_long": "keep"}, {}, "--on_long keep; wanted one of"),
+        ({}, {"top_p": 0.0}, {}, "--top_p above 0"),
+    ],
+)
+def test_options_that_nothing_reads_are_refused(
+    study: dict, answers: dict, endpoint: dict, named: str
+) -> None:
+    given = Options(
+        StudyArguments(prompts=["sentiment"], **study),
+        answers=AnswerArguments(**answers),
+        endpoint=EndpointArguments(**endpoint),
+    )
+    with pytest.raises(InputError, match=named):
+        one_study(given, TextArguments(), TuneArguments(), InstructArguments())
+
+
+def test_options_of_what_is_not_done_are_refused() -> None:
+    given = Options(StudyArguments(prompts=["sentiment"]))
+    with pytest.raises(InputError, match="--tune_rows is read with --tune alone"):
+        one_study(given, TextArguments(), TuneArguments(tune_rows=3), InstructArguments())
+    with pytest.raises(InputError, match="--instruct_rounds is read with --instruct alone"):
+        one_study(given, TextArguments(), TuneArguments(), InstructArguments(instruct_rounds=3))

@@ -36,13 +36,14 @@ def main(
 
     from finetune.artefacts.folder import resolved_options
     from finetune.data.preview import show_features
-    from finetune.methods import attach, check_packed, find_method
+    from finetune.methods import check_packed, find_method
     from finetune.models.attention.packed import pack
     from finetune.models.load import architecture
     from finetune.tasks.options import TaskArguments
     from finetune.tasks.sft import as_asked, packed
     from finetune.tasks.table import settle
     from finetune.training import run as steps
+    from finetune.training.continuing import foundation, tune
     from finetune.training.options import settled
     from finetune.training.sft import make_instruct_trainer
 
@@ -57,11 +58,12 @@ def main(
         instruct.chat, training.assistant_only_loss, training.completion_only_loss, instruct.write_answers,
         instruct.chat_template_kwargs,
     )  # fmt: skip
+    asked_for, (model, before) = model, foundation(model)
     row = replace(settle(task, architecture(model)), **changes)
     training = settled(
         training, find_method(method.method).learning_rate, row.best, task.early_stopping_patience
     )
-    options = resolved_options(instruct, data, model, method, batching, training)
+    options = resolved_options(instruct, data, asked_for, method, batching, training)
     found = steps.examine_rows(row, data, training, options)
     processor, network = steps.load_for(
         row, model, found, chats=bool(instruct.chat), quantized=find_method(method.method).quantized
@@ -69,7 +71,7 @@ def main(
     if training.packing:
         check_packed(method.method, " or --packing false")
         row = packed(row) if pack(network) else row
-    network = attach(network, method.method, method.method_kwargs, row.peft)
+    processor, network = tune(network, processor, method, row.peft, before)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     if show_features(features, processor, found.labels, data):
         return

@@ -71,19 +71,21 @@ def run(
 
     from finetune.artefacts.folder import resolved_options
     from finetune.data.preview import show_features
-    from finetune.methods import attach, find_method
+    from finetune.methods import find_method
     from finetune.metrics.further import with_metrics
     from finetune.models.load import architecture
     from finetune.tasks.table import settle
     from finetune.training import run as steps
+    from finetune.training.continuing import foundation, tune
     from finetune.training.trainer import make_trainer
 
+    options = resolved_options(task, data, model, method, batching, metric, training)
+    model, before = foundation(model)
     row = settle(task, architecture(model))
     row = replace(row, figures=with_metrics(row.figures, metric.metrics))
-    options = resolved_options(task, data, model, method, batching, metric, training)
     found = steps.examine_rows(row, data, training, options)
     processor, network = steps.load_for(row, model, found, quantized=find_method(method.method).quantized)
-    network = attach(network, method.method, method.method_kwargs, row.peft)
+    processor, network = tune(network, processor, method, row.peft, before, found.labels)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     if show_features(features, processor, found.labels, data):
         return {}

@@ -133,7 +133,7 @@ def load_network(
     """
     task = row or find_task(artefact.options["task"])
     tuned_whole = not (artefact.is_adapter or artefact.is_fusion)
-    source = str(artefact.folder) if tuned_whole else artefact.options["model_name_or_path"]
+    source = str(artefact.folder) if tuned_whole else artefact.base
     with quietly():
         quantized = not tuned_whole and artefact.options.get("method") == "qlora"
         model = as_trained(artefact.options, source)

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
 from finetune.artefacts.folder import LABELS
-from finetune.artefacts.passport import check_files, check_passport, read_passport
+from finetune.artefacts.passport import base_named, check_files, check_passport, read_passport
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
 
@@ -56,11 +56,10 @@ def quietly() -> Iterator[None]:
 
 def base_of(folder: str | Path) -> str:
     """Name of the base that an adapter belongs on: the passport's word, else PEFT's own."""
-    passport, config = read_passport(folder), check_files(folder)
-    name = (passport or {}).get("base") or config.get("base_model_name_or_path")
+    name = base_named(folder)
     if not name:
         raise InputError(f"{folder} does not say which base it belongs on; set --base")
-    return str(name)
+    return name
 
 
 def labels_of(folder: str | Path) -> list[str] | None:

@@ -267,7 +267,7 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
 
 def _source(artefact: Artefact) -> Any:
     partial = artefact.is_adapter or artefact.is_fusion
-    return artefact.options["model_name_or_path"] if partial else artefact.folder
+    return artefact.base if partial else artefact.folder
 
 
 def _of_objective(artefact: Artefact, place: Any, allow_mismatch: bool) -> Any:

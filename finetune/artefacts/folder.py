@@ -15,7 +15,7 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from finetune.artefacts.files import ARGUMENTS, METRICS, RUN, write_atomically
-from finetune.artefacts.passport import write_passport
+from finetune.artefacts.passport import base_named, write_passport
 from finetune.errors import InputError
 from finetune.reports.page import leave_behind
 
@@ -34,6 +34,12 @@ class Artefact:
     @property
     def is_adapter(self) -> bool:
         return (self.folder / "adapter_config.json").is_file()
+
+    @property
+    def base(self) -> str:
+        """What an adapter stands on; a run that trained on another's adapter names that."""
+        named = base_named(self.folder) if self.is_adapter else None
+        return named or str(self.options["model_name_or_path"])
 
     @property
     def is_fusion(self) -> bool:
@@ -78,8 +84,12 @@ def save_artefact(
         network.save_pretrained(folder)
     processor.save_pretrained(folder)
     options = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8"))
+    started = Path(options["model_name_or_path"])
+    base = (
+        base_named(started) if (started / "adapter_config.json").is_file() else None
+    )  # an adapter trained on
     write_passport(
-        folder, network, processor, base=options["model_name_or_path"], method=options.get("method", "full"),
+        folder, network, processor, base=base or options["model_name_or_path"], method=options.get("method", "full"),
         method_kwargs=options.get("method_kwargs"), task=options.get("task", ""), labels=labels,
         data_fingerprint=json.loads((folder / RUN).read_text(encoding="utf-8"))["data"], metrics=metrics,
     )  # fmt: skip

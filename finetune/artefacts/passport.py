@@ -103,6 +103,12 @@ def read_passport(folder: str | Path) -> dict[str, Any] | None:
     return content
 
 
+def base_named(folder: str | Path) -> str | None:
+    """Name of the base that an adapter belongs on: the passport's word, else PEFT's own."""
+    name = (read_passport(folder) or {}).get("base") or check_files(folder).get("base_model_name_or_path")
+    return str(name) if name else None
+
+
 def check_passport(
     folder: str | Path,
     network: Any,

@@ -162,7 +162,10 @@ def _check(folder: Path, options: dict[str, Any], identity: dict[str, Any]) -> N
     if folder.is_dir() and not claimed and _strange(folder):
         raise InputError(f"The output folder {folder} holds files that are no run's. {other}")
     if claimed and (folder / METRICS).is_file():
-        raise InputError(f"The output folder {folder} already holds a finished run. {other}")
+        raise InputError(
+            f"The output folder {folder} already holds a finished run. {other}. To train on from it, set "
+            f"--model_name_or_path {folder} and another --output_dir"
+        )
     reason = _other_run(folder, options, identity) if claimed else None
     if reason:
         raise InputError(f"The output folder {folder} holds {reason}. {other}")
@@ -209,7 +212,8 @@ def _named(options: dict[str, Any], identity: dict[str, Any]) -> Path | None:
         reason = _other_run(checkpoint.parent, options, identity)
     if reason:
         raise InputError(
-            f"Can't continue from {named}: {reason}. Set --resume_from_checkpoint to a whole checkpoint of this run"
+            f"Can't continue from {named}: {reason}. Set --resume_from_checkpoint to a whole checkpoint of this run; "
+            f"to train on from a finished one, with more epochs or other rows, set --model_name_or_path to its folder"
         )
     return checkpoint
 

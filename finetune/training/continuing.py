@@ -1,0 +1,84 @@
+"""A finished run as the start of another: its base, and its adapter to train on. Knows folders and adapters; knows
+no rows."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+
+import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
+from finetune.artefacts.folder import LABELS
+from finetune.artefacts.passport import base_named, check_passport, read_passport
+from finetune.errors import InputError
+from finetune.methods import MethodArguments, attach
+from finetune.models.load import ModelArguments, load_processor
+from finetune.models.tokens import fit_embeddings
+
+logger = logging.getLogger(__name__)
+
+
+def foundation(model: ModelArguments) -> tuple[ModelArguments, Path | None]:
+    """The model to load, and the adapter that stands on it where `model_name_or_path` is an adapter's folder.
+
+    A run that tuned all weights is a model like any other.
+
+    Raises:
+        InputError: an adapter that doesn't say which base it belongs on.
+    """
+    folder = Path(model.model_name_or_path).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        return model, None
+    base = base_named(folder)
+    if base is None:
+        raise InputError(
+            f"{folder} is an adapter that doesn't say which base it belongs on; set --model_name_or_path to a "
+            "run of this toolkit, or merge it first"
+        )
+    return replace(model, model_name_or_path=base), folder
+
+
+def tune(
+    network: Any,
+    processor: Any,
+    method: MethodArguments,
+    task: str,
+    before: Path | None = None,
+    labels: list[str] | None = None,
+) -> tuple[Any, Any]:
+    """Processor and model with a new adapter on it, or with that of a run `before`, to be trained on.
+
+    Args:
+        task: PEFT's name of it.
+        labels: names of the classes that the rows have.
+
+    Raises:
+        InputError: an adapter by another method, for other classes, or of another base.
+    """
+    if before is None:
+        return processor, attach(network, method.method, method.method_kwargs, task)
+    passport, file = read_passport(before) or {}, before / LABELS
+    there = passport.get("method")
+    if there is not None and there != method.method:
+        raise InputError(
+            f"{before} holds an adapter by the method '{there}', which is trained on by no other. Set --method {there}, "
+            "or merge it into a model first and tune that"
+        )
+    if method.method_kwargs and method.method_kwargs != passport.get("method_kwargs"):
+        raise InputError(f"The adapter in {before} has its options already; leave --method_kwargs out")
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if known != labels:
+        raise InputError(
+            f"The adapter in {before} tells {', '.join(map(str, known or ['no classes']))} apart, and the rows have "
+            f"{', '.join(labels or ['none'])}. Set --model_name_or_path to a base, or mend the rows"
+        )
+    if (before / "tokenizer_config.json").is_file():
+        processor = load_processor(str(before))
+        fit_embeddings(network, processor)
+    check_passport(before, network, processor, False)
+    logger.warning("Training on with the adapter in %s", before)
+    return processor, peft.PeftModel.from_pretrained(network, str(before), is_trainable=True)

@@ -1,0 +1,78 @@
+"""Training on from a finished run: its adapter goes on, on its own base, and what comes out stands on that base too."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from finetune.adapters import load
+from finetune.cli.parser import parse
+from finetune.errors import InputError
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def train(*arguments: object) -> None:
+    spec = importlib.util.spec_from_file_location("train", SCRIPTS / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(*parse(module.main, [str(one) for one in arguments]))
+
+
+def start(model: Path, rows: Path, out: Path, *further: object) -> Path:
+    train(
+        "--model_name_or_path", model, "--dataset_name", rows, "--output_dir", out, "--num_train_epochs", 1,
+        "--bf16", "false", "--save_strategy", "no", *further,
+    )  # fmt: skip
+    return out
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("method", ["lora", "bottleneck"])
+def test_an_adapter_is_trained_on_and_stands_on_the_first_base(method, saved, review_file, tmp_path):
+    base = saved("bert", AutoModel)
+    first = start(base, review_file, tmp_path / "first", "--method", method)
+    still = start(first, review_file, tmp_path / "still", "--method", method, "--learning_rate", 1e-12)
+    for name, value in weights(first).items():  # it began where the first one ended
+        assert torch.allclose(weights(still)[name], value, atol=1e-9), name
+    second = start(still, review_file, tmp_path / "second", "--method", method, "--learning_rate", 0.05)
+    assert any(not torch.equal(weights(second)[name], value) for name, value in weights(first).items())
+    for folder in (still, second):
+        assert json.loads((folder / "passport.json").read_text())["base"] == str(base)
+    one, other = load(first, device="cpu"), load(still, device="cpu")
+    texts = ["great film", "awful story", "it was fine"]
+    assert torch.allclose(one.logits(texts), other.logits(texts), atol=1e-6)
+    assert load(second, device="cpu")(texts)
+
+
+def test_an_adapter_that_cannot_go_on_says_why(saved, review_file, tmp_path):
+    first = start(saved("bert", AutoModel), review_file, tmp_path / "first", "--method", "lora")
+    with pytest.raises(InputError, match="by the method 'lora', which is trained on by no other. Set --method lora"):
+        start(first, review_file, tmp_path / "x", "--method", "ia3")
+    with pytest.raises(InputError, match="leave --method_kwargs out"):
+        start(first, review_file, tmp_path / "x", "--method", "lora", "--method_kwargs", '{"r": 2}')
+    other = tmp_path / "other"
+    other.mkdir()
+    for split in ("train", "test"):
+        text = (review_file / f"{split}.jsonl").read_text().replace('"neg"', '"bad"')
+        (other / f"{split}.jsonl").write_text(text)
+    with pytest.raises(InputError, match="tells neg, pos apart, and the rows have bad, pos"):
+        start(first, other, tmp_path / "x", "--method", "lora")
+    with pytest.raises(InputError, match="already holds a finished run.*To train on from it"):
+        start(first, review_file, first, "--method", "lora")
+
+
+def test_a_run_of_all_weights_is_a_model_like_any_other(saved, review_file, tmp_path):
+    first = start(saved("bert", AutoModel), review_file, tmp_path / "first", "--method", "full")
+    still = start(first, review_file, tmp_path / "still", "--method", "full", "--learning_rate", 1e-12)
+    texts = ["great film", "awful story"]
+    assert torch.allclose(load(first).logits(texts), load(still).logits(texts), atol=1e-5)

@@ -56,7 +56,9 @@ def test_an_adapter_is_trained_on_and_stands_on_the_first_base(method, saved, re
 
 def test_an_adapter_that_cannot_go_on_says_why(saved, review_file, tmp_path):
     first = start(saved("bert", AutoModel), review_file, tmp_path / "first", "--method", "lora")
-    with pytest.raises(InputError, match="by the method 'lora', which is trained on by no other. Set --method lora"):
+    with pytest.raises(
+        InputError, match="by the method 'lora', which is trained on by no other. Set --method lora"
+    ):
         start(first, review_file, tmp_path / "x", "--method", "ia3")
     with pytest.raises(InputError, match="leave --method_kwargs out"):
         start(first, review_file, tmp_path / "x", "--method", "lora", "--method_kwargs", '{"r": 2}')

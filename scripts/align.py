@@ -121,11 +121,18 @@ def cpo(
     dpo(data, pairs, model, method, training)
 
 
-GROUPS = ("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo", "sapo", "luspo", "vespo")
 ALGORITHMS = {
     "online_dpo": main,
     "distill": distill,
-    **dict.fromkeys(GROUPS, grpo),
+    "grpo": grpo,
+    "dr_grpo": grpo,
+    "dapo": grpo,
+    "bnpo": grpo,
+    "gspo": grpo,
+    "cispo": grpo,
+    "sapo": grpo,
+    "luspo": grpo,
+    "vespo": grpo,
     "rloo": rloo,
     "dpo": dpo,
     "kto": kto,

@@ -4,6 +4,7 @@ makes no batches."""
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from finetune.serving.service import ServeArguments, Served
 from finetune.serving.streaming import all_whole, events, numbered
 from finetune.serving.vector_routes import add_vectors
 
+logger = logging.getLogger(__name__)
 PACKAGE = "finetune-and-prompt"
 PAGE, DOCS = Path(__file__).with_name("page.html"), Path(__file__).with_name("docs.html")
 
@@ -126,6 +128,7 @@ def _add_errors(app: FastAPI, served: Served) -> None:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
+        logger.exception("A request broke", exc_info=error)
         return _failure(500, f"The server failed: {type(error).__name__}")
 
 

@@ -259,15 +259,19 @@ class Embeddings(Lenient):
     user: str | None = None
 
 
+class Document(Lenient):
+    text: str
+
+
 class Rerank(Lenient):
     model: str = Field(max_length=512)
     query: str
-    documents: Annotated[list[str | dict[Literal["text"], str]], Field(min_length=1, max_length=256)]
+    documents: Annotated[list[str | Document], Field(min_length=1, max_length=256)]
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool | None = None
 
     def texts(self) -> list[str]:
-        return [one if isinstance(one, str) else one["text"] for one in self.documents]
+        return [one if isinstance(one, str) else one.text for one in self.documents]
 
 
 class LoadAdapter(Strict):

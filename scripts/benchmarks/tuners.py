@@ -1,5 +1,6 @@
 """Which of PEFT's tuning methods a pool serves, on an encoder, a decoder and an encoder-decoder: mixed in one batch with
-others, by itself, or refused because. Each is made, drawn at random, saved by PEFT, taken in and compared with PEFT.
+others, by itself, or refused because. Each is made, drawn at random, saved by PEFT,
+taken in and compared with PEFT.
 
 python scripts/benchmarks/tuners.py > docs/tuners.md
 """
@@ -20,22 +21,30 @@ TARGETS = {
 }  # fmt: skip
 # options that a method can't go without on models this small
 OPTIONS: dict[str, dict[str, Any]] = {
-    "LORA": {"r": 3}, "ADALORA": {"total_step": 10, "init_r": 4, "target_r": 2}, "BOFT": {"boft_block_size": 4},
-    "IA3": {"feedforward_modules": []}, "OFT": {"oft_block_size": 4, "r": 0}, "VERA": {"r": 4}, "PVERA": {"r": 4},
+    "LORA": {"r": 3}, "ADALORA": {"total_step": 10, "init_r": 4, "target_r": 2},
+    "BOFT": {"boft_block_size": 4},
+    "IA3": {"feedforward_modules": []}, "OFT": {"oft_block_size": 4, "r": 0}, "VERA": {"r": 4},
+    "PVERA": {"r": 4},
     "FOURIERFT": {"n_frequency": 8}, "VBLORA": {"num_vectors": 4, "vector_length": 4, "topk": 2, "r": 2},
     "RANDLORA": {"r": 2}, "SHIRA": {"r": 1}, "C3A": {"block_size": 4}, "WAVEFT": {"n_frequency": 8},
-    "HRA": {"r": 2}, "MISS": {"r": 4}, "ROAD": {"group_size": 4}, "TRAINABLE_TOKENS": {"token_indices": [8, 9]},
+    "HRA": {"r": 2}, "MISS": {"r": 4}, "ROAD": {"group_size": 4}, "TRAINABLE_TOKENS": {"token_indices": [8,
+    9]},
     "PREFIX_TUNING": {"num_virtual_tokens": 3}, "PROMPT_TUNING": {"num_virtual_tokens": 3},
     "P_TUNING": {"num_virtual_tokens": 3, "encoder_hidden_size": 8}, "GRALORA": {"r": 4, "gralora_k": 2},
-    "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 3, "num_tasks": 2}, "CARTRIDGE": {"num_virtual_tokens": 3},
+    "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 3, "num_tasks": 2},
+    "CARTRIDGE": {"num_virtual_tokens": 3},
     "CPT": {"cpt_token_ids": [7, 8], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 1]}, "LILY": {"r": 2},
-    "ADAPTION_PROMPT": {"adapter_len": 2, "adapter_layers": 1, "target_modules": "self_attn"}, "LN_TUNING": {}, "TINYLORA": {"r": 2, "u": 2},
-    "POLY": {"r": 2, "n_tasks": 2, "n_skills": 2, "n_splits": 1}, "PSOFT": {"r": 4}, "BEFT": {}, "UNILORA": {"r": 2},
+    "ADAPTION_PROMPT": {"adapter_len": 2, "adapter_layers": 1, "target_modules": "self_attn"},
+    "LN_TUNING": {}, "TINYLORA": {"r": 2, "u": 2},
+    "POLY": {"r": 2, "n_tasks": 2, "n_skills": 2, "n_splits": 1}, "PSOFT": {"r": 4}, "BEFT": {},
+    "UNILORA": {"r": 2},
 }  # fmt: skip
 # ways to use LoRA that touch more than products beside linear layers
 LORA: dict[str, dict[str, Any]] = {
-    "LoRA, bias='all'": {"bias": "all"}, "LoRA, lora_bias": {"lora_bias": True}, "LoRA, DoRA": {"use_dora": True},
-    "LoRA, trainable_token_indices": {"trainable_token_indices": [8, 9]}, "LoRA, PiSSA": {"init_lora_weights": "pissa"},
+    "LoRA, bias='all'": {"bias": "all"}, "LoRA, lora_bias": {"lora_bias": True},
+    "LoRA, DoRA": {"use_dora": True},
+    "LoRA, trainable_token_indices": {"trainable_token_indices": [8, 9]},
+    "LoRA, PiSSA": {"init_lora_weights": "pissa"},
     "LoRA on embeddings": {"embeddings": True}, "LoRA, embeddings and head whole": {"whole": True},
 }  # fmt: skip
 OWN_TARGETS = ("LN_TUNING", "TRAINABLE_TOKENS", "BEFT", "BITFIT", "BOTTLENECK", "ADAPTION_PROMPT")
@@ -71,7 +80,8 @@ def tiny(family: str) -> Any:
         further = {"max_position_embeddings": 64, "tie_word_embeddings": True}
         return AutoModelForCausalLM.from_config(LlamaConfig(**sizes, **ids, **further)).eval()
     config = T5Config(
-        d_model=16, d_ff=32, d_kv=8, num_layers=2, num_decoder_layers=2, num_heads=2, vocab_size=36, pad_token_id=0,
+        d_model=16, d_ff=32, d_kv=8, num_layers=2, num_decoder_layers=2, num_heads=2, vocab_size=36,
+        pad_token_id=0,
         eos_token_id=6, decoder_start_token_id=0,
     )  # fmt: skip
     return AutoModelForSeq2SeqLM.from_config(config).eval()

@@ -1,6 +1,9 @@
 """Work on trained adapters: check them against a base, add them up, merge them into the base, export them.
 
 python scripts/adapter.py --action check --adapters runs/films
+python scripts/adapter.py --action stamp --adapters folder_of_plain_peft --base minilm
+python scripts/adapter.py --action import --adapters folder_of_adapterhub --base minilm --output_dir
+runs/theirs
 python scripts/adapter.py --action merge --adapters runs/films runs/books --weights 0.5 0.5 --head 0
 --output_dir runs/both
 python scripts/adapter.py --action into_base --adapters runs/films --output_dir runs/films_whole

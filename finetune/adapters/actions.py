@@ -13,12 +13,12 @@ import torch
 
 from finetune.adapters import probe
 from finetune.adapters.classifier import load
-from finetune.adapters.loading import base_of, load_base, mount
+from finetune.adapters.loading import base_of, labels_of, load_base, mount
 from finetune.adapters.merge import MergeArguments, combine, save_merged
 from finetune.adapters.weights import read_adapter
 from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
-from finetune.artefacts.passport import check_passport, read_passport
+from finetune.artefacts.passport import check_passport, read_passport, write_passport
 from finetune.data.columns import class_ids
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
@@ -30,7 +30,9 @@ from finetune.tasks.table import find_task
 class ActionArguments:
     """What is done, to which adapters."""
 
-    action: str = field(default="check", metadata={"help": "check, merge, into_base, onnx, int8 or gguf."})
+    action: str = field(
+        default="check", metadata={"help": ("check, stamp, import, merge, into_base, onnx, int8 or gguf.")}
+    )
     adapters: list[str] = field(default_factory=list, metadata={"help": "Folders of adapters, in order."})
     output_dir: str | None = field(default=None, metadata={"help": "A new folder for the result."})
     base: str | None = field(
@@ -104,6 +106,43 @@ def check(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
         yield f"{folder} belongs on '{action.base or base_of(folder)}'" + (
             f" ({known})" if known else " as far as its files tell"
         )
+
+
+def stamp(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
+    """Give folders of plain PEFT a passport, after trying each on its base."""
+    for folder in action.adapters:
+        if read_passport(folder) is not None:
+            raise InputError(f"{folder} has a passport already; --action check holds it to its base")
+        processor, network = mount(folder, action.base)
+        logits, counted = probe.logits_of(network, processor, texts_of(action))
+        if not torch.isfinite(logits[counted]).all():
+            raise InputError(
+                f"{folder} gives values that are no numbers on its base; no passport was written"
+            )
+        with network.disable_adapter():
+            plain = probe.logits_of(network, processor, texts_of(action))
+        found = probe.compare((logits, counted), plain)
+        config = network.active_peft_config
+        write_passport(
+            folder, network, processor, base=action.base or base_of(folder),
+            method=str(config.peft_type.value).lower(),
+            method_kwargs=None, task="", labels=labels_of(folder), data_fingerprint=None, metrics=None,
+            full=action.full,
+        )  # fmt: skip
+        yield (
+            f"{folder} has a passport for '{action.base or base_of(folder)}'; against the bare base: {found}"
+        )
+
+
+def take_in(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
+    """One checkpoint of AdapterHub's library → a folder of this project."""
+    from finetune.adapters.adapterhub import convert
+    from finetune.adapters.export import claimed
+
+    folder = output_of(action)
+    with claimed(folder):
+        yield from convert(one_of(action), folder, action.base)
+    yield f"{folder}; --action stamp gives it a passport once its base is at hand"
 
 
 def add_up(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
@@ -272,6 +311,7 @@ def _hold_or_remove(found: probe.Probe, action: ActionArguments, folder: Path, e
 
 
 ACTIONS: dict[str, Callable[[Any, Any], Iterator[str]]] = {
-    "check": check, "merge": add_up, "into_base": into_base, "onnx": to_onnx, "int8": to_onnx,
+    "check": check, "stamp": stamp, "import": take_in, "merge": add_up, "into_base": into_base,
+    "onnx": to_onnx, "int8": to_onnx,
     "gguf": to_gguf,
 }  # fmt: skip

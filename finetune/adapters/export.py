@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from finetune.artefacts.folder import LABELS
 from finetune.errors import InputError
@@ -25,10 +27,27 @@ def merge_into_base(network: PeftModel) -> Any:
             f"{network.active_peft_config.peft_type} adds tokens, not weights: it can't be merged into the "
             "base"
         )
+    untie(network)
     try:
         return network.merge_and_unload(safe_merge=True).eval()
     except (ValueError, NotImplementedError, AttributeError) as error:
         raise InputError(f"This adapter can't be merged into the base: {error}") from error
+
+
+def untie(network: PeftModel) -> None:
+    """Give embeddings and head a weight each, where they share one and an adapter changes either: a change
+    merged into the shared weight would change both."""
+    whole = network.get_base_model()
+    table, head = whole.get_input_embeddings(), whole.get_output_embeddings()
+    if head is None or not any(isinstance(one, BaseTunerLayer) for one in (table, head)):
+        return
+    inner: list[Any] = [
+        one.get_base_layer() if isinstance(one, BaseTunerLayer) else one for one in (table, head)
+    ]
+    if inner[0].weight is inner[1].weight:
+        inner[1].weight = nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
+        for config in (whole.config, whole.config.get_text_config()):
+            config.tie_word_embeddings = False
 
 
 def save_whole(network: Any, processor: Any, source: str | Path, folder: Path) -> Path:

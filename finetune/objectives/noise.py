@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import Generator
 
-IGNORED = -100
+from finetune.loss import IGNORED
+
 Span = tuple[int, int]
 
 

@@ -61,7 +61,6 @@ UNREAD = (
     "text_pair_column",
     "ignore_columns",
     "drop_empty_rows",
-    "layout",
     "class_names",
     "near_labels",
 )

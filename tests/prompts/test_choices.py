@@ -12,7 +12,7 @@ import pytest
 from conftest import make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from finetune.data.sources import TextArguments
+from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
 from prompts.scoring.load import ScoringArguments
 from prompts.scoring.score import Scorer
@@ -53,7 +53,7 @@ def study(folder: Path, model: Path, entry: str, rows: list[dict[str, Any]], **g
         output_dir=str(folder / "out"),
         **given,
     )
-    data = TextArguments(dataset_name=str(folder / "rows.jsonl"))
+    data = ColumnArguments(dataset_name=str(folder / "rows.jsonl"))
     return one_study(
         Options(chosen, ScoringArguments(dtype="float32")), data, TuneArguments(), InstructArguments()
     )[0]
@@ -191,13 +191,13 @@ def test_columns_of_another_name(saved, tmp_path: Path) -> None:
         prompts=[str(tmp_path / "own.yaml")], models=[model], choose_rows=0, output_dir=str(tmp_path / "out")
     )
     answers = AnswerArguments(columns=["text=Review Text", "label=stars"])
-    data = TextArguments(dataset_name=str(tmp_path / "rows.jsonl"))
+    data = ColumnArguments(dataset_name=str(tmp_path / "rows.jsonl"))
     found = one_study(
         Options(given, ScoringArguments(), answers), data, TuneArguments(), InstructArguments()
     )[0]
     assert len(found.rows) == 6
     for name, value in (("text_column", "x"), ("drop_empty_rows", True)):
-        wrong = TextArguments(dataset_name=data.dataset_name, **{name: value})
+        wrong = ColumnArguments(dataset_name=data.dataset_name, **{name: value})
         with pytest.raises(InputError, match=f"--{name} isn't read here"):
             one_study(
                 Options(given, ScoringArguments(), answers), wrong, TuneArguments(), InstructArguments()
@@ -245,7 +245,7 @@ def test_the_tasks_choice_rows_are_asked_without_training(saved, tmp_path: Path,
     given = StudyArguments(
         prompts=["choice"], models=[model], choose_rows=0, output_dir=str(tmp_path / "out")
     )
-    data = TextArguments(dataset_name=str(tmp_path / "rows.jsonl"))
+    data = ColumnArguments(dataset_name=str(tmp_path / "rows.jsonl"))
     found = one_study(Options(given, ScoringArguments()), data, TuneArguments(), InstructArguments())[0]
     assert len(found.outcomes) == 15 and not found.notes.troubles
     assert {line["gold"] for line in read_table(tmp_path / "out")} == {"bad"}

@@ -11,7 +11,7 @@ import pytest
 from conftest import make_tokenizer
 from fake_server import echoed, fake_server, text
 
-from finetune.data.sources import TextArguments
+from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
 from prompts.scoring.cache import Memory
 from prompts.scoring.endpoint import Endpoint, EndpointArguments
@@ -209,7 +209,7 @@ def study(folder: Path, models: list[str], rows: Path, url: str, **options: Any)
     )
     endpoints = EndpointArguments(base_url=url, **(QUICK | options))
     given = Options(arguments, ScoringArguments(dtype="float32"), endpoint=endpoints)
-    data = TextArguments(dataset_name=str(rows), max_eval_rows=12)
+    data = ColumnArguments(dataset_name=str(rows), max_eval_rows=12)
     return one_study(given, data, TuneArguments(), InstructArguments())[0]
 
 

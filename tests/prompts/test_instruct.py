@@ -11,7 +11,7 @@ import pytest
 from fake_server import fake_server, text
 from transformers import AutoModelForCausalLM
 
-from finetune.data.sources import TextArguments
+from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
 from prompts.scoring.endpoint import EndpointArguments
 from prompts.scoring.load import ScoringArguments
@@ -63,7 +63,7 @@ def run(folder: Path, url: str, **options: Any):
         study, ScoringArguments(), endpoint=EndpointArguments(base_url=url, weigh_by="counts", retries=0)
     )
     instruct = InstructArguments(instruct="openai:m", instruct_proposals=4, instruct_rows=8, **options)
-    return one_study(given, TextArguments(dataset_name=str(folder)), TuneArguments(), instruct)[0]
+    return one_study(given, ColumnArguments(dataset_name=str(folder)), TuneArguments(), instruct)[0]
 
 
 def test_the_winner_is_measured_on_rows_that_no_choice_saw(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_search_without_training_rows_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="training rows to search instructions on"):
             one_study(
                 given,
-                TextArguments(dataset_name=str(tmp_path / "rows.jsonl")),
+                ColumnArguments(dataset_name=str(tmp_path / "rows.jsonl")),
                 TuneArguments(),
                 InstructArguments(instruct="openai:m"),
             )
@@ -119,7 +119,7 @@ def test_instructions_for_labels_come_from_a_local_model(saved, review_file: Pat
         prompts=[str(tmp_path / "own.yaml")], models=[model], choose_rows=16, output_dir=str(tmp_path / "out")
     )
     given = Options(study, ScoringArguments(dtype="float32"))
-    data = TextArguments(dataset_name=str(review_file), max_eval_rows=12)
+    data = ColumnArguments(dataset_name=str(review_file), max_eval_rows=12)
     instruct = InstructArguments(instruct=model, instruct_proposals=2, instruct_rows=8, instruct_rounds=1)
     found = one_study(given, data, TuneArguments(), instruct)[0]
     assert found.trial.base == "own/is" and found.gain

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from finetune.data.sources import TextArguments
+from finetune.data.sources import ColumnArguments
 from prompts.scoring.load import ScoringArguments, load_scorer
 from prompts.study.archive import read_table
 from prompts.study.instruct import InstructArguments
@@ -123,7 +123,7 @@ def ours(task: dict[str, Any], file: Path, folder: Path):
         choose_rows=0,
         output_dir=str(folder / "out"),
     )
-    data = TextArguments(dataset_name=str(file))
+    data = ColumnArguments(dataset_name=str(file))
     options = Options(study, ScoringArguments(dtype="float32"))
     return one_study(options, data, TuneArguments(), InstructArguments())[0]
 

@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 
 from finetune.artefacts.passport import write_passport
 from finetune.cli.parser import parse_into
-from finetune.data.sources import TextArguments
+from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
 from finetune.methods import attach
 from prompts.scoring.cache import Memory
@@ -50,7 +50,7 @@ verbalizers:
 """
 
 
-def run(model: Path, rows: Path, folder: Path, **options: object) -> tuple[StudyArguments, TextArguments]:
+def run(model: Path, rows: Path, folder: Path, **options: object) -> tuple[StudyArguments, ColumnArguments]:
     (folder / "own.yaml").parent.mkdir(parents=True, exist_ok=True)
     (folder / "own.yaml").write_text(ENTRY)
     study = StudyArguments(
@@ -60,7 +60,7 @@ def run(model: Path, rows: Path, folder: Path, **options: object) -> tuple[Study
         output_dir=str(folder / "out"),
         **options,
     )  # type: ignore[arg-type]
-    return study, TextArguments(dataset_name=str(rows), max_eval_rows=20)
+    return study, ColumnArguments(dataset_name=str(rows), max_eval_rows=20)
 
 
 def options_of(study: StudyArguments, **answers: object) -> Options:
@@ -68,7 +68,7 @@ def options_of(study: StudyArguments, **answers: object) -> Options:
     return Options(study, ScoringArguments(dtype="float32"), AnswerArguments(**answers))
 
 
-def finish(study: StudyArguments, data: TextArguments, tuning: TuneArguments | None = None):
+def finish(study: StudyArguments, data: ColumnArguments, tuning: TuneArguments | None = None):
     return one_study(options_of(study), data, tuning or TuneArguments(), InstructArguments())[0]
 
 
@@ -120,12 +120,12 @@ def test_a_whole_study(saved, review_file: Path, tmp_path: Path, capsys: pytest.
 
 def test_options_are_kept_as_config_takes_them(tmp_path: Path) -> None:
     study = StudyArguments(prompts=["topic"], shots=[0, 4], output_dir=str(tmp_path))
-    keep_options(tmp_path, study, TextArguments(), ScoringArguments(), TuneArguments())
+    keep_options(tmp_path, study, ColumnArguments(), ScoringArguments(), TuneArguments())
     again = parse_into(
-        [StudyArguments, TextArguments, ScoringArguments, TuneArguments],
+        [StudyArguments, ColumnArguments, ScoringArguments, TuneArguments],
         ["--config", str(tmp_path / "arguments.yaml")],
     )
-    assert again == [study, TextArguments(), ScoringArguments(), TuneArguments()]
+    assert again == [study, ColumnArguments(), ScoringArguments(), TuneArguments()]
 
 
 def test_a_study_with_a_tuned_prompt(saved, review_file: Path, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_generated_texts_are_measured(saved, tmp_path: Path, capsys: pytest.Capt
     study = StudyArguments(
         prompts=[str(tmp_path / "own.yaml")], models=[str(model)], output_dir=str(tmp_path / "out")
     )
-    found = finish(study, TextArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl"]))
+    found = finish(study, ColumnArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl"]))
     assert [one.cell.name for one in found.outcomes] == ["own/a/line", "own/b/line"]
     assert "rougeL" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "out" / "texts.jsonl").read_text().splitlines()]
@@ -216,7 +216,7 @@ def test_texts_are_written_behind_examples_of_texts(saved, tmp_path: Path) -> No
         prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))], shots=[0, 2],
         shot_choice="random", output_dir=str(tmp_path / "out"),
     )  # fmt: skip
-    data = TextArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl", "train=train.jsonl"])
+    data = ColumnArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl", "train=train.jsonl"])
     found = finish(study, data)
     assert [one.cell.name for one in found.outcomes] == ["own/a/line", "own/a/line 2 shots, seed 0"]
     loaded = read_parts(study, data, TuneArguments())
@@ -279,7 +279,7 @@ def test_check_reads_what_written_texts_are_compared_with(
     study = StudyArguments(
         prompts=[str(tmp_path / "own.yaml")], models=[model], check=True, output_dir=str(tmp_path / "out")
     )
-    data = TextArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl"])
+    data = ColumnArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl"])
     loaded = read_parts(study, data, TuneArguments())
     with pytest.raises(InputError, match="4 things are wrong"):
         check(loaded, study, ScoringArguments())
@@ -304,7 +304,7 @@ def test_tables_bear_any_label_and_the_cache_any_file(saved, tmp_path: Path) -> 
         prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))], choose_rows=0,
         output_dir=str(tmp_path / "out"),
     )  # fmt: skip
-    finish(study, TextArguments(dataset_name=str(tmp_path)))
+    finish(study, ColumnArguments(dataset_name=str(tmp_path)))
     lines = (
         (tmp_path / "out" / "report.md")
         .read_text()
@@ -320,7 +320,7 @@ def test_tables_bear_any_label_and_the_cache_any_file(saved, tmp_path: Path) -> 
     with pytest.raises(
         InputError, match=r"cache.sqlite can't keep answers: .*Remove it, or set --cache_file"
     ):
-        finish(study, TextArguments(dataset_name=str(tmp_path)))
+        finish(study, ColumnArguments(dataset_name=str(tmp_path)))
 
 
 def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Path) -> None:

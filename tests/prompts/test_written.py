@@ -14,7 +14,7 @@ import sacrebleu
 from conftest import make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from finetune.data.sources import TextArguments
+from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import draws
 from prompts.scoring.endpoint import EndpointArguments
@@ -210,7 +210,7 @@ def options(
 
 def test_written_answers_get_all_that_labels_get(saved, rows: Path) -> None:
     given = options(rows, saved("llama", AutoModelForCausalLM, initializer_range=0.3), repeats=2)
-    found = one_study(given, TextArguments(dataset_name=str(rows)), TuneArguments(), InstructArguments())[0]
+    found = one_study(given, ColumnArguments(dataset_name=str(rows)), TuneArguments(), InstructArguments())[0]
     assert {one.how for one in found.outcomes} == {"first", "digits"} and found.chosen is not None
     assert all(line["nothing_found"] == 8 for line in found.lines if line["calibration"] == "digits")
     assert {line["repeats"] for line in found.lines} == {2} and len(found.tests) == 3
@@ -242,7 +242,7 @@ def test_written_answers_get_all_that_labels_get(saved, rows: Path) -> None:
 
 def test_a_run_is_judged_again_without_asking(saved, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = options(rows, saved("llama", AutoModelForCausalLM, initializer_range=0.3))
-    one_study(given, TextArguments(dataset_name=str(rows)), TuneArguments(), InstructArguments())
+    one_study(given, ColumnArguments(dataset_name=str(rows)), TuneArguments(), InstructArguments())
     from prompts.study import again, run
 
     (rows / "own.yaml").write_text(
@@ -259,7 +259,7 @@ def test_two_runs_are_compared_by_row(saved, rows: Path) -> None:
     for number, model in enumerate(models):
         given = options(rows, model)
         given.study.output_dir = str(rows / f"run{number}")
-        one_study(given, TextArguments(dataset_name=str(rows)), TuneArguments(), InstructArguments())
+        one_study(given, ColumnArguments(dataset_name=str(rows)), TuneArguments(), InstructArguments())
     found, metric, told = compare_runs(rows / "run0", rows / "run1")
     assert metric == "exact_match" and told["rows"] == 8 and found.rows == 8
     assert found.difference == pytest.approx(told["first_value"] - told["second_value"])
@@ -276,7 +276,7 @@ def test_a_suite_goes_on_behind_what_fails(saved, rows: Path, capsys: pytest.Cap
         f"- {{prompts: [{rows}/own.yaml/b], models: [{given.study.models[0]}], metric: token_f1}}\n"
     )
     given = replace(given, run=RunArguments(suite=str(suite)))
-    data = TextArguments(dataset_name=str(rows))
+    data = ColumnArguments(dataset_name=str(rows))
     assert run_suite(given, data, TuneArguments(), InstructArguments()) is True
     table = (rows / "out" / "report.md").read_text()
     assert "**failed**" in table and "token_f1" in table and table.count("\n|") == 5
@@ -291,7 +291,7 @@ def test_a_judged_entry_says_what_its_judge_is_worth(saved, rows: Path) -> None:
     )
     model = saved("llama", AutoModelForCausalLM, initializer_range=0.3)
     given = options(rows, model, entry.replace("MODEL", str(model)))
-    found = one_study(given, TextArguments(dataset_name=str(rows)), TuneArguments(), InstructArguments())[0]
+    found = one_study(given, ColumnArguments(dataset_name=str(rows)), TuneArguments(), InstructArguments())[0]
     assert found.metric == "judge" and "unmeasured (--judge_rows)" in (rows / "out" / "report.md").read_text()
     assert all(0 <= line["judge"] <= 1 for line in found.lines)
 
@@ -339,12 +339,12 @@ def test_options_that_nothing_reads_are_refused(
         endpoint=EndpointArguments(**endpoint),
     )
     with pytest.raises(InputError, match=named):
-        one_study(given, TextArguments(), TuneArguments(), InstructArguments())
+        one_study(given, ColumnArguments(), TuneArguments(), InstructArguments())
 
 
 def test_options_of_what_is_not_done_are_refused() -> None:
     given = Options(StudyArguments(prompts=["sentiment"]))
     with pytest.raises(InputError, match="--tune_rows is read with --tune alone"):
-        one_study(given, TextArguments(), TuneArguments(tune_rows=3), InstructArguments())
+        one_study(given, ColumnArguments(), TuneArguments(tune_rows=3), InstructArguments())
     with pytest.raises(InputError, match="--instruct_rounds is read with --instruct alone"):
-        one_study(given, TextArguments(), TuneArguments(), InstructArguments(instruct_rounds=3))
+        one_study(given, ColumnArguments(), TuneArguments(), InstructArguments(instruct_rounds=3))

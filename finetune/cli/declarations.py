@@ -115,12 +115,6 @@ def options_of(module: str, name: str) -> list[Option]:
     return list(options.values())
 
 
-def refused_by(module: str, name: str) -> set[str]:
-    """Names that a base class takes as options and this class doesn't."""
-    every = {field.target.id for node in lineage(module, name).values() for field in _fields(node)}
-    return every - {option.name for option in options_of(module, name)}
-
-
 @cache
 def lineage(module: str, name: str) -> dict[tuple[str, str], ast.ClassDef]:
     """A class and all it inherits from, by (module, name), the other way round than Python asks them for an attribute."""

@@ -13,14 +13,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetune.cli.declarations import classes_of, option_classes, options_of, refused_by
+from finetune.cli.declarations import classes_of, option_classes, options_of
 from finetune.cli.help import usage
 from finetune.cli.places import did_you_mean, find_recipe, verbs
 from finetune.errors import InputError
@@ -163,21 +163,17 @@ def parse(main: Callable[..., Any], arguments: Sequence[str]) -> list[Any]:
     script = Path(inspect.getfile(main))
     names = [str(parameter.annotation) for parameter in inspect.signature(main).parameters.values()]
     classes = option_classes(script, names)
-    refused = {name for place in classes for name in refused_by(*place)}
     types = [vars(importlib.import_module(module))[name] for module, name in classes]
-    return parse_into(types, arguments, script.stem, refused)
+    return parse_into(types, arguments, script.stem)
 
 
-def parse_into(
-    types: list[type], arguments: Sequence[str], verb: str = "", refused: Set[str] = frozenset()
-) -> list[Any]:
+def parse_into(types: list[type], arguments: Sequence[str], verb: str = "") -> list[Any]:
     """The same for given dataclasses: `[--config RECIPE] [--name value ...]` → one instance of each.
 
     Args:
         types: the option classes.
         arguments: of the command line.
         verb: the script's name; a recipe that says it is another verb's is refused.
-        refused: names that look like options and aren't, as a base class's that a subclass has settled.
     """
     from transformers import HfArgumentParser  # half a second, which a help text need not pay
 
@@ -192,11 +188,14 @@ def parse_into(
     leading = next((kind.LEADING for kind in types if "LEADING" in vars(kind)), None)
     if leading is not None and rest and not rest[0].startswith("-"):
         rest = [f"--{leading}", *rest]
-    settled = {option.name: option.default for kind in types for option in fields(kind) if not option.init}
-    words = [*_from_recipe(recipe, known, refused, verb, settled), *rest]
+    # names that look like options and aren't: a base class's, which a subclass has settled
+    settled = {
+        o.name: o.default for kind in types for o in fields(kind) if not o.init and o.name not in known
+    }
+    words = [*_from_recipe(recipe, known, settled, verb), *rest]
     _, unknown = parser.parse_known_args(words)  # a misspelled option before what its absence leads to
     if unknown:
-        raise InputError(_complain(unknown[0], known, refused))
+        raise InputError(_complain(unknown[0], known, settled))
     return list(parser.parse_args_into_dataclasses(words, look_for_args_file=False))
 
 
@@ -232,24 +231,20 @@ def _read_recipe(given: str) -> dict[str, Any]:
     return content
 
 
-def _from_recipe(
-    given: str | None, known: set[str], refused: Set[str], verb: str, settled: dict[str, Any]
-) -> list[str]:
+def _from_recipe(given: str | None, known: set[str], settled: dict[str, Any], verb: str) -> list[str]:
     """A recipe as the command line that says the same, so that both go through the same checks.
 
-    What it says of an option that this verb has settled since is skipped where it is what was settled: an arguments.yaml holds
-    every option of its time.
+    What is settled may stand in it with the value that it has: arguments.yaml of earlier versions listed more options.
     """
     content = {} if given is None else _read_recipe(given)
     of = content.pop("verb", verb)
     if verb and of != verb:
         raise InputError(f"The recipe {given} is one of `finetune {of}`, and this is `finetune {verb}`")
-    for key in [key for key in content if key not in known]:
-        if key in settled and content[key] == settled[key]:
-            del content[key]
-        else:
+    content = {k: v for k, v in content.items() if k not in settled or v != settled[k]}
+    for key in content:
+        if key not in known:
             raise InputError(
-                f"In {given}: {_complain(str(key), known, refused)}{_other_verbs(content, verb)}"
+                f"In {given}: {_complain(str(key), known, settled)}{_other_verbs(content, verb)}"
             )
     return as_arguments(content)
 
@@ -285,11 +280,11 @@ def _as_text(value: Any) -> list[str]:
     return [str(value).lower()] if isinstance(value, bool) else [str(value)]
 
 
-def _complain(argument: str, known: set[str], refused: Set[str]) -> str:
+def _complain(argument: str, known: set[str], settled: dict[str, Any]) -> str:
     if not argument.startswith("--") and argument not in known and " " in argument:
         return f"Unexpected value '{argument}'"
     name = argument.lstrip("-").partition("=")[0].replace("-", "_")
-    if name in refused:
+    if name in settled:
         return (
             f"--{name} has no effect here: what it sets in other tools is settled by this verb. Leave it out"
         )

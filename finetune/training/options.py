@@ -27,13 +27,6 @@ LEAST = {
     "seed": 0, "warmup_steps": 0, "max_grad_norm": 0, "weight_decay": 0, "label_smoothing_factor": 0,
     "dataloader_num_workers": 0,
 }  # fmt: skip
-# Said to transformers' loaders and loops, which are not the ones at work here: they would be ignored, or
-# leave rows out.
-FIXED = {
-    "dataloader_drop_last": False, "auto_find_batch_size": False, "train_sampling_strategy": "random",
-    "batch_eval_metrics": False,
-    "eval_do_concat_batches": True, "prediction_loss_only": False,
-}  # fmt: skip
 LOWER_IS_BETTER = {"loss", "mse", "mae", "perplexity", "bits_per_byte", "uniformity", "alignment"}
 
 
@@ -63,6 +56,15 @@ class TrainingArguments(transformers.TrainingArguments):
         default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    # Said to transformers' own loaders and loops, which are not at work here: no options. They would be ignored, leave rows out,
+    # or make losses depend on the number of processes.
+    dataloader_drop_last: bool = field(default=False, init=False)
+    auto_find_batch_size: bool = field(default=False, init=False)
+    train_sampling_strategy: str = field(default="random", init=False)
+    batch_eval_metrics: bool = field(default=False, init=False)
+    eval_do_concat_batches: bool = field(default=True, init=False)
+    prediction_loss_only: bool = field(default=False, init=False)
+    average_tokens_across_devices: bool = field(default=True, init=False)
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide losses that are no numbers; here they stop the run."}
     )
@@ -100,11 +102,6 @@ class TrainingArguments(transformers.TrainingArguments):
             raise InputError(
                 "--fsdp shards a model over several processes and this is one; leave it out, or start more"
             )
-        for name, only in FIXED.items():
-            if vars(self)[name] != only:
-                raise InputError(
-                    f"--{name} {vars(self)[name]} has no effect on this trainer's batches; leave it out"
-                )
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(
                 f"Got --learning_rate {self.learning_rate}; wanted a number above 0, or none for the "
@@ -113,11 +110,6 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.label_smoothing_factor >= 1:
             raise InputError(
                 f"Got --label_smoothing_factor {self.label_smoothing_factor}; wanted a share below 1"
-            )
-        if not self.average_tokens_across_devices:
-            raise InputError(
-                "--average_tokens_across_devices false makes losses depend on the number of processes; leave "
-                "it out"
             )
         check_stops(self)
         keep_to_cpu(self)

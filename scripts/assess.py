@@ -13,10 +13,10 @@ from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.adapters.assess import AssessArguments
-    from finetune.data.sources import DataArguments
+    from finetune.data.sources import UnshownArguments
 
 
-def main(assess: AssessArguments, data: DataArguments) -> Path:
+def main(assess: AssessArguments, data: UnshownArguments) -> Path:
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import processes
 

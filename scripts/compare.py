@@ -14,7 +14,7 @@ from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
-    from finetune.data.sources import DataArguments
+    from finetune.data.sources import UnshownArguments
     from finetune.models.load import ModelArguments
     from finetune.reports.compare import CompareArguments
     from finetune.tasks.options import TaskArguments
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def main(
     compare: CompareArguments,
     task: TaskArguments,
-    data: DataArguments,
+    data: UnshownArguments,
     model: ModelArguments,
     batching: BatchingArguments,
     training: TrainingArguments,

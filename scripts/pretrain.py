@@ -14,7 +14,7 @@ from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
-    from finetune.data.sources import TextArguments
+    from finetune.data.sources import CorpusArguments
     from finetune.models.load import ModelArguments
     from finetune.models.scratch import ScratchArguments
     from finetune.objectives.contrastive import ContrastiveArguments
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def main(
     objective: ObjectiveArguments,
     contrastive: ContrastiveArguments,
-    data: TextArguments,
+    data: CorpusArguments,
     stream: StreamArguments,
     model: ModelArguments,
     scratch: ScratchArguments,

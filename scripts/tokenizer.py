@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.data.sources import TextArguments
+    from finetune.data.sources import UnshownCorpusArguments
     from finetune.objectives.tokenizer import VocabularyArguments
 
 
-def main(vocabulary: VocabularyArguments, data: TextArguments) -> None:
+def main(vocabulary: VocabularyArguments, data: UnshownCorpusArguments) -> None:
     from pathlib import Path
 
     from finetune.data.checks import without_empty

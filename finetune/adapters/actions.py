@@ -20,7 +20,7 @@ from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
 from finetune.artefacts.passport import check_passport, read_passport, write_passport
 from finetune.data.columns import class_ids
-from finetune.data.sources import DataArguments
+from finetune.data.sources import UnshownArguments
 from finetune.errors import InputError
 from finetune.tasks.answers import asked_texts
 from finetune.tasks.table import find_task
@@ -61,7 +61,7 @@ class ActionArguments:
 
 
 @dataclass
-class AccuracyArguments(DataArguments):
+class AccuracyArguments(UnshownArguments):
     """Labelled rows on which int8 states the accuracy that it costs."""
 
     dataset_name: list[str] | None = field(  # type: ignore[assignment]
@@ -226,7 +226,7 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
         given = own | {
             name: given[name] for name in ("eval_split", "max_eval_rows") if given[name] is not None
         }
-    rows_of = DataArguments(**given)
+    rows_of = UnshownArguments(**given)
     examined, _ = evaluation_rows(artefact, find_task(artefact.options["task"]), rows_of)
     rows, columns = examined.rows.eval, examined.columns
     texts, gold = (

@@ -85,7 +85,9 @@ def _further_mains(script: Path) -> list[str]:
     """Functions in a script's table ALGORITHMS, each with options of its own."""
     for node in parsed(script).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ALGORITHMS":
-            return [value.id for value in vars(node.value)["values"]]
+            names = [n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)]
+            functions = {n.name for n in parsed(script).body if isinstance(n, ast.FunctionDef)}
+            return [name for name in dict.fromkeys(names) if name in functions]
     return []
 
 

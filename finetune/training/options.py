@@ -65,6 +65,8 @@ class TrainingArguments(transformers.TrainingArguments):
     eval_do_concat_batches: bool = field(default=True, init=False)
     prediction_loss_only: bool = field(default=False, init=False)
     average_tokens_across_devices: bool = field(default=True, init=False)
+    do_train: bool = field(default=False, init=False)
+    do_predict: bool = field(default=False, init=False)
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide losses that are no numbers; here they stop the run."}
     )

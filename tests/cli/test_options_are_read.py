@@ -130,7 +130,7 @@ def reads_of_package(package: str) -> frozenset[str]:
     top = source_of(package).parent
     folders = {
         "transformers": ["trainer*.py", "integrations/integration_utils.py", "training_args*.py"],
-        "trl": ["trainer/*.py"],
+        "trl": ["trainer/*.py", "experimental/*/*.py"],
     }
     found: set[str] = set()
     for pattern in folders.get(package, []):
@@ -138,4 +138,6 @@ def reads_of_package(package: str) -> frozenset[str]:
             for node in ast.walk(parsed(path)):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                     found.add(node.attr)
+                elif isinstance(node, ast.For):  # over a table of names
+                    found |= {n.value for n in ast.walk(node.iter) if isinstance(n, ast.Constant)}
     return frozenset(found)

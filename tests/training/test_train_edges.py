@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from test_train_tasks import chats, figures, run  # noqa: F401
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, TrainerCallback
 
+from finetune.cli.parser import parse_into
 from finetune.errors import InputError
 from finetune.training import trainer as trainers
 from finetune.training.options import TrainingArguments, settled

@@ -1,4 +1,5 @@
-"""A finished run → the object that does its task in an app: labels, tags, spans, numbers, choices, texts, vectors.
+"""A finished run → the object that does its task in an app: labels, tags, spans, numbers, choices, texts,
+vectors.
 
 Inputs become rows of the task, with answers that nobody looks at, so that a text is cut, read in windows and
 answered as in training. Knows tasks and artefacts; knows no training and no server.
@@ -49,7 +50,8 @@ TEXT, TEXTS = Value("string"), List(Value("string"))
 
 @dataclass(frozen=True)
 class Shape:
-    """How inputs of a task become rows: (input, names of the classes) → a row; what a row holds; its columns."""
+    """How inputs of a task become rows: (input, names of the classes) → a row; what a row holds; its
+    columns."""
 
     row: Callable[[Any, list[str]], dict[str, Any]]
     features: dict[str, Any]
@@ -105,7 +107,8 @@ class Predictor:
     def __call__(self, given: Any, batch_size: int = 32) -> Any:
         """One input → `{"prediction": ..., "score": ...}`; a list of them → a list.
 
-        A prediction is a list of labels, a number, a tag for each word (with `words`), a text, or a choice's place.
+        A prediction is a list of labels, a number, a tag for each word (with `words`), a text, or a choice's
+        place.
 
         Raises:
             InputError: an input that isn't what the task takes.
@@ -237,8 +240,9 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
     """What does the task of a finished run: a Classifier, Predictor, Writer or Embedder.
 
     Raises:
-        InputError: the folder is no artefact, is unfinished, or holds what answers nothing by itself; an adapter whose
-            passport names another base, tokenizer or head (`allow_mismatch` loads it all the same).
+        InputError: the folder is no artefact, is unfinished, or holds what answers nothing by itself; an
+            adapter whose passport names another base, tokenizer or head (`allow_mismatch` loads it all the
+            same).
     """
     artefact = read_artefact(folder)
     options, place = artefact.options, device or here()
@@ -275,7 +279,8 @@ def _of_objective(artefact: Artefact, place: Any, allow_mismatch: bool) -> Any:
     kinds = {"contrastive": AutoModel, "clm": AutoModelForCausalLM}
     if name not in kinds:
         raise InputError(
-            f"{artefact.folder} was pretrained by '{name}', which answers nothing by itself; train a task on it "
+            f"{artefact.folder} was pretrained by '{name}', which answers nothing by itself; train a task "
+            "on it "
             f"(--model_name_or_path {artefact.folder})"
         )
     row: Any = SimpleNamespace(model=kinds[name], config={})

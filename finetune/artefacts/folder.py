@@ -89,10 +89,12 @@ def save_artefact(
         base_named(started) if (started / "adapter_config.json").is_file() else None
     )  # an adapter trained on
     write_passport(
-        folder, network, processor, base=base or options["model_name_or_path"], method=options.get("method", "full"),
+        folder, network, processor, base=base or options["model_name_or_path"],
+        method=options.get("method", "full"),
         method_kwargs=options.get("method_kwargs"), task=options.get("task", ""), labels=labels,
         data_fingerprint=json.loads((folder / RUN).read_text(encoding="utf-8"))["data"], metrics=metrics,
     )  # fmt: skip
+    _make_portable(folder, base or options["model_name_or_path"])
     if labels is not None:
         write_atomically(folder / LABELS, json.dumps(labels, ensure_ascii=False))
     write_atomically(folder / METRICS, json.dumps(metrics, indent=1))
@@ -108,6 +110,20 @@ def _save_adapter(network: Any, folder: Path) -> None:
         card.unlink(missing_ok=True)
     else:
         card.write_bytes(before)
+
+
+def _make_portable(folder: Path, base: str) -> None:
+    """A folder that another machine and another user can read: PEFT names the base by where it lay on this
+    machine, and weights are written for their owner alone."""
+    file = folder / "adapter_config.json"
+    if file.is_file():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        write_atomically(
+            file, json.dumps(config | {"base_model_name_or_path": base}, indent=2, sort_keys=True)
+        )
+    mode = (folder / ARGUMENTS).stat().st_mode & 0o777  # as this user's files are
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(mode)
 
 
 def read_artefact(folder: str | Path) -> Artefact:

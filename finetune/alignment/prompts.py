@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from finetune.alignment.rewards import Asked, Prompt
+from finetune.data.chats import Chats
 from finetune.data.columns import TEXTS
 from finetune.data.laying import laid_out
 from finetune.data.places import columns_of
@@ -202,9 +203,7 @@ def prompt_ids(processor: Any, prompt: Prompt) -> list[int]:
         raise InputError(
             "The prompts are conversations and the model's tokenizer has no chat template; use prompts of plain text"
         )
-    return processor.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
-        "input_ids"
-    ]
+    return Chats(processor).prompt_ids(prompt)
 
 
 def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any, mask: Any) -> list[str]:

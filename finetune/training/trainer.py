@@ -22,6 +22,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers.training_args import OptimizerNames
 
 from finetune.artefacts.checkpoints import Sealer
 from finetune.artefacts.runs import started_with
@@ -315,7 +316,10 @@ def make_trainer(
     training = replace(
         training, save_total_limit=None
     )  # the Sealer keeps it: the old one goes when the new one is whole
-    trainer = (kind or ExactTrainer)(
+    check_optimizer(training, network)
+    make = kind or ExactTrainer
+    trainer = _made(
+        make,
         row=row,
         names=labels,
         batching=batching or BatchingArguments(),
@@ -349,6 +353,39 @@ def make_trainer(
             "%s trainable of %s parameters (%.2f %%)", f"{trained:,}", f"{every:,}", 100 * trained / every
         )
     return trainer
+
+
+def check_optimizer(training: TrainingArguments, network: Any) -> None:
+    """The optimizer that was asked for can be made here; said before the first step and not at it.
+
+    Raises:
+        InputError: its package is missing, or options that it needs.
+    """
+    try:
+        ExactTrainer.get_optimizer_cls_and_kwargs(training, network)
+    except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
+        name = training.optim.value if isinstance(training.optim, OptimizerNames) else training.optim
+        raise InputError(
+            f"--optim {name} can't be used: {' '.join(str(error).split())} Set --optim"
+        ) from error
+
+
+def _made(make: Callable[..., ExactTrainer], **arguments: Any) -> ExactTrainer:
+    """A trainer, which makes its repository on the hub at once where it shall push there.
+
+    Raises:
+        InputError: the hub isn't to be reached, or knows nobody by this token.
+    """
+    try:
+        return make(**arguments)
+    except OSError as error:
+        if not arguments["args"].push_to_hub:
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"--push_to_hub true: the hub can't be reached or doesn't know you ({reason}). Leave it out, or log in "
+            "with `hf auth login` where there is a network"
+        ) from error
 
 
 def by_length(features: Dataset) -> Dataset:

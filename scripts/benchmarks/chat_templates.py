@@ -24,13 +24,22 @@ def cell(name: str, kind: str) -> str:
     except ChatError as error:
         said = str(error)
     named = ("tool_calls", "'tools'", "reasoning_content", "content")
-    return next((f"no {one.strip(chr(39))}" for one in named if f"not render the {one}" in said or f"the column {one}" in said), "refused")
+    return next(
+        (
+            f"no {one.strip(chr(39))}"
+            for one in named
+            if f"not render the {one}" in said or f"the column {one}" in said
+        ),
+        "refused",
+    )
 
 
 def table() -> str:
     """A line a template, a column a kind of chat."""
     lines = ["| template | " + " | ".join(ROWS) + " |", "|---" * (len(ROWS) + 1) + "|"]
-    lines += ["| " + " | ".join([f"`{name}`", *(cell(name, kind) for kind in ROWS)]) + " |" for name in TEMPLATES]
+    lines += [
+        "| " + " | ".join([f"`{name}`", *(cell(name, kind) for kind in ROWS)]) + " |" for name in TEMPLATES
+    ]
     return "\n".join(lines)
 
 

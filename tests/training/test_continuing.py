@@ -80,10 +80,19 @@ def test_a_run_of_all_weights_is_a_model_like_any_other(saved, review_file, tmp_
     assert torch.allclose(load(first).logits(texts), load(still).logits(texts), atol=1e-5)
 
 
-def test_optimizers_and_hubs_that_are_not_there_are_said_in_a_sentence(saved, review_file, tmp_path, monkeypatch):
+def test_optimizers_and_hubs_that_are_not_there_are_said_in_a_sentence(
+    saved, review_file, tmp_path, monkeypatch
+):
     base = saved("bert", AutoModel)
-    for name, wanted in (("galore_adamw", "galore"), ("schedule_free_adamw", "schedulefree"), ("lomo", "lomo")):
-        if importlib.util.find_spec({"galore": "galore_torch", "lomo": "lomo_optim"}.get(wanted, wanted)) is None:
+    for name, wanted in (
+        ("galore_adamw", "galore"),
+        ("schedule_free_adamw", "schedulefree"),
+        ("lomo", "lomo"),
+    ):
+        if (
+            importlib.util.find_spec({"galore": "galore_torch", "lomo": "lomo_optim"}.get(wanted, wanted))
+            is None
+        ):
             with pytest.raises(InputError, match=f"(?i)--optim {name} can't be used: .*{wanted}"):
                 start(base, review_file, tmp_path / name, "--method", "full", "--optim", name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -8,7 +8,6 @@ divides a sum of sums by a sum of counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
-RowLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(

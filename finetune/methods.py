@@ -7,14 +7,11 @@ Every method but `full` has PEFT's shape, so that saving, switching and disablin
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import peft
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
@@ -292,27 +289,6 @@ def linear_names(network: PreTrainedModel, heads: list[str]) -> list[str]:
     ]
 
 
-@contextmanager
-def disabled(network: peft.PeftModel) -> Iterator[nn.Module]:
-    """The model as it was before it was tuned, its old head included; yields what is to be called.
-
-    PEFT's own `disable_adapter` fails at its end for methods of virtual tokens on models that can't generate,
-    and leaves the trained head on.
-    """
-    if not network.active_peft_config.is_prompt_learning:
-        with network.disable_adapter():
-            yield network
-        return
-    heads = [module for module in network.modules() if isinstance(module, ModulesToSaveWrapper)]
-    for head in heads:
-        head.enable_adapters(False)
-    try:
-        yield network.get_base_model()
-    finally:
-        for head in heads:
-            head.enable_adapters(True)
-
-
 def _sizes(network: PreTrainedModel, method: Method) -> dict[str, Any]:
     """Sizes that PEFT's virtual-token methods read under other names in some families."""
     if not method.virtual:
@@ -329,8 +305,3 @@ def trainable_share(network: nn.Module) -> tuple[int, int]:
     """Numbers of trainable and of all parameters; weights that several modules share count once."""
     parameters = list(network.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
-
-
-def tuned_layers(network: nn.Module) -> list[str]:
-    """Names of the layers that a method changed, for the log and for tests."""
-    return [name for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)]

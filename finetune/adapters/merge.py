@@ -25,7 +25,6 @@ from finetune.errors import InputError
 logger = logging.getLogger(__name__)
 
 # What an adapter brings along: tokenizer, labels, options.
-BESIDE = (".json", ".yaml", ".txt", ".model", ".jinja")
 WAYS = ("sum", "ties", "dare", "dare_ties")
 
 

@@ -168,10 +168,3 @@ class EpochLoader(DataLoader):
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-
-
-def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """Share of padded positions over all batches, 0 to 1."""
-    tokens = np.asarray(lengths)
-    held = sum(len(batch) * int(tokens[list(batch)].max()) for batch in batches)
-    return 1 - sum(int(tokens[list(batch)].sum()) for batch in batches) / held

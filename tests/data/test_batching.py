@@ -1,9 +1,11 @@
 """Which rows go together."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from finetune.data.batching import EpochLoader, LengthBatches, Shares, padding_share
+from finetune.data.batching import EpochLoader, LengthBatches, Shares
 from finetune.errors import InputError
 
 LENGTHS = np.random.default_rng(0).integers(3, 200, 203)
@@ -14,6 +16,13 @@ def all_processes(shares: Shares, **options) -> list[LengthBatches]:
         LengthBatches(LENGTHS, Shares(shares.rows, shares.accumulation, shares.processes, p), **options)
         for p in range(shares.processes)
     ]
+
+
+def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    """Share of padded positions over all batches, 0 to 1."""
+    tokens = np.asarray(lengths)
+    held = sum(len(batch) * int(tokens[list(batch)].max()) for batch in batches)
+    return 1 - sum(int(tokens[list(batch)].sum()) for batch in batches) / held
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import pytest
 import torch
 from bounds import near
 from conftest import make_model, make_tokenizer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -19,7 +21,7 @@ from transformers import (
 
 from finetune.artefacts.passport import write_passport
 from finetune.errors import InputError
-from finetune.methods import attach, tuned_layers
+from finetune.methods import attach
 from finetune.pool.decoding import Row
 from finetune.pool.pool import AdapterPool
 from finetune.pool.sampling import Sampling
@@ -71,6 +73,11 @@ def pool_of(family: str, writes: bool = False, **options) -> AdapterPool:
         whole.base_model.load_state_dict(base.state_dict())
         base = whole
     return AdapterPool(base, make_tokenizer(family), **options)
+
+
+def tuned_layers(network: nn.Module) -> list[str]:
+    """Names of the layers that a method changed, as PEFT finds them."""
+    return [name for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 @torch.no_grad()

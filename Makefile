@@ -23,7 +23,7 @@ SAID = "We watched it twice in one weekend." "I kept checking my watch." "Worth 
 demo: $(VENV)/ready  ## tune an adapter, score it on rows it never saw, make its page, use it from five lines of Python
 	@$(BIN)/finetune train --config films_bottleneck --output_dir $(RUN)
 	@$(BIN)/finetune assess --artefact $(RUN) --dataset_name films --eval_split test
-	@$(BIN)/finetune report --runs $(RUN) >/dev/null
+	@$(BIN)/finetune report $(RUN) >/dev/null
 	@echo; $(BIN)/python scripts/apps/five_lines.py $(RUN) $(SAID)
 	@echo
 	@echo "You have: an adapter of 1 MB in $(RUN), its figures and page ($(RUN)/report.html), its model card."

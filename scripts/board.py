@@ -1,7 +1,7 @@
 """All runs below a folder as one list in the browser, each with its page; pages of runs that go on are
 renewed as they go.
 
-python scripts/board.py --runs runs
+python scripts/board.py runs
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.reports.board import BoardArguments
+
+POSITIONAL = ("runs",)  # finetune board FOLDER
 
 
 def main(board: BoardArguments) -> None:

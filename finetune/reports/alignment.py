@@ -23,9 +23,13 @@ def alignment_sections(run: RunFolder) -> list[Section]:
     steps = [line for line in run.steps if "reward" in line]
     if not steps:
         return []
-    blocks: list[Table | Chart | Words] = [Words(text) for text in warnings(steps)]
-    parts = sorted({key for line in steps for key in line if key.startswith("reward_")})
-    named = STEP | {key: key.replace("_", " ") for key in parts}
+    # what the run said of itself, where it came to its end
+    said = [one["text"] for one in run.mapping("alignment.json").get("warnings", [])]
+    blocks: list[Table | Chart | Words] = [Words(text) for text in said or warnings(steps)]
+    parts = sorted(
+        {key for line in steps for key in line if key.startswith("rewards/") and key.endswith("/mean")}
+    )
+    named = STEP | {key: f"reward {key.split('/')[1]}" for key in parts}
     series = {
         title: _series(steps, key) for key, title in named.items() if any(key in line for line in steps)
     }
@@ -69,17 +73,26 @@ def _held_out(run: RunFolder) -> list[Section]:
         }
         for line in measured
     ]
-    return [Section("On held-out prompts", [Table(rows)])]
+    blocks: list[Any] = [Table(rows)]
+    change = run.mapping("alignment.json").get("difference", {})
+    if change.get("interval"):
+        low, high = change["interval"]
+        blocks.append(
+            Words(
+                f"By prompt, the reward changed by {change['mean']:+.3f} (95 %: {low:+.3f} to {high:+.3f}, {change['prompts']} prompts)."
+            )
+        )
+    return [Section("On held-out prompts", blocks)]
 
 
 def _answers(run: RunFolder) -> list[Section]:
-    """The same prompts' answers at each measurement, from `samples.jsonl`: step, prompt, answer, score."""
-    lines = run.lines("samples.jsonl")
+    """The same prompts' answers at each measurement, from `answers.jsonl`, as finetune/alignment/record.py describes it."""
+    lines = [one | {"step": line["step"]} for line in run.lines("answers.jsonl") for one in line["answers"]]
     if not lines:
         return []
     rows = [
         {"prompt": cut(one["prompt"], 160), "step": one["step"], "answer": cut(one["answer"], 240),
-         "score": f"{one['score']:.3f}"}
+         "score": "" if one["score"] is None else f"{one['score']:.3f}"}
         for one in sorted(lines, key=lambda one: (str(one["prompt"]), one["step"]))
     ]  # fmt: skip
     return [Section("Answers through time", [Table(rows)])]

@@ -7,7 +7,7 @@ All that a page shows comes from these files, so that a folder that was copied t
 | `arguments.yaml` | every option as resolved |
 | `metrics.json` | figures at the end, with `intervals`; written last, so that its absence says "not finished" |
 | `history.jsonl` | one line a log entry of training: step, epoch, loss, gradient, learning rate, or evaluation's figures |
-| `log.jsonl` | one line a step of PPO |
+| `log.jsonl`, `answers.jsonl`, `alignment.json` | alignment: a line a step, answers through time, before and after with warnings |
 | `data.json` | columns and what each became, rows, classes with counts, lengths in tokens, what was cut |
 | `predictions.jsonl` | id, text, gold, prediction, score of each evaluation row |
 | `baselines.json` | what needs no language model, on the same rows |
@@ -48,7 +48,7 @@ class RunFolder:
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        """PPO's log, a line a step."""
+        """Alignment's log, a line a step."""
         return _lines(self.path / "log.jsonl")
 
     @cached_property
@@ -86,6 +86,10 @@ class RunFolder:
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Mappings of a file of JSON lines; none where there is no such file."""
         return _lines(self.path / name)
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """A file of one mapping; empty where there is no such file."""
+        return _mapping(self.path / name)
 
     def table(self, name: str) -> list[dict[str, str]]:
         """Rows of a CSV file of the folder; none where there is no such file."""

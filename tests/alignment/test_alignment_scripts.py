@@ -299,7 +299,9 @@ def test_every_column_reaches_the_rewards_of_every_verb(place, verb):
             json.loads((folder / "out" / "alignment.json").read_text())
         )
         page = (folder / "out" / "report.html").read_text()
-        assert all(said in page for said in ("Answers through time", "By prompt, the reward changed", "reward right"))
+        assert all(
+            said in page for said in ("Answers through time", "By prompt, the reward changed", "reward right")
+        )
 
 
 def test_an_answer_that_was_cut_is_marked_as_such(place):

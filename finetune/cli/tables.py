@@ -52,10 +52,11 @@ def objectives_table(arguments: list[str]) -> str:
 def prompts_table(arguments: list[str]) -> str:
     """The library's entries with their templates and sets of label words."""
     _nothing_further(arguments, "prompts")
-    entries = importlib.import_module("prompts.templates.entries")
+    names = importlib.import_module("prompts.templates.entries").library()
+    read = importlib.import_module("prompts.templates.reading").read_entry
     lines = []
-    for name in entries.library():
-        entry = entries.read_entry(name)
+    for name in names:
+        entry = read(name)
         lines.append((name, entry.metric, " ".join(entry.templates), " ".join(entry.words)))
     return as_table(lines, ("prompts", "figure", "templates", "label words"))
 

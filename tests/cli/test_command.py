@@ -145,7 +145,7 @@ def test_the_commonest_mistakes_are_told_the_real_option(verb, given, meant):
 
 
 def test_what_is_refused_is_not_offered(tmp_path):
-    done = ask("sft", "--chat_template_path", "x", folder=tmp_path)
+    done = ask("train", "--dataloader_drop_last", "true", folder=tmp_path)
     assert done.returncode == 2 and "Did you mean" not in done.stderr and "Leave it out" in done.stderr
 
 

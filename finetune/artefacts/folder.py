@@ -82,6 +82,9 @@ def save_artefact(
         _save_adapter(network, folder)
     else:
         network.save_pretrained(folder)
+    if getattr(processor, "is_fast", False):  # what the last call asked for, which a warm cache leaves out
+        processor.backend_tokenizer.no_truncation()
+        processor.backend_tokenizer.no_padding()
     processor.save_pretrained(folder)
     options = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8"))
     started = Path(options["model_name_or_path"])

@@ -43,6 +43,10 @@ MEANT = {
 }  # fmt: skip
 
 
+# What a disk says that takes no more, whichever library wrote to it.
+FULL_DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system", "failed writing file")
+
+
 def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, installed: bool = False) -> None:
     """Run a script's `main` with the options that its annotations name; the whole of `if __name__ == "__main__":`.
 
@@ -63,6 +67,19 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
         main(*parse(main, arguments))
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "\nstopped; a run that had begun goes on where it was when the same command is started again",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except Exception as error:  # libraries hand on the system's words in errors of their own
+        words = next((words for words in FULL_DISK if words in str(error)), None)
+        if words is None:
+            raise
+        print(f"\nerror: {words}: {str(error).splitlines()[0]}\nCheckpoints before it are whole. Make room, or set --output_dir "
+              "to another disk, and start the same command again", file=sys.stderr)  # fmt: skip
         sys.exit(2)
     finally:
         leave_processes()

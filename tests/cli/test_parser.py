@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from finetune.cli.declarations import options_of
-from finetune.cli.parser import main_of, parse_into
+from finetune.cli.parser import launch, main_of, parse_into
 from finetune.errors import InputError
 
 
@@ -144,3 +144,30 @@ def test_a_recipe_of_an_earlier_time_may_say_what_is_settled_now(tmp_path):
     recipe.write_text("size: 3\ngone: true\n")
     with pytest.raises(InputError, match="gone"):
         parse_into([Options], ["--config", str(recipe)])
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (OSError(28, "No space left on device"), 2, "Make room, or set --output_dir"),
+        (
+            RuntimeError(
+                "[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file data/0"
+            ),
+            2,
+            "Make room",
+        ),
+        (OSError(30, "Read-only file system", "runs/x"), 2, "Checkpoints before it are whole"),
+        (KeyboardInterrupt(), 130, "goes on where it was"),
+    ],
+)
+def test_a_disk_that_is_full_and_a_person_who_stops_get_a_sentence(error, status, said, capsys, monkeypatch):
+    def main() -> None:
+        raise error
+
+    monkeypatch.setattr("finetune.cli.parser.parse", lambda main, arguments: [])
+    monkeypatch.setattr("finetune.cli.parser.answer_help", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        launch(main, [])
+    assert ended.value.code == status
+    assert said in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -32,7 +34,8 @@ class Figures:
             "text_seconds", "Time of whole texts.", ["adapter"], buckets=SECONDS, **options
         )
         self._tokens = Counter("adapter_tokens", "Tokens written.", ["adapter"], **options)
-        self._gauges: dict[str, Gauge | Counter] = {}
+        self._values: dict[str, Any] = {}
+        self._counted: dict[str, float] = {}
 
     def note(self, path: str, status: int, seconds: float) -> None:
         """A request that has been answered."""
@@ -51,8 +54,13 @@ class Figures:
     def text(self, values: dict[str, float]) -> bytes:
         """All figures in Prometheus' text format, with values as they are now."""
         for name, value in (values | {"requests_running": self.running}).items():
-            if name not in self._gauges:
+            kind: Any = Counter if name.endswith("_total") else Gauge
+            if name not in self._values:
                 described = name.replace("_", " ").capitalize() + "."
-                self._gauges[name] = Gauge(name, described, registry=self.registry, namespace="finetune")
-            self._gauges[name].set(value)  # type: ignore[union-attr]
+                self._values[name] = kind(name, described, registry=self.registry, namespace="finetune")
+            if kind is Counter:  # it only takes what came since the last time
+                self._values[name].inc(value - self._counted.get(name, 0.0))
+                self._counted[name] = value
+            else:
+                self._values[name].set(value)
         return generate_latest(self.registry)

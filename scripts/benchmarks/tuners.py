@@ -2,7 +2,7 @@
 others, by itself, or refused because. Each is made, drawn at random, saved by PEFT,
 taken in and compared with PEFT.
 
-python scripts/benchmarks/tuners.py > docs/tuners.md
+python scripts/benchmarks/tuners.py > docs/adapters.md
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def rows() -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def main() -> None:
-    print("<!-- python scripts/benchmarks/tuners.py > docs/tuners.md -->\n# Which adapters a pool serves\n")
+    print("<!-- python scripts/benchmarks/tuners.py > docs/adapters.md -->\n# Which adapters a pool serves\n")
     print("| method | " + " | ".join(FAMILIES) + " |\n|---|---|---|---|")
     for name, kind, further in rows():
         print(

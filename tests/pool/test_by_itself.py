@@ -1,5 +1,5 @@
 """Adapters that PEFT alone can run: served through PEFT on the same base, beside the mixed ones, and the base
-stays as it is. The table in docs/tuners.md is what this finds."""
+stays as it is. The table in docs/adapters.md is what this finds."""
 
 import contextlib
 import sys

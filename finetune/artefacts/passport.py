@@ -232,7 +232,7 @@ def hash_weights(network: Any, samples: int | None = SAMPLES) -> dict[str, str]:
         if isinstance(base, PreTrainedModel)
         else ()
     )
-    table = base.get_input_embeddings().weight if isinstance(base, PreTrainedModel) else None
+    table = _table(base) if isinstance(base, PreTrainedModel) else None
     base = base.base_model if isinstance(base, PreTrainedModel) else base
     hashes = {}
     for name, tensor in _base_tensors(base):
@@ -240,6 +240,12 @@ def hash_weights(network: Any, samples: int | None = SAMPLES) -> dict[str, str]:
             continue
         hashes[name] = _hash_tensor(tensor.detach(), samples, tensor is table)
     return hashes
+
+
+def _table(base: PreTrainedModel) -> torch.Tensor:
+    """The embeddings' weight without what trains rows of it."""
+    layer = base.get_input_embeddings()
+    return layer.original_module.weight if isinstance(layer, AuxiliaryTrainingWrapper) else layer.weight
 
 
 def _hash_tensor(tensor: torch.Tensor, samples: int | None, is_table: bool) -> str:

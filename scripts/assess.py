@@ -13,7 +13,7 @@ from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.adapters.assess import AssessArguments
-    from finetune.data.sources import UnshownArguments
+    from finetune.data.narrowed import UnshownArguments
 
 
 def main(assess: AssessArguments, data: UnshownArguments) -> Path:

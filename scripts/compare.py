@@ -14,7 +14,7 @@ from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
-    from finetune.data.sources import UnshownArguments
+    from finetune.data.narrowed import UnshownArguments
     from finetune.models.load import ModelArguments
     from finetune.reports.compare import CompareArguments
     from finetune.tasks.options import TaskArguments

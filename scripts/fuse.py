@@ -15,7 +15,7 @@ from finetune.cli.parser import launch
 if TYPE_CHECKING:
     from finetune.adapters.fusion import FusionArguments
     from finetune.data.batching import BatchingArguments
-    from finetune.data.sources import UnshownArguments
+    from finetune.data.narrowed import UnshownArguments
     from finetune.tasks.options import TaskArguments
     from finetune.training.options import TrainingArguments
 

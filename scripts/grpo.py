@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
     from finetune.alignment.prompts import PromptArguments
     from finetune.alignment.rewards import RewardArguments
-    from finetune.data.sources import UnshownArguments
+    from finetune.data.narrowed import UnshownArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
 

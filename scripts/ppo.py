@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from finetune.alignment.rewards import RewardArguments
     from finetune.alignment.rollout import SamplingArguments
     from finetune.alignment.run import RunArguments
-    from finetune.data.sources import UnshownArguments
+    from finetune.data.narrowed import UnshownArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
 

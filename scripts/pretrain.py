@@ -14,7 +14,7 @@ from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
-    from finetune.data.sources import CorpusArguments
+    from finetune.data.narrowed import CorpusArguments
     from finetune.models.load import ModelArguments
     from finetune.models.scratch import ScratchArguments
     from finetune.objectives.contrastive import ContrastiveArguments

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.data.sources import UnshownCorpusArguments
+    from finetune.data.narrowed import UnshownCorpusArguments
     from finetune.objectives.tokenizer import VocabularyArguments
 
 

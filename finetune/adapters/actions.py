@@ -20,7 +20,7 @@ from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
 from finetune.artefacts.passport import check_passport, read_passport, write_passport
 from finetune.data.columns import class_ids
-from finetune.data.sources import UnshownArguments
+from finetune.data.narrowed import UnshownArguments
 from finetune.errors import InputError
 from finetune.tasks.answers import asked_texts
 from finetune.tasks.table import find_task

@@ -178,31 +178,6 @@ class DataArguments(TextArguments):
 
 
 @dataclass
-class UnshownArguments(DataArguments):
-    """Which rows, for verbs that show none of them."""
-
-    show_rows: int = field(default=0, init=False)
-    check: bool = field(default=False, init=False)
-
-
-@dataclass
-class CorpusArguments(TextArguments):
-    """Which texts, of which no classes are wanted."""
-
-    balance_eval_rows: bool = field(default=False, init=False)
-    class_names: list[str] | None = field(default=None, init=False)
-    near_labels: str | None = field(default=None, init=False)
-
-
-@dataclass
-class UnshownCorpusArguments(CorpusArguments):
-    """Which texts, for a verb that shows none of them."""
-
-    show_rows: int = field(default=0, init=False)
-    check: bool = field(default=False, init=False)
-
-
-@dataclass
 class FewShotArguments(DataArguments):
     """Rows to train on that may be few of each class, and drawn several times."""
 

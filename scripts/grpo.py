@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
     from finetune.alignment.prompts import PromptArguments
     from finetune.alignment.rewards import RewardArguments
-    from finetune.data.narrowed import UnshownArguments
+    from finetune.data.sources import DataArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
 
 
 def main(
-    data: UnshownArguments,
+    data: DataArguments,
     prompt: PromptArguments,
     model: ModelArguments,
     method: MethodArguments,
@@ -34,7 +34,7 @@ def main(
 
 
 def rloo(
-    data: UnshownArguments,
+    data: DataArguments,
     prompt: PromptArguments,
     model: ModelArguments,
     method: MethodArguments,

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from finetune.alignment.rewards import RewardArguments
     from finetune.alignment.rollout import SamplingArguments
     from finetune.alignment.run import RunArguments
-    from finetune.data.narrowed import UnshownArguments
+    from finetune.data.sources import DataArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
 
 
 def main(
-    data: UnshownArguments,
+    data: DataArguments,
     prompt: PromptArguments,
     model: ModelArguments,
     method: MethodArguments,

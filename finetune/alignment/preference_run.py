@@ -42,7 +42,7 @@ def align_on_pairs(
     with training.main_process_first(desc="reading pairs"):
         processor, network = load_start(model)
         train, held_out = read(data, pairs, processor, training.max_length)
-    if "chosen" in train.column_names and show_pairs(train, held_out, processor, data):
+    if show_pairs(train, held_out, processor, data):
         return
     network = attach(network, method.method, method.method_kwargs, "CAUSAL_LM")
     options = resolved_options(data, pairs, model, method, training)

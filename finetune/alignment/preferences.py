@@ -354,12 +354,12 @@ def show_pairs(train: Dataset, held_out: Dataset, processor: Any, data: DataArgu
     """Print the first pairs as the model sees them; whether the run ends here (--check)."""
     texts = []
     for row in train.select(range(min(len(train), max(data.show_rows, 1)))):
-        front = pair_ids(processor, row["prompt"], None, row.get("tools"))
-        wholes = [
-            pair_ids(processor, row["prompt"], row[side], row.get("tools")) for side in ("chosen", "rejected")
-        ]
-        sides = [processor.decode(whole[len(front) :]) for whole in wholes]
-        texts.append(f"{processor.decode(front)}\nchosen: {marked(sides[0])}\nrejected: {marked(sides[1])}")
+        tools, front = row.get("tools"), pair_ids(processor, row["prompt"], None, row.get("tools"))
+        sides = [name for name in ("chosen", "rejected", "completion") if name in row]
+        wholes = {name: pair_ids(processor, row["prompt"], row[name], tools) for name in sides}
+        said = [f"{name}: {marked(processor.decode(ids[len(front) :]))}" for name, ids in wholes.items()]
+        verdict = [f"desirable: {row['label']}"] if "label" in row else []
+        texts.append("\n".join([processor.decode(front), *said, *verdict]))
     return show_texts(texts, f"{len(train)} training and {len(held_out)} held-out pairs", data)
 
 

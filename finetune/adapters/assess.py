@@ -161,6 +161,7 @@ def assess_task(
             row, network, processor, training, {"eval": features}, labels=found.labels, answer=answer
         )
         figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+        figures.pop("model_preparation_time", None)
     if folder is not None and trainer.answers:
         folder.mkdir(parents=True, exist_ok=True)
         save_answers(trainer.answers, asked, str(folder))

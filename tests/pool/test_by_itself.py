@@ -20,7 +20,7 @@ import tuners  # noqa: E402
 
 TABLE = {
     cells[0]: cells[1:]
-    for line in (ROOT / "docs" / "tuners.md").read_text().splitlines()
+    for line in (ROOT / "docs" / "adapters.md").read_text().splitlines()
     if line.startswith("| ") and len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 4
 }
 QUICK = ("LOHA", "LOKR", "VERA", "OFT", "ADALORA", "TRAINABLE_TOKENS", "LN_TUNING", *tuners.LORA)

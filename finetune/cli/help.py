@@ -59,4 +59,4 @@ def _entry(option: Option) -> list[str]:
 def one_line(script: Path) -> str:
     """What a verb does, for the list of verbs: its docstring's first sentence."""
     sentence = re.split(r"(?<=[\w)])[.:;] ", description(script).split("\n\n")[0].replace("\n", " "))[0]
-    return textwrap.shorten(sentence.rstrip("."), 96, placeholder=" …")
+    return textwrap.shorten(sentence.rstrip("."), 92, placeholder=" …")

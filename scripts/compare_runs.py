@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from prompts.study.options import CompareArguments
+    from prompts.study.options import CompareRunsArguments
 
 POSITIONAL = ("first", "second")
 
 
-def main(options: CompareArguments) -> None:
+def main(options: CompareRunsArguments) -> None:
     from pathlib import Path
 
     from finetune.errors import InputError

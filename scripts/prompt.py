@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prompts.scoring.endpoint import EndpointArguments
     from prompts.scoring.load import ScoringArguments
     from prompts.study.instruct import InstructArguments
-    from prompts.study.options import AnswerArguments, RunArguments, StudyArguments
+    from prompts.study.options import AnswerArguments, StudyArguments, StudyRunArguments
     from prompts.study.tune import TuneArguments
 
 
@@ -35,7 +35,7 @@ def main(
     endpoint: EndpointArguments,
     tuning: TuneArguments,
     instruct: InstructArguments,
-    run: RunArguments,
+    run: StudyRunArguments,
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import join_processes

@@ -85,7 +85,7 @@ def run(
     row = replace(row, figures=with_metrics(row.figures, metric.metrics))
     found = steps.examine_rows(row, data, training, options)
     processor, network = steps.load_for(row, model, found, quantized=find_method(method.method).quantized)
-    processor, network = tune(network, processor, method, row.peft, before, found.labels)
+    processor, network = tune(network, processor, method, row.peft, before, labels=found.labels)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     if show_features(features, processor, found.labels, data):
         return {}

@@ -12,7 +12,7 @@ import peft
 import torch
 
 from finetune.adapters import probe
-from finetune.adapters.classifier import load
+from finetune.adapters.classifier import load_classifier
 from finetune.adapters.loading import base_of, labels_of, load_base, mount
 from finetune.adapters.merge import MergeArguments, combine, save_merged
 from finetune.adapters.weights import read_adapter
@@ -121,7 +121,7 @@ def stamp(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
             )
         with network.disable_adapter():
             plain = probe.logits_of(network, processor, texts_of(action))
-        found = probe.compare((logits, counted), plain)
+        found = probe.compare_models((logits, counted), plain)
         config = network.active_peft_config
         write_passport(
             folder, network, processor, base=action.base or base_of(folder),
@@ -156,7 +156,7 @@ def add_up(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     wanted = copy.deepcopy(network)
     probe.asked_for(wanted, adapters, merge)
     folder = save_merged(merged, output_of(action))
-    found = probe.compare(
+    found = probe.compare_models(
         probe.logits_of(wanted, processor, texts),
         probe.logits_of(peft.PeftModel.from_pretrained(network, str(folder)).eval(), processor, texts),
     )
@@ -176,7 +176,7 @@ def into_base(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     texts = texts_of(action)
     before = probe.logits_of(network, processor, texts)
     whole = merge_into_base(network)
-    found = probe.compare(before, probe.logits_of(whole, processor, texts))
+    found = probe.compare_models(before, probe.logits_of(whole, processor, texts))
     yield f"merged into the base: {found}"
     probe.hold(
         found,
@@ -219,7 +219,7 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
     artefact = read_artefact(source)
     if not find_task(artefact.options["task"]).classes:
         return f"the accuracy lost is unknown: the task '{artefact.options['task']}' gives a text no class"
-    classifier = load(source, allow_mismatch=action.allow_mismatch)
+    classifier = load_classifier(source, allow_mismatch=action.allow_mismatch)
     given = vars(data)
     if data.dataset_name is None:  # the rows that training evaluated on, but for what was asked for here
         own = {name: artefact.options[name] for name in given if name in artefact.options}

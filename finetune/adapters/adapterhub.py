@@ -22,7 +22,7 @@ from torch import Tensor
 from finetune.adapters.weights import PREFIX
 from finetune.artefacts.bounds import read_json
 from finetune.artefacts.files import write_atomically
-from finetune.artefacts.folder import LABELS
+from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import CONFIG, WEIGHTS
 from finetune.errors import InputError
 
@@ -87,7 +87,7 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None) -> 
     save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
     write_atomically(folder / CONFIG, json.dumps(config, indent=1))
     if labels:
-        write_atomically(folder / LABELS, json.dumps(labels, ensure_ascii=False))
+        write_atomically(folder / LABELS_FILE, json.dumps(labels, ensure_ascii=False))
     for file in source.glob("tokenizer*"):
         shutil.copy2(file, folder / file.name)
     kind = config.get("shape") or "lora"

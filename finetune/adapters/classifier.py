@@ -103,7 +103,9 @@ class Classifier:
                 raise InputError(f"Input {index} is an empty text; wanted one or more words")
 
 
-def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = False) -> Classifier:
+def load_classifier(
+    folder: str | Path, device: str | None = None, allow_mismatch: bool = False
+) -> Classifier:
     """The classifier in the output folder of `scripts/train.py`.
 
     Raises:

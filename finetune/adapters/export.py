@@ -12,7 +12,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from finetune.artefacts.folder import LABELS
+from finetune.artefacts.folder import LABELS_FILE
 from finetune.errors import InputError
 
 
@@ -59,8 +59,8 @@ def save_whole(network: Any, processor: Any, source: str | Path, folder: Path) -
     claim(folder)
     network.save_pretrained(folder)
     processor.save_pretrained(folder)
-    if (Path(source) / LABELS).is_file():
-        shutil.copy2(Path(source) / LABELS, folder / LABELS)
+    if (Path(source) / LABELS_FILE).is_file():
+        shutil.copy2(Path(source) / LABELS_FILE, folder / LABELS_FILE)
     return folder
 
 

@@ -26,7 +26,7 @@ from finetune.adapters.loading import labels_of
 from finetune.adapters.weights import read_adapter, read_tensors
 from finetune.artefacts import passport
 from finetune.artefacts.files import ARGUMENTS, METRICS, RUN, write_atomically
-from finetune.artefacts.folder import LABELS
+from finetune.artefacts.folder import LABELS_FILE
 from finetune.errors import InputError
 from finetune.methods import head_names
 from finetune.models.load import MADE_UP
@@ -277,7 +277,7 @@ def save_fused(
     }  # fmt: skip
     write_atomically(path / passport.PASSPORT, json.dumps(first | own, indent=1, ensure_ascii=False))
     if labels is not None:
-        write_atomically(path / LABELS, json.dumps(labels, ensure_ascii=False))
+        write_atomically(path / LABELS_FILE, json.dumps(labels, ensure_ascii=False))
     write_atomically(path / METRICS, json.dumps(metrics, indent=1))
     leave_behind(path)
 

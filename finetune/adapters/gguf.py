@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, GgufConfig
 
-from finetune.adapters.probe import Probe, compare, logits_of
+from finetune.adapters.probe import Probe, compare_models, logits_of
 from finetune.errors import InputError
 
 FILE = "model.gguf"
@@ -55,7 +55,7 @@ def export_gguf(network: Any, processor: Any, folder: Path, kind: str = "q8_0") 
     again = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     ).eval()
-    return compare(logits_of(network, processor), logits_of(again, processor))
+    return compare_models(logits_of(network, processor), logits_of(again, processor))
 
 
 def _splitting(processor: Any) -> str:

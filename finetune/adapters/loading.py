@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
-from finetune.artefacts.folder import LABELS
+from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import base_named, check_files, check_passport, read_passport
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
@@ -64,7 +64,7 @@ def base_of(folder: str | Path) -> str:
 
 def labels_of(folder: str | Path) -> list[str] | None:
     """Names of an adapter's classes, or None where it has none."""
-    file = Path(folder) / LABELS
+    file = Path(folder) / LABELS_FILE
     labels = (
         json.loads(file.read_text(encoding="utf-8"))
         if file.is_file()

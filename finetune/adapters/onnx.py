@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune.adapters.probe import PROBES, Probe, compare, logits_of
+from finetune.adapters.probe import PROBES, Probe, compare_models, logits_of
 from finetune.data.encode import as_columns
 from finetune.errors import InputError
 
@@ -84,10 +84,10 @@ def export_onnx(network: Any, processor: Any, folder: Path, int8: bool = False) 
         raise InputError(f"{type(network).__name__} can't be exported to ONNX: {first}") from error
     processor.save_pretrained(folder)
     before = logits_of(network, processor)
-    found = {MODEL: compare(before, (run_onnx(folder / MODEL, processor), before[1]))}
+    found = {MODEL: compare_models(before, (run_onnx(folder / MODEL, processor), before[1]))}
     if int8:
         _quantise(folder)
-        found[INT8] = compare(before, (run_onnx(folder / INT8, processor), before[1]))
+        found[INT8] = compare_models(before, (run_onnx(folder / INT8, processor), before[1]))
     return found
 
 

@@ -250,7 +250,7 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
         return _of_objective(artefact, place, allow_mismatch)
     name = options.get("task")
     if name in ("classification", "pairs"):
-        return classifier.load(folder, device, allow_mismatch)
+        return classifier.load_classifier(folder, device, allow_mismatch)
     if name not in (*SHAPES, "seq2seq", "sft"):
         raise InputError(f"{folder} holds a run of '{name}', which answers nothing by itself")
     kind = architecture(as_trained(options, str(_source(artefact))))

@@ -67,7 +67,9 @@ def logits_of(
     return logits, counted
 
 
-def compare(before: tuple[torch.Tensor, torch.Tensor], after: tuple[torch.Tensor, torch.Tensor]) -> Probe:
+def compare_models(
+    before: tuple[torch.Tensor, torch.Tensor], after: tuple[torch.Tensor, torch.Tensor]
+) -> Probe:
     """Two answers of `logits_of` → how far they are apart."""
     one, other = before[0][before[1]], after[0][after[1]]
     changed = int((one.argmax(-1) != other.argmax(-1)).sum())

@@ -25,7 +25,7 @@ FACTORS = {
     "lora_embedding_A": "down",
     "lora_embedding_B": "up",
 }
-KINDS = ("LORA", "IA3", "BOTTLENECK", "BITFIT")
+ADAPTER_KINDS = ("LORA", "IA3", "BOTTLENECK", "BITFIT")
 PROMPT = "prompt_embeddings"
 LAYERS = ("bottleneck_down.weight", "bottleneck_down.bias", "bottleneck_up.weight", "bottleneck_up.bias")
 
@@ -107,7 +107,7 @@ class Adapter:
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def read_adapter(folder: str | Path, kinds: Sequence[str] = KINDS) -> Adapter:
+def read_adapter(folder: str | Path, kinds: Sequence[str] = ADAPTER_KINDS) -> Adapter:
     """Everything in an adapter's folder; scaling and rank of each module are settled as PEFT settles them.
 
     Args:

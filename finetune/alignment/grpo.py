@@ -21,7 +21,7 @@ from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
 from finetune.alignment.policy import Policy, drop_copy, is_adapter, load_start, make_policy
 from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts, show_prompts
 from finetune.alignment.reward_kinds import load_rewards
-from finetune.alignment.rewards import Array, Asked, RewardArguments, Rewards
+from finetune.alignment.rewards import Array, AskedRewards, RewardArguments, Rewards
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, sample_answers, stop_tokens
 from finetune.alignment.tools import load_tools
 from finetune.alignment.trl_options import callbacks, made_by_trl, quiet
@@ -38,7 +38,7 @@ from finetune.training.machine import processes
 
 
 def as_trl_reward(
-    rewards: Rewards, rows: Sequence[Asked], stops: Sequence[int]
+    rewards: Rewards, rows: Sequence[AskedRewards], stops: Sequence[int]
 ) -> Callable[..., list[float | None]]:
     """Several rewards as TRL calls one: completions are texts or messages, and `row` says which row a prompt is of.
 
@@ -50,7 +50,7 @@ def as_trl_reward(
         log_metric: Callable[[str, float], None] = lambda name, value: None, **_: Any,
     ) -> list[float | None]:  # fmt: skip
         texts = [text_of(completion) for completion in completions]
-        asked = [Asked(prompt, rows[int(i)].columns) for prompt, i in zip(prompts, row, strict=True)]
+        asked = [AskedRewards(prompt, rows[int(i)].columns) for prompt, i in zip(prompts, row, strict=True)]
         empty = [not text.strip() for text in texts]
         ended = [bool(ids) and ids[-1] in stops for ids in completion_ids]
         table, empty_all, ended_all, mine = everybody(rewards.ask(asked, texts), empty, ended)
@@ -142,10 +142,10 @@ def make_group_trainer(
     policy: Policy,
     processor: Any,
     training: GRPOArguments | RLOOArguments,
-    rows: Sequence[Asked],
+    rows: Sequence[AskedRewards],
     rewards: Rewards,
     *,
-    held_out: Sequence[Asked] = (),
+    held_out: Sequence[AskedRewards] = (),
     watch: Watch | None = None,
 ) -> Any:
     """TRL's trainer that the options are of, on a policy's network; the reference is the base with the adapter off."""

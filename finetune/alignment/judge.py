@@ -18,7 +18,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from finetune.alignment.ready_rewards import filled, rows_of
-from finetune.alignment.rewards import Prompt, Reward, RewardArguments, as_text
+from finetune.alignment.rewards import Reward, RewardArguments, RewardPrompt, as_text
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.generate import generation_settings as generation
@@ -46,7 +46,7 @@ def judge_reward(rest: str, settings: RewardArguments) -> Reward:
     remote = place.startswith(("http://", "https://"))
     replies = endpoint(place, settings) if remote else local(place, settings)
 
-    def reward(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[Any]:
+    def reward(prompts: Sequence[RewardPrompt], completions: Sequence[str], **columns: Any) -> list[Any]:
         rows = rows_of(columns, len(completions))
         asked = [
             filled(text, row | {"prompt": as_text(prompt, "", "full").rstrip("\n"), "answer": answer})

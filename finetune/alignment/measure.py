@@ -15,7 +15,7 @@ import torch
 from finetune.alignment.policy import Policy
 from finetune.alignment.ppo import kl_estimate
 from finetune.alignment.prompts import answer_texts, prompt_ids
-from finetune.alignment.rewards import Asked, Rewards
+from finetune.alignment.rewards import AskedRewards, Rewards
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, pad_left, sample_answers, stop_tokens
 
 SEED = 1_000_003  # the same uniforms for every policy that is measured
@@ -23,7 +23,7 @@ SEED = 1_000_003  # the same uniforms for every policy that is measured
 
 @torch.no_grad()
 def measure(
-    policy: Policy, processor: Any, rows: Sequence[Asked], truth: Rewards, *, sampling: SamplingArguments, batch_size: int = 32
+    policy: Policy, processor: Any, rows: Sequence[AskedRewards], truth: Rewards, *, sampling: SamplingArguments, batch_size: int = 32
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:  # fmt: skip
     """Figures of sampled answers, and the answers with their scores.
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from finetune.adapters.classifier import Classifier, load
+from finetune.adapters.classifier import Classifier, load_classifier
 from finetune.alignment.policy import (
     REWARD,
     Policy,
@@ -29,7 +29,7 @@ from finetune.alignment.policy import (
     trunk_states,
 )
 from finetune.alignment.ready_rewards import filled, rows_of
-from finetune.alignment.rewards import Prompt, Reward, RewardArguments, Rewards, as_text
+from finetune.alignment.rewards import Reward, RewardArguments, RewardPrompt, Rewards, as_text
 from finetune.alignment.rollout import log_probabilities, longest_input
 from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 def classifier_reward(rest: str, settings: RewardArguments) -> Reward:
     """`FOLDER[:LABEL]` → probability (or log-odds) of the label."""
     folder, _, label = rest.partition(":") if not Path(rest).is_dir() else (rest, "", "")
-    classifier = load(folder)
+    classifier = load_classifier(folder)
     label = label or classifier.labels[-1]
     if label not in classifier.labels:
         raise InputError(
@@ -57,7 +57,7 @@ def classifier_reward(rest: str, settings: RewardArguments) -> Reward:
 def of_classifier(classifier: Classifier, label: int, settings: RewardArguments) -> Reward:
     """A classifier's probability (or log-odds) of one of its labels, by number."""
 
-    def reward(prompts: Sequence[Prompt], answers: Sequence[str], **columns: Any) -> list[float]:
+    def reward(prompts: Sequence[RewardPrompt], answers: Sequence[str], **columns: Any) -> list[float]:
         whole = [as_text(p, a, settings.reward_part) for p, a in zip(prompts, answers, strict=True)]
         texts = [last_tokens(text, classifier.processor, classifier.max_length) for text in whole]
         warn_of_cuts(sum(map(operator.ne, whole, texts)), len(texts), classifier.max_length)
@@ -107,7 +107,9 @@ class RewardModel:
         self.score, self.processor, self.max_length, self.settings = score, processor, max_length, settings
         self.trunk, self.head = trunk, head
 
-    def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str], **columns: Any) -> list[float]:
+    def __call__(
+        self, prompts: Sequence[RewardPrompt], answers: Sequence[str], **columns: Any
+    ) -> list[float]:
         part = self.settings.reward_part
         rows = [text_ids(self.processor, p, a, part) for p, a in zip(prompts, answers, strict=True)]
         warn_of_cuts(sum(len(row) > self.max_length for row in rows), len(rows), self.max_length)
@@ -115,7 +117,7 @@ class RewardModel:
         return score_texts(self.score, rows, self.processor, self.settings.reward_batch_size)
 
 
-def text_ids(processor: Any, prompt: Prompt, answer: str, part: str) -> list[int]:
+def text_ids(processor: Any, prompt: RewardPrompt, answer: str, part: str) -> list[int]:
     """Ids of what a reward model was trained on: text with an EOS at its end, or a conversation by its template."""
     if not isinstance(prompt, str) and part == "full" and processor.chat_template:
         messages = [*prompt, {"role": "assistant", "content": answer}]
@@ -264,7 +266,7 @@ def prompt_reward(rest: str, settings: RewardArguments) -> Reward:
     used = max(len(processor(template + word)["input_ids"]) for word in words)
     room = max((longest_input(network) or sys.maxsize) - used, 1)
 
-    def reward(prompts: Sequence[Prompt], answers: Sequence[str], **columns: Any) -> list[float]:
+    def reward(prompts: Sequence[RewardPrompt], answers: Sequence[str], **columns: Any) -> list[float]:
         whole = [as_text(p, a, settings.reward_part) for p, a in zip(prompts, answers, strict=True)]
         texts = [last_tokens(text, processor, room) for text in whole]
         warn_of_cuts(sum(map(operator.ne, whole, texts)), len(texts), room)

@@ -24,7 +24,7 @@ from finetune.alignment.pair_options import check_name
 from finetune.alignment.policy import load_start, make_policy
 from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts
 from finetune.alignment.reward_kinds import load_rewards
-from finetune.alignment.rewards import Asked, RewardArguments
+from finetune.alignment.rewards import AskedRewards, RewardArguments
 from finetune.alignment.rollout import SamplingArguments, stop_tokens
 from finetune.alignment.trl_options import TrlOptions, callbacks, made_by_trl, quiet
 from finetune.alignment.watch import Watch
@@ -129,7 +129,7 @@ def align_online(
         print(training.output_dir)
 
 
-def numbered(rows: Sequence[Asked]) -> Dataset:
+def numbered(rows: Sequence[AskedRewards]) -> Dataset:
     """Prompts for TRL, and which row each is of."""
     return Dataset.from_dict({"prompt": [row.prompt for row in rows], "row": list(range(len(rows)))})
 

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 
 from finetune.alignment.preferences import pairs_of
 from finetune.alignment.prompts import answer_texts, prompt_ids
-from finetune.alignment.rewards import Asked, Rewards
+from finetune.alignment.rewards import AskedRewards, Rewards
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, sample_answers, stop_tokens
 from finetune.alignment.trl_options import check_task
 from finetune.artefacts.files import ARGUMENTS, write_atomically
@@ -59,7 +59,7 @@ class ScoredAnswers:
 
 
 def scored_answers(
-    network: Any, processor: Any, rows: Sequence[Asked], rewards: Rewards, *, each: int, sampling: SamplingArguments,
+    network: Any, processor: Any, rows: Sequence[AskedRewards], rewards: Rewards, *, each: int, sampling: SamplingArguments,
     seed: int = 0, bf16: bool = False,
 ) -> ScoredAnswers:  # fmt: skip
     """`each` answers to each prompt and their scores; answer j to prompt i depends on (seed, i, j) alone.
@@ -90,7 +90,7 @@ def scored_answers(
 
 
 def make_pairs(
-    network: Any, processor: Any, rows: Sequence[Asked], rewards: Rewards, each: int, **options: Any
+    network: Any, processor: Any, rows: Sequence[AskedRewards], rewards: Rewards, each: int, **options: Any
 ) -> list[dict[str, Any]]:
     """Preference pairs from `each` answers to each prompt; options as of `scored_answers`."""
     found = scored_answers(network, processor, rows, rewards, each=each, **options)

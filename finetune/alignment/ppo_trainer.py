@@ -26,7 +26,7 @@ from finetune.alignment.experience import Clock, Experience, real_columns
 from finetune.alignment.policy import REWARD, Policy, checkpointed
 from finetune.alignment.ppo_options import KLArguments, PPOArguments, ValueArguments
 from finetune.alignment.prompts import answer_texts, prompt_ids
-from finetune.alignment.rewards import Asked, Rewards, centre, deviation_of
+from finetune.alignment.rewards import AskedRewards, Rewards, centre, deviation_of
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, pad_left, sample_answers, stop_tokens
 from finetune.artefacts.checkpoints import rotate, seal
 from finetune.errors import InputError
@@ -86,7 +86,7 @@ class Learner:
 
     # ---- one step ----
 
-    def learn(self, rows: Sequence[Asked]) -> dict[str, float]:
+    def learn(self, rows: Sequence[AskedRewards]) -> dict[str, float]:
         """One step on these rows' prompts, [rollout_batch_size]; gives its figures."""
         clock = Clock()
         experience = self.collect(rows, clock)
@@ -101,7 +101,7 @@ class Learner:
         self.step += 1
         return {"step": self.step, **figures, **clock.seconds}
 
-    def collect(self, rows: Sequence[Asked], clock: Clock) -> Experience:
+    def collect(self, rows: Sequence[AskedRewards], clock: Clock) -> Experience:
         """Sample and score this process's share of the prompts, and gather everybody's in the order of the prompts."""
         accelerator, width = (
             self.accelerator,

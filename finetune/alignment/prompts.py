@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from finetune.alignment.rewards import Asked, Prompt
+from finetune.alignment.rewards import AskedRewards, RewardPrompt
 from finetune.data.chats import Chats
 from finetune.data.columns import TEXTS
 from finetune.data.laying import laid_out
@@ -56,7 +56,7 @@ class PromptArguments:
 
 def read_prompts(
     data: DataArguments, settings: PromptArguments, processor: Any
-) -> tuple[list[Asked], list[Asked]]:
+) -> tuple[list[AskedRewards], list[AskedRewards]]:
     """Training and held-out prompts with the columns of their rows: texts, or conversations that end before the assistant's turn.
 
     The column is the one named by --text_column, else `prompt`, `messages`, or a usual name of a text.
@@ -76,7 +76,7 @@ def read_prompts(
 
 def _prompts(
     rows: Dataset, data: DataArguments, settings: PromptArguments, processor: Any, where: str
-) -> list[Asked]:
+) -> list[AskedRewards]:
     found = [as_prompt(value, index) for index, value in enumerate(rows["prompt"][:])]
     if settings.prompt_tokens is not None:
         found = [beginning(prompt, settings.prompt_tokens, processor) for prompt in found]
@@ -88,7 +88,7 @@ def _prompts(
         ]
     lengths = [len(prompt_ids(processor, prompt)) for prompt in found]
     kept = [
-        Asked(prompt, row)
+        AskedRewards(prompt, row)
         for prompt, length, row in zip(found, lengths, reward_columns(rows), strict=True)
         if 0 < length <= settings.max_prompt_length
     ]
@@ -113,7 +113,7 @@ def _prompts(
 
 
 def show_prompts(
-    prompts: Sequence[Asked], held_out: Sequence[Asked], processor: Any, data: DataArguments
+    prompts: Sequence[AskedRewards], held_out: Sequence[AskedRewards], processor: Any, data: DataArguments
 ) -> bool:
     """Print the first prompts as the policy is asked; whether the run ends here (--check)."""
     texts = [
@@ -135,7 +135,7 @@ def reward_columns(rows: Dataset) -> list[dict[str, Any]]:
     return [{name: row[name] for name in kept} for row in rows]
 
 
-def templated(prompt: Prompt, template: str) -> Prompt:
+def templated(prompt: RewardPrompt, template: str) -> RewardPrompt:
     """A text put into a template at {prompt}.
 
     Raises:
@@ -165,7 +165,7 @@ def prompt_column(rows: Dataset, data: DataArguments) -> str:
     return column
 
 
-def as_prompt(value: Any, index: int) -> Prompt:
+def as_prompt(value: Any, index: int) -> RewardPrompt:
     """A cell as a prompt; a conversation loses the assistant's last turn, which is what is to be sampled."""
     if isinstance(value, str):
         return value
@@ -183,7 +183,7 @@ def as_prompt(value: Any, index: int) -> Prompt:
     )
 
 
-def beginning(prompt: Prompt, tokens: int, processor: Any) -> Prompt:
+def beginning(prompt: RewardPrompt, tokens: int, processor: Any) -> RewardPrompt:
     """The first tokens of a text, as text."""
     if not isinstance(prompt, str):
         raise InputError("--prompt_tokens cuts texts, and these prompts are conversations; leave it out")
@@ -191,7 +191,7 @@ def beginning(prompt: Prompt, tokens: int, processor: Any) -> Prompt:
     return processor.decode(ids, skip_special_tokens=True)
 
 
-def prompt_ids(processor: Any, prompt: Prompt) -> list[int]:
+def prompt_ids(processor: Any, prompt: RewardPrompt) -> list[int]:
     """Ids of a prompt; a conversation goes through the tokenizer's template, which brings its own special tokens.
 
     An EOS that the tokenizer puts at the end of a text is taken off: an answer could not follow it.
@@ -221,7 +221,7 @@ def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any,
     return texts
 
 
-def prompts_fingerprint(rows: Sequence[Asked]) -> str:
+def prompts_fingerprint(rows: Sequence[AskedRewards]) -> str:
     """Hash of all prompts in their order, and of what rewards see beside them."""
     told = [[row.prompt, row.columns] for row in rows]
     return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()

@@ -28,13 +28,13 @@ import numpy as np
 from finetune.artefacts.files import write_atomically
 from finetune.metrics import bootstrap
 
-LOG, ANSWERS, SUMMARY = "log.jsonl", "answers.jsonl", "alignment.json"
+LOG, ANSWERS_FILE, SUMMARY = "log.jsonl", "answers.jsonl", "alignment.json"
 SHOWN = 8  # prompts whose answers are shown through time
 FAR = 10.0  # nats of KL a sequence from where a rising reward is suspicious
-Line = dict[str, Any]
+RecordLine = dict[str, Any]
 
 
-def lines_before(file: Path, step: int) -> list[Line]:
+def lines_before(file: Path, step: int) -> list[RecordLine]:
     """The lines of a file up to a step that a run continues from; none where it begins."""
     if step == 0 or not file.is_file():
         return []
@@ -42,17 +42,17 @@ def lines_before(file: Path, step: int) -> list[Line]:
     return [entry for entry in entries if entry["step"] <= step]
 
 
-def write_lines(file: Path, lines: Sequence[Line]) -> None:
+def write_lines(file: Path, lines: Sequence[RecordLine]) -> None:
     write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def answers_line(step: int, figures: dict[str, float], samples: Sequence[dict[str, Any]]) -> Line:
+def answers_line(step: int, figures: dict[str, float], samples: Sequence[dict[str, Any]]) -> RecordLine:
     """A line of answers.jsonl from what `measure` gives."""
     scores = [sample["score"] for sample in samples]
     return {"step": step, "answers": list(samples[:SHOWN]), "scores": scores, "kl": figures["kl"]}
 
 
-def measured(figures: dict[str, float]) -> Line:
+def measured(figures: dict[str, float]) -> RecordLine:
     """What a measurement adds to the log."""
     return {
         "true_reward": figures["reward"], "true_reward_error": figures["error"], "held_out_kl": figures["kl"],
@@ -60,7 +60,7 @@ def measured(figures: dict[str, float]) -> Line:
     }  # fmt: skip
 
 
-def summary(algorithm: str, log: Sequence[Line], answers: Sequence[Line]) -> dict[str, Any]:
+def summary(algorithm: str, log: Sequence[RecordLine], answers: Sequence[RecordLine]) -> dict[str, Any]:
     """What alignment.json holds."""
     seen = [line for line in log if "true_reward" in line]
     names = (
@@ -99,7 +99,7 @@ def paired(before: Sequence[float | None], after: Sequence[float | None]) -> dic
     }
 
 
-def warnings_of(log: Sequence[Line]) -> list[dict[str, str]]:
+def warnings_of(log: Sequence[RecordLine]) -> list[dict[str, str]]:
     """What a person should look at, in words; from the lines of steps, of which it wants five or more."""
     steps = [line for line in log if line["step"] > 0 and "reward" in line]
     if len(steps) < 5:
@@ -126,14 +126,14 @@ def warnings_of(log: Sequence[Line]) -> list[dict[str, str]]:
     return [{"name": name, "text": str(text)} for name, text in found.items() if text]
 
 
-def _means(lines: Sequence[Line]) -> dict[str, float]:
+def _means(lines: Sequence[RecordLine]) -> dict[str, float]:
     names = {name for line in lines for name, value in line.items() if isinstance(value, (int, float))}
     means = {name: float(np.mean([line[name] for line in lines if name in line])) for name in names}
     return dict.fromkeys(("kl", "reward", "empty", "entropy"), 0.0) | {"ended": 1.0} | means
 
 
 def write_summary(
-    folder: Path, algorithm: str, log: Sequence[Line], answers: Sequence[Line]
+    folder: Path, algorithm: str, log: Sequence[RecordLine], answers: Sequence[RecordLine]
 ) -> dict[str, Any]:
     """Write alignment.json and say its warnings and the paired difference."""
     found = summary(algorithm, log, answers)

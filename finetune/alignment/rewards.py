@@ -26,16 +26,16 @@ import numpy as np
 from finetune.alignment.reward_calls import Score, called
 from finetune.errors import InputError, check_above, check_least
 
-Prompt = str | list[dict[str, Any]]
+RewardPrompt = str | list[dict[str, Any]]
 Reward = Callable[..., Sequence[Score]]
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedRewards:
     """A prompt, as text or conversation, and the columns of the row that it came from."""
 
-    prompt: Prompt
+    prompt: RewardPrompt
     columns: dict[str, Any] = field(default_factory=dict)
 
 
@@ -106,7 +106,7 @@ class RewardArguments:
             self.reward = [self.reward]
 
 
-def as_text(prompt: Prompt, answer: str, part: str) -> str:
+def as_text(prompt: RewardPrompt, answer: str, part: str) -> str:
     """What a model reads: the answer, or prompt and answer as one text (of a conversation, one message a line)."""
     if part == "answer":
         return answer
@@ -153,7 +153,7 @@ class Rewards:
         """The same without normalising or a penalty, whose sums can be compared from one measurement to the next."""
         return Rewards(self.parts, replace(self.settings, normalise_rewards=False, missing_eos_penalty=0.0))
 
-    def ask(self, rows: Sequence[Asked], answers: Sequence[str]) -> Array:
+    def ask(self, rows: Sequence[AskedRewards], answers: Sequence[str]) -> Array:
         """Each reward's score of each answer, [answers, rewards]; NaN where it doesn't apply or the answer has no text.
 
         Raises:
@@ -203,7 +203,7 @@ class Rewards:
         return found
 
 
-def as_lists(rows: Sequence[Asked]) -> dict[str, list[Any]]:
+def as_lists(rows: Sequence[AskedRewards]) -> dict[str, list[Any]]:
     """The columns of some rows, each a list; a column that a row lacks is None there."""
     names = dict.fromkeys(name for row in rows for name in row.columns)
     return {name: [row.columns.get(name) for row in rows] for name in names}

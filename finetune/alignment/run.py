@@ -17,7 +17,7 @@ from finetune.alignment.measure import measure
 from finetune.alignment.policy import REWARD, has_adapter
 from finetune.alignment.ppo_trainer import Learner
 from finetune.alignment.prompts import prompt_ids
-from finetune.alignment.rewards import Asked, Rewards
+from finetune.alignment.rewards import AskedRewards, Rewards
 from finetune.alignment.rollout import check_room
 from finetune.alignment.trl_options import check_task
 from finetune.artefacts.files import write_atomically
@@ -87,8 +87,8 @@ class RunArguments:
 
 def run(
     learner: Learner,
-    rows: Sequence[Asked],
-    held_out: Sequence[Asked],
+    rows: Sequence[AskedRewards],
+    held_out: Sequence[AskedRewards],
     settings: RunArguments,
     truth: Rewards,
 ) -> dict[str, Any]:
@@ -101,7 +101,9 @@ def run(
     lengths = [len(prompt_ids(learner.processor, row.prompt)) for row in (*rows, *held_out)]
     # now, not when a long one has its turn
     check_room(learner.policy.network, lengths, learner.sampling.max_new_tokens)
-    log, answers = (record.lines_before(folder / name, learner.step) for name in (record.LOG, record.ANSWERS))
+    log, answers = (
+        record.lines_before(folder / name, learner.step) for name in (record.LOG, record.ANSWERS_FILE)
+    )
     if learner.step == 0:
         log.append({"step": 0, **_measured(learner, held_out, truth, settings, answers)})
     steps, notice = learner.settings.steps, Notice(settings.time_limit and seconds_of(settings.time_limit))
@@ -117,7 +119,7 @@ def run(
         if main:
             print(line(figures, steps), flush=True)
             record.write_lines(folder / record.LOG, log)
-            record.write_lines(folder / record.ANSWERS, answers)
+            record.write_lines(folder / record.ANSWERS_FILE, answers)
         reason = notice.due() if learner.step < steps else None
         if main and learner.step < steps and (reason or learner.step % settings.save_steps == 0):
             learner.save(folder)
@@ -136,11 +138,11 @@ def run(
 
 def _measured(
     learner: Learner,
-    held_out: Sequence[Asked],
+    held_out: Sequence[AskedRewards],
     truth: Rewards,
     settings: RunArguments,
-    answers: list[record.Line],
-) -> record.Line:
+    answers: list[record.RecordLine],
+) -> record.RecordLine:
     """Held-out figures, on the main process; the others wait at the next step."""
     if not learner.accelerator.is_main_process:
         return {}

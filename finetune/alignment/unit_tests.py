@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from finetune.alignment.ready_rewards import column_of
-from finetune.alignment.rewards import Prompt, Reward, RewardArguments
+from finetune.alignment.rewards import Reward, RewardArguments, RewardPrompt
 
 SECONDS, MEGABYTES = 5, 512
 FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -66,7 +66,9 @@ def unit_tests(rest: str, settings: RewardArguments) -> Reward:
     """
     column = rest or "tests"
 
-    def reward(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    def reward(
+        prompts: Sequence[RewardPrompt], completions: Sequence[str], **columns: Any
+    ) -> list[float | None]:
         cells = [
             [c] if isinstance(c, str) else list(c or []) for c in column_of(column, columns, "unit_tests")
         ]
@@ -77,7 +79,7 @@ def unit_tests(rest: str, settings: RewardArguments) -> Reward:
     return reward
 
 
-def code_of(prompt: Prompt, answer: str) -> str:
+def code_of(prompt: RewardPrompt, answer: str) -> str:
     """The program in an answer."""
     fenced = FENCE.search(answer)
     if fenced:

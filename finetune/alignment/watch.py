@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from finetune.alignment import record
 from finetune.alignment.measure import measure
 from finetune.alignment.policy import Policy
-from finetune.alignment.rewards import Asked, Rewards
+from finetune.alignment.rewards import AskedRewards, Rewards
 from finetune.alignment.rollout import SamplingArguments
 
 # TRL's name → record.py's; what has no other name keeps TRL's
@@ -29,11 +29,11 @@ class Watch(TrainerCallback):
     """
 
     def __init__(
-        self, policy: Policy, processor: Any, held_out: Sequence[Asked], rewards: Rewards, *, sampling: SamplingArguments, every: int
+        self, policy: Policy, processor: Any, held_out: Sequence[AskedRewards], rewards: Rewards, *, sampling: SamplingArguments, every: int
     ) -> None:  # fmt: skip
         self.policy, self.processor, self.held_out, self.rewards = policy, processor, held_out, rewards
         self.sampling, self.every = sampling, every
-        self.folder, self.log, self.answers = Path(), list[record.Line](), list[record.Line]()
+        self.folder, self.log, self.answers = Path(), list[record.RecordLine](), list[record.RecordLine]()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -41,7 +41,7 @@ class Watch(TrainerCallback):
         self.folder = Path(str(args.output_dir))
         self.log, self.answers = (
             record.lines_before(self.folder / name, state.global_step)
-            for name in (record.LOG, record.ANSWERS)
+            for name in (record.LOG, record.ANSWERS_FILE)
         )
         if state.is_world_process_zero and state.global_step == 0:
             self.log.append({"step": 0, **self._measured(0)})
@@ -63,16 +63,16 @@ class Watch(TrainerCallback):
             self._line(state.global_step).update(step_figures(told))
             self._write()
 
-    def _line(self, step: int) -> record.Line:
+    def _line(self, step: int) -> record.RecordLine:
         if not self.log or self.log[-1]["step"] != step:
             self.log.append({"step": step})
         return self.log[-1]
 
     def _write(self) -> None:
         record.write_lines(self.folder / record.LOG, self.log)
-        record.write_lines(self.folder / record.ANSWERS, self.answers)
+        record.write_lines(self.folder / record.ANSWERS_FILE, self.answers)
 
-    def _measured(self, step: int) -> record.Line:
+    def _measured(self, step: int) -> record.RecordLine:
         network = self.policy.network
         policy, was_training = (
             self.policy.to(network.device),
@@ -99,7 +99,7 @@ class Watch(TrainerCallback):
         return short | {name: found[name] for name in ("before", "after", "difference")}
 
 
-def step_figures(told: dict[str, Any]) -> record.Line:
+def step_figures(told: dict[str, Any]) -> record.RecordLine:
     """TRL's figures by record.py's names; KL a token becomes KL a sequence."""
     line = {NAMES.get(name, name): value for name, value in told.items()}
     if "cut" in line:

@@ -19,7 +19,7 @@ from finetune.artefacts.passport import base_named, write_passport
 from finetune.errors import InputError
 from finetune.reports.page import leave_behind
 
-LABELS = "labels.json"
+LABELS_FILE = "labels.json"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def save_artefact(
     )  # fmt: skip
     _make_portable(folder, base or options["model_name_or_path"])
     if labels is not None:
-        write_atomically(folder / LABELS, json.dumps(labels, ensure_ascii=False))
+        write_atomically(folder / LABELS_FILE, json.dumps(labels, ensure_ascii=False))
     write_atomically(folder / METRICS, json.dumps(metrics, indent=1))
     leave_behind(folder)
 
@@ -143,7 +143,7 @@ def read_artefact(folder: str | Path) -> Artefact:
         raise InputError(
             f"The run in {path} is unfinished (no metrics.json); start its command again to finish it"
         )
-    labels = path / LABELS
+    labels = path / LABELS_FILE
     return Artefact(
         path,
         yaml.safe_load((path / ARGUMENTS).read_text(encoding="utf-8")),

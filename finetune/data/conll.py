@@ -29,7 +29,7 @@ def is_conll(text: str) -> bool:
     )
 
 
-def read(text: str, name: str) -> tuple[dict[str, list[Any]], list[int]]:
+def read_conll(text: str, name: str) -> tuple[dict[str, list[Any]], list[int]]:
     """Sentences as rows, and the line that each begins at.
 
     Columns are named tokens and ner_tags (of two), tokens, pos_tags, chunk_tags and ner_tags (of four, CoNLL-2003), tokens and

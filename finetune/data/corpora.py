@@ -14,7 +14,7 @@ import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from finetune.data.remarks import SIDES, remark
-from finetune.data.reviews import TAGS, Draft, Writer, draw_cast, realise
+from finetune.data.reviews import TAGS, Draft, ReviewWriter, draw_cast, realise
 
 LABELS = ["neg", "pos"]
 MATERIAL = Path(__file__).with_name("reviews.yaml")
@@ -60,7 +60,7 @@ def reviews(seed: int = 0, rows: int = 2800) -> DatasetDict:
     texts: set[str] = set()
     splits = DatasetDict()
     for name, size in {"train": rows - sum(held_out.values()), **held_out}.items():
-        writer = Writer(rng, known if name == "train" else material)
+        writer = ReviewWriter(rng, known if name == "train" else material)
         labels = [1 - place % 2 for place in range(size)]
         rng.shuffle(labels)
         made = [
@@ -84,7 +84,7 @@ def hold_back(material: Any, rng: random.Random) -> Any:
     return material
 
 
-def new_row(writer: Writer, label: int, texts: set[str]) -> dict[str, Any]:
+def new_row(writer: ReviewWriter, label: int, texts: set[str]) -> dict[str, Any]:
     """One row whose text is not among `texts` yet; adds it there."""
     while True:
         draft = writer.compose(label)
@@ -142,7 +142,7 @@ def describe(aspect: str, clause: str, cast: dict[str, str]) -> str:
     return f"{aspect} by {cast[author]}" if author and f"<{author}>" in clause else aspect
 
 
-def choose(writer: Writer, draft: Draft, cast: dict[str, str]) -> list[str]:
+def choose(writer: ReviewWriter, draft: Draft, cast: dict[str, str]) -> list[str]:
     """Four summaries, the right one first: this film's and another's of other aspects, each as it is and turned round."""
     decoy = Draft(draft.label, aspects=dict(draft.aspects), strength=draft.strength)
     writer.add_aspects(decoy, [said for said, _ in draft.aspects.values()])

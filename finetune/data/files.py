@@ -29,7 +29,7 @@ from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-KINDS = {
+FILE_KINDS = {
     "parquet": "parquet", "arrow": "arrow", "csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "ndjson": "json", "txt": "text",
     "text": "text", "conll": "conll", "conllu": "conll", "iob": "conll", "iob2": "conll", "bio": "conll", "xlsx": "excel",
 }  # fmt: skip
@@ -52,12 +52,12 @@ class Reading:
 
 def kind_of(file: Path) -> str | None:
     """How a file is read, by the ending of its name; None where it isn't."""
-    return KINDS.get(ending(file))
+    return FILE_KINDS.get(ending(file))
 
 
 def endings() -> str:
     """The endings that are read, for messages."""
-    return f"{', '.join(sorted(KINDS))} (also {', '.join(f'.{one}' for one in sorted(COMPRESSED))})"
+    return f"{', '.join(sorted(FILE_KINDS))} (also {', '.join(f'.{one}' for one in sorted(COMPRESSED))})"
 
 
 def read_files(files: Sequence[Path], reading: Reading) -> Dataset:
@@ -150,9 +150,9 @@ def _read_text(file: Path, kind: str, reading: Reading, name: str) -> Dataset:
                 text, str(file), ("\t",) if ending(file) == "tsv" else (",", ";", "\t", "|")
             )
         elif kind == "json":
-            columns, lines = records.read(text, file)
+            columns, lines = records.read_records(text, file)
         elif kind == "conll" or conll.is_conll(text):
-            columns, lines = conll.read(text, str(file))
+            columns, lines = conll.read_conll(text, str(file))
         else:
             columns, lines = _documents(text, reading.documents)
     size = len(next(iter(columns.values()), []))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
-from finetune.data.files import KINDS, Reading, endings, kind_of, read_files
+from finetune.data.files import FILE_KINDS, Reading, endings, kind_of, read_files
 from finetune.data.places import PLACE
 from finetune.errors import InputError
 
@@ -80,7 +80,7 @@ def _of_one_kind(files: dict[str, list[Path]]) -> dict[str, list[Path]]:
 
 def read_folder(files: dict[str, list[Path]], reading: Reading) -> DatasetDict:
     kinds = {kind_of(file) or file.suffix for paths in files.values() for file in paths}
-    if len(kinds) > 1 or not kinds <= set(KINDS.values()):
+    if len(kinds) > 1 or not kinds <= set(FILE_KINDS.values()):
         raise InputError(
             f"Files of several kinds ({', '.join(sorted(kinds))}); wanted {endings()}, one kind. Name them by --data_files"
         )

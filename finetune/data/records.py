@@ -17,7 +17,7 @@ TURN = {"role", "from", "speaker"}  # what a message has and a row has not
 Columns = dict[str, list[Any]]
 
 
-def read(text: str, file: Path) -> tuple[Columns, list[int] | None]:
+def read_records(text: str, file: Path) -> tuple[Columns, list[int] | None]:
     """Columns, and the line of each record where the file has one a line.
 
     JSON lines, a list of records, columns, records under `data` or another key, pandas' ways, SQuAD's own file.

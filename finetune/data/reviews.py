@@ -38,7 +38,7 @@ class Draft:
 
 
 @dataclass
-class Writer:
+class ReviewWriter:
     """Draws on the material, `bank`, by one generator. A line "praise / blame" or "keep / flip" holds two facing clauses."""
 
     rng: random.Random

@@ -33,7 +33,7 @@ from finetune.alignment.preferences import sound_pairs
 from finetune.alignment.prompts import beginning, prompt_column, prompts_fingerprint, reward_columns
 from finetune.alignment.reward_kinds import load_rewards
 from finetune.alignment.reward_model import RewardTrainingArguments, make_reward_trainer, pair_margins
-from finetune.alignment.rewards import Asked, RewardArguments
+from finetune.alignment.rewards import AskedRewards, RewardArguments
 from finetune.alignment.rollout import SamplingArguments
 from finetune.alignment.run import line
 from finetune.artefacts.checkpoints import newest
@@ -88,7 +88,7 @@ class Frontier:
         processor, network = load_start(self.model)
         cut, size = self.settings.prompt_tokens, self.size
         self.prompts, self.held_out = (
-            [Asked(beginning(row.prompt, cut, processor), row.columns) for row in part]
+            [AskedRewards(beginning(row.prompt, cut, processor), row.columns) for row in part]
             for part in (self.texts[: size.prompts], self.test_texts[: size.held_out])
         )
         self._claim_folder()
@@ -340,7 +340,7 @@ def moments_of(steps: int, count: int) -> set[int]:
 def texts_of(rows: Dataset, data: DataArguments) -> list[Any]:
     """The texts of some rows, each with its row's columns."""
     texts = rows[prompt_column(rows, data)][:]
-    return [Asked(text, row) for text, row in zip(texts, reward_columns(rows), strict=True)]
+    return [AskedRewards(text, row) for text, row in zip(texts, reward_columns(rows), strict=True)]
 
 
 def run_points(frontier: Frontier) -> list[dict[str, Any]]:

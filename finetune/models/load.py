@@ -243,7 +243,7 @@ def load_model(
         if names or entry in settings.to_dict():
             network.config.update({entry: names})
     if model.attn_implementation is None:
-        cpu.choose(network)
+        cpu.choose_attention(network)
     own_weights(network)
     if quantized:
         keep_differentiable(network)

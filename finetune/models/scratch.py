@@ -71,7 +71,7 @@ def prepare(
             f"No {auto_class.__name__} of the family '{config.model_type}': {str(error).splitlines()[0]} Set --from_config"
         ) from error
     if model.attn_implementation is None:
-        cpu.choose(network)
+        cpu.choose_attention(network)
     return processor, network.float()
 
 

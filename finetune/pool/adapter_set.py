@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from finetune.adapters.loading import MODELS, labels_of, quietly
-from finetune.adapters.weights import KINDS, Unmixable, read_adapter
+from finetune.adapters.weights import ADAPTER_KINDS, Unmixable, read_adapter
 from finetune.artefacts.passport import WEIGHTS, check_files, check_passport
 from finetune.device import device as here
 from finetune.errors import InputError
@@ -171,11 +171,11 @@ class AdapterSet:
         Raises:
             Unmixable: PEFT may run it, and a batch with others can't.
         """
-        adapter = read_adapter(folder, (*KINDS, *virtual_tokens.KINDS))
+        adapter = read_adapter(folder, (*ADAPTER_KINDS, *virtual_tokens.VIRTUAL_KINDS))
         with self._turn:
             self._check(folder, self.processor)
             ready = self.mixture.lay_out(adapter, self.prefix)
-            if adapter.kind in virtual_tokens.KINDS:
+            if adapter.kind in virtual_tokens.VIRTUAL_KINDS:
                 with torch.inference_mode():
                     ready.virtual = virtual_tokens.make_virtual_tokens(
                         adapter.kind, adapter.config, ready.adapter.prompt, self.network

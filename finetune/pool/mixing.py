@@ -29,7 +29,7 @@ from finetune.tuners.bottleneck.layer import (
     WideIn,
     WideOut,
 )
-from finetune.tuners.bottleneck.sites import kind_of
+from finetune.tuners.bottleneck.sites import site_kind
 
 
 @dataclass(eq=False)
@@ -261,7 +261,7 @@ class Mixture:
     def _kind(self, adapter: Adapter, name: str) -> type[BottleneckLayer]:
         """How a bottleneck adapter sits on a layer."""
         model_type = self.network.config.model_type
-        return kind_of(adapter.config["shape"], model_type, name, self.modules[name])
+        return site_kind(adapter.config["shape"], model_type, name, self.modules[name])
 
 
 def _put(result: Tensor, original: Tensor, rows: Tensor, values: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from finetune.adapters.weights import Unmixable
 from finetune.errors import InputError
 
-KINDS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
+VIRTUAL_KINDS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
 
 
 @dataclass(eq=False)

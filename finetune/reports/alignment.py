@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.reports import charts
-from finetune.reports.blocks import Chart, Section, Table, Words, cut
+from finetune.reports.blocks import Chart, Section, Table, Words, cut_text
 from finetune.reports.run_folder import RunFolder
 
 # what each figure of a step is called on the page, in the order of looking
@@ -91,7 +91,7 @@ def _answers(run: RunFolder) -> list[Section]:
     if not lines:
         return []
     rows = [
-        {"prompt": cut(one["prompt"], 160), "step": one["step"], "answer": cut(one["answer"], 240),
+        {"prompt": cut_text(one["prompt"], 160), "step": one["step"], "answer": cut_text(one["answer"], 240),
          "score": "" if one["score"] is None else f"{one['score']:.3f}"}
         for one in sorted(lines, key=lambda one: (str(one["prompt"]), one["step"]))
     ]  # fmt: skip

@@ -37,7 +37,7 @@ class Section:
     blocks: list[Table | Chart | Words]
 
 
-def cut(value: Any, most: int) -> str:
+def cut_text(value: Any, most: int) -> str:
     """A value on one line of at most so many characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= most else text[: most - 1] + "…"

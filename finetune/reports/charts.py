@@ -118,7 +118,7 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
         return as_svg(figure, f"Confusion of {len(labels)} classes")
 
 
-def reliability(bins: Sequence[dict[str, float]]) -> str:
+def reliability_chart(bins: Sequence[dict[str, float]]) -> str:
     """Stated probability against the share that was right; on the dashed line the model means what it says."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.4, 3))

@@ -8,7 +8,7 @@ from typing import Any
 from finetune.metrics.calibration import expected_calibration_error, reliability
 from finetune.reports import charts
 from finetune.reports.alignment import alignment_sections
-from finetune.reports.blocks import Chart, Section, Table, Words, cut
+from finetune.reports.blocks import Chart, Section, Table, Words, cut_text
 from finetune.reports.run_folder import RunFolder
 from finetune.reports.study import study_sections
 from finetune.reports.tables import with_interval
@@ -177,7 +177,7 @@ def _trust(run: RunFolder) -> tuple[str, Iterator[Any]]:
             return
         error = expected_calibration_error(stated, right)
         yield Chart(
-            charts.reliability(reliability(stated, right)),
+            charts.reliability_chart(reliability(stated, right)),
             f"Expected calibration error {error:.3f} over ten bins: below the line it is surer than it may be.",
         )
 
@@ -204,9 +204,9 @@ def _rows(run: RunFolder) -> tuple[str, Iterator[Any]]:
 def _told(one: dict[str, Any]) -> dict[str, Any]:
     return {
         "row": one.get("id", ""),
-        "text": cut(one.get("text", ""), 280),
-        "gold": cut(one.get("gold", ""), 80),
-        "prediction": cut(one.get("prediction", ""), 80),
+        "text": cut_text(one.get("text", ""), 280),
+        "gold": cut_text(one.get("gold", ""), 80),
+        "prediction": cut_text(one.get("prediction", ""), 80),
         "score": f"{one['score']:.2f}",
     }
 
@@ -240,7 +240,7 @@ def _options(run: RunFolder) -> tuple[str, Iterator[Any]]:
             k: v for k, v in run.options.items() if k not in UNTOLD and v not in (None, [], {}, False, "")
         }
         if told:
-            yield Table([{"option": k, "value": cut(v, 120)} for k, v in told.items()])
+            yield Table([{"option": k, "value": cut_text(v, 120)} for k, v in told.items()])
 
     return "Options", blocks()
 
@@ -261,7 +261,7 @@ def _environment(run: RunFolder) -> tuple[str, Iterator[Any]]:
             yield Table(rows, "What it cost.")
         told = {k: v for k, v in run.environment.items() if k != "command"}
         if told:
-            yield Table([{"what": k, "value": cut(v, 200)} for k, v in told.items()], "Where it ran.")
+            yield Table([{"what": k, "value": cut_text(v, 200)} for k, v in told.items()], "Where it ran.")
         if run.environment.get("command"):
             yield Words("The command that repeats it:", str(run.environment["command"]))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.reports import charts
-from finetune.reports.blocks import Chart, Section, Table, Words, cut
+from finetune.reports.blocks import Chart, Section, Table, Words, cut_text
 from finetune.reports.run_folder import RunFolder
 
 SHOWN = 24  # prompts of the chart and lines of a table
@@ -37,7 +37,8 @@ def _spread(run: RunFolder) -> list[Table | Chart | Words]:
             f"The best {len(dots)} of {len(known)}" + (", dashed: guessing." if chance else "."),
         ),
         Table(
-            [{k: cut(v, 40) for k, v in line.items()} for line in best[:SHOWN]], "All figures of the same."
+            [{k: cut_text(v, 40) for k, v in line.items()} for line in best[:SHOWN]],
+            "All figures of the same.",
         ),
     ]
     return blocks
@@ -62,7 +63,7 @@ def _number(text: Any) -> float | None:
 
 def _differences(run: RunFolder) -> list[Table | Chart | Words]:
     pairs = run.table("pairs.csv")
-    rows = [{k: cut(v, 60) for k, v in line.items()} for line in pairs[:SHOWN]]
+    rows = [{k: cut_text(v, 60) for k, v in line.items()} for line in pairs[:SHOWN]]
     return [Table(rows, f"{len(rows)} of {len(pairs)} comparisons on the same rows.")] if rows else []
 
 

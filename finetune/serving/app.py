@@ -23,7 +23,7 @@ from finetune.pool.registry import UnknownAdapter
 from finetune.pool.sampling import Sampling
 from finetune.serving.access import LOCAL, AccessArguments, Key, key_of, parse_keys
 from finetune.serving.batcher import Busy
-from finetune.serving.middleware import Limits
+from finetune.serving.middleware import RequestLimits
 from finetune.serving.openai_routes import add_openai
 from finetune.serving.openai_schemas import LoadAdapter, UnloadAdapter
 from finetune.serving.rescan import rescan
@@ -64,7 +64,7 @@ def make_app(pool: AdapterPool, options: ServeArguments, access: AccessArguments
     # a server on this machine alone goes by this machine's names, whatever a page elsewhere calls it
     hosts = [name.lower() for name in access.allowed_hosts or (LOCAL if options.host in LOCAL else ())]
     app.add_middleware(
-        Limits,
+        RequestLimits,
         body=options.max_body_kb * 1024,
         seconds=options.patience(),
         running=options.max_queue,

@@ -26,7 +26,7 @@ class Busy(Exception):
 
 
 @dataclass(frozen=True)
-class Budget:
+class BatchBudget:
     """What one batch may hold, and how long the first request waits for others.
 
     Attributes:
@@ -72,8 +72,8 @@ class Batcher:
     """One thread that owns the batches: questions of one kind are answered together, orders are written side
     by side."""
 
-    def __init__(self, pool: AdapterPool, budget: Budget | None = None) -> None:
-        self.pool, self.budget = pool, budget or Budget()
+    def __init__(self, pool: AdapterPool, budget: BatchBudget | None = None) -> None:
+        self.pool, self.budget = pool, budget or BatchBudget()
         self.tokens_per_second = 0.0  # of questions, 0 while nothing is known
         self.counts = {"batches": 0, "rows": 0, "steps": 0, "tokens": 0}
         self._inbox: queue.Queue[Question | Order | None] = queue.Queue()

@@ -10,7 +10,7 @@ from finetune.pool.sampling import Noted
 AROUND = 8  # tokens before one that may change how it reads
 
 
-class Words:
+class TokenWords:
     """Texts of tokens as they stand in a text, told one after the other.
 
     Args:
@@ -34,7 +34,7 @@ class Words:
         self._before = [*self._before, token][-AROUND:]
 
 
-def of_completion(noted: Sequence[Noted], words: Words) -> dict[str, list[Any]]:
+def of_completion(noted: Sequence[Noted], words: TokenWords) -> dict[str, list[Any]]:
     """Parallel lists; the likeliest tokens hold the chosen one too."""
     found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for one in noted:
@@ -48,7 +48,7 @@ def of_completion(noted: Sequence[Noted], words: Words) -> dict[str, list[Any]]:
     return found
 
 
-def of_chat(noted: Sequence[Noted], words: Words) -> dict[str, Any]:
+def of_chat(noted: Sequence[Noted], words: TokenWords) -> dict[str, Any]:
     """One object a token."""
     content = []
     for one in noted:

@@ -76,7 +76,7 @@ def _deep(content: Any) -> bool:
     return any(isinstance(one, (dict, list)) for one in level)
 
 
-class Limits:
+class RequestLimits:
     """An ASGI application around another: reads the whole body first, within its limits.
 
     Args:

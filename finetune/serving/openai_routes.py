@@ -17,9 +17,9 @@ from finetune.errors import InputError
 from finetune.pool.registry import BASE, UnknownAdapter
 from finetune.pool.sampling import Sampling
 from finetune.serving import logprobs, tool_calls
-from finetune.serving.openai_schemas import Chat, Completion, Format, Options
+from finetune.serving.openai_schemas import Chat, ChatOptions, Completion, Format
 from finetune.serving.service import Served
-from finetune.serving.streaming import Piece, Written, all_whole, events, merged
+from finetune.serving.streaming import Piece, WrittenPart, all_whole, events, merged
 
 
 def add_openai(app: FastAPI, served: Served) -> None:
@@ -60,7 +60,7 @@ def add_openai(app: FastAPI, served: Served) -> None:
             | {"logprobs": _noted(served, one, ask)}
             for i, (one, text) in enumerate(chosen)
         ]
-        return JSONResponse(head | {"choices": choices, "usage": usage(written, many)}, headers=ignored)
+        return JSONResponse(head | {"choices": choices, "usage": token_usage(written, many)}, headers=ignored)
 
     @app.post("/v1/chat/completions")
     async def chat(ask: Chat) -> Any:
@@ -82,7 +82,7 @@ def add_openai(app: FastAPI, served: Served) -> None:
             | {"logprobs": _noted(served, one, ask) if ask.logprobs else None}
             for i, (text, one) in enumerate(zip(texts, written, strict=True))
         ]
-        body = {"choices": choices, "usage": usage(written, len(written))}
+        body = {"choices": choices, "usage": token_usage(written, len(written))}
         return JSONResponse(_head("chatcmpl", "chat.completion", ask.model) | body, headers=ignored)
 
 
@@ -113,13 +113,15 @@ def _each(prompts: list[Any], many: int) -> list[Any]:
     return [prompt for prompt in prompts for _ in range(many)]
 
 
-def _best(written: list[Written], texts: list[str], prompts: int, wanted: int) -> list[tuple[Written, str]]:
+def _best(
+    written: list[WrittenPart], texts: list[str], prompts: int, wanted: int
+) -> list[tuple[WrittenPart, str]]:
     """Of each prompt's answers as many as are wanted, those first whose tokens are likeliest on average."""
     many, pairs = len(written) // prompts, list(zip(written, texts, strict=True))
     if many == wanted:
         return pairs
 
-    def worth(pair: tuple[Written, str]) -> float:
+    def worth(pair: tuple[WrittenPart, str]) -> float:
         row = pair[0].row
         values = [one.logprob for one in row.noted[len(row.noted) - len(row.ids) :]]
         return sum(value for value in values if value is not None) / max(1, len(values))
@@ -129,7 +131,7 @@ def _best(written: list[Written], texts: list[str], prompts: int, wanted: int) -
 
 
 def _sampling(
-    served: Served, ask: Options, most: int, noted: int | None, form: Format | None, echo: bool = False
+    served: Served, ask: ChatOptions, most: int, noted: int | None, form: Format | None, echo: bool = False
 ) -> Sampling:
     """OpenAI's options as ours, with OpenAI's own defaults."""
     temperature, top_p = (1.0 if value is None else value for value in (ask.temperature, ask.top_p))
@@ -159,29 +161,29 @@ def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 
-def usage(written: list[Written], many: int = 1) -> dict[str, int]:
+def token_usage(written: list[WrittenPart], many: int = 1) -> dict[str, int]:
     """Tokens read and written; a prompt with several answers counts once."""
     read, new = sum(len(w.row.prompt) for w in written[::many]), sum(len(w.row.ids) for w in written)
     return {"prompt_tokens": read, "completion_tokens": new, "total_tokens": read + new}
 
 
-def _words(served: Served, ask: Options) -> logprobs.Words:
+def _words(served: Served, ask: ChatOptions) -> logprobs.TokenWords:
     decode = partial(served.pool.texts.decode, special=True)
-    return logprobs.Words(decode, bool(ask.return_tokens_as_token_ids))
+    return logprobs.TokenWords(decode, bool(ask.return_tokens_as_token_ids))
 
 
-def _noted(served: Served, one: Written, ask: Completion | Chat) -> Any:
+def _noted(served: Served, one: WrittenPart, ask: Completion | Chat) -> Any:
     if isinstance(ask, Chat):
         return logprobs.of_chat(one.row.noted, _words(served, ask))
     return None if ask.logprobs is None else logprobs.of_completion(one.row.noted, _words(served, ask))
 
 
-def _prompt(served: Served, one: Written) -> str:
+def _prompt(served: Served, one: WrittenPart) -> str:
     return one.row.prompt_text or served.pool.texts.decode(one.row.prompt)
 
 
 async def _completion_chunks(
-    served: Served, written: list[Written], head: dict, ask: Completion
+    served: Served, written: list[WrittenPart], head: dict, ask: Completion
 ) -> AsyncIterator[dict[str, Any]]:
     words = [_words(served, ask) for _ in written]
     begun = [not ask.echo] * len(written)
@@ -192,18 +194,18 @@ async def _completion_chunks(
         choice = {"index": piece.index, "text": before + piece.text, "finish_reason": piece.ended}
         yield head | {"choices": [choice | {"logprobs": said}]}
     if ask.stream_options is not None and ask.stream_options.include_usage:
-        yield head | {"choices": [], "usage": usage(written, ask.n or 1)}
+        yield head | {"choices": [], "usage": token_usage(written, ask.n or 1)}
 
 
-def _chat_choice(index: int, text: str, one: Written, names: set[str]) -> dict[str, Any]:
-    content, calls = tool_calls.parse(text, names) if names else (text, [])
+def _chat_choice(index: int, text: str, one: WrittenPart, names: set[str]) -> dict[str, Any]:
+    content, calls = tool_calls.parse_calls(text, names) if names else (text, [])
     message: dict[str, Any] = {"role": "assistant", "content": content}
     message |= {"tool_calls": calls} if calls else {}
     return {"index": index, "message": message, "finish_reason": "tool_calls" if calls else one.row.ended}
 
 
 async def _chat_chunks(
-    served: Served, written: list[Written], head: dict, ask: Chat, names: set[str]
+    served: Served, written: list[WrittenPart], head: dict, ask: Chat, names: set[str]
 ) -> AsyncIterator[dict[str, Any]]:
     words, held = [_words(served, ask) for _ in written], [""] * len(written)
     for index in range(len(written)):
@@ -220,7 +222,7 @@ async def _chat_chunks(
         said = logprobs.of_chat(piece.noted, words[index]) if ask.logprobs else None
         yield head | {"choices": [_delta(index, delta, ended) | ({"logprobs": said} if ask.logprobs else {})]}
     if ask.stream_options is not None and ask.stream_options.include_usage:
-        yield head | {"choices": [], "usage": usage(written, len(written))}
+        yield head | {"choices": [], "usage": token_usage(written, len(written))}
 
 
 def _held(held: list[str], piece: Piece, names: set[str]) -> tuple[dict[str, Any], str | None]:
@@ -228,7 +230,7 @@ def _held(held: list[str], piece: Piece, names: set[str]) -> tuple[dict[str, Any
     if piece.ended is None and tool_calls.may_call(text):
         return {}, None
     held[piece.index] = ""
-    content, calls = tool_calls.parse(text, names) if piece.ended else (text, [])
+    content, calls = tool_calls.parse_calls(text, names) if piece.ended else (text, [])
     numbered = [{"index": i} | call for i, call in enumerate(calls)]
     delta = ({"content": content} if content else {}) | ({"tool_calls": numbered} if calls else {})
     return delta, "tool_calls" if calls else piece.ended

@@ -42,7 +42,7 @@ class Streaming(Strict):
     include_obfuscation: bool | None = None  # OpenAI's padding against eavesdroppers; nothing is padded here
 
 
-class Options(Lenient):
+class ChatOptions(Lenient):
     """What completions and chats share, under OpenAI's names, and vLLM's for what OpenAI lacks."""
 
     model: str = Field(max_length=512)
@@ -108,7 +108,7 @@ class Format(Lenient):
         return self.json_schema.schema_ if self.json_schema is not None else self.schema_
 
 
-class Completion(Options):
+class Completion(ChatOptions):
     prompt: Prompts
     echo: bool | None = None
     best_of: Count | None = None
@@ -155,7 +155,7 @@ class Call(Lenient):
         return {"type": "function", "function": function} | ({"id": self.id} if self.id else {})
 
 
-class Message(Lenient):
+class ChatMessage(Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[Part], Field(max_length=256)] | None = None
     tool_calls: Annotated[list[Call], Field(max_length=128)] | None = None
@@ -163,7 +163,7 @@ class Message(Lenient):
     name: str | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Message:
+    def _says_something(self) -> ChatMessage:
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
             raise ValueError("content may be null beside tool_calls alone")
         return self
@@ -202,8 +202,8 @@ class Tool(Lenient):
         return {"type": "function", "function": inner}
 
 
-class Chat(Options):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
+class Chat(ChatOptions):
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)]
     max_tokens: Most | None = None
     max_completion_tokens: Most | None = None
     response_format: Format | None = None

@@ -13,10 +13,10 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from finetune.pool.sampling import Sampling
-from finetune.serving.openai_routes import chat_prompt, grammar_of, usage
-from finetune.serving.openai_schemas import Message, Response
+from finetune.serving.openai_routes import chat_prompt, grammar_of, token_usage
+from finetune.serving.openai_schemas import ChatMessage, Response
 from finetune.serving.service import Served
-from finetune.serving.streaming import Written, all_whole, events, merged
+from finetune.serving.streaming import WrittenPart, all_whole, events, merged
 
 
 def add_responses(app: FastAPI, served: Served) -> None:
@@ -38,10 +38,10 @@ def add_responses(app: FastAPI, served: Served) -> None:
 
 
 def _messages(ask: Response) -> list[dict[str, Any]]:
-    turns = [Message(role="user", content=ask.input)] if isinstance(ask.input, str) else [
-        Message(role=turn.role, content=turn.content) for turn in ask.input
+    turns = [ChatMessage(role="user", content=ask.input)] if isinstance(ask.input, str) else [
+        ChatMessage(role=turn.role, content=turn.content) for turn in ask.input
     ]  # fmt: skip
-    before = [Message(role="system", content=ask.instructions)] if ask.instructions else []
+    before = [ChatMessage(role="system", content=ask.instructions)] if ask.instructions else []
     return [message.plain() for message in (*before, *turns)]
 
 
@@ -69,8 +69,8 @@ def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _finished(body: dict[str, Any], one: Written, text: str) -> dict[str, Any]:
-    counts = usage([one])
+def _finished(body: dict[str, Any], one: WrittenPart, text: str) -> dict[str, Any]:
+    counts = token_usage([one])
     status = "incomplete" if one.row.ended == "length" else "completed"
     return body | {
         "status": status, "output": [_item(body, text, status)],
@@ -83,7 +83,7 @@ def _finished(body: dict[str, Any], one: Written, text: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def _events(served: Served, one: Written, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def _events(served: Served, one: WrittenPart, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
     number, item = 0, _item(body, "", "in_progress")
     place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
 

@@ -15,9 +15,9 @@ from finetune.pool.pool import AdapterPool
 from finetune.pool.registry import BASE
 from finetune.pool.sampling import Sampling
 from finetune.serving.access import AccessArguments, charge
-from finetune.serving.batcher import Batcher, Budget, Busy, Question
+from finetune.serving.batcher import BatchBudget, Batcher, Busy, Question
 from finetune.serving.prometheus import Figures
-from finetune.serving.streaming import Written
+from finetune.serving.streaming import WrittenPart
 
 ABOVE = re.compile(r"(?<![\w/.])/(?:[^/\s'\"]+/)+")  # what stands before the last name of an absolute path
 
@@ -86,7 +86,7 @@ class Served:
         self.draining = False
         self.pool, self.options, self.figures = pool, options, Figures()
         self.since = int(time.time())
-        budget = Budget(
+        budget = BatchBudget(
             options.max_batch_rows, options.max_batch_tokens, options.gather_ms / 1000, options.max_queue
         )
         self.batcher = Batcher(pool, budget)
@@ -137,7 +137,7 @@ class Served:
 
     async def orders(
         self, prompts: list[Any], names: list[Any] | str, sampling: Sampling, special: bool = True
-    ) -> list[Written]:
+    ) -> list[WrittenPart]:
         """Texts (or tokens) that are being written; `names` one each, or OpenAI's one `model` for all."""
         if isinstance(names, str):
             names = [self.adapter_of(names)] * len(prompts)
@@ -151,7 +151,7 @@ class Served:
         rows = await asyncio.to_thread(self.pool.rows, prompts, names, sampling, special)
         charge(sum(len(row.prompt) for row in rows))
         written = [
-            Written(row, asyncio.get_running_loop(), name, self.figures)
+            WrittenPart(row, asyncio.get_running_loop(), name, self.figures)
             for row, name in zip(rows, map(_label, names), strict=True)
         ]
         try:

@@ -23,7 +23,7 @@ from finetune.serving.prometheus import Figures
 logger = logging.getLogger(__name__)
 
 
-class Written:
+class WrittenPart:
     """A text on its way, heard from the batcher's thread and read by the request."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Written:
         return "".join([piece async for piece, _ in self.read(seconds)])
 
 
-async def all_whole(written: Sequence[Written], seconds: float) -> list[str]:
+async def all_whole(written: Sequence[WrittenPart], seconds: float) -> list[str]:
     """Every text to its end; where one fails, the others are given up."""
     try:
         return await asyncio.gather(*(one.whole(seconds) for one in written))
@@ -91,11 +91,11 @@ class Piece(NamedTuple):
     noted: list[Noted]
 
 
-async def merged(written: Sequence[Written], seconds: float) -> AsyncIterator[Piece]:
+async def merged(written: Sequence[WrittenPart], seconds: float) -> AsyncIterator[Piece]:
     """Pieces of several texts as they come."""
     for_all: asyncio.Queue[tuple[int, str, str | None, int] | Exception] = asyncio.Queue()
 
-    async def forward(index: int, one: Written) -> None:
+    async def forward(index: int, one: WrittenPart) -> None:
         try:
             async for piece, noted in one.read(seconds):
                 await for_all.put((index, piece, None, noted))
@@ -123,7 +123,7 @@ async def merged(written: Sequence[Written], seconds: float) -> AsyncIterator[Pi
             one.order.abandoned = True
 
 
-async def numbered(written: Sequence[Written], seconds: float) -> AsyncIterator[dict[str, Any]]:
+async def numbered(written: Sequence[WrittenPart], seconds: float) -> AsyncIterator[dict[str, Any]]:
     """The same as objects for `/v1/generate`."""
     async for piece in merged(written, seconds):
         yield {"index": piece.index, "text": piece.text, "finish_reason": piece.ended}

@@ -23,7 +23,7 @@ def may_call(text: str) -> bool:
     )
 
 
-def parse(text: str, names: set[str]) -> tuple[str | None, list[dict[str, Any]]]:
+def parse_calls(text: str, names: set[str]) -> tuple[str | None, list[dict[str, Any]]]:
     """A text → what stands beside the calls (None where nothing does), and the calls as OpenAI's objects.
 
     Args:

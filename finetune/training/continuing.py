@@ -12,7 +12,7 @@ from typing import Any
 import peft
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
-from finetune.artefacts.folder import LABELS
+from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import base_named, check_passport, read_passport
 from finetune.errors import InputError
 from finetune.methods import MethodArguments, attach
@@ -48,6 +48,7 @@ def tune(
     method: MethodArguments,
     task: str,
     before: Path | None = None,
+    *,
     labels: list[str] | None = None,
 ) -> tuple[Any, Any]:
     """Processor and model with a new adapter on it, or with that of a run `before`, to be trained on.
@@ -61,7 +62,7 @@ def tune(
     """
     if before is None:
         return processor, attach(network, method.method, method.method_kwargs, task)
-    passport, file = read_passport(before) or {}, before / LABELS
+    passport, file = read_passport(before) or {}, before / LABELS_FILE
     there = passport.get("method")
     if there is not None and there != method.method:
         raise InputError(

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from finetune.tuners.tuner import BASE, LayerTuner, TunerType
+from finetune.tuners.tuner import BASE_LAYER, LayerTuner, TunerType
 
 BITFIT = TunerType.BITFIT
 # an output plus a vector is the same as a bias plus that vector in these alone
@@ -125,9 +125,9 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         """Each row's own shift; several names of a row aren't PEFT's way."""
         if self.merged:
             raise ValueError("Adapters are merged: rows can't go without them. Call unmerge_adapter() first.")
-        known = [name if name in self.bitfit_bias else BASE for name in names]
+        known = [name if name in self.bitfit_bias else BASE_LAYER for name in names]
         none = torch.zeros(output.shape[-1], device=output.device)
-        shifts = torch.stack([none if name == BASE else self.bitfit_bias[name] for name in known])
+        shifts = torch.stack([none if name == BASE_LAYER else self.bitfit_bias[name] for name in known])
         return (output + shifts.reshape(len(known), *[1] * (output.dim() - 2), -1)).to(output.dtype)
 
 

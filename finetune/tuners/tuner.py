@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-BASE = "__base__"  # PEFT's name for rows that no adapter changes
+BASE_LAYER = "__base__"  # PEFT's name for rows that no adapter changes
 
 
 class TunerType(StrEnum):
@@ -71,7 +71,7 @@ class LayerTuner(BaseTuner):
         if names is None:
             yield
             return
-        unknown = sorted(set(names) - {BASE, *self.peft_config})
+        unknown = sorted(set(names) - {BASE_LAYER, *self.peft_config})
         if self.training or unknown or (kwargs.get("num_beams") or 1) > 1:
             what = f"there is no adapter {unknown[0]!r}" if unknown else "it is for inference without beams"
             raise ValueError(f"adapter_names: {what}; the model has {', '.join(self.peft_config)}.")

@@ -32,7 +32,7 @@ from prompts.scoring.score import Request
 from prompts.templates.entries import Ending
 
 logger = logging.getLogger(__name__)
-PREFIX = "openai:"
+ENDPOINT_PREFIX = "openai:"
 WAYS = ("echo", "top", "counts")
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # answers that another try may mend
 TOP = (20, 5)  # likeliest tokens asked for; some servers give fewer
@@ -94,7 +94,7 @@ class Endpoint:
         """
         if not options.base_url:
             raise InputError(
-                f"{PREFIX}{name} is a model behind an address; name it by --base_url http://…/v1"
+                f"{ENDPOINT_PREFIX}{name} is a model behind an address; name it by --base_url http://…/v1"
             )
         if options.weigh_by not in ("auto", *WAYS):
             raise InputError(f"--weigh_by {options.weigh_by}; wanted auto or one of: {', '.join(WAYS)}")
@@ -188,7 +188,9 @@ class Endpoint:
             self._post("completions", {"prompt": "One, two,", "max_tokens": 1})
         except Fault as fault:
             if "404" not in str(fault) and "405" not in str(fault):
-                raise InputError(f"{PREFIX}{self.name}: {fault}. Set --base_url or --models") from fault
+                raise InputError(
+                    f"{ENDPOINT_PREFIX}{self.name}: {fault}. Set --base_url or --models"
+                ) from fault
             self.completes = False
         tries: list[tuple[str, Callable[[], Any]]] = [
             ("echo", lambda: self._echoed((Request("One, two,", (" three",)), " three"))),

@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from finetune.errors import InputError
 from prompts.scoring.prefix_tree import batches
 from prompts.scoring.score import Request, Scorer
-from prompts.scoring.tokens import beginning
+from prompts.scoring.tokens import beginning_ids
 from prompts.templates.entries import Ending
 
 
@@ -73,7 +73,7 @@ def generate(
         )
     tokenizer, texts = scorer.tokenizer, [""] * len(requests)
     ids = [
-        tokenizer(r.context, add_special_tokens=r.special)["input_ids"] or [beginning(tokenizer)]
+        tokenizer(r.context, add_special_tokens=r.special)["input_ids"] or [beginning_ids(tokenizer)]
         for r in requests
     ]
     side = (

@@ -29,7 +29,7 @@ from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor, resolve
 from finetune.training.machine import has_fast_bf16
-from prompts.scoring.endpoint import PREFIX, Endpoint, EndpointArguments
+from prompts.scoring.endpoint import ENDPOINT_PREFIX, Endpoint, EndpointArguments
 from prompts.scoring.prefix_tree import batches
 from prompts.scoring.score import Scorer
 
@@ -66,7 +66,7 @@ class ScoringArguments:
     )
 
 
-def load_scorer(name: str, options: ScoringArguments | None = None) -> Scorer:
+def load_prompt_scorer(name: str, options: ScoringArguments | None = None) -> Scorer:
     """A scorer for a model's name, or for the folder of an adapter that this project or PEFT saved, on the
     base that it names.
 
@@ -92,9 +92,9 @@ def load_asked(name: str, options: ScoringArguments, endpoint: EndpointArguments
     Raises:
         InputError: no such model, or an address that doesn't answer.
     """
-    if name.startswith(PREFIX):
-        return Endpoint(name.removeprefix(PREFIX), endpoint)
-    return load_scorer(name, options)
+    if name.startswith(ENDPOINT_PREFIX):
+        return Endpoint(name.removeprefix(ENDPOINT_PREFIX), endpoint)
+    return load_prompt_scorer(name, options)
 
 
 def _load(name: str, head: Any, dtype: str, allow_mismatch: bool) -> tuple[Any, Any]:
@@ -168,7 +168,7 @@ def _head_of(name: str) -> Any:
     )
 
 
-def fingerprint(scorer: Scorer | Endpoint) -> str:
+def model_fingerprint(scorer: Scorer | Endpoint) -> str:
     """Hash of every weight, of an adapter's too, of configurations and tokenizer, the weights' type and the
     way of scoring."""
     if isinstance(scorer, Endpoint):

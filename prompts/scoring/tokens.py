@@ -56,7 +56,7 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], special: bool
         if len(ids) <= start:
             raise InputError(f"The answer {answer!r} tokenises to nothing; name another word for its label")
         if start == 0:
-            start, ids = 1, [beginning(tokenizer), *ids]
+            start, ids = 1, [beginning_ids(tokenizer), *ids]
         found.append(Scored(tuple(ids), start))
     return found
 
@@ -107,7 +107,7 @@ def _last_words(context: str) -> int:
     return 0
 
 
-def beginning(tokenizer: Any) -> int:
+def beginning_ids(tokenizer: Any) -> int:
     """The token that stands before a text which has nothing before it."""
     candidates = (
         tokenizer.bos_token_id,

@@ -13,7 +13,7 @@ import yaml
 
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import draws
-from prompts.study.archive import read_run
+from prompts.study.archive import read_study
 from prompts.study.asking import Notes
 from prompts.study.findings import Findings, Population
 from prompts.study.outcomes import Outcome, outcomes
@@ -39,7 +39,7 @@ def stored_findings(folder: Path, metric: str | None = None, power: float | None
     given = yaml.safe_load(arguments.read_text(encoding="utf-8"))
     known = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
     entry = named_entry(given["prompts"])
-    kind, parts, labels, answers = read_run(folder, entry)
+    kind, parts, labels, answers = read_study(folder, entry)
     heading = metric or (entry.metric_of(kind) if kind == "text" else known["metric"])
     # type: ignore[call-arg]
     answers = [replace(one, metric=heading) for one in answers] if kind == "text" else answers

@@ -19,7 +19,7 @@ from prompts.scoring.score import Request
 from prompts.study.asking import Cell
 from prompts.study.findings import Findings
 from prompts.study.outcomes import AnyAnswers, in_words
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.study.weighed import ChoiceAnswers, StoredAnswers, said
 from prompts.study.written import TextPrompt, Written
 from prompts.templates.entries import Entry
@@ -116,7 +116,7 @@ def in_words_of(found: Findings, answers: AnyAnswers, how: str, part: str) -> li
     return ["" if one < 0 else found.labels[one] for one in chosen]
 
 
-def _values(found: Findings, answers: AnyAnswers, part: str, index: int, row: Row) -> dict[str, Any]:
+def _values(found: Findings, answers: AnyAnswers, part: str, index: int, row: StudyRow) -> dict[str, Any]:
     if isinstance(answers, Written):
         return {
             "gold": answers.wanted[part][index][0],
@@ -136,9 +136,9 @@ def _values(found: Findings, answers: AnyAnswers, part: str, index: int, row: Ro
     return {**line, "gold": found.labels[row.label]}
 
 
-def read_run(
+def read_study(
     folder: Path, entry: Entry
-) -> tuple[str, dict[str, list[Row]], tuple[str, ...], list[AnyAnswers]]:
+) -> tuple[str, dict[str, list[StudyRow]], tuple[str, ...], list[AnyAnswers]]:
     """(kind, rows by part, labels, answers) of a run, as its folder holds them.
 
     Raises:
@@ -147,7 +147,7 @@ def read_run(
     table = read_table(folder)
     kind = table[0]["kind"]
     labels = tuple(json.loads((folder / "findings.json").read_text(encoding="utf-8")).get("labels") or ())
-    parts: dict[str, list[Row]] = {"unseen": [], "training": []}
+    parts: dict[str, list[StudyRow]] = {"unseen": [], "training": []}
     numbers: dict[tuple[str, int, str], int] = {}
     for line in table:
         key = (line["part"], line["row"], line["identity"])
@@ -156,7 +156,7 @@ def read_run(
             columns = json.loads(line["identity"])
             columns = columns if isinstance(columns, dict) else {}
             label = labels.index(line["gold"]) if kind == "labels" else -1
-            parts[line["part"]].append(Row(columns, label, line["identity"], line["row"], line["id"]))
+            parts[line["part"]].append(StudyRow(columns, label, line["identity"], line["row"], line["id"]))
     cells: dict[Cell, list[dict[str, Any]]] = {}
     for line in table:
         cell = Cell(*(line[name] for name in Cell.__dataclass_fields__))

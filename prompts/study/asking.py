@@ -18,7 +18,7 @@ from finetune.errors import InputError
 from prompts.scoring.cache import Memory
 from prompts.scoring.score import Request
 from prompts.study.options import StudyArguments
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.study.shots import Pool, choose
 from prompts.templates.layout import Layout
 from prompts.templates.prompt import Prompt, compose
@@ -77,7 +77,7 @@ class Notes:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedPrompts:
     """A prompt's answers to the rows of one part that could be asked.
 
     Attributes:
@@ -97,7 +97,7 @@ class Asking:
         self,
         memory: Memory,
         study: StudyArguments,
-        examples: list[Row],
+        examples: list[StudyRow],
         vectors: dict[str, np.ndarray] | None = None,
         layout: Layout | None = None,
         notes: Notes | None = None,
@@ -111,7 +111,7 @@ class Asking:
         self.counted: Counter[str] = Counter()
 
     def ask(
-        self, prompts: list[Prompt], rows: dict[str, list[Row]], shots: int, seed: int
+        self, prompts: list[Prompt], rows: dict[str, list[StudyRow]], shots: int, seed: int
     ) -> dict[str, dict[str, Any]]:
         """Scores of every prompt on every part: prompt's name → part → [rows, labels]; `words`, `asked`: part
         → the same.
@@ -141,20 +141,20 @@ class Asking:
         return found
 
     def weigh(
-        self, ways: Mapping[str, Callable[[Row], Request]], rows: Mapping[str, Sequence[Row]]
-    ) -> dict[tuple[str, str], Asked]:
+        self, ways: Mapping[str, Callable[[StudyRow], Request]], rows: Mapping[str, Sequence[StudyRow]]
+    ) -> dict[tuple[str, str], AskedPrompts]:
         """(name, part) → answers of the rows that could be asked, all of them through the model together."""
         made = {
             (key, part): self.prepared(key, way, rows[part]) for key, way in ways.items() for part in rows
         }
         answers = iter(self.memory([request for _, requests in made.values() for request in requests]))
         return {
-            key: Asked(places, requests, [next(answers) for _ in requests])
+            key: AskedPrompts(places, requests, [next(answers) for _ in requests])
             for key, (places, requests) in made.items()
         }
 
     def prepared(
-        self, name: str, way: Callable[[Row], Request], rows: Sequence[Row]
+        self, name: str, way: Callable[[StudyRow], Request], rows: Sequence[StudyRow]
     ) -> tuple[np.ndarray, list[Request]]:
         """Requests of the rows that can be asked, and their places; what can't is noted."""
         places, requests = [], []
@@ -172,7 +172,7 @@ class Asking:
                 self.notes.trouble(self.model, name, str(error), row.place)
         return np.array(places, dtype=int), requests
 
-    def request(self, group: list[Prompt], row: Row, shots: int, seed: int) -> Request:
+    def request(self, group: list[Prompt], row: StudyRow, shots: int, seed: int) -> Request:
         """One row's question behind its examples, with the words of all verbalizers of a group."""
         prompt = group[0]
         shown = self.shown(
@@ -183,7 +183,7 @@ class Asking:
     def compose(
         self,
         template: Template,
-        row: Row,
+        row: StudyRow,
         shown: list[tuple[Rendered, str]],
         answers: Sequence[str],
         reserve: str | None = None,
@@ -198,14 +198,14 @@ class Asking:
         return made.request
 
     def text_request(
-        self, template: Template, target: Template, row: Row, setting: tuple[int, int], room: int
+        self, template: Template, target: Template, row: StudyRow, setting: tuple[int, int], room: int
     ) -> Request:
         """One row's question behind its (examples, seed), with room for a text of so many tokens."""
         shown = self.shown(template, lambda example: _first_of(target, example), row, setting)
         return self.compose(template, row, shown, [""], " the" * room)
 
     def shown(
-        self, template: Template, answer: Callable[[Row], str], row: Row, setting: tuple[int, int]
+        self, template: Template, answer: Callable[[StudyRow], str], row: StudyRow, setting: tuple[int, int]
     ) -> list[tuple[Rendered, str]]:
         """The examples before a row, as they are written, with their answers; those that can't be are left
         out."""
@@ -218,7 +218,7 @@ class Asking:
                 self.notes.expect(self.model, template.name, f"example left out: {error}", example.place)
         return written
 
-    def _chosen(self, row: Row, shots: int, seed: int) -> list[int]:
+    def _chosen(self, row: StudyRow, shots: int, seed: int) -> list[int]:
         vector = self.vectors.get(row.identity)
         way = self.study.shot_choice if shots else "none"
         if way == "nearest" and vector is None:  # what calibration asks is near to nothing
@@ -226,7 +226,7 @@ class Asking:
         return choose(way, self.pool, shots, seed, row.identity, vector)
 
 
-def _first_of(target: Template, example: Row) -> str:
+def _first_of(target: Template, example: StudyRow) -> str:
     wanted = target.listed(example.columns)
     if not wanted:
         raise Skipped(f"{target.name}: no text")

@@ -4,8 +4,8 @@ tokenizers."""
 from __future__ import annotations
 
 from finetune.errors import InputError
-from prompts.scoring.endpoint import PREFIX
-from prompts.scoring.load import ScoringArguments, load_scorer
+from prompts.scoring.endpoint import ENDPOINT_PREFIX
+from prompts.scoring.load import ScoringArguments, load_prompt_scorer
 from prompts.study.options import StudyArguments
 from prompts.study.prompts import choice_prompts, text_prompts
 from prompts.study.study import Loaded
@@ -22,11 +22,11 @@ def check(loaded: Loaded, study: StudyArguments, scoring: ScoringArguments) -> l
     lines = [f"{prompt}: {what}" for _, prompt, what in loaded.notes.troubles]
     choices, texts = choice_prompts(entry, study.prompts), text_prompts(entry, study.prompts)
     for name in study.models:
-        if name.startswith(PREFIX):
+        if name.startswith(ENDPOINT_PREFIX):
             raise InputError(
                 f"{name}: an address has no tokenizer to check by; name a local model by --models"
             )
-        scorer = load_scorer(name, scoring)
+        scorer = load_prompt_scorer(name, scoring)
         limit = min(study.max_length or scorer.longest, scorer.longest)
         found = []
         for prompt in loaded.prompts:

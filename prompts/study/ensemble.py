@@ -9,10 +9,10 @@ from scipy.special import log_softmax, logsumexp
 
 def mean(scores: np.ndarray) -> np.ndarray:
     """Log of the mean probability over prompts."""
-    return weighted(scores, np.ones(len(scores)))
+    return weighted_mean(scores, np.ones(len(scores)))
 
 
-def weighted(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def weighted_mean(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Log of the weighted mean probability; weights [prompts] of 0 or more, for instance accuracies on a few
     labelled rows."""
     weights = np.asarray(weights, dtype=np.float64)

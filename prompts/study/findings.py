@@ -13,8 +13,8 @@ import numpy as np
 from finetune.metrics import bootstrap
 from prompts.study.asking import Notes
 from prompts.study.measures import of_labels
-from prompts.study.outcomes import Outcome, baseline, chosen_of, shared
-from prompts.study.rows import Row
+from prompts.study.outcomes import Outcome, baseline, chosen_of, shared_rows
+from prompts.study.rows import StudyRow
 from prompts.study.significance import Comparison, compare, holm, rows_needed
 from prompts.study.written import Written
 from prompts.templates.entries import Entry
@@ -61,7 +61,7 @@ class Findings:
     kind: str
     metric: str
     labels: tuple[str, ...]
-    parts: dict[str, list[Row]]
+    parts: dict[str, list[StudyRow]]
     outcomes: list[Outcome]
     population: Population
     ensembles: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Findings:
     templates: dict[str, Template] = field(default_factory=dict)
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[StudyRow]:
         """Those that the study is measured on."""
         return self.parts["unseen"]
 
@@ -159,7 +159,7 @@ class Findings:
         others = [one for one in self.outcomes if one is not self.heading][:TESTED]
         pairs = []
         for other in others:
-            first, second, rows = shared(self.heading, other, self.metric)
+            first, second, rows = shared_rows(self.heading, other, self.metric)
             if len(rows):
                 pairs.append((other, compare(first, second, self.draws_of(len(rows)))))
         return list(zip([one for one, _ in pairs], holm([test for _, test in pairs]), strict=True))
@@ -192,7 +192,7 @@ class Findings:
         ]
         if None in pair:
             return start + "the winner could not be asked."
-        first, second, rows = shared(pair[0], pair[1], self.metric)  # type: ignore[arg-type]
+        first, second, rows = shared_rows(pair[0], pair[1], self.metric)  # type: ignore[arg-type]
         found = compare(first, second, self.draws_of(len(rows)))
         word = (
             f"**{self.trial.found}** gains"
@@ -213,7 +213,7 @@ class Findings:
             return {}
         others = [one for one in self.outcomes if one is not self.heading][:TESTED] or [self.heading]
         return {
-            other.name: rows_needed(*shared(self.heading, other, self.metric)[:2], self.power)
+            other.name: rows_needed(*shared_rows(self.heading, other, self.metric)[:2], self.power)
             for other in others
         }
 

@@ -25,7 +25,7 @@ from prompts.study.measures import Measure
 from prompts.study.outcomes import in_words, measures_of
 from prompts.study.parts import Parts
 from prompts.study.prompts import choice_prompts, text_prompts
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.study.run import Options, memory_of
 from prompts.study.significance import compare
 from prompts.study.study import Loaded, Trial
@@ -80,7 +80,7 @@ class Race:
         self.metric = options.answers.metric or loaded.entry.metric_of(self.kind)
         self.known: dict[tuple[str, int], tuple[Measure, list[str]]] = {}
 
-    def measure(self, prompt: AnyPrompt, rows: Sequence[Row]) -> tuple[Measure, list[str]]:
+    def measure(self, prompt: AnyPrompt, rows: Sequence[StudyRow]) -> tuple[Measure, list[str]]:
         """The heading figure of a prompt on some rows, and what was said of each; rows asked before cost
         nothing."""
         key = prompt.template.text, len(rows)
@@ -110,7 +110,7 @@ class Race:
             raise InputError(f"{prompt.name}: no row could be asked")
         return found[0]
 
-    def run(self, candidates: list[AnyPrompt], rows: Sequence[Row], start: int) -> tuple[AnyPrompt, int]:
+    def run(self, candidates: list[AnyPrompt], rows: Sequence[StudyRow], start: int) -> tuple[AnyPrompt, int]:
         """The candidate that stays, and on how many rows it was measured."""
         count = min(start, len(rows))
         while True:
@@ -197,7 +197,7 @@ def propose(
     race: Race,
     base: AnyPrompt,
     best: AnyPrompt,
-    rows: Sequence[Row],
+    rows: Sequence[StudyRow],
     instruct: InstructArguments,
     number: int,
 ) -> list[AnyPrompt]:
@@ -237,11 +237,11 @@ def _unescaped(text: str) -> str:
     return text.replace("{% raw %}", "").replace("{% endraw %}", "").strip()
 
 
-def _shown(row: Row) -> str:
+def _shown(row: StudyRow) -> str:
     return " / ".join(str(value) for value in row.columns.values() if isinstance(value, str))[:240]
 
 
-def _right(race: Race, prompt: AnyPrompt, row: Row) -> str:
+def _right(race: Race, prompt: AnyPrompt, row: StudyRow) -> str:
     if isinstance(prompt, Prompt):
         return race.loaded.labels[row.label]
     if isinstance(prompt, ChoicePrompt):

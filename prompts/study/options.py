@@ -133,7 +133,7 @@ class AnswerArguments:
 
 
 @dataclass
-class RunArguments:
+class StudyRunArguments:
     """What is done besides asking once."""
 
     suite: str | None = field(
@@ -151,7 +151,7 @@ class RunArguments:
     )
 
 
-def columns_of(pairs: list[str]) -> dict[str, str]:
+def study_columns(pairs: list[str]) -> dict[str, str]:
     """`name=column` pairs as a mapping.
 
     Raises:
@@ -172,7 +172,7 @@ def columns_of(pairs: list[str]) -> dict[str, str]:
 
 
 @dataclass
-class CompareArguments:
+class CompareRunsArguments:
     """Which runs are compared, and what is asked of the first."""
 
     first: str = field(default="", metadata={"help": "Folder of a run of prompts."})

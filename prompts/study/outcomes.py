@@ -17,7 +17,7 @@ import numpy as np
 from finetune.errors import InputError
 from prompts.study.asking import Cell
 from prompts.study.measures import Measure, mean_of, of_labels
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.study.weighed import Answers, ChoiceAnswers, said
 from prompts.study.written import Written
 
@@ -57,7 +57,7 @@ class Outcome:
 
 def outcomes(
     answers: Sequence[AnyAnswers],
-    parts: dict[str, list[Row]],
+    parts: dict[str, list[StudyRow]],
     labels: Sequence[str],
     metric: str,
     hows: Sequence[str] | None = None,
@@ -77,7 +77,7 @@ def outcomes(
 
 
 def _outcome(
-    answers: AnyAnswers, how: str, parts: dict[str, list[Row]], labels: Sequence[str], metric: str
+    answers: AnyAnswers, how: str, parts: dict[str, list[StudyRow]], labels: Sequence[str], metric: str
 ) -> Outcome:
     measures = measures_of(answers, how, "unseen", parts, labels)
     if metric not in measures:
@@ -96,7 +96,7 @@ def measures_of(
     answers: AnyAnswers,
     how: str,
     part: str,
-    parts: dict[str, list[Row]],
+    parts: dict[str, list[StudyRow]],
     labels: Sequence[str],
     only: str | None = None,
 ) -> dict[str, Measure]:
@@ -129,7 +129,7 @@ def chosen_of(found: Sequence[Outcome]) -> Outcome | None:
     return max(tried, key=lambda one: one.training) if len(tried) > 1 else None
 
 
-def shared(first: Outcome, second: Outcome, metric: str) -> tuple[Measure, Measure, np.ndarray]:
+def shared_rows(first: Outcome, second: Outcome, metric: str) -> tuple[Measure, Measure, np.ndarray]:
     """One figure of two outcomes on the rows that both were asked, and the numbers of those rows."""
     rows = np.intersect1d(first.places, second.places)
     both = [
@@ -140,7 +140,7 @@ def shared(first: Outcome, second: Outcome, metric: str) -> tuple[Measure, Measu
 
 
 def baseline(
-    answers: AnyAnswers, parts: dict[str, list[Row]], labels: Sequence[str], metric: str
+    answers: AnyAnswers, parts: dict[str, list[StudyRow]], labels: Sequence[str], metric: str
 ) -> dict[str, Any]:
     """What one gets without reading: always the most frequent label, or a choice drawn by chance; nothing for
     texts."""

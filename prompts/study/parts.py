@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.errors import InputError
 from prompts.study.options import StudyArguments
-from prompts.study.rows import Row, Table
+from prompts.study.rows import StudyRow, StudyTable
 
 logger = logging.getLogger(__name__)
 EXAMPLES = 1000  # rows that examples are drawn from
@@ -19,19 +19,23 @@ EXAMPLES = 1000  # rows that examples are drawn from
 class Parts:
     """Rows by what they are for: the study is measured on `unseen`, the rest is of the training split."""
 
-    unseen: list[Row]
-    training: list[Row]
-    examples: list[Row]
-    search: list[Row]
-    tuning: list[Row]
-    soft: list[Row]
+    unseen: list[StudyRow]
+    training: list[StudyRow]
+    examples: list[StudyRow]
+    search: list[StudyRow]
+    tuning: list[StudyRow]
+    soft: list[StudyRow]
 
 
 WEIGHED, WRITTEN = 200, 50  # rows to choose on, where none are named
 
 
 def split_rows(
-    training: Table | None, unseen: Table, study: StudyArguments, tuning: int = 0, labelled: bool = True
+    training: StudyTable | None,
+    unseen: StudyTable,
+    study: StudyArguments,
+    tuning: int = 0,
+    labelled: bool = True,
 ) -> Parts:
     """Training rows in disjoint parts, none of them a row of `unseen`.
 

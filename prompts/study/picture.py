@@ -20,7 +20,7 @@ MOST = 24  # prompts of a picture
 COLOURS = ("#1f4e79", "#c44e52", "#55a868", "#8172b2", "#937860", "#64b5cd")
 
 
-def draw(found: Findings, path: Path) -> None:
+def draw_study(found: Findings, path: Path) -> None:
     """A panel a model: each prompt by the heading figure, its 95 % interval, all ways beside one another."""
     models = list(dict.fromkeys(one.cell.model for one in found.outcomes))
     hows = list(dict.fromkeys(one.how for one in found.outcomes))

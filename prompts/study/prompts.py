@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.errors import InputError
 from prompts.study.asking import Notes
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.study.weighed import ChoicePrompt
 from prompts.study.written import TextPrompt
 from prompts.templates.entries import Entry
@@ -107,7 +107,7 @@ def text_prompts(entry: Entry, names: Sequence[str]) -> list[TextPrompt]:
 
 
 def for_family(
-    prompts: list[Prompt], family: str, rows: Sequence[Row], notes: Notes, model: str
+    prompts: list[Prompt], family: str, rows: Sequence[StudyRow], notes: Notes, model: str
 ) -> list[Prompt]:
     """The prompts that a kind of model can be asked: text after the slot is out of a causal model's sight."""
     fit, left = [], []
@@ -125,7 +125,7 @@ def for_family(
     return fit
 
 
-def _follows(prompt: Prompt, rows: Sequence[Row]) -> bool:
+def _follows(prompt: Prompt, rows: Sequence[StudyRow]) -> bool:
     for row in rows:
         try:
             return bool(prompt.template.render(row.columns).after.strip())

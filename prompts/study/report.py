@@ -16,7 +16,7 @@ from finetune.reports.tables import comma_separated, markdown, with_interval
 from prompts.study.archive import write_rows
 from prompts.study.findings import Findings, spread_of, summary, templates_of
 from prompts.study.outcomes import Outcome
-from prompts.study.picture import draw
+from prompts.study.picture import draw_study
 from prompts.study.weighed import ChoiceAnswers, said
 from prompts.study.written import Written
 
@@ -32,7 +32,7 @@ def write_report(found: Findings, folder: Path) -> None:
     lines = _same_keys(found.lines)
     write_atomically(folder / "figures.csv", comma_separated(lines))
     write_atomically(folder / "pairs.csv", comma_separated([_pair(found, *test) for test in found.tests]))
-    draw(found, folder / "spread.png")
+    draw_study(found, folder / "spread.png")
     write_atomically(folder / "report.md", in_words(found))
     write_atomically(folder / "findings.json", json.dumps(summary(found), indent=1, ensure_ascii=False))
     if found.kind == "text":

@@ -24,7 +24,7 @@ IDS = ("id", "idx", "guid", "_id")
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One example.
 
     Attributes:
@@ -41,10 +41,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class StudyTable:
     """Rows with the names of their labels, and what stands in the data for each."""
 
-    rows: list[Row]
+    rows: list[StudyRow]
     labels: tuple[str, ...]
     values: tuple[Any, ...] = ()
 
@@ -71,7 +71,7 @@ def read_rows(
     source: Source,
     label_column: str | None = None,
     splits: Sequence[Dataset] = (),
-) -> Table:
+) -> StudyTable:
     """Rows of one split as the entry's templates name them.
 
     Args:
@@ -93,7 +93,7 @@ def read_rows(
 
 def _plain(
     data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]
-) -> Table:
+) -> StudyTable:
     columns = {name: column for name, column in source.columns.items() if name != "label"} or {
         name: name for name in columns_of(data)
     }
@@ -119,8 +119,8 @@ def _plain(
             name: _reach({root: stored[root][index] for root in roots}, path)
             for name, path in columns.items()
         }
-        rows.append(Row(fields, ids[index], _identity(fields), places[index], names[index]))
-    return Table(rows, labels, values)
+        rows.append(StudyRow(fields, ids[index], _identity(fields), places[index], names[index]))
+    return StudyTable(rows, labels, values)
 
 
 def _places(data: Dataset) -> list[int]:
@@ -171,7 +171,7 @@ def _classes(splits: Sequence[Dataset], column: str) -> tuple[list[str], tuple[A
 
 def _entities(
     data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]
-) -> Table:
+) -> StudyTable:
     """One row for each named entity: the sentence, the entity's words, its kind."""
     tokens, tags = (
         source.columns.get("tokens", "tokens"),
@@ -189,13 +189,13 @@ def _entities(
     for words, ids, place in zip(data[tokens][:], data[tags][:], _places(data), strict=True):
         for start, end, kind in _spans([names[i] for i in ids]):
             columns = {"text": _joined(words), "span": _joined(words[start:end])}
-            rows.append(Row(columns, labels.index(kind), _identity({**columns, "start": start}), place))
-    return Table(rows, labels)
+            rows.append(StudyRow(columns, labels.index(kind), _identity({**columns, "start": start}), place))
+    return StudyTable(rows, labels)
 
 
 def _choices(
     data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]
-) -> Table:
+) -> StudyTable:
     """A text, choices and the place of the right one, as TASKS' `choice` reads rows: ARC's, PIQA's, SWAG's
     and the like."""
     laid = lay_out_choices(data, DataArguments(dataset_name=[entry.name], label_column=label_column))
@@ -205,8 +205,8 @@ def _choices(
     rows = []
     for values, place in zip(zip(text, choices, answer, strict=True), _places(data), strict=True):
         columns = dict(zip(("text", "choices", "answer"), values, strict=True))
-        rows.append(Row(columns, -1, _identity(columns), place))
-    return Table(rows, ())
+        rows.append(StudyRow(columns, -1, _identity(columns), place))
+    return StudyTable(rows, ())
 
 
 def _spans(tags: list[str]) -> Iterator[tuple[int, int, str]]:
@@ -240,7 +240,7 @@ def _identity(columns: dict[str, Any]) -> str:
     return json.dumps(columns, sort_keys=True, ensure_ascii=False, default=str)
 
 
-READERS: dict[str, Callable[[Dataset, Entry, Source, str | None, Sequence[Dataset]], Table]] = {
+READERS: dict[str, Callable[[Dataset, Entry, Source, str | None, Sequence[Dataset]], StudyTable]] = {
     "plain": _plain,
     "entities": _entities,
     "choices": _choices,

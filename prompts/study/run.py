@@ -17,16 +17,16 @@ from finetune.artefacts.folder import resolved_options
 from finetune.errors import InputError
 from prompts.scoring.cache import Memory
 from prompts.scoring.endpoint import Endpoint, EndpointArguments
-from prompts.scoring.load import ScoringArguments, embed, fingerprint, load_asked
+from prompts.scoring.load import ScoringArguments, embed, load_asked, model_fingerprint
 from prompts.study.asking import Asking, Notes
 from prompts.study.findings import Findings
 from prompts.study.judge import Judging, judged
-from prompts.study.options import AnswerArguments, RunArguments, StudyArguments
+from prompts.study.options import AnswerArguments, StudyArguments, StudyRunArguments
 from prompts.study.outcomes import AnyAnswers, outcomes
 from prompts.study.parts import Parts
 from prompts.study.prompts import choice_prompts, for_family, text_prompts
 from prompts.study.report import write_report
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.study.search import searched, write_entry
 from prompts.study.soft import soft_cells
 from prompts.study.study import Loaded, ensembles
@@ -47,7 +47,7 @@ class Options:
     scoring: ScoringArguments = field(default_factory=ScoringArguments)
     answers: AnswerArguments = field(default_factory=AnswerArguments)
     endpoint: EndpointArguments = field(default_factory=EndpointArguments)
-    run: RunArguments = field(default_factory=RunArguments)
+    run: StudyRunArguments = field(default_factory=StudyRunArguments)
 
 
 def keep_options(folder: Path, *groups: Any) -> None:
@@ -153,7 +153,7 @@ def _findings(loaded: Loaded, kind: str, answers: list[AnyAnswers], options: Opt
 
 
 def _judged(
-    entry: Entry, answers: list[AnyAnswers], rows: dict[str, list[Row]], options: Options, notes: Notes
+    entry: Entry, answers: list[AnyAnswers], rows: dict[str, list[StudyRow]], options: Options, notes: Notes
 ) -> tuple[list[AnyAnswers], str]:
     """The written answers with a judge's scores, and what its word is worth."""
     if entry.judge is None:
@@ -214,7 +214,7 @@ def write_winner(found: Findings, path: Path) -> None:
         write_entry(found.entry, [Prompt(template, answers.verbalizer)], found.labels, path)
 
 
-def first_rendered(prompt: Prompt, rows: Sequence[Row]) -> Any:
+def first_rendered(prompt: Prompt, rows: Sequence[StudyRow]) -> Any:
     """The first row that a template says anything of; None where there is none."""
     for row in rows:
         try:
@@ -244,7 +244,7 @@ def memory_of(name: str, options: Options) -> Memory:
     """
     scorer = load_asked(name, options.scoring, options.endpoint)
     kept = options.study.cache_file or Path(options.study.output_dir) / "cache.sqlite"
-    return Memory(scorer, fingerprint(scorer), Path(kept))
+    return Memory(scorer, model_fingerprint(scorer), Path(kept))
 
 
 def _told(memory: Memory) -> str:
@@ -261,7 +261,7 @@ def _vectors(study: StudyArguments, parts: Parts) -> dict[str, np.ndarray] | Non
     """Embeddings of all rows where examples are chosen by them."""
     if study.shot_choice != "nearest" or not max(study.shots):
         return None
-    rows: list[Row] = [*parts.unseen, *parts.training, *parts.examples]
+    rows: list[StudyRow] = [*parts.unseen, *parts.training, *parts.examples]
     shown = [" ".join(str(value) for value in row.columns.values()) for row in rows]
     return {row.identity: vector for row, vector in zip(rows, embed(study.embedder, shown), strict=True)}
 

@@ -17,7 +17,7 @@ from finetune.artefacts.checkpoints import write_atomically
 from finetune.errors import InputError
 from prompts.study.asking import Asking
 from prompts.study.parts import Parts
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.templates.entries import Entry
 from prompts.templates.prompt import Prompt
 from prompts.templates.template import Template
@@ -171,7 +171,7 @@ def searched(asking: Asking, prompts: list[Prompt], parts: Parts, labels: Sequen
     return list(found.values())
 
 
-def _ends(template: Template, row: Row) -> bool:
+def _ends(template: Template, row: StudyRow) -> bool:
     return not template.render(row.columns).after.strip()
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from prompts.scoring.score import Request
 from prompts.study.asking import Asking, Cell, settings
 from prompts.study.parts import Parts
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.study.weighed import Answers, blank_rows
 from prompts.templates.prompt import Prompt
 from prompts.templates.verbalizer import Verbalizer
@@ -81,7 +81,9 @@ def soft_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts) 
         for template, prompt in firsts.items():
             parted = {"soft": parts.soft, "training": parts.training, "unseen": parts.unseen, **blanks}
 
-            def way(row: Row, prompt: Prompt = prompt, setting: tuple[int, int] = (shots, seed)) -> Request:
+            def way(
+                row: StudyRow, prompt: Prompt = prompt, setting: tuple[int, int] = (shots, seed)
+            ) -> Request:
                 return asking.request([prompt], row, *setting)
 
             made = {part: asking.prepared(template, way, rows) for part, rows in parted.items()}

@@ -16,10 +16,10 @@ from finetune.errors import InputError
 from prompts.study import ensemble
 from prompts.study.asking import Notes
 from prompts.study.findings import Population
-from prompts.study.options import AnswerArguments, StudyArguments, check_numbers, columns_of
+from prompts.study.options import AnswerArguments, StudyArguments, check_numbers, study_columns
 from prompts.study.parts import Parts, split_rows
 from prompts.study.prompts import named_entry, named_prompts
-from prompts.study.rows import Row, Table, read_rows, renamed, source_of
+from prompts.study.rows import StudyRow, StudyTable, read_rows, renamed, source_of
 from prompts.study.tune import TuneArguments
 from prompts.study.weighed import Answers
 from prompts.templates.entries import Entry
@@ -108,7 +108,7 @@ def read_parts(
     )
     rows = load_rows(data, train=needs and not study.check)
     assert rows.eval is not None
-    given = columns_of((answers or AnswerArguments()).columns)
+    given = study_columns((answers or AnswerArguments()).columns)
     source = renamed(source_of(entry, data.name), given, rows.eval)
     label = data.label_column or given.get("label")
     column = label or source.columns.get("label", "label")
@@ -131,7 +131,7 @@ def read_parts(
     return Loaded(entry, prompts, parts, unseen.labels, population, notes)
 
 
-def _training(train: Dataset | None, data: ColumnArguments, column: str, read: object) -> Table | None:
+def _training(train: Dataset | None, data: ColumnArguments, column: str, read: object) -> StudyTable | None:
     if train is None:
         return None
     by_class = column if column in train.column_names else None
@@ -155,7 +155,7 @@ def _chooses(entry: Entry, study: StudyArguments, data: ColumnArguments) -> bool
     )
 
 
-def ensembles(found: Sequence[Answers], training: Sequence[Row]) -> dict[str, np.ndarray]:
+def ensembles(found: Sequence[Answers], training: Sequence[StudyRow]) -> dict[str, np.ndarray]:
     """Scores on unseen rows of all prompts together: mean, vote, weighted by training accuracy; raw and
     batch-calibrated."""
     made = {}
@@ -164,11 +164,11 @@ def ensembles(found: Sequence[Answers], training: Sequence[Row]) -> dict[str, np
         made[f"mean, {how}"], made[f"vote, {how}"] = ensemble.mean(stack), ensemble.vote(stack)
         if len(training):
             right = [_accuracy(answers, how, training) for answers in found]
-            made[f"weighted, {how}"] = ensemble.weighted(stack, np.array(right) + 1e-9)
+            made[f"weighted, {how}"] = ensemble.weighted_mean(stack, np.array(right) + 1e-9)
     return made
 
 
-def _accuracy(answers: Answers, how: str, training: Sequence[Row]) -> float:
+def _accuracy(answers: Answers, how: str, training: Sequence[StudyRow]) -> float:
     places = answers.rows("training")
     gold = np.array([training[i].label for i in places])
     return float((answers.scores(how, "training").argmax(1) == gold).mean()) if len(places) else 0.0

@@ -25,11 +25,11 @@ from finetune.artefacts.passport import write_passport
 from finetune.errors import InputError
 from finetune.methods import attach, find_method
 from finetune.training.machine import has_fast_bf16
-from prompts.scoring.load import ScoringArguments, fingerprint, load_scorer
+from prompts.scoring.load import ScoringArguments, load_prompt_scorer, model_fingerprint
 from prompts.scoring.prefix_tree import Scored
 from prompts.scoring.score import Scorer
 from prompts.scoring.tokens import encode_pairs
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.templates.layout import Layout
 from prompts.templates.prompt import Prompt
 
@@ -60,7 +60,7 @@ class TuneArguments:
     )
 
 
-def tune(scorer: Scorer, prompt: Prompt, rows: Sequence[Row], options: TuneArguments) -> Any:
+def tune(scorer: Scorer, prompt: Prompt, rows: Sequence[StudyRow], options: TuneArguments) -> Any:
     """The scorer's model with a method of METHODS on it, trained to answer `rows` in the prompt's slot;
     float32 masters.
 
@@ -105,7 +105,7 @@ def tune(scorer: Scorer, prompt: Prompt, rows: Sequence[Row], options: TuneArgum
     return network.eval()
 
 
-def _examples(scorer: Scorer, prompt: Prompt, rows: Sequence[Row], limit: int) -> list[Scored]:
+def _examples(scorer: Scorer, prompt: Prompt, rows: Sequence[StudyRow], limit: int) -> list[Scored]:
     found = []
     for row in rows:
         request = prompt.request(scorer, row.columns, layout=Layout(limit=limit)).request
@@ -183,13 +183,13 @@ def save_tuned(
     )
 
 
-def tune_first(prompt: Prompt, rows: list[Row], model: str, folder: Path, options: TuneArguments) -> str:
+def tune_first(prompt: Prompt, rows: list[StudyRow], model: str, folder: Path, options: TuneArguments) -> str:
     """Train an adapter on a model at the prompt's slot, once; the folder it stands in, for the study to
     ask."""
     state = PartialState()
     with state.main_process_first():
         if state.is_main_process:
-            scorer = load_scorer(model, ScoringArguments(dtype="float32"))
+            scorer = load_prompt_scorer(model, ScoringArguments(dtype="float32"))
             made_from = _made_from(scorer, prompt, rows, options)
             if not is_tuned(folder, made_from):
                 network = tune(scorer, prompt, rows, options)
@@ -197,7 +197,7 @@ def tune_first(prompt: Prompt, rows: list[Row], model: str, folder: Path, option
     return str(folder)
 
 
-def _made_from(scorer: Scorer, prompt: Prompt, rows: list[Row], options: TuneArguments) -> str:
+def _made_from(scorer: Scorer, prompt: Prompt, rows: list[StudyRow], options: TuneArguments) -> str:
     """Hash of all that an adapter follows from: model, prompt, rows, options."""
     told = [
         prompt.template.text,
@@ -205,4 +205,4 @@ def _made_from(scorer: Scorer, prompt: Prompt, rows: list[Row], options: TuneArg
         [(row.identity, row.label) for row in rows],
         vars(options),
     ]
-    return sha256(json.dumps([fingerprint(scorer), *told]).encode()).hexdigest()
+    return sha256(json.dumps([model_fingerprint(scorer), *told]).encode()).hexdigest()

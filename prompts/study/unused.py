@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from finetune.errors import InputError
-from prompts.scoring.endpoint import PREFIX, EndpointArguments
+from prompts.scoring.endpoint import ENDPOINT_PREFIX, EndpointArguments
 from prompts.study.options import AnswerArguments, StudyArguments
 from prompts.templates.entries import Entry
 from prompts.templates.layout import ON_LONG
@@ -50,7 +50,12 @@ def check_used(
         *(str(vars(group).get("instruct") or "") for group in others),
     ]
     rules = [
-        (any(name.startswith(PREFIX) for name in asked), endpoint, OF_ENDPOINTS, "--models openai:NAME"),
+        (
+            any(name.startswith(ENDPOINT_PREFIX) for name in asked),
+            endpoint,
+            OF_ENDPOINTS,
+            "--models openai:NAME",
+        ),
         ("text" in entry.kinds, answers, OF_WRITING, "an entry whose answers are written"),
         (bool(max(study.shots)), study, ("shot_choice", "shot_seeds", "embedder"), "--shots above 0"),
         (
@@ -61,7 +66,7 @@ def check_used(
         ),
         (study.search, study, ("search_rows",), "--search"),
     ]
-    if entry.judge is not None and entry.judge.model.startswith(PREFIX):
+    if entry.judge is not None and entry.judge.model.startswith(ENDPOINT_PREFIX):
         rules = rules[1:]
     for group in others:
         switch = next((name for name in ("tune", "instruct") if name in vars(group)), "")

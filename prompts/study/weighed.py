@@ -16,10 +16,10 @@ import numpy as np
 from finetune.errors import InputError
 from prompts.scoring.score import Request
 from prompts.study import calibrate
-from prompts.study.asking import Asked, Asking, Cell, settings
+from prompts.study.asking import AskedPrompts, Asking, Cell, settings
 from prompts.study.options import StudyArguments
 from prompts.study.parts import Parts
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.templates.prompt import Prompt
 from prompts.templates.template import Template
 from prompts.templates.verbalizer import Verbalizer, corrected
@@ -128,7 +128,9 @@ def label_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts)
     return found
 
 
-def note_silence(asking: Asking, cell: Cell, scores: np.ndarray, asked: Asked, rows: Sequence[Row]) -> None:
+def note_silence(
+    asking: Asking, cell: Cell, scores: np.ndarray, asked: AskedPrompts, rows: Sequence[StudyRow]
+) -> None:
     """Note the rows that no answer came for."""
     for missing, place, request in zip(
         np.isnan(scores).any(axis=1), asked.places, asked.requests, strict=True
@@ -138,7 +140,7 @@ def note_silence(asking: Asking, cell: Cell, scores: np.ndarray, asked: Asked, r
             asking.notes.trouble(cell.model, cell.name, reason, rows[place].place)
 
 
-def blank_rows(prompts: list[Prompt], parts: Parts, study: StudyArguments) -> dict[str, list[Row]]:
+def blank_rows(prompts: list[Prompt], parts: Parts, study: StudyArguments) -> dict[str, list[StudyRow]]:
     """What calibration asks: rows without content, of random words of the rows' own, and empty ones."""
     first = parts.unseen[0].columns
     kept = {
@@ -152,7 +154,7 @@ def blank_rows(prompts: list[Prompt], parts: Parts, study: StudyArguments) -> di
         "pmi": [""],
     }
     return {
-        how: [Row({**kept, **dict.fromkeys(columns, text)}, -1, f"{how}: {text}") for text in given]
+        how: [StudyRow({**kept, **dict.fromkeys(columns, text)}, -1, f"{how}: {text}") for text in given]
         for how, given in texts.items()
     }
 
@@ -171,7 +173,7 @@ class ChoicePrompt:
     def name(self) -> str:
         return f"{self.template.name}/choices"
 
-    def of(self, row: Row) -> tuple[list[str], int]:
+    def of(self, row: StudyRow) -> tuple[list[str], int]:
         """A row's choices, and which of them is right.
 
         Raises:
@@ -187,7 +189,7 @@ class ChoicePrompt:
             raise InputError(f"{self.target.name}: {len(wanted)} texts; wanted one, which names a choice")
         return choices, self._place(wanted[0].strip(), choices, row)
 
-    def _place(self, target: str, choices: list[str], row: Row) -> int:
+    def _place(self, target: str, choices: list[str], row: StudyRow) -> int:
         keys = [key.strip() for key in self.keys.listed(row.columns)] if self.keys else []
         bare = [choice.strip() for choice in choices]
         readings = {
@@ -266,12 +268,12 @@ def choice_cells(
     return found
 
 
-def _choice_request(asking: Asking, prompt: ChoicePrompt, row: Row, setting: tuple[int, int]) -> Request:
+def _choice_request(asking: Asking, prompt: ChoicePrompt, row: StudyRow, setting: tuple[int, int]) -> Request:
     choices, _ = prompt.of(row)
     if len({choice.strip() for choice in choices}) < len(choices):
         asking.notes.expect(asking.model, prompt.name, "two of the choices are equal", row.place)
 
-    def answer(example: Row) -> str:
+    def answer(example: StudyRow) -> str:
         own, gold = prompt.of(example)
         return own[gold]
 
@@ -279,7 +281,7 @@ def _choice_request(asking: Asking, prompt: ChoicePrompt, row: Row, setting: tup
 
 
 def _choice_answers(
-    asking: Asking, cell: Cell, prompt: ChoicePrompt, own: dict[str, Any], rows: dict[str, list[Row]]
+    asking: Asking, cell: Cell, prompt: ChoicePrompt, own: dict[str, Any], rows: dict[str, list[StudyRow]]
 ) -> ChoiceAnswers:
     gold, texts = {}, {}
     by_how: dict[str, dict[str, np.ndarray]] = {how: {} for how in WAYS}

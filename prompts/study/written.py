@@ -17,7 +17,7 @@ from prompts.study.asking import Asking, Cell, settings
 from prompts.study.measures import Measure, of_evaluate, of_texts
 from prompts.study.options import AnswerArguments
 from prompts.study.parts import Parts
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.templates.entries import Ending, Entry
 from prompts.templates.filters import NOTHING, TEXT_FIGURES, extracted
 from prompts.templates.template import Template
@@ -37,7 +37,7 @@ class TextPrompt:
     def name(self) -> str:
         return f"{self.template.name}/{self.ending.name}"
 
-    def wanted(self, row: Row) -> list[str]:
+    def wanted(self, row: StudyRow) -> list[str]:
         """The texts that would be right for a row.
 
         Raises:
@@ -178,6 +178,6 @@ def text_cells(
     return found
 
 
-def _request(asking: Asking, prompt: TextPrompt, setting: tuple[int, int], row: Row) -> Request:
+def _request(asking: Asking, prompt: TextPrompt, setting: tuple[int, int], row: StudyRow) -> Request:
     prompt.wanted(row)  # a row without anything to compare with isn't asked
     return asking.text_request(prompt.template, prompt.target, row, setting, prompt.ending.tokens)

@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from finetune.errors import InputError
-from prompts.scoring.tokens import beginning, count_tokens, encode_pairs, word_ids
-from prompts.study.rows import Row
+from prompts.scoring.tokens import beginning_ids, count_tokens, encode_pairs, word_ids
+from prompts.study.rows import StudyRow
 from prompts.templates.prompt import Prompt, longest
 from prompts.templates.template import SLOT, Rendered, Skipped, Template, is_empty
 
 SHOWN = 200  # rows that a template is tried on
 
 
-def check_prompt(prompt: Prompt, rows: Sequence[Row], tokenizer: Any, limit: int, family: str) -> list[str]:
+def check_prompt(
+    prompt: Prompt, rows: Sequence[StudyRow], tokenizer: Any, limit: int, family: str
+) -> list[str]:
     """What is wrong with a prompt on some rows, one line each; empty where nothing is."""
     lines = check_template(
         prompt.template, rows, tokenizer, limit, family, longest(tokenizer, prompt.verbalizer.flat)
@@ -27,7 +29,7 @@ def check_prompt(prompt: Prompt, rows: Sequence[Row], tokenizer: Any, limit: int
 
 
 def check_template(
-    template: Template, rows: Sequence[Row], tokenizer: Any, limit: int, family: str, answer: str = ""
+    template: Template, rows: Sequence[StudyRow], tokenizer: Any, limit: int, family: str, answer: str = ""
 ) -> list[str]:
     """The same for what is around the slot; `answer` is the longest that has to find room in it."""
     rendered, faults = _tried(template.render, rows)
@@ -59,7 +61,7 @@ def check_template(
     return lines
 
 
-def check_target(target: Template, rows: Sequence[Row]) -> list[str]:
+def check_target(target: Template, rows: Sequence[StudyRow]) -> list[str]:
     """What is wrong with the texts that written ones are compared with."""
     texts, faults = _tried(target.listed, rows)
     empty = sum(not any(text.strip() for text in row) for row in texts)
@@ -67,7 +69,9 @@ def check_target(target: Template, rows: Sequence[Row]) -> list[str]:
     return lines + ([f"{target.name}: {empty} rows have no text to compare with"] if empty else [])
 
 
-def check_choices(name: str, of: Callable[[Row], tuple[list[str], int]], rows: Sequence[Row]) -> list[str]:
+def check_choices(
+    name: str, of: Callable[[StudyRow], tuple[list[str], int]], rows: Sequence[StudyRow]
+) -> list[str]:
     """What is wrong with the choices that rows name: none right, empty ones, equal ones."""
     equal, faults = 0, dict[str, int]()
     for row in rows[:SHOWN]:
@@ -81,7 +85,7 @@ def check_choices(name: str, of: Callable[[Row], tuple[list[str], int]], rows: S
 
 
 def _tried(
-    render: Callable[[Mapping[str, Any]], Any], rows: Sequence[Row]
+    render: Callable[[Mapping[str, Any]], Any], rows: Sequence[StudyRow]
 ) -> tuple[list[Any], dict[str, int]]:
     """What could be rendered, and why the rest could not, with numbers of rows."""
     rendered: list[Any] = []
@@ -96,7 +100,7 @@ def _tried(
     return rendered, faults
 
 
-def _empty(template: Template, rows: Sequence[Row], rendered: Sequence[Rendered]) -> list[str]:
+def _empty(template: Template, rows: Sequence[StudyRow], rendered: Sequence[Rendered]) -> list[str]:
     columns = template.columns
     empty = sum(any(is_empty(row.columns.get(column, "-")) for column in columns) for row in rows[:SHOWN])
     lines = (
@@ -108,7 +112,7 @@ def _empty(template: Template, rows: Sequence[Row], rendered: Sequence[Rendered]
 
 def _doubled(template: Template, first: Rendered, tokenizer: Any) -> list[str]:
     ids = tokenizer(first.filled("x"))["input_ids"]
-    start = beginning(tokenizer)
+    start = beginning_ids(tokenizer)
     doubled = ids[:2] == [start, start]
     return (
         [

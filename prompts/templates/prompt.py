@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from finetune.errors import InputError
-from prompts.scoring.load import load_scorer
+from prompts.scoring.load import load_prompt_scorer
 from prompts.scoring.score import Request, Scorer
 from prompts.scoring.tokens import count_tokens
 from prompts.templates.layout import Layout
@@ -224,4 +224,4 @@ def split_name(name: str) -> tuple[str, str | None, str | None]:
 
 @cache
 def _kept(name: str) -> Scorer:
-    return load_scorer(name)
+    return load_prompt_scorer(name)

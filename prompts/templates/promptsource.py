@@ -17,7 +17,7 @@ LINE = Ending("line", ("\n",), 64)
 METRICS = {"BLEU": "bleu", "ROUGE": "rougeL", "Squad": "token_f1"}  # theirs → ours
 
 
-def read(path: Path, content: dict[str, Any]) -> Entry:
+def read_promptsource(path: Path, content: dict[str, Any]) -> Entry:
     """All templates that can be asked: by fixed choices (labels), by choices of the row's own, or by a text.
 
     Raises:

@@ -63,7 +63,7 @@ def read_entry(name: str) -> Entry:
             f"{path} has no `templates`; wanted them by name. See the library's files in {LIBRARY}"
         )
     if any(isinstance(template, dict) and "jinja" in template for template in content["templates"].values()):
-        return promptsource.read(path, content)
+        return promptsource.read_promptsource(path, content)
     strange = set(content) - KEYS
     if strange:
         raise InputError(

@@ -174,10 +174,12 @@ def load_own(ask: argparse.Namespace) -> Callable[[list[Any]], list[float]]:
     from finetune.training.allocator import keep_freed_memory
 
     keep_freed_memory()
-    from prompts.scoring.load import ScoringArguments, load_scorer
+    from prompts.scoring.load import ScoringArguments, load_prompt_scorer
     from prompts.scoring.score import Request
 
-    scorer = load_scorer(ask.model, ScoringArguments(dtype=ask.dtypes[0], batch_tokens=ask.batch_size * 256))
+    scorer = load_prompt_scorer(
+        ask.model, ScoringArguments(dtype=ask.dtypes[0], batch_tokens=ask.batch_size * 256)
+    )
 
     def score(asked: list[Any]) -> list[float]:
         found = scorer([Request(context, tuple(answers)) for context, answers in asked])

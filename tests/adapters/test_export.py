@@ -68,10 +68,13 @@ def test_an_adapter_becomes_onnx_and_int8(tmp_path, saved, review_file, capsys):
     processor, mounted = mount(folder, allow_mismatch=True)
     before = probe.logits_of(mounted, processor)
     assert (
-        probe.compare(before, (run_onnx(tmp_path / "onnx" / MODEL, processor), before[1])).difference < 1e-4
+        probe.compare_models(before, (run_onnx(tmp_path / "onnx" / MODEL, processor), before[1])).difference
+        < 1e-4
     )
     assert (
-        0 < probe.compare(before, (run_onnx(tmp_path / "onnx" / INT8, processor), before[1])).difference < 0.5
+        0
+        < probe.compare_models(before, (run_onnx(tmp_path / "onnx" / INT8, processor), before[1])).difference
+        < 0.5
     )
     one = run_onnx(
         tmp_path / "onnx" / MODEL, processor, ("the film",)

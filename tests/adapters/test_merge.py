@@ -88,8 +88,8 @@ def test_peft_reads_the_sum_and_answers_as_the_sum_of_changes(tmp_path):
     tokenizer = make_tokenizer("llama")
     before = probe.logits_of(wanted, tokenizer)
     after = probe.logits_of(peft.PeftModel.from_pretrained(base(), folder).eval(), tokenizer)
-    assert probe.compare(before, after).difference < 1e-5
-    assert probe.compare(before, probe.logits_of(base(), tokenizer)).difference > 1e-2
+    assert probe.compare_models(before, after).difference < 1e-5
+    assert probe.compare_models(before, probe.logits_of(base(), tokenizer)).difference > 1e-2
 
 
 def test_peft_s_own_sum_is_not_the_sum(tmp_path):
@@ -160,8 +160,8 @@ def test_shifts_of_bitfit_add_up(tmp_path):
     tokenizer = make_tokenizer("gpt2")
     before = probe.logits_of(wanted, tokenizer)
     after = probe.logits_of(peft.PeftModel.from_pretrained(gpt2(), folder).eval(), tokenizer)
-    assert probe.compare(before, after).difference < 1e-5
-    assert probe.compare(before, probe.logits_of(gpt2(), tokenizer)).difference > 1e-2
+    assert probe.compare_models(before, after).difference < 1e-5
+    assert probe.compare_models(before, probe.logits_of(gpt2(), tokenizer)).difference > 1e-2
     with pytest.raises(InputError, match="wanted --how sum and no --rank"):
         combine(adapters, MergeArguments(how="ties"))
 
@@ -179,7 +179,7 @@ def test_scales_of_ia3_add_up(tmp_path):
     probe.asked_for(wanted, adapters, options)
     tokenizer = make_tokenizer("llama")
     after = probe.logits_of(peft.PeftModel.from_pretrained(base(), folder).eval(), tokenizer)
-    assert probe.compare(probe.logits_of(wanted, tokenizer), after).difference < 1e-5
+    assert probe.compare_models(probe.logits_of(wanted, tokenizer), after).difference < 1e-5
 
 
 def classifier(folder: Path, seed: int) -> Path:
@@ -245,10 +245,12 @@ def test_merged_into_the_base_equals_the_adapter(tmp_path, family, method):
     tokenizer = make_tokenizer(family)
     before, plain = probe.logits_of(mounted, tokenizer), base(family)
     probe.reference(plain, read_adapter(folder))
-    assert probe.compare(before, probe.logits_of(plain, tokenizer)).difference < 1e-5
-    assert probe.compare(before, probe.logits_of(merge_into_base(mounted), tokenizer)).difference < 1e-5
+    assert probe.compare_models(before, probe.logits_of(plain, tokenizer)).difference < 1e-5
+    assert (
+        probe.compare_models(before, probe.logits_of(merge_into_base(mounted), tokenizer)).difference < 1e-5
+    )
     with pytest.raises(InputError, match="wanted 1e-09 at most"):
-        probe.hold(probe.compare(before, probe.logits_of(base(family), tokenizer)), 1e-9, "x")
+        probe.hold(probe.compare_models(before, probe.logits_of(base(family), tokenizer)), 1e-9, "x")
 
 
 def run(*arguments: str) -> None:
@@ -284,7 +286,9 @@ def test_the_script_checks_merges_and_writes_a_whole_model(tmp_path, saved, caps
     tokenizer, mounted = mount(tmp_path / "sum")
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     assert (
-        probe.compare(probe.logits_of(mounted, tokenizer), probe.logits_of(whole, tokenizer)).difference
+        probe.compare_models(
+            probe.logits_of(mounted, tokenizer), probe.logits_of(whole, tokenizer)
+        ).difference
         < 1e-4
     )
     with pytest.raises(SystemExit):
@@ -311,4 +315,4 @@ def test_wrong_numbers_do_not_pass_the_probe():
     broken = copy.deepcopy(logits)
     broken[1, 2] = float("nan")
     with pytest.raises(InputError, match="largest logit difference nan"):
-        probe.hold(probe.compare((logits, counted), (broken, counted)), 1.0, "x")
+        probe.hold(probe.compare_models((logits, counted), (broken, counted)), 1.0, "x")

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 from finetune.alignment.grpo import as_trl_reward, make_group_trainer
 from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
 from finetune.alignment.policy import make_policy
-from finetune.alignment.rewards import Asked, Part, RewardArguments, Rewards
+from finetune.alignment.rewards import AskedRewards, Part, RewardArguments, Rewards
 from finetune.errors import InputError
 
 
 def test_a_reward_reads_texts_and_messages():
-    reward = as_trl_reward(Rewards.of(good=share_of_good), [Asked("p"), Asked("q")], [6])
+    reward = as_trl_reward(Rewards.of(good=share_of_good), [AskedRewards("p"), AskedRewards("q")], [6])
     told = {}
     found = reward(
         prompts=["p", "q"], completions=["great", [{"role": "assistant", "content": "a great"}]], extra=1,
@@ -30,7 +30,7 @@ def test_a_reward_reads_texts_and_messages():
 
 def test_an_answer_that_was_cut_pays_its_penalty():
     rewards = Rewards([Part("good", share_of_good)], RewardArguments(missing_eos_penalty=2.0))
-    reward = as_trl_reward(rewards, [Asked("p")], [6])
+    reward = as_trl_reward(rewards, [AskedRewards("p")], [6])
     given = {
         "prompts": ["p", "p"],
         "completions": ["great", "great"],

@@ -21,14 +21,14 @@ from finetune.alignment.policy import in_role, make_policy
 from finetune.alignment.ppo_options import KLArguments, PPOArguments, ValueArguments
 from finetune.alignment.ppo_trainer import Learner
 from finetune.alignment.prompts import PromptArguments
-from finetune.alignment.rewards import Asked, Part, RewardArguments, Rewards
+from finetune.alignment.rewards import AskedRewards, Part, RewardArguments, Rewards
 from finetune.alignment.rollout import SamplingArguments, pad_left, stop_tokens
 from finetune.alignment.run import RunArguments
 from finetune.errors import InputError
 
 GOOD = "great"
 PROMPTS = ["the film was", "a story", "we loved the dull actor in it", "the"]
-ROWS = [Asked(prompt) for prompt in PROMPTS]
+ROWS = [AskedRewards(prompt) for prompt in PROMPTS]
 
 
 def share_of_good(prompts, answers):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune.alignment.judge import mark
 from finetune.alignment.reward_kinds import load_reward, load_rewards
-from finetune.alignment.rewards import Asked, RewardArguments
+from finetune.alignment.rewards import AskedRewards, RewardArguments
 from finetune.alignment.unit_tests import code_of, share_passed
 from finetune.errors import InputError
 
@@ -134,7 +134,7 @@ def test_a_judge_at_an_endpoint(endpoint):
 
 
 def test_a_judge_that_mumbles_or_is_down_stops_the_run_or_is_counted(endpoint, caplog):
-    rows = [Asked("p"), Asked("p")]
+    rows = [AskedRewards("p"), AskedRewards("p")]
     for named, failed in ((f"judge:{endpoint}#any", 1), ("judge:http://127.0.0.1:9/v1#any", 2)):
         with pytest.raises(
             InputError, match=rf"'judge' failed on {failed} of 2 answers.*--reward_errors none"

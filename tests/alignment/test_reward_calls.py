@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_rewards import asked
 
-from finetune.alignment.rewards import Asked, Part, RewardArguments, Rewards, centre, weighed
+from finetune.alignment.rewards import AskedRewards, Part, RewardArguments, Rewards, centre, weighed
 from finetune.errors import InputError
 
 SCALES = [-6.0, -1.0, 0.0, 100.0, 1e4]
@@ -164,4 +164,4 @@ def test_weights_of_another_number_are_refused(weights):
 
 
 def test_no_answer_at_all():
-    assert np.isnan(Rewards.of(mine=lambda p, a: 1 / 0).ask([Asked("p")], [" "])).all()
+    assert np.isnan(Rewards.of(mine=lambda p, a: 1 / 0).ask([AskedRewards("p")], [" "])).all()

@@ -17,7 +17,7 @@ from finetune.alignment import model_rewards
 from finetune.alignment.policy import REWARD, make_policy
 from finetune.alignment.prompts import answer_texts, as_prompt, beginning, prompt_ids
 from finetune.alignment.reward_kinds import load_reward, load_rewards
-from finetune.alignment.rewards import Asked, Part, RewardArguments, Rewards, as_text
+from finetune.alignment.rewards import AskedRewards, Part, RewardArguments, Rewards, as_text
 from finetune.artefacts.folder import save_artefact
 from finetune.errors import InputError
 from finetune.methods import attach
@@ -28,7 +28,7 @@ CHAT = [{"role": "user", "content": "the film"}]
 
 def asked(reward, answers=("a", "b"), **options) -> list[float]:
     """What a reward says of some answers, NaN where it doesn't apply."""
-    rows = [Asked(f"prompt {i}", {"answer": i, "name": f"row {i}"}) for i in range(len(answers))]
+    rows = [AskedRewards(f"prompt {i}", {"answer": i, "name": f"row {i}"}) for i in range(len(answers))]
     return Rewards([Part("mine", reward)], RewardArguments(**options)).ask(rows, answers)[:, 0].tolist()
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from finetune.alignment import grpo
 from finetune.alignment.grpo_options import GRPOArguments
 from finetune.alignment.policy import make_policy
-from finetune.alignment.rewards import Asked, Rewards
+from finetune.alignment.rewards import AskedRewards, Rewards
 from finetune.alignment.rollout import Answers
 from finetune.alignment.tools import load_tools
 from finetune.errors import InputError
@@ -111,7 +111,7 @@ def test_the_model_calls_reads_and_answers(tmp_path: Path, monkeypatch):
         output_dir=str(tmp_path), bf16=False, report_to="none", tools=written(tmp_path, ADD), per_device_train_batch_size=4,
         num_generations=2, max_steps=1, max_completion_length=256, save_strategy="no", beta=0.0,
     )  # fmt: skip
-    rows = [Asked([{"role": "user", "content": "What is 2 + 3?"}], {"answer": 5})] * 4
+    rows = [AskedRewards([{"role": "user", "content": "What is 2 + 3?"}], {"answer": 5})] * 4
     trainer = grpo.make_group_trainer(policy, processor, training, rows, Rewards.of(right=right))
     trainer.train()
     assert turns == [4, 4] and seen == ["5"] * 4

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from finetune.data.corpora import CORPORA, MATERIAL, reviews
-from finetune.data.reviews import TAGS, Draft, Writer, contract, facing, mention, realise
+from finetune.data.reviews import TAGS, Draft, ReviewWriter, contract, facing, mention, realise
 
 ASPECTS = {"acting", "story", "music", "camera", "pacing", "ending", "dialogue", "effects"}
 CAST = {
@@ -234,7 +234,7 @@ def test_facing_and_contract():
 def test_a_frame_turns_its_word_round(monkeypatch, literal, expected):
     monkeypatch.setattr("finetune.data.reviews.LITERAL", literal)
     family = {"words": ["treat / dud"], "frames": ["a <x> it is / no <x>"]}
-    assert Writer(random.Random(0), {"verdicts": {"noun": family}}).verdict("noun", 1) == expected
+    assert ReviewWriter(random.Random(0), {"verdicts": {"noun": family}}).verdict("noun", 1) == expected
 
 
 def test_names_are_full_first_and_short_later():
@@ -251,7 +251,7 @@ def test_names_are_full_first_and_short_later():
 
 
 def test_a_draft_says_what_its_label_says():
-    writer = Writer(
+    writer = ReviewWriter(
         random.Random(0), {"aspects": {"music": ["it soars / it drones"], "story": ["it grips / it bores"]}}
     )
     draft = Draft(label=0)

@@ -92,7 +92,7 @@ def test_files_that_are_named_are_there(page):
     for name in re.findall(
         r"(?:scripts|finetune|prompts|tests|docs)/[\w/]+\.(?:py|yaml|md)\b", page.read_text()
     ):
-        assert "VERB" in name or (ROOT / name).is_file(), name
+        assert "VERB" in name or "NAME" in name or (ROOT / name).is_file(), name
 
 
 def test_readme_fits_on_three_screens():

@@ -66,7 +66,7 @@ def test_a_model_gives_the_kernels_numbers(family, monkeypatch):
         make_model(family, AutoModelForSequenceClassification, num_labels=2, pad_token_id=0).eval()
         for _ in range(2)
     )
-    cpu.choose(quick)
+    cpu.choose_attention(quick)
     inputs = LEFT_PADDED if family != "bart" else {name: value.flip(1) for name, value in LEFT_PADDED.items()}
     if family in ("bart", "t5"):
         inputs = {
@@ -87,7 +87,7 @@ def test_a_model_gives_the_kernels_numbers(family, monkeypatch):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_no_token_sees_a_later_one(family):
     network = make_model(family, AutoModelForCausalLM).to(torch.bfloat16)
-    cpu.choose(network)
+    cpu.choose_attention(network)
     ids = torch.tensor([[8, 9, 10, 11]])
     before, after = network(input_ids=ids).logits, network(input_ids=torch.tensor([[8, 9, 10, 20]])).logits
     torch.testing.assert_close(before[:, :3], after[:, :3], atol=0, rtol=0)
@@ -99,7 +99,7 @@ def test_rotary_positions_under_autocast_stay_close_to_the_kernel():
     for choose in (False, True):
         network = make_model("llama", AutoModelForCausalLM)
         if choose:
-            cpu.choose(network)
+            cpu.choose_attention(network)
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(**LEFT_PADDED).logits.float()[:, 2:]
         logits.square().sum().backward()

@@ -7,6 +7,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from bounds import assert_near
 from conftest import CONFIGS, make_model, make_tokenizer
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -203,7 +204,9 @@ def test_what_a_checkpoint_lacks_is_trained_and_saved_or_refused(family, kind, t
     wanted, found = (one.eval()(input_ids=ids) for one in (tuned, loaded))
     for name in wanted:
         if isinstance(wanted[name], torch.Tensor):
-            assert torch.equal(wanted[name], found[name]), name
+            assert_near(
+                found[name], wanted[name]
+            )  # a loaded weight may lie otherwise in memory, and sums round so
 
 
 def test_a_checkpoint_of_something_else_is_refused(saved):

@@ -72,7 +72,8 @@ def test_minilm_answers_in_mixed_batches_as_alone_and_merges(tmp_path, task):
         if method in MERGEABLE:
             before = probe.logits_of(tuned, processor)
             assert (
-                probe.compare(before, probe.logits_of(merge_into_base(tuned), processor)).difference < 1e-4
+                probe.compare_models(before, probe.logits_of(merge_into_base(tuned), processor)).difference
+                < 1e-4
             ), method
     texts, names = [text for _ in methods for text in TEXTS], [method for method in methods for _ in TEXTS]
     every = [logits for method in methods for logits in wanted[method]]
@@ -106,7 +107,8 @@ def test_smollm2_writes_in_mixed_batches_as_alone_and_merges(tmp_path):
         if method in MERGEABLE:
             before = probe.logits_of(tuned, processor)
             assert (
-                probe.compare(before, probe.logits_of(merge_into_base(tuned), processor)).difference < 1e-3
+                probe.compare_models(before, probe.logits_of(merge_into_base(tuned), processor)).difference
+                < 1e-3
             ), method
     found = pool.generate([TEXTS[0]] * len(methods), methods, max_new_tokens=12)
     assert dict(zip(methods, found, strict=True)) == wanted
@@ -130,13 +132,13 @@ def test_a_sum_of_real_adapters_is_the_sum_and_one_is_itself(tmp_path, base, kin
     adapters = [read_adapter(tmp_path / method) for method in before]
     one = save_merged(combine(adapters[:1], MergeArguments(weights=[1.0])), tmp_path / "one")
     again = peft.PeftModel.from_pretrained(network, str(one)).eval()
-    assert probe.compare(before["lora"], probe.logits_of(again, processor)).difference < 1e-4
+    assert probe.compare_models(before["lora"], probe.logits_of(again, processor)).difference < 1e-4
     options = MergeArguments(weights=[0.7, -0.4], head=0)
     both = save_merged(combine(adapters, options), tmp_path / "both")
     _, wanted = load_model(ModelArguments(base), kind, labels)
     probe.asked_for(wanted.double(), adapters, options)
     _, fresh = load_model(ModelArguments(base), kind, labels)
-    found = probe.compare(
+    found = probe.compare_models(
         probe.logits_of(wanted.float(), processor),
         probe.logits_of(peft.PeftModel.from_pretrained(fresh, str(both)).eval(), processor),
     )

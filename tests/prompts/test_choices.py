@@ -19,7 +19,7 @@ from prompts.scoring.score import Scorer
 from prompts.study.archive import read_table
 from prompts.study.instruct import InstructArguments
 from prompts.study.options import AnswerArguments, StudyArguments
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.study.run import Options
 from prompts.study.suite import one_study
 from prompts.study.tune import TuneArguments
@@ -115,13 +115,13 @@ def test_a_target_names_a_choice(choices: list[str], target: str, target_is: str
     prompt = ChoicePrompt(
         Template("t/a", ""), Template("t/c", "{{ c }}"), Template("t/t", "{{ t }}"), None, target_is
     )
-    assert prompt.of(Row({"c": choices, "t": target}, -1, ""))[1] == place
+    assert prompt.of(StudyRow({"c": choices, "t": target}, -1, ""))[1] == place
 
 
 def test_a_target_that_could_be_two_is_refused() -> None:
     prompt = ChoicePrompt(Template("t/a", ""), Template("t/c", "{{ c }}"), Template("t/t", "{{ t }}"))
     with pytest.raises(InputError, match="could be two of them; set target_is"):
-        prompt.of(Row({"c": ["1", "0"], "t": "1"}, -1, ""))
+        prompt.of(StudyRow({"c": ["1", "0"], "t": "1"}, -1, ""))
 
 
 def test_choices_stand_as_examples(saved, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_the_tasks_choice_rows_are_asked_without_training(saved, tmp_path: Path,
 
 
 def test_check_speaks_of_a_second_blank_before_the_slot() -> None:
-    rows = [Row({"text": "the film"}, 0, "a")]
+    rows = [StudyRow({"text": "the film"}, 0, "a")]
     told = [
         check_template(
             Template("t/a", f"{{{{ text }}}} was{' ' * n}{{{{ mask }}}}"),

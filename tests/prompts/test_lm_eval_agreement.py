@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from finetune.data.sources import ColumnArguments
-from prompts.scoring.load import ScoringArguments, load_scorer
+from prompts.scoring.load import ScoringArguments, load_prompt_scorer
 from prompts.study.archive import read_table
 from prompts.study.instruct import InstructArguments
 from prompts.study.options import StudyArguments
@@ -95,7 +95,7 @@ def peer() -> Any:
     pytest.importorskip("lm_eval", reason="the peer needs the extra 'benchmarks'")
     from lm_eval.models.huggingface import HFLM
 
-    scorer = load_scorer("smollm2", ScoringArguments(dtype="float32"))
+    scorer = load_prompt_scorer("smollm2", ScoringArguments(dtype="float32"))
     return HFLM(pretrained=scorer.network, tokenizer=scorer.tokenizer, batch_size=4)
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from finetune.errors import InputError
 from prompts.scoring.score import Scorer
-from prompts.study.rows import Row
+from prompts.study.rows import StudyRow
 from prompts.templates.layout import Layout
 from prompts.templates.lint import check_prompt
 from prompts.templates.prompt import Prompt, compose
@@ -79,7 +79,7 @@ def test_a_chat_goes_through_the_models_own_template_with_one_bos(scorer: Scorer
 
 
 def test_lint_names_what_is_wrong() -> None:
-    rows = [Row({"text": "the film was very good"}, 1, "a"), Row({"text": " "}, 0, "b")]
+    rows = [StudyRow({"text": "the film was very good"}, 1, "a"), StudyRow({"text": " "}, 0, "b")]
     tokenizer = make_tokenizer("llama")
 
     def lint(text: str, words: Verbalizer = WORDS, limit: int = 50) -> str:
@@ -118,7 +118,7 @@ def test_lint_sees_an_answer_that_is_split_differently_in_context() -> None:
         Template("t/a", "{{ text }}:{{ mask }}"),
         make_verbalizer("t/w", ["n", "p"], {"n": "was", "p": "good"}),
     )
-    lines = check_prompt(prompt, [Row({"text": "it was"}, 0, "a")], fast, 50, "causal")
+    lines = check_prompt(prompt, [StudyRow({"text": "it was"}, 0, "a")], fast, 50, "causal")
     assert any(
         "'good' is split in another way behind this text than alone: ':g' 'oo' 'd'" in line for line in lines
     )

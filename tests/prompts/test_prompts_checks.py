@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
-from prompts.scoring.load import ScoringArguments, load_scorer
+from prompts.scoring.load import ScoringArguments, load_prompt_scorer
 from prompts.study.check import check
 from prompts.study.options import StudyArguments
 from prompts.study.study import read_parts
@@ -107,7 +107,7 @@ def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Pat
     told = [what for _, _, what in troubled.notes.troubles]
     assert any("The answer ' zebra' is unknown to the vocabulary" in what for what in told)
     with pytest.raises(InputError, match="was saved as BertModel"):
-        load_scorer(str(saved("bert", AutoModel, seed=2)))
+        load_prompt_scorer(str(saved("bert", AutoModel, seed=2)))
     with pytest.raises(InputError, match="text follows the slot"):
         cloze = tmp_path / "cloze.yaml"
         cloze.write_text(
@@ -123,4 +123,4 @@ def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Pat
     )
     save_file({"x": torch.zeros(1)}, adapter / "adapter_model.safetensors")
     with pytest.raises(InputError, match="answers by a head of its own"):
-        load_scorer(str(adapter))
+        load_prompt_scorer(str(adapter))

@@ -25,7 +25,7 @@ from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
 from finetune.methods import attach
 from prompts.scoring.cache import Memory
-from prompts.scoring.load import ScoringArguments, embed, load_scorer
+from prompts.scoring.load import ScoringArguments, embed, load_prompt_scorer
 from prompts.scoring.score import Request, Scorer
 from prompts.study.asking import Asking
 from prompts.study.instruct import InstructArguments
@@ -218,7 +218,7 @@ def test_texts_are_written_behind_examples_of_texts(saved, tmp_path: Path) -> No
     found = finish(study, data)
     assert [one.cell.name for one in found.outcomes] == ["own/a/line", "own/a/line 2 shots, seed 0"]
     loaded = read_parts(study, data, TuneArguments())
-    asking = Asking(Memory(load_scorer(study.models[0]), "x"), study, loaded.parts.examples)
+    asking = Asking(Memory(load_prompt_scorer(study.models[0]), "x"), study, loaded.parts.examples)
     entry, row = loaded.entry, loaded.parts.unseen[0]
     request = asking.text_request(entry.templates["a"], entry.targets["a"], row, (2, 0), 4)
     assert request.context.endswith("\n\nthe film") and request.context.count("very good\n\n") == 2
@@ -300,14 +300,14 @@ def test_an_adapter_on_a_tuned_model_is_asked_on_the_two_merged(saved, tmp_path:
     asked = [Request("the film was", (" good", " bad"))]
     expected = Scorer(network, tokenizer)(asked)[0]
     for dtype, near in (("float32", 1e-4), ("bfloat16", 0.2)):
-        found = load_scorer(str(folders[1]), ScoringArguments(dtype=dtype))
+        found = load_prompt_scorer(str(folders[1]), ScoringArguments(dtype=dtype))
         assert next(found.network.parameters()).dtype == getattr(torch, dtype)
         np.testing.assert_allclose(np.concatenate(found(asked)[0]), np.concatenate(expected), atol=near)
     virtual = attach(AutoModelForCausalLM.from_pretrained(base), "prompt", None, "CAUSAL_LM")
     virtual.save_pretrained(folders[0])
     (folders[0] / "passport.json").unlink()
     with pytest.raises(InputError, match=r"PROMPT_TUNING adapter can't be merged"):
-        load_scorer(str(folders[1]))
+        load_prompt_scorer(str(folders[1]))
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from finetune.errors import InputError
 from finetune.methods import attach
 from prompts.scoring.cache import BLOCK, Memory
 from prompts.scoring.generate import cut, generate
-from prompts.scoring.load import ScoringArguments, fingerprint, load_scorer
+from prompts.scoring.load import ScoringArguments, load_prompt_scorer, model_fingerprint
 from prompts.scoring.score import Request, Scorer
 from prompts.study import calibrate, ensemble
 from prompts.study.asking import Cell
@@ -84,11 +84,11 @@ def test_random_inputs_are_of_the_rows_own_words() -> None:
 def test_ensembles_by_eye() -> None:
     scores = np.stack([logs([0.9, 0.1]), logs([0.4, 0.6]), logs([0.4, 0.6])])
     np.testing.assert_allclose(np.exp(ensemble.mean(scores)), [[1.7 / 3, 1.3 / 3]])
-    np.testing.assert_allclose(np.exp(ensemble.weighted(scores, np.array([0, 1, 1]))), [[0.4, 0.6]])
+    np.testing.assert_allclose(np.exp(ensemble.weighted_mean(scores, np.array([0, 1, 1]))), [[0.4, 0.6]])
     assert ensemble.vote(scores).argmax() == 1 and ensemble.mean(scores).argmax() == 0
     assert ensemble.vote(scores[:2]).argmax() == 0  # one each: the mean probability decides
     with pytest.raises(ValueError, match="not all 0"):
-        ensemble.weighted(scores, np.zeros(3))
+        ensemble.weighted_mean(scores, np.zeros(3))
 
 
 def test_examples_follow_from_seed_and_row_alone() -> None:
@@ -139,7 +139,7 @@ def test_a_stale_answer_is_never_given(scorer: Scorer, tmp_path: Path) -> None:
     def ask(requests: list[Request], own: Scorer = scorer) -> tuple[int, list[list[np.ndarray]]]:
         counting = Counting(own)
         # type: ignore[arg-type]
-        answers = Memory(counting, fingerprint(own), tmp_path / "cache.sqlite")(requests)
+        answers = Memory(counting, model_fingerprint(own), tmp_path / "cache.sqlite")(requests)
         for row, expected in zip(answers, own(requests), strict=True):
             assert_near(np.concatenate(row), np.concatenate(expected))
         return counting.asked, answers
@@ -157,9 +157,9 @@ def test_a_stale_answer_is_never_given(scorer: Scorer, tmp_path: Path) -> None:
         make_model("llama", AutoModelForCausalLM, initializer_range=0.2).to(torch.bfloat16), scorer.tokenizer
     )
     assert (
-        fingerprint(half)
-        != fingerprint(scorer)
-        != fingerprint(Scorer(scorer.network, scorer.tokenizer, share=False))
+        model_fingerprint(half)
+        != model_fingerprint(scorer)
+        != model_fingerprint(Scorer(scorer.network, scorer.tokenizer, share=False))
     )
 
 
@@ -167,7 +167,7 @@ def test_what_stands_in_configurations_is_part_of_the_fingerprint(saved, tmp_pat
     base = saved("llama", AutoModelForCausalLM)
 
     def of(folder: Path) -> str:
-        return fingerprint(load_scorer(str(folder), ScoringArguments(dtype="float32")))
+        return model_fingerprint(load_prompt_scorer(str(folder), ScoringArguments(dtype="float32")))
 
     def changed(folder: Path, file: str, key: str, value: object) -> str:
         other = tmp_path / f"{folder.name}_{key}"
@@ -321,11 +321,11 @@ def test_label_vectors_start_as_words_and_learn(scorer: Scorer) -> None:
 
 @pytest.mark.parametrize("method", ["prompt", "ptuning", "lora"])
 def test_tuning_moves_what_the_method_adds_and_nothing_else(scorer: Scorer, method: str) -> None:
-    from prompts.study.rows import Row
+    from prompts.study.rows import StudyRow
 
     prompt = Prompt(Template("t/a", "{{ text }} it was {{ mask }}"), WORDS)
     rows = [
-        Row({"text": text}, label, text)
+        StudyRow({"text": text}, label, text)
         for text, label in (("the film was awful", 0), ("a very bright story", 1))
         for _ in range(8)
     ]

@@ -27,7 +27,7 @@ from prompts.study.asking import Notes
 from prompts.study.instruct import InstructArguments
 from prompts.study.judge import Judging
 from prompts.study.measures import of_evaluate, of_texts
-from prompts.study.options import AnswerArguments, RunArguments, StudyArguments
+from prompts.study.options import AnswerArguments, StudyArguments, StudyRunArguments
 from prompts.study.run import Options
 from prompts.study.suite import one_study, run_suite
 from prompts.study.tune import TuneArguments
@@ -197,14 +197,14 @@ def rows(tmp_path: Path) -> Path:
 
 
 def options(
-    folder: Path, model: Path, entry: str = ENTRY, run: RunArguments | None = None, **answers: object
+    folder: Path, model: Path, entry: str = ENTRY, run: StudyRunArguments | None = None, **answers: object
 ) -> Options:
     (folder / "own.yaml").write_text(entry)
     study = StudyArguments(
         prompts=[str(folder / "own.yaml")], models=[str(model)], choose_rows=4, output_dir=str(folder / "out")
     )
     return Options(
-        study, ScoringArguments(dtype="float32"), AnswerArguments(**answers), run=run or RunArguments()
+        study, ScoringArguments(dtype="float32"), AnswerArguments(**answers), run=run or StudyRunArguments()
     )  # type: ignore[arg-type]
 
 
@@ -249,7 +249,7 @@ def test_a_run_is_judged_again_without_asking(saved, rows: Path, monkeypatch: py
         ENTRY.replace("first: [", "other: [lower, ").replace("metric: exact_match", "metric: token_f1")
     )
     monkeypatch.setattr(run, "load_asked", None)
-    assert rescore(replace(given, run=RunArguments(rescore=str(rows / "out")))) is False
+    assert rescore(replace(given, run=StudyRunArguments(rescore=str(rows / "out")))) is False
     found = again.stored_findings(rows / "out")
     assert found.metric == "token_f1" and {one.how for one in found.outcomes} == {"other", "digits"}
 
@@ -275,7 +275,7 @@ def test_a_suite_goes_on_behind_what_fails(saved, rows: Path, capsys: pytest.Cap
         f"runs:\n- {{name: one, prompts: {rows}/own.yaml/a}}\n- {{name: broken, prompts: {rows}/bad.yaml}}\n"
         f"- {{prompts: [{rows}/own.yaml/b], models: [{given.study.models[0]}], metric: token_f1}}\n"
     )
-    given = replace(given, run=RunArguments(suite=str(suite)))
+    given = replace(given, run=StudyRunArguments(suite=str(suite)))
     data = ColumnArguments(dataset_name=str(rows))
     assert run_suite(given, data, TuneArguments(), InstructArguments()) is True
     table = (rows / "out" / "report.md").read_text()

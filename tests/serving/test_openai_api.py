@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from finetune.pool.pool import AdapterPool
-from finetune.serving.tool_calls import parse
+from finetune.serving.tool_calls import parse_calls
 
 openai = pytest.importorskip("openai", reason="the client library is not installed")
 
@@ -213,7 +213,7 @@ def test_tools_reach_the_template_and_their_calls_come_back(client, served, monk
     ],
 )  # fmt: skip
 def test_calls_are_found_in_the_forms_of_common_families(text, beside, arguments):
-    content, calls = parse(text, {"weather"})
+    content, calls = parse_calls(text, {"weather"})
     assert content == beside
     assert [json.loads(call["function"]["arguments"]) for call in calls] == arguments
 
@@ -222,7 +222,7 @@ def test_calls_are_found_in_the_forms_of_common_families(text, beside, arguments
     "text", ['{"name": "other", "parameters": {}}', '{"weather": 1}', "weather", "[1, 2]", "<tool_call>{", ""]
 )
 def test_what_calls_nothing_that_is_on_offer_stays_text(text):
-    assert parse(text, {"weather"}) == (text, [])
+    assert parse_calls(text, {"weather"}) == (text, [])
 
 
 def test_embeddings_as_numbers_and_as_bytes(client, served):

@@ -12,7 +12,7 @@ from conftest import make_tokenizer
 from served import filled, make_folders, serving
 from test_pool import TEXTS
 
-from finetune.serving.batcher import Batcher, Budget, Busy, Question
+from finetune.serving.batcher import BatchBudget, Batcher, Busy, Question
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_figures_and_documentation(served):
 
 def test_a_full_line_refuses_and_one_bad_question_spoils_no_other(folders):
     pool = filled(folders)
-    batcher = Batcher(pool, Budget(rows=8, seconds=0.2, waiting=3))
+    batcher = Batcher(pool, BatchBudget(rows=8, seconds=0.2, waiting=3))
     good, bad = Question("classify", TEXTS[0], "films", 4), Question("classify", TEXTS[0], "gone", 4)
     batcher.submit(good)
     batcher.submit(bad)
@@ -138,7 +138,7 @@ def test_a_full_line_refuses_and_one_bad_question_spoils_no_other(folders):
 
 
 def test_budgets_bound_a_batch(folders):
-    batcher = Batcher(filled(folders), Budget(rows=3, tokens=20, seconds=0.1))
+    batcher = Batcher(filled(folders), BatchBudget(rows=3, tokens=20, seconds=0.1))
     batcher.close()
     for length in (4, 4, 9, 30):
         batcher._questions.append(Question("classify", "x", "films", length))

@@ -102,7 +102,7 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, mask)
 
 
-def choose(network: PreTrainedModel) -> None:
+def choose_attention(network: PreTrainedModel) -> None:
     """Have a model that would take the fused kernel on a CPU take the faster way of each batch."""
     if device().type == "cpu" and network.config._attn_implementation == "sdpa":
         network.set_attn_implementation(NAME)

@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from finetune.tuners.bottleneck.config import BottleneckConfig
-from finetune.tuners.tuner import BASE
+from finetune.tuners.tuner import BASE_LAYER
 
 Step = Callable[[torch.Tensor], torch.Tensor]  # what an adapter reads → what it adds
 
@@ -130,7 +130,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         """What each row's own adapter adds; nothing for PEFT's `__base__`, nor for one that isn't on this
         layer."""
         total = torch.zeros_like(hidden)
-        for name in set(names) & set(self.scaling) - {BASE}:
+        for name in set(names) & set(self.scaling) - {BASE_LAYER}:
             rows = torch.tensor([i for i, own in enumerate(names) if own == name], device=hidden.device)
             total[rows] = self.change(name, hidden[rows])
         return total

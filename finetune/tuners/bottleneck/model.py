@@ -9,7 +9,7 @@ from torch import nn
 
 from finetune.tuners.bottleneck.config import PUBLISHED, BottleneckConfig
 from finetune.tuners.bottleneck.layer import BottleneckLayer, Sequential, WideIn, WideOut, is_norm
-from finetune.tuners.bottleneck.sites import SITES, kind_of, output, parallel_kind, targets
+from finetune.tuners.bottleneck.sites import SITES, output, parallel_kind, site_kind, targets
 from finetune.tuners.tuner import LayerTuner
 
 
@@ -75,7 +75,7 @@ class BottleneckModel(LayerTuner):
         self, config: BottleneckConfig, adapter_name: str, target: nn.Module, name: str
     ) -> BottleneckLayer:
         model_type = self.get_model_config(self.model)["model_type"]
-        kind = kind_of(config.shape, model_type, name, target)
+        kind = site_kind(config.shape, model_type, name, target)
         self._check_kind(config, kind, target, name)
         if config.shape == "parallel":
             self._check_both_halves(config, kind, name)

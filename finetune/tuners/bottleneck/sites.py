@@ -163,7 +163,7 @@ def output(sites: Sites, model_config: dict[str, Any]) -> str:
     return normed_first if model_config.get(entry) else sites.output
 
 
-def kind_of(shape: str, model_type: str, name: str, module: nn.Module) -> type[BottleneckLayer]:
+def site_kind(shape: str, model_type: str, name: str, module: nn.Module) -> type[BottleneckLayer]:
     """How a module of that name holds an adapter of a shape."""
     if shape == "parallel":
         return parallel_kind(model_type, name)

@@ -1,7 +1,8 @@
 """How near two results are, as a share of their size: bounds that hold on every processor.
 
-Sums in another order differ by the last bits of what is summed (2e-7 of it in float32), and kernels of other processors sum in
-other orders. A bound in the units of the result fits one machine's rounding; a share of the largest entry fits all.
+Sums in another order differ by the last bits of what is summed (2e-7 of it in float32), and kernels of other
+processors sum in other orders. A bound in the units of the result fits one machine's rounding; a share of the
+largest entry fits all.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ def difference(found: Any, wanted: Any) -> float:
     """The largest difference over the largest entry of all that is wanted.
 
     Args:
-        found: a number, tensor or array, or a list or mapping of them, which then has one size: gradients that are nothing but
-            rounding are measured by the others.
+        found: a number, tensor or array, or a list or mapping of them, which then has one size: gradients
+            that are nothing but rounding are measured by the others.
         wanted: the same, of the same shapes.
     """
     pairs = list(_pairs(found, wanted))

@@ -1,4 +1,6 @@
-"""A headless Chromium for the tests of the page, asked by WebDriver's own HTTP; no further package is needed."""
+"""A headless Chromium for the tests of the page, asked by WebDriver's own HTTP; no further package is
+needed.
+"""
 
 import base64
 import shutil

@@ -32,7 +32,8 @@ datasets.disable_progress_bars()
 def pytest_collection_finish() -> None:
     """Leave what imports made out of later garbage collections.
 
-    accelerate collects at the start of each training, which took a second each time, two thirds of a test's time.
+    accelerate collects at the start of each training, which took a second each time, two thirds of a test's
+    time.
     """
     gc.collect()
     gc.freeze()
@@ -146,7 +147,9 @@ def make_model(family: str, auto_class: type, seed: int = 0, **config: object) -
 
 @pytest.fixture
 def saved(tmp_path: Path):
-    """family, auto class → a folder with a tiny model and its tokenizer, as `--model_name_or_path` takes it."""
+    """family, auto class → a folder with a tiny model and its tokenizer, as `--model_name_or_path`
+    takes it.
+    """
 
     def save(family: str, auto_class: type, seed: int = 0, **config: object) -> Path:
         folder = tmp_path / f"{family}-{seed}"
@@ -159,7 +162,9 @@ def saved(tmp_path: Path):
 
 @pytest.fixture
 def review_file(tmp_path: Path) -> Path:
-    """A folder with train.jsonl and test.jsonl: texts of 2 to 14 words whose label follows from one of them."""
+    """A folder with train.jsonl and test.jsonl: texts of 2 to 14 words whose label follows from one
+    of them.
+    """
     generator = torch.Generator().manual_seed(0)
     folder = tmp_path / "rows"
     folder.mkdir()

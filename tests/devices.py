@@ -1,7 +1,7 @@
 """An accelerator's one rule, kept on a CPU: what was made without a device never meets what lies on one.
 
-Tensors are followed by their storage: the model's and the batch's lie on the device once `to(device)` was called on them, results
-lie where their arguments do, and what is made without `device=` lies on the host.
+Tensors are followed by their storage: the model's and the batch's lie on the device once `to(device)` was
+called on them, results lie where their arguments do, and what is made without `device=` lies on the host.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class OneDevice(TorchDispatchMode):
 
 
 class Moves(TorchFunctionMode):
-    """Sees `to(device)` where it changes nothing, as it does on a CPU, and tensors that are made with a device."""
+    """Sees `to(device)` where it changes nothing, as it does on a CPU, and tensors that are made with
+    a device.
+    """
 
     def __init__(self, device: OneDevice) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Twenty everyday sentences about films, written before the corpus that the demo learns from; it holds none of them.
+"""Twenty everyday sentences about films, written before the corpus that the demo learns from; it holds none
+of them.
 
 The first ten may be looked at while the demo is changed; the others only tell what it is worth.
 """

@@ -1,4 +1,6 @@
-"""One optimizer step → the gradients that the optimizer sees, in this process or in two: what tasks and objectives are held to."""
+"""One optimizer step → the gradients that the optimizer sees, in this process or in two: what tasks
+and objectives are held to.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ def in_two_processes(script: str, folder: Path) -> dict[str, Gradients]:
 
 
 def relative_difference(one: Gradients, other: Gradients, least: float = 1e-5) -> float:
-    """Norm of the difference over the norm of `one`, which must be above `least`: gradients that are nothing are always alike."""
+    """Norm of the difference over the norm of `one`, which must be above `least`: gradients that are
+    nothing are always alike.
+    """
     assert one.keys() == other.keys()
     norm = torch.stack([value.norm() for name, value in one.items() if name != "loss"]).norm()
     assert norm > least

@@ -1,4 +1,6 @@
-"""A script of this project, killed at its KILL_AT-th training step on the second process as a machine would kill it."""
+"""A script of this project, killed at its KILL_AT-th training step on the second process as a machine
+would kill it.
+"""
 
 from __future__ import annotations
 

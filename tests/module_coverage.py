@@ -1,4 +1,5 @@
-"""The report of a run under coverage, and an end with status 1 where a module is below 85 %: `make check` runs it.
+"""The report of a run under coverage, and an end with status 1 where a module is below 85 %: `make check`
+runs it.
 
 A module that can't reach it stands in `omit` of the coverage settings in pyproject.toml, with its reason.
 """

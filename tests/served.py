@@ -1,4 +1,6 @@
-"""A server in a thread of its own for the tests that talk to one; it ends with the block, whatever happened in it."""
+"""A server in a thread of its own for the tests that talk to one; it ends with the block, whatever
+happened in it.
+"""
 
 import socket
 import threading

@@ -1,4 +1,6 @@
-"""One optimizer step of every task on a few families → gradients. Used by test_task_invariance, and run by it under torchrun."""
+"""One optimizer step of every task on a few families → gradients. Used by test_task_invariance, and
+run by it under torchrun.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ FEATURES = Features(
 
 
 def rows() -> Dataset:
-    """Eight rows of unequal length that hold a target for every task; numbers of labels and choices differ too."""
+    """Eight rows of unequal length that hold a target for every task; numbers of labels and choices
+    differ too.
+    """
     generator = torch.Generator().manual_seed(1)
     lines = [
         [WORDS[int(i)] for i in torch.randint(0, len(WORDS), (n,), generator=generator)]
@@ -89,7 +93,9 @@ def kind_of(family: str) -> str:
 
 
 def prepared(task: str, family: str, max_target_length: int = 8, **config: object):
-    """The row, its processor, a tiny model, the names of its classes or None, and the features of the eight rows."""
+    """The row, its processor, a tiny model, the names of its classes or None, and the features of the
+    eight rows.
+    """
     further = {"max_target_length": max_target_length} if task == "seq2seq" else {}
     row, processor = settle(TaskArguments(task=task, **further), kind_of(family)), make_tokenizer(family)
     labels = LABELS if task in WITH_LABELS else None

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "finetune").rglob("*.py"), *(ROOT / "prompts").rglob("*.py")])
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
-# From the ground up: a room imports only from rooms of earlier lines, and nothing from its neighbours on its own line.
+# From the ground up: a room imports only from rooms of earlier lines, and nothing from its neighbours on its
+# own line.
 ORDER = (
     ("device", "errors", "loss", "templating", "tuners"),
     ("data", "metrics", "models", "cli"),

@@ -1,4 +1,6 @@
-"""No tensor that was made at set-up stays behind on the host: every task, objective and pair loss takes a step under `one_device`."""
+"""No tensor that was made at set-up stays behind on the host: every task, objective and pair loss
+takes a step under `one_device`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The same rows in every layout: the same ids and labels; every word of every text is rendered, or the run stops."""
+"""The same rows in every layout: the same ids and labels; every word of every text is rendered, or
+the run stops.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,10 @@ from finetune.errors import InputError
 from finetune.tasks import choice, classification, multilabel, seq2seq, sft, spans, tokens
 
 TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|end|>"
-    "{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson "
+    "}}{% endif %}<|end|>"
+    "{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<|assistant|>{% "
+    "endif %}"
 )
 TOWNS = [
     "Oslo",

@@ -1,5 +1,5 @@
-"""What test_learner.py starts on two processes: three steps of the bandit, stopped after the first and continued, and answers
-that are shared out; weights, reward and answers written by the main one."""
+"""What test_learner.py starts on two processes: three steps of the bandit, stopped after the first and
+continued, and answers that are shared out; weights, reward and answers written by the main one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What test_machine.py starts on two processes: tuned models sharded by FSDP2 over gloo, beside the same models whole.
+"""What test_machine.py starts on two processes: tuned models sharded by FSDP2 over gloo, beside the same
+models whole.
 
 Gradients, saved weights and written texts must be the whole model's, for adapters and for all weights.
 """

@@ -1,4 +1,5 @@
-"""The best of n answers: which it is, and how far choosing it leads from the policy that wrote them. Knows scores alone.
+"""The best of n answers: which it is, and how far choosing it leads from the policy that wrote them. Knows
+scores alone.
 
 Beirami et al. 2024, Theoretical guarantees on the best-of-n alignment policy
 """
@@ -11,7 +12,9 @@ from collections.abc import Sequence
 
 
 def favourite(texts: Sequence[str], scores: Sequence[float]) -> str:
-    """The answer with the highest score, the first of equals; one without text or without a score only where all are so."""
+    """The answer with the highest score, the first of equals; one without text or without a score
+    only where all are so.
+    """
 
     def rank(place: int) -> tuple[bool, float]:
         known = not math.isnan(scores[place])
@@ -21,11 +24,14 @@ def favourite(texts: Sequence[str], scores: Sequence[float]) -> str:
 
 
 def best_of_n_kl(shares: Sequence[float], n: int) -> float:
-    """KL of the best of n to the policy, in nats, where scores take some values with these probabilities, the lowest first.
+    """KL of the best of n to the policy, in nats, where scores take some values with these probabilities, the
+    lowest first.
 
-    The best is of a value with probability b^n - a^n, where a and b are the shares below it and up to it, and among equals
-    each is as likely as under the policy: KL = Σ (b^n - a^n) log((b^n - a^n) / (b - a)). With ever finer values it grows to
-    log n - (n - 1) / n, the formula for scores that never tie, which is an upper bound where they do.
+    The best is of a value with probability b^n - a^n, where a and b are the shares below it and up to it, and
+    among equals
+    each is as likely as under the policy: KL = Σ (b^n - a^n) log((b^n - a^n) / (b - a)). With ever finer
+    values it grows to log n - (n - 1) / n, the formula for scores that never tie, which is an upper bound
+    where they do.
 
     Raises:
         ValueError: shares that don't sum to 1.
@@ -44,8 +50,8 @@ def best_of_n_kl(shares: Sequence[float], n: int) -> float:
 def kl_of_scores(scores: Sequence[float], n: int) -> float:
     """The same for one prompt, of which answers were drawn and scored.
 
-    Where no two tie, the formula for scores without ties; else values have the shares that they have here, which is exact as far
-    as these are.
+    Where no two tie, the formula for scores without ties; else values have the shares that they have here,
+    which is exact as far as these are.
     """
     counts = Counter(-math.inf if math.isnan(score) else score for score in scores)
     if max(counts.values(), default=1) == 1:

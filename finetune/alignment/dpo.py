@@ -1,6 +1,7 @@
 """Preference pairs → an aligned policy, on TRL's trainers. Knows TRL; knows no PPO.
 
-TRL's own option names stay; other defaults stand where its own lose speed (checkpointing, references computed at every step).
+TRL's own option names stay; other defaults stand where its own lose speed (checkpointing, references computed
+at every step).
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ REFERENCE_OPTIONS = (
 
 @dataclass
 class DPOTrainingArguments(PairOptions, trl.DPOConfig):
-    """TRL's options of direct preference optimisation (Rafailov et al. 2023) and of the losses TRL has beside its own."""
+    """TRL's options of direct preference optimisation (Rafailov et al. 2023) and of the losses TRL
+    has beside its own.
+    """
 
     task: str = field(default="dpo")
     algorithm: str = field(
@@ -66,7 +69,8 @@ class DPOTrainingArguments(PairOptions, trl.DPOConfig):
 
 
 class CachedDPOTrainer(CutAnswers, Resuming, trl.DPOTrainer):
-    """TRL's DPO trainer whose reference log-probabilities are kept in a file named after everything they depend on.
+    """TRL's DPO trainer whose reference log-probabilities are kept in a file named after everything they
+    depend on.
 
     Both sides of a pair share their prompt's computation where the model allows it.
     """
@@ -115,7 +119,9 @@ def reference_cache() -> Path:
 
 
 def reference_key(dataset: Dataset, reference: Any, made_by: dict[str, Any]) -> str:
-    """Hash of the token ids, of the reference's weights and of the options that its log-probabilities depend on."""
+    """Hash of the token ids, of the reference's weights and of the options that its log-probabilities
+    depend on.
+    """
     digest = hashlib.sha256(json.dumps([made_by, str(type(reference))]).encode())
     for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
         digest.update(json.dumps(dataset[column][:]).encode())
@@ -140,8 +146,9 @@ def make_dpo_trainer(
 ) -> Any:
     """TRL's trainer that the options are of; rows are pairs, for KTO also single answers.
 
-    With an adapter the reference is the model below it: `finetune.alignment.policy.load_base` has merged an adapter of
-    supervised fine-tuning into it. A model that is trained whole is asked before training, or copied.
+    With an adapter the reference is the model below it: `finetune.alignment.policy.load_base` has merged an
+    adapter of supervised fine-tuning into it. A model that is trained whole is asked before training, or
+    copied.
 
     Raises:
         InputError: a loss that TRL hasn't.
@@ -151,7 +158,8 @@ def make_dpo_trainer(
         if unknown or training.algorithm != "dpo":
             wanted = f"some of {', '.join(PAIR_LOSSES)}; kto, orpo, cpo and simpo stand alone"
             raise InputError(
-                f"--algorithm {training.algorithm} --loss_type {' '.join(training.loss_type)}; wanted {wanted}"
+                f"--algorithm {training.algorithm} --loss_type {' '.join(training.loss_type)}; wanted "
+                f"{wanted}"
             )
     parts = {"model": network, "train_dataset": train, "eval_dataset": held_out, "processing_class": processor,
              "callbacks": callbacks(training)}  # fmt: skip

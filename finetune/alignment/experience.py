@@ -19,7 +19,8 @@ Row = TypeVar("Row")
 
 @dataclass
 class Experience:
-    """One step's answers: ids and masks [rows, width], numbers a token [rows, time], numbers an answer [rows].
+    """One step's answers: ids and masks [rows, width], numbers a token [rows, time], numbers an answer
+    [rows].
 
     `parts` is what each reward said, [rows, rewards], NaN where it doesn't apply.
     """
@@ -64,7 +65,9 @@ class Clock:
 
 
 def step_prompts(prompts: Sequence[Row], seed: int, step: int, size: int) -> list[Row]:
-    """The prompts of a step: a new permutation an epoch, read on end, so that each prompt comes equally often."""
+    """The prompts of a step: a new permutation an epoch, read on end, so that each prompt comes
+    equally often.
+    """
     first = step * size
     chosen = []
     for place in range(first, first + size):

@@ -1,7 +1,8 @@
-"""Policy gradients without a value model, on TRL's trainers, with the rewards of PPO, so that they can be compared.
+"""Policy gradients without a value model, on TRL's trainers, with the rewards of PPO, so that they can be
+compared.
 
-Sampling is this toolkit's: a prompt is read once for all answers to it, and an answer depends on (seed, step, row) alone. Knows
-TRL; knows no reward's kind.
+Sampling is this toolkit's: a prompt is read once for all answers to it, and an answer depends on (seed, step,
+row) alone. Knows TRL; knows no reward's kind.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from finetune.training.machine import processes
 def as_trl_reward(
     rewards: Rewards, rows: Sequence[AskedRewards], stops: Sequence[int]
 ) -> Callable[..., list[float | None]]:
-    """Several rewards as TRL calls one: completions are texts or messages, and `row` says which row a prompt is of.
+    """Several rewards as TRL calls one: completions are texts or messages, and `row` says which row a prompt
+    is of.
 
     Scores follow from the answers of all processes; what each reward said goes to TRL's log.
     """
@@ -84,7 +86,9 @@ def everybody(
 
 
 class SharedSampling:
-    """Stands before one of TRL's trainers and samples where it would call `generate`, as far as its options allow."""
+    """Stands before one of TRL's trainers and samples where it would call `generate`, as far as its
+    options allow.
+    """
 
     _turn = (-1, 0)  # the step, and how often it has sampled: conversations with tools take several turns
 
@@ -122,7 +126,9 @@ class RLOOTrainer(SharedSampling, Resuming, trl.RLOOTrainer):
 
 
 def plain_sampling(args: Any) -> bool:
-    """Whether an answer is sampled by temperature, top_k and top_p alone, from one network in this process."""
+    """Whether an answer is sampled by temperature, top_k and top_p alone, from one network in this
+    process.
+    """
     engines = args.use_vllm or args.use_transformers_continuous_batching or args.deepspeed or args.fsdp
     further = (
         args.min_p or args.repetition_penalty != 1 or args.generation_kwargs or args.cache_implementation
@@ -148,7 +154,9 @@ def make_group_trainer(
     held_out: Sequence[AskedRewards] = (),
     watch: Watch | None = None,
 ) -> Any:
-    """TRL's trainer that the options are of, on a policy's network; the reference is the base with the adapter off."""
+    """TRL's trainer that the options are of, on a policy's network; the reference is the base with
+    the adapter off.
+    """
     every = [*rows, *held_out]  # rows are told by their place here
     parts = [
         Dataset.from_dict(
@@ -179,13 +187,16 @@ def align(
     reward: RewardArguments,
     training: GRPOArguments | RLOOArguments,
 ) -> None:
-    """The whole of scripts/grpo.py, whose algorithms differ in `training` alone; figures are of held-out prompts."""
+    """The whole of scripts/grpo.py, whose algorithms differ in `training` alone; figures are of
+    held-out prompts.
+    """
     keep_freed_memory()
     processes(training.algorithm if training.algorithm == "rloo" else "grpo")
     set_seed(training.seed)  # the adapter's first weights
     if method.method == "full" and training.beta and is_adapter(model.model_name_or_path):
         raise InputError(
-            "TRL reads a whole model's reference from its base's folder, which is not the tuned model that training starts from. "
+            "TRL reads a whole model's reference from its base's folder, which is not the tuned model that "
+            "training starts from. "
             "Set --beta 0, --method lora, or --model_name_or_path to the merged model"
         )
     with training.main_process_first(desc="reading prompts"):

@@ -1,4 +1,5 @@
-"""Options of policy gradients without a value model: GRPO (Shao et al. 2024), its later losses, RLOO (Ahmadian et al. 2024).
+"""Options of policy gradients without a value model: GRPO (Shao et al. 2024), its later losses, RLOO
+(Ahmadian et al. 2024).
 
 Knows TRL's options; knows no model and no reward.
 """

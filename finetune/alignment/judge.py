@@ -1,4 +1,5 @@
-"""A language model's mark as a reward: a local model, or an endpoint that speaks OpenAI's protocol. Knows texts and marks.
+"""A language model's mark as a reward: a local model, or an endpoint that speaks OpenAI's protocol. Knows
+texts and marks.
 
 Zheng et al. 2023, Judging LLM-as-a-judge with MT-bench and chatbot arena (single-answer grading)
 """
@@ -36,8 +37,9 @@ TOKENS, AT_ONCE, TRIES = 16, 8, 2
 def judge_reward(rest: str, settings: RewardArguments) -> Reward:
     """`MODEL[|TEXT]` or `URL#MODEL[|TEXT]` → marks from 1 to 10.
 
-    TEXT is what the judge is asked; it holds {prompt}, {answer} and, where it wants them, {COLUMN} of the data set. An endpoint
-    is asked at URL/chat/completions; the key, where it wants one, is the environment's JUDGE_API_KEY.
+    TEXT is what the judge is asked; it holds {prompt}, {answer} and, where it wants them, {COLUMN} of the
+    data set. An endpoint is asked at URL/chat/completions; the key, where it wants one, is the environment's
+    JUDGE_API_KEY.
     """
     place, _, text = rest.partition("|")
     text = text.replace("\\n", "\n") or TEXT

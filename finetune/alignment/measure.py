@@ -1,4 +1,5 @@
-"""A policy and held-out prompts → reward, KL to the reference, length. Knows policies and rewards; trains nothing.
+"""A policy and held-out prompts → reward, KL to the reference, length. Knows policies and rewards; trains
+nothing.
 
 Every policy is measured with the same uniforms, so that two measurements are pairs, prompt by prompt.
 """
@@ -28,8 +29,9 @@ def measure(
     """Figures of sampled answers, and the answers with their scores.
 
     Returns:
-        reward (mean, of those that a reward applies to) with its standard error, each reward's own mean and deviation as
-        `rewards/NAME/...`, kl (nats a sequence, by k1) with its error, length (tokens), ended, empty (shares). Rewards are added
+        reward (mean, of those that a reward applies to) with its standard error, each reward's own mean and
+        deviation as `rewards/NAME/...`, kl (nats a sequence, by k1) with its error, length (tokens), ended,
+        empty (shares). Rewards are added
         up as they are, never normalised: measurements could not be compared otherwise.
     """
     device = policy.network.device

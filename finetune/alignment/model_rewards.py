@@ -1,4 +1,6 @@
-"""Kinds of rewards made of models: classifiers, reward models, prompts. Knows models; knows no verb and no file of a run."""
+"""Kinds of rewards made of models: classifiers, reward models, prompts. Knows models; knows no verb
+and no file of a run.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def classifier_reward(rest: str, settings: RewardArguments) -> Reward:
     label = label or classifier.labels[-1]
     if label not in classifier.labels:
         raise InputError(
-            f"The classifier in {folder} has no label '{label}'; wanted one of: {', '.join(classifier.labels)}. Set --reward"
+            f"The classifier in {folder} has no label '{label}'; wanted one of: "
+            f"{', '.join(classifier.labels)}. Set --reward"
         )
     return of_classifier(classifier, classifier.labels.index(label), settings)
 
@@ -69,7 +72,9 @@ def of_classifier(classifier: Classifier, label: int, settings: RewardArguments)
 
 
 def last_tokens(text: str, processor: Any, max_length: int) -> str:
-    """The end of a text that a classifier can read whole: its own truncation would drop the answer and score the prompt."""
+    """The end of a text that a classifier can read whole: its own truncation would drop the answer
+    and score the prompt.
+    """
     room = max_length - processor.num_special_tokens_to_add(pair=False)
     places = processor(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return text if len(places) <= room else text[places[-room][0] :]
@@ -91,7 +96,8 @@ class RewardModel:
 
     Args:
         score: ids and attention mask, padded on the right → scores [rows].
-        trunk, head: what the score is made of, where the model is a causal one: states of all tokens, and a linear layer.
+        trunk, head: what the score is made of, where the model is a causal one: states of all tokens, and a
+            linear layer.
     """
 
     def __init__(
@@ -118,7 +124,9 @@ class RewardModel:
 
 
 def text_ids(processor: Any, prompt: RewardPrompt, answer: str, part: str) -> list[int]:
-    """Ids of what a reward model was trained on: text with an EOS at its end, or a conversation by its template."""
+    """Ids of what a reward model was trained on: text with an EOS at its end, or a conversation by
+    its template.
+    """
     if not isinstance(prompt, str) and part == "full" and processor.chat_template:
         messages = [*prompt, {"role": "assistant", "content": answer}]
         return processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
@@ -174,7 +182,9 @@ def model_reward(rest: str, settings: RewardArguments) -> Reward:
 def on_policy_base(
     policy: Policy, model: ModelArguments, folder: str, settings: RewardArguments
 ) -> RewardModel | None:
-    """A reward model that is an adapter of the policy's own base, put on that base; None where it is anything else."""
+    """A reward model that is an adapter of the policy's own base, put on that base; None where it is
+    anything else.
+    """
     if not (settings.reward_on_policy_base and has_adapter(policy.network) and is_adapter(folder)):
         return None
     if REWARD in policy.network.peft_config:  # there is one place for it
@@ -182,7 +192,8 @@ def on_policy_base(
     options = read_artefact(folder).options
     if peft.PeftConfig.from_pretrained(folder).peft_type != policy.network.active_peft_config.peft_type:
         logger.warning(
-            "The reward model in %s has an adapter of another kind than the policy's and gets a base of its own",
+            "The reward model in %s has an adapter of another kind than the policy's and gets a base of its "
+            "own",
             folder,
         )
         return None
@@ -207,21 +218,25 @@ def values_from(policy: Policy, processor: Any, rewards: Rewards) -> None:
     """Have a policy's values begin as the scores of the one reward model among the rewards, by its weight.
 
     Raises:
-        InputError: there is none or several, it isn't causal, or it reads other tokens than the policy writes.
+        InputError: there is none or several, it isn't causal, or it reads other tokens than the policy
+            writes.
     """
     models = [part for part in rewards.parts if isinstance(part.score, RewardModel)]
     if len(models) != 1:
         raise InputError(
-            f"--value_from reward, and {len(models)} of the rewards are model:FOLDER; wanted one. Set --reward"
+            f"--value_from reward, and {len(models)} of the rewards are model:FOLDER; wanted one. Set "
+            "--reward"
         )
     model, weight = models[0].score, models[0].weight
     if model.trunk is None or model.head is None:
         raise InputError(
-            "--value_from reward wants a causal reward model of one layer on its states; set --value_from zero"
+            "--value_from reward wants a causal reward model of one layer on its states; set --value_from "
+            "zero"
         )
     if model.processor.get_vocab() != processor.get_vocab():
         raise InputError(
-            "--value_from reward, and the reward model has another vocabulary than the policy; set --value_from zero"
+            "--value_from reward, and the reward model has another vocabulary than the policy; set "
+            "--value_from zero"
         )
     head = copy.deepcopy(model.head)
     with torch.no_grad():
@@ -245,13 +260,15 @@ def load_reward_model(folder: str) -> tuple[Any, Any, int]:
     if network.config.num_labels != 1:
         outputs = network.config.num_labels
         raise InputError(
-            f"The model in {folder} has {outputs} outputs; a reward model has one. Set --reward classifier:{folder}"
+            f"The model in {folder} has {outputs} outputs; a reward model has one. Set --reward "
+            f"classifier:{folder}"
         )
     return processor, network, options.get("max_length") or 1024
 
 
 def prompt_reward(rest: str, settings: RewardArguments) -> Reward:
-    """`MODEL:TEXT|GOOD|BAD` → log-odds of one continuation over the other, both tokenised together with what goes before.
+    """`MODEL:TEXT|GOOD|BAD` → log-odds of one continuation over the other, both tokenised together with what
+    goes before.
 
     TEXT holds {text} and, where it wants them, {COLUMN} of the data set.
     """
@@ -282,7 +299,9 @@ def prompt_reward(rest: str, settings: RewardArguments) -> Reward:
 
 @torch.inference_mode()
 def continuations(network: Any, processor: Any, text: str, words: Sequence[str]) -> list[float]:
-    """Log-probability of each continuation, counted from the first token in which any of the joined texts differ."""
+    """Log-probability of each continuation, counted from the first token in which any of the joined
+    texts differ.
+    """
     rows, shared = told_apart(processor, text, words)
     scores = []
     for row in rows:

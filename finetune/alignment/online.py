@@ -1,7 +1,9 @@
-"""Online DPO with any rewards, and distillation from a larger model on the student's own answers, on TRL's trainers.
+"""Online DPO with any rewards, and distillation from a larger model on the student's own answers, on TRL's
+trainers.
 
   Guo et al. 2024, Direct language model alignment from online AI feedback
-  Agarwal et al. 2024, On-policy distillation of language models (generalised knowledge distillation with λ = 1)
+  Agarwal et al. 2024, On-policy distillation of language models (generalised knowledge distillation with λ =
+  1)
 
 Knows TRL; knows no reward's kind.
 """
@@ -66,7 +68,9 @@ class OnlineDPOArguments(TrlOptions, OnlineDPOConfig):
 
 @dataclass
 class DistillArguments(TrlOptions, trl.DistillationConfig):
-    """TRL's options of on-policy distillation: the student answers, the teacher's distribution is learnt at each token."""
+    """TRL's options of on-policy distillation: the student answers, the teacher's distribution is
+    learnt at each token.
+    """
 
     task: str = field(default="distill")
     algorithm: str = field(default="distill", metadata={"help": "Always distill here."})
@@ -137,7 +141,8 @@ def numbered(rows: Sequence[AskedRewards]) -> Dataset:
 def distill(
     data: DataArguments, prompt: PromptArguments, model: ModelArguments, method: MethodArguments, training: DistillArguments
 ) -> None:  # fmt: skip
-    """The whole of distillation; figures are the divergence from the teacher on held-out prompts, before and after.
+    """The whole of distillation; figures are the divergence from the teacher on held-out prompts, before and
+    after.
 
     Raises:
         InputError: a teacher of another vocabulary.
@@ -172,7 +177,8 @@ def distill(
             network, processor, Path(str(training.output_dir)), None, {"before": before, "after": after}
         )
         print(
-            f"divergence from the teacher on held-out prompts: {before:.4f} → {after:.4f}\n{training.output_dir}"
+            f"divergence from the teacher on held-out prompts: {before:.4f} → "
+            f"{after:.4f}\n{training.output_dir}"
         )
 
 
@@ -186,7 +192,8 @@ def load_teacher(model: ModelArguments, training: DistillArguments, processor: A
     theirs, teacher = load_start(replace(model, model_name_or_path=name))
     if theirs.get_vocab() != processor.get_vocab():
         raise InputError(
-            f"The teacher {name} has another vocabulary than {model.model_name_or_path}; their distributions can't be "
+            f"The teacher {name} has another vocabulary than {model.model_name_or_path}; their distributions "
+            "can't be "
             "compared token by token. Set --teacher_model_name_or_path"
         )
     return teacher.eval().requires_grad_(False)

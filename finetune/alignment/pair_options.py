@@ -1,6 +1,8 @@
-"""Options of the losses on preferences that are no DPO: KTO, ORPO, CPO and SimPO, each with all of TRL's own. Knows options alone.
+"""Options of the losses on preferences that are no DPO: KTO, ORPO, CPO and SimPO, each with all of TRL's own.
+Knows options alone.
 
-Ethayarajh et al. 2024, KTO; Hong et al. 2024, ORPO; Xu et al. 2024, CPO; Meng et al. 2024, SimPO; Gupta et al. 2025, AlphaPO
+Ethayarajh et al. 2024, KTO; Hong et al. 2024, ORPO; Xu et al. 2024, CPO; Meng et al. 2024, SimPO; Gupta et
+al. 2025, AlphaPO
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Preference rows → ids with the ends that they have. Knows tokenizers and TRL's names of columns; knows no loss.
+"""Preference rows → ids with the ends that they have. Knows tokenizers and TRL's names of columns; knows no
+loss.
 
-TRL ends every answer with an EOS. An answer that was cut at --max_new_tokens has none: learnt with one, the model learns to stop
-in mid-sentence. Rows that scripts/prefer.py makes say so in `chosen_ended` and `rejected_ended`.
+TRL ends every answer with an EOS. An answer that was cut at --max_new_tokens has none: learnt with one, the
+model learns to stop in mid-sentence. Rows that scripts/prefer.py makes say so in `chosen_ended` and
+`rejected_ended`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def without_end(ids: list[int], end: int | None) -> list[int]:
 
 
 class CutAnswers:
-    """Stands before one of TRL's trainers on pairs or single answers: answers that were cut keep no end that they never had."""
+    """Stands before one of TRL's trainers on pairs or single answers: answers that were cut keep no
+    end that they never had.
+    """
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, *more: Any) -> Any:
         dataset = super()._prepare_dataset(dataset, processing_class, *more)  # type: ignore[misc]
@@ -46,7 +50,9 @@ class CutAnswers:
 
 
 def unpaired(pairs: Dataset) -> Dataset:
-    """Pairs → each answer by itself: prompt, completion, label, and tools and completion_ended where there are any."""
+    """Pairs → each answer by itself: prompt, completion, label, and tools and completion_ended where
+    there are any.
+    """
     rows = []
     for pair in pairs:
         rest = {"tools": pair["tools"]} if pair.get("tools") is not None else {}
@@ -57,7 +63,8 @@ def unpaired(pairs: Dataset) -> Dataset:
 
 
 class SameIds:
-    """Stands before TRL's ORPO and CPO: they train on the ids that DPO does, with one EOS and no BOS that sampling lacks.
+    """Stands before TRL's ORPO and CPO: they train on the ids that DPO does, with one EOS and no BOS that
+    sampling lacks.
 
     Their own tokenising takes prompt and answer apart and puts a BOS in front wherever the tokenizer has one.
     """
@@ -72,7 +79,9 @@ ROW = (*(f"{side}_{kind}" for side in SIDES for kind in KINDS), "prompt_input_id
 
 
 def as_ids(pairs: Dataset, processor: Any, max_length: int | None) -> Dataset:
-    """Pairs as TRL's ORPO and CPO want them tokenised; the answer begins where prompt and whole part, and is cut at the end."""
+    """Pairs as TRL's ORPO and CPO want them tokenised; the answer begins where prompt and whole part,
+    and is cut at the end.
+    """
 
     def row(pair: dict[str, Any]) -> dict[str, Any]:
         tools, found = pair.get("tools"), {}

@@ -51,7 +51,9 @@ class PreferArguments:
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """Answers to prompts, each [prompts, answers a prompt]: texts, scores (NaN: no reward applies), ended by themselves."""
+    """Answers to prompts, each [prompts, answers a prompt]: texts, scores (NaN: no reward applies),
+    ended by themselves.
+    """
 
     texts: list[list[str]]
     scores: list[list[float]]
@@ -64,7 +66,8 @@ def scored_answers(
 ) -> ScoredAnswers:  # fmt: skip
     """`each` answers to each prompt and their scores; answer j to prompt i depends on (seed, i, j) alone.
 
-    Each process makes its share, and all get everything. Scores are those of the rewards' formula over all of these answers.
+    Each process makes its share, and all get everything. Scores are those of the rewards' formula over all of
+    these answers.
     """
     every, state = [row for row in rows for _ in range(each)], PartialState()
     mine = range(state.process_index, len(every), state.num_processes)
@@ -98,7 +101,8 @@ def make_pairs(
 
 
 def claim_pairs(folder: Path, options: dict[str, Any]) -> None:
-    """Take a folder for pairs made with these options; on every process. One that was stopped keeps the files it has.
+    """Take a folder for pairs made with these options; on every process. One that was stopped keeps the files
+    it has.
 
     Raises:
         InputError: the folder holds anything else, or every file already.

@@ -1,8 +1,8 @@
-"""One base in several roles: policy, reference, value trunk and, where it can be, reward model. Knows models, not what
-scores are used for.
+"""One base in several roles: policy, reference, value trunk and, where it can be, reward model. Knows models,
+not what scores are used for.
 
-With an adapter, the reference is the base with the adapter off, and a reward model that is an adapter of the same base is a
-second adapter. Only a policy trained whole needs a second, frozen copy.
+With an adapter, the reference is the base with the adapter off, and a reward model that is an adapter of the
+same base is a second adapter. Only a policy trained whole needs a second, frozen copy.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ Trunk = Callable[
 class Policy(nn.Module):
     """A causal model with a value head: answers → log-probabilities, values, entropies, all [rows, time].
 
-    The value head reads the policy's states and sends no gradient back into them. Values grow with the KL coefficient, and their
-    errors would pull the shared weights wherever values are easier to learn, however far from the reference.
+    The value head reads the policy's states and sends no gradient back into them. Values grow with the KL
+    coefficient, and their errors would pull the shared weights wherever values are easier to learn, however
+    far from the reference.
 
     Args:
         network: a causal model, with an adapter (PEFT's shape) or trained whole.
@@ -63,7 +64,9 @@ class Policy(nn.Module):
                 cast_frozen(one)
 
     def value_from(self, trunk: Trunk, head: nn.Linear) -> None:
-        """Have values begin as a reward model's scores: read its states, which stay as they are, by a copy of its head."""
+        """Have values begin as a reward model's scores: read its states, which stay as they are, by a
+        copy of its head.
+        """
         self.trunk = trunk
         self.head.start_at(head)
 
@@ -133,7 +136,9 @@ def has_adapter(network: Any) -> bool:
 
 
 def drop_copy(network: Any) -> None:
-    """Remove the copy of the fresh adapter that TRL makes for a reference: the model below the adapter is that already."""
+    """Remove the copy of the fresh adapter that TRL makes for a reference: the model below the
+    adapter is that already.
+    """
     if has_adapter(network) and "ref" in network.peft_config:
         network.delete_adapter("ref")
 
@@ -160,10 +165,11 @@ def in_role(network: peft.PeftModel, adapter: str | None) -> Iterator[None]:
 
 @contextmanager
 def checkpointed(network: Any, wanted: bool) -> Iterator[None]:
-    """Layers that compute their activations again in going back, where `wanted`; everything else stays in evaluation mode.
+    """Layers that compute their activations again in going back, where `wanted`; everything else stays in
+    evaluation mode.
 
-    transformers' layers do so in training mode alone, which would also turn dropout on: only the layers' own flag is set, not
-    that of what is in them.
+    transformers' layers do so in training mode alone, which would also turn dropout on: only the layers' own
+    flag is set, not that of what is in them.
 
     Raises:
         InputError: the model's layers can't.
@@ -187,8 +193,8 @@ def checkpointed(network: Any, wanted: bool) -> Iterator[None]:
 def load_start(model: ModelArguments) -> tuple[Any, Any]:
     """Tokenizer and causal model to start alignment from.
 
-    A folder with an adapter (the output of supervised fine-tuning) is merged into its base, so that the reference is the tuned
-    model and not the bare base.
+    A folder with an adapter (the output of supervised fine-tuning) is merged into its base, so that the
+    reference is the tuned model and not the bare base.
 
     Raises:
         InputError: no such model, or an adapter folder that doesn't name its base.
@@ -198,7 +204,8 @@ def load_start(model: ModelArguments) -> tuple[Any, Any]:
         return load_model(model, AutoModelForCausalLM)
     if not (folder / ARGUMENTS).is_file():
         raise InputError(
-            f"{folder} holds an adapter and no {ARGUMENTS} naming its base. Set --model_name_or_path to a merged model"
+            f"{folder} holds an adapter and no {ARGUMENTS} naming its base. Set --model_name_or_path to a "
+            "merged model"
         )
     base = read_artefact(folder).options["model_name_or_path"]
     _, network = load_start(ModelArguments(**(vars(model) | {"model_name_or_path": base})))
@@ -211,7 +218,8 @@ def load_start(model: ModelArguments) -> tuple[Any, Any]:
 def load_scorer(model: ModelArguments) -> tuple[Any, Any]:
     """Tokenizer and a model with one score a text, its head new, on the same base that `load_start` gives.
 
-    A classifier of this toolkit (a folder with a head for several labels) is refused by transformers: its head has another size.
+    A classifier of this toolkit (a folder with a head for several labels) is refused by transformers: its
+    head has another size.
     """
     if not is_adapter(model.model_name_or_path):
         return load_model(model, AutoModelForSequenceClassification, num_labels=1)
@@ -231,13 +239,15 @@ def make_policy(network: Any, method: str, options: dict[str, Any] | None, bf16:
     """
     if method in METHODS and METHODS[method].virtual:
         raise InputError(
-            f"The method '{method}' feeds made-up tokens, which padding on the left would displace. Set --method lora"
+            f"The method '{method}' feeds made-up tokens, which padding on the left would displace. Set "
+            "--method lora"
         )
     return Policy(attach(network, method, options, "CAUSAL_LM"), bf16)
 
 
 def attach_reward(policy: Policy, folder: str | Path) -> nn.Linear:
-    """Put a reward model that is an adapter of the policy's base beside the policy's own adapter; gives back its head.
+    """Put a reward model that is an adapter of the policy's base beside the policy's own adapter; gives back
+    its head.
 
     Raises:
         InputError: the folder's adapter is none that a reward head can be taken from.
@@ -249,7 +259,8 @@ def attach_reward(policy: Policy, folder: str | Path) -> nn.Linear:
     heads = [name for name in weights if name.endswith("score.weight")]
     if len(heads) != 1:
         raise InputError(
-            f"The reward model in {folder} has no head 'score' beside its adapter; set --reward_on_policy_base false"
+            f"The reward model in {folder} has no head 'score' beside its adapter; set "
+            "--reward_on_policy_base false"
         )
     head = nn.Linear(*weights[heads[0]].shape[::-1], bias=False)
     head.weight.data.copy_(weights.pop(heads[0]))
@@ -282,7 +293,9 @@ def trunk_states(policy: Policy, ids: Tensor, mask: Tensor, places: Tensor) -> T
 
 
 def trunk_scores(policy: Policy, head: nn.Linear, ids: Tensor, mask: Tensor) -> Tensor:
-    """Scores [rows] of texts padded on the right, read at the last real token by the mask, whatever ids pad and EOS have."""
+    """Scores [rows] of texts padded on the right, read at the last real token by the mask, whatever
+    ids pad and EOS have.
+    """
     states = trunk_states(policy, ids, mask, positions(mask))
     last = states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
     return head(last.float())[:, 0]

@@ -1,10 +1,13 @@
 """PPO's arithmetic: penalties, rewards, advantages, losses. Knows tensors; knows no model and no text.
 
-Read it from top to bottom: how far the policy is from the reference, what each token earned, how much better that was than
-expected, and the two losses that follow. A step of training (ppo_trainer.py) calls it in this order.
+Read it from top to bottom: how far the policy is from the reference, what each token earned, how much better
+that was than expected, and the two losses that follow. A step of training (ppo_trainer.py) calls it in this
+order.
 
-Everything is [batch, time] over the tokens of the answers, padded on the right; `mask` is 1 on real tokens, the EOS included.
-Losses come as one sum a row: who wants a mean divides by the number of tokens of the whole step, over all processes.
+Everything is [batch, time] over the tokens of the answers, padded on the right; `mask` is 1 on real tokens,
+the EOS included.
+Losses come as one sum a row: who wants a mean divides by the number of tokens of the whole step, over all
+processes.
 
   Schulman et al. 2016, High-dimensional continuous control using generalized advantage estimation
   Schulman et al. 2017, Proximal policy optimization algorithms
@@ -23,10 +26,11 @@ ESTIMATORS = ("k1", "k2", "k3")
 
 
 def kl_estimate(log_probs: Tensor, reference: Tensor, kind: str = "k1") -> Tensor:
-    """Estimates of KL(policy ‖ reference) from tokens that the policy sampled (Schulman 2020, Approximating KL divergence).
+    """Estimates of KL(policy ‖ reference) from tokens that the policy sampled (Schulman 2020, Approximating
+    KL divergence).
 
-    With r = reference / policy: k1 = -log r (unbiased, can be negative), k2 = (log r)² / 2 (biased, low variance),
-    k3 = r - 1 - log r (unbiased, never negative).
+    With r = reference / policy: k1 = -log r (unbiased, can be negative), k2 = (log r)² / 2 (biased, low
+    variance), k3 = r - 1 - log r (unbiased, never negative).
 
     Args:
         log_probs, reference: log-probabilities of the sampled tokens, [batch, time].
@@ -47,9 +51,11 @@ def kl_estimate(log_probs: Tensor, reference: Tensor, kind: str = "k1") -> Tenso
 
 
 def adapted(coefficient: float, kl: float, target: float, gain: float = 0.1) -> float:
-    """The KL coefficient β for the next step (Ziegler et al. 2019, section 2.2); kl and target are nats a sequence.
+    """The KL coefficient β for the next step (Ziegler et al. 2019, section 2.2); kl and target are nats a
+    sequence.
 
-    e = clip((kl - target) / target, -0.2, 0.2) and β ← β (1 + gain · e): further than the target makes distance dearer.
+    e = clip((kl - target) / target, -0.2, 0.2) and β ← β (1 + gain · e): further than the target makes
+    distance dearer.
     """
     error = min(max((kl - target) / target, -0.2), 0.2)
     return coefficient * (1 + gain * error)
@@ -61,10 +67,11 @@ def final_scores(scores: Tensor, ended: Tensor, penalty: float = 0.0) -> Tensor:
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coefficient: float) -> Tensor:
-    """What each token earned: -coefficient · KL, and at the answer's last real token, wherever padding begins, its score too.
+    """What each token earned: -coefficient · KL, and at the answer's last real token, wherever padding
+    begins, its score too.
 
-    Summed over an answer and with k1 it is R = r - β log(policy / reference) (Ziegler et al. 2019, eq. 2; Stiennon et al. 2020,
-    section 3.4); a token at a time, the value model can tell which token was dear.
+    Summed over an answer and with k1 it is R = r - β log(policy / reference) (Ziegler et al. 2019, eq. 2;
+    Stiennon et al. 2020, section 3.4); a token at a time, the value model can tell which token was dear.
 
     Args:
         scores: [batch].
@@ -83,10 +90,13 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coefficient: float) 
 def advantages(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
 ) -> Tensor:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16); all inputs [batch, time], padding masked out.
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16); all inputs [batch, time], padding
+    masked out.
 
-    How much better a token did than its value promised, δ_t = r_t + γ V_{t+1} - V_t, and how much better its followers did, in
-    shares that shrink by γλ a token: A_t = Σ_l (γλ)^l δ_{t+l} = δ_t + γλ A_{t+1}, from the last token back to the first.
+    How much better a token did than its value promised, δ_t = r_t + γ V_{t+1} - V_t, and how much better its
+    followers did, in
+    shares that shrink by γλ a token: A_t = Σ_l (γλ)^l δ_{t+l} = δ_t + γλ A_{t+1}, from the last token back to
+    the first.
     The value after the last real token is 0: an answer ends there.
     """
     found = torch.zeros_like(rewards)
@@ -109,7 +119,8 @@ def moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def whiten(x: Tensor, mask: Tensor, shift: bool = True) -> Tensor:
     """Variance 1 over the real tokens, and mean 0 where `shift`; padding stays 0.
 
-    Advantages are shifted; rewards, where they are whitened at all, keep their mean, since their sign says what is good.
+    Advantages are shifted; rewards, where they are whitened at all, keep their mean, since their sign says
+    what is good.
     """
     mean, variance = moments(x, mask)
     white = (x.double() - mean) * torch.rsqrt(variance + 1e-8)
@@ -119,11 +130,13 @@ def whiten(x: Tensor, mask: Tensor, shift: bool = True) -> Tensor:
 def step_share(scores: Tensor, penalised: Tensor, start: float = 0.0, least: float = 0.1) -> float:
     """How much of a full step is worth taking: the deviation of the scores in the larger of two, at most 1.
 
-    Whitened advantages, and AdamW after them, make each step as large as any other, whatever it is made of. Two times most of it is
-    noise: where the penalty outweighs the scores, close to the reference, what is whitened is the noise of its estimate, and full
-    steps would carry the policy about however large the coefficient; and where all answers have come to score alike, it is the
-    error of the values, and full steps would throw away what was learnt. So the scores' deviation is measured in that of scores
-    and penalties together, and in that of the start's own scores. This project's own: no paper has it.
+    Whitened advantages, and AdamW after them, make each step as large as any other, whatever it is made of.
+    Two times most of it is
+    noise: where the penalty outweighs the scores, close to the reference, what is whitened is the noise of
+    its estimate, and full steps would carry the policy about however large the coefficient; and where all
+    answers have come to score alike, it is the error of the values, and full steps would throw away what was
+    learnt. So the scores' deviation is measured in that of scores and penalties together, and in that of the
+    start's own scores. This project's own: no paper has it.
 
     Args:
         scores, penalised: of whole answers, [batch].
@@ -137,10 +150,11 @@ def step_share(scores: Tensor, penalised: Tensor, start: float = 0.0, least: flo
 def policy_loss(
     log_probs: Tensor, old: Tensor, advantage: Tensor, mask: Tensor, clip: float = 0.2
 ) -> tuple[Tensor, Tensor]:
-    """The clipped surrogate, to be minimised (Schulman et al. 2017, eq. 7): -min(ρ A, clip(ρ, 1 - ε, 1 + ε) A).
+    """The clipped surrogate, to be minimised (Schulman et al. 2017, eq. 7): -min(ρ A, clip(ρ, 1 - ε, 1 + ε)
+    A).
 
-    ρ = policy / old policy of the token that was sampled. Past the clip a gain counts no more, and the gradient is 0; a loss
-    counts in full, so that a token can always come back.
+    ρ = policy / old policy of the token that was sampled. Past the clip a gain counts no more, and the
+    gradient is 0; a loss counts in full, so that a token can always come back.
 
     Returns:
         Its sum over each answer [batch], and how many tokens were held by the clip [batch].
@@ -172,6 +186,8 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over real tokens; 1 is perfect, 0 no better than a constant."""
+    """1 - Var(returns - values) / Var(returns) over real tokens; 1 is perfect, 0 no better than a
+    constant.
+    """
     spread = moments(returns, mask)[1]
     return float(1 - moments(returns - values, mask)[1] / spread) if spread > 0 else 0.0

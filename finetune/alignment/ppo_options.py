@@ -47,7 +47,8 @@ class PPOArguments:
         check_least(self, 0, "entropy_coefficient")
         if self.minibatch_size > self.rollout_batch_size:
             raise InputError(
-                f"--minibatch_size is {self.minibatch_size} of --rollout_batch_size {self.rollout_batch_size}; wanted at most that"
+                f"--minibatch_size is {self.minibatch_size} of --rollout_batch_size "
+                f"{self.rollout_batch_size}; wanted at most that"
             )
 
 

@@ -1,7 +1,9 @@
-"""PPO's loop: sample, score, update, again. Knows the policy's roles and a reward; its arithmetic is ppo.py's.
+"""PPO's loop: sample, score, update, again. Knows the policy's roles and a reward; its arithmetic is
+ppo.py's.
 
-A step depends on (seed, step) and the weights alone: which prompts, which uniforms, which minibatches. Every process holds the
-whole step's answers and takes its share of each minibatch, so that the number of processes changes no update.
+A step depends on (seed, step) and the weights alone: which prompts, which uniforms, which minibatches. Every
+process holds the whole step's answers and takes its share of each minibatch, so that the number of processes
+changes no update.
 """
 
 from __future__ import annotations
@@ -73,14 +75,16 @@ class Learner:
         self.model = accelerator.prepare_model(policy) if accelerator.num_processes > 1 else policy
         if sampling.top_k or sampling.top_p < 1:
             logger.warning(
-                "Answers come from a part of the distribution (--top_k, --top_p), and KL is counted on the whole of it"
+                "Answers come from a part of the distribution (--top_k, --top_p), and KL is counted on the "
+                "whole of it"
             )
         if (
             settings.rollout_batch_size % accelerator.num_processes
             or settings.minibatch_size < accelerator.num_processes
         ):
             raise InputError(
-                f"--rollout_batch_size {settings.rollout_batch_size} over {accelerator.num_processes} processes; wanted "
+                f"--rollout_batch_size {settings.rollout_batch_size} over {accelerator.num_processes} "
+                "processes; wanted "
                 "a multiple, and --minibatch_size of one answer a process or more"
             )
 
@@ -102,7 +106,9 @@ class Learner:
         return {"step": self.step, **figures, **clock.seconds}
 
     def collect(self, rows: Sequence[AskedRewards], clock: Clock) -> Experience:
-        """Sample and score this process's share of the prompts, and gather everybody's in the order of the prompts."""
+        """Sample and score this process's share of the prompts, and gather everybody's in the order
+        of the prompts.
+        """
         accelerator, width = (
             self.accelerator,
             max(len(prompt_ids(self.processor, row.prompt)) for row in rows),
@@ -181,11 +187,13 @@ class Learner:
         return ppo.whiten(advantage, mask), returns, figures
 
     def _standardised(self, e: Experience) -> tuple[float, Tensor, bool]:
-        """Mean score; scores in deviations from the mean of the start's own answers, [rows]; whether this step found those out.
+        """Mean score; scores in deviations from the mean of the start's own answers, [rows]; whether this
+        step found those out.
 
-        A constant in a reward would be a bonus for being early: discounted by λ towards an answer's beginning, while values
-        still start at 0, it grows with the place, and whitening makes it as large as what is to be learnt (Ziegler et al. 2019,
-        section 2.2, normalise theirs so). An answer that no reward applies to gets the mean of the others.
+        A constant in a reward would be a bonus for being early: discounted by λ towards an answer's
+        beginning, while values still start at 0, it grows with the place, and whitening makes it as large as
+        what is to be learnt (Ziegler et al. 2019, section 2.2, normalise theirs so). An answer that no reward
+        applies to gets the mean of the others.
         """
         total = self.rewards.combine(e.parts.numpy(), e.empty.numpy(), e.ended.numpy()).total
         known = total[~np.isnan(total)]
@@ -217,10 +225,13 @@ class Learner:
                 yield order[start : start + self.settings.minibatch_size].tolist()
 
     def _optimizer_step(self, e: Experience, advantage: Tensor, returns: Tensor, rows: list[int]) -> Tensor:
-        """One optimizer step on these answers, over all processes; sums over all tokens, and the gradient's norm."""
+        """One optimizer step on these answers, over all processes; sums over all tokens, and the
+        gradient's norm.
+        """
         accelerator, settings = self.accelerator, self.settings
         mine = rows[accelerator.process_index :: accelerator.num_processes]
-        # the same number of parts on each process: with a part missing, the others would wait for its gradient for ever
+        # the same number of parts on each process: with a part missing, the others would wait for its
+        # gradient for ever
         most = math.ceil(len(rows) / accelerator.num_processes)
         count = math.ceil(most / settings.per_device_batch_size)
         tokens, sums = (
@@ -245,9 +256,11 @@ class Learner:
         )
         if not torch.isfinite(norm + value_norm):
             raise InputError(
-                f"The gradient is {norm.item()} at step {self.step + 1}. Lower --learning_rate, or set --bf16 false"
+                f"The gradient is {norm.item()} at step {self.step + 1}. Lower --learning_rate, or set "
+                "--bf16 false"
             )
-        # a minibatch that is left over takes its share of a step: AdamW makes every step as large as any other
+        # a minibatch that is left over takes its share of a step: AdamW makes every step as large as any
+        # other
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * len(rows) / settings.minibatch_size
         self.optimizer.step()
@@ -285,7 +298,8 @@ class Learner:
         }
 
     def save(self, output: Path, further: dict[str, str] | None = None) -> None:
-        """Write and seal checkpoint-STEP, keep it and the one before; on the main process. Chance has no state: it follows from (seed, step).
+        """Write and seal checkpoint-STEP, keep it and the one before; on the main process. Chance has no
+        state: it follows from (seed, step).
 
         `further` texts are sealed with it, by file name.
         """

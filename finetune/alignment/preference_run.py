@@ -1,4 +1,6 @@
-"""Preferences → an aligned model in a folder, whatever the loss. Knows rows, trainers and folders; knows no loss."""
+"""Preferences → an aligned model in a folder, whatever the loss. Knows rows, trainers and folders;
+knows no loss.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Preference pairs: what is wrong with them, said before any training; and how they are made from scored answers.
+"""Preference pairs: what is wrong with them, said before any training; and how they are made from scored
+answers.
 
-Knows rows of prompt, chosen and rejected (texts or conversations) and a tokenizer; knows no model and no trainer.
+Knows rows of prompt, chosen and rejected (texts or conversations) and a tokenizer; knows no model and no
+trainer.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ class PairArguments:
 def read_pairs(
     data: DataArguments, settings: PairArguments, processor: Any, max_length: int
 ) -> tuple[Dataset, Dataset]:
-    """Training and held-out pairs, checked; columns prompt, chosen, rejected, and margin where `settings.margin`.
+    """Training and held-out pairs, checked; columns prompt, chosen, rejected, and margin where
+    `settings.margin`.
 
     Raises:
         InputError: columns that are missing, pairs that can't teach anything, none left.
@@ -96,12 +99,15 @@ def read_pairs(
 def read_unpaired(
     data: DataArguments, settings: PairArguments, processor: Any, max_length: int
 ) -> tuple[Dataset, Dataset]:
-    """Training and held-out answers with a verdict each: prompt, completion, label; pairs where the data set has them.
+    """Training and held-out answers with a verdict each: prompt, completion, label; pairs where the data set
+    has them.
 
-    Answers without text or room, and those that stand there before, are named; one verdict alone stops the run.
+    Answers without text or room, and those that stand there before, are named; one verdict alone stops the
+    run.
 
     Raises:
-        InputError: columns that are missing, answers that can't teach anything, training answers that are all good or all bad.
+        InputError: columns that are missing, answers that can't teach anything, training answers that are all
+            good or all bad.
     """
     rows = load_rows(data)
     assert rows.train is not None and rows.eval is not None
@@ -120,7 +126,8 @@ def read_unpaired(
     good = sum(parts[0]["label"])
     if good in (0, len(parts[0])):
         raise InputError(
-            f"All {len(parts[0])} training answers are {'desirable' if good else 'undesirable'}; KTO compares both kinds. "
+            f"All {len(parts[0])} training answers are {'desirable' if good else 'undesirable'}; KTO "
+            "compares both kinds. "
             "Set --dataset_name or --label_column, or use scripts/sft.py on good answers alone"
         )
     logger.warning("%d of %d training answers are desirable", good, len(parts[0]))
@@ -173,7 +180,8 @@ def with_prompt(rows: Dataset, name: str) -> Dataset:
     missing = [column for column in ("chosen", "rejected") if column not in columns_of(rows)]
     if missing:
         raise InputError(
-            f"No column '{missing[0]}' in {name}; it has {', '.join(columns_of(rows))}. Set --dataset_name to preference pairs"
+            f"No column '{missing[0]}' in {name}; it has {', '.join(columns_of(rows))}. Set --dataset_name "
+            "to preference pairs"
         )
     told_twice = (
         "prompt" in columns_of(rows)
@@ -194,7 +202,9 @@ def _holds_prompt(row: dict[str, Any]) -> bool:
 
 
 def _apart(row: dict[str, Any]) -> dict[str, Any]:
-    """What two texts or conversations begin with alike, in whole words (up to a blank or a line break) or messages, and what each goes on with."""
+    """What two texts or conversations begin with alike, in whole words (up to a blank or a line
+    break) or messages, and what each goes on with.
+    """
     chosen, rejected = row["chosen"] or "", row["rejected"] or ""
     most = max(0, min(len(chosen), len(rejected)) - 1)  # something is left to answer
     shared = next((i for i in range(most) if chosen[i] != rejected[i]), most)
@@ -219,7 +229,8 @@ def _with_margin(rows: Dataset, least: float) -> Dataset:
     ]
     if bad:
         raise InputError(
-            f"{len(bad)} pairs have a margin that is no number ({_named(rows, bad)}). Mend the column 'margin'"
+            f"{len(bad)} pairs have a margin that is no number ({_named(rows, bad)}). Mend the column "
+            "'margin'"
         )
     kept = rows.filter(lambda row: row["margin"] >= least) if least else rows
     if not len(kept):
@@ -239,7 +250,8 @@ def sound_pairs(rows: Dataset, processor: Any, max_length: int, drop: bool, wher
     """
     if processor.eos_token is None and isinstance(rows[0]["chosen"], str):
         raise InputError(
-            "The tokenizer has no EOS, with which TRL ends each answer. Name its eos_token in tokenizer_config.json"
+            "The tokenizer has no EOS, with which TRL ends each answer. Name its eos_token in "
+            "tokenizer_config.json"
         )
     faults = examine_pairs(rows, processor, max_length)
     for name, said in NOTED.items():
@@ -276,7 +288,9 @@ def _named(rows: Dataset, found: Sequence[int]) -> str:
 
 
 def examine_pairs(rows: Dataset, processor: Any, max_length: int) -> dict[str, list[int]]:
-    """Row numbers by fault: each name of UNUSABLE and NOTED → rows. A pair counts for the first unusable fault it has."""
+    """Row numbers by fault: each name of UNUSABLE and NOTED → rows. A pair counts for the first
+    unusable fault it has.
+    """
     faults: dict[str, list[int]] = {name: [] for name in (*UNUSABLE, *NOTED)}
     first: dict[tuple[str, str, str], int] = {}
     seen: dict[tuple[str, str, str], list[int]] = defaultdict(list)
@@ -339,7 +353,9 @@ def _text(side: Any) -> str:
 
 
 def pair_ids(processor: Any, prompt: Any, answer: Any | None, tools: Any = None) -> list[int]:
-    """Ids as TRL makes them: texts joined and ended by EOS, conversations through the template; without an answer, the prompt's."""
+    """Ids as TRL makes them: texts joined and ended by EOS, conversations through the template;
+    without an answer, the prompt's.
+    """
     if isinstance(prompt, str):
         return processor(prompt if answer is None else prompt + answer + (processor.eos_token or ""))[
             "input_ids"
@@ -367,8 +383,8 @@ def pairs_of(
     prompts: Sequence[Any], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[float]],
     ended: Sequence[Sequence[bool]],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The best and the worst answer to each prompt as a pair with its scores and margin; a prompt whose answers all score the
-    same gives none, nor does one without two answers that have text and a score.
+    """The best and the worst answer to each prompt as a pair with its scores and margin; a prompt whose
+    answers all score the same gives none, nor does one without two answers that have text and a score.
 
     Args:
         answers, scores, ended: [prompts, answers a prompt].

@@ -1,4 +1,6 @@
-"""Rows → prompts as text or conversations, and as ids of the policy. Knows rows and tokenizers; knows no model."""
+"""Rows → prompts as text or conversations, and as ids of the policy. Knows rows and tokenizers; knows
+no model.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ class PromptArguments:
 def read_prompts(
     data: DataArguments, settings: PromptArguments, processor: Any
 ) -> tuple[list[AskedRewards], list[AskedRewards]]:
-    """Training and held-out prompts with the columns of their rows: texts, or conversations that end before the assistant's turn.
+    """Training and held-out prompts with the columns of their rows: texts, or conversations that end before
+    the assistant's turn.
 
     The column is the one named by --text_column, else `prompt`, `messages`, or a usual name of a text.
 
@@ -149,7 +152,8 @@ def templated(prompt: RewardPrompt, template: str) -> RewardPrompt:
 
 
 def prompt_column(rows: Dataset, data: DataArguments) -> str:
-    """The column that prompts come from: the one named by --text_column, else `prompt`, `messages`, or a usual name of a text.
+    """The column that prompts come from: the one named by --text_column, else `prompt`, `messages`, or a
+    usual name of a text.
 
     Raises:
         InputError: no such column.
@@ -178,7 +182,8 @@ def as_prompt(value: Any, index: int) -> RewardPrompt:
         if asked:
             return asked
     raise InputError(
-        f"The prompt of row {index} is {str(value)[:60]!r}; wanted a text or a list of messages with role and content, not the assistant's alone. "
+        f"The prompt of row {index} is {str(value)[:60]!r}; wanted a text or a list of messages with role "
+        "and content, not the assistant's alone. "
         "Set --text_column"
     )
 
@@ -192,7 +197,8 @@ def beginning(prompt: RewardPrompt, tokens: int, processor: Any) -> RewardPrompt
 
 
 def prompt_ids(processor: Any, prompt: RewardPrompt) -> list[int]:
-    """Ids of a prompt; a conversation goes through the tokenizer's template, which brings its own special tokens.
+    """Ids of a prompt; a conversation goes through the tokenizer's template, which brings its own special
+    tokens.
 
     An EOS that the tokenizer puts at the end of a text is taken off: an answer could not follow it.
     """
@@ -201,13 +207,16 @@ def prompt_ids(processor: Any, prompt: RewardPrompt) -> list[int]:
         return ids[:-1] if ids and ids[-1] == processor.eos_token_id else ids
     if not processor.chat_template:
         raise InputError(
-            "The prompts are conversations and the model's tokenizer has no chat template; use prompts of plain text"
+            "The prompts are conversations and the model's tokenizer has no chat template; use prompts of "
+            "plain text"
         )
     return Chats(processor).prompt_ids(prompt)
 
 
 def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any, mask: Any) -> list[str]:
-    """The answers as text. Decoded together with their prompt: alone, some tokenizers drop an answer's first space."""
+    """The answers as text. Decoded together with their prompt: alone, some tokenizers drop an
+    answer's first space.
+    """
     texts = []
     for prompt, answer, real in zip(prompts, answers.tolist(), mask.tolist(), strict=True):
         ids = [token for token, is_real in zip(answer, real, strict=True) if is_real]

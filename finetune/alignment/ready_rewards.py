@@ -1,4 +1,5 @@
-"""Rewards that need no model: the right number, a length, a format, a pattern. Knows texts; knows no process and no model.
+"""Rewards that need no model: the right number, a length, a format, a pattern. Knows texts; knows no process
+and no model.
 
 Each maker takes what follows the colon in --reward and gives a reward f(prompts, completions, **columns).
 """
@@ -48,16 +49,19 @@ def column_of(name: str, columns: Mapping[str, Any], kind: str) -> Any:
     if name not in columns:
         there = ", ".join(columns) or "none beside the prompts"
         raise InputError(
-            f"The reward {kind} reads the column '{name}', and the rows have {there}. Set --reward {kind}:COLUMN"
+            f"The reward {kind} reads the column '{name}', and the rows have {there}. Set --reward "
+            f"{kind}:COLUMN"
         )
     return columns[name]
 
 
 def same_number(rest: str, settings: RewardArguments) -> Reward:
-    r"""`[COLUMN]` (default: answer) → 1.0 where the answer ends in what the column's text ends in, else 0.0; None without one.
+    r"""`[COLUMN]` (default: answer) → 1.0 where the answer ends in what the column's text ends in, else 0.0;
+    None without one.
 
-    The end is what follows `####`, stands in `\boxed{}`, or is the last number. Numbers are compared as `metrics.texts` does;
-    formulas and other forms of a number by math-verify (Kydlíček 2025), where both sides can be read.
+    The end is what follows `####`, stands in `\boxed{}`, or is the last number. Numbers are compared as
+    `metrics.texts` does; formulas and other forms of a number by math-verify (Kydlíček 2025), where both
+    sides can be read.
     """
     import math_verify
 
@@ -104,7 +108,9 @@ def length_reward(rest: str, settings: RewardArguments) -> Reward:
 
 
 def format_reward(rest: str, settings: RewardArguments) -> Reward:
-    """`REGEX` → 1.0 where it matches the whole answer, white space at the ends aside; `.` matches line breaks."""
+    """`REGEX` → 1.0 where it matches the whole answer, white space at the ends aside; `.` matches
+    line breaks.
+    """
     pattern = compiled(rest, "format", re.DOTALL)
     return lambda prompts, completions, **columns: [
         float(bool(pattern.fullmatch(text.strip()))) for text in completions

@@ -1,19 +1,24 @@
-"""What one sees of a run of alignment, in three files of its folder. Knows figures; knows no model, no trainer and no page.
+"""What one sees of a run of alignment, in three files of its folder. Knows figures; knows no model, no
+trainer and no page.
 
 `log.jsonl`, a line a step:
-    {"step": 12, "reward": ..., "rewards/NAME/mean": ..., "rewards/NAME/std": ..., "rewards/NAME/applies": ..., "kl": ...,
+    {"step": 12, "reward": ..., "rewards/NAME/mean": ..., "rewards/NAME/std": ..., "rewards/NAME/applies":
+    ..., "kl": ...,
      "length": ..., "ended": ..., "empty": ..., "entropy": ..., "clip_share": ..., ...}
-    kl in nats a sequence, entropy in nats a token, length in tokens, the others shares. Step 0 and every step that is measured
-    also have "true_reward", "true_reward_error" and "held_out_kl" of the held-out prompts. PPO adds its value model's figures.
+    kl in nats a sequence, entropy in nats a token, length in tokens, the others shares. Step 0 and every step
+    that is measured also have "true_reward", "true_reward_error" and "held_out_kl" of the held-out prompts.
+    PPO adds its value model's figures.
 
 `answers.jsonl`, a line each time the policy is measured, always on the same prompts with the same uniforms:
-    {"step": 0, "answers": [{"prompt": text or messages, "answer": text, "score": number or null, "ended": bool}, ... 8],
+    {"step": 0, "answers": [{"prompt": text or messages, "answer": text, "score": number or null, "ended":
+    bool}, ... 8],
      "scores": [number or null, ...], "kl": number}       scores of all held-out prompts, in their order
 
 `alignment.json`, at the end:
-    {"algorithm": "ppo", "prompts": 128, "before": {...}, "after": {...},    the first and the last measurement
-     "difference": {"mean": ..., "interval": [low, high], "prompts": ...},   of the scores, paired by prompt, 95 %
-     "warnings": [{"name": "far", "text": "The reward rose from ..."}, ...]}
+    {"algorithm": "ppo", "prompts": 128, "before": {...}, "after": {...},    the first and the last
+    measurement
+     "difference": {"mean": ..., "interval": [low, high], "prompts": ...},   of the scores, paired by prompt,
+     95 % "warnings": [{"name": "far", "text": "The reward rose from ..."}, ...]}
 """
 
 from __future__ import annotations
@@ -83,7 +88,9 @@ def summary(algorithm: str, log: Sequence[RecordLine], answers: Sequence[RecordL
 
 
 def paired(before: Sequence[float | None], after: Sequence[float | None]) -> dict[str, Any]:
-    """Mean of after - before over the prompts that have both scores, with its bootstrap interval over prompts."""
+    """Mean of after - before over the prompts that have both scores, with its bootstrap interval over
+    prompts.
+    """
     both = [
         (one, other)
         for one, other in zip(before, after, strict=True)
@@ -141,7 +148,8 @@ def write_summary(
     if found["difference"].get("interval"):
         low, high = found["difference"]["interval"]
         print(
-            f"held-out reward {found['before']['true_reward']:.3f} → {found['after']['true_reward']:.3f}, by prompt "
+            f"held-out reward {found['before']['true_reward']:.3f} → {found['after']['true_reward']:.3f}, by "
+            "prompt "
             f"{found['difference']['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
         )
     for warning in found["warnings"]:

@@ -1,7 +1,8 @@
-"""A reward and a batch → one number or None a row, or the rows that it failed on, named. Knows functions; knows no model.
+"""A reward and a batch → one number or None a row, or the rows that it failed on, named. Knows functions;
+knows no model.
 
-User's functions raise on one row of a thousand, hang, or give back a word. What is asked here is asked for all rows at once; only
-where that fails is each row asked by itself, to tell which it is.
+User's functions raise on one row of a thousand, hang, or give back a word. What is asked here is asked for
+all rows at once; only where that fails is each row asked by itself, to tell which it is.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def called(
     """What a reward says of each answer.
 
     Args:
-        stop: whether a row that it fails on ends the run; else that row has no score, and the log says how many.
+        stop: whether a row that it fails on ends the run; else that row has no score, and the log says how
+            many.
         limit: seconds for the whole batch, where the call can be timed.
 
     Raises:
@@ -116,11 +118,13 @@ def listed(name: str, found: Any, wanted: int) -> list[Any]:
     found = found.tolist() if isinstance(found, (torch.Tensor, np.ndarray)) else found
     if not isinstance(found, Sequence) or isinstance(found, str):
         raise InputError(
-            f"The reward '{name}' gave {str(found)[:60]!r}; wanted a list with one number an answer. Mend --reward"
+            f"The reward '{name}' gave {str(found)[:60]!r}; wanted a list with one number an answer. Mend "
+            "--reward"
         )
     if len(found) != wanted:
         raise InputError(
-            f"The reward '{name}' gave {len(found)} scores for {wanted} answers; wanted one each. Mend --reward"
+            f"The reward '{name}' gave {len(found)} scores for {wanted} answers; wanted one each. Mend "
+            "--reward"
         )
     return list(found)
 
@@ -143,7 +147,8 @@ def _tell(
     said = str(first) if isinstance(first, ValueError) and "wanted" in str(first) else described(first)
     rows = ", ".join(map(str, failed[:NAMED])) + (", ..." if len(failed) > NAMED else "")
     told = (
-        f"The reward '{name}' failed on {len(failed)} of {len(answers)} answers (number {rows} of the batch), "
+        f"The reward '{name}' failed on {len(failed)} of {len(answers)} answers (number {rows} of the "
+        "batch), "
         f"the first {answers[failed[0]][:80]!r}: {said}"
     )
     if stop:
@@ -162,7 +167,8 @@ def described(error: BaseException) -> str:
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in what runs longer, where a signal can reach it: in the main thread, on systems that have alarms.
+    """Raises TimeoutError in what runs longer, where a signal can reach it: in the main thread, on systems
+    that have alarms.
 
     Raises:
         TimeoutError: the time is over.

@@ -18,7 +18,9 @@ from finetune.models.load import ModelArguments
 
 
 def function_reward(rest: str, settings: RewardArguments) -> Reward:
-    """`FILE.py:NAME` or `MODULE:NAME` → the function of that name, called as f(prompts, completions, **columns)."""
+    """`FILE.py:NAME` or `MODULE:NAME` → the function of that name, called as f(prompts, completions,
+    **columns).
+    """
     place, _, name = rest.rpartition(":")
     if place.endswith(".py"):
         module = load_module(place, "--reward function:FILE.py:NAME")
@@ -58,7 +60,8 @@ def load_reward(named: str, settings: RewardArguments) -> Reward:
     kind, _, rest = named.partition(":")
     if kind not in MAKERS or not (rest or kind in ALONE):
         raise InputError(
-            f"--reward names '{named}'; wanted KIND:WHAT, where KIND is one of: {', '.join(MAKERS)} (--help says what follows each)"
+            f"--reward names '{named}'; wanted KIND:WHAT, where KIND is one of: {', '.join(MAKERS)} (--help "
+            "says what follows each)"
         )
     return MAKERS[kind](rest, settings)
 
@@ -66,7 +69,8 @@ def load_reward(named: str, settings: RewardArguments) -> Reward:
 def load_rewards(
     settings: RewardArguments, policy: Policy | None = None, model: ModelArguments | None = None
 ) -> Rewards:
-    """All rewards of the options. A reward model that is an adapter of `policy`'s base, which is `model`, shares it.
+    """All rewards of the options. A reward model that is an adapter of `policy`'s base, which is `model`,
+    shares it.
 
     Raises:
         InputError: none is named, an unknown kind, weights of another number.

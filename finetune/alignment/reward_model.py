@@ -49,7 +49,8 @@ def make_reward_trainer(
 
 
 def check_pairs_fit(network: Any, processor: Any, max_length: int | None, *parts: Dataset) -> None:
-    """A pair as far as `max_length` has a position in the model for each token; only where `max_length` promises none is it looked at.
+    """A pair as far as `max_length` has a position in the model for each token; only where `max_length`
+    promises none is it looked at.
 
     Raises:
         InputError: one has more tokens.
@@ -83,7 +84,9 @@ def pair_margins(
 
 
 def calibration(margins: np.ndarray, bins: int = 8) -> list[dict[str, float]]:
-    """How sure the model says it is against how often it is right: P(its choice) = σ(|margin|), in bins of equal count."""
+    """How sure the model says it is against how often it is right: P(its choice) = σ(|margin|), in
+    bins of equal count.
+    """
     confidence, right = 1 / (1 + np.exp(-np.abs(margins))), margins > 0
     order = np.argsort(confidence)
     return [

@@ -1,18 +1,23 @@
-"""Answers and their rows → scores: several rewards, asked, checked and added up. Knows what a reward is; knows no kind of it.
+"""Answers and their rows → scores: several rewards, asked, checked and added up. Knows what a reward is;
+knows no kind of it.
 
-A reward is a function `f(prompts, completions, **columns)` that gives one number an answer; True and False count as 1 and 0,
-and None says that it doesn't apply. `columns` are the columns of the data set, each a list as long as the prompts. It sees text
+A reward is a function `f(prompts, completions, **columns)` that gives one number an answer; True and False
+count as 1 and 0, and None says that it doesn't apply. `columns` are the columns of the data set, each a list
+as long as the prompts. It sees text
 alone and tokenises it itself: ids of one tokenizer mean nothing to another.
 
 Several rewards become one score an answer, for every verb the same way:
 
-    R = Σ_k w_k · z_k   over the rewards k that apply,   z_k = r_k, or (r_k - mean_k) / deviation_k with --normalise_rewards,
+    R = Σ_k w_k · z_k   over the rewards k that apply,   z_k = r_k, or (r_k - mean_k) / deviation_k with
+    --normalise_rewards,
 
-mean and deviation over the answers that are scored together (a step's, or all of a file), over all processes. An answer without
-text is asked about by nobody: it gets --empty_score, or what lies one deviation below the lowest R of the others, so that it
-never wins, whatever the scale. The deviation is the largest that this run has seen: answers that have all come to score alike
-must not make room for empty ones. As long as no two have ever differed it is 0, and nothing is taught. R - --missing_eos_penalty
-is the score of an answer that didn't end by itself.
+mean and deviation over the answers that are scored together (a step's, or all of a file), over all processes.
+An answer without
+text is asked about by nobody: it gets --empty_score, or what lies one deviation below the lowest R of the
+others, so that it never wins, whatever the scale. The deviation is the largest that this run has seen:
+answers that have all come to score alike must not make room for empty ones. As long as no two have ever
+differed it is 0, and nothing is taught. R - --missing_eos_penalty is the score of an answer that didn't end
+by itself.
 """
 
 from __future__ import annotations
@@ -47,9 +52,12 @@ class RewardArguments:
         default=None,
         metadata={
             "help": "One or several of: classifier:FOLDER[:LABEL] (probability of a label, by default the last), "
-            "model:FOLDER (a reward model), function:FILE.py:NAME or function:MODULE:NAME (f(prompts, completions, "
-            "**columns) → numbers), prompt:MODEL:TEXT|GOOD|BAD (how much likelier GOOD is than BAD after TEXT, which holds "
-            "{text}), judge:MODEL_OR_URL[|TEXT] (a mark that a language model gives), same_number[:COLUMN], length:WORDS, "
+            "model:FOLDER (a reward model), function:FILE.py:NAME or function:MODULE:NAME (f(prompts, "
+            "completions, "
+            "**columns) → numbers), prompt:MODEL:TEXT|GOOD|BAD (how much likelier GOOD is than BAD after "
+            "TEXT, which holds "
+            "{text}), judge:MODEL_OR_URL[|TEXT] (a mark that a language model gives), same_number[:COLUMN], "
+            "length:WORDS, "
             "format:REGEX, regex:REGEX, unit_tests[:COLUMN]. FILE.py is run."
         },
     )
@@ -107,7 +115,9 @@ class RewardArguments:
 
 
 def as_text(prompt: RewardPrompt, answer: str, part: str) -> str:
-    """What a model reads: the answer, or prompt and answer as one text (of a conversation, one message a line)."""
+    """What a model reads: the answer, or prompt and answer as one text (of a conversation, one
+    message a line).
+    """
     if part == "answer":
         return answer
     if isinstance(prompt, str):
@@ -126,7 +136,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Scores:
-    """What answers got: total [answers], NaN where no reward applies; each reward's own scores [answers, rewards] likewise."""
+    """What answers got: total [answers], NaN where no reward applies; each reward's own scores
+    [answers, rewards] likewise.
+    """
 
     total: Array
     parts: Array
@@ -150,11 +162,14 @@ class Rewards:
         return cls([Part(name, score) for name, score in rewards.items()])
 
     def plain(self) -> Rewards:
-        """The same without normalising or a penalty, whose sums can be compared from one measurement to the next."""
+        """The same without normalising or a penalty, whose sums can be compared from one measurement
+        to the next.
+        """
         return Rewards(self.parts, replace(self.settings, normalise_rewards=False, missing_eos_penalty=0.0))
 
     def ask(self, rows: Sequence[AskedRewards], answers: Sequence[str]) -> Array:
-        """Each reward's score of each answer, [answers, rewards]; NaN where it doesn't apply or the answer has no text.
+        """Each reward's score of each answer, [answers, rewards]; NaN where it doesn't apply or the answer
+        has no text.
 
         Raises:
             InputError: a reward that fails or gives no number, where --reward_errors is stop.
@@ -193,7 +208,9 @@ class Rewards:
         return Scores(total, parts)
 
     def figures(self, parts: Array) -> dict[str, float]:
-        """Mean, deviation and share of answers that each reward applied to, by TRL's names; parts [answers, rewards]."""
+        """Mean, deviation and share of answers that each reward applied to, by TRL's names; parts
+        [answers, rewards].
+        """
         found: dict[str, float] = {}
         for part, column in zip(self.parts, parts.T, strict=True):
             kept = column[~np.isnan(column)]
@@ -218,7 +235,9 @@ def standardised(scores: Array) -> Array:
 
 
 def centre(scores: Array) -> tuple[float, float]:
-    """Mean and deviation of the scores that are numbers; 0 and 1 without any, and 1 where they differ by rounding alone."""
+    """Mean and deviation of the scores that are numbers; 0 and 1 without any, and 1 where they differ
+    by rounding alone.
+    """
     kept, deviation = scores[~np.isnan(scores)], deviation_of(scores)
     if not deviation:
         return float(kept[0]) if len(kept) else 0.0, 1.0  # a computed mean could miss it by a rounding
@@ -226,7 +245,9 @@ def centre(scores: Array) -> tuple[float, float]:
 
 
 def deviation_of(scores: Array) -> float:
-    """Standard deviation of the scores that are numbers; 0 without any, or where they differ by rounding alone."""
+    """Standard deviation of the scores that are numbers; 0 without any, or where they differ by
+    rounding alone.
+    """
     kept = scores[~np.isnan(scores)]
     if not len(kept) or np.ptp(kept) <= 1e-9 * max(1.0, float(np.abs(kept).max())):
         return 0.0
@@ -242,7 +263,8 @@ def weighed(named: Sequence[tuple[str, Reward]], settings: RewardArguments) -> R
     weights = settings.reward_weights or [1.0] * len(named)
     if len(weights) != len(named) or not np.isfinite(weights).all():
         raise InputError(
-            f"--reward_weights has {len(weights)} ({', '.join(map(str, weights))}); wanted one number for each of the "
+            f"--reward_weights has {len(weights)} ({', '.join(map(str, weights))}); wanted one number for "
+            "each of the "
             f"{len(named)} rewards in --reward"
         )
     parts: list[Part] = []

@@ -1,8 +1,10 @@
-"""Prompts → sampled answers, and the log-probabilities of answers. Knows causal models; knows no reward and no update.
+"""Prompts → sampled answers, and the log-probabilities of answers. Knows causal models; knows no reward and
+no update.
 
-Prompts are padded on the left, answers on the right, and positions are counted from each prompt's first real token, so that
-padding changes no score. Chance is drawn at the edge: each answer has its own stream of uniforms, made of (seed, step, row),
-so that neither the number of processes, nor the batch an answer is made in, nor a resumed run changes what is sampled.
+Prompts are padded on the left, answers on the right, and positions are counted from each prompt's first real
+token, so that padding changes no score. Chance is drawn at the edge: each answer has its own stream of
+uniforms, made of (seed, step, row), so that neither the number of processes, nor the batch an answer is made
+in, nor a resumed run changes what is sampled.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ class SamplingArguments:
 
 @dataclass(frozen=True)
 class Answers:
-    """Sampled answers, padded on the right: ids and mask [rows, max_new_tokens], ended [rows] (with an EOS of its own)."""
+    """Sampled answers, padded on the right: ids and mask [rows, max_new_tokens], ended [rows] (with
+    an EOS of its own).
+    """
 
     ids: Tensor
     mask: Tensor
@@ -75,14 +79,18 @@ def positions(mask: Tensor) -> Tensor:
 
 
 def draw_uniforms(seed: int, step: int, rows: Sequence[int], width: int) -> Tensor:
-    """One uniform of [0, 1) for each token of each answer, [rows, width]: row i's depend on (seed, step, rows[i]) alone."""
+    """One uniform of [0, 1) for each token of each answer, [rows, width]: row i's depend on (seed,
+    step, rows[i]) alone.
+    """
     return torch.from_numpy(
         np.stack([np.random.default_rng((seed, step, row)).random(width) for row in rows])
     )
 
 
 def narrowed(logits: Tensor, sampling: SamplingArguments) -> Tensor:
-    """Tempered logits [rows, vocabulary], -inf outside the k likeliest and outside the nucleus (Holtzman et al. 2020)."""
+    """Tempered logits [rows, vocabulary], -inf outside the k likeliest and outside the nucleus
+    (Holtzman et al. 2020).
+    """
     logits = logits.float() / sampling.temperature
     if sampling.top_k:
         least = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
@@ -99,14 +107,18 @@ def narrowed(logits: Tensor, sampling: SamplingArguments) -> Tensor:
 
 
 def pick(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which each row's cumulative probability passes its uniform, [rows]; logits [rows, vocabulary]."""
+    """The token at which each row's cumulative probability passes its uniform, [rows]; logits [rows,
+    vocabulary].
+    """
     cumulative = logits.double().softmax(-1).cumsum(-1)
     target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]  # rounding may leave the last sum off 1
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 def stop_tokens(network: Any, processor: Any) -> list[int]:
-    """Ids that end an answer: the tokenizer's EOS, the model's own list, and the pad token, which nothing can follow."""
+    """Ids that end an answer: the tokenizer's EOS, the model's own list, and the pad token, which
+    nothing can follow.
+    """
     named = network.generation_config.eos_token_id if network.generation_config is not None else None
     listed = named if isinstance(named, list) else [named]
     return sorted({i for i in (*listed, processor.eos_token_id, processor.pad_token_id) if i is not None})
@@ -120,7 +132,8 @@ def longest_input(network: Any) -> int | None:
 
 
 def check_room(network: Any, lengths: Sequence[int], width: int) -> None:
-    """Refuse prompts without tokens, and those that leave an answer of `width` tokens no room in the model's context.
+    """Refuse prompts without tokens, and those that leave an answer of `width` tokens no room in the model's
+    context.
 
     Raises:
         InputError: there is one.
@@ -128,11 +141,13 @@ def check_room(network: Any, lengths: Sequence[int], width: int) -> None:
     longest = longest_input(network)
     if min(lengths) == 0:
         raise InputError(
-            f"Prompt {list(lengths).index(0)} has no token; wanted one or more. Set --text_column or --prompt_tokens"
+            f"Prompt {list(lengths).index(0)} has no token; wanted one or more. Set --text_column or "
+            "--prompt_tokens"
         )
     if longest and max(lengths) + width > longest:
         raise InputError(
-            f"A prompt of {max(lengths)} tokens and an answer of {width} don't fit the model's {longest} positions. "
+            f"A prompt of {max(lengths)} tokens and an answer of {width} don't fit the model's {longest} "
+            "positions. "
             "Lower --max_prompt_length or --max_new_tokens"
         )
 
@@ -184,7 +199,9 @@ def _continue(
     sampling: SamplingArguments,
     stops: Sequence[int],
 ) -> tuple[list[list[int]], list[bool]]:
-    """One batch: each prompt once, then a token at a time on its cache; rows that have ended leave the batch."""
+    """One batch: each prompt once, then a token at a time on its cache; rows that have ended leave
+    the batch.
+    """
     device = network.device
     cache = DynamicCache(config=network.config)
     alive = list(range(len(ids)))
@@ -223,7 +240,9 @@ def _continue(
 
 
 def alike(ids: Tensor, mask: Tensor) -> tuple[list[int], list[int]]:
-    """Rows that differ from all before them, and for each row its place among those; ids and mask [rows, width]."""
+    """Rows that differ from all before them, and for each row its place among those; ids and mask
+    [rows, width].
+    """
     places: dict[tuple[int, ...], int] = {}
     first, group = [], []
     for row, (tokens, real) in enumerate(zip(ids.tolist(), mask.tolist(), strict=True)):
@@ -236,7 +255,9 @@ def alike(ids: Tensor, mask: Tensor) -> tuple[list[int], list[int]]:
 
 
 def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of each token under the logits before it: [..., vocabulary] and [...] → [...], float32."""
+    """Log-probability of each token under the logits before it: [..., vocabulary] and [...] → [...],
+    float32.
+    """
     logits = logits.float()
     return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
 
@@ -252,15 +273,15 @@ def answer_log_probs(
     spread: bool = True,
     head: nn.Linear | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of each answer token and the entropy it was drawn with, both [rows, time], 0 on padding; the states that
-    they come from, [rows, time, width].
+    """Log-probability of each answer token and the entropy it was drawn with, both [rows, time], 0 on
+    padding; the states that they come from, [rows, time, width].
 
     Args:
         prompts, prompt_mask: [rows, width], padded on the left.
         answers, mask: [rows, time], padded on the right.
         spread: whether entropies are wanted; else they are 0.
-        head: the model's output layer where its logits are that layer's product alone (`head.plain_head`), which saves memory
-            and time; None asks the model for its logits.
+        head: the model's output layer where its logits are that layer's product alone (`head.plain_head`),
+            which saves memory and time; None asks the model for its logits.
     """
     whole, time = torch.cat([prompt_mask, mask.long()], 1), answers.shape[1]
     read = {

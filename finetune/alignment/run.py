@@ -1,4 +1,6 @@
-"""A learner and prompts → a run: steps, logs, tables, checkpoints, a folder. Knows files; knows no arithmetic."""
+"""A learner and prompts → a run: steps, logs, tables, checkpoints, a folder. Knows files; knows no
+arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -154,7 +156,8 @@ def _measured(
     write_atomically(folder / f"samples-{learner.step}.md", sample_table(samples[: settings.samples]))
     answers.append(record.answers_line(learner.step, figures, samples))
     print(
-        f"held-out | true reward {figures['reward']:.3f} ± {figures['error']:.3f} | KL {figures['kl']:.2f} nats a sequence",
+        f"held-out | true reward {figures['reward']:.3f} ± {figures['error']:.3f} | KL {figures['kl']:.2f} "
+        "nats a sequence",
         flush=True,
     )
     return record.measured(figures)
@@ -189,7 +192,8 @@ def line(figures: dict[str, float], steps: int) -> str:
         f"entropy {figures['entropy']:.2f} | "
         f"clipped {figures['clip_share']:.2f} | value loss {figures['value_loss']:.3f} | "
         f"explained {figures['explained_variance']:.2f} | "
-        f"length {figures['length']:.1f} | ended {figures['ended']:.2f} | empty {figures['empty']:.2f} | {times}"
+        f"length {figures['length']:.1f} | ended {figures['ended']:.2f} | empty {figures['empty']:.2f} | "
+        f"{times}"
     )
 
 
@@ -223,6 +227,7 @@ def trackers(settings: RunArguments) -> list[str] | None:
     missing = sorted(set(wanted) - set(there))
     if missing:
         raise InputError(
-            f"--report_to names {missing[0]}, which is not installed or not known; there are: {', '.join(there) or 'none'}"
+            f"--report_to names {missing[0]}, which is not installed or not known; there are: "
+            f"{', '.join(there) or 'none'}"
         )
     return wanted or None

@@ -1,11 +1,13 @@
-"""Two answers to one prompt in one line, the prompt computed once. Knows how models are called; knows no loss.
+"""Two answers to one prompt in one line, the prompt computed once. Knows how models are called; knows no
+loss.
 
 TRL hands both sides of a pair to the model as two rows, prompt and all. Here they become one line
 
     p₀ … pₖ₋₁ │ pₖ  chosen │ pₖ  rejected
 
-in which each answer sees the prompt and itself, at the positions that it would have alone. The prompt's last token stands in each
-branch, since it predicts the answer's first. What comes back is laid out as TRL's two rows, so that every loss stays TRL's own.
+in which each answer sees the prompt and itself, at the positions that it would have alone. The prompt's last
+token stands in each branch, since it predicts the answer's first. What comes back is laid out as TRL's two
+rows, so that every loss stays TRL's own.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class SharedPrompt:
 
 
 class Line:
-    """Pairs as one line each: ids, labels, positions [pairs, time], seen [pairs, time, time] (true where a token may look)."""
+    """Pairs as one line each: ids, labels, positions [pairs, time], seen [pairs, time, time] (true
+    where a token may look).
+    """
 
     def __init__(self, source: Tensor, ids: Tensor, labels: Tensor, places: Tensor, branch: Tensor) -> None:
         rows = torch.arange(len(source), device=ids.device)[:, None] + len(source) * (branch == 2)
@@ -65,7 +69,9 @@ class Line:
         self._shape, self._at = labels.shape, (rows, source, self.labels.ne(IGNORED))
 
     def rows(self, values: Tensor) -> Tensor:
-        """Numbers a predicted token of the line, [pairs, time - 1] → of TRL's rows [2 × pairs, width - 1], 0 elsewhere."""
+        """Numbers a predicted token of the line, [pairs, time - 1] → of TRL's rows [2 × pairs, width
+        - 1], 0 elsewhere.
+        """
         rows, source, labelled = self._at
         whole = values.new_zeros(self._shape[0], self._shape[1] - 1)
         return whole.index_put(
@@ -74,7 +80,9 @@ class Line:
 
 
 def one_line(ids: Tensor, mask: Tensor, labels: Tensor) -> Line | None:
-    """The layout of a batch [chosen; rejected], padded on the right; None where two sides don't begin with one prompt."""
+    """The layout of a batch [chosen; rejected], padded on the right; None where two sides don't begin
+    with one prompt.
+    """
     pairs = len(ids) // 2
     lengths = mask.sum(1)
     prompts = torch.where(labels.ne(IGNORED).any(1), labels.ne(IGNORED).int().argmax(1), lengths)
@@ -97,10 +105,11 @@ def one_line(ids: Tensor, mask: Tensor, labels: Tensor) -> Line | None:
 
 @torch.no_grad()
 def can_share(model: Any) -> bool:
-    """Whether a model with TRL's fused head gives the same in one line as in two rows: told by what it does with a short pair.
+    """Whether a model with TRL's fused head gives the same in one line as in two rows: told by what it does
+    with a short pair.
 
-    State-space layers, position schemes of their own and kernels that take no mask don't; a sliding window shows on long ones only,
-    and made-up tokens have no place in a mask of two dimensions.
+    State-space layers, position schemes of their own and kernels that take no mask don't; a sliding window
+    shows on long ones only, and made-up tokens have no place in a mask of two dimensions.
     """
     network, inner = core(model), unwrapped(model)
     if isinstance(inner, PeftModel) and inner.active_peft_config.is_prompt_learning:

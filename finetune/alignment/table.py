@@ -1,4 +1,5 @@
-"""ALIGNMENTS: how a model is aligned. One row an algorithm: paper, data, what stands in memory, which verb runs it.
+"""ALIGNMENTS: how a model is aligned. One row an algorithm: paper, data, what stands in memory, which verb
+runs it.
 
 `finetune align --algorithm NAME` is the verb with that algorithm. Knows names; imports nothing.
 """
@@ -14,7 +15,8 @@ class Alignment:
 
     Attributes:
         data: what its rows hold.
-        memory: what stands in memory beside the policy; with an adapter, a reference is the base with it off and costs nothing.
+        memory: what stands in memory beside the policy; with an adapter, a reference is the base with it off
+            and costs nothing.
     """
 
     verb: str

@@ -1,4 +1,6 @@
-"""FILE.py → Python functions that a model may call between its turns, as TRL takes them. Knows modules; knows no model."""
+"""FILE.py → Python functions that a model may call between its turns, as TRL takes them. Knows
+modules; knows no model.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,12 @@ def load_module(file: str, option: str) -> ModuleType:
 
 
 def load_tools(file: str | None) -> dict[str, Any]:
-    """What a file offers, as arguments of TRL's trainer: its class Environment (a new one for each conversation, whose public
-    methods are the tools), else its own public functions; nothing without a file.
+    """What a file offers, as arguments of TRL's trainer: its class Environment (a new one for each
+    conversation, whose public methods are the tools), else its own public functions; nothing without a file.
 
     Raises:
-        InputError: no file, no function in it, or one without the docstring and types that its schema is made of.
+        InputError: no file, no function in it, or one without the docstring and types that its schema is made
+            of.
     """
     if file is None:
         return {}
@@ -51,6 +54,7 @@ def load_tools(file: str | None) -> dict[str, Any]:
         if untyped or not inspect.getdoc(tool):
             lacks = f"no type for {', '.join(untyped)}" if untyped else "no docstring"
             raise InputError(
-                f"The tool {tool.__name__} in {file} has {lacks}; the model's schema is made of both. Mend --tools"
+                f"The tool {tool.__name__} in {file} has {lacks}; the model's schema is made of both. Mend "
+                "--tools"
             )
     return {"tools": tools}

@@ -1,4 +1,5 @@
-"""What every trainer of TRL's is told here, whatever it trains. Knows options and callbacks; knows no loss and no model.
+"""What every trainer of TRL's is told here, whatever it trains. Knows options and callbacks; knows no loss
+and no model.
 
 TRL's own option names stay; other defaults stand where its own lose speed, disk or the truth about a run.
 """
@@ -129,7 +130,9 @@ class NoCard(TrainerCallback):
 
 
 def callbacks(training: Any) -> list[TrainerCallback]:
-    """Checkpoints that are sealed, a line a log, no empty card, and an end in order where one is asked for."""
+    """Checkpoints that are sealed, a line a log, no empty card, and an end in order where one is
+    asked for.
+    """
     # the Sealer keeps the limit: an old checkpoint goes when the new one is whole
     limit, training.save_total_limit = training.save_total_limit, None
     return [

@@ -1,7 +1,7 @@
 """Python code in answers and the tests of a column → the share of tests that pass, in a process with limits.
 
-The process has a time limit, a memory limit, an empty folder, no environment and, where the system lets it, no network. That
-keeps out endless loops and accidents; it is no jail for code that means harm.
+The process has a time limit, a memory limit, an empty folder, no environment and, where the system lets it,
+no network. That keeps out endless loops and accidents; it is no jail for code that means harm.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from finetune.alignment.rewards import Reward, RewardArguments, RewardPrompt
 SECONDS, MEGABYTES = 5, 512
 FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
-# Runs in the process: limits first, then the code, then each test by itself. What passed is told behind a word that the code
+# Runs in the process: limits first, then the code, then each test by itself. What passed is told behind a
+# word that the code
 # has no business to know, so that printing can't pass for passing.
 RUNNER = r"""
 import ctypes, json, os, resource, sys
@@ -59,10 +60,11 @@ os._exit(0)
 
 
 def unit_tests(rest: str, settings: RewardArguments) -> Reward:
-    """`[COLUMN]` (default: tests) → share of the row's tests that the answer's code passes; None without tests.
+    """`[COLUMN]` (default: tests) → share of the row's tests that the answer's code passes; None without
+    tests.
 
-    A cell is one test as text, or a list of them (MBPP's test_list). The code is what stands in the answer's first fence, else
-    prompt and answer where they are a program together, else the answer.
+    A cell is one test as text, or a list of them (MBPP's test_list). The code is what stands in the answer's
+    first fence, else prompt and answer where they are a program together, else the answer.
     """
     column = rest or "tests"
 
@@ -93,7 +95,9 @@ def code_of(prompt: RewardPrompt, answer: str) -> str:
 
 
 def share_passed(code: str, tests: Sequence[str], seconds: int = SECONDS) -> float | None:
-    """Share of tests that pass after the code has run; 0.0 where it takes longer or more memory than it may."""
+    """Share of tests that pass after the code has run; 0.0 where it takes longer or more memory than
+    it may.
+    """
     if not tests:
         return None
     word = secrets.token_hex(16)

@@ -1,4 +1,6 @@
-"""What one of TRL's trainers does to a policy, step by step → the files that record.py describes. Knows TRL's names of figures."""
+"""What one of TRL's trainers does to a policy, step by step → the files that record.py describes.
+Knows TRL's names of figures.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ NAMES = {
 
 
 class Watch(TrainerCallback):
-    """Measures a policy on held-out prompts before training, every so many steps and at the end, and keeps TRL's figures.
+    """Measures a policy on held-out prompts before training, every so many steps and at the end, and keeps
+    TRL's figures.
 
     On the main process; the others go on to their next exchange and wait there.
     """
@@ -85,7 +88,8 @@ class Watch(TrainerCallback):
         network.train(was_training)
         self.answers.append(record.answers_line(step, figures, samples))
         print(
-            f"held-out | reward {figures['reward']:.3f} ± {figures['error']:.3f} | KL {figures['kl']:.2f} nats a sequence",
+            f"held-out | reward {figures['reward']:.3f} ± {figures['error']:.3f} | KL {figures['kl']:.2f} "
+            "nats a sequence",
             flush=True,
         )
         return record.measured(figures)

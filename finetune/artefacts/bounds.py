@@ -1,7 +1,8 @@
-"""How much an adapter's configuration may ask for, before anything is built by it. Knows PEFT's options; knows no
-models.
+"""How much an adapter's configuration may ask for, before anything is built by it. Knows PEFT's options;
+knows no models.
 
-A folder may come from anyone. Numbers in it decide how large a model becomes, and regular expressions in it are tried on
+A folder may come from anyone. Numbers in it decide how large a model becomes, and regular expressions in it
+are tried on
 every name of a layer: both have an end here.
 """
 
@@ -62,8 +63,8 @@ def check_bounds(file: Path, config: dict[str, Any]) -> None:
 
 
 def check_patterns(option: str, patterns: Iterable[str]) -> None:
-    """Regular expressions come from a file that anyone may have written: one that repeats a repetition may never
-    end.
+    """Regular expressions come from a file that anyone may have written: one that repeats a repetition may
+    never end.
 
     Raises:
         InputError: one that is too long, or repeats too much.
@@ -78,7 +79,8 @@ def check_patterns(option: str, patterns: Iterable[str]) -> None:
             or "\\1" in pattern
         ):
             raise InputError(
-                f"The {option} {pattern[:200]!r} repeats too much; wanted names of modules, or up to three of '*' and "
+                f"The {option} {pattern[:200]!r} repeats too much; wanted names of modules, or up to three "
+                "of '*' and "
                 "'+'"
             )
 

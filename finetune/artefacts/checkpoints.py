@@ -1,7 +1,8 @@
 """Checkpoints that are whole. Knows folders and files; knows no model.
 
-A checkpoint counts once it is sealed: a file that names every other file with its size and checksum, written last and put in
-place by one rename. What was killed while it was saving has no seal; what was damaged later doesn't fit it.
+A checkpoint counts once it is sealed: a file that names every other file with its size and checksum, written
+last and put in place by one rename. What was killed while it was saving has no seal; what was damaged later
+doesn't fit it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole, and whose best one so far is; damaged ones are named in the log and passed over."""
+    """The newest checkpoint that is whole, and whose best one so far is; damaged ones are named in
+    the log and passed over.
+    """
     for checkpoint in checkpoints(folder):
         reason = fault(checkpoint) or _fault_of_best(checkpoint)
         if reason is None:

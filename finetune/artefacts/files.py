@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 SEAL, ARGUMENTS, METRICS, RUN = "seal.json", "arguments.yaml", "metrics.json", "run.json"
-# How libraries that write for this one say that a disk takes no more: they hand on the system's words, not its error.
+# How libraries that write for this one say that a disk takes no more: they hand on the system's words, not
+# its error.
 FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system", "Input/output error", "failed writing file",
         "Permission denied")  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Output folders: whose run stands there, and where it goes on. Knows folders and processes; knows no model.
 
-One process at a time works in a folder (a lock that ends with its process), and every step of claiming one can be killed: what
-is left is a fresh folder or a claimed one.
+One process at a time works in a folder (a lock that ends with its process), and every step of claiming one
+can be killed: what is left is a fresh folder or a claimed one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from finetune.errors import InputError
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-# What may differ between a run and its continuation: where and how it reports, and how a step's rows are dealt out to processes
+# What may differ between a run and its continuation: where and how it reports, and how a step's rows are
+# dealt out to processes
 # and micro-batches, not what it computes.
 FREE = {"output_dir", "logging_dir", "logging_steps", "logging_strategy", "report_to", "run_name", "disable_tqdm", "resume_from_checkpoint",
         "save_total_limit", "local_rank", "deepspeed", "log_level", "ddp_timeout", "overwrite", "time_limit",
@@ -43,10 +44,11 @@ _held: dict[Path, int] = {}  # locks of this process, by folder
 
 
 def open_run(options: dict[str, Any], fingerprint: str, network: Any = None) -> Path | None:
-    """Claim an output folder for a run. Gives back the checkpoint to continue from, or None for a fresh start.
+    """Claim an output folder for a run. Gives back the checkpoint to continue from, or None for a fresh
+    start.
 
-    A folder with the same run unfinished is continued; a folder with anything else is left as it is. Call on every process: the
-    main one decides, and all agree or stop.
+    A folder with the same run unfinished is continued; a folder with anything else is left as it is. Call on
+    every process: the main one decides, and all agree or stop.
 
     Args:
         options: every option as resolved; `output_dir` is the folder.
@@ -54,8 +56,9 @@ def open_run(options: dict[str, Any], fingerprint: str, network: Any = None) -> 
         network: what training starts from, so that a run never continues on another base.
 
     Raises:
-        InputError: the folder holds another run, a finished one, or files that are no run's; another process works in it; or
-            a checkpoint that was named by `resume_from_checkpoint` is damaged or another run's.
+        InputError: the folder holds another run, a finished one, or files that are no run's; another process
+            works in it; or a checkpoint that was named by `resume_from_checkpoint` is damaged or another
+            run's.
     """
     state, folder = PartialState(), Path(options["output_dir"])
     identity = {
@@ -87,7 +90,9 @@ def _key_of(network: Any) -> str:
 
 
 def _rows_a_step(options: dict[str, Any], processes: int) -> int | None:
-    """Rows of one optimizer step over all processes, which is what identifies a run; None where options say it by themselves."""
+    """Rows of one optimizer step over all processes, which is what identifies a run; None where
+    options say it by themselves.
+    """
     rows = options.get("per_device_train_batch_size")
     if rows is None:
         return None
@@ -107,7 +112,8 @@ def _check_agreement(options: dict[str, Any], identity: dict[str, Any]) -> None:
         if differing:
             said = f"{differing[0]}: {everyone[0].get(differing[0])!r} and {other.get(differing[0])!r}"
             raise InputError(
-                f"Processes 0 and {process} were started for different runs ({said}). Wanted: one command, one data set"
+                f"Processes 0 and {process} were started for different runs ({said}). Wanted: one command, "
+                "one data set"
             )
 
 
@@ -200,7 +206,9 @@ def _strange(folder: Path) -> list[str]:
 
 
 def _named(options: dict[str, Any], identity: dict[str, Any]) -> Path | None:
-    """The checkpoint that the user named, which is whole and of a run with the same options, rows and base."""
+    """The checkpoint that the user named, which is whole and of a run with the same options, rows and
+    base.
+    """
     named = options.get("resume_from_checkpoint")
     if not named or str(named).lower() == "true":
         return None
@@ -212,8 +220,10 @@ def _named(options: dict[str, Any], identity: dict[str, Any]) -> Path | None:
         reason = _other_run(checkpoint.parent, options, identity)
     if reason:
         raise InputError(
-            f"Can't continue from {named}: {reason}. Set --resume_from_checkpoint to a whole checkpoint of this run; "
-            f"to train on from a finished one, with more epochs or other rows, set --model_name_or_path to its folder"
+            f"Can't continue from {named}: {reason}. Set --resume_from_checkpoint to a whole checkpoint of "
+            "this run; "
+            "to train on from a finished one, with more epochs or other rows, set --model_name_or_path to "
+            "its folder"
         )
     return checkpoint
 
@@ -248,7 +258,9 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def started_with(folder: Path) -> int | None:
-    """Number of processes that a run had at its first start: how its last rows are dealt out follows from that."""
+    """Number of processes that a run had at its first start: how its last rows are dealt out follows
+    from that.
+    """
     return _read(folder).get("processes")
 
 

@@ -25,7 +25,9 @@ HASHES = "hashes"
 
 
 def row_hashes(rows: Dataset, columns: Columns) -> list[int]:
-    """A hash of 63 bits of each row's texts, whatever its label; case and blanks at the ends make no difference."""
+    """A hash of 63 bits of each row's texts, whatever its label; case and blanks at the ends make no
+    difference.
+    """
     texts = [rows[column] for column in (columns.text, columns.pair) if column]
     return [_hash(parts) for parts in zip(*texts, strict=True)]
 
@@ -74,7 +76,8 @@ def unseen_rows(folder: str | Path, rows: Dataset, columns: Columns) -> tuple[Da
     count = len(rows) - len(fresh)
     if not fresh:
         raise InputError(
-            f"The run in {folder} was trained on all {count} of these rows, so that figures on them would say nothing. "
+            f"The run in {folder} was trained on all {count} of these rows, so that figures on them would "
+            "say nothing. "
             "Set --eval_split or --dataset_name to rows it has not seen, or --keep_trained_rows true"
         )
     if count:

@@ -1,4 +1,6 @@
-"""The `finetune` command: verbs, tables, launcher, completion. Knows verbs by their files; imports one when it is called."""
+"""The `finetune` command: verbs, tables, launcher, completion. Knows verbs by their files; imports
+one when it is called.
+"""
 
 from __future__ import annotations
 

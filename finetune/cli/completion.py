@@ -22,7 +22,8 @@ def completion(arguments: list[str]) -> str:
     if shell not in shtab.SUPPORTED_SHELLS:
         wanted = ", ".join(shtab.SUPPORTED_SHELLS)
         raise InputError(
-            f"Got the shell '{shell}' for completion;{did_you_mean(shell, shtab.SUPPORTED_SHELLS)} wanted one of: "
+            f"Got the shell '{shell}' for completion;{did_you_mean(shell, shtab.SUPPORTED_SHELLS)} wanted "
+            "one of: "
             f'{wanted}, as in: eval "$(finetune completion bash)"'
         )
     return str(shtab.complete(_parser(), shell=shell))

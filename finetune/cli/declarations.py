@@ -1,7 +1,8 @@
-"""Option classes as their source files declare them. Imports none of them, so that help and completion answer at once.
+"""Option classes as their source files declare them. Imports none of them, so that help and completion answer
+at once.
 
-Importing torch, transformers, peft and trl takes seconds; a help text needs only names, defaults and one line each, and all
-of that is literal text in the files that define the option classes.
+Importing torch, transformers, peft and trl takes seconds; a help text needs only names, defaults and one line
+each, and all of that is literal text in the files that define the option classes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ ARITHMETIC = {
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its default as one would type it (empty where there is none), its help, and the package that declares it."""
+    """One option: its default as one would type it (empty where there is none), its help, and the
+    package that declares it.
+    """
 
     name: str
     default: str
@@ -74,7 +77,9 @@ def option_classes(script: Path, names: list[str]) -> list[tuple[str, str]]:
 
 
 def classes_of(script: Path, main: str | None = None) -> list[tuple[str, str]]:
-    """(module, class) of a script's options, in the order of its `main`; of all its mains where none is named."""
+    """(module, class) of a script's options, in the order of its `main`; of all its mains where none
+    is named.
+    """
     functions = {n.name: n for n in parsed(script).body if isinstance(n, ast.FunctionDef)}
     names = [main] if main else ["main", *_further_mains(script)]
     annotations = [ast.unparse(a.annotation) for n in names for a in functions[n].args.args if a.annotation]
@@ -103,7 +108,9 @@ def title_of(module: str, name: str) -> str:
 
 
 def options_of(module: str, name: str) -> list[Option]:
-    """All options of a dataclass, those of its base classes included; the class that Python asks first has its word."""
+    """All options of a dataclass, those of its base classes included; the class that Python asks
+    first has its word.
+    """
     options: dict[str, Option] = {}
     for (origin, _), node in lineage(module, name).items():
         for field in _fields(node):
@@ -119,7 +126,9 @@ def options_of(module: str, name: str) -> list[Option]:
 
 @cache
 def lineage(module: str, name: str) -> dict[tuple[str, str], ast.ClassDef]:
-    """A class and all it inherits from, by (module, name), the other way round than Python asks them for an attribute."""
+    """A class and all it inherits from, by (module, name), the other way round than Python asks them
+    for an attribute.
+    """
     path = source_of(module)
     tree = parsed(path)
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
@@ -178,7 +187,8 @@ def _read_field(field: Any, module: str) -> Option:
 
 
 def literal(node: ast.expr, module: str) -> Any:
-    """The value of a default that is written out: constants, lists of them, names of constants, their arithmetic.
+    """The value of a default that is written out: constants, lists of them, names of constants, their
+    arithmetic.
 
     Raises:
         NotLiteral: it is none of these.

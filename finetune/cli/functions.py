@@ -1,4 +1,6 @@
-"""The verbs as functions: options by name, and what a run left as the answer. Imports a verb when it is called."""
+"""The verbs as functions: options by name, and what a run left as the answer. Imports a verb when it
+is called.
+"""
 
 from __future__ import annotations
 

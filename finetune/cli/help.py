@@ -1,4 +1,6 @@
-"""Help texts: this project's own options first, by what they are about; other packages' behind `--help all`."""
+"""Help texts: this project's own options first, by what they are about; other packages' behind
+`--help all`.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,19 @@
-"""`finetune launch`: a verb in several processes by accelerate's own launcher, with this package's configurations by name.
+"""`finetune launch`: a verb in several processes by accelerate's own launcher, with this package's
+configurations by name.
 
 finetune launch --processes 2 train --config imdb_lora
 finetune launch --config_file fsdp2 --processes 8 sft --config alpaca_lora
 finetune launch --config_file machines --machine_rank 0 --main_process_ip ADDRESS train --config imdb_lora
 
-  --processes N        processes in all (default: the configuration's; where there is none, one for each GPU, one on a CPU)
-  --config_file NAME   accelerate's configuration: one of the package by name, or a file (default: gpus, or two_cpus on CPUs)
+  --processes N        processes in all (default: the configuration's; where there is none, one for each GPU,
+  one on a CPU) --config_file NAME   accelerate's configuration: one of the package by name, or a file
+  (default: gpus, or two_cpus on CPUs)
 
-  --slurm              several machines by Slurm, queued again until the run is done: finetune launch --slurm --help
+  --slurm              several machines by Slurm, queued again until the run is done: finetune launch --slurm
+  --help
 
-Other options in front of the verb are accelerate's, as `accelerate launch --help` tells them; those behind it are the verb's.
+Other options in front of the verb are accelerate's, as `accelerate launch --help` tells them; those behind it
+are the verb's.
 """
 
 from __future__ import annotations
@@ -115,7 +119,8 @@ def _split(arguments: list[str]) -> tuple[list[str], str, list[str]]:
     what = f"'{words[0]}' is no verb" if words else "no verb is named"
     hint = did_you_mean(words[0], known) if words else ""
     raise InputError(
-        f"finetune launch: {what}.{hint} Wanted: finetune launch --processes N VERB ..., VERB one of: {', '.join(known)}"
+        f"finetune launch: {what}.{hint} Wanted: finetune launch --processes N VERB ..., VERB one of: "
+        f"{', '.join(known)}"
     )
 
 

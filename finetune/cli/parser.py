@@ -1,6 +1,7 @@
 """Command line and recipes → the option classes that a script's `main` names. Knows no option by name.
 
-The command line beats the recipe (`--config FILE.yaml`), which beats the defaults. Unknown or abbreviated keys stop the run.
+The command line beats the recipe (`--config FILE.yaml`), which beats the defaults. Unknown or abbreviated
+keys stop the run.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ FULL_DISK = ("No space left on device", "Disk quota exceeded", "Read-only file s
 
 
 def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, installed: bool = False) -> None:
-    """Run a script's `main` with the options that its annotations name; the whole of `if __name__ == "__main__":`.
+    """Run a script's `main` with the options that its annotations name; the whole of `if __name__ ==
+    "__main__":`.
 
     Errors that the user can mend are printed without a traceback, exit status 2.
 
@@ -102,13 +104,16 @@ def check_processes() -> None:
     wanted, there = os.environ.get("FINETUNE_PROCESSES"), os.environ.get("WORLD_SIZE", "1")
     if wanted and wanted != there:
         raise InputError(
-            f"`finetune launch` was asked for {wanted} processes and the launcher started {there}; look at the options "
+            f"`finetune launch` was asked for {wanted} processes and the launcher started {there}; look at "
+            "the options "
             "that were passed on to it and at --config_file"
         )
 
 
 def leave_processes() -> None:
-    """End the threads that talk to other processes; one that runs while the interpreter closes may abort it (SIGABRT)."""
+    """End the threads that talk to other processes; one that runs while the interpreter closes may
+    abort it (SIGABRT).
+    """
     torch = sys.modules.get("torch")
     if not (torch and torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
@@ -120,7 +125,9 @@ def leave_processes() -> None:
 
 
 def calm_libraries() -> None:
-    """Other libraries' chatter off (load reports, bars a load, a notice of PEFT's about transformers), and all telemetry."""
+    """Other libraries' chatter off (load reports, bars a load, a notice of PEFT's about
+    transformers), and all telemetry.
+    """
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
@@ -135,8 +142,9 @@ def calm_libraries() -> None:
 def main_of(main: Callable[..., Any], arguments: Sequence[str]) -> Callable[..., Any]:
     """The function of a script that the options are for.
 
-    A script with several mains has a table ALGORITHMS, name → function; `--algorithm` chooses, else an old recipe's `loss_type`
-    or `task`. Each has options of its own, so that none is listed that isn't read. Other names are left to `main`.
+    A script with several mains has a table ALGORITHMS, name → function; `--algorithm` chooses, else an old
+    recipe's `loss_type` or `task`. Each has options of its own, so that none is listed that isn't read. Other
+    names are left to `main`.
     """
     table = main.__globals__.get("ALGORITHMS", {})
     if not table:
@@ -175,7 +183,8 @@ def parse(main: Callable[..., Any], arguments: Sequence[str]) -> list[Any]:
     """Instances of the option classes that annotate `main`, in its order.
 
     Raises:
-        InputError: an unknown key, a value of the wrong type, a recipe that can't be read or is of another verb.
+        InputError: an unknown key, a value of the wrong type, a recipe that can't be read or is of another
+            verb.
     """
     script = Path(inspect.getfile(main))
     names = [str(parameter.annotation) for parameter in inspect.signature(main).parameters.values()]
@@ -251,7 +260,8 @@ def _read_recipe(given: str) -> dict[str, Any]:
 def _from_recipe(given: str | None, known: set[str], settled: dict[str, Any], verb: str) -> list[str]:
     """A recipe as the command line that says the same, so that both go through the same checks.
 
-    What is settled may stand in it with the value that it has: arguments.yaml of earlier versions listed more options.
+    What is settled may stand in it with the value that it has: arguments.yaml of earlier versions listed more
+    options.
     """
     content = {} if given is None else _read_recipe(given)
     of = content.pop("verb", verb)
@@ -279,7 +289,9 @@ def _other_verbs(content: dict[str, Any], verb: str) -> str:
 
 
 def as_arguments(options: dict[str, Any]) -> list[str]:
-    """Options by name → the command line that says the same; None and empty lists leave an option at its default."""
+    """Options by name → the command line that says the same; None and empty lists leave an option at
+    its default.
+    """
     arguments = []
     for key, value in options.items():
         if isinstance(value, list | tuple):

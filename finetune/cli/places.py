@@ -49,7 +49,8 @@ def find_recipe(given: str) -> Path:
 
 
 def find_launcher(given: str) -> Path:
-    """accelerate's configuration that `finetune launch --config_file` names: a file, or one of the package by name.
+    """accelerate's configuration that `finetune launch --config_file` names: a file, or one of the package by
+    name.
 
     Raises:
         InputError: there is neither.
@@ -65,7 +66,8 @@ def _find(given: str, known: dict[str, Path], kind: str, option: str, further: s
         return known[given.removesuffix(".yaml")]
     hint = did_you_mean(path.stem, known)
     raise InputError(
-        f"Cannot read the {kind} {given} given by {option}: there is no such file, and the package has no {kind} "
+        f"Cannot read the {kind} {given} given by {option}: there is no such file, and the package has no "
+        f"{kind} "
         f"of that name.{hint} It has: {', '.join(known)} ({further})"
     )
 

@@ -1,6 +1,8 @@
-"""`finetune launch --slurm`: a verb on several machines by Slurm, queued again when its time is over. Knows submitit and torchrun.
+"""`finetune launch --slurm`: a verb on several machines by Slurm, queued again when its time is over. Knows
+submitit and torchrun.
 
-finetune launch --slurm --nodes 2 --gpus 8 --time 4:00:00 sft --config alpaca_lora --output_dir /shared/runs/alpaca
+finetune launch --slurm --nodes 2 --gpus 8 --time 4:00:00 sft --config alpaca_lora --output_dir
+/shared/runs/alpaca
 
   --nodes N            machines (default 1)
   --gpus N             GPUs, and processes, on each (default 1; 0 for processes on CPUs)
@@ -9,8 +11,9 @@ finetune launch --slurm --nodes 2 --gpus 8 --time 4:00:00 sft --config alpaca_lo
   --partition NAME     and --account, --qos, --constraint: Slurm's own
   --log_folder FOLDER  what the job prints, and the job itself as submitit keeps it (default slurm)
 
-Slurm gives notice five minutes before the end: every process finishes its step, a checkpoint is sealed, and the job is queued
-again. --output_dir must lie on a disk that all machines share. Needs `pip install submitit`.
+Slurm gives notice five minutes before the end: every process finishes its step, a checkpoint is sealed, and
+the job is queued again. --output_dir must lie on a disk that all machines share. Needs `pip install
+submitit`.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ SLURMS = ("partition", "account", "qos", "constraint")
 
 @dataclass
 class Node:
-    """One machine's part of a job, as submitit runs, interrupts and queues it: torchrun, and notice for its processes.
+    """One machine's part of a job, as submitit runs, interrupts and queues it: torchrun, and notice for its
+    processes.
 
     Attributes:
         script: of the verb, and its options.
@@ -76,7 +80,9 @@ class Node:
         return [sys.executable, "-m", "torch.distributed.run", *meeting, *size, *self.script]
 
     def checkpoint(self, *arguments: Any, **named: Any) -> Any:
-        """submitit calls this when Slurm gives notice: the processes are told, waited for, and the same job is queued again."""
+        """submitit calls this when Slurm gives notice: the processes are told, waited for, and the
+        same job is queued again.
+        """
         import submitit
 
         if self._torchrun is not None:
@@ -84,7 +90,9 @@ class Node:
         return submitit.helpers.DelayedSubmission(Node(self.script, self.processes, self.nodes))
 
     def tell(self, seconds: float = NOTICE_SECONDS - 30) -> None:
-        """SIGUSR1 to the training processes, not to torchrun, which would end at it; then wait until all have saved and gone."""
+        """SIGUSR1 to the training processes, not to torchrun, which would end at it; then wait until
+        all have saved and gone.
+        """
         for child in psutil.Process(self._torchrun.pid).children():
             child.send_signal(signal.SIGUSR1)
         try:
@@ -139,7 +147,8 @@ def _split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
         place += 2
     if place == len(arguments):
         raise InputError(
-            "finetune launch --slurm: no verb is named. Wanted: finetune launch --slurm --nodes 2 --gpus 8 VERB ..."
+            "finetune launch --slurm: no verb is named. Wanted: finetune launch --slurm --nodes 2 --gpus 8 "
+            "VERB ..."
         )
     for name in ("nodes", "gpus", "processes"):
         if not settings[name].isdecimal() or (name != "gpus" and settings[name] == "0"):

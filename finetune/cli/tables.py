@@ -1,4 +1,6 @@
-"""`finetune recipes | tasks | methods | objectives | prompts`: what there is, as tables. Imports a table when it is asked for."""
+"""`finetune recipes | tasks | methods | objectives | prompts`: what there is, as tables. Imports a
+table when it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,9 @@ def _table(module: str, name: str) -> dict[str, Any]:
 
 
 def _place(function: Any) -> str:
-    """The first line of the module that a function of a row comes from, as far as it says what the task is."""
+    """The first line of the module that a function of a row comes from, as far as it says what the
+    task is.
+    """
     while isinstance(function, partial):
         function = function.func
     return (inspect.getdoc(inspect.getmodule(function)) or "").splitlines()[0].split(":")[0]

@@ -1,7 +1,9 @@
-"""What each column of some rows is used for, said; a column with text that nothing reads stops the run. Knows values alone.
+"""What each column of some rows is used for, said; a column with text that nothing reads stops the run. Knows
+values alone.
 
-What holds text is told from the values: sentences and words that differ from row to row. Numbers, dates, addresses, identifiers
-and names of a few kinds (a category, a source, a language) hold none, so that nobody has to list them.
+What holds text is told from the values: sentences and words that differ from row to row. Numbers, dates,
+addresses, identifiers and names of a few kinds (a category, a source, a language) hold none, so that nobody
+has to list them.
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ def unread(
     texts: Callable[[dict[str, Any]], str],
     among: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, str]:
-    """Columns that nothing reads → what they are: `text`, `again` (their text stands in what is read), or nothing.
+    """Columns that nothing reads → what they are: `text`, `again` (their text stands in what is read), or
+    nothing.
 
     Args:
         texts: what is read of a row, parted by NUL.
@@ -138,7 +141,9 @@ def _is_no_text(feature: Any) -> bool:
 
 
 def _again(values: Sequence[Any], texts: Sequence[str]) -> bool:
-    """Whether every value stands in what is read of its row, or holds all of it in a frame that is the same for all rows."""
+    """Whether every value stands in what is read of its row, or holds all of it in a frame that is
+    the same for all rows.
+    """
     pairs = [(list(_texts(value)), _bare(text)) for value, text in zip(values, texts, strict=True)]
     if all(all(_bare(part) in text for part in parts) for parts, text in pairs):
         return True
@@ -167,14 +172,17 @@ def account(
     """Say what each column is for.
 
     Raises:
-        InputError: one holds a text that nothing reads, unless `lenient`, as built-in corpora are, which serve many tasks.
+        InputError: one holds a text that nothing reads, unless `lenient`, as built-in corpora are, which
+            serve many tasks.
     """
     lost = [column for column, what in unused.items() if what == "text"]
     if lost and not lenient:
         named, flags = ", ".join(f"'{column}'" for column in lost), " ".join(lost)
         raise InputError(
-            f"{where}: {'the columns' if len(lost) > 1 else 'the column'} {named} hold{'' if len(lost) > 1 else 's'} text that nothing reads "
-            f"({said(used)}). Set --ignore_columns {flags} to leave it out{hint or ', or name the columns to read (--text_column, --label_column, --layout)'}"
+            f"{where}: {'the columns' if len(lost) > 1 else 'the column'} {named} "
+            f"hold{'' if len(lost) > 1 else 's'} text that nothing reads "
+            f"({said(used)}). Set --ignore_columns {flags} to leave it "
+            f"out{hint or ', or name the columns to read (--text_column, --label_column, --layout)'}"
         )
     lines = [f"{where}:", *(f"  {role} ← {' + '.join(columns)}" for role, columns in used.items() if columns)]
     again = [column for column, what in unused.items() if what == "again"]

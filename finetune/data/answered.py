@@ -1,4 +1,5 @@
-"""Questions whose answer stands in a context, or among choices, in the ways that they are published → one of each.
+"""Questions whose answer stands in a context, or among choices, in the ways that they are published → one of
+each.
 
 Knows columns alone.
 """
@@ -140,7 +141,8 @@ def _listed(value: Any) -> list[Any]:
 def lay_out_choices(rows: Dataset, data: DataArguments) -> Laid:
     """A text, two or more choices, and the place of the right one, counted from 0.
 
-    Choices may be a list, texts with their letters (ARC), records, or columns (SWAG); the right one a place, a letter or a text.
+    Choices may be a list, texts with their letters (ARC), records, or columns (SWAG); the right one a place,
+    a letter or a text.
 
     Raises:
         InputError: columns that are missing, or an answer that is none of the choices, with its row.
@@ -154,7 +156,8 @@ def lay_out_choices(rows: Dataset, data: DataArguments) -> Laid:
     offers = [column] if column else columns_of_choices(there)
     if not offers:
         raise InputError(
-            f"No column 'choices' in {data.name}; it has {', '.join(there)}; wanted a list of choices, or a column for each. Set --text_pair_column"
+            f"No column 'choices' in {data.name}; it has {', '.join(there)}; wanted a list of choices, or a "
+            "column for each. Set --text_pair_column"
         )
     rest = rows.select_columns([name for name in there if name not in offers])
     picked = pick_columns(rest, replace(data, text_pair_column=None), text=STEMS, label=RIGHT)

@@ -1,7 +1,8 @@
 """Which rows go together. Knows lengths; knows no text and no model.
 
-An optimizer step takes a set of rows that depends on (seed, epoch, rows a step) alone. How the set is then dealt out to
-processes and micro-batches changes no gradient: batch 8 = batch 1 × accumulation 8 = two processes × 4.
+An optimizer step takes a set of rows that depends on (seed, epoch, rows a step) alone. How the set is then
+dealt out to processes and micro-batches changes no gradient: batch 8 = batch 1 × accumulation 8 = two
+processes × 4.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Shares:
         rows: a micro-batch.
         accumulation: micro-batches a step.
         processes: there are, and which one this is.
-        at_first: processes that the run was started with, which decides whether a last step is too small to stand alone.
+        at_first: processes that the run was started with, which decides whether a last step is too small to
+            stand alone.
     """
 
     rows: int
@@ -57,12 +59,14 @@ def check_budget(lengths: Sequence[int], budget: int | None) -> None:
     """
     if budget is not None and budget < max(lengths):
         raise InputError(
-            f"--tokens_per_batch {budget} is below the longest row's {max(lengths)} tokens; raise it or lower --max_length"
+            f"--tokens_per_batch {budget} is below the longest row's {max(lengths)} tokens; raise it or "
+            "lower --max_length"
         )
 
 
 class LengthBatches(Sampler[list[int]]):
-    """Batches for one process: every row once an epoch, on exactly one process, the same number of batches on each.
+    """Batches for one process: every row once an epoch, on exactly one process, the same number of batches on
+    each.
 
     Args:
         lengths: tokens of each row, [rows].
@@ -110,7 +114,9 @@ class LengthBatches(Sampler[list[int]]):
             yield from self._dealt(steps[index])
 
     def _steps(self, generator: np.random.Generator) -> list[np.ndarray]:
-        """All rows, cut into the sets of the epoch's optimizer steps. Their number does not depend on the generator."""
+        """All rows, cut into the sets of the epoch's optimizer steps. Their number does not depend on
+        the generator.
+        """
         order = generator.permutation(len(self.lengths))
         if self.budget is not None:
             order = order[np.argsort(self.lengths[order], kind="stable")]
@@ -138,7 +144,9 @@ class LengthBatches(Sampler[list[int]]):
         return steps
 
     def _by_budget(self, order: np.ndarray) -> list[np.ndarray]:
-        """Sorted rows → steps of at most `accumulation × processes` micro-batches of at most `budget` padded tokens."""
+        """Sorted rows → steps of at most `accumulation × processes` micro-batches of at most `budget`
+        padded tokens.
+        """
         assert self.budget is not None
         shares, steps, start = self.shares.accumulation * self.shares.processes, [], 0
         while start < len(order):
@@ -153,7 +161,9 @@ class LengthBatches(Sampler[list[int]]):
         return self._no_idle_process(steps)
 
     def _dealt(self, step: np.ndarray) -> list[list[int]]:
-        """This process's micro-batches of one step: the rows go round, so that every share has its part of the long ones."""
+        """This process's micro-batches of one step: the rows go round, so that every share has its
+        part of the long ones.
+        """
         if self.budget is None:
             micro = math.ceil(len(step) / (self.shares.rows * self.shares.processes))
         else:
@@ -164,7 +174,9 @@ class LengthBatches(Sampler[list[int]]):
 
 
 class EpochLoader(DataLoader):
-    """A DataLoader that hands the number of the epoch on to its batches: a resumed epoch is the one that was left."""
+    """A DataLoader that hands the number of the epoch on to its batches: a resumed epoch is the one
+    that was left.
+    """
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]

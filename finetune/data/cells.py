@@ -1,4 +1,6 @@
-"""Cells that no single type holds, as JSON holds them: messages with calls of tools, tools with their schemas. Knows Arrow alone."""
+"""Cells that no single type holds, as JSON holds them: messages with calls of tools, tools with their
+schemas. Knows Arrow alone.
+"""
 
 from __future__ import annotations
 

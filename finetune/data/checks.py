@@ -21,7 +21,8 @@ def without_empty(rows: Dataset, columns: Columns, drop: bool, where: str, lists
     """Rows whose texts hold something; with `lists`, a text may be a list (words, messages, choices).
 
     Raises:
-        InputError: columns that hold no texts, or rows without text, where `drop` does not allow to leave them out.
+        InputError: columns that hold no texts, or rows without text, where `drop` does not allow to leave
+            them out.
     """
     texts = [column for column in (columns.text, columns.pair) if column]
     for column, flag in zip(texts, ("text", "text_pair"), strict=False):
@@ -29,7 +30,8 @@ def without_empty(rows: Dataset, columns: Columns, drop: bool, where: str, lists
         kind = feature.dtype if isinstance(feature, Value) else "list"
         if kind not in ("string", "large_string", "null", *(["list"] if lists else [])):
             raise InputError(
-                f"The column '{column}' of the {where} rows holds {feature!s:.120}; wanted texts. Set --{flag}_column"
+                f"The column '{column}' of the {where} rows holds {feature!s:.120}; wanted texts. Set "
+                f"--{flag}_column"
             )
     values = list(zip(*(rows[column][:] for column in texts), strict=True))
     empty = [index for index, parts in enumerate(values) if not all(map(_has_text, parts))]
@@ -64,7 +66,9 @@ def few_shots(data: DataArguments) -> tuple[int | None, int]:
 
 
 def overlap(train: Dataset, evaluation: Dataset, key: Callable[[dict], str]) -> int:
-    """Number of evaluation rows whose text, lower-cased, also stands in the training rows; more than none is said in the log."""
+    """Number of evaluation rows whose text, lower-cased, also stands in the training rows; more than
+    none is said in the log.
+    """
     known = {key(row) for row in train}
     count = sum(key(row) in known for row in evaluation)
     if count:
@@ -75,7 +79,9 @@ def overlap(train: Dataset, evaluation: Dataset, key: Callable[[dict], str]) -> 
 def checked_splits(
     rows: Rows, data: DataArguments, columns: Columns, check: Check, lists: bool = False
 ) -> tuple[Rows, Columns]:
-    """What all tasks share: columns in both splits, rows without text, the task's own check, samples, rows in both splits."""
+    """What all tasks share: columns in both splits, rows without text, the task's own check, samples,
+    rows in both splits.
+    """
     assert rows.train is not None and rows.eval is not None
     shots, train_seed = few_shots(data)
     if shots is not None:
@@ -94,7 +100,8 @@ def checked_splits(
         ]
         if missing:
             raise InputError(
-                f"No column '{missing[0]}' in the {where} rows; they have {', '.join(columns_of(part))}. Set --eval_split"
+                f"No column '{missing[0]}' in the {where} rows; they have {', '.join(columns_of(part))}. Set "
+                "--eval_split"
             )
         part = without_empty(part, columns, data.drop_empty_rows, where, lists)
         check(part, columns, where)
@@ -116,5 +123,6 @@ def want_lists(rows: Dataset, column: str) -> None:
     """
     if not isinstance(rows.features[column], List):
         raise InputError(
-            f"The column '{column}' holds {rows.features[column]}; wanted a list a row. Set --label_column or --text_column"
+            f"The column '{column}' holds {rows.features[column]}; wanted a list a row. Set --label_column "
+            "or --text_column"
         )

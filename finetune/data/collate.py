@@ -15,7 +15,8 @@ Features = list[dict[str, Any]]
 
 
 def sequences(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
-    """Pads `input_ids` (and `token_type_ids`) on the right to the longest row; everything else is one value a row.
+    """Pads `input_ids` (and `token_type_ids`) on the right to the longest row; everything else is one value a
+    row.
 
     Returns a function: features → input_ids, attention_mask [batch, time], labels and row [batch].
     """
@@ -44,10 +45,12 @@ def token_labels(processor: PreTrainedTokenizerBase) -> Callable[[Features], Bat
 
 
 def continuations(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
-    """Prompt and target as one text, padded on the right; logits are asked for from the first label of the batch on.
+    """Prompt and target as one text, padded on the right; logits are asked for from the first label of the
+    batch on.
 
-    Returns a function: features → input_ids, attention_mask [batch, time], labels [batch, kept] (the next token at each of the
-    last `kept` places, -100 where it isn't wanted), logits_to_keep (kept, a number), row [batch].
+    Returns a function: features → input_ids, attention_mask [batch, time], labels [batch, kept] (the next
+    token at each of the last `kept` places, -100 where it isn't wanted), logits_to_keep (kept, a number), row
+    [batch].
     """
     pad = token_labels(processor)
 
@@ -61,10 +64,12 @@ def continuations(processor: PreTrainedTokenizerBase) -> Callable[[Features], Ba
 
 
 def packed_lines(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
-    """Rows one after the other in a single line without padding; positions restart, and edges say where rows begin.
+    """Rows one after the other in a single line without padding; positions restart, and edges say where rows
+    begin.
 
-    Returns a function: features → input_ids, position_ids [1, tokens], logits_to_keep (places with a label, ascending),
-    cu_seq_lens_q and _k [rows + 1], max_length_q and _k (numbers), labels [rows, time] padded with -100, row [rows].
+    Returns a function: features → input_ids, position_ids [1, tokens], logits_to_keep (places with a label,
+    ascending), cu_seq_lens_q and _k [rows + 1], max_length_q and _k (numbers), labels [rows, time] padded
+    with -100, row [rows].
     """
 
     def collate(features: Features) -> Batch:

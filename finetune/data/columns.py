@@ -67,7 +67,8 @@ def find_columns(rows: Dataset, data: DataArguments, pair: bool = False) -> Colu
         if found is None:
             wanted = "two columns with texts"
             raise InputError(
-                f"No {wanted} found in {data.name}; it has {', '.join(there)}. Set --text_column and --text_pair_column"
+                f"No {wanted} found in {data.name}; it has {', '.join(there)}. Set --text_column and "
+                "--text_pair_column"
             )
         text, second = found
     return Columns(text, second, label)
@@ -100,7 +101,8 @@ def class_names(rows: Dataset, column: str) -> list[str]:
         return list(feature.names)
     if not isinstance(feature, Value):
         raise InputError(
-            f"The label column '{column}' holds {feature}; wanted one class a row. Set --label_column or another --task"
+            f"The label column '{column}' holds {feature}; wanted one class a row. Set --label_column or "
+            "another --task"
         )
     values = {
         value for value in rows[column][:] if value is not None and value == value
@@ -115,13 +117,16 @@ def class_names(rows: Dataset, column: str) -> list[str]:
         values = {int(value) for value in values}
     if len(values) > 1000 and len(values) > len(rows) // 2:
         raise InputError(
-            f"The label column '{column}' holds {len(values)} different values in {len(rows)} rows; set --label_column"
+            f"The label column '{column}' holds {len(values)} different values in {len(rows)} rows; set "
+            "--label_column"
         )
     return [str(value) for value in sorted(values)]
 
 
 def class_ids(rows: Dataset, column: str, labels: list[str]) -> list[int]:
-    """Each row's class as its place in `labels`; -1 where the row has none of them (unlabelled, or never seen)."""
+    """Each row's class as its place in `labels`; -1 where the row has none of them (unlabelled, or
+    never seen).
+    """
     feature = rows.features[column]
     place = {name: index for index, name in enumerate(labels)}
     if isinstance(feature, ClassLabel):

@@ -1,4 +1,6 @@
-"""CoNLL files: a word a line with its columns, blank lines between sentences → rows of words and tags. Knows text alone."""
+"""CoNLL files: a word a line with its columns, blank lines between sentences → rows of words and
+tags. Knows text alone.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ LOOKED_AT = 400  # lines that tell a file's kind
 
 
 def is_conll(text: str) -> bool:
-    """Whether a text file holds words and entity tags: the same number of columns in each line, the last one tags alone."""
+    """Whether a text file holds words and entity tags: the same number of columns in each line, the
+    last one tags alone.
+    """
     lines = [line.split() for line in text[: LOOKED_AT * 80].split("\n")[:-1][:LOOKED_AT] if line.strip()]
     lines = [cells for cells in lines if cells[0] != "-DOCSTART-" and not cells[0].startswith("#")]
     widths = {len(cells) for cells in lines}
@@ -32,8 +36,8 @@ def is_conll(text: str) -> bool:
 def read_conll(text: str, name: str) -> tuple[dict[str, list[Any]], list[int]]:
     """Sentences as rows, and the line that each begins at.
 
-    Columns are named tokens and ner_tags (of two), tokens, pos_tags, chunk_tags and ner_tags (of four, CoNLL-2003), tokens and
-    pos_tags (of ten, CoNLL-U), else tokens, column_1, ..., ner_tags.
+    Columns are named tokens and ner_tags (of two), tokens, pos_tags, chunk_tags and ner_tags (of four,
+    CoNLL-2003), tokens and pos_tags (of ten, CoNLL-U), else tokens, column_1, ..., ner_tags.
 
     Raises:
         InputError: a line with another number of columns than the first.
@@ -52,7 +56,8 @@ def read_conll(text: str, name: str) -> tuple[dict[str, list[Any]], list[int]]:
         width = width or len(cells)
         if len(cells) != width or width < 2:
             raise InputError(
-                f"{name}, line {number}: {len(cells)} columns; wanted {max(width, 2)}, as above. Mend the line"
+                f"{name}, line {number}: {len(cells)} columns; wanted {max(width, 2)}, as above. Mend the "
+                "line"
             )
         if width == CONLLU and not cells[0].isdigit():
             continue  # a word of several, or one that is not written: its parts stand in lines of their own

@@ -1,6 +1,8 @@
-"""What people call a chat → messages with role and content. Knows the keys that chats are published with; knows no tokenizer.
+"""What people call a chat → messages with role and content. Knows the keys that chats are published with;
+knows no tokenizer.
 
-A canonical message has `role` (system, developer, user, assistant, tool) and `content` (a text), and beside them only what
+A canonical message has `role` (system, developer, user, assistant, tool) and `content` (a text), and beside
+them only what
 templates or training read: tool_calls, tool_call_id, name, reasoning, weight, train.
 """
 

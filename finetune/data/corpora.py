@@ -39,12 +39,14 @@ FEATURES = Features(
 
 
 def reviews(seed: int = 0, rows: int = 2800) -> DatasetDict:
-    """Film reviews of one to six sentences: verdict, rating from 1 to 10, aspects, named entities (IOB2), one-line summary.
+    """Film reviews of one to six sentences: verdict, rating from 1 to 10, aspects, named entities (IOB2),
+    one-line summary.
 
-    Splits are train, validation and test, as 20 : 3 : 5, with as many negative as positive rows (one more positive where the
-    number is odd). No text stands twice. About an eighth of the names, clauses and frames never stands in train. The rating is
-    above 5 just where the label is pos. `choices` are four summaries, two films with two verdicts each, so that they alone say
-    nothing about the answer. The same seed and number give the same rows on any machine.
+    Splits are train, validation and test, as 20 : 3 : 5, with as many negative as positive rows (one more
+    positive where the number is odd). No text stands twice. About an eighth of the names, clauses and frames
+    never stands in train. The rating is above 5 just where the label is pos. `choices` are four summaries,
+    two films with two verdicts each, so that they alone say nothing about the answer. The same seed and
+    number give the same rows on any machine.
 
     Raises:
         ValueError: fewer than 28 rows, the fewest that give every split both labels.
@@ -72,7 +74,9 @@ def reviews(seed: int = 0, rows: int = 2800) -> DatasetDict:
 
 
 def hold_back(material: Any, rng: random.Random) -> Any:
-    """The material without a seeded eighth of each list, so that evaluation also meets what training never said."""
+    """The material without a seeded eighth of each list, so that evaluation also meets what training
+    never said.
+    """
     if isinstance(material, dict):
         return {
             name: part if name in ("joints", "summary") else hold_back(part, rng)
@@ -143,7 +147,9 @@ def describe(aspect: str, clause: str, cast: dict[str, str]) -> str:
 
 
 def choose(writer: ReviewWriter, draft: Draft, cast: dict[str, str]) -> list[str]:
-    """Four summaries, the right one first: this film's and another's of other aspects, each as it is and turned round."""
+    """Four summaries, the right one first: this film's and another's of other aspects, each as it is
+    and turned round.
+    """
     decoy = Draft(draft.label, aspects=dict(draft.aspects), strength=draft.strength)
     writer.add_aspects(decoy, [said for said, _ in draft.aspects.values()])
     decoy.aspects = {name: said for name, said in decoy.aspects.items() if name not in draft.aspects}
@@ -161,10 +167,11 @@ def turn_round(draft: Draft) -> Draft:
 
 
 def films(seed: int = 0, rows: int = 2800) -> DatasetDict:
-    """Remarks of a sentence or two, and longer reviews, half and half: text and class, for a tuned model of everyday use.
+    """Remarks of a sentence or two, and longer reviews, half and half: text and class, for a tuned model of
+    everyday use.
 
-    Splits are train, validation and test, as 20 : 3 : 5, balanced. About an eighth of all words, frames, remarks and clauses never
-    stands in train. The same seed and number give the same rows on any machine.
+    Splits are train, validation and test, as 20 : 3 : 5, balanced. About an eighth of all words, frames,
+    remarks and clauses never stands in train. The same seed and number give the same rows on any machine.
 
     Raises:
         ValueError: fewer than 56 rows, the fewest that give every split both labels of both kinds.

@@ -1,4 +1,6 @@
-"""What is wrong with a file of labelled texts, all of it at once, and the file mended. Knows files and labels; knows no model."""
+"""What is wrong with a file of labelled texts, all of it at once, and the file mended. Knows files
+and labels; knows no model.
+"""
 
 from __future__ import annotations
 
@@ -188,7 +190,8 @@ def _columns(
         label = min(few, key=lambda name: few[name], default=None)
     if text is None or label is None:
         raise InputError(
-            f"No column with {'a text' if text is None else 'a label'} found in {path}; it has {', '.join(there)}. "
+            f"No column with {'a text' if text is None else 'a label'} found in {path}; it has "
+            f"{', '.join(there)}. "
             f"Set --{'text' if text is None else 'label'}_column"
         )
     return text, label
@@ -206,7 +209,8 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
     said += [f"    {name!r:<30} {count}" for name, count in counts.most_common(SHOWN)]
     said += [f"    ... and {len(counts) - SHOWN} more"] if len(counts) > SHOWN else []
     said.append(
-        f"  lengths in {'tokens' if lengths is not None else 'words'}: median {sizes[len(sizes) // 2]}, 95 % up to {sizes[int(0.95 * (len(sizes) - 1))]}, longest {sizes[-1]}"
+        f"  lengths in {'tokens' if lengths is not None else 'words'}: median {sizes[len(sizes) // 2]}, 95 % "
+        f"up to {sizes[int(0.95 * (len(sizes) - 1))]}, longest {sizes[-1]}"
     )
     faults = [
         (found.wide, "lines have more cells than the header (quote texts that hold the delimiter)", [f"line {line}" for line in found.wide]),
@@ -221,7 +225,8 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
             )
     for usual, names in found.near().items():
         said.append(
-            f"  ! labels differ by blanks or case alone: {', '.join(f'{name!r} ({counts[name]})' for name in names)} → {usual!r}"
+            "  ! labels differ by blanks or case alone: "
+            f"{', '.join(f'{name!r} ({counts[name]})' for name in names)} → {usual!r}"
         )
     near = {name for names in found.near().values() for name in names}
     said += [
@@ -233,7 +238,8 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
     if language not in (None, "English"):
         base = f"{BASES[language]} or " if language in BASES else ""
         said.append(
-            f"  the texts look {language}: a base such as {base}{MULTILINGUAL} knows it (--model_name_or_path)"
+            f"  the texts look {language}: a base such as {base}{MULTILINGUAL} knows it "
+            "(--model_name_or_path)"
         )
     if not any(line.startswith("  !") for line in said):
         said.append("  nothing is wrong with it")
@@ -255,7 +261,9 @@ def shared(one: Found, other: Found) -> list[str]:
 
 
 def mended(found: Found, path: Path) -> list[str]:
-    """Write the rows that can teach something, with one name for each label; lines that say what was changed."""
+    """Write the rows that can teach something, with one name for each label; lines that say what was
+    changed.
+    """
     usual = {name: one for one, names in found.near().items() for name in names}
     same, other = found.repeated()
     reasons = dict.fromkeys(found.empty(), "no text") | dict.fromkeys(found.unlabelled(), "no label")

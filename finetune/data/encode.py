@@ -54,7 +54,9 @@ def as_columns(texts: Sequence[str | tuple[str, str]], processor: PreTrainedToke
 
 
 def apart(firsts: list[str], seconds: list[str], processor: PreTrainedTokenizerBase) -> list[list[str]]:
-    """The two texts of each row, with a line break between them where the tokenizer would put nothing (most decoders')."""
+    """The two texts of each row, with a line break between them where the tokenizer would put nothing
+    (most decoders').
+    """
     parted = processor.num_special_tokens_to_add(pair=True) > processor.num_special_tokens_to_add(pair=False)
     return [firsts, seconds if parted else ["\n" + text for text in seconds]]
 
@@ -66,20 +68,24 @@ def want_tokens(encoded: Any, texts: Sequence[Sequence[str]], max_length: int) -
         texts: what was encoded: a list of texts, or two.
 
     Raises:
-        InputError: one has none: signs that the tokenizer drops, or no room beside special tokens and the other text.
+        InputError: one has none: signs that the tokenizer drops, or no room beside special tokens and the
+            other text.
     """
     for whole, parts in zip(encoded.encodings or (), zip(*texts, strict=True), strict=False):
         present = {part for part in whole.sequence_ids if part is not None}
         gone = next((text for part, text in enumerate(parts) if part not in present), None)
         if gone is not None:
             raise InputError(
-                f"Within {max_length} tokens nothing is left of the text {gone!r:.80}; wanted one token or more. "
+                f"Within {max_length} tokens nothing is left of the text {gone!r:.80}; wanted one token or "
+                "more. "
                 "Set --max_length higher, or mend the row"
             )
 
 
 def fingerprint(rows: Dataset, columns: Columns, *further: str) -> str:
-    """Hash of what the columns, and `further` ones, hold, row by row: equal for equal content, whatever file it came from."""
+    """Hash of what the columns, and `further` ones, hold, row by row: equal for equal content,
+    whatever file it came from.
+    """
     digest = hashlib.sha256()
     for column in filter(None, (columns.text, columns.pair, columns.label, *further)):
         digest.update(f"{column}:{rows.features[column]}".encode())
@@ -89,7 +95,9 @@ def fingerprint(rows: Dataset, columns: Columns, *further: str) -> str:
 
 
 class RowError(InputError):
-    """What is wrong with a row; `place` is its place in the batch, which `mapped` says in the user's terms."""
+    """What is wrong with a row; `place` is its place in the batch, which `mapped` says in the user's
+    terms.
+    """
 
     def __init__(self, place: int, reason: str) -> None:
         super().__init__(reason)
@@ -103,10 +111,11 @@ def mapped(
     processor: PreTrainedTokenizerBase,
     options: dict[str, Any],
 ) -> Dataset:
-    """`rows` through `encode`, in parallel inside the tokenizer, cached by content; a column `row` numbers the rows.
+    """`rows` through `encode`, in parallel inside the tokenizer, cached by content; a column `row` numbers
+    the rows.
 
-    Where `encode` makes several features of a row, or none, its `source` gives each one's place in the batch. `options` are what
-    the features depend on beside columns and tokenizer.
+    Where `encode` makes several features of a row, or none, its `source` gives each one's place in the batch.
+    `options` are what the features depend on beside columns and tokenizer.
     """
 
     def with_number(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
@@ -121,9 +130,11 @@ def mapped(
 
 
 def cached(rows: Dataset, encode: Callable, processor: PreTrainedTokenizerBase, *parts: Any) -> Dataset:
-    """`rows` through `encode` (batch, indices) → features, read from the cache where all `parts`, the tokenizer and the code are old.
+    """`rows` through `encode` (batch, indices) → features, read from the cache where all `parts`, the
+    tokenizer and the code are old.
 
-    The key is made here, as datasets' own would be made of a tokenizer's pickle, which changes with the tokenizer's first call.
+    The key is made here, as datasets' own would be made of a tokenizer's pickle, which changes with the
+    tokenizer's first call.
     """
     found = [
         code(),
@@ -143,7 +154,9 @@ def cached(rows: Dataset, encode: Callable, processor: PreTrainedTokenizerBase, 
 
 @cache
 def code() -> str:
-    """Hash of the modules that encode: what an older version of an encoder has made is not what this one makes."""
+    """Hash of the modules that encode: what an older version of an encoder has made is not what this
+    one makes.
+    """
     package = Path(__file__).parent.parent
     files = sorted(file for room in ("data", "tasks", "objectives") for file in (package / room).glob("*.py"))
     return hashlib.sha256(b"\x00".join(file.read_bytes() for file in files)).hexdigest()
@@ -161,7 +174,9 @@ def tokenizer_key(processor: PreTrainedTokenizerBase) -> str:
 
 
 def report_cut(features: Dataset, max_length: int) -> Dataset:
-    """Says in the log how many texts were cut and how much of all tokens that was; drops the count's column."""
+    """Says in the log how many texts were cut and how much of all tokens that was; drops the count's
+    column.
+    """
     cut, kept = features["cut"][:], features["length"][:]
     many = sum(count > 0 for count in cut)
     if many:

@@ -1,7 +1,9 @@
-"""Files of rows → a data set that knows where in its file each row stands. Knows formats; knows no columns by name but SQuAD's.
+"""Files of rows → a data set that knows where in its file each row stands. Knows formats; knows no columns by
+name but SQuAD's.
 
-Text files are read here rather than by `datasets`, whose readers take one encoding and one delimiter, call the words NA and None
-missing, and give up on a row of another type without saying which. What was read is kept as Arrow beside `datasets`' own cache.
+Text files are read here rather than by `datasets`, whose readers take one encoding and one delimiter, call
+the words NA and None missing, and give up on a row of another type without saying which. What was read is
+kept as Arrow beside `datasets`' own cache.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Reading:
     """How text files are read.
 
     Attributes:
-        documents: what is a row of a .txt file: its lines, its paragraphs (parted by blank lines), or all of it.
+        documents: what is a row of a .txt file: its lines, its paragraphs (parted by blank lines), or all of
+            it.
         encoding: of text files, where it can't be told.
     """
 
@@ -178,7 +181,9 @@ def as_dataset(columns: Columns, name: str) -> Dataset:
 
 
 def _is_free(values: list[Any]) -> bool:
-    """Whether records in the cells differ in their keys or kinds: Arrow would give all of them the keys of any, and null for the rest."""
+    """Whether records in the cells differ in their keys or kinds: Arrow would give all of them the
+    keys of any, and null for the rest.
+    """
     inner = [
         one
         for value in values
@@ -212,7 +217,8 @@ def _check_mixture(column: str, values: list[Any], columns: Columns, name: str) 
     (first, one), (second, other) = list(kinds.items())[:2]
     places = columns.get(PLACE) or [f"row {place}" for place in range(len(values))]
     raise InputError(
-        f"The column '{column}' of {name} holds a {first} in {places[one]} ({values[one]!r:.60}) and a {second} in {places[other]} "
+        f"The column '{column}' of {name} holds a {first} in {places[one]} ({values[one]!r:.60}) and a "
+        f"{second} in {places[other]} "
         f"({values[other]!r:.60}); wanted one kind. Mend the rows"
     )
 

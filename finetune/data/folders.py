@@ -1,4 +1,6 @@
-"""A folder of files, or one of them → splits of rows. Knows names of files and splits; knows no options and no task."""
+"""A folder of files, or one of them → splits of rows. Knows names of files and splits; knows no
+options and no task.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ CLASSES = ("label", "labels", "intent", "sentiment", "category", "class", "targe
 
 
 def files_of(path: Path, data_files: list[str] | None) -> dict[str, list[Path]]:
-    """Split name → files. A folder's files are named after their split: train.parquet, data/test-00000-of-00002.parquet."""
+    """Split name → files. A folder's files are named after their split: train.parquet,
+    data/test-00000-of-00002.parquet.
+    """
     if data_files:
         return _named_files(path, data_files)
     if path.is_file():
@@ -82,7 +86,8 @@ def read_folder(files: dict[str, list[Path]], reading: Reading) -> DatasetDict:
     kinds = {kind_of(file) or file.suffix for paths in files.values() for file in paths}
     if len(kinds) > 1 or not kinds <= set(FILE_KINDS.values()):
         raise InputError(
-            f"Files of several kinds ({', '.join(sorted(kinds))}); wanted {endings()}, one kind. Name them by --data_files"
+            f"Files of several kinds ({', '.join(sorted(kinds))}); wanted {endings()}, one kind. Name them "
+            "by --data_files"
         )
     if not reading.documents:
         # books are documents each; one file, or one a split, has them line by line
@@ -128,7 +133,8 @@ def _slice(bounds: str, length: int, flag: str) -> range:
 
 
 def kept_aside(rows: Dataset, label: str | None, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the rows to train on and of the tenth to evaluate on: of each class as nearly a tenth as can be.
+    """Numbers of the rows to train on and of the tenth to evaluate on: of each class as nearly a tenth as can
+    be.
 
     A class of one row stays in training. The same rows and seed give the same split.
     """

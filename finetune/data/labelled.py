@@ -1,4 +1,6 @@
-"""Texts with a class, a number or a set of labels, in the ways that they are published → columns. Knows columns and labels alone."""
+"""Texts with a class, a number or a set of labels, in the ways that they are published → columns.
+Knows columns and labels alone.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ def named_classes(rows: Dataset, column: str, names: Sequence[str] | None) -> Da
     }
     if not all(isinstance(one, int) for one in values) or (values and max(values) >= len(names)):
         raise InputError(
-            f"--class_names names {len(names)} classes, and '{column}' holds {', '.join(map(str, sorted(values, key=str)[-3:]))}; "
+            f"--class_names names {len(names)} classes, and '{column}' holds "
+            f"{', '.join(map(str, sorted(values, key=str)[-3:]))}; "
             f"wanted numbers from 0 to {len(names) - 1}. Set --class_names or --label_column"
         )
     if isinstance(inner, ClassLabel) and list(inner.names) == list(names):
@@ -80,9 +83,11 @@ def named_classes(rows: Dataset, column: str, names: Sequence[str] | None) -> Da
 
 
 def labelled(rows: Dataset, column: str, where: str, drop: bool = False) -> Dataset:
-    """Rows that have a class: -1 among 0, 1, ... says that nobody gave one, as in SNLI; such rows are left out and counted.
+    """Rows that have a class: -1 among 0, 1, ... says that nobody gave one, as in SNLI; such rows are left
+    out and counted.
 
-    Rows without any are left out where `drop`. Rows of which none would be left stay, for whoever looks at classes to say.
+    Rows without any are left out where `drop`. Rows of which none would be left stay, for whoever looks at
+    classes to say.
     """
     values = rows[column][:]
     given = {value for value in values if value is not None}
@@ -99,7 +104,9 @@ def labelled(rows: Dataset, column: str, where: str, drop: bool = False) -> Data
 
 
 def twins(counts: Counter[str]) -> dict[str, list[str]]:
-    """Labels that differ by blanks or case alone: the most usual one, without blanks around it → all of them."""
+    """Labels that differ by blanks or case alone: the most usual one, without blanks around it → all
+    of them.
+    """
     groups: dict[str, list[str]] = {}
     for name, _ in counts.most_common():
         groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
@@ -135,7 +142,8 @@ def settled_labels(parts: Sequence[Dataset], column: str, data: TextArguments) -
     if data.near_labels is None:
         raise InputError(
             f"Labels in '{column}' differ by blanks or case alone: {said}. "
-            f"Set --near_labels merge to make them {', '.join(map(repr, found))}, or --near_labels keep if they are classes apart"
+            f"Set --near_labels merge to make them {', '.join(map(repr, found))}, or --near_labels keep if "
+            "they are classes apart"
         )
     logger.warning("Labels of '%s' made one: %s", column, said)
     one = {name: usual for usual, names in found.items() for name in names}
@@ -167,7 +175,8 @@ def say_classes(names: Sequence[str], counted: Sequence[tuple[str, Counter[str]]
 
 
 def lay_out_label_sets(rows: Dataset, data: DataArguments) -> Laid:
-    """A text and several labels a row, or none: lists of names, 0/1 vectors, `a|b`, or a column of 0 and 1 for each label.
+    """A text and several labels a row, or none: lists of names, 0/1 vectors, `a|b`, or a column of 0 and 1
+    for each label.
 
     Raises:
         InputError: a column that is missing, or a label column that holds none of these.
@@ -228,7 +237,9 @@ def _parted(values: Sequence[str | None]) -> list[list[str]]:
 def _with_lists(
     rows: Dataset, column: str, lists: list[list[Any]], names: list[str] | None = None
 ) -> Dataset:
-    """The column with lists of labels, or of places of `names`, which then are classes even where no row has them."""
+    """The column with lists of labels, or of places of `names`, which then are classes even where no
+    row has them.
+    """
     inner = Value("string") if names is None else ClassLabel(names=names)
     made = rows.remove_columns(column).add_column(column, lists, feature=List(inner))
     return made.select_columns(rows.column_names)

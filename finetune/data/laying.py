@@ -1,4 +1,6 @@
-"""Rows of one data set or of several → one layout, mixed by weight, every column accounted for. Knows layouts; knows no tokenizer."""
+"""Rows of one data set or of several → one layout, mixed by weight, every column accounted for. Knows
+layouts; knows no tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def laid_out(rows: Rows, data: DataArguments, lay_out: LayOut) -> tuple[Rows, Co
     Prints what each column is for.
 
     Raises:
-        InputError: a column with text that nothing reads, rows that can't be read, data sets that don't go together.
+        InputError: a column with text that nothing reads, rows that can't be read, data sets that don't go
+            together.
     """
     train = rows.train_parts or tuple(Part(rows.name, part) for part in (rows.train,) if part is not None)
     evaluation = rows.eval_parts or tuple(Part(rows.name, part) for part in (rows.eval,) if part is not None)
@@ -45,7 +48,8 @@ def laid_out(rows: Rows, data: DataArguments, lay_out: LayOut) -> tuple[Rows, Co
         columns = {one.columns for one in (*laid, *tested)}
         if len(columns) > 1:
             raise InputError(
-                f"Training rows have the columns {laid[0].columns}, evaluation rows {tested[0].columns}; set --eval_split"
+                f"Training rows have the columns {laid[0].columns}, evaluation rows {tested[0].columns}; set "
+                "--eval_split"
             )
         first = laid[0].rows if laid else None
         return Rows(first, first if same else tested[0].rows, rows.name), columns.pop()
@@ -88,7 +92,9 @@ def _names(laid: Sequence[Laid]) -> Columns:
 
 
 def _alike(laid: Sequence[Laid]) -> list[Dataset]:
-    """Data sets with the same columns of the same kinds: chats where any is one, else texts and labels by one name."""
+    """Data sets with the same columns of the same kinds: chats where any is one, else texts and
+    labels by one name.
+    """
     names = _names(laid)
     if names.text == names.label == "messages":
         return [_as_chats(one) for one in laid]
@@ -104,7 +110,8 @@ def _alike(laid: Sequence[Laid]) -> list[Dataset]:
         kept = {old: new for old, new in columns.items() if old}
         if (one.columns.pair is None) != (names.pair is None):
             raise InputError(
-                "Data sets with one text a row and with two don't go together; name those of one kind by --dataset_name"
+                "Data sets with one text a row and with two don't go together; name those of one kind by "
+                "--dataset_name"
             )
         rows = one.rows.select_columns(
             [*kept, *(name for name in one.rows.column_names if name.startswith("__"))]
@@ -117,7 +124,8 @@ def _alike(laid: Sequence[Laid]) -> list[Dataset]:
     kinds = {str(rows.features) for rows in made}
     if len(kinds) > 1:
         raise InputError(
-            f"The data sets don't go together: their columns hold {' and '.join(sorted(kinds))}. Set --dataset_name"
+            f"The data sets don't go together: their columns hold {' and '.join(sorted(kinds))}. Set "
+            "--dataset_name"
         )
     return made
 

@@ -1,6 +1,8 @@
-"""LAYOUTS: how questions and answers are laid out in rows, and which columns are which. Knows columns; knows no tokenizer.
+"""LAYOUTS: how questions and answers are laid out in rows, and which columns are which. Knows columns; knows
+no tokenizer.
 
-A layout is told from a row's columns, or named by --layout. `finetune.data.questions` reads all of them alike.
+A layout is told from a row's columns, or named by --layout. `finetune.data.questions` reads all of them
+alike.
 """
 
 from __future__ import annotations
@@ -114,7 +116,8 @@ def find_fields(rows: Dataset, data: DataArguments, answer: bool = True) -> Fiel
     label = data.label_column or (first_of(ANSWERS, rest) if answer and found.chat is None else None)
     if found.layout != "text" and found.chat is None and answer and label is None:
         raise InputError(
-            f"No column with an answer to '{found.asked}' in {data.name}; it has {', '.join(there)}; wanted one of: "
+            f"No column with an answer to '{found.asked}' in {data.name}; it has {', '.join(there)}; wanted "
+            "one of: "
             f"{', '.join(ANSWERS)}. Set --label_column"
         )
     rest = [column for column in rest if column != label]
@@ -151,7 +154,8 @@ def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
     if column is None:
         names = ", ".join(wanted or (*CHATS, *ASKED, "text"))
         raise InputError(
-            f"No column with a question in {data.name}; it has {', '.join(there)}; wanted one of: {names}. Set --text_column"
+            f"No column with a question in {data.name}; it has {', '.join(there)}; wanted one of: {names}. "
+            "Set --text_column"
         )
     told = next(
         (

@@ -41,14 +41,16 @@ def weighted(entries: Sequence[str]) -> dict[str, float]:
             weight = 0.0
         if not 0 < weight < float("inf") or not name or name in weights:
             raise InputError(
-                f"--dataset_name {entry} can't be read; wanted each data set once, as NAME or NAME=WEIGHT with a weight above 0"
+                f"--dataset_name {entry} can't be read; wanted each data set once, as NAME or NAME=WEIGHT "
+                "with a weight above 0"
             )
         weights[name] = weight
     return weights
 
 
 def mixed(parts: Sequence[Part], seed: int) -> Dataset:
-    """Rows of several data sets in one: each as many times as its weight says, a part of it as a seeded sample.
+    """Rows of several data sets in one: each as many times as its weight says, a part of it as a seeded
+    sample.
 
     Raises:
         InputError: columns of different kinds, which a layout would have made alike.
@@ -61,7 +63,8 @@ def mixed(parts: Sequence[Part], seed: int) -> Dataset:
         wanted = [*np.tile(np.arange(len(order)), int(whole)), *few]
         if not wanted:
             raise InputError(
-                f"--dataset_name {part.name}={part.weight:g} takes none of {len(order)} rows; set a higher weight"
+                f"--dataset_name {part.name}={part.weight:g} takes none of {len(order)} rows; set a higher "
+                "weight"
             )
         drawn.append(part.rows.select(wanted))
         logger.warning("%s: %d of %d rows (weight %g)", part.name, len(wanted), len(order), part.weight)

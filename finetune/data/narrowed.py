@@ -1,4 +1,6 @@
-"""Options of rows for verbs that read fewer of them: an option that a verb doesn't read is none of it. Knows options alone."""
+"""Options of rows for verbs that read fewer of them: an option that a verb doesn't read is none of
+it. Knows options alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Where a row stands in its file: what messages call it, whatever was shuffled, sampled or left out since. Knows nothing else."""
+"""Where a row stands in its file: what messages call it, whatever was shuffled, sampled or left out
+since. Knows nothing else.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def place_of(rows: Dataset, index: int) -> str:
 
 
 def places_of(rows: Dataset, indices: Sequence[int], most: int = 5) -> str:
-    """The first few of some rows, with their lines where the file has lines: `lines 5, 19, ...; rows 3, 17, ...`."""
+    """The first few of some rows, with their lines where the file has lines: `lines 5, 19, ...; rows
+    3, 17, ...`.
+    """
     places = [place_of(rows, index) for index in indices[:most]]
     more = ", ..." if len(indices) > most else ""
     found = [re.fullmatch(r"row (\d+)(?: \(line (\d+)\))?", place) for place in places]

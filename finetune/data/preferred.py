@@ -1,4 +1,6 @@
-"""Preferences in the ways that they are published → a question and two answers, or an answer and a verdict. Knows columns alone."""
+"""Preferences in the ways that they are published → a question and two answers, or an answer and a
+verdict. Knows columns alone.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,11 @@ TRUE, FALSE = (
 
 
 def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
-    """A question with a better and a worse answer → prompt, chosen, rejected, and tools, margins and scores where there are any.
+    """A question with a better and a worse answer → prompt, chosen, rejected, and tools, margins and scores
+    where there are any.
 
-    Texts stay texts where a question is nothing else; with a system's words, a history or tools all become messages. Without a
-    question's column the two answers hold it themselves.
+    Texts stay texts where a question is nothing else; with a system's words, a history or tools all become
+    messages. Without a question's column the two answers hold it themselves.
 
     Raises:
         InputError: columns that are missing, or rows that can't be read, with their place.
@@ -52,7 +55,8 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
     better, worse = first_of(BETTER, there), first_of(WORSE, there)
     if better is None or worse is None:
         raise InputError(
-            f"No column '{'chosen' if better is None else 'rejected'}' in {data.name}; it has {', '.join(there)}. "
+            f"No column '{'chosen' if better is None else 'rejected'}' in {data.name}; it has "
+            f"{', '.join(there)}. "
             "Set --dataset_name to preference pairs"
         )
     fields = _question(rows, data, (better, worse))
@@ -112,7 +116,8 @@ def _chats(row: dict[str, Any], fields: Fields | None, answers: Sequence[str]) -
     if all(one == prompt for one in told) or all(
         len(side) > 1 and side[0]["role"] in ("user", "system") for side in sides
     ):
-        # answers that hold the question: what both begin with is the question, whatever the prompt's column says of it
+        # answers that hold the question: what both begin with is the question, whatever the prompt's column
+        # says of it
         shared = next(
             (i for i, (a, b) in enumerate(zip(*sides, strict=False)) if a != b), min(map(len, sides)) - 1
         )
@@ -132,7 +137,9 @@ def _read(row: dict[str, Any], fields: Fields | None, answers: Sequence[str]) ->
 
 
 def with_columns(rows: Dataset, made: dict[str, list[Any]]) -> Dataset:
-    """The rows with further columns: messages with role and content alone as records, others as JSON, which keeps their keys."""
+    """The rows with further columns: messages with role and content alone as records, others as JSON,
+    which keeps their keys.
+    """
     for name, values in made.items():
         filled = [value for value in values if value is not None]
         plain = all(isinstance(v, list) and all(set(m) == {"role", "content"} for m in v) for v in filled)
@@ -145,7 +152,8 @@ def with_columns(rows: Dataset, made: dict[str, list[Any]]) -> Dataset:
 
 
 def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
-    """A question, an answer and whether it is a good one → prompt, completion, label (true or false), and tools where there are any.
+    """A question, an answer and whether it is a good one → prompt, completion, label (true or false), and
+    tools where there are any.
 
     Raises:
         InputError: columns that are missing, or verdicts that are neither yes nor no, with their place.
@@ -155,7 +163,8 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
     said = first_of(SAID, there)
     if verdict is None or said is None:
         raise InputError(
-            f"No column '{'label' if verdict is None else 'completion'}' in {data.name}; it has {', '.join(there)}; "
+            f"No column '{'label' if verdict is None else 'completion'}' in {data.name}; it has "
+            f"{', '.join(there)}; "
             "wanted prompt, completion and label. Set --dataset_name"
         )
     fields = _question(rows, replace(data, label_column=None), (said, verdict))

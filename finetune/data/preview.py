@@ -1,4 +1,6 @@
-"""Rows as the model sees them: tokens as text, what is learnt marked. Knows features and tokenizers; knows no model and no task."""
+"""Rows as the model sees them: tokens as text, what is learnt marked. Knows features and tokenizers;
+knows no model and no task.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def show_features(
         length = f", {rows[place]['length']} tokens" if "length" in rows.column_names else ""
         more = f" ... ({len(text) - LONG} more characters)" if len(text) > LONG else ""
         say(
-            f"\n{split} row {place} as the model sees it{length}; learnt: {OPEN}so{CLOSE}\n{text[:LONG]}{more}\n"
+            f"\n{split} row {place} as the model sees it{length}; learnt: "
+            f"{OPEN}so{CLOSE}\n{text[:LONG]}{more}\n"
         )
     if data.check:
         counted = ", ".join(
@@ -41,7 +44,9 @@ def show_features(
 
 
 def show_texts(texts: Sequence[str], counted: str, data: TextArguments) -> bool:
-    """Print rows that are text already, the learnt part marked (see `marked`); whether the run ends here (--check)."""
+    """Print rows that are text already, the learnt part marked (see `marked`); whether the run ends
+    here (--check).
+    """
     for place, text in enumerate(texts[: max(data.show_rows, 1 if data.check else 0)]):
         say(f"\nrow {place} as the model sees it; learnt: {marked('so')}\n{text[:LONG]}\n")
     if data.check:

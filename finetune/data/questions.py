@@ -1,7 +1,8 @@
-"""Questions and answers in any layout → messages, or one text and its answer. Knows layouts; knows no tokenizer.
+"""Questions and answers in any layout → messages, or one text and its answer. Knows layouts; knows no
+tokenizer.
 
-Whatever the layout, there is one question (messages that were said before, or a text) and one answer, so that the same chat has
-the same tokens in each of them.
+Whatever the layout, there is one question (messages that were said before, or a text) and one answer, so that
+the same chat has the same tokens in each of them.
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ def lay_out_chats(rows: Dataset, data: DataArguments) -> Laid:
 
 
 def lay_out_prompts(rows: Dataset, data: DataArguments, texts: Sequence[str] = ()) -> Laid:
-    """What a model is to answer → `prompt`, a text or messages; the answers that rows hold, and all other columns, stay for rewards.
+    """What a model is to answer → `prompt`, a text or messages; the answers that rows hold, and all other
+    columns, stay for rewards.
 
     Args:
         texts: usual names of columns that are prompts where no question's are there.
@@ -189,7 +191,8 @@ def lay_out_prompts(rows: Dataset, data: DataArguments, texts: Sequence[str] = (
         fields = Fields("text", asked=asked)
     if fields.tools:
         raise InputError(
-            f"The column '{fields.tools}' of {data.name} describes tools, which prompts are not asked with here. "
+            f"The column '{fields.tools}' of {data.name} describes tools, which prompts are not asked with "
+            "here. "
             f"Set --ignore_columns {fields.tools} to leave them out"
         )
     plain = fields.plain and not holds(rows, str(fields.asked), lambda value: not isinstance(value, str))
@@ -222,7 +225,8 @@ def unanswered(messages: Sequence[Message]) -> list[Message]:
 def lay_out_questions(
     rows: Dataset, data: DataArguments, sources: Sequence[str], targets: Sequence[str]
 ) -> Laid:
-    """Rows for models that read a source and write a target: columns with the usual names as they are, else `text` and `label`.
+    """Rows for models that read a source and write a target: columns with the usual names as they are, else
+    `text` and `label`.
 
     Raises:
         InputError: columns that are missing, or a chat of several turns.
@@ -247,7 +251,8 @@ def lay_out_questions(
     fields = find_fields(rows.remove_columns(chats), data)
     if fields.chat or fields.tools:
         raise InputError(
-            f"The rows of {data.name} are chats ({fields.chat or fields.tools}), which this task doesn't read; wanted one text and its "
+            f"The rows of {data.name} are chats ({fields.chat or fields.tools}), which this task doesn't "
+            "read; wanted one text and its "
             "answer. Use scripts/sft.py, or set --text_column and --label_column"
         )
 
@@ -308,7 +313,8 @@ def strange_keys(rows: Dataset, fields: Fields) -> dict[str, list[Any]]:
 def mapped_rows(
     rows: Dataset, fields: Fields, read: Callable[[dict[str, Any]], dict[str, Any]], features: dict[str, Any]
 ) -> Dataset:
-    """Rows through `read`, with their place and `id`; kept in the cache where content, fields and code are old ones.
+    """Rows through `read`, with their place and `id`; kept in the cache where content, fields and code are
+    old ones.
 
     Raises:
         InputError: a row that can't be read, with its place.

@@ -1,4 +1,6 @@
-"""JSON in the shapes that rows are published in → columns. Knows shapes; knows no columns by name but SQuAD's and messages'."""
+"""JSON in the shapes that rows are published in → columns. Knows shapes; knows no columns by name but
+SQuAD's and messages'.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ Columns = dict[str, list[Any]]
 def read_records(text: str, file: Path) -> tuple[Columns, list[int] | None]:
     """Columns, and the line of each record where the file has one a line.
 
-    JSON lines, a list of records, columns, records under `data` or another key, pandas' ways, SQuAD's own file.
+    JSON lines, a list of records, columns, records under `data` or another key, pandas' ways, SQuAD's own
+    file.
 
     Raises:
         InputError: text that is no JSON, with its lines, or that holds no records.
@@ -73,7 +76,9 @@ def _json_lines(text: str, file: Path) -> tuple[Columns, list[int]]:
 
 
 def _shape(whole: dict[str, Any]) -> str | None:
-    """How one JSON object holds rows: under a key, as columns, or by row numbers; None where it is a row itself."""
+    """How one JSON object holds rows: under a key, as columns, or by row numbers; None where it is a
+    row itself.
+    """
     inner = [
         key
         for key, value in whole.items()

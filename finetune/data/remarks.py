@@ -1,4 +1,5 @@
-"""Everyday remarks about films, a sentence or two each: whole ones as they were written, and words of praise or blame in frames.
+"""Everyday remarks about films, a sentence or two each: whole ones as they were written, and words of praise
+or blame in frames.
 
 Knows no files; the wording is remarks.yaml's.
 """

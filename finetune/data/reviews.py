@@ -16,7 +16,8 @@ KINDS = {"film": "TITLE", "other": "TITLE", "place": "LOC", "town": "LOC"} | dic
 TOKEN = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
 MOST_ASPECTS = 4  # of eight: as many again are left for the other film of a multiple choice
 
-# How often a review has so many sentences, and how its aspects stand to its verdict: all with it, at least half against it,
+# How often a review has so many sentences, and how its aspects stand to its verdict: all with it, at least
+# half against it,
 # all against it, none named.
 LENGTHS = {1: 14, 2: 24, 3: 26, 4: 19, 5: 11, 6: 6}
 PLANS = {"agree": 56, "mixed": 12, "against": 20, "bare": 12}
@@ -27,8 +28,8 @@ LITERAL = 0.82  # share of framed verdicts whose words of praise or blame mean w
 class Draft:
     """A review before its names are filled in: sentences with marks, and what they say.
 
-    `aspects` maps an aspect to what is said of it (0 blame, 1 praise) and the clause that says so; `strength` of the verdict
-    is 0 hedged, 1 plain, 2 strong.
+    `aspects` maps an aspect to what is said of it (0 blame, 1 praise) and the clause that says so; `strength`
+    of the verdict is 0 hedged, 1 plain, 2 strong.
     """
 
     label: int
@@ -39,7 +40,9 @@ class Draft:
 
 @dataclass
 class ReviewWriter:
-    """Draws on the material, `bank`, by one generator. A line "praise / blame" or "keep / flip" holds two facing clauses."""
+    """Draws on the material, `bank`, by one generator. A line "praise / blame" or "keep / flip" holds
+    two facing clauses.
+    """
 
     rng: random.Random
     bank: dict[str, Any]
@@ -83,7 +86,9 @@ class ReviewWriter:
             draft.sentences = [self.joined_verdict(draft, [side, side], plan)]
 
     def long(self, draft: Draft, plan: str, length: int) -> None:
-        """Two to six sentences: perhaps something neutral, then aspects and, unless they all agree, always a verdict."""
+        """Two to six sentences: perhaps something neutral, then aspects and, unless they all agree,
+        always a verdict.
+        """
         with_verdict = plan != "agree" or self.rng.random() < 0.65
         room = length - with_verdict
         neutral = min(max(self.rng.choice([0, 0, 1, 1, 2]), room - 3), room - 1)
@@ -178,7 +183,9 @@ class ReviewWriter:
         return text + "!" if draft.strength == 2 and self.rng.random() < 0.15 else text
 
     def joined_verdict(self, draft: Draft, sides: list[int], joint: str) -> str:
-        """Aspects and a verdict in one sentence; `joint` says whether they agree or stand against each other."""
+        """Aspects and a verdict in one sentence; `joint` says whether they agree or stand against
+        each other.
+        """
         all_against = joint == "against" and all(side != draft.label for side, _ in draft.aspects.values())
         families = self.bank["verdicts"]
         unfit = {name for name, family in families.items() if not family["joins"]}
@@ -195,7 +202,9 @@ class ReviewWriter:
         return self.rng.choice(self.bank["joints"][joint]).replace("<a>", first).replace("<b>", second)
 
     def lead(self, joint: str, text: str, before: list[str] | None = None) -> str:
-        """The text after a connective: not one used before, and none with a comma where the text has a comma of its own."""
+        """The text after a connective: not one used before, and none with a comma where the text has
+        a comma of its own.
+        """
         words = self.bank["joints"][joint]
         used = {lead for lead in words if any(lead and said.startswith(lead) for said in before or [])}
         return (
@@ -265,7 +274,9 @@ def realise(
 def mention(
     rng: random.Random, sentence: str, cast: dict[str, str], named: set[str], titled: bool
 ) -> list[tuple[str, str | None]]:
-    """Fill the marks: the full name the first time, a surname or a pronoun later. Pieces of text, each with its entity kind."""
+    """Fill the marks: the full name the first time, a surname or a pronoun later. Pieces of text,
+    each with its entity kind.
+    """
     pieces: list[tuple[str, str | None]] = []
     film_here = False
     for piece in filter(None, re.split(r"(<\w+>)", sentence)):

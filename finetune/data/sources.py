@@ -1,4 +1,5 @@
-"""Where rows come from: hub names, local folders or files, or a built-in corpus → train and evaluation splits.
+"""Where rows come from: hub names, local folders or files, or a built-in corpus → train and evaluation
+splits.
 
 Knows files and splits; knows no tokenizer, no model and no task.
 """
@@ -199,8 +200,9 @@ class FewShotArguments(DataArguments):
 class Rows:
     """Raw rows with their splits settled. `train` or `eval` is None where it was not asked for.
 
-    `train_parts` and `eval_parts` are the data sets that they come from where there are several; `train` and `eval` are then the
-    first ones', until `finetune.data.layouts` has brought all into one layout and mixed them.
+    `train_parts` and `eval_parts` are the data sets that they come from where there are several; `train` and
+    `eval` are then the first ones', until `finetune.data.layouts` has brought all into one layout and mixed
+    them.
     """
 
     train: Dataset | None
@@ -227,7 +229,8 @@ class Rows:
 
 
 def load_rows(data: TextArguments, train: bool = True, fallback: str | None = "train") -> Rows:
-    """Read the splits that a run needs; `train=False` reads the evaluation split alone, or `fallback` where there is none.
+    """Read the splits that a run needs; `train=False` reads the evaluation split alone, or `fallback` where
+    there is none.
 
     Raises:
         InputError: nothing there under that name, an unreadable file, a split that does not exist, 0 rows.
@@ -260,7 +263,9 @@ def _training(data: TextArguments) -> Dataset:
 
 
 def _both(data: TextArguments) -> Rows:
-    """Training and evaluation rows of one data set; a tenth is kept aside where it has none to evaluate on."""
+    """Training and evaluation rows of one data set; a tenth is kept aside where it has none to
+    evaluate on.
+    """
     splits = _splits(data.name, data.dataset_config, data.data_files, _reading(data))
     training = split_of(splits, data.train_split, "--train_split")
     held_out = data.eval_split or default_eval(splits, None)
@@ -324,14 +329,16 @@ def _read_hub(name: str, config: str | None) -> DatasetDict:
     except Exception as error:
         near = ", ".join(CORPORA)
         raise InputError(
-            f"No data set '{name}': not a file or folder here, not a built-in corpus ({near}), and the hub answers "
+            f"No data set '{name}': not a file or folder here, not a built-in corpus ({near}), and the hub "
+            "answers "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Set --dataset_name"
         ) from error
     return found
 
 
 def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None) -> Dataset:
-    """A seeded, shuffled sample of at most `limit` rows; with a class column, as many of each class as there can be.
+    """A seeded, shuffled sample of at most `limit` rows; with a class column, as many of each class as there
+    can be.
 
     Rows come shuffled even without a limit: published files are often sorted by label.
     """
@@ -344,7 +351,8 @@ def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None
     if label is None or not isinstance(rows.features[label], ClassLabel):
         return rows.select(order[:limit])
     classes = np.asarray(rows[label][:])[order]
-    # the n-th row of each class comes before the (n+1)-th of any: taking the first `limit` fills the classes evenly
+    # the n-th row of each class comes before the (n+1)-th of any: taking the first `limit` fills the classes
+    # evenly
     rank = np.zeros(len(order), dtype=np.int64)
     for value in np.unique(classes):
         members = np.flatnonzero(classes == value)
@@ -356,7 +364,8 @@ def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None
 def open_stream(
     name: str, config: str | None, data_files: list[str] | None, split: str
 ) -> datasets.IterableDataset:
-    """One split, read as it is needed: Parquet from local files or the hub; text files whole, as their rows are told from all.
+    """One split, read as it is needed: Parquet from local files or the hub; text files whole, as their rows
+    are told from all.
 
     Raises:
         InputError: nothing there under that name, or no such split.

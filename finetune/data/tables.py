@@ -1,7 +1,8 @@
-"""Bytes of a file → text, and text with delimiters → records with the lines they begin at. Knows encodings; knows no columns.
+"""Bytes of a file → text, and text with delimiters → records with the lines they begin at. Knows encodings;
+knows no columns.
 
-What Python's csv and json modules leave to the reader is settled here once: which encoding, which delimiter, whether quotes
-mean anything, what an empty cell is, and which cells are numbers.
+What Python's csv and json modules leave to the reader is settled here once: which encoding, which delimiter,
+whether quotes mean anything, what an empty cell is, and which cells are numbers.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def content(file: Path) -> bytes:
 
 
 def decoded(data: bytes, name: str, encoding: str | None = None) -> str:
-    """Bytes as text: by the encoding that is named, by a byte order mark, as UTF-8, or as what fits the bytes best.
+    """Bytes as text: by the encoding that is named, by a byte order mark, as UTF-8, or as what fits the bytes
+    best.
 
     Raises:
         InputError: bytes that the named encoding doesn't have, or an encoding that there isn't.
@@ -102,7 +104,9 @@ def _without_mark(data: bytes) -> str:
 
 
 def _legacy(data: bytes) -> tuple[str, str]:
-    """Text in an encoding of before Unicode. Western Europe's, unless most letters would be foreign ones there."""
+    """Text in an encoding of before Unicode. Western Europe's, unless most letters would be foreign
+    ones there.
+    """
     letters = [byte for byte in data if byte > 127 or chr(byte).isalpha()]
     if sum(byte > 127 for byte in letters) > 0.4 * len(letters):
         from charset_normalizer import from_bytes
@@ -121,8 +125,8 @@ def delimited(
 ) -> tuple[dict[str, list], list[int]]:
     """Text with a header line → columns, and the line that each record begins at (the header's is 1).
 
-    Empty cells are missing; words such as NA, None and null are words. A column is of numbers where all its cells are. Records
-    with more cells than the header are left out where `wide` takes their lines.
+    Empty cells are missing; words such as NA, None and null are words. A column is of numbers where all its
+    cells are. Records with more cells than the header are left out where `wide` takes their lines.
 
     Raises:
         InputError: a header with a name twice, or records with more cells than the header.
@@ -141,7 +145,8 @@ def delimited(
     if beyond and wide is None:
         named = ", ".join(f"line {line} ({count})" for line, count in beyond[:5])
         raise InputError(
-            f"{name}: {len(beyond)} records have more cells than the header's {len(header)}, parted by {delimiter!r}: {named}"
+            f"{name}: {len(beyond)} records have more cells than the header's {len(header)}, parted by "
+            f"{delimiter!r}: {named}"
             f"{', ...' if len(beyond) > 5 else ''}. Put texts that hold the delimiter into double quotes"
         )
     if beyond and wide is not None:
@@ -154,14 +159,17 @@ def delimited(
 
 
 def _dialect(text: str, delimiters: Sequence[str]) -> tuple[str, int]:
-    """The delimiter by which most records have as many cells as the header; quotes mean nothing where that fits better."""
+    """The delimiter by which most records have as many cells as the header; quotes mean nothing where
+    that fits better.
+    """
     best, choice = (-1.0, 0, 0), (delimiters[0], csv.QUOTE_MINIMAL)
     for delimiter in delimiters:
         for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if delimiter == "\t" else (csv.QUOTE_MINIMAL,):
             records, _ = _records(text, delimiter, quoting, LOOKED_AT)
             if not records or len(records[0]) < 2:
                 continue
-            # in files with tabs a quote is often a sign like any other: the text up to the next one would be swallowed
+            # in files with tabs a quote is often a sign like any other: the text up to the next one would be
+            # swallowed
             swallowed = delimiter == "\t" and any(
                 "\t" in cell and "\n" in cell for row in records for cell in row
             )
@@ -189,7 +197,9 @@ def _records(
 
 
 def typed(cells: Sequence[str]) -> list[Any]:
-    """Cells as whole numbers or decimals where all of them are, else as they stand; None where there is nothing."""
+    """Cells as whole numbers or decimals where all of them are, else as they stand; None where there
+    is nothing.
+    """
     filled = [cell.strip() for cell in cells if cell.strip()]
     if filled and all(WHOLE.fullmatch(cell) for cell in filled):
         return [int(cell) if cell.strip() else None for cell in cells]

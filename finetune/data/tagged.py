@@ -1,4 +1,6 @@
-"""Words with tags, in any scheme, or texts with the places of entities → words and IOB2 tags. Knows columns and tags alone."""
+"""Words with tags, in any scheme, or texts with the places of entities → words and IOB2 tags. Knows
+columns and tags alone.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,9 @@ def in_iob2(rows: Dataset, column: str) -> Dataset:
 
 
 def scheme_of(tags: Sequence[Sequence[str]]) -> str | None:
-    """IOB2, IOB1 (B- only between neighbours of one kind) or BIOES, which BILOU and BMES are other names of; None for other tags."""
+    """IOB2, IOB1 (B- only between neighbours of one kind) or BIOES, which BILOU and BMES are other
+    names of; None for other tags.
+    """
     names = {tag for row in tags for tag in row} - {"O"}
     if not names or not all(len(name) > 2 and name[:2] in ("B-", *ENDING, *SINGLE, *INNER) for name in names):
         return None

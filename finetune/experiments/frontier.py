@@ -1,6 +1,8 @@
-"""Reward against KL: DPO, PPO, best-of-n and preferred fine-tuning from one tuned start (Rafailov et al. 2023, figure 2, left).
+"""Reward against KL: DPO, PPO, best-of-n and preferred fine-tuning from one tuned start (Rafailov et al.
+2023, figure 2, left).
 
-Each run is a file with its points; finished runs are not made again. Knows every method of alignment; knows no plots.
+Each run is a file with its points; finished runs are not made again. Knows every method of alignment; knows
+no plots.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ SAVE_STEPS = 5  # of PPO, whose runs are the longest
 
 
 class Frontier:
-    """Holds what all points share: texts, start, true reward, pairs, learnt reward; each made once and kept in the folder."""
+    """Holds what all points share: texts, start, true reward, pairs, learnt reward; each made once
+    and kept in the folder.
+    """
 
     def __init__(
         self,
@@ -79,7 +83,8 @@ class Frontier:
         needed = (self.size.prompts + self.size.sft_rows, self.size.held_out)
         if len(self.texts) < needed[0] or len(self.test_texts) < needed[1]:
             raise InputError(
-                f"The size '{settings.size}' needs {needed[0]} training and {needed[1]} held-out texts; {data.name} has "
+                f"The size '{settings.size}' needs {needed[0]} training and {needed[1]} held-out texts; "
+                f"{data.name} has "
                 f"{len(self.texts)} and {len(self.test_texts)}. Set --size or --dataset_name"
             )
 
@@ -125,7 +130,8 @@ class Frontier:
             ]
             if differing:
                 raise InputError(
-                    f"{self.folder} holds another experiment ({'; '.join(differing[:5])}). Set --output_dir to a new folder"
+                    f"{self.folder} holds another experiment ({'; '.join(differing[:5])}). Set --output_dir "
+                    "to a new folder"
                 )
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise InputError(
@@ -219,7 +225,9 @@ class Frontier:
         return [self._measured(self._policy()[1])]
 
     def best_of(self, n: float) -> list[Point]:
-        """n answers to each prompt, the learnt reward's favourite kept; its KL to the start as `best_of_n` counts it."""
+        """n answers to each prompt, the learnt reward's favourite kept; its KL to the start as
+        `best_of_n` counts it.
+        """
         processor, network = load_start(self.start)
         rewards = load_rewards(RewardArguments(reward=[f"model:{self.folder / 'reward'}"]))
         found = scored_answers(
@@ -344,7 +352,9 @@ def texts_of(rows: Dataset, data: DataArguments) -> list[Any]:
 
 
 def run_points(frontier: Frontier) -> list[dict[str, Any]]:
-    """All runs of the plan that are missing, at most `max_points` of them; gives back every point that is there."""
+    """All runs of the plan that are missing, at most `max_points` of them; gives back every point
+    that is there.
+    """
     made = 0
     for method, setting, make in frontier.plan():
         file = frontier.folder / "points" / f"{method}-{setting}.json"

@@ -13,7 +13,8 @@ class Size:
 
     Attributes:
         measured: how often a run is measured on its way, its end included; each time gives a point.
-        coefficients: of the KL penalty, for rewards in standard deviations of those of the start's own answers.
+        coefficients: of the KL penalty, for rewards in standard deviations of those of the start's own
+            answers.
     """
 
     sft_rows: int

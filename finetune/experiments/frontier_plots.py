@@ -37,7 +37,8 @@ NAMES = {
 def draw_frontier(points: Sequence[dict[str, Any]], path: Path) -> None:
     """Mean true reward against sequence KL to the reference (Rafailov et al. 2023, figure 2, left).
 
-    A colour a method, a line a run from the start to its end, which bears the run's setting; best-of-n has no way, and one line.
+    A colour a method, a line a run from the start to its end, which bears the run's setting; best-of-n has no
+    way, and one line.
 
     Args:
         points: each with method, setting, steps, kl (nats a sequence), reward, error (one standard error).

@@ -1,7 +1,9 @@
-"""States → log-probabilities, without the logits of a whole batch ever standing in memory. Knows tensors and heads; no rollout.
+"""States → log-probabilities, without the logits of a whole batch ever standing in memory. Knows tensors and
+heads; no rollout.
 
-A language model's logits are the largest thing in a step of alignment: 16 answers of 64 tokens over 50,000 words are 200 MB, and
-softmax, gradient and entropy make several of them. Here they are made for some tokens at a time, and made again going back.
+A language model's logits are the largest thing in a step of alignment: 16 answers of 64 tokens over 50,000
+words are 200 MB, and softmax, gradient and entropy make several of them. Here they are made for some tokens
+at a time, and made again going back.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ ENTRIES = 2**24  # logits that stand at a time: 64 MB in float32
 
 
 class TokenLogProbs(torch.autograd.Function):
-    """Log-probabilities of given tokens under a frozen head, and entropies; the gradient goes to the states alone.
+    """Log-probabilities of given tokens under a frozen head, and entropies; the gradient goes to the states
+    alone.
 
     With p = softmax(logits): d log p[token] = onehot - p, and dH = -p (log p + H).
     """
@@ -80,7 +83,8 @@ def logits_of(states: Tensor, weight: Tensor, bias: Tensor | None, temperature: 
 def token_log_probs(
     head: nn.Linear, states: Tensor, tokens: Tensor, temperature: float = 1.0, spread: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token after each state, and the distribution's entropy where `spread` (else 0), both [rows, time].
+    """Log-probability of each token after each state, and the distribution's entropy where `spread` (else 0),
+    both [rows, time].
 
     Args:
         head: frozen; under bf16 autocast its products are made in bf16.
@@ -96,9 +100,11 @@ def token_log_probs(
 
 @torch.no_grad()
 def plain_head(network: Any) -> nn.Linear | None:
-    """A causal model's output layer, where it is frozen and its logits are that layer's product with the body's states and nothing else.
+    """A causal model's output layer, where it is frozen and its logits are that layer's product with the
+    body's states and nothing else.
 
-    Families that scale or cap their logits afterwards are told by what they do, on two tokens, not by their names.
+    Families that scale or cap their logits afterwards are told by what they do, on two tokens, not by their
+    names.
 
     Args:
         network: the transformers model itself, in evaluation mode.
@@ -118,9 +124,11 @@ def plain_head(network: Any) -> nn.Linear | None:
 
 
 def cast_frozen(network: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Frozen linear layers in the type that autocast would cast them to at every use: the same products, half the memory.
+    """Frozen linear layers in the type that autocast would cast them to at every use: the same products, half
+    the memory.
 
-    Embeddings and norms stay as they are; an output layer that shares the embeddings' weight gets a copy of its own.
+    Embeddings and norms stay as they are; an output layer that shares the embeddings' weight gets a copy of
+    its own.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear) and not module.weight.requires_grad:

@@ -29,7 +29,8 @@ def generation_settings(
     beams: int = 1,
     further: dict[str, Any] | None = None,
 ) -> GenerationConfig:
-    """How texts are searched for: at most `most` new tokens, `beams` beams, no sampling; `further` by transformers' names.
+    """How texts are searched for: at most `most` new tokens, `beams` beams, no sampling; `further` by
+    transformers' names.
 
     Raises:
         InputError: an option that generation doesn't have, or values that don't go together.
@@ -74,10 +75,11 @@ def texts(
     *,
     alone: bool = False,
 ) -> list[tuple[str, float]]:
-    """A text for each source (token ids), with a score: the mean log-probability of its tokens, or what beam search ranks by.
+    """A text for each source (token ids), with a score: the mean log-probability of its tokens, or what beam
+    search ranks by.
 
-    Sources of like length share a batch, padded where the model doesn't see it, so that batches change no text; each process
-    writes its share, unless `alone` says that these sources are this process's own.
+    Sources of like length share a batch, padded where the model doesn't see it, so that batches change no
+    text; each process writes its share, unless `alone` says that these sources are this process's own.
     """
     state = PartialState()
     mine = range(len(sources)) if alone else range(state.process_index, len(sources), state.num_processes)

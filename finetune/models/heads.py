@@ -1,8 +1,9 @@
-"""The body of a model, and its head on the labelled positions alone. Knows how models are called; knows no rows and no Trainer.
+"""The body of a model, and its head on the labelled positions alone. Knows how models are called; knows no
+rows and no Trainer.
 
-A language model's head costs as much as several layers, and most positions of a masked row have no label: hidden states are
-picked by a hook on the body before the head sees them, so that one way serves every architecture and stays inside
-the wrapped model's own forward, where distributed training listens.
+A language model's head costs as much as several layers, and most positions of a masked row have no label:
+hidden states are picked by a hook on the body before the head sees them, so that one way serves every
+architecture and stays inside the wrapped model's own forward, where distributed training listens.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def body(network: Any) -> nn.Module:
 def start_at_mean(network: nn.Module, values: Sequence[float]) -> None:
     """A new head that gives one number starts at the mean of `values`, where it has a bias to hold it.
 
-    From zero, the first steps would push every text's vector the same way, and a small encoder may never tell texts apart again.
+    From zero, the first steps would push every text's vector the same way, and a small encoder may never tell
+    texts apart again.
     """
     heads = [
         one
@@ -70,7 +72,9 @@ def start_at_mean(network: nn.Module, values: Sequence[float]) -> None:
 
 
 def labelled_logits(model: Any, inputs: dict[str, Any], where: Tensor) -> Any:
-    """The outputs for the positions in `where` [batch, time] alone, in row-major order: logits [1, positions, vocabulary]."""
+    """The outputs for the positions in `where` [batch, time] alone, in row-major order: logits [1,
+    positions, vocabulary].
+    """
 
     picked = []
 
@@ -91,7 +95,9 @@ def labelled_logits(model: Any, inputs: dict[str, Any], where: Tensor) -> Any:
 
 
 def masked_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Logits of a masked language model, [labels that count, vocabulary]; packed documents don't see each other."""
+    """Logits of a masked language model, [labels that count, vocabulary]; packed documents don't see
+    each other.
+    """
     return labelled_logits(model, _apart(model, batch), labels.ne(IGNORED))["logits"][0]
 
 
@@ -116,7 +122,9 @@ def first_position(network: nn.Module) -> int:
 
 
 def pair_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Logits of both heads in one table [batch + masked tokens, vocabulary]: first a line for each pair, with two classes."""
+    """Logits of both heads in one table [batch + masked tokens, vocabulary]: first a line for each
+    pair, with two classes.
+    """
     outputs = labelled_logits(model, batch, labels[:, 1:].ne(IGNORED))
     tokens = outputs["prediction_logits"][0]
     together = next(outputs[name] for name in PAIR_LOGITS if name in outputs)
@@ -126,10 +134,11 @@ def pair_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
 
 
 def packed_costs(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """What each labelled place costs, [labels, 3] (see `loss.Places`), of rows packed into one line (see `collate.packed_lines`).
+    """What each labelled place costs, [labels, 3] (see `loss.Places`), of rows packed into one line (see
+    `collate.packed_lines`).
 
-    It is computed inside the model's own forward: mixed precision makes float32 copies of whatever comes out of that. A frozen
-    head's logits, the largest thing in a step, are made a few places at a time.
+    It is computed inside the model's own forward: mixed precision makes float32 copies of whatever comes out
+    of that. A frozen head's logits, the largest thing in a step, are made a few places at a time.
     """
     network, places = core(model), labelled_places(labels, len(batch["logits_to_keep"]))
     wanted = labels[places[:, 0], places[:, 1]]
@@ -149,7 +158,9 @@ _plain: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def has_plain_head(network: Any) -> bool:
-    """Whether a model's logits are the product of a frozen layer and nothing more: some families scale or cap them afterwards."""
+    """Whether a model's logits are the product of a frozen layer and nothing more: some families
+    scale or cap them afterwards.
+    """
     head = network.get_output_embeddings()
     if type(head) is not nn.Linear or head.weight.requires_grad:
         return False
@@ -188,10 +199,11 @@ def _passing(layer: nn.Module) -> Iterator[None]:
 
 
 def causal_logits(model: Any, batch: dict[str, Any], labels: Tensor) -> Tensor:
-    """Logits of a causal language model on documents in one line, [labels that count, vocabulary]; none sees another.
+    """Logits of a causal language model on documents in one line, [labels that count, vocabulary]; none sees
+    another.
 
-    Attention made for packed lines reads `cu_seq_lens`; any other finds the same borders where `position_ids` restart. A model
-    in which neither keeps documents apart reads them as rows.
+    Attention made for packed lines reads `cu_seq_lens`; any other finds the same borders where `position_ids`
+    restart. A model in which neither keeps documents apart reads them as rows.
     """
     time = torch.arange(labels.shape[1], device=labels.device)
     wanted = labels[time < batch["lengths"][:, None]].ne(IGNORED)
@@ -206,7 +218,9 @@ def causal_logits(model: Any, batch: dict[str, Any], labels: Tensor) -> Tensor:
 
 
 def _as_rows(batch: dict[str, Any], wanted: Tensor) -> tuple[dict[str, Any], Tensor]:
-    """The documents of a line as rows padded on the right, and `wanted` [tokens] as places in them, [documents, longest]."""
+    """The documents of a line as rows padded on the right, and `wanted` [tokens] as places in them,
+    [documents, longest].
+    """
     borders, longest = batch["cu_seq_lens"], batch["longest"]
     lengths = borders.diff()
     inside = torch.arange(longest, device=borders.device) < lengths[:, None]
@@ -216,7 +230,9 @@ def _as_rows(batch: dict[str, Any], wanted: Tensor) -> tuple[dict[str, Any], Ten
 
 
 def target_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Logits of a target that is fed to the decoder one place to the right, [labels that count, vocabulary]."""
+    """Logits of a target that is fed to the decoder one place to the right, [labels that count,
+    vocabulary].
+    """
     config = core(model).config
     fed = shifted_right(labels, config.decoder_start_token_id, config.pad_token_id)
     return labelled_logits(model, batch | {"decoder_input_ids": fed}, labels.ne(IGNORED))["logits"][0]

@@ -104,7 +104,9 @@ class ModelArguments:
 
 
 def as_trained(options: Mapping[str, Any], source: str) -> ModelArguments:
-    """What a run's arguments.yaml says of its model, from another place. Its tokens and template lie in its folder."""
+    """What a run's arguments.yaml says of its model, from another place. Its tokens and template lie
+    in its folder.
+    """
     known = {k: v for k, v in options.items() if k in ModelArguments.__dataclass_fields__}
     return ModelArguments(
         **(known | {"model_name_or_path": source, "add_tokens": None, "chat_template_path": None})
@@ -253,14 +255,16 @@ def load_model(
 
 
 def _own_pad(settings: Any, processor: PreTrainedTokenizerBase) -> dict[str, int | None]:
-    """The pad token where the checkpoint has a row for it; a layer can't be made with padding beyond its rows."""
+    """The pad token where the checkpoint has a row for it; a layer can't be made with padding beyond
+    its rows.
+    """
     rows, pad = settings.get_text_config().to_dict().get("vocab_size"), processor.pad_token_id
     return {"pad_token_id": pad if isinstance(rows, int) and pad < rows else None}
 
 
 def own_weights(network: torch.nn.Module) -> None:
-    """Weights in memory of their own. As they are loaded they lie in the file, by a map: a file that is overwritten
-    changes a model that is in use, and one that is cut short ends the process.
+    """Weights in memory of their own. As they are loaded they lie in the file, by a map: a file that is
+    overwritten changes a model that is in use, and one that is cut short ends the process.
     """
     copies: dict[int, torch.Tensor] = {}
     for tensor in (*network.parameters(), *network.buffers()):

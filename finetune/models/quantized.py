@@ -1,4 +1,6 @@
-"""A base in 4 bits (Dettmers et al. 2023), on a GPU or a CPU: how transformers is told. Knows no tuning method."""
+"""A base in 4 bits (Dettmers et al. 2023), on a GPU or a CPU: how transformers is told. Knows no
+tuning method.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from finetune.errors import InputError
 def in_four_bits(auto_class: Any, settings: Any) -> dict[str, Any]:
     """What `from_pretrained` takes for a base in NF4 with its scales quantised too.
 
-    What stands on top of the base (a head, the output layer) and what is no linear layer stays as it is. Products
-    are made in bfloat16 on a GPU; on a CPU in float32, since the gain there is memory and not speed.
+    What stands on top of the base (a head, the output layer) and what is no linear layer stays as it is.
+    Products are made in bfloat16 on a GPU; on a CPU in float32, since the gain there is memory and not speed.
 
     Raises:
         InputError: the package is missing.
@@ -40,8 +42,9 @@ def in_four_bits(auto_class: Any, settings: Any) -> dict[str, Any]:
 def keep_differentiable(network: torch.nn.Module) -> None:
     """Have rounded layers never lay their weights out for inference alone.
 
-    On processors with bf16 products bitsandbytes does that in the first evaluation, and gradients no longer pass
-    the layers in the training that goes on after it. Such a layer does nothing else in another way in training.
+    On processors with bf16 products bitsandbytes does that in the first evaluation, and gradients no longer
+    pass the layers in the training that goes on after it. Such a layer does nothing else in another way in
+    training.
     """
     for module in network.modules():
         if isinstance(module, torch.nn.Linear) and hasattr(module, "quant_state"):

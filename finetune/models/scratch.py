@@ -46,12 +46,14 @@ def prepare(
     """Processor and model: loaded, or made from a configuration.
 
     Raises:
-        InputError: options that don't fit together, an unknown configuration, positions for fewer tokens than `max_length`.
+        InputError: options that don't fit together, an unknown configuration, positions for fewer tokens than
+            `max_length`.
     """
     if scratch.from_config is None:
         if scratch.tokenizer_name is not None:
             raise InputError(
-                "--tokenizer_name without --from_config: the model's embeddings belong to its own tokenizer. Leave it out"
+                "--tokenizer_name without --from_config: the model's embeddings belong to its own tokenizer. "
+                "Leave it out"
             )
         _override(
             _base(model.model_name_or_path, model), scratch.config_overrides or ""
@@ -68,7 +70,8 @@ def prepare(
         network = auto_class.from_config(config, attn_implementation=model.attn_implementation)
     except ValueError as error:
         raise InputError(
-            f"No {auto_class.__name__} of the family '{config.model_type}': {str(error).splitlines()[0]} Set --from_config"
+            f"No {auto_class.__name__} of the family '{config.model_type}': {str(error).splitlines()[0]} Set "
+            "--from_config"
         ) from error
     if model.attn_implementation is None:
         cpu.choose_attention(network)
@@ -80,7 +83,8 @@ def _check_positions(config: PreTrainedConfig, max_length: int) -> None:
     name = next((name for name in POSITIONS if name in entries), None)
     if name is not None and entries[name] < max_length:
         raise InputError(
-            f"--max_length {max_length} is beyond the model's {entries[name]} positions; lower it, or from scratch set "
+            f"--max_length {max_length} is beyond the model's {entries[name]} positions; lower it, or from "
+            "scratch set "
             f"--config_overrides {name}={max_length}"
         )
 
@@ -93,7 +97,8 @@ def family(model: ModelArguments, scratch: ScratchArguments) -> str:
 def _own_tokenizer(name: str) -> str:
     if name in MODEL_TYPES:
         raise InputError(
-            f"--from_config {name} has no tokenizer; train one with scripts/tokenizer.py and set --tokenizer_name"
+            f"--from_config {name} has no tokenizer; train one with scripts/tokenizer.py and set "
+            "--tokenizer_name"
         )
     return name
 
@@ -108,7 +113,8 @@ def _base(name: str, model: ModelArguments) -> PreTrainedConfig:
         )
     except (OSError, ValueError) as error:
         raise InputError(
-            f"No configuration '{name}': wanted {', '.join(MODEL_TYPES)}, a hub name or a folder. Set --from_config"
+            f"No configuration '{name}': wanted {', '.join(MODEL_TYPES)}, a hub name or a folder. Set "
+            "--from_config"
         ) from error
 
 
@@ -139,7 +145,8 @@ def _override(config: PreTrainedConfig, text: str) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise InputError(
-                f"--config_overrides names '{name}', which a {config.model_type} configuration does not have.{hint}"
+                f"--config_overrides names '{name}', which a {config.model_type} configuration does not "
+                f"have.{hint}"
             )
         config.update({name: value})
 

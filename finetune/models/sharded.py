@@ -1,6 +1,8 @@
-"""Models whose weights lie in shards on several processes (FSDP2). Knows torch's tensors of shards; knows no Trainer.
+"""Models whose weights lie in shards on several processes (FSDP2). Knows torch's tensors of shards; knows no
+Trainer.
 
-Nothing that is written, hashed or merged can be read from a shard. At the end of a run the weights are put together again,
+Nothing that is written, hashed or merged can be read from a shard. At the end of a run the weights are put
+together again,
 one at a time: on the main process in its memory, on the others not at all.
 """
 
@@ -20,10 +22,11 @@ def is_sharded(network: nn.Module) -> bool:
 
 @torch.no_grad()
 def make_whole(network: nn.Module) -> None:
-    """Put the weights of a sharded network together in place; call on every process, when the last forward is done.
+    """Put the weights of a sharded network together in place; call on every process, when the last forward is
+    done.
 
-    On the main process it can then be saved and hashed like any other; elsewhere its weights are empty. Weights that several
-    modules share stay shared.
+    On the main process it can then be saved and hashed like any other; elsewhere its weights are empty.
+    Weights that several modules share stay shared.
     """
     if not is_sharded(network):
         return

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 class ValueHead(nn.Module):
     """Hidden states [..., width] → expected return [...], in float32 whatever the states are.
 
-    States are normalised first, since models differ by orders of magnitude in them, and every value starts at 0, so that the
-    first advantages are plain rewards. It has one hidden layer: a single product learns too little in runs of some tens of
-    steps.
+    States are normalised first, since models differ by orders of magnitude in them, and every value starts at
+    0, so that the first advantages are plain rewards. It has one hidden layer: a single product learns too
+    little in runs of some tens of steps.
     """
 
     def __init__(self, width: int, hidden: int = 128) -> None:
@@ -39,7 +39,9 @@ class ValueHead(nn.Module):
 
     @torch.no_grad()
     def in_deviations(self, values: Tensor, mask: Tensor, mean: float, deviation: float) -> Tensor:
-        """Have the head that `start_at` set give (value - mean) / deviation from now on; the same of `values` [rows, time]."""
+        """Have the head that `start_at` set give (value - mean) / deviation from now on; the same of
+        `values` [rows, time].
+        """
         assert self.score is not None
         self.score.weight.div_(deviation)
         self.score.bias.sub_(mean).div_(deviation)

@@ -1,4 +1,6 @@
-"""Alignment's log → sections: reward, KL, entropy, answers through time, and warnings in words. Knows what the log holds."""
+"""Alignment's log → sections: reward, KL, entropy, answers through time, and warnings in words. Knows
+what the log holds.
+"""
 
 from __future__ import annotations
 
@@ -79,14 +81,17 @@ def _held_out(run: RunFolder) -> list[Section]:
         low, high = change["interval"]
         blocks.append(
             Words(
-                f"By prompt, the reward changed by {change['mean']:+.3f} (95 %: {low:+.3f} to {high:+.3f}, {change['prompts']} prompts)."
+                f"By prompt, the reward changed by {change['mean']:+.3f} (95 %: {low:+.3f} to {high:+.3f}, "
+                f"{change['prompts']} prompts)."
             )
         )
     return [Section("On held-out prompts", blocks)]
 
 
 def _answers(run: RunFolder) -> list[Section]:
-    """The same prompts' answers at each measurement, from `answers.jsonl`, as finetune/alignment/record.py describes it."""
+    """The same prompts' answers at each measurement, from `answers.jsonl`, as
+    finetune/alignment/record.py describes it.
+    """
     lines = [one | {"step": line["step"]} for line in run.lines("answers.jsonl") for one in line["answers"]]
     if not lines:
         return []

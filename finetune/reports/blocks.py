@@ -8,7 +8,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with the same keys, for people; `raw` are the same as numbers for CSV and LaTeX where they differ."""
+    """Rows with the same keys, for people; `raw` are the same as numbers for CSV and LaTeX where they
+    differ.
+    """
 
     rows: list[dict[str, Any]]
     caption: str = ""

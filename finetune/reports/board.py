@@ -1,4 +1,6 @@
-"""Runs below a folder as pages over HTTP, for one's own machine. Knows pages; reads files at each request and keeps nothing."""
+"""Runs below a folder as pages over HTTP, for one's own machine. Knows pages; reads files at each
+request and keeps nothing.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class BoardArguments:
 
 
 def make_server(root: str, host: str, port: int) -> ThreadingHTTPServer:
-    """A server of the list at `/` and of each run's page at `/run?at=FOLDER`; several `at` stand side by side.
+    """A server of the list at `/` and of each run's page at `/run?at=FOLDER`; several `at` stand side by
+    side.
 
     Raises:
         InputError: no such folder, or a port that is taken.
@@ -58,7 +61,8 @@ def make_server(root: str, host: str, port: int) -> ThreadingHTTPServer:
             kind = "text/html" if status == HTTPStatus.OK else "text/plain"
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
-            # rows of any origin stand in these pages: even if one slipped through escaping, nothing of it would run
+            # rows of any origin stand in these pages: even if one slipped through escaping, nothing of it
+            # would run
             self.send_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
             self.end_headers()
             self.wfile.write(body)

@@ -1,7 +1,7 @@
 """A run's folder → `README.md`, a model card in the hub's format. Knows what the files say; knows no models.
 
-The front matter is huggingface_hub's, so that a hub lists base, data, licence and figures; the text says how to load the folder
-with this project and, for adapters, with plain PEFT.
+The front matter is huggingface_hub's, so that a hub lists base, data, licence and figures; the text says how
+to load the folder with this project and, for adapters, with plain PEFT.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def _is_adapter(run: RunFolder) -> bool:
 
 
 def _base(run: RunFolder) -> str | None:
-    """A name that means the same elsewhere; a folder of this machine is named by its last part in the text alone."""
+    """A name that means the same elsewhere; a folder of this machine is named by its last part in the
+    text alone.
+    """
     named = run.options.get("model_name_or_path")
     if not named or Path(str(named)).exists():
         return None

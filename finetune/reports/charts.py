@@ -1,6 +1,8 @@
-"""Figures → charts as SVG text for pages, light and dark. Knows numbers and matplotlib; knows no models and no files.
+"""Figures → charts as SVG text for pages, light and dark. Knows numbers and matplotlib; knows no models and
+no files.
 
-Every chart is drawn in placeholder colours that become the page's own CSS variables, so that one drawing serves both themes.
+Every chart is drawn in placeholder colours that become the page's own CSS variables, so that one drawing
+serves both themes.
 """
 
 from __future__ import annotations
@@ -119,7 +121,9 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
 
 
 def reliability_chart(bins: Sequence[dict[str, float]]) -> str:
-    """Stated probability against the share that was right; on the dashed line the model means what it says."""
+    """Stated probability against the share that was right; on the dashed line the model means what it
+    says.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.4, 3))
         axes = figure.subplots()

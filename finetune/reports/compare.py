@@ -49,7 +49,8 @@ class CompareArguments:
             strange = set(given) - set(self.methods)
             if strange:
                 raise InputError(
-                    f"--{flag} names {', '.join(sorted(strange))}, not among --methods {' '.join(self.methods)}"
+                    f"--{flag} names {', '.join(sorted(strange))}, not among --methods "
+                    f"{' '.join(self.methods)}"
                 )
             if method in given:
                 further[key] = given[method]
@@ -57,7 +58,9 @@ class CompareArguments:
 
 
 def comparison_row(method: str, run: dict[str, Any], assessment: dict[str, Any]) -> dict[str, Any]:
-    """One line of the comparison: what `metrics.json` of the run says of cost, and the assessment of quality."""
+    """One line of the comparison: what `metrics.json` of the run says of cost, and the assessment of
+    quality.
+    """
     low, high = assessment["intervals"]["accuracy"]
     return {
         "method": method,

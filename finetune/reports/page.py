@@ -1,4 +1,6 @@
-"""Runs → one self-contained HTML page, readable on a telephone, light and dark. Knows sections; fetches nothing."""
+"""Runs → one self-contained HTML page, readable on a telephone, light and dark. Knows sections;
+fetches nothing.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,8 @@ def write_page(folder: str | Path) -> Path:
 def leave_behind(folder: str | Path) -> None:
     """Page and card of a run that has just finished. A card of the user's own stays as it is.
 
-    Neither is a reason to lose a run: what goes wrong here is logged, and `finetune report` makes the page again.
+    Neither is a reason to lose a run: what goes wrong here is logged, and `finetune report` makes the page
+    again.
     """
     try:
         write_page(folder)

@@ -18,7 +18,9 @@ INK, FAINT = "#1f4e79", "#9db4c8"
 
 
 def draw_assessment(figures: dict[str, Any], path: Path) -> None:
-    """Overall figures with their intervals beside the confusion matrix (F1 of each class where there are many)."""
+    """Overall figures with their intervals beside the confusion matrix (F1 of each class where there
+    are many).
+    """
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(1, 1.2))
     names = [name for name in figures["intervals"] if name != "loss"]
     for place, name in enumerate(names):

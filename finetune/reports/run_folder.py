@@ -1,18 +1,20 @@
-"""A run's folder → what its files say, for pages and cards. Knows file names; knows no models and runs nothing.
+"""A run's folder → what its files say, for pages and cards. Knows file names; knows no models and runs
+nothing.
 
-All that a page shows comes from these files, so that a folder that was copied to another machine gives the same page:
+All that a page shows comes from these files, so that a folder that was copied to another machine gives the
+same page:
 
 | file | holds |
 |---|---|
 | `arguments.yaml` | every option as resolved |
-| `metrics.json` | figures at the end, with `intervals`; written last, so that its absence says "not finished" |
-| `history.jsonl` | one line a log entry of training: step, epoch, loss, gradient, learning rate, or evaluation's figures |
-| `log.jsonl`, `answers.jsonl`, `alignment.json` | alignment: a line a step, answers through time, before and after with warnings |
-| `data.json` | columns and what each became, rows, classes with counts, lengths in tokens, what was cut |
-| `predictions.jsonl` | id, text, gold, prediction, score of each evaluation row |
-| `baselines.json` | what needs no language model, on the same rows |
-| `environment.json` | versions, processor, command, date |
-| `findings.json`, `figures.csv`, `pairs.csv` | a study of prompts |
+| `metrics.json` | figures at the end, with `intervals`; written last, so that its absence says "not finished"
+| | `history.jsonl` | one line a log entry of training: step, epoch, loss, gradient, learning rate, or
+evaluation's figures | | `log.jsonl`, `answers.jsonl`, `alignment.json` | alignment: a line a step, answers
+through time, before and after with warnings | | `data.json` | columns and what each became, rows, classes
+with counts, lengths in tokens, what was cut | | `predictions.jsonl` | id, text, gold, prediction, score of
+each evaluation row | | `baselines.json` | what needs no language model, on the same rows | |
+`environment.json` | versions, processor, command, date | | `findings.json`, `figures.csv`, `pairs.csv` | a
+study of prompts |
 """
 
 from __future__ import annotations

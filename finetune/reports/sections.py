@@ -178,7 +178,8 @@ def _trust(run: RunFolder) -> tuple[str, Iterator[Any]]:
         error = expected_calibration_error(stated, right)
         yield Chart(
             charts.reliability_chart(reliability(stated, right)),
-            f"Expected calibration error {error:.3f} over ten bins: below the line it is surer than it may be.",
+            f"Expected calibration error {error:.3f} over ten bins: below the line it is surer than it may "
+            "be.",
         )
 
     return "Can its probabilities be believed?", blocks()

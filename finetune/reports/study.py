@@ -1,4 +1,5 @@
-"""A study of prompts → sections: each prompt with its interval and the line of guessing, tests between prompts, texts.
+"""A study of prompts → sections: each prompt with its interval and the line of guessing, tests between
+prompts, texts.
 
 Knows `figures.csv`, `pairs.csv` and `findings.json`; asks no model.
 """

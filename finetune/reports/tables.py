@@ -9,7 +9,9 @@ from typing import Any
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows with the same keys → a Markdown table; numbers to the right, whatever would end a cell or its line escaped."""
+    """Rows with the same keys → a Markdown table; numbers to the right, whatever would end a cell or
+    its line escaped.
+    """
     if not rows:
         return ""
     keys = list(rows[0])

@@ -1,5 +1,5 @@
-"""A finished run as the start of another: its base, and its adapter to train on. Knows folders and adapters; knows
-no rows."""
+"""A finished run as the start of another: its base, and its adapter to train on. Knows folders and adapters;
+knows no rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def foundation(model: ModelArguments) -> tuple[ModelArguments, Path | None]:
     base = base_named(folder)
     if base is None:
         raise InputError(
-            f"{folder} is an adapter that doesn't say which base it belongs on; set --model_name_or_path to a "
+            f"{folder} is an adapter that doesn't say which base it belongs on; set --model_name_or_path to "
+            "a "
             "run of this toolkit, or merge it first"
         )
     return replace(model, model_name_or_path=base), folder
@@ -66,7 +67,8 @@ def tune(
     there = passport.get("method")
     if there is not None and there != method.method:
         raise InputError(
-            f"{before} holds an adapter by the method '{there}', which is trained on by no other. Set --method {there}, "
+            f"{before} holds an adapter by the method '{there}', which is trained on by no other. Set "
+            f"--method {there}, "
             "or merge it into a model first and tune that"
         )
     if method.method_kwargs and method.method_kwargs != passport.get("method_kwargs"):
@@ -74,7 +76,8 @@ def tune(
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if known != labels:
         raise InputError(
-            f"The adapter in {before} tells {', '.join(map(str, known or ['no classes']))} apart, and the rows have "
+            f"The adapter in {before} tells {', '.join(map(str, known or ['no classes']))} apart, and the "
+            "rows have "
             f"{', '.join(labels or ['none'])}. Set --model_name_or_path to a base, or mend the rows"
         )
     if (before / "tokenizer_config.json").is_file():

@@ -56,7 +56,8 @@ class TrainingArguments(transformers.TrainingArguments):
         default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    # Said to transformers' own loaders and loops, which are not at work here: no options. They would be ignored, leave rows out,
+    # Said to transformers' own loaders and loops, which are not at work here: no options. They would be
+    # ignored, leave rows out,
     # or make losses depend on the number of processes.
     dataloader_drop_last: bool = field(default=False, init=False)
     auto_find_batch_size: bool = field(default=False, init=False)

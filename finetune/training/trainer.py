@@ -383,7 +383,8 @@ def _made(make: Callable[..., ExactTrainer], **arguments: Any) -> ExactTrainer:
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"--push_to_hub true: the hub can't be reached or doesn't know you ({reason}). Leave it out, or log in "
+            f"--push_to_hub true: the hub can't be reached or doesn't know you ({reason}). Leave it out, or "
+            "log in "
             "with `hf auth login` where there is a network"
         ) from error
 

@@ -1,4 +1,6 @@
-"""Every option of every verb of alignment is read by some code: the project's, TRL's trainer of that algorithm, or transformers'."""
+"""Every option of every verb of alignment is read by some code: the project's, TRL's trainer of that
+algorithm, or transformers'.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ from finetune.models.load import ModelArguments
 ROOT = Path(__file__).parents[2]
 TRAINING = "--bf16 false --disable_tqdm true --max_length 48 --num_train_epochs 1 --learning_rate 1e-2 --drop_faulty_pairs true"
 PPO = (
-    "--bf16 false --max_new_tokens 4 --rollout_batch_size 8 --minibatch_size 8 --per_device_batch_size 4 --eval_prompts 8 "
+    "--bf16 false --max_new_tokens 4 --rollout_batch_size 8 --minibatch_size 8 --per_device_batch_size 4 "
+    "--eval_prompts 8 "
     "--prompt_tokens 3 --eval_steps 2 --save_steps 1"
 )
 

@@ -1,4 +1,6 @@
-"""The best of n and its distance from the policy: against sums over all cases, and against the formula where nothing ties."""
+"""The best of n and its distance from the policy: against sums over all cases, and against the
+formula where nothing ties.
+"""
 
 from __future__ import annotations
 

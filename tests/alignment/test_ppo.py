@@ -132,7 +132,8 @@ def test_policy_loss_has_no_gradient_where_it_is_held():
 
 
 def test_value_loss_by_hand():
-    # far from the old value the held one counts (0.2 instead of 1): error 0.8; inside the clip the value itself
+    # far from the old value the held one counts (0.2 instead of 1): error 0.8; inside the clip the value
+    # itself
     loss, held = ppo.value_loss(
         tensor([[1.0, 0.1]]), tensor([[0.0, 0.0]]), tensor([[1.0, 1.0]]), torch.ones(1, 2), clip=0.2
     )

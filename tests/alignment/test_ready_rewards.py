@@ -1,4 +1,6 @@
-"""Rewards that come with the package, by hand; code in a process with limits; a judge that answers, mumbles or is down."""
+"""Rewards that come with the package, by hand; code in a process with limits; a judge that answers,
+mumbles or is down.
+"""
 
 from __future__ import annotations
 

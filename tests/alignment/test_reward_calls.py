@@ -1,4 +1,6 @@
-"""A reward that fails on one row, hangs or says a word: which row it is, and that nothing else is lost. Sums by hand."""
+"""A reward that fails on one row, hangs or says a word: which row it is, and that nothing else is
+lost. Sums by hand.
+"""
 
 from __future__ import annotations
 

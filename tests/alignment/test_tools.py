@@ -1,4 +1,6 @@
-"""Conversations in which the model calls Python functions: which file gives which tools, and one turn after the other in GRPO."""
+"""Conversations in which the model calls Python functions: which file gives which tools, and one turn
+after the other in GRPO.
+"""
 
 from __future__ import annotations
 

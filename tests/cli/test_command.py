@@ -77,7 +77,9 @@ def test_help_stands_for_every_verb_and_takes_less_than_a_third_of_a_second(verb
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_tells_the_real_defaults(verb):
-    """What is read from the source files is what Python makes of them; a default that is computed is told in words."""
+    """What is read from the source files is what Python makes of them; a default that is computed is
+    told in words.
+    """
     for module, name in classes_of(VERBS[verb]):
         kind = vars(importlib.import_module(module))[name]
         told = {option.name: option for option in options_of(module, name)}

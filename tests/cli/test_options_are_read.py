@@ -1,4 +1,6 @@
-"""An option is read by code or it isn't listed: every option of every verb is followed to the code that reads it."""
+"""An option is read by code or it isn't listed: every option of every verb is followed to the code
+that reads it.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ def reachable(script: Path) -> frozenset[Path]:
 
 @cache
 def reads_in(path: Path) -> frozenset[str]:
-    """Names that a file reads as attributes, or asks for by name (`vars(options)["stride"]`, tables of names).
+    """Names that a file reads as attributes, or asks for by name (`vars(options)["stride"]`, tables of
+    names).
 
     What a class checks of its own fields doesn't count: a value that is only validated does nothing.
     """

@@ -1,4 +1,6 @@
-"""A verb queued by submitit: its options, its processes, and a job that is told to stop goes on as if nothing had been."""
+"""A verb queued by submitit: its options, its processes, and a job that is told to stop goes on as if
+nothing had been.
+"""
 
 from __future__ import annotations
 

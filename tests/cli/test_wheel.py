@@ -1,4 +1,6 @@
-"""The wheel by itself: installed into a fresh environment, run from an empty folder, the repository not in sight."""
+"""The wheel by itself: installed into a fresh environment, run from an empty folder, the repository
+not in sight.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new environment with the wheel, and with this one's other packages behind it, so that nothing is downloaded.
+    """A new environment with the wheel, and with this one's other packages behind it, so that nothing is
+    downloaded.
 
-    A path in a .pth file is searched, its own .pth files are not read: an editable install of the clone stays out of sight.
+    A path in a .pth file is searched, its own .pth files are not read: an editable install of the clone stays
+    out of sight.
     """
     folder = tmp_path_factory.mktemp("fresh") / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
@@ -126,7 +130,8 @@ def test_any_launcher_starts_a_verb_as_a_module(call, tmp_path: Path):
 def test_the_verbs_are_functions(call, environment: Path):
     code = (
         "import finetune; from finetune import train\n"
-        "left = train(config='reviews_lora', max_train_rows=32, max_eval_rows=16, max_steps=2, output_dir='r')\n"
+        "left = train(config='reviews_lora', max_train_rows=32, max_eval_rows=16, max_steps=2, "
+        "output_dir='r')\n"
         "print(finetune.__file__, left.folder, 'accuracy' in left.figures)"
     )
     last = call("python", "-c", code).strip().splitlines()

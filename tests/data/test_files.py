@@ -1,4 +1,6 @@
-"""Files as people have them: encodings, delimiters, quotes, JSON in several shapes, CoNLL, books; faults with the file's own lines."""
+"""Files as people have them: encodings, delimiters, quotes, JSON in several shapes, CoNLL, books;
+faults with the file's own lines.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""README and docs: every command names a verb, a recipe and options that exist; every link and file is there."""
+"""README and docs: every command names a verb, a recipe and options that exist; every link and file
+is there.
+"""
 
 from __future__ import annotations
 

@@ -93,7 +93,8 @@ def test_the_smoke_frontier_of_a_real_model(place):
     folder, _, _, reward = place
     run(
         "frontier",
-        f"--size smoke --model_name_or_path smollm2 --dataset_name {SHARED_DATA}/imdb --output_dir {folder}/imdb",
+        f"--size smoke --model_name_or_path smollm2 --dataset_name {SHARED_DATA}/imdb --output_dir "
+        f"{folder}/imdb",
         reward,
     )
     found = points_of(folder / "imdb")

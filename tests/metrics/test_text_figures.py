@@ -22,7 +22,8 @@ def test_figures_are_those_of_sacrebleu_and_rouge_score():
 
 def test_rouge_counted_by_hand():
     figures = texts.text_figures(["the cat sat"], ["the cat lay down"])
-    # unigrams: 2 of 3 said, 2 of 4 wanted; bigrams: 1 of 2 said, 1 of 3 wanted; longest common subsequence: "the cat"
+    # unigrams: 2 of 3 said, 2 of 4 wanted; bigrams: 1 of 2 said, 1 of 3 wanted; longest common subsequence:
+    # "the cat"
     assert figures["rouge1"] == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
     assert figures["rouge2"] == pytest.approx(2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
     assert figures["rougeL"] == figures["rouge1"]

@@ -1,4 +1,6 @@
-"""Packed attention on an accelerator: the CPU's numbers, nothing asked of the device, and a fallback where there is no kernel."""
+"""Packed attention on an accelerator: the CPU's numbers, nothing asked of the device, and a fallback
+where there is no kernel.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Attention by plain products: the same numbers as the fused kernel's, and only where it is trained in bf16 on a CPU."""
+"""Attention by plain products: the same numbers as the fused kernel's, and only where it is trained
+in bf16 on a CPU.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Log-probabilities made a tile at a time are those of the whole table, their gradients too; frozen layers cast once are autocast's."""
+"""Log-probabilities made a tile at a time are those of the whole table, their gradients too; frozen
+layers cast once are autocast's.
+"""
 
 from __future__ import annotations
 

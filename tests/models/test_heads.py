@@ -66,7 +66,9 @@ def test_only_labelled_positions_reach_the_head():
 @pytest.mark.parametrize("attention", [packed.NAME, "sdpa", "eager"])
 @pytest.mark.parametrize("layout", ["rows", "blocks"])
 def test_causal_rows_are_their_documents(family, attention, layout):
-    """Right whether attention reads the borders or finds them in the positions; GPT-2 has learnt positions, which restart too."""
+    """Right whether attention reads the borders or finds them in the positions; GPT-2 has learnt
+    positions, which restart too.
+    """
     processor, network = make_tokenizer(family), make_model(family, AutoModelForCausalLM)
     network.set_attn_implementation(attention)
     batch = collators.causal_collator(processor, seed=0)(
@@ -138,7 +140,9 @@ def test_a_new_head_starts_at_the_mean_and_a_trained_one_stays():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_head_never_reads_a_view(family, saved):
-    """In bf16 on a CPU its product would copy the whole weight once a row: a third of the speed, six times the memory."""
+    """In bf16 on a CPU its product would copy the whole weight once a row: a third of the speed, six
+    times the memory.
+    """
     network = load_model(ModelArguments(saved(family, AutoModelForCausalLM)), AutoModelForCausalLM)[1]
     read = []
     network.get_output_embeddings().register_forward_hook(lambda head, states, logits: read.append(states[0]))

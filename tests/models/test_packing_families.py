@@ -1,4 +1,6 @@
-"""Every causal family that transformers can make: packed rows keep apart, or are not packed and read as rows."""
+"""Every causal family that transformers can make: packed rows keep apart, or are not packed and read
+as rows.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ def read(network: torch.nn.Module, first: list[int]) -> torch.Tensor:
 
 
 def check(family: str) -> bool:
-    """Whether the family is packed; asserts that no text moves another, packed or not, and that each is as it is alone."""
+    """Whether the family is packed; asserts that no text moves another, packed or not, and that each
+    is as it is alone.
+    """
     network = made(family)
     apart = packed.pack(network)
     if apart:

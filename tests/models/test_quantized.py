@@ -1,4 +1,6 @@
-"""A base in 4 bits: the bytes it holds, what trains on it, and that its adapter comes back on the same rounded weights."""
+"""A base in 4 bits: the bytes it holds, what trains on it, and that its adapter comes back on the
+same rounded weights.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def test_a_base_in_4_bits_holds_an_eighth_and_trains_low_ranks_alone(base):
 
 @needs_package
 def test_gradients_pass_a_rounded_base_after_an_evaluation(base):
-    """bitsandbytes lays weights out for inference in evaluation, and lets no gradient through them afterwards."""
+    """bitsandbytes lays weights out for inference in evaluation, and lets no gradient through them
+    afterwards.
+    """
     found = []
     for evaluated in (False, True):
         torch.manual_seed(0)

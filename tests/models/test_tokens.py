@@ -48,7 +48,9 @@ SMALL = {
 
 
 def decoder(family: str, folder: Path, rows: int = 9) -> Path:
-    """A decoder whose tokenizer has no pad token, as published ones are; `rows` in its embeddings for nine tokens."""
+    """A decoder whose tokenizer has no pad token, as published ones are; `rows` in its embeddings for
+    nine tokens.
+    """
     known = AutoConfig.for_model(family)
     settings = {
         k: v for k, v in SMALL.items() if k in known.to_dict() or k in known.attribute_map or "token" in k

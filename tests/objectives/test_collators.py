@@ -101,7 +101,8 @@ def test_the_end_token_is_learnt_where_padding_looks_the_same(llama):
 def test_bytes_of_what_is_predicted(llama):
     texts = ["the film", "good é .", "a  "]
     rows = features(documents.causal_rows, llama, texts, layout="rows")
-    # nothing stands before a text's first token, so that it is not predicted; é is two bytes; spaces go with the token before
+    # nothing stands before a text's first token, so that it is not predicted; é is two bytes; spaces go with
+    # the token before
     assert [row["bytes"] for row in rows] == [len(" film"), len(" é .") + 1, 0]
 
 

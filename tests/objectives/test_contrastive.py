@@ -32,7 +32,8 @@ def test_the_partner_among_all_partners():
 def test_hard_negatives_stand_beside_them():
     vectors = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]])
     losses = contrastive.in_batch(vectors, torch.zeros(2), temperature=1.0)
-    # partners: cosine 1 with the own one, 0 with the other; hard negatives: 0 with the own one, 1 with the other's
+    # partners: cosine 1 with the own one, 0 with the other; hard negatives: 0 with the own one, 1 with the
+    # other's
     assert losses.tolist() == pytest.approx([math.log(2 * math.e + 2) - 1] * 2)
 
 

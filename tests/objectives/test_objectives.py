@@ -1,4 +1,6 @@
-"""Objectives through the trainer: gradients depend on a step's rows alone, resumed is uninterrupted, bad input is said."""
+"""Objectives through the trainer: gradients depend on a step's rows alone, resumed is uninterrupted,
+bad input is said.
+"""
 
 from __future__ import annotations
 

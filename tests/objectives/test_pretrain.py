@@ -1,4 +1,6 @@
-"""scripts/pretrain.py from options to folder: tiny models for the plumbing; slow tests learn from real data."""
+"""scripts/pretrain.py from options to folder: tiny models for the plumbing; slow tests learn from
+real data.
+"""
 
 from __future__ import annotations
 
@@ -318,7 +320,9 @@ def test_masks_and_next_sentences_are_learnt_by_a_small_encoder(objective, share
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_entailed_sentences_come_together(shared_data, tmp_path):
-    """Vectors of an untrained model, trained on entailed pairs alone, agree better with what people say of other pairs."""
+    """Vectors of an untrained model, trained on entailed pairs alone, agree better with what people
+    say of other pairs.
+    """
     from datasets import load_dataset
 
     data = shared_data / "sick"

@@ -106,7 +106,8 @@ def test_windows_own_every_token_once():
 
 
 def test_pieces_that_begin_with_a_space_and_dropped_words():
-    # byte-level tokenizers may count the space before a word to its first token; some tokenizers drop signs altogether
+    # byte-level tokenizers may count the space before a word to its first token; some tokenizers drop signs
+    # altogether
     assert tokens.first_pieces(["ab", "cd", "e"], [(0, 2), (2, 4), (4, 5), (5, 7)]) == [0, 1, 3]
     assert tokens.first_pieces(["ab", "\u200b", "cd"], [(0, 2), (5, 7)]) == [0, None, 1]
 

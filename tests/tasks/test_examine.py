@@ -1,4 +1,6 @@
-"""Rows that a task can't learn from are refused before any training, by the row and the flag that mends it."""
+"""Rows that a task can't learn from are refused before any training, by the row and the flag that
+mends it.
+"""
 
 from __future__ import annotations
 

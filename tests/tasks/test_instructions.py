@@ -17,7 +17,8 @@ from finetune.tasks.sft import InstructionArguments, encode
 from finetune.tasks.task import Asked
 
 TEMPLATE = (
-    "{% if tools %}<|start|>tools\n{% for tool in tools %}{{ tool.function.name }}{% endfor %}<|end|>\n{% endif %}"
+    "{% if tools %}<|start|>tools\n{% for tool in tools %}{{ tool.function.name }}{% endfor %}<|end|>\n{% "
+    "endif %}"
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )

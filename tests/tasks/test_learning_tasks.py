@@ -1,6 +1,7 @@
 """Every task on real data beats what needs no learning: the majority, the mean, chance, a copy of the source.
 
-The baseline is measured on the same rows, from the predictions that the run has saved. Each takes minutes on two cores.
+The baseline is measured on the same rows, from the predictions that the run has saved. Each takes minutes on
+two cores.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ def test_few_shots_of_many_intents(shared_data, tmp_path):
 
 
 def test_sets_of_labels_are_told(tmp_path):
-    """Aspects that a review of the built-in corpus speaks of, against the set that comes nearest to all of them."""
+    """Aspects that a review of the built-in corpus speaks of, against the set that comes nearest to
+    all of them.
+    """
     from finetune.data.corpora import CORPORA
 
     splits = CORPORA["reviews"]()

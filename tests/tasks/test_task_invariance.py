@@ -1,4 +1,6 @@
-"""Every task's step is the same however its rows are dealt out, and its loss is the mean over items counted by hand."""
+"""Every task's step is the same however its rows are dealt out, and its loss is the mean over items
+counted by hand.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def test_two_processes_change_no_gradient(whole, two_processes, task, family):
 
 @pytest.mark.parametrize(("task", "family"), CASES)
 def test_padding_changes_no_loss(task, family):
-    """One row alone has the loss that it has beside longer ones: heads, attention and items all leave padding out."""
+    """One row alone has the loss that it has beside longer ones: heads, attention and items all leave
+    padding out.
+    """
     row, processor, network, _, features = prepared(task, family)
     collate = row.collate(processor)
 

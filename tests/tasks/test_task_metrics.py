@@ -1,4 +1,6 @@
-"""Figures of tags, numbers, sets of labels and choices, against cases counted by hand and against the libraries."""
+"""Figures of tags, numbers, sets of labels and choices, against cases counted by hand and against the
+libraries.
+"""
 
 from __future__ import annotations
 

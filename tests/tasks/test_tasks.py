@@ -1,4 +1,6 @@
-"""Rows of TASKS with their options; what evaluation says of each raw row; texts that don't change with their batch."""
+"""Rows of TASKS with their options; what evaluation says of each raw row; texts that don't change
+with their batch.
+"""
 
 from __future__ import annotations
 

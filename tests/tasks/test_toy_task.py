@@ -1,4 +1,6 @@
-"""A new task is one file and one row of TASKS: a toy goes through training, assessment and intervals that way."""
+"""A new task is one file and one row of TASKS: a toy goes through training, assessment and intervals
+that way.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ from finetune.training import run as steps  # noqa: F401  (the modules that must
 
 
 def toy_file() -> SimpleNamespace:
-    """What a task's own file holds: how often the word "good" stands in a text, learnt as a rate of a Poisson."""
+    """What a task's own file holds: how often the word "good" stands in a text, learnt as a rate of a
+    Poisson.
+    """
 
     def examine(rows: Rows, data: DataArguments) -> Examined:
         columns = Columns("text", None, "goods")
@@ -101,7 +105,9 @@ def test_a_toy_task_is_trained_assessed_and_bounded(toy, saved, tmp_path):
 
 
 def test_one_file_is_assessed_on_the_rows_that_were_kept_aside(toy, saved, tmp_path):
-    """The commonest input: one file, a tenth of which training keeps aside; nothing names a split afterwards."""
+    """The commonest input: one file, a tenth of which training keeps aside; nothing names a split
+    afterwards.
+    """
     words = ("film", "story", "actor", "slow", "bright")
     lines = [
         {"text": f"{a} {b} good {c}", "goods": 1 + (n % 2)}

@@ -1,4 +1,6 @@
-"""scripts/sft.py on chats: a base without a template, new tokens under LoRA, and the writer that comes back."""
+"""scripts/sft.py on chats: a base without a template, new tokens under LoRA, and the writer that
+comes back.
+"""
 
 from __future__ import annotations
 

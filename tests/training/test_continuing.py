@@ -1,4 +1,6 @@
-"""Training on from a finished run: its adapter goes on, on its own base, and what comes out stands on that base too."""
+"""Training on from a finished run: its adapter goes on, on its own base, and what comes out stands on
+that base too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The allocator keeps what is freed and hands it back; verbs are shared in the ways that they were made for, or refused."""
+"""The allocator keeps what is freed and hands it back; verbs are shared in the ways that they were
+made for, or refused.
+"""
 
 from __future__ import annotations
 

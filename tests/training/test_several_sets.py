@@ -1,4 +1,6 @@
-"""Several data sets in one run: mixed by weight, each in its own layout, figures for each of those evaluated on."""
+"""Several data sets in one run: mixed by weight, each in its own layout, figures for each of those
+evaluated on.
+"""
 
 from __future__ import annotations
 

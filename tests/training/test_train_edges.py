@@ -1,4 +1,6 @@
-"""What users mistype, and runs that stop at odd places: said before training, nothing ignored, nothing lost."""
+"""What users mistype, and runs that stop at odd places: said before training, nothing ignored,
+nothing lost.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""scripts/train.py and scripts/sft.py on every task with tiny models, from rows in a file to the folder that is left."""
+"""scripts/train.py and scripts/sft.py on every task with tiny models, from rows in a file to the
+folder that is left.
+"""
 
 from __future__ import annotations
 
@@ -286,7 +288,8 @@ def test_instructions_have_the_same_losses_packed_and_padded(chats, tmp_path):
             out,
             "--method lora",
             f"--packing {packing}",
-            "--num_train_epochs 2 --bf16 false --per_device_train_batch_size 4 --learning_rate 0.01 --max_length 48",
+            "--num_train_epochs 2 --bf16 false --per_device_train_batch_size 4 --learning_rate 0.01 "
+            "--max_length 48",
         )
         found[packing] = figures(out)
     assert near(found["true"]["loss"], found["false"]["loss"])
@@ -318,7 +321,8 @@ def test_instructions_are_answered(chats, tmp_path):
         data,
         "--output_dir",
         out,
-        "--method full --num_train_epochs 1 --bf16 false --write_answers true --max_new_tokens 4 --save_predictions true",
+        "--method full --num_train_epochs 1 --bf16 false --write_answers true --max_new_tokens 4 "
+        "--save_predictions true",
         "--max_length 48 --neftune_noise_alpha 5",
     )
     assert "rougeL" in figures(out)

@@ -1,7 +1,9 @@
-"""Attention for training on a CPU in bf16. Knows transformers' attention functions; knows no model, no rows and no Trainer.
+"""Attention for training on a CPU in bf16. Knows transformers' attention functions; knows no model, no rows
+and no Trainer.
 
-The fused kernel's backward pass is slow there: plain matrix products take a sixth of its time at 128 tokens and a third at 512.
-They hold all scores until the backward pass, so that long lines, float32 and everything that isn't trained stay with the kernel.
+The fused kernel's backward pass is slow there: plain matrix products take a sixth of its time at 128 tokens
+and a third at 512. They hold all scores until the backward pass, so that long lines, float32 and everything
+that isn't trained stay with the kernel.
 """
 
 from __future__ import annotations
@@ -39,8 +41,10 @@ def attend(
     """Attention by matrix products where they are faster, else by transformers' own function.
 
     Args:
-        query: [batch, heads, time, width]; key and value [batch, key heads, key time, width] may have fewer heads.
-        attention_mask: [batch, 1, time, key time], true where a key is seen; None where all are, or all that came before.
+        query: [batch, heads, time, width]; key and value [batch, key heads, key time, width] may have fewer
+            heads.
+        attention_mask: [batch, 1, time, key time], true where a key is seen; None where all are, or all that
+            came before.
 
     Returns:
         [batch, time, heads, width].
@@ -77,7 +81,9 @@ def products_are_faster(query: Tensor, key: Tensor) -> bool:
 def products(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q kᵀ · scale) v (Vaswani et al. 2017, eq. 1), [batch, heads, time, width]; heads that share keys go together."""
+    """softmax(q kᵀ · scale) v (Vaswani et al. 2017, eq. 1), [batch, heads, time, width]; heads that
+    share keys go together.
+    """
     batch, heads, time, width = query.shape
     shared = key.shape[1]
     together = (query * scale).reshape(batch, shared, heads // shared * time, width)
@@ -94,7 +100,9 @@ def products(
 
 
 def mask(allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
-    """scaled_dot_product_attention's mask, written out where it would be left to the kernel to hide what comes later."""
+    """scaled_dot_product_attention's mask, written out where it would be left to the kernel to hide
+    what comes later.
+    """
     return sdpa_mask(allow_is_causal_skip=allow_is_causal_skip and not torch.is_grad_enabled(), **kwargs)
 
 

@@ -1,9 +1,13 @@
-"""Attention for packed rows: several texts in one line, none sees another. Knows transformers' attention; no rows, no Trainer.
+"""Attention for packed rows: several texts in one line, none sees another. Knows transformers' attention; no
+rows, no Trainer.
 
-A dense mask over a line of n tokens costs n², most of it for pairs that may not see each other. Here each text is attended to by
-itself: by the variable-length kernel on a GPU that has it, as padded rows on any other accelerator, text by text on a CPU.
+A dense mask over a line of n tokens costs n², most of it for pairs that may not see each other. Here each
+text is attended to by
+itself: by the variable-length kernel on a GPU that has it, as padded rows on any other accelerator, text by
+text on a CPU.
 
-Attention is not all that looks back: convolutions and recurrent states run on from text to text. `keeps_apart` asks the model.
+Attention is not all that looks back: convolutions and recurrent states run on from text to text.
+`keeps_apart` asks the model.
 """
 
 from __future__ import annotations
@@ -59,12 +63,14 @@ def attend(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each text of a packed line; lines that are not packed go to transformers' own function.
+    """Causal attention inside each text of a packed line; lines that are not packed go to transformers' own
+    function.
 
     Args:
         query: [1, heads, tokens, width]; key and value may have fewer heads (grouped-query attention).
         cu_seq_lens_q: where texts begin, and the end of the last, [texts + 1].
-        max_length_q: tokens of the longest text, which the collator knows: read off a GPU's memory, it would stop the GPU.
+        max_length_q: tokens of the longest text, which the collator knows: read off a GPU's memory, it would
+            stop the GPU.
         sliding_window: tokens that each one sees, itself included; None for all before it.
 
     Returns:
@@ -80,7 +86,8 @@ def attend(
     strange = [name for name in OTHER_SCORES if kwargs.get(name) is not None]
     if strange:
         raise InputError(
-            f"Packed rows know no attention with {strange[0]}. Set --attn_implementation eager and --packing false"
+            f"Packed rows know no attention with {strange[0]}. Set --attn_implementation eager and --packing "
+            "false"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     line = [part[0].to(computed_in(part)) for part in (query, key, value)]
@@ -96,7 +103,8 @@ def attend(
 
 
 class ShortTexts(torch.autograd.Function):
-    """Causal attention of each text of a line by plain products: query [heads, tokens, width], key and value [key heads, ...].
+    """Causal attention of each text of a line by plain products: query [heads, tokens, width], key and value
+    [key heads, ...].
 
     What autograd would do between the products, text by text and layer by layer, costs as much as they do.
     """
@@ -182,7 +190,9 @@ _remembered = lru_cache(maxsize=32)(_unseen)  # every layer asks for the same te
 
 
 def _on_gpu(line: Sequence[Tensor], texts: Texts, dropout: float) -> Tensor:
-    """query, key, value [heads, tokens, width] → [1, tokens, heads, width]; nothing is asked of the device."""
+    """query, key, value [heads, tokens, width] → [1, tokens, heads, width]; nothing is asked of the
+    device.
+    """
     query, key, _ = line
     if dropout or not _has_kernel(query.device, query.dtype, query.shape[2], query.shape[0] // key.shape[0]):
         return _in_rows(line, texts, dropout).transpose(0, 1)[None]
@@ -203,7 +213,9 @@ def _by_kernel(line: Sequence[Tensor], texts: Texts) -> Tensor:
 
 @cache
 def _has_kernel(place: torch.device, dtype: torch.dtype, width: int, groups: int) -> bool:
-    """Whether the kernel runs forwards and backwards on this card and gives the right numbers: asked once, of three tokens."""
+    """Whether the kernel runs forwards and backwards on this card and gives the right numbers: asked
+    once, of three tokens.
+    """
     if place.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     texts = Texts(torch.tensor([0, 1, 3], dtype=torch.int32, device=place), 2, 0.5)
@@ -223,7 +235,9 @@ def _has_kernel(place: torch.device, dtype: torch.dtype, width: int, groups: int
 
 
 def _in_rows(line: Sequence[Tensor], texts: Texts, dropout: float) -> Tensor:
-    """The texts as rows padded on the right, where causal attention never looks: [heads, tokens, width] → the same."""
+    """The texts as rows padded on the right, where causal attention never looks: [heads, tokens,
+    width] → the same.
+    """
     query, edges = line[0], texts.edges
     heads, tokens, _ = query.shape
     token = torch.arange(tokens, device=query.device, dtype=edges.dtype)
@@ -255,7 +269,8 @@ AttentionMaskInterface.register(NAME, no_mask)
 
 
 def pack(network: PreTrainedModel) -> bool:
-    """Have a decoder attend to packed rows text by text, where that keeps them apart; else it is left as it was.
+    """Have a decoder attend to packed rows text by text, where that keeps them apart; else it is left as it
+    was.
 
     Returns:
         Whether rows may be packed. The log says why not.

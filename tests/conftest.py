@@ -79,24 +79,32 @@ SIZE = {"vocab_size": len(SPECIAL) + len(WORDS)}
 
 CONFIGS = {
     "bert": BertConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64, **SIZE
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, **SIZE
     ),
     "roberta": RobertaConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=66, pad_token_id=0, **SIZE
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=66, pad_token_id=0, **SIZE
     ),
-    "distilbert": DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64, **SIZE),
+    "distilbert": DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64,
+    **SIZE),
     "llama": LlamaConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64, pad_token_id=0,
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, pad_token_id=0,
         bos_token_id=5, eos_token_id=6, **SIZE,
     ),
-    "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, pad_token_id=0, bos_token_id=5, eos_token_id=6, **SIZE),
+    "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, pad_token_id=0, bos_token_id=5,
+    eos_token_id=6, **SIZE),
     "t5": T5Config(
-        d_model=16, d_ff=32, d_kv=8, num_layers=2, num_decoder_layers=2, num_heads=2, pad_token_id=0, eos_token_id=6,
+        d_model=16, d_ff=32, d_kv=8, num_layers=2, num_decoder_layers=2, num_heads=2, pad_token_id=0,
+        eos_token_id=6,
         decoder_start_token_id=0, **SIZE,
     ),
     "bart": BartConfig(
-        d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
-        decoder_ffn_dim=32, max_position_embeddings=64, pad_token_id=0, bos_token_id=5, eos_token_id=6, decoder_start_token_id=6,
+        d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32, max_position_embeddings=64, pad_token_id=0, bos_token_id=5, eos_token_id=6,
+        decoder_start_token_id=6,
         forced_eos_token_id=6, **SIZE,
     ),
 }  # fmt: skip
@@ -117,7 +125,8 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
             special_tokens=[("</s>", 6)],
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", mask_token="[MASK]",
         bos_token="<s>", eos_token="</s>", model_max_length=64,
         model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip

@@ -27,8 +27,10 @@ MIXING = {
     aten._index_put_impl_,
     aten._local_scalar_dense,
 }
-MAKERS = {torch.tensor, torch.as_tensor, torch.zeros, torch.ones, torch.full, torch.arange, torch.empty, torch.rand, torch.randn,
-          torch.randint, torch.eye, torch.linspace, torch.randperm, torch.tril_indices, torch.triu_indices}  # fmt: skip
+MAKERS = {torch.tensor, torch.as_tensor, torch.zeros, torch.ones, torch.full, torch.arange, torch.empty,
+torch.rand, torch.randn,
+          torch.randint, torch.eye, torch.linspace, torch.randperm, torch.tril_indices,
+          torch.triu_indices}  # fmt: skip
 
 
 class StrayTensor(AssertionError):

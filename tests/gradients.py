@@ -25,8 +25,10 @@ def one_step(split: str, folder: Path) -> TrainingArguments:
     """Options of a single step of plain gradient descent, the rows dealt out as `split` says."""
     rows, accumulation = SPLITS[split]
     return TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=rows, gradient_accumulation_steps=accumulation, max_steps=1,
-        bf16=False, optim="sgd", learning_rate=0.1, max_grad_norm=0.0, eval_strategy="no", save_strategy="no", logging_steps=1,
+        output_dir=str(folder), per_device_train_batch_size=rows, gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        bf16=False, optim="sgd", learning_rate=0.1, max_grad_norm=0.0, eval_strategy="no", save_strategy="no",
+        logging_steps=1,
         disable_tqdm=True,
     )  # fmt: skip
 

@@ -22,10 +22,13 @@ from finetune.tasks.table import settle
 from finetune.training.trainer import make_trainer
 
 CASES = [
-    ("classification", "bert"), ("classification", "llama"), ("classification", "gpt2"), ("classification", "t5"),
+    ("classification", "bert"), ("classification", "llama"), ("classification", "gpt2"), ("classification",
+    "t5"),
     ("pairs", "bert"), ("pairs", "llama"), ("pairs", "gpt2"), ("pairs", "t5"),
-    ("multilabel", "bert"), ("multilabel", "llama"), ("regression", "bert"), ("regression", "t5"), ("tokens", "bert"),
-    ("tokens", "gpt2"), ("spans", "bert"), ("spans", "llama"), ("seq2seq", "t5"), ("seq2seq", "bart"), ("seq2seq", "gpt2"),
+    ("multilabel", "bert"), ("multilabel", "llama"), ("regression", "bert"), ("regression", "t5"), ("tokens",
+    "bert"),
+    ("tokens", "gpt2"), ("spans", "bert"), ("spans", "llama"), ("seq2seq", "t5"), ("seq2seq", "bart"),
+    ("seq2seq", "gpt2"),
     ("seq2seq", "llama"), ("choice", "bert"), ("choice", "gpt2"), ("sft", "llama"),
 ]  # fmt: skip
 LABELS = ["O", "B-A", "I-A"]

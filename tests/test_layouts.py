@@ -109,20 +109,27 @@ def chats(layout: str) -> list[dict]:
                 "other_roles": {"messages": as_messages(names=("SYSTEM", "prompter", "bot"))(system, turns)},
                 "parts": {"messages": parts},
                 "conversation": {"conversation": as_messages("speaker", "text")(system, turns)},
-                "alpaca": {"instruction": last[0], "input": last[1], "output": last[2], "system": system, "history": history},
-                "dolly": {"instruction": last[0], "context": last[1], "response": last[2], "system": system, "history": history, "category": "qa"},
-                "prompt_completion": {"prompt": question(last), "completion": last[2], "system": system, "history": history},
+                "alpaca": {"instruction": last[0], "input": last[1], "output": last[2], "system": system,
+                "history": history},
+                "dolly": {"instruction": last[0], "context": last[1], "response": last[2], "system": system,
+                "history": history, "category": "qa"},
+                "prompt_completion": {"prompt": question(last), "completion": last[2], "system": system,
+                "history": history},
                 "trl": {"prompt": plain(system, turns)[:-1], "completion": plain(system, turns)[-1:]},
-                "question_answer": {"id": system, "question": last[0], "context": last[1], "answer": last[2], "system_prompt": system, "history": history},
-                "query_response": {"query": question(last), "response": last[2], "system": system, "history": history},
-                "input_output": {"input": question(last), "output": last[2], "system": system, "history": history},
+                "question_answer": {"id": system, "question": last[0], "context": last[1], "answer": last[2],
+                "system_prompt": system, "history": history},
+                "query_response": {"query": question(last), "response": last[2], "system": system,
+                "history": history},
+                "input_output": {"input": question(last), "output": last[2], "system": system,
+                "history": history},
             }[layout]
         )  # fmt: skip
     return made
 
 
 STYLES = (
-    "messages", "sharegpt", "sharegpt_system", "other_roles", "parts", "conversation", "alpaca", "dolly", "prompt_completion", "trl",
+    "messages", "sharegpt", "sharegpt_system", "other_roles", "parts", "conversation", "alpaca", "dolly",
+    "prompt_completion", "trl",
     "question_answer", "query_response", "input_output",
 )  # fmt: skip
 
@@ -207,14 +214,19 @@ def as_json(path: Path, content: object) -> Path:
 
 RECORDS = [dict(zip(COLUMNS, row, strict=True)) for row in CLASSIFIED]
 FILES = {
-    "a.csv": as_csv, "semicolon.csv": partial(as_csv, delimiter=";"), "tab.csv": partial(as_csv, delimiter="\t"),
-    "a.tsv": partial(as_csv, delimiter="\t"), "bom.csv": partial(as_csv, encoding="utf-8-sig"), "old.csv": partial(as_csv, encoding="cp1252"),
-    "utf16.csv": partial(as_csv, encoding="utf-16"), "semicolon16.csv": partial(as_csv, delimiter=";", encoding="utf-16-le"),
+    "a.csv": as_csv, "semicolon.csv": partial(as_csv, delimiter=";"), "tab.csv": partial(as_csv,
+    delimiter="\t"),
+    "a.tsv": partial(as_csv, delimiter="\t"), "bom.csv": partial(as_csv, encoding="utf-8-sig"),
+    "old.csv": partial(as_csv, encoding="cp1252"),
+    "utf16.csv": partial(as_csv, encoding="utf-16"), "semicolon16.csv": partial(as_csv, delimiter=";",
+    encoding="utf-16-le"),
     "a.csv.gz": lambda path: packed(path, gzip.compress), "a.csv.zst": as_zst, "a.xlsx": as_excel,
     "a.jsonl": lambda path: write(path, RECORDS), "lines.json": lambda path: write(path, RECORDS),
-    "list.json": lambda path: as_json(path, RECORDS), "data.json": lambda path: as_json(path, {"version": 1, "data": RECORDS}),
+    "list.json": lambda path: as_json(path, RECORDS), "data.json": lambda path: as_json(path,
+    {"version": 1, "data": RECORDS}),
     "columns.json": lambda path: as_json(path, COLUMNS),
-    "pandas.json": lambda path: as_json(path, {name: {str(n): cell for n, cell in enumerate(cells)} for name, cells in COLUMNS.items()}),
+    "pandas.json": lambda path: as_json(path,
+    {name: {str(n): cell for n, cell in enumerate(cells)} for name, cells in COLUMNS.items()}),
 }  # fmt: skip
 
 
@@ -348,12 +360,17 @@ CASES = SHARED_DATA.parent / "cases" / "rows"
     ("file", "examine", "rows"),
     [
         *((name, sft.examine, count) for name, count in (
-            ("alpaca.json", 12), ("alpaca_system_history.jsonl", 6), ("dolly.jsonl", 12), ("system_prompt_question.jsonl", 12),
-            ("sharegpt.jsonl", 12), ("messages_human_gpt.jsonl", 12), ("messages_parts.jsonl", 12), ("input_output.jsonl", 12),
+            ("alpaca.json", 12), ("alpaca_system_history.jsonl", 6), ("dolly.jsonl", 12),
+            ("system_prompt_question.jsonl", 12),
+            ("sharegpt.jsonl", 12), ("messages_human_gpt.jsonl", 12), ("messages_parts.jsonl", 12),
+            ("input_output.jsonl", 12),
             ("sharegpt_tools.jsonl", 12), ("messages_weight.jsonl", 12))),
-        ("dolly.jsonl", seq2seq.examine, 12), ("alpaca.json", seq2seq.examine, 12), ("multi_hot.jsonl", multilabel.examine, 12),
-        ("snli_minus_one.jsonl", partial(classification.examine, pair=True), 18), ("semicolon_bom.csv", partial(classification.examine, pair=False), 24),
-        ("none_is_a_label.csv", partial(classification.examine, pair=False), 24), ("squad_own.json", spans.examine, 12),
+        ("dolly.jsonl", seq2seq.examine, 12), ("alpaca.json", seq2seq.examine, 12), ("multi_hot.jsonl",
+        multilabel.examine, 12),
+        ("snli_minus_one.jsonl", partial(classification.examine, pair=True), 18), ("semicolon_bom.csv",
+        partial(classification.examine, pair=False), 24),
+        ("none_is_a_label.csv", partial(classification.examine, pair=False), 24), ("squad_own.json",
+        spans.examine, 12),
         ("ner_bioes.jsonl", tokens.examine, 12), ("ner_spans.jsonl", tokens.examine, 12),
     ],
 )  # fmt: skip
@@ -377,8 +394,10 @@ def test_choices_in_every_form():
     }
     forms = [
         arc, {"question": "Which town?", "choices": ["Oslo", "Bern"], "answer": 1},
-        {"question": "Which town?", "choices": [{"label": "1", "text": "Oslo"}, {"label": "2", "text": "Bern"}], "answer": "2"},
-        {"question": "Which town?", "A": "Oslo", "B": "Bern", "answer": "B"}, {"question": "Which town?", "option1": "Oslo", "option2": "Bern", "answer": "2"},
+        {"question": "Which town?",
+        "choices": [{"label": "1", "text": "Oslo"}, {"label": "2", "text": "Bern"}], "answer": "2"},
+        {"question": "Which town?", "A": "Oslo", "B": "Bern", "answer": "B"}, {"question": "Which town?",
+        "option1": "Oslo", "option2": "Bern", "answer": "2"},
         {"question": "Which town?", "options": ["Oslo", "Bern"], "answer": "Bern"},
         {"sent1": "Which", "sent2": "town?", "ending0": "Oslo", "ending1": "Bern", "label": 1},
     ]  # fmt: skip

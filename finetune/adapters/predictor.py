@@ -82,7 +82,8 @@ SHAPES = {
         {"tokens": TEXTS, "tags": TEXTS}, Columns("tokens", None, "tags"), "a text, or a list of words",
     ),
     "spans": Shape(
-        lambda two, labels: {"question": two[0], "context": two[1], "answers": {"text": [], "answer_start": []}},
+        lambda two, labels: {"question": two[0], "context": two[1],
+        "answers": {"text": [], "answer_start": []}},
         {"question": TEXT, "context": TEXT, "answers": {"text": TEXTS, "answer_start": List(Value("int32"))}},
         Columns("question", "context", "answers"), "a tuple of question and context",
     ),

@@ -36,7 +36,8 @@ from finetune.training.interrupts import Resuming
 
 logger = logging.getLogger(__name__)
 
-PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+"aot_unpaired",
                "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
 REFERENCE_OPTIONS = (
     "bf16",
@@ -161,7 +162,8 @@ def make_dpo_trainer(
                 f"--algorithm {training.algorithm} --loss_type {' '.join(training.loss_type)}; wanted "
                 f"{wanted}"
             )
-    parts = {"model": network, "train_dataset": train, "eval_dataset": held_out, "processing_class": processor,
+    parts = {"model": network, "train_dataset": train, "eval_dataset": held_out,
+    "processing_class": processor,
              "callbacks": callbacks(training)}  # fmt: skip
     if "chosen" in train.column_names:
         check_pairs_fit(network, processor, training.max_length, train, held_out)

@@ -48,7 +48,8 @@ def as_trl_reward(
     """
 
     def score(
-        prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], row: Sequence[int],
+        prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]],
+        row: Sequence[int],
         log_metric: Callable[[str, float], None] = lambda name, value: None, **_: Any,
     ) -> list[float | None]:  # fmt: skip
         texts = [text_of(completion) for completion in completions]
@@ -104,7 +105,8 @@ class SharedSampling:
         self._turn = (step, self._turn[1] + 1 if self._turn[0] == step else 0)
         network: Any = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
         first = self.accelerator.process_index * 10**6  # type: ignore[attr-defined]
-        uniforms = draw_uniforms(args.seed, step, [(self._turn[1] * 10**9) + first + i for i in range(len(prompt_ids))],
+        uniforms = draw_uniforms(args.seed, step,
+        [(self._turn[1] * 10**9) + first + i for i in range(len(prompt_ids))],
                                  args.max_completion_length)  # fmt: skip
         sampling = sampling_of(args)
         was_training = network.training
@@ -172,7 +174,8 @@ def make_group_trainer(
         further |= load_tools(training.tools)
     with made_by_trl():
         trainer = kind(
-            model=policy.network, reward_funcs=score, args=training, train_dataset=parts[0], processing_class=processor,
+            model=policy.network, reward_funcs=score, args=training, train_dataset=parts[0],
+            processing_class=processor,
             callbacks=[*callbacks(training), *([watch] if watch else [])], **further,
         )  # fmt: skip
     drop_copy(policy.network)

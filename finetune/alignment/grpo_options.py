@@ -20,13 +20,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
     "dapo": {"loss_type": "dapo", "epsilon_high": 0.28, "mask_truncated_completions": True},
     "bnpo": {"loss_type": "bnpo"},
-    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4,
+    "epsilon_high": 4e-4},
     "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
     "sapo": {"loss_type": "sapo"},
     "luspo": {"loss_type": "luspo", "importance_sampling_level": "sequence"},
     "vespo": {"loss_type": "vespo"},
 }  # fmt: skip
-DEFAULTS = {"loss_type": "grpo", "scale_rewards": "group", "importance_sampling_level": "token", "epsilon": 0.2,
+DEFAULTS = {"loss_type": "grpo", "scale_rewards": "group", "importance_sampling_level": "token",
+"epsilon": 0.2,
             "mask_truncated_completions": False}  # fmt: skip
 
 
@@ -38,14 +40,16 @@ class GRPOArguments(GroupOptions, trl.GRPOConfig):
     algorithm: str = field(
         default="grpo",
         metadata={
-            "help": "grpo, dr_grpo, dapo, bnpo, gspo, cispo, sapo, luspo, vespo: the loss and what its paper sets "
+            "help": "grpo, dr_grpo, dapo, bnpo, gspo, cispo, sapo, luspo, vespo: the loss and what its paper "
+            "sets "
             "beside it; or rloo, which has options of its own (--algorithm rloo --help)."
         },
     )
     tools: str | None = field(
         default=None,
         metadata={
-            "help": "FILE.py whose functions the model may call between its turns, or whose class Environment makes them for "
+            "help": "FILE.py whose functions the model may call between its turns, or whose class "
+            "Environment makes them for "
             "each conversation (TRL's environments); FILE.py is run. The chat template must render tools."
         },
     )
@@ -57,7 +61,8 @@ class GRPOArguments(GroupOptions, trl.GRPOConfig):
     scale_rewards: str | None = field(
         default=None,
         metadata={
-            "help": "Advantages are divided by the deviation in each group, in the batch, or by none (default: group)."
+            "help": "Advantages are divided by the deviation in each group, in the batch, or by none "
+            "(default: group)."
         },
     )
     importance_sampling_level: str | None = field(

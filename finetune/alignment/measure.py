@@ -24,7 +24,8 @@ SEED = 1_000_003  # the same uniforms for every policy that is measured
 
 @torch.no_grad()
 def measure(
-    policy: Policy, processor: Any, rows: Sequence[AskedRewards], truth: Rewards, *, sampling: SamplingArguments, batch_size: int = 32
+    policy: Policy, processor: Any, rows: Sequence[AskedRewards], truth: Rewards, *,
+    sampling: SamplingArguments, batch_size: int = 32
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:  # fmt: skip
     """Figures of sampled answers, and the answers with their scores.
 
@@ -53,9 +54,11 @@ def measure(
     scores = truth.plain().combine(truth.ask(rows, texts), empty)
     total = scores.total[~np.isnan(scores.total)].tolist()
     figures = {
-        "reward": float(np.mean(total)) if total else 0.0, "error": standard_error(total), "kl": float(np.mean(kl)),
+        "reward": float(np.mean(total)) if total else 0.0, "error": standard_error(total),
+        "kl": float(np.mean(kl)),
         "kl_error": standard_error(kl), "length": float(answers.mask.sum(1).mean()),
-        "ended": float(answers.ended.float().mean()), "empty": float(empty.mean()), **truth.figures(scores.parts),
+        "ended": float(answers.ended.float().mean()), "empty": float(empty.mean()),
+        **truth.figures(scores.parts),
     }  # fmt: skip
     told = zip(rows, texts, scores.total.tolist(), answers.ended.tolist(), strict=True)
     return figures, [

@@ -122,7 +122,8 @@ def align_online(
     watch = Watch(policy, processor, held_out, rewards, sampling=sampling, every=training.measure_steps)
     with made_by_trl():
         trainer = OnlineDPOTrainer(
-            model=policy.network, reward_funcs=as_trl_reward(rewards, rows, stop_tokens(network, processor)), args=training,
+            model=policy.network, reward_funcs=as_trl_reward(rewards, rows, stop_tokens(network, processor)),
+            args=training,
             train_dataset=numbered(rows), processing_class=processor, callbacks=[*callbacks(training), watch],
         )  # fmt: skip
     quiet(trainer).train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -139,7 +140,8 @@ def numbered(rows: Sequence[AskedRewards]) -> Dataset:
 
 
 def distill(
-    data: DataArguments, prompt: PromptArguments, model: ModelArguments, method: MethodArguments, training: DistillArguments
+    data: DataArguments, prompt: PromptArguments, model: ModelArguments, method: MethodArguments,
+    training: DistillArguments
 ) -> None:  # fmt: skip
     """The whole of distillation; figures are the divergence from the teacher on held-out prompts, before and
     after.
@@ -165,7 +167,8 @@ def distill(
     with made_by_trl():
         trainer: Any = quiet(
             DistillationTrainer(
-                model=network, teacher_model=teacher, args=training, train_dataset=parts[0], eval_dataset=parts[1],
+                model=network, teacher_model=teacher, args=training, train_dataset=parts[0],
+                eval_dataset=parts[1],
                 processing_class=processor, callbacks=callbacks(training),
             )
         )  # fmt: skip

@@ -61,7 +61,8 @@ class ScoredAnswers:
 
 
 def scored_answers(
-    network: Any, processor: Any, rows: Sequence[AskedRewards], rewards: Rewards, *, each: int, sampling: SamplingArguments,
+    network: Any, processor: Any, rows: Sequence[AskedRewards], rewards: Rewards, *, each: int,
+    sampling: SamplingArguments,
     seed: int = 0, bf16: bool = False,
 ) -> ScoredAnswers:  # fmt: skip
     """`each` answers to each prompt and their scores; answer j to prompt i depends on (seed, i, j) alone.

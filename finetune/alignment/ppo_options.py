@@ -37,7 +37,8 @@ class PPOArguments:
     stop_kl: float | None = field(
         default=0.1,
         metadata={
-            "help": "Leave a step's answers when the policy is this many nats a token away from the one that made them."
+            "help": "Leave a step's answers when the policy is this many nats a token away from the one that "
+            "made them."
         },
     )
 
@@ -68,14 +69,16 @@ class ValueArguments:
     value_from: str = field(
         default="zero",
         metadata={
-            "help": "Where values begin: zero, or reward (the reward model's own score at each token; it must share the policy's "
+            "help": "Where values begin: zero, or reward (the reward model's own score at each token; it "
+            "must share the policy's "
             "tokenizer)."
         },
     )
     standardise_rewards: bool = field(
         default=True,
         metadata={
-            "help": "Count scores in deviations from the mean of the start's own answers, so that neither a constant nor a "
+            "help": "Count scores in deviations from the mean of the start's own answers, so that neither a "
+            "constant nor a "
             "scale in the rewards changes the run; --kl_coefficient is then in deviations a nat."
         },
     )

@@ -316,7 +316,8 @@ class Learner:
         rotate(output, 2)
 
     def _state(self) -> dict[str, Any]:
-        return {"step": self.step, "coefficient": self.coefficient, "centre": self.centre, "settled": self.settled,
+        return {"step": self.step, "coefficient": self.coefficient, "centre": self.centre,
+        "settled": self.settled,
                 "spread": self.rewards.spread}  # fmt: skip
 
     def restore(self, folder: Path) -> None:

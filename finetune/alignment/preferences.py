@@ -59,7 +59,8 @@ class PairArguments:
     margin: bool = field(
         default=False,
         metadata={
-            "help": "Use the column 'margin' in the reward model's loss (Llama 2); without one, chosen_score - rejected_score."
+            "help": "Use the column 'margin' in the reward model's loss (Llama 2); without one, chosen_score "
+            "- rejected_score."
         },
     )
     min_margin: float = field(

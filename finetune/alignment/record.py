@@ -61,7 +61,8 @@ def measured(figures: dict[str, float]) -> RecordLine:
     """What a measurement adds to the log."""
     return {
         "true_reward": figures["reward"], "true_reward_error": figures["error"], "held_out_kl": figures["kl"],
-        "held_out_length": figures["length"], "held_out_ended": figures["ended"], "held_out_empty": figures["empty"],
+        "held_out_length": figures["length"], "held_out_ended": figures["ended"],
+        "held_out_empty": figures["empty"],
     }  # fmt: skip
 
 

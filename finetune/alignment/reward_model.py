@@ -42,7 +42,8 @@ def make_reward_trainer(
     check_pairs_fit(network, processor, training.max_length, train, held_out)
     with made_by_trl():
         trainer = RewardTrainer(
-            model=network, args=training, train_dataset=train, eval_dataset=held_out, processing_class=processor,
+            model=network, args=training, train_dataset=train, eval_dataset=held_out,
+            processing_class=processor,
             callbacks=callbacks(training),
         )  # fmt: skip
     return quiet(trainer)

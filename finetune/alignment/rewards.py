@@ -51,7 +51,8 @@ class RewardArguments:
     reward: list[str] | None = field(
         default=None,
         metadata={
-            "help": "One or several of: classifier:FOLDER[:LABEL] (probability of a label, by default the last), "
+            "help": "One or several of: classifier:FOLDER[:LABEL] (probability of a label, by default the "
+            "last), "
             "model:FOLDER (a reward model), function:FILE.py:NAME or function:MODULE:NAME (f(prompts, "
             "completions, "
             "**columns) → numbers), prompt:MODEL:TEXT|GOOD|BAD (how much likelier GOOD is than BAD after "
@@ -67,13 +68,15 @@ class RewardArguments:
     normalise_rewards: bool = field(
         default=False,
         metadata={
-            "help": "Bring each reward to mean 0 and deviation 1 over a step's answers before they are added up."
+            "help": "Bring each reward to mean 0 and deviation 1 over a step's answers before they are added "
+            "up."
         },
     )
     reward_errors: str = field(
         default="stop",
         metadata={
-            "help": "Where a reward fails on a row, takes too long or gives no number: stop, or none (that row gets no score "
+            "help": "Where a reward fails on a row, takes too long or gives no number: stop, or none (that "
+            "row gets no score "
             "from it, the log counts them, and the run goes on)."
         },
     )
@@ -89,7 +92,8 @@ class RewardArguments:
     reward_on_policy_base: bool = field(
         default=True,
         metadata={
-            "help": "Load a reward model that is an adapter of the policy's base onto that base, instead of its own."
+            "help": "Load a reward model that is an adapter of the policy's base onto that base, instead of "
+            "its own."
         },
     )
     reward_batch_size: int = field(default=32, metadata={"help": "Texts scored together."})

@@ -57,7 +57,8 @@ class RunArguments:
     true_reward: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Measure held-out answers by these rewards, written as --reward is (default: --reward itself)."
+            "help": "Measure held-out answers by these rewards, written as --reward is (default: --reward "
+            "itself)."
         },
     )
     report_to: list[str] | None = field(
@@ -69,7 +70,8 @@ class RunArguments:
     time_limit: str | None = field(
         default=None,
         metadata={
-            "help": "Save and stop (exit 143) before so long has passed, as 3h55m; SIGTERM and SIGUSR1 do it at once."
+            "help": "Save and stop (exit 143) before so long has passed, as 3h55m; SIGTERM and SIGUSR1 do it "
+            "at once."
         },
     )
     samples: int = field(default=8, metadata={"help": "Answers in the table of samples."})

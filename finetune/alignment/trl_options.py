@@ -57,7 +57,8 @@ class TrlOptions:
     time_limit: str | None = field(
         default=None,
         metadata={
-            "help": "Save and stop (exit 143) before so long has passed, as 3h55m; SIGTERM and SIGUSR1 do it at once."
+            "help": "Save and stop (exit 143) before so long has passed, as 3h55m; SIGTERM and SIGUSR1 do it "
+            "at once."
         },
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})

@@ -18,7 +18,8 @@ from finetune.alignment.rollout import SamplingArguments
 
 # TRL's name → record.py's; what has no other name keeps TRL's
 NAMES = {
-    "completions/mean_length": "length", "clip_ratio/region_mean": "clip_share", "completions/clipped_ratio": "cut",
+    "completions/mean_length": "length", "clip_ratio/region_mean": "clip_share",
+    "completions/clipped_ratio": "cut",
     "loss": "policy_loss", "grad_norm": "gradient", "objective/kl": "kl", "objective/entropy": "entropy",
     "objective/scores": "reward", "val/contain_eos_token": "ended",
 }  # fmt: skip
@@ -32,7 +33,8 @@ class Watch(TrainerCallback):
     """
 
     def __init__(
-        self, policy: Policy, processor: Any, held_out: Sequence[AskedRewards], rewards: Rewards, *, sampling: SamplingArguments, every: int
+        self, policy: Policy, processor: Any, held_out: Sequence[AskedRewards], rewards: Rewards, *,
+        sampling: SamplingArguments, every: int
     ) -> None:  # fmt: skip
         self.policy, self.processor, self.held_out, self.rewards = policy, processor, held_out, rewards
         self.sampling, self.every = sampling, every
@@ -58,7 +60,8 @@ class Watch(TrainerCallback):
             self._write()
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str,
+        Any] | None = None,
         **kwargs: Any,
     ) -> None:  # fmt: skip
         told = {name: value for name, value in (logs or {}).items() if isinstance(value, (int, float))}
@@ -98,7 +101,8 @@ class Watch(TrainerCallback):
         """Write the summary; gives the figures before and after, and the last ones by their short names."""
         found = record.write_summary(self.folder, algorithm, self.log, self.answers)
         after = found["after"]
-        short = {"reward": after["true_reward"], "error": after["true_reward_error"], "kl": after["held_out_kl"],
+        short = {"reward": after["true_reward"], "error": after["true_reward_error"],
+        "kl": after["held_out_kl"],
                  "length": after["held_out_length"]}  # fmt: skip
         return short | {name: found[name] for name in ("before", "after", "difference")}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 SEAL, ARGUMENTS, METRICS, RUN = "seal.json", "arguments.yaml", "metrics.json", "run.json"
 # How libraries that write for this one say that a disk takes no more: they hand on the system's words, not
 # its error.
-FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system", "Input/output error", "failed writing file",
+FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system", "Input/output error",
+"failed writing file",
         "Permission denied")  # fmt: skip
 
 

@@ -15,13 +15,16 @@ from finetune.cli.places import did_you_mean, verbs
 from finetune.errors import InputError
 
 OTHERS: dict[str, tuple[str, str, str]] = {
-    "launch": ("finetune.cli.launcher", "launch_verb", "Start a verb in several processes: finetune launch --processes 2 train ..."),
+    "launch": ("finetune.cli.launcher", "launch_verb",
+    "Start a verb in several processes: finetune launch --processes 2 train ..."),
     "recipes": ("finetune.cli.tables", "recipes_table", "The recipes that --config takes by name"),
     "tasks": ("finetune.cli.tables", "tasks_table", "What there is to learn from labelled rows (--task)"),
     "methods": ("finetune.cli.tables", "methods_table", "How a model can be tuned (--method)"),
-    "objectives": ("finetune.cli.tables", "objectives_table", "What there is to learn from bare texts (--objective)"),
+    "objectives": ("finetune.cli.tables", "objectives_table",
+    "What there is to learn from bare texts (--objective)"),
     "prompts": ("finetune.cli.tables", "prompts_table", "The library's prompts (--prompts)"),
-    "completion": ("finetune.cli.completion", "completion", "Completion for a shell: finetune completion bash|zsh|tcsh"),
+    "completion": ("finetune.cli.completion", "completion",
+    "Completion for a shell: finetune completion bash|zsh|tcsh"),
 }  # fmt: skip
 
 

@@ -19,7 +19,8 @@ from typing import Any
 # The packages whose options are this project's own; what other packages declare stands behind `--help all`.
 OURS = ("finetune", "prompts", "scripts")
 ARITHMETIC = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow,
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
 }  # fmt: skip
 
 

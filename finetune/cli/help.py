@@ -13,12 +13,14 @@ from finetune.cli.declarations import OURS, Option, classes_of, description, opt
 
 # transformers' options that every run is about: they stand among the own ones.
 USUAL = (
-    "output_dir", "num_train_epochs", "max_steps", "gradient_accumulation_steps", "weight_decay", "lr_scheduler_type",
+    "output_dir", "num_train_epochs", "max_steps", "gradient_accumulation_steps", "weight_decay",
+    "lr_scheduler_type",
     "max_grad_norm", "seed", "load_best_model_at_end", "report_to",
 )  # fmt: skip
 # How a script's docstring names things in a clone → how the installed command does.
 INSTALLED = (
-    (r"accelerate launch --config_file scripts/accelerate/(\w+)\.yaml scripts/(\w+)\.py", r"finetune launch --config_file \1 \2"),
+    (r"accelerate launch --config_file scripts/accelerate/(\w+)\.yaml scripts/(\w+)\.py",
+    r"finetune launch --config_file \1 \2"),
     (r"torchrun --nproc_per_node (\d+) scripts/(\w+)\.py", r"finetune launch --processes \1 \2"),
     (r"python scripts/(\w+)\.py", r"finetune \1"),
     (r"scripts/recipes/(\w+)\.yaml", r"\1"),
@@ -36,7 +38,8 @@ def usage(script: Path, everything: bool = False, installed: bool = False, main:
     text = description(script)
     for pattern, name in INSTALLED if installed else ():
         text = re.sub(pattern, name, text)
-    config = Option("config", "", "A recipe, by name (`finetune recipes`) or as a YAML file: any of the options below "
+    config = Option("config", "",
+    "A recipe, by name (`finetune recipes`) or as a YAML file: any of the options below "
                     "as keys. The command line beats it; it beats the defaults.", "finetune")  # fmt: skip
     lines, hidden = [text, "", *_entry(config)], 0
     for module, name in classes_of(script, main):

@@ -28,19 +28,28 @@ from finetune.errors import InputError
 
 # Names from other tools and from haste → the options that they mean; the first that the verb has is offered.
 MEANT = {
-    "dataset": ("dataset_name",), "data": ("dataset_name",), "train_file": ("dataset_name",), "file": ("dataset_name",),
+    "dataset": ("dataset_name",), "data": ("dataset_name",), "train_file": ("dataset_name",),
+    "file": ("dataset_name",),
     "model": ("model_name_or_path", "models", "base"), "model_name": ("model_name_or_path", "models", "base"),
-    "base_model": ("model_name_or_path", "models", "base"), "batch_size": ("per_device_train_batch_size", "batch_size",
+    "base_model": ("model_name_or_path", "models", "base"), "batch_size": ("per_device_train_batch_size",
+    "batch_size",
     "per_device_eval_batch_size"), "bs": ("per_device_train_batch_size", "batch_size"), "train_batch_size":
-    ("per_device_train_batch_size",), "eval_batch_size": ("per_device_eval_batch_size",), "epochs": ("num_train_epochs",),
-    "num_epochs": ("num_train_epochs",), "lr": ("learning_rate",), "rate": ("learning_rate",), "steps": ("max_steps", "steps"),
-    "num_steps": ("max_steps", "steps"), "output": ("output_dir",), "out": ("output_dir",), "save_dir": ("output_dir",),
-    "max_seq_length": ("max_length",), "seq_length": ("max_length",), "max_seq_len": ("max_length",), "context_length":
-    ("max_length",), "accumulation_steps": ("gradient_accumulation_steps",), "grad_accum": ("gradient_accumulation_steps",),
+    ("per_device_train_batch_size",), "eval_batch_size": ("per_device_eval_batch_size",),
+    "epochs": ("num_train_epochs",),
+    "num_epochs": ("num_train_epochs",), "lr": ("learning_rate",), "rate": ("learning_rate",),
+    "steps": ("max_steps", "steps"),
+    "num_steps": ("max_steps", "steps"), "output": ("output_dir",), "out": ("output_dir",),
+    "save_dir": ("output_dir",),
+    "max_seq_length": ("max_length",), "seq_length": ("max_length",), "max_seq_len": ("max_length",),
+    "context_length":
+    ("max_length",), "accumulation_steps": ("gradient_accumulation_steps",),
+    "grad_accum": ("gradient_accumulation_steps",),
     "warmup": ("warmup_steps",), "warmup_ratio": ("warmup_steps",), "evaluation_strategy": ("eval_strategy",),
-    "peft": ("method",), "adapter": ("method", "adapters", "artefact"), "r": ("method_kwargs",), "rank": ("method_kwargs",),
+    "peft": ("method",), "adapter": ("method", "adapters", "artefact"), "r": ("method_kwargs",),
+    "rank": ("method_kwargs",),
     "lora_r": ("method_kwargs",), "lora_alpha": ("method_kwargs",), "target_modules": ("method_kwargs",),
-    "torch_dtype": ("dtype", "bf16"), "random_seed": ("seed", "seeds"), "recipe": ("config",), "split": ("eval_split",),
+    "torch_dtype": ("dtype", "bf16"), "random_seed": ("seed", "seeds"), "recipe": ("config",),
+    "split": ("eval_split",),
 }  # fmt: skip
 
 

@@ -126,8 +126,10 @@ def submit(arguments: list[str], cluster: str = "slurm") -> Any:
     processes = gpus or int(settings["processes"])
     further = {f"slurm_{name}": settings[name] for name in SLURMS if name in settings}
     executor.update_parameters(
-        nodes=nodes, tasks_per_node=1, timeout_min=_minutes(settings["time"]), name=f"finetune-{Path(script[0]).stem}",
-        slurm_signal_delay_s=NOTICE_SECONDS, slurm_additional_parameters={"requeue": True, "open_mode": "append"},
+        nodes=nodes, tasks_per_node=1, timeout_min=_minutes(settings["time"]),
+        name=f"finetune-{Path(script[0]).stem}",
+        slurm_signal_delay_s=NOTICE_SECONDS, slurm_additional_parameters={"requeue": True,
+        "open_mode": "append"},
         **({"gpus_per_node": gpus} if gpus else {"cpus_per_task": processes}), **further,
     )  # fmt: skip
     return executor.submit(Node(script, processes, nodes))

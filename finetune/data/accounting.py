@@ -28,10 +28,14 @@ KIND_WORDS, KIND_LETTERS = 4, 48  # the longest name of a kind
 ADDRESS = re.compile(r"\S*(://|www\.|@)\S+|[\w./\\-]*[/\\][\w./\\-]*")
 # what describes a row, where its values are short; any other name is as good for a text
 ABOUT = {
-    "id", "idx", "index", "key", "uid", "uuid", "guid", "hash", "source", "category", "categories", "dataset", "subset", "split", "domain", "lang",
-    "language", "locale", "type", "kind", "task", "task_type", "task_name", "subject", "level", "difficulty", "quality", "model", "model_name",
-    "generator", "license", "licence", "version", "author", "annotator", "worker", "user_id", "date", "timestamp", "created_at", "url", "link",
-    "path", "file", "filename", "file_name", "origin", "genre", "style", "gender", "country", "tag", "tags", "status", "__index_level_0__",
+    "id", "idx", "index", "key", "uid", "uuid", "guid", "hash", "source", "category", "categories", "dataset",
+    "subset", "split", "domain", "lang",
+    "language", "locale", "type", "kind", "task", "task_type", "task_name", "subject", "level", "difficulty",
+    "quality", "model", "model_name",
+    "generator", "license", "licence", "version", "author", "annotator", "worker", "user_id", "date",
+    "timestamp", "created_at", "url", "link",
+    "path", "file", "filename", "file_name", "origin", "genre", "style", "gender", "country", "tag", "tags",
+    "status", "__index_level_0__",
 }  # fmt: skip
 
 

@@ -27,7 +27,8 @@ class BatchingArguments:
     tokens_per_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Fill batches up to this many tokens (padding counted) instead of per_device_train_batch_size rows."
+            "help": "Fill batches up to this many tokens (padding counted) instead of "
+            "per_device_train_batch_size rows."
         },
     )
 

@@ -24,10 +24,13 @@ TEXTS = (
     "sentence_A",
     "tokens",
 )
-PAIRS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("premise", "hypothesis"), ("question1", "question2"),
-         ("text", "aspect"), ("question", "context"), ("question", "sentence"), ("text1", "text2"), ("query", "document"))  # fmt: skip
+PAIRS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("premise", "hypothesis"),
+("question1", "question2"),
+         ("text", "aspect"), ("question", "context"), ("question", "sentence"), ("text1", "text2"), ("query",
+         "document"))  # fmt: skip
 LABELS = (
-    "label", "labels", "intent", "sentiment", "category", "class", "target", "relatedness_score", "klasse", "kategorie", "classe", "categoria",
+    "label", "labels", "intent", "sentiment", "category", "class", "target", "relatedness_score", "klasse",
+    "kategorie", "classe", "categoria",
 )  # fmt: skip
 
 

@@ -18,11 +18,15 @@ Message = dict[str, Any]
 
 CALLS, RESULT = "tool_calls", "tool"
 ROLES = {
-    "user": "user", "human": "user", "prompter": "user", "client": "user", "customer": "user", "instruction": "user", "question": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant", "ai": "assistant",
-    "chatbot": "assistant", "agent": "assistant", "answer": "assistant", "response": "assistant", "bing": "assistant", "bard": "assistant",
+    "user": "user", "human": "user", "prompter": "user", "client": "user", "customer": "user",
+    "instruction": "user", "question": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant",
+    "chatgpt": "assistant", "ai": "assistant",
+    "chatbot": "assistant", "agent": "assistant", "answer": "assistant", "response": "assistant",
+    "bing": "assistant", "bard": "assistant",
     "system": "system", "developer": "developer",
-    "tool": RESULT, "observation": RESULT, "function": RESULT, "function_response": RESULT, "tool_response": RESULT, "ipython": RESULT,
+    "tool": RESULT, "observation": RESULT, "function": RESULT, "function_response": RESULT,
+    "tool_response": RESULT, "ipython": RESULT,
     "function_call": CALLS, "tool_call": CALLS,
 }  # fmt: skip
 ROLE_KEYS, CONTENT_KEYS = (

@@ -24,9 +24,12 @@ from finetune.errors import InputError
 SHOWN = 30
 # words that hardly any text of a language does without; no two languages share three of them
 LANGUAGES = {
-    "English": "the and of is was with that for this not", "German": "der die und ist nicht das mit ein eine für auf ich",
-    "French": "le la les et est une pas que pour dans je", "Spanish": "el los las y es una que por para con no",
-    "Italian": "il gli e è una che per non con di sono", "Dutch": "de het en een is niet van dat op voor ik", "Portuguese": "o os as e é uma que não para com em",
+    "English": "the and of is was with that for this not",
+    "German": "der die und ist nicht das mit ein eine für auf ich",
+    "French": "le la les et est une pas que pour dans je",
+    "Spanish": "el los las y es una que por para con no",
+    "Italian": "il gli e è una che per non con di sono", "Dutch": "de het en een is niet van dat op voor ik",
+    "Portuguese": "o os as e é uma que não para com em",
 }  # fmt: skip
 BASES = {
     "German": "deepset/gbert-base",
@@ -63,7 +66,8 @@ class CheckArguments:
     mend: str | None = field(
         default=None,
         metadata={
-            "help": "Write the mended rows here (.csv or .jsonl): near labels made one; without text, label or a twin left out."
+            "help": "Write the mended rows here (.csv or .jsonl): near labels made one; without text, label "
+            "or a twin left out."
         },
     )
 
@@ -213,9 +217,11 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
         f"up to {sizes[int(0.95 * (len(sizes) - 1))]}, longest {sizes[-1]}"
     )
     faults = [
-        (found.wide, "lines have more cells than the header (quote texts that hold the delimiter)", [f"line {line}" for line in found.wide]),
+        (found.wide, "lines have more cells than the header (quote texts that hold the delimiter)",
+        [f"line {line}" for line in found.wide]),
         (found.empty(), "rows have no text", None), (found.unlabelled(), "rows have no label", None),
-        (same, "rows repeat an earlier text with the same label", None), (other, "rows repeat an earlier text with another label", None),
+        (same, "rows repeat an earlier text with the same label", None), (other,
+        "rows repeat an earlier text with another label", None),
     ]  # fmt: skip
     for places, what, names in faults:
         if places:

@@ -32,8 +32,10 @@ from finetune.errors import InputError
 logger = logging.getLogger(__name__)
 
 FILE_KINDS = {
-    "parquet": "parquet", "arrow": "arrow", "csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "ndjson": "json", "txt": "text",
-    "text": "text", "conll": "conll", "conllu": "conll", "iob": "conll", "iob2": "conll", "bio": "conll", "xlsx": "excel",
+    "parquet": "parquet", "arrow": "arrow", "csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json",
+    "ndjson": "json", "txt": "text",
+    "text": "text", "conll": "conll", "conllu": "conll", "iob": "conll", "iob2": "conll", "bio": "conll",
+    "xlsx": "excel",
 }  # fmt: skip
 DOCUMENTS = ("lines", "paragraphs", "files")
 Columns = dict[str, list[Any]]

@@ -249,7 +249,8 @@ def _columns_of_labels(rows: Dataset) -> list[str]:
     """Columns that hold nothing but 0 and 1, where there are two or more."""
     found = [
         name for name in columns_of(rows)
-        if isinstance(rows.features[name], Value) and str(rows.features[name].dtype).startswith(("int", "uint", "bool", "float"))
+        if isinstance(rows.features[name],
+        Value) and str(rows.features[name].dtype).startswith(("int", "uint", "bool", "float"))
         and {value for value in rows[name] if value is not None} <= {0, 1}
     ]  # fmt: skip
     return found if len(found) > 1 else []

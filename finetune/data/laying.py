@@ -76,7 +76,8 @@ def _laid(part: Part, data: DataArguments, lay_out: LayOut, where: str, said: li
     key = repr((laid.used, unused, part.name))
     # a second split of the same columns has nothing new to say, but for a text that only it holds
     account(
-        laid.used, unused, f"{part.name}, {where} rows{layout}", lenient=part.name in CORPORA, quiet=key in said, hint=laid.hint
+        laid.used, unused, f"{part.name}, {where} rows{layout}", lenient=part.name in CORPORA,
+        quiet=key in said, hint=laid.hint
     )  # fmt: skip
     said.append(key)
     return laid

@@ -45,20 +45,27 @@ ASK, SAY = "Name the capital.", "Oslo"
 LAYOUTS: dict[str, Layout] = {
     "messages": Layout("sft, ppo, grpo, prefer", CHATS, {"messages": _said(ASK, SAY)}),
     "sharegpt": Layout(
-        "sft, ppo, grpo, prefer", CHATS, {"conversations": _said(ASK, SAY, role="from", content="value", names=("human", "gpt"))}
+        "sft, ppo, grpo, prefer", CHATS,
+        {"conversations": _said(ASK, SAY, role="from", content="value", names=("human", "gpt"))}
     ),
     "alpaca": Layout(
         "sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("instruction",),
-        {"instruction": "Name the capital.", "input": "Norway", "output": "Oslo", "system": "Be brief.", "history": [["Hello.", "Hello!"]]},
+        {"instruction": "Name the capital.", "input": "Norway", "output": "Oslo", "system": "Be brief.",
+        "history": [["Hello.", "Hello!"]]},
     ),
     "dolly": Layout(
         "sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("instruction", "context"),
-        {"instruction": "Name the capital.", "context": "Norway lies in the north.", "response": "Oslo", "category": "closed_qa"},
+        {"instruction": "Name the capital.", "context": "Norway lies in the north.", "response": "Oslo",
+        "category": "closed_qa"},
     ),
-    "prompt_completion": Layout("sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("prompt",), {"prompt": ASK, "completion": SAY, "system": "Be brief."}),
-    "question_answer": Layout("sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("question",), {"question": ASK, "answer": SAY, "context": "Norway."}),
-    "query_response": Layout("sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("query",), {"query": ASK, "response": SAY}),
-    "input_output": Layout("sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("input",), {"input": ASK, "output": SAY}),
+    "prompt_completion": Layout("sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("prompt",),
+    {"prompt": ASK, "completion": SAY, "system": "Be brief."}),
+    "question_answer": Layout("sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("question",),
+    {"question": ASK, "answer": SAY, "context": "Norway."}),
+    "query_response": Layout("sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("query",),
+    {"query": ASK, "response": SAY}),
+    "input_output": Layout("sft, seq2seq, ppo, grpo, prefer, dpo, reward", ("input",),
+    {"input": ASK, "output": SAY}),
     "text": Layout("sft, pretrain", ("text",), {"text": "Oslo is the capital of Norway."}),
 }  # fmt: skip
 
@@ -127,7 +134,8 @@ def find_fields(rows: Dataset, data: DataArguments, answer: bool = True) -> Fiel
     )
     dolly = found.layout == "alpaca" and "context" in beside and data.layout is None
     return replace(
-        found, layout="dolly" if dolly else found.layout, beside=beside, answer=label, system=first_of(SYSTEM, rest), tools=first_of(TOOLS, rest),
+        found, layout="dolly" if dolly else found.layout, beside=beside, answer=label, system=first_of(SYSTEM,
+        rest), tools=first_of(TOOLS, rest),
         history=first_of(HISTORY, rest), ignored=tuple(data.ignore_columns or ()), turns=data.learn_turns,
     )  # fmt: skip
 

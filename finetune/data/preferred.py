@@ -79,7 +79,8 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
     used = {**(fields.used() if fields else {}), "chosen": [better], "rejected": [worse]}
     used.pop("label", None)
     return Laid(
-        with_columns(rest, made), Columns("prompt", None, "chosen"), used, lambda row: _read(row, fields, (better, worse)),
+        with_columns(rest, made), Columns("prompt", None, "chosen"), used, lambda row: _read(row, fields,
+        (better, worse)),
         fields.layout if fields else "", aside=tuple(kept),
     )  # fmt: skip
 
@@ -190,7 +191,8 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
     rest = rows.select_columns([name for name in rows.column_names if name == "id" or name.startswith("__")])
     used = {**fields.used(), "completion": [said], "label": [verdict]}
     return Laid(
-        with_columns(rest, made), Columns("prompt", None, "completion"), used, lambda row: _read(row, fields, (said,)), fields.layout
+        with_columns(rest, made), Columns("prompt", None, "completion"), used, lambda row: _read(row, fields,
+        (said,)), fields.layout
     )  # fmt: skip
 
 

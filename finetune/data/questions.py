@@ -160,7 +160,8 @@ def lay_out_chats(rows: Dataset, data: DataArguments) -> Laid:
 
     made = mapped_rows(rows, fields, read, features)
     return Laid(
-        made, Columns("messages", None, "messages"), fields.used(), lambda row: said_in(conversation(row, fields)),
+        made, Columns("messages", None, "messages"), fields.used(),
+        lambda row: said_in(conversation(row, fields)),
         fields.layout, strange=strange_keys(rows, fields),
     )  # fmt: skip
 
@@ -337,5 +338,6 @@ def mapped_rows(
     ]
     return rows.map(
         at, with_indices=True, remove_columns=[name for name in rows.column_names if name not in kept],
-        features=Features(kept | features), new_fingerprint=hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32], desc="Reading rows",
+        features=Features(kept | features),
+        new_fingerprint=hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32], desc="Reading rows",
     )  # fmt: skip

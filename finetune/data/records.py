@@ -156,7 +156,9 @@ def _squad(articles: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             for asked in paragraph.get("qas", []):
                 answers = asked.get("answers") or []
                 rows.append(
-                    {"id": asked.get("id"), "title": article.get("title"), "context": paragraph["context"], "question": asked["question"],
-                     "answers": {"text": [a["text"] for a in answers], "answer_start": [a["answer_start"] for a in answers]}}
+                    {"id": asked.get("id"), "title": article.get("title"), "context": paragraph["context"],
+                    "question": asked["question"],
+                     "answers": {"text": [a["text"] for a in answers],
+                     "answer_start": [a["answer_start"] for a in answers]}}
                 )  # fmt: skip
     return rows

@@ -35,7 +35,8 @@ def framed(rng: random.Random, bank: dict[str, Any], side: str) -> str:
         "<a_same>": lambda: _with_article(said.pop()), "<a_other>": lambda: _with_article(others.pop()),
         "<same>": said.pop, "<other>": others.pop, "<Same>": lambda: said.pop().capitalize(),
         "<noun>": lambda: rng.choice(bank["nouns"][side]), "<verb>": lambda: rng.choice(bank["verbs"][side]),
-        "<thing>": lambda: rng.choice(bank["things"]), "<part>": lambda: rng.choice(bank["parts"]), "<film>": lambda: rng.choice(bank["films"]),
+        "<thing>": lambda: rng.choice(bank["things"]), "<part>": lambda: rng.choice(bank["parts"]),
+        "<film>": lambda: rng.choice(bank["films"]),
     }  # fmt: skip
     for slot, fill in slots.items():
         while slot in text:

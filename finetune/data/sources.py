@@ -32,7 +32,8 @@ class SourceArguments:
     dataset_name: list[str] = field(
         default_factory=lambda: ["reviews"],
         metadata={
-            "help": "Hub names, local folders or files (parquet, csv, tsv, json, jsonl, txt, conll, xlsx; also .gz, .zst), or a built-in "
+            "help": "Hub names, local folders or files (parquet, csv, tsv, json, jsonl, txt, conll, xlsx; "
+            "also .gz, .zst), or a built-in "
             "corpus (reviews). Several are mixed; NAME=0.3 takes 0.3 of NAME's rows, NAME=2 each row twice."
         },
     )
@@ -53,14 +54,16 @@ class SourceArguments:
     eval_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split to evaluate on (default: validation, else test, else a tenth of the training rows, kept aside "
+            "help": "Split to evaluate on (default: validation, else test, else a tenth of the training "
+            "rows, kept aside "
             "with the classes in proportion)."
         },
     )
     documents: str | None = field(
         default=None,
         metadata={
-            "help": "What a row of a .txt file is: lines, paragraphs, files (default: lines; files for a folder of books)."
+            "help": "What a row of a .txt file is: lines, paragraphs, files (default: lines; files for a "
+            "folder of books)."
         },
     )
     encoding: str | None = field(
@@ -103,7 +106,8 @@ class ColumnArguments(SourceArguments):
     ignore_columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Columns with text that are not wanted; without it a run stops at a text that nothing reads."
+            "help": "Columns with text that are not wanted; without it a run stops at a text that nothing "
+            "reads."
         },
     )
     max_train_rows: int | None = field(
@@ -119,7 +123,8 @@ class ColumnArguments(SourceArguments):
     balance_eval_rows: bool = field(
         default=False,
         metadata={
-            "help": "Draw max_eval_rows evenly over the classes: figures of another population than the file's."
+            "help": "Draw max_eval_rows evenly over the classes: figures of another population than the "
+            "file's."
         },
     )
     class_names: list[str] | None = field(
@@ -129,7 +134,8 @@ class ColumnArguments(SourceArguments):
     near_labels: str | None = field(
         default=None,
         metadata={
-            "help": "Labels that differ by blanks or case alone: merge them, or keep them apart (default: stop and name them)."
+            "help": "Labels that differ by blanks or case alone: merge them, or keep them apart (default: "
+            "stop and name them)."
         },
     )
     drop_empty_rows: bool = field(
@@ -162,13 +168,15 @@ class DataArguments(TextArguments):
     layout: str | None = field(
         default=None,
         metadata={
-            "help": "How rows are laid out: a row of LAYOUTS, as alpaca, sharegpt, messages (default: told from the columns)."
+            "help": "How rows are laid out: a row of LAYOUTS, as alpaca, sharegpt, messages (default: told "
+            "from the columns)."
         },
     )
     learn_turns: str | None = field(
         default=None,
         metadata={
-            "help": "Answers of a chat to learn: all, or last (default: all, but for those in `history` and in a prompt)."
+            "help": "Answers of a chat to learn: all, or last (default: all, but for those in `history` and "
+            "in a prompt)."
         },
     )
 
@@ -191,7 +199,8 @@ class FewShotArguments(DataArguments):
     seeds: int = field(
         default=1,
         metadata={
-            "help": "Runs with other training samples and seeds, each in its folder; figures as mean and deviation."
+            "help": "Runs with other training samples and seeds, each in its folder; figures as mean and "
+            "deviation."
         },
     )
 

@@ -159,7 +159,8 @@ class Frontier:
             dataset_text_field="text",
         )
         trainer = trl.SFTTrainer(
-            model=network, args=options, train_dataset=Dataset.from_dict({"text": list(texts)}), processing_class=processor,
+            model=network, args=options, train_dataset=Dataset.from_dict({"text": list(texts)}),
+            processing_class=processor,
             callbacks=[watch] if watch else None,
         )  # fmt: skip
         trainer.train()
@@ -180,8 +181,10 @@ class Frontier:
 
     def _shared(self, folder: Path) -> dict[str, Any]:
         return {
-            "output_dir": str(folder), "learning_rate": self.settings.learning_rate, "bf16": self.bf16, "report_to": "none",
-            "per_device_train_batch_size": 16, "save_strategy": "no", "eval_strategy": "no", "logging_steps": 5,
+            "output_dir": str(folder), "learning_rate": self.settings.learning_rate, "bf16": self.bf16,
+            "report_to": "none",
+            "per_device_train_batch_size": 16, "save_strategy": "no", "eval_strategy": "no",
+            "logging_steps": 5,
             "disable_tqdm": True, "activation_checkpointing": False, "gradient_checkpointing": None,
             "use_cpu": device().type == "cpu",
             "seed": self.settings.seed, "warmup_steps": 0.1, "dataloader_pin_memory": device().type == "cuda",
@@ -279,7 +282,8 @@ class Frontier:
             )
         learner = Learner(
             policy, processor, rewards,
-            Accelerator(mixed_precision="bf16" if self.bf16 else "no", cpu=device().type == "cpu"),  # as TRL's is
+            Accelerator(mixed_precision="bf16" if self.bf16 else "no", cpu=device().type == "cpu"),
+             # as TRL's is
             settings=PPOArguments(learning_rate=self.settings.learning_rate, rollout_batch_size=size.rollout,
                                   minibatch_size=size.rollout // 2),
             kl=KLArguments(kl_coefficient=coefficient), sampling=self.sampling, seed=self.settings.seed,

@@ -26,10 +26,12 @@ def draw_calibration(bins: Sequence[dict[str, float]], path: Path) -> None:
 
 
 COLOURS = {
-    "dpo": "#1f4e79", "ppo": "#c05a1c", "ppo-true": "#7a9a3a", "best-of-n": "#7d4f9e", "preferred-ft": "#666666", "start": "#000000",
+    "dpo": "#1f4e79", "ppo": "#c05a1c", "ppo-true": "#7a9a3a", "best-of-n": "#7d4f9e",
+    "preferred-ft": "#666666", "start": "#000000",
 }  # fmt: skip
 NAMES = {
-    "dpo": "DPO, β", "ppo": "PPO, learnt reward, coefficient", "ppo-true": "PPO, true reward, coefficient", "best-of-n": "best of n",
+    "dpo": "DPO, β", "ppo": "PPO, learnt reward, coefficient", "ppo-true": "PPO, true reward, coefficient",
+    "best-of-n": "best of n",
     "preferred-ft": "preferred-FT", "start": "start",
 }  # fmt: skip
 

@@ -23,7 +23,8 @@ class ScratchArguments:
     from_config: str | None = field(
         default=None,
         metadata={
-            "help": "Train from scratch: a family (bert, gpt2, llama, t5, bart, ...), or a model whose configuration is taken."
+            "help": "Train from scratch: a family (bert, gpt2, llama, t5, bart, ...), or a model whose "
+            "configuration is taken."
         },
     )
     config_overrides: str | None = field(
@@ -35,7 +36,8 @@ class ScratchArguments:
     tokenizer_name: str | None = field(
         default=None,
         metadata={
-            "help": "Tokenizer: a folder of scripts/tokenizer.py or a model's name (default: the model's own)."
+            "help": "Tokenizer: a folder of scripts/tokenizer.py or a model's name (default: the model's "
+            "own)."
         },
     )
 

@@ -14,7 +14,8 @@ from finetune.reports.run_folder import RunFolder
 # what each figure of a step is called on the page, in the order of looking
 STEP = {
     "reward": "reward", "kl": "KL, nats", "entropy": "entropy, nats a token", "length": "tokens an answer",
-    "ended": "share that ended", "empty": "share empty", "clip_share": "share clipped", "value_loss": "value loss",
+    "ended": "share that ended", "empty": "share empty", "clip_share": "share clipped",
+    "value_loss": "value loss",
     "explained_variance": "value explains",
 }  # fmt: skip
 FAR = 10.0  # nats: beyond this a policy rarely writes what its start would

@@ -17,10 +17,13 @@ from finetune.reports.tables import markdown, with_interval
 CARD = "README.md"
 # this project's task → the hub's
 PIPELINES = {
-    "classification": "text-classification", "pairs": "text-classification", "multilabel": "text-classification",
+    "classification": "text-classification", "pairs": "text-classification",
+    "multilabel": "text-classification",
     "regression": "text-classification", "tokens": "token-classification", "spans": "question-answering",
-    "seq2seq": "text2text-generation", "sft": "text-generation", "choice": "multiple-choice", "clm": "text-generation",
-    "mlm": "fill-mask", "contrastive": "sentence-similarity", "ppo": "text-generation", "dpo": "text-generation",
+    "seq2seq": "text2text-generation", "sft": "text-generation", "choice": "multiple-choice",
+    "clm": "text-generation",
+    "mlm": "fill-mask", "contrastive": "sentence-similarity", "ppo": "text-generation",
+    "dpo": "text-generation",
 }  # fmt: skip
 PACKAGED = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",

@@ -25,7 +25,8 @@ from matplotlib.ticker import MaxNLocator
 INK, FAINT, FIRST, SECOND, THIRD = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
 THEME = {INK: "ink", FAINT: "faint", FIRST: "first", SECOND: "second", THIRD: "third"}
 STYLE = {
-    "svg.fonttype": "none", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT,
+    "svg.fonttype": "none", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
     "xtick.color": INK, "ytick.color": INK, "axes.titlecolor": INK, "axes.spines.top": False,
     "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "charts",
     "text.parse_math": False,  # a label may hold dollar signs

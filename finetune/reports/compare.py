@@ -30,7 +30,8 @@ class CompareArguments:
     learning_rates: str | None = field(
         default=None,
         metadata={
-            "help": "Learning rates of single methods, as JSON: '{\"lora\": 1e-3}'; others have the method's own."
+            "help": "Learning rates of single methods, as JSON: '{\"lora\": 1e-3}'; others have the method's "
+            "own."
         },
     )
 

@@ -45,10 +45,12 @@ ASIDE = {
     ),
     *("doc_to_decontamination_query", "metric_list", "unsafe_code", "custom_dataset"),
 }
-READ = {"doc_to_text", "doc_to_target", "doc_to_choice", "description", "target_delimiter", "fewshot_delimiter", "generation_kwargs",
+READ = {"doc_to_text", "doc_to_target", "doc_to_choice", "description", "target_delimiter",
+"fewshot_delimiter", "generation_kwargs",
         "filter_list", "gen_prefix", "repeats", "fewshot_config"}  # fmt: skip
 NAMED = re.compile(r"[A-Za-z_]\w*")
-FILTERS = {"lowercase": "lower", "uppercase": "upper", "remove_whitespace": "lstrip", "take_first": "take_first",
+FILTERS = {"lowercase": "lower", "uppercase": "upper", "remove_whitespace": "lstrip",
+"take_first": "take_first",
            "majority_vote": "majority_vote"}  # fmt: skip
 
 

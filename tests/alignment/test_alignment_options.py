@@ -22,8 +22,10 @@ ROOT = Path(__file__).parents[2]
 THEIRS = [Path(module.__file__).parent for module in (transformers, accelerate)]
 TRL = Path(trl.__file__).parent
 TRAINERS = {
-    "DPOTrainingArguments": "trainer/dpo", "KTOTrainingArguments": "trainer/kto", "RewardTrainingArguments": "trainer/reward",
-    "GRPOArguments": "trainer/grpo", "RLOOArguments": "trainer/rloo", "DistillArguments": "trainer/distillation",
+    "DPOTrainingArguments": "trainer/dpo", "KTOTrainingArguments": "trainer/kto",
+    "RewardTrainingArguments": "trainer/reward",
+    "GRPOArguments": "trainer/grpo", "RLOOArguments": "trainer/rloo",
+    "DistillArguments": "trainer/distillation",
     "ORPOTrainingArguments": "experimental/orpo/orpo", "CPOTrainingArguments": "experimental/cpo/cpo",
     "OnlineDPOArguments": "experimental/online_dpo/online_dpo",
 }  # fmt: skip
@@ -66,8 +68,10 @@ def mains() -> list[tuple[str, str, list[str]]]:
 )
 def test_every_option_is_read(verb, name, classes):
     ours = read_anywhere(sorted((ROOT / "finetune").rglob("*.py")) + sorted((ROOT / "scripts").glob("*.py")))
-    trainers = [*THEIRS[0].glob("trainer*.py"), THEIRS[0] / "training_args.py", *(THEIRS[0] / "integrations").glob("*.py"),
-                *THEIRS[1].glob("*.py"), TRL / "trainer/base_trainer.py", TRL / "trainer/base_config.py", TRL / "trainer/callbacks.py"]  # fmt: skip
+    trainers = [*THEIRS[0].glob("trainer*.py"), THEIRS[0] / "training_args.py",
+    *(THEIRS[0] / "integrations").glob("*.py"),
+                *THEIRS[1].glob("*.py"), TRL / "trainer/base_trainer.py", TRL / "trainer/base_config.py",
+                TRL / "trainer/callbacks.py"]  # fmt: skip
     for module, kind in option_classes(ROOT / "scripts" / f"{verb}.py", classes):
         known = set(ours)
         if kind in TRAINERS:

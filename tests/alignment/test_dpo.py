@@ -46,7 +46,8 @@ def cache(tmp_path: Path, monkeypatch):
 
 
 def make_dpo(network, folder: Path, **options):
-    defaults = {"output_dir": str(folder), "bf16": False, "learning_rate": 1e-2, "per_device_train_batch_size": 3,
+    defaults = {"output_dir": str(folder), "bf16": False, "learning_rate": 1e-2,
+    "per_device_train_batch_size": 3,
                 "beta": 0.5, "num_train_epochs": 1, "logging_steps": 1,
                 "save_strategy": "no", "eval_strategy": "no", "max_length": 32}  # fmt: skip
     kind, rows = options.pop("kind", DPOTrainingArguments), options.pop("rows", PAIRS)
@@ -236,8 +237,10 @@ def test_a_model_trained_whole_has_its_start_as_reference(tmp_path: Path, precom
 
 @pytest.mark.parametrize(
     "options",
-    [{"loss_type": ["hinge"]}, {"loss_type": ["ipo"]}, {"kind": KTOTrainingArguments, "desirable_weight": 2.0},
-     {"kind": ORPOTrainingArguments}, {"kind": CPOTrainingArguments}, {"kind": CPOTrainingArguments, "algorithm": "simpo"}],
+    [{"loss_type": ["hinge"]}, {"loss_type": ["ipo"]},
+    {"kind": KTOTrainingArguments, "desirable_weight": 2.0},
+     {"kind": ORPOTrainingArguments}, {"kind": CPOTrainingArguments}, {"kind": CPOTrainingArguments,
+     "algorithm": "simpo"}],
 )  # fmt: skip
 def test_other_losses_by_one_option(tmp_path: Path, options):
     network = tuned()
@@ -283,7 +286,8 @@ def test_pairs_longer_than_the_model_are_refused(tmp_path: Path, family, max_len
     scorer = make_model(family, AutoModelForSequenceClassification, num_labels=1)
     with pytest.raises(InputError, match="--max_length 64"):
         make_reward_trainer(
-            scorer, make_tokenizer(family), RewardTrainingArguments(output_dir=str(tmp_path), bf16=False, max_length=max_length), long, PAIRS
+            scorer, make_tokenizer(family), RewardTrainingArguments(output_dir=str(tmp_path), bf16=False,
+            max_length=max_length), long, PAIRS
         )  # fmt: skip
 
 
@@ -299,8 +303,10 @@ def test_a_reward_model_learns_which_side_is_chosen(tmp_path: Path):
     )
     assert isinstance(network, peft.PeftModel)
     training = RewardTrainingArguments(
-        output_dir=str(tmp_path), bf16=False, learning_rate=1e-2, num_train_epochs=12, per_device_train_batch_size=2,
-        logging_steps=1, eval_strategy="no", save_strategy="no", max_length=32, center_rewards_coefficient=0.01,
+        output_dir=str(tmp_path), bf16=False, learning_rate=1e-2, num_train_epochs=12,
+        per_device_train_batch_size=2,
+        logging_steps=1, eval_strategy="no", save_strategy="no", max_length=32,
+        center_rewards_coefficient=0.01,
     )  # fmt: skip
     trainer = make_reward_trainer(network, make_tokenizer("llama"), training, PAIRS, PAIRS)
     trainer.train()

@@ -48,7 +48,8 @@ def test_the_right_word_becomes_likelier(tmp_path: Path, kind):
         network.get_output_embeddings().weight.mul_(30)
     policy = make_policy(network, "lora", {"r": 4})
     training = kind(
-        output_dir=str(tmp_path), bf16=False, learning_rate=2e-2, per_device_train_batch_size=16, num_generations=8, max_steps=12,
+        output_dir=str(tmp_path), bf16=False, learning_rate=2e-2, per_device_train_batch_size=16,
+        num_generations=8, max_steps=12,
         max_completion_length=3, save_strategy="no", logging_steps=1, beta=0.0, report_to="none",
     )  # fmt: skip
     trainer = make_group_trainer(

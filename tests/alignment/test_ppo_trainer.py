@@ -236,7 +236,8 @@ def test_two_processes_stopped_and_continued_give_the_updates_of_one(tmp_path: P
     subject = learner()
     figures = steps(subject, 3)[-1]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d",
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+        "--rdzv_backend", "c10d",
          "--rdzv_endpoint", "localhost:0", str(Path(__file__).parents[1] / "two_learners.py"), str(tmp_path)],
         capture_output=True, text=True, timeout=180,
     )  # fmt: skip
@@ -300,10 +301,12 @@ def test_a_score_of_ones_own_for_empty_answers():
     ("kind", "option", "value"),
     [(PPOArguments, name, 0) for name in ("steps", "epochs", "minibatch_size", "per_device_batch_size", "clip", "stop_kl")]
     + [(PPOArguments, "learning_rate", float("nan")), (PPOArguments, "minibatch_size", 65)]
-    + [(KLArguments, "kl_coefficient", -0.1), (KLArguments, "kl_target", 0.0), (KLArguments, "kl_estimator", "k4")]
+    + [(KLArguments, "kl_coefficient", -0.1), (KLArguments, "kl_target", 0.0),
+    (KLArguments, "kl_estimator", "k4")]
     + [(ValueArguments, "value_clip", 0.0), (ValueArguments, "gamma", 1.5), (ValueArguments, "lam", -0.1)]
     + [(RunArguments, name, 0) for name in ("save_steps", "eval_steps", "eval_prompts")]
-    + [(RewardArguments, "reward_batch_size", 0), (PromptArguments, "prompt_tokens", 0), (SamplingArguments, "generation_batch_size", 0)],
+    + [(RewardArguments, "reward_batch_size", 0), (PromptArguments, "prompt_tokens", 0),
+    (SamplingArguments, "generation_batch_size", 0)],
 )  # fmt: skip
 def test_numbers_that_mean_nothing_are_refused(kind, option, value):
     told = {"output_dir": "somewhere"} if kind is RunArguments else {}

@@ -41,11 +41,13 @@ def test_what_a_reward_reads():
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ([1.0, float("nan")], "nan"), ([1.0, float("inf")], "inf"), ([1.0], "1 scores for 2 answers"), ([1.0, 2.0, 3.0], "3 scores"),
+        ([1.0, float("nan")], "nan"), ([1.0, float("inf")], "inf"), ([1.0], "1 scores for 2 answers"),
+        ([1.0, 2.0, 3.0], "3 scores"),
         ([1.0, "0.5"], "'0.5'"), ([[1.0], [2.0]], r"\[1.0\]"), (None, "'None'"),
         (0.5, "'0.5'"), ("10", "'10'"), ({"a": 1.0, "b": 2.0}, "list with one number"),
     ],
-    ids=["NaN", "infinite", "too few", "too many", "text", "nested", "nothing", "one number", "a text", "a mapping"],
+    ids=["NaN", "infinite", "too few", "too many", "text", "nested", "nothing", "one number", "a text",
+    "a mapping"],
 )  # fmt: skip
 def test_scores_that_are_no_numbers_stop_the_run(found, message):
     with pytest.raises(InputError, match=message):
@@ -233,7 +235,8 @@ def test_a_reward_model_reads_texts_by_its_own_tokenizer(tmp_path: Path):
         token: len(processor) - 1 - i for token, i in processor.get_vocab().items()
     }  # the same words, other ids
     other = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(turned, unk_token="[UNK]")), unk_token="[UNK]", pad_token="[PAD]", eos_token="</s>",
+        tokenizer_object=Tokenizer(models.WordLevel(turned, unk_token="[UNK]")), unk_token="[UNK]",
+        pad_token="[PAD]", eos_token="</s>",
     )  # fmt: skip
     other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     network.save_pretrained(tmp_path)

@@ -87,7 +87,8 @@ def test_a_line_by_hand():
     assert line.positions.tolist() == [[0, 1, 2, 3, 1, 2]]
     assert line.labels.tolist() == [[IGNORED, IGNORED, 3, 4, IGNORED, 5]]
     assert line.seen[0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 1, 1],
+        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 1, 0],
+        [1, 0, 0, 0, 1, 1],
     ]  # fmt: skip
     assert line.rows(tensor([[0.0, 3.0, 4.0, 0.0, 5.0]])).tolist() == [[0.0, 3.0, 4.0], [0.0, 5.0, 0.0]]
 
@@ -99,6 +100,7 @@ def test_sides_that_begin_differently_stay_apart():
 
 
 def test_a_sliding_window_is_not_shared():
-    windowed = MistralConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+    windowed = MistralConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=2,
                              intermediate_size=32, sliding_window=4)  # fmt: skip
     assert not can_share(AutoModelForCausalLM.from_config(windowed))

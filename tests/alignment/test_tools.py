@@ -110,7 +110,8 @@ def test_the_model_calls_reads_and_answers(tmp_path: Path, monkeypatch):
         return [text.strip() == str(gold) for text, gold in zip(completions, answer, strict=True)]
 
     training = GRPOArguments(
-        output_dir=str(tmp_path), bf16=False, report_to="none", tools=written(tmp_path, ADD), per_device_train_batch_size=4,
+        output_dir=str(tmp_path), bf16=False, report_to="none", tools=written(tmp_path, ADD),
+        per_device_train_batch_size=4,
         num_generations=2, max_steps=1, max_completion_length=256, save_strategy="no", beta=0.0,
     )  # fmt: skip
     rows = [AskedRewards([{"role": "user", "content": "What is 2 + 3?"}], {"answer": 5})] * 4

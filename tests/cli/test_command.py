@@ -135,9 +135,11 @@ def test_a_recipe_of_another_verb_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("verb", "given", "meant"),
-    [("train", "--dataset", "--dataset_name"), ("train", "--model", "--model_name_or_path"), ("prompt", "--model", "--models"),
+    [("train", "--dataset", "--dataset_name"), ("train", "--model", "--model_name_or_path"),
+    ("prompt", "--model", "--models"),
      ("train", "--batch_size", "--per_device_train_batch_size"), ("train", "--epochs", "--num_train_epochs"),
-     ("train", "--lr", "--learning_rate"), ("sft", "--lora-r", "--method_kwargs '{\"r\": ...}'"), ("serve", "--model", "--base")],
+     ("train", "--lr", "--learning_rate"), ("sft", "--lora-r", "--method_kwargs '{\"r\": ...}'"), ("serve",
+     "--model", "--base")],
 )  # fmt: skip
 def test_the_commonest_mistakes_are_told_the_real_option(verb, given, meant):
     types = [vars(importlib.import_module(module))[name] for module, name in classes_of(VERBS[verb])]
@@ -227,10 +229,13 @@ def test_launching_on_gpus_takes_all_or_as_many_as_were_asked_for():
 @pytest.mark.parametrize(
     ("arguments", "machine", "said"),
     [
-        (["--processes", "3", "train"], CPUS, "3 processes were asked for on this machine, which has 2 processors"),
+        (["--processes", "3", "train"], CPUS,
+        "3 processes were asked for on this machine, which has 2 processors"),
         (["--config_file", "gpus", "train"], CPUS, "has 0 GPUs for them; set --config_file two_cpus"),
-        (["--config_file", "gpus", "--processes", "9", "train"], GPUS, "has 8 GPUs for them; set --processes to 8 or less"),
-        (["--config_file", "machines", "--processes", "3", "train"], GPUS, "for 2 machines; wanted a multiple of 2"),
+        (["--config_file", "gpus", "--processes", "9", "train"], GPUS,
+        "has 8 GPUs for them; set --processes to 8 or less"),
+        (["--config_file", "machines", "--processes", "3", "train"], GPUS,
+        "for 2 machines; wanted a multiple of 2"),
         (["--processes", "two", "train"], CPUS, "Got --processes two; wanted a whole number of 1 or more"),
         (["--processes", "2", "trian"], CPUS, r"'trian' is no verb. Did you mean train\?"),
         (["--processes", "2"], CPUS, "no verb is named"),

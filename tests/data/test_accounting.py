@@ -33,11 +33,16 @@ TOWNS = [
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("id", [f"train-{n}" for n in range(12)]), ("hash", ["5726eb8bf1498d1400e8efe2", "ffee01"] * 6), ("url", [f"https://a.org/{t}" for t in TOWNS]),
-        ("when", [f"2024-01-{n + 10} 12:00:00" for n in range(12)]), ("mailed", ["Mon, 01 Jan 2024 10:00:00 GMT"] * 12),
-        ("category", ["closed_qa", "brainstorming", "summarization"] * 4), ("category", ["open_qa", "brainstorming", "classification"]),
-        ("speaker", ["jackson", "george", "lucas"] * 4), ("price", ["1.50", "2,50", "3 €"] * 4), ("file", [f"a/b/{t}.wav" for t in TOWNS]),
-        ("language", ["English", "German", "Swiss German"] * 4), ("score", [0.5, 1.5]), ("nothing", [None, "", " "]), ("tags", [["NN", "VB"], ["NN", "DT"]] * 6),
+        ("id", [f"train-{n}" for n in range(12)]), ("hash", ["5726eb8bf1498d1400e8efe2", "ffee01"] * 6),
+        ("url", [f"https://a.org/{t}" for t in TOWNS]),
+        ("when", [f"2024-01-{n + 10} 12:00:00" for n in range(12)]), ("mailed",
+        ["Mon, 01 Jan 2024 10:00:00 GMT"] * 12),
+        ("category", ["closed_qa", "brainstorming", "summarization"] * 4), ("category",
+        ["open_qa", "brainstorming", "classification"]),
+        ("speaker", ["jackson", "george", "lucas"] * 4), ("price", ["1.50", "2,50", "3 €"] * 4), ("file",
+        [f"a/b/{t}.wav" for t in TOWNS]),
+        ("language", ["English", "German", "Swiss German"] * 4), ("score", [0.5, 1.5]), ("nothing",
+        [None, "", " "]), ("tags", [["NN", "VB"], ["NN", "DT"]] * 6),
     ],
 )  # fmt: skip
 def test_what_holds_no_text(name, values):
@@ -47,9 +52,12 @@ def test_what_holds_no_text(name, values):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("notes", [f"Seen in {t}." for t in TOWNS]), ("input", TOWNS), ("system", ["You answer with one word."] * 12), ("topic", [f"a visit to {t}" for t in TOWNS]),
-        ("source", [f"The man walked into {t} and said nothing at all." for t in TOWNS]), ("tokens", [[t, "is", "far"] for t in TOWNS]),
-        ("meta", [{"note": f"Seen in {t} by a friend."} for t in TOWNS]), ("title", [f"News of {t}" for t in TOWNS]), ("ja", ["東京は日本の首都です。", "大阪は都市です。"]),
+        ("notes", [f"Seen in {t}." for t in TOWNS]), ("input", TOWNS), ("system",
+        ["You answer with one word."] * 12), ("topic", [f"a visit to {t}" for t in TOWNS]),
+        ("source", [f"The man walked into {t} and said nothing at all." for t in TOWNS]), ("tokens",
+        [[t, "is", "far"] for t in TOWNS]),
+        ("meta", [{"note": f"Seen in {t} by a friend."} for t in TOWNS]), ("title",
+        [f"News of {t}" for t in TOWNS]), ("ja", ["東京は日本の首都です。", "大阪は都市です。"]),
     ],
 )  # fmt: skip
 def test_what_holds_text(name, values):
@@ -91,9 +99,12 @@ def test_near_twins_are_named_and_can_be_mended():
 @pytest.mark.parametrize(
     ("rows", "labels"),
     [
-        ({"labels": [[0, 1, 1], [1, 0, 0], [0, 0, 0]]}, ["0", "1", "2"]), ({"labels": ["b|c", "a", None]}, ["a", "b", "c"]),
-        ({"labels": ['["b", "c"]', '["a"]', "[]"]}, ["a", "b", "c"]), ({"a": [0, 1, 0], "b": [1, 0, 0], "c": [1, 0, 0]}, ["a", "b", "c"]),
-        ({"labels": [["b", "c"], ["a"], []]}, ["a", "b", "c"]), ({"tags": ["b, c", "a", ""]}, ["a", "b", "c"]),
+        ({"labels": [[0, 1, 1], [1, 0, 0], [0, 0, 0]]}, ["0", "1", "2"]), ({"labels": ["b|c", "a", None]},
+        ["a", "b", "c"]),
+        ({"labels": ['["b", "c"]', '["a"]', "[]"]}, ["a", "b", "c"]),
+        ({"a": [0, 1, 0], "b": [1, 0, 0], "c": [1, 0, 0]}, ["a", "b", "c"]),
+        ({"labels": [["b", "c"], ["a"], []]}, ["a", "b", "c"]), ({"tags": ["b, c", "a", ""]},
+        ["a", "b", "c"]),
     ],
 )  # fmt: skip
 def test_sets_of_labels(rows, labels):
@@ -126,8 +137,10 @@ def test_vectors_are_told_from_lists_of_classes():
 @pytest.mark.parametrize(
     ("tags", "wanted"),
     [
-        ("S-A O B-A E-A", "B-A O B-A I-A"), ("B-A I-A E-A S-A", "B-A I-A I-A B-A"), ("U-A B-B I-B L-B", "B-A B-B I-B I-B"), ("B-A M-A E-A", "B-A I-A I-A"),
-        ("I-A I-A O I-A", "B-A I-A O B-A"), ("I-A B-A I-A", "B-A B-A I-A"), ("I-A I-B", "B-A B-B"), ("B-A I-A O", "B-A I-A O"),
+        ("S-A O B-A E-A", "B-A O B-A I-A"), ("B-A I-A E-A S-A", "B-A I-A I-A B-A"), ("U-A B-B I-B L-B",
+        "B-A B-B I-B I-B"), ("B-A M-A E-A", "B-A I-A I-A"),
+        ("I-A I-A O I-A", "B-A I-A O B-A"), ("I-A B-A I-A", "B-A B-A I-A"), ("I-A I-B", "B-A B-B"),
+        ("B-A I-A O", "B-A I-A O"),
     ],
 )  # fmt: skip
 def test_tags_of_every_scheme(tags, wanted):

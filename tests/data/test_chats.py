@@ -14,7 +14,8 @@ from finetune.data.chats import ChatError, Chats, as_tools
 # Families whose templates write turns otherwise once others follow: they were refused whole.
 REWRITERS = (
     *("qwen3", "qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "gptoss", "phi3", "phi3_5", "deepseekv3"),
-    *("deepseek_r1_distill", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra", "glm4moe", "gemma4", "lfm2_2_5"),
+    *("deepseek_r1_distill", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra", "glm4moe", "gemma4",
+    "lfm2_2_5"),
 )  # fmt: skip
 SEEING = [
     TEMPLATES[name + end] for name in ("idefics3", "smolvlm", "llava_next") for end in ("", "_training")

@@ -44,8 +44,10 @@ def check(*arguments: object) -> None:
 def test_all_faults_are_said_with_their_lines(tickets):
     said = "\n".join(report(look(tickets, None, None)))
     for part in (
-        "cells parted by ';'; 8 rows; text ← Text, label ← Klasse", "'Rechnung'                     2", "more cells than the header (quote texts that hold the delimiter): line 6",
-        "1 rows have no text: line 5", "1 rows have no label: line 7", "repeat an earlier text with the same label: line 4", "with another label: line 9",
+        "cells parted by ';'; 8 rows; text ← Text, label ← Klasse", "'Rechnung'                     2",
+        "more cells than the header (quote texts that hold the delimiter): line 6",
+        "1 rows have no text: line 5", "1 rows have no label: line 7",
+        "repeat an earlier text with the same label: line 4", "with another label: line 9",
         "'Rechnung' (2), 'rechnung' (1) → 'Rechnung'", "look German: a base such as deepset/gbert-base",
     ):  # fmt: skip
         assert part in said, part

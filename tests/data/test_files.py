@@ -23,9 +23,12 @@ def read(path, content: bytes | str, **how):
     ("text", "columns"),
     [
         ("text,label\na,1\nb,2\n", {"text": ["a", "b"], "label": [1, 2]}),
-        ("Text;Preis\nRot, grün;1,5\nBlau, gelb;2,5\n", {"Text": ["Rot, grün", "Blau, gelb"], "Preis": ["1,5", "2,5"]}),
-        ('text,label\n"two\nlines, and ""quotes""",x\n\nb,NA\n', {"text": ['two\nlines, and "quotes"', "b"], "label": ["x", "NA"]}),
-        ("text\tlabel\n\"never closed\tpos\nb\tneg\n", {"text": ['"never closed', "b"], "label": ["pos", "neg"]}),
+        ("Text;Preis\nRot, grün;1,5\nBlau, gelb;2,5\n",
+        {"Text": ["Rot, grün", "Blau, gelb"], "Preis": ["1,5", "2,5"]}),
+        ('text,label\n"two\nlines, and ""quotes""",x\n\nb,NA\n',
+        {"text": ['two\nlines, and "quotes"', "b"], "label": ["x", "NA"]}),
+        ("text\tlabel\n\"never closed\tpos\nb\tneg\n",
+        {"text": ['"never closed', "b"], "label": ["pos", "neg"]}),
         ("a|b\n007|\n12|x\n", {"a": ["007", "12"], "b": [None, "x"]}),
         ("only\nNone\nnull\n", {"only": ["None", "null"]}),
         ("a,b\n1,2\n3\n", {"a": [1, 3], "b": [2, None]}),
@@ -71,8 +74,10 @@ def test_an_encoding_can_be_named():
 @pytest.mark.parametrize(
     "content",
     [
-        [{"a": "x", "b": 1}, {"a": "y", "b": 2}], {"data": [{"a": "x", "b": 1}, {"a": "y", "b": 2}], "version": "1"},
-        {"a": ["x", "y"], "b": [1, 2]}, {"a": {"0": "x", "1": "y"}, "b": {"0": 1, "1": 2}}, {"0": {"a": "x", "b": 1}, "1": {"a": "y", "b": 2}},
+        [{"a": "x", "b": 1}, {"a": "y", "b": 2}], {"data": [{"a": "x", "b": 1}, {"a": "y", "b": 2}],
+        "version": "1"},
+        {"a": ["x", "y"], "b": [1, 2]}, {"a": {"0": "x", "1": "y"}, "b": {"0": 1, "1": 2}},
+        {"0": {"a": "x", "b": 1}, "1": {"a": "y", "b": 2}},
         {"columns": ["a", "b"], "index": [0, 1], "data": [["x", 1], ["y", 2]]},
     ],
 )  # fmt: skip

@@ -25,9 +25,11 @@ from finetune.tasks.seq2seq import SOURCES, TARGETS
 
 PAGE = Path(__file__).parents[2] / "docs" / "data_layouts.md"
 READERS = {
-    "sft": lay_out_chats, "seq2seq": partial(lay_out_questions, sources=SOURCES, targets=TARGETS), "dpo": lay_out_pairs, "kto": lay_out_unpaired,
+    "sft": lay_out_chats, "seq2seq": partial(lay_out_questions, sources=SOURCES, targets=TARGETS),
+    "dpo": lay_out_pairs, "kto": lay_out_unpaired,
     "ppo": partial(lay_out_prompts, texts=("text",)), "classification": partial(lay_out_classes, pair=False),
-    "pairs": partial(lay_out_classes, pair=True), "multilabel": lay_out_label_sets, "regression": lay_out_numbers, "tokens": lay_out_tags,
+    "pairs": partial(lay_out_classes, pair=True), "multilabel": lay_out_label_sets,
+    "regression": lay_out_numbers, "tokens": lay_out_tags,
     "spans": lay_out_spans, "choice": lay_out_choices,
 }  # fmt: skip
 ROW = re.compile(r"^\| ([^|`]+) \| (\w+) \| `(.+)` \| `(.+)` \|$", re.MULTILINE)

@@ -55,7 +55,8 @@ def test_a_head_is_used_only_where_logits_are_its_product():
     assert plain_head(make_model("llama", AutoModelForCausalLM).requires_grad_(False)) is not None
     assert plain_head(make_model("llama", AutoModelForCausalLM)) is None  # it is trained
     capped = Gemma2Config(
-        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=8, intermediate_size=32,
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=8, intermediate_size=32,
         final_logit_softcapping=0.5, pad_token_id=0,
     )  # fmt: skip
     network = AutoModelForCausalLM.from_config(capped).eval().requires_grad_(False)

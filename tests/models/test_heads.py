@@ -123,7 +123,8 @@ def test_figures_by_hand():
     sums = loss.nats_and_hits(logits, labels)
     assert sums.tolist() == [[pytest.approx(float(np.log(8))), 1.0], [pytest.approx(float(np.log(2))), 1.0]]
     figures = likelihood.token_likelihood(sums.numpy(), labels.numpy(), byte_count=8)
-    assert figures == {"perplexity": pytest.approx(16 ** (1 / 3)), "token_accuracy": pytest.approx(2 / 3), "tokens": 3,
+    assert figures == {"perplexity": pytest.approx(16 ** (1 / 3)), "token_accuracy": pytest.approx(2 / 3),
+    "tokens": 3,
                        "commonest": pytest.approx(2 / 3), "bits_per_byte": pytest.approx(0.5)}  # fmt: skip
 
 

@@ -18,11 +18,16 @@ from finetune.models.attention import packed
 from finetune.objectives import collators
 
 SIZES = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "head_dim": 8,
-    "n_head": 4, "n_layer": 2, "n_embd": 32, "n_positions": 64, "n_ctx": 64, "rotary_dim": 4, "max_seq_len": 64, "d_model": 32,
-    "ffn_dim": 64, "num_layers": 2, "attention_heads": 4, "state_size": 4, "lru_width": 32, "block_multiple_of": 8,
-    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2, "head_dim": 8,
+    "n_head": 4, "n_layer": 2, "n_embd": 32, "n_positions": 64, "n_ctx": 64, "rotary_dim": 4,
+    "max_seq_len": 64, "d_model": 32,
+    "ffn_dim": 64, "num_layers": 2, "attention_heads": 4, "state_size": 4, "lru_width": 32,
+    "block_multiple_of": 8,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
     "n_group": 1, "topk_group": 1,
 }  # fmt: skip
 OTHERS = {

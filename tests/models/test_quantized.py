@@ -100,7 +100,8 @@ def test_its_adapter_comes_back_on_the_same_rounded_base(base, tmp_path):
     tuned.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_passport(
-        folder, tuned, processor, base=base.model_name_or_path, method="qlora", method_kwargs=None, task="sft",
+        folder, tuned, processor, base=base.model_name_or_path, method="qlora", method_kwargs=None,
+        task="sft",
         labels=None, data_fingerprint=None, metrics={},
     )  # fmt: skip
     _, again = mount(folder)

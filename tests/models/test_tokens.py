@@ -41,9 +41,12 @@ DECODERS = (
     "stablelm",
 )
 SMALL = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32,
-    "vocab_size": 9, "n_embd": 16, "n_layer": 1, "n_head": 2, "head_dim": 8, "ffn_dim": 32, "word_embed_proj_dim": 16,
-    "max_position_embeddings": 32, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2, "rotary_dim": 4,
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 9, "n_embd": 16, "n_layer": 1, "n_head": 2, "head_dim": 8, "ffn_dim": 32,
+    "word_embed_proj_dim": 16,
+    "max_position_embeddings": 32, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2,
+    "rotary_dim": 4,
 }  # fmt: skip
 
 

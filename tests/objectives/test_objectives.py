@@ -55,7 +55,8 @@ class StopAt(TrainerCallback):
 def trained(folder, stop=None, resume=None, workers=0, **changes):
     row, processor, network, features = prepared("mlm")
     training = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=2, num_train_epochs=2, bf16=False, learning_rate=1e-2,
+        output_dir=str(folder), per_device_train_batch_size=2, num_train_epochs=2, bf16=False,
+        learning_rate=1e-2,
         eval_strategy="no", save_strategy="steps", save_steps=2, save_total_limit=None, disable_tqdm=True,
         dataloader_num_workers=workers, **changes,
     )  # fmt: skip
@@ -129,8 +130,10 @@ def test_options_of_another_objective():
 
 @pytest.mark.parametrize(
     ("objective", "family", "fits"),
-    [("mlm", "bert", True), ("mlm", "llama", False), ("mlm", "bart", False), ("clm", "gpt2", True), ("clm", "bert", False),
-     ("nsp", "llama", False), ("nsp", "roberta", False), ("nsp", "albert", True), ("span_corruption", "t5", True),
+    [("mlm", "bert", True), ("mlm", "llama", False), ("mlm", "bart", False), ("clm", "gpt2", True),
+    ("clm", "bert", False),
+     ("nsp", "llama", False), ("nsp", "roberta", False), ("nsp", "albert", True), ("span_corruption", "t5",
+     True),
      ("infilling", "gpt2", False), ("contrastive", "llama", True), ("contrastive", "t5", False)],
 )  # fmt: skip
 def test_models_that_cannot_learn_it_are_refused(objective, family, fits):

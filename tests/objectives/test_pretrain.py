@@ -82,7 +82,8 @@ def test_from_scratch_with_a_tokenizer_of_its_own(review_file, tmp_path):
 def test_an_adapter_from_a_mixed_stream(saved, review_file, tmp_path):
     base = saved("llama", AutoModelForCausalLM)
     figures = pretrain(
-        tmp_path / "run", "--objective", "clm", "--model_name_or_path", str(base), "--dataset_name", str(review_file),
+        tmp_path / "run", "--objective", "clm", "--model_name_or_path", str(base), "--dataset_name",
+        str(review_file),
         "--method", "lora", "--streaming", "true", "--mixture", f"{review_file}=2", "reviews=1",
         "--max_steps", "3", "--max_length", "32",
         "--eval_strategy", "no", "--per_device_train_batch_size", "2", "--shuffle_buffer", "4",
@@ -176,7 +177,8 @@ def test_packed_texts_take_no_tokens_in_front(saved, review_file, tmp_path):
         InputError, match="'prefix' puts tokens of its own in front of a row, and rows stand in one line"
     ):
         pretrain(
-            tmp_path / "run", "--objective", "clm", "--model_name_or_path", str(base), "--dataset_name", str(review_file),
+            tmp_path / "run", "--objective", "clm", "--model_name_or_path", str(base), "--dataset_name",
+            str(review_file),
             "--max_length", "32", "--method", "prefix",
         )  # fmt: skip
 
@@ -184,8 +186,10 @@ def test_packed_texts_take_no_tokens_in_front(saved, review_file, tmp_path):
 def test_pairs_without_scores_are_told_by_their_loss(saved, review_file, tmp_path):
     base = saved("bert", AutoModel, hidden_dropout_prob=0.1)
     figures = pretrain(
-        tmp_path / "run", "--objective", "contrastive", "--model_name_or_path", str(base), "--dataset_name", str(review_file),
-        "--max_length", "32", "--num_train_epochs", "2", "--save_strategy", "epoch", "--load_best_model_at_end", "true",
+        tmp_path / "run", "--objective", "contrastive", "--model_name_or_path", str(base), "--dataset_name",
+        str(review_file),
+        "--max_length", "32", "--num_train_epochs", "2", "--save_strategy", "epoch",
+        "--load_best_model_at_end", "true",
     )  # fmt: skip
     history = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())[
         "log_history"
@@ -196,7 +200,8 @@ def test_pairs_without_scores_are_told_by_their_loss(saved, review_file, tmp_pat
 @pytest.mark.filterwarnings("ignore")
 def test_a_stream_wants_an_evaluation_split_and_knows_no_labels(saved, review_file, tmp_path):
     base = saved("bert", AutoModel)
-    options = ("--objective", "contrastive", "--model_name_or_path", str(base), "--max_length", "32", "--streaming", "true",
+    options = ("--objective", "contrastive", "--model_name_or_path", str(base), "--max_length", "32",
+    "--streaming", "true",
                "--max_steps", "2", "--config_overrides", "hidden_dropout_prob=0.1")  # fmt: skip
     with pytest.raises(InputError, match="no evaluation split; name one by --eval_split"):
         pretrain(tmp_path / "run", *options, "--dataset_name", str(review_file / "train.jsonl"))
@@ -213,7 +218,8 @@ def test_sources_of_no_texts_are_named(streaming, saved, review_file, tmp_path):
         (other / f"{split}.jsonl").write_text("\n".join(['{"text": 5}'] * 4))
     with pytest.raises(InputError, match="other' holds 5; wanted texts"):
         pretrain(
-            tmp_path / "run", "--model_name_or_path", str(base), "--dataset_name", str(review_file), "--max_length", "32",
+            tmp_path / "run", "--model_name_or_path", str(base), "--dataset_name", str(review_file),
+            "--max_length", "32",
             "--max_steps", "2", "--streaming", streaming, "--mixture", f"{review_file}=1", f"{other}=1",
         )  # fmt: skip
 
@@ -294,8 +300,10 @@ def test_an_objective_learns_real_texts_from_scratch(objective, shared_data, tmp
     )
     family, overrides = SIZES[objective]
     before, after = before_and_after(
-        tmp_path, "--objective", objective, "--from_config", family, "--config_overrides", overrides, "--dataset_name", str(data),
-        "--tokenizer_name", str(tmp_path / "tokenizer"), "--max_train_rows", "2500", "--drop_empty_rows", "true",
+        tmp_path, "--objective", objective, "--from_config", family, "--config_overrides", overrides,
+        "--dataset_name", str(data),
+        "--tokenizer_name", str(tmp_path / "tokenizer"), "--max_train_rows", "2500", "--drop_empty_rows",
+        "true",
         "--max_steps", "300", "--learning_rate", "3e-3", *SHORT,
     )  # fmt: skip
     assert after["loss"] < before["loss"] - 1
@@ -307,9 +315,11 @@ def test_an_objective_learns_real_texts_from_scratch(objective, shared_data, tmp
 def test_masks_and_next_sentences_are_learnt_by_a_small_encoder(objective, shared_data, tmp_path):
     """From scratch, masks take hours: the body is MiniLM's, the heads are new."""
     before, after = before_and_after(
-        tmp_path, "--objective", objective, "--model_name_or_path", "minilm", "--dataset_name", str(shared_data / "imdb"),
+        tmp_path, "--objective", objective, "--model_name_or_path", "minilm", "--dataset_name",
+        str(shared_data / "imdb"),
         "--train_split", "unsupervised", "--eval_split", "test[:5%]", "--max_train_rows", "1200",
-        "--max_steps", "120", "--per_device_train_batch_size", "32", "--learning_rate", "5e-4", "--bf16", "true", *SHORT,
+        "--max_steps", "120", "--per_device_train_batch_size", "32", "--learning_rate", "5e-4", "--bf16",
+        "true", *SHORT,
     )  # fmt: skip
     assert after["loss"] < before["loss"] - 1
     assert after["masked_accuracy"] > after["commonest"] + 0.05 > before["masked_accuracy"]
@@ -330,10 +340,12 @@ def test_entailed_sentences_come_together(shared_data, tmp_path):
     train_tokenizer(
         [*rows["sentence_A"], *rows["sentence_B"]], "contrastive", "wordpiece", 2048, lowercase=True
     ).save_pretrained(tmp_path / "tokenizer")
-    options = ("--objective", "contrastive", "--from_config", "bert", "--config_overrides", SIZES["contrastive"][1],
+    options = ("--objective", "contrastive", "--from_config", "bert", "--config_overrides",
+    SIZES["contrastive"][1],
                "--dataset_name", str(data), "--tokenizer_name", str(tmp_path / "tokenizer"),
                "--supervised", "true", "--positive_label", "entailment",
-               "--score_column", "relatedness_score", "--max_length", "48", "--eval_strategy", "no")  # fmt: skip
+               "--score_column", "relatedness_score", "--max_length", "48", "--eval_strategy",
+               "no")  # fmt: skip
     before = pretrain(tmp_path / "before", *options, "--max_steps", "1", "--learning_rate", "1e-9")
     after = pretrain(
         tmp_path / "after",

@@ -103,7 +103,8 @@ def trained(folder, resume=None, stop=None):
         sources, [2.0, 1.0], lambda batch, rng: row.encode(batch, processor, 16, rng), 0, 3
     )
     training = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=6, bf16=False,
+        output_dir=str(folder), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=6,
+        bf16=False,
         learning_rate=1e-2, eval_strategy="no", save_strategy="steps", save_steps=3, disable_tqdm=True,
     )  # fmt: skip
     trainer = make_trainer(row, network, processor, training, {"train": endless}, kind=FreshTrainer)

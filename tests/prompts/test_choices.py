@@ -107,7 +107,8 @@ def test_bad_rows_are_named_and_end_nothing(saved, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choices", "target", "target_is", "place"),
     [
-        (["a", "b"], "b", None, 1), (["a", "b"], "1", None, 1), (["2", "7"], "7", None, 1), (["1", "0"], "1", "text", 0),
+        (["a", "b"], "b", None, 1), (["a", "b"], "1", None, 1), (["2", "7"], "7", None, 1), (["1", "0"], "1",
+        "text", 0),
         (["1", "0"], "1", "index", 1), (["3", "1"], "1", "index_first", 1),
     ],
 )  # fmt: skip

@@ -34,10 +34,14 @@ PLACES = [
     ("Quito", "Ecuador"),
 ]
 ACTS = [
-    ("A man sits at a piano. He", ["plays a slow song.", "eats the keys.", "swims away quickly.", "is a piano, too."], 0),
-    ("She cracks two eggs into a bowl and", ["drives to town.", "beats them with a fork.", "reads the eggs a story.", "wins."], 1),
-    ("The dog hears the door bell. It", ["writes a letter.", "votes.", "barks and runs to the door.", "melts."], 2),
-    ("Two boys stand on a beach with a kite. They", ["bake.", "sell it to a whale.", "sleep under water.", "let it fly."], 3),
+    ("A man sits at a piano. He",
+    ["plays a slow song.", "eats the keys.", "swims away quickly.", "is a piano, too."], 0),
+    ("She cracks two eggs into a bowl and",
+    ["drives to town.", "beats them with a fork.", "reads the eggs a story.", "wins."], 1),
+    ("The dog hears the door bell. It",
+    ["writes a letter.", "votes.", "barks and runs to the door.", "melts."], 2),
+    ("Two boys stand on a beach with a kite. They",
+    ["bake.", "sell it to a whale.", "sleep under water.", "let it fly."], 3),
 ]  # fmt: skip
 FILMS = [
     "a gripping, funny film",
@@ -58,17 +62,22 @@ ARC = {
     "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
 }  # fmt: skip
 HELLA = {
-    "task": "hellaswag_like", "output_type": "multiple_choice", "doc_to_text": "{{query}}", "doc_to_target": "{{label}}",
+    "task": "hellaswag_like", "output_type": "multiple_choice", "doc_to_text": "{{query}}",
+    "doc_to_target": "{{label}}",
     "doc_to_choice": "endings", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
 }  # fmt: skip
 GSM = {
     "task": "gsm_like", "output_type": "generate_until", "doc_to_text": "Question: {{question}}\nAnswer:",
-    "doc_to_target": "{{answer}}", "generation_kwargs": {"until": ["Question:", "</s>"], "do_sample": False, "max_gen_toks": 24},
+    "doc_to_target": "{{answer}}", "generation_kwargs": {"until": ["Question:", "</s>"], "do_sample": False,
+    "max_gen_toks": 24},
     "metric_list": [{"metric": "exact_match", "ignore_case": True, "regexes_to_ignore": [",", "\\$", "(?s).*#### ", "\\.$"]}],
     "filter_list": [
-        {"name": "strict-match", "filter": [{"function": "regex", "regex_pattern": "#### (\\-?[0-9\\.\\,]+)"}, {"function": "take_first"}]},
+        {"name": "strict-match",
+        "filter": [{"function": "regex", "regex_pattern": "#### (\\-?[0-9\\.\\,]+)"},
+        {"function": "take_first"}]},
         {"name": "flexible-extract", "filter": [
-            {"function": "regex", "group_select": -1, "regex_pattern": "(-?[$0-9.,]{2,})|(-?[0-9]+)"}, {"function": "take_first"}]},
+            {"function": "regex", "group_select": -1, "regex_pattern": "(-?[$0-9.,]{2,})|(-?[0-9]+)"},
+            {"function": "take_first"}]},
     ],
 }  # fmt: skip
 
@@ -80,7 +89,8 @@ def rows_of(name: str) -> list[dict[str, Any]]:
         countries = [country for _, country in PLACES]
         return [
             {"question": f"In which country is {town}?", "answerKey": "AB"[i % 2], "choices": {
-                "text": [country, countries[i - 1], "nobody knows"] if i % 2 == 0 else [countries[i - 1], country, "nobody knows"],
+                "text": [country, countries[i - 1], "nobody knows"] if i % 2 == 0 else [countries[i - 1],
+                country, "nobody knows"],
                 "label": ["A", "B", "C"]}}
             for i, (town, country) in enumerate(PLACES)
         ]  # fmt: skip

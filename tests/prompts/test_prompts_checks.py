@@ -51,7 +51,8 @@ def test_check_reads_what_written_texts_are_compared_with(
         check(loaded, study, ScoringArguments())
     told = capsys.readouterr().out
     for fault in (
-        "own/a: 1 rows with an empty column", "own/a: 1 rows render to nothing", "own/target: 1 rows have no text",
+        "own/a: 1 rows with an empty column", "own/a: 1 rows render to nothing",
+        "own/target: 1 rows have no text",
         "own/b: no column 'txt'; the rows have text, end",
     ):  # fmt: skip
         assert fault in told
@@ -67,7 +68,8 @@ def test_tables_bear_any_label_and_the_cache_any_file(saved, tmp_path: Path) -> 
         rows = [{"text": f"the film {'|' * i} \r\n was", "label": labels[i % 3]} for i in range(9)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     study = StudyArguments(
-        prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))], choose_rows=0,
+        prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))],
+        choose_rows=0,
         output_dir=str(tmp_path / "out"),
     )  # fmt: skip
     finish(study, ColumnArguments(dataset_name=str(tmp_path)))

@@ -211,7 +211,8 @@ def test_texts_are_written_behind_examples_of_texts(saved, tmp_path: Path) -> No
         ]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
     study = StudyArguments(
-        prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))], shots=[0, 2],
+        prompts=[str(tmp_path / "own.yaml")], models=[str(saved("llama", AutoModelForCausalLM))], shots=[0,
+        2],
         shot_choice="random", output_dir=str(tmp_path / "out"),
     )  # fmt: skip
     data = ColumnArguments(dataset_name=str(tmp_path), data_files=["test=test.jsonl", "train=train.jsonl"])
@@ -293,7 +294,8 @@ def test_an_adapter_on_a_tuned_model_is_asked_on_the_two_merged(saved, tmp_path:
         config = LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM", target_modules="all-linear")
         network = get_peft_model(network, config)
         network.save_pretrained(folder)
-        write_passport(folder, network, tokenizer, base=str(below), method="lora", method_kwargs=None, task="sft", labels=None,
+        write_passport(folder, network, tokenizer, base=str(below), method="lora", method_kwargs=None,
+        task="sft", labels=None,
                        data_fingerprint=None, metrics=None)  # fmt: skip
         (folder / "arguments.yaml").write_text(f"model_name_or_path: {below}\n")
         network = network.merge_and_unload()

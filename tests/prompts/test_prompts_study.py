@@ -185,7 +185,8 @@ def test_what_stands_in_configurations_is_part_of_the_fingerprint(saved, tmp_pat
     network.save_pretrained(tmp_path / "adapter")
     found = [
         of(base), of(tmp_path / "adapter"), changed(base, "config.json", "rms_norm_eps", 0.1),
-        changed(base, "generation_config.json", "repetition_penalty", 1.5), changed(tmp_path / "adapter", "adapter_config.json", "lora_alpha", 4),
+        changed(base, "generation_config.json", "repetition_penalty", 1.5), changed(tmp_path / "adapter",
+        "adapter_config.json", "lora_alpha", 4),
     ]  # fmt: skip
     assert len(set(found)) == len(found)  # the same weights with other numbers beside them are another model
 

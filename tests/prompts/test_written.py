@@ -42,8 +42,10 @@ HERE = Path("entry.yaml")
 @pytest.mark.parametrize(
     ("said", "wanted", "right"),
     [
-        ("The answer is 460.", "460", 1), ("Paris.", "Paris", 1), ("paris", "Paris", 1), ("The Paris", "Paris", 1),
-        ("1,234 pens", "1234", 1), ("It is 12, no: 13.", "13", 1), ("46", "460", 0), ("", "Paris", 0), ("-5", "5", 0),
+        ("The answer is 460.", "460", 1), ("Paris.", "Paris", 1), ("paris", "Paris", 1), ("The Paris",
+        "Paris", 1),
+        ("1,234 pens", "1234", 1), ("It is 12, no: 13.", "13", 1), ("46", "460", 0), ("", "Paris", 0), ("-5",
+        "5", 0),
         ("costs $5", "$5", 1), ("no", "7", 0), ("Paris and Rome", "Paris", 0),
     ],
 )  # fmt: skip
@@ -53,8 +55,10 @@ def test_short_answers_say_the_same(said: str, wanted: str, right: int) -> None:
 
 def test_filters_are_lm_evaluation_harness_s() -> None:
     filters = read_filters(HERE, {
-        "strict": [{"regex": r"#### (\-?[0-9\.\,]+)"}], "last": [{"regex": r"(-?[$0-9.,]{2,})|(-?[0-9]+)", "take": "last"}],
-        "group": [{"regex": r"(\w+) is (\w+)", "group": "2"}], "number": ["number"], "letter": [{"map": {"A": "yes"}}],
+        "strict": [{"regex": r"#### (\-?[0-9\.\,]+)"}],
+        "last": [{"regex": r"(-?[$0-9.,]{2,})|(-?[0-9]+)", "take": "last"}],
+        "group": [{"regex": r"(\w+) is (\w+)", "group": "2"}], "number": ["number"],
+        "letter": [{"map": {"A": "yes"}}],
         "vote": ["lower", "majority_vote"], "line": ["first_line"],
     })  # fmt: skip
     assert extracted(filters["strict"], ["so #### 12 and #### 13"]) == ["12"]
@@ -168,7 +172,8 @@ def test_a_judge_is_asked_in_both_orders(tmp_path: Path) -> None:
     assert [what for _, _, what in notes.troubles] == ["the judge named none of its labels"]
     file = tmp_path / "known.jsonl"
     file.write_text("\n".join(json.dumps({"written": w, "wanted": x, "label": y})
-                              for w, x, y in (("good", "bad", "first"), ("bad", "good", "second"), ("good", "bad", "second"))))  # fmt: skip
+                              for w, x, y in (("good", "bad", "first"), ("bad", "good", "second"),
+                              ("good", "bad", "second"))))  # fmt: skip
     known = judging.agreement(str(file))
     assert known["rows"] == 3 and known["agreement"] == pytest.approx(2 / 3)
     file.write_text(json.dumps({"written": "x", "label": "third"}))

@@ -48,8 +48,10 @@ def lay_out(folder: Path, label: str = "pos", rows: int = 40) -> Path:
 
 def test_a_page_shows_what_the_files_say(tmp_path):
     text = write_page(lay_out(tmp_path / "run")).read_text()
-    for said in ("accuracy 0.750 (0.600–0.900)", "classification · lora · minilm · reviews", "Learning", "Confusion",
-                 "Wrong, and surest of it", "Least sure", "Training rows of each class", "calibration error"):  # fmt: skip
+    for said in ("accuracy 0.750 (0.600–0.900)", "classification · lora · minilm · reviews", "Learning",
+    "Confusion",
+                 "Wrong, and surest of it", "Least sure", "Training rows of each class",
+                 "calibration error"):  # fmt: skip
         assert said in text, said
     assert text.count("<svg") >= 4
 

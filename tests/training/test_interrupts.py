@@ -67,8 +67,10 @@ def command(tmp_path, review_file):
 
     def make(folder: str, *further: str) -> list[str]:
         options = {
-            "model_name_or_path": base, "dataset_name": review_file, "output_dir": tmp_path / folder, "method": "full", "max_length": 24,
-            "num_train_epochs": 2, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 5,
+            "model_name_or_path": base, "dataset_name": review_file, "output_dir": tmp_path / folder,
+            "method": "full", "max_length": 24,
+            "num_train_epochs": 2, "learning_rate": 1e-2, "per_device_train_batch_size": 8,
+            "save_strategy": "steps", "save_steps": 5,
             "bf16": "false", "eval_strategy": "no", "train_split": "train", "eval_split": "test",
         }  # fmt: skip
         flat = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
@@ -105,8 +107,10 @@ def done(finished: subprocess.CompletedProcess) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_finishes_the_step_seals_and_ends_with_143(command, tmp_path, number):
     done(run(command("whole")))
-    with subprocess.Popen([sys.executable, *command("told", "--logging_steps", "1")], stderr=subprocess.PIPE, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}) as told:  # fmt: skip
+    with subprocess.Popen([sys.executable, *command("told", "--logging_steps", "1")], stderr=subprocess.PIPE,
+    text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT),
+                          "OMP_NUM_THREADS": "1"}) as told:  # fmt: skip
         for line in told.stderr:
             if "step 2/" in line:
                 told.send_signal(number)

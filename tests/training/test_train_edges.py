@@ -165,8 +165,10 @@ def test_a_line_has_room_for_itself_and_not_for_all_of_its_row(saved, tmp_path):
         ("choice", "bert", AutoModel, "--text_column source"),
     ):
         run(
-            "train", "--task", task, QUIET, most, "--model_name_or_path", saved(family, kind), "--dataset_name", tmp_path,
-            "--data_files", "train=train.jsonl", "validation=validation.jsonl", "--output_dir", tmp_path / task, "--max_length 64",
+            "train", "--task", task, QUIET, most, "--model_name_or_path", saved(family, kind),
+            "--dataset_name", tmp_path,
+            "--data_files", "train=train.jsonl", "validation=validation.jsonl", "--output_dir",
+            tmp_path / task, "--max_length 64",
         )  # fmt: skip
         assert figures(tmp_path / task)["steps"] == 1
 
@@ -219,7 +221,8 @@ def test_rows_without_anything_to_learn_are_not_asked(chats, tmp_path):  # noqa:
     model, data = chats
     out = tmp_path / "run"
     run(
-        "train", "--task sft", "--model_name_or_path", model, "--dataset_name", data, "--output_dir", out, QUIET,
+        "train", "--task sft", "--model_name_or_path", model, "--dataset_name", data, "--output_dir", out,
+        QUIET,
         "--max_length 16 --max_target_length 4 --save_predictions true",
     )  # fmt: skip
     lines = (out / "predictions.jsonl").read_text().splitlines()
@@ -308,7 +311,8 @@ def test_a_run_that_was_killed_at_its_very_end_saves_its_predictions(
 
 
 def test_a_resumed_run_stops_as_early_as_one_that_was_not_killed(saved, review_file, tmp_path, monkeypatch):
-    common = ["--model_name_or_path", saved("bert", AutoModel), "--dataset_name", review_file, "--method full --bf16 false",
+    common = ["--model_name_or_path", saved("bert", AutoModel), "--dataset_name", review_file,
+    "--method full --bf16 false",
               "--num_train_epochs 9 --learning_rate 1e-6 --early_stopping_patience 3 --save_total_limit 20"]  # fmt: skip
     run("train", *common, "--output_dir", tmp_path / "whole")
     with monkeypatch.context() as patch:

@@ -303,7 +303,8 @@ def test_adapters_in_float32_learn_over_frozen_weights_in_bf16(chats, tmp_path):
     for epochs in (1, 6):
         out = tmp_path / str(epochs)
         run(
-            "sft", "--model_name_or_path", model, "--dataset_name", data, "--output_dir", out, "--method", "lora", "--dtype", "bfloat16",
+            "sft", "--model_name_or_path", model, "--dataset_name", data, "--output_dir", out, "--method",
+            "lora", "--dtype", "bfloat16",
             "--num_train_epochs", epochs, "--bf16", "true", "--learning_rate", 0.03, "--max_length", 48,
         )  # fmt: skip
         losses.append(figures(out)["loss"])
@@ -338,9 +339,12 @@ def test_instructions_are_answered(chats, tmp_path):
 
 
 PAIRS = [
-    ("tokens", "bert", "lora"), ("tokens", "bert", "bottleneck"), ("tokens", "gpt2", "bitfit"), ("spans", "bert", "prompt"),
-    ("spans", "bert", "prefix"), ("spans", "t5", "lora"), ("seq2seq", "t5", "prefix"), ("seq2seq", "t5", "prompt"),
-    ("seq2seq", "t5", "ia3"), ("seq2seq", "gpt2", "prompt"), ("seq2seq", "llama", "prefix"), ("seq2seq", "llama", "bottleneck"),
+    ("tokens", "bert", "lora"), ("tokens", "bert", "bottleneck"), ("tokens", "gpt2", "bitfit"), ("spans",
+    "bert", "prompt"),
+    ("spans", "bert", "prefix"), ("spans", "t5", "lora"), ("seq2seq", "t5", "prefix"), ("seq2seq", "t5",
+    "prompt"),
+    ("seq2seq", "t5", "ia3"), ("seq2seq", "gpt2", "prompt"), ("seq2seq", "llama", "prefix"), ("seq2seq",
+    "llama", "bottleneck"),
     ("choice", "bert", "prompt"),
     ("choice", "llama", "lora"), ("regression", "bert", "linear_probe"), ("multilabel", "gpt2", "ptuning"),
 ]  # fmt: skip

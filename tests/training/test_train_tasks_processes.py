@@ -28,8 +28,10 @@ def test_two_processes_leave_the_figures_of_one(task, family, kind, saved, tmp_p
         rows().select(range(8 if split == "train" else 7)).to_parquet(str(folder / f"{split}.parquet"))
     model = saved(family, kind, initializer_factor=3.0) if family == "t5" else saved(family, kind)
     arguments = [
-        "--task", task, *columns_of(task), "--method", "full", "--model_name_or_path", model, "--dataset_name", folder,
-        "--max_length", 24, "--num_train_epochs", 2, "--save_predictions", "true", "--bf16", "false", "--save_strategy", "no",
+        "--task", task, *columns_of(task), "--method", "full", "--model_name_or_path", model,
+        "--dataset_name", folder,
+        "--max_length", 24, "--num_train_epochs", 2, "--save_predictions", "true", "--bf16", "false",
+        "--save_strategy", "no",
         "--learning_rate", 0.01, "--per_device_eval_batch_size", 2,
     ]  # fmt: skip
     run("train", *arguments, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,6 @@ import yaml
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from finetune.alignment.preferences import pairs_of
 from finetune.alignment.prompts import answer_texts, prompt_ids
 from finetune.alignment.rewards import AskedRewards, Rewards
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, sample_answers, stop_tokens
@@ -124,3 +124,34 @@ def claim_pairs(folder: Path, options: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if PartialState().is_main_process:
             write_atomically(file, yaml.safe_dump(options, sort_keys=True, allow_unicode=True))
+
+
+def pairs_of(
+    prompts: Sequence[Any], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[float]],
+    ended: Sequence[Sequence[bool]],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The best and the worst answer to each prompt as a pair with its scores and margin; a prompt whose
+    answers all score the same gives none, nor does one without two answers that have text and a score.
+
+    Args:
+        answers, scores, ended: [prompts, answers a prompt].
+    """
+    pairs = []
+    for prompt, texts, values, ends in zip(prompts, answers, scores, ended, strict=True):
+        usable = [i for i, text in enumerate(texts) if text.strip() and not math.isnan(values[i])]
+        if len(usable) < 2:
+            continue
+        best, worst = max(usable, key=values.__getitem__), min(usable, key=values.__getitem__)
+        if values[best] > values[worst] and texts[best] != texts[worst]:
+            sides = (texts[best], texts[worst])
+            chosen, rejected = (
+                sides
+                if isinstance(prompt, str)
+                else tuple([{"role": "assistant", "content": s}] for s in sides)
+            )
+            pairs.append(
+                {"prompt": prompt, "chosen": chosen, "rejected": rejected, "chosen_score": values[best],
+                 "rejected_score": values[worst], "margin": values[best] - values[worst],
+                 "chosen_ended": ends[best], "rejected_ended": ends[worst]}
+            )  # fmt: skip
+    return pairs

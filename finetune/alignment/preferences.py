@@ -1,5 +1,4 @@
-"""Preference pairs: what is wrong with them, said before any training; and how they are made from scored
-answers.
+"""Preference pairs: what is wrong with them, said before any training.
 
 Knows rows of prompt, chosen and rejected (texts or conversations) and a tokenizer; knows no model and no
 trainer.
@@ -39,8 +38,10 @@ UNUSABLE = {
     "no room": "the prompt alone fills --max_length",
 }
 NOTED = {
-    "merged": "the prompt's last token merges with the answer's first, so that training sees another prompt than sampling",
-    "cut": "an answer goes beyond --max_length: DPO cuts it and with it its EOS, a reward model leaves the pair out",
+    "merged": "the prompt's last token merges with the answer's first, so that training sees another prompt "
+    "than sampling",
+    "cut": "an answer goes beyond --max_length: DPO cuts it and with it its EOS, a reward model leaves the "
+    "pair out",
     "endless": "an answer ends without the tokenizer's EOS, so that the model doesn't learn to stop",
     "repeated": "both sides begin with the whole prompt, which the model then reads twice",
 }
@@ -378,37 +379,6 @@ def show_pairs(train: Dataset, held_out: Dataset, processor: Any, data: DataArgu
         verdict = [f"desirable: {row['label']}"] if "label" in row else []
         texts.append("\n".join([processor.decode(front), *said, *verdict]))
     return show_texts(texts, f"{len(train)} training and {len(held_out)} held-out pairs", data)
-
-
-def pairs_of(
-    prompts: Sequence[Any], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[float]],
-    ended: Sequence[Sequence[bool]],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """The best and the worst answer to each prompt as a pair with its scores and margin; a prompt whose
-    answers all score the same gives none, nor does one without two answers that have text and a score.
-
-    Args:
-        answers, scores, ended: [prompts, answers a prompt].
-    """
-    pairs = []
-    for prompt, texts, values, ends in zip(prompts, answers, scores, ended, strict=True):
-        usable = [i for i, text in enumerate(texts) if text.strip() and not math.isnan(values[i])]
-        if len(usable) < 2:
-            continue
-        best, worst = max(usable, key=values.__getitem__), min(usable, key=values.__getitem__)
-        if values[best] > values[worst] and texts[best] != texts[worst]:
-            sides = (texts[best], texts[worst])
-            chosen, rejected = (
-                sides
-                if isinstance(prompt, str)
-                else tuple([{"role": "assistant", "content": s}] for s in sides)
-            )
-            pairs.append(
-                {"prompt": prompt, "chosen": chosen, "rejected": rejected, "chosen_score": values[best],
-                 "rejected_score": values[worst], "margin": values[best] - values[worst],
-                 "chosen_ended": ends[best], "rejected_ended": ends[worst]}
-            )  # fmt: skip
-    return pairs
 
 
 def pairs_fingerprint(rows: Dataset) -> str:

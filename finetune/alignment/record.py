@@ -115,19 +115,23 @@ def warnings_of(log: Sequence[RecordLine]) -> list[dict[str, str]]:
     first, last = (_means(part) for part in (steps[:5], steps[-5:]))
     found = {
         "far": last["kl"] > FAR and last["reward"] > first["reward"]
-        and f"The reward rose from {first['reward']:.3g} to {last['reward']:.3g} while KL passed {FAR:g} nats a sequence "
-        f"({last['kl']:.1f}): read the answers, the policy may please the reward and nobody else.",
+        and f"The reward rose from {first['reward']:.3g} to {last['reward']:.3g} while KL passed {FAR:g} "
+        f"nats a sequence ({last['kl']:.1f}): read the answers, the policy may please the reward and nobody else.",
         "empty": last.get("empty", 0) > 0.05 and last["empty"] > 2 * first["empty"]
-        and f"Answers become empty: {first['empty']:.0%} in the first steps, {last['empty']:.0%} in the last.",
+        and f"Answers become empty: {first['empty']:.0%} in the first steps, "
+        f"{last['empty']:.0%} in the last.",
         "cut": last["ended"] < 0.1
-        and f"{1 - last['ended']:.0%} of the last answers were cut before their end; raise the longest answer, or set "
-        "--missing_eos_penalty.",
-        "values": "explained_variance" in last and len(steps) >= 20 and last["explained_variance"] < 0.05
-        and f"The values explain nothing of the returns (explained variance {last['explained_variance']:.2f}): advantages are "
-        "noisy; set --value_from reward, or a higher --value_learning_rate.",
+        and f"{1 - last['ended']:.0%} of the last answers were cut before their end; raise the longest "
+        "answer, or set --missing_eos_penalty.",
+        "values": "explained_variance" in last
+        and len(steps) >= 20
+        and last["explained_variance"] < 0.05
+        and "The values explain nothing of the returns (explained variance "
+        f"{last['explained_variance']:.2f}): advantages are noisy; set --value_from "
+        "reward, or a higher --value_learning_rate.",
         "silent": first["entropy"] > 0.1 and last["entropy"] < 0.1 * first["entropy"]
-        and f"Entropy fell from {first['entropy']:.2f} to {last['entropy']:.2f} nats a token: the policy says the same again and "
-        "again; lower the learning rate or raise the KL coefficient.",
+        and f"Entropy fell from {first['entropy']:.2f} to {last['entropy']:.2f} nats a token: the policy "
+        "says the same again and again; lower the learning rate or raise the KL coefficient.",
         "flat": all(line.get("reward_std", 1.0) == 0 for line in steps)
         and "The reward was the same for all answers of every step: there was nothing to learn.",
     }  # fmt: skip

@@ -35,8 +35,8 @@ try:
     ctypes.CDLL(None).unshare(0x10000000 | 0x40000000)  # a network of its own, which has no way out
 except (AttributeError, OSError):
     pass
-for limit, most in ((resource.RLIMIT_CPU, told["seconds"]), (resource.RLIMIT_AS, told["bytes"]), (resource.RLIMIT_FSIZE, 2**20),
-                    (resource.RLIMIT_CORE, 0)):
+for limit, most in ((resource.RLIMIT_CPU, told["seconds"]), (resource.RLIMIT_AS, told["bytes"]),
+                    (resource.RLIMIT_FSIZE, 2**20), (resource.RLIMIT_CORE, 0)):
     resource.setrlimit(limit, (most, most))
 out, word = os.dup(1), told.pop("word")
 devnull = os.open(os.devnull, os.O_WRONLY)
@@ -104,8 +104,8 @@ def share_passed(code: str, tests: Sequence[str], seconds: int = SECONDS) -> flo
     told = {"code": code, "tests": list(tests), "word": word, "seconds": seconds, "bytes": MEGABYTES * 2**20}
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-c", RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            cwd=folder, env={}, start_new_session=True,
+            [sys.executable, "-I", "-c", RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, cwd=folder, env={}, start_new_session=True,
         )  # fmt: skip
         try:
             out, _ = process.communicate(json.dumps(told).encode(), timeout=seconds + 2)

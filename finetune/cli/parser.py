@@ -89,8 +89,11 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
         words = next((words for words in FULL_DISK if words in str(error)), None)
         if words is None:
             raise
-        print(f"\nerror: {words}: {str(error).splitlines()[0]}\nCheckpoints before it are whole. Make room, or set --output_dir "
-              "to another disk, and start the same command again", file=sys.stderr)  # fmt: skip
+        print(
+            f"\nerror: {words}: {str(error).splitlines()[0]}\nCheckpoints before it are whole. Make room, "
+            "or set --output_dir to another disk, and start the same command again",
+            file=sys.stderr,
+        )
         sys.exit(2)
     finally:
         leave_processes()

@@ -95,7 +95,8 @@ def rendered(row: Mapping[str, Any], processor: PreTrainedTokenizerBase, labels:
         )
         return f"{processor.decode(ids)}\n{OPEN}{said}{CLOSE}"
     if isinstance(gold, list):
-        return f"{processor.decode(ids)}\n{OPEN}{processor.decode([one for one in gold if one != IGNORED])}{CLOSE}"
+        wanted = processor.decode([one for one in gold if one != IGNORED])
+        return f"{processor.decode(ids)}\n{OPEN}{wanted}{CLOSE}"
     if gold is None:
         return str(processor.decode(ids))
     said = labels[gold] if labels and isinstance(gold, int) else str(gold)

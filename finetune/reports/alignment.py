@@ -71,7 +71,8 @@ def _held_out(run: RunFolder) -> list[Section]:
     rows = [
         {
             "step": line["step"],
-            "true reward ± standard error": f"{line['true_reward']:.3f} ± {line.get('true_reward_error', 0):.3f}",
+            "true reward ± standard error": f"{line['true_reward']:.3f} ± "
+            f"{line.get('true_reward_error', 0):.3f}",
             "KL, nats a sequence": f"{line['held_out_kl']:.2f}" if "held_out_kl" in line else "",
         }
         for line in measured

@@ -24,7 +24,8 @@ class CompareArguments:
     method_options: str | None = field(
         default=None,
         metadata={
-            "help": 'Options of single methods, as JSON: \'{"lora": {"r": 8}}\'; others have the method\'s own defaults.'
+            "help": 'Options of single methods, as JSON: \'{"lora": {"r": 8}}\'; others have the '
+            "method's own defaults."
         },
     )
     learning_rates: str | None = field(

@@ -42,7 +42,10 @@ def import_task(file: str, output: str | None = None) -> str:
         kinds = ", ".join(
             f"{count} by {kind}" for kind, count in Counter(map(entry.kind, entry.templates)).items()
         )
-        return f"{path} is promptsource's, and read as it is: --prompts {path}\n{len(entry.templates)} templates: {kinds}"
+        return (
+            f"{path} is promptsource's, and read as it is: --prompts {path}\n"
+            f"{len(entry.templates)} templates: {kinds}"
+        )
     made = lm_eval.imported(path)
     target = Path(output or f"{made.name}.yaml").expanduser()
     if target.resolve() == path.resolve():

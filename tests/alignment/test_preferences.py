@@ -13,10 +13,10 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from finetune.alignment.pairs import pairs_of
 from finetune.alignment.preferences import (
     PairArguments,
     examine_pairs,
-    pairs_of,
     read_pairs,
     sound_pairs,
     with_prompt,

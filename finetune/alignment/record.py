@@ -116,7 +116,7 @@ def warnings_of(log: Sequence[RecordLine]) -> list[dict[str, str]]:
     found = {
         "far": last["kl"] > FAR and last["reward"] > first["reward"]
         and f"The reward rose from {first['reward']:.3g} to {last['reward']:.3g} while KL passed {FAR:g} "
-        f"nats a sequence ({last['kl']:.1f}): read the answers, the policy may please the reward and nobody else.",
+        f"nats a sequence ({last['kl']:.1f}): read the answers, the policy may please the reward alone.",
         "empty": last.get("empty", 0) > 0.05 and last["empty"] > 2 * first["empty"]
         and f"Answers become empty: {first['empty']:.0%} in the first steps, "
         f"{last['empty']:.0%} in the last.",

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from finetune.artefacts.checkpoints import checkpoints, fault, newest
+from finetune.artefacts.environment import ENVIRONMENT, environment
 from finetune.artefacts.files import (
     ARGUMENTS,
     METRICS,
@@ -74,6 +75,7 @@ def open_run(options: dict[str, Any], fingerprint: str, network: Any = None) -> 
     if state.is_main_process:
         try:
             verdict[0] = _claim(folder, options, identity)
+            write_atomically(folder / ENVIRONMENT, json.dumps(environment(), ensure_ascii=False, indent=1))
         except InputError as error:
             verdict[1] = str(error)
         except OSError as error:

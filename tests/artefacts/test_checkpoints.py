@@ -172,7 +172,12 @@ def test_a_claim_that_was_killed_leaves_a_fresh_folder(tmp_path, left):
     for name in left:
         (tmp_path / name).write_text("")
     assert open_run(options(tmp_path), "rows") is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "arguments.yaml", "environment.json", "run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
+        "arguments.yaml",
+        "environment.json",
+        "run.json",
+    ]
 
 
 def test_two_starts_never_share_a_folder(tmp_path):

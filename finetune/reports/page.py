@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from finetune.reports.blocks import Section
 from finetune.reports.card import CARD, write_card
 from finetune.reports.run_folder import RunFolder, read_run
 from finetune.reports.sections import headline, sections_of
@@ -43,6 +44,11 @@ def page_of(runs: Sequence[RunFolder], refresh: int | None = None) -> str:
     told = [{"title": run.title, "headline": headline(run), "sections": sections_of(run)} for run in runs]
     title = told[0]["title"] if len(told) == 1 else f"{len(told)} runs side by side"
     return _render(title=title, runs=told, refresh=refresh)
+
+
+def sections_page(title: str, headline: str, sections: Sequence[Section]) -> str:
+    """A page of sections that belong to no single run: a comparison, an audit, a look inside a model."""
+    return _render(title=title, runs=[{"title": title, "headline": headline, "sections": list(sections)}])
 
 
 def list_page(rows: Sequence[dict[str, Any]], title: str, refresh: int | None = None) -> str:

@@ -11,7 +11,8 @@ import yaml
 
 from finetune.errors import InputError
 from finetune.metrics.calibration import expected_calibration_error, reliability
-from finetune.reports.page import page_of, write_page
+from finetune.reports.blocks import Section, Table, Words
+from finetune.reports.page import page_of, sections_page, write_page
 from finetune.reports.run_folder import find_runs, read_run
 from finetune.reports.tables import latex
 
@@ -68,6 +69,13 @@ def test_nothing_in_a_page_runs_or_is_fetched(tmp_path):
 def test_two_runs_stand_side_by_side(tmp_path):
     runs = [read_run(lay_out(tmp_path / name)) for name in ("a", "b")]
     assert page_of(runs).count("<article>") == 2
+
+
+def test_sections_of_no_single_run_make_a_page():
+    blocks = [Words(HOSTILE), Table([{"name": HOSTILE, "value": 1}])]
+    text = sections_page("a title", "in one line", [Section("first", blocks)])
+    assert "<h1>a title</h1>" in text and "in one line" in text and ">first</h2>" in text
+    assert "<script>" not in text
 
 
 def test_a_run_that_goes_on_has_a_page(tmp_path):

@@ -1,4 +1,5 @@
-"""mkdocs' hook: writes docs/reference/ from the tables and option classes before the site is built, so that neither can lag behind.
+"""mkdocs' hook: writes docs/reference/ from the tables and option classes before the site is built, so that
+neither can lag behind.
 
 python docs/reference.py does the same without mkdocs.
 """

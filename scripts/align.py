@@ -1,7 +1,10 @@
-"""Align a model by any row of ALIGNMENTS: finetune align --algorithm NAME. Those with a verb of their own run as that verb does.
+"""Align a model by any row of ALIGNMENTS: finetune align --algorithm NAME. Those with a verb of their own run
+as that verb does.
 
-python scripts/align.py --algorithm online_dpo --model_name_or_path smollm2 --reward classifier:runs/reviews_lora --output_dir runs/online
-python scripts/align.py --algorithm distill --model_name_or_path smollm2 --teacher_model_name_or_path LARGER --output_dir runs/distill
+python scripts/align.py --algorithm online_dpo --model_name_or_path smollm2 \\
+    --reward classifier:runs/reviews_lora --output_dir runs/online
+python scripts/align.py --algorithm distill --model_name_or_path smollm2 \\
+    --teacher_model_name_or_path LARGER --output_dir runs/distill
 python scripts/align.py --algorithm dr_grpo --config scripts/recipes/gsm8k_grpo.yaml
 """
 

@@ -1,4 +1,5 @@
-"""Look at files of labelled texts before anything is trained: all faults at once, with the files' own lines; and mend them.
+"""Look at files of labelled texts before anything is trained: all faults at once, with the files' own lines;
+and mend them.
 
 python scripts/check.py tickets.csv
 python scripts/check.py train.csv test.csv --mend mended.csv

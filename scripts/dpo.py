@@ -1,7 +1,9 @@
-"""Align a model on preferences by DPO or a relative; after supervised fine-tuning the reference is the tuned model.
+"""Align a model on preferences by DPO or a relative; after supervised fine-tuning the reference is the tuned
+model.
 
 python scripts/dpo.py --model_name_or_path runs/sft --dataset_name pairs --beta 0.1 --output_dir runs/dpo
-python scripts/dpo.py --algorithm kto --model_name_or_path smollm2 --dataset_name answers.jsonl --output_dir runs/kto
+python scripts/dpo.py --algorithm kto --model_name_or_path smollm2 --dataset_name answers.jsonl \\
+    --output_dir runs/kto
 python scripts/dpo.py --algorithm simpo --simpo_gamma 0.5 --dataset_name pairs --output_dir runs/simpo
 """
 

@@ -1,7 +1,9 @@
 """GRPO, its later losses and RLOO on TRL's trainers with the rewards of scripts/ppo.py.
 
-python scripts/grpo.py --model_name_or_path smollm2 --reward classifier:runs/reviews_lora --output_dir runs/grpo
-python scripts/grpo.py --algorithm rloo --model_name_or_path smollm2 --reward model:runs/reward --output_dir runs/rloo
+python scripts/grpo.py --model_name_or_path smollm2 --reward classifier:runs/reviews_lora \\
+    --output_dir runs/grpo
+python scripts/grpo.py --algorithm rloo --model_name_or_path smollm2 --reward model:runs/reward \\
+    --output_dir runs/rloo
 python scripts/grpo.py --config scripts/recipes/gsm8k_grpo.yaml
 """
 

@@ -1,7 +1,8 @@
 """PPO with any reward, or several; one base for policy, reference, values and reward.
 
 python scripts/ppo.py --config scripts/recipes/imdb_ppo.yaml --reward classifier:runs/imdb_lora
-torchrun --nproc_per_node 2 scripts/ppo.py --config scripts/recipes/imdb_ppo.yaml --reward model:runs/imdb_reward
+torchrun --nproc_per_node 2 scripts/ppo.py --config scripts/recipes/imdb_ppo.yaml \\
+    --reward model:runs/imdb_reward
 """
 
 from __future__ import annotations

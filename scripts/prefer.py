@@ -1,4 +1,5 @@
-r"""Make preference pairs: sample answers, score them by any rewards, keep the best and the worst of each prompt.
+r"""Make preference pairs: sample answers, score them by any rewards, keep the best and the worst of each
+prompt.
 
 python scripts/prefer.py --model_name_or_path smollm2 --dataset_name reviews --prompt_tokens 8 \
     --reward classifier:runs/reviews_lora --output_dir pairs

@@ -62,7 +62,8 @@ def main(
         margins = pair_margins(
             network, processor, held_out, training.max_length, training.per_device_eval_batch_size
         )
-        figures = {"accuracy": float(np.mean(margins > 0)), "interval": bootstrap.interval(margins > 0), "pairs": len(margins),
+        figures = {"accuracy": float(np.mean(margins > 0)), "interval": bootstrap.interval(margins > 0),
+                   "pairs": len(margins),
                    "margin": float(margins.mean()), "calibration": calibration(margins)}  # fmt: skip
         save_artefact(network, processor, Path(training.output_dir), None, figures)
         draw_calibration(figures["calibration"], Path(training.output_dir) / "calibration.png")

@@ -44,7 +44,8 @@ def main(vocabulary: VocabularyArguments, data: UnshownCorpusArguments) -> None:
     kind = vocabulary.kind or TOKENIZERS.get(vocabulary.objective, "bpe")
     tokenizer = train_tokenizer(
         iter(rows[column]), vocabulary.objective, kind, vocabulary.vocab_size,
-        min_frequency=vocabulary.min_frequency, lowercase=vocabulary.lowercase, sentinels=vocabulary.sentinel_count,
+        min_frequency=vocabulary.min_frequency, lowercase=vocabulary.lowercase,
+        sentinels=vocabulary.sentinel_count,
     )  # fmt: skip
     tokenizer.save_pretrained(vocabulary.output_dir)
     print(f"{kind}, {len(tokenizer)} tokens from {len(rows)} texts → {vocabulary.output_dir}")

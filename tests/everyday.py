@@ -1,8 +1,8 @@
 """Twenty everyday sentences about films, written before the corpus that the demo learns from; it holds none
 of them.
 
-All twenty were in sight when the number of epochs was chosen. From then on the first ten may be looked at while the
-demo is changed; the others only tell what it is worth.
+All twenty were in sight when the number of epochs was chosen. From then on the first ten may be looked at
+while the demo is changed; the others only tell what it is worth.
 """
 
 LOOKED_AT = [

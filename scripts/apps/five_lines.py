@@ -1,4 +1,7 @@
-"""An artefact in an app: python scripts/apps/five_lines.py runs/demo "I loved it." "Wake me when it is over." """
+"""An artefact in an app.
+
+python scripts/apps/five_lines.py runs/demo "I loved it." "Wake me when it is over."
+"""
 
 import sys
 

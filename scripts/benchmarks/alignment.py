@@ -1,10 +1,12 @@
-"""What alignment costs: memory of a PPO step beside supervised fine-tuning's, and DPO's speed beside TRL's with the best of its options.
+"""What alignment costs: memory of a PPO step beside supervised fine-tuning's, and DPO's speed beside TRL's
+with the best of its options.
 
 python scripts/benchmarks/alignment.py memory
 python scripts/benchmarks/alignment.py dpo --rounds 2
 
-Each part runs in a process of its own, the sides of a comparison by turns: same model, LoRA of rank 16, batch, lengths, bf16 autocast
-over float32 masters, no checkpointing, and the allocator's setting that finetune.training.allocator.keep_freed_memory makes.
+Each part runs in a process of its own, the sides of a comparison by turns: same model, LoRA of rank 16,
+batch, lengths, bf16 autocast over float32 masters, no checkpointing, and the allocator's setting that
+finetune.training.allocator.keep_freed_memory makes.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def memory_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> li
 
 def speed_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
     lines = [f"batch {options.batch}, prompts of {options.prompt} tokens, answers of {options.answer}",
-             "| DPO | references, pairs/s | training, pairs/s | one epoch of both, pairs/s |", "|---|---:|---:|---:|"]  # fmt: skip
+             "| DPO | references, pairs/s | training, pairs/s | one epoch of both, pairs/s |",
+             "|---|---:|---:|---:|"]  # fmt: skip
     names = ("reference_pairs_a_second", "pairs_a_second", "both")
     rows = [row | {"both": 1 / (1 / row[names[0]] + 1 / row[names[1]])} for row in rows]
     lines += [f"| {row['part']} | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |" for row in rows]
@@ -130,9 +133,12 @@ def shared_options(folder: str, options: argparse.Namespace) -> dict[str, Any]:
     from finetune.training.machine import has_fast_bf16
 
     return {
-        "output_dir": folder, "per_device_train_batch_size": options.batch, "max_steps": options.steps + 1, "bf16": has_fast_bf16(),
-        "use_cpu": not torch.cuda.is_available(), "report_to": "none", "save_strategy": "no", "logging_strategy": "no",
-        "disable_tqdm": True, "activation_checkpointing": False, "gradient_checkpointing": None, "dataloader_pin_memory": False,
+        "output_dir": folder, "per_device_train_batch_size": options.batch, "max_steps": options.steps + 1,
+        "bf16": has_fast_bf16(),
+        "use_cpu": not torch.cuda.is_available(), "report_to": "none", "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True, "activation_checkpointing": False, "gradient_checkpointing": None,
+        "dataloader_pin_memory": False,
     }  # fmt: skip
 
 
@@ -226,7 +232,9 @@ def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
         started = time.perf_counter()
         trainer = (CachedDPOTrainer if options.part == "ours" else trl.DPOTrainer)(
             model=network, train_dataset=Dataset.from_dict(rows), processing_class=processor,
-            args=trl.DPOConfig(**shared_options(folder, options), precompute_ref_log_probs=True, max_length=None),
+            args=trl.DPOConfig(
+                **shared_options(folder, options), precompute_ref_log_probs=True, max_length=None
+            ),
             callbacks=[Stopwatch()],
         )  # fmt: skip
         references = time.perf_counter() - started

@@ -1,8 +1,11 @@
-"""Every check that needs a GPU, each in a process of its own with a time-out: one table, and gpu.json. What `make gpu` runs.
+"""Every check that needs a GPU, each in a process of its own with a time-out: one table, and gpu.json. What
+`make gpu` runs.
 
-python scripts/benchmarks/gpu.py [--out FOLDER] [--models FOLDER] [--only recipes,tests,...] [--seconds 240] [--workers 8]
+python scripts/benchmarks/gpu.py [--out FOLDER] [--models FOLDER] [--only recipes,tests,...] \\
+    [--seconds 240] [--workers 8]
 
-`--models` holds `minilm` and `smollm2` as folders where their packages aren't installed. No failure ends the rest.
+`--models` holds `minilm` and `smollm2` as folders where their packages aren't installed. No failure ends the
+rest.
 """
 
 from __future__ import annotations
@@ -77,9 +80,11 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
     """What no recipe runs."""
     name = {n: str(models / n) if models else n for n in ("minilm", "smollm2")}
     data = "../shared/data"
-    pairs = ["--dataset_name", f"{data}/hh_rlhf_helpful", "--max_train_rows", "64", "--max_eval_rows", "16", "--drop_faulty_pairs",
-             "true", "--model_name_or_path", name["smollm2"], "--max_length", "256", "--max_steps", "2"]  # fmt: skip
-    prompts = ["--dataset_name", f"{data}/imdb", "--prompt_tokens", "8", "--model_name_or_path", name["smollm2"],
+    pairs = ["--dataset_name", f"{data}/hh_rlhf_helpful", "--max_train_rows", "64", "--max_eval_rows", "16",
+             "--drop_faulty_pairs", "true",
+             "--model_name_or_path", name["smollm2"], "--max_length", "256", "--max_steps", "2"]  # fmt: skip
+    prompts = ["--dataset_name", f"{data}/imdb", "--prompt_tokens", "8", "--model_name_or_path",
+               name["smollm2"],
                "--max_train_rows", "64", "--max_eval_rows", "16",
                "--reward", "function:scripts/benchmarks/length_reward.py:length"]  # fmt: skip
     sft = [
@@ -96,8 +101,10 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
         "dpo kto": ("dpo", [*pairs, "--loss_type", "kto"]),
         "dpo orpo": ("dpo", [*pairs, "--loss_type", "orpo"]),
         "dpo full": ("dpo", [*pairs, "--method", "full"]),
-        "grpo": ("grpo", [*prompts, "--max_steps", "2", "--num_generations", "4", "--per_device_train_batch_size", "8"]),
-        "rloo": ("grpo", ["--algorithm", "rloo", *prompts, "--max_steps", "2", "--num_generations", "4", "--per_device_train_batch_size", "8"]),
+        "grpo": ("grpo", [*prompts, "--max_steps", "2", "--num_generations", "4",
+                          "--per_device_train_batch_size", "8"]),
+        "rloo": ("grpo", ["--algorithm", "rloo", *prompts, "--max_steps", "2", "--num_generations", "4",
+                          "--per_device_train_batch_size", "8"]),
         "ppo full": ("ppo", [*prompts, *few_steps("ppo")[:8], "--method", "full"]),
         "sft float32": ("sft", [*sft, "--model_name_or_path", name["smollm2"]]),
         "sft full bf16": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--method", "full"]),
@@ -105,8 +112,9 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
         "sft neftune": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--neftune_noise_alpha", "5"]),
         "sft no autocast": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--bf16", "false"]),
         "sft bottleneck": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--method", "bottleneck"]),
-        "weights balanced": ("train", ["--task", "classification", "--dataset_name", f"{data}/cola", "--class_weights", "balanced",
-                                       "--model_name_or_path", name["minilm"], "--max_steps", "3", "--max_eval_rows", "32"]),
+        "weights balanced": ("train", ["--task", "classification", "--dataset_name", f"{data}/cola",
+                                       "--class_weights", "balanced", "--model_name_or_path", name["minilm"],
+                                       "--max_steps", "3", "--max_eval_rows", "32"]),
     }  # fmt: skip
     checks = [
         Check(
@@ -122,8 +130,9 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
         for label, (script, options) in cases.items()
     ]
     torchrun = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
-    checks.append(Check("sft under torchrun", [*torchrun, "scripts/sft.py", *sft, "--model_name_or_path", name["smollm2"],
-                                               "--output_dir", str(out / "runs" / "sft_torchrun")]))  # fmt: skip
+    checks.append(Check("sft under torchrun", [*torchrun, "scripts/sft.py", *sft, "--model_name_or_path",
+                                               name["smollm2"], "--output_dir",
+                                               str(out / "runs" / "sft_torchrun")]))  # fmt: skip
     return checks
 
 
@@ -152,8 +161,15 @@ def run(check: Check, out: Path, deadline: float) -> Check:
     started = time.monotonic()
     with log.open("w") as stream:
         try:
-            done = subprocess.run(check.command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, timeout=min(check.seconds, left),
-                                  env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"})  # fmt: skip
+            path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+            done = subprocess.run(
+                check.command,
+                cwd=ROOT,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                timeout=min(check.seconds, left),
+                env=os.environ | {"PYTHONPATH": path},
+            )
             status = "ok" if done.returncode == 0 else f"exit {done.returncode}"
         except subprocess.TimeoutExpired:
             status = "time-out"

@@ -1,11 +1,13 @@
-"""One measurement on a GPU, ours beside the libraries' defaults in one process; its last lines are RESULT and JSON.
+"""One measurement on a GPU, ours beside the libraries' defaults in one process; its last lines are RESULT and
+JSON.
 
 python scripts/benchmarks/gpu_speed.py sft 1b lora [--sides ours,trl] [--rows 16] [--seconds 6]
 python scripts/benchmarks/gpu_speed.py encoder | dpo | ceiling
 
-Models are made from configurations, with weights drawn at random: speed doesn't depend on them. Texts are random tokens, their
-lengths drawn evenly from 128 to 1,024, the loss on their second halves. What differs between the sides is what their defaults do:
-ours packs rows, computes the head where a label is and keeps activations; TRL pads, and recomputes activations.
+Models are made from configurations, with weights drawn at random: speed doesn't depend on them. Texts are
+random tokens, their lengths drawn evenly from 128 to 1,024, the loss on their second halves. What differs
+between the sides is what their defaults do: ours packs rows, computes the head where a label is and keeps
+activations; TRL pads, and recomputes activations.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ import traceback
 from typing import Any
 
 SHAPES = {
-    "135m": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
+    "135m": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+             "intermediate_size": 1536,
              "vocab_size": 49152, "tie_word_embeddings": True},
-    "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192,
+    "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+           "intermediate_size": 8192,
            "vocab_size": 128256, "tie_word_embeddings": True},
-    "7b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 11008,
+    "7b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+           "intermediate_size": 11008,
            "vocab_size": 32000},
 }  # fmt: skip
 ENCODER = {
@@ -51,9 +56,11 @@ def ceiling() -> float:
 
 
 def operations(shape: dict[str, Any], method: str, lengths: list[int], labelled: int) -> float:
-    """What a training step needs at least: products with weights, and causal attention; a frozen weight has no gradient of its own.
+    """What a training step needs at least: products with weights, and causal attention; a frozen weight has
+    no gradient of its own.
 
-    Two operations a weight and token forward, two for the gradient of its input, two for its own (Kaplan et al. 2020, table 1).
+    Two operations a weight and token forward, two for the gradient of its input, two for its own (Kaplan et
+    al. 2020, table 1).
     """
     width, layers, inner = shape["hidden_size"], shape["num_hidden_layers"], shape["intermediate_size"]
     grouped = width * shape["num_key_value_heads"] // shape["num_attention_heads"]
@@ -64,7 +71,9 @@ def operations(shape: dict[str, Any], method: str, lengths: list[int], labelled:
 
 
 def clock(seconds: float, warm: int) -> Any:
-    """A callback that notes the time of each step's end on the device, and stops the training after `seconds`."""
+    """A callback that notes the time of each step's end on the device, and stops the training after
+    `seconds`.
+    """
     import torch
     from transformers import TrainerCallback
 
@@ -154,7 +163,8 @@ def sft_ours(
         "length": [len(r) for r in rows], "row": list(range(len(rows))),
     })  # fmt: skip
     training = SftArguments(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=options.rows, max_steps=40, learning_rate=1e-5, save_strategy="no",
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=options.rows, max_steps=40,
+        learning_rate=1e-5, save_strategy="no",
         eval_strategy="no", logging_steps=100, disable_tqdm=True, warmup_steps=0, **further,
     )  # fmt: skip
     trainer = make_instruct_trainer(
@@ -172,16 +182,19 @@ def sft_trl(shape: dict[str, Any], method: str, options: argparse.Namespace) -> 
 
     rows = texts(options.rows * 40, shape["vocab_size"])
     features = Dataset.from_dict({
-        "input_ids": rows, "completion_mask": [[0] * (len(r) // 2) + [1] * (len(r) - len(r) // 2) for r in rows],
+        "input_ids": rows,
+        "completion_mask": [[0] * (len(r) // 2) + [1] * (len(r) - len(r) // 2) for r in rows],
     })  # fmt: skip
     config = SFTConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=options.rows, max_steps=40, learning_rate=1e-5, save_strategy="no",
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=options.rows, max_steps=40,
+        learning_rate=1e-5, save_strategy="no",
         logging_steps=100, disable_tqdm=True, max_length=None, report_to="none",
     )  # fmt: skip
     lora = LoraConfig(
         task_type="CAUSAL_LM", target_modules="all-linear", r=16, lora_alpha=32, lora_dropout=0.0
     )
-    trainer = SFTTrainer(made(shape, torch.float32), config, train_dataset=features, processing_class=words(shape["vocab_size"]),
+    trainer = SFTTrainer(made(shape, torch.float32), config, train_dataset=features,
+                         processing_class=words(shape["vocab_size"]),
                          peft_config=lora if method == "lora" else None)  # fmt: skip
     return timed(trainer, lambda found: [len(one["input_ids"]) for one in found], options.seconds)
 
@@ -210,7 +223,8 @@ def sft(size: str, method: str, options: argparse.Namespace) -> None:
         need = operations(shape, method, found["lengths"], sum(n - n // 2 for n in found["lengths"]))
         print("RESULT " + json.dumps({
             "side": side, "size": size, "method": method, "tokens_per_s": round(tokens / found["seconds"]),
-            "mfu": round(need / found["seconds"] / peak, 3), "ceiling_tflops": round(peak / 1e12), "gib": round(found["gib"], 1),
+            "mfu": round(need / found["seconds"] / peak, 3), "ceiling_tflops": round(peak / 1e12),
+            "gib": round(found["gib"], 1),
             "steps": found["steps"], "rows": options.rows, "card": torch.cuda.get_device_name(),
         }), flush=True)  # fmt: skip
         del found
@@ -219,7 +233,9 @@ def sft(size: str, method: str, options: argparse.Namespace) -> None:
 
 
 def encoder(options: argparse.Namespace) -> None:
-    """Classification with a model of MiniLM's shape, reviews' lengths, beside transformers' example: padded to 512, its defaults."""
+    """Classification with a model of MiniLM's shape, reviews' lengths, beside transformers' example: padded
+    to 512, its defaults.
+    """
     import numpy as np
     import torch
     from datasets import Dataset
@@ -239,7 +255,8 @@ def encoder(options: argparse.Namespace) -> None:
     lengths = np.clip(rng.lognormal(5.5, 0.6, 4000), 20, 512).astype(int).tolist()
     rows = [rng.integers(5, 30000, length).tolist() for length in lengths]
     labels = rng.integers(0, 2, len(rows)).tolist()
-    common = {"per_device_train_batch_size": options.rows, "num_train_epochs": 20, "save_strategy": "no", "disable_tqdm": True,
+    common = {"per_device_train_batch_size": options.rows, "num_train_epochs": 20, "save_strategy": "no",
+              "disable_tqdm": True,
               "logging_steps": 1000, "learning_rate": 1e-5}  # fmt: skip
     weights = ENCODER["num_hidden_layers"] * (4 * 384**2 + 2 * 384 * 1536)
     for side in options.sides.split(","):
@@ -271,8 +288,10 @@ def encoder(options: argparse.Namespace) -> None:
         found = timed(trainer, real, options.seconds, 10)
         need = 6 * weights * sum(found["lengths"]) + 6 * 12 * 384 * sum(n**2 for n in found["lengths"])
         print("RESULT " + json.dumps({
-            "side": side, "task": "classification", "tokens_per_s": round(sum(found["lengths"]) / found["seconds"]),
-            "mfu": round(need / found["seconds"] / peak, 3), "gib": round(found["gib"], 2), "rows": options.rows,
+            "side": side, "task": "classification",
+            "tokens_per_s": round(sum(found["lengths"]) / found["seconds"]),
+            "mfu": round(need / found["seconds"] / peak, 3), "gib": round(found["gib"], 2),
+            "rows": options.rows,
         }), flush=True)  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""A reward for runs whose speed matters and whose outcome doesn't: more letters, up to a hundred, are better."""
+"""A reward for runs whose speed matters and whose outcome doesn't: more letters, up to a hundred, are
+better.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""Prompt scoring beside lm-evaluation-harness: same model, rows, prompts, type and tokens a pass, in one run; scores compared.
+"""Prompt scoring beside lm-evaluation-harness: same model, rows, prompts, type and tokens a pass, in one run;
+scores compared.
 
   pip install lm-eval==0.4.13
   python scripts/benchmarks/prompting.py --dataset_name ../shared/data/imdb --rows 48
 
-Each side works in a process of its own, in turn, as its own command would set it up: ours keeps freed memory (mallopt), the peer
-runs as it comes. Both sort rows by length. Seconds are those of scoring, after a warm-up, without loading.
+Each side works in a process of its own, in turn, as its own command would set it up: ours keeps freed memory
+(mallopt), the peer runs as it comes. Both sort rows by length. Seconds are those of scoring, after a warm-up,
+without loading.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="types of the weights")
     parser.add_argument(
         "--cases", nargs="+", choices=CASES, default=list(CASES),
-        help="zero: one template; few: 4 fixed examples; grid: 3 templates, 3 verbalizers; long: labels of 3 tokens; "
+        help="zero: one template; few: 4 fixed examples; grid: 3 templates, 3 verbalizers; long: labels of "
+        "3 tokens; "
         "choices: four texts of each row's own, as ARC and HellaSwag have them",
     )  # fmt: skip
     parser.add_argument(
@@ -120,7 +123,9 @@ def run_side(ask: argparse.Namespace) -> dict[str, Any]:
 
 
 def compared(rounds: list[dict[str, Any]], case: str, rows: int) -> dict[str, Any]:
-    """Rows a second of both sides (the best round of each), their ratio, the largest difference between log-probabilities."""
+    """Rows a second of both sides (the best round of each), their ratio, the largest difference between
+    log-probabilities.
+    """
     best = {side: min(one[side][case]["seconds"] for one in rounds) for side in SIDES}
     pairs = zip(*(rounds[0][side][case]["scores"] for side in SIDES), strict=True)
     return {

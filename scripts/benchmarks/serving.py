@@ -1,8 +1,9 @@
-"""Many adapters under load: the server's gathered batches beside one request at a time, PEFT's set_adapter, `transformers serve`.
+"""Many adapters under load: the server's gathered batches beside one request at a time, PEFT's set_adapter,
+`transformers serve`.
 
-Same base, same random LoRA adapters, same greedy requests in every way; every answer is compared with the one that the server
-gave to that request alone. `transformers serve` knows no adapters: it and the server are asked the same chats of the base.
-Prints one JSON object.
+Same base, same random LoRA adapters, same greedy requests in every way; every answer is compared with the one
+that the server gave to that request alone. `transformers serve` knows no adapters: it and the server are
+asked the same chats of the base. Prints one JSON object.
 
   python scripts/benchmarks/serving.py --base smollm2 --requests 200 --adapters 8
 """
@@ -28,8 +29,10 @@ from typing import Any
 
 SERVE = Path(__file__).parent.parent / "serve.py"
 PROMPTS = (
-    "The film was", "In the middle of the night she heard", "The capital of France is", "A short recipe for rice and eggs:",
-    "Dear neighbours, I am writing because", "Three reasons to learn to swim are", "The train left and", "Once upon a time",
+    "The film was", "In the middle of the night she heard", "The capital of France is",
+    "A short recipe for rice and eggs:",
+    "Dear neighbours, I am writing because", "Three reasons to learn to swim are", "The train left and",
+    "Once upon a time",
 )  # fmt: skip
 Job = tuple[str, str]  # prompt, adapter
 

@@ -1,12 +1,14 @@
-"""Instruction tuning here beside TRL's SFTTrainer on the same rows, interleaved in one run: real tokens a second, losses.
+"""Instruction tuning here beside TRL's SFTTrainer on the same rows, interleaved in one run: real tokens a
+second, losses.
 
   python scripts/benchmarks/sft.py --dataset_name ../shared/data/alpaca_en_demo
 
-Sides: `trl` as its example script runs by default; `trl_packed` with packing and the same allocator settings as ours; `ours`.
-LoRA (r 16, all linear layers) on all of them. Each side runs in a process of its own, one after the other, round by round. Tokens
-are real ones, padding not counted. Each side trains for as many seconds; the first quarter of them, and the first step, is left
-out on every side, as memory that is touched for the first time costs more than anything else then.
-`--losses` trains three steps in float32 on one batch of four rows instead, and compares the losses.
+Sides: `trl` as its example script runs by default; `trl_packed` with packing and the same allocator settings
+as ours; `ours`. LoRA (r 16, all linear layers) on all of them. Each side runs in a process of its own, one
+after the other, round by round. Tokens are real ones, padding not counted. Each side trains for as many
+seconds; the first quarter of them, and the first step, is left out on every side, as memory that is touched
+for the first time costs more than anything else then. `--losses` trains three steps in float32 on one batch
+of four rows instead, and compares the losses.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ LORA = {
     "task_type": "CAUSAL_LM",
 }
 DIFFERENCES = (
-    "trl: library defaults (padding, gradient checkpointing, bf16 autocast, float32 weights). trl_packed: packing=True, as many "
-    "full lines a batch as hold its tokens, and freed memory kept (mallopt). ours: rows of a batch in one line, attention text by text, logits where a label is alone, no "
-    "gradient checkpointing, frozen weights in bf16, adapters in float32, freed memory kept. Same rows, batch and learning rate."
+    "trl: library defaults (padding, gradient checkpointing, bf16 autocast, float32 weights). trl_packed: "
+    "packing=True, as many full lines a batch as hold its tokens, and freed memory kept (mallopt). ours: "
+    "rows of a batch in one line, attention text by text, logits where a label is alone, no gradient "
+    "checkpointing, frozen weights in bf16, adapters in float32, freed memory kept. Same rows, "
+    "batch and learning rate."
 )
 
 
@@ -58,7 +62,9 @@ def options() -> argparse.Namespace:
 
 
 def rows_of(ask: argparse.Namespace):
-    """Prompts and completions; to compare losses, few, and such as have the same tokens together and apart."""
+    """Prompts and completions; to compare losses, few, and such as have the same tokens together and
+    apart.
+    """
     from finetune.data.sources import DataArguments, load_rows
     from finetune.models.load import load_processor
 
@@ -84,7 +90,8 @@ def trainer_of(ask: argparse.Namespace):
 
     rows = rows_of(ask)
     settings = {
-        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": LOSS_ROWS if ask.losses else ask.batch_size,
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": LOSS_ROWS if ask.losses else ask.batch_size,
         "learning_rate": 5e-4, "num_train_epochs": 3, "save_strategy": "no", "logging_steps": 1,
         "disable_tqdm": True, "seed": 42, "include_num_input_tokens_seen": "non_padding",
         "max_length": ask.max_length, "lr_scheduler_type": "constant", "dataloader_pin_memory": False,
@@ -145,7 +152,9 @@ def ours(ask, rows, settings):
 
 
 def clock(marks: list[tuple[float, int]], seconds: float):
-    """A callback that notes time and real tokens so far at the start and the end of each step, until `seconds` have passed."""
+    """A callback that notes time and real tokens so far at the start and the end of each step, until
+    `seconds` have passed.
+    """
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -204,7 +213,8 @@ def compare_speed(ask: argparse.Namespace) -> None:
     import torch
 
     print(
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.seconds:.0f} s a side and round\n{DIFFERENCES}\n"
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ask.seconds:.0f} s a side and "
+        f"round\n{DIFFERENCES}\n"
     )
     speeds: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(ask.rounds):
@@ -212,7 +222,8 @@ def compare_speed(ask: argparse.Namespace) -> None:
             figures = run_side(side)
             speeds[side].append(figures["tokens"] / figures["seconds"])
             print(
-                f"round {number + 1}  {side:11} {speeds[side][-1]:8.1f} tokens/s  {figures['memory_mb']:7.0f} MB",
+                f"round {number + 1}  {side:11} {speeds[side][-1]:8.1f} tokens/s  "
+                f"{figures['memory_mb']:7.0f} MB",
                 flush=True,
             )
     for side in SIDES[:-1]:

@@ -1,10 +1,12 @@
-"""This project beside the peer on the same rows, interleaved in one run: real tokens a second, memory, accuracy.
+"""This project beside the peer on the same rows, interleaved in one run: real tokens a second, memory,
+accuracy.
 
   python scripts/benchmarks/training.py --dataset_name ../shared/data/imdb
 
-The peer is transformers' Trainer as its example scripts use it: padding to max_length, float32, library defaults. Both train in
-processes of their own (an allocator's settings last as long as a process), one after the other, round by round. Tokens are real
-ones, padding not counted; seconds are those of the training loop. Which settings differ is printed beside the ratio.
+The peer is transformers' Trainer as its example scripts use it: padding to max_length, float32, library
+defaults. Both train in processes of their own (an allocator's settings last as long as a process), one after
+the other, round by round. Tokens are real ones, padding not counted; seconds are those of the training loop.
+Which settings differ is printed beside the ratio.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from pathlib import Path
 
 SIDES = ("peer", "ours")
 DIFFERENCES = (
-    "ours: rows of like length together, padded to the longest of the batch; bf16 autocast over float32 masters where the hardware "
-    "has it; attention dropout 0 on a CPU; freed memory kept (mallopt). Same model, rows, optimizer, learning rate, batch size, epochs."
+    "ours: rows of like length together, padded to the longest of the batch; bf16 autocast over float32 "
+    "masters where the hardware has it; attention dropout 0 on a CPU; freed memory kept "
+    "(mallopt). Same model, rows, optimizer, learning rate, batch size, epochs."
 )
 
 
@@ -108,7 +111,8 @@ def make_peer(ask, rows, columns, labels):
         batched=True,
     ).rename_column(columns.label, "labels")
     training = TrainingArguments(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=ask.batch_size, learning_rate=ask.learning_rate, num_train_epochs=1,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=ask.batch_size,
+        learning_rate=ask.learning_rate, num_train_epochs=1,
         save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     return Trainer(model=network, args=training, train_dataset=features, processing_class=tokenizer), features
@@ -125,7 +129,8 @@ def make_ours(ask, rows, columns, labels):
     processor, network = load_model(ModelArguments(ask.model_name_or_path), row.model, labels)
     features = {"train": row.encode(rows.train, columns, processor, ask.max_length, labels)}
     training = TrainingArguments(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=ask.batch_size, learning_rate=ask.learning_rate, num_train_epochs=1,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=ask.batch_size,
+        learning_rate=ask.learning_rate, num_train_epochs=1,
         warmup_steps=0, save_strategy="no", eval_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     return make_trainer(row, network, processor, training, features, labels=labels), features["train"]
@@ -156,7 +161,9 @@ def matrix_peak(seconds: float = 2.0) -> float:
 
 
 def operations_a_token(name: str) -> float:
-    """Forward and backward: six operations a token for each weight outside the embeddings (Kaplan et al. 2020, table 1)."""
+    """Forward and backward: six operations a token for each weight outside the embeddings (Kaplan et al.
+    2020, table 1).
+    """
     from transformers import AutoModel
 
     from finetune.models.load import resolve
@@ -195,26 +202,30 @@ def main() -> None:
             figures = run_side(side, ask.round_rows)
             speeds[side].append(figures["tokens"] / figures["seconds"])
             print(
-                f"round {number + 1} {side}: {speeds[side][-1]:,.0f} tokens/s, peak memory {figures['memory_mb']:,.0f} MB",
+                f"round {number + 1} {side}: {speeds[side][-1]:,.0f} tokens/s, peak memory "
+                f"{figures['memory_mb']:,.0f} MB",
                 flush=True,
             )
     ratios = sorted(ours / peer for ours, peer in zip(speeds["ours"], speeds["peer"], strict=True))
     median = ratios[len(ratios) // 2]
     print(
-        f"\nratio of each round: {', '.join(f'{r:.1f}' for r in ratios)}; median {median:.1f} ×\n{DIFFERENCES}"
+        f"\nratio of each round: {', '.join(f'{r:.1f}' for r in ratios)}; median {median:.1f} "
+        f"×\n{DIFFERENCES}"
     )
     peak, need = matrix_peak(), operations_a_token(ask.model_name_or_path)
     for side in SIDES:
         best = sorted(speeds[side])[len(speeds[side]) // 2]
         print(
-            f"{side}: {best:,.0f} tokens/s, {best * need / peak:.1%} of the measured bf16 matrix-product peak ({peak / 1e12:.2f} TFLOP/s)"
+            f"{side}: {best:,.0f} tokens/s, {best * need / peak:.1%} of the measured bf16 matrix-product "
+            f"peak ({peak / 1e12:.2f} TFLOP/s)"
         )
     if ask.accuracy_rows:
         for side in SIDES:
             figures = run_side(side, ask.accuracy_rows)
             print(
                 f"{side}, one epoch on {ask.accuracy_rows} rows: accuracy {figures['accuracy']:.3f} "
-                f"({figures['low']:.3f}–{figures['high']:.3f}), {figures['seconds']:,.0f} s, {figures['memory_mb']:,.0f} MB",
+                f"({figures['low']:.3f}–{figures['high']:.3f}), {figures['seconds']:,.0f} s, "
+                f"{figures['memory_mb']:,.0f} MB",
                 flush=True,
             )
 

@@ -1,6 +1,6 @@
-"""Which of PEFT's tuning methods a pool serves, on an encoder, a decoder and an encoder-decoder: mixed in one batch with
-others, by itself, or refused because. Each is made, drawn at random, saved by PEFT,
-taken in and compared with PEFT.
+"""Which of PEFT's tuning methods a pool serves, on an encoder, a decoder and an encoder-decoder: mixed in one
+batch with others, by itself, or refused because. Each is made, drawn at random, saved by PEFT, taken in and
+compared with PEFT.
 
 python scripts/benchmarks/tuners.py > docs/adapters.md
 """

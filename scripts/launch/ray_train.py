@@ -1,9 +1,11 @@
-"""A verb's script on a Ray cluster by Ray Train, which sets RANK, WORLD_SIZE and MASTER_ADDR in each of its workers.
+"""A verb's script on a Ray cluster by Ray Train, which sets RANK, WORLD_SIZE and MASTER_ADDR in each of its
+workers.
 
-python scripts/launch/ray_train.py --workers 16 sft --config scripts/recipes/alpaca_lora.yaml --output_dir /shared/runs/alpaca
+python scripts/launch/ray_train.py --workers 16 sft --config scripts/recipes/alpaca_lora.yaml \\
+    --output_dir /shared/runs/alpaca
 
---output_dir must lie on a disk that all workers share. A worker that fails ends the attempt; the next one goes on from the newest
-checkpoint. Needs `pip install "ray[train]"`.
+--output_dir must lie on a disk that all workers share. A worker that fails ends the attempt; the next one
+goes on from the newest checkpoint. Needs `pip install "ray[train]"`.
 """
 
 from __future__ import annotations

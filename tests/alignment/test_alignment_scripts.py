@@ -21,7 +21,10 @@ from finetune.errors import InputError
 from finetune.models.load import ModelArguments
 
 ROOT = Path(__file__).parents[2]
-TRAINING = "--bf16 false --disable_tqdm true --max_length 48 --num_train_epochs 1 --learning_rate 1e-2 --drop_faulty_pairs true"
+TRAINING = (
+    "--bf16 false --disable_tqdm true --max_length 48 --num_train_epochs 1 --learning_rate 1e-2 "
+    "--drop_faulty_pairs true"
+)
 PPO = (
     "--bf16 false --max_new_tokens 4 --rollout_batch_size 8 --minibatch_size 8 --per_device_batch_size 4 "
     "--eval_prompts 8 "
@@ -97,7 +100,10 @@ def test_from_prompts_to_an_aligned_model(place, capsys):  # each step reads wha
 @pytest.mark.parametrize(("algorithm", "method"), [("grpo", "full"), ("rloo", "lora")])
 def test_policy_gradients_without_values(place, algorithm, method):
     folder, model, reviews, reward = place
-    told = f"--bf16 false --disable_tqdm true --prompt_tokens 3 --max_completion_length 4 --max_steps 2 --learning_rate 1e-2 --method {method}"
+    told = (
+        "--bf16 false --disable_tqdm true --prompt_tokens 3 --max_completion_length 4 --max_steps 2 "
+        f"--learning_rate 1e-2 --method {method}"
+    )
     sizes = "--per_device_train_batch_size 4 --num_generations 4 --logging_steps 1 --save_steps 1"
     told += f" --algorithm {algorithm}"
     run("grpo", model + reviews, reward, told, sizes, f"--output_dir {folder}/one")
@@ -259,7 +265,8 @@ def right(prompts, completions, answer, **columns):
     with open(r"FILE", "a") as seen:
         seen.write(f"{len(prompts)} {len(answer)} {sorted(columns)}\\n")
     assert all(isinstance(text, str) for text in answer)
-    return [None if i == 0 else gold in text for i, (gold, text) in enumerate(zip(answer, completions, strict=True))]
+    pairs = enumerate(zip(answer, completions, strict=True))
+    return [None if i == 0 else gold in text for i, (gold, text) in pairs]
 
 
 async def later(prompts, completions, **columns):
@@ -274,13 +281,19 @@ def test_every_column_reaches_the_rewards_of_every_verb(place, verb):
     (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, SUMS)))
     (folder / "seeing.py").write_text(SEEING.replace("FILE", str(folder / "seen")))
     text = f"{model.split()[1]}:{{text}},{{answer}}:|great|bad"
-    rewards = f"--reward function:{folder}/seeing.py:right function:{folder}/seeing.py:later same_number prompt:{text}"
+    rewards = (
+        f"--reward function:{folder}/seeing.py:right function:{folder}/seeing.py:later same_number "
+        f"prompt:{text}"
+    )
     told = (
         model + f"{folder}/sums.jsonl",
         rewards,
         "--reward_weights 1 0.5 0.1 0.1 --normalise_rewards true",
     )
-    group = "--bf16 false --disable_tqdm true --max_completion_length 4 --max_steps 2 --per_device_train_batch_size 4 "
+    group = (
+        "--bf16 false --disable_tqdm true --max_completion_length 4 --max_steps 2 "
+        "--per_device_train_batch_size 4 "
+    )
     group += "--num_generations 4 --save_strategy no --held_out_prompts 4"
     options = {
         "ppo": PPO.replace("--prompt_tokens 3", "") + " --steps 2",
@@ -347,7 +360,10 @@ def verdicts(folder: Path, labels: str) -> str:
     return f"{folder}/verdicts.jsonl --eval_split train"
 
 
-KTO = "--algorithm kto --bf16 false --disable_tqdm true --max_length 32 --num_train_epochs 1 --eval_strategy no --save_strategy no"
+KTO = (
+    "--algorithm kto --bf16 false --disable_tqdm true --max_length 32 --num_train_epochs 1 "
+    "--eval_strategy no --save_strategy no"
+)
 
 
 def test_kto_on_answers_without_pairs(place):
@@ -375,7 +391,10 @@ def test_losses_without_a_reference_run_from_their_recipes(place, algorithm):
     assert one == two
 
 
-ONLINE = "--bf16 false --disable_tqdm true --prompt_tokens 3 --max_steps 2 --learning_rate 1e-2 --per_device_train_batch_size 4"
+ONLINE = (
+    "--bf16 false --disable_tqdm true --prompt_tokens 3 --max_steps 2 --learning_rate 1e-2 "
+    "--per_device_train_batch_size 4"
+)
 
 
 def test_online_dpo_by_any_reward(place):
@@ -392,7 +411,10 @@ def test_online_dpo_by_any_reward(place):
 def test_a_student_learns_a_teachers_distribution(place, saved):
     folder, model, reviews, _ = place
     teacher = saved("llama", AutoModelForCausalLM, seed=3)
-    told = f"--algorithm distill {ONLINE} --max_steps 10 --max_completion_length 4 --held_out_prompts 4 --save_strategy no"
+    told = (
+        f"--algorithm distill {ONLINE} --max_steps 10 --max_completion_length 4 --held_out_prompts 4 "
+        "--save_strategy no"
+    )
     run(
         "align",
         model + reviews,

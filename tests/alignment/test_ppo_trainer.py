@@ -299,7 +299,8 @@ def test_a_score_of_ones_own_for_empty_answers():
 
 @pytest.mark.parametrize(
     ("kind", "option", "value"),
-    [(PPOArguments, name, 0) for name in ("steps", "epochs", "minibatch_size", "per_device_batch_size", "clip", "stop_kl")]
+    [(PPOArguments, name, 0) for name in ("steps", "epochs", "minibatch_size", "per_device_batch_size",
+                                          "clip", "stop_kl")]
     + [(PPOArguments, "learning_rate", float("nan")), (PPOArguments, "minibatch_size", 65)]
     + [(KLArguments, "kl_coefficient", -0.1), (KLArguments, "kl_target", 0.0),
     (KLArguments, "kl_estimator", "k4")]

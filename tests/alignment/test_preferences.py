@@ -67,7 +67,8 @@ def test_each_fault_is_found_with_its_rows(pairs, expected):
     [
         ({"prompt": "a", "chosen": None, "rejected": "b"}, "empty"),
         ({"prompt": None, "chosen": "a", "rejected": "b"}, "unlike"),
-        ({"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": [{"role": "assistant", "content": "c"}]}, "unlike"),
+        ({"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}],
+          "rejected": [{"role": "assistant", "content": "c"}]}, "unlike"),
     ],
     ids=["nothing", "no prompt", "text and messages"],
 )  # fmt: skip

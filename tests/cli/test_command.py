@@ -154,7 +154,8 @@ def test_what_is_refused_is_not_offered(tmp_path):
 
 
 def test_options_of_python_become_those_of_the_command_line():
-    assert as_arguments({"a": "- x", "b": [1, "y"], "c": True, "d": None, "e": {"r": 8}, "f": [], "g": Path("p")}) == [
+    assert as_arguments({"a": "- x", "b": [1, "y"], "c": True, "d": None, "e": {"r": 8}, "f": [],
+                         "g": Path("p")}) == [
         "--a=- x", "--b", "1", "y", "--c=true", '--e={"r": 8}', "--g=p",
     ]  # fmt: skip
 
@@ -171,7 +172,10 @@ def test_a_function_takes_options_by_name_and_gives_back_what_is_left(tmp_path):
 
 
 def test_the_package_is_light_and_names_its_verbs():
-    code = "import sys, finetune; finetune.train; print({'torch', 'yaml'} & set(sys.modules), 'train' in dir(finetune))"
+    code = (
+        "import sys, finetune; finetune.train; print({'torch', 'yaml'} & set(sys.modules), 'train' in "
+        "dir(finetune))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set() True"
     assert finetune.train.__doc__.startswith("The verb `finetune train`")

@@ -86,7 +86,8 @@ LEAVING = """
 import sys
 from pathlib import Path
 import torch
-import torch.distributed.nn  # as transformers does; imported after there is a group, its signatures would hold it for ever
+# As transformers does; imported after there is a group, its signatures would hold it for ever.
+import torch.distributed.nn
 from finetune.cli import parser
 
 def main():
@@ -96,7 +97,8 @@ def main():
 
 parser.parse = lambda main, arguments: []
 parser.launch(main)
-print([task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm") if "gloo" in task.read_text()])
+names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+print([name for name in names if "gloo" in name])
 """
 
 

@@ -82,7 +82,8 @@ def test_near_twins_are_named_and_can_be_mended():
     rows = Dataset.from_dict({"text": TOWNS, "label": ["neg", "pos", "NEG", " neg", "pos ", "pos"] * 2})
     with pytest.raises(
         InputError,
-        match=r"'pos' \(4\), 'pos ' \(2\); 'neg' \(2\), 'NEG' \(2\), ' neg' \(2\).*--near_labels merge to make them 'pos', 'neg'",
+        match=r"'pos' \(4\), 'pos ' \(2\); 'neg' \(2\), 'NEG' \(2\), ' neg' \(2\).*--near_labels merge to "
+        r"make them 'pos', 'neg'",
     ):
         classification.examine(both(rows), DataArguments("rows"), pair=False)
     for how, labels in (("merge", ["neg", "pos"]), ("keep", [" neg", "NEG", "neg", "pos", "pos "])):

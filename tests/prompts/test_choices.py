@@ -184,7 +184,10 @@ def test_a_template_that_says_nothing_of_a_row_skips_it(saved, tmp_path: Path) -
 
 
 def test_columns_of_another_name(saved, tmp_path: Path) -> None:
-    entry = 'labels: [neg, pos]\ntemplates: {a: "{{ text }} it was {{ mask }}"}\nverbalizers: {w: {neg: bad, pos: good}}\n'
+    entry = (
+        'labels: [neg, pos]\ntemplates: {a: "{{ text }} it was {{ mask }}"}\nverbalizers: {w: {neg: '
+        "bad, pos: good}}\n"
+    )
     (tmp_path / "own.yaml").write_text(entry)
     rows = [{"Review Text": f"the film {i % 3}", "stars": ["neg", "pos"][i % 2]} for i in range(6)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -220,7 +223,8 @@ def test_two_templates_that_differ_in_one_blank_have_two_hashes() -> None:
 
 def test_an_entry_with_both_kinds_keeps_both(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(
-        'labels: [neg, pos]\nverbalizers: {w: {neg: bad, pos: good}}\ntemplates:\n  a: "{{ text }} {{ mask }}"\n'
+        'labels: [neg, pos]\nverbalizers: {w: {neg: bad, pos: good}}\ntemplates:\n  a: "{{ text }} {{ mask '
+        '}}"\n'
         '  b: {text: "{{ text }} is {{ mask }}", target: "{{ end }}"}\n'
     )
     entry = read_entry(str(tmp_path / "own.yaml"))

@@ -112,7 +112,8 @@ def test_a_search_without_training_rows_is_refused(tmp_path: Path) -> None:
 
 def test_instructions_for_labels_come_from_a_local_model(saved, review_file: Path, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(
-        'labels: [neg, pos]\ntemplates: {is: "{{ text }} it was {{ mask }}"}\nverbalizers: {w: {neg: bad, pos: good}}\n'
+        'labels: [neg, pos]\ntemplates: {is: "{{ text }} it was {{ mask }}"}\nverbalizers: {w: {neg: bad, '
+        "pos: good}}\n"
     )
     model = str(saved("llama", AutoModelForCausalLM, initializer_range=0.3, max_position_embeddings=1024))
     study = StudyArguments(

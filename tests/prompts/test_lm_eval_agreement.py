@@ -70,7 +70,8 @@ GSM = {
     "task": "gsm_like", "output_type": "generate_until", "doc_to_text": "Question: {{question}}\nAnswer:",
     "doc_to_target": "{{answer}}", "generation_kwargs": {"until": ["Question:", "</s>"], "do_sample": False,
     "max_gen_toks": 24},
-    "metric_list": [{"metric": "exact_match", "ignore_case": True, "regexes_to_ignore": [",", "\\$", "(?s).*#### ", "\\.$"]}],
+    "metric_list": [{"metric": "exact_match", "ignore_case": True,
+                     "regexes_to_ignore": [",", "\\$", "(?s).*#### ", "\\.$"]}],
     "filter_list": [
         {"name": "strict-match",
         "filter": [{"function": "regex", "regex_pattern": "#### (\\-?[0-9\\.\\,]+)"},
@@ -96,7 +97,8 @@ def rows_of(name: str) -> list[dict[str, Any]]:
         ]  # fmt: skip
     if name == "hellaswag_like":
         return [{"query": query, "endings": endings, "label": str(label)} for query, endings, label in ACTS]
-    return [{"question": f"Ann has {a} pens and buys {b}. How many pens has she?", "answer": f"{a}+{b}={a + b}\n#### {a + b}"}
+    return [{"question": f"Ann has {a} pens and buys {b}. How many pens has she?",
+             "answer": f"{a}+{b}={a + b}\n#### {a + b}"}
             for a, b in ((3, 20), (4, 7), (10, 5))]  # fmt: skip
 
 
@@ -159,7 +161,8 @@ def test_written_answers_match_as_lm_evals(peer: Any, tmp_path: Path) -> None:
     file.write_text("\n".join(map(json.dumps, rows_of("gsm_like"))))
     results, samples = theirs(peer, GSM, file)
     found = ours(GSM, file, tmp_path)
-    written = {line["row"]: json.loads(line["written"]) if isinstance(line["written"], str) else line["written"]
+    written = {line["row"]: json.loads(line["written"])
+               if isinstance(line["written"], str) else line["written"]
                for line in read_table(tmp_path / "out")}  # fmt: skip
     for sample in samples:
         assert written[sample["doc_id"]] == sample["resps"][0]

@@ -183,7 +183,8 @@ def test_nearest_examples_and_other_families(saved, review_file: Path, tmp_path:
 
 def test_generated_texts_are_measured(saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.yaml").write_text(
-        'metric: rougeL\ntarget: "{{ end }}"\ntemplates: {a: "{{ text }} {{ mask }}", b: "{{ text }} and {{ mask }}"}\n'
+        'metric: rougeL\ntarget: "{{ end }}"\ntemplates: {a: "{{ text }} {{ mask }}", b: "{{ text }} and {{ '
+        'mask }}"}\n'
         'endings: {line: {until: ["\\n"], tokens: 4}}\n'
     )
     (tmp_path / "test.jsonl").write_text(
@@ -202,7 +203,8 @@ def test_generated_texts_are_measured(saved, tmp_path: Path, capsys: pytest.Capt
 
 def test_texts_are_written_behind_examples_of_texts(saved, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(
-        'target: "{{ end }}"\ntemplates: {a: "{{ text }} {{ mask }}"}\nendings: {line: {until: ["."], tokens: 4}}\n'
+        'target: "{{ end }}"\ntemplates: {a: "{{ text }} {{ mask }}"}\nendings: {line: {until: ["."], '
+        "tokens: 4}}\n"
     )
     for split, texts in (("test", ["the film", "a story"]), ("train", ["the actor", "the film", "it was"])):
         lines = [

@@ -197,7 +197,8 @@ def test_bf16_trunk_keeps_a_float32_head() -> None:
 
 
 def test_lora_is_scored_like_its_own_forward_and_prompt_tuning_too() -> None:
-    for config in (LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear", task_type="CAUSAL_LM"),
+    for config in (LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear",
+                              task_type="CAUSAL_LM"),
                    PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")):  # fmt: skip
         network = get_peft_model(
             make_model("llama", AutoModelForCausalLM, initializer_range=0.2), config

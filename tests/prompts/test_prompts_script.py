@@ -36,7 +36,8 @@ def test_help_answers_at_once_and_lists_every_option() -> None:
 
 def test_texts_are_written_from_the_command_line(saved, review_file: Path, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(
-        'target: "{{ label }}"\ntemplates: {a: "{{ text }} it was {{ mask }}"}\nendings: {line: {until: ["."], tokens: 3}}\n'
+        'target: "{{ label }}"\ntemplates: {a: "{{ text }} it was {{ mask }}"}\nendings: {line: {until: '
+        '["."], tokens: 3}}\n'
     )
     model, rows = (
         str(saved("llama", AutoModelForCausalLM)),

@@ -35,7 +35,8 @@ templates:
       Did I like it?
       ||| {{ answer_choices[label] }}
       {% endif %}
-  0005: !Template {answer_choices: '{{ text }} ||| no', name: Each its own, jinja: '{{text}} ||| {{ answer_choices[label] }}'}
+  0005: !Template {answer_choices: '{{ text }} ||| no', name: Each its own,
+    jinja: '{{text}} ||| {{ answer_choices[label] }}'}
   0006: !Template
     answer_choices: '{{ ["bad", "good"] | join("|||") }}'
     name: n/a

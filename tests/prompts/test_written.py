@@ -292,7 +292,8 @@ def test_a_suite_goes_on_behind_what_fails(saved, rows: Path, capsys: pytest.Cap
 
 def test_a_judged_entry_says_what_its_judge_is_worth(saved, rows: Path) -> None:
     entry = ENTRY.replace("metric: exact_match", "metric: judge") + (
-        'judge: {model: MODEL, template: "{{ written }} is {{ wanted }}: {{ mask }}", labels: {right: good, wrong: bad}, good: right}\n'
+        'judge: {model: MODEL, template: "{{ written }} is {{ wanted }}: {{ mask }}", labels: {right: good, '
+        "wrong: bad}, good: right}\n"
     )
     model = saved("llama", AutoModelForCausalLM, initializer_range=0.3)
     given = options(rows, model, entry.replace("MODEL", str(model)))

@@ -17,7 +17,10 @@ from test_train_tasks import figures, run
 from finetune.metrics import classification, spans, texts
 
 pytestmark = pytest.mark.slow
-MINILM = "--model_name_or_path minilm --method full --learning_rate 2e-4 --save_strategy no --eval_strategy no --save_predictions true"
+MINILM = (
+    "--model_name_or_path minilm --method full --learning_rate 2e-4 --save_strategy no --eval_strategy "
+    "no --save_predictions true"
+)
 SMOLLM2 = "--model_name_or_path smollm2 --method lora --dtype bfloat16 --save_strategy no --eval_strategy no"
 
 
@@ -93,7 +96,10 @@ def test_answers_are_extracted(shared_data, tmp_path):
 
 
 def test_the_right_summary_is_chosen(tmp_path):
-    options = "--task choice --dataset_name reviews --max_train_rows 600 --max_eval_rows 200 --max_length 128 --num_train_epochs 2"
+    options = (
+        "--task choice --dataset_name reviews --max_train_rows 600 --max_eval_rows 200 --max_length "
+        "128 --num_train_epochs 2"
+    )
     found, _ = tuned(tmp_path / "run", f"{MINILM} {options}")
     assert found["accuracy"] > found["chance"] + 0.15
 
@@ -143,7 +149,10 @@ def test_a_decoder_learns_to_translate(shared_data, tmp_path):
         "label_column": "translation.de",
         "source_suffix": "\nGerman:",
     }
-    options = f"{SMOLLM2} --task seq2seq --max_train_rows 400 --max_eval_rows 24 --max_length 96 --max_target_length 32"
+    options = (
+        f"{SMOLLM2} --task seq2seq --max_train_rows 400 --max_eval_rows 24 --max_length 96 "
+        "--max_target_length 32"
+    )
     options += " --num_train_epochs 1 --per_device_eval_batch_size 12 --save_predictions true"
     found, lines = tuned(tmp_path / "run", options, dataset_name=shared_data / "multi30k", **columns)
     copied = texts.text_figures([line["text"] for line in lines], [line["gold"] for line in lines])
@@ -154,7 +163,10 @@ def test_instructions_lower_the_loss_of_answers(shared_data, tmp_path):
     """Against the model as it came: one step at a rate that moves nothing."""
 
     def loss_of(name: str, rows: int, *further: object) -> float:
-        options = f"{SMOLLM2} --text_column question --label_column answer --max_eval_rows 24 --max_length 320 --num_train_epochs 1"
+        options = (
+            f"{SMOLLM2} --text_column question --label_column answer --max_eval_rows 24 --max_length "
+            "320 --num_train_epochs 1"
+        )
         own = (
             "--max_train_rows",
             rows,

@@ -92,7 +92,10 @@ def test_a_toy_task_is_trained_assessed_and_bounded(toy, saved, tmp_path):
         (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(line) for line in part))
     main, out = script("train").main, tmp_path / "run"
     model = saved("bert", AutoModelForSequenceClassification)
-    given = f"--task counts --method full --max_length 24 --num_train_epochs 2 --bf16 false --model_name_or_path {model} "
+    given = (
+        "--task counts --method full --max_length 24 --num_train_epochs 2 --bf16 false "
+        f"--model_name_or_path {model} "
+    )
     main(*parse(main, [*given.split(), "--dataset_name", str(folder), "--output_dir", str(out)]))
     trained = json.loads((out / "metrics.json").read_text())
     low, high = trained["intervals"]["off_by"]
@@ -117,7 +120,10 @@ def test_one_file_is_assessed_on_the_rows_that_were_kept_aside(toy, saved, tmp_p
     file.write_text("\n".join(json.dumps(line) for line in lines))
     main, out = script("train").main, tmp_path / "run"
     model = saved("bert", AutoModelForSequenceClassification)
-    given = f"--task counts --method full --max_length 24 --num_train_epochs 1 --bf16 false --model_name_or_path {model} "
+    given = (
+        "--task counts --method full --max_length 24 --num_train_epochs 1 --bf16 false "
+        f"--model_name_or_path {model} "
+    )
     main(*parse(main, [*given.split(), "--dataset_name", str(file), "--output_dir", str(out)]))
     assessed = assess_task(read_artefact(out), DataArguments([str(file)]))
     assert (assessed["rows"], assessed["rows_left_out"]) == (5, 45)

@@ -26,7 +26,8 @@ from finetune.training import allocator
 megabytes = lambda: psutil.Process().memory_info().rss >> 20
 allocator._memory_limit = lambda: int(sys.argv[1]) << 20
 allocator.keep_freed_memory()
-blocks = [(torch.ones(10 << 18), torch.ones(1 << 10)) for _ in range(60)]  # 10 MB that go, each before 4 KB that stay
+# 10 MB that go, each before 4 KB that stay
+blocks = [(torch.ones(10 << 18), torch.ones(1 << 10)) for _ in range(60)]
 small, full = [little for _, little in blocks], megabytes()
 del blocks
 end = time.monotonic() + 4

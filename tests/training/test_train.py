@@ -36,7 +36,10 @@ def script(name: str):
 
 
 def arguments(model: Path, data: Path, folder: Path, *further: str) -> list[str]:
-    common = f"--model_name_or_path {model} --dataset_name {data} --output_dir {folder} --max_length 16 --num_train_epochs 2 "
+    common = (
+        f"--model_name_or_path {model} --dataset_name {data} --output_dir {folder} --max_length 16 "
+        "--num_train_epochs 2 "
+    )
     common += "--per_device_train_batch_size 8 --learning_rate 1e-2 --bf16 false --disable_tqdm true"
     return [*common.split(), *further]
 

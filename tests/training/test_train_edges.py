@@ -313,7 +313,8 @@ def test_a_run_that_was_killed_at_its_very_end_saves_its_predictions(
 def test_a_resumed_run_stops_as_early_as_one_that_was_not_killed(saved, review_file, tmp_path, monkeypatch):
     common = ["--model_name_or_path", saved("bert", AutoModel), "--dataset_name", review_file,
     "--method full --bf16 false",
-              "--num_train_epochs 9 --learning_rate 1e-6 --early_stopping_patience 3 --save_total_limit 20"]  # fmt: skip
+              "--num_train_epochs 9 --learning_rate 1e-6 --early_stopping_patience 3",
+              "--save_total_limit 20"]  # fmt: skip
     run("train", *common, "--output_dir", tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(trainers, "ExactTrainer", stopped_at(9))

@@ -13,6 +13,7 @@ import yaml
 
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import draws
+from finetune.metrics.significance import Comparison, compare
 from prompts.study.archive import read_study
 from prompts.study.asking import Notes
 from prompts.study.findings import Findings, Population
@@ -20,7 +21,6 @@ from prompts.study.outcomes import Outcome, outcomes
 from prompts.study.prompts import named_entry
 from prompts.study.report import write_report
 from prompts.study.run import Options
-from prompts.study.significance import Comparison, compare
 from prompts.templates.template import Template
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from finetune.metrics import bootstrap
+from finetune.metrics.significance import Comparison, compare, holm, rows_needed
 from prompts.study.asking import Notes
 from prompts.study.measures import of_labels
 from prompts.study.outcomes import Outcome, baseline, chosen_of, shared_rows
 from prompts.study.rows import StudyRow
-from prompts.study.significance import Comparison, compare, holm, rows_needed
 from prompts.study.written import Written
 from prompts.templates.entries import Entry
 from prompts.templates.template import Template

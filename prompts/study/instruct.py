@@ -18,6 +18,7 @@ import numpy as np
 
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import draws
+from finetune.metrics.significance import compare
 from prompts.scoring.generate import Drawing
 from prompts.scoring.score import Request
 from prompts.study.asking import Asking, Notes
@@ -27,7 +28,6 @@ from prompts.study.parts import Parts
 from prompts.study.prompts import choice_prompts, text_prompts
 from prompts.study.rows import StudyRow
 from prompts.study.run import Options, memory_of
-from prompts.study.significance import compare
 from prompts.study.study import Loaded, Trial
 from prompts.study.weighed import ChoicePrompt, choice_cells, label_cells
 from prompts.study.written import TextPrompt, text_cells

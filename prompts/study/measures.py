@@ -20,68 +20,13 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from finetune.errors import InputError
 from finetune.metrics import bootstrap, spans, texts
+from finetune.metrics.measure import Measure, mean_of
 from prompts.templates.filters import Step, normalised
 
 Array = np.ndarray
 Counts = Callable[[Sequence[str], Sequence[Sequence[str]]], Array]
 RESAMPLED = 200  # times that a metric of the evaluate library is computed anew, for its interval
 HUNDRED = ("bleu", "chrf")  # from 0 to 100
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One figure of some rows' answers.
-
-    Attributes:
-        counts: what is summed, [rows, sums].
-        figure: sums [samples, sums] → [samples].
-        is_mean: the figure is the mean of the first column.
-    """
-
-    counts: Array
-    figure: Callable[[Array], Array]
-    is_mean: bool = False
-
-    @cached_property
-    def value(self) -> float:
-        """Over all rows, once each."""
-        return float(self.figure(self.counts.sum(axis=0, keepdims=True))[0])
-
-    def values(self, drawn: Array) -> Array:
-        """Of bootstrap samples, drawn [samples, rows] → [samples]."""
-        return self.figure(drawn @ self.counts)
-
-    def interval(self, drawn: Array, level: float = 0.95) -> tuple[float, float]:
-        """Percentile interval (Efron & Tibshirani 1993, chapter 13).
-
-        Where all rows are right, or all wrong, resampling shows no doubt: the other end is Clopper and
-            Pearson's.
-        """
-        if self.is_binary and self.value in (0.0, 1.0):
-            unseen = 1 - ((1 - level) / 2) ** (1 / len(self.counts))
-            return (0.0, unseen) if self.value == 0 else (1 - unseen, 1.0)
-        low, high = np.quantile(self.values(drawn), [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
-
-    def of(self, rows: Array) -> Measure:
-        """The same of some of the rows, by their numbers."""
-        return Measure(self.counts[rows], self.figure, self.is_mean)
-
-    @property
-    def each(self) -> Array:
-        """The score of each row, where the figure is their mean."""
-        return self.counts[:, 0]
-
-    @property
-    def is_binary(self) -> bool:
-        """Whether each row is right or wrong, and the figure the share that is right."""
-        return self.is_mean and bool(np.isin(self.each, (0.0, 1.0)).all())
-
-
-def mean_of(scores: Array) -> Measure:
-    """The mean of a score of each row."""
-    scores = np.asarray(scores, dtype=np.float64)
-    return Measure(np.stack([scores, np.ones_like(scores)], axis=1), bootstrap.mean_figure, is_mean=True)
 
 
 def of_labels(predicted: Array, gold: Array, classes: int) -> dict[str, Measure]:

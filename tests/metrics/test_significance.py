@@ -1,4 +1,4 @@
-"""Figures with intervals, and tests between prompts: by eye, and beside scikit-learn and scipy."""
+"""Figures with intervals, and tests between answers: by eye, and beside scikit-learn and scipy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from scipy.stats import binomtest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from finetune.metrics.bootstrap import draws
+from finetune.metrics.significance import compare, holm, mcnemar
 from prompts.study.measures import Measure, mean_of, of_labels
-from prompts.study.significance import compare, holm, mcnemar
 
 
 @pytest.mark.parametrize(("one", "other"), [(12, 3), (5, 5), (0, 0), (1, 9)])

@@ -1,4 +1,4 @@
-"""Prompts on the same rows: how sure is a figure, is one better than another, or is it chance? Knows arrays;
+"""Two sets of answers to the same rows: how sure is a figure, is one better, or is it chance? Knows arrays;
 knows no models.
 
 One procedure gives both p and interval of a difference, so that they never disagree; Holm's correction (1979)
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import beta, binomtest, norm, t
 
-from prompts.study.measures import Measure
+from finetune.metrics.measure import Measure
 
 LEVEL = 0.05
 
@@ -85,7 +85,7 @@ def _bounds(found: Comparison, level: float) -> tuple[float, float]:
 
 
 def compare(first: Measure, second: Measure, drawn: np.ndarray) -> Comparison:
-    """One figure of two prompts on the same rows → whether the difference is more than chance.
+    """One figure of two sets of answers to the same rows → whether the difference is more than chance.
 
     Right or wrong by McNemar's exact test, means by the paired t-test, other figures by the bootstrap's
     standard error.

@@ -113,13 +113,18 @@ def split_of(splits: DatasetDict, name: str, flag: str) -> Dataset:
         )
     rows = splits[base]
     if bounds:
-        rows = rows.select(_slice(bounds, len(rows), flag))
+        rows = rows.select(sliced(bounds, len(rows), flag))
     if len(rows) == 0:
         raise InputError(f"Split '{name}' has 0 rows; name another by {flag}")
     return rows
 
 
-def _slice(bounds: str, length: int, flag: str) -> range:
+def sliced(bounds: str, length: int, flag: str) -> range:
+    """The rows of a split's slice, whose bounds are as `10%:]` behind the bracket.
+
+    Raises:
+        InputError: bounds that can't be read.
+    """
     match = re.fullmatch(r"(-?\d+%?)?:(-?\d+%?)?\]", bounds)
     if not match:
         raise InputError(

@@ -267,7 +267,7 @@ def load_rows(data: TextArguments, train: bool = True, fallback: str | None = "t
 
 
 def _training(data: TextArguments) -> Dataset:
-    splits = _splits(data.name, data.dataset_config, data.data_files, _reading(data))
+    splits = load_splits(data)
     return split_of(splits, data.train_split, "--train_split")
 
 
@@ -275,7 +275,7 @@ def _both(data: TextArguments) -> Rows:
     """Training and evaluation rows of one data set; a tenth is kept aside where it has none to
     evaluate on.
     """
-    splits = _splits(data.name, data.dataset_config, data.data_files, _reading(data))
+    splits = load_splits(data)
     training = split_of(splits, data.train_split, "--train_split")
     held_out = data.eval_split or default_eval(splits, None)
     if held_out is not None:
@@ -297,11 +297,7 @@ def _evaluation(data: TextArguments, fallback: str | None) -> Dataset:
     """The evaluation split alone: beside it may lie more than can be read at once."""
     files = {} if data.name in CORPORA else files_of(Path(data.name).expanduser(), data.data_files)
     base = str(data.eval_split or default_eval(files, fallback)).partition("[")[0]
-    splits = (
-        read_folder({base: files[base]}, _reading(data))
-        if base in files
-        else _splits(data.name, data.dataset_config, data.data_files, _reading(data))
-    )
+    splits = read_folder({base: files[base]}, _reading(data)) if base in files else load_splits(data)
     name = data.eval_split or default_eval(splits, fallback)
     if name is None:
         raise InputError(f"{data.name} has no evaluation split; name one by --eval_split")
@@ -312,6 +308,15 @@ def read_splits(name: str, config: str | None = None, data_files: list[str] | No
     """All splits under a name, whatever kind of source it is."""
     found = _splits(name, config, data_files, Reading(""))
     return DatasetDict({split: rows.select_columns(columns_of(rows)) for split, rows in found.items()})
+
+
+def load_splits(data: SourceArguments) -> DatasetDict:
+    """All splits of one data set, in the order of its files' rows.
+
+    Raises:
+        InputError: nothing there under that name, or an unreadable file.
+    """
+    return _splits(data.name, data.dataset_config, data.data_files, _reading(data))
 
 
 def _splits(name: str, config: str | None, data_files: list[str] | None, reading: Reading) -> DatasetDict:

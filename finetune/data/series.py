@@ -23,7 +23,7 @@ NUMBERS = ("int", "uint", "float", "double", "halffloat")
 
 
 @dataclass(frozen=True)
-class Step:
+class Spacing:
     """The time from a row to the next: so many months, or so many seconds."""
 
     months: int = 0
@@ -63,7 +63,7 @@ class Series:
     values: np.ndarray
     channels: list[str]
     start: np.datetime64 | None
-    step: Step | None
+    step: Spacing | None
 
     def times(self, first: int, count: int) -> np.ndarray:
         """Times of `count` rows from `first` on, datetime64[ms]; they are computed, not kept."""
@@ -71,7 +71,7 @@ class Series:
         return times_from(self.start, self.step, np.arange(first, first + count))
 
 
-def times_from(start: np.datetime64, step: Step, places: np.ndarray) -> np.ndarray:
+def times_from(start: np.datetime64, step: Spacing, places: np.ndarray) -> np.ndarray:
     """Time of each of the rows `places` (any shape), as datetime64[ms]."""
     if not step.months:
         return start + (places * step.seconds * 1000).astype("timedelta64[ms]")
@@ -205,7 +205,7 @@ def _every(fine: np.ndarray, cells: Any, rows: Dataset, column: str) -> None:
     )
 
 
-def even_step(times: np.ndarray, rows: Dataset, column: str) -> Step | None:
+def even_step(times: np.ndarray, rows: Dataset, column: str) -> Spacing | None:
     """The time from each row to the next, which is the same everywhere; None of one row alone.
 
     Raises:
@@ -230,7 +230,7 @@ def even_step(times: np.ndarray, rows: Dataset, column: str) -> Step | None:
     months = np.diff(times.astype("datetime64[M]").astype(np.int64))
     calendar = months[0] > 0 and (months == months[0]).all() and gone[0] >= 28 * 86400_000
     if calendar and _same_day(times):
-        return Step(months=int(months[0]))
+        return Spacing(months=int(months[0]))
     usual, counts = np.unique(gone, return_counts=True)
     step = usual[counts.argmax()]
     uneven = np.flatnonzero(gone != step)
@@ -238,11 +238,11 @@ def even_step(times: np.ndarray, rows: Dataset, column: str) -> Step | None:
         first = int(uneven[0])
         raise InputError(
             f"The times in '{column}' have a gap or an uneven step ({len(uneven)} of them): "
-            f"{_pair(times, rows, first)}, where other rows are {Step(seconds=step / 1000)} apart. Give the "
-            "missing times rows (pandas: frame.asfreq, then interpolate), or name an unbroken part as "
+            f"{_pair(times, rows, first)}, where other rows are {Spacing(seconds=step / 1000)} apart. Give "
+            "the missing times rows (pandas: frame.asfreq, then interpolate), or name an unbroken part as "
             f"--train_split train[:{first + 1}]"
         )
-    return Step(seconds=step / 1000)
+    return Spacing(seconds=step / 1000)
 
 
 def _same_day(times: np.ndarray) -> bool:

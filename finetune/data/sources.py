@@ -33,8 +33,8 @@ class SourceArguments:
         default_factory=lambda: ["reviews"],
         metadata={
             "help": "Hub names, local folders or files (parquet, csv, tsv, json, jsonl, txt, conll, xlsx; "
-            "also .gz, .zst), or a built-in "
-            "corpus (reviews). Several are mixed; NAME=0.3 takes 0.3 of NAME's rows, NAME=2 each row twice."
+            "also .gz, .zst), or a built-in corpus (reviews). Several are mixed; NAME=0.3 takes 0.3 of "
+            "NAME's rows, NAME=2 each row twice."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
@@ -55,8 +55,7 @@ class SourceArguments:
         default=None,
         metadata={
             "help": "Split to evaluate on (default: validation, else test, else a tenth of the training "
-            "rows, kept aside "
-            "with the classes in proportion)."
+            "rows, kept aside with the classes in proportion)."
         },
     )
     documents: str | None = field(
@@ -267,8 +266,7 @@ def load_rows(data: TextArguments, train: bool = True, fallback: str | None = "t
 
 
 def _training(data: TextArguments) -> Dataset:
-    splits = load_splits(data)
-    return split_of(splits, data.train_split, "--train_split")
+    return split_of(load_splits(data), data.train_split, "--train_split")
 
 
 def _both(data: TextArguments) -> Rows:
@@ -311,11 +309,7 @@ def read_splits(name: str, config: str | None = None, data_files: list[str] | No
 
 
 def load_splits(data: SourceArguments) -> DatasetDict:
-    """All splits of one data set, in the order of its files' rows.
-
-    Raises:
-        InputError: nothing there under that name, or an unreadable file.
-    """
+    """All splits of one data set, with the places of their rows."""
     return _splits(data.name, data.dataset_config, data.data_files, _reading(data))
 
 
@@ -344,8 +338,8 @@ def _read_hub(name: str, config: str | None) -> DatasetDict:
         near = ", ".join(CORPORA)
         raise InputError(
             f"No data set '{name}': not a file or folder here, not a built-in corpus ({near}), and the hub "
-            "answers "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Set --dataset_name"
+            f"answers {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Set "
+            "--dataset_name"
         ) from error
     return found
 

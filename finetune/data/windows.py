@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from finetune.data.series import Step, times_from
+from finetune.data.series import Spacing, times_from
 
 # Of what a moment of time tells a model, each from -0.5 to 0.5: the hour of the day, the day of the week, of
 # the month and of the year (as Zhou et al. 2021, appendix B, take for hourly data).
@@ -43,7 +43,7 @@ class Windows(torch.utils.data.Dataset):
         *,
         origins: Sequence[int] | np.ndarray | None = None,
         start: np.datetime64 | None = None,
-        step: Step | None = None,
+        step: Spacing | None = None,
     ) -> None:
         self.values, self.context, self.horizon = values, context, horizon
         self.start, self.step = start, step
@@ -94,7 +94,7 @@ class Windows(torch.utils.data.Dataset):
         )
 
 
-def calendar(start: np.datetime64, step: Step, places: np.ndarray) -> np.ndarray:
+def calendar(start: np.datetime64, step: Spacing, places: np.ndarray) -> np.ndarray:
     """What the times of rows `places` (any shape) tell: [..., CALENDAR], float32, each from -0.5 to 0.5."""
     times = times_from(start, step, places)
     days = times.astype("datetime64[D]")

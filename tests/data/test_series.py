@@ -1,4 +1,6 @@
-"""Rows → one series: what is wrong with it is named with its row and what mends it; parts in order of time."""
+"""Rows → one series: what is wrong with it is named with its row and what mends it; parts in order of
+time.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from finetune.data.series import Step, find_channels, find_time, to_series
+from finetune.data.series import Spacing, find_channels, find_time, to_series
 from finetune.data.sources import DataArguments
 from finetune.data.time_splits import load_series
 from finetune.errors import InputError
@@ -147,4 +149,4 @@ def test_a_part_after_a_gap_has_no_context_before_it(folder):
 
 
 def test_steps_are_named():
-    assert str(Step(seconds=90)) == "90 seconds" and str(Step(months=2)) == "2 months"
+    assert str(Spacing(seconds=90)) == "90 seconds" and str(Spacing(months=2)) == "2 months"

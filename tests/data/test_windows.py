@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from finetune.data.series import Step
+from finetune.data.series import Spacing
 from finetune.data.windows import CALENDAR, Windows, calendar, stacked
 
 
@@ -37,7 +37,9 @@ def test_chosen_windows(values):
 
 
 def test_a_batch_with_its_calendar(values):
-    windows = Windows(values, 5, 3, start=np.datetime64("2023-12-31T20:00:00.000"), step=Step(seconds=3600))
+    windows = Windows(
+        values, 5, 3, start=np.datetime64("2023-12-31T20:00:00.000"), step=Spacing(seconds=3600)
+    )
     batch = stacked(windows.__getitems__([0, 4]))
     assert batch["past_values"].shape == (2, 5, 2) and batch["labels"].shape == (2, 3, 2)
     assert batch["past_time_features"].shape == (2, 5, CALENDAR)
@@ -50,7 +52,7 @@ def test_a_batch_with_its_calendar(values):
 
 
 def test_the_calendar_of_months():
-    told = calendar(np.datetime64("2024-01-01", "ms"), Step(months=1), np.arange(14))
+    told = calendar(np.datetime64("2024-01-01", "ms"), Spacing(months=1), np.arange(14))
     assert (told[:, 2] == -0.5).all() and told[12, 3] == -0.5 and told[1, 3] == pytest.approx(31 / 365 - 0.5)
 
 

@@ -63,7 +63,8 @@ def swapped() -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("frame", "said"),
     [
-        (hourly().drop(index=[12, 13]), "gap.*row 11 has 2020-02-28 11:00:00 and row 12 has 2020-02-28 14:00"),
+        (hourly().drop(index=[12, 13]),
+         "gap.*row 11 has 2020-02-28 11:00:00 and row 12 has 2020-02-28 14:00"),
         (swapped(), r"unsorted: row 7 has 2020-02-28 08:00:00 and row 8 .*sort_values\('date'\)"),
         (hourly(date=["2020-01-01"] * 2 + hourly()["date"].tolist()[2:]), "stands twice: row 0"),
         (hourly(date=["soon", *hourly()["date"].tolist()[1:]]), "row 0 is 'soon'.*--time_column"),
@@ -71,7 +72,8 @@ def swapped() -> pd.DataFrame:
         (hourly(load=[1.0, None, *range(38)]), "in 'load'; the first, row 1, has no value.*interpolate"),
         (hourly(load=[1.0, 2.0, float("inf"), *range(37)]), "row 2, has the value inf"),
         (hourly(load=[1.0, 1e39, *range(38)]), r"row 1, has the value 1e\+39"),
-        (hourly(heat=["1", "2,5", *map(str, range(38))]), r"'heat' of x holds '2,5' in row 1.*--ignore_columns heat"),
+        (hourly(heat=["1", "2,5", *map(str, range(38))]),
+         r"'heat' of x holds '2,5' in row 1.*--ignore_columns heat"),
         (hourly(heat=[True] * 40), "type bool"),
         (hourly()[["date"]], "no column of numbers"),
     ],
@@ -117,7 +119,8 @@ def test_parts_follow_each_other_and_take_their_context_along(folder):
     [
         ({}, None, ("28 00", "29 03", 28), ("29 02", "29 07", 6)),
         ({"eval_split": "test"}, "20,4", ("28 00", "28 19", 20), ("28 22", "29 15", 18)),
-        ({"eval_split": "train[30:]", "train_split": "train[:20]"}, None, ("28 00", "28 19", 20), ("29 04", "29 15", 12)),
+        ({"eval_split": "train[30:]", "train_split": "train[:20]"}, None,
+         ("28 00", "28 19", 20), ("29 04", "29 15", 12)),
     ],
 )  # fmt: skip
 def test_one_file_is_cut_in_order_of_time(folder, options, split_rows, train, held):

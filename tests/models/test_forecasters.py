@@ -28,8 +28,8 @@ SMALL = {
     "autoformer": {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1},
     "time_series_transformer": {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1},
     "timesfm": {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8,
-        "patch_length": 8,
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "head_dim": 8, "patch_length": 8,
     },
 }  # fmt: skip
 CONTEXT, HORIZON = 40, 12

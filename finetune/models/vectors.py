@@ -1,0 +1,129 @@
+"""Word vectors from a text file (GloVe's and word2vec's format) → a model's embeddings. Knows files and tokenizers;
+knows no rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def vector_lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """(line number, word, its numbers as text) of each line; word2vec's first line, two numbers, is left out.
+
+    Raises:
+        InputError: no such file, or one that is no text.
+    """
+    if not path.is_file():
+        raise InputError(f"No file {path}; wanted word vectors as text, a word and its numbers a line. Set --embeddings")
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                word, *values = line.rstrip("\n").rstrip(" ").split(" ")
+                if not (number == 1 and len(values) == 1) and values:
+                    yield number, word, values
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is no text ({error.reason}); word2vec's binary format is written as text by gensim's "
+            "KeyedVectors.save_word2vec_format(binary=False). Set --embeddings"
+        ) from error
+
+
+def vector_width(path: Path) -> int:
+    """Numbers of each vector in a file, as its first one has them.
+
+    Raises:
+        InputError: no vectors in it.
+    """
+    for _, _, values in vector_lines(path):
+        return len(values)
+    raise InputError(f"{path} holds no word vectors; wanted a word and its numbers a line. Set --embeddings")
+
+
+def words_of(processor: Any) -> dict[str, list[int]]:
+    """The words that a vocabulary's tokens spell, with the tokens' ids; special tokens are none."""
+    special, words = set(processor.all_special_ids), {}
+    for token, place in processor.get_vocab().items():
+        if place in special or token.startswith("##"):
+            continue
+        words.setdefault(processor.convert_tokens_to_string([token]).strip(), []).append(place)
+    return words
+
+
+def read_vectors(path: Path, processor: Any, width: int) -> dict[int, np.ndarray]:
+    """Token id → vector [width] of every token whose word the file has, as it stands or in lower case; of a word that
+    stands there twice, the first.
+
+    Raises:
+        InputError: a line with another number of values than `width`, or with one that is no number; no word found.
+    """
+    wanted, found = words_of(processor), {}
+    lowered: dict[str, list[int]] = {}
+    for word, places in wanted.items():
+        lowered.setdefault(word.lower(), []).extend(places)
+    exact: set[int] = set()
+    for number, word, values in vector_lines(path):
+        places, likely = wanted.get(word, []), lowered.get(word, [])
+        if not places and not likely:
+            continue
+        try:
+            vector = np.array([float(value) for value in values], dtype=np.float32)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}, '{word}': {error}. Mend it, or set --embeddings") from error
+        if len(vector) != width or not np.isfinite(vector).all():
+            raise InputError(
+                f"{path}, line {number}, '{word}': {len(vector)} numbers; wanted {width} finite ones. Mend it, or set "
+                f"--config_overrides embedding_size={len(vector)}"
+            )
+        for place in places:
+            if place not in exact:
+                found[place] = vector
+                exact.add(place)
+        for place in likely:
+            found.setdefault(place, vector)
+    if not found:
+        raise InputError(
+            f"{path} has no word of the tokenizer's {len(wanted)}: a word's vector wants a token that is the word "
+            "(scripts/tokenizer.py --kind words). Set --tokenizer_name or --embeddings"
+        )
+    return found
+
+
+def fill_embeddings(network: Any, processor: Any, file: str) -> float:
+    """Put a file's vectors into a new model's embeddings; gives back the share of words that have one.
+
+    The others are drawn with the spread of those that were found (Kim 2014, section 3.1).
+
+    Raises:
+        InputError: as `read_vectors` does.
+    """
+    layer = network.get_input_embeddings()
+    found = read_vectors(Path(file), processor, layer.embedding_dim)
+    spread = float(np.std(list(found.values())))
+    layers = [layer, *(one for one in frozen_channels(network) if one is not layer)]
+    with torch.no_grad():
+        drawn = torch.randn_like(layer.weight) * spread
+        if layer.padding_idx is not None:
+            drawn[layer.padding_idx] = 0
+        for place, vector in found.items():
+            drawn[place] = torch.from_numpy(vector)
+        for one in layers:
+            one.weight.copy_(drawn)
+    count = len(words_of(processor))
+    logger.warning("%s has vectors for %d of %d words of the vocabulary", file, len(found), count)
+    return len(found) / count
+
+
+def frozen_channels(network: Any) -> list[nn.Module]:
+    """Embeddings beside the trained ones, which hold the same vectors."""
+    return network.frozen_vectors() if hasattr(network, "frozen_vectors") else []

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from finetune.errors import InputError
 from finetune.models.load import FROM_TWO, MADE_UP, MADE_UP_HEADS, POSITIONS
 from finetune.models.lora_kernel import LowRankLinear
+from finetune.models.own_families import WITHOUT_ADAPTERS
 from finetune.models.tokens import MADE_UP_ROWS
 from finetune.tuners.bitfit import BitFitConfig
 from finetune.tuners.bottleneck import BottleneckConfig
@@ -185,6 +186,8 @@ def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
     """Why a method can't work on a model, or None where it can. tests/test_methods.py holds the whole
     table."""
     method, kind, config, heads = METHODS[name], type(network).__name__, network.config, head_names(network)
+    if config.model_type in WITHOUT_ADAPTERS and name not in ("full", "linear_probe"):
+        return "it has no linear layers inside that the method could go onto; full (and linear_probe) can"
     if name == "linear_probe" and task_type not in HEAD_TASKS:
         return "the task adds no head that could be trained alone"
     held = bool(getattr(network, "is_quantized", False))

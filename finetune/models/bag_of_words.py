@@ -1,7 +1,7 @@
 """Bag of words as a transformers model: TF-IDF of a text's tokens, and one weight for each token and class.
 
-scikit-learn finds the weights (`finetune/training/baselines.py`); as a model they are saved, assessed and served like
-any other. Knows tensors; knows no rows and no training.
+scikit-learn finds the weights (`finetune/training/baselines.py`); as a model they are saved, assessed and
+served like any other. Knows tensors; knows no rows and no training.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class BagOfWordsForSequenceClassification(PreTrainedModel):
         """Ids and mask [batch, time] → logits [batch, classes]."""
         with torch.autocast(input_ids.device.type, enabled=False):
             return SequenceClassifierOutput(
-                logits=self.classifier(self.features(input_ids, attention_mask).to(self.classifier.weight.dtype))
+                logits=self.classifier(
+                    self.features(input_ids, attention_mask).to(self.classifier.weight.dtype)
+                )
             )
 
 

@@ -1,4 +1,5 @@
-"""The model families that this project brings itself: importing this module makes transformers' auto classes know them.
+"""The model families that this project brings itself: importing this module makes transformers' auto classes
+know them.
 
 Knows names; knows no rows and no training.
 """
@@ -10,5 +11,6 @@ import finetune.models.recurrent
 import finetune.models.recurrent_seq2seq
 import finetune.models.text_cnn  # noqa: F401
 
-# Their layers are no linear ones that an adapter could go onto or between, and they take no virtual tokens' pasts.
+# Their layers are no linear ones that an adapter could go onto or between, and they take no virtual tokens'
+# pasts.
 WITHOUT_ADAPTERS = frozenset({"recurrent", "recurrent_seq2seq", "textcnn", "bag_of_words"})

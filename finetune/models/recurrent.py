@@ -1,12 +1,12 @@
 """RNN, LSTM and GRU as transformers' models: the body, and heads for classes, tags and the next token.
 
-They are made by `--from_config rnn|irnn|lstm|gru`, saved, loaded, tuned and served like any other model. Knows layers
-and auto classes; knows no rows and no training.
+They are made by `--from_config rnn|irnn|lstm|gru`, saved, loaded, tuned and served like any other model.
+Knows layers and auto classes; knows no rows and no training.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,13 @@ from transformers.modeling_outputs import (
 )
 
 from finetune.models.recurrent_config import RecurrentConfig
-from finetune.models.recurrent_layers import RecurrentStack, RecurrentState, VariantLSTM, draw_kernel, joined
+from finetune.models.recurrent_layers import (
+    RecurrentStack,
+    RecurrentState,
+    VariantLSTM,
+    draw_kernel,
+    merged_states,
+)
 
 
 class WordVectorModel(PreTrainedModel):
@@ -72,8 +78,8 @@ class RecurrentPreTrainedModel(WordVectorModel):
 
 
 def draw_weights(module: nn.Module, config: Any) -> None:
-    """A module's weights where nothing was loaded: recurrent ones as their configuration says, vectors normal,
-    linear ones by Glorot & Bengio 2010."""
+    """A module's weights where nothing was loaded: recurrent ones as their configuration says, vectors
+    normal, linear ones by Glorot & Bengio 2010."""
     if isinstance(module, (nn.RNNBase, VariantLSTM)):
         draw_kernel(module, config)
     elif isinstance(module, nn.Embedding):
@@ -127,7 +133,9 @@ class RecurrentModel(RecurrentPreTrainedModel):
         With states of what came before, ids are those that follow it.
         """
         vectors = self.dropout(embedded(self, input_ids, inputs_embeds))
-        before, seen = (None, 0) if past_key_values is None else (past_key_values.layers, past_key_values.seen)
+        before, seen = (
+            (None, 0) if past_key_values is None else (past_key_values.layers, past_key_values.seen)
+        )
         mask = None if attention_mask is None else attention_mask[:, -vectors.shape[1] :]
         states, ends = self.stack(vectors, mask, before)
         return BaseModelOutputWithPast(
@@ -159,7 +167,7 @@ class RecurrentForSequenceClassification(RecurrentPreTrainedModel):
         states = outputs.last_hidden_state
         if self.config.pooling == "last":
             end = outputs.past_key_values.layers[-1][0]
-            vector = joined(end, self.config.merge) if self.config.bidirectional else end[:, 0]
+            vector = merged_states(end, self.config.merge) if self.config.bidirectional else end[:, 0]
         else:
             vector = pooled(states, attention_mask, self.config.pooling)
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(vector)))
@@ -199,7 +207,7 @@ class RecurrentForTokenClassification(RecurrentPreTrainedModel):
 class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
     """Each token's state → the next token. Reads one way alone: it would see what it has to predict."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embeddings.weight"}
     _is_stateful = True
 
     def __init__(self, config: RecurrentConfig) -> None:
@@ -210,7 +218,8 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
             )
         if config.tie_word_embeddings and config.width != config.embedding_size:
             raise ValueError(
-                f"tie_word_embeddings wants embedding_size = hidden_size; they are {config.embedding_size} and "
+                f"tie_word_embeddings wants embedding_size = hidden_size; they are {config.embedding_size} "
+                "and "
                 f"{config.width}."
             )
         self.model = RecurrentModel(config)
@@ -239,14 +248,12 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Ids and mask [batch, time] → logits [batch, kept, vocabulary] of the last `logits_to_keep` places (all
-        where 0), and the states to go on from."""
+        """Ids and mask [batch, time] → logits [batch, kept, vocabulary] of the last `logits_to_keep` places
+        (all where 0), and the states to go on from."""
         outputs = self.model(input_ids, attention_mask, past_key_values, inputs_embeds)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         states = self.dropout(outputs.last_hidden_state[:, kept])
-        return CausalLMOutputWithPast(
-            logits=self.lm_head(states), past_key_values=outputs.past_key_values
-        )
+        return CausalLMOutputWithPast(logits=self.lm_head(states), past_key_values=outputs.past_key_values)
 
     def prepare_inputs_for_generation(
         self,

@@ -1,4 +1,5 @@
-"""Configurations of recurrent and convolutional text models, and the families that `--from_config` knows by name.
+"""Configurations of recurrent and convolutional text models, and the families that `--from_config` knows by
+name.
 
 Knows sizes and choices; knows no weights.
 """
@@ -23,8 +24,8 @@ class RecurrentConfig(PreTrainedConfig):
     Attributes:
         cell: rnn, lstm or gru.
         activation: of an rnn: tanh or relu.
-        initialization: of recurrent weights: uniform (torch's), orthogonal (Saxe et al. 2014), or identity (Le et
-            al. 2015, with relu).
+        initialization: of recurrent weights: uniform (torch's), orthogonal (Saxe et al. 2014), or identity
+            (Le et al. 2015, with relu).
         bidirectional: whether a second layer reads from the end.
         merge: how the two directions' states become one: concat, sum, average or max.
         peephole: lstm gates see the cell (Gers & Schmidhuber 2000).
@@ -77,7 +78,9 @@ class RecurrentConfig(PreTrainedConfig):
         check_choice(self, "pooling", POOLINGS)
         check_sizes(self, ("embedding_size", "hidden_size", "num_hidden_layers"))
         if self.cell != "rnn" and (self.activation != "tanh" or self.initialization == "identity"):
-            raise ValueError(f"activation=relu and initialization=identity are an rnn's; cell is {self.cell}.")
+            raise ValueError(
+                f"activation=relu and initialization=identity are an rnn's; cell is {self.cell}."
+            )
         if self.cell != "lstm" and (self.peephole or self.coupled_gates):
             raise ValueError(f"peephole and coupled_gates are an lstm's; cell is {self.cell}.")
         if self.merge != "concat" and not self.bidirectional:

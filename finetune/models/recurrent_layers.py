@@ -1,5 +1,5 @@
-"""Layers that read a line from one end to the other: torch's kernels on packed rows, and LSTM cells that torch has
-not.
+"""Layers that read a line from one end to the other: torch's kernels on packed rows, and LSTM cells that
+torch has not.
 
 Knows tensors; knows no vocabulary and no head.
 """
@@ -59,7 +59,7 @@ def to_front(inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
     return inputs.gather(1, order[..., None].expand_as(inputs)), order.argsort(dim=1)
 
 
-def joined(states: Tensor, merge: str) -> Tensor:
+def merged_states(states: Tensor, merge: str) -> Tensor:
     """Two directions, [..., 2, width], as one: concatenated, summed, averaged or the larger of each pair."""
     if merge == "concat":
         return states.flatten(-2)
@@ -69,14 +69,15 @@ def joined(states: Tensor, merge: str) -> Tensor:
 
 
 class VariantLSTM(nn.Module):
-    """LSTM layer with peepholes or coupled gates, which torch's kernels lack: a loop over time, all rows at once.
+    """LSTM layer with peepholes or coupled gates, which torch's kernels lack: a loop over time, all rows at
+    once.
 
         i, f = σ(W x + R h + p ⊙ c + b)      without peepholes p = 0; coupled: i = 1 - f
         c' = f ⊙ c + i ⊙ tanh(W x + R h + b)
         o = σ(W x + R h + p ⊙ c' + b),  h' = o ⊙ tanh(c')
 
-    Gers & Schmidhuber 2000; Greff et al. 2017, section 2 and appendix (CIFG). Gates stand in the order i, f, g, o,
-    without i where it is coupled.
+    Gers & Schmidhuber 2000; Greff et al. 2017, section 2 and appendix (CIFG). Gates stand in the order i, f,
+    g, o, without i where it is coupled.
     """
 
     def __init__(self, size: int, config: RecurrentConfig) -> None:
@@ -87,7 +88,9 @@ class VariantLSTM(nn.Module):
         self.weight_ih = nn.Parameter(torch.empty(self.directions, gates * width, size))
         self.weight_hh = nn.Parameter(torch.empty(self.directions, gates * width, width))
         self.bias = nn.Parameter(torch.zeros(self.directions, gates * width))
-        self.peephole = nn.Parameter(torch.empty(self.directions, gates - 1, width)) if config.peephole else None
+        self.peephole = (
+            nn.Parameter(torch.empty(self.directions, gates - 1, width)) if config.peephole else None
+        )
 
     def forward(self, inputs: Tensor, lengths: Tensor, states: States) -> tuple[Tensor, States]:
         """[batch, time, size] → [batch, time, directions, width], and the states at each row's end."""
@@ -150,7 +153,8 @@ class RecurrentLayer(nn.Module):
         return tuple(inputs.new_zeros(shape) for _ in range(count))
 
     def forward(self, inputs: Tensor, lengths: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """Rows with their tokens in front → merged states of each token, and both directions' at each row's end.
+        """Rows with their tokens in front → merged states of each token, and both directions' at each row's
+        end.
 
         Args:
             inputs: [batch, time, size].
@@ -166,7 +170,7 @@ class RecurrentLayer(nn.Module):
             outputs = outputs * there[..., None, None]
         else:
             outputs, ends = self._packed(inputs, lengths, states)
-        return (joined(outputs, self.merge) if self.directions == 2 else outputs[:, :, 0]), ends
+        return (merged_states(outputs, self.merge) if self.directions == 2 else outputs[:, :, 0]), ends
 
     def _packed(self, inputs: Tensor, lengths: Tensor, states: States) -> tuple[Tensor, States]:
         # torch's kernels want one type throughout; autocast leaves states as they are
@@ -183,8 +187,8 @@ class RecurrentLayer(nn.Module):
 
 
 def draw_kernel(kernel: nn.Module, config: RecurrentConfig) -> None:
-    """Weights of a layer as the configuration says: uniform in ±1/√width (torch's), orthogonal (Saxe et al. 2014) or
-    the identity (Le et al. 2015); biases zero, an LSTM's forget gate open."""
+    """Weights of a layer as the configuration says: uniform in ±1/√width (torch's), orthogonal (Saxe et al.
+    2014) or the identity (Le et al. 2015); biases zero, an LSTM's forget gate open."""
     bound = config.hidden_size**-0.5
     for name, weight in kernel.named_parameters():
         if name.startswith("bias"):
@@ -230,7 +234,8 @@ class RecurrentStack(nn.Module):
     def forward(
         self, inputs: Tensor, mask: Tensor | None = None, states: list[States] | None = None
     ) -> tuple[Tensor, list[States]]:
-        """[batch, time, size] and mask [batch, time] → [batch, time, width] and each layer's states at the end.
+        """[batch, time, size] and mask [batch, time] → [batch, time, width] and each layer's states at the
+        end.
 
         Padding may stand on either side: rows are read as if there were none.
         """
@@ -248,5 +253,3 @@ class RecurrentStack(nn.Module):
         if back is not None:
             inputs = inputs.gather(1, back[..., None].expand_as(inputs))
         return inputs, ends
-
-

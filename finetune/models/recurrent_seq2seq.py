@@ -1,5 +1,6 @@
-"""Seq2Seq of recurrent layers, with attention (Bahdanau et al. 2015; Luong et al. 2015) and without (Sutskever et
-al. 2014), as a transformers model: teacher forcing in training, `generate` with beams afterwards.
+"""Seq2Seq of recurrent layers, with attention (Bahdanau et al. 2015; Luong et al. 2015) and without
+(Sutskever
+et al. 2014), as a transformers model: teacher forcing in training, `generate` with beams afterwards.
 
 Knows layers and auto classes; knows no rows and no training.
 """
@@ -7,7 +8,7 @@ Knows layers and auto classes; knows no rows and no training.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from finetune.models.recurrent import WordVectorModel, embedded, word_vectors
 from finetune.models.recurrent_config import RecurrentSeq2SeqConfig
-from finetune.models.recurrent_layers import RecurrentStack, RecurrentState, States, joined
+from finetune.models.recurrent_layers import RecurrentStack, RecurrentState, States, merged_states
 
 
 @dataclass
@@ -55,15 +56,15 @@ class RecurrentEncoder(nn.Module):
         vectors = self.dropout(embedded(self, input_ids, inputs_embeds))
         states, ends = self.stack(vectors, attention_mask)
         merge = self.config.merge if self.config.bidirectional else "sum"
-        each = [torch.stack([joined(part, merge) for part in layer], dim=1) for layer in ends]
+        each = [torch.stack([merged_states(part, merge) for part in layer], dim=1) for layer in ends]
         return RecurrentEncoderOutput(last_hidden_state=states, ends=torch.stack(each, dim=1))
 
 
 class SourceAttention(nn.Module):
     """Where a decoder's state looks in a source, and what it sees there.
 
-        additive: score = v · tanh(W s + U h)      Bahdanau et al. 2015, section 3.1 and appendix A.1.2
-        dot:      score = s · U h                  Luong et al. 2015, equation 8; U brings h to the width of s
+    additive: score = v · tanh(W s + U h)      Bahdanau et al. 2015, section 3.1 and appendix A.1.2
+    dot:      score = s · U h                  Luong et al. 2015, equation 8; U brings h to the width of s
     """
 
     def __init__(self, source: int, width: int, kind: str) -> None:
@@ -72,7 +73,9 @@ class SourceAttention(nn.Module):
         self.query = nn.Linear(width, width) if kind == "additive" else None
         self.score = nn.Linear(width, 1, bias=False) if kind == "additive" else None
 
-    def forward(self, states: Tensor, keys: Tensor, source: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, states: Tensor, keys: Tensor, source: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """What is seen [batch, steps, source width], and the weights [batch, steps, time].
 
         Args:
@@ -111,7 +114,7 @@ class RecurrentDecoder(nn.Module):
             self.readout = nn.Linear(config.width + config.hidden_size, config.hidden_size)
 
     def begin(self, ends: Tensor) -> list[States]:
-        """States of the first step, of the source's last: tanh of a linear layer (Bahdanau et al. 2015, A.2.2)."""
+        """States of the first step: tanh of a linear layer over the source's last (Bahdanau 2015, A.2.2)."""
         return [
             tuple(bridge(layer[:, place])[:, None].tanh() for place, bridge in enumerate(self.bridges))
             for layer in ends.unbind(1)
@@ -120,8 +123,8 @@ class RecurrentDecoder(nn.Module):
     def forward(
         self, vectors: Tensor, source: Tensor, mask: Tensor | None, states: list[States]
     ) -> tuple[Tensor, list[States], Tensor | None]:
-        """Vectors of the tokens so far [batch, steps, size] → [batch, steps, width], states, and where each step
-        looked [batch, steps, time], None without attention."""
+        """Vectors of the tokens so far [batch, steps, size] → [batch, steps, width], states, and where each
+        step looked [batch, steps, time], None without attention."""
         if self.kind == "none":
             return *self.stack(vectors, None, states), None
         keys = self.attention.keys(source)
@@ -151,13 +154,15 @@ class RecurrentForSeq2SeqLM(WordVectorModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     _is_stateful = True
-    _tied_weights_keys = {"encoder.embeddings.weight": "shared.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"encoder.embeddings.weight": "shared.weight"}
 
     def __init__(self, config: RecurrentSeq2SeqConfig) -> None:
         super().__init__(config)
         config.check()
         if config.tie_word_embeddings:
-            raise ValueError("tie_word_embeddings is a language model's; a Seq2Seq keeps its own output layer.")
+            raise ValueError(
+                "tie_word_embeddings is a language model's; a Seq2Seq keeps its own output layer."
+            )
         self.shared = word_vectors(config, config.freeze_embeddings)
         self.encoder = RecurrentEncoder(config, self.shared)
         self.decoder = RecurrentDecoder(config)

@@ -17,7 +17,8 @@ from finetune.models.recurrent_config import TextCNNConfig
 
 
 class TextCNNForSequenceClassification(WordVectorModel):
-    """Kim 2014, section 2, without the bound on the head's norm, which made no difference in Zhang & Wallace 2015."""
+    """Kim 2014, section 2, without the bound on the head's norm, which made no difference in Zhang & Wallace
+    2015."""
 
     config_class = TextCNNConfig
     base_model_prefix = "model"
@@ -69,8 +70,10 @@ class TextCNNModel(nn.Module):
             for width in config.widths
         )
 
-    def forward(self, input_ids: Tensor | None, mask: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
-        """Ids and mask [batch, time], padding on the right; windows that hold padding alone count for nothing."""
+    def forward(
+        self, input_ids: Tensor | None, mask: Tensor | None, inputs_embeds: Tensor | None = None
+    ) -> Tensor:
+        """Ids and mask [batch, time], padding on the right; windows of padding alone count for nothing."""
         vectors = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.frozen is not None:
             # one filter over two channels, their answers added up, is the filter over the sum

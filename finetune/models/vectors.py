@@ -1,5 +1,5 @@
-"""Word vectors from a text file (GloVe's and word2vec's format) → a model's embeddings. Knows files and tokenizers;
-knows no rows.
+"""Word vectors from a text file (GloVe's and word2vec's format) → a model's embeddings. Knows files and
+tokenizers; knows no rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def vector_lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
         InputError: no such file, or one that is no text.
     """
     if not path.is_file():
-        raise InputError(f"No file {path}; wanted word vectors as text, a word and its numbers a line. Set --embeddings")
+        raise InputError(
+            f"No file {path}; wanted word vectors as text, a word and its numbers a line. Set --embeddings"
+        )
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -61,11 +63,12 @@ def words_of(processor: Any) -> dict[str, list[int]]:
 
 
 def read_vectors(path: Path, processor: Any, width: int) -> dict[int, np.ndarray]:
-    """Token id → vector [width] of every token whose word the file has, as it stands or in lower case; of a word that
-    stands there twice, the first.
+    """Token id → vector [width] of every token whose word the file has, as it stands, else in another case;
+    of a word that stands there twice, the first.
 
     Raises:
-        InputError: a line with another number of values than `width`, or with one that is no number; no word found.
+        InputError: a line with another number of values than `width`, or with one that is no number; no word
+        found.
     """
     wanted, found = words_of(processor), {}
     lowered: dict[str, list[int]] = {}
@@ -73,16 +76,19 @@ def read_vectors(path: Path, processor: Any, width: int) -> dict[int, np.ndarray
         lowered.setdefault(word.lower(), []).extend(places)
     exact: set[int] = set()
     for number, word, values in vector_lines(path):
-        places, likely = wanted.get(word, []), lowered.get(word, [])
+        places, likely = wanted.get(word, []), lowered.get(word.lower(), [])
         if not places and not likely:
             continue
         try:
             vector = np.array([float(value) for value in values], dtype=np.float32)
         except ValueError as error:
-            raise InputError(f"{path}, line {number}, '{word}': {error}. Mend it, or set --embeddings") from error
+            raise InputError(
+                f"{path}, line {number}, '{word}': {error}. Mend it, or set --embeddings"
+            ) from error
         if len(vector) != width or not np.isfinite(vector).all():
             raise InputError(
-                f"{path}, line {number}, '{word}': {len(vector)} numbers; wanted {width} finite ones. Mend it, or set "
+                f"{path}, line {number}, '{word}': {len(vector)} numbers; wanted {width} finite ones. Mend "
+                "it, or set "
                 f"--config_overrides embedding_size={len(vector)}"
             )
         for place in places:
@@ -93,7 +99,8 @@ def read_vectors(path: Path, processor: Any, width: int) -> dict[int, np.ndarray
             found.setdefault(place, vector)
     if not found:
         raise InputError(
-            f"{path} has no word of the tokenizer's {len(wanted)}: a word's vector wants a token that is the word "
+            f"{path} has no word of the tokenizer's {len(wanted)}: a word's vector wants a token that is "
+            "the word "
             "(scripts/tokenizer.py --kind words). Set --tokenizer_name or --embeddings"
         )
     return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tokenizers import (
     AddedToken,
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -58,7 +59,10 @@ class VocabularyArguments:
     )
     kind: str | None = field(
         default=None,
-        metadata={"help": "wordpiece, bpe (on bytes) or unigram (default: as the objective's paper has it)."},
+        metadata={
+            "help": "wordpiece, bpe (on bytes), unigram, words or characters (default: as the objective's "
+            "paper has it)."
+        },
     )
     vocab_size: int = field(default=8192, metadata={"help": "Tokens, special ones included."})
     min_frequency: int = field(
@@ -85,7 +89,7 @@ def train_tokenizer(
     """A tokenizer learnt from texts, with the special tokens of an objective around each text.
 
     `wordpiece` follows Devlin et al. 2019, `bpe` Radford et al. 2019 (on bytes, so that no text is unknown),
-    `unigram` Kudo 2018.
+    `unigram` Kudo 2018; `words` are what white space and punctuation part, `characters` one letter each.
 
     Raises:
         InputError: no such objective or kind, no sentinel, or a vocabulary too small for its special tokens.
@@ -101,11 +105,12 @@ def train_tokenizer(
     special = [*names.values(), *marks]
     if objective == "span_corruption" and sentinels < 1:
         raise InputError(f"Got --sentinel_count {sentinels}; wanted 1 or more")
-    # 256 bytes or as many characters are the least that says anything
-    if vocab_size < len(special) + 256:
+    # 256 bytes or as many characters are the least that says anything; whole units may be as few as there are
+    least = len(special) + (1 if kind in WHOLE else 256)
+    if vocab_size < least:
         raise InputError(
-            f"--vocab_size {vocab_size} is too small beside {len(special)} special tokens; wanted "
-            f"{len(special) + 256} or more"
+            f"--vocab_size {vocab_size} is too small beside {len(special)} special tokens; wanted {least} "
+            "or more"
         )
     tokenizer, trainer = MAKERS[kind](special, names["unk_token"], vocab_size, min_frequency)
     if lowercase:
@@ -153,7 +158,27 @@ def _unigram(
     )
 
 
-MAKERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
+def _words(special: list[str], unknown: str, size: int, frequency: int) -> tuple[Tokenizer, trainers.Trainer]:
+    tokenizer = Tokenizer(models.WordLevel(unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer, trainers.WordLevelTrainer(
+        vocab_size=size, min_frequency=frequency, special_tokens=special, show_progress=False
+    )
+
+
+def _characters(
+    special: list[str], unknown: str, size: int, frequency: int
+) -> tuple[Tokenizer, trainers.Trainer]:
+    tokenizer, trainer = _words(special, unknown, size, frequency)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer, trainer
+
+
+MAKERS = {
+    "wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram, "words": _words, "characters": _characters,
+}  # fmt: skip
+WHOLE = ("words", "characters")  # tokens that are found, not made
 
 
 def _around(tokenizer: Tokenizer, names: dict[str, str], kind: str) -> processors.PostProcessor:

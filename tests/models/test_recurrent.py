@@ -15,7 +15,7 @@ from transformers import (
 
 import finetune.models.own_families  # noqa: F401  (registers what is tested here)
 from finetune.models.recurrent_config import MERGES, RecurrentConfig
-from finetune.models.recurrent_layers import RecurrentLayer, VariantLSTM, draw_kernel, joined
+from finetune.models.recurrent_layers import RecurrentLayer, VariantLSTM, draw_kernel, merged_states
 
 SIZES = {"vocab_size": 40, "embedding_size": 6, "hidden_size": 5, "num_labels": 3}
 CELLS = {
@@ -107,7 +107,7 @@ def test_heads_read_texts_without_their_padding(merge, pooling):
 
 def test_merges_join_two_directions():
     both = torch.tensor([[1.0, 5.0], [3.0, 2.0]])
-    found = {merge: joined(both, merge).tolist() for merge in MERGES}
+    found = {merge: merged_states(both, merge).tolist() for merge in MERGES}
     assert found == {"concat": [1, 5, 3, 2], "sum": [4, 7], "average": [2, 3.5], "max": [3, 5]}
 
 

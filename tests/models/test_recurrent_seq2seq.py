@@ -1,4 +1,5 @@
-"""Seq2Seq of recurrent layers: attention by its equations, a source's padding unseen, beams that are scored right."""
+"""Seq2Seq of recurrent layers: attention by its equations, a source's padding unseen, beams that are scored
+right."""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ def test_teacher_forcing_is_step_by_step(attention, cell):
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_a_beams_score_is_the_log_probability_of_its_text(attention):
-    """States follow their beams: a text's score, computed anew by teacher forcing, is what the search says."""
+    """States follow their beams: a score computed anew by teacher forcing is what the search says."""
     network, (ids, mask, _) = model(attention), sources()
     torch.nn.init.normal_(network.lm_head.weight, std=2.0)
     out = network.generate(

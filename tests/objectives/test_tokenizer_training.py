@@ -52,11 +52,21 @@ def test_every_byte_of_a_text_is_predicted_once():
 
 
 def test_bad_input():
-    with pytest.raises(InputError, match=r"Unknown kind 'words'.*--kind"):
-        making.train_tokenizer(TEXTS, "mlm", "words", 400)
+    with pytest.raises(InputError, match=r"Unknown kind 'glyphs'.*--kind"):
+        making.train_tokenizer(TEXTS, "mlm", "glyphs", 400)
     with pytest.raises(InputError, match=r"Unknown objective 'glm'.*--objective"):
         making.train_tokenizer(TEXTS, "glm", "bpe", 400)
     with pytest.raises(InputError, match=r"--vocab_size 200 is too small"):
         making.train_tokenizer(TEXTS, "mlm", "bpe", 200)
     with pytest.raises(InputError, match=r"--sentinel_count 0"):
         making.train_tokenizer(TEXTS, "span_corruption", "bpe", 400, sentinels=0)
+
+
+def test_whole_units_are_found_not_made():
+    words = making.train_tokenizer(TEXTS, "mlm", "words", 400)
+    assert words.tokenize("the film!") == ["the", "film", "[UNK]"]
+    letters = making.train_tokenizer(["MKTAYI AK"] * 2, "clm", "characters", 40)
+    assert letters.tokenize("MKX A") == ["M", "K", "<unk>", " ", "A"]
+    assert letters.decode(letters("MKT")["input_ids"], skip_special_tokens=True) == "MKT"
+    with pytest.raises(InputError, match=r"--vocab_size 5 is too small beside 5 special tokens; wanted 6"):
+        making.train_tokenizer(TEXTS, "mlm", "words", 5)

@@ -200,3 +200,21 @@ def test_method_kwargs_are_json():
         MethodArguments(method_kwargs="r=4")
     with pytest.raises(InputError, match="wanted a mapping"):
         MethodArguments(method_kwargs="[4]")
+
+
+def test_recurrent_models_are_tuned_whole_or_at_their_head():
+    """LoRA, bottleneck, biases and virtual tokens want layers that they haven't; a probe is their head."""
+    from finetune.models.recurrent_config import RecurrentConfig
+
+    def made():
+        sizes = {"vocab_size": 40, "embedding_size": 6, "hidden_size": 5}
+        return AutoModelForSequenceClassification.from_config(RecurrentConfig(**sizes))
+
+    for name in sorted(set(METHODS) - {"full", "linear_probe"}):
+        with pytest.raises(InputError, match=r"no linear layers inside.*full \(and linear_probe\)|4 bits"):
+            attach(made(), name, None, "SEQ_CLS")
+    tuned = attach(made(), "linear_probe", None, "SEQ_CLS")
+    moved = {name.split(".")[-2] for name, weight in tuned.named_parameters() if weight.requires_grad}
+    assert moved == {"default"} and all(
+        "classifier" in n for n, w in tuned.named_parameters() if w.requires_grad
+    )

@@ -25,7 +25,10 @@ from finetune.models.tokens import MADE_UP_ROWS
 from finetune.tuners.bitfit import BitFitConfig
 from finetune.tuners.bottleneck import BottleneckConfig
 
-HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+# Task.peft of a task that PEFT has no name for: its inputs are no tokens, and its head is
+# trained along.
+NO_TOKENS = "NO_TOKENS"
+HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", NO_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,10 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
     outside = [one for one in _entry(network, MADE_UP_HEADS) if one.split(".")[0] not in heads]
     made_up = _entry(network, MADE_UP) + outside
     settled = (
-        {"task_type": task_type} | _sizes(network, method) | method.defaults | _made_up_rows(network, name)
+        {"task_type": None if task_type == NO_TOKENS else task_type}
+        | _sizes(network, method)
+        | method.defaults
+        | _made_up_rows(network, name)
     )
     if heads or made_up:
         settled["modules_to_save"] = heads + made_up
@@ -205,6 +211,8 @@ def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
         return f"no targets are known for the family '{config.model_type}'"
     if name == "prefix" and config.model_type == "distilbert":
         return f"{kind} takes no past keys, which a prefix is made of"
+    if method.virtual and task_type == NO_TOKENS:
+        return "it reads no tokens, which made-up ones could stand in front of"
     if method.virtual and task_type is None:
         return "its virtual tokens want a task that PEFT knows"
     if method.virtual and task_type == "TOKEN_CLS" and name != "prefix":

@@ -44,7 +44,7 @@ def main(
     from finetune.artefacts.runs import open_run
     from finetune.data.preview import show_features
     from finetune.methods import attach, check_length, find_method
-    from finetune.models.scratch import family, prepare
+    from finetune.models.scratch import FROM_NOTHING, family, prepare
     from finetune.models.sharded import make_whole
     from finetune.objectives.contrastive import save_sentence_encoder
     from finetune.objectives.features import load_features
@@ -65,7 +65,7 @@ def main(
     check_method(objective.objective, row, tuning.method)
     alone = objective.objective == "contrastive" and contrastive.negative_column is None
     check_pretraining(stream, data, batching, training, in_batch=alone)
-    rate = 5e-4 if scratch.from_config else find_method(tuning.method).learning_rate
+    rate = FROM_NOTHING if scratch.from_config else find_method(tuning.method).learning_rate
     set_seed(training.seed)
     processor, network = prepare(model, scratch, row.model, objective.max_length)
     check_objective(

@@ -79,7 +79,7 @@ def main(
     further = steps.trainer_options(
         row, task, processor, features, asked, batching=batching, training=training
     )
-    checkpoint = steps.open_folder(options, found, features, network)
+    checkpoint = steps.open_folder(row, options, found, features, network)
     trainer = make_instruct_trainer(row, network, processor, training, features, **further)
     trainer.train(resume_from_checkpoint=checkpoint)
     steps.save_run(trainer, found, asked, instruct.save_predictions)

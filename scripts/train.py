@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from finetune.methods import MethodArguments
     from finetune.metrics.further import MetricArguments
     from finetune.models.load import ModelArguments
+    from finetune.models.scratch import ScratchArguments
     from finetune.tasks.options import TaskArguments
     from finetune.training.options import TrainingArguments
 
@@ -25,6 +26,7 @@ def main(
     task: TaskArguments,
     data: FewShotArguments,
     model: ModelArguments,
+    scratch: ScratchArguments,
     method: MethodArguments,
     batching: BatchingArguments,
     metric: MetricArguments,
@@ -35,18 +37,22 @@ def main(
 
     keep_freed_memory()
     from finetune.methods import find_method
+    from finetune.models.scratch import FROM_NOTHING, check_method_from_scratch
     from finetune.tasks.table import find_task
     from finetune.training.options import settled
     from finetune.training.seeds import finished, repeats, save_spread
 
     processes("train")
-    rate, best = find_method(method.method).learning_rate, find_task(task.task).best
+    check_method_from_scratch(scratch, method.method)
+    rate = FROM_NOTHING if scratch.from_config else find_method(method.method).learning_rate
+    best = find_task(task.task).best
     runs = []
     for chosen, each in repeats(data, training):
         groups = (
             task,
             chosen,
             model,
+            scratch,
             method,
             batching,
             metric,
@@ -61,6 +67,7 @@ def run(
     task: TaskArguments,
     data: FewShotArguments,
     model: ModelArguments,
+    scratch: ScratchArguments,
     method: MethodArguments,
     batching: BatchingArguments,
     metric: MetricArguments,
@@ -73,19 +80,23 @@ def run(
     from finetune.data.preview import show_features
     from finetune.methods import find_method
     from finetune.metrics.further import with_metrics
-    from finetune.models.load import architecture
+    from finetune.models.scratch import planned
     from finetune.tasks.table import settle
     from finetune.training import run as steps
     from finetune.training.continuing import foundation, tune
     from finetune.training.trainer import make_trainer
 
-    options = resolved_options(task, data, model, method, batching, metric, training)
-    model, before = foundation(model)
-    row = settle(task, architecture(model))
+    options = resolved_options(task, data, model, scratch, method, batching, metric, training)
+    model, before = (model, None) if scratch.from_config else foundation(model)
+    row = settle(task, planned(model, scratch))
     row = replace(row, figures=with_metrics(row.figures, metric.metrics))
     found = steps.examine_rows(row, data, training, options)
-    processor, network = steps.load_for(row, model, found, quantized=find_method(method.method).quantized)
-    processor, network = tune(network, processor, method, row.peft, before, labels=found.labels)
+    processor, network = steps.load_for(
+        row, model, found, scratch=scratch, quantized=find_method(method.method).quantized
+    )
+    processor, network = tune(
+        network, processor, method, row.peft, before, labels=found.labels, reads=row.reads
+    )
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     if show_features(features, processor, found.labels, data):
         return {}
@@ -93,7 +104,7 @@ def run(
     further = steps.trainer_options(
         row, task, processor, features, asked, batching=batching, training=training
     )
-    checkpoint = steps.open_folder(options, found, features, network)
+    checkpoint = steps.open_folder(row, options, found, features, network)
     trainer = make_trainer(row, network, processor, training, features, **further)
     trainer.train(resume_from_checkpoint=checkpoint)
     return steps.save_run(trainer, found, asked, task.save_predictions)

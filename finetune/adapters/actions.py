@@ -22,8 +22,8 @@ from finetune.artefacts.passport import check_passport, read_passport, write_pas
 from finetune.data.columns import class_ids
 from finetune.data.narrowed import UnshownArguments
 from finetune.errors import InputError
-from finetune.tasks.answers import asked_texts
 from finetune.tasks.table import find_task
+from finetune.tasks.task import shown_texts
 
 
 @dataclass
@@ -230,7 +230,7 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
     examined, _ = evaluation_rows(artefact, find_task(artefact.options["task"]), rows_of)
     rows, columns = examined.rows.eval, examined.columns
     texts, gold = (
-        asked_texts(rows, columns),
+        shown_texts(rows, columns),
         torch.tensor(class_ids(rows, columns.label, classifier.labels)),
     )
     plain = classifier.logits(texts).argmax(-1)

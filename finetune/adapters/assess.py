@@ -16,7 +16,7 @@ from finetune.artefacts.trained_rows import unseen_rows
 from finetune.data.sources import DataArguments, Rows, load_rows, sample
 from finetune.errors import InputError
 from finetune.metrics.further import MetricArguments, with_metrics
-from finetune.models.load import ModelArguments, architecture
+from finetune.models.load import architecture, as_trained
 from finetune.tasks.answers import answerer, save_answers
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.table import recalled
@@ -68,8 +68,7 @@ def trained_as(artefact: Artefact) -> tuple[Task, TaskArguments]:
             f"{artefact.folder} holds a model of no task, which answers nothing; tune it with "
             "scripts/train.py"
         )
-    model = {name: value for name, value in artefact.options.items() if name in vars(ModelArguments())}
-    return recalled(artefact.options, architecture(ModelArguments(**model)))
+    return recalled(artefact.options, architecture(as_trained(artefact.options, artefact.source)))
 
 
 def evaluation_rows(
@@ -164,7 +163,7 @@ def assess_task(
         figures.pop("model_preparation_time", None)
     if folder is not None and trainer.answers:
         folder.mkdir(parents=True, exist_ok=True)
-        save_answers(trainer.answers, asked, str(folder))
+        save_answers(trainer.answers, asked, str(folder), row.show)
     bounds = all_intervals(trainer, asked, figures, samples)
     details = row.details(trainer.answers, found.labels, samples) if row.details else {}
     return (

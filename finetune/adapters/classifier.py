@@ -21,6 +21,7 @@ from finetune.data.encode import as_columns
 from finetune.device import device as here
 from finetune.errors import InputError
 from finetune.models.load import as_trained, fit_embeddings, load_model, load_processor
+from finetune.models.processors import TEXT
 from finetune.tasks.table import find_task
 
 Text = str | tuple[str, str]
@@ -134,14 +135,16 @@ def load_network(
     `row` is its task's, where the one of that name in TASKS is not the one for its model.
     """
     task = row or find_task(artefact.options["task"])
-    tuned_whole = not (artefact.is_adapter or artefact.is_fusion)
-    source = str(artefact.folder) if tuned_whole else artefact.base
+    adapted = artefact.is_adapter or artefact.is_fusion
     with quietly():
-        quantized = not tuned_whole and artefact.options.get("method") == "qlora"
-        model = as_trained(artefact.options, source)
-        _, network = load_model(model, task.model, artefact.labels, quantized=quantized, **task.config)
-        processor = load_processor(str(artefact.folder))
-        fit_embeddings(network, processor)
+        quantized = adapted and artefact.options.get("method") == "qlora"
+        model = as_trained(artefact.options, artefact.source)
+        _, network = load_model(
+            model, task.model, artefact.labels, reads=task.reads, quantized=quantized, **task.config
+        )
+        processor = load_processor(str(artefact.folder), reads=task.reads)
+        if task.reads == TEXT:
+            fit_embeddings(network, processor)
         if artefact.is_adapter:
             check_passport(artefact.folder, network, processor, allow_mismatch)
             network = peft.PeftModel.from_pretrained(network, str(artefact.folder))

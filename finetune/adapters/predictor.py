@@ -254,7 +254,7 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
         return classifier.load_classifier(folder, device, allow_mismatch)
     if name not in (*SHAPES, "seq2seq", "sft"):
         raise InputError(f"{folder} holds a run of '{name}', which answers nothing by itself")
-    kind = architecture(as_trained(options, str(_source(artefact))))
+    kind = architecture(as_trained(options, artefact.source))
     row, told = recalled(options, kind)
     processor, network = classifier.load_network(artefact, allow_mismatch, row)
     network = network.to(place)
@@ -270,11 +270,6 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
     )
 
 
-def _source(artefact: Artefact) -> Any:
-    partial = artefact.is_adapter or artefact.is_fusion
-    return artefact.base if partial else artefact.folder
-
-
 def _of_objective(artefact: Artefact, place: Any, allow_mismatch: bool) -> Any:
     options, name = artefact.options, artefact.options["objective"]
     kinds = {"contrastive": AutoModel, "clm": AutoModelForCausalLM}
@@ -284,7 +279,7 @@ def _of_objective(artefact: Artefact, place: Any, allow_mismatch: bool) -> Any:
             "on it "
             f"(--model_name_or_path {artefact.folder})"
         )
-    row: Any = SimpleNamespace(model=kinds[name], config={})
+    row: Any = SimpleNamespace(model=kinds[name], config={}, reads="text")
     processor, network = classifier.load_network(artefact, allow_mismatch, row)
     network = network.to(place)
     if name == "contrastive":

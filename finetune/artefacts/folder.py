@@ -42,6 +42,11 @@ class Artefact:
         return named or str(self.options["model_name_or_path"])
 
     @property
+    def source(self) -> str:
+        """Where its model is loaded from: the folder itself where all weights were trained, else the base."""
+        return self.base if self.is_adapter or self.is_fusion else str(self.folder)
+
+    @property
     def is_fusion(self) -> bool:
         return (self.folder / "fusion.json").is_file()
 
@@ -87,17 +92,18 @@ def save_artefact(
         processor.backend_tokenizer.no_padding()
     processor.save_pretrained(folder)
     options = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8"))
-    started = Path(options["model_name_or_path"])
+    named = options.get("from_config") or options["model_name_or_path"]
+    started = Path(named)
     base = (
         base_named(started) if (started / "adapter_config.json").is_file() else None
     )  # an adapter trained on
     write_passport(
-        folder, network, processor, base=base or options["model_name_or_path"],
+        folder, network, processor, base=base or named,
         method=options.get("method", "full"),
         method_kwargs=options.get("method_kwargs"), task=options.get("task", ""), labels=labels,
         data_fingerprint=json.loads((folder / RUN).read_text(encoding="utf-8"))["data"], metrics=metrics,
     )  # fmt: skip
-    _make_portable(folder, base or options["model_name_or_path"])
+    _make_portable(folder, base or named)
     if labels is not None:
         write_atomically(folder / LABELS_FILE, json.dumps(labels, ensure_ascii=False))
     write_atomically(folder / METRICS, json.dumps(metrics, indent=1))

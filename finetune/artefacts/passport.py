@@ -242,10 +242,14 @@ def hash_weights(network: Any, samples: int | None = SAMPLES) -> dict[str, str]:
     return hashes
 
 
-def _table(base: PreTrainedModel) -> torch.Tensor:
-    """The embeddings' weight without what trains rows of it."""
-    layer = base.get_input_embeddings()
-    return layer.original_module.weight if isinstance(layer, AuxiliaryTrainingWrapper) else layer.weight
+def _table(base: PreTrainedModel) -> torch.Tensor | None:
+    """The weight of the tokens' embeddings without what trains rows of it; None where it reads no tokens."""
+    try:
+        layer = base.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+    layer = layer.original_module if isinstance(layer, AuxiliaryTrainingWrapper) else layer
+    return layer.weight if isinstance(layer, nn.Embedding) else None
 
 
 def _hash_tensor(tensor: torch.Tensor, samples: int | None, is_table: bool) -> str:

@@ -15,6 +15,7 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from finetune.data.cells import content_of
 from finetune.data.columns import Columns
 from finetune.errors import InputError
 
@@ -25,11 +26,11 @@ HASHES = "hashes"
 
 
 def row_hashes(rows: Dataset, columns: Columns) -> list[int]:
-    """A hash of 63 bits of each row's texts, whatever its label; case and blanks at the ends make no
-    difference.
+    """A hash of 63 bits of each row's inputs, whatever its label; case and blanks at the ends of texts make
+    no difference.
     """
-    texts = [rows[column] for column in (columns.text, columns.pair) if column]
-    return [_hash(parts) for parts in zip(*texts, strict=True)]
+    inputs = [map(content_of, rows[column]) for column in (columns.text, columns.pair) if column]
+    return [_hash(parts) for parts in zip(*inputs, strict=True)]
 
 
 def _hash(parts: tuple) -> int:

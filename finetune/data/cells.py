@@ -1,9 +1,11 @@
-"""Cells that no single type holds, as JSON holds them: messages with calls of tools, tools with their
-schemas. Knows Arrow alone.
+"""Cells that no single type holds: messages with calls of tools as JSON, pictures and sounds as their files.
+Knows Arrow and bytes alone.
 """
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Json, List, concatenate_datasets
@@ -14,3 +16,18 @@ def with_json(rows: Dataset | None, name: str, values: list[Any]) -> Dataset:
     lists = isinstance(next((value for value in values if value is not None), None), list)
     made = Dataset.from_dict({name: values}, features=Features({name: List(Json()) if lists else Json()}))
     return made if rows is None or not rows.column_names else concatenate_datasets([rows, made], axis=1)
+
+
+def is_file(cell: Any) -> bool:
+    """Whether a cell is a file's content, or the path of one: a picture or a sound."""
+    return isinstance(cell, dict) and cell.keys() == {"bytes", "path"}
+
+
+def file_bytes(cell: dict[str, Any]) -> bytes:
+    """What the file of a cell holds; an OSError where there is none."""
+    return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+
+
+def content_of(cell: Any) -> Any:
+    """A cell by what it holds: of a file a hash of its content, wherever it lies."""
+    return hashlib.blake2b(file_bytes(cell), digest_size=16).hexdigest() if is_file(cell) else cell

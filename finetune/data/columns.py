@@ -144,6 +144,14 @@ def class_ids(rows: Dataset, column: str, labels: list[str]) -> list[int]:
     ]
 
 
+def row_classes(rows: Dataset, column: str) -> list[str] | None:
+    """Each row's class by name; None where the column holds no declared classes."""
+    feature = rows.features[column]
+    if not isinstance(feature, ClassLabel):
+        return None
+    return [feature.names[place] for place in rows[column]]
+
+
 def with_classes(rows: Dataset, column: str) -> Dataset:
     """The rows with their label column as a ClassLabel, so that samples can be balanced."""
     if isinstance(rows.features[column], ClassLabel):

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data.cells import content_of
 from finetune.data.columns import Columns, class_ids
 from finetune.data.places import place_of
 from finetune.errors import InputError
@@ -90,7 +91,7 @@ def fingerprint(rows: Dataset, columns: Columns, *further: str) -> str:
     for column in filter(None, (columns.text, columns.pair, columns.label, *further)):
         digest.update(f"{column}:{rows.features[column]}".encode())
         for value in rows[column]:
-            digest.update(repr(value).encode() + b"\x00")
+            digest.update(repr(content_of(value)).encode() + b"\x00")
     return digest.hexdigest()
 
 
@@ -162,8 +163,11 @@ def code() -> str:
     return hashlib.sha256(b"\x00".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def tokenizer_key(processor: PreTrainedTokenizerBase) -> str:
-    """What decides which tokens a text becomes, whatever the tokenizer was asked for before."""
+def tokenizer_key(processor: Any) -> str:
+    """What decides which tokens a text becomes, whatever the tokenizer was asked for before; of another
+    processor all that it says of itself."""
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return json.dumps(processor.to_dict(), sort_keys=True, default=str)
     special = json.dumps(processor.special_tokens_map, sort_keys=True, default=str)
     if not processor.is_fast:
         return special + json.dumps(processor.get_vocab(), sort_keys=True)

@@ -29,7 +29,8 @@ def show_features(
     rows = features[split]
     for place in range(min(max(data.show_rows, 1 if data.check else 0), len(rows))):
         text = rendered(rows[place], processor, labels)
-        length = f", {rows[place]['length']} tokens" if "length" in rows.column_names else ""
+        tokens = {"length", "input_ids"} <= set(rows.column_names)
+        length = f", {rows[place]['length']} tokens" if tokens else ""
         more = f" ... ({len(text) - LONG} more characters)" if len(text) > LONG else ""
         say(
             f"\n{split} row {place} as the model sees it{length}; learnt: "
@@ -68,6 +69,8 @@ def rendered(row: Mapping[str, Any], processor: PreTrainedTokenizerBase, labels:
             for name, value in row.items()
             if isinstance(value, list) and name in ("views", "first", "second", "other")
         }
+        if not parts:
+            return _no_text(row, labels)
         return "\n".join(f"{name}: {_decoded(value, processor)}" for name, value in parts.items())
     if ids and isinstance(ids[0], list):
         return "\n".join(
@@ -101,6 +104,26 @@ def rendered(row: Mapping[str, Any], processor: PreTrainedTokenizerBase, labels:
         return str(processor.decode(ids))
     said = labels[gold] if labels and isinstance(gold, int) else str(gold)
     return f"{processor.decode(ids)}\n{OPEN}{said}{CLOSE}"
+
+
+def _no_text(row: Mapping[str, Any], labels: Sequence[str] | None) -> str:
+    """What there is of an input that is no text, and the class or the target that is learnt."""
+    gold = row.get("labels")
+    said = labels[gold] if labels and isinstance(gold, int) else gold
+    lines = [f"{name}: {_outline(row[name])}" for name in row if name not in ("labels", "row", "length")]
+    return "\n".join([*lines, f"{OPEN}{_outline(said)}{CLOSE}"])
+
+
+def _outline(value: Any) -> str:
+    """A cell in a few words: the sizes of what is large."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        parts = [value["path"], value["bytes"] is not None and f"{len(value['bytes'])} bytes"]
+        return ", ".join(str(part) for part in parts if part)
+    sizes, inner = [], value
+    while isinstance(inner, list) and inner:
+        sizes.append(str(len(inner)))
+        inner = inner[0]
+    return f"{' x '.join(sizes)} numbers" if sizes and isinstance(inner, (int, float)) else f"{value!s:.80}"
 
 
 def _decoded(value: list[Any], processor: PreTrainedTokenizerBase) -> str:

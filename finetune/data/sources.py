@@ -18,6 +18,8 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from finetune.data.corpora import CORPORA
 from finetune.data.files import DOCUMENTS, Reading, endings, kind_of
 from finetune.data.folders import default_eval, files_of, kept_aside, numbered, read_folder, split_of
+from finetune.data.hub import read_hub
+from finetune.data.media_folders import read_media_folder
 from finetune.data.mixing import Part, weighted
 from finetune.data.places import columns_of
 from finetune.errors import InputError
@@ -33,8 +35,8 @@ class SourceArguments:
         default_factory=lambda: ["reviews"],
         metadata={
             "help": "Hub names, local folders or files (parquet, csv, tsv, json, jsonl, txt, conll, xlsx; "
-            "also .gz, .zst), or a built-in corpus (reviews). Several are mixed; NAME=0.3 takes 0.3 of "
-            "NAME's rows, NAME=2 each row twice."
+            "also .gz, .zst; folders of pictures or sounds by class), or a built-in corpus (reviews). Several "
+            "are mixed; NAME=0.3 takes 0.3 of NAME's rows, NAME=2 each row twice."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
@@ -96,7 +98,8 @@ class ColumnArguments(SourceArguments):
     """Which rows, and which of their columns."""
 
     text_column: str | None = field(
-        default=None, metadata={"help": "Column with the text (default: found by its usual names)."}
+        default=None,
+        metadata={"help": "Column with the text, picture or sound (default: found by its usual names)."},
     )
     text_pair_column: str | None = field(
         default=None, metadata={"help": "Column with the second text, for tasks on pairs."}
@@ -324,24 +327,14 @@ def _splits(name: str, config: str | None, data_files: list[str] | None, reading
     if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
         saved = datasets.load_from_disk(str(path))
         return numbered(saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved}))
+    if media := read_media_folder(path):
+        return media
     if path.exists():
         raise InputError(
-            f"{path} holds no file that can be read; wanted one of: {endings()}. Set --data_files"
+            f"{path} holds no file that can be read; wanted one of: {endings()}, or folders of pictures or "
+            "sounds. Set --data_files"
         )
-    return numbered(_read_hub(name, config))
-
-
-def _read_hub(name: str, config: str | None) -> DatasetDict:
-    try:
-        found = datasets.load_dataset(name, config)
-    except Exception as error:
-        near = ", ".join(CORPORA)
-        raise InputError(
-            f"No data set '{name}': not a file or folder here, not a built-in corpus ({near}), and the hub "
-            f"answers {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Set "
-            "--dataset_name"
-        ) from error
-    return found
+    return numbered(read_hub(name, config))
 
 
 def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None) -> Dataset:

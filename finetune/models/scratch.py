@@ -7,13 +7,25 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from finetune.errors import InputError
 from finetune.models.attention import cpu
-from finetune.models.load import POSITIONS, ModelArguments, load_model, load_processor, resolve
+from finetune.models.load import (
+    POSITIONS,
+    ModelArguments,
+    architecture,
+    class_entries,
+    kind,
+    load_model,
+    load_processor,
+    refuse_tokens,
+)
+from finetune.models.names import resolve
+from finetune.models.processors import READERS, TEXT
 
 MODEL_TYPES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "t5", "bart")
+FROM_NOTHING = 5e-4  # where the learning rate of a model made anew starts
 
 
 @dataclass
@@ -23,7 +35,7 @@ class ScratchArguments:
     from_config: str | None = field(
         default=None,
         metadata={
-            "help": "Train from scratch: a family (bert, gpt2, llama, t5, bart, ...), or a model whose "
+            "help": "Train from scratch: a family (bert, gpt2, t5, vit, resnet, ...), or a model whose "
             "configuration is taken."
         },
     )
@@ -43,9 +55,24 @@ class ScratchArguments:
 
 
 def prepare(
-    model: ModelArguments, scratch: ScratchArguments, auto_class: Any, max_length: int
+    model: ModelArguments,
+    scratch: ScratchArguments,
+    auto_class: Any,
+    max_length: int | None = None,
+    *,
+    reads: str = TEXT,
+    labels: list[str] | None = None,
+    chats: bool = False,
+    quantized: bool = False,
+    **entries: Any,
 ) -> tuple[Any, Any]:
     """Processor and model: loaded, or made from a configuration.
+
+    Args:
+        max_length: tokens that there have to be positions for; None where rows will tell.
+        reads: what the model's inputs are (see `Task.reads`).
+        labels, chats, quantized: see `load_model`.
+        entries: further ones of the configuration.
 
     Raises:
         InputError: options that don't fit together, an unknown configuration, positions for fewer tokens than
@@ -57,17 +84,21 @@ def prepare(
                 "--tokenizer_name without --from_config: the model's embeddings belong to its own tokenizer. "
                 "Leave it out"
             )
-        _override(
-            _base(model.model_name_or_path, model), scratch.config_overrides or ""
-        )  # refuses names that aren't there
-        processor, network = load_model(model, auto_class, **_parse(scratch.config_overrides or ""))
-        _check_positions(network.config, max_length)
+        if scratch.config_overrides:  # names that aren't there are refused
+            _override(_base(model.model_name_or_path, model), scratch.config_overrides, reads)
+            entries |= _parse(scratch.config_overrides)
+        processor, network = load_model(
+            model, auto_class, labels, reads=reads, chats=chats, quantized=quantized, **entries
+        )
+        if max_length is not None:
+            _check_positions(network.config, max_length)
         return processor, network
     config = _base(scratch.from_config, model)
-    processor = load_processor(scratch.tokenizer_name or _own_tokenizer(scratch.from_config))
-    _override(config, scratch.config_overrides or "")
-    _fit_tokens(config, processor)
-    _check_positions(config, max_length)
+    _override(config, scratch.config_overrides or "", reads)
+    processor = _fitted_processor(config, model, scratch, reads)
+    config.update(class_entries(labels) | entries)
+    if max_length is not None:
+        _check_positions(config, max_length)
     try:
         network = auto_class.from_config(config, attn_implementation=model.attn_implementation)
     except ValueError as error:
@@ -78,6 +109,39 @@ def prepare(
     if model.attn_implementation is None:
         cpu.choose_attention(network)
     return processor, network.float()
+
+
+def _fitted_processor(
+    config: PreTrainedConfig, model: ModelArguments, scratch: ScratchArguments, reads: str
+) -> Any:
+    """A tokenizer, whose tokens the configuration is told of; of other inputs the processor that is made of
+    the configuration."""
+    if reads == TEXT:
+        processor = load_processor(scratch.tokenizer_name or _own_tokenizer(str(scratch.from_config)))
+        _fit_tokens(config, processor)
+        return processor
+    refuse_tokens(model, reads)
+    if scratch.tokenizer_name is not None:
+        raise InputError(f"A model that reads {reads} has no use for --tokenizer_name; leave it out")
+    return READERS[reads].make(config)
+
+
+def check_method_from_scratch(scratch: ScratchArguments, method: str) -> None:
+    """A model that is made anew is trained whole.
+
+    Raises:
+        InputError: another method.
+    """
+    if scratch.from_config is not None and method != "full":
+        raise InputError(
+            f"The method '{method}' leaves most of a model as it is, and --from_config makes one that knows "
+            "nothing. Set --method full, or --model_name_or_path to a trained model"
+        )
+
+
+def planned(model: ModelArguments, scratch: ScratchArguments) -> str:
+    """What the model that `prepare` will give is made of: `encoder`, `decoder` or `encoder-decoder`."""
+    return architecture(model) if scratch.from_config is None else kind(_base(scratch.from_config, model))
 
 
 def _check_positions(config: PreTrainedConfig, max_length: int) -> None:
@@ -97,7 +161,7 @@ def family(model: ModelArguments, scratch: ScratchArguments) -> str:
 
 
 def _own_tokenizer(name: str) -> str:
-    if name in MODEL_TYPES:
+    if name in CONFIG_MAPPING:
         raise InputError(
             f"--from_config {name} has no tokenizer; train one with scripts/tokenizer.py and set "
             "--tokenizer_name"
@@ -106,7 +170,7 @@ def _own_tokenizer(name: str) -> str:
 
 
 def _base(name: str, model: ModelArguments) -> PreTrainedConfig:
-    if name in MODEL_TYPES:
+    if name in CONFIG_MAPPING:
         return AutoConfig.for_model(name)
     try:
         source, further = resolve(name)
@@ -115,8 +179,8 @@ def _base(name: str, model: ModelArguments) -> PreTrainedConfig:
         )
     except (OSError, ValueError) as error:
         raise InputError(
-            f"No configuration '{name}': wanted {', '.join(MODEL_TYPES)}, a hub name or a folder. Set "
-            "--from_config"
+            f"No configuration '{name}': wanted a family as {', '.join(MODEL_TYPES)}, a hub name or a "
+            "folder. Set --from_config"
         ) from error
 
 
@@ -140,8 +204,9 @@ def _value(text: str) -> Any:
         return text
 
 
-def _override(config: PreTrainedConfig, text: str) -> None:
-    known = set(config.to_dict()) | set(config.attribute_map)
+def _override(config: PreTrainedConfig, text: str, reads: str) -> None:
+    further = set() if reads == TEXT else READERS[reads].entries
+    known = set(config.to_dict()) | set(config.attribute_map) | further
     for name, value in _parse(text).items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -115,7 +115,8 @@ class RunFolder:
     @property
     def title(self) -> str:
         """`classification · lora · minilm · imdb`, as far as the options say."""
-        names = ("method", "model_name_or_path", "dataset_name")
+        model = "from_config" if self.options.get("from_config") else "model_name_or_path"
+        names = ("method", model, "dataset_name")
         parts = [self.kind, *(self.options.get(name) for name in names)]
         return " · ".join(_short(part) for part in parts if part)
 

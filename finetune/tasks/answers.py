@@ -15,7 +15,7 @@ from datasets import Dataset
 from finetune.data.columns import Columns
 from finetune.metrics import texts
 from finetune.tasks.options import TaskArguments
-from finetune.tasks.task import Answer, Asked, Task
+from finetune.tasks.task import Answer, Asked, Task, shown_texts
 from finetune.tasks.written import writer
 
 logger = logging.getLogger(__name__)
@@ -42,22 +42,20 @@ def answerer(
     return lambda kept, network: write(network)
 
 
-def asked_texts(rows: Dataset, columns: Columns) -> list[Any]:
-    """The rows' texts, or pairs of texts."""
-    if columns.pair is None:
-        return rows[columns.text][:]
-    return list(zip(rows[columns.text], rows[columns.pair], strict=True))
-
-
-def save_answers(answers: Sequence[Answer], asked: Asked, folder: str) -> Path:
-    """Writes predictions.jsonl, a line a row: id (its number where there is none), text, gold, prediction,
-    score, and more.
+def save_answers(
+    answers: Sequence[Answer],
+    asked: Asked,
+    folder: str,
+    show: Callable[[Dataset, Columns], list[Any]] = shown_texts,
+) -> Path:
+    """Writes predictions.jsonl, a line a row: id (its number where there is none), text (or what `show` gives
+    for another input), gold, prediction, score, and more.
     """
     rows, columns = asked.rows, asked.columns
     ids = rows["id"][:] if "id" in rows.column_names else range(len(rows))
     records = (
         {"id": name, "text": text} | answer
-        for name, text, answer in zip(ids, asked_texts(rows, columns), answers, strict=True)
+        for name, text, answer in zip(ids, show(rows, columns), answers, strict=True)
     )
     file = Path(folder) / PREDICTIONS
     file.write_text(

@@ -5,7 +5,8 @@ model and no trainer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,29 +14,57 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from finetune.data.checks import few_shots, overlap, without_empty
-from finetune.data.columns import Columns, class_ids, class_names, with_classes
+from finetune.data.columns import Columns, class_ids, class_names, row_classes, with_classes
 from finetune.data.labelled import labelled, lay_out_classes, say_classes, settled_labels
 from finetune.data.laying import laid_out
 from finetune.data.places import places_of
+from finetune.data.questions import Laid
 from finetune.data.sources import DataArguments, Rows, sample
 from finetune.errors import InputError
 from finetune.metrics import classification
+from finetune.metrics.baselines import bag_of_words, majority
 from finetune.metrics.bootstrap import each, macro_f1_interval, mean_figure
-from finetune.tasks.task import Answer, Asked, Examined, softmax
+from finetune.tasks.task import Answer, Asked, Examined, shown_texts, softmax
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What rows with one class each are classes of.
+
+    Attributes:
+        lay_out: (rows, data options) → rows with the columns that are read.
+        filled: (rows, columns, whether empty ones may be left out, which rows these are) → rows whose inputs
+            hold something.
+        key: (row, columns) → what is equal for equal inputs.
+    """
+
+    lay_out: Callable[[Dataset, DataArguments], Laid]
+    filled: Callable[[Dataset, Columns, bool, str], Dataset]
+    key: Callable[[dict[str, Any], Columns], str]
+
+
+def text_key(row: dict[str, Any], columns: Columns) -> str:
+    """The row's texts, lower-cased."""
+    return " ".join(str(row[name]) for name in (columns.text, columns.pair) if name).lower()
 
 
 def examine(rows: Rows, data: DataArguments, pair: bool) -> Examined:
+    """Texts, or pairs of them, with a class each (see `examine_classes`)."""
+    return examine_classes(rows, data, Inputs(partial(lay_out_classes, pair=pair), without_empty, text_key))
+
+
+def examine_classes(rows: Rows, data: DataArguments, inputs: Inputs) -> Examined:
     """Rows for a task on classes, sampled and checked: (rows, columns, names of the classes that training
     rows have).
 
     Raises:
         InputError: whatever would make the training fail or its figures mean nothing; each names its flag.
     """
-    rows, columns = laid_out(rows, data, partial(lay_out_classes, pair=pair))
+    rows, columns = laid_out(rows, data, inputs.lay_out)
     assert rows.train is not None and rows.eval is not None
     class_names(rows.train, columns.label)  # that it holds classes is asked before anything else
     if rows.train is rows.eval:
-        return _to_be_assessed(rows, columns, data)
+        return _to_be_assessed(rows, columns, data, inputs)
     whole, held_out = settled_labels(
         [
             labelled(part, columns.label, where, data.drop_empty_rows)
@@ -45,8 +74,8 @@ def examine(rows: Rows, data: DataArguments, pair: bool) -> Examined:
         data,
     )
     declared = class_names(whole, columns.label)
-    train = without_empty(with_classes(whole, columns.label), columns, data.drop_empty_rows, "training")
-    evaluation = without_empty(held_out, columns, data.drop_empty_rows, "evaluation")
+    train = inputs.filled(with_classes(whole, columns.label), columns, data.drop_empty_rows, "training")
+    evaluation = inputs.filled(held_out, columns, data.drop_empty_rows, "evaluation")
     check_classes(train, columns.label, declared, "training")
     labels = seen_classes(train, columns.label, declared)
     check_classes(evaluation, columns.label, labels, "evaluation")
@@ -69,21 +98,17 @@ def examine(rows: Rows, data: DataArguments, pair: bool) -> Examined:
         labels,
         [(where, _counted(part, columns.label)) for where, part in (("train", train), ("eval", evaluation))],
     )
-    overlap(
-        train,
-        evaluation,
-        lambda row: " ".join(str(row[c]) for c in (columns.text, columns.pair) if c).lower(),
-    )
+    overlap(train, evaluation, lambda row: inputs.key(row, columns))
     return Examined(Rows(train, evaluation, rows.name), columns, labels)
 
 
-def _to_be_assessed(rows: Rows, columns: Columns, data: DataArguments) -> Examined:
+def _to_be_assessed(rows: Rows, columns: Columns, data: DataArguments, inputs: Inputs) -> Examined:
     """Rows that nothing is learnt from: any classes will do, even one alone, and all names are theirs."""
     assert rows.eval is not None
     (part,) = settled_labels(
         [labelled(rows.eval, columns.label, "evaluation", data.drop_empty_rows)], columns.label, data
     )
-    held = without_empty(with_classes(part, columns.label), columns, data.drop_empty_rows, "evaluation")
+    held = inputs.filled(with_classes(part, columns.label), columns, data.drop_empty_rows, "evaluation")
     declared = class_names(held, columns.label)
     check_classes(held, columns.label, declared, "evaluation")
     counts = _counted(held, columns.label)
@@ -188,6 +213,24 @@ def details(answers: Sequence[Answer], labels: list[str], samples: int = 2000) -
         "confusion": classification.class_confusion(said, gold, labels),
         "intervals": {"macro_f1": list(macro_f1_interval(said, gold, len(labels), samples))},
     }
+
+
+def baselines(found: Examined) -> list[dict[str, Any]]:
+    """Always the commonest class, and a bag of words, learnt on the training rows."""
+    assert found.rows.train is not None and found.rows.eval is not None
+    parts = (found.rows.train, found.rows.eval)
+    train, gold = (row_classes(part, found.columns.label) for part in parts)
+    if train is None or gold is None:
+        return []
+    learnt, asked = (_whole_texts(part, found.columns) for part in parts)
+    made = (majority(gold, train), bag_of_words(learnt, train, asked, gold))
+    return [one for one in made if one is not None]
+
+
+def _whole_texts(rows: Dataset, columns: Columns) -> list[str]:
+    """One text a row; a bag of words sees no border between two."""
+    texts = shown_texts(rows, columns)
+    return texts if columns.pair is None else [f"{one} {other}" for one, other in texts]
 
 
 ACCURACY = {"accuracy": (each(right), mean_figure)}

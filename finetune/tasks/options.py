@@ -17,7 +17,7 @@ class TaskArguments:
         default="classification",
         metadata={
             "help": "A row of TASKS: classification, pairs, multilabel, regression, tokens, spans, seq2seq, "
-            "choice, sft."
+            "choice, sft, image."
         },
     )
     max_length: int = field(

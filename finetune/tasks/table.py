@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -18,11 +19,13 @@ from transformers import (
 from finetune import loss
 from finetune.data import collate, encode
 from finetune.errors import InputError
+from finetune.methods import NO_TOKENS
 from finetune.metrics import classification as metrics
 from finetune.models import heads
 from finetune.tasks import (
     choice,
     classification,
+    image,
     multilabel,
     regression,
     seq2seq,
@@ -38,7 +41,7 @@ CLASSES = Task(
     AutoModelForSequenceClassification, partial(classification.examine, pair=False), encode.sequence,
     collate.sequences, loss.cross_entropy, loss.items, metrics.class_figures, "SEQ_CLS",
     classes=True, pooled=True, read=classification.read, details=classification.details,
-    intervals=classification.ACCURACY, takes=WEIGHTED,
+    intervals=classification.ACCURACY, takes=WEIGHTED, baselines=classification.baselines,
 )  # fmt: skip
 CONTINUATIONS = Task(
     AutoModelForCausalLM, seq2seq.examine, seq2seq.encode_continuations, collate.continuations,
@@ -93,6 +96,13 @@ TASKS: dict[str, Task] = {
         loss.cross_entropy, loss.items, metrics.choice_figures, "SEQ_CLS",
         pooled=True, forward=choice.forward, read=choice.read, intervals=classification.ACCURACY,
         config={"num_labels": 1}, takes=SHAPED,
+    ),
+    "image": Task(
+        AutoModelForImageClassification, image.examine, image.encode, image.collate,
+        loss.cross_entropy, loss.items, metrics.class_figures, NO_TOKENS,
+        pooled=True, read=classification.read, details=classification.details,
+        intervals=classification.ACCURACY, takes=WEIGHTED, reads="image", show=image.show,
+        baselines=image.baselines,
     ),
 }  # fmt: skip
 

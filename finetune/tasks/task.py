@@ -17,6 +17,7 @@ from finetune.data.sources import Rows
 from finetune.loss import everything
 from finetune.metrics.bootstrap import Counts, Figure, bootstrap
 from finetune.models import heads
+from finetune.models.processors import TEXT
 from finetune.tasks.options import TaskArguments, remembered
 
 Answer = dict[str, Any]
@@ -36,6 +37,13 @@ class Examined(NamedTuple):
         """Of what the training rows hold."""
         assert self.rows.train is not None
         return fingerprint(self.rows.train, self.columns)
+
+
+def shown_texts(rows: Dataset, columns: Columns) -> list[Any]:
+    """The rows' texts, or pairs of texts."""
+    if columns.pair is None:
+        return rows[columns.text][:]
+    return list(zip(rows[columns.text], rows[columns.pair], strict=True))
 
 
 def nothing_to_bind(options: TaskArguments) -> dict[str, Callable]:
@@ -102,6 +110,10 @@ class Task:
         recall: arguments.yaml of a finished run → (options, further entries of this row as they were
             trained).
         decoder_only: the row to take for a model that has no encoder, where that is another.
+        reads: what a row's input is: text, or a row of `models.processors.READERS`.
+        show: (rows, columns) → what stands for each input in predictions.jsonl and on pages.
+        baselines: rows that were examined → what needs no such model, scored on the same rows: name, figure,
+            interval.
     """
 
     model: Any
@@ -129,6 +141,9 @@ class Task:
     bind: Callable[[TaskArguments], dict[str, Callable]] = nothing_to_bind
     recall: Callable[[Mapping[str, Any]], tuple[TaskArguments, dict[str, Any]]] = only_options
     decoder_only: Task | None = None
+    reads: str = TEXT
+    show: Callable[[Dataset, Columns], list[Any]] = shown_texts
+    baselines: Callable[[Examined], list[dict[str, Any]]] | None = None
 
     @property
     def writes(self) -> bool:

@@ -17,6 +17,7 @@ from finetune.artefacts.passport import base_named, check_passport, read_passpor
 from finetune.errors import InputError
 from finetune.methods import MethodArguments, attach
 from finetune.models.load import ModelArguments, load_processor
+from finetune.models.processors import TEXT
 from finetune.models.tokens import fit_embeddings
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,14 @@ def tune(
     before: Path | None = None,
     *,
     labels: list[str] | None = None,
+    reads: str = TEXT,
 ) -> tuple[Any, Any]:
     """Processor and model with a new adapter on it, or with that of a run `before`, to be trained on.
 
     Args:
         task: PEFT's name of it.
         labels: names of the classes that the rows have.
+        reads: what the model's inputs are (see `Task.reads`).
 
     Raises:
         InputError: an adapter by another method, for other classes, or of another base.
@@ -80,7 +83,7 @@ def tune(
             "rows have "
             f"{', '.join(labels or ['none'])}. Set --model_name_or_path to a base, or mend the rows"
         )
-    if (before / "tokenizer_config.json").is_file():
+    if reads == TEXT and (before / "tokenizer_config.json").is_file():
         processor = load_processor(str(before))
         fit_embeddings(network, processor)
     check_passport(before, network, processor, False)

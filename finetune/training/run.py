@@ -22,7 +22,9 @@ from finetune.data.batching import BatchingArguments, check_budget
 from finetune.data.places import SET
 from finetune.data.sources import DataArguments, load_rows
 from finetune.metrics.bootstrap import bootstrap, mean_figure
-from finetune.models.load import ModelArguments, load_model
+from finetune.models.load import ModelArguments
+from finetune.models.processors import TEXT
+from finetune.models.scratch import ScratchArguments, prepare
 from finetune.models.sharded import make_whole
 from finetune.tasks.answers import answerer, save_answers
 from finetune.tasks.limits import check_features, check_max_length
@@ -54,11 +56,18 @@ def examine_rows(
 
 
 def load_for(
-    row: Task, model: ModelArguments, found: Examined, *, chats: bool = False, quantized: bool = False
+    row: Task,
+    model: ModelArguments,
+    found: Examined,
+    *,
+    scratch: ScratchArguments | None = None,
+    chats: bool = False,
+    quantized: bool = False,
 ) -> tuple[Any, Any]:
     """Processor and model with the task's head, made for the classes of the rows and told of their targets.
 
     Args:
+        scratch: how a model is made anew; None loads it.
         chats: whether texts go into a chat template; rows that are chats always do.
         quantized: whether the base is held in 4 bits.
 
@@ -66,9 +75,10 @@ def load_for(
         InputError: no such model.
     """
     chats = chats or found.columns.text == found.columns.label == "messages"
-    processor, network = load_model(
-        model, row.model, found.labels, chats=chats, quantized=quantized, **row.config
-    )
+    processor, network = prepare(
+        model, scratch or ScratchArguments(), row.model, reads=row.reads, labels=found.labels, chats=chats,
+        quantized=quantized, **row.config,
+    )  # fmt: skip
     if row.start is not None and found.rows.train is not None:
         row.start(network, found.rows.train[found.columns.label][:])
     return processor, network
@@ -88,13 +98,15 @@ def encode_rows(
     Raises:
         InputError: no room for a text, or none for what shall be written.
     """
-    check_max_length(processor, options.max_length, row.pair)
+    if row.reads == TEXT:
+        check_max_length(processor, options.max_length, row.pair)
     with training.main_process_first(desc="tokenising"):
         features = {
             split: row.encode(part, found.columns, processor, options.max_length, found.labels)
             for split, part in found.rows.splits()
         }
-    check_features(row, options, network, processor, features)
+    if row.reads == TEXT:
+        check_features(row, options, network, processor, features)
     return features
 
 
@@ -146,7 +158,7 @@ def sets_of(asked: Asked) -> Sets | None:
 
 
 def open_folder(
-    options: Mapping[str, Any], found: Examined, features: Mapping[str, Dataset], network: Any
+    row: Task, options: Mapping[str, Any], found: Examined, features: Mapping[str, Dataset], network: Any
 ) -> str | None:
     """Claim the run's folder and write what it is trained on; the checkpoint to go on from, or None.
 
@@ -155,7 +167,7 @@ def open_folder(
     """
     checkpoint = open_run(dict(options), found.fingerprint, network)
     if PartialState().is_main_process:
-        describe_rows(found, features, options["output_dir"])
+        describe_rows(found, features, options["output_dir"], row.baselines)
     return checkpoint and str(checkpoint)
 
 
@@ -188,7 +200,7 @@ def save_run(
     if trainer.is_world_process_zero():
         folder = str(trainer.args.output_dir)
         if save_predictions:
-            save_answers(trainer.answers, asked, folder)
+            save_answers(trainer.answers, asked, folder, trainer.row.show)
         if found.rows.train is not None:
             save_trained_rows(folder, found.rows.train, found.columns)
         save_artefact(trainer.unwrapped(), trainer.processing_class, folder, asked.labels, metrics)

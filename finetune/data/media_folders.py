@@ -1,0 +1,65 @@
+"""A folder of pictures or sounds, one folder a class → splits of rows. Knows names of files and folders;
+opens none of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from finetune.data.folders import SPLIT_NAMES, SPLITS
+from finetune.data.places import PLACE
+
+PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+SOUNDS = ("wav", "flac", "ogg", "mp3", "aiff", "au")
+
+
+def read_media_folder(folder: Path) -> DatasetDict | None:
+    """`train/cat/7.png` → split, class and file: rows with `image` or `audio` and, where each file lies in a
+    folder of its class, `label`. None where a folder holds neither pictures nor sounds.
+
+    Splits are folders at the top with a split's name (train, validation, test, ...); without any, all are
+    training rows. Classes are numbered in the order of their names, over all splits.
+    """
+    if not folder.is_dir():
+        return None
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    column, feature, kept = _kind(files)
+    if not kept:
+        return None
+    placed = [(file, *_placed(file.relative_to(folder).parts)) for file in kept]
+    names = sorted({label for _, _, label in placed if label is not None})
+    labelled = all(label is not None for _, _, label in placed)
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for file, split, label in placed:
+        rows = splits.setdefault(split, [])
+        row = {column: {"bytes": None, "path": str(file)}}
+        row |= {"label": names.index(str(label))} if labelled else {}
+        rows.append(row | {PLACE: f"row {len(rows)} ({file.relative_to(folder)})"})
+    kinds = {column: feature} | ({"label": ClassLabel(names=names)} if labelled else {})
+    features = Features(kinds | {PLACE: Value("string")})
+    return DatasetDict({split: Dataset.from_list(rows, features=features) for split, rows in splits.items()})
+
+
+def _kind(files: list[Path]) -> tuple[str, Any, list[Path]]:
+    """The column, its feature and the files of the kind that most files are of."""
+    found = [
+        (column, feature, [file for file in files if file.suffix.lower().lstrip(".") in endings])
+        for column, feature, endings in (
+            ("image", Image(decode=False), PICTURES),
+            ("audio", Audio(decode=False), SOUNDS),
+        )
+    ]
+    return max(found, key=lambda one: len(one[2]))
+
+
+def _placed(parts: tuple[str, ...]) -> tuple[str, str | None]:
+    """Split and class of a file, told from the folders above it."""
+    above = list(parts[:-1])
+    split = "train"
+    if above and SPLIT_NAMES.get(above[0].lower(), above[0].lower()) in SPLITS:
+        first = above.pop(0).lower()
+        split = SPLIT_NAMES.get(first, first)
+    return split, above[-1] if above else None

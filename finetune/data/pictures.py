@@ -1,0 +1,100 @@
+"""Cells that are pictures → Pillow's pictures, vectors and small copies. Knows files and modes; knows no
+rows' meaning and no model.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune.data.cells import file_bytes
+from finetune.errors import InputError
+
+SMALL = 64  # pixels a side, of the copies on pages
+GREY, COLOUR = "L", "RGB"
+
+
+def pillow() -> Any:
+    """Pillow's module of pictures.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError("Pictures want the extra 'images': pip install '.[images]'") from error
+    return Image
+
+
+def opened(cell: dict[str, Any], mode: str = COLOUR) -> Any:
+    """The picture of a cell in a mode: upright, on white where it is transparent, 16 bits a channel as 8.
+
+    Raises:
+        OSError, ValueError, SyntaxError: whatever Pillow says of a file that is none, or is cut short.
+    """
+    image = pillow()
+    from PIL import ImageOps
+
+    with image.open(io.BytesIO(file_bytes(cell))) as file:
+        file.load()
+        picture = ImageOps.exif_transpose(file)
+    if picture.mode == mode:
+        return picture
+    if picture.mode.startswith(("I", "F")):
+        picture = image.fromarray(_eight_bits(np.asarray(picture)))
+    elif picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        white = image.new("RGBA", picture.size, "white")
+        picture = image.alpha_composite(white, picture.convert("RGBA"))
+    return picture.convert(mode)
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of 16 or 32 bits, or shares of 1, as 0 to 255."""
+    most = float(values.max(initial=0))
+    scale = 255.0 if values.dtype.kind == "f" and most <= 1 else 1 / 257 if most > 255 else 1.0
+    return np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
+
+
+def picture_fault(cell: dict[str, Any] | None) -> str | None:
+    """What is wrong with a picture, None where it can be read whole."""
+    if cell is None or (cell["bytes"] is None and not cell["path"]):
+        return "no picture"
+    try:
+        size = opened(cell).size
+    except FileNotFoundError:
+        return f"no file {cell['path']}"
+    except Exception as error:  # Pillow's readers of damaged files raise whatever they stumble over
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:100] or 'damaged'}"
+    return None if min(size) > 0 else "a picture without pixels"
+
+
+def kinds(cells: Sequence[dict[str, Any]]) -> tuple[Counter[str], Counter[tuple[int, int]]]:
+    """How many pictures have each mode, and each size (width, height); reads their heads alone."""
+    modes: Counter[str] = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
+    for cell in cells:
+        with pillow().open(io.BytesIO(file_bytes(cell))) as picture:
+            modes[picture.mode] += 1
+            sizes[picture.size] += 1
+    return modes, sizes
+
+
+def pixels(cells: Sequence[dict[str, Any]], side: int = 28) -> np.ndarray:
+    """Grey values in [0, 1] of small copies, [pictures, side * side]."""
+    return np.stack([np.asarray(opened(cell, GREY).resize((side, side))).ravel() / 255.0 for cell in cells])
+
+
+def small_copy(cell: dict[str, Any]) -> str:
+    """A picture of at most 64 pixels a side as a `data:` address, for pages."""
+    picture = opened(cell)
+    picture.thumbnail((SMALL, SMALL))
+    held = io.BytesIO()
+    picture.save(held, "PNG" if min(picture.size) < 32 else "JPEG")
+    kind = "png" if min(picture.size) < 32 else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(held.getvalue()).decode()}"

@@ -1,0 +1,128 @@
+"""One class for a picture: from raw rows to figures. Knows columns, pictures and image processors; knows no
+model and no trainer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Image
+
+from finetune.data import pictures
+from finetune.data.cells import content_of
+from finetune.data.collate import Batch, Features
+from finetune.data.columns import Columns, class_ids, row_classes
+from finetune.data.files import without_bars
+from finetune.data.media import lay_out_files, without_broken
+from finetune.data.sources import DataArguments, Rows
+from finetune.metrics.baselines import majority, nearest_neighbours, support_vectors
+from finetune.models.images import channels
+from finetune.tasks.classification import Inputs, examine_classes
+from finetune.tasks.task import Examined
+
+logger = logging.getLogger(__name__)
+
+USUAL = ("image", "img", "picture", "photo", "pixels", "file_name", "file", "path")
+
+
+def examine(rows: Rows, data: DataArguments) -> Examined:
+    """Pictures with a class each (see `classification.examine_classes`).
+
+    Raises:
+        InputError: a picture that can't be read, with its row, and whatever labels may have.
+    """
+    pictures.pillow()
+    lay_out = partial(lay_out_files, usual=USUAL, feature=Image(decode=False))
+    filled = partial(without_broken, fault=pictures.picture_fault, what="picture")
+    return examine_classes(rows, data, Inputs(lay_out, filled, lambda row, of: content_of(row[of.text])))
+
+
+def encode(
+    rows: Dataset, columns: Columns, processor: Any, max_length: int, labels: list[str] | None
+) -> Dataset:
+    """Pictures as their files, opened when a batch is made: image, labels, row, length (1: all are as long).
+
+    Says in the log what is made of pictures of other modes and sizes.
+    """
+    say_kinds(rows[columns.text], processor)
+    made = rows.select_columns([columns.text])
+    made = made if columns.text == "image" else made.rename_column(columns.text, "image")
+    further: dict[str, list[int]] = {"row": list(range(len(rows))), "length": [1] * len(rows)}
+    if labels is not None:
+        further["labels"] = class_ids(rows, columns.label, labels)
+    with without_bars():
+        for name, values in further.items():
+            made = made.add_column(name, values)
+    return made
+
+
+def say_kinds(cells: Any, processor: Any) -> None:
+    """Which pictures are brought into another mode, and how many sizes into the model's one."""
+    modes, sizes = pictures.kinds(cells)
+    mode, wanted = mode_of(processor), processor.to_dict().get("size", {})
+    others = Counter({name: count for name, count in modes.items() if name != mode})
+    if others:
+        told = ", ".join(f"{count} of mode {name}" for name, count in others.most_common(5))
+        logger.warning("%s pictures are read as %s", told, mode)
+    side = {"height", "width"} <= wanted.keys() and (wanted["width"], wanted["height"])
+    strange = Counter({size: count for size, count in sizes.items() if size != side})
+    if strange:
+        told = ", ".join(f"{count} of {wide} x {high}" for (wide, high), count in strange.most_common(3))
+        more = ", ..." if len(strange) > 3 else ""
+        logger.warning("Pictures are brought to %s pixels: %s%s", _size(wanted), told, more)
+
+
+def _size(wanted: dict[str, int]) -> str:
+    if {"height", "width"} <= wanted.keys():
+        return f"{wanted['width']} x {wanted['height']}"
+    return " and ".join(f"{value} ({name})" for name, value in wanted.items())
+
+
+def mode_of(processor: Any) -> str:
+    """Pillow's name of the mode that a processor takes pictures in."""
+    return pictures.GREY if channels(processor) == 1 else pictures.COLOUR
+
+
+def collate(processor: Any) -> Callable[[Features], Batch]:
+    """Opens pictures and brings them into the model's form; in worker processes where there are any.
+
+    Returns a function: features → pixel_values [batch, channels, height, width] (ImageGPT: input_ids [batch,
+    pixels]), labels and row [batch].
+    """
+    mode = mode_of(processor)
+
+    def batch_of(features: Features) -> Batch:
+        batch = dict(processor([pictures.opened(f["image"], mode) for f in features], return_tensors="pt"))
+        for name in ("labels", "row"):
+            if name in features[0]:
+                batch[name] = torch.tensor([f[name] for f in features])
+        return batch
+
+    return batch_of
+
+
+def show(rows: Dataset, columns: Columns) -> list[str]:
+    """Small copies of the pictures, for pages."""
+    return [pictures.small_copy(cell) for cell in rows[columns.text]]
+
+
+def baselines(found: Examined) -> list[dict[str, Any]]:
+    """The commonest class, the nearest neighbours and a support vector machine on grey pixels."""
+    assert found.rows.train is not None and found.rows.eval is not None
+    parts = (found.rows.train, found.rows.eval)
+    train, gold = (row_classes(part, found.columns.label) for part in parts)
+    if train is None or gold is None:
+        return []
+    learnt, asked = (np.asarray(pictures.pixels(part[found.columns.text])) for part in parts)
+    made = (
+        majority(gold, train),
+        nearest_neighbours(learnt, train, asked, gold),
+        support_vectors(learnt, train, asked, gold),
+    )
+    return [one for one in made if one is not None]

@@ -1,0 +1,154 @@
+"""Pictures with a class each: folders, files and columns of them, whatever their mode and size; a small model
+made of a configuration trains, is saved and assessed like any other.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Image, Value
+
+pytest.importorskip("PIL", reason="pictures want the extra 'images'")
+
+from PIL import Image as Pillow
+from test_train import script
+
+from finetune.adapters.assess import assess_task
+from finetune.artefacts.folder import read_artefact
+from finetune.cli.parser import parse
+from finetune.data import pictures
+from finetune.data.cells import file_bytes
+from finetune.data.sources import DataArguments, load_rows
+from finetune.errors import InputError
+from finetune.models.images import colours
+from finetune.tasks import image
+
+TINY = "image_size=8,patch_size=4,num_channels=1,hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32"
+
+
+def encoded(values: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    held = io.BytesIO()
+    Pillow.fromarray(values).save(held, kind, **options)
+    return held.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Bright and dark pictures, in folders by split and class."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("validation", 6)):
+        for label, low in (("bright", 160), ("dark", 0)):
+            where = tmp_path / "pictures" / split / label
+            where.mkdir(parents=True)
+            for number in range(count):
+                values = generator.integers(low, low + 90, (8, 8), dtype=np.uint8)
+                (where / f"{number}.png").write_bytes(encoded(values))
+    return tmp_path / "pictures"
+
+
+def train(folder, out, *further: str) -> dict:
+    main = script("train").main
+    given = f"--task image --method full --from_config vit --config_overrides {TINY} --bf16 false --dataset_name {folder} --output_dir {out}"
+    main(*parse(main, [*given.split(), *further]))
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_a_folder_of_pictures_is_learnt_saved_and_assessed(folder, tmp_path):
+    out = tmp_path / "run"
+    figures = train(folder, out, "--num_train_epochs", "8", "--learning_rate", "5e-3")
+    assert figures["accuracy"] == 1.0 and figures["intervals"]["accuracy"] == [1.0, 1.0]
+    names = {one["name"] for one in json.loads((out / "baselines.json").read_text())}
+    assert {"3 nearest neighbours", "support vector machine"} <= names
+    first = json.loads((out / "predictions.jsonl").read_text().splitlines()[0])
+    assert first["text"].startswith("data:image/png;base64,")
+    assert json.loads((out / "passport.json").read_text())["base"] == "vit"
+    assessed = assess_task(read_artefact(out), DataArguments([str(folder)], eval_split="validation"))
+    assert assessed["accuracy"] == 1.0 and assessed["rows"] == 12
+    with pytest.raises(InputError, match="was trained on all 24 of these rows"):
+        assess_task(read_artefact(out), DataArguments([str(folder)], eval_split="train"))
+
+
+def test_rows_of_bytes_paths_and_records_are_one(folder, tmp_path):
+    """The same pictures as a folder, as paths in a table, as bytes and as `datasets` has them."""
+    whole = image.examine(load_rows(DataArguments([str(folder)])), DataArguments([str(folder)]))
+    train = whole.rows.train
+    cells = [cell["path"] for cell in train["image"]]
+    labels = [whole.labels[place] for place in train["label"]]
+    held = [Path(path).read_bytes() for path in cells]
+    (folder / "paths.jsonl").write_text(
+        "\n".join(
+            json.dumps({"file": path.removeprefix(f"{folder}/"), "label": label})
+            for path, label in zip(cells, labels, strict=True)
+        )
+    )
+    Dataset.from_dict({"image": held, "label": labels}).to_parquet(tmp_path / "bytes.parquet")
+    typed = Features({"image": Image(), "label": Value("string")})
+    records = [{"bytes": one, "path": None} for one in held]
+    Dataset.from_dict({"image": records, "label": labels}, features=typed).to_parquet(
+        tmp_path / "typed.parquet"
+    )
+    names = [folder / "paths.jsonl", tmp_path / "bytes.parquet", tmp_path / "typed.parquet"]
+    found = []
+    for name in names:
+        data = DataArguments([str(name)])
+        rows = image.examine(load_rows(data), data)
+        parts = [rows.rows.train, rows.rows.eval]
+        found.append(sorted(file_bytes(cell) for part in parts for cell in part[rows.columns.text]))
+    assert found[0] == found[1] == found[2] == sorted(held)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "grey"),
+    [
+        (np.full((5, 3), 200, np.uint8), {}, 200),
+        (np.full((4, 4, 3), 200, np.uint8), {}, 200),
+        (np.full((4, 4), 200 * 257, np.uint16), {}, 200),
+        (np.zeros((4, 4, 4), np.uint8), {}, 255),  # wholly transparent: what is behind it is white
+        (np.full((4, 4, 3), 200, np.uint8), {"kind": "JPEG"}, 200),
+    ],
+    ids=["grey", "colour", "16 bits", "transparent", "jpeg"],
+)
+def test_pictures_of_other_modes_are_converted(values, options, grey):
+    cell = {"bytes": encoded(values, **options), "path": None}
+    for mode in (pictures.GREY, pictures.COLOUR):
+        found = np.asarray(pictures.opened(cell, mode))
+        assert found.shape[:2] == values.shape[:2] and found.ndim == (2 if mode == "L" else 3)
+        assert abs(int(found.mean()) - grey) <= 1
+
+
+def test_conversions_are_said(folder, tmp_path, caplog):
+    for number, size in enumerate([(8, 8), (20, 10)]):
+        values = np.full((*size, 3), 200, np.uint8)
+        (folder / "train" / "bright" / f"colour{number}.png").write_bytes(encoded(values))
+    train(folder, tmp_path / "run", "--max_steps", "1")
+    assert "2 of mode RGB pictures are read as L" in caplog.text
+    assert "brought to 8 x 8 pixels: 1 of 10 x 20" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"no picture at all", "UnidentifiedImageError"), (b"", "UnidentifiedImageError"), ("cut", "truncated")],
+)
+def test_a_broken_file_is_named_with_its_row(folder, tmp_path, content, said):
+    whole = encoded(np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8))
+    broken = folder / "train" / "dark" / "broken.png"
+    broken.write_bytes(whole[: len(whole) // 2] if content == "cut" else content)
+    data = DataArguments([str(folder)])
+    with pytest.raises(InputError, match=rf"1 of 25 training rows.*dark/broken.png.*{said}.*drop_empty_rows"):
+        image.examine(load_rows(data), data)
+    data = DataArguments([str(folder)], drop_empty_rows=True)
+    assert len(image.examine(load_rows(data), data).rows.train) == 24
+
+
+def test_other_methods_want_a_model_that_knows_something(folder, tmp_path):
+    with pytest.raises(InputError, match="'lora'.*--from_config makes one that knows nothing"):
+        train(folder, tmp_path / "run", "--method", "lora")
+
+
+def test_palettes():
+    assert colours(512).shape == (512, 3) and len(np.unique(colours(512)[:, 0])) == 8
+    assert np.allclose(colours(16)[:, 0], np.linspace(-1, 1, 16)) and (np.ptp(colours(16), axis=1) == 0).all()

@@ -35,8 +35,8 @@ class SourceArguments:
         default_factory=lambda: ["reviews"],
         metadata={
             "help": "Hub names, local folders or files (parquet, csv, tsv, json, jsonl, txt, conll, xlsx; "
-            "also .gz, .zst; folders of pictures or sounds by class), or a built-in corpus (reviews). Several "
-            "are mixed; NAME=0.3 takes 0.3 of NAME's rows, NAME=2 each row twice."
+            "also .gz, .zst; folders of pictures or sounds by class), or a built-in corpus (reviews). "
+            "Several are mixed; NAME=0.3 takes 0.3 of NAME's rows, NAME=2 each row twice."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})

@@ -27,7 +27,10 @@ from finetune.errors import InputError
 from finetune.models.images import colours
 from finetune.tasks import image
 
-TINY = "image_size=8,patch_size=4,num_channels=1,hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32"
+TINY = (
+    "image_size=8,patch_size=4,num_channels=1,hidden_size=16,num_hidden_layers=1,num_attention_heads=2,"
+    "intermediate_size=32"
+)
 
 
 def encoded(values: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
@@ -52,7 +55,8 @@ def folder(tmp_path):
 
 def train(folder, out, *further: str) -> dict:
     main = script("train").main
-    given = f"--task image --method full --from_config vit --config_overrides {TINY} --bf16 false --dataset_name {folder} --output_dir {out}"
+    given = f"--task image --method full --from_config vit --config_overrides {TINY} --bf16 false "
+    given += f"--dataset_name {folder} --output_dir {out}"
     main(*parse(main, [*given.split(), *further]))
     return json.loads((out / "metrics.json").read_text())
 

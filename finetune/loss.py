@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
+BLOCK = 24  # a power of two: logits of a frozen layer that stand in memory together, 64 MB in float32
 
 
 def cross_entropy(
@@ -91,72 +92,122 @@ def packed_cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0
     Returns:
         [batch], in nats.
     """
-    return placed_cross_entropy(Places.apply(logits, labels[labels.ne(IGNORED)]), labels, smoothing=smoothing)
+    return placed_cross_entropy(token_costs(logits, labels[labels.ne(IGNORED)]), labels, smoothing=smoothing)
 
 
-def placed_cross_entropy(places: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """`packed_cross_entropy` from what `Places` says of each labelled place, [labels that are not
-    -100, 3].
+def placed_cross_entropy(costs: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """`packed_cross_entropy` from the `token_costs` of each labelled place, [labels that are not -100, 4]."""
+    return _row_sums((1 - smoothing) * costs[:, NATS] + smoothing * costs[:, MEAN_NATS], labels)
+
+
+# Columns of what `token_costs` says of a token.
+NATS, MEAN_NATS, HIT, ENTROPY = range(4)
+
+
+def token_costs(
+    given: Tensor,
+    labels: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    entropies: bool = False,
+) -> Tensor:
+    """What the label at each place costs, in float32 whatever the logits are, a few lines at a time: no
+    float32 table of a vocabulary is ever held.
+
+    With a frozen output layer its states stand in for the logits, which then never stand in memory together,
+    as they are made again going back; the gradient goes to the states alone.
+
+    Args:
+        given: logits [places, classes], or states [places, width] of the layer.
+        labels: [places].
+        weight, bias: the frozen layer, [classes, width] and [classes], in the type that its product is
+            made in.
+        temperature: what logits are divided by.
+        entropies: whether the distributions' entropies are wanted; they cost another pass over the classes.
+
+    Returns:
+        [places, 4]: nats of the label; mean nats over all classes (for label smoothing); whether the label
+        is the likeliest class, which is counted where no gradient is wanted, else 0; the entropy in nats,
+        else 0.
     """
-    return _row_sums((1 - smoothing) * places[:, 0] + smoothing * places[:, 1], labels)
+    return _TokenCosts.apply(given, labels, weight, bias, temperature, entropies)
 
 
-class Places(torch.autograd.Function):
-    """What a label at each place costs, in float32 whatever the logits are, a few lines at a time: no float32
-    table of a vocabulary is ever held.
-
-    logits [places, classes], labels [places] → [places, 3]: nats of the label, mean nats over all classes
-    (for label smoothing), and whether the label is the likeliest class, which is counted where no gradient is
-    wanted.
-
-    With a frozen output layer (weight [classes, width], bias) its states [places, width] stand in for the
-    logits, which then never stand in memory together, as they are made again going back; the gradient goes to
-    the states alone.
+class _TokenCosts(torch.autograd.Function):
+    """With p = softmax(logits), H its entropy and V classes: d nats = p - onehot, d mean nats = p - 1/V,
+    dH = -p (log p + H).
     """
 
     @staticmethod
     def forward(
-        context: Any, given: Tensor, labels: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+        context: Any,
+        given: Tensor,
+        labels: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        temperature: float,
+        entropies: bool,
     ) -> Tensor:
-        table = torch.zeros(len(labels), 3, dtype=torch.float32, device=given.device)
-        sums = table.new_zeros(len(labels))
+        costs = torch.zeros(len(labels), 4, dtype=torch.float32, device=given.device)
+        sums = costs.new_zeros(len(labels))
         for block in _blocks(given, weight):
             logits, gold = _logits(given[block], weight, bias), labels[block]
-            rows, totals = table[block], sums[block]
+            rows, totals = costs[block], sums[block]
             for part in _parts(logits):
-                lines = logits[part].float()
+                lines = _tempered(logits[part], temperature)
                 totals[part] = lines.logsumexp(-1)
-                rows[part, 0] = totals[part] - lines.gather(1, gold[part, None])[:, 0]
-                rows[part, 1] = totals[part] - lines.mean(-1)
+                rows[part, NATS] = totals[part] - lines.gather(1, gold[part, None])[:, 0]
+                rows[part, MEAN_NATS] = totals[part] - lines.mean(-1)
                 if not context.needs_input_grad[0]:
-                    rows[part, 2] = lines.argmax(-1).eq(gold[part]).float()
-        context.save_for_backward(given, labels, weight, bias, sums)
-        return table
+                    rows[part, HIT] = lines.argmax(-1).eq(gold[part]).float()
+                if entropies:
+                    # H = log Σ exp(logits) - Σ p logits
+                    chances = (lines - totals[part, None]).exp_()
+                    rows[part, ENTROPY] = totals[part] - chances.mul_(lines).sum(-1)
+        context.save_for_backward(given, labels, weight, bias, sums, costs[:, ENTROPY] if entropies else None)
+        context.temperature = temperature
+        return costs
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        given, labels, weight, bias, sums = context.saved_tensors
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        given, labels, weight, bias, sums, spreads = context.saved_tensors
         found = torch.empty_like(given)
         for block in _blocks(given, weight):
             logits, gold = _logits(given[block], weight, bias), labels[block]
-            own, every, totals = gradient[block, 0], gradient[block, 1], sums[block]
-            slopes = found if weight is None else logits  # a block's own logits are needed once
+            own, every, totals = gradient[block, NATS], gradient[block, MEAN_NATS], sums[block]
+            # A block's own logits are needed once, so that their slopes may take their place.
+            slopes = found[block] if weight is None else logits
             for part in _parts(logits):
-                chances = (logits[part].float() - totals[part, None]).exp_()
-                chances.mul_((own + every)[part, None]).sub_(every[part, None] / logits.shape[1])
-                slopes[part] = chances.scatter_add_(1, gold[part, None], -own[part, None])
+                slope = _tempered(logits[part], context.temperature) - totals[part, None]
+                scale = (own + every)[part, None]
+                if spreads is not None:
+                    towards = gradient[block, ENTROPY][part, None]
+                    scale = scale - towards * (slope + spreads[block][part, None])
+                slope.exp_().mul_(scale).sub_(every[part, None] / logits.shape[1])
+                slope.scatter_add_(1, gold[part, None], -own[part, None])
+                slopes[part] = slope if context.temperature == 1 else slope.div_(context.temperature)
             if weight is not None:
-                found[block] = (slopes @ weight).to(found.dtype)
-        return found, None, None, None
+                with torch.autocast(given.device.type, enabled=False):
+                    found[block] = (slopes @ weight).to(found.dtype)
+        return found, None, None, None, None, None
 
 
 def _logits(given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    return given if weight is None else F.linear(given.to(weight.dtype), weight, bias)
+    if weight is None:
+        return given
+    with torch.autocast(given.device.type, enabled=False):  # the types were chosen by who called
+        return F.linear(given.to(weight.dtype), weight, bias)
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 def _blocks(given: Tensor, weight: Tensor | None) -> list[slice]:
     """Places whose logits stand in memory together: all where they are there anyway."""
-    return [slice(0, len(given))] if weight is None else _slices(given, len(weight), 26)
+    return [slice(0, len(given))] if weight is None else _slices(given, len(weight), BLOCK)
 
 
 def _parts(logits: Tensor) -> list[slice]:
@@ -198,9 +249,14 @@ def packed_hits(logits: Tensor, labels: Tensor) -> Tensor:
     return _row_sums(logits.argmax(-1).eq(labels[labels.ne(IGNORED)]).long(), labels)
 
 
-def placed_hits(places: Tensor, labels: Tensor) -> Tensor:
-    """`hits` from what `Places` says of each labelled place: [batch]."""
-    return _row_sums(places[:, 2].long(), labels)
+def placed_hits(costs: Tensor, labels: Tensor) -> Tensor:
+    """`hits` from the `token_costs` of each labelled place: [batch]."""
+    return _row_sums(costs[:, HIT].long(), labels)
+
+
+def placed_nats_and_hits(costs: Tensor, labels: Tensor) -> Tensor:
+    """`nats_and_hits` from the `token_costs` of each labelled place: [batch, 2]."""
+    return torch.stack([placed_cross_entropy(costs, labels), placed_hits(costs, labels).float()], dim=1)
 
 
 def labelled_places(labels: Tensor, count: int) -> Tensor:

@@ -280,7 +280,7 @@ def answer_log_probs(
         prompts, prompt_mask: [rows, width], padded on the left.
         answers, mask: [rows, time], padded on the right.
         spread: whether entropies are wanted; else they are 0.
-        head: the model's output layer where its logits are that layer's product alone (`head.plain_head`),
+        head: the output layer where logits are its product alone (`frozen_head.plain_head`),
             which saves memory and time; None asks the model for its logits.
     """
     whole, time = torch.cat([prompt_mask, mask.long()], 1), answers.shape[1]

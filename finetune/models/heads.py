@@ -8,19 +8,15 @@ architecture and stays inside the wrapped model's own forward, where distributed
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetune.device import computed_in
-from finetune.loss import IGNORED, Places, labelled_places
-from finetune.models.attention.packed import keeps_apart
+from finetune.loss import IGNORED
 
 OUT = -1e9  # a logit that wins nothing and, unlike -inf, stays a number when it is multiplied by 0
 # What heads for two segments call the logits that say whether they belong together.
@@ -71,11 +67,12 @@ def start_at_mean(network: nn.Module, values: Sequence[float]) -> None:
         nn.init.constant_(heads[-1].bias, sum(values) / len(values))
 
 
-def labelled_logits(model: Any, inputs: dict[str, Any], where: Tensor) -> Any:
+def labelled_logits(
+    model: Any, inputs: dict[str, Any], where: Tensor, then: Callable[[Tensor], Tensor] | None = None
+) -> Any:
     """The outputs for the positions in `where` [batch, time] alone, in row-major order: logits [1,
-    positions, vocabulary].
+    positions, vocabulary], or what `then` makes of these inside the model's own forward.
     """
-
     picked = []
 
     def pick(module: nn.Module, arguments: Any, outputs: Any) -> Any:
@@ -87,11 +84,16 @@ def labelled_logits(model: Any, inputs: dict[str, Any], where: Tensor) -> Any:
         made_up = states.shape[1] - where.shape[1]  # tokens that a tuning method puts in front
         return states[:, made_up:][where][None]
 
-    with body(core(model)).register_forward_hook(pick):
-        outputs = model(**inputs)
-    if not picked:  # a head that reads the decoder inside the body, past the body's own call (OPT)
-        outputs["logits"] = chosen(outputs["logits"])
-    return outputs
+    def finish(module: nn.Module, arguments: Any, outputs: Any) -> Any:
+        if not picked:  # a head that reads the decoder inside the body, past the body's own call (OPT)
+            outputs["logits"] = chosen(outputs["logits"])
+        if then is not None:
+            outputs["logits"] = then(outputs["logits"][0])[None]
+        return outputs
+
+    network = core(model)
+    with body(network).register_forward_hook(pick), network.register_forward_hook(finish):
+        return model(**inputs)
 
 
 def masked_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -133,91 +135,7 @@ def pair_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     )
 
 
-def packed_costs(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """What each labelled place costs, [labels, 3] (see `loss.Places`), of rows packed into one line (see
-    `collate.packed_lines`).
-
-    It is computed inside the model's own forward: mixed precision makes float32 copies of whatever comes out
-    of that. A frozen head's logits, the largest thing in a step, are made a few places at a time.
-    """
-    network, places = core(model), labelled_places(labels, len(batch["logits_to_keep"]))
-    wanted = labels[places[:, 0], places[:, 1]]
-    head = network.get_output_embeddings()
-    plain = has_plain_head(network)
-
-    def measure(module: Any, arguments: Any, outputs: Any) -> Any:
-        layer = _frozen_layer(head) if plain else ()
-        outputs["logits"] = Places.apply(outputs["logits"][0], wanted, *layer)[None]
-        return outputs
-
-    with network.register_forward_hook(measure), _passing(head) if plain else nullcontext():
-        return model(**batch, use_cache=False)["logits"][0]
-
-
-_plain: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-def has_plain_head(network: Any) -> bool:
-    """Whether a model's logits are the product of a frozen layer and nothing more: some families
-    scale or cap them afterwards.
-    """
-    head = network.get_output_embeddings()
-    if type(head) is not nn.Linear or head.weight.requires_grad:
-        return False
-    if head not in _plain:
-        said: list[Tensor] = []
-        device, watched = (
-            network.device,
-            head.register_forward_hook(lambda module, arguments, output: said.append(output)),
-        )
-        same_type = torch.autocast(
-            device.type, torch.bfloat16
-        )  # adapters may stand in float32 on a base in bf16
-        streams = torch.random.fork_rng(
-            [device] if device.type == "cuda" else []
-        )  # a continued run goes on with them
-        with watched, torch.no_grad(), same_type, streams:
-            logits = network(input_ids=torch.tensor([[1, 2]], device=device), use_cache=False).logits
-        _plain[head] = logits is said[0]
-    return _plain[head]
-
-
-def _frozen_layer(head: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias in the type that their product is made in."""
-    dtype = computed_in(head.weight)
-    return head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
-
-
-@contextmanager
-def _passing(layer: nn.Module) -> Iterator[None]:
-    """A layer that hands on what it is given."""
-    layer.forward = lambda states: states  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del layer.forward
-
-
-def causal_logits(model: Any, batch: dict[str, Any], labels: Tensor) -> Tensor:
-    """Logits of a causal language model on documents in one line, [labels that count, vocabulary]; none sees
-    another.
-
-    Attention made for packed lines reads `cu_seq_lens`; any other finds the same borders where `position_ids`
-    restart. A model in which neither keeps documents apart reads them as rows.
-    """
-    time = torch.arange(labels.shape[1], device=labels.device)
-    wanted = labels[time < batch["lengths"][:, None]].ne(IGNORED)
-    if not keeps_apart(core(model)):
-        return labelled_logits(model, *_as_rows(batch, wanted))["logits"][0]
-    borders, longest = batch["cu_seq_lens"], batch["longest"]
-    inputs = {
-        "input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False,
-        "cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest,
-    }  # fmt: skip
-    return labelled_logits(model, inputs, wanted[None])["logits"][0]
-
-
-def _as_rows(batch: dict[str, Any], wanted: Tensor) -> tuple[dict[str, Any], Tensor]:
+def as_rows(batch: dict[str, Any], wanted: Tensor) -> tuple[dict[str, Any], Tensor]:
     """The documents of a line as rows padded on the right, and `wanted` [tokens] as places in them,
     [documents, longest].
     """

@@ -32,7 +32,7 @@ from finetune import loss
 from finetune.errors import InputError
 from finetune.methods import check_packed, find_method
 from finetune.metrics import embeddings, likelihood
-from finetune.models import heads
+from finetune.models import frozen_head, heads
 from finetune.models.attention import packed
 from finetune.objectives import collators, contrastive, documents
 from finetune.objectives.options import ObjectiveArguments, check_values
@@ -169,11 +169,10 @@ OBJECTIVES: dict[str, Objective] = {
         "Devlin et al. 2019; Liu et al. 2019", bind_mlm,
     ),
     "clm": Objective(
-        AutoModelForCausalLM, documents.causal_rows, collators.causal_collator, heads.causal_logits,
-        loss.packed_cross_entropy, loss.items,
-        loss.nats_and_hits, likelihood.token_likelihood, DECODERS, ("eos_token",), {"layout": "blocks"},
-        "CAUSAL_LM", "token_accuracy",
-        "Radford et al. 2018", bind_clm,
+        AutoModelForCausalLM, documents.causal_rows, collators.causal_collator,
+        frozen_head.causal_costs, loss.placed_cross_entropy, loss.items,
+        loss.placed_nats_and_hits, likelihood.token_likelihood, DECODERS, ("eos_token",),
+        {"layout": "blocks"}, "CAUSAL_LM", "token_accuracy", "Radford et al. 2018", bind_clm,
     ),
     "nsp": Objective(
         AutoModelForPreTraining, documents.pair_rows, collators.pair_collator, heads.pair_logits,

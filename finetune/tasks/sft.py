@@ -29,7 +29,7 @@ from finetune.errors import InputError
 from finetune.loss import IGNORED
 from finetune.metrics import texts
 from finetune.metrics.bootstrap import each, mean_figure
-from finetune.models import heads
+from finetune.models import frozen_head
 from finetune.tasks.options import TaskArguments, remembered
 from finetune.tasks.task import Answer, Examined, Task
 from finetune.tasks.windows import frame
@@ -371,7 +371,7 @@ def packed(row: Task) -> Task:
     return replace(
         row,
         collate=collate.packed_lines,
-        forward=heads.packed_costs,
+        forward=frozen_head.packed_costs,
         loss=loss.placed_cross_entropy,
         keep=loss.placed_hits,
     )

@@ -14,7 +14,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
-from finetune.models import heads
 from finetune.models.heads import unwrapped
 from finetune.models.lora_kernel import without_input_casts
 from finetune.training.options import TrainingArguments
@@ -68,8 +67,6 @@ class InstructTrainer(ExactTrainer, SFTTrainer):
     def __init__(self, *, neftune: float = 0.0, **kwargs: Any) -> None:
         self.neftune = neftune
         super().__init__(**kwargs)
-        if self.row.forward is heads.packed_costs:
-            heads.has_plain_head(heads.core(self.model))  # asked now: inside a step it would meet the noise
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

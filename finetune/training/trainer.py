@@ -29,6 +29,8 @@ from finetune.artefacts.runs import started_with
 from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches, Shares
 from finetune.errors import InputError
 from finetune.methods import trainable_share
+from finetune.models.frozen_head import causal_costs, packed_costs, plain_head
+from finetune.models.heads import core
 from finetune.tasks.task import Task
 from finetune.training.interrupts import Interrupts, Resuming
 from finetune.training.machine import describe, peak_memory_mb
@@ -89,6 +91,8 @@ class ExactTrainer(Resuming):
         self.answers: list[dict[str, Any]] = []
         self.losses = np.zeros((0, 2))
         super().__init__(compute_metrics=self._figures, **kwargs)
+        if self.row.forward in (packed_costs, causal_costs):
+            plain_head(core(self.model))  # asked now: inside a step it would meet noise and sharded weights
         # transformers' word for: divided by the items of the whole step already
         self.loss_is_scaled_for_ga = True
         # made before the device was known, and met by every batch's logits

@@ -71,7 +71,7 @@ def test_attention_and_losses_ask_nothing_of_the_device():
         found, _ = packed.attend(None, *parts, None, cu_seq_lens_q=edges, max_length_q=109)
         places = loss.labelled_places(labels, 4)
         gold = labels[places[:, 0], places[:, 1]]
-        losses = loss.placed_cross_entropy(loss.Places.apply(states, gold), labels)
+        losses = loss.placed_cross_entropy(loss.token_costs(states, gold), labels)
         (found.float().square().sum() + losses.sum()).backward()
 
     step()  # probes, and memory that is taken for the first time

@@ -15,7 +15,7 @@ from transformers import (
 
 from finetune import loss
 from finetune.metrics import likelihood
-from finetune.models import heads
+from finetune.models import frozen_head, heads
 from finetune.models.attention import packed
 from finetune.models.load import ModelArguments, load_model
 from finetune.objectives import collators, documents
@@ -76,8 +76,8 @@ def test_causal_rows_are_their_documents(family, attention, layout):
     )
     texts = [[*processor(text)["input_ids"], processor.eos_token_id] for text in TEXTS]
     with torch.no_grad():
-        sums = loss.packed_cross_entropy(
-            heads.causal_logits(network, without(batch, "labels"), batch["labels"]), batch["labels"]
+        sums = loss.placed_cross_entropy(
+            frozen_head.causal_costs(network, without(batch, "labels"), batch["labels"]), batch["labels"]
         )
         alone = []
         for ids in texts:

@@ -13,7 +13,7 @@ from finetune import loss
 from finetune.data import collate
 from finetune.errors import InputError
 from finetune.methods import attach
-from finetune.models import heads
+from finetune.models import frozen_head, heads
 from finetune.models.attention import packed
 from finetune.training.sft import noisy, token_lengths
 
@@ -63,7 +63,7 @@ def test_losses_and_gradients_equal_those_of_padded_rows(family, short, monkeypa
             packed.pack(network)
         batch, labels = batch_of(ROWS, collate.packed_lines if pack else collate.continuations, family)
         call, measure = (
-            (heads.packed_costs, loss.placed_cross_entropy)
+            (frozen_head.packed_costs, loss.placed_cross_entropy)
             if pack
             else (heads.head_logits, loss.cross_entropy)
         )
@@ -86,7 +86,7 @@ def test_a_sliding_window_hides_what_lies_behind_it(short, monkeypatch):
     packed.pack(network)
     batch, labels = batch_of(ROWS)
     torch.testing.assert_close(
-        loss.placed_cross_entropy(heads.packed_costs(network, batch, labels), labels), wanted
+        loss.placed_cross_entropy(frozen_head.packed_costs(network, batch, labels), labels), wanted
     )
 
 
@@ -113,10 +113,10 @@ def test_scores_that_are_not_plain_are_refused():
 
 def test_no_text_sees_another(decoder):
     batch, labels = batch_of(ROWS)
-    before = heads.packed_costs(decoder, batch, labels)
+    before = frozen_head.packed_costs(decoder, batch, labels)
     changed = [dict(ROWS[0], input_ids=[20, 19, 18, 17]), *ROWS[1:]]
     other, _ = batch_of(changed)
-    after = heads.packed_costs(decoder, other, labels)
+    after = frozen_head.packed_costs(decoder, other, labels)
     assert not torch.allclose(before[:3], after[:3])
     torch.testing.assert_close(before[3:], after[3:])
 
@@ -140,7 +140,7 @@ def test_losses_and_hits_of_labelled_places_by_hand():
     found = loss.packed_cross_entropy(logits[[0, 1, 2]], labels)
     torch.testing.assert_close(found, -torch.log(torch.tensor([0.5 * 0.25, 0.25])))
     assert loss.packed_hits(logits, labels).tolist() == [1, 0]
-    places = loss.Places.apply(logits, labels[labels.ne(-100)])
+    places = loss.token_costs(logits, labels[labels.ne(-100)])
     torch.testing.assert_close(loss.placed_cross_entropy(places, labels), found)
     assert loss.placed_hits(places, labels).tolist() == [1, 0]
     assert loss.items(labels).tolist() == [2, 1]
@@ -153,18 +153,18 @@ def test_a_frozen_heads_places_cost_what_its_logits_do(bias, monkeypatch):
         torch.nn.Linear(4, 11, bias=bias).requires_grad_(False),
         torch.randn(8, 4, requires_grad=True),
     )
-    labels, towards = torch.randint(0, 11, (8,)), torch.tensor([0.9, 0.1, 0.0])
+    labels, towards = torch.randint(0, 11, (8,)), torch.tensor([0.9, 0.1, 0.0, 0.3])
     found = []
     for places in (
-        loss.Places.apply(states, labels, head.weight, head.bias),
-        loss.Places.apply(head(states), labels),
+        loss.token_costs(states, labels, head.weight, head.bias, entropies=True),
+        loss.token_costs(head(states), labels, entropies=True),
     ):
         found.append((places, *torch.autograd.grad((places * towards).sum(), states)))
     torch.testing.assert_close(*found)
     likeliest = head(states).argmax(-1)
     labels = torch.where(torch.arange(8) < 5, likeliest, (likeliest + 1) % 11)
     assert (
-        loss.Places.apply(states.detach(), labels, head.weight, head.bias)[:, 2].tolist() == [1] * 5 + [0] * 3
+        loss.token_costs(states.detach(), labels, head.weight, head.bias)[:, 2].tolist() == [1] * 5 + [0] * 3
     )
 
 
@@ -176,8 +176,8 @@ def test_a_frozen_head_makes_no_table_of_logits_and_the_same_gradients(family):
         network = make_model(family, AutoModelForCausalLM, tie_word_embeddings=False)
         packed.pack(network)
         network.get_output_embeddings().requires_grad_(not frozen)
-        assert heads.has_plain_head(network) == frozen
-        places = heads.packed_costs(network, batch, labels)
+        assert (frozen_head.plain_head(network) is not None) == frozen
+        places = frozen_head.packed_costs(network, batch, labels)
         loss.placed_cross_entropy(places, labels).sum().backward()
         assert (
             network(input_ids=batch["input_ids"]).logits.shape[-1] == network.config.vocab_size
@@ -193,7 +193,7 @@ def test_adapters_in_float32_on_a_base_in_bf16_under_autocast_inside_the_forward
     tuned.forward = torch.autocast("cpu", torch.bfloat16)(tuned.forward)  # as accelerate does
     batch, labels = batch_of(ROWS)
     with disable_input_dtype_casting(tuned):
-        loss.placed_cross_entropy(heads.packed_costs(tuned, batch, labels), labels).sum().backward()
+        loss.placed_cross_entropy(frozen_head.packed_costs(tuned, batch, labels), labels).sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in tuned.parameters() if p.requires_grad)
 
 
@@ -202,11 +202,11 @@ def test_logits_that_are_scaled_after_the_head_are_the_models_own():
     config = GraniteConfig(vocab_size=40, logits_scaling=4.0, **sizes)
     network = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     packed.pack(network)
-    assert not heads.has_plain_head(network)
+    assert frozen_head.plain_head(network) is None
     batch, labels = batch_of(ROWS)
     logits = network(**batch, use_cache=False).logits[0]
     torch.testing.assert_close(
-        heads.packed_costs(network, batch, labels), loss.Places.apply(logits, labels[labels.ne(-100)])
+        frozen_head.packed_costs(network, batch, labels), loss.token_costs(logits, labels[labels.ne(-100)])
     )
 
 

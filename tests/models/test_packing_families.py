@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from finetune import loss
 from finetune.data import collate
-from finetune.models import heads
+from finetune.models import frozen_head
 from finetune.models.attention import packed
 from finetune.objectives import collators
 
@@ -77,11 +77,11 @@ def instructed(network: torch.nn.Module, first: list[int]) -> torch.Tensor:
     batch = collate.packed_lines(make_tokenizer("llama"))(rows)
     labels = batch.pop("labels")
     with torch.no_grad():
-        return loss.placed_cross_entropy(heads.packed_costs(network, batch, labels), labels)[1:]
+        return loss.placed_cross_entropy(frozen_head.packed_costs(network, batch, labels), labels)[1:]
 
 
 def read(network: torch.nn.Module, first: list[int]) -> torch.Tensor:
-    """Logits of the second and third document, as pretraining reads them."""
+    """What the tokens of the second and third document cost, as pretraining reads them."""
     documents = [len(first), *map(len, TEXTS[1:])]
     line = [token for text in (first, *TEXTS[1:]) for token in text]
     batch = collators.causal_collator(make_tokenizer("llama"), seed=0)(
@@ -90,7 +90,7 @@ def read(network: torch.nn.Module, first: list[int]) -> torch.Tensor:
     labels = batch.pop("labels")
     batch.pop("row")
     with torch.no_grad():
-        return heads.causal_logits(network, batch, labels)[len(first) - 1 :]
+        return frozen_head.causal_costs(network, batch, labels)[len(first) - 1 :]
 
 
 def check(family: str) -> bool:
@@ -106,7 +106,11 @@ def check(family: str) -> bool:
     torch.testing.assert_close(before, after, **near)
     with torch.no_grad():
         alone = [
-            network(input_ids=torch.tensor([text]), use_cache=False).logits[0, :-1] for text in TEXTS[1:]
+            loss.token_costs(
+                network(input_ids=torch.tensor([text]), use_cache=False).logits[0, :-1],
+                torch.tensor(text[1:]),
+            )
+            for text in TEXTS[1:]
         ]
     torch.testing.assert_close(before, torch.cat(alone), **near)
     return apart

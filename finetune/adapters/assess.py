@@ -26,7 +26,7 @@ from finetune.training.trainer import TrainingArguments, make_trainer
 
 # How rows are read: what is not said is as it was in training.
 COLUMNS = ("text_column", "text_pair_column", "label_column")
-READ_AS = ("class_names", "near_labels", "layout", "learn_turns", "drop_empty_rows")
+READ_AS = ("class_names", "near_labels", "minus_one", "layout", "learn_turns", "drop_empty_rows")
 
 
 @dataclass

@@ -128,7 +128,8 @@ def unread(
                 )
                 for row in map(rows.__getitem__, places)
             ]
-            found[column] = "again" if _again(values, read) else "text"
+            asked = [_asked(rows[place], used.get("text", []), texts) for place in places]
+            found[column] = "again" if _again(values, read, asked) else "text"
     for name, values in (among or {}).items():
         found[name] = "text" if holds_text(list(values), name) else ""
     return found
@@ -144,13 +145,22 @@ def _is_no_text(feature: Any) -> bool:
     )
 
 
-def _again(values: Sequence[Any], texts: Sequence[str]) -> bool:
-    """Whether every value stands in what is read of its row, or holds all of it in a frame that is
-    the same for all rows.
+def _asked(row: dict[str, Any], columns: Sequence[str], texts: Callable[[dict[str, Any]], str]) -> list[str]:
+    """The texts of a row's question; of a chat, or where no column is one, all that is read."""
+    plain = [row[name] for name in columns if isinstance(row.get(name), str)]
+    return [_bare(text) for text in plain or texts(row).split(NUL) if text.strip()]
+
+
+def _again(values: Sequence[Any], texts: Sequence[str], asked: Sequence[Sequence[str]]) -> bool:
+    """Whether every value stands in what is read of its row, or holds its whole question, and perhaps
+    its answer, in a frame that is the same for all rows (Alpaca's `text`).
     """
     pairs = [(list(_texts(value)), _bare(text)) for value, text in zip(values, texts, strict=True)]
     if all(all(_bare(part) in text for part in parts) for parts, text in pairs):
         return True
+    whole = [_bare(" ".join(_texts(value))) for value in values]
+    if not all(text in value for value, one in zip(whole, asked, strict=True) for text in one):
+        return False
     frames = set()
     for parts, text in pairs:
         rest = _bare(" ".join(parts))

@@ -47,6 +47,8 @@ APART = (
     r"choice_?(\d)",
     r"option_?(\d)",
     r"answer_?(\d)",
+    r"answer_?([a-e])",
+    r"op_?([a-e])",
     r"([a-e])",
     r"option_?([a-e])",
     r"choice_?([a-e])",
@@ -61,7 +63,10 @@ RIGHT = (
     "answer_idx",
     "correct_answer",
     "target",
+    "cop",
 )
+# what is read before the question: RACE, CosmosQA, SocialIQA, COPA
+BEFORE = ("article", "context", "passage", "premise")
 
 
 def lay_out_spans(rows: Dataset, data: DataArguments) -> Laid:
@@ -161,46 +166,53 @@ def lay_out_choices(rows: Dataset, data: DataArguments) -> Laid:
         )
     rest = rows.select_columns([name for name in there if name not in offers])
     picked = pick_columns(rest, replace(data, text_pair_column=None), text=STEMS, label=RIGHT)
+    before = [] if data.text_column else _read_before(rest, picked.text)
     if (
         column
+        and not before
         and isinstance(rows.features[column], List)
         and _is_numbers(rows, picked.label)
         and rows.features[column].feature == Value("string")
     ):
         return as_read(rows, Columns(picked.text, column, picked.label))
     goes_on = "sent2" if picked.text == "sent1" and "sent2" in there else None
-    texts, choices, answers = [], [], []
-    from_one = _counts_from_one(rows, picked.label, offers)
+    parts = [*before, picked.text, *([goes_on] if goes_on else [])]
+    how = _how_answered(rows, picked.label, offers)
+    choices, answers = [], []
     for index, row in enumerate(rows):
         try:
             names, offered = offered_in(row, offers)
-            answers.append(place_of_answer(row[picked.label], names, offered, from_one))
-        except (ValueError, KeyError, TypeError) as error:
+            answers.append(place_of_answer(row[picked.label], names, offered, how))
+        except (ValueError, TypeError) as error:
             raise InputError(
                 f"In {place_of(rows, index)}: {error}. Mend the row, or set --label_column"
             ) from error
-        texts.append(" ".join(str(row[name]) for name in (picked.text, goes_on) if name))
         choices.append(offered)
-    kept = rows.select_columns([name for name in rows.column_names if name == "id" or name.startswith("__")])
+    kept = [name for name in rows.column_names if name == "id" or name.startswith("__")]
     made = Dataset.from_dict(
         {
-            "text": texts,
+            "text": [" ".join(str(row[name]) for name in parts if row[name] is not None) for row in rows],
             "choices": choices,
             "answer": answers,
-            **{name: rows[name][:] for name in kept.column_names},
+            **{name: rows[name][:] for name in kept},
         }
     )
-    used = {
-        "text": [name for name in (picked.text, goes_on) if name],
-        "choices": offers,
-        "label": [picked.label],
-    }
     return Laid(
         made,
         Columns("text", "choices", "answer"),
-        used,
-        lambda row: "\x00".join([str(row[picked.text]), *offered_in(row, offers)[1]]),
+        {"text": parts, "choices": offers, "label": [picked.label]},
+        lambda row: "\x00".join([*(str(row[name]) for name in parts), *offered_in(row, offers)[1]]),
     )
+
+
+def _read_before(rows: Dataset, question: str) -> list[str]:
+    """The column with what a question is about: a passage or a premise; none where the question holds it."""
+    found = first_of(BEFORE, [name for name in columns_of(rows) if name != question])
+    feature = rows.features[found] if found else None
+    if found is None or not (isinstance(feature, Value) and "string" in str(feature.dtype)):
+        return []
+    inside = all((one or "") in (other or "") for one, other in zip(rows[found], rows[question], strict=True))
+    return [] if inside else [found]
 
 
 def columns_of_choices(there: Sequence[str]) -> list[str]:
@@ -219,45 +231,81 @@ def _is_numbers(rows: Dataset, column: str) -> bool:
     return not isinstance(feature, Value) or str(feature.dtype).startswith(("int", "uint", "float"))
 
 
-def _counts_from_one(rows: Dataset, column: str, offers: Sequence[str]) -> bool:
-    """Whether places count from 1: the numbers of the choices stand there, 0 never does."""
-    values = {str(value).strip() for value in rows[column] if value is not None}
-    if not values or not all(value.isdigit() for value in values) or "0" in values:
-        return False
-    most = (
-        len(offers) if len(offers) > 1 else max((len(offered_in(row, offers)[1]) for row in rows), default=0)
+def _how_answered(rows: Dataset, column: str, offers: Sequence[str]) -> str:
+    """How a column says which choice is right: `text`, `name` (its letter or number), or by its place from
+    0 or
+    from 1: `zero`, `one`.
+
+    Raises:
+        InputError: two of these fit all rows and mean different choices.
+    """
+    every = [(offered_in(row, offers), row[column]) for row in rows]
+    fit = [how for how in ("name", "text") if all(_place(said, *one, how) is not None for one, said in every)]
+    if len(fit) == 2:
+        unlike = [
+            n for n, (one, said) in enumerate(every) if len({_place(said, *one, how) for how in fit}) > 1
+        ]
+        if unlike:
+            (names, offered), said = every[unlike[0]]
+            raise InputError(
+                f"'{column}' says {said!r} in {place_of(rows, unlike[0])}, the name of "
+                f"{offered[names.index(said)]!r} "
+                f"and the text of another choice. Write places counted from 0 as numbers, or set "
+                "--label_column"
+            )
+    if fit:
+        return fit[0]
+    values = {str(said).strip() for _, said in every if said is not None}
+    most = str(max((len(offered) for (_, offered), _ in every), default=0))
+    return (
+        "one"
+        if values and all(v.isdigit() for v in values) and "0" not in values and most in values
+        else "zero"
     )
-    return str(most) in values
+
+
+def _place(given: Any, names: Sequence[str], offered: Sequence[Any], how: str) -> int | None:
+    """The place that an answer means, read in one way."""
+    said = str(given).strip() if given is not None else ""
+    if how == "text":
+        return list(offered).index(given) if isinstance(given, str) and given in offered else None
+    if how == "name":
+        name = said if said in names else said.upper()
+        return list(names).index(name) if isinstance(given, str) and name in names else None
+    if not re.fullmatch(r"\d+(\.0)?", said):
+        return None
+    place = int(float(said)) - (how == "one")
+    return place if 0 <= place < len(offered) else None
 
 
 def offered_in(row: dict[str, Any], offers: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names (letters, numbers) and texts of the choices of a row."""
     given = [row[name] for name in offers] if len(offers) > 1 else row[offers[0]]
-    if isinstance(given, dict):  # ARC, CommonsenseQA
+    if isinstance(given, dict) and {"text", "label"} <= set(given):  # ARC, CommonsenseQA
         return [str(name) for name in given["label"]], list(given["text"])
+    if isinstance(given, dict):  # MedQA: a letter → its text
+        filled = {str(name): one for name, one in given.items() if one is not None}
+        return list(filled), list(filled.values())
     if given and all(isinstance(one, dict) for one in given):
         named = [str(one.get("label", one.get("key", chr(65 + place)))) for place, one in enumerate(given)]
-        return named, [one["text"] for one in given]
-    filled = [one for one in given or () if one is not None]
-    return [chr(65 + place) for place in range(len(filled))], filled
+        if not all(isinstance(one.get("text", one.get("value")), str) for one in given):
+            raise ValueError(f"the choices {given!r:.80}; wanted a text in each")
+        return named, [one.get("text", one.get("value")) for one in given]
+    kept = [one for one in given or () if one is not None]
+    return [chr(65 + place) for place in range(len(kept))], kept
 
 
-def place_of_answer(given: Any, names: Sequence[str], offered: Sequence[str], from_one: bool) -> int:
+def place_of_answer(given: Any, names: Sequence[str], offered: Sequence[str], how: str) -> int:
     """The right choice's place, from 0.
+
+    Args:
+        how: what `_how_answered` says of the column; a row of another way is read as it can be.
 
     Raises:
         ValueError: none of them.
     """
-    said = str(given).strip() if given is not None else ""
-    if isinstance(given, str):
-        if said in names:
-            return list(names).index(said)
-        if said.upper() in names:
-            return list(names).index(said.upper())
-        if given in offered:
-            return list(offered).index(given)
-    if re.fullmatch(r"\d+(\.0)?", said):
-        place = int(float(said)) - from_one
-        if 0 <= place < len(offered):
+    for way in dict.fromkeys((how, "name", "text", "zero" if how != "one" else "one")):
+        place = _place(given, names, offered, way)
+        if place is not None:
             return place
     raise ValueError(f"the answer {given!r} is none of the {len(offered)} choices {', '.join(names)}")

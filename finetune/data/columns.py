@@ -104,8 +104,8 @@ def class_names(rows: Dataset, column: str) -> list[str]:
         return list(feature.names)
     if not isinstance(feature, Value):
         raise InputError(
-            f"The label column '{column}' holds {feature}; wanted one class a row. Set --label_column or "
-            "another --task"
+            f"The label column '{column}' holds {feature}; wanted one class a row. Set --task multilabel for "
+            "several or none, or --label_column"
         )
     values = {
         value for value in rows[column][:] if value is not None and value == value

@@ -43,8 +43,15 @@ KEPT = (
     "reasoning",
     "weight",
     "train",
-    "loss",
 )
+# the words of other tools for what `train` says here, and those that say the opposite
+LEARNT = ("loss", "loss_mask", "loss_weight", "trainable", "train_on_turn", "learn")
+MASKED = ("masked", "ignore_loss", "no_loss")
+PAIRED = (  # a turn as a pair of keys, question and answer, before or after which a system's words may stand
+    ("input", "instruction", "question", "human", "user", "prompt", "query"),
+    ("output", "response", "answer", "assistant", "gpt", "bot", "completion"),
+)
+INSIDE = ("messages", "conversations", "conversation", "turns", "chat", "dialog")  # a chat in a record
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -54,16 +61,54 @@ class MessageError(InputError):
 
 def is_message(value: Any) -> bool:
     """Whether a cell, or an entry of one, is a message by its keys."""
-    return (
-        isinstance(value, dict)
-        and any(key in value for key in ROLE_KEYS)
-        and any(key in value for key in (*CONTENT_KEYS, "tool_calls"))
-    )
+    known = {_key(key) for key in value} if isinstance(value, dict) else set()
+    return bool(known & set(ROLE_KEYS) and known & {*CONTENT_KEYS, "tool_calls", "function_call"})
 
 
 def is_chat(value: Any) -> bool:
-    """Whether a cell is a list of messages."""
-    return isinstance(value, list) and bool(value) and all(is_message(one) for one in value)
+    """Whether a cell is a list of messages, or a record or a JSON text that holds one."""
+    value = unpacked(value)
+    return isinstance(value, list) and bool(value) and all(map(is_message, value))
+
+
+def is_dialogue(value: Any) -> bool:
+    """The same, or a list of turns that are pairs of question and answer, or of texts said in turn: what a
+    column with a chat's name may hold.
+    """
+    value = unpacked(value)
+    if not isinstance(value, list) or not value:
+        return False
+    return is_chat(value) or all(map(_is_pair, value)) or _is_in_turn(value)
+
+
+def unpacked(value: Any) -> Any:
+    """A chat out of what it may be wrapped in: JSON text, or a record with the chat under a usual name."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            found = json.loads(value)
+        except json.JSONDecodeError:
+            return value
+        return unpacked(found) if is_dialogue(found) else value
+    if isinstance(value, dict) and not is_message(value):
+        filled = {key: one for key, one in value.items() if one is not None}
+        inner = next((key for key in filled if key.lower() in INSIDE), None)
+        if inner is not None and len(filled) == 1:
+            return filled[inner]
+    return value
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether an entry holds a question and its answer: two texts, or a record with usual names for both."""
+    if isinstance(value, (list, tuple)):
+        return len(value) == 2 and all(isinstance(one, str) for one in value)
+    if not isinstance(value, dict) or is_message(value):
+        return False
+    return any(key in value for key in PAIRED[0]) and any(key in value for key in PAIRED[1])
+
+
+def _is_in_turn(value: list[Any]) -> bool:
+    """Whether a list holds what two people say in turn."""
+    return len(value) > 1 and all(isinstance(one, str) for one in value)
 
 
 def as_message(given: Message, strange: dict[str, list[Any]] | None = None) -> Message:
@@ -75,7 +120,7 @@ def as_message(given: Message, strange: dict[str, list[Any]] | None = None) -> M
     Raises:
         MessageError: a role that isn't known, a content that is neither a text nor parts of one.
     """
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {_key(key): value for key, value in given.items() if value is not None}
     role_key = next((key for key in ROLE_KEYS if key in given), None)
     content_key = next((key for key in CONTENT_KEYS if key in given), None)
     name = str(given.get(role_key or "", "")).strip().lower()
@@ -90,13 +135,35 @@ def as_message(given: Message, strange: dict[str, list[Any]] | None = None) -> M
     made |= {key: given[key] for key in KEPT if key in given}
     if "function_call" in given:
         made["tool_calls"] = _calls(given["function_call"])
-    if "loss" in made:
-        made.setdefault("train", bool(made.pop("loss")))
+    made |= _learnt(given)
     if strange is not None:
         for key in given:
-            if key not in (role_key, content_key, "function_call", *KEPT):
+            if key not in (role_key, content_key, "function_call", *KEPT, *LEARNT, *MASKED):
                 strange.setdefault(key, []).append(given[key])
     return made
+
+
+def _key(key: str) -> str:
+    """A key in small letters where it is one that is known so: `Role`, `Content`."""
+    small = key.lower()
+    return small if small in (*ROLE_KEYS, *CONTENT_KEYS) else key
+
+
+def _learnt(given: Message) -> dict[str, bool]:
+    """A message's own word on whether it is learnt, in whatever words.
+
+    Raises:
+        MessageError: neither yes nor no, such as a weight of a half: a loss here has no weights.
+    """
+    found = {}
+    for key in ("weight", "train", *LEARNT, *MASKED):
+        if key not in given:
+            continue
+        if given[key] not in (0, 1):
+            raise MessageError(f"a message with {key}: {given[key]!r:.40}; wanted 0 or 1, true or false")
+        if key not in KEPT:
+            found["train"] = bool(given[key]) != (key in MASKED)
+    return found
 
 
 def _text(content: Any) -> str:
@@ -130,28 +197,58 @@ def _calls(given: Any) -> list[dict[str, Any]]:
 
 
 def as_chat(given: Any, strange: dict[str, list[Any]] | None = None, role: str = "user") -> list[Message]:
-    """A cell as messages: a text is one of `role`, a message one, a list of pairs questions and answers.
+    """A cell as messages: a text is one of `role`, a message one.
 
     Raises:
-        MessageError: none of these, or a message that can't be read.
+        MessageError: neither, nor a list of messages, or a message that can't be read.
     """
+    given = unpacked(given)
     if given is None or given == "":
         return []
     if isinstance(given, str):
         return [{"role": role, "content": given}]
-    if is_message(given):
-        return [as_message(given, strange)]
+    given = [given] if is_message(given) else given
     if isinstance(given, list) and all(is_message(one) for one in given):
         return [as_message(one, strange) for one in given]
-    if isinstance(given, list) and all(isinstance(one, (list, tuple)) and len(one) == 2 for one in given):
-        return [
-            {"role": name, "content": _text(text)}
-            for pair in given
-            for name, text in zip(("user", "assistant"), pair, strict=True)
-        ]
-    raise MessageError(
-        f"{given!r:.60}; wanted a text, a list of messages with role and content, or a list of pairs"
-    )
+    raise MessageError(f"{given!r:.60}; wanted a text, or a list of messages with role and content")
+
+
+def as_dialogue(given: Any, strange: dict[str, list[Any]] | None = None) -> list[Message]:
+    """A cell of a column with a chat's name, or of a history: also pairs of question and answer, and texts
+    that
+    two say in turn.
+
+    Raises:
+        MessageError: none of these.
+    """
+    given = unpacked(given)
+    if isinstance(given, list) and given and all(map(_is_pair, given)):
+        return [message for pair in given for message in _turns(pair, strange)]
+    if isinstance(given, list) and _is_in_turn(given):
+        return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(given)]
+    return as_chat(given, strange)
+
+
+def _turns(pair: Any, strange: dict[str, list[Any]] | None) -> list[Message]:
+    """A question and its answer, and a system's words before them where the record has any."""
+    if not isinstance(pair, dict):
+        pair = dict(zip(("user", "assistant"), pair, strict=True))
+    filled = {key: value for key, value in pair.items() if value is not None}
+    keys = [("system", "system")] + [
+        (role, key)
+        for role, names in zip(("user", "assistant"), PAIRED, strict=True)
+        for key in names
+        if key in filled
+    ]
+    found = [
+        {"role": role, "content": _text(filled[key])}
+        for role, key in keys
+        if str(filled.get(key) or "").strip()
+    ]
+    if strange is not None:
+        for key in filled.keys() - {key for _, key in keys}:
+            strange.setdefault(key, []).append(filled[key])
+    return found
 
 
 def not_learnt(messages: Sequence[Message]) -> list[Message]:

@@ -123,7 +123,8 @@ def mapped(
         try:
             features = encode(batch)
         except RowError as error:
-            raise InputError(f"{place_of(rows, indices[error.place]).capitalize()}: {error}") from error
+            place = place_of(rows, indices[error.place])
+            raise InputError(f"{place[:1].upper()}{place[1:]}: {error}") from error
         source = features.pop("source", range(len(indices)))
         return features | {"row": [indices[place] for place in source]}
 

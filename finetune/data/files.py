@@ -151,9 +151,11 @@ def _read_text(file: Path, kind: str, reading: Reading, name: str) -> Dataset:
     else:
         text = decoded(content(file), str(file), reading.encoding)
         if kind == "csv":
-            columns, lines = delimited(
-                text, str(file), ("\t",) if ending(file) == "tsv" else (",", ";", "\t", "|")
-            )
+            tabs = ending(file) == "tsv"
+            if tabs and "\n\n" in text and conll.is_conll(text):
+                columns, lines = conll.read_conll(text, str(file))
+            else:
+                columns, lines = delimited(text, str(file), ("\t",) if tabs else (",", ";", "\t", "|"))
         elif kind == "json":
             columns, lines = records.read_records(text, file)
         elif kind == "conll" or conll.is_conll(text):
@@ -192,10 +194,15 @@ def _is_free(values: list[Any]) -> bool:
         if value is not None
         for one in (value if isinstance(value, list) else [value])
     ]
-    return (
-        any(isinstance(one, (dict, list)) for one in inner)
-        and len({_form(one) for one in inner if one is not None}) > 1
+    return any(isinstance(one, (dict, list)) for one in inner) and (
+        len({_form(one) for one in inner if one is not None}) > 1
+        or any(_is_mixed(one) for one in inner if isinstance(one, list))
     )
+
+
+def _is_mixed(value: list[Any]) -> bool:
+    """Whether a list holds texts beside numbers, as [3, 11, "LOC"] does: Arrow has no type for it."""
+    return len({_kind(one) for one in value if one is not None}) > 1
 
 
 def _form(value: Any) -> str:
@@ -215,6 +222,7 @@ def _check_mixture(column: str, values: list[Any], columns: Columns, name: str) 
         if value is not None:
             kinds.setdefault(_kind(value), place)
     if len(kinds) < 2:
+        _check_lists(column, values, columns, name)
         return
     (first, one), (second, other) = list(kinds.items())[:2]
     places = columns.get(PLACE) or [f"row {place}" for place in range(len(values))]
@@ -223,6 +231,23 @@ def _check_mixture(column: str, values: list[Any], columns: Columns, name: str) 
         f"{second} in {places[other]} "
         f"({values[other]!r:.60}); wanted one kind. Mend the rows"
     )
+
+
+def _check_lists(column: str, values: list[Any], columns: Columns, name: str) -> None:
+    """Lists of labels or words hold one kind each, in all rows the same."""
+    kinds: dict[str, tuple[int, Any]] = {}
+    for place, value in enumerate(values):
+        for one in value if isinstance(value, list) else ():
+            if one is not None:
+                kinds.setdefault(_kind(one), (place, one))
+    if len(kinds) > 1 and set(kinds) & {"text", "number", "truth value"} == set(kinds):
+        (first, (one, what)), (second, (other, more)) = list(kinds.items())[:2]
+        places = columns.get(PLACE) or [f"row {place}" for place in range(len(values))]
+        raise InputError(
+            f"The lists of the column '{column}' of {name} hold a {first} in {places[one]} ({what!r:.60}) "
+            "and a "
+            f"{second} in {places[other]} ({more!r:.60}); wanted one kind. Mend the rows"
+        )
 
 
 def _kind(value: Any) -> str:

@@ -82,16 +82,46 @@ def named_classes(rows: Dataset, column: str, names: Sequence[str] | None) -> Da
     return plain.cast_column(column, List(named) if isinstance(feature, List) else named)
 
 
-def labelled(rows: Dataset, column: str, where: str, drop: bool = False) -> Dataset:
-    """Rows that have a class: -1 among 0, 1, ... says that nobody gave one, as in SNLI; such rows are left
-    out and counted.
+def labelled(
+    parts: Sequence[tuple[Dataset, str]], column: str, data: TextArguments, drop: bool = False
+) -> list[Dataset]:
+    """Splits, each with its name, of rows that have a class: where -1 says that nobody gave one (see
+    `is_unlabelled`), such rows are left out and counted.
 
     Rows without any are left out where `drop`. Rows of which none would be left stay, for whoever looks at
     classes to say.
+
+    Raises:
+        InputError: -1 could be a class or none, and --minus_one doesn't say.
     """
+    marked = {-1} if is_unlabelled([rows for rows, _ in parts], column, data.minus_one) else set()
+    return [_with_label(rows, column, where, marked, drop) for rows, where in parts]
+
+
+def is_unlabelled(parts: Sequence[Dataset], column: str, minus_one: str | None) -> bool:
+    """Whether -1 stands for no label: always among classes with names, and beside 0, 1, 2, ... (SNLI). Beside
+    0 or 0 and 1 it could be a scale (negative, neutral, positive); other numbers are classes.
+
+    Raises:
+        InputError: it could be either, and `minus_one` doesn't say.
+    """
+    given = {value for rows in parts for value in rows[column][:] if value is not None}
+    if -1 not in given or not all(isinstance(one, int) for one in given):
+        return False
+    if isinstance(parts[0].features[column], ClassLabel) or minus_one is not None:
+        return minus_one != "keep"
+    others = sorted(given - {-1})
+    if others in ([0], [0, 1]):
+        raise InputError(
+            f"The labels in '{column}' are -1, {', '.join(map(str, others))}: -1 may be a class, as in a "
+            "scale, or "
+            "say that nobody gave one. Set --minus_one keep, or --minus_one drop to leave its rows out"
+        )
+    return others == list(range(len(others))) and len(others) > 2
+
+
+def _with_label(rows: Dataset, column: str, where: str, marked: set[int], drop: bool) -> Dataset:
     values = rows[column][:]
-    given = {value for value in values if value is not None}
-    marked = {-1} if given >= {-1, 0} and all(isinstance(one, int) and one >= -1 for one in given) else set()
     gone = [place for place, value in enumerate(values) if value in marked or (drop and value is None)]
     if not gone or len(gone) == len(rows):
         return rows
@@ -187,6 +217,10 @@ def lay_out_label_sets(rows: Dataset, data: DataArguments) -> Laid:
         return _from_columns(rows, data, apart)
     columns = pick_columns(rows, data, label=SETS)
     feature, values = rows.features[columns.label], rows[columns.label][:]
+    if isinstance(feature, dict) and values and all(_is_told(value) for value in values):
+        names = [name for name in feature if any(value[name] is not None for value in values)]
+        told = [[place for place, name in enumerate(names) if value[name]] for value in values]
+        return as_read(_with_lists(rows, columns.label, told, names), columns)
     if isinstance(feature, Value) and str(feature.dtype).endswith(("string", "null")):
         return as_read(_with_lists(rows, columns.label, _parted(values)), columns)
     if isinstance(feature, List) and is_multi_hot(values):
@@ -199,6 +233,13 @@ def lay_out_label_sets(rows: Dataset, data: DataArguments) -> Laid:
         sets = [[place for place, one in enumerate(value or ()) if one] for value in values]
         return as_read(_with_lists(rows, columns.label, sets, names), columns)
     return as_read(named_classes(rows, columns.label, data.class_names), columns)
+
+
+def _is_told(value: Any) -> bool:
+    """Whether a record says of each label whether it is one: 0 and 1, true and false."""
+    return isinstance(value, dict) and all(
+        one in (0, 1, None) and not isinstance(one, str) for one in value.values()
+    )
 
 
 def is_multi_hot(values: Sequence[Any]) -> bool:

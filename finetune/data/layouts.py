@@ -14,7 +14,7 @@ from typing import Any
 from datasets import Dataset
 
 from finetune.data.accounting import Used
-from finetune.data.conversations import is_chat
+from finetune.data.conversations import ROLE_KEYS, is_chat, is_dialogue, unpacked
 from finetune.data.places import columns_of
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
@@ -23,7 +23,7 @@ CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "turns")
 ASKED = ("prompt", "instruction", "question", "query", "problem", "user", "human", "input")
 BESIDE = ("input", "context", "passage", "knowledge")
 SYSTEM, TOOLS, HISTORY = ("system", "system_prompt", "system_message"), ("tools", "functions"), ("history",)
-ANSWERS = ("completion", "output", "response", "answer", "solution", "assistant", "reply", "target")
+ANSWERS = ("completion", "output", "response", "answer", "solution", "assistant", "bot", "reply", "target")
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,11 @@ def find_fields(rows: Dataset, data: DataArguments, answer: bool = True) -> Fiel
     rest = [column for column in rest if column != label]
     asks = found.chat is None and found.layout != "text"
     beside = tuple(
-        name for name in BESIDE if asks and name in rest and not _stands_in(rows, name, str(found.asked))
+        name
+        for name in sorted((n for n in rest if n.lower() in BESIDE), key=lambda n: BESIDE.index(n.lower()))
+        if asks and not _stands_in(rows, name, str(found.asked))
     )
-    dolly = found.layout == "alpaca" and "context" in beside and data.layout is None
+    dolly = found.layout == "alpaca" and "context" in map(str.lower, beside) and data.layout is None
     return replace(
         found, layout="dolly" if dolly else found.layout, beside=beside, answer=label, system=first_of(SYSTEM,
         rest), tools=first_of(TOOLS, rest),
@@ -149,18 +151,27 @@ def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
         if wanted is None or "context" not in wanted
         else first_of(wanted[:1], there)
     )
-    if column is not None and holds(rows, column, is_chat):
-        style = "messages" if "role" in next(v for v in rows[column] if v)[0] else "sharegpt"
+    named = column is not None and column.lower() in CHATS and data.label_column is None
+    if column is not None and holds(rows, column, is_dialogue if named else is_chat):
+        style = _style(next(v for v in rows[column] if v))
         # a prompt that is a chat has its answer in a column of its own
         if column.lower() in CHATS and data.label_column is None:
             return Fields(data.layout or style, chat=column)
         return Fields("prompt_completion", asked=column)
-    if column is not None and column.lower() in CHATS and data.text_column is None and data.layout is None:
-        column = first_of(ASKED, there)
+    strange = column if named and data.text_column is None and data.layout is None else None
+    column = first_of(ASKED, there) if strange else column
     if column is None and data.layout in (None, "text") and "text" in there:
         return Fields("text", asked="text")
     if column is None:
         names = ", ".join(wanted or (*CHATS, *ASKED, "text"))
+        if strange is not None:
+            first = next((value for value in rows[strange] if value), None)
+            raise InputError(
+                f"The column '{strange}' of {data.name} holds {first!r:.80}; wanted a list of messages with "
+                "role "
+                "and content, of pairs of question and answer, or of texts said in turn. Mend it, or set "
+                "--text_column"
+            )
         raise InputError(
             f"No column with a question in {data.name}; it has {', '.join(there)}; wanted one of: {names}. "
             "Set --text_column"
@@ -174,6 +185,13 @@ def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
         "question_answer",
     )
     return Fields(data.layout or told, asked=column)
+
+
+def _style(chat: Any) -> str:
+    """The layout's name for a chat, by the keys of its first turn."""
+    first = unpacked(chat)[0]
+    keys = {key.lower() for key in first} if isinstance(first, dict) else set()
+    return "sharegpt" if keys & set(ROLE_KEYS[1:]) and "role" not in keys else "messages"
 
 
 def _stands_in(rows: Dataset, column: str, asked: str) -> bool:

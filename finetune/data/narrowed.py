@@ -24,6 +24,7 @@ class CorpusArguments(TextArguments):
     balance_eval_rows: bool = field(default=False, init=False)
     class_names: list[str] | None = field(default=None, init=False)
     near_labels: str | None = field(default=None, init=False)
+    minus_one: str | None = field(default=None, init=False)
 
 
 @dataclass

@@ -12,15 +12,17 @@ from datasets import Dataset, concatenate_datasets
 
 from finetune.data.cells import with_json
 from finetune.data.columns import Columns
-from finetune.data.conversations import Message, MessageError, as_chat, said_in
-from finetune.data.layouts import ASKED, CHATS, Fields, find_fields, first_of
+from finetune.data.conversations import Message, MessageError, as_chat, is_chat, said_in
+from finetune.data.layouts import ASKED, CHATS, Fields, find_fields, first_of, holds
 from finetune.data.places import columns_of, place_of
 from finetune.data.questions import Laid, as_tools, asked_messages, asked_text
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 
-BETTER = ("chosen", "preferred", "accepted", "better", "response_chosen", "chosen_response")
-WORSE = ("rejected", "dispreferred", "non_preferred", "worse", "response_rejected", "rejected_response")
+BETTER = ("chosen", "preferred", "accepted", "better", "response_chosen", "chosen_response",
+          "response_j")  # fmt: skip
+WORSE = ("rejected", "dispreferred", "non_preferred", "worse", "response_rejected",
+         "rejected_response", "response_k")  # fmt: skip
 SAID, VERDICTS = (
     ("completion", "response", "output", "answer"),
     ("label", "desirable", "kto_tag", "liked", "good"),
@@ -56,8 +58,9 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
     if better is None or worse is None:
         raise InputError(
             f"No column '{'chosen' if better is None else 'rejected'}' in {data.name}; it has "
-            f"{', '.join(there)}. "
-            "Set --dataset_name to preference pairs"
+            f"{', '.join(there)}; wanted a better answer as one of: {', '.join(BETTER)}; and a worse one as "
+            "one of: "
+            f"{', '.join(WORSE)}. Rename the columns, or set --dataset_name to preference pairs"
         )
     fields = _question(rows, data, (better, worse))
     kept = [name for name in (*ABOUT, "id") if name in there]
@@ -91,6 +94,8 @@ def _question(rows: Dataset, data: DataArguments, answers: Sequence[str]) -> Fie
     asked = data.text_column or first_of(
         (*ASKED[:1], "conversations", "conversation", *ASKED[1:]), columns_of(rest)
     )
+    if asked is None:
+        asked = next((name for name in columns_of(rest) if name.lower() in CHATS and _asks(rest, name)), None)
     if asked is None and data.layout is None:
         return None
     if asked is not None:
@@ -98,6 +103,11 @@ def _question(rows: Dataset, data: DataArguments, answers: Sequence[str]) -> Fie
             [name for name in columns_of(rest) if name.lower() in CHATS and name != asked]
         )
     return replace(find_fields(rest, data, answer=False), answer=None)
+
+
+def _asks(rows: Dataset, column: str) -> bool:
+    """Whether a column's chats end with a question."""
+    return holds(rows, column, lambda chat: is_chat(chat) and as_chat(chat)[-1]["role"] != "assistant")
 
 
 def _texts(row: dict[str, Any], fields: Fields | None, answers: Sequence[str]) -> dict[str, Any]:
@@ -154,46 +164,59 @@ def with_columns(rows: Dataset, made: dict[str, list[Any]]) -> Dataset:
 
 def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
     """A question, an answer and whether it is a good one → prompt, completion, label (true or false), and
-    tools where there are any.
+    tools where there are any. Of a chat the last turn is the answer.
 
     Raises:
         InputError: columns that are missing, or verdicts that are neither yes nor no, with their place.
     """
     there = columns_of(rows)
-    verdict = data.label_column or first_of(VERDICTS, there)
-    said = first_of(SAID, there)
-    if verdict is None or said is None:
+    verdict, said = data.label_column or first_of(VERDICTS, there), first_of(SAID, there)
+    chat = first_of(CHATS, there) if said is None else None
+    if verdict is None or (said is None and chat is None):
         raise InputError(
             f"No column '{'label' if verdict is None else 'completion'}' in {data.name}; it has "
             f"{', '.join(there)}; "
-            "wanted prompt, completion and label. Set --dataset_name"
+            "wanted prompt, completion and label, or messages and label. Set --dataset_name"
         )
-    fields = _question(rows, replace(data, label_column=None), (said, verdict))
+    bare = replace(data, label_column=None, text_column=chat or data.text_column)
+    fields = _question(rows, bare, (verdict, *([said] if said else [])))
     if fields is None:
         raise InputError(
             f"No column with a question in {data.name}; it has {', '.join(there)}. Set --text_column"
         )
-    plain = fields.plain and isinstance(rows[0][said], str) and isinstance(rows[0][fields.asked or ""], str)
     made: dict[str, list[Any]] = {"prompt": [], "completion": [], "label": []}
+    plain = fields.plain and isinstance(rows[0][said], str) and isinstance(rows[0][fields.asked or ""], str)
     for index, row in enumerate(rows):
         try:
-            made["prompt"].append(
-                asked_text(row, fields) if plain else [_bare(m) for m in asked_messages(row, fields)]
-            )
-            made["completion"].append(row[said] if plain else as_chat(row[said], role="assistant"))
-            made["label"].append(as_verdict(row[verdict]))
+            one = _answered(row, fields, said, plain) | {"label": as_verdict(row[verdict])}
             if fields.tools:
-                made.setdefault("tools", []).append(as_tools(row[fields.tools]))
+                one["tools"] = as_tools(row[fields.tools])
         except MessageError as error:
             raise InputError(
                 f"In {place_of(rows, index)} stands {error}. Mend the row or leave it out"
             ) from error
+        for name, value in one.items():
+            made.setdefault(name, []).append(value)
     rest = rows.select_columns([name for name in rows.column_names if name == "id" or name.startswith("__")])
-    used = {**fields.used(), "completion": [said], "label": [verdict]}
+    used = {**fields.used(), "completion": [said or str(chat)], "label": [verdict]}
     return Laid(
         with_columns(rest, made), Columns("prompt", None, "completion"), used, lambda row: _read(row, fields,
-        (said,)), fields.layout
+        (said,) if said else ()), fields.layout
     )  # fmt: skip
+
+
+def _answered(row: dict[str, Any], fields: Fields, said: str | None, plain: bool) -> dict[str, Any]:
+    """Prompt and completion of a row: texts where they are `plain`; of a chat without a column for its
+    answer the last turn.
+    """
+    if plain:
+        return {"prompt": asked_text(row, fields), "completion": row[said]}
+    prompt = [_bare(message) for message in asked_messages(row, fields)]
+    if said:
+        return {"prompt": prompt, "completion": as_chat(row[said], role="assistant")}
+    if len(prompt) < 2 or prompt[-1]["role"] != "assistant":
+        raise MessageError("a chat that does not end with an answer")
+    return {"prompt": prompt[:-1], "completion": prompt[-1:]}
 
 
 def as_verdict(value: Any) -> bool:

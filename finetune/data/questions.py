@@ -22,7 +22,9 @@ from finetune.data.conversations import (
     Message,
     MessageError,
     as_chat,
+    as_dialogue,
     is_chat,
+    is_dialogue,
     is_message,
     last_learnt,
     not_learnt,
@@ -56,10 +58,10 @@ def asked_messages(
     Raises:
         MessageError: what can't be read as messages.
     """
-    earlier = as_chat(row[fields.history], strange) if fields.history else []
+    earlier = as_dialogue(row[fields.history], strange) if fields.history else []
     earlier = earlier if fields.turns == "all" else not_learnt(earlier)
     if fields.chat:
-        said = as_chat(row[fields.chat], strange)
+        said = as_dialogue(row[fields.chat], strange)
     elif isinstance(row[fields.asked or ""], str) or row[fields.asked or ""] is None:
         text = asked_text(row, fields)
         said = [{"role": "user", "content": text}] if text else []
@@ -240,7 +242,7 @@ def lay_out_questions(
         one is not None
         and other is not None
         and (named or (asked in (None, one) and not first_of((*SYSTEM, *HISTORY), there)))
-    ) and (named or not [name for name in BESIDE if name in there and name != one]):
+    ) and (named or not [name for name in there if name.lower() in BESIDE and name != one]):
         return Laid(
             rows,
             Columns(one, None, other),
@@ -297,12 +299,15 @@ def as_tools(given: Any) -> Any:
 def strange_keys(rows: Dataset, fields: Fields) -> dict[str, list[Any]]:
     """What messages hold under keys that nobody reads, by dotted names; without those that aren't wanted."""
     found: dict[str, list[Any]] = {}
-    for column in (fields.chat, fields.asked, fields.answer):
-        if column is None or not holds(rows, column, lambda value: is_chat(value) or is_message(value)):
+    for column in (fields.chat, fields.history, fields.asked, fields.answer):
+        loose = column in (fields.chat, fields.history)
+        if column is None or not holds(
+            rows, column, is_dialogue if loose else lambda value: is_chat(value) or is_message(value)
+        ):
             continue
         inner: dict[str, list[Any]] = {}
         for value in rows[column]:
-            as_chat(value, inner)
+            (as_dialogue if loose else as_chat)(value, inner)
         found |= {
             f"{column}.{key}": values
             for key, values in inner.items()

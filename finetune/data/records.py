@@ -16,6 +16,7 @@ from finetune.errors import InputError
 logger = logging.getLogger(__name__)
 
 TURN = {"role", "from", "speaker"}  # what a message has and a row has not
+KEYS = ("data", "rows", "examples", "instances", "items", "records")  # under which rows stand beside lists
 Columns = dict[str, list[Any]]
 
 
@@ -63,7 +64,8 @@ def _json_lines(text: str, file: Path) -> tuple[Columns, list[int]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            faults.append(f"line {number}: {error.msg}")
+            comma = " (a comma at its end)" if line.rstrip().endswith("},") else ""
+            faults.append(f"line {number}: {error.msg}{comma}")
             continue
         if not isinstance(record, dict):
             faults.append(f"line {number} holds {record!r:.40}; wanted a record with named columns")
@@ -75,42 +77,32 @@ def _json_lines(text: str, file: Path) -> tuple[Columns, list[int]]:
     return _columns(records), lines
 
 
-def _shape(whole: dict[str, Any]) -> str | None:
-    """How one JSON object holds rows: under a key, as columns, or by row numbers; None where it is a
-    row itself.
-    """
+def _shape(whole: dict[str, Any]) -> tuple[str, str]:
+    """How one JSON object holds rows, and the key where that is under one; `row` where it is a row itself."""
+    if set(whole) >= {"columns", "data"}:
+        return "split", ""
     inner = [
         key
         for key, value in whole.items()
-        if isinstance(value, list) and value and isinstance(value[0], dict)
+        if isinstance(value, list) and value and isinstance(value[0], dict) and not _is_chat(value)
     ]
-    if (
-        len(inner) == 1
-        and not _is_chat(whole[inner[0]])
-        and all(not isinstance(v, (list, dict)) for k, v in whole.items() if k != inner[0])
-    ):
-        return inner[0]
-    if set(whole) >= {"columns", "data"}:
-        return "split"
     values = list(whole.values())
     if any(_is_chat(value) for value in values):
-        return None
-    if (
-        values
-        and all(isinstance(value, list) for value in values)
-        and len({len(value) for value in values}) == 1
-    ):
-        return "columns"
+        return "row", ""
+    lists = [value for value in values if isinstance(value, list)]
+    named = next((key for key in inner if key in KEYS), None)
+    if named is not None or (len(inner) == 1 and len(lists) == 1):
+        return "under", named or inner[0]
+    if len(inner) > 1 and len(inner) == len(values):
+        return "several", ", ".join(inner)
+    if values and len(lists) == len(values) and len({len(value) for value in values}) == 1:
+        return "columns", ""
     if values and all(isinstance(value, dict) for value in values):
         keys = {str(key) for value in values for key in value}
-        return (
-            "numbered"
-            if all(key.isdigit() for key in keys)
-            else "rows"
-            if all(k.isdigit() for k in whole)
-            else None
-        )
-    return None
+        if all(key.isdigit() for key in keys):
+            return "numbered", ""
+        return ("rows", "") if all(k.isdigit() for k in whole) else ("row", "")
+    return "row", ""
 
 
 def _is_chat(value: Any) -> bool:
@@ -120,9 +112,15 @@ def _is_chat(value: Any) -> bool:
 
 
 def _records(whole: dict[str, Any], file: Path) -> list[Any] | Columns:
-    shape = _shape(whole)
-    if shape is None:
+    shape, key = _shape(whole)
+    if shape == "row":
         return [whole]
+    if shape == "several":
+        raise InputError(
+            f"{file} holds rows under {key}; wanted one list. Write each into a file of its own "
+            "(train.jsonl, "
+            "test.jsonl) and name their folder"
+        )
     if shape == "split":
         return [dict(zip(whole["columns"], row, strict=True)) for row in whole["data"]]
     if shape == "columns":
@@ -132,10 +130,14 @@ def _records(whole: dict[str, Any], file: Path) -> list[Any] | Columns:
         return {column: [values.get(number) for number in order] for column, values in whole.items()}
     if shape == "rows":
         return list(whole.values())
-    others = [key for key in whole if key != shape]
+    others = [name for name in whole if name != key]
     if others:
-        logger.warning("%s: rows are read from '%s'; not used: %s", file, shape, ", ".join(others))
-    return list(whole[shape])
+        logger.warning("%s: rows are read from '%s'; not used: %s", file, key, ", ".join(others))
+    found = list(whole[key])
+    # the hub's own answers: each row beside its number
+    if all(isinstance(one, dict) and isinstance(one.get("row"), dict) and "row_idx" in one for one in found):
+        return [one["row"] for one in found]
+    return found
 
 
 def _columns(records: Sequence[dict[str, Any]]) -> Columns:

@@ -16,7 +16,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from finetune.data.corpora import CORPORA
-from finetune.data.files import DOCUMENTS, Reading, endings, kind_of
+from finetune.data.files import DOCUMENTS, Reading, endings
 from finetune.data.folders import default_eval, files_of, kept_aside, numbered, read_folder, split_of
 from finetune.data.hub import read_hub
 from finetune.data.media_folders import read_media_folder
@@ -140,6 +140,14 @@ class ColumnArguments(SourceArguments):
             "stop and name them)."
         },
     )
+    minus_one: str | None = field(
+        default=None,
+        metadata={
+            "help": "A label -1 beside 0, 1, ...: drop its rows as unlabelled, or keep it as a class "
+            "(default: drop "
+            "beside three classes or more, as in SNLI; else stop and ask)."
+        },
+    )
     drop_empty_rows: bool = field(
         default=False, metadata={"help": "Leave rows without text or label out instead of stopping."}
     )
@@ -149,6 +157,8 @@ class ColumnArguments(SourceArguments):
         super().__post_init__()
         if self.near_labels not in (None, "merge", "keep"):
             raise InputError(f"Got --near_labels {self.near_labels}; wanted merge or keep")
+        if self.minus_one not in (None, "drop", "keep"):
+            raise InputError(f"Got --minus_one {self.minus_one}; wanted drop or keep")
 
 
 @dataclass
@@ -280,7 +290,9 @@ def _both(data: TextArguments) -> Rows:
     training = split_of(splits, data.train_split, "--train_split")
     held_out = data.eval_split or default_eval(splits, None)
     if held_out is not None:
-        return Rows(training, split_of(splits, held_out, "--eval_split"), data.name)
+        evaluation = split_of(splits, held_out, "--eval_split")
+        # the same rows in both are still two splits: one object for both says that nothing is trained
+        return Rows(training, evaluation.select(range(len(evaluation))), data.name)
     if len(training) < 2:
         raise InputError(
             f"{data.name} has {len(training)} rows and no evaluation split; name one by --eval_split"
@@ -360,32 +372,3 @@ def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None
         rank[members] = np.arange(len(members))
     chosen = np.sort(np.argsort(rank, kind="stable")[:limit])
     return rows.select(order[chosen])
-
-
-def open_stream(
-    name: str, config: str | None, data_files: list[str] | None, split: str
-) -> datasets.IterableDataset:
-    """One split, read as it is needed: Parquet from local files or the hub; text files whole, as their rows
-    are told from all.
-
-    Raises:
-        InputError: nothing there under that name, or no such split.
-    """
-    if name in CORPORA and not data_files:
-        return split_of(CORPORA[name](), split, "--train_split").to_iterable_dataset()
-    files = files_of(Path(name).expanduser(), data_files)
-    if files and split not in files:
-        raise InputError(f"No split '{split}' in {name}; there are: {', '.join(files)}. Set --train_split")
-    if files and kind_of(files[split][0]) != "parquet":
-        rows = read_folder({split: files[split]}, Reading(""))[split]
-        return rows.select_columns(columns_of(rows)).to_iterable_dataset()
-    try:
-        if not files:
-            return datasets.load_dataset(name, config, split=split, streaming=True)
-        return datasets.load_dataset(
-            "parquet", data_files=[str(file) for file in files[split]], split="train", streaming=True
-        )
-    except Exception as error:  # whatever a reader or the hub says
-        raise InputError(
-            f"Cannot stream '{name}': {type(error).__name__}: {error}. Set --dataset_name or --mixture"
-        ) from error

@@ -28,8 +28,9 @@ ENTITIES = ("entities", "spans", "ents", "annotations", "label", "labels")
 STARTS, ENDS, KINDS = (
     ("start", "begin", "start_offset", "start_char"),
     ("end", "end_offset", "end_char"),
-    ("label", "type", "entity", "tag", "entity_type", "entity_group"),
+    ("label", "type", "entity", "tag", "entity_type", "entity_group", "labels"),
 )
+SURFACE = ("text", "word", "value", "mention", "surface")  # what an entity says of its own words
 PIECE = re.compile(r"\w+|[^\w\s]")
 ENDING, SINGLE, INNER = ("E-", "L-"), ("S-", "U-"), ("I-", "M-")  # BIOES, BILOU, BMES
 
@@ -50,6 +51,7 @@ def lay_out_tags(rows: Dataset, data: DataArguments) -> Laid:
     ):
         return _from_places(rows, data, spans)
     columns = pick_columns(rows, data, text=WORDS, label=TAGS)
+    rows = _parted_words(rows, columns)
     for column in (columns.text, columns.label):
         want_lists(rows, column)
     rows = named_classes(rows, columns.label, data.class_names)
@@ -61,6 +63,25 @@ def lay_out_tags(rows: Dataset, data: DataArguments) -> Laid:
         if name not in (columns.text, columns.label) and _as_long(rows, name, columns.text)
     )
     return Laid(laid.rows, laid.columns, laid.used, laid.texts, aside=layers)
+
+
+def _parted_words(rows: Dataset, columns: Columns) -> Dataset:
+    """Words and tags as lists where both are texts with as many parts between blanks."""
+    pair = (columns.text, columns.label)
+    if not all(isinstance(rows.features[n], Value) and rows.features[n].dtype == "string" for n in pair):
+        return rows
+    parts = [[str(cell or "").split() for cell in rows[name]] for name in pair]
+    uneven = next((n for n, (a, b) in enumerate(zip(*parts, strict=True)) if len(a) != len(b)), None)
+    if uneven is not None:
+        raise InputError(
+            f"In {place_of(rows, uneven)} '{pair[0]}' has {len(parts[0][uneven])} parts between blanks and "
+            f"'{pair[1]}' {len(parts[1][uneven])}; wanted a tag for each word. Mend the row"
+        )
+    for name, lists in zip(pair, parts, strict=True):
+        order = rows.column_names
+        rows = rows.remove_columns(name).add_column(name, lists, feature=List(Value("string")))
+        rows = rows.select_columns(order)
+    return rows
 
 
 def _as_long(rows: Dataset, column: str, words: str) -> bool:
@@ -128,7 +149,7 @@ def _from_places(rows: Dataset, data: DataArguments, column: str) -> Laid:
     words, tags = [], []
     for index, (said, given) in enumerate(zip(rows[text], rows[column], strict=True)):
         try:
-            row = tagged(said or "", [place_in(one) for one in given or ()])
+            row = tagged(said or "", [checked_place(one, said or "") for one in given or ()])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"In {place_of(rows, index)}, column '{column}': {error}. Mend the row or leave it out"
@@ -148,6 +169,22 @@ def _from_places(rows: Dataset, data: DataArguments, column: str) -> Laid:
     )
 
 
+def checked_place(given: Any, text: str) -> tuple[int, int, str]:
+    """`place_in`, whose words are those that the entity says it has, where it says any.
+
+    Raises:
+        ValueError: others stand there.
+    """
+    start, end, kind = place_in(given)
+    said = next((given[key] for key in SURFACE if given.get(key)), None) if isinstance(given, dict) else None
+    if isinstance(said, str) and text[start:end].strip() != said.strip():
+        raise ValueError(
+            f"the entity {kind} from {start} to {end} is said to be {said!r:.60}, and there stands "
+            f"{text[start:end]!r:.60}"
+        )
+    return start, end, kind
+
+
 def place_in(given: Any) -> tuple[int, int, str]:
     """First and last character (exclusive) of an entity, and its kind: a record, or a list of the three.
 
@@ -155,6 +192,7 @@ def place_in(given: Any) -> tuple[int, int, str]:
         ValueError: neither.
     """
     if isinstance(given, dict):
+        given = {key: value for key, value in given.items() if value is not None}
         found = [first_of(names, list(given)) for names in (STARTS, ENDS, KINDS)]
         if None in found:
             raise ValueError(f"the entity {given!r:.80}; wanted start, end and label")

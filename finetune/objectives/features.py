@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from finetune.data.laying import laid_out
 from finetune.data.mixing import weighted
 from finetune.data.places import columns_of
-from finetune.data.sources import TextArguments, load_rows, open_stream
+from finetune.data.sources import TextArguments, load_rows
+from finetune.data.streaming import open_stream
 from finetune.errors import InputError
 from finetune.objectives import contrastive, documents, inputs
 from finetune.objectives.options import ObjectiveArguments

@@ -66,10 +66,9 @@ def examine_classes(rows: Rows, data: DataArguments, inputs: Inputs) -> Examined
     if rows.train is rows.eval:
         return _to_be_assessed(rows, columns, data, inputs)
     whole, held_out = settled_labels(
-        [
-            labelled(part, columns.label, where, data.drop_empty_rows)
-            for part, where in ((rows.train, "training"), (rows.eval, "evaluation"))
-        ],
+        labelled(
+            [(rows.train, "training"), (rows.eval, "evaluation")], columns.label, data, data.drop_empty_rows
+        ),
         columns.label,
         data,
     )
@@ -106,7 +105,7 @@ def _to_be_assessed(rows: Rows, columns: Columns, data: DataArguments, inputs: I
     """Rows that nothing is learnt from: any classes will do, even one alone, and all names are theirs."""
     assert rows.eval is not None
     (part,) = settled_labels(
-        [labelled(rows.eval, columns.label, "evaluation", data.drop_empty_rows)], columns.label, data
+        labelled([(rows.eval, "evaluation")], columns.label, data, data.drop_empty_rows), columns.label, data
     )
     held = inputs.filled(with_classes(part, columns.label), columns, data.drop_empty_rows, "evaluation")
     declared = class_names(held, columns.label)
@@ -146,7 +145,7 @@ def check_classes(rows: Dataset, column: str, labels: list[str], where: str) -> 
 def _name(feature: object, value: object) -> object:
     if isinstance(feature, ClassLabel) and isinstance(value, int) and 0 <= value < feature.num_classes:
         return feature.int2str(value)
-    return "no label" if value in (None, -1) else value
+    return "no label" if value is None or (value == -1 and isinstance(feature, ClassLabel)) else value
 
 
 def seen_classes(rows: Dataset, column: str, labels: list[str]) -> list[str]:

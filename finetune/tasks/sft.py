@@ -272,13 +272,17 @@ def _report(features: Dataset, rows: Dataset, max_length: int) -> Dataset:
     """Says in the log how chats became lines, and what was cut, left out, or met inside a token."""
     if len(features) == 0:
         raise InputError(
-            f"Within {max_length} tokens no row has anything left to learn; set --max_length higher"
+            f"Within {max_length} tokens no row has anything to learn; set --max_length higher, or mend "
+            "answers "
+            "of weight 0 or train false"
         )
     there = set(features["row"][:])
     gone = sorted(set(range(len(rows))) - there)
     if gone:
         logger.warning(
-            "%d of %d rows have nothing to learn within %d tokens and are left out (%s; --max_length)",
+            "%d of %d rows have nothing to learn within %d tokens, or nothing but answers of weight 0, and "
+            "are "
+            "left out (%s; --max_length)",
             len(gone), len(rows), max_length, places_of(rows, gone),
         )  # fmt: skip
     if len(features) > len(there):

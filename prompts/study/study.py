@@ -63,6 +63,7 @@ UNREAD = (
     "drop_empty_rows",
     "class_names",
     "near_labels",
+    "minus_one",
 )
 
 

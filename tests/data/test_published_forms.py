@@ -1,4 +1,4 @@
-"""Rows in further forms that they are published in: each is read as its author meant it, or named and refused."""
+"""Rows in further forms that they are published in: each is read as meant, or named and refused."""
 
 from __future__ import annotations
 
@@ -103,7 +103,8 @@ RECORDS = [{"text": f"{t} is far", "label": n % 2} for n, t in enumerate(TOWNS)]
     [
         {"rows": RECORDS}, {"info": {"name": "x"}, "data": RECORDS}, {"columns": ["text", "label"],
         "data": [list(one.values()) for one in RECORDS]},
-        {"features": [{"name": "text"}], "rows": [{"row_idx": n, "row": one} for n, one in enumerate(RECORDS)]},
+        {"features": [{"name": "text"}],
+        "rows": [{"row_idx": n, "row": one} for n, one in enumerate(RECORDS)]},
     ],
 )  # fmt: skip
 def test_json_with_rows_under_a_key(whole, tmp_path):

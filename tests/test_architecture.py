@@ -29,7 +29,7 @@ ORDER = (
     ("tasks", "objectives", "artefacts"),
     ("training",),
     ("adapters", "prompts"),
-    ("pool", "alignment"),
+    ("pool", "alignment", "interpret"),
     ("serving", "experiments"),
     ("scripts",),
 )

@@ -1,0 +1,1 @@
+"""A trained model → what one can look at: attention, positions, embeddings, gradients."""

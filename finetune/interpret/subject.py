@@ -1,0 +1,122 @@
+"""A run or a model's name → the network, its processor and what its answers are called. Knows artefacts;
+knows no views and no pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+)
+
+from finetune.adapters.assess import trained_as
+from finetune.adapters.classifier import load_network
+from finetune.adapters.loading import quietly
+from finetune.artefacts.folder import read_artefact
+from finetune.errors import InputError
+from finetune.interpret.options import ShowArguments
+from finetune.models.heads import core
+from finetune.models.load import ModelArguments, architecture, load_model
+
+BARE = {"encoder": AutoModel, "decoder": AutoModelForCausalLM, "encoder-decoder": AutoModelForSeq2SeqLM}
+OF_OBJECTIVE = {"contrastive": AutoModel, "clm": AutoModelForCausalLM, "mlm": AutoModelForMaskedLM}
+MOST_TEXTS = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at.
+
+    Attributes:
+        labels: names of the classes, or None.
+        architecture: encoder, decoder or encoder-decoder.
+    """
+
+    name: str
+    network: Any
+    processor: Any
+    labels: list[str] | None
+    architecture: str
+    max_length: int
+
+    def batch(self, text: str) -> dict[str, Tensor]:
+        """One text as the model takes it.
+
+        Raises:
+            InputError: a text without a word.
+        """
+        if not text.strip():
+            raise InputError("An empty text; wanted one or more words (--texts)")
+        given = self.processor(text, truncation=True, max_length=self.max_length, return_tensors="pt")
+        return {name: value.to(self.network.device) for name, value in given.items()}
+
+    def words(self, ids: Tensor) -> list[str]:
+        """Ids [time] as one reads them, a leading blank or mark of its tokenizer taken off."""
+        return [self.processor.decode([i], skip_special_tokens=False).strip() or "␣" for i in ids.tolist()]
+
+
+def find_subject(show: ShowArguments) -> Subject:
+    """The model that `--artefact` or `--model_name_or_path` names, on the CPU, in evaluation mode.
+
+    Raises:
+        InputError: neither or both are named, or what they name can't be loaded.
+    """
+    if (show.artefact is None) == (show.model_name_or_path is None):
+        raise InputError("Set --artefact to a run's folder, or --model_name_or_path to a model: one of them")
+    if show.artefact is None:
+        model = ModelArguments(model_name_or_path=str(show.model_name_or_path))
+        kind = architecture(model)
+        with quietly():
+            processor, network = load_model(model, BARE[kind])
+        return Subject(str(show.model_name_or_path), network.eval(), processor, None, kind, 128)
+    artefact = read_artefact(show.artefact)
+    options = artefact.options
+    if "task" in options:
+        row: Any = trained_as(artefact)[0]
+    else:
+        known = OF_OBJECTIVE.get(options.get("objective", "clm"))
+        if known is None:
+            raise InputError(
+                f"{show.artefact} was pretrained by '{options['objective']}', which has no view yet"
+            )
+        row = SimpleNamespace(model=known, config={})
+    processor, network = load_network(artefact, show.allow_mismatch, row)
+    config = core(network).config
+    kind = (
+        "encoder-decoder"
+        if config.is_encoder_decoder
+        else "decoder"
+        if network_is_causal(network)
+        else "encoder"
+    )
+    most = int(options.get("max_length") or 128)
+    return Subject(show.artefact, network.eval(), processor, artefact.labels, kind, most)
+
+
+@torch.no_grad()
+def network_is_causal(network: Any) -> bool:
+    """Whether a later word changes nothing before it: asked of the model, not of its name."""
+    model = core(network)
+    ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=model.device)
+    states = model(input_ids=ids, output_hidden_states=True)["hidden_states"][-1]
+    return bool(torch.equal(states[0, :2], states[1, :2]))
+
+
+def with_target(subject: Subject, batch: Mapping[str, Tensor], written: str | None) -> dict[str, Tensor]:
+    """The batch with what an encoder-decoder is to have written, or what it writes by itself, greedily."""
+    if written is not None:
+        ids = subject.processor(text_target=written, return_tensors="pt")["input_ids"]
+        made = core(subject.network).prepare_decoder_input_ids_from_labels(
+            labels=ids.to(subject.network.device)
+        )
+    else:
+        made = subject.network.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=48)
+    return {**batch, "decoder_input_ids": made}

@@ -1,0 +1,268 @@
+"""A model and its input → the sections of a page: one function a view. Knows the arithmetic and the drawings;
+knows no files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.adapters.assess import evaluation_rows, trained_as
+from finetune.artefacts.folder import read_artefact
+from finetune.data.sources import DataArguments
+from finetune.errors import InputError
+from finetune.interpret.attention import attention_maps, head_entropy, rollout
+from finetune.interpret.gradients import answer, gradients_through_time, integrated_gradients
+from finetune.interpret.options import ShowArguments
+from finetune.interpret.positions import position_views
+from finetune.interpret.subject import MOST_TEXTS, Subject, with_target
+from finetune.interpret.vectors import project
+from finetune.objectives.contrastive import find_pooling
+from finetune.reports import interpretation
+from finetune.reports.blocks import Section, Table, Words, cut_text
+from finetune.reports.interpretation import Picture
+
+KIND_SAID = {
+    "self": "Each word looks at the words of its own text.",
+    "encoder": "Each word of the source looks at the source.",
+    "decoder": "Each written word looks at those before it.",
+    "cross": "Each written word looks at the source: rows are written, columns are read.",
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """Sections of a page, and the drawings in them."""
+
+    headline: str
+    sections: list[Section]
+    drawings: list[Picture]
+
+
+def wanted_texts(show: ShowArguments) -> list[str]:
+    if not show.texts:
+        raise InputError(f'No text to look at; set --texts ("in quotes", at most {MOST_TEXTS})')
+    if len(show.texts) > MOST_TEXTS:
+        raise InputError(f"{len(show.texts)} texts; wanted at most {MOST_TEXTS} on one page (--texts)")
+    return show.texts
+
+
+def counted(texts: Sequence[str]) -> str:
+    return "1 text" if len(texts) == 1 else f"{len(texts)} texts"
+
+
+def show_attention(subject: Subject, show: ShowArguments) -> View:
+    """Every head of every layer, what each head does in numbers, and the rollout."""
+    sections, drawings = [], []
+    for place, text in enumerate(wanted_texts(show)):
+        batch = subject.batch(text)
+        if subject.architecture == "encoder-decoder":
+            batch = with_target(subject, batch, show.target_text)
+        source = subject.words(batch["input_ids"][0])
+        written = subject.words(batch["decoder_input_ids"][0]) if "decoder_input_ids" in batch else source
+        for kind, maps in attention_maps(subject.network, batch).items():
+            queries = source if kind in ("self", "encoder") else written
+            keys = _keys(maps, written if kind == "decoder" else source)
+            section, made = _maps_section(f"{place + 1}-{kind}", kind, maps, keys, queries)
+            sections.append(Section(f"{cut_text(text, 50)}: {kind}", section))
+            drawings += made
+    return View(f"{counted(show.texts)}: who looks at whom, by layer and head", sections, drawings)
+
+
+def _keys(maps: Tensor, words: Sequence[str]) -> list[str]:
+    virtual = maps.shape[-1] - len(words)
+    return [f"virtual {i + 1}" for i in range(virtual)] + list(words)
+
+
+def _maps_section(
+    name: str, kind: str, maps: Tensor, keys: Sequence[str], queries: Sequence[str]
+) -> tuple[list[Any], list[Picture]]:
+    drawings = [
+        interpretation.one_map(
+            f"{name}-mean", maps.mean((0, 1)).numpy(), keys, queries,
+            f"{KIND_SAID[kind]} Mean over {maps.shape[0]} layers and {maps.shape[1]} heads.",
+        )
+    ]  # fmt: skip
+    if maps.shape[-2] == maps.shape[-1] - (len(keys) - len(queries)) and kind != "cross":
+        drawings.append(
+            interpretation.one_map(
+                f"{name}-rollout", rollout(maps).numpy(), queries, queries,
+                "Attention rollout: how much of each word reaches each place of the last layer, heads "
+                "averaged and residual connections counted as half (Abnar and Zuidema 2020).",
+            )
+        )  # fmt: skip
+    drawings += [
+        interpretation.heads_of_a_layer(
+            f"{name}-layer{layer}", heads.numpy(), keys, queries, f"Layer {layer}"
+        )
+        for layer, heads in enumerate(maps)
+    ]
+    table = Table(_heads_in_numbers(maps), "What each head looks at, averaged over the places of this text.")
+    return [*[one.chart for one in drawings], table], drawings
+
+
+def _heads_in_numbers(maps: Tensor) -> list[dict[str, Any]]:
+    """Share of the weight on the first place, on the same and on the one before; the entropy of the rows."""
+    spread, square = head_entropy(maps), maps.shape[-1] == maps.shape[-2]
+    rows = []
+    for layer in range(maps.shape[0]):
+        for head in range(maps.shape[1]):
+            one = maps[layer, head]
+            told: dict[str, Any] = {"layer": layer, "head": head, "on the first": f"{one[:, 0].mean():.2f}"}
+            if square and len(one) > 1:
+                told["on itself"] = f"{one.diagonal().mean():.2f}"
+                told["on the one before"] = f"{one.diagonal(-1).mean():.2f}"
+            rows.append(told | {"entropy in nats": f"{spread[layer, head]:.2f}"})
+    return rows
+
+
+def show_positions(subject: Subject, show: ShowArguments) -> View:
+    """Sinusoidal, learnt, rotary and relative encodings side by side."""
+    if show.places < 2:
+        raise InputError(f"--places {show.places}; wanted 2 or more")
+    views = position_views(subject.network, show.places)
+    titled = [(f"{view.name}{' (its own)' if view.own else ''}", view.matrix.numpy()) for view in views]
+    caption = (
+        "How alike two places are under each encoding: rows and columns are places, blue is high, red is low."
+    )
+    drawings = [interpretation.matrices("positions", titled, caption)]
+    tables = [
+        (name, view.table.numpy())
+        for (name, _), view in zip(titled, views, strict=True)
+        if view.table is not None
+    ]
+    if tables:
+        drawings.append(
+            interpretation.matrices(
+                "tables", tables, "The vectors that are added: a row a place, a column a component."
+            )
+        )
+    rows = [
+        {
+            "encoding": view.name,
+            "numbers": view.measure,
+            "of this model": "its own weights" if view.own else "by its formula",
+        }
+        for view in views
+    ]
+    if not any(view.name == "learnt" for view in views):
+        rows.append({"encoding": "learnt", "numbers": "", "of this model": "has none"})
+    own = ", ".join(view.name for view in views if view.own) or "none of the four"
+    blocks = [drawings[0].chart, Table(rows), *[one.chart for one in drawings[1:]]]
+    return View(f"positions are told apart by: {own}", [Section("Encodings side by side", blocks)], drawings)
+
+
+def show_embeddings(subject: Subject, show: ShowArguments, data: DataArguments) -> View:
+    """Texts on a plane, by the mean of their last states; with a run's own data, coloured by label."""
+    texts, labels = _labelled_texts(subject, show, data)
+    vectors = np.stack([_vector(subject, text) for text in texts])
+    points, shares = project(vectors, show.projection)
+    said = (
+        f"Two principal components, {sum(shares):.0%} of the variance"
+        if shares
+        else "UMAP: near ones are alike, distances and axes mean nothing"
+    )
+    drawing = interpretation.scatter("embeddings", points, labels, texts, said)
+    rows = [
+        {"text": cut_text(text, 80), **({"label": labels[i]} if labels else {}),
+         "first": f"{points[i, 0]:.2f}", "second": f"{points[i, 1]:.2f}"}
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+    sections = [Section("Texts on a plane", [drawing.chart, Table(rows[:40], "The first rows.", rows)])]
+    return View(f"{len(texts)} texts by the mean of their last states", sections, [drawing])
+
+
+def _labelled_texts(
+    subject: Subject, show: ShowArguments, data: DataArguments
+) -> tuple[list[str], list[str] | None]:
+    if show.texts:
+        return list(show.texts), None
+    if show.artefact is None:
+        raise InputError("No text to look at; set --texts, or --artefact and --dataset_name")
+    artefact = read_artefact(show.artefact)
+    found, _ = evaluation_rows(artefact, trained_as(artefact)[0], data, keep_trained_rows=True)
+    rows, columns = found.rows.eval, found.columns
+    texts = [str(text) for text in rows[columns.text][:]]
+    if found.labels is None:
+        return texts, None
+    names = rows.features[columns.label]
+    return texts, [
+        names.int2str(one) if hasattr(names, "int2str") else str(one) for one in rows[columns.label][:]
+    ]
+
+
+@torch.no_grad()
+def _vector(subject: Subject, text: str) -> np.ndarray:
+    batch = subject.batch(text)
+    if subject.architecture == "encoder-decoder":
+        states = subject.network.get_encoder()(**batch).last_hidden_state
+    else:
+        states = subject.network(**batch, output_hidden_states=True)["hidden_states"][-1]
+    return find_pooling("mean")(states.float(), batch["attention_mask"])[0].cpu().numpy()
+
+
+def show_gradients(subject: Subject, show: ShowArguments) -> View:
+    """What the answer hangs on, word by word, and how far back the last state reaches."""
+    sections, drawings, told = [], [], []
+    for place, text in enumerate(wanted_texts(show)):
+        batch, blocks = subject.batch(text), []
+        words = subject.words(batch["input_ids"][0])
+        if subject.architecture != "encoder-decoder" and "logits" in subject.network(**batch):
+            drawing, row, missing = _integrated(subject, show, batch, words, place)
+            told.append({"text": cut_text(text, 60)} | row)
+            blocks += [drawing.chart, Table([row | {"not accounted for": f"{missing:.1%}"}])]
+            drawings.append(drawing)
+            if missing > 0.05:
+                blocks.append(
+                    Words(f"{missing:.0%} of the difference is not accounted for; set --steps higher")
+                )
+        norms = gradients_through_time(subject.network, batch)
+        caption = "What the last state sends back to each word: a line that falls fast forgets fast."
+        fade = interpretation.fading(f"{place + 1}-through-time", norms.numpy(), caption)
+        drawings.append(fade)
+        blocks += [fade.chart]
+        sections.append(Section(cut_text(text, 60), blocks))
+    return View(f"{counted(show.texts)}: what the answer hangs on", sections, drawings)
+
+
+def _integrated(
+    subject: Subject, show: ShowArguments, batch: dict[str, Tensor], words: Sequence[str], place: int
+) -> tuple[Picture, dict[str, Any], float]:
+    target, logit = answer(subject.network, batch, _target(subject, show.target))
+    special = torch.tensor(
+        subject.processor.get_special_tokens_mask(
+            batch["input_ids"][0].tolist(), already_has_special_tokens=True
+        )
+    ).bool()
+    empty = torch.where(special, batch["input_ids"], subject.processor.pad_token_id)
+    found, missing = integrated_gradients(subject.network, batch, target, empty, show.steps)
+    name = subject.labels[target] if subject.labels else subject.words(torch.tensor([target]))[0]
+    caption = f"Integrated gradients of the logit of '{name}' against pad tokens ({show.steps} steps)."
+    drawing = interpretation.bars(
+        f"{place + 1}-integrated", found.numpy(), words, "adds to the logit", caption
+    )
+    summed, given = float(found.sum()), float(logit.detach())
+    row = {
+        "answer": name,
+        "its logit": f"{given:.3f}",
+        "on pad tokens": f"{given - summed:.3f}",
+        "the words add": f"{summed:.3f}",
+    }
+    return drawing, row, missing
+
+
+def _target(subject: Subject, name: str | None) -> int | None:
+    if name is None:
+        return None
+    if subject.labels:
+        if name not in subject.labels:
+            raise InputError(f"Class '{name}'; wanted one of: {', '.join(subject.labels)} (--target)")
+        return subject.labels.index(name)
+    ids = subject.processor(name, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise InputError(f"'{name}' is no word of this model's vocabulary (--target)")
+    return int(ids[0])

@@ -1,0 +1,94 @@
+"""`show` leaves one page and its drawings; what can't be shown is named."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import make_model, make_tokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+from finetune.data.narrowed import UnshownArguments
+from finetune.errors import InputError
+from finetune.interpret.options import ShowArguments
+from scripts.show import main
+
+TEXT = "the film was not very good"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """family → folder of a tiny model with its tokenizer."""
+    folders = {}
+    for family, auto_class in (
+        ("bert", AutoModelForSequenceClassification),
+        ("llama", AutoModelForCausalLM),
+        ("bart", AutoModelForSeq2SeqLM),
+    ):
+        folder = tmp_path_factory.mktemp(family)
+        make_model(family, auto_class).save_pretrained(folder)
+        make_tokenizer(family).save_pretrained(folder)
+        folders[family] = str(folder)
+    return folders
+
+
+def shown(tmp_path, what, model, **options):
+    show = ShowArguments(what=what, model_name_or_path=model, output_dir=str(tmp_path / "out"), **options)
+    folder = main(show, UnshownArguments())
+    return (folder / f"{what}.html").read_text(), sorted(path.name for path in folder.glob("*.png"))
+
+
+def test_attention_of_an_encoder(saved, tmp_path):
+    page, drawings = shown(tmp_path, "attention", saved["bert"], texts=["a <b>fine</b> story"])
+    assert drawings == sorted(f"1-self-{part}.png" for part in ("mean", "rollout", "layer0", "layer1"))
+    assert page.count("<svg") == 4 and "entropy in nats" in page
+    assert "<b>fine" not in page  # texts are shown, never run
+
+
+def test_attention_of_an_encoder_decoder(saved, tmp_path):
+    page, drawings = shown(tmp_path, "attention", saved["bart"], texts=[TEXT], target_text="a good film")
+    assert {name.split("-")[1] for name in drawings} == {"encoder", "decoder", "cross"}
+    assert "1-cross-rollout.png" not in drawings and "1-decoder-rollout.png" in drawings
+    assert "rows are written, columns are read" in page
+
+
+def test_positions_name_the_models_own(saved, tmp_path):
+    page, drawings = shown(tmp_path, "positions", saved["llama"], places=8)
+    assert "rotary (its own)" in page and "has none" in page
+    assert drawings == ["positions.png", "tables.png"]
+
+
+def test_embeddings_of_texts(saved, tmp_path):
+    page, drawings = shown(
+        tmp_path, "embeddings", saved["llama"], texts=[TEXT, "a dull story", "we loved it"]
+    )
+    assert drawings == ["embeddings.png"] and "of the variance" in page
+
+
+def test_gradients_of_a_decoder(saved, tmp_path):
+    pytest.importorskip("captum")
+    page, drawings = shown(tmp_path, "gradients", saved["llama"], texts=[TEXT], target="good")
+    assert drawings == ["1-integrated.png", "1-through-time.png"]
+    assert "Integrated gradients of the logit of 'good'" in page.replace("&#39;", "'")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"what": "weights"}, "wanted one of: attention, positions, embeddings, gradients"),
+        ({"what": "attention"}, "Set --artefact .* or --model_name_or_path"),
+        ({"what": "attention", "model_name_or_path": "bert"}, "No text to look at; set --texts"),
+        ({"what": "attention", "model_name_or_path": "bert", "texts": [" "]}, "An empty text"),
+        (
+            {"what": "attention", "model_name_or_path": "bert", "texts": [TEXT] * 9},
+            "9 texts; wanted at most 8",
+        ),
+        ({"what": "embeddings", "model_name_or_path": "bert", "texts": [TEXT]}, "1 vectors make no picture"),
+        ({"what": "embeddings", "model_name_or_path": "bert"}, "set --texts, or --artefact"),
+        ({"what": "positions", "model_name_or_path": "bert", "places": 1}, "--places 1; wanted 2"),
+    ],
+)
+def test_what_cant_be_shown_is_named(saved, options, said):
+    named = {**options}
+    if "model_name_or_path" in named:
+        named["model_name_or_path"] = saved[named["model_name_or_path"]]
+    with pytest.raises(InputError, match=said):
+        main(ShowArguments(**named), UnshownArguments())

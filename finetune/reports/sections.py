@@ -92,7 +92,7 @@ def _assessed(name: str, figures: dict[str, Any]) -> Table:
 
 
 def _is_figure(name: str) -> bool:
-    return not name.endswith(("runtime", "_per_second", "seconds", "epochs", "_time", "_mb"))
+    return not name.endswith(("runtime", "_per_second", "seconds", "epochs", "_time", "_mb", "_kwh"))
 
 
 def _bounds(interval: Sequence[float] | None) -> dict[str, float | None]:

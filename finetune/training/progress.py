@@ -1,21 +1,41 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines in a file, `history.jsonl` for its
 page.
 
-Knows the Trainer's logs only.
+Knows the Trainer's logs and counts of weights; knows no rows.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune.methods import trainable_share
+from finetune.training.machine import describe
+
+logger = logging.getLogger(__name__)
 HISTORY = "history.jsonl"
+
+
+def announce(network: Any, training: TrainingArguments) -> None:
+    """What is about to be trained, where and in which precision; on the main process."""
+    trained, every = trainable_share(network)
+    if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters()):
+        logger.warning(
+            "Weights are trained in 16 bits, where small updates are rounded away. Set --dtype float32 "
+            "(bf16 casts by itself)"
+        )
+    logger.warning("%s", describe(training.world_size, bool(training.bf16)))
+    logger.warning(
+        "%s trainable of %s parameters (%.2f %%)", f"{trained:,}", f"{every:,}", 100 * trained / every
+    )
 
 
 def keep_history(file: Path, step: int) -> None:

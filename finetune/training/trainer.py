@@ -32,10 +32,11 @@ from finetune.methods import trainable_share
 from finetune.models.frozen_head import causal_costs, packed_costs, plain_head
 from finetune.models.heads import core
 from finetune.tasks.task import Task
+from finetune.training.energy import ENERGY, EnergyMeter, has_meter
 from finetune.training.interrupts import Interrupts, Resuming
-from finetune.training.machine import describe, peak_memory_mb
+from finetune.training.machine import peak_memory_mb
 from finetune.training.options import TrainingArguments
-from finetune.training.progress import Progress
+from finetune.training.progress import Progress, announce
 
 logger = logging.getLogger(__name__)
 
@@ -281,15 +282,19 @@ class ExactTrainer(Resuming):
         figures = history[-1] if fresh else self.evaluate()
         kept = {k.removeprefix("eval_"): v for k, v in figures.items() if k.startswith("eval_")}
         trained, every = trainable_share(self.unwrapped())
-        seconds = sum(entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry)
         return kept | {
             "steps": self.state.global_step,
             "epochs": self.state.epoch,
-            "seconds": seconds,
+            "seconds": self._logged("train_runtime"),
+            **({ENERGY: self._logged(ENERGY)} if has_meter() else {}),
             "peak_memory_mb": peak_memory_mb(),
             "trainable": trained,
             "parameters": every,
         }
+
+    def _logged(self, name: str) -> float:
+        """Sum over a run and what it was resumed from."""
+        return sum(entry[name] for entry in self.state.log_history if name in entry)
 
     def unwrapped(self) -> Any:
         """The model without what distributed training put around it."""
@@ -339,6 +344,7 @@ def make_trainer(
             Sealer(limit),
             Progress(share),
             *([] if patience is None else [EarlyStoppingCallback(patience)]),
+            *([EnergyMeter()] if has_meter() else []),
             Interrupts(training.time_limit),
         ],
         **further,
@@ -346,16 +352,7 @@ def make_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if trainer.is_world_process_zero():
-        trained, every = trainable_share(network)
-        if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters()):
-            logger.warning(
-                "Weights are trained in 16 bits, where small updates are rounded away. Set --dtype float32 "
-                "(bf16 casts by itself)"
-            )
-        logger.warning("%s", describe(training.world_size, bool(training.bf16)))
-        logger.warning(
-            "%s trainable of %s parameters (%.2f %%)", f"{trained:,}", f"{every:,}", 100 * trained / every
-        )
+        announce(network, training)
     return trainer
 
 

@@ -39,6 +39,7 @@ def main(
     from finetune.methods import find_method
     from finetune.models.scratch import FROM_NOTHING, check_method_from_scratch
     from finetune.tasks.table import find_task
+    from finetune.training import baselines
     from finetune.training.options import settled
     from finetune.training.seeds import finished, repeats, save_spread
 
@@ -46,6 +47,8 @@ def main(
     check_method_from_scratch(scratch, method.method)
     rate = FROM_NOTHING if scratch.from_config else find_method(method.method).learning_rate
     best = find_task(task.task).best
+    fitted = model.model_name_or_path in baselines.BASELINES and scratch.from_config is None
+    one = baselines.run if fitted else run
     runs = []
     for chosen, each in repeats(data, training):
         groups = (
@@ -58,7 +61,7 @@ def main(
             metric,
             settled(each, rate, best, task.early_stopping_patience),
         )
-        runs.append((data.seeds > 1 and finished(*groups)) or run(*groups))
+        runs.append((data.seeds > 1 and finished(*groups)) or one(*groups))
     if len(runs) > 1 and not data.check and training.process_index == 0:
         print(save_spread(runs, training.output_dir, best))
 

@@ -28,18 +28,11 @@ def bag_of_words(
     Both steps are scikit-learn's with its defaults. None where the training rows hold one class, or no word
     twice.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
     train_texts, train_labels = train_texts[:TOO_MANY], train_labels[:TOO_MANY]
     if len(set(train_labels)) < 2:
         return None
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(max_iter=1000, C=10)
-    )
     try:
-        model.fit(train_texts, train_labels)
+        model = fitted_bag_of_words(train_texts, train_labels)
     except ValueError:  # scikit-learn's word for texts without a single word of two letters
         return None
     right = np.array([said == label for said, label in zip(model.predict(texts), gold, strict=True)])
@@ -93,3 +86,19 @@ def _scored(
     said = model.fit(vectors, labels).predict(asked[0])
     right = np.array([one == wanted for one, wanted in zip(said, asked[1], strict=True)])
     return {"name": name, "accuracy": float(right.mean()), "interval": interval(right)}
+
+
+def fitted_bag_of_words(texts: Sequence[str], labels: Sequence[Any]) -> Any:
+    """scikit-learn's pipeline, trained: `tfidfvectorizer` of words and pairs of words, `logisticregression`.
+
+    Raises:
+        ValueError: one class alone, or no word of two letters or more.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(max_iter=1000, C=10)
+    )
+    return model.fit(texts, labels)

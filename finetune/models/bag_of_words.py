@@ -18,7 +18,11 @@ from finetune.models.recurrent_config import BagOfWordsConfig
 
 
 class BagOfWordsForSequenceClassification(PreTrainedModel):
-    """Logits = W · tfidf + b, tfidf of length 1 (scikit-learn's TfidfVectorizer with sublinear_tf)."""
+    """Logits = W · tfidf + b over words and pairs of neighbours, tfidf of length 1.
+
+    A unit is a token of the vocabulary, or behind these one of the `pairs`: two tokens a, b in a row as the
+    number a · vocab_size + b, ascending. A unit of rarity 0 (padding, what is unknown) counts for nothing.
+    """
 
     config_class = BagOfWordsConfig
     base_model_prefix = "model"
@@ -27,42 +31,64 @@ class BagOfWordsForSequenceClassification(PreTrainedModel):
     def __init__(self, config: BagOfWordsConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.rarity = nn.Parameter(torch.ones(config.vocab_size))
-        self.classifier = nn.Linear(config.vocab_size, config.num_labels)
+        units = config.vocab_size + config.pair_count
+        self.register_buffer("pairs", torch.zeros(config.pair_count, dtype=torch.long))
+        self.rarity, self.weights = nn.Embedding(units, 1), nn.Embedding(units, config.num_labels)
+        self.bias = nn.Parameter(torch.zeros(config.num_labels))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Embedding):
             init.zeros_(module.weight)
-            init.zeros_(module.bias)
         elif module is self:
-            init.ones_(self.rarity)
+            init.zeros_(self.bias)
+            init.zeros_(self.pairs)
 
     def get_input_embeddings(self) -> nn.Module:
-        """None: a token has a weight for each class, and no vector."""
-        raise NotImplementedError("A bag of words has no vectors of tokens")
+        """What a unit is worth, before classes: its rarity."""
+        return self.rarity
 
-    def features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(1 + log count) times rarity of each token, of length 1: ids [batch, time] → [batch, vocabulary].
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Refused: tokens that were not counted have no rarity.
 
-        A token without rarity (padding, unknown words) counts for nothing.
+        Raises:
+            ValueError: always.
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        counts = torch.zeros(len(input_ids), self.config.vocab_size, device=input_ids.device)
-        counts.scatter_add_(1, input_ids, mask.float())
-        weighed = torch.where(counts > 0, 1 + counts.clamp(min=1).log(), 0.0) * self.rarity.float()
-        return nn.functional.normalize(weighed, dim=1)
+        raise ValueError("A bag of words keeps the tokens that it was trained on.")
+
+    def units(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, unit and tfidf of each unit that stands in a row, [units found] each; ids [batch, time].
+
+        (1 + log count) times rarity, divided by a row's length: scikit-learn's TfidfVectorizer with
+        sublinear_tf.
+        """
+        size = self.config.vocab_size
+        there = input_ids.ne(self.config.gap_token_id)
+        there &= torch.ones_like(there) if attention_mask is None else attention_mask.bool()
+        order = there.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+        ids, there = input_ids.gather(1, order), there.gather(1, order)
+        both = ids[:, :-1] * size + ids[:, 1:]
+        place = torch.searchsorted(self.pairs, both).clamp(max=max(len(self.pairs) - 1, 0))
+        known = there[:, 1:] & (
+            self.pairs[place] == both if len(self.pairs) else torch.zeros_like(there[:, 1:])
+        )
+        found = torch.cat([ids, place + size], dim=1)
+        rows, columns = torch.cat([there, known], dim=1).nonzero(as_tuple=True)
+        total = size + len(self.pairs)
+        single, counts = (rows * total + found[rows, columns]).unique(return_counts=True)
+        rows, units = single // total, single % total
+        weighed = (1 + counts.float().log()) * self.rarity.weight[units, 0].float()
+        norms = weighed.new_zeros(len(ids)).index_add(0, rows, weighed**2).sqrt()
+        return rows, units, weighed / norms[rows].clamp(min=1e-12)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> SequenceClassifierOutput:
         """Ids and mask [batch, time] → logits [batch, classes]."""
-        with torch.autocast(input_ids.device.type, enabled=False):
-            return SequenceClassifierOutput(
-                logits=self.classifier(
-                    self.features(input_ids, attention_mask).to(self.classifier.weight.dtype)
-                )
-            )
+        rows, units, worth = self.units(input_ids, attention_mask)
+        sums = worth.new_zeros(len(input_ids), self.num_labels)
+        logits = sums.index_add(0, rows, self.weights.weight[units].float() * worth[:, None])
+        return SequenceClassifierOutput(logits=logits + self.bias.float())
 
 
 AutoModelForSequenceClassification.register(

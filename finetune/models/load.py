@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+import finetune.models.own_families  # noqa: F401  (makes transformers' auto classes know them)
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.attention import cpu

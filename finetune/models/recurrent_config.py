@@ -148,11 +148,18 @@ class TextCNNConfig(PreTrainedConfig):
 
 
 class BagOfWordsConfig(PreTrainedConfig):
-    """Logistic regression over TF-IDF of tokens; `majority` is one whose words weigh nothing."""
+    """Logistic regression over TF-IDF of words and pairs of words; `majority` is one without words.
+
+    Attributes:
+        pair_count: pairs of neighbouring words that count.
+        gap_token_id: of what stands between words.
+    """
 
     model_type = "bag_of_words"
 
-    vocab_size: int = 8192
+    vocab_size: int = 3
+    pair_count: int = 0
+    gap_token_id: int = 2
     pad_token_id: int | None = 0
 
 

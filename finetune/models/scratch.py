@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
@@ -22,7 +23,9 @@ from finetune.models.load import (
     refuse_tokens,
 )
 from finetune.models.names import resolve
+from finetune.models.own_families import FAMILIES
 from finetune.models.processors import READERS, TEXT
+from finetune.models.vectors import fill_embeddings, vector_width
 
 MODEL_TYPES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "t5", "bart")
 FROM_NOTHING = 5e-4  # where the learning rate of a model made anew starts
@@ -35,8 +38,8 @@ class ScratchArguments:
     from_config: str | None = field(
         default=None,
         metadata={
-            "help": "Train from scratch: a family (bert, gpt2, t5, vit, resnet, ...), or a model whose "
-            "configuration is taken."
+            "help": "Train from scratch: a family (bert, gpt2, t5, vit, resnet, rnn, lstm, gru, textcnn, "
+            "lstm_seq2seq, ...), or a model whose configuration is taken."
         },
     )
     config_overrides: str | None = field(
@@ -52,6 +55,23 @@ class ScratchArguments:
             "own)."
         },
     )
+    embeddings: str | None = field(
+        default=None,
+        metadata={
+            "help": "Word vectors that a model from scratch begins with: a text file of GloVe or word2vec, a "
+            "word and its numbers a line."
+        },
+    )
+
+    def idle(self) -> str | None:
+        """An option that has no use without --from_config, if one is set, with the reason."""
+        if self.tokenizer_name is not None:
+            return (
+                "--tokenizer_name without --from_config: the model's embeddings belong to its own tokenizer"
+            )
+        if self.embeddings is not None:
+            return "--embeddings without --from_config: a loaded model has vectors of its own"
+        return None
 
 
 def prepare(
@@ -79,11 +99,8 @@ def prepare(
             `max_length`.
     """
     if scratch.from_config is None:
-        if scratch.tokenizer_name is not None:
-            raise InputError(
-                "--tokenizer_name without --from_config: the model's embeddings belong to its own tokenizer. "
-                "Leave it out"
-            )
+        if idle := scratch.idle():
+            raise InputError(f"{idle}. Leave it out")
         if scratch.config_overrides:  # names that aren't there are refused
             _override(_base(model.model_name_or_path, model), scratch.config_overrides, reads)
             entries |= _parse(scratch.config_overrides)
@@ -108,6 +125,8 @@ def prepare(
         ) from error
     if model.attn_implementation is None:
         cpu.choose_attention(network)
+    if scratch.embeddings is not None:
+        fill_embeddings(network, processor, scratch.embeddings)
     return processor, network.float()
 
 
@@ -119,11 +138,40 @@ def _fitted_processor(
     if reads == TEXT:
         processor = load_processor(scratch.tokenizer_name or _own_tokenizer(str(scratch.from_config)))
         _fit_tokens(config, processor)
+        if config.is_encoder_decoder and processor.eos_token_id is None:
+            raise InputError(
+                f"The tokenizer {scratch.tokenizer_name} has no end-of-text token, so that nothing could be "
+                "learnt to stop; make one with scripts/tokenizer.py --objective infilling"
+            )
+        if scratch.embeddings is not None:
+            _fit_width(config, scratch)
         return processor
     refuse_tokens(model, reads)
     if scratch.tokenizer_name is not None:
         raise InputError(f"A model that reads {reads} has no use for --tokenizer_name; leave it out")
+    if scratch.embeddings is not None:
+        raise InputError(f"A model that reads {reads} has no use for --embeddings; leave it out")
     return READERS[reads].make(config)
+
+
+def _fit_width(config: PreTrainedConfig, scratch: ScratchArguments) -> None:
+    """Vectors as wide as those of the file, where the family says so in a word of its own (`embedding_size`).
+
+    Raises:
+        InputError: no vectors, or a width that the user or the family has otherwise.
+    """
+    width = vector_width(Path(str(scratch.embeddings)))
+    entries, said = config.to_dict(), _parse(scratch.config_overrides or "")
+    if "embedding_size" in entries and "embedding_size" not in said:
+        config.update({"embedding_size": width})
+    wanted = config.embedding_size if "embedding_size" in entries else config.hidden_size
+    if wanted != width:
+        name = "embedding_size" if "embedding_size" in entries else "hidden_size"
+        raise InputError(
+            f"--embeddings {scratch.embeddings} has vectors of {width} numbers and the model takes "
+            f"{wanted}; set "
+            f"--config_overrides {name}={width}"
+        )
 
 
 def check_method_from_scratch(scratch: ScratchArguments, method: str) -> None:
@@ -161,7 +209,7 @@ def family(model: ModelArguments, scratch: ScratchArguments) -> str:
 
 
 def _own_tokenizer(name: str) -> str:
-    if name in CONFIG_MAPPING:
+    if name in CONFIG_MAPPING or name in FAMILIES:
         raise InputError(
             f"--from_config {name} has no tokenizer; train one with scripts/tokenizer.py and set "
             "--tokenizer_name"
@@ -170,6 +218,9 @@ def _own_tokenizer(name: str) -> str:
 
 
 def _base(name: str, model: ModelArguments) -> PreTrainedConfig:
+    if name in FAMILIES:
+        family, entries = FAMILIES[name]
+        return AutoConfig.for_model(family, **entries)
     if name in CONFIG_MAPPING:
         return AutoConfig.for_model(name)
     try:
@@ -179,7 +230,8 @@ def _base(name: str, model: ModelArguments) -> PreTrainedConfig:
         )
     except (OSError, ValueError) as error:
         raise InputError(
-            f"No configuration '{name}': wanted a family as {', '.join(MODEL_TYPES)}, a hub name or a "
+            f"No configuration '{name}': wanted a family as {', '.join((*MODEL_TYPES, *FAMILIES))}, a hub "
+            "name or a "
             "folder. Set --from_config"
         ) from error
 

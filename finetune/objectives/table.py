@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 WRITERS = frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
 READERS = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - WRITERS
 # a family that reads both ways would see the token that it has to predict
-DECODERS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - READERS - WRITERS
+DECODERS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - READERS - WRITERS | {"recurrent"}
 # a head for two segments beside the one for masked tokens
 PAIR_READERS = frozenset(MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES) & frozenset(
     MODEL_FOR_PRETRAINING_MAPPING_NAMES

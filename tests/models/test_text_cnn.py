@@ -1,16 +1,14 @@
-"""TextCNN and the bag of words: windows by hand, padding unseen, channels that stay as they are."""
+"""TextCNN: windows by hand, padding unseen, channels that stay as they are."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from bounds import assert_near
-from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoModelForSequenceClassification
 
 import finetune.models.own_families  # noqa: F401  (registers what is tested here)
-from finetune.models.bag_of_words import BagOfWordsForSequenceClassification
-from finetune.models.recurrent_config import BagOfWordsConfig, TextCNNConfig
+from finetune.models.recurrent_config import TextCNNConfig
 
 LENGTHS = (4, 1, 7)
 
@@ -46,16 +44,3 @@ def test_the_frozen_channel_stays(tmp_path):
 def test_widths_that_are_none_are_named():
     with pytest.raises(ValueError, match=r"widths is \[0\]; wanted numbers of words"):
         model(widths=[0])
-
-
-def test_a_bag_of_words_is_scikit_learns_tfidf():
-    texts = ["a good film", "a good good story", "bad bad bad film"]
-    vectors = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+").fit(texts)
-    network = BagOfWordsForSequenceClassification(BagOfWordsConfig(vocab_size=10, num_labels=2))
-    words = {word: place + 2 for word, place in vectors.vocabulary_.items()}
-    with torch.no_grad():
-        network.rarity.zero_()[2 : 2 + len(words)] = torch.tensor(vectors.idf_).float()
-    lines = [[words[word] for word in text.split()] for text in texts]
-    ids = torch.tensor([line + [0] * (4 - len(line)) for line in lines])
-    found = network.features(ids, ids.ne(0).long())
-    assert_near(found[:, 2 : 2 + len(words)], torch.tensor(vectors.transform(texts).toarray()).float(), 1e-5)

@@ -1,0 +1,185 @@
+"""What needs no language model, as an artefact like any other: `--model_name_or_path bag_of_words` or
+`majority`.
+
+scikit-learn learns; the weights go into a transformers model, so that assessing, loading and everything else
+that reads a run's folder works as for a tuned model. Knows rows of classes; knows no tuning method.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from finetune.artefacts.folder import resolved_options
+from finetune.data.batching import BatchingArguments
+from finetune.data.columns import class_ids
+from finetune.data.preview import show_features
+from finetune.data.sources import FewShotArguments
+from finetune.errors import InputError
+from finetune.methods import MethodArguments
+from finetune.metrics.baselines import fitted_bag_of_words
+from finetune.metrics.further import MetricArguments, with_metrics
+from finetune.models.bag_of_words import BagOfWordsForSequenceClassification
+from finetune.models.load import ModelArguments
+from finetune.models.recurrent_config import BagOfWordsConfig
+from finetune.models.scratch import ScratchArguments
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.table import settle
+from finetune.tasks.task import Examined
+from finetune.training import run as steps
+from finetune.training.options import TrainingArguments
+from finetune.training.trainer import make_trainer
+
+BASELINES = ("bag_of_words", "majority")
+PAD, UNKNOWN, GAP = "[PAD]", "[UNK]", " "
+WHOLE_TEXT = 1_000_000  # tokens: nothing is cut
+# what scikit-learn's TfidfVectorizer takes for no word: signs, and single letters
+NO_WORD = r"\b\w\b|\W"
+
+
+def check_baseline(name: str, task: str, method: MethodArguments) -> None:
+    """A baseline gives a class to a text, and there is nothing about it that a method could tune.
+
+    Raises:
+        InputError: another task, or options of a method.
+    """
+    if task not in ("classification", "pairs"):
+        raise InputError(
+            f"--model_name_or_path {name} gives each row one class, and '{task}' asks for something else. "
+            "Set "
+            "--task classification, or --model_name_or_path to a model"
+        )
+    if method.method not in ("full", MethodArguments().method) or method.method_kwargs:
+        raise InputError(
+            f"--model_name_or_path {name} is fitted whole; leave out --method {method.method} and its options"
+        )
+
+
+def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """Words of two letters or more in lower case, as scikit-learn's TfidfVectorizer parts them; what stands
+    between them is one token, so that no text is empty."""
+    vocabulary = {token: place for place, token in enumerate([PAD, UNKNOWN, GAP, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(Regex(NO_WORD), GAP)]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(GAP, "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def fit_baseline(
+    name: str, texts: list[str], gold: np.ndarray, count: int
+) -> tuple[PreTrainedTokenizerFast, BagOfWordsForSequenceClassification]:
+    """Tokenizer and model from texts and their classes (numbers below `count`).
+
+    Raises:
+        InputError: one class alone, or no word in any text.
+    """
+    if name == "majority":
+        network = BagOfWordsForSequenceClassification(BagOfWordsConfig(num_labels=count))
+        share = np.bincount(gold, minlength=count) / len(gold)
+        with torch.no_grad():
+            network.bias.copy_(torch.tensor(np.log(np.maximum(share, 1e-9))))
+        return word_tokenizer([]), network
+    try:
+        fitted = fitted_bag_of_words(texts, gold)
+    except ValueError as error:
+        raise InputError(
+            f"--model_name_or_path bag_of_words can't be fitted: {error}. Set --text_column or "
+            "--model_name_or_path"
+        ) from error
+    return from_scikit_learn(fitted, count)
+
+
+def from_scikit_learn(
+    fitted: Any, count: int
+) -> tuple[PreTrainedTokenizerFast, BagOfWordsForSequenceClassification]:
+    """A fitted pipeline as tokenizer and model of `count` classes; its classes are their numbers."""
+    vectors, regression = fitted["tfidfvectorizer"], fitted["logisticregression"]
+    units = vectors.vocabulary_
+    words = sorted({word for unit in units for word in unit.split(" ")})
+    processor = word_tokenizer(words)
+    ids, size = processor.get_vocab(), len(processor)
+    pairs = sorted(
+        (ids[first] * size + ids[second], column)
+        for unit, column in units.items()
+        if " " in unit
+        for first, second in [unit.split(" ")]
+    )
+    config = BagOfWordsConfig(
+        vocab_size=size, pair_count=len(pairs), num_labels=count, gap_token_id=ids[GAP], pad_token_id=ids[PAD]
+    )
+    network = BagOfWordsForSequenceClassification(config)
+    coefficients, intercept = regression.coef_, regression.intercept_
+    if len(coefficients) == 1:  # of two classes scikit-learn keeps the second's alone
+        coefficients, intercept = np.stack([0 * coefficients[0], coefficients[0]]), np.append(0, intercept)
+    columns = [(ids[unit], column) for unit, column in units.items() if " " not in unit]
+    columns += [(size + place, column) for place, (_, column) in enumerate(pairs)]
+    places, taken = (torch.tensor(part) for part in zip(*columns, strict=True))
+    classes = torch.tensor(regression.classes_)
+    with torch.no_grad():
+        network.pairs.copy_(torch.tensor([pair for pair, _ in pairs], dtype=torch.long))
+        network.rarity.weight[places, 0] = torch.tensor(vectors.idf_[taken]).float()
+        weights = torch.zeros(len(places), count)
+        weights[:, classes] = torch.tensor(coefficients[:, taken].T).float()
+        network.weights.weight[places] = weights
+        network.bias.fill_(-1e4)  # a class without a row is nobody's
+        network.bias[classes] = torch.tensor(intercept).float()
+    return processor, network
+
+
+def run(
+    task: TaskArguments,
+    data: FewShotArguments,
+    model: ModelArguments,
+    scratch: ScratchArguments,
+    method: MethodArguments,
+    batching: BatchingArguments,
+    metric: MetricArguments,
+    training: TrainingArguments,
+) -> dict[str, Any]:
+    """One fit, from rows to its folder; its figures. The steps are those of a run that trains."""
+    check_baseline(model.model_name_or_path, task.task, method)
+    task, method = replace(task, max_length=WHOLE_TEXT), replace(method, method="full")
+    options = resolved_options(task, data, model, scratch, method, batching, metric, training)
+    row = settle(task, "encoder")
+    row = replace(row, figures=with_metrics(row.figures, metric.metrics))
+    found = steps.examine_rows(row, data, training, options)
+    assert found.rows.train is not None and found.labels is not None
+    gold = np.array(class_ids(found.rows.train, found.columns.label, found.labels))
+    start = time.perf_counter()
+    processor, network = fit_baseline(
+        model.model_name_or_path, whole_texts(found.rows.train, found), gold, len(found.labels)
+    )
+    seconds = time.perf_counter() - start
+    network.config.update({"id2label": dict(enumerate(found.labels))})
+    network.config.update({"label2id": {name: place for place, name in enumerate(found.labels)}})
+    features = steps.encode_rows(row, task, found, processor, network, training=training)
+    if show_features(features, processor, found.labels, data):
+        return {}
+    asked = steps.ask(found, features["eval"])
+    further = steps.trainer_options(
+        row, task, processor, features, asked, batching=batching, training=training
+    )
+    steps.open_folder(row, options, found, features, network)
+    trainer = make_trainer(row, network, processor, training, features, **further)
+    trainer.state.log_history.append({"train_runtime": seconds})
+    return steps.save_run(trainer, found, asked, task.save_predictions)
+
+
+def whole_texts(rows: Dataset, found: Examined) -> list[str]:
+    """One text a row; a bag of words sees no border between two."""
+    first, second = found.columns.text, found.columns.pair
+    if second is None:
+        return rows[first][:]
+    return [f"{one}\n{other}" for one, other in zip(rows[first], rows[second], strict=True)]

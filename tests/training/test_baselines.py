@@ -67,7 +67,7 @@ def test_an_artefact_like_any_other(name, review_file, tmp_path):
     rows = ["--dataset_name", str(review_file)]
     run_script("train", "--model_name_or_path", name, *rows, "--output_dir", folder)
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert figures["accuracy"] == pytest.approx(1.0 if name == "bag_of_words" else 0.5)
+    assert figures["accuracy"] > 0.9 if name == "bag_of_words" else figures["accuracy"] == 0.5
     assert "accuracy" in figures["intervals"]
     assert not list((tmp_path / "run").glob("*.pkl")) and (tmp_path / "run" / "model.safetensors").is_file()
     run_script("assess", "--artefact", folder, *rows, "--keep_trained_rows", "true")

@@ -48,7 +48,7 @@ def main(
     rate = FROM_NOTHING if scratch.from_config else find_method(method.method).learning_rate
     best = find_task(task.task).best
     fitted = model.model_name_or_path in baselines.BASELINES and scratch.from_config is None
-    one = baselines.run if fitted else run
+    one = baselines.run_baseline if fitted else run
     runs = []
     for chosen, each in repeats(data, training):
         groups = (

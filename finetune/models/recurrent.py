@@ -126,18 +126,20 @@ class RecurrentModel(RecurrentPreTrainedModel):
         attention_mask: Tensor | None = None,
         past_key_values: RecurrentState | None = None,
         inputs_embeds: Tensor | None = None,
+        use_cache: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Ids and mask [batch, time] → last_hidden_state [batch, time, width], and the states after each row.
 
-        With states of what came before, ids are those that follow it.
+        With states of what came before, ids are those that follow it. An LSTM's states are whole, so that one
+        may go on from them, where all rows have one length or `use_cache` is set.
         """
         vectors = self.dropout(embedded(self, input_ids, inputs_embeds))
         before, seen = (
             (None, 0) if past_key_values is None else (past_key_values.layers, past_key_values.seen)
         )
         mask = None if attention_mask is None else attention_mask[:, -vectors.shape[1] :]
-        states, ends = self.stack(vectors, mask, before)
+        states, ends = self.stack(vectors, mask, before, use_cache)
         return BaseModelOutputWithPast(
             last_hidden_state=states,
             past_key_values=RecurrentState(ends, seen + vectors.shape[1]),  # type: ignore[arg-type]
@@ -246,11 +248,12 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
         past_key_values: RecurrentState | None = None,
         inputs_embeds: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        use_cache: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Ids and mask [batch, time] → logits [batch, kept, vocabulary] of the last `logits_to_keep` places
         (all where 0), and the states to go on from."""
-        outputs = self.model(input_ids, attention_mask, past_key_values, inputs_embeds)
+        outputs = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         states = self.dropout(outputs.last_hidden_state[:, kept])
         return CausalLMOutputWithPast(logits=self.lm_head(states), past_key_values=outputs.past_key_values)
@@ -266,7 +269,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
         ids = input_ids if past_key_values is None else input_ids[:, -1:]
         return {
             "input_ids": ids, "past_key_values": past_key_values, "attention_mask": attention_mask,
-            "logits_to_keep": kwargs.get("logits_to_keep", 1),
+            "logits_to_keep": kwargs.get("logits_to_keep", 1), "use_cache": True,
         }  # fmt: skip
 
 

@@ -6,8 +6,6 @@ Knows tensors; knows no vocabulary and no head.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -82,108 +80,120 @@ class VariantLSTM(nn.Module):
 
     def __init__(self, size: int, config: RecurrentConfig) -> None:
         super().__init__()
-        self.coupled, self.directions = config.coupled_gates, 1 + config.bidirectional
         width, gates = config.hidden_size, 3 if config.coupled_gates else 4
-        self.hidden_size = width
-        self.weight_ih = nn.Parameter(torch.empty(self.directions, gates * width, size))
-        self.weight_hh = nn.Parameter(torch.empty(self.directions, gates * width, width))
-        self.bias = nn.Parameter(torch.zeros(self.directions, gates * width))
-        self.peephole = (
-            nn.Parameter(torch.empty(self.directions, gates - 1, width)) if config.peephole else None
-        )
+        self.coupled, self.hidden_size = config.coupled_gates, width
+        self.weight_ih = nn.Parameter(torch.empty(gates * width, size))
+        self.weight_hh = nn.Parameter(torch.empty(gates * width, width))
+        self.bias = nn.Parameter(torch.zeros(gates * width))
+        self.peephole = nn.Parameter(torch.empty(gates - 1, width)) if config.peephole else None
 
-    def forward(self, inputs: Tensor, lengths: Tensor, states: States) -> tuple[Tensor, States]:
-        """[batch, time, size] → [batch, time, directions, width], and the states at each row's end."""
-        time = torch.arange(inputs.shape[1], device=inputs.device)
-        # the second direction reads each row's own tokens from their end, and leaves its padding where it is
-        back = torch.where(time < lengths[:, None], lengths[:, None] - 1 - time, time)
-        found, ends = [], []
-        for place in range(self.directions):
-            line = inputs if place == 0 else inputs.gather(1, back[..., None].expand_as(inputs))
-            outputs, cells = self._read(line, place, [state[:, place] for state in states])
-            last = (lengths - 1)[:, None, None].expand(-1, 1, self.hidden_size)
-            ends.append((outputs.gather(1, last)[:, 0], cells.gather(1, last)[:, 0]))
-            found.append(outputs if place == 0 else outputs.gather(1, back[..., None].expand_as(outputs)))
-        hidden, cell = (torch.stack(part, dim=1) for part in zip(*ends, strict=True))
-        return torch.stack(found, dim=2), (hidden, cell)
-
-    def _read(self, line: Tensor, place: int, states: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, line: Tensor, lengths: Tensor, states: States) -> tuple[Tensor, States]:
+        """[batch, time, size] → [batch, time, width], and hidden state and cell at each row's end."""
         hidden, cell = states
-        given = nn.functional.linear(line, self.weight_ih[place], self.bias[place]).unbind(1)
-        recurrent = self.weight_hh[place].t()
+        given = nn.functional.linear(line, self.weight_ih, self.bias).unbind(1)
+        recurrent = self.weight_hh.t()
         outputs, cells = [], []
         for now in given:
-            hidden, cell = self.step(now + hidden @ recurrent, cell, place)
+            hidden, cell = self.step(now + hidden @ recurrent, cell)
             outputs.append(hidden)
             cells.append(cell)
-        return torch.stack(outputs, dim=1), torch.stack(cells, dim=1)
+        found, last = (
+            torch.stack(outputs, dim=1),
+            (lengths - 1)[:, None, None].expand(-1, 1, self.hidden_size),
+        )
+        return found, (found.gather(1, last)[:, 0], torch.stack(cells, dim=1).gather(1, last)[:, 0])
 
-    def step(self, given: Tensor, cell: Tensor, place: int = 0) -> tuple[Tensor, Tensor]:
+    def step(self, given: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """Sums before the gates [batch, gates * width] and cells → hidden states and cells [batch, width]."""
         *gates, proposed, out = given.chunk(3 if self.coupled else 4, dim=-1)
-        seen = None if self.peephole is None else self.peephole[place]
-        if seen is not None:
-            gates = [gate + weight * cell for gate, weight in zip(gates, seen, strict=False)]
+        if self.peephole is not None:
+            gates = [gate + weight * cell for gate, weight in zip(gates, self.peephole, strict=False)]
         forget = gates[-1].sigmoid()
         take = 1 - forget if self.coupled else gates[0].sigmoid()
         cell = forget * cell + take * proposed.tanh()
-        out = out if seen is None else out + seen[-1] * cell
+        out = out if self.peephole is None else out + self.peephole[-1] * cell
         return out.sigmoid() * cell.tanh(), cell
 
 
 class RecurrentLayer(nn.Module):
-    """One layer of one or two directions, by torch's own kernel where there is one."""
+    """One layer of one or two directions, by torch's own kernels where there are some.
+
+    Each direction has a kernel of its own, and the second reads each row's tokens from their end: padding
+    then
+    stands behind what counts in both, and rows need not be packed, which makes torch's kernels several times
+    slower on a CPU.
+    """
 
     def __init__(self, size: int, config: RecurrentConfig) -> None:
         super().__init__()
-        self.cell, self.width = config.cell, config.hidden_size
-        self.directions, self.merge = 1 + config.bidirectional, config.merge
-        if config.peephole or config.coupled_gates:
-            self.kernel: nn.Module = VariantLSTM(size, config)
-        else:
-            shape: dict[str, Any] = {"batch_first": True, "bidirectional": config.bidirectional}
-            if config.cell == "rnn":
-                shape["nonlinearity"] = config.activation
-            self.kernel = KERNELS[config.cell](size, config.hidden_size, **shape)
+        self.cell, self.width, self.merge = config.cell, config.hidden_size, config.merge
+        self.kernels = nn.ModuleList(_kernel(size, config) for _ in range(1 + config.bidirectional))
 
     def fresh(self, inputs: Tensor) -> States:
         """States of nothing read yet."""
-        count = 2 if self.cell == "lstm" else 1
-        shape = (inputs.shape[0], self.directions, self.width)
-        return tuple(inputs.new_zeros(shape) for _ in range(count))
+        shape = (inputs.shape[0], len(self.kernels), self.width)
+        return tuple(inputs.new_zeros(shape) for _ in range(2 if self.cell == "lstm" else 1))
 
-    def forward(self, inputs: Tensor, lengths: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """Rows with their tokens in front → merged states of each token, and both directions' at each row's
+    def forward(
+        self, inputs: Tensor, lengths: Tensor, states: States | None = None, cells: bool = False
+    ) -> tuple[Tensor, States]:
+        """Rows with their tokens in front → merged states of each token, and all directions' at each row's
         end.
 
         Args:
             inputs: [batch, time, size].
             lengths: tokens of each row, [batch].
+            cells: whether an LSTM's cells at each row's end are asked for; they are zeros else, where rows
+                are of several lengths.
 
         Returns:
             [batch, time, width], zeros at padding; states, [batch, directions, width] each.
         """
         states = self.fresh(inputs) if states is None else states
-        if isinstance(self.kernel, VariantLSTM):
-            outputs, ends = self.kernel(inputs, lengths, states)
-            there = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
-            outputs = outputs * there[..., None, None]
-        else:
-            outputs, ends = self._packed(inputs, lengths, states)
-        return (merged_states(outputs, self.merge) if self.directions == 2 else outputs[:, :, 0]), ends
+        time = torch.arange(inputs.shape[1], device=inputs.device)
+        there = (time < lengths[:, None])[..., None]
+        back = torch.where(there[..., 0], lengths[:, None] - 1 - time, time)[..., None]
+        found, ends = [], []
+        for place, kernel in enumerate(self.kernels):
+            line = inputs if place == 0 else inputs.gather(1, back.expand_as(inputs))
+            outputs, end = self._read(kernel, line, lengths, (tuple(s[:, place] for s in states), cells))
+            found.append(outputs if place == 0 else outputs.gather(1, back.expand_as(outputs)))
+            ends.append(end)
+        merged = merged_states(torch.stack(found, dim=2), self.merge) if len(found) == 2 else found[0]
+        return merged * there, tuple(torch.stack(part, dim=1) for part in zip(*ends, strict=True))
 
-    def _packed(self, inputs: Tensor, lengths: Tensor, states: States) -> tuple[Tensor, States]:
-        # torch's kernels want one type throughout; autocast leaves states as they are
-        start = tuple(state.transpose(0, 1).contiguous() for state in states)
-        given: Any = start if self.cell == "lstm" else start[0]
-        if int(lengths.min()) == inputs.shape[1]:
-            outputs, ends = self.kernel(inputs, given)
-        else:
-            packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
-            found, ends = self.kernel(packed, given)
-            outputs, _ = pad_packed_sequence(found, batch_first=True, total_length=inputs.shape[1])
-        parts = ends if self.cell == "lstm" else (ends,)
-        return outputs.unflatten(-1, (self.directions, self.width)), tuple(p.transpose(0, 1) for p in parts)
+    def _read(
+        self, kernel: nn.Module, line: Tensor, lengths: Tensor, start: tuple[States, bool]
+    ) -> tuple[Tensor, States]:
+        """States of each token [batch, time, width] and those at each row's end, of one direction."""
+        states, cells = start
+        if isinstance(kernel, VariantLSTM):
+            return kernel(line, lengths, states)
+        given = tuple(state[None].contiguous() for state in states)
+        uneven = int(lengths.min()) < line.shape[1]
+        if uneven and (line.is_cuda or (cells and self.cell == "lstm")):
+            return self._packed(kernel, line, lengths, given)
+        outputs, ends = kernel(line, given if self.cell == "lstm" else given[0])
+        if not uneven:
+            return outputs, tuple(part[0] for part in (ends if self.cell == "lstm" else (ends,)))
+        last = outputs.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, self.width))[:, 0]
+        return outputs, (last, torch.zeros_like(last)) if self.cell == "lstm" else (last,)
+
+    def _packed(
+        self, kernel: nn.Module, line: Tensor, lengths: Tensor, given: States
+    ) -> tuple[Tensor, States]:
+        packed = pack_padded_sequence(line, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        found, ends = kernel(packed, given if self.cell == "lstm" else given[0])
+        outputs, _ = pad_packed_sequence(found, batch_first=True, total_length=line.shape[1])
+        return outputs, tuple(part[0] for part in (ends if self.cell == "lstm" else (ends,)))
+
+
+def _kernel(size: int, config: RecurrentConfig) -> nn.Module:
+    """What reads in one direction."""
+    if config.peephole or config.coupled_gates:
+        return VariantLSTM(size, config)
+    further = {"nonlinearity": config.activation} if config.cell == "rnn" else {}
+    return KERNELS[config.cell](size, config.hidden_size, batch_first=True, **further)
 
 
 def draw_kernel(kernel: nn.Module, config: RecurrentConfig) -> None:
@@ -232,7 +242,11 @@ class RecurrentStack(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, inputs: Tensor, mask: Tensor | None = None, states: list[States] | None = None
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        states: list[States] | None = None,
+        cells: bool = False,
     ) -> tuple[Tensor, list[States]]:
         """[batch, time, size] and mask [batch, time] → [batch, time, width] and each layer's states at the
         end.
@@ -248,7 +262,7 @@ class RecurrentStack(nn.Module):
         ends = []
         for place, layer in enumerate(self.layers):
             inputs = self.dropout(inputs) if place else inputs
-            inputs, end = layer(inputs, lengths, None if states is None else states[place])
+            inputs, end = layer(inputs, lengths, None if states is None else states[place], cells)
             ends.append(end)
         if back is not None:
             inputs = inputs.gather(1, back[..., None].expand_as(inputs))

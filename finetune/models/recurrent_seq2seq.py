@@ -27,7 +27,7 @@ class RecurrentEncoderOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: [batch, time, width].
-        ends: states at each source's end, [batch, layers, states of a cell, width].
+        ends: hidden states at each source's end, [batch, layers, width].
     """
 
     last_hidden_state: Tensor | None = None
@@ -56,7 +56,7 @@ class RecurrentEncoder(nn.Module):
         vectors = self.dropout(embedded(self, input_ids, inputs_embeds))
         states, ends = self.stack(vectors, attention_mask)
         merge = self.config.merge if self.config.bidirectional else "sum"
-        each = [torch.stack([merged_states(part, merge) for part in layer], dim=1) for layer in ends]
+        each = [merged_states(layer[0], merge) for layer in ends]
         return RecurrentEncoderOutput(last_hidden_state=states, ends=torch.stack(each, dim=1))
 
 
@@ -114,11 +114,9 @@ class RecurrentDecoder(nn.Module):
             self.readout = nn.Linear(config.width + config.hidden_size, config.hidden_size)
 
     def begin(self, ends: Tensor) -> list[States]:
-        """States of the first step: tanh of a linear layer over the source's last (Bahdanau 2015, A.2.2)."""
-        return [
-            tuple(bridge(layer[:, place])[:, None].tanh() for place, bridge in enumerate(self.bridges))
-            for layer in ends.unbind(1)
-        ]
+        """States of the first step: tanh of a linear layer over the source's last (Bahdanau 2015, A.2.2); an
+        LSTM's cell has one of its own."""
+        return [tuple(bridge(layer)[:, None].tanh() for bridge in self.bridges) for layer in ends.unbind(1)]
 
     def forward(
         self, vectors: Tensor, source: Tensor, mask: Tensor | None, states: list[States]

@@ -18,23 +18,17 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from finetune.artefacts.folder import resolved_options
-from finetune.data.batching import BatchingArguments
 from finetune.data.columns import class_ids
 from finetune.data.preview import show_features
-from finetune.data.sources import FewShotArguments
 from finetune.errors import InputError
 from finetune.methods import MethodArguments
 from finetune.metrics.baselines import fitted_bag_of_words
-from finetune.metrics.further import MetricArguments, with_metrics
+from finetune.metrics.further import with_metrics
 from finetune.models.bag_of_words import BagOfWordsForSequenceClassification
-from finetune.models.load import ModelArguments
 from finetune.models.recurrent_config import BagOfWordsConfig
-from finetune.models.scratch import ScratchArguments
-from finetune.tasks.options import TaskArguments
 from finetune.tasks.table import settle
 from finetune.tasks.task import Examined
 from finetune.training import run as steps
-from finetune.training.options import TrainingArguments
 from finetune.training.trainer import make_trainer
 
 BASELINES = ("bag_of_words", "majority")
@@ -138,17 +132,16 @@ def from_scikit_learn(
     return processor, network
 
 
-def run(
-    task: TaskArguments,
-    data: FewShotArguments,
-    model: ModelArguments,
-    scratch: ScratchArguments,
-    method: MethodArguments,
-    batching: BatchingArguments,
-    metric: MetricArguments,
-    training: TrainingArguments,
-) -> dict[str, Any]:
-    """One fit, from rows to its folder; its figures. The steps are those of a run that trains."""
+def run_baseline(*groups: Any) -> dict[str, Any]:
+    """One fit, from rows to its folder; its figures. The steps are those of a run that trains.
+
+    Args:
+        groups: the options of scripts/train.py, in its order.
+
+    Raises:
+        InputError: rows that no class can be learnt from, or options that a fit has no use for.
+    """
+    task, data, model, scratch, method, batching, metric, training = groups
     check_baseline(model.model_name_or_path, task.task, method)
     task, method = replace(task, max_length=WHOLE_TEXT), replace(method, method="full")
     options = resolved_options(task, data, model, scratch, method, batching, metric, training)

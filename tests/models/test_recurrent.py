@@ -6,6 +6,7 @@ import pytest
 import torch
 from bounds import assert_near, near
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -41,8 +42,10 @@ def padded():
 
 
 def layer(**entries):
-    made = RecurrentLayer(6, RecurrentConfig(**(SIZES | entries)))
-    draw_kernel(made.kernel, RecurrentConfig(**(SIZES | entries)))
+    config = RecurrentConfig(**(SIZES | entries))
+    made = RecurrentLayer(6, config)
+    for kernel in made.kernels:
+        draw_kernel(kernel, config)
     return made
 
 
@@ -50,17 +53,17 @@ def test_peepholes_and_coupled_gates_are_their_equations():
     """A loop that spells the gates out, one number of one row at a time."""
     for entries in (CELLS["peephole"], CELLS["coupled"], CELLS["both"]):
         made, line = layer(**entries), torch.randn(1, 4, 6)
-        kernel = made.kernel
-        sizes = [one.size(0) for one in kernel.weight_ih[0].split(5)]
+        (kernel,) = made.kernels
+        sizes = [one.size(0) for one in kernel.weight_ih.split(5)]
         assert sizes == [5] * (3 if kernel.coupled else 4)
         hidden, cell, expected = torch.zeros(5), torch.zeros(5), []
         names = ["f", "g", "o"] if kernel.coupled else ["i", "f", "g", "o"]
         for x in line[0]:
-            raw = kernel.weight_ih[0] @ x + kernel.weight_hh[0] @ hidden + kernel.bias[0]
+            raw = kernel.weight_ih @ x + kernel.weight_hh @ hidden + kernel.bias
             part = dict(zip(names, raw.split(5), strict=True))
             holes = dict.fromkeys("ifo", torch.zeros(5))
             if kernel.peephole is not None:
-                holes |= dict(zip([name for name in names if name != "g"], kernel.peephole[0], strict=True))
+                holes |= dict(zip([name for name in names if name != "g"], kernel.peephole, strict=True))
             forget = torch.sigmoid(part["f"] + holes["f"] * cell)
             take = 1 - forget if kernel.coupled else torch.sigmoid(part["i"] + holes["i"] * cell)
             cell = forget * cell + take * torch.tanh(part["g"])
@@ -74,12 +77,32 @@ def test_peepholes_and_coupled_gates_are_their_equations():
 def test_the_own_cell_without_options_is_torchs():
     plain, own = nn.LSTM(6, 5, batch_first=True), VariantLSTM(6, RecurrentConfig(**SIZES))
     with torch.no_grad():
-        own.weight_ih[0].copy_(plain.weight_ih_l0)
-        own.weight_hh[0].copy_(plain.weight_hh_l0)
-        own.bias[0].copy_(plain.bias_ih_l0 + plain.bias_hh_l0)
-    line, zeros = torch.randn(3, 7, 6), torch.zeros(3, 1, 5)
+        own.weight_ih.copy_(plain.weight_ih_l0)
+        own.weight_hh.copy_(plain.weight_hh_l0)
+        own.bias.copy_(plain.bias_ih_l0 + plain.bias_hh_l0)
+    line, zeros = torch.randn(3, 7, 6), torch.zeros(3, 5)
     found, _ = own(line, torch.tensor([7, 7, 7]), (zeros, zeros))
-    assert_near(found[:, :, 0], plain(line)[0], 1e-5)
+    assert_near(found, plain(line)[0], 1e-5)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_rows_side_by_side_are_rows_packed(cell):
+    """Without packing, and as torch packs them for a layer that reads both ways: the same states, ends
+    too."""
+    made, line, lengths = layer(cell=cell, bidirectional=True), torch.randn(3, 7, 6), torch.tensor(LENGTHS)
+    whole = type(made.kernels[0])(6, 5, batch_first=True, bidirectional=True)
+    with torch.no_grad():
+        for side, kernel in zip(("", "_reverse"), made.kernels, strict=True):
+            for name, weight in kernel.named_parameters():
+                getattr(whole, name + side).copy_(weight)
+    found, ends = whole(pack_padded_sequence(line, lengths, batch_first=True, enforce_sorted=False))
+    expected, _ = pad_packed_sequence(found, batch_first=True)
+    for cells in (False, True):
+        outputs, last = made(line, lengths, cells=cells)
+        assert_near(outputs, expected, 1e-5)
+        parts = ends if cell == "lstm" else (ends,)
+        for mine, theirs in list(zip(last, parts, strict=True))[: 2 if cells else 1]:
+            assert_near(mine, theirs.transpose(0, 1), 1e-5)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -112,11 +135,11 @@ def test_merges_join_two_directions():
 
 
 def test_the_identity_and_an_open_forget_gate():
-    kernel = model(**CELLS["irnn"]).stack.layers[0].kernel
+    kernel = model(**CELLS["irnn"]).stack.layers[0].kernels[0]
     assert torch.equal(kernel.weight_hh_l0, torch.eye(5)) and kernel.nonlinearity == "relu"
-    lstm = model(forget_bias=2.0).stack.layers[0].kernel
+    lstm = model(forget_bias=2.0).stack.layers[0].kernels[0]
     assert (lstm.bias_ih_l0 + lstm.bias_hh_l0).tolist() == [0] * 5 + [2] * 5 + [0] * 10
-    square = model(cell="gru", initialization="orthogonal").stack.layers[0].kernel.weight_hh_l0[:5]
+    square = model(cell="gru", initialization="orthogonal").stack.layers[0].kernels[0].weight_hh_l0[:5]
     assert_near(square @ square.T, torch.eye(5), 1e-5)
 
 

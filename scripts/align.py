@@ -15,15 +15,7 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.alignment.dpo import DPOTrainingArguments
-    from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
     from finetune.alignment.online import DistillArguments, OnlineDPOArguments
-    from finetune.alignment.pair_options import (
-        CPOTrainingArguments,
-        KTOTrainingArguments,
-        ORPOTrainingArguments,
-    )
-    from finetune.alignment.preferences import PairArguments
     from finetune.alignment.prompts import PromptArguments
     from finetune.alignment.rewards import RewardArguments
     from finetune.data.sources import DataArguments
@@ -56,92 +48,25 @@ def distill(
     online.distill(data, prompt, model, method, training)
 
 
-def grpo(
-    data: DataArguments,
-    prompt: PromptArguments,
-    model: ModelArguments,
-    method: MethodArguments,
-    reward: RewardArguments,
-    training: GRPOArguments,
-) -> None:
-    from finetune.alignment.grpo import align
-
-    align(data, prompt, model, method, reward, training)
-
-
-def rloo(
-    data: DataArguments,
-    prompt: PromptArguments,
-    model: ModelArguments,
-    method: MethodArguments,
-    reward: RewardArguments,
-    training: RLOOArguments,
-) -> None:
-    from finetune.alignment.grpo import align
-
-    align(data, prompt, model, method, reward, training)
-
-
-def dpo(
-    data: DataArguments,
-    pairs: PairArguments,
-    model: ModelArguments,
-    method: MethodArguments,
-    training: DPOTrainingArguments,
-) -> None:
-    from finetune.alignment.preference_run import align_on_pairs
-
-    align_on_pairs(data, pairs, model, method, training)
-
-
-def kto(
-    data: DataArguments,
-    pairs: PairArguments,
-    model: ModelArguments,
-    method: MethodArguments,
-    training: KTOTrainingArguments,
-) -> None:
-    dpo(data, pairs, model, method, training)
-
-
-def orpo(
-    data: DataArguments,
-    pairs: PairArguments,
-    model: ModelArguments,
-    method: MethodArguments,
-    training: ORPOTrainingArguments,
-) -> None:
-    dpo(data, pairs, model, method, training)
-
-
-def cpo(
-    data: DataArguments,
-    pairs: PairArguments,
-    model: ModelArguments,
-    method: MethodArguments,
-    training: CPOTrainingArguments,
-) -> None:
-    dpo(data, pairs, model, method, training)
-
-
+# The others have a verb of their own, whose script says their options.
 ALGORITHMS = {
     "online_dpo": main,
     "distill": distill,
-    "grpo": grpo,
-    "dr_grpo": grpo,
-    "dapo": grpo,
-    "bnpo": grpo,
-    "gspo": grpo,
-    "cispo": grpo,
-    "sapo": grpo,
-    "luspo": grpo,
-    "vespo": grpo,
-    "rloo": rloo,
-    "dpo": dpo,
-    "kto": kto,
-    "orpo": orpo,
-    "cpo": cpo,
-    "simpo": cpo,
+    "grpo": "grpo",
+    "dr_grpo": "grpo",
+    "dapo": "grpo",
+    "bnpo": "grpo",
+    "gspo": "grpo",
+    "cispo": "grpo",
+    "sapo": "grpo",
+    "luspo": "grpo",
+    "vespo": "grpo",
+    "rloo": "grpo",
+    "dpo": "dpo",
+    "kto": "dpo",
+    "orpo": "dpo",
+    "cpo": "dpo",
+    "simpo": "dpo",
 }
 
 

@@ -1,8 +1,9 @@
 """Fine-tune a model on a task by a method: TASKS × METHODS.
 
-python scripts/train.py --task classification --method lora --model_name_or_path minilm --dataset_name reviews
---output_dir runs/x accelerate launch --config_file scripts/accelerate/two_cpus.yaml scripts/train.py --config
-scripts/recipes/reviews_lora.yaml
+python scripts/train.py --task classification --method lora --model_name_or_path minilm \\
+    --dataset_name reviews --output_dir runs/x
+accelerate launch --config_file scripts/accelerate/two_cpus.yaml scripts/train.py \\
+    --config scripts/recipes/reviews_lora.yaml
 """
 
 from __future__ import annotations

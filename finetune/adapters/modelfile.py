@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from finetune.data.chats import Chats
 from finetune.errors import InputError
 
 Chat = Sequence[dict[str, str]]
@@ -52,10 +53,7 @@ def make_modelfile(processor: Any, file: str) -> str:
     """
     if not processor.chat_template:
         raise InputError("The tokenizer has no chat template, so that there is none to write for Ollama")
-    wanted = [
-        processor.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
-        for chat in PROBE_CHATS
-    ]
+    wanted = [Chats(processor).prompt(chat) for chat in PROBE_CHATS]
     head = "<|im_start|>system\n"
     system = wanted[0].removeprefix(head).partition("<|im_end|>")[0] if wanted[0].startswith(head) else None
     for chat, text in zip(PROBE_CHATS, wanted, strict=True):

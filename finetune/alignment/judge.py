@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune.alignment.ready_rewards import filled, rows_of
 from finetune.alignment.rewards import Reward, RewardArguments, RewardPrompt, as_text
+from finetune.data.chats import Chats
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.generate import generation_settings as generation
@@ -75,16 +76,12 @@ def local(name: str, settings: RewardArguments) -> Callable[[Sequence[str]], Seq
     """Replies of a model of one's own, by greedy search; through its chat template where it has one."""
     processor, network = load_model(ModelArguments(model_name_or_path=name), AutoModelForCausalLM)
     network.to(device()).eval()
-    config = generation(network, processor, TOKENS)
+    config, chats = generation(network, processor, TOKENS), Chats(processor)
 
     def ids(asked: str) -> list[int]:
         if not processor.chat_template:
             return processor(f"{asked}\n\nNumber:")["input_ids"]
-        messages = [{"role": "user", "content": asked}]
-        told = processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        return told["input_ids"]
+        return chats.prompt_ids([{"role": "user", "content": asked}])
 
     def replies(asked: Sequence[str]) -> list[str]:
         found = write(

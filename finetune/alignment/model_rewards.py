@@ -36,6 +36,7 @@ from finetune.alignment.rollout import log_probabilities, longest_input
 from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
 from finetune.artefacts.passport import check_passport
+from finetune.data.chats import template_ids
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.heads import body, core
@@ -129,7 +130,7 @@ def text_ids(processor: Any, prompt: RewardPrompt, answer: str, part: str) -> li
     """
     if not isinstance(prompt, str) and part == "full" and processor.chat_template:
         messages = [*prompt, {"role": "assistant", "content": answer}]
-        return processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+        return template_ids(processor, messages)
     return processor(as_text(prompt, answer, part) + (processor.eos_token or ""))["input_ids"]
 
 

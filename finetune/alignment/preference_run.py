@@ -4,8 +4,11 @@ knows no loss.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from datasets import Dataset
 from transformers import set_seed
 
 from finetune.alignment.dpo import PairTraining, make_dpo_trainer
@@ -28,6 +31,46 @@ from finetune.training.machine import processes
 from finetune.training.options import settled
 
 
+def train_on_pairs(
+    data: DataArguments,
+    pairs: PairArguments,
+    model: ModelArguments,
+    method: MethodArguments,
+    training: Any,
+    *,
+    verb: str,
+    load: Callable[[ModelArguments], tuple[Any, Any]],
+    make: Callable[..., Any],
+    task: str,
+    rate: float = 1.0,
+) -> tuple[Any, Dataset] | None:
+    """From options to a trainer that has trained, and its held-out pairs; None where the run ends at the
+    rows.
+
+    Args:
+        load: model options → processor and network.
+        make: network, processor, training options, training and held-out pairs → TRL's trainer.
+        task: PEFT's name of it.
+        rate: times the method's learning rate, where none is given.
+    """
+    keep_freed_memory()
+    processes(verb)
+    set_seed(training.seed)  # the first weights of adapter and head
+    training = settled(training, find_method(method.method).learning_rate * rate)
+    read = read_unpaired if isinstance(training, KTOTrainingArguments) else read_pairs
+    with training.main_process_first(desc="reading pairs"):
+        processor, network = load(model)
+        train, held_out = read(data, pairs, processor, training.max_length)
+    if show_pairs(train, held_out, processor, data):
+        return None
+    network = attach(network, method.method, method.method_kwargs, task)
+    options = resolved_options(data, pairs, model, method, training)
+    checkpoint = open_run(options, pairs_fingerprint(train), network)
+    trainer = make(network, processor, training, train, held_out)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    return trainer, held_out
+
+
 def align_on_pairs(
     data: DataArguments,
     pairs: PairArguments,
@@ -36,26 +79,18 @@ def align_on_pairs(
     training: PairTraining,
 ) -> None:
     """The whole of scripts/dpo.py, whose losses differ in `training` alone."""
-    keep_freed_memory()
-    processes("dpo")
-    set_seed(training.seed)  # the adapter's first weights
-    training = settled(training, find_method(method.method).learning_rate / 10)
-    read = read_unpaired if isinstance(training, KTOTrainingArguments) else read_pairs
-    with training.main_process_first(desc="reading pairs"):
-        processor, network = load_start(model)
-        train, held_out = read(data, pairs, processor, training.max_length)
-    if show_pairs(train, held_out, processor, data):
+    trained = train_on_pairs(
+        data, pairs, model, method, training,
+        verb="dpo", load=load_start, make=make_dpo_trainer, task="CAUSAL_LM", rate=0.1,
+    )  # fmt: skip
+    if trained is None:
         return
-    network = attach(network, method.method, method.method_kwargs, "CAUSAL_LM")
-    options = resolved_options(data, pairs, model, method, training)
-    checkpoint = open_run(options, pairs_fingerprint(train), network)
-    trainer = make_dpo_trainer(network, processor, training, train, held_out)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer, _ = trained
     figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if trainer.is_world_process_zero():
-        network = trainer.accelerator.unwrap_model(trainer.model)
-        save_artefact(network, processor, Path(str(training.output_dir)), None, figures)
+        network, folder = trainer.accelerator.unwrap_model(trainer.model), Path(training.output_dir)
+        save_artefact(network, trainer.processing_class, folder, None, figures)
         print(
             "\n".join(f"{name}: {value:.4f}" for name, value in figures.items() if isinstance(value, float))
         )
-        print(training.output_dir)
+        print(folder)

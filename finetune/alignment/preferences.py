@@ -18,6 +18,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from finetune.data.chats import template_ids
 from finetune.data.laying import laid_out
 from finetune.data.layouts import first_of
 from finetune.data.places import PLACE, columns_of, places_of
@@ -363,9 +364,7 @@ def pair_ids(processor: Any, prompt: Any, answer: Any | None, tools: Any = None)
             "input_ids"
         ]
     messages = prompt if answer is None else [*prompt, *answer]
-    return processor.apply_chat_template(
-        messages, tools=tools or None, add_generation_prompt=answer is None, tokenize=True, return_dict=True
-    )["input_ids"]
+    return template_ids(processor, messages, tools, asked=answer is None)
 
 
 def show_pairs(train: Dataset, held_out: Dataset, processor: Any, data: DataArguments) -> bool:

@@ -84,16 +84,31 @@ def classes_of(script: Path, main: str | None = None) -> list[tuple[str, str]]:
     functions = {n.name: n for n in parsed(script).body if isinstance(n, ast.FunctionDef)}
     names = [main] if main else ["main", *_further_mains(script)]
     annotations = [ast.unparse(a.annotation) for n in names for a in functions[n].args.args if a.annotation]
-    return list(dict.fromkeys(option_classes(script, annotations)))
+    found = option_classes(script, annotations)
+    if main is None:
+        found += [one for other in scripts_of(script)[1:] for one in classes_of(other)]
+    return list(dict.fromkeys(found))
+
+
+def scripts_of(script: Path) -> list[Path]:
+    """A script, and those of the verbs that its table ALGORITHMS leaves some algorithms to."""
+    verbs = dict.fromkeys(n.value for n in _algorithms(script) if isinstance(n, ast.Constant))
+    return [script, *(script.with_name(f"{verb}.py") for verb in verbs)]
 
 
 def _further_mains(script: Path) -> list[str]:
     """Functions in a script's table ALGORITHMS, each with options of its own."""
+    functions = {n.name for n in parsed(script).body if isinstance(n, ast.FunctionDef)}
+    names = [n.id for n in _algorithms(script) if isinstance(n, ast.Name)]
+    return [name for name in dict.fromkeys(names) if name in functions]
+
+
+def _algorithms(script: Path) -> list[ast.expr]:
+    """The values of a script's table ALGORITHMS: its own functions, and other verbs by name."""
     for node in parsed(script).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ALGORITHMS":
-            names = [n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)]
-            functions = {n.name for n in parsed(script).body if isinstance(n, ast.FunctionDef)}
-            return [name for name in dict.fromkeys(names) if name in functions]
+            assert isinstance(node.value, ast.Dict)
+            return node.value.values
     return []
 
 

@@ -35,8 +35,9 @@ def verb_function(verb: str) -> Callable[..., Outcome]:
     def function(*, config: str | Path | None = None, **options: Any) -> Outcome:
         recipe = [] if config is None else ["--config", str(config)]
         words = [*recipe, *as_arguments(options)]
-        main = main_of(importlib.import_module(f"finetune.scripts.{verb}").main, words)
-        groups = parse(main, words)
+        called = importlib.import_module(f"finetune.scripts.{verb}").main
+        main = main_of(called, words)
+        groups = parse(main, words, called)
         left = main(*groups)
         named = [vars(group)["output_dir"] for group in groups if vars(group).get("output_dir")]
         folder = left if isinstance(left, Path) else Path(named[-1]) if named else None

@@ -72,10 +72,10 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         check_processes()
-        main = main_of(main, arguments)
+        called, main = main, main_of(main, arguments)
         arguments = by_name(main, arguments)
         answer_help(main, arguments, installed)
-        main(*parse(main, arguments))
+        main(*parse(main, arguments, called))
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
@@ -154,9 +154,9 @@ def calm_libraries() -> None:
 def main_of(main: Callable[..., Any], arguments: Sequence[str]) -> Callable[..., Any]:
     """The function of a script that the options are for.
 
-    A script with several mains has a table ALGORITHMS, name → function; `--algorithm` chooses, else an old
-    recipe's `loss_type` or `task`. Each has options of its own, so that none is listed that isn't read. Other
-    names are left to `main`.
+    A script with several mains has a table ALGORITHMS, name → function, or the verb that has it;
+    `--algorithm` chooses, else an old recipe's `loss_type` or `task`. Each has options of its own, so that
+    none is listed that isn't read. Other names are left to `main`.
     """
     table = main.__globals__.get("ALGORITHMS", {})
     if not table:
@@ -167,7 +167,10 @@ def main_of(main: Callable[..., Any], arguments: Sequence[str]) -> Callable[...,
         for name in ("algorithm", "loss_type", "task"):
             values = [_value_of(told, place) for place, word in enumerate(told) if _names(word, name)]
             if values and values[-1] in table:
-                return table[values[-1]]
+                chosen = table[values[-1]]
+                if callable(chosen):
+                    return chosen
+                return main_of(importlib.import_module(f"finetune.scripts.{chosen}").main, arguments)
     return main
 
 
@@ -191,8 +194,15 @@ def answer_help(main: Callable[..., Any], arguments: Sequence[str], installed: b
     os._exit(0)
 
 
-def parse(main: Callable[..., Any], arguments: Sequence[str]) -> list[Any]:
+def parse(
+    main: Callable[..., Any], arguments: Sequence[str], called: Callable[..., Any] | None = None
+) -> list[Any]:
     """Instances of the option classes that annotate `main`, in its order.
+
+    Args:
+        main: see `main_of`.
+        arguments: `[--config RECIPE] [--name value ...]`.
+        called: the main of the verb that was called, whose recipes are taken too.
 
     Raises:
         InputError: an unknown key, a value of the wrong type, a recipe that can't be read or is of another
@@ -202,16 +212,17 @@ def parse(main: Callable[..., Any], arguments: Sequence[str]) -> list[Any]:
     names = [str(parameter.annotation) for parameter in inspect.signature(main).parameters.values()]
     classes = option_classes(script, names)
     types = [vars(importlib.import_module(module))[name] for module, name in classes]
-    return parse_into(types, arguments, script.stem)
+    meant = dict.fromkeys(Path(inspect.getfile(one)).stem for one in (main, called or main))
+    return parse_into(types, arguments, *meant)
 
 
-def parse_into(types: list[type], arguments: Sequence[str], verb: str = "") -> list[Any]:
+def parse_into(types: list[type], arguments: Sequence[str], *meant: str) -> list[Any]:
     """The same for given dataclasses: `[--config RECIPE] [--name value ...]` → one instance of each.
 
     Args:
         types: the option classes.
         arguments: of the command line.
-        verb: the script's name; a recipe that says it is another verb's is refused.
+        meant: the verbs whose recipes are taken; one that says it is another verb's is refused.
     """
     from transformers import HfArgumentParser  # half a second, which a help text need not pay
 
@@ -230,7 +241,7 @@ def parse_into(types: list[type], arguments: Sequence[str], verb: str = "") -> l
     settled = {
         o.name: o.default for kind in types for o in fields(kind) if not o.init and o.name not in known
     }
-    words = [*_from_recipe(recipe, known, settled, verb), *rest]
+    words = [*_from_recipe(recipe, known, settled, meant), *rest]
     _, unknown = parser.parse_known_args(words)  # a misspelled option before what its absence leads to
     if unknown:
         raise InputError(_complain(unknown[0], known, settled))
@@ -269,29 +280,29 @@ def _read_recipe(given: str) -> dict[str, Any]:
     return content
 
 
-def _from_recipe(given: str | None, known: set[str], settled: dict[str, Any], verb: str) -> list[str]:
+def _from_recipe(
+    given: str | None, known: set[str], settled: dict[str, Any], meant: Sequence[str]
+) -> list[str]:
     """A recipe as the command line that says the same, so that both go through the same checks.
 
     What is settled may stand in it with the value that it has: arguments.yaml of earlier versions listed more
     options.
     """
     content = {} if given is None else _read_recipe(given)
-    of = content.pop("verb", verb)
-    if verb and of != verb:
-        raise InputError(f"The recipe {given} is one of `finetune {of}`, and this is `finetune {verb}`")
+    of = content.pop("verb", None)
+    if meant and of is not None and of not in meant:
+        raise InputError(f"The recipe {given} is one of `finetune {of}`, and this is `finetune {meant[-1]}`")
     content = {k: v for k, v in content.items() if k not in settled or v != settled[k]}
     for key in content:
         if key not in known:
             raise InputError(
-                f"In {given}: {_complain(str(key), known, settled)}{_other_verbs(content, verb)}"
+                f"In {given}: {_complain(str(key), known, settled)}{_other_verbs(content) if meant else ''}"
             )
     return as_arguments(content)
 
 
-def _other_verbs(content: dict[str, Any], verb: str) -> str:
+def _other_verbs(content: dict[str, Any]) -> str:
     """The verbs whose options a recipe's keys are, for a recipe that was handed to another one."""
-    if not verb:
-        return ""
     fitting = [
         name
         for name, script in verbs().items()

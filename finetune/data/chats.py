@@ -342,6 +342,13 @@ class Chats:
         return render_chat(self.template(tools), variables)
 
 
+def template_ids(processor: Any, messages: Sequence[Message], tools: Any = None, asked: bool = False) -> Any:
+    """A chat's ids just as `apply_chat_template` gives them, which TRL trains on; nothing is checked."""
+    return processor.apply_chat_template(
+        messages, tools=tools or None, add_generation_prompt=asked, tokenize=True, return_dict=True
+    )["input_ids"]
+
+
 MEND = "Set --chat_template_path to a template that does, or mend the rows"
 
 

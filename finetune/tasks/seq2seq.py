@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -85,23 +85,20 @@ def encode_targets(
         InputError: nothing is left of a source or a target.
     """
     front, back = frame(processor)
+    fitting = Fitting(processor, len(source_prefix), (max_length, max_target_length))
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         whole = [source_prefix + text + source_suffix for text in batch[columns.text]]
         encoded = processor(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        borders = [len(source_prefix) + len(text.rstrip()) for text in batch[columns.text]]
-        room = max_length - len(front) - len(back)
-        sources = [
-            shortened(ids, offsets, border, room)
-            for ids, offsets, border in zip(
-                encoded["input_ids"], encoded["offset_mapping"], borders, strict=True
-            )
-        ]
         wanted = processor(text_target=batch[columns.label], verbose=False)["input_ids"]
         goals = [ended(ids, max_target_length, processor.eos_token_id) for ids in wanted]
-        for place, (text, goal) in enumerate(zip(batch[columns.text], goals, strict=True)):
-            inside = within(encoded["offset_mapping"][place], len(source_prefix), borders[place])
-            want_both(inside - sources[place][1], goal, text, processor, (max_length, max_target_length))
+        room = max_length - len(front) - len(back)
+        sources = [
+            fitting.source(ids, offsets, text, goal, room)
+            for ids, offsets, text, goal in zip(
+                encoded["input_ids"], encoded["offset_mapping"], batch[columns.text], goals, strict=True
+            )
+        ]
         ids = [front + source + back for source, _ in sources]
         return {
             "input_ids": ids,
@@ -154,6 +151,7 @@ def encode_continuations(
         )
 
     suffix = source_suffix.rstrip(" ")
+    fitting = Fitting(processor, len(source_prefix), (max_length, max_target_length))
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         names = ("input_ids", "labels", "prompt", "length", "cut", "cut_target")
@@ -167,14 +165,9 @@ def encode_continuations(
         ):
             first = next((i for i, (_, end) in enumerate(offsets) if end > len(whole[index])), len(ids))
             goal = ended(ids[first:], max_target_length, eos)
-            border = len(source_prefix) + len(batch[columns.text][index].rstrip())
-            source, dropped = shortened(
-                ids[:first], offsets[:first], border, max_length - len(front) - len(goal) + 1
-            )
-            inside = within(offsets[:first], len(source_prefix), border)
-            want_both(
-                inside - dropped, goal, batch[columns.text][index], processor, (max_length, max_target_length)
-            )
+            room = max_length - len(front) - len(goal) + 1
+            text = batch[columns.text][index]
+            source, dropped = fitting.source(ids[:first], offsets[:first], text, goal, room)
             head = front + source
             features["input_ids"].append([*head, *goal[:-1]])
             features["labels"].append([IGNORED] * (len(head) - 1) + goal)
@@ -233,6 +226,34 @@ def shortened(
             f"--source_suffix takes {len(tail)} of {max(room, 0)} tokens; set --max_length higher"
         )
     return [*ids[: room - len(tail)], *tail], len(ids) - room
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Sources of an encoder-decoder and of a decoder, cut to what is left for them.
+
+    Attributes:
+        start: characters of the prefix.
+        limits: max_length and max_target_length.
+    """
+
+    processor: PreTrainedTokenizerBase
+    start: int
+    limits: tuple[int, int]
+
+    def source(
+        self,
+        ids: Sequence[int],
+        offsets: Sequence[tuple[int, int]],
+        text: str,
+        goal: Sequence[int],
+        room: int,
+    ) -> tuple[list[int], int]:
+        """At most `room` tokens of a prompt, and the number dropped: see `shortened` and `want_both`."""
+        border = self.start + len(text.rstrip())
+        found, dropped = shortened(ids, offsets, border, room)
+        want_both(within(offsets, self.start, border) - dropped, goal, text, self.processor, self.limits)
+        return found, dropped
 
 
 def within(offsets: Sequence[tuple[int, int]], start: int, end: int) -> int:

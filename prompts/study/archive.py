@@ -204,7 +204,7 @@ def _read_cell(
             part: np.array([line["gold_place"] for line in own], dtype=int) for part, own in by_part.items()
         }
         texts = {part: [_texts(line["choices"]) for line in own] for part, own in by_part.items()}
-        return ChoiceAnswers(cell, by_how, requests, gold, texts, places)
+        return ChoiceAnswers(cell, by_how, requests, places, gold, texts)
     return StoredAnswers(cell, by_how, requests, places)  # type: ignore[return-value]
 
 

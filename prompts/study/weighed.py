@@ -71,7 +71,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class StoredAnswers:
-    """The same as a run left them: how → part → scores [rows, labels]."""
+    """Answers as a run left them: how → part → scores [rows, labels]."""
 
     cell: Cell
     by_how: dict[str, dict[str, np.ndarray]]
@@ -217,27 +217,11 @@ class ChoicePrompt:
 
 
 @dataclass(frozen=True)
-class ChoiceAnswers:
-    """The same for choices: how → part → scores [rows, most choices]; gold: part → [rows]."""
+class ChoiceAnswers(StoredAnswers):
+    """The same for choices: how, one of WAYS → part → scores [rows, most choices]; gold: part → [rows]."""
 
-    cell: Cell
-    by_how: dict[str, dict[str, np.ndarray]]
-    requests: list[Request]
     gold: dict[str, np.ndarray]
     texts: dict[str, list[list[str]]]
-    places: dict[str, np.ndarray]
-
-    @property
-    def hows(self) -> tuple[str, ...]:
-        return tuple(self.by_how)
-
-    def rows(self, part: str = "unseen") -> np.ndarray:
-        """Numbers of the rows that were asked."""
-        return self.places[part]
-
-    def scores(self, how: str, part: str = "unseen") -> np.ndarray:
-        """Scores of one of WAYS."""
-        return self.by_how[how][part]
 
     def right(self, how: str, part: str = "unseen") -> np.ndarray:
         """Whether the likeliest choice is the right one, or says the same as it; bool [rows]."""

@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 
+from finetune.data.chats import MEND, ChatError, Chats
 from finetune.errors import InputError
 from prompts.scoring.load import load_prompt_scorer
 from prompts.scoring.score import Request, Scorer
@@ -188,11 +188,10 @@ def _chat(
         raise InputError(f"The tokenizer {tokenizer.name_or_path} has no chat template. Set --chat false")
     messages = [{"role": role, "content": content} for role, content in turns]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise InputError(
-            f"The chat template refuses: {error}. Leave the description out, or set --chat false"
-        ) from error
+        text = Chats(tokenizer).prompt(messages)
+    except ChatError as error:
+        reason = str(error).removesuffix(MEND)
+        raise InputError(f"{reason}Leave the description out, or set --chat false") from error
     prefill = layout.prefill.rstrip(" ")
     gap = " " if prefill else ""
     return Request(

@@ -22,7 +22,7 @@ from finetune.cli.completion import completion
 from finetune.cli.declarations import OURS, as_typed, classes_of, options_of
 from finetune.cli.help import usage
 from finetune.cli.launcher import Machine, launcher_command
-from finetune.cli.parser import as_arguments, parse_into
+from finetune.cli.parser import as_arguments, main_of, parse, parse_into
 from finetune.cli.tables import as_table
 from finetune.errors import InputError
 
@@ -288,3 +288,21 @@ def test_the_verbs_are_modules_that_any_launcher_can_start(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0 and "--dataset_name" in done.stdout
+
+
+def test_a_verb_may_leave_an_algorithm_to_the_verb_that_has_it(tmp_path):
+    """`finetune align --algorithm kto` has the options of `finetune dpo --algorithm kto`, and takes recipes
+    of either verb.
+    """
+    align = importlib.import_module("finetune.scripts.align").main
+    found = main_of(align, ["--algorithm", "kto"])
+    assert found is importlib.import_module("finetune.scripts.dpo").kto
+    for verb in ("align", "dpo"):
+        recipe = tmp_path / f"{verb}.yaml"
+        recipe.write_text(f"verb: {verb}\nalgorithm: kto\noutput_dir: {tmp_path}\n")
+        words = ["--config", str(recipe)]
+        assert parse(main_of(align, words), words, align)[-1].algorithm == "kto"
+    recipe.write_text("verb: train\n")
+    with pytest.raises(InputError, match="one of `finetune train`, and this is `finetune align`"):
+        parse(main_of(align, words), words, align)
+    assert set(classes_of(VERBS["dpo"])) < set(classes_of(VERBS["align"]))

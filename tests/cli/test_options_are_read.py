@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cli.declarations import OURS, classes_of, imports_of, lineage, options_of, parsed, source_of
+from finetune.cli.declarations import (
+    OURS,
+    classes_of,
+    imports_of,
+    lineage,
+    options_of,
+    parsed,
+    scripts_of,
+    source_of,
+)
 from finetune.cli.places import verbs
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +101,8 @@ def methods_reading_themselves(module: str, name: str) -> set[str]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_own_options_are_read_by_code_that_the_verb_runs(verb):
-    read = frozenset().union(*(reads_in(path) for path in reachable(VERBS[verb])))
+    reached = {path for script in scripts_of(VERBS[verb]) for path in reachable(script)}
+    read = frozenset().union(*map(reads_in, reached))
     for module, name in classes_of(VERBS[verb]):
         foreign = {
             o.name
@@ -111,7 +121,8 @@ def test_own_options_are_read_by_code_that_the_verb_runs(verb):
 @pytest.mark.parametrize("verb", VERBS)
 def test_others_options_are_read_by_the_packages_that_declare_them(verb):
     """transformers' and trl's own: read by their trainers, callbacks and integrations, or here."""
-    read = frozenset().union(*(reads_in(path) for path in reachable(VERBS[verb])))
+    reached = {path for script in scripts_of(VERBS[verb]) for path in reachable(script)}
+    read = frozenset().union(*map(reads_in, reached))
     for module, name in classes_of(VERBS[verb]):
         kind = vars(importlib.import_module(module))[name]
         packages = {base.__module__.split(".")[0] for base in kind.__mro__} - {*OURS, "builtins"}

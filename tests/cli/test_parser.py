@@ -95,7 +95,7 @@ def main():
     trainer = {"model": torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))}
     trainer["callback"] = trainer
 
-parser.parse = lambda main, arguments: []
+parser.parse = lambda *given: []
 parser.launch(main)
 names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
 print([name for name in names if "gloo" in name])
@@ -167,7 +167,7 @@ def test_a_disk_that_is_full_and_a_person_who_stops_get_a_sentence(error, status
     def main() -> None:
         raise error
 
-    monkeypatch.setattr("finetune.cli.parser.parse", lambda main, arguments: [])
+    monkeypatch.setattr("finetune.cli.parser.parse", lambda *given: [])
     monkeypatch.setattr("finetune.cli.parser.answer_help", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
         launch(main, [])

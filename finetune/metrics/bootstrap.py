@@ -58,10 +58,10 @@ def bootstrap(
     return float(low), float(high)
 
 
-def interval(values: Array, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The interval of the mean of `values` [rows]."""
+def interval(values: Array, samples: int = 2000, seed: int = 0, block: int = 1) -> tuple[float, float]:
+    """The interval of the mean of `values` [rows]; see `bootstrap`."""
     each_one = np.asarray(values, dtype=np.float64)
-    return bootstrap(np.stack([each_one, np.ones_like(each_one)], axis=1), mean_figure, samples, seed)
+    return bootstrap(np.stack([each_one, np.ones_like(each_one)], axis=1), mean_figure, samples, seed, block)
 
 
 def macro_f1_interval(

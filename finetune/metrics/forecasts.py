@@ -6,8 +6,6 @@ leave the last, smaller one out or count it too much.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 Array = np.ndarray
@@ -23,19 +21,6 @@ def forecast_figures(sums: Array, values: int) -> dict[str, float]:
     """
     whole = sums.astype(np.float64).sum(axis=(0, 1)) / (sums.shape[0] * sums.shape[1] * values)
     return {"mse": float(whole[0]), "mae": float(whole[1])}
-
-
-def per_channel(sums: Array, values: int, channels: list[str], deviations: Array) -> dict[str, Any]:
-    """Each channel's errors: on the standard scale, and the absolute one in the channel's own unit.
-
-    Args:
-        deviations: the standard deviation of each channel in training, [channels].
-    """
-    means = sums.astype(np.float64).sum(axis=0) / (sums.shape[0] * values)
-    return {
-        name: {"mse": float(mse), "mae": float(mae), "mae_in_units": float(mae * deviation)}
-        for name, (mse, mae), deviation in zip(channels, means, deviations, strict=True)
-    }
 
 
 def seasonal_naive(values: Array, origins: Array, horizon: int, season: int) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 from finetune.adapters.classifier import load_network
 from finetune.artefacts.folder import Artefact
 from finetune.artefacts.trained_rows import unseen_rows
-from finetune.data.sources import DataArguments, Rows, load_rows, sample
+from finetune.data.sources import DataArguments, Rows, sample
 from finetune.errors import InputError
 from finetune.metrics.further import MetricArguments, with_metrics
 from finetune.models.load import architecture, as_trained
@@ -83,7 +83,7 @@ def evaluation_rows(
         InputError: rows that the task can't read, labels that the model never saw, rows that were all trained
             on.
     """
-    part = load_rows(data, train=False).eval
+    part = row.load(data, train=False).eval
     assert part is not None
     # of a sample that is drawn first, the rows that were trained on would be missing
     whole = replace(
@@ -98,10 +98,10 @@ def evaluation_rows(
     assert found.rows.eval is not None
     kept, count = found.rows.eval, 0
     if not keep_trained_rows:
-        kept, count = unseen_rows(artefact.folder, kept, found.columns)
+        kept, count = unseen_rows(artefact.folder, kept, found.columns, row.unseen)
     if data.max_eval_rows is not None:
         # they come shuffled: the first ones are the sample that training would have drawn
-        few = kept.select(range(min(data.max_eval_rows, len(kept))))
+        few = kept.select(range(min(row.lead + data.max_eval_rows, len(kept))))
         even = sample(kept, data.max_eval_rows, data.sample_seed, found.columns.label)
         kept = even if data.balance_eval_rows else few
     return found._replace(rows=Rows(kept, kept, data.name), labels=artefact.labels), count

@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from finetune.data.cells import content_of
+from finetune.data.checks import not_trained
 from finetune.data.columns import Columns
 from finetune.errors import InputError
 
@@ -29,7 +32,7 @@ def row_hashes(rows: Dataset, columns: Columns) -> list[int]:
     """A hash of 63 bits of each row's inputs, whatever its label; case and blanks at the ends of texts make
     no difference.
     """
-    inputs = [map(content_of, rows[column]) for column in (columns.text, columns.pair) if column]
+    inputs = [map(content_of, rows[column]) for column in columns.inputs]
     return [_hash(parts) for parts in zip(*inputs, strict=True)]
 
 
@@ -61,8 +64,16 @@ def read_trained_rows(folder: str | Path) -> set[int] | None:
         raise InputError(f"Cannot read {path}: {error}. Remove it to score rows without its check") from error
 
 
-def unseen_rows(folder: str | Path, rows: Dataset, columns: Columns) -> tuple[Dataset, int]:
+def unseen_rows(
+    folder: str | Path,
+    rows: Dataset,
+    columns: Columns,
+    unseen: Callable[[np.ndarray], np.ndarray] = not_trained,
+) -> tuple[Dataset, int]:
     """The rows that the run in a folder was not trained on, and how many it was; the log counts them.
+
+    Args:
+        unseen: whether each row was trained on [rows] → places of those to keep (see `Task.unseen`).
 
     Raises:
         InputError: it was trained on all of them.
@@ -73,13 +84,13 @@ def unseen_rows(folder: str | Path, rows: Dataset, columns: Columns) -> tuple[Da
             "%s does not say which rows it was trained on; some of these may be among them", folder
         )
         return rows, 0
-    fresh = [place for place, one in enumerate(row_hashes(rows, columns)) if one not in known]
+    fresh = unseen(np.array([one in known for one in row_hashes(rows, columns)]))
     count = len(rows) - len(fresh)
-    if not fresh:
+    if not len(fresh):
         raise InputError(
             f"The run in {folder} was trained on all {count} of these rows, so that figures on them would "
-            "say nothing. "
-            "Set --eval_split or --dataset_name to rows it has not seen, or --keep_trained_rows true"
+            "say nothing. Set --eval_split or --dataset_name to rows it has not seen, or "
+            "--keep_trained_rows true"
         )
     if count:
         logger.warning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import numpy as np
 from datasets import Dataset, List, Value
 
 from finetune.data.columns import Columns
@@ -40,8 +41,8 @@ def without_empty(rows: Dataset, columns: Columns, drop: bool, where: str, lists
     named = places_of(rows, empty)
     if not drop:
         raise InputError(
-            f"{len(empty)} of {len(rows)} {where} rows have no text in {' or '.join(texts)} ({named}). "
-            "Mend them, or set --drop_empty_rows to leave them out"
+            f"{len(empty)} of {len(rows)} {where} rows have no text in {' or '.join(texts)} ({named}). Mend "
+            "them, or set --drop_empty_rows to leave them out"
         )
     logger.warning("%d of %d %s rows have no text and are left out (%s)", len(empty), len(rows), where, named)
     gone = set(empty)
@@ -53,6 +54,11 @@ def without_empty(rows: Dataset, columns: Columns, drop: bool, where: str, lists
 
 def _has_text(value: object) -> bool:
     return bool(value.strip()) if isinstance(value, str) else bool(value)
+
+
+def not_trained(trained: np.ndarray) -> np.ndarray:
+    """Places of the rows that were not trained on."""
+    return np.flatnonzero(~trained)
 
 
 def few_shots(data: DataArguments) -> tuple[int | None, int]:
@@ -100,8 +106,8 @@ def checked_splits(
         ]
         if missing:
             raise InputError(
-                f"No column '{missing[0]}' in the {where} rows; they have {', '.join(columns_of(part))}. Set "
-                "--eval_split"
+                f"No column '{missing[0]}' in the {where} rows; they have {', '.join(columns_of(part))}. "
+                "Set --eval_split"
             )
         part = without_empty(part, columns, data.drop_empty_rows, where, lists)
         check(part, columns, where)

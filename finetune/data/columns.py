@@ -36,11 +36,19 @@ LABELS = (
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that a task reads; `pair` is None for tasks on one text."""
+    """Names of the columns that a task reads; `pair` is None for tasks on one text, and `further` are those
+    that stand in several (the channels of a series).
+    """
 
     text: str
     pair: str | None
     label: str
+    further: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that an answer follows from, the label's aside."""
+        return tuple(dict.fromkeys(one for one in (self.text, self.pair, *self.further) if one))
 
 
 def find_columns(rows: Dataset, data: DataArguments, pair: bool = False) -> Columns:
@@ -114,8 +122,8 @@ def class_names(rows: Dataset, column: str) -> list[str]:
         free = next((value for value in sorted(values) if not value.is_integer()), None)
         if free is not None:
             raise InputError(
-                f"The label column '{column}' holds free numbers such as {free}; wanted classes. "
-                "Set --task regression, or --label_column to a column of classes"
+                f"The label column '{column}' holds free numbers such as {free}; wanted classes. Set --task "
+                "regression, or --label_column to a column of classes"
             )
         values = {int(value) for value in values}
     if len(values) > 1000 and len(values) > len(rows) // 2:

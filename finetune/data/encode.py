@@ -78,8 +78,7 @@ def want_tokens(encoded: Any, texts: Sequence[Sequence[str]], max_length: int) -
         if gone is not None:
             raise InputError(
                 f"Within {max_length} tokens nothing is left of the text {gone!r:.80}; wanted one token or "
-                "more. "
-                "Set --max_length higher, or mend the row"
+                "more. Set --max_length higher, or mend the row"
             )
 
 
@@ -88,7 +87,7 @@ def fingerprint(rows: Dataset, columns: Columns, *further: str) -> str:
     whatever file it came from.
     """
     digest = hashlib.sha256()
-    for column in filter(None, (columns.text, columns.pair, columns.label, *further)):
+    for column in filter(None, (columns.text, columns.pair, columns.label, *columns.further, *further)):
         digest.update(f"{column}:{rows.features[column]}".encode())
         for value in rows[column]:
             digest.update(repr(content_of(value)).encode() + b"\x00")

@@ -27,6 +27,7 @@ from finetune.data import conll, records
 from finetune.data.cells import with_json
 from finetune.data.places import PLACE
 from finetune.data.tables import COMPRESSED, content, decoded, delimited, ending
+from finetune.data.ts import read_ts
 from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ FILE_KINDS = {
     "parquet": "parquet", "arrow": "arrow", "csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json",
     "ndjson": "json", "txt": "text",
     "text": "text", "conll": "conll", "conllu": "conll", "iob": "conll", "iob2": "conll", "bio": "conll",
-    "xlsx": "excel",
+    "xlsx": "excel", "ts": "ts",
 }  # fmt: skip
 DOCUMENTS = ("lines", "paragraphs", "files")
 Columns = dict[str, list[Any]]
@@ -138,7 +139,7 @@ def without_bars() -> Iterator[None]:
 
 def code() -> str:
     """Hash of the modules that read: what an older version has read is not what this one reads."""
-    names = ("files", "tables", "records", "conll")
+    names = ("files", "tables", "records", "conll", "ts")
     return hashlib.sha256(
         b"".join(Path(__file__).with_name(f"{n}.py").read_bytes() for n in names)
     ).hexdigest()
@@ -158,6 +159,8 @@ def _read_text(file: Path, kind: str, reading: Reading, name: str) -> Dataset:
                 columns, lines = delimited(text, str(file), ("\t",) if tabs else (",", ";", "\t", "|"))
         elif kind == "json":
             columns, lines = records.read_records(text, file)
+        elif kind == "ts":
+            columns, lines = read_ts(text, str(file))
         elif kind == "conll" or conll.is_conll(text):
             columns, lines = conll.read_conll(text, str(file))
         else:
@@ -228,8 +231,7 @@ def _check_mixture(column: str, values: list[Any], columns: Columns, name: str) 
     places = columns.get(PLACE) or [f"row {place}" for place in range(len(values))]
     raise InputError(
         f"The column '{column}' of {name} holds a {first} in {places[one]} ({values[one]!r:.60}) and a "
-        f"{second} in {places[other]} "
-        f"({values[other]!r:.60}); wanted one kind. Mend the rows"
+        f"{second} in {places[other]} ({values[other]!r:.60}); wanted one kind. Mend the rows"
     )
 
 

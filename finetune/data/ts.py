@@ -8,11 +8,11 @@ from finetune.errors import InputError
 
 
 def read_ts(text: str, name: str) -> tuple[dict[str, list[Any]], list[int]]:
-    """Columns `series` (a list of channels, each a list of numbers; ? is none) and `label` (its class, or the number
-    to tell; absent where the file declares none), and each row's line.
+    """Columns `series` (a list of channels, each a list of numbers; ? is none) and `label` (its class, or
+    the number to tell; absent where the file declares none), and each row's line.
 
-    The header's lines begin with @, comments with #; behind @data a row is channels parted by colons, the last part
-    being the label.
+    The header's lines begin with @, comments with #; behind @data a row is channels parted by colons, the
+    last part being the label.
 
     Raises:
         InputError: no @data, a value that is no number, or rows with times of their own.
@@ -42,9 +42,12 @@ def read_ts(text: str, name: str) -> tuple[dict[str, list[Any]], list[int]]:
 def _channel(text: str, line: int, name: str) -> list[float | None]:
     if "(" in text:
         raise InputError(
-            f"Line {line} of {name} gives its values times of their own; wanted series at even steps as 1.0,2.0,?"
+            f"Line {line} of {name} gives its values times of their own; wanted series at even steps as "
+            "1.0,2.0,?"
         )
     try:
         return [None if cell.strip() in ("?", "NaN") else float(cell) for cell in text.split(",")]
     except ValueError as error:
-        raise InputError(f"Line {line} of {name} holds a value that is no number: {error}. Mend it") from error
+        raise InputError(
+            f"Line {line} of {name} holds a value that is no number: {error}. Mend it"
+        ) from error

@@ -1,5 +1,5 @@
-"""What tells series apart without a trained network: random kernels and the nearest neighbour under time warping.
-Knows arrays.
+"""What tells series apart without a trained network: random kernels and the nearest neighbour under time
+warping. Knows arrays.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ FEATURES = 9996  # as the paper has: 119 for each of the 84 kernels
 def random_kernels(
     train: Array, train_labels: Sequence[str], asked: Array, gold: Sequence[str], seed: int = 0
 ) -> dict[str, object]:
-    """Accuracy of ridge regression over shares of positive values under random dilated kernels (MiniRocket, Dempster
-    et al. 2021; several channels are summed over a random few of them, as in its authors' code).
+    """Accuracy of ridge regression over shares of positive values under random dilated kernels (MiniRocket,
+    Dempster et al. 2021; several channels are summed over a random few of them, as in its authors' code).
 
     Args:
-        train, asked: [rows, channels, time], all as long; each channel is brought to mean 0 and deviation 1 by
+        train, asked: [rows, channels, time], all as long; each channel is brought to mean 0 and deviation 1
+        by
             itself.
     """
     from sklearn.linear_model import RidgeClassifierCV
@@ -50,7 +51,9 @@ class _Bank:
         shares = (np.arange(1, count + 1) * (np.sqrt(5) + 1) / 2) % 1  # evenly spread, in no order
         width = len(self.dilations), len(KERNELS)
         sizes = 2 ** rng.uniform(0, np.log2(min(channels, 9) + 1), width)
-        self.chosen = [[rng.choice(channels, min(channels, int(n)), replace=False) for n in line] for line in sizes]
+        self.chosen = [
+            [rng.choice(channels, min(channels, int(size)), replace=False) for size in line] for line in sizes
+        ]
         self.biases = np.empty((*width, count))
         for place, values in self._responses(train[rng.integers(rows, size=min(rows, 32))]):
             self.biases[place] = np.quantile(values[rng.integers(len(values))], shares)
@@ -66,7 +69,8 @@ class _Bank:
             whole = -shifted.sum(axis=0)
             for second, places in enumerate(KERNELS):
                 own = self.chosen[first][second]
-                yield (first, second), (whole[:, own] + 3 * shifted[places][:, :, own].sum(axis=0)).sum(axis=1)
+                three = shifted[places][:, :, own].sum(axis=0)
+                yield (first, second), (whole[:, own] + 3 * three).sum(axis=1)
 
     def features(self, values: Array) -> Array:
         """Share of steps at which each kernel gives more than each of its biases, [rows, features]."""
@@ -93,7 +97,8 @@ def nearest_under_warping(
 
 
 def warped(ones: Array, others: Array, band: float = 1.0) -> Array:
-    """Squared distance of each of `ones` [n, channels, time] to each of `others` [m, channels, time] along the best
+    """Squared distance of each of `ones` [n, channels, time] to each of `others` [m, channels, time] along
+    the best
     path: [n, m].
     """
     time, wide = ones.shape[-1], max(1, int(np.ceil(band * ones.shape[-1])))

@@ -46,9 +46,19 @@ class AutoModelForForecast(_BaseAutoModelClass):
 
 
 class AutoModelForSeriesClassification(_BaseAutoModelClass):
-    """Models that give a series one class."""
+    """Models that give a series one class; as many as the configuration has labels, by whatever name."""
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, CLASSIFIERS)
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
+        config.update({"num_targets": config.num_labels})
+        return super().from_config(config, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, name: str, *further: Any, config: PreTrainedConfig, **kwargs: Any) -> Any:
+        config.update({"num_targets": config.num_labels})
+        return super().from_pretrained(name, *further, config=config, **kwargs)
 
 
 class AutoModelForMaskedSeries(_BaseAutoModelClass):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def prepare(
     labels: list[str] | None = None,
     chats: bool = False,
     quantized: bool = False,
+    sized: Callable[[PreTrainedConfig, dict[str, Any]], PreTrainedConfig] | None = None,
     **entries: Any,
 ) -> tuple[Any, Any]:
     """Processor and model: loaded, or made from a configuration.
@@ -92,6 +94,8 @@ def prepare(
         max_length: tokens that there have to be positions for; None where rows will tell.
         reads: what the model's inputs are (see `Task.reads`).
         labels, chats, quantized: see `load_model`.
+        sized: (configuration, what the user overrides) → the same with the sizes that rows ask for, where a
+            model is made anew.
         entries: further ones of the configuration.
 
     Raises:
@@ -112,6 +116,8 @@ def prepare(
         return processor, network
     config = _base(scratch.from_config, model)
     _override(config, scratch.config_overrides or "", reads)
+    if sized is not None:
+        config = sized(config, _parse(scratch.config_overrides or ""))
     processor = _fitted_processor(config, model, scratch, reads)
     config.update(class_entries(labels) | entries)
     if max_length is not None:
@@ -120,8 +126,8 @@ def prepare(
         network = auto_class.from_config(config, attn_implementation=model.attn_implementation)
     except ValueError as error:
         raise InputError(
-            f"No {auto_class.__name__} of the family '{config.model_type}': {str(error).splitlines()[0]} Set "
-            "--from_config"
+            f"No {auto_class.__name__} of the family '{config.model_type}': {str(error).splitlines()[0]} "
+            "Set --from_config"
         ) from error
     if model.attn_implementation is None:
         cpu.choose_attention(network)
@@ -198,8 +204,7 @@ def _check_positions(config: PreTrainedConfig, max_length: int) -> None:
     if name is not None and entries[name] < max_length:
         raise InputError(
             f"--max_length {max_length} is beyond the model's {entries[name]} positions; lower it, or from "
-            "scratch set "
-            f"--config_overrides {name}={max_length}"
+            f"scratch set --config_overrides {name}={max_length}"
         )
 
 

@@ -28,7 +28,7 @@ class SeriesProcessor(FeatureExtractionMixin):
         context_length: steps that the model reads of one series.
     """
 
-    model_input_names = ["past_values"]
+    model_input_names = ["past_values"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -85,9 +85,11 @@ class SeriesProcessor(FeatureExtractionMixin):
 
     def _scale(self, values: Tensor) -> tuple[Tensor, Tensor]:
         # in float64: a large mean would swallow a small deviation
-        return tuple(
-            torch.tensor(one, dtype=torch.float64, device=values.device) for one in (self.means, self.deviations)
-        )  # type: ignore[return-value]
+        means, deviations = (
+            torch.tensor(one, dtype=torch.float64, device=values.device)
+            for one in (self.means, self.deviations)
+        )
+        return means, deviations
 
 
 def load_series_processor(source: str, **options: Any) -> SeriesProcessor:

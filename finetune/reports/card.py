@@ -136,8 +136,8 @@ def _figures(run: RunFolder) -> str:
         for k, bounds in figures.get("intervals", {}).items()
     ]
     rows += [
-        {"on": f"the same, {one['name']}", "figure": "accuracy",
-         "value (95 % interval)": with_interval(one["accuracy"], one["interval"])}
+        {"on": f"the same, {one['name']}", "figure": run.measure,
+         "value (95 % interval)": with_interval(one[run.measure], one["interval"])}
         for one in run.baselines
     ]  # fmt: skip
     return "## Figures\n\n" + markdown(rows) if rows else ""
@@ -168,4 +168,6 @@ def _limits(run: RunFolder) -> str:
 
 def _beats(one: dict[str, Any], run: RunFolder) -> bool:
     """Whether a baseline's interval reaches the run's figure."""
+    if run.measure == "mse":  # the less the better
+        return bool(one["interval"][0] <= run.metrics.get("mse", 0.0))
     return bool(one["interval"][1] >= run.metrics.get("accuracy", 1.0))

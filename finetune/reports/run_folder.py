@@ -67,6 +67,11 @@ class RunFolder:
         return found if isinstance(found, list) else []
 
     @cached_property
+    def measure(self) -> str:
+        """The figure that baselines are compared by."""
+        return next((name for name in ("accuracy", "mse") if all(name in one for one in self.baselines)), "")
+
+    @cached_property
     def environment(self) -> dict[str, Any]:
         return _mapping(self.path / "environment.json")
 

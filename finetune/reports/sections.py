@@ -66,14 +66,13 @@ def _figures(run: RunFolder) -> tuple[str, Iterator[Any]]:
         if rows:
             raw = [{"figure": k, "value": v, **_bounds(intervals.get(k))} for k, v in plain.items()]
             yield Table(rows, "On the evaluation rows of the run.", raw)
-        if run.baselines and "accuracy" in run.metrics:
-            own = ("this run", run.metrics["accuracy"], intervals.get("accuracy"))
-            others = [
-                (str(one["name"]), float(one["accuracy"]), one.get("interval")) for one in run.baselines
-            ]
+        if run.baselines and run.measure in run.metrics:
+            measure = run.measure
+            own = ("this run", run.metrics[measure], intervals.get(measure))
+            others = [(str(one["name"]), float(one[measure]), one.get("interval")) for one in run.baselines]
             yield Chart(
-                charts.dots([own, *others], "accuracy, 95 % interval"),
-                "Beside what needs no language model, learnt and scored on the same rows.",
+                charts.dots([own, *others], f"{measure}, 95 % interval"),
+                "Beside what needs no such model, learnt and scored on the same rows.",
             )
         for name, figures in run.assessments.items():
             yield _assessed(name, figures)

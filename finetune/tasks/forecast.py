@@ -1,5 +1,5 @@
-"""What comes next in a series of several channels: from rows with times to figures. Knows columns, windows and
-arrays; knows no model and no trainer.
+"""What comes next in a series of several channels: from rows with times to figures. Knows columns, windows
+and arrays; knows no model and no trainer.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def bind(options: TaskArguments) -> dict[str, Callable]:
         "read": partial(read, horizon=horizon),
         "unseen": partial(behind_training, context=context),
         "baselines": partial(baselines, context=context, options=options),
+        "lead": context,
         "block": horizon,
     }
 
@@ -69,23 +70,27 @@ def examine(rows: Rows, data: DataArguments, *, context: int, options: TaskArgum
     parts = [(shortened.eval, "evaluation"), *([] if alone else [(shortened.train, "training")])]
     for part, where in parts:
         assert part is not None
-        missing = [name for name in columns.read if name not in part.column_names]
+        missing = [name for name in columns.inputs if name not in part.column_names]
         if missing:
             raise InputError(f"No column '{missing[0]}' in the {where} rows of {data.name}. Set --eval_split")
         find_channels(part, time, channels, None, data.name)
         to_series(part, time, channels, data.name)
         _check_length(len(part), where, context, options.prediction_length)
-    kept = shortened.changed(lambda part: part.select_columns([n for n in part.column_names if n in columns.read
-                                                               or n.startswith("__")]))
+    kept = shortened.changed(
+        lambda part: part.select_columns(
+            [n for n in part.column_names if n in columns.inputs or n.startswith("__")]
+        )
+    )
     return Examined(Rows(kept.eval if alone else kept.train, kept.eval, rows.name), columns, None)
 
 
 def _check_length(rows: int, where: str, context: int, horizon: int) -> None:
     if rows < context + horizon:
         raise InputError(
-            f"The {where} part has {rows} rows{' with what stands before it' if where == 'evaluation' else ''}; "
-            f"a window wants {context} to read and {horizon} to forecast. Set --context_length and "
-            "--prediction_length lower, or --split_rows"
+            f"The {where} part has {rows} "
+            f"rows{' with what stands before it' if where == 'evaluation' else ''}; a window wants "
+            f"{context} to read and {horizon} to forecast. Set --context_length and --prediction_length "
+            "lower, or --split_rows"
         )
 
 
@@ -124,11 +129,13 @@ def collate(processor: SeriesProcessor) -> Callable[[Sequence[dict[str, Any]]], 
     return batch
 
 
-def sized(config: PreTrainedConfig, found: Examined, *, context: int, horizon: int) -> PreTrainedConfig:
-    """A fresh model's configuration for these windows."""
+def sized(
+    config: PreTrainedConfig, own: dict[str, Any], found: Examined, *, context: int, horizon: int
+) -> PreTrainedConfig:
+    """A fresh model's configuration for these windows; the user's own entries come on top."""
     told = 0 if found.columns.text in found.columns.further else CALENDAR
     channels = len(found.columns.further)
-    return resized(config, sizes(config, channels, context, horizon, told))
+    return resized(config, sizes(config, channels, context, horizon, told) | own)
 
 
 def start(network: Any, processor: SeriesProcessor, found: Examined, *, context: int, horizon: int) -> None:
@@ -163,8 +170,8 @@ def values_of(labels: Tensor) -> Tensor:
 
 
 def error_sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """Squared and absolute error of each window and channel, summed over steps: [batch, channels, 2]. Forecasts
-    themselves are not kept: they would be the horizon times as large as the series.
+    """Squared and absolute error of each window and channel, summed over steps: [batch, channels, 2].
+    Forecasts themselves are not kept: they would be the horizon times as large as the series.
     """
     off = logits.double() - labels.double()
     return torch.stack([off.square().sum(dim=1), off.abs().sum(dim=1)], dim=-1)
@@ -184,7 +191,9 @@ def read(kept: np.ndarray, asked: Asked, *, horizon: int) -> list[Answer]:
     """Each window's errors, over all channels and by channel."""
     names, found = asked.columns.further, []
     for window in kept[asked.in_order()] / horizon:
-        own = {name: {"mse": mse, "mae": mae} for name, (mse, mae) in zip(names, window.tolist(), strict=True)}
+        own = {
+            name: {"mse": mse, "mae": mae} for name, (mse, mae) in zip(names, window.tolist(), strict=True)
+        }
         mse, mae = window.mean(axis=0).tolist()
         found.append({"mse": mse, "mae": mae, "channels": own})
     return found

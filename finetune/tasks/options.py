@@ -7,17 +7,18 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from finetune.errors import InputError
+from finetune.tasks.series_options import SeriesArguments, check_series
 
 
 @dataclass
-class TaskArguments:
+class TaskArguments(SeriesArguments):
     """Which task, and what its steps may be told; an option that the task has no use for is refused."""
 
     task: str = field(
         default="classification",
         metadata={
             "help": "A row of TASKS: classification, pairs, multilabel, regression, tokens, spans, seq2seq, "
-            "choice, sft, image."
+            "choice, sft, image, forecast, series."
         },
     )
     max_length: int = field(
@@ -76,8 +77,7 @@ class TaskArguments:
         default=True,
         metadata={
             "help": "Write predictions.jsonl, which the page's tables are made of: id, text, gold, "
-            "prediction, "
-            "score."
+            "prediction, score."
         },
     )
 
@@ -87,6 +87,8 @@ ALWAYS = frozenset({"task", "max_length", "early_stopping_patience", "save_predi
 # What the loss of one class among several takes, and of classes with names.
 SHAPED = frozenset({"focal_gamma", "label_smoothing_factor"})
 WEIGHTED = SHAPED | {"class_weights"}
+# What a series is read and cut by.
+TIMED = frozenset({one.name for one in fields(SeriesArguments)})
 # What a model that writes its answers is told.
 WRITTEN = frozenset({"max_target_length", "num_beams", "generation_kwargs"})
 
@@ -114,5 +116,6 @@ def check_options(options: TaskArguments) -> None:
         raise InputError(
             f"Got --early_stopping_patience {options.early_stopping_patience}; wanted 1 or more, or none"
         )
+    check_series(options)
     if options.focal_gamma < 0:
         raise InputError(f"Got --focal_gamma {options.focal_gamma}; wanted 0 or more")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset
@@ -21,6 +22,7 @@ from finetune.data.questions import Laid
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import correlation
+from finetune.models.heads import start_at_mean
 from finetune.tasks.task import Answer, Asked, Examined
 
 SCORES = ("score", "rating", "relatedness_score", "similarity", "target", "label")
@@ -60,6 +62,12 @@ def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:
             f"All training rows have {values[0]!r} in '{columns.label}'; nothing could be learnt. Set "
             "--label_column"
         )
+
+
+def start(network: Any, processor: Any, found: Examined) -> None:
+    """A new head begins at the mean of the training targets."""
+    assert found.rows.train is not None
+    start_at_mean(network, found.rows.train[found.columns.label][:])
 
 
 def encode(

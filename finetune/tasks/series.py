@@ -1,4 +1,5 @@
-"""One class for a series: from raw rows to figures. Knows columns, series and arrays; knows no model and no trainer.
+"""One class for a series: from raw rows to figures. Knows columns, series and arrays; knows no model and no
+trainer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from finetune.errors import InputError
 from finetune.metrics.baselines import majority
 from finetune.metrics.series_baselines import nearest_under_warping, random_kernels
 from finetune.models.forecasters import check_sizes, resized, sizes
-from finetune.models.heads import core
 from finetune.models.series_processor import SeriesProcessor
 from finetune.tasks.classification import Inputs, examine_classes
 from finetune.tasks.options import TaskArguments
@@ -50,7 +50,8 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     """Series with a class each (see `classification.examine_classes`).
 
     Raises:
-        InputError: a series with gaps, without values, or with other channels than the first, with its row; and
+        InputError: a series with gaps, without values, or with other channels than the first, with its row;
+        and
             whatever labels may have.
     """
     return examine_classes(rows, data, Inputs(lay_out, filled, lambda row, of: repr(row[of.text])))
@@ -69,8 +70,9 @@ def lay_out(rows: Dataset, data: DataArguments) -> Laid:
         inner, depth = inner.feature, depth + 1
     if not (isinstance(inner, Value) and inner.dtype.startswith(NUMBERS) and depth in (1, 2)):
         raise InputError(
-            f"The column '{column}' of {data.name} holds {rows.features[column]!s:.120} ({rows[0][column]!r:.60} in "
-            f"{place_of(rows, 0)}); wanted a list of numbers a row, or a list of channels. Set --text_column"
+            f"The column '{column}' of {data.name} holds {rows.features[column]!s:.120} "
+            f"({rows[0][column]!r:.60} in {place_of(rows, 0)}); wanted a list of numbers a row, or a list "
+            "of channels. Set --text_column"
         )
     label = data.label_column or first_there(LABELS, there, data.name, "--label_column")
     return Laid(named_classes(rows, label, data.class_names), Columns(column, None, label),
@@ -95,8 +97,8 @@ def filled(rows: Dataset, columns: Columns, drop: bool, where: str) -> Dataset:
         return rows
     first = next(iter(faults))
     said = (
-        f"{len(faults)} of {len(rows)} {where} rows hold no whole series; {place_of(rows, first)} {faults[first]} "
-        f"({places_of(rows, list(faults))})"
+        f"{len(faults)} of {len(rows)} {where} rows hold no whole series; {place_of(rows, first)} "
+        f"{faults[first]} ({places_of(rows, list(faults))})"
     )
     if not drop:
         raise InputError(
@@ -128,8 +130,8 @@ def fault(cell: Any, usual: int) -> str | None:
 def encode(
     rows: Dataset, columns: Columns, processor: SeriesProcessor, max_length: int, labels: list[str] | None
 ) -> Dataset:
-    """Series on the standard scale: past_values [time, channels], labels, row, length; what is beyond the model's
-    steps is cut, and the log says of how many rows.
+    """Series on the standard scale: past_values [time, channels], labels, row, length; what is beyond the
+    model's steps is cut, and the log says of how many rows.
 
     Raises:
         InputError: other channels than those of the training.
@@ -150,8 +152,8 @@ def encode(
 
 
 def collate(processor: SeriesProcessor) -> Callable[[Features], Batch]:
-    """Series → past_values [batch, context, channels], 0 (the training's mean) behind their ends, past_observed_mask
-    (1 where there is a value), labels and row [batch].
+    """Series → past_values [batch, context, channels], 0 (the training's mean) behind their ends,
+    past_observed_mask (1 where there is a value), labels and row [batch].
     """
 
     def batch(features: Features) -> Batch:
@@ -162,7 +164,9 @@ def collate(processor: SeriesProcessor) -> Callable[[Features], Batch]:
             own = torch.tensor(one["past_values"])
             values[place, : len(own)], observed[place, : len(own)] = own, 1
         return {"past_values": values, "past_observed_mask": observed} | {
-            name: torch.tensor([one[name] for one in features]) for name in ("labels", "row") if name in features[0]
+            name: torch.tensor([one[name] for one in features])
+            for name in ("labels", "row")
+            if name in features[0]
         }
 
     return batch
@@ -185,10 +189,12 @@ def _longest(found: Examined) -> tuple[int, int]:
     return len(cells[0]), max(len(cell[0]) for cell in cells)
 
 
-def sized(config: PreTrainedConfig, found: Examined, *, context: int | None) -> PreTrainedConfig:
-    """A fresh model's configuration for these series."""
+def sized(
+    config: PreTrainedConfig, own: dict[str, Any], found: Examined, *, context: int | None
+) -> PreTrainedConfig:
+    """A fresh model's configuration for these series; the user's own entries come on top."""
     channels, longest = _longest(found)
-    return resized(config, sizes(config, channels, context or longest, 0, 0))
+    return resized(config, sizes(config, channels, context or longest, 0, 0) | own)
 
 
 def start(network: Any, processor: SeriesProcessor, found: Examined, *, context: int | None) -> None:

@@ -21,20 +21,32 @@ from finetune.data import collate, encode
 from finetune.errors import InputError
 from finetune.methods import NO_TOKENS
 from finetune.metrics import classification as metrics
-from finetune.models import heads
+from finetune.models import forecasters
+from finetune.models.forecasters import AutoModelForForecast, AutoModelForSeriesClassification
 from finetune.tasks import (
     choice,
     classification,
+    forecast,
     image,
     multilabel,
     regression,
     seq2seq,
+    series,
     sft,
     spans,
     tokens,
     written,
 )
-from finetune.tasks.options import ALWAYS, SHAPED, WEIGHTED, WRITTEN, TaskArguments, check_options, given
+from finetune.tasks.options import (
+    ALWAYS,
+    SHAPED,
+    TIMED,
+    WEIGHTED,
+    WRITTEN,
+    TaskArguments,
+    check_options,
+    given,
+)
 from finetune.tasks.task import Task
 
 CLASSES = Task(
@@ -63,7 +75,7 @@ TASKS: dict[str, Task] = {
         AutoModelForSequenceClassification, regression.examine, regression.encode, collate.sequences,
         loss.squared_error, loss.items, metrics.number_figures, "SEQ_CLS",
         pooled=True, best="pearson", read=regression.read, intervals=regression.INTERVALS,
-        config={"num_labels": 1, "problem_type": "regression"}, start=heads.start_at_mean,
+        config={"num_labels": 1, "problem_type": "regression"}, start=regression.start,
     ),
     "tokens": Task(
         AutoModelForTokenClassification, tokens.examine, tokens.encode, collate.token_labels,
@@ -103,6 +115,20 @@ TASKS: dict[str, Task] = {
         pooled=True, read=classification.read, details=classification.details,
         intervals=classification.ACCURACY, takes=WEIGHTED, reads="image", show=image.show,
         baselines=image.baselines,
+    ),
+    "forecast": Task(
+        AutoModelForForecast, forecast.examine, forecast.encode, forecast.collate,
+        forecast.squared_errors, forecast.values_of, forecast.figures_of_sums, NO_TOKENS,
+        best="mse", forward=forecasters.forecast, keep=forecast.error_sums, keep_labels=forecast.no_labels,
+        read=forecast.read, details=forecast.details, intervals=forecast.INTERVALS, start=forecast.start,
+        takes=TIMED, bind=forecast.bind, reads="series", show=forecast.show,
+    ),
+    "series": Task(
+        AutoModelForSeriesClassification, series.examine, series.encode, series.collate,
+        loss.cross_entropy, loss.items, metrics.class_figures, NO_TOKENS,
+        pooled=True, forward=series.forward, read=classification.read, details=classification.details,
+        intervals=classification.ACCURACY, start=series.start, takes=WEIGHTED | {"context_length"},
+        bind=series.bind, reads="series", show=series.show, baselines=series.baselines,
     ),
 }  # fmt: skip
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
+from finetune.data.checks import not_trained
 from finetune.data.columns import Columns
 from finetune.data.encode import fingerprint
-from finetune.data.sources import Rows
-from finetune.loss import everything
+from finetune.data.sources import Rows, load_rows
+from finetune.loss import everything, same_labels
 from finetune.metrics.bootstrap import Counts, Figure, bootstrap
 from finetune.models import heads
 from finetune.models.processors import TEXT
@@ -104,7 +105,8 @@ class Task:
         details: (answers, label names, bootstrap samples) → what an assessment shows beside figures.
         intervals: figure → (what is summed of each answer, the figure of such sums); see `metrics.bootstrap`.
         config: entries of the model's configuration.
-        start: (network, training targets) → None, where a new head is told of them before the first step.
+        start: (network, processor, rows that were examined) → None, where these are told of the training
+            rows before the first step.
         takes: options that the task reads beside those that every task does.
         bind: options → functions of this row with the options in them, by the row's own names.
         recall: arguments.yaml of a finished run → (options, further entries of this row as they were
@@ -114,6 +116,13 @@ class Task:
         show: (rows, columns) → what stands for each input in predictions.jsonl and on pages.
         baselines: rows that were examined → what needs no such model, scored on the same rows: name, figure,
             interval.
+        load: (data options, whether training rows are read) → raw rows with their splits.
+        sized: (configuration, the user's entries of it, rows that were examined) → the configuration that a
+            model which is made anew for them has.
+        keep_labels: labels → what evaluation keeps of them; those of a long horizon would not fit.
+        unseen: whether each raw row was trained on [rows] → places of those that an assessment reads.
+        lead: raw rows of an evaluation part that stand before the first one that is scored.
+        block: neighbouring answers that depend on each other, and are resampled together.
     """
 
     model: Any
@@ -144,6 +153,12 @@ class Task:
     reads: str = TEXT
     show: Callable[[Dataset, Columns], list[Any]] = shown_texts
     baselines: Callable[[Examined], list[dict[str, Any]]] | None = None
+    load: Callable[..., Rows] = load_rows
+    sized: Callable[..., Any] | None = None
+    keep_labels: Callable = same_labels
+    unseen: Callable[[np.ndarray], np.ndarray] = not_trained
+    lead: int = 0
+    block: int = 1
 
     @property
     def writes(self) -> bool:
@@ -164,7 +179,7 @@ def intervals(
     if not answers:
         return {}
     return {
-        name: list(bootstrap(counts(answers), figure, samples))
+        name: list(bootstrap(counts(answers), figure, samples, block=row.block))
         for name, (counts, figure) in row.intervals.items()
         if name in figures
     }

@@ -33,6 +33,8 @@ def describe_rows(
     """
     path, columns = Path(folder), found.columns
     roles = {"text": columns.text, "second text": columns.pair, "label": columns.label}
+    if columns.further:
+        roles = {"time": columns.text, "channels": ", ".join(columns.further)}
     told: dict[str, Any] = {
         "columns": {role: name for role, name in roles.items() if name},
         "rows": {

@@ -7,6 +7,7 @@ Knows tasks, models and folders; knows no method's or script's name.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from finetune.artefacts.runs import check_vacant, open_run
 from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.batching import BatchingArguments, check_budget
 from finetune.data.places import SET
-from finetune.data.sources import DataArguments, load_rows
+from finetune.data.sources import DataArguments
 from finetune.metrics.bootstrap import bootstrap, mean_figure
 from finetune.models.load import ModelArguments
 from finetune.models.processors import TEXT
@@ -50,7 +51,7 @@ def examine_rows(
     """
     set_seed(training.seed)
     with training.main_process_first(desc="reading rows"):
-        found = row.examine(load_rows(data), data)
+        found = row.examine(row.load(data), data)
     check_vacant(dict(options), found.fingerprint)
     return found
 
@@ -77,10 +78,11 @@ def load_for(
     chats = chats or found.columns.text == found.columns.label == "messages"
     processor, network = prepare(
         model, scratch or ScratchArguments(), row.model, reads=row.reads, labels=found.labels, chats=chats,
-        quantized=quantized, **row.config,
+        quantized=quantized, sized=None if row.sized is None else partial(row.sized, found=found),
+        **row.config,
     )  # fmt: skip
     if row.start is not None and found.rows.train is not None:
-        row.start(network, found.rows.train[found.columns.label][:])
+        row.start(network, processor, found)
     return processor, network
 
 
@@ -180,10 +182,10 @@ def all_intervals(
     found = intervals(trainer.row, trainer.answers, figures, samples)
     places = asked.features["row"][:]
     if len(trainer.losses) == len(places):  # a run that was killed at its very end has none any more
-        order = {place: index for index, place in enumerate(sorted(set(places)))}
-        sums = np.zeros((len(order), 2))
-        np.add.at(sums, [order[place] for place in places], trainer.losses)
-        found["loss"] = list(bootstrap(sums, mean_figure, samples))
+        own, order = np.unique(np.asarray(places), return_inverse=True)
+        sums = np.zeros((len(own), 2))
+        np.add.at(sums, order, trainer.losses)
+        found["loss"] = list(bootstrap(sums, mean_figure, samples, block=trainer.row.block))
     return found
 
 

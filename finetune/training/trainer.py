@@ -187,9 +187,9 @@ class ExactTrainer(Resuming):
             if not math.isfinite(value):
                 named = "" if rows is None else f" on the training rows {rows.tolist()}"
                 raise InputError(
-                    f"The loss is {value} at step {self.state.global_step + 1}{named}. Lower --learning_rate "
-                    "or "
-                    "--max_grad_norm, set --bf16 false, or mend the rows; checkpoints before it are whole"
+                    f"The loss is {value} at step {self.state.global_step + 1}{named}. Lower "
+                    "--learning_rate or --max_grad_norm, set --bf16 false, or mend the rows; checkpoints "
+                    "before it are whole"
                 )
 
     def prediction_step(
@@ -210,7 +210,7 @@ class ExactTrainer(Resuming):
         return (
             None,
             (self.row.keep(logits, labels), self.row.loss(logits, labels), self.row.items(labels)),
-            labels,
+            self.row.keep_labels(labels),
         )
 
     def _figures(self, prediction: Any) -> dict[str, Any]:
@@ -385,8 +385,7 @@ def _made(make: Callable[..., ExactTrainer], **arguments: Any) -> ExactTrainer:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"--push_to_hub true: the hub can't be reached or doesn't know you ({reason}). Leave it out, or "
-            "log in "
-            "with `hf auth login` where there is a network"
+            "log in with `hf auth login` where there is a network"
         ) from error
 
 

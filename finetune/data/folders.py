@@ -160,6 +160,41 @@ def kept_aside(rows: Dataset, label: str | None, seed: int) -> tuple[list[int], 
     return [row for row in range(len(rows)) if row not in gone], aside
 
 
+def groups_apart(rows: Dataset, wanted: str, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the rows to train on and of those to evaluate on, which share no value of a column.
+
+    Args:
+        wanted: `speaker=lucas`, or `speaker` for about a tenth of the speakers, one at least.
+
+    Raises:
+        InputError: no such column or value, or nothing left on one side.
+    """
+    column, named, value = (part.strip() for part in wanted.partition("="))
+    if column not in rows.column_names or column == PLACE:
+        there = ", ".join(name for name in rows.column_names if name != PLACE)
+        raise InputError(f"No column '{column}' in the training rows; they have {there}. Set --hold_out")
+    feature = rows.features[column]
+    values = [
+        feature.names[one] if isinstance(feature, ClassLabel) and one is not None and one >= 0 else str(one)
+        for one in rows[column]
+    ]
+    groups = sorted(set(values))
+    chosen = {value}
+    if not named:
+        order = np.random.default_rng(seed).permutation(len(groups))
+        chosen = {groups[place] for place in order[: max(1, len(groups) // 10)]}
+    if not chosen <= set(groups) or len(groups) < 2:
+        raise InputError(
+            f"--hold_out {wanted}: the column '{column}' holds {', '.join(groups[:20])}; wanted one of them, "
+            "and others to train on"
+        )
+    aside = [row for row, one in enumerate(values) if one in chosen]
+    logger.warning(
+        "Kept aside for evaluation: %d rows whose %s is %s", len(aside), column, ", ".join(sorted(chosen))
+    )
+    return [row for row, one in enumerate(values) if one not in chosen], aside
+
+
 def numbered(splits: DatasetDict) -> DatasetDict:
     """Splits whose rows know their number, which a sample or a shuffle doesn't change."""
     return DatasetDict(

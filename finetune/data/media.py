@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Features
+from datasets import Dataset
 
-from finetune.data.columns import LABELS, Columns, first_there
+from finetune.data.cells import FILE
+from finetune.data.columns import LABELS, Columns, class_ids, first_there
+from finetune.data.files import without_bars
 from finetune.data.labelled import named_classes
 from finetune.data.layouts import first_of
 from finetune.data.places import columns_of, place_of
@@ -23,22 +25,21 @@ from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-FILE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 SHOWN = 5  # broken rows that a message names
 
 
-def lay_out_files(rows: Dataset, data: DataArguments, usual: tuple[str, ...], feature: Any) -> Laid:
+def lay_out_files(rows: Dataset, data: DataArguments, usual: tuple[str, ...], typed: Any) -> Laid:
     """A picture or a sound, and a class a row; files come as they are, to be opened when they are read.
 
     Args:
         usual: names that such a column usually has.
-        feature: what `datasets` calls such a column, undecoded.
+        typed: what `datasets` calls such a column, undecoded.
 
     Raises:
         InputError: a column that is missing, or that holds no files.
     """
     there = columns_of(rows)
-    column = data.text_column or _typed(rows, type(feature)) or first_of(usual, there)
+    column = data.text_column or _typed(rows, type(typed)) or first_of(usual, there)
     for name, flag in ((column, "text_column"), (data.label_column, "label_column")):
         if name is not None and name not in there:
             raise InputError(f"No column '{name}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
@@ -48,7 +49,7 @@ def lay_out_files(rows: Dataset, data: DataArguments, usual: tuple[str, ...], fe
             "that holds it"
         )
     label = data.label_column or first_there(LABELS, there, data.name, "--label_column")
-    rows = named_classes(as_files(rows, column, feature, data), label, data.class_names)
+    rows = named_classes(as_files(rows, column, typed, data), label, data.class_names)
     return Laid(rows, Columns(column, None, label), {usual[0]: [column], "label": [label]}, lambda row: "")
 
 
@@ -56,35 +57,33 @@ def _typed(rows: Dataset, kind: type) -> str | None:
     return next((name for name in columns_of(rows) if isinstance(rows.features[name], kind)), None)
 
 
-def as_files(rows: Dataset, column: str, feature: Any, data: DataArguments) -> Dataset:
+def as_files(rows: Dataset, column: str, typed: Any, data: DataArguments) -> Dataset:
     """The column as records of bytes and path, whether it holds such, bytes alone, or paths (from the folder
     of the rows' file).
 
     Raises:
         InputError: it holds something else.
     """
-    held = rows.features[column]
-    if isinstance(held, type(feature)):
-        return rows.cast_column(column, feature)
+    if isinstance(rows.features[column], type(typed)):
+        return rows.cast_column(column, typed)
     kind = rows.data.schema.field(column).type
-    if pa.types.is_struct(kind) and {"bytes", "path"} <= {kind.field(i).name for i in range(kind.num_fields)}:
-        values = [None if cell is None else {k: cell[k] for k in ("bytes", "path")} for cell in rows[column]]
+    fields = {kind.field(place).name for place in range(kind.num_fields)} if pa.types.is_struct(kind) else {}
+    if {"bytes", "path"} <= set(fields):
+        cells = [cell and {"bytes": cell["bytes"], "path": cell["path"]} for cell in rows[column]]
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        values = [None if cell is None else {"bytes": cell, "path": None} for cell in rows[column]]
+        cells = [None if cell is None else {"bytes": cell, "path": None} for cell in rows[column]]
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
         base = Path(data.name).expanduser()
         base = base if base.is_dir() else base.parent
-        values = [None if not cell else {"bytes": None, "path": str(base / cell)} for cell in rows[column]]
+        cells = [{"bytes": None, "path": str(base / cell)} if cell else None for cell in rows[column]]
     else:
         raise InputError(
-            f"The column '{column}' of {data.name} holds {held!s:.120}; wanted files: bytes, paths, or both. "
-            "Set --text_column"
+            f"The column '{column}' of {data.name} holds {rows.features[column]!s:.100}; wanted files: "
+            "bytes, paths, or both. Set --text_column"
         )
     order = rows.column_names
-    made = Dataset.from_dict({column: values}, features=Features({column: feature}))
-    return (
-        rows.remove_columns(column).add_column(column, made[column][:], feature=feature).select_columns(order)
-    )
+    with without_bars():
+        return rows.remove_columns(column).add_column(column, cells, feature=FILE).select_columns(order)
 
 
 def without_broken(
@@ -121,3 +120,18 @@ def without_broken(
     if len(kept) == 0:
         raise InputError(f"No {where} row has a {what} that can be read; set --text_column")
     return kept
+
+
+def file_features(
+    rows: Dataset, columns: Columns, name: str, lengths: list[int], labels: list[str] | None
+) -> Dataset:
+    """Rows as features that hold their files: `name`, row, length, and labels where there are any."""
+    further: dict[str, list[int]] = {"row": list(range(len(rows))), "length": lengths}
+    if labels is not None:
+        further["labels"] = class_ids(rows, columns.label, labels)
+    made = rows.select_columns([columns.text])
+    made = made if columns.text == name else made.rename_column(columns.text, name)
+    with without_bars():
+        for column, values in further.items():
+            made = made.add_column(column, values)
+    return made

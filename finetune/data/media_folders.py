@@ -5,10 +5,10 @@ opens none of them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from finetune.data.cells import FILE
 from finetune.data.folders import SPLIT_NAMES, SPLITS
 from finetune.data.places import PLACE
 
@@ -26,33 +26,30 @@ def read_media_folder(folder: Path) -> DatasetDict | None:
     if not folder.is_dir():
         return None
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    column, feature, kept = _kind(files)
+    column, kept = _kind(files)
     if not kept:
         return None
     placed = [(file, *_placed(file.relative_to(folder).parts)) for file in kept]
     names = sorted({label for _, _, label in placed if label is not None})
     labelled = all(label is not None for _, _, label in placed)
-    splits: dict[str, list[dict[str, Any]]] = {}
+    splits: dict[str, list[dict[str, object]]] = {}
     for file, split, label in placed:
         rows = splits.setdefault(split, [])
         row = {column: {"bytes": None, "path": str(file)}}
         row |= {"label": names.index(str(label))} if labelled else {}
         rows.append(row | {PLACE: f"row {len(rows)} ({file.relative_to(folder)})"})
-    kinds = {column: feature} | ({"label": ClassLabel(names=names)} if labelled else {})
+    kinds = {column: FILE} | ({"label": ClassLabel(names=names)} if labelled else {})
     features = Features(kinds | {PLACE: Value("string")})
     return DatasetDict({split: Dataset.from_list(rows, features=features) for split, rows in splits.items()})
 
 
-def _kind(files: list[Path]) -> tuple[str, Any, list[Path]]:
-    """The column, its feature and the files of the kind that most files are of."""
+def _kind(files: list[Path]) -> tuple[str, list[Path]]:
+    """The column and the files of the kind that most files are of."""
     found = [
-        (column, feature, [file for file in files if file.suffix.lower().lstrip(".") in endings])
-        for column, feature, endings in (
-            ("image", Image(decode=False), PICTURES),
-            ("audio", Audio(decode=False), SOUNDS),
-        )
+        (column, [file for file in files if file.suffix.lower().lstrip(".") in endings])
+        for column, endings in (("image", PICTURES), ("audio", SOUNDS))
     ]
-    return max(found, key=lambda one: len(one[2]))
+    return max(found, key=lambda one: len(one[1]))
 
 
 def _placed(parts: tuple[str, ...]) -> tuple[str, str | None]:

@@ -17,7 +17,15 @@ from datasets import ClassLabel, Dataset, DatasetDict
 
 from finetune.data.corpora import CORPORA
 from finetune.data.files import DOCUMENTS, Reading, endings
-from finetune.data.folders import default_eval, files_of, kept_aside, numbered, read_folder, split_of
+from finetune.data.folders import (
+    default_eval,
+    files_of,
+    groups_apart,
+    kept_aside,
+    numbered,
+    read_folder,
+    split_of,
+)
 from finetune.data.hub import read_hub
 from finetune.data.media_folders import read_media_folder
 from finetune.data.mixing import Part, weighted
@@ -60,6 +68,13 @@ class SourceArguments:
             "rows, kept aside with the classes in proportion)."
         },
     )
+    hold_out: str | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate on whole groups of the training split that training never sees: speaker=lucas, "
+            "or speaker for about a tenth of that column's values."
+        },
+    )
     documents: str | None = field(
         default=None,
         metadata={
@@ -80,6 +95,11 @@ class SourceArguments:
             self.eval_dataset_name = [str(self.eval_dataset_name)]
         if self.dataset_name == []:
             raise InputError("No data set; set --dataset_name")
+        if self.hold_out and (self.eval_split or self.eval_dataset_name):
+            raise InputError(
+                "--hold_out says what to evaluate on, and so does "
+                f"--{'eval_split' if self.eval_split else 'eval_dataset_name'}; leave one out"
+            )
         if self.documents is not None and self.documents not in DOCUMENTS:
             raise InputError(f"Got --documents {self.documents}; wanted one of: {', '.join(DOCUMENTS)}")
         if self.data_files and len(self.dataset_name or ()) > 1:
@@ -288,6 +308,9 @@ def _both(data: TextArguments) -> Rows:
     """
     splits = load_splits(data)
     training = split_of(splits, data.train_split, "--train_split")
+    if data.hold_out:
+        kept, aside = groups_apart(training, data.hold_out, data.sample_seed)
+        return Rows(training.select(kept), training.select(aside), data.name)
     held_out = data.eval_split or default_eval(splits, None)
     if held_out is not None:
         evaluation = split_of(splits, held_out, "--eval_split")
@@ -308,6 +331,9 @@ def _reading(data: SourceArguments) -> Reading:
 
 def _evaluation(data: TextArguments, fallback: str | None) -> Dataset:
     """The evaluation split alone: beside it may lie more than can be read at once."""
+    if data.hold_out:
+        rows = _training(data)
+        return rows.select(groups_apart(rows, data.hold_out, data.sample_seed)[1])
     files = {} if data.name in CORPORA else files_of(Path(data.name).expanduser(), data.data_files)
     base = str(data.eval_split or default_eval(files, fallback)).partition("[")[0]
     splits = read_folder({base: files[base]}, _reading(data)) if base in files else load_splits(data)

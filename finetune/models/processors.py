@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.errors import InputError
-from finetune.models import images, series_processor
+from finetune.models import audio, images, series_processor
 
 TEXT = "text"  # inputs that a tokenizer reads
 
@@ -32,6 +32,7 @@ class Reader:
 
 READERS: dict[str, Reader] = {
     "image": Reader(images.load_image_processor, images.make_image_processor, images.ENTRIES),
+    "audio": Reader(audio.load_feature_extractor, audio.make_feature_extractor, audio.ENTRIES),
     "series": Reader(
         series_processor.load_series_processor, series_processor.make_series_processor, frozenset()
     ),

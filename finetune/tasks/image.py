@@ -17,9 +17,8 @@ from datasets import Dataset, Image
 from finetune.data import pictures
 from finetune.data.cells import content_of
 from finetune.data.collate import Batch, Features
-from finetune.data.columns import Columns, class_ids, row_classes
-from finetune.data.files import without_bars
-from finetune.data.media import lay_out_files, without_broken
+from finetune.data.columns import Columns, row_classes
+from finetune.data.media import file_features, lay_out_files, without_broken
 from finetune.data.sources import DataArguments, Rows
 from finetune.metrics.baselines import majority, nearest_neighbours, support_vectors
 from finetune.models.images import channels
@@ -38,7 +37,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
         InputError: a picture that can't be read, with its row, and whatever labels may have.
     """
     pictures.pillow()
-    lay_out = partial(lay_out_files, usual=USUAL, feature=Image(decode=False))
+    lay_out = partial(lay_out_files, usual=USUAL, typed=Image(decode=False))
     filled = partial(without_broken, fault=pictures.picture_fault, what="picture")
     return examine_classes(rows, data, Inputs(lay_out, filled, lambda row, of: content_of(row[of.text])))
 
@@ -51,15 +50,7 @@ def encode(
     Says in the log what is made of pictures of other modes and sizes.
     """
     say_kinds(rows[columns.text], processor)
-    made = rows.select_columns([columns.text])
-    made = made if columns.text == "image" else made.rename_column(columns.text, "image")
-    further: dict[str, list[int]] = {"row": list(range(len(rows))), "length": [1] * len(rows)}
-    if labels is not None:
-        further["labels"] = class_ids(rows, columns.label, labels)
-    with without_bars():
-        for name, values in further.items():
-            made = made.add_column(name, values)
-    return made
+    return file_features(rows, columns, "image", [1] * len(rows), labels)
 
 
 def say_kinds(cells: Any, processor: Any) -> None:

@@ -18,7 +18,7 @@ class TaskArguments(SeriesArguments):
         default="classification",
         metadata={
             "help": "A row of TASKS: classification, pairs, multilabel, regression, tokens, spans, seq2seq, "
-            "choice, sft, image, forecast, series."
+            "choice, sft, image, audio, forecast, series."
         },
     )
     max_length: int = field(

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from transformers import (
+    AutoModelForAudioClassification,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForQuestionAnswering,
@@ -24,6 +25,7 @@ from finetune.metrics import classification as metrics
 from finetune.models import forecasters
 from finetune.models.forecasters import AutoModelForForecast, AutoModelForSeriesClassification
 from finetune.tasks import (
+    audio,
     choice,
     classification,
     forecast,
@@ -115,6 +117,13 @@ TASKS: dict[str, Task] = {
         pooled=True, read=classification.read, details=classification.details,
         intervals=classification.ACCURACY, takes=WEIGHTED, reads="image", show=image.show,
         baselines=image.baselines,
+    ),
+    "audio": Task(
+        AutoModelForAudioClassification, audio.examine, audio.encode, audio.collate,
+        loss.cross_entropy, loss.items, metrics.class_figures, NO_TOKENS,
+        pooled=True, forward=audio.forward, read=classification.read, details=classification.details,
+        intervals=classification.ACCURACY, takes=WEIGHTED, reads="audio", show=audio.show,
+        baselines=audio.baselines,
     ),
     "forecast": Task(
         AutoModelForForecast, forecast.examine, forecast.encode, forecast.collate,

@@ -1,0 +1,125 @@
+"""Cells that are sounds → waves at one rate, and vectors of them. Knows files and rates; knows no rows'
+meaning and no model.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.io import wavfile
+from scipy.signal import resample_poly
+
+from finetune.data.cells import file_bytes
+from finetune.errors import InputError
+
+MELS, SEGMENTS = 40, 8  # bands, and parts of a sound, of the vector that a linear model reads
+
+
+def heard(cell: dict[str, Any], rate: int | None = None) -> tuple[np.ndarray, int, int]:
+    """The wave of a cell, float32 in [-1, 1], [samples]; the rate it has, and how many channels it had.
+
+    Plain WAV is read by scipy, all else by soundfile. Channels are averaged.
+
+    Args:
+        rate: in samples a second, to bring the wave to (by polyphase filters); None leaves it as it is.
+
+    Raises:
+        OSError, ValueError, RuntimeError: whatever a reader says of a file that is none.
+        InputError: a format that wants soundfile, which is not installed.
+    """
+    content = file_bytes(cell)
+    wave, own = _read(content)
+    channels = 1 if wave.ndim == 1 else wave.shape[1]
+    wave = wave if wave.ndim == 1 else wave.mean(axis=1)
+    if rate is not None and own != rate and len(wave):
+        part = math.gcd(own, rate)
+        wave, own = resample_poly(wave, rate // part, own // part), rate
+    return wave.astype(np.float32), own, channels
+
+
+def _read(content: bytes) -> tuple[np.ndarray, int]:
+    fault: Exception | None = None
+    if content[:4] == b"RIFF":
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of parts that hold no sound
+                rate, values = wavfile.read(io.BytesIO(content))
+            return _shares(values), int(rate)
+        except (ValueError, EOFError, struct.error) as error:  # broken, or a codec inside WAV
+            fault = error
+    try:
+        import soundfile
+    except ImportError as error:
+        if fault is not None:
+            raise ValueError(f"no plain WAV ({fault}); the extra 'audio' reads more") from error
+        raise InputError(
+            "Sounds other than plain WAV want the extra 'audio': pip install '.[audio]'"
+        ) from error
+    values, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=False)
+    return values, int(rate)
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    """Samples of any type as shares of the loudest that there can be."""
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
+    if values.dtype == np.uint8:
+        return (values.astype(np.float32) - 128) / 128
+    return values.astype(np.float32) / float(-int(np.iinfo(values.dtype).min))
+
+
+def sound_fault(cell: dict[str, Any] | None) -> str | None:
+    """What is wrong with a sound, None where there is something to be heard."""
+    if cell is None or (cell["bytes"] is None and not cell["path"]):
+        return "no sound"
+    try:
+        wave, _, _ = heard(cell)
+    except FileNotFoundError:
+        return f"no file {cell['path']}"
+    except InputError:
+        raise
+    except Exception as error:  # readers of damaged files raise whatever they stumble over
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:100] or 'damaged'}"
+    if len(wave) == 0:
+        return "0 samples"
+    return None if np.isfinite(wave).all() else "samples that are no numbers"
+
+
+def sound_kinds(cells: Sequence[dict[str, Any]]) -> tuple[Counter[int], Counter[int], list[float]]:
+    """How many sounds have each rate, and each number of channels; the seconds of each."""
+    rates: Counter[int] = Counter()
+    channels: Counter[int] = Counter()
+    seconds = []
+    for cell in cells:
+        wave, rate, many = heard(cell)
+        rates[rate] += 1
+        channels[many] += 1
+        seconds.append(len(wave) / rate)
+    return rates, channels, seconds
+
+
+def mel_vectors(cells: Sequence[dict[str, Any]], rate: int) -> np.ndarray:
+    """Mean and deviation of 40 log-mel bands in eight equal parts of each sound, [sounds, 640]."""
+    from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+    frame, hop = rate // 40, rate // 100  # 25 ms every 10 ms
+    size = 1 << (frame - 1).bit_length()
+    bank = mel_filter_bank(size // 2 + 1, MELS, 20.0, rate / 2, rate)
+    window = window_function(frame, "hann")
+    made = []
+    for cell in cells:
+        wave, _, _ = heard(cell, rate)
+        wave = np.pad(wave, (0, max(0, frame + hop * SEGMENTS - len(wave))))
+        power = spectrogram(
+            wave, window, frame, hop, fft_length=size, mel_filters=bank, log_mel="log", mel_floor=1e-8
+        )
+        parts = np.array_split(power, SEGMENTS, axis=1)
+        made.append(np.concatenate([each(part, axis=1) for part in parts for each in (np.mean, np.std)]))
+    return np.stack(made)

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 
 # Files as cells. `datasets` has types of its own for pictures and sounds, which want codecs to be written.
-FILE = {"bytes": Value("binary"), "path": Value("string")}
+FILE_CELL = {"bytes": Value("binary"), "path": Value("string")}
 
 
 def with_json(rows: Dataset | None, name: str, values: list[Any]) -> Dataset:

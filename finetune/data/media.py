@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from finetune.data.cells import FILE
+from finetune.data.cells import FILE_CELL
 from finetune.data.columns import LABELS, Columns, class_ids, first_there
 from finetune.data.files import without_bars
 from finetune.data.labelled import named_classes
@@ -83,7 +83,7 @@ def as_files(rows: Dataset, column: str, typed: Any, data: DataArguments) -> Dat
         )
     order = rows.column_names
     with without_bars():
-        return rows.remove_columns(column).add_column(column, cells, feature=FILE).select_columns(order)
+        return rows.remove_columns(column).add_column(column, cells, feature=FILE_CELL).select_columns(order)
 
 
 def without_broken(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from finetune.data.cells import FILE
+from finetune.data.cells import FILE_CELL
 from finetune.data.folders import SPLIT_NAMES, SPLITS
 from finetune.data.places import PLACE
 
@@ -38,7 +38,7 @@ def read_media_folder(folder: Path) -> DatasetDict | None:
         row = {column: {"bytes": None, "path": str(file)}}
         row |= {"label": names.index(str(label))} if labelled else {}
         rows.append(row | {PLACE: f"row {len(rows)} ({file.relative_to(folder)})"})
-    kinds = {column: FILE} | ({"label": ClassLabel(names=names)} if labelled else {})
+    kinds = {column: FILE_CELL} | ({"label": ClassLabel(names=names)} if labelled else {})
     features = Features(kinds | {PLACE: Value("string")})
     return DatasetDict({split: Dataset.from_list(rows, features=features) for split, rows in splits.items()})
 

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATIO
 
 from finetune.errors import InputError
 
-ENTRIES = frozenset({"sampling_rate"})
+SOUND_ENTRIES = frozenset({"sampling_rate"})
 USUAL_RATE = 16_000  # samples a second, of all published checkpoints
 STEPS = 50  # of Whisper's encoder a second
 

@@ -15,7 +15,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from finetune.errors import InputError
 
 # Families without a size of their own (convolutions) are told one by --config_overrides image_size=32.
-ENTRIES = frozenset({"image_size"})
+IMAGE_ENTRIES = frozenset({"image_size"})
 USUAL_SIZE = 224  # pixels a side, of most published checkpoints
 
 

@@ -31,8 +31,8 @@ class Reader:
 
 
 READERS: dict[str, Reader] = {
-    "image": Reader(images.load_image_processor, images.make_image_processor, images.ENTRIES),
-    "audio": Reader(audio.load_feature_extractor, audio.make_feature_extractor, audio.ENTRIES),
+    "image": Reader(images.load_image_processor, images.make_image_processor, images.IMAGE_ENTRIES),
+    "audio": Reader(audio.load_feature_extractor, audio.make_feature_extractor, audio.SOUND_ENTRIES),
     "series": Reader(
         series_processor.load_series_processor, series_processor.make_series_processor, frozenset()
     ),

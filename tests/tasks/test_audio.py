@@ -20,7 +20,7 @@ from finetune.adapters.assess import assess_task
 from finetune.artefacts.folder import read_artefact
 from finetune.cli.parser import parse
 from finetune.data import sounds
-from finetune.data.cells import FILE
+from finetune.data.cells import FILE_CELL
 from finetune.data.folders import groups_apart
 from finetune.data.sources import DataArguments, load_rows
 from finetune.errors import InputError
@@ -60,7 +60,7 @@ def file(tmp_path):
             )
     features = Features(
         {
-            "audio": FILE,
+            "audio": FILE_CELL,
             "label": ClassLabel(names=["high", "low"]),
             "speaker": Value("string"),
         }
@@ -144,11 +144,11 @@ def test_conversions_are_said(file, tmp_path, caplog):
 def test_a_sound_that_cant_be_heard_is_named_with_its_row(content, said, tmp_path):
     good = wav((wave(440) * 30000).astype(np.int16))
     cells = [{"bytes": one, "path": None} for one in (good, good, content, good, good, good)]
-    features = Features({"audio": FILE, "label": Value("string")})
+    features = Features({"audio": FILE_CELL, "label": Value("string")})
     rows = Dataset.from_dict({"audio": cells, "label": list("ababab")}, features=features)
     rows.to_parquet(tmp_path / "rows.parquet")
     data = DataArguments([str(tmp_path / "rows.parquet")], eval_split="train")
-    with pytest.raises(InputError, match=rf"1 of 6 evaluation rows.*row 2: .*{said}.*--drop_empty_rows"):
+    with pytest.raises(InputError, match=rf"1 of 6 training rows.*row 2: .*{said}.*--drop_empty_rows"):
         audio.examine(load_rows(data), data)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from finetune.data.sources import DataArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
+    from finetune.privacy.options import PrivacyArguments
 
 
 def main(
@@ -31,11 +32,12 @@ def main(
     pairs: PairArguments,
     model: ModelArguments,
     method: MethodArguments,
+    privacy: PrivacyArguments,
     training: DPOTrainingArguments,
 ) -> None:
     from finetune.alignment.preference_run import align_on_pairs
 
-    align_on_pairs(data, pairs, model, method, training)
+    align_on_pairs(data, pairs, model, method, training, privacy=privacy)
 
 
 def kto(
@@ -45,7 +47,9 @@ def kto(
     method: MethodArguments,
     training: KTOTrainingArguments,
 ) -> None:
-    main(data, pairs, model, method, training)
+    from finetune.alignment.preference_run import align_on_pairs
+
+    align_on_pairs(data, pairs, model, method, training)
 
 
 def orpo(
@@ -55,7 +59,9 @@ def orpo(
     method: MethodArguments,
     training: ORPOTrainingArguments,
 ) -> None:
-    main(data, pairs, model, method, training)
+    from finetune.alignment.preference_run import align_on_pairs
+
+    align_on_pairs(data, pairs, model, method, training)
 
 
 def cpo(
@@ -65,7 +71,9 @@ def cpo(
     method: MethodArguments,
     training: CPOTrainingArguments,
 ) -> None:
-    main(data, pairs, model, method, training)
+    from finetune.alignment.preference_run import align_on_pairs
+
+    align_on_pairs(data, pairs, model, method, training)
 
 
 # further mains, each with options of its own, by --algorithm; old recipes say it by --loss_type

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.cli.parser import launch
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from finetune.objectives.contrastive import ContrastiveArguments
     from finetune.objectives.options import ObjectiveArguments, TuningArguments
     from finetune.objectives.streams import StreamArguments
+    from finetune.privacy.options import PrivacyArguments
     from finetune.training.options import TrainingArguments
+    from finetune.training.trainer import ExactTrainer
 
 
 def main(
@@ -32,6 +34,7 @@ def main(
     scratch: ScratchArguments,
     tuning: TuningArguments,
     batching: BatchingArguments,
+    privacy: PrivacyArguments,
     training: TrainingArguments,
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
@@ -40,13 +43,11 @@ def main(
     keep_freed_memory()
     from transformers import set_seed
 
-    from finetune.artefacts.folder import resolved_options, save_artefact
+    from finetune.artefacts.folder import resolved_options
     from finetune.artefacts.runs import open_run
     from finetune.data.preview import show_features
     from finetune.methods import attach, check_length, find_method
     from finetune.models.scratch import FROM_NOTHING, family, prepare
-    from finetune.models.sharded import make_whole
-    from finetune.objectives.contrastive import save_sentence_encoder
     from finetune.objectives.features import load_features
     from finetune.objectives.table import (
         check_method,
@@ -55,6 +56,8 @@ def main(
         fitted,
         settle_objective,
     )
+    from finetune.privacy.options import check_objective_is_private, check_private
+    from finetune.privacy.trainer import private_parts
     from finetune.training.options import settled
     from finetune.training.pretraining import FreshTrainer, check_pretraining
     from finetune.training.trainer import make_trainer
@@ -65,6 +68,9 @@ def main(
     check_method(objective.objective, row, tuning.method)
     alone = objective.objective == "contrastive" and contrastive.negative_column is None
     check_pretraining(stream, data, batching, training, in_batch=alone)
+    check_private(privacy, training, model.model_name_or_path, batching)
+    layout = objective.layout or row.defaults.get("layout")
+    check_objective_is_private(privacy, objective.objective, layout, bool(stream.streaming or stream.mixture))
     rate = FROM_NOTHING if scratch.from_config else find_method(tuning.method).learning_rate
     set_seed(training.seed)
     processor, network = prepare(model, scratch, row.model, objective.max_length)
@@ -85,20 +91,35 @@ def main(
     row = fitted(row, features["eval"])
     training = settled(training, rate, row.best)
     options = resolved_options(
-        objective, contrastive, data, stream, model, scratch, tuning, batching, training
+        objective, contrastive, data, stream, model, scratch, tuning, batching, privacy, training
     )
     checkpoint = open_run(options, fingerprint, network)
-    trainer = make_trainer(row, network, processor, training, features, batching=batching, kind=FreshTrainer)
+    unit = f"a piece of a text of at most {objective.max_length} tokens; a longer text is several"
+    started = model.model_name_or_path
+    parts = private_parts(privacy, training, FreshTrainer, features["train"], started, unit=unit)
+    trainer = make_trainer(row, network, processor, training, features, batching=batching, **parts)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    metrics = trainer.last_figures()
+    leave(trainer, processor, objective, contrastive)
+
+
+def leave(
+    trainer: ExactTrainer,
+    processor: Any,
+    objective: ObjectiveArguments,
+    contrastive: ContrastiveArguments,
+) -> None:
+    """Figures and artefact of what was trained, by the main process."""
+    from finetune.artefacts.folder import save_artefact
+    from finetune.models.sharded import make_whole
+    from finetune.objectives.contrastive import save_sentence_encoder
+
+    metrics, folder = trainer.last_figures(), str(trainer.args.output_dir)
     make_whole(trainer.unwrapped())
     if trainer.is_world_process_zero():
         if objective.objective == "contrastive":
             whole = trainer.unwrapped()
-            save_sentence_encoder(
-                whole, processor, training.output_dir, contrastive.pooling, objective.max_length
-            )
-        save_artefact(trainer.unwrapped(), processor, training.output_dir, None, metrics)
+            save_sentence_encoder(whole, processor, folder, contrastive.pooling, objective.max_length)
+        save_artefact(trainer.unwrapped(), processor, folder, None, metrics)
 
 
 if __name__ == "__main__":

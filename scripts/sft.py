@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from finetune.data.sources import DataArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
+    from finetune.privacy.options import PrivacyArguments
     from finetune.tasks.sft import InstructionArguments
     from finetune.training.sft import SftArguments
 
@@ -26,6 +27,7 @@ def main(
     model: ModelArguments,
     method: MethodArguments,
     batching: BatchingArguments,
+    privacy: PrivacyArguments,
     training: SftArguments,
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
@@ -39,15 +41,18 @@ def main(
     from finetune.methods import check_packed, find_method
     from finetune.models.attention.packed import pack
     from finetune.models.load import architecture
+    from finetune.privacy.options import check_private
+    from finetune.privacy.trainer import private_parts
     from finetune.tasks.options import TaskArguments
     from finetune.tasks.sft import as_asked, packed
     from finetune.tasks.table import settle
     from finetune.training import run as steps
     from finetune.training.continuing import foundation, tune
     from finetune.training.options import settled
-    from finetune.training.sft import make_instruct_trainer
+    from finetune.training.sft import InstructTrainer, make_instruct_trainer
 
     processes("sft")
+    check_private(privacy, training, model.model_name_or_path, batching)
     task = TaskArguments(
         instruct.task,
         training.max_length,
@@ -63,7 +68,7 @@ def main(
     training = settled(
         training, find_method(method.method).learning_rate, row.best, task.early_stopping_patience
     )
-    options = resolved_options(instruct, data, asked_for, method, batching, training)
+    options = resolved_options(instruct, data, asked_for, method, batching, privacy, training)
     found = steps.examine_rows(row, data, training, options)
     processor, network = steps.load_for(
         row, model, found, chats=bool(instruct.chat), quantized=find_method(method.method).quantized
@@ -78,6 +83,9 @@ def main(
     asked = steps.ask(found, features["eval"])
     further = steps.trainer_options(
         row, task, processor, features, asked, batching=batching, training=training
+    )
+    further |= private_parts(
+        privacy, training, InstructTrainer, features["train"], asked_for.model_name_or_path
     )
     checkpoint = steps.open_folder(row, options, found, features, network)
     trainer = make_instruct_trainer(row, network, processor, training, features, **further)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from finetune.metrics.further import MetricArguments
     from finetune.models.load import ModelArguments
     from finetune.models.scratch import ScratchArguments
+    from finetune.privacy.options import PrivacyArguments
     from finetune.tasks.options import TaskArguments
     from finetune.training.options import TrainingArguments
 
@@ -31,6 +32,7 @@ def main(
     method: MethodArguments,
     batching: BatchingArguments,
     metric: MetricArguments,
+    privacy: PrivacyArguments,
     training: TrainingArguments,
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
@@ -60,6 +62,7 @@ def main(
             method,
             batching,
             metric,
+            privacy,
             settled(each, rate, best, task.early_stopping_patience),
         )
         runs.append((data.seeds > 1 and finished(*groups)) or one(*groups))
@@ -75,6 +78,7 @@ def run(
     method: MethodArguments,
     batching: BatchingArguments,
     metric: MetricArguments,
+    privacy: PrivacyArguments,
     training: TrainingArguments,
 ) -> dict[str, Any]:
     """One run, from rows to its folder; its figures."""
@@ -85,15 +89,19 @@ def run(
     from finetune.methods import find_method
     from finetune.metrics.further import with_metrics
     from finetune.models.scratch import planned
+    from finetune.privacy.options import blind, check_private
+    from finetune.privacy.trainer import private_parts
     from finetune.tasks.table import settle
     from finetune.training import run as steps
     from finetune.training.continuing import foundation, tune
-    from finetune.training.trainer import make_trainer
+    from finetune.training.trainer import ExactTrainer, make_trainer
 
-    options = resolved_options(task, data, model, scratch, method, batching, metric, training)
+    options = resolved_options(task, data, model, scratch, method, batching, metric, privacy, training)
+    started = model.model_name_or_path
+    check_private(privacy, training, started, batching, weights=task.class_weights)
     model, before = (model, None) if scratch.from_config else foundation(model)
     row = settle(task, planned(model, scratch))
-    row = replace(row, figures=with_metrics(row.figures, metric.metrics))
+    row = replace(row, figures=with_metrics(row.figures, metric.metrics), start=blind(row.start, privacy))
     found = steps.examine_rows(row, data, training, options)
     processor, network = steps.load_for(
         row, model, found, scratch=scratch, quantized=find_method(method.method).quantized
@@ -108,6 +116,7 @@ def run(
     further = steps.trainer_options(
         row, task, processor, features, asked, batching=batching, training=training
     )
+    further |= private_parts(privacy, training, ExactTrainer, features["train"], started)
     checkpoint = steps.open_folder(row, options, found, features, network)
     trainer = make_trainer(row, network, processor, training, features, **further)
     trainer.train(resume_from_checkpoint=checkpoint)

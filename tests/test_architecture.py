@@ -28,6 +28,7 @@ ORDER = (
     ("methods",),
     ("tasks", "objectives", "artefacts"),
     ("training",),
+    ("privacy",),
     ("adapters", "prompts"),
     ("pool", "alignment", "interpret"),
     ("serving", "experiments"),

@@ -32,6 +32,8 @@ from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, 
 from finetune.errors import InputError
 from finetune.models.heads import unwrapped
 from finetune.models.lora_kernel import without_input_casts
+from finetune.privacy.options import PrivacyArguments
+from finetune.privacy.trainer import private_parts
 from finetune.training.interrupts import Resuming
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ logger = logging.getLogger(__name__)
 PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
 "aot_unpaired",
                "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
+# pairs are sorted beside each other, or told from a running mean
+LOSSES_OF_BATCHES = ("aot", "aot_unpaired", "bco_pair")
 REFERENCE_OPTIONS = (
     "bf16",
     "fp16",
@@ -143,9 +147,18 @@ PairTraining = DPOTrainingArguments | KTOTrainingArguments | ORPOTrainingArgumen
 
 
 def make_dpo_trainer(
-    network: Any, processor: Any, training: PairTraining, train: Dataset, held_out: Dataset
+    network: Any,
+    processor: Any,
+    training: PairTraining,
+    train: Dataset,
+    held_out: Dataset,
+    *,
+    privacy: PrivacyArguments | None = None,
+    start: str = "",
 ) -> Any:
     """TRL's trainer that the options are of; rows are pairs, for KTO also single answers.
+
+    Private training, of a model that `start` names, sees one pair at a time.
 
     With an adapter the reference is the model below it: `finetune.alignment.policy.load_base` has merged an
     adapter of supervised fine-tuning into it. A model that is trained whole is asked before training, or
@@ -167,10 +180,31 @@ def make_dpo_trainer(
              "callbacks": callbacks(training)}  # fmt: skip
     if "chosen" in train.column_names:
         check_pairs_fit(network, processor, training.max_length, train, held_out)
+    if privacy is not None and privacy.wanted:
+        check_pairs_are_private(privacy, training)
+        parts |= private_parts(privacy, training, CachedDPOTrainer, train, start, unit="a pair of answers")
     with made_by_trl():
         trainer = _trainer_of(training, parts)
     drop_copy(network)
     return quiet(trainer)
+
+
+def check_pairs_are_private(privacy: PrivacyArguments, training: PairTraining) -> None:
+    """The loss of a pair depends on no other pair.
+
+    Raises:
+        InputError: it does, or the algorithm has a trainer of its own.
+    """
+    known = isinstance(training, DPOTrainingArguments)
+    if not known or training.algorithm != "dpo":
+        raise InputError(
+            f"--epsilon {privacy.epsilon}: private training knows --algorithm dpo; got {training.algorithm}"
+        )
+    mixed = sorted(set(training.loss_type) & set(LOSSES_OF_BATCHES))
+    if mixed:
+        raise InputError(
+            f"--epsilon {privacy.epsilon}: --loss_type {mixed[0]} compares the pairs of a batch; set another"
+        )
 
 
 def _trainer_of(training: PairTraining, parts: dict[str, Any]) -> Any:
@@ -192,7 +226,8 @@ def _trainer_of(training: PairTraining, parts: dict[str, Any]) -> Any:
         return KTOTrainer(
             args=training, ref_model=reference, **(parts | {name: unpaired(parts[name]) for name in names})
         )
-    return CachedDPOTrainer(args=training, ref_model=reference, **parts)
+    kind = parts.pop("kind", CachedDPOTrainer)
+    return kind(args=training, ref_model=reference, **parts)
 
 
 class KTOTrainer(CutAnswers, Resuming, trl.KTOTrainer):

@@ -4,7 +4,8 @@ knows no loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from finetune.artefacts.runs import open_run
 from finetune.data.sources import DataArguments
 from finetune.methods import MethodArguments, attach, find_method
 from finetune.models.load import ModelArguments
+from finetune.privacy.options import PrivacyArguments, check_private
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.machine import processes
 from finetune.training.options import settled
@@ -43,6 +45,7 @@ def train_on_pairs(
     make: Callable[..., Any],
     task: str,
     rate: float = 1.0,
+    further: Sequence[Any] = (),
 ) -> tuple[Any, Dataset] | None:
     """From options to a trainer that has trained, and its held-out pairs; None where the run ends at the
     rows.
@@ -52,6 +55,7 @@ def train_on_pairs(
         make: network, processor, training options, training and held-out pairs → TRL's trainer.
         task: PEFT's name of it.
         rate: times the method's learning rate, where none is given.
+        further: groups of options that `make` was told of already.
     """
     keep_freed_memory()
     processes(verb)
@@ -64,7 +68,7 @@ def train_on_pairs(
     if show_pairs(train, held_out, processor, data):
         return None
     network = attach(network, method.method, method.method_kwargs, task)
-    options = resolved_options(data, pairs, model, method, training)
+    options = resolved_options(data, pairs, model, method, training, *further)
     checkpoint = open_run(options, pairs_fingerprint(train), network)
     trainer = make(network, processor, training, train, held_out)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -77,11 +81,18 @@ def align_on_pairs(
     model: ModelArguments,
     method: MethodArguments,
     training: PairTraining,
+    *,
+    privacy: PrivacyArguments | None = None,
 ) -> None:
     """The whole of scripts/dpo.py, whose losses differ in `training` alone."""
+    make: Callable[..., Any] = make_dpo_trainer
+    if privacy is not None:
+        check_private(privacy, training, model.model_name_or_path)
+        make = partial(make_dpo_trainer, privacy=privacy, start=model.model_name_or_path)
     trained = train_on_pairs(
         data, pairs, model, method, training,
-        verb="dpo", load=load_start, make=make_dpo_trainer, task="CAUSAL_LM", rate=0.1,
+        verb="dpo", load=load_start, make=make, task="CAUSAL_LM", rate=0.1,
+        further=[] if privacy is None else [privacy],
     )  # fmt: skip
     if trained is None:
         return

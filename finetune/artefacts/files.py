@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 SEAL, ARGUMENTS, METRICS, RUN = "seal.json", "arguments.yaml", "metrics.json", "run.json"
+PRIVACY = "privacy.json"  # what a private run spent
 # How libraries that write for this one say that a disk takes no more: they hand on the system's words, not
 # its error.
 FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system", "Input/output error",

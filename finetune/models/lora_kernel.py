@@ -77,8 +77,13 @@ class LowRankLinear(lora.Linear):
         ):
             return None
         down, up = self.lora_A[names[0]], self.lora_B[names[0]]
+        # whoever listens to the factors, as to take their gradients by row, wants them called
+        heard = down._forward_hooks or up._forward_hooks
         more = (
-            self.lora_variant or up.bias is not None or type(self.lora_dropout[names[0]]) is not nn.Identity
+            heard
+            or self.lora_variant
+            or up.bias is not None
+            or type(self.lora_dropout[names[0]]) is not nn.Identity
         )
         if more or type(self.base_layer) is not nn.Linear or self.base_layer.weight.requires_grad:
             return None

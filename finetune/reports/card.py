@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from finetune.reports.privacy import privacy_rows, uncovered
 from finetune.reports.run_folder import RunFolder, read_run
 from finetune.reports.tables import markdown, with_interval
 
@@ -55,7 +56,7 @@ def card_of(run: RunFolder) -> ModelCard:
         eval_results=_results(run),
         tags=["finetune-and-prompt", *([str(run.options["method"])] if "method" in run.options else [])],
     )
-    parts = [f"# {run.title}", _made(run), _figures(run), _use(run), _limits(run)]
+    parts = [f"# {run.title}", _made(run), _figures(run), _privacy(run), _use(run), _limits(run)]
     return ModelCard(f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
 
 
@@ -141,6 +142,16 @@ def _figures(run: RunFolder) -> str:
         for one in run.baselines
     ]  # fmt: skip
     return "## Figures\n\n" + markdown(rows) if rows else ""
+
+
+def _privacy(run: RunFolder) -> str:
+    if not run.privacy:
+        return ""
+    lines = "\n".join(f"- {one}" for one in uncovered(run.privacy))
+    return (
+        "## Privacy\n\nTrained with differential privacy (Abadi et al. 2016).\n\n"
+        f"{markdown(privacy_rows(run.privacy))}\n\nNot covered:\n\n{lines}"
+    )
 
 
 def _use(run: RunFolder) -> str:

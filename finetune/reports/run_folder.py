@@ -72,6 +72,11 @@ class RunFolder:
         return next((name for name in ("accuracy", "mse") if all(name in one for one in self.baselines)), "")
 
     @cached_property
+    def privacy(self) -> dict[str, Any]:
+        """What a private run spent; empty for any other."""
+        return _mapping(self.path / "privacy.json")
+
+    @cached_property
     def environment(self) -> dict[str, Any]:
         return _mapping(self.path / "environment.json")
 

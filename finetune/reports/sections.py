@@ -9,6 +9,7 @@ from finetune.metrics.calibration import expected_calibration_error, reliability
 from finetune.reports import charts
 from finetune.reports.alignment import alignment_sections
 from finetune.reports.blocks import Chart, Section, Table, Words, cut_text
+from finetune.reports.privacy import privacy_rows, uncovered
 from finetune.reports.run_folder import RunFolder
 from finetune.reports.study import study_sections
 from finetune.reports.tables import with_interval
@@ -29,7 +30,7 @@ UNTOLD = {
 
 def sections_of(run: RunFolder) -> list[Section]:
     """What there is to say of a run, in the order in which one asks."""
-    makers = (_figures, _learning, _confusion, _trust, _rows, _data, _options, _environment)
+    makers = (_figures, _privacy, _learning, _confusion, _trust, _rows, _data, _options, _environment)
     if run.kind == "study":
         return study_sections(run)
     made = [Section(title, list(blocks)) for maker in makers for title, blocks in [maker(run)]]
@@ -78,6 +79,15 @@ def _figures(run: RunFolder) -> tuple[str, Iterator[Any]]:
             yield _assessed(name, figures)
 
     return "Figures", blocks()
+
+
+def _privacy(run: RunFolder) -> tuple[str, Iterator[Any]]:
+    def blocks() -> Iterator[Any]:
+        if run.privacy:
+            yield Table(privacy_rows(run.privacy), "Differential privacy of the training rows.")
+            yield Words(f"Not covered: {'; '.join(uncovered(run.privacy))}.")
+
+    return "Privacy", blocks()
 
 
 def _assessed(name: str, figures: dict[str, Any]) -> Table:

@@ -68,9 +68,7 @@ class InstructTrainer(ExactTrainer, SFTTrainer):
         self.neftune = neftune
         super().__init__(**kwargs)
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def measured(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
         """ExactTrainer's, with noise on the embeddings where it was asked for.
 
         Under autocast, PEFT's own casts of every adapter's input to float32 are undone by the next product:
@@ -79,7 +77,7 @@ class InstructTrainer(ExactTrainer, SFTTrainer):
         network = unwrapped(self.model)
         noise = noisy(network.get_input_embeddings(), token_lengths(inputs), self.neftune)
         with noise, without_input_casts(network, bool(self.args.bf16 or self.args.fp16)):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().measured(model, inputs)
 
 
 def token_lengths(batch: dict[str, Any]) -> Tensor:
@@ -116,6 +114,8 @@ def make_instruct_trainer(
     processor: Any,
     training: SftArguments,
     features: dict[str, Dataset],
+    *,
+    kind: type[ExactTrainer] = InstructTrainer,
     **options: Any,
 ) -> ExactTrainer:
     """A trainer on encoded rows; `options` are those of `make_trainer`."""
@@ -136,7 +136,7 @@ def make_instruct_trainer(
         processor,
         plain,
         features,
-        kind=InstructTrainer,
+        kind=kind,
         neftune=alpha,
         **options,
     )

@@ -22,7 +22,6 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
-from transformers.training_args import OptimizerNames
 
 from finetune.artefacts.checkpoints import Sealer
 from finetune.artefacts.runs import started_with
@@ -35,6 +34,7 @@ from finetune.tasks.task import Task
 from finetune.training.energy import ENERGY, EnergyMeter, has_meter
 from finetune.training.interrupts import Interrupts, Resuming
 from finetune.training.machine import peak_memory_mb
+from finetune.training.optimizers import check_optimizer
 from finetune.training.options import TrainingArguments
 from finetune.training.progress import Progress, announce
 
@@ -158,16 +158,20 @@ class ExactTrainer(Resuming):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The row's summed losses over the step's items."""
-        rows, labels = inputs.pop("row", None), inputs.pop("labels")
-        logits = self.row.forward(model, inputs, labels)
-        loss = self.row.loss(logits, labels, **self.shape_loss).sum() / torch.as_tensor(
-            num_items_in_batch
-        ).clamp(min=1)
-        loss = (
-            loss * self.accelerator.num_processes
-        )  # distributed training takes the mean of the processes' gradients
+        rows = inputs.pop("row", None)
+        losses, _, logits = self.measured(model, inputs)
+        # distributed training takes the mean of the processes' gradients
+        share = torch.as_tensor(num_items_in_batch).clamp(min=1) / self.accelerator.num_processes
+        loss = losses.sum() / share
         self._losses.append((loss.detach(), rows))
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def measured(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """The summed loss and number of items of each training row, both [batch], and the logits."""
+        labels = inputs.pop("labels")
+        inputs.pop("row", None)
+        logits = self.row.forward(model, inputs, labels)
+        return self.row.loss(logits, labels, **self.shape_loss), self.row.items(labels), logits
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """None: transformers counts a model's weights anew for each micro-batch, and its figure is read by
@@ -354,21 +358,6 @@ def make_trainer(
     if trainer.is_world_process_zero():
         announce(network, training)
     return trainer
-
-
-def check_optimizer(training: TrainingArguments, network: Any) -> None:
-    """The optimizer that was asked for can be made here; said before the first step and not at it.
-
-    Raises:
-        InputError: its package is missing, or options that it needs.
-    """
-    try:
-        ExactTrainer.get_optimizer_cls_and_kwargs(training, network)
-    except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
-        name = training.optim.value if isinstance(training.optim, OptimizerNames) else training.optim
-        raise InputError(
-            f"--optim {name} can't be used: {' '.join(str(error).split())} Set --optim"
-        ) from error
 
 
 def _made(make: Callable[..., ExactTrainer], **arguments: Any) -> ExactTrainer:

@@ -1,0 +1,348 @@
+"""A Trainer whose steps are private: Poisson samples, clipped gradients of rows, noise. Knows trainers; knows
+no task and no loss by name.
+
+A step's sums are those of all processes, the noise is the same on each, and both follow from the key and the
+number of the step: however rows are dealt out to processes and micro-batches, the mechanism is one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from finetune.artefacts.files import PRIVACY, write_atomically
+from finetune.data.batching import EpochLoader
+from finetune.errors import InputError
+from finetune.privacy.accounting import epsilon_spent, noise_multiplier
+from finetune.privacy.options import PrivacyArguments, check_network, spent_before
+from finetune.privacy.row_gradients import One, Together, agree, fits
+from finetune.privacy.sampling import Chance, PoissonSteps, Units, generator, in_parts
+from finetune.training.pretraining import FreshTrainer
+from finetune.training.trainer import ExactTrainer
+
+logger = logging.getLogger(__name__)
+
+PROBED = 3  # rows on which the two ways to a sum are compared
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """What each step does, and what it costs.
+
+    Attributes:
+        units: rows that there are.
+        expected: units of a step in the mean, which its sum is divided by.
+        steps: that are planned, and what they may spend: epsilon and delta.
+        key: what sampling and noise follow from.
+        unit: what is protected, in words.
+        before: what the run that training starts from has spent.
+    """
+
+    epsilon: float
+    delta: float
+    clip_norm: float
+    accountant: str
+    units: int
+    expected: int
+    steps: int
+    noise_multiplier: float
+    key: int
+    secret: bool
+    unit: str
+    before: dict[str, Any] | None = None
+
+    @property
+    def rate(self) -> float:
+        return self.expected / self.units
+
+    def record(self, done: int) -> dict[str, Any]:
+        """What privacy.json says after so many steps; nothing that chance follows from."""
+        said = {
+            name: value for name, value in asdict(self).items() if name not in ("key", "steps", "epsilon")
+        }
+        spent = epsilon_spent(self.noise_multiplier, self.delta, self.rate, done, self.accountant)
+        return {"epsilon": spent, "epsilon_allowed": self.epsilon, "steps": done, "steps_planned": self.steps,
+                "sampling_rate": self.rate, "neighbours": "one unit more or less", **said}  # fmt: skip
+
+
+def steps_an_epoch(units: int, expected: int) -> int:
+    """Steps in which each unit is drawn once in the mean."""
+    return max(1, round(units / expected))
+
+
+def plan(privacy: PrivacyArguments, training: Any, units: int, unit: str, start: str | None) -> Mechanism:
+    """The mechanism of a run, with as little noise as its steps allow.
+
+    Args:
+        training: transformers' options; rows a step are their batch × accumulation × processes.
+
+    Raises:
+        InputError: more rows a step than there are, a delta that allows for giving a row away, or an epsilon
+            that no noise keeps.
+    """
+    assert privacy.epsilon is not None and privacy.delta is not None and privacy.clip_norm is not None
+    expected = (
+        training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    )
+    if expected > units:
+        raise InputError(
+            f"--epsilon {privacy.epsilon}: a step of {expected} rows wants at least as many, and there are "
+            f"{units}. Set --per_device_train_batch_size or --gradient_accumulation_steps lower"
+        )
+    if privacy.delta >= 1 / units:
+        raise InputError(
+            f"--delta {privacy.delta} allows for one of {units} rows to be given away whole; wanted below "
+            f"{1 / units:.2g}"
+        )
+    planned = training.max_steps
+    if planned <= 0:
+        planned = math.ceil(training.num_train_epochs * steps_an_epoch(units, expected))
+    rate, accountant = expected / units, str(privacy.accountant)
+    noise = noise_multiplier(privacy.epsilon, privacy.delta, rate, planned, accountant)
+    key = [secrets.randbits(128) if privacy.secret_noise else training.seed]
+    return Mechanism(
+        privacy.epsilon, privacy.delta, privacy.clip_norm, accountant, units, expected, planned, noise,
+        broadcast_object_list(key)[0], privacy.secret_noise, unit, spent_before(start),
+    )  # fmt: skip
+
+
+class Ledger(TrainerCallback):
+    """Writes what is spent, and what chance goes on from, into each checkpoint before it is sealed."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            mechanism = self.trainer.mechanism
+            said = mechanism.record(state.global_step) | {"key": mechanism.key}
+            write_atomically(folder / PRIVACY, json.dumps(said, indent=1))
+
+
+class PrivateSteps:
+    """Stands before a Trainer's class: the same options and losses, with private steps.
+
+    `gradient_accumulation_steps` counts rows a step here, and `per_device_train_batch_size` rows a
+    micro-batch: a step takes the product of both and of the processes in the mean.
+
+    Args:
+        mechanism: what each step does.
+    """
+
+    def __init__(self, *, mechanism: Mechanism, **kwargs: Any) -> None:
+        self.mechanism = mechanism
+        args = kwargs["args"]
+        self.rows_at_once = args.per_device_train_batch_size
+        kwargs["args"] = replace(args, gradient_accumulation_steps=1, max_grad_norm=0.0)
+        kwargs["callbacks"] = [Ledger(self), *(kwargs.get("callbacks") or [])]
+        super().__init__(**kwargs)
+        rows = self.train_dataset
+        owners = rows["row"][:] if "row" in rows.column_names else range(len(rows))
+        self.units = Units(rows, owners, isinstance(self, FreshTrainer))
+        network = self.accelerator.unwrap_model(self.model)
+        check_network(mechanism.epsilon, network)
+        self.trained = [p for p in network.parameters() if p.requires_grad]
+        self.gradients = self._settle(network)
+        logger.warning(
+            "Private: ε ≤ %g at δ = %g; noise %.3f × %g, %d of %d rows a step in the mean, %d steps; "
+            "gradients %s",
+            mechanism.epsilon, mechanism.delta, mechanism.noise_multiplier, mechanism.clip_norm,
+            mechanism.expected, mechanism.units, mechanism.steps,
+            "of a batch's rows together" if self.gradients.together else "row by row",
+        )  # fmt: skip
+
+    def _settle(self, network: nn.Module) -> One | Together:
+        """Rows together where a probe shows that their sum is right and it fits into memory, else one by
+        one."""
+        one = One(self.trained, self.mechanism.clip_norm)
+        rows = min(PROBED, len(self.units))
+        able = isinstance(self, ExactTrainer) and self.units.single and min(rows, self.rows_at_once) > 1
+        if not able or not fits(self.trained, self.rows_at_once):
+            return one
+        together = Together(network, self.trained, self.mechanism.clip_norm)
+        features = [self.units[number, 0, True][0][0] for number in range(rows)]
+
+        def losses(chosen: list[Any], together: bool) -> Callable[[], Tensor]:
+            return lambda: self._losses_of(self._prepare_inputs(self.data_collator(chosen)), together)
+
+        with _still(network):
+            same = agree(together, one, losses(features, True), [losses([f], False) for f in features])
+        return together if same else one
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Steps of this process; a batch of it is a step's whole share, in parts."""
+        args, accelerator = self.args, self.accelerator
+        chance = Chance(
+            self.mechanism.rate, self.mechanism.key, accelerator.num_processes, accelerator.process_index
+        )
+        an_epoch = steps_an_epoch(len(self.units), self.mechanism.expected)
+        return EpochLoader(
+            self.units,
+            batch_sampler=PoissonSteps(self.units.lengths(), chance, an_epoch),
+            collate_fn=in_parts(self.data_collator, self.rows_at_once if self.gradients.together else 1),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        """The step's share; how many items are in it is nobody's business: each row is a mean of its own."""
+        return list(islice(epoch_iterator, num_batches)), None
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """The noisy mean of the step's clipped gradients, left where the optimizer looks for it.
+
+        Returns:
+            The mean loss of this process's rows, which has no noise.
+
+        Raises:
+            InputError: a gradient is no number.
+        """
+        self.model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # optimizers that have modes
+            self.optimizer.train()
+        sums = [blank(p) for p in self.trained]
+        total, seen = torch.zeros((), device=self.args.device), 0
+        for part in inputs["parts"]:
+            batch = self._prepare_inputs(part["batch"])
+            self._same_chance(batch)
+            losses = partial(self._losses_of, batch, self.gradients.together)
+            if part["counts"]:
+                total += self.gradients.add(losses, sums).sum()
+                seen += part["units"]
+            else:
+                losses()  # for what other processes gather meanwhile
+        self._leave(self.accelerator.reduce(sums, reduction="sum"))
+        return total / max(seen, 1)
+
+    def check_losses(self) -> None:
+        """Gradients are looked at in the step itself."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """The trainer's own; a continued run goes on with the chance of its checkpoint, and a finished one
+        leaves what it spent."""
+        if isinstance(resume_from_checkpoint, str):
+            self.mechanism = continued(self.mechanism, Path(resume_from_checkpoint))
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.is_world_process_zero():
+            said = self.mechanism.record(self.state.global_step) | {"together": self.gradients.together}
+            write_atomically(Path(str(self.args.output_dir)) / PRIVACY, json.dumps(said, indent=1))
+        return output
+
+    def _losses_of(self, batch: dict[str, Any], together: bool) -> Tensor:
+        """The loss of each unit of a batch, a mean over its own items: [units], or [1] for one alone."""
+        network = self.accelerator.unwrap_model(self.model)
+        with self.compute_loss_context_manager():
+            if not isinstance(self, ExactTrainer):
+                return self.compute_loss(network, dict(batch)).reshape(1)
+            losses, items, _ = self.measured(network, dict(batch))
+            if not together:
+                losses, items = losses.sum()[None], items.sum()[None]
+            return losses / items.clamp(min=1)
+
+    def _same_chance(self, batch: dict[str, Any]) -> None:
+        """Dropout that follows from the row, whichever process has it, first or again."""
+        if "row" in batch:
+            told = (self.args.seed, self.state.global_step, int(batch["row"][0]), len(batch["row"]))
+            torch.manual_seed(int(np.random.SeedSequence(told).generate_state(1, np.uint64)[0] >> 1))
+
+    def _leave(self, sums: list[Tensor]) -> None:
+        """Sums of all processes → noisy means, as the parameters' gradients."""
+        mechanism = self.mechanism
+        if not all(bool(torch.isfinite(total).all()) for total in sums):
+            raise InputError(
+                f"A gradient is no number at step {self.state.global_step + 1}. Lower --learning_rate, or "
+                "set --bf16 false"
+            )
+        deviation = mechanism.noise_multiplier * mechanism.clip_norm
+        noise = noise_of(self.trained, deviation, mechanism.key, self.state.global_step)
+        for parameter, total, added in zip(self.trained, sums, noise, strict=True):
+            parameter.grad = ((total + added) / mechanism.expected).to(parameter.dtype)
+
+
+def blank(parameter: Tensor) -> Tensor:
+    """Zeros for a sum of gradients, in float32 or wider."""
+    return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
+
+
+def noise_of(parameters: Sequence[Tensor], deviation: float, key: int, step: int) -> Iterator[Tensor]:
+    """Normal noise for each parameter, the same on every process and device: it follows from key and step."""
+    drawn = torch.Generator().manual_seed(int(generator(key, step, 1).integers(2**63)))
+    for parameter in parameters:
+        yield torch.randn(parameter.shape, generator=drawn).to(blank(parameter)) * deviation
+
+
+def continued(mechanism: Mechanism, checkpoint: Path) -> Mechanism:
+    """The mechanism with the chance that a checkpoint goes on from.
+
+    Raises:
+        InputError: the checkpoint was made by another mechanism, or without one.
+    """
+    file = checkpoint / PRIVACY
+    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    wanted = {name: vars(mechanism)[name] for name in ("noise_multiplier", "clip_norm", "units", "expected")}
+    differing = next((name for name, value in wanted.items() if said.get(name) != value), None)
+    if differing is not None:
+        raise InputError(
+            f"{checkpoint} was made with {differing} {said.get(differing)}, and this run has "
+            f"{wanted[differing]}: what both spend nobody counts. Set --output_dir to a new folder"
+        )
+    return replace(mechanism, key=said["key"])
+
+
+@contextmanager
+def _still(network: nn.Module) -> Iterator[None]:
+    """A model without chance while the block runs, which leaves no trace in later chance."""
+    modes = {module: module.training for module in network.modules()}
+    devices = [p.device for p in network.parameters() if p.is_cuda][:1]
+    with torch.random.fork_rng(devices):
+        network.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def private(kind: type) -> type:
+    """A trainer's class with `PrivateSteps` before it."""
+    return type(f"Private{kind.__name__}", (PrivateSteps, kind), {})
+
+
+ROW = "a row of the training data"
+
+
+def private_parts(
+    privacy: PrivacyArguments, training: Any, kind: type, rows: Dataset, start: str, *, unit: str = ROW
+) -> dict[str, Any]:
+    """What a trainer of this `kind` is made with: {"kind": ...}, and the mechanism where it shall be private.
+
+    Args:
+        rows: features; those of one `row` are one unit.
+        start: what `--model_name_or_path` said.
+        unit: what is protected, in words.
+    """
+    if not privacy.wanted:
+        return {"kind": kind}
+    units = len(set(rows["row"][:])) if "row" in rows.column_names else len(rows)
+    return {"kind": private(kind), "mechanism": plan(privacy, training, units, unit, start)}

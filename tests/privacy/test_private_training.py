@@ -1,0 +1,261 @@
+"""Private training: noise of the stated size, samples, processes, continuing, refusals, records."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bounds import assert_near
+from gradients import in_two_processes, relative_difference
+from private_steps import TWO, made, mechanism, on_processes
+from safetensors.torch import load_file
+from test_train import script, train
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from finetune.cli.parser import parse
+from finetune.errors import InputError
+from finetune.privacy.accounting import epsilon_spent, noise_multiplier
+from finetune.privacy.options import PrivacyArguments, check_network
+from finetune.privacy.sampling import Chance, PoissonSteps, drawn
+from finetune.privacy.trainer import continued, noise_of, steps_an_epoch
+from finetune.reports.card import card_of
+from finetune.reports.run_folder import read_run
+
+
+def test_each_row_has_its_own_chance():
+    counts = np.zeros(50)
+    sizes = []
+    for step in range(2000):
+        chosen = drawn(50, 0.2, 1, step)
+        counts[chosen] += 1
+        sizes.append(len(chosen))
+    deviation = math.sqrt(0.2 * 0.8 / 2000)
+    assert np.abs(counts / 2000 - 0.2).max() < 4.5 * deviation
+    # sizes vary as a binomial's do: a fixed batch would have no variance at all
+    assert np.var(sizes) == pytest.approx(50 * 0.2 * 0.8, rel=0.15)
+
+
+def test_processes_share_the_sample_of_one():
+    lengths = list(range(30))
+    alone = PoissonSteps(lengths, Chance(0.3, 5), 4)
+    shares = [PoissonSteps(lengths, Chance(0.3, 5, 2, process), 4) for process in (0, 1)]
+    for whole, *parts in zip(alone, *shares, strict=True):
+        counted = [unit for part in parts for unit, _, counts in part if counts]
+        assert sorted(counted) == sorted(unit for unit, _, _ in whole)
+        assert len(parts[0]) == len(parts[1])
+
+
+def test_epochs_go_on_where_the_last_one_ended():
+    steps = PoissonSteps([1] * 20, Chance(0.5, 5), 3)
+    steps.set_epoch(2)
+    assert [[number for _, number, _ in step] for step in steps] == [
+        [number] * len(steps.share(number)) for number in (6, 7, 8)
+    ]
+
+
+def test_the_noise_has_the_stated_deviation(tmp_path):
+    """200 steps of a tiny model: what is left of each gradient beside the clipped mean, over the stated
+    deviation, is standard normal and has no memory."""
+    trainer = made("classification", "bert", "linear_probe", "batch", tmp_path, expected=4, noise=0.8)
+    parameters, found = trainer.trained, []
+    for step in range(200):
+        trainer.state.global_step = step
+        trainer._leave([torch.zeros_like(p) for p in parameters])
+        found.append(torch.cat([p.grad.flatten() for p in parameters]))
+    scaled = torch.stack(found) * 4 / (0.8 * trainer.mechanism.clip_norm)
+    count = scaled.numel()
+    assert count > 5000
+    assert abs(float(scaled.mean())) < 4 / math.sqrt(count)
+    assert abs(float(scaled.var()) - 1) < 4 * math.sqrt(2 / count)
+    assert abs(float((scaled[1:] * scaled[:-1]).mean())) < 4 / math.sqrt(count)
+    assert float((scaled.abs() > 2).float().mean()) == pytest.approx(0.0455, abs=0.01)
+
+
+def test_noise_follows_from_key_and_step():
+    weights = [torch.zeros(3), torch.zeros(2, 2)]
+    first, again, later, other = (
+        list(noise_of(weights, 1.0, *told)) for told in ((1, 0), (1, 0), (1, 1), (2, 0))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    for one in (later, other):
+        assert not any(torch.equal(a, b) for a, b in zip(first, one, strict=True))
+
+
+def test_a_sample_of_nothing_is_noise_alone(tmp_path):
+    trainer = made("classification", "bert", "lora", "batch", tmp_path, noise=0.5)
+    loss = trainer.training_step(trainer.model, {"parts": []})
+    assert float(loss) == 0.0
+    assert all(p.grad.norm() > 0 for p in trainer.trained)
+
+
+def test_two_processes_make_the_mechanism_of_one(tmp_path):
+    pytest.importorskip("opacus")
+    found = in_two_processes("privacy/private_steps.py", tmp_path)
+    for case in TWO:
+        alone = on_processes(case, "batch", tmp_path / "alone")
+        both = found["/".join(case)]
+        alone.pop("loss"), both.pop("loss")  # each process tells the loss of its own rows
+        assert relative_difference(alone, both) < 1e-6, case
+
+
+def test_epsilon_is_the_accountants():
+    accountants = pytest.importorskip("opacus.accountants")
+    for name, kind in (("prv", accountants.PRVAccountant), ("rdp", accountants.RDPAccountant)):
+        own = kind()
+        for _ in range(40):
+            own.step(noise_multiplier=0.9, sample_rate=0.05)
+        assert epsilon_spent(0.9, 1e-5, 0.05, 40, name) == own.get_epsilon(1e-5)
+    assert epsilon_spent(0.9, 1e-5, 0.05, 0) == 0.0
+    assert epsilon_spent(0.0, 1e-5, 0.05, 1) == math.inf
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 8.0])
+def test_the_noise_keeps_epsilon_and_wastes_little(epsilon):
+    pytest.importorskip("opacus")
+    found = noise_multiplier(epsilon, 1e-5, 0.05, 100)
+    assert 0.98 * epsilon < epsilon_spent(found, 1e-5, 0.05, 100) <= epsilon
+
+
+PRIVATE = ("--epsilon", "8", "--delta", "1e-3", "--clip_norm", "0.5", "--per_device_train_batch_size", "4",
+           "--gradient_accumulation_steps", "3", "--num_train_epochs", "2")  # fmt: skip
+
+
+def test_continued_spends_and_learns_what_the_whole_run_does(saved, review_file, tmp_path):
+    pytest.importorskip("opacus")
+    model = saved("bert", AutoModelForSequenceClassification)
+    options = (*PRIVATE, "--save_strategy", "steps", "--save_steps", "3", "--save_total_limit", "9")
+    whole = train(model, review_file, tmp_path / "whole", *options)
+    half = tmp_path / "half"
+    shutil.copytree(whole, half)
+    for name in ("metrics.json", "privacy.json", "adapter_model.safetensors"):
+        (half / name).unlink()
+    shutil.rmtree(half / "checkpoint-6")
+    shutil.rmtree(half / "checkpoint-8")
+    train(model, review_file, half, *options)
+    said, again = (json.loads((folder / "privacy.json").read_text()) for folder in (whole, half))
+    assert said == again and said["steps"] == 8 and 7.8 < said["epsilon"] <= 8
+    assert said["sampling_rate"] == 12 / 48 and "key" not in said
+    assert said["epsilon"] == epsilon_spent(said["noise_multiplier"], 1e-3, 0.25, 8)
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (whole, half))
+    assert_near(second, first)
+    early = load_file(whole / "checkpoint-3" / "adapter_model.safetensors")
+    assert not any(torch.equal(first[name], early[name]) for name in first)  # every trained tensor moves
+    held = json.loads((whole / "checkpoint-3" / "privacy.json").read_text())
+    assert held["steps"] == 3 and held["key"] == 42 and 0 < held["epsilon"] < said["epsilon"]
+    card = str(card_of(read_run(whole)))
+    for words in ("ε spent", "0.25 (Poisson)", "a row of the training data", "tokenizer", "hyper-parameters"):
+        assert words in card, words
+    # another run can't go on from there
+    with pytest.raises(InputError, match="noise_multiplier"):
+        continued(mechanism(48, 12, 0.3), whole / "checkpoint-3")
+    # nor is a private run trained on for nothing: what it spent is said again
+    more = train(whole, review_file, tmp_path / "more", *PRIVATE, "--seed", "7")
+    before = json.loads((more / "privacy.json").read_text())["before"]
+    assert before == {"epsilon": said["epsilon"], "delta": 1e-3}
+
+
+def test_secret_noise_is_another_each_time(saved, review_file, tmp_path):
+    pytest.importorskip("opacus")
+    model = saved("bert", AutoModelForSequenceClassification)
+    runs = [
+        train(model, review_file, tmp_path / str(n), *PRIVATE, "--secret_noise", "true") for n in range(2)
+    ]
+    first, second = (load_file(run / "adapter_model.safetensors") for run in runs)
+    assert not any(torch.equal(first[name], second[name]) for name in first)
+    assert "can take the noise off" not in str(card_of(read_run(runs[0])))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--epsilon", "0"), "--epsilon 0"),
+        (("--epsilon", "-3"), "--epsilon -3"),
+        (("--epsilon", "nan"), "--epsilon nan"),
+        (("--epsilon", "8", "--delta", "0"), "--delta 0"),
+        (("--epsilon", "8", "--delta", "1"), "--delta 1"),
+        (("--epsilon", "8", "--delta", "0.1"), "given away whole"),
+        (("--epsilon", "8", "--clip_norm", "0"), "--clip_norm 0"),
+        (("--epsilon", "8", "--accountant", "glw"), "--accountant glw"),
+        (("--delta", "1e-5"), "set --epsilon too"),
+        (("--epsilon", "8", "--per_device_train_batch_size", "64"), "there are 48"),
+        (("--epsilon", "8", "--tokens_per_batch", "64"), "--tokens_per_batch"),
+        (("--epsilon", "8", "--class_weights", "balanced"), "--class_weights"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_private_is_named(saved, review_file, tmp_path, options, named):
+    model = saved("bert", AutoModelForSequenceClassification)
+    with pytest.raises(InputError, match=named):
+        train(model, review_file, tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_not_private_is_no_start(saved, review_file, tmp_path):
+    model = saved("bert", AutoModelForSequenceClassification)
+    plain = train(model, review_file, tmp_path / "plain", "--num_train_epochs", "1")
+    with pytest.raises(InputError, match="trained before without it"):
+        train(plain, review_file, tmp_path / "run", *PRIVATE)
+
+
+def test_batch_statistics_are_named():
+    with pytest.raises(InputError, match="'1' takes statistics over a batch"):
+        check_network(8.0, nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--objective", "contrastive"), "contrastive"),
+        (("--objective", "nsp"), "two texts"),
+        (("--objective", "mlm", "--layout", "blocks"), "--layout rows"),
+        (("--objective", "mlm", "--streaming", "true", "--max_steps", "3"), "--streaming"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_objectives_that_mix_rows_are_named(saved, review_file, tmp_path, options, named):
+    main = script("pretrain").main
+    model = saved("bert", AutoModelForSequenceClassification)
+    common = f"--model_name_or_path {model} --dataset_name {review_file} --output_dir {tmp_path / 'run'}"
+    common = [*common.split(), "--ignore_columns", "label", "--epsilon", "8"]
+    with pytest.raises(InputError, match=f"--epsilon 8.*{named}"):
+        main(*parse(main, [*common, *options]))
+
+
+def test_private_pairs(saved, tmp_path):
+    pytest.importorskip("opacus")
+    rows = tmp_path / "pairs"
+    rows.mkdir()
+    line = '{"prompt": "the film was", "chosen": " good and %s", "rejected": " bad and %s"}\n'
+    words = ("fine", "great", "sharp", "bright", "slow", "dull", "very good", "not bad")
+    for split in ("train", "test"):
+        (rows / f"{split}.jsonl").write_text("".join(line % (word, word) for word in words))
+    main = script("dpo").main
+    given = ["--model_name_or_path", str(saved("llama", AutoModelForCausalLM)), "--dataset_name", str(rows),
+             "--output_dir", str(tmp_path / "run"), "--epsilon", "8", "--delta", "0.01", "--max_steps", "3",
+             "--per_device_train_batch_size", "2", "--bf16", "false", "--disable_tqdm", "true"]  # fmt: skip
+    main(*parse(main, given))
+    said = json.loads((tmp_path / "run" / "privacy.json").read_text())
+    assert said["unit"] == "a pair of answers" and said["steps"] == 3 and 0 < said["epsilon"] <= 8
+    before = load_file(Path(tmp_path / "run") / "adapter_model.safetensors")
+    assert all(bool(value.any()) for value in before.values())  # what starts at zero has moved
+    with pytest.raises(InputError, match="aot"):
+        main(*parse(main, [*given[:5], str(tmp_path / "other"), *given[6:], "--loss_type", "aot"]))
+
+
+def test_steps_of_an_epoch_see_each_row_once_in_the_mean():
+    assert [steps_an_epoch(units, 10) for units in (10, 14, 96, 104)] == [1, 1, 10, 10]
+
+
+def test_options_of_private_training_are_settled_with_epsilon_alone():
+    assert vars(PrivacyArguments()) == {
+        "epsilon": None, "delta": None, "clip_norm": None, "accountant": None, "secret_noise": False,
+        "public_start": False,
+    }  # fmt: skip
+    told = PrivacyArguments(3.0)
+    assert (told.delta, told.clip_norm, told.accountant) == (1e-5, 1.0, "prv")

@@ -26,6 +26,8 @@ from transformers import (
     T5Config,
 )
 
+from finetune.models.recurrent_config import RecurrentConfig, RecurrentSeq2SeqConfig, TextCNNConfig
+
 datasets.disable_progress_bars()
 
 
@@ -107,6 +109,15 @@ CONFIGS = {
         decoder_start_token_id=6,
         forced_eos_token_id=6, **SIZE,
     ),
+    "lstm": RecurrentConfig(embedding_size=12, hidden_size=16, bidirectional=True, merge="average", **SIZE),
+    "gru_lm": RecurrentConfig(
+        cell="gru", embedding_size=16, hidden_size=16, num_hidden_layers=2, pad_token_id=0, bos_token_id=5,
+        eos_token_id=6, **SIZE,
+    ),
+    "lstm_seq2seq": RecurrentSeq2SeqConfig(
+        embedding_size=12, hidden_size=16, pad_token_id=0, eos_token_id=6, decoder_start_token_id=6, **SIZE
+    ),
+    "textcnn": TextCNNConfig(embedding_size=12, filters=8, **SIZE),
 }  # fmt: skip
 FAMILIES = ("bert", "llama", "gpt2", "t5")
 
@@ -118,7 +129,7 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if family in ("bert", "roberta", "distilbert"):
         tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    elif family in ("t5", "bart"):
+    elif family in ("t5", "bart", "lstm_seq2seq"):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="$A </s>",
             pair="$A </s> $B </s>" if family == "bart" else "$A $B </s>",
@@ -149,6 +160,7 @@ def make_model(family: str, auto_class: type, seed: int = 0, **config: object) -
     dropout |= (
         {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0} if family == "bart" else {}
     )
+    dropout |= {"dropout": 0.0} if family in ("lstm", "gru_lm", "lstm_seq2seq", "textcnn") else {}
     settings = type(CONFIGS[family]).from_dict(CONFIGS[family].to_dict() | dropout | config)
     torch.manual_seed(seed)
     return auto_class.from_config(settings).eval()

@@ -30,6 +30,8 @@ CASES = [
     ("tokens", "gpt2"), ("spans", "bert"), ("spans", "llama"), ("seq2seq", "t5"), ("seq2seq", "bart"),
     ("seq2seq", "gpt2"),
     ("seq2seq", "llama"), ("choice", "bert"), ("choice", "gpt2"), ("sft", "llama"),
+    ("classification", "lstm"), ("classification", "textcnn"), ("tokens", "lstm"), ("choice", "lstm"),
+    ("seq2seq", "gru_lm"), ("seq2seq", "lstm_seq2seq"),
 ]  # fmt: skip
 LABELS = ["O", "B-A", "I-A"]
 WITH_LABELS = ("classification", "pairs", "multilabel", "tokens")
@@ -92,7 +94,12 @@ def rows() -> Dataset:
 
 
 def kind_of(family: str) -> str:
-    return {"bert": "encoder", "t5": "encoder-decoder", "bart": "encoder-decoder"}.get(family, "decoder")
+    return {
+        "bert": "encoder",
+        "t5": "encoder-decoder",
+        "bart": "encoder-decoder",
+        "lstm_seq2seq": "encoder-decoder",
+    }.get(family, "decoder")
 
 
 def prepared(task: str, family: str, max_target_length: int = 8, **config: object):

@@ -78,7 +78,19 @@ class TextFigures(Own):
     figures = staticmethod(texts.text_figures)
 
 
+def _word_errors(predicted: Any, gold: Any) -> dict[str, Any]:
+    return {"word_error_rate": texts.word_error_rate(predicted, gold)}
+
+
+class WordErrors(Own):
+    """Words to change for each word of reference; of phonemes, the phoneme error rate."""
+
+    features = Features({"predictions": Value("string"), "references": Value("string")})
+    figures = staticmethod(_word_errors)
+
+
 OWN: dict[str, type[Own]] = {
     "class_figures": ClassFigures, "number_figures": NumberFigures, "entity_figures": EntityFigures,
     "answer_figures": AnswerFigures, "text_figures": TextFigures,
+    "word_error_rate": WordErrors,
 }  # fmt: skip

@@ -84,3 +84,32 @@ def final_number(text: str) -> float | None:
     marked = text.partition(MARK)[2]
     numbers = NUMBER.findall(marked) if marked else NUMBER.findall(text)[-1:]
     return float(numbers[0].replace(",", "")) if numbers else None
+
+
+def word_error_rate(predicted: Sequence[str], gold: Sequence[str]) -> float:
+    """Words to insert, delete or replace for each word of reference, over all texts; above 1 where texts are
+    long.
+
+    Of phonemes with spaces between them it is the phoneme error rate.
+
+    Raises:
+        ValueError: unequal numbers of texts, or no word of reference.
+    """
+    pairs = [(one.split(), other.split()) for one, other in zip(predicted, gold, strict=True)]
+    words = sum(len(wanted) for _, wanted in pairs)
+    if not words:
+        raise ValueError("No reference has a word; wanted one at least")
+    return sum(edit_distance(said, wanted) for said, wanted in pairs) / words
+
+
+def edit_distance(one: Sequence[str], other: Sequence[str]) -> int:
+    """Fewest insertions, deletions and replacements that make one sequence the other (Levenshtein 1966)."""
+    row = list(range(len(other) + 1))
+    for place, unit in enumerate(one, start=1):
+        before, row[0] = row[0], place
+        for column, wanted in enumerate(other, start=1):
+            before, row[column] = (
+                row[column],
+                min(row[column] + 1, row[column - 1] + 1, before + (unit != wanted)),
+            )
+    return row[-1]

@@ -77,3 +77,12 @@ def test_a_minus_is_no_dash(text, number):
 def test_a_reference_without_a_number_is_never_met():
     assert texts.ends_in_same_number("#### 7", "so #### 7.0")
     assert not texts.ends_in_same_number("nothing", "#### none")
+
+
+def test_word_errors_are_counted_by_hand():
+    """One replaced, one missing, one too many: 3 of 9 words."""
+    said, wanted = ["HH AH0 L OW0", "W ER1 L D X"], ["HH AH1 L OW0 Z", "W ER1 L D"]
+    assert texts.word_error_rate(said, wanted) == pytest.approx(3 / 9)
+    assert texts.edit_distance("kitten", "sitting") == 3 and texts.edit_distance("", "abc") == 3
+    with pytest.raises(ValueError, match="No reference has a word"):
+        texts.word_error_rate(["a"], [" "])

@@ -19,6 +19,7 @@ from transformers import (
     BartConfig,
     BertConfig,
     DistilBertConfig,
+    EsmConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -88,6 +89,11 @@ CONFIGS = {
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=66, pad_token_id=0, **SIZE
     ),
+    "esm": EsmConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=66, pad_token_id=0, mask_token_id=4, position_embedding_type="rotary",
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **SIZE,
+    ),
     "distilbert": DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64,
     **SIZE),
     "llama": LlamaConfig(
@@ -127,7 +133,7 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    if family in ("bert", "roberta", "distilbert"):
+    if family in ("bert", "roberta", "distilbert", "esm"):
         tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     elif family in ("t5", "bart", "lstm_seq2seq"):
         tokenizer.post_processor = processors.TemplateProcessing(

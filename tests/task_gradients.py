@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 from conftest import WORDS, make_model, make_tokenizer
 from datasets import ClassLabel, Dataset, Features, List, Value
+from field_models import FIELD_CONFIGS, make_field_model, picture, sound
 from gradients import Gradients, one_step, trained, write
 
 from finetune.data.batching import BatchingArguments
+from finetune.data.cells import FILE_CELL
 from finetune.data.columns import Columns
 from finetune.models.attention.packed import pack
 from finetune.tasks.options import TaskArguments
@@ -32,9 +34,11 @@ CASES = [
     ("seq2seq", "llama"), ("choice", "bert"), ("choice", "gpt2"), ("sft", "llama"),
     ("classification", "lstm"), ("classification", "textcnn"), ("tokens", "lstm"), ("choice", "lstm"),
     ("seq2seq", "gru_lm"), ("seq2seq", "lstm_seq2seq"),
+    ("image", "vit"), ("image", "deit"), ("image", "imagegpt"), ("image", "convnext"), ("audio", "ast"),
+    ("audio", "wav2vec2"), ("audio", "whisper"), ("classification", "esm"), ("tokens", "esm"),
 ]  # fmt: skip
 LABELS = ["O", "B-A", "I-A"]
-WITH_LABELS = ("classification", "pairs", "multilabel", "tokens")
+WITH_LABELS = ("classification", "pairs", "multilabel", "tokens", "image", "audio")
 COLUMNS = {
     "classification": Columns("text", None, "label"),
     "pairs": Columns("text", "second", "label"),
@@ -45,6 +49,8 @@ COLUMNS = {
     "seq2seq": Columns("text", None, "second"),
     "choice": Columns("second", "offers", "place"),
     "sft": Columns("text", None, "second"),
+    "image": Columns("picture", None, "label"),
+    "audio": Columns("sound", None, "label"),
 }
 FEATURES = Features(
     {
@@ -58,6 +64,8 @@ FEATURES = Features(
         "answers": {"text": List(Value("string")), "answer_start": List(Value("int64"))},
         "offers": List(Value("string")),
         "place": Value("int64"),
+        "picture": FILE_CELL,
+        "sound": FILE_CELL,
     }
 )
 
@@ -88,6 +96,8 @@ def rows() -> Dataset:
                 else {"text": [], "answer_start": []},
                 "offers": WORDS[index : index + 2 + index % 3],
                 "place": index % 2,
+                "picture": picture(index, (8, 8 + index % 3)),
+                "sound": sound(index, 0.05 + 0.02 * (index % 4)),
             }
         )
     return Dataset.from_list(found, features=FEATURES)
@@ -96,6 +106,7 @@ def rows() -> Dataset:
 def kind_of(family: str) -> str:
     return {
         "bert": "encoder",
+        "esm": "encoder",
         "t5": "encoder-decoder",
         "bart": "encoder-decoder",
         "lstm_seq2seq": "encoder-decoder",
@@ -107,11 +118,13 @@ def prepared(task: str, family: str, max_target_length: int = 8, **config: objec
     eight rows.
     """
     further = {"max_target_length": max_target_length} if task == "seq2seq" else {}
-    row, processor = settle(TaskArguments(task=task, **further), kind_of(family)), make_tokenizer(family)
+    row = settle(TaskArguments(task=task, **further), kind_of(family))
     labels = LABELS if task in WITH_LABELS else None
-    network = make_model(
-        family, row.model, **(dict(row.config) | ({} if labels is None else {"num_labels": 3}) | config)
-    )
+    entries = dict(row.config) | ({} if labels is None else {"num_labels": 3}) | config
+    if family in FIELD_CONFIGS:
+        network, processor = make_field_model(family, row.model, **entries)
+    else:
+        network, processor = make_model(family, row.model, **entries), make_tokenizer(family)
     return row, processor, network, labels, row.encode(rows(), COLUMNS[task], processor, 20, labels)
 
 
@@ -119,7 +132,7 @@ def step_gradients(task: str, family: str, split: str, folder: Path) -> Gradient
     """Gradients of the first step, the rows dealt out as `split` says (`gradients.SPLITS`)."""
     config: dict[str, object] = {"classifier_dropout": 0.0} if family == "gpt2" else {}
     config |= (
-        {"initializer_range": 0.3} if family in ("bert", "llama") else {}
+        {"initializer_range": 0.3} if family in ("bert", "llama", "esm") else {}
     )  # gradients well above rounding
     row, processor, network, labels, features = prepared(task, family, **config)
     if task == "sft":

@@ -45,9 +45,12 @@ def make_feature_extractor(config: Any) -> Any:
                 f"--config_overrides max_source_positions={config.max_source_positions}: wanted whole "
                 f"seconds, which have {STEPS} each"
             )
-        rate = wanted["sampling_rate"]
+        if wanted["sampling_rate"] != USUAL_RATE:  # its bands are cut out of 0 to 8,000 Hz
+            raise InputError(
+                f"--config_overrides sampling_rate={wanted['sampling_rate']}: whisper hears {USUAL_RATE} Hz "
+                "alone; leave it out, and sounds are resampled"
+            )
         wanted |= {"feature_size": config.num_mel_bins, "chunk_length": config.max_source_positions // STEPS}
-        wanted |= {"hop_length": rate // 100, "n_fft": rate // 40}
     else:
         wanted |= {"return_attention_mask": entries.get("feat_extract_norm") != "group"}
     return made(**wanted)

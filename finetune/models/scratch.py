@@ -115,13 +115,15 @@ def prepare(
             _check_positions(network.config, max_length)
         return processor, network
     config = _base(scratch.from_config, model)
+    config.update(class_entries(labels) | entries)
     _override(config, scratch.config_overrides or "", reads)
     if sized is not None:
         config = sized(config, _parse(scratch.config_overrides or ""))
     processor = _fitted_processor(config, model, scratch, reads)
-    config.update(class_entries(labels) | entries)
     if max_length is not None:
         _check_positions(config, max_length)
+    # where a family has several heads for a task, as DeiT has, transformers looks through the names here
+    config.update({"architectures": config.architectures or []})
     try:
         network = auto_class.from_config(config, attn_implementation=model.attn_implementation)
     except ValueError as error:

@@ -123,7 +123,7 @@ TASKS: dict[str, Task] = {
         loss.cross_entropy, loss.items, metrics.class_figures, NO_TOKENS,
         pooled=True, forward=audio.forward, read=classification.read, details=classification.details,
         intervals=classification.ACCURACY, takes=WEIGHTED, reads="audio", show=audio.show,
-        baselines=audio.baselines,
+        baselines=audio.baselines, config={"apply_spec_augment": False},
     ),
     "forecast": Task(
         AutoModelForForecast, forecast.examine, forecast.encode, forecast.collate,

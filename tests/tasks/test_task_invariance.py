@@ -16,6 +16,9 @@ from finetune.tasks.task import Asked
 from finetune.training.options import TrainingArguments
 from finetune.training.trainer import by_length, make_trainer
 
+# A convolution over thousands of samples sums them in another order for another number of rows.
+ROUNDING = {"wav2vec2": 5e-5}
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -26,7 +29,8 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(("task", "family"), CASES)
 @pytest.mark.parametrize("split", ["accumulation", "uneven"])
 def test_accumulation_changes_no_gradient(whole, task, family, split, tmp_path):
-    assert relative_difference(whole[task, family], step_gradients(task, family, split, tmp_path)) < 1e-5
+    difference = relative_difference(whole[task, family], step_gradients(task, family, split, tmp_path))
+    assert difference < ROUNDING.get(family, 1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,8 @@ def two_processes(tmp_path_factory):
 
 @pytest.mark.parametrize(("task", "family"), CASES)
 def test_two_processes_change_no_gradient(whole, two_processes, task, family):
-    assert relative_difference(whole[task, family], two_processes[f"{task}/{family}"]) < 1e-5
+    difference = relative_difference(whole[task, family], two_processes[f"{task}/{family}"])
+    assert difference < ROUNDING.get(family, 1e-5)
 
 
 @pytest.mark.parametrize(("task", "family"), CASES)

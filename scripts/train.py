@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from finetune.models.scratch import ScratchArguments
     from finetune.privacy.options import PrivacyArguments
     from finetune.tasks.options import TaskArguments
+    from finetune.training.distil import DistilArguments
     from finetune.training.options import TrainingArguments
 
 
@@ -33,6 +34,7 @@ def main(
     batching: BatchingArguments,
     metric: MetricArguments,
     privacy: PrivacyArguments,
+    distil: DistilArguments,
     training: TrainingArguments,
 ) -> None:
     from finetune.training.allocator import keep_freed_memory
@@ -63,6 +65,7 @@ def main(
             batching,
             metric,
             privacy,
+            distil,
             settled(each, rate, best, task.early_stopping_patience),
         )
         runs.append((data.seeds > 1 and finished(*groups)) or one(*groups))
@@ -79,11 +82,13 @@ def run(
     batching: BatchingArguments,
     metric: MetricArguments,
     privacy: PrivacyArguments,
+    distil: DistilArguments,
     training: TrainingArguments,
 ) -> dict[str, Any]:
     """One run, from rows to its folder; its figures."""
     from dataclasses import replace
 
+    from finetune.adapters.teacher import load_teacher
     from finetune.artefacts.folder import resolved_options
     from finetune.data.preview import show_features
     from finetune.methods import find_method
@@ -94,9 +99,12 @@ def run(
     from finetune.tasks.table import settle
     from finetune.training import run as steps
     from finetune.training.continuing import foundation, tune
+    from finetune.training.distil import taught_by
     from finetune.training.trainer import ExactTrainer, make_trainer
 
-    options = resolved_options(task, data, model, scratch, method, batching, metric, privacy, training)
+    options = resolved_options(
+        task, data, model, scratch, method, batching, metric, privacy, distil, training
+    )
     started = model.model_name_or_path
     check_private(privacy, training, started, batching, weights=task.class_weights)
     model, before = (model, None) if scratch.from_config else foundation(model)
@@ -117,6 +125,7 @@ def run(
         row, task, processor, features, asked, batching=batching, training=training
     )
     further |= private_parts(privacy, training, ExactTrainer, features["train"], started)
+    further |= taught_by(load_teacher(distil, task.task, row, found, processor), distil, further)
     checkpoint = steps.open_folder(row, options, found, features, network)
     trainer = make_trainer(row, network, processor, training, features, **further)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -30,7 +30,7 @@ ORDER = (
     ("training",),
     ("privacy",),
     ("adapters", "prompts"),
-    ("pool", "alignment", "interpret"),
+    ("pool", "alignment", "formats", "interpret"),
     ("serving", "experiments"),
     ("scripts",),
 )

@@ -207,7 +207,7 @@ def to_onnx(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
 
 def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
     """Accuracy of a classifier in PyTorch, as ONNX and as int8, on the same labelled rows."""
-    from finetune.adapters.assess import evaluation_rows
+    from finetune.adapters.assess import evaluation_rows, rows_as_trained
     from finetune.adapters.onnx import INT8, MODEL, onnx_predictions
 
     folder, source = output_of(action), one_of(action)
@@ -220,13 +220,7 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
     if not find_task(artefact.options["task"]).classes:
         return f"the accuracy lost is unknown: the task '{artefact.options['task']}' gives a text no class"
     classifier = load_classifier(source, allow_mismatch=action.allow_mismatch)
-    given = vars(data)
-    if data.dataset_name is None:  # the rows that training evaluated on, but for what was asked for here
-        own = {name: artefact.options[name] for name in given if name in artefact.options}
-        given = own | {
-            name: given[name] for name in ("eval_split", "max_eval_rows") if given[name] is not None
-        }
-    rows_of = UnshownArguments(**given)
+    rows_of = rows_as_trained(artefact, data)
     examined, _ = evaluation_rows(artefact, find_task(artefact.options["task"]), rows_of)
     rows, columns = examined.rows.eval, examined.columns
     texts, gold = (

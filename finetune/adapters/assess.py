@@ -13,6 +13,7 @@ from typing import Any
 from finetune.adapters.classifier import load_network
 from finetune.artefacts.folder import Artefact
 from finetune.artefacts.trained_rows import unseen_rows
+from finetune.data.narrowed import UnshownArguments
 from finetune.data.sources import DataArguments, Rows, sample
 from finetune.errors import InputError
 from finetune.metrics.further import MetricArguments, with_metrics
@@ -25,6 +26,7 @@ from finetune.training.run import all_intervals, ask
 from finetune.training.trainer import TrainingArguments, make_trainer
 
 # How rows are read: what is not said is as it was in training.
+UNSHOWN = ("show_rows", "check")
 COLUMNS = ("text_column", "text_pair_column", "label_column")
 READ_AS = ("class_names", "near_labels", "minus_one", "layout", "learn_turns", "drop_empty_rows")
 
@@ -105,6 +107,18 @@ def evaluation_rows(
         even = sample(kept, data.max_eval_rows, data.sample_seed, found.columns.label)
         kept = even if data.balance_eval_rows else few
     return found._replace(rows=Rows(kept, kept, data.name), labels=artefact.labels), count
+
+
+def rows_as_trained(artefact: Artefact, data: UnshownArguments) -> UnshownArguments:
+    """Which rows: those that are named, or those that the run was evaluated on, but for the split and the
+    number that were asked for.
+    """
+    given = vars(data)
+    if data.dataset_name is None:
+        own = {name: artefact.options[name] for name in given if name in artefact.options}
+        asked = {name: given[name] for name in ("eval_split", "max_eval_rows") if given[name] is not None}
+        given = own | asked
+    return UnshownArguments(**{name: value for name, value in given.items() if name not in UNSHOWN})
 
 
 def read_as(artefact: Artefact, data: DataArguments, there: list[str]) -> dict[str, Any]:

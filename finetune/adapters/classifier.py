@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,13 +16,14 @@ import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so
 from finetune.adapters.fusion import mount_fusion
 from finetune.adapters.loading import quietly
 from finetune.artefacts.folder import Artefact, read_artefact
-from finetune.artefacts.passport import check_passport
+from finetune.artefacts.passport import check_passport, read_passport
 from finetune.data.batching import LengthBatches, Shares
 from finetune.data.encode import as_columns
 from finetune.device import device as here
 from finetune.errors import InputError
 from finetune.models.load import as_trained, fit_embeddings, load_model, load_processor
 from finetune.models.processors import TEXT
+from finetune.models.pruned import KEPT
 from finetune.tasks.table import find_task
 
 Text = str | tuple[str, str]
@@ -139,6 +141,9 @@ def load_network(
     with quietly():
         quantized = adapted and artefact.options.get("method") == "qlora"
         model = as_trained(artefact.options, artefact.source)
+        if artefact.is_adapter:  # one that was trained on has its base's layers from the first run
+            kept = (read_passport(artefact.folder) or {}).get(KEPT, model.keep_layers)
+            model = replace(model, keep_layers=kept)
         _, network = load_model(
             model, task.model, artefact.labels, reads=task.reads, quantized=quantized, **task.config
         )

@@ -26,6 +26,7 @@ from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import base_named, check_files, check_passport, read_passport
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
+from finetune.models.pruned import KEPT
 
 MODELS: dict[str | None, Any] = {
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -104,8 +105,9 @@ def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
     name = base or base_of(path)
     labels = labels_of(path) if task in ("SEQ_CLS", "TOKEN_CLS") else None
     # an adapter belongs on what it was trained on: rounded weights are other weights
-    quantized = (read_passport(path) or {}).get("method") == "qlora"
-    model = ModelArguments(model_name_or_path=name)
+    passport = read_passport(path) or {}
+    quantized = passport.get("method") == "qlora"
+    model = ModelArguments(model_name_or_path=name, keep_layers=passport.get(KEPT))
     processor, network = load_model(model, MODELS[task], labels, quantized=quantized)
     own = tokenizer_of(path)
     if own is not None:

@@ -29,6 +29,7 @@ from finetune.artefacts.files import write_atomically
 from finetune.errors import InputError
 from finetune.methods import HEAD_TASKS, head_names
 from finetune.models.load import MADE_UP
+from finetune.models.pruned import KEPT
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def write_passport(
         "data": data_fingerprint,
         "metrics": metrics or {},
         "versions": {name: version(name) for name in STACK},
+        **({KEPT: kept} if (kept := _unwrapped(network).config.to_dict().get(KEPT)) else {}),
     }
     passport = json.loads(json.dumps(passport, default=str))
     write_atomically(Path(folder) / PASSPORT, json.dumps(passport, indent=1, ensure_ascii=False))

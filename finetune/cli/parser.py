@@ -148,7 +148,8 @@ def calm_libraries() -> None:
     ):
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel at every import
+    for name in ("bitsandbytes", "torchao"):  # they miss a kernel at every import
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main_of(main: Callable[..., Any], arguments: Sequence[str]) -> Callable[..., Any]:

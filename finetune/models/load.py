@@ -19,6 +19,7 @@ from finetune.models.attention import cpu
 from finetune.models.chat_template import give_template
 from finetune.models.names import resolve, unknown_model
 from finetune.models.processors import TEXT, load_reader
+from finetune.models.pruned import with_fewer_layers
 from finetune.models.quantized import in_four_bits, keep_differentiable
 from finetune.models.tokens import add_tokens, fit_embeddings, settle_pad
 
@@ -77,6 +78,12 @@ class ModelArguments:
         default=None,
         metadata={"help": "Tokens that the vocabulary gains; their rows are trained and saved."},
     )
+    keep_layers: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Prune at loading: keep so many layers, evenly spread (6), or these layers (0 1 2 3)."
+        },
+    )
 
 
 def as_trained(options: Mapping[str, Any], source: str) -> ModelArguments:
@@ -84,9 +91,8 @@ def as_trained(options: Mapping[str, Any], source: str) -> ModelArguments:
     in its folder.
     """
     known = {k: v for k, v in options.items() if k in ModelArguments.__dataclass_fields__}
-    return ModelArguments(
-        **(known | {"model_name_or_path": source, "add_tokens": None, "chat_template_path": None})
-    )
+    own = {"model_name_or_path": source, "add_tokens": None, "chat_template_path": None}
+    return ModelArguments(**(known | own))
 
 
 def load_processor(
@@ -175,6 +181,10 @@ def load_model(
     for entry, names in _made_up(network, report["missing_keys"]).items():
         if names or entry in settings.to_dict():
             network.config.update({entry: names})
+    if model.keep_layers:
+        if quantized:
+            raise InputError("--keep_layers with a base in 4 bits; set --method lora, or leave it out")
+        network = with_fewer_layers(network, model.keep_layers)
     if model.attn_implementation is None:
         cpu.choose_attention(network)
     own_weights(network)

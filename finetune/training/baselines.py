@@ -141,10 +141,15 @@ def run_baseline(*groups: Any) -> dict[str, Any]:
     Raises:
         InputError: rows that no class can be learnt from, or options that a fit has no use for.
     """
-    task, data, model, scratch, method, batching, metric, training = groups
+    task, data, model, scratch, method, batching, metric, privacy, distil, training = groups
+    for flag, asked in (("epsilon", privacy.wanted), ("teacher", distil.teacher is not None)):
+        if asked:
+            raise InputError(f"{model.model_name_or_path} is fitted in one go; leave --{flag} out")
     check_baseline(model.model_name_or_path, task.task, method)
     task, method = replace(task, max_length=WHOLE_TEXT), replace(method, method="full")
-    options = resolved_options(task, data, model, scratch, method, batching, metric, training)
+    options = resolved_options(
+        task, data, model, scratch, method, batching, metric, privacy, distil, training
+    )
     row = settle(task, "encoder")
     row = replace(row, figures=with_metrics(row.figures, metric.metrics))
     found = steps.examine_rows(row, data, training, options)

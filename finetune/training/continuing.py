@@ -18,6 +18,7 @@ from finetune.errors import InputError
 from finetune.methods import MethodArguments, attach
 from finetune.models.load import ModelArguments, load_processor
 from finetune.models.processors import TEXT
+from finetune.models.pruned import KEPT
 from finetune.models.tokens import fit_embeddings
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ def foundation(model: ModelArguments) -> tuple[ModelArguments, Path | None]:
             "a "
             "run of this toolkit, or merge it first"
         )
-    return replace(model, model_name_or_path=base), folder
+    kept = model.keep_layers or (read_passport(folder) or {}).get(KEPT)  # of a base that was pruned
+    return replace(model, model_name_or_path=base, keep_layers=kept), folder
 
 
 def tune(

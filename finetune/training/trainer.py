@@ -158,7 +158,7 @@ class ExactTrainer(Resuming):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The row's summed losses over the step's items."""
-        rows = inputs.pop("row", None)
+        rows = inputs.get("row")
         losses, _, logits = self.measured(model, inputs)
         # distributed training takes the mean of the processes' gradients
         share = torch.as_tensor(num_items_in_batch).clamp(min=1) / self.accelerator.num_processes

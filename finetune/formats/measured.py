@@ -1,0 +1,269 @@
+"""A run → files of several formats, each answering the same rows in a process of its own: what it costs.
+
+Knows artefacts, formats and processes; trains nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from finetune.adapters.assess import evaluation_rows, rows_as_trained, trained_as
+from finetune.adapters.classifier import load_network
+from finetune.adapters.export import claim, merge_into_base
+from finetune.artefacts.folder import Artefact, read_artefact
+from finetune.artefacts.trained_rows import unseen_rows
+from finetune.data.sources import Rows
+from finetune.errors import InputError
+from finetune.formats.options import ExportArguments, ExportRowsArguments
+from finetune.formats.runtimes import IGNORED
+from finetune.formats.table import FORMATS, WHOLE, Format, Written, find_formats
+from finetune.metrics.bootstrap import mean_figure
+from finetune.metrics.measure import Measure, mean_of
+from finetune.tasks.task import Examined, Task
+
+logger = logging.getLogger(__name__)
+COUNTED = ("classification", "pairs", "sft")
+LEAST = 2  # tokens of a row: a program for any length is not one for length 1
+
+
+@dataclass(frozen=True)
+class Export:
+    """One format's file and how it answered.
+
+    Attributes:
+        megabytes: of the weights' file or files.
+        milliseconds: a row at batch 1, the median.
+        processor: the same of all processors' time, which other processes on the machine don't lengthen.
+        memory: most that its process held, runtime and all, in MB.
+        said: the likeliest class of each labelled place.
+        right: accuracy, of rows or of the labelled tokens of rows.
+        nats: a labelled place, the mean.
+    """
+
+    name: str
+    file: Path | None
+    megabytes: float
+    milliseconds: float
+    processor: float
+    memory: float
+    said: np.ndarray
+    right: Measure
+    nats: float
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Rows as token ids, ready for any runtime: [rows] lists, and what is right at each labelled place."""
+
+    ids: list[list[int]]
+    types: list[list[int]]
+    labels: list[list[int]]
+    has_types: bool
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.ids))
+
+    @property
+    def gold(self) -> np.ndarray:
+        """Labels that count, all rows' in one line."""
+        flat = np.concatenate([np.asarray(one) for one in self.labels])
+        return flat[flat != IGNORED]
+
+    def save(self, file: Path) -> None:
+        """As `runtimes.read_rows` takes them."""
+        starts = np.cumsum([0, *map(len, self.ids)])
+        np.savez(
+            file, ids=np.concatenate(self.ids).astype(np.int64), starts=starts,
+            types=np.concatenate(self.types).astype(np.int64),
+            labels=np.concatenate([np.asarray(one) for one in self.labels]).astype(np.int64),
+            label_starts=np.cumsum([0, *map(len, self.labels)]),
+        )  # fmt: skip
+
+
+def export_all(export: ExportArguments, data: ExportRowsArguments) -> Iterator[Export | str]:
+    """Each format's file in a folder of its name, with what it costs; float32 comes first. A format of `all`
+    that the model can't be written in is told by a line instead.
+
+    Raises:
+        InputError: no artefact, a task without classes or tokens to count, a folder that holds something, a
+            format by name that the model or the installation can't have, runs beside it of other classes.
+    """
+    if export.artefact is None:
+        raise InputError("No artefact; set --artefact to the --output_dir of a training script")
+    formats, artefact = find_formats(export.to), read_artefact(export.artefact)
+    row = counted_task(artefact)
+    others = [read_artefact(folder) for folder in export.beside]
+    found = _rows(artefact, row, others, data)
+    processor, network = whole_network(artefact, row, export.allow_mismatch)
+    asked = questions(artefact, row, found, processor)
+    folder = Path(export.output_dir or Path(export.artefact) / "exports")
+    claim(folder)
+    what = Written(network, processor, asked.longest, asked.has_types)
+    for name, format_ in formats.items():
+        keep = name in export.to or "all" in export.to or name != WHOLE
+        try:
+            if not format_.is_installed:
+                raise InputError(f"{format_.needs} is not installed (pip install '.[{format_.extra}]')")
+            yield _exported(name, what, folder / name if keep else None, row, asked)
+        except InputError as error:
+            if "all" not in export.to or name == WHOLE:  # the others are compared with it
+                raise
+            yield f"{name}: not written: {error}"
+    for other in others:
+        yield _beside(other, artefact, found, asked, export.allow_mismatch)
+
+
+def counted_task(artefact: Artefact) -> Task:
+    """The row of a run whose answers can be counted place by place, whatever computes the logits.
+
+    Raises:
+        InputError: another task.
+    """
+    row, _ = trained_as(artefact)
+    if artefact.options["task"] not in COUNTED:
+        raise InputError(
+            f"{artefact.folder} holds the task '{artefact.options['task']}'; exports are measured for one "
+            "class a text (classification, pairs) and for language models (sft)"
+        )
+    return row
+
+
+def whole_network(artefact: Artefact, row: Task, allow_mismatch: bool = False) -> tuple[Any, Any]:
+    """Tokenizer and network of a run, its adapter merged into the base."""
+    processor, network = load_network(artefact, allow_mismatch, row)
+    if artefact.is_fusion:
+        raise InputError(f"{artefact.folder} is a fusion of adapters, which no weight of the base can hold")
+    return processor, (merge_into_base(network) if artefact.is_adapter else network.eval())
+
+
+def _rows(artefact: Artefact, row: Task, others: list[Artefact], data: ExportRowsArguments) -> Examined:
+    found, _ = evaluation_rows(artefact, row, rows_as_trained(artefact, data))
+    kept = found.rows.eval
+    for other in others:
+        if other.labels != artefact.labels:
+            raise InputError(
+                f"{other.folder} tells {other.labels} apart and {artefact.folder} {artefact.labels}; wanted "
+                "the same classes in --beside"
+            )
+        kept, _ = unseen_rows(other.folder, kept, found.columns)
+    return found._replace(rows=Rows(kept, kept, found.rows.name))
+
+
+def questions(artefact: Artefact, row: Task, found: Examined, processor: Any) -> Questions:
+    """The rows as the run's tokenizer reads them."""
+    _, options = trained_as(artefact)
+    features: Dataset = row.encode(
+        found.rows.eval, found.columns, processor, options.max_length, found.labels
+    )
+    features = features.select(np.argsort(features["row"][:], kind="stable"))
+    ids = features["input_ids"][:]
+    long = [place for place, one in enumerate(ids) if len(one) >= LEAST]
+    if len(long) < len(ids):
+        logger.warning("%d of %d rows have one token and are left out", len(ids) - len(long), len(ids))
+        features = features.select(long)
+        ids = features["input_ids"][:]
+    labels = features["labels"][:]
+    has_types = "token_type_ids" in features.column_names
+    types = features["token_type_ids"][:] if has_types else [[0] * len(one) for one in ids]
+    return Questions(ids, types, [one if isinstance(one, list) else [one] for one in labels], has_types)
+
+
+def _exported(name: str, what: Written, folder: Path | None, row: Task, asked: Questions) -> Export:
+    """Write one format and ask its file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        place = folder or Path(scratch) / name
+        place.mkdir(parents=True)
+        try:
+            file = FORMATS[name].write(what, place)
+            found = ask_file(FORMATS[name], file, row, asked)
+        except BaseException:
+            _remove(place)
+            raise
+        size = sum(one.stat().st_size for one in place.rglob("*") if _is_weight(one)) / 2**20
+        if folder is not None:
+            what.processor.save_pretrained(folder)
+    return _counted(name, file if folder else None, size, found, asked)
+
+
+def _is_weight(file: Path) -> bool:
+    return file.suffix in (".safetensors", ".onnx", ".data", ".gguf", ".pte")
+
+
+def _remove(folder: Path) -> None:
+    for one in sorted(folder.rglob("*"), reverse=True):
+        one.rmdir() if one.is_dir() else one.unlink()
+    folder.rmdir()
+
+
+def ask_file(format_: Format, file: Path, row: Task, asked: Questions) -> Mapping[str, np.ndarray]:
+    """What a file's own runtime answers to rows, in a process of its own: `said`, `nats`, `milliseconds`,
+    `processor`, `memory`.
+
+    Raises:
+        InputError: the runtime doesn't read the file.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        rows, answers, spec = (Path(scratch) / one for one in ("rows.npz", "answers.npz", "spec.json"))
+        asked.save(rows)
+        settled = {
+            "runtime": format_.runtime, "file": str(file), "rows": str(rows), "answers": str(answers),
+            "model": row.model.__name__, "types": asked.has_types, "longest": asked.longest,
+            "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        spec.write_text(json.dumps(settled), encoding="utf-8")
+        command = [sys.executable, "-m", "finetune.formats.runtimes", str(spec)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode or not answers.is_file():
+            said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+            raise InputError(f"{format_.runtime} does not read {file.name}: {said}")
+        with np.load(answers, allow_pickle=False) as held:
+            return dict(held)
+
+
+def _counted(
+    name: str, file: Path | None, size: float, found: Mapping[str, np.ndarray], asked: Questions
+) -> Export:
+    hits = (found["said"] == asked.gold).astype(np.float64)
+    items = np.array([sum(label != IGNORED for label in one) for one in asked.labels])
+    if (items == 1).all():
+        right = mean_of(hits)
+    else:
+        sums = np.add.reduceat(hits, np.cumsum([0, *items[:-1]]))
+        right = Measure(np.stack([sums, items], axis=1), mean_figure)
+    return Export(
+        name, file, size, float(np.median(found["milliseconds"])), float(np.median(found["processor"])),
+        float(found["memory"]), found["said"], right, float(found["nats"].sum() / items.sum()),
+    )  # fmt: skip
+
+
+def _beside(
+    other: Artefact, first: Artefact, found: Examined, asked: Questions, allow_mismatch: bool
+) -> Export:
+    """Another run on the same rows, in float32.
+
+    Raises:
+        InputError: its tokenizer makes other labels of them.
+    """
+    row = counted_task(other)
+    processor, network = whole_network(other, row, allow_mismatch)
+    own = questions(other, row, found, processor)
+    if own.labels != asked.labels:
+        raise InputError(
+            f"{other.folder} reads the rows as other tokens than {first.folder}, so that they can't be "
+            "counted together; wanted the same tokenizer and --max_length"
+        )
+    what = Written(network, processor, own.longest, own.has_types)
+    return replace(_exported(WHOLE, what, None, row, own), name=other.folder.name)

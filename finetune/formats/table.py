@@ -1,0 +1,129 @@
+"""FORMATS: what a trained model can be written as. One row a format: who writes and reads it, what it needs.
+
+Knows models and formats; knows no rows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from finetune.adapters.onnx import INT8, MODEL, export_onnx
+from finetune.errors import InputError
+from finetune.formats import executorch, int4, llama_cpp
+
+WHOLE = "float32"
+
+
+class Written(NamedTuple):
+    """What is written: a model with its tokenizer, for texts of at most `longest` tokens."""
+
+    network: Any
+    processor: Any
+    longest: int
+    types: bool
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    Attributes:
+        write: (what is written, an empty folder) → the file, or the folder that the runtime opens.
+        runtime: the row of `runtimes.RUNTIMES` that reads it.
+        needs: the package that writes and reads it, where it is no dependency of this project.
+        extra: the extra of this project that brings the package.
+        says: what it is, for tables.
+    """
+
+    write: Callable[[Written, Path], Path]
+    runtime: str
+    says: str
+    needs: str | None = None
+    extra: str | None = None
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its package is there."""
+        return self.needs is None or importlib.util.find_spec(self.needs) is not None
+
+
+def _transformers(dtype: torch.dtype, what: Written, folder: Path) -> Path:
+    """A folder of transformers', with weights in a type; buffers that are no weights stay as they are."""
+    weights = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in what.network.state_dict().items()
+    }
+    before, what.network.config.dtype = what.network.config.dtype, dtype
+    what.network.save_pretrained(folder, state_dict=weights)
+    what.network.config.dtype = before
+    return folder
+
+
+def _onnx(int8: bool, what: Written, folder: Path) -> Path:
+    export_onnx(what.network, what.processor, folder, int8)
+    if int8:  # the device has one of the two
+        for file in folder.glob(f"{MODEL}*"):
+            file.unlink()
+    return folder / (INT8 if int8 else MODEL)
+
+
+FORMATS: dict[str, Format] = {
+    WHOLE: Format(partial(_transformers, torch.float32), "torch", "safetensors, as trained"),
+    "bf16": Format(partial(_transformers, torch.bfloat16), "torch", "safetensors, 16 bits"),
+    "int4": Format(
+        lambda what, folder: int4.save_int4(what.network, folder), "torchao",
+        "weight-only, groups of 32", "torchao", "int4",
+    ),
+    "onnx": Format(partial(_onnx, False), "onnxruntime", "ONNX, float32", "onnxscript", "export"),
+    "int8": Format(
+        partial(_onnx, True), "onnxruntime", "ONNX, weights and activations dynamically", "onnxscript",
+        "export",
+    ),
+    "q8_0": Format(
+        lambda what, folder: llama_cpp.save_q8_0(what.network, what.processor, folder), "llama.cpp",
+        "GGUF, 8 bits", "llama_cpp", "llama_cpp",
+    ),
+    **{
+        kind: Format(
+            lambda what, folder, kind=kind: llama_cpp.save_k_quants(
+                what.network, what.processor, folder, kind
+            ),
+            "llama.cpp", f"GGUF, {kind.upper()}_M", "llama_cpp", "llama_cpp",
+        )
+        for kind in ("q5_k", "q4_k")
+    },
+    "executorch": Format(
+        lambda what, folder: executorch.save_executorch(what.network, folder, what.longest, what.types),
+        "executorch", "ExecuTorch .pte, XNNPACK, float32", "executorch", "executorch",
+    ),
+}  # fmt: skip
+GROUPS = {"all": tuple(FORMATS), "gguf": ("q8_0", "q5_k", "q4_k")}
+
+
+def find_formats(names: Sequence[str]) -> dict[str, Format]:
+    """The rows of those names in the table's order, `float32` always first: the others are compared with it.
+
+    Raises:
+        InputError: no such format, or one whose package is not installed; of `all`, those are left out.
+    """
+    unknown = [name for name in names if name not in FORMATS and name not in GROUPS]
+    if unknown:
+        raise InputError(
+            f"Unknown format '{unknown[0]}'; wanted one of: {', '.join((*FORMATS, *GROUPS))}. Set --to"
+        )
+    wanted = {WHOLE, *(one for name in names for one in GROUPS.get(name, (name,)))}
+    found = {name: row for name, row in FORMATS.items() if name in wanted}
+    for name, row in found.items():
+        if not row.is_installed and "all" not in names:
+            raise InputError(
+                f"The format '{name}' needs the extra '{row.extra}', and {row.needs} is not installed: "
+                f"pip install '.[{row.extra}]'"
+            )
+    return found

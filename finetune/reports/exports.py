@@ -1,0 +1,85 @@
+"""What formats cost and how they answer, as lines of one table. Knows figures; knows no models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from finetune.metrics.bootstrap import draws
+from finetune.metrics.significance import compare
+from finetune.reports.tables import with_interval
+
+SAMPLES = 2000
+
+
+def export_lines(exports: Sequence[Any], samples: int = SAMPLES) -> list[dict[str, Any]]:
+    """Figures of each export, against the first: `accuracy` with its interval, `changed` predictions, and the
+    paired test of the `drop`.
+
+    Args:
+        exports: `formats.measured.Export`s; the first is the reference.
+    """
+    whole, lines = exports[0], []
+    drawn = draws(len(whole.right.counts), samples, 0)
+    for one in exports:
+        found = compare(whole.right, one.right, drawn)
+        lines.append(
+            {
+                "format": one.name,
+                "megabytes": one.megabytes,
+                "milliseconds": one.milliseconds,
+                "processor_milliseconds": one.processor,
+                "memory_mb": one.memory,
+                "accuracy": one.right.value,
+                "interval": list(one.right.interval(drawn)),
+                "nats": one.nats,
+                "changed": int((one.said != whole.said).sum()),
+                "predictions": len(one.said),
+                "drop": found.difference,
+                "drop_interval": [found.low, found.high],
+                "p": found.p,
+                "test": found.test,
+                "file": None if one.file is None else str(one.file),
+            }
+        )
+    return lines
+
+
+def as_table(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same for people."""
+    first = lines[0]["format"]
+    return [
+        {
+            "format": line["format"],
+            "MB": f"{line['megabytes']:.4g}",
+            "ms a row": f"{line['milliseconds']:.3g}",
+            "processor ms": f"{line['processor_milliseconds']:.3g}",
+            "peak MB": f"{line['memory_mb']:.0f}",
+            "accuracy (95 %)": with_interval(line["accuracy"], line["interval"]),
+            "loss": f"{line['nats']:.3f}",
+            "changed": f"{line['changed']} of {line['predictions']}",
+            f"against {first}": _verdict(line) if place else "",
+        }
+        for place, line in enumerate(lines)
+    ]
+
+
+def _verdict(line: dict[str, Any]) -> str:
+    """`-0.012, p = 0.03 (McNemar, exact)`."""
+    return f"{-line['drop']:+.4f}, p = {line['p']:.2g} ({line['test']})"
+
+
+def beyond(
+    lines: Sequence[dict[str, Any]], tolerance: float | None, say: Callable[[str], None] = print
+) -> bool:
+    """Whether a format drops more than it may; each that does is said."""
+    if tolerance is None:
+        return False
+    missed = [line for line in lines if line["drop"] > tolerance + 1e-12]
+    for line in missed:
+        low, high = line["drop_interval"]
+        say(
+            f"{line['format']} drops {line['drop']:.4f} of the accuracy (95 % {low:.4f} to {high:.4f}); "
+            f"--tolerance is {tolerance:g}"
+        )
+    return bool(missed)

@@ -1,0 +1,52 @@
+"""Write a trained run as files for small devices, each asked in its own runtime: what every step costs.
+
+python scripts/export.py --artefact runs/films
+python scripts/export.py --artefact runs/films --to int8 executorch --tolerance 0.01
+python scripts/export.py --artefact runs/chat --to gguf int4 --beside runs/chat_distilled
+
+With --tolerance, for tests in CI: status 1 where a format drops more of the accuracy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.cli.parser import launch
+
+if TYPE_CHECKING:
+    from finetune.formats.options import ExportArguments, ExportRowsArguments
+
+
+def main(export: ExportArguments, data: ExportRowsArguments) -> None:
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.machine import processes
+
+    keep_freed_memory()
+    processes("export")
+    import json
+    import sys
+    from pathlib import Path
+
+    from finetune.artefacts.files import write_atomically
+    from finetune.formats.measured import Export, export_all
+    from finetune.reports.exports import as_table, beyond, export_lines
+    from finetune.reports.tables import markdown
+
+    exports: list[Export] = []
+    for found in export_all(export, data):
+        if isinstance(found, Export):
+            exports.append(found)
+            print(f"{found.name}: {found.megabytes:.1f} MB, {found.milliseconds:.1f} ms a row", flush=True)
+        else:
+            print(found, flush=True)
+    lines = export_lines(exports)
+    table, folder = markdown(as_table(lines)), Path(export.output_dir or f"{export.artefact}/exports")
+    write_atomically(folder / "exports.json", json.dumps(lines, indent=1))
+    write_atomically(folder / "exports.md", table + "\n")
+    print(f"\n{table}\n\n{folder / 'exports.md'}")
+    if beyond(lines, export.tolerance):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -27,8 +27,8 @@ from finetune.artefacts.trained_rows import unseen_rows
 from finetune.data.sources import Rows
 from finetune.errors import InputError
 from finetune.formats.options import ExportArguments, ExportRowsArguments
-from finetune.formats.runtimes import IGNORED
-from finetune.formats.table import FORMATS, WHOLE, Format, Written, find_formats
+from finetune.formats.table import FORMATS, WHOLE, Exportable, FileFormat, find_formats
+from finetune.loss import IGNORED
 from finetune.metrics.bootstrap import mean_figure
 from finetune.metrics.measure import Measure, mean_of
 from finetune.tasks.task import Examined, Task
@@ -111,7 +111,7 @@ def export_all(export: ExportArguments, data: ExportRowsArguments) -> Iterator[E
     asked = questions(artefact, row, found, processor)
     folder = Path(export.output_dir or Path(export.artefact) / "exports")
     claim(folder)
-    what = Written(network, processor, asked.longest, asked.has_types)
+    what = Exportable(network, processor, asked.longest, asked.has_types)
     for name, format_ in formats.items():
         keep = name in export.to or "all" in export.to or name != WHOLE
         try:
@@ -181,7 +181,7 @@ def questions(artefact: Artefact, row: Task, found: Examined, processor: Any) ->
     return Questions(ids, types, [one if isinstance(one, list) else [one] for one in labels], has_types)
 
 
-def _exported(name: str, what: Written, folder: Path | None, row: Task, asked: Questions) -> Export:
+def _exported(name: str, what: Exportable, folder: Path | None, row: Task, asked: Questions) -> Export:
     """Write one format and ask its file."""
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch) / name
@@ -208,7 +208,7 @@ def _remove(folder: Path) -> None:
     folder.rmdir()
 
 
-def ask_file(format_: Format, file: Path, row: Task, asked: Questions) -> Mapping[str, np.ndarray]:
+def ask_file(format_: FileFormat, file: Path, row: Task, asked: Questions) -> Mapping[str, np.ndarray]:
     """What a file's own runtime answers to rows, in a process of its own: `said`, `nats`, `milliseconds`,
     `processor`, `memory`.
 
@@ -265,5 +265,5 @@ def _beside(
             f"{other.folder} reads the rows as other tokens than {first.folder}, so that they can't be "
             "counted together; wanted the same tokenizer and --max_length"
         )
-    what = Written(network, processor, own.longest, own.has_types)
+    what = Exportable(network, processor, own.longest, own.has_types)
     return replace(_exported(WHOLE, what, None, row, own), name=other.folder.name)

@@ -18,7 +18,7 @@ import numpy as np
 Array = np.ndarray
 Answer = Callable[[Array, Array], Array]  # token ids and types [time] → logits [classes] or [time, classes]
 WARM = 3  # rows answered before any is timed: allocations, kernels chosen for their sizes
-IGNORED = -100
+_IGNORED = -100  # as finetune.loss says, which would bring torch
 
 
 def open_torch(file: Path, spec: dict[str, Any]) -> Answer:
@@ -117,8 +117,8 @@ def read_rows(file: Path) -> Iterator[tuple[Array, Array, Array]]:
 def marked(logits: Array, labels: Array) -> tuple[Array, float]:
     """The likeliest class at each labelled place, and the nats of the labels, summed."""
     table = logits[None] if logits.ndim == 1 else logits[-len(labels) :]
-    table = table[labels != IGNORED].astype(np.float64)
-    wanted = labels[labels != IGNORED]
+    table = table[labels != _IGNORED].astype(np.float64)
+    wanted = labels[labels != _IGNORED]
     top = table.max(axis=-1)
     sums = top + np.log(np.exp(table - top[:, None]).sum(axis=-1))
     return table.argmax(axis=-1), float((sums - table[np.arange(len(wanted)), wanted]).sum())

@@ -21,7 +21,7 @@ from finetune.formats import executorch, int4, llama_cpp
 WHOLE = "float32"
 
 
-class Written(NamedTuple):
+class Exportable(NamedTuple):
     """What is written: a model with its tokenizer, for texts of at most `longest` tokens."""
 
     network: Any
@@ -31,7 +31,7 @@ class Written(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Format:
+class FileFormat:
     """One format.
 
     Attributes:
@@ -42,7 +42,7 @@ class Format:
         says: what it is, for tables.
     """
 
-    write: Callable[[Written, Path], Path]
+    write: Callable[[Exportable, Path], Path]
     runtime: str
     says: str
     needs: str | None = None
@@ -54,7 +54,7 @@ class Format:
         return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
 
-def _transformers(dtype: torch.dtype, what: Written, folder: Path) -> Path:
+def _transformers(dtype: torch.dtype, what: Exportable, folder: Path) -> Path:
     """A folder of transformers', with weights in a type; buffers that are no weights stay as they are."""
     weights = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -66,7 +66,7 @@ def _transformers(dtype: torch.dtype, what: Written, folder: Path) -> Path:
     return folder
 
 
-def _onnx(int8: bool, what: Written, folder: Path) -> Path:
+def _onnx(int8: bool, what: Exportable, folder: Path) -> Path:
     export_onnx(what.network, what.processor, folder, int8)
     if int8:  # the device has one of the two
         for file in folder.glob(f"{MODEL}*"):
@@ -74,24 +74,24 @@ def _onnx(int8: bool, what: Written, folder: Path) -> Path:
     return folder / (INT8 if int8 else MODEL)
 
 
-FORMATS: dict[str, Format] = {
-    WHOLE: Format(partial(_transformers, torch.float32), "torch", "safetensors, as trained"),
-    "bf16": Format(partial(_transformers, torch.bfloat16), "torch", "safetensors, 16 bits"),
-    "int4": Format(
+FORMATS: dict[str, FileFormat] = {
+    WHOLE: FileFormat(partial(_transformers, torch.float32), "torch", "safetensors, as trained"),
+    "bf16": FileFormat(partial(_transformers, torch.bfloat16), "torch", "safetensors, 16 bits"),
+    "int4": FileFormat(
         lambda what, folder: int4.save_int4(what.network, folder), "torchao",
         "weight-only, groups of 32", "torchao", "int4",
     ),
-    "onnx": Format(partial(_onnx, False), "onnxruntime", "ONNX, float32", "onnxscript", "export"),
-    "int8": Format(
+    "onnx": FileFormat(partial(_onnx, False), "onnxruntime", "ONNX, float32", "onnxscript", "export"),
+    "int8": FileFormat(
         partial(_onnx, True), "onnxruntime", "ONNX, weights and activations dynamically", "onnxscript",
         "export",
     ),
-    "q8_0": Format(
+    "q8_0": FileFormat(
         lambda what, folder: llama_cpp.save_q8_0(what.network, what.processor, folder), "llama.cpp",
         "GGUF, 8 bits", "llama_cpp", "llama_cpp",
     ),
     **{
-        kind: Format(
+        kind: FileFormat(
             lambda what, folder, kind=kind: llama_cpp.save_k_quants(
                 what.network, what.processor, folder, kind
             ),
@@ -99,7 +99,7 @@ FORMATS: dict[str, Format] = {
         )
         for kind in ("q5_k", "q4_k")
     },
-    "executorch": Format(
+    "executorch": FileFormat(
         lambda what, folder: executorch.save_executorch(what.network, folder, what.longest, what.types),
         "executorch", "ExecuTorch .pte, XNNPACK, float32", "executorch", "executorch",
     ),
@@ -107,7 +107,7 @@ FORMATS: dict[str, Format] = {
 GROUPS = {"all": tuple(FORMATS), "gguf": ("q8_0", "q5_k", "q4_k")}
 
 
-def find_formats(names: Sequence[str]) -> dict[str, Format]:
+def find_formats(names: Sequence[str]) -> dict[str, FileFormat]:
     """The rows of those names in the table's order, `float32` always first: the others are compared with it.
 
     Raises:

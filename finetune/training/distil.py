@@ -102,7 +102,7 @@ def taught_by(teacher: Teacher | None, distil: DistilArguments, others: Mapping[
         return {}
     if "mechanism" in others:
         raise InputError(
-            "--teacher with --epsilon: what the teacher has learnt of its rows is not covered by it; leave one "
-            "of them out"
+            "--teacher with --epsilon: what the teacher has learnt of its rows is not covered by it; leave "
+            "one of them out"
         )
     return {"kind": DistilTrainer, "teacher": teacher, "distil": distil}

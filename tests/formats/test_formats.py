@@ -24,7 +24,7 @@ from finetune.errors import InputError
 from finetune.formats import measured, runtimes
 from finetune.formats.measured import Export, Questions, ask_file, export_all
 from finetune.formats.options import ExportArguments, ExportRowsArguments
-from finetune.formats.table import FORMATS, Written, find_formats
+from finetune.formats.table import FORMATS, Exportable, find_formats
 from finetune.metrics.measure import mean_of
 from finetune.reports.exports import as_table, beyond, export_lines
 from finetune.tasks.table import TASKS
@@ -49,19 +49,19 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", run)
 
 
-def classifier() -> tuple[Written, Questions]:
+def classifier() -> tuple[Exportable, Questions]:
     network = make_model("bert", AutoModelForSequenceClassification, hidden_size=32, num_labels=3)
     ids = [[2, 8, 9, 3], [2, 10, 11, 12, 13, 3], [2, 7, 3]]
     asked = Questions(ids, [[0] * len(one) for one in ids], [[0], [1], [2]], False)
-    return Written(network, make_tokenizer("bert"), asked.longest, False), asked
+    return Exportable(network, make_tokenizer("bert"), asked.longest, False), asked
 
 
-def writer(hidden: int = 64) -> tuple[Written, Questions]:
+def writer(hidden: int = 64) -> tuple[Exportable, Questions]:
     tokenizer = byte_level()
     network = model_for(tokenizer, hidden_size=hidden, head_dim=hidden // 4, intermediate_size=hidden)
     ids = [[5, 9, 33, 40, 41], [77, 3, 9]]
     asked = Questions(ids, [[0] * len(one) for one in ids], [[9, 33, -100, 41, 8], [-100, 9, 4]], False)
-    return Written(network, tokenizer, asked.longest, False), asked
+    return Exportable(network, tokenizer, asked.longest, False), asked
 
 
 def by_model(network: torch.nn.Module, asked: Questions) -> tuple[np.ndarray, list[float]]:
@@ -110,7 +110,7 @@ def test_token_types_reach_every_runtime(tmp_path, in_process):
             continue
         folder = tmp_path / name
         folder.mkdir()
-        given = Written(what.network, tokenizer, paired.longest, True)
+        given = Exportable(what.network, tokenizer, paired.longest, True)
         found = ask_file(FORMATS[name], FORMATS[name].write(given, folder), TASKS["pairs"], paired)
         with torch.no_grad():
             logits = what.network(

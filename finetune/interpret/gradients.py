@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import InputError
+from finetune.interpret.states import last_states
 from finetune.models.heads import core
 
 
@@ -92,18 +93,10 @@ def gradients_through_time(network: Any, batch: Mapping[str, Tensor]) -> Tensor:
     try:
         inner.requires_grad_(False)  # the inputs' gradients alone are wanted
         with torch.enable_grad():
-            states = network(**batch, output_hidden_states=True)
-            last = _last_states(states)[:, -1].norm()
+            last = last_states(network, batch)[:, -1].norm()
         (gradient,) = torch.autograd.grad(last, kept[0])
     finally:
         hook.remove()
         for name, weight in inner.named_parameters():
             weight.requires_grad_(frozen[name])
     return gradient[0].norm(dim=-1).float().cpu()
-
-
-def _last_states(outputs: Any) -> Tensor:
-    states = outputs.get("hidden_states") or outputs.get("encoder_hidden_states")
-    if not states:
-        raise InputError("This model hands out no hidden states, so that no gradient goes back from them")
-    return states[-1]

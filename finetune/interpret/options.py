@@ -19,6 +19,9 @@ class ShowArguments:
         default=None, metadata={"help": "A model without a run: a hub name, a folder, or a packaged model."}
     )
     texts: list[str] = field(default_factory=list, metadata={"help": "Texts to look at, at most eight."})
+    images: list[str] = field(
+        default_factory=list, metadata={"help": "Files of pictures to look at, at most eight."}
+    )
     target_text: str | None = field(
         default=None,
         metadata={"help": "What an encoder-decoder is to have written (default: what it writes by itself)."},

@@ -53,6 +53,8 @@ class Subject:
         Raises:
             InputError: a text without a word.
         """
+        if not hasattr(self.processor, "decode"):
+            raise InputError(f"{self.name} reads no texts; look at it with --images")
         if not text.strip():
             raise InputError("An empty text; wanted one or more words (--texts)")
         given = self.processor(text, truncation=True, max_length=self.max_length, return_tensors="pt")
@@ -90,13 +92,9 @@ def find_subject(show: ShowArguments) -> Subject:
         row = SimpleNamespace(model=known, config={})
     processor, network = load_network(artefact, show.allow_mismatch, row)
     config = core(network).config
-    kind = (
-        "encoder-decoder"
-        if config.is_encoder_decoder
-        else "decoder"
-        if network_is_causal(network)
-        else "encoder"
-    )
+    kind = "encoder-decoder" if config.is_encoder_decoder else "encoder"
+    if kind == "encoder" and "input_ids" in processor.model_input_names and network_is_causal(network):
+        kind = "decoder"
     most = int(options.get("max_length") or 128)
     return Subject(show.artefact, network.eval(), processor, artefact.labels, kind, most)
 
@@ -120,3 +118,21 @@ def with_target(subject: Subject, batch: Mapping[str, Tensor], written: str | No
     else:
         made = subject.network.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=48)
     return {**batch, "decoder_input_ids": made}
+
+
+def target_of(subject: Subject, name: str | None) -> int | None:
+    """The class of a name, or a language model's next word; None where none is named.
+
+    Raises:
+        InputError: no such class or word.
+    """
+    if name is None:
+        return None
+    if subject.labels:
+        if name not in subject.labels:
+            raise InputError(f"Class '{name}'; wanted one of: {', '.join(subject.labels)} (--target)")
+        return subject.labels.index(name)
+    ids = subject.processor(name, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise InputError(f"'{name}' is no word of this model's vocabulary (--target)")
+    return int(ids[0])

@@ -18,8 +18,10 @@ from finetune.errors import InputError
 from finetune.interpret.attention import attention_maps, head_entropy, rollout
 from finetune.interpret.gradients import answer, gradients_through_time, integrated_gradients
 from finetune.interpret.options import ShowArguments
+from finetune.interpret.picture_views import open_picture, picture_attention, picture_gradients
 from finetune.interpret.positions import position_views
-from finetune.interpret.subject import MOST_TEXTS, Subject, with_target
+from finetune.interpret.states import last_states
+from finetune.interpret.subject import MOST_TEXTS, Subject, target_of, with_target
 from finetune.interpret.vectors import project
 from finetune.objectives.contrastive import find_pooling
 from finetune.reports import interpretation
@@ -44,15 +46,16 @@ class View:
 
 
 def wanted_texts(show: ShowArguments) -> list[str]:
-    if not show.texts:
-        raise InputError(f'No text to look at; set --texts ("in quotes", at most {MOST_TEXTS})')
-    if len(show.texts) > MOST_TEXTS:
-        raise InputError(f"{len(show.texts)} texts; wanted at most {MOST_TEXTS} on one page (--texts)")
+    if not show.texts and not show.images:
+        raise InputError(f'No text to look at; set --texts "in quotes", or --images (at most {MOST_TEXTS})')
+    if len(show.texts) + len(show.images) > MOST_TEXTS:
+        raise InputError(f"{counted(show)}; wanted at most {MOST_TEXTS} on one page (--texts, --images)")
     return show.texts
 
 
-def counted(texts: Sequence[str]) -> str:
-    return "1 text" if len(texts) == 1 else f"{len(texts)} texts"
+def counted(show: ShowArguments) -> str:
+    parts = [(len(show.texts), "text"), (len(show.images), "picture")]
+    return " and ".join(f"{count} {name}{'s' * (count > 1)}" for count, name in parts if count)
 
 
 def show_attention(subject: Subject, show: ShowArguments) -> View:
@@ -67,10 +70,13 @@ def show_attention(subject: Subject, show: ShowArguments) -> View:
         for kind, maps in attention_maps(subject.network, batch).items():
             queries = source if kind in ("self", "encoder") else written
             keys = _keys(maps, written if kind == "decoder" else source)
-            section, made = _maps_section(f"{place + 1}-{kind}", kind, maps, keys, queries)
-            sections.append(Section(f"{cut_text(text, 50)}: {kind}", section))
+            blocks, made = _maps_section(f"{place + 1}-{kind}", kind, maps, keys, queries)
+            sections.append(Section(f"{cut_text(text, 50)}: {kind}", blocks))
             drawings += made
-    return View(f"{counted(show.texts)}: who looks at whom, by layer and head", sections, drawings)
+    for place, file in enumerate(show.images, start=1 + len(show.texts)):
+        section, made = picture_attention(subject, open_picture(subject, file), place)
+        sections, drawings = [*sections, section], [*drawings, *made]
+    return View(f"{counted(show)}: who looks at whom, by layer and head", sections, drawings)
 
 
 def _keys(maps: Tensor, words: Sequence[str]) -> list[str]:
@@ -199,40 +205,44 @@ def _labelled_texts(
 def _vector(subject: Subject, text: str) -> np.ndarray:
     batch = subject.batch(text)
     if subject.architecture == "encoder-decoder":
-        states = subject.network.get_encoder()(**batch).last_hidden_state
-    else:
-        states = subject.network(**batch, output_hidden_states=True)["hidden_states"][-1]
+        batch = with_target(subject, batch, "")
+    states = last_states(subject.network, batch)
     return find_pooling("mean")(states.float(), batch["attention_mask"])[0].cpu().numpy()
 
 
 def show_gradients(subject: Subject, show: ShowArguments) -> View:
     """What the answer hangs on, word by word, and how far back the last state reaches."""
-    sections, drawings, told = [], [], []
+    sections, drawings = [], []
     for place, text in enumerate(wanted_texts(show)):
         batch, blocks = subject.batch(text), []
         words = subject.words(batch["input_ids"][0])
         if subject.architecture != "encoder-decoder" and "logits" in subject.network(**batch):
             drawing, row, missing = _integrated(subject, show, batch, words, place)
-            told.append({"text": cut_text(text, 60)} | row)
             blocks += [drawing.chart, Table([row | {"not accounted for": f"{missing:.1%}"}])]
             drawings.append(drawing)
             if missing > 0.05:
                 blocks.append(
                     Words(f"{missing:.0%} of the difference is not accounted for; set --steps higher")
                 )
+        if subject.architecture == "encoder-decoder":
+            batch = with_target(subject, batch, show.target_text)
         norms = gradients_through_time(subject.network, batch)
         caption = "What the last state sends back to each word: a line that falls fast forgets fast."
         fade = interpretation.fading(f"{place + 1}-through-time", norms.numpy(), caption)
         drawings.append(fade)
         blocks += [fade.chart]
         sections.append(Section(cut_text(text, 60), blocks))
-    return View(f"{counted(show.texts)}: what the answer hangs on", sections, drawings)
+    for place, file in enumerate(show.images, start=1 + len(show.texts)):
+        given = open_picture(subject, file)
+        section, made = picture_gradients(subject, given, show.target, show.steps, place)
+        sections, drawings = [*sections, section], [*drawings, *made]
+    return View(f"{counted(show)}: what the answer hangs on", sections, drawings)
 
 
 def _integrated(
     subject: Subject, show: ShowArguments, batch: dict[str, Tensor], words: Sequence[str], place: int
 ) -> tuple[Picture, dict[str, Any], float]:
-    target, logit = answer(subject.network, batch, _target(subject, show.target))
+    target, logit = answer(subject.network, batch, target_of(subject, show.target))
     special = torch.tensor(
         subject.processor.get_special_tokens_mask(
             batch["input_ids"][0].tolist(), already_has_special_tokens=True
@@ -253,16 +263,3 @@ def _integrated(
         "the words add": f"{summed:.3f}",
     }
     return drawing, row, missing
-
-
-def _target(subject: Subject, name: str | None) -> int | None:
-    if name is None:
-        return None
-    if subject.labels:
-        if name not in subject.labels:
-            raise InputError(f"Class '{name}'; wanted one of: {', '.join(subject.labels)} (--target)")
-        return subject.labels.index(name)
-    ids = subject.processor(name, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise InputError(f"'{name}' is no word of this model's vocabulary (--target)")
-    return int(ids[0])

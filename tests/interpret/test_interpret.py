@@ -22,6 +22,7 @@ from transformers import (
 from finetune.errors import InputError
 from finetune.interpret.attention import attention_maps, head_entropy, rollout, scaled_dot_product
 from finetune.interpret.gradients import answer, gradients_through_time, integrated_gradients
+from finetune.interpret.picture_views import open_picture, over_patches, picture_attention, picture_gradients
 from finetune.interpret.positions import (
     alibi,
     learnt_table,
@@ -31,6 +32,7 @@ from finetune.interpret.positions import (
     rotated_products,
     sinusoidal,
 )
+from finetune.interpret.subject import Subject
 from finetune.interpret.vectors import project
 
 TEXT = "the film was not very good"
@@ -174,3 +176,90 @@ def test_projection_keeps_what_varies():
         project(flat[:2])
     with pytest.raises(InputError, match="wanted one of: pca, umap"):
         project(flat, "tsne")
+
+
+def vit(tmp_path):
+    """A tiny ViT of four patches, its processor and a picture of two halves."""
+    from PIL import Image
+    from transformers import ViTConfig, ViTForImageClassification
+
+    from finetune.models.images import make_image_processor
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8,
+        patch_size=4, num_labels=2,
+    )  # fmt: skip
+    picture = np.zeros((8, 8, 3), np.uint8)
+    picture[:, 4:] = 255
+    Image.fromarray(picture).save(tmp_path / "halves.png")
+    model = ViTForImageClassification(config).eval()
+    subject = Subject("vit", model, make_image_processor(config), ["left", "right"], "encoder", 1)
+    return subject, str(tmp_path / "halves.png")
+
+
+def test_a_picture_is_looked_at_patch_by_patch(tmp_path):
+    subject, file = vit(tmp_path)
+    given = open_picture(subject, file)
+    assert (
+        given.pixels.shape == (8, 8, 3) and given.pixels[:, :4].max() == 0 and given.pixels[:, 4:].min() == 1
+    )
+    section, drawings = picture_attention(subject, given, 1)
+    assert [one.name for one in drawings] == ["1-rollout", "1-layer0", "1-layer1"]
+    assert section.title == "halves.png" and all(one.png.startswith(b"\x89PNG") for one in drawings)
+    maps = attention_maps(subject.network, given.batch)["self"]
+    grid = over_patches(maps[0, 0], 2, 2)
+    assert torch.equal(grid.flatten(), maps[0, 0, 0, 1:])  # the class token's row, itself left out
+    table = learnt_table(subject.network)
+    assert table is not None and table.shape == (5, 16)
+
+
+def test_pixels_add_up_to_the_answer(tmp_path):
+    pytest.importorskip("captum")
+    subject, file = vit(tmp_path)
+    section, drawings = picture_gradients(subject, open_picture(subject, file), "right", 32, 1)
+    assert len(drawings) == 1 and section.blocks[1].rows[0]["answer"] == "right"
+    with pytest.raises(InputError, match="Class 'up'; wanted one of: left, right"):
+        picture_gradients(subject, open_picture(subject, file), "up", 32, 1)
+
+
+def test_what_is_no_picture_is_named(tmp_path):
+    subject, _ = vit(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG and no more")
+    with pytest.raises(InputError, match="broken.png can't be read"):
+        open_picture(subject, str(tmp_path / "broken.png"))
+    with pytest.raises(InputError, match="vit reads no texts; look at it with --images"):
+        subject.batch("a text")
+
+
+def recurrent_seq2seq(attention):
+    from finetune.models.recurrent_config import RecurrentSeq2SeqConfig
+    from finetune.models.recurrent_seq2seq import RecurrentForSeq2SeqLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 8, "embedding_size": 8}
+    return RecurrentForSeq2SeqLM(RecurrentSeq2SeqConfig(attention=attention, **sizes)).eval()
+
+
+def test_alignments_of_a_recurrent_seq2seq():
+    batch = {"input_ids": torch.tensor([[7, 8, 9, 10]]), "decoder_input_ids": torch.tensor([[0, 7, 8]])}
+    maps = attention_maps(recurrent_seq2seq("additive"), batch)
+    assert {kind: tuple(one.shape) for kind, one in maps.items()} == {"cross": (1, 1, 3, 4)}
+    assert_near(maps["cross"].sum(-1), torch.ones(1, 1, 3))
+    with pytest.raises(InputError, match="hands out no attention"):
+        attention_maps(recurrent_seq2seq("none"), batch)
+    norms = gradients_through_time(recurrent_seq2seq("additive"), batch)
+    assert norms.shape == (4,)
+
+
+def test_gradients_of_a_recurrent_network_fade():
+    """A ReLU network that starts at the identity keeps what a tanh network with small weights loses."""
+    from finetune.models.recurrent import RecurrentForCausalLM
+    from finetune.models.recurrent_config import RecurrentConfig
+
+    torch.manual_seed(0)
+    config = RecurrentConfig(vocab_size=40, hidden_size=8, embedding_size=8, cell="rnn")
+    norms = gradients_through_time(
+        RecurrentForCausalLM(config).eval(), {"input_ids": torch.arange(3, 19)[None]}
+    )
+    assert norms.shape == (16,) and norms[0] < norms[-1] / 10

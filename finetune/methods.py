@@ -14,6 +14,7 @@ from typing import Any
 import peft
 from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -158,6 +159,7 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
         raise InputError(
             f"--method_kwargs {json.dumps(options)} does not fit the method '{name}': {error}"
         ) from error
+    _keep_statistics(network)
     try:
         if name in ("lora", "rslora") and not getattr(network, "is_quantized", False):
             config._register_custom_module({nn.Linear: LowRankLinear})
@@ -168,6 +170,18 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
             "--method_kwargs"
         ) from error
     return tuned
+
+
+def _keep_statistics(network: nn.Module) -> None:
+    """Have a frozen base normalise by the means that it has learnt, in training too: those of a batch would
+    change its running ones, which no adapter carries."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(_not_in_training)
+
+
+def _not_in_training(norm: nn.Module, arguments: Any) -> None:
+    norm.eval()
 
 
 def _entry(network: PreTrainedModel, name: str) -> list[Any]:

@@ -30,10 +30,13 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.trainer_pt_utils import nested_concat
 
 from finetune.adapters import classifier
+from finetune.adapters.file_inputs import picture_cell, sound_cell
 from finetune.artefacts.folder import Artefact, read_artefact
 from finetune.data.batching import LengthBatches, Shares
+from finetune.data.cells import FILE_CELL
 from finetune.data.chats import Chats
 from finetune.data.columns import Columns
+from finetune.data.media import file_features
 from finetune.device import device as here
 from finetune.errors import InputError
 from finetune.models import generate
@@ -41,7 +44,7 @@ from finetune.models.load import architecture, as_trained
 from finetune.objectives.contrastive import find_pooling
 from finetune.tasks.seq2seq import SUFFIX
 from finetune.tasks.table import recalled
-from finetune.tasks.task import Asked, Task
+from finetune.tasks.task import Asked, Task, softmax
 from finetune.tasks.windows import frame
 
 WORDS = re.compile(r"\w+|[^\w\s]")
@@ -51,16 +54,21 @@ TEXT, TEXTS = Value("string"), List(Value("string"))
 @dataclass(frozen=True)
 class Shape:
     """How inputs of a task become rows: (input, names of the classes) → a row; what a row holds; its
-    columns."""
+    columns. `encode` stands in for the task's own where that would tell of each input in the log."""
 
     row: Callable[[Any, list[str]], dict[str, Any]]
     features: dict[str, Any]
     columns: Columns
     wanted: str
+    encode: Callable | None = None
 
 
 def _words(given: Any) -> list[str]:
     return WORDS.findall(given) if isinstance(given, str) else list(given)
+
+
+def _as_files(rows: Dataset, columns: Columns, processor: Any, max_length: int, labels: Any) -> Dataset:
+    return file_features(rows, columns, columns.text, [1] * len(rows), labels)
 
 
 SHAPES = {
@@ -92,6 +100,14 @@ SHAPES = {
         {"text": TEXT, "choices": TEXTS, "label": Value("int32")}, Columns("text", "choices", "label"),
         "a tuple of a text and a list of choices",
     ),
+    "image": Shape(
+        lambda given, labels: {"image": picture_cell(given), "label": labels[0]},
+        {"image": FILE_CELL, "label": TEXT}, Columns("image", None, "label"), "a picture", _as_files,
+    ),
+    "audio": Shape(
+        lambda given, labels: {"audio": sound_cell(given), "label": labels[0]},
+        {"audio": FILE_CELL, "label": TEXT}, Columns("audio", None, "label"), "a sound", _as_files,
+    ),
 }  # fmt: skip
 
 
@@ -120,9 +136,32 @@ class Predictor:
         found = self._answers(given if several else [given], batch_size)
         return found if several else found[0]
 
+    def chances(self, inputs: Sequence[Any], batch_size: int = 32) -> list[dict[str, float]]:
+        """The probability of each class for each input, where a task has one class an input.
+
+        Raises:
+            InputError: an input that isn't what the task takes.
+        """
+        if not inputs:
+            return []
+        kept, asked = self._kept_of(inputs, batch_size)
+        return [dict(zip(self.labels, row.tolist(), strict=True)) for row in softmax(kept)[asked.in_order()]]
+
     def _answers(self, inputs: Sequence[Any], batch_size: int) -> list[dict[str, Any]]:
         if not inputs:
             return []
+        kept, asked = self._kept_of(inputs, batch_size)
+        read, rows = self.row.read, asked.rows
+        assert read is not None
+        further = rows["tokens"][:] if "tokens" in rows.column_names else None
+        return [
+            {name: value for name, value in answer.items() if name != "gold"}
+            | ({} if further is None else {"words": further[place]})
+            for place, answer in enumerate(read(kept, asked))
+        ]
+
+    def _kept_of(self, inputs: Sequence[Any], batch_size: int) -> tuple[np.ndarray, Asked]:
+        """What evaluation keeps of the inputs, and the rows and features that were made of them."""
         alone = self.shape.columns.pair is None and self.shape.columns.text == "text"
         strange = [one for one in inputs if alone and not (isinstance(one, str) and one.strip())]
         if strange:
@@ -135,19 +174,11 @@ class Predictor:
         except (TypeError, ValueError, IndexError, KeyError) as error:
             raise InputError(f"Inputs like {inputs[0]!r:.80}; wanted {self.shape.wanted} for each") from error
         with self._turn, _no_bars():
-            features = self.row.encode(
+            features = (self.shape.encode or self.row.encode)(
                 rows, self.shape.columns, self.processor, self.max_length, self.labels or None
             )
             kept = self._kept(features, batch_size)
-        read = self.row.read
-        assert read is not None
-        answers = read(kept, Asked(rows, self.shape.columns, features, self.labels or None))
-        further = rows["tokens"][:] if "tokens" in rows.column_names else None
-        return [
-            {name: value for name, value in answer.items() if name != "gold"}
-            | ({} if further is None else {"words": further[place]})
-            for place, answer in enumerate(answers)
-        ]
+        return kept, Asked(rows, self.shape.columns, features, self.labels or None)
 
     @torch.inference_mode()
     def _kept(self, features: Dataset, batch_size: int) -> np.ndarray:

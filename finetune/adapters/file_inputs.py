@@ -1,0 +1,59 @@
+"""Pictures and sounds as an app has them (bytes, paths, Pillow's pictures, waves) → cells. Knows formats;
+knows no model.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.io import wavfile
+
+from finetune.data.pictures import picture_fault
+from finetune.data.sounds import sound_fault
+from finetune.errors import InputError
+
+
+def picture_cell(given: Any) -> dict[str, Any]:
+    """A picture given as its file's bytes or path, or as Pillow's picture.
+
+    Raises:
+        InputError: something else, or a file that can't be read.
+    """
+    cell = _file(given)
+    if cell is None and hasattr(given, "save") and hasattr(given, "mode"):
+        held = io.BytesIO()
+        given.save(held, "PNG")
+        cell = {"bytes": held.getvalue(), "path": None}
+    return _checked(cell, picture_fault, "the bytes or the path of a picture, or Pillow's picture")
+
+
+def sound_cell(given: Any) -> dict[str, Any]:
+    """A sound given as its file's bytes or path, or as (wave, samples a second).
+
+    Raises:
+        InputError: something else, or a file that can't be read.
+    """
+    cell = _file(given)
+    if cell is None and isinstance(given, tuple) and len(given) == 2:
+        held = io.BytesIO()
+        wavfile.write(held, int(given[1]), np.asarray(given[0]))
+        cell = {"bytes": held.getvalue(), "path": None}
+    return _checked(
+        cell, sound_fault, "the bytes or the path of a sound, or a tuple of its wave and its rate"
+    )
+
+
+def _file(given: Any) -> dict[str, Any] | None:
+    if isinstance(given, (bytes, bytearray)):
+        return {"bytes": bytes(given), "path": None}
+    return {"bytes": None, "path": str(given)} if isinstance(given, (str, Path)) else None
+
+
+def _checked(cell: dict[str, Any] | None, fault: Any, wanted: str) -> dict[str, Any]:
+    reason = f"no such thing; wanted {wanted}" if cell is None else fault(cell)
+    if reason or cell is None:
+        raise InputError(f"An input can't be read: {reason}")
+    return cell

@@ -33,7 +33,7 @@ def main(
 ) -> None:
     from finetune.alignment.online import align_online
 
-    align_online(data, prompt, model, method, reward, training)
+    align_online(data, prompt, model, method, reward=reward, training=training)
 
 
 def distill(

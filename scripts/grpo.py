@@ -32,7 +32,7 @@ def main(
 ) -> None:
     from finetune.alignment.grpo import align
 
-    align(data, prompt, model, method, reward, training)
+    align(data, prompt, model, method, reward=reward, training=training)
 
 
 def rloo(
@@ -45,7 +45,7 @@ def rloo(
 ) -> None:
     from finetune.alignment.grpo import align
 
-    align(data, prompt, model, method, reward, training)
+    align(data, prompt, model, method, reward=reward, training=training)
 
 
 ALGORITHMS = {"rloo": rloo}  # further mains, each with options of its own; an old recipe's task counts too

@@ -40,26 +40,19 @@ def main(
     keep_freed_memory()
     processes("ppo")
     import torch
-    from accelerate import Accelerator
 
     from finetune.alignment.model_rewards import values_from
     from finetune.alignment.policy import load_start, make_policy
     from finetune.alignment.ppo_trainer import Learner
     from finetune.alignment.prompts import prompts_fingerprint, read_prompts, show_prompts
     from finetune.alignment.reward_kinds import load_rewards, true_rewards
+    from finetune.alignment.run import make_accelerator, save_policy
     from finetune.alignment.run import run as run_steps
-    from finetune.alignment.run import save_policy, trackers
     from finetune.artefacts.folder import resolved_options
     from finetune.artefacts.runs import open_run
-    from finetune.device import device
     from finetune.training.machine import describe
 
-    accelerator = Accelerator(
-        mixed_precision="no",
-        cpu=device().type == "cpu",
-        log_with=trackers(run),
-        project_dir=run.output_dir,
-    )
+    accelerator = make_accelerator(run)
     with accelerator.main_process_first():
         processor, network = load_start(model)
         prompts, held_out = read_prompts(data, prompt, processor)
@@ -75,16 +68,9 @@ def main(
     if value.value_from == "reward":
         values_from(policy, processor, rewards)
     learner = Learner(
-        policy,
-        processor,
-        rewards,
-        accelerator,
-        settings=ppo,
-        value=value,
-        kl=kl,
-        sampling=sampling,
-        seed=run.seed,
-    )
+        policy, processor, rewards, accelerator,
+        settings=ppo, value=value, kl=kl, sampling=sampling, seed=run.seed,
+    )  # fmt: skip
     if checkpoint:
         learner.restore(checkpoint)
     if accelerator.is_main_process:

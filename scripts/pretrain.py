@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.cli.parser import launch
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from finetune.objectives.streams import StreamArguments
     from finetune.privacy.options import PrivacyArguments
     from finetune.training.options import TrainingArguments
-    from finetune.training.trainer import ExactTrainer
 
 
 def main(
@@ -49,25 +48,18 @@ def main(
     from finetune.methods import attach, check_length, find_method
     from finetune.models.scratch import FROM_NOTHING, family, prepare
     from finetune.objectives.features import load_features
-    from finetune.objectives.table import (
-        check_method,
-        check_model,
-        check_objective,
-        fitted,
-        settle_objective,
-    )
+    from finetune.objectives.table import check_objective, fitted
     from finetune.privacy.options import check_objective_is_private, check_private
     from finetune.privacy.trainer import private_parts
     from finetune.training.options import settled
-    from finetune.training.pretraining import FreshTrainer, check_pretraining
+    from finetune.training.pretraining import FreshTrainer, save_pretrained, settle_pretraining
     from finetune.training.trainer import make_trainer
 
     processes("pretrain")
-    row = settle_objective(objective, contrastive, training.seed)
-    check_model(objective.objective, row, family(model, scratch))
-    check_method(objective.objective, row, tuning.method)
-    alone = objective.objective == "contrastive" and contrastive.negative_column is None
-    check_pretraining(stream, data, batching, training, in_batch=alone)
+    row = settle_pretraining(
+        objective, contrastive, stream, data,
+        batching=batching, training=training, method=tuning.method, family=family(model, scratch),
+    )  # fmt: skip
     check_private(privacy, training, model.model_name_or_path, batching)
     layout = objective.layout or row.defaults.get("layout")
     check_objective_is_private(privacy, objective.objective, layout, bool(stream.streaming or stream.mixture))
@@ -75,17 +67,15 @@ def main(
     set_seed(training.seed)
     processor, network = prepare(model, scratch, row.model, objective.max_length)
     check_objective(
-        objective.objective,
-        row,
-        network,
-        processor,
-        supervised=contrastive.supervised,
-        attention=model.attn_implementation,
-    )
+        objective.objective, row, network, processor,
+        supervised=contrastive.supervised, attention=model.attn_implementation,
+    )  # fmt: skip
     network = attach(network, tuning.method, tuning.method_kwargs, row.peft)
     check_length(network, objective.max_length)
     with training.main_process_first(desc="reading and tokenising"):
-        features, fingerprint = load_features(row, objective, contrastive, data, stream, processor)
+        features, fingerprint = load_features(
+            row, objective, contrastive, data, stream=stream, processor=processor
+        )
     if show_features(features, processor, None, data):
         return
     row = fitted(row, features["eval"])
@@ -99,27 +89,7 @@ def main(
     parts = private_parts(privacy, training, FreshTrainer, features["train"], started, unit=unit)
     trainer = make_trainer(row, network, processor, training, features, batching=batching, **parts)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    leave(trainer, processor, objective, contrastive)
-
-
-def leave(
-    trainer: ExactTrainer,
-    processor: Any,
-    objective: ObjectiveArguments,
-    contrastive: ContrastiveArguments,
-) -> None:
-    """Figures and artefact of what was trained, by the main process."""
-    from finetune.artefacts.folder import save_artefact
-    from finetune.models.sharded import make_whole
-    from finetune.objectives.contrastive import save_sentence_encoder
-
-    metrics, folder = trainer.last_figures(), str(trainer.args.output_dir)
-    make_whole(trainer.unwrapped())
-    if trainer.is_world_process_zero():
-        if objective.objective == "contrastive":
-            whole = trainer.unwrapped()
-            save_sentence_encoder(whole, processor, folder, contrastive.pooling, objective.max_length)
-        save_artefact(trainer.unwrapped(), processor, folder, None, metrics)
+    save_pretrained(trainer, processor, objective, contrastive)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def main(serve: ServeArguments, access: AccessArguments) -> None:
         else {}
     )
     settings = configure(
-        app, serve.host, serve.port, seconds=serve.patience(), per_address=access.connections_per_address,
+        app, access.host, access.port, seconds=serve.patience(), per_address=access.connections_per_address,
         drain=access.drain_seconds, access_log=False, **tls,
     )  # fmt: skip
     uvicorn.Server(settings).run()

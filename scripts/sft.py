@@ -43,26 +43,16 @@ def main(
     from finetune.models.load import architecture
     from finetune.privacy.options import check_private
     from finetune.privacy.trainer import private_parts
-    from finetune.tasks.options import TaskArguments
-    from finetune.tasks.sft import as_asked, packed
+    from finetune.tasks.sft import packed
     from finetune.tasks.table import settle
     from finetune.training import run as steps
     from finetune.training.continuing import foundation, tune
     from finetune.training.options import settled
-    from finetune.training.sft import InstructTrainer, make_instruct_trainer
+    from finetune.training.sft import InstructTrainer, as_task, make_instruct_trainer
 
     processes("sft")
     check_private(privacy, training, model.model_name_or_path, batching)
-    task = TaskArguments(
-        instruct.task,
-        training.max_length,
-        max_target_length=instruct.max_new_tokens,
-        early_stopping_patience=instruct.early_stopping_patience,
-    )
-    changes = as_asked(
-        instruct.chat, training.assistant_only_loss, training.completion_only_loss, instruct.write_answers,
-        instruct.chat_template_kwargs,
-    )  # fmt: skip
+    task, changes = as_task(instruct, training)
     asked_for, (model, before) = model, foundation(model)
     row = replace(settle(task, architecture(model)), **changes)
     training = settled(

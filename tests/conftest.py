@@ -16,6 +16,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoModelForCausalLM,
     BartConfig,
     BertConfig,
     DistilBertConfig,
@@ -217,3 +218,19 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def _same_chance() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def aligning(tmp_path: Path, saved, review_file, monkeypatch):
+    """For the verbs of alignment: a folder with a tiny base, reviews and a reward; options that name them."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    (tmp_path / "mine.py").write_text(
+        "def vowels(prompts, answers):\n    return [float(sum(map(a.count, 'aeiou'))) for a in answers]\n"
+    )
+    model = saved("llama", AutoModelForCausalLM)
+    return (
+        tmp_path,
+        f"--model_name_or_path {model} --dataset_name ",
+        str(review_file),
+        f"--reward function:{tmp_path}/mine.py:vowels",
+    )

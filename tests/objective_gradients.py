@@ -58,7 +58,12 @@ def prepared(objective: str, **options: object):
     network = make_model(FAMILIES[objective], row.model, vocab_size=64).train()
     if objective == "clm":
         packed.pack(network)
-    return row, processor, network, inputs.encoded(rows(), {"text": "text"}, row.encode, processor, 48)
+    return (
+        row,
+        processor,
+        network,
+        inputs.encoded(rows(), {"text": "text"}, row.encode, processor, max_length=48),
+    )
 
 
 def step_gradients(objective: str, split: str, folder: Path) -> Gradients:

@@ -336,22 +336,6 @@ def test_texts_that_are_read_already_stop_nothing(processor, tmp_path, capsys):
     assert "as their texts are read already: prompt, answer" in capsys.readouterr().out
 
 
-def test_two_texts_are_not_classified_by_the_first_alone():
-    part = Dataset.from_dict(
-        {
-            "sentence1": [f"a man of {t}" for t in TOWNS],
-            "sentence2": [f"some of {t}" for t in TOWNS],
-            "label": [0, 1] * 6,
-        }
-    )
-    with pytest.raises(InputError, match=r"'sentence2' holds text .*or set --task pairs to read both"):
-        classification.examine(Rows(part, part, "rows"), DataArguments("rows"), pair=False)
-    assert (
-        classification.examine(Rows(part, part, "rows"), DataArguments("rows"), pair=True).columns.pair
-        == "sentence2"
-    )
-
-
 CASES = SHARED_DATA.parent / "cases" / "rows"
 
 

@@ -100,7 +100,7 @@ def check(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     """Hold each adapter to its passport on the base."""
     for folder in action.adapters:
         processor, network = load_base(folder, action.base)
-        check_passport(folder, network, processor, action.allow_mismatch, action.full)
+        check_passport(folder, network, processor, action.allow_mismatch, full=action.full)
         passport = read_passport(folder) or {}
         known = ", ".join(f"{key} {passport[key]}" for key in ("task", "method") if key in passport)
         yield f"{folder} belongs on '{action.base or base_of(folder)}'" + (

@@ -187,6 +187,7 @@ def align(
     prompt: PromptArguments,
     model: ModelArguments,
     method: MethodArguments,
+    *,
     reward: RewardArguments,
     training: GRPOArguments | RLOOArguments,
 ) -> None:

@@ -101,7 +101,7 @@ class DistillationTrainer(Resuming, trl.DistillationTrainer):
 
 def align_online(
     data: DataArguments, prompt: PromptArguments, model: ModelArguments, method: MethodArguments,
-    reward: RewardArguments, training: OnlineDPOArguments,
+    *, reward: RewardArguments, training: OnlineDPOArguments,
 ) -> None:  # fmt: skip
     """The whole of online DPO; figures are of held-out prompts, before and after."""
     keep_freed_memory()

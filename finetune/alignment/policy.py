@@ -90,7 +90,7 @@ class Policy(nn.Module):
                 prompt_mask,
                 answers,
                 mask,
-                temperature,
+                temperature=temperature,
                 spread=spread,
                 head=self._plain_heads[0],
             )
@@ -114,7 +114,7 @@ class Policy(nn.Module):
                 prompt_mask,
                 answers,
                 mask,
-                temperature,
+                temperature=temperature,
                 spread=False,
                 head=self._plain_heads[-1],
             )[0]

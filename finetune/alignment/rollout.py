@@ -183,7 +183,7 @@ def sample_answers(
     for start in range(0, len(order), sampling.generation_batch_size):
         part = order[start : start + sampling.generation_batch_size]
         ids, mask = pad_left([prompts[i] for i in part], pad)
-        answers, ended = _continue(network, ids, mask, uniforms[part], sampling, stops)
+        answers, ended = _continue(network, ids, mask, uniforms[part], sampling=sampling, stops=stops)
         for row, answer, end in zip(part, answers, ended, strict=True):
             result.ids[row, : len(answer)] = torch.tensor(answer)
             result.mask[row, : len(answer)] = 1
@@ -196,6 +196,7 @@ def _continue(
     ids: Tensor,
     mask: Tensor,
     uniforms: Tensor,
+    *,
     sampling: SamplingArguments,
     stops: Sequence[int],
 ) -> tuple[list[list[int]], list[bool]]:
@@ -268,8 +269,8 @@ def answer_log_probs(
     prompt_mask: Tensor,
     answers: Tensor,
     mask: Tensor,
-    temperature: float = 1.0,
     *,
+    temperature: float = 1.0,
     spread: bool = True,
     head: nn.Linear | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:

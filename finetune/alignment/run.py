@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from safetensors.torch import save_file
 
@@ -24,6 +25,7 @@ from finetune.alignment.rollout import check_room
 from finetune.alignment.trl_options import check_task
 from finetune.artefacts.files import write_atomically
 from finetune.artefacts.folder import save_artefact
+from finetune.device import device
 from finetune.errors import InputError, check_least
 from finetune.reports.tables import markdown
 from finetune.training.interrupts import Notice, leave_stopped, seconds_of
@@ -216,6 +218,14 @@ def save_policy(learner: Learner, settings: RunArguments, metrics: dict[str, Any
         folder / "value_head.safetensors",
     )
     save_artefact(network, learner.processor, folder, None, metrics)
+
+
+def make_accelerator(settings: RunArguments) -> Accelerator:
+    """The processes of a run and its trackers; PPO casts by itself."""
+    cpu = device().type == "cpu"
+    return Accelerator(
+        mixed_precision="no", cpu=cpu, log_with=trackers(settings), project_dir=settings.output_dir
+    )
 
 
 def trackers(settings: RunArguments) -> list[str] | None:

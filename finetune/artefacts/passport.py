@@ -116,6 +116,7 @@ def check_passport(
     network: Any,
     processor: Any,
     allow_mismatch: bool | None = None,
+    *,
     full: bool = False,
     required: bool = False,
 ) -> None:

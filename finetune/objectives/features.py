@@ -57,6 +57,7 @@ def load_features(
     options: ObjectiveArguments,
     apart: contrastive.ContrastiveArguments,
     data: TextArguments,
+    *,
     stream: StreamArguments,
     processor: PreTrainedTokenizerBase,
 ) -> tuple[dict[str, Any], str]:
@@ -75,7 +76,7 @@ def load_features(
     evaluation = inputs.settled_rows(rows.eval, there, data, "evaluation", data.max_eval_rows)
     if "score" in there:
         check_scores(evaluation, there["score"])
-    held_out = inputs.encoded(evaluation, there, row.encode, processor, length, seed)
+    held_out = inputs.encoded(evaluation, there, row.encode, processor, max_length=length, seed=seed)
     if endless:
         weights = parse_mixture(stream.mixture) if stream.mixture else weighted(data.dataset_name)
         sources = [_source(source, name, apart, data, stream) for source in weights]
@@ -100,7 +101,7 @@ def load_features(
         inputs.account_roles(train, told, data, "training")
     train = inputs.settled_rows(train, there, data, "training", data.max_train_rows)
     return {
-        "train": inputs.encoded(train, there, row.encode, processor, length, seed),
+        "train": inputs.encoded(train, there, row.encode, processor, max_length=length, seed=seed),
         "eval": held_out,
     }, inputs.content_hash(train, there)
 

@@ -118,6 +118,7 @@ def encoded(
     roles: Roles,
     encode: Callable[..., documents.TextBatch],
     processor: PreTrainedTokenizerBase,
+    *,
     max_length: int,
     seed: int = 0,
 ) -> Dataset:

@@ -45,6 +45,7 @@ class AdapterSet:
         self,
         base: Any,
         processor: Any = None,
+        *,
         memory_limit_mb: float = 1024,
         allow_mismatch: bool = False,
         device: str | None = None,

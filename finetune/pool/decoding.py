@@ -124,7 +124,7 @@ class Writing:
         self._cache.reserve()
         ids = torch.tensor([[row.ids[-1]] for row in self.rows])
         inputs = (ids, self._cache.mask(1), self._cache.lengths()[:, None])
-        logits = self._forward(self._plan, *inputs, self._cache, self._last_only)[:, -1]
+        logits = self._forward(self._plan, *inputs, self._cache, further=self._last_only)[:, -1]
         self._cache.advance()
         return self._take(list(self.rows), logits)
 
@@ -160,7 +160,7 @@ class Writing:
             mask = torch.cat([(distance <= lengths[:, None]).long(), mask], dim=1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         plan, options = Plan([row.chain for row in own]), {} if echo else self._last_only
-        logits = self._forward(plan, ids, mask, positions, cache, options)
+        logits = self._forward(plan, ids, mask, positions, cache, further=options)
         self._keep(own, cache, mask, lefts)
         for row, place in zip(rows, which, strict=True) if echo else ():
             _note_prompt(row, logits[place])
@@ -202,7 +202,7 @@ class Writing:
             self._prefixes.keep(row.chain, row.prompt, Beginning(tokens, length, past))
 
     def _forward(
-        self, plan: Plan, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, further: dict[str, Any]
+        self, plan: Plan, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, *, further: dict[str, Any]
     ) -> Tensor:
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         inputs = {name: tensor.to(self.network.device) for name, tensor in inputs.items()}

@@ -21,6 +21,8 @@ current_key: ContextVar[Key | None] = ContextVar("current_key", default=None)
 class AccessArguments:
     """Who may ask, and how much."""
 
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on."})
+    port: int = field(default=8000, metadata={"help": "Port to listen on."})
     api_keys: list[str] = field(
         default_factory=list,
         metadata={

@@ -62,7 +62,7 @@ def make_app(pool: AdapterPool, options: ServeArguments, access: AccessArguments
     if keys and access.admin_key:
         keys.append(Key("admin", access.admin_key))
     # a server on this machine alone goes by this machine's names, whatever a page elsewhere calls it
-    hosts = [name.lower() for name in access.allowed_hosts or (LOCAL if options.host in LOCAL else ())]
+    hosts = [name.lower() for name in access.allowed_hosts or (LOCAL if access.host in LOCAL else ())]
     app.add_middleware(
         RequestLimits,
         body=options.max_body_kb * 1024,
@@ -286,7 +286,7 @@ def _allowed(served: Served, request: Request, folder: str | None) -> Any:
     root, key = served.options.adapters_dir, served.access.admin_key
     if root is None:
         return _failure(403, "Adapters can't be changed here; the server must be started with --adapters_dir")
-    if key is None and served.options.host not in LOCAL:
+    if key is None and served.access.host not in LOCAL:
         return _failure(403, "Adapters can't be changed here; the server must be started with --admin_key")
     given = request.headers.get("authorization", "").encode("latin-1", "replace")
     if key is not None and key_of(given, [Key("admin", key)]) is None:

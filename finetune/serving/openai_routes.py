@@ -43,7 +43,7 @@ def add_openai(app: FastAPI, served: Served) -> None:
         if most == 0 and not echo:
             raise InputError("max_tokens 0 writes nothing; wanted 1 or more, or echo: true")
         noted = 0 if many > (ask.n or 1) and ask.logprobs is None else ask.logprobs
-        sampling = _sampling(served, ask, most, noted, ask.response_format, echo)
+        sampling = _sampling(served, ask, most, noted=noted, form=ask.response_format, echo=echo)
         ignored = served.ignored(ask)
         written = await served.orders(_each(prompts, many), ask.model, sampling)
         if ask.stream:
@@ -69,7 +69,7 @@ def add_openai(app: FastAPI, served: Served) -> None:
         prompt = await asyncio.to_thread(chat_prompt, served, messages, tools)
         most = ask.max_completion_tokens or ask.max_tokens or served.answer_tokens
         noted = ask.top_logprobs or 0 if ask.logprobs else None
-        sampling = _sampling(served, ask, most, noted, ask.response_format)
+        sampling = _sampling(served, ask, most, noted=noted, form=ask.response_format)
         ignored = served.ignored(ask)
         written = await served.orders([prompt] * (ask.n or 1), ask.model, sampling, special=False)
         names = {tool["function"]["name"] for tool in tools}
@@ -131,7 +131,7 @@ def _best(
 
 
 def _sampling(
-    served: Served, ask: ChatOptions, most: int, noted: int | None, form: Format | None, echo: bool = False
+    served: Served, ask: ChatOptions, most: int, *, noted: int | None, form: Format | None, echo: bool = False
 ) -> Sampling:
     """OpenAI's options as ours, with OpenAI's own defaults."""
     temperature, top_p = (1.0 if value is None else value for value in (ask.temperature, ask.top_p))

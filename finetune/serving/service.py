@@ -36,8 +36,6 @@ class ServeArguments:
         default=None,
         metadata={"help": "Folder below which adapters may be added over HTTP; without it none can."},
     )
-    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on."})
-    port: int = field(default=8000, metadata={"help": "Port to listen on."})
     max_body_kb: int = field(default=1024, metadata={"help": "Largest body of a request."})
     max_queue: int = field(default=512, metadata={"help": "Texts that may wait; more are answered with 503."})
     max_batch_rows: int = field(default=32, metadata={"help": "Texts in one batch."})

@@ -11,10 +11,15 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from finetune.artefacts.folder import save_artefact
 from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches
 from finetune.data.sources import TextArguments
 from finetune.errors import InputError
+from finetune.models.sharded import make_whole
+from finetune.objectives.contrastive import ContrastiveArguments, save_sentence_encoder
+from finetune.objectives.options import ObjectiveArguments
 from finetune.objectives.streams import Stream, StreamArguments
+from finetune.objectives.table import Objective, check_method, check_model, settle_objective
 from finetune.training.options import TrainingArguments
 from finetune.training.trainer import ExactTrainer
 
@@ -75,6 +80,48 @@ class FreshTrainer(ExactTrainer):
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
         )
+
+
+def settle_pretraining(
+    objective: ObjectiveArguments,
+    contrastive: ContrastiveArguments,
+    stream: StreamArguments,
+    data: TextArguments,
+    *,
+    batching: BatchingArguments,
+    training: TrainingArguments,
+    method: str,
+    family: str,
+) -> Objective:
+    """The row of OBJECTIVES with the options in it, after all checks that need no model and no rows.
+
+    Args:
+        method: a row of METHODS.
+        family: the model's type.
+
+    Raises:
+        InputError: options that don't go together, or a model or a method that the objective can't train.
+    """
+    row = settle_objective(objective, contrastive, training.seed)
+    check_model(objective.objective, row, family)
+    check_method(objective.objective, row, method)
+    alone = objective.objective == "contrastive" and contrastive.negative_column is None
+    check_pretraining(stream, data, batching, training, in_batch=alone)
+    return row
+
+
+def save_pretrained(
+    trainer: ExactTrainer, processor: Any, objective: ObjectiveArguments, contrastive: ContrastiveArguments
+) -> None:
+    """What a run leaves: the artefact, and for vectors of texts what sentence-transformers reads."""
+    figures, network = trainer.last_figures(), trainer.unwrapped()
+    make_whole(network)
+    if not trainer.is_world_process_zero():
+        return
+    folder = str(trainer.args.output_dir)
+    if objective.objective == "contrastive":
+        save_sentence_encoder(network, processor, folder, contrastive.pooling, objective.max_length)
+    save_artefact(network, processor, folder, None, figures)
 
 
 def check_pretraining(

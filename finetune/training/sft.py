@@ -16,6 +16,8 @@ from trl import SFTConfig, SFTTrainer
 
 from finetune.models.heads import unwrapped
 from finetune.models.lora_kernel import without_input_casts
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.sft import InstructionArguments, as_asked
 from finetune.training.options import TrainingArguments
 from finetune.training.trainer import ExactTrainer, make_trainer
 
@@ -53,6 +55,24 @@ class SftArguments(TrainingArguments, SFTConfig):
     trust_remote_code: bool = field(default=False, init=False)
     chat_template_path: str | None = field(default=None, init=False)
     router_aux_loss_coef: float | None = field(default=None, init=False)
+
+
+def as_task(instruct: InstructionArguments, training: SftArguments) -> tuple[TaskArguments, dict[str, Any]]:
+    """The options that the table's row is settled by, and what stands in it otherwise then."""
+    task = TaskArguments(
+        instruct.task,
+        training.max_length,
+        max_target_length=instruct.max_new_tokens,
+        early_stopping_patience=instruct.early_stopping_patience,
+    )
+    changes = as_asked(
+        instruct.chat,
+        training.assistant_only_loss,
+        training.completion_only_loss,
+        instruct.write_answers,
+        instruct.chat_template_kwargs,
+    )
+    return task, changes
 
 
 class InstructTrainer(ExactTrainer, SFTTrainer):

@@ -100,6 +100,7 @@ class Asking:
         examples: list[StudyRow],
         vectors: dict[str, np.ndarray] | None = None,
         layout: Layout | None = None,
+        *,
         notes: Notes | None = None,
     ) -> None:
         self.memory, self.study, self.examples, self.vectors = memory, study, examples, vectors or {}
@@ -189,7 +190,15 @@ class Asking:
         reserve: str | None = None,
     ) -> Request:
         """A request, with what was cut or left out counted."""
-        made = compose(template, self.memory.scorer, row.columns, shown, answers, self.layout, reserve)
+        made = compose(
+            template,
+            self.memory.scorer,
+            row.columns,
+            shown,
+            answers=answers,
+            layout=self.layout,
+            reserve=reserve,
+        )
         if made.was_cut:
             self.notes.expect(self.model, template.name, "cut to fit (--max_length)", row.place)
         if made.left_out:
@@ -202,7 +211,7 @@ class Asking:
     ) -> Request:
         """One row's question behind its (examples, seed), with room for a text of so many tokens."""
         shown = self.shown(template, lambda example: _first_of(target, example), row, setting)
-        return self.compose(template, row, shown, [""], " the" * room)
+        return self.compose(template, row, shown, [""], answers=" the" * room)
 
     def shown(
         self, template: Template, answer: Callable[[StudyRow], str], row: StudyRow, setting: tuple[int, int]
@@ -223,7 +232,7 @@ class Asking:
         way = self.study.shot_choice if shots else "none"
         if way == "nearest" and vector is None:  # what calibration asks is near to nothing
             way = "balanced"
-        return choose(way, self.pool, shots, seed, row.identity, vector)
+        return choose(way, self.pool, shots, seed, text=row.identity, vector=vector)
 
 
 def _first_of(target: Template, example: StudyRow) -> str:

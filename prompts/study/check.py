@@ -32,7 +32,7 @@ def check(loaded: Loaded, study: StudyArguments, scoring: ScoringArguments) -> l
         for prompt in loaded.prompts:
             found += check_prompt(prompt, rows, scorer.tokenizer, limit, scorer.family)
         for one in [*choices, *texts]:
-            found += check_template(one.template, rows, scorer.tokenizer, limit, scorer.family)
+            found += check_template(one.template, rows, scorer.tokenizer, limit=limit, family=scorer.family)
         found += [line for one in choices for line in check_choices(one.choices.name, one.of, rows)]
         found += [line for one in texts for line in check_target(one.target, rows)]
         lines += [f"{name}: {line}" for line in found]

@@ -104,7 +104,12 @@ class Race:
             found = choice_cells(self.asking, self.asking.model, [prompt], parts)
         else:
             found = text_cells(
-                self.asking, self.asking.model, [prompt], parts, self.loaded.entry, self.options.answers
+                self.asking,
+                self.asking.model,
+                [prompt],
+                parts,
+                entry=self.loaded.entry,
+                answers=self.options.answers,
             )
         if not found:
             raise InputError(f"{prompt.name}: no row could be asked")
@@ -156,7 +161,9 @@ def instructed(loaded: Loaded, options: Options, instruct: InstructArguments) ->
     for number in range(instruct.instruct_rounds):
         if race.left < instruct.instruct_rows:
             break
-        made = propose(writer, race, base, best, rows[: instruct.instruct_rows], instruct, number)
+        made = propose(
+            writer, race, base, best, rows=rows[: instruct.instruct_rows], instruct=instruct, number=number
+        )
         tried += len(made)
         best, _ = race.run([best, *made], rows, instruct.instruct_rows)
     logger.warning(
@@ -197,6 +204,7 @@ def propose(
     race: Race,
     base: AnyPrompt,
     best: AnyPrompt,
+    *,
     rows: Sequence[StudyRow],
     instruct: InstructArguments,
     number: int,

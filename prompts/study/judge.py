@@ -102,7 +102,7 @@ class Judging:
         first, second = (wanted, written) if swapped else (written, wanted)
         given = {**columns, "written": written, "wanted": wanted, "first": first, "second": second}
         return compose(
-            self.judge.template, self.memory.scorer, given, [], self.words.flat, self.layout
+            self.judge.template, self.memory.scorer, given, [], answers=self.words.flat, layout=self.layout
         ).request
 
     def agreement(self, path: str) -> dict[str, Any]:

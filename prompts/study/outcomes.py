@@ -86,7 +86,7 @@ def _outcome(
         )
     training = None
     if len(answers.rows("training")):
-        training = measures_of(answers, how, "training", parts, labels, metric)[metric].value
+        training = measures_of(answers, how, "training", parts, labels, only=metric)[metric].value
     return Outcome(
         answers.cell, how, answers.rows("unseen"), measures, training, in_words(answers, how, labels), answers
     )
@@ -98,6 +98,7 @@ def measures_of(
     part: str,
     parts: dict[str, list[StudyRow]],
     labels: Sequence[str],
+    *,
     only: str | None = None,
 ) -> dict[str, Measure]:
     """Figures on one part, by name; `only` one where the others would cost."""

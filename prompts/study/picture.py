@@ -42,9 +42,9 @@ def draw_study(found: Findings, path: Path) -> None:
                 panel,
                 mine,
                 names,
-                (number - (len(hows) - 1) / 2) * 0.7 / max(len(hows), 1),
-                COLOURS[number % 6],
-                how,
+                shift=(number - (len(hows) - 1) / 2) * 0.7 / max(len(hows), 1),
+                colour=COLOURS[number % 6],
+                how=how,
             )
         if found.baseline and found.metric in ("accuracy", "matthews", "macro_f1"):
             chance = (
@@ -80,6 +80,7 @@ def _points(
     panel: plt.Axes,
     mine: list[Outcome],
     names: list[str],
+    *,
     shift: float,
     colour: str,
     how: str,

@@ -84,7 +84,7 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
             parts.examples,
             vectors,
             replace(entry.layout, on_long=options.answers.on_long),
-            notes,
+            notes=notes,
         )
         asking.model = name
         try:
@@ -98,7 +98,7 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
                 asked.setdefault("choices", []).extend(choice_cells(asking, name, choices, parts))
             if texts:
                 asked.setdefault("text", []).extend(
-                    text_cells(asking, name, texts, parts, entry, options.answers)
+                    text_cells(asking, name, texts, parts, entry=entry, answers=options.answers)
                 )
         except InputError as error:
             notes.trouble(name, "all", str(error))

@@ -81,7 +81,7 @@ SHOTS: dict[str, Callable[[Pool, int, int, str, np.ndarray | None], list[int]]] 
 
 
 def choose(
-    way: str, pool: Pool, count: int, seed: int, text: str, vector: np.ndarray | None = None
+    way: str, pool: Pool, count: int, seed: int, *, text: str, vector: np.ndarray | None = None
 ) -> list[int]:
     """Numbers of the rows in the pool that stand before the row with this text, in their order.
 

@@ -155,7 +155,7 @@ def is_tuned(folder: Path, made_from: str) -> bool:
 
 
 def save_tuned(
-    network: Any, tokenizer: Any, folder: Path, base: str, made_from: str, options: TuneArguments
+    network: Any, tokenizer: Any, folder: Path, base: str, *, made_from: str, options: TuneArguments
 ) -> None:
     """The adapter's folder, as the study's --models takes it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def tune_first(prompt: Prompt, rows: list[StudyRow], model: str, folder: Path, o
             made_from = _made_from(scorer, prompt, rows, options)
             if not is_tuned(folder, made_from):
                 network = tune(scorer, prompt, rows, options)
-                save_tuned(network, scorer.tokenizer, folder, model, made_from, options)
+                save_tuned(network, scorer.tokenizer, folder, model, made_from=made_from, options=options)
     return str(folder)
 
 

@@ -310,5 +310,5 @@ def _choice_answers(
             ).reshape(-1, width)
         note_silence(asking, cell, by_how["sum"][part], own[part], members)
     return ChoiceAnswers(
-        cell, by_how, own["unseen"].requests, gold, texts, {part: own[part].places for part in rows}
+        cell, by_how, own["unseen"].requests, {part: own[part].places for part in rows}, gold, texts
     )

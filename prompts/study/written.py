@@ -147,6 +147,7 @@ def text_cells(
     model: str,
     prompts: Sequence[TextPrompt],
     parts: Parts,
+    *,
     entry: Entry,
     answers: AnswerArguments,
 ) -> list[Written]:

@@ -20,7 +20,12 @@ def check_prompt(
 ) -> list[str]:
     """What is wrong with a prompt on some rows, one line each; empty where nothing is."""
     lines = check_template(
-        prompt.template, rows, tokenizer, limit, family, longest(tokenizer, prompt.verbalizer.flat)
+        prompt.template,
+        rows,
+        tokenizer,
+        limit=limit,
+        family=family,
+        answer=longest(tokenizer, prompt.verbalizer.flat),
     )
     first = next(iter(_tried(prompt.template.render, rows)[0]), None)
     if first is None:
@@ -29,7 +34,7 @@ def check_prompt(
 
 
 def check_template(
-    template: Template, rows: Sequence[StudyRow], tokenizer: Any, limit: int, family: str, answer: str = ""
+    template: Template, rows: Sequence[StudyRow], tokenizer: Any, *, limit: int, family: str, answer: str = ""
 ) -> list[str]:
     """The same for what is around the slot; `answer` is the longest that has to find room in it."""
     rendered, faults = _tried(template.render, rows)

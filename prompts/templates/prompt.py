@@ -90,7 +90,9 @@ class Prompt:
         examples = [
             (self.template.render(columns), self.verbalizer.answer(label)) for columns, label in shots
         ]
-        return compose(self.template, scorer, row, examples, self.verbalizer.flat, layout or Layout())
+        return compose(
+            self.template, scorer, row, examples, answers=self.verbalizer.flat, layout=layout or Layout()
+        )
 
     def scores(self, scorer: Scorer, requests: Sequence[Request]) -> np.ndarray:
         """Scores of the labels, float64 [requests, labels]."""
@@ -102,6 +104,7 @@ def compose(
     scorer: Any,
     row: Mapping[str, Any],
     examples: Sequence[tuple[Rendered, str]],
+    *,
     answers: Sequence[str],
     layout: Layout,
     reserve: str | None = None,

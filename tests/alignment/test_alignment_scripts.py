@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,20 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import WORDS
-from transformers import AutoModelForCausalLM
+from scripted import ROOT, TINY, TRAINING, run
 
-from finetune.alignment.grpo_options import PRESETS
 from finetune.alignment.policy import load_start
-from finetune.alignment.table import ALIGNMENTS
-from finetune.cli.parser import main_of, parse
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments
 
-ROOT = Path(__file__).parents[2]
-TRAINING = (
-    "--bf16 false --disable_tqdm true --max_length 48 --num_train_epochs 1 --learning_rate 1e-2 "
-    "--drop_faulty_pairs true"
-)
 PPO = (
     "--bf16 false --max_new_tokens 4 --rollout_batch_size 8 --minibatch_size 8 --per_device_batch_size 4 "
     "--eval_prompts 8 "
@@ -32,34 +23,8 @@ PPO = (
 )
 
 
-def run(name: str, *told: str) -> None:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    words = [word for part in told for word in part.split()]
-    main = main_of(module.main, words)
-    main(*parse(main, words))
-
-
-@pytest.fixture
-def place(tmp_path: Path, saved, review_file, monkeypatch):
-    """A folder with a tiny base, reviews and a reward; options that name them."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    (tmp_path / "mine.py").write_text(
-        "def vowels(prompts, answers):\n    return [float(sum(map(a.count, 'aeiou'))) for a in answers]\n"
-    )
-    model = saved("llama", AutoModelForCausalLM)
-    return (
-        tmp_path,
-        f"--model_name_or_path {model} --dataset_name ",
-        str(review_file),
-        f"--reward function:{tmp_path}/mine.py:vowels",
-    )
-
-
-def test_from_prompts_to_an_aligned_model(place, capsys):  # each step reads what the one before left
-    folder, model, reviews, reward = place
+def test_from_prompts_to_an_aligned_model(aligning, capsys):  # each step reads what the one before left
+    folder, model, reviews, reward = aligning
     sampling = "--max_new_tokens 4 --prompt_tokens 3 --answers_per_prompt 3 --text_column text"
     run("prefer", model + reviews, reward, sampling, f"--output_dir {folder}/pairs")
     pairs = [json.loads(line) for line in (folder / "pairs" / "train.jsonl").read_text().splitlines()]
@@ -98,8 +63,8 @@ def test_from_prompts_to_an_aligned_model(place, capsys):  # each step reads wha
 
 
 @pytest.mark.parametrize(("algorithm", "method"), [("grpo", "full"), ("rloo", "lora")])
-def test_policy_gradients_without_values(place, algorithm, method):
-    folder, model, reviews, reward = place
+def test_policy_gradients_without_values(aligning, algorithm, method):
+    folder, model, reviews, reward = aligning
     told = (
         "--bf16 false --disable_tqdm true --prompt_tokens 3 --max_completion_length 4 --max_steps 2 "
         f"--learning_rate 1e-2 --method {method}"
@@ -117,19 +82,19 @@ def test_policy_gradients_without_values(place, algorithm, method):
 
 
 @pytest.mark.parametrize("script", ["ppo", "dpo", "reward", "grpo", "prefer"])
-def test_the_recipe_of_another_script_is_refused(place, script):
+def test_the_recipe_of_another_script_is_refused(aligning, script):
     with pytest.raises(InputError, match=f"--task sft.*{script}"):
-        run(script, f"--task sft --output_dir {place[0]}/other")
+        run(script, f"--task sft --output_dir {aligning[0]}/other")
 
 
-def test_a_frontier_is_drawn_by_one_process(place, monkeypatch):
+def test_a_frontier_is_drawn_by_one_process(aligning, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="one process"):
-        run("frontier", f"--output_dir {place[0]}/frontier")
+        run("frontier", f"--output_dir {aligning[0]}/frontier")
 
 
-def test_a_stopped_making_of_pairs_is_continued(place, capsys):
-    folder, model, reviews, reward = place
+def test_a_stopped_making_of_pairs_is_continued(aligning, capsys):
+    folder, model, reviews, reward = aligning
     told = (
         model + reviews,
         reward,
@@ -149,8 +114,8 @@ def test_a_stopped_making_of_pairs_is_continued(place, capsys):
         run("prefer", *told, f"--output_dir {folder}/whole")
 
 
-def test_a_stopped_run_is_continued(place, monkeypatch):
-    folder, model, reviews, reward = place
+def test_a_stopped_run_is_continued(aligning, monkeypatch):
+    folder, model, reviews, reward = aligning
     told = (model + reviews, PPO, reward, "--steps 3")
     run("ppo", *told, f"--output_dir {folder}/whole")
     from finetune.alignment.ppo_trainer import Learner
@@ -191,8 +156,8 @@ def on_two_processes(script: str, *told: str, wrapper: tuple[str, ...] = (), **e
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["dpo", "reward"])
-def test_a_run_of_two_processes_that_was_killed_is_continued_bit_by_bit(place, script):
-    folder, model, _, _ = place
+def test_a_run_of_two_processes_that_was_killed_is_continued_bit_by_bit(aligning, script):
+    folder, model, _, _ = aligning
     lines = [
         json.dumps({"prompt": f"the {a} film", "chosen": f" {b} great", "rejected": f" bad {a}"})
         for a in WORDS
@@ -213,8 +178,8 @@ def test_a_run_of_two_processes_that_was_killed_is_continued_bit_by_bit(place, s
     assert weights[0] == weights[1]
 
 
-def test_a_prompt_longer_than_the_context_is_named(place):
-    folder, model, reviews, reward = place
+def test_a_prompt_longer_than_the_context_is_named(aligning):
+    folder, model, reviews, reward = aligning
     with pytest.raises(InputError, match=r"64 positions.*--max_new_tokens"):
         run("ppo", model + reviews, PPO, reward, f"--max_new_tokens 100 --steps 1 --output_dir {folder}/long")
     with pytest.raises(InputError, match="--max_prompt_length"):
@@ -223,8 +188,8 @@ def test_a_prompt_longer_than_the_context_is_named(place):
         )
 
 
-def test_a_folder_with_a_finished_or_another_run_is_refused(place):
-    folder, model, reviews, reward = place
+def test_a_folder_with_a_finished_or_another_run_is_refused(aligning):
+    folder, model, reviews, reward = aligning
     told = (model + reviews, PPO, reward, f"--steps 1 --output_dir {folder}/ppo")
     run("ppo", *told)
     with pytest.raises(InputError, match="finished run.*--output_dir"):
@@ -234,8 +199,8 @@ def test_a_folder_with_a_finished_or_another_run_is_refused(place):
 
 
 @pytest.mark.parametrize("told", ["--kl_coeficient 1", "--kl_coef 1", "--value_coefficient 1"])
-def test_misspelled_and_shortened_options_are_refused(place, told):
-    folder, model, reviews, reward = place
+def test_misspelled_and_shortened_options_are_refused(aligning, told):
+    folder, model, reviews, reward = aligning
     with pytest.raises(InputError, match="Unknown option"):
         run("ppo", model + reviews, PPO, reward, told, f"--output_dir {folder}/ppo")
 
@@ -243,8 +208,8 @@ def test_misspelled_and_shortened_options_are_refused(place, told):
 @pytest.mark.parametrize(
     "body", ["[float('nan')] * len(answers)", "[0.5]", "None", "['good'] * len(answers)"]
 )
-def test_a_reward_that_gives_no_numbers_stops_the_run(place, body):
-    folder, model, reviews, _ = place
+def test_a_reward_that_gives_no_numbers_stops_the_run(aligning, body):
+    folder, model, reviews, _ = aligning
     (folder / "bad.py").write_text(f"def bad(prompts, answers):\n    return {body}\n")
     with pytest.raises(InputError, match="Mend --reward"):
         run(
@@ -272,12 +237,11 @@ def right(prompts, completions, answer, **columns):
 async def later(prompts, completions, **columns):
     return [len(text) for text in completions]
 """
-TINY = "--max_new_tokens 4 --prompt_tokens 5 --max_train_rows 8 --max_eval_rows 8"
 
 
 @pytest.mark.parametrize("verb", ["ppo", "grpo", "rloo", "prefer"])
-def test_every_column_reaches_the_rewards_of_every_verb(place, verb):
-    folder, model, _, _ = place
+def test_every_column_reaches_the_rewards_of_every_verb(aligning, verb):
+    folder, model, _, _ = aligning
     (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, SUMS)))
     (folder / "seeing.py").write_text(SEEING.replace("FILE", str(folder / "seen")))
     text = f"{model.split()[1]}:{{text}},{{answer}}:|great|bad"
@@ -318,15 +282,15 @@ def test_every_column_reaches_the_rewards_of_every_verb(place, verb):
         )
 
 
-def test_an_answer_that_was_cut_is_marked_as_such(place):
-    folder, model, reviews, reward = place
+def test_an_answer_that_was_cut_is_marked_as_such(aligning):
+    folder, model, reviews, reward = aligning
     run("prefer", model + reviews, reward, TINY, f"--output_dir {folder}/pairs")
     pairs = [json.loads(line) for line in (folder / "pairs" / "train.jsonl").read_text().splitlines()]
     assert all(isinstance(pair[f"{side}_ended"], bool) for pair in pairs for side in ("chosen", "rejected"))
 
 
-def test_values_begin_as_the_reward_models_scores(place):
-    folder, model, reviews, reward = place
+def test_values_begin_as_the_reward_models_scores(aligning):
+    folder, model, reviews, reward = aligning
     run(
         "prefer",
         model + reviews,
@@ -349,93 +313,3 @@ def test_values_begin_as_the_reward_models_scores(place):
         run(
             "ppo", model + reviews, PPO, reward, f"--steps 2 --report_to nonsense --output_dir {folder}/third"
         )
-
-
-def verdicts(folder: Path, labels: str) -> str:
-    rows = [
-        {"prompt": f"the {WORDS[i]}", "completion": f" {WORDS[-i - 1]}", "label": label == "+"}
-        for i, label in enumerate(labels)
-    ]
-    (folder / "verdicts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return f"{folder}/verdicts.jsonl --eval_split train"
-
-
-KTO = (
-    "--algorithm kto --bf16 false --disable_tqdm true --max_length 32 --num_train_epochs 1 "
-    "--eval_strategy no --save_strategy no"
-)
-
-
-def test_kto_on_answers_without_pairs(place):
-    folder, model, _, _ = place
-    told = f"{KTO} --desirable_weight 1.5 --undesirable_weight 0.5 --output_dir {folder}/kto"
-    run("dpo", model + verdicts(folder, "++-+-+--"), told)
-    assert "loss" in json.loads((folder / "kto" / "metrics.json").read_text())
-    run("dpo", f"--config {folder}/kto/arguments.yaml --output_dir {folder}/again")
-
-
-@pytest.mark.parametrize("labels", ["++++", "----"])
-def test_kto_on_one_verdict_alone_is_refused(place, labels):
-    folder, model, _, _ = place
-    with pytest.raises(InputError, match="All 4 training answers are (un)?desirable"):
-        run("dpo", model + verdicts(folder, labels), KTO, f"--output_dir {folder}/kto")
-
-
-@pytest.mark.parametrize("algorithm", ["orpo", "cpo", "simpo"])
-def test_losses_without_a_reference_run_from_their_recipes(place, algorithm):
-    folder, model, reviews, reward = place
-    run("prefer", model + reviews, reward, TINY, f"--output_dir {folder}/pairs")
-    run("dpo", model + f"{folder}/pairs", TRAINING, f"--algorithm {algorithm} --output_dir {folder}/one")
-    run("dpo", f"--config {folder}/one/arguments.yaml --output_dir {folder}/two")
-    one, two = (json.loads((folder / name / "metrics.json").read_text())["loss"] for name in ("one", "two"))
-    assert one == two
-
-
-ONLINE = (
-    "--bf16 false --disable_tqdm true --prompt_tokens 3 --max_steps 2 --learning_rate 1e-2 "
-    "--per_device_train_batch_size 4"
-)
-
-
-def test_online_dpo_by_any_reward(place):
-    folder, model, reviews, reward = place
-    told = f"--algorithm online_dpo {ONLINE} --max_new_tokens 4 --held_out_prompts 4 --save_strategy no"
-    run("align", model + reviews, reward, told, f"--output_dir {folder}/online")
-    log = [json.loads(line) for line in (folder / "online" / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [0, 1, 2] and "reward" in log[1]
-    assert {"before", "after", "difference"} <= set(
-        json.loads((folder / "online" / "metrics.json").read_text())
-    )
-
-
-def test_a_student_learns_a_teachers_distribution(place, saved):
-    folder, model, reviews, _ = place
-    teacher = saved("llama", AutoModelForCausalLM, seed=3)
-    told = (
-        f"--algorithm distill {ONLINE} --max_steps 10 --max_completion_length 4 --held_out_prompts 4 "
-        "--save_strategy no"
-    )
-    run(
-        "align",
-        model + reviews,
-        told,
-        f"--teacher_model_name_or_path {teacher} --output_dir {folder}/student",
-    )
-    figures = json.loads((folder / "student" / "metrics.json").read_text())
-    assert figures["after"] < figures["before"]
-    with pytest.raises(InputError, match="No teacher"):
-        run("align", model + reviews, told, f"--output_dir {folder}/none")
-
-
-def test_every_row_of_the_table_is_run_by_its_verb():
-    for name, row in ALIGNMENTS.items():
-        text = (ROOT / "scripts" / f"{row.verb}.py").read_text()
-        assert row.verb in (name, "align") or f'"{name}"' in text or name in PRESETS, name
-
-
-def test_the_docs_print_the_table():
-    text = (ROOT / "docs" / "alignment.md").read_text()
-    section = text.partition("## ALIGNMENTS")[2].partition("## ")[0]
-    found = {line.split("`")[1]: line for line in section.splitlines() if line.startswith("| `")}
-    assert set(found) == set(ALIGNMENTS)
-    assert all(row.paper in found[name] and row.data in found[name] for name, row in ALIGNMENTS.items())

@@ -63,13 +63,15 @@ def test_what_features_depend_on_makes_them_anew(tmp_path, counted, change, monk
 def test_rows_are_known_by_every_column_that_is_read(tmp_path):
     rows = {"text": ["a film"] * 2, "pair": ["good"] * 2, "score": [1.0, 2.0]}
     roles = {"text": "text", "pair": "pair", "score": "score"}
-    one = inputs.encoded(from_file(tmp_path, rows), roles, documents.view_rows, make_tokenizer("bert"), 16)
+    one = inputs.encoded(
+        from_file(tmp_path, rows), roles, documents.view_rows, make_tokenizer("bert"), max_length=16
+    )
     other = inputs.encoded(
         from_file(tmp_path, rows | {"score": [3.0, 4.0]}, "other"),
         roles,
         documents.view_rows,
         make_tokenizer("bert"),
-        16,
+        max_length=16,
     )
     assert one["labels"][:] == [1.0, 2.0] and other["labels"][:] == [3.0, 4.0]
 

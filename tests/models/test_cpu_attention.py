@@ -25,7 +25,7 @@ def test_values_and_gradients_are_the_kernels(shared, masked):
     sizes = ((3, 4, 5, 8), (3, shared, 7, 8), (3, shared, 7, 8))
     query, key, value = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes)
     seen = torch.rand(3, 1, 5, 7).gt(0.3).index_fill(3, torch.tensor(0), True) if masked else None
-    found = cpu.products(query, key, value, seen, 0.25)
+    found = cpu.products(query, key, value, seen, scale=0.25)
     wanted = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, seen, scale=0.25, enable_gqa=True
     )
@@ -41,7 +41,7 @@ def test_values_and_gradients_are_the_kernels(shared, masked):
 def test_a_dropped_weight_is_made_up_for():
     value = torch.ones(1, 1, 400, 1)
     query = torch.zeros(1, 1, 50, 4)
-    found = cpu.products(query, torch.zeros(1, 1, 400, 4), value, None, 1.0, dropout=0.25)
+    found = cpu.products(query, torch.zeros(1, 1, 400, 4), value, None, scale=1.0, dropout=0.25)
     assert found.std() > 0.01
     assert found.mean() == pytest.approx(1, abs=0.02)
 

@@ -137,12 +137,15 @@ def test_the_description_stands_once_before_the_examples(scorer: Scorer) -> None
     template = Template("t/a", "{{ text }}: {{ mask }}")
     layout = Layout(description=Template("t/d", "the film is"), separator="\n###\n")
     shown = [(template.render({"text": text}), "good") for text in ("a story", "the actor")]
-    context = compose(template, scorer, {"text": "it"}, shown, ["bad"], layout).request.context
+    context = compose(template, scorer, {"text": "it"}, shown, answers=["bad"], layout=layout).request.context
     assert context == "the film is\n\na story: good\n###\nthe actor: good\n###\nit:"
     assert (
-        compose(template, scorer, {"text": "it"}, [], ["bad"], layout).request.context == "the film is\n\nit:"
+        compose(template, scorer, {"text": "it"}, [], answers=["bad"], layout=layout).request.context
+        == "the film is\n\nit:"
     )
-    begun = compose(template, scorer, {"text": "it"}, [], ["bad"], Layout(prefill="it was ")).request
+    begun = compose(
+        template, scorer, {"text": "it"}, [], answers=["bad"], layout=Layout(prefill="it was ")
+    ).request
     assert begun.context == "it: it was" and begun.answers == (" bad",)
 
 
@@ -152,7 +155,12 @@ def test_a_description_is_the_system_turn_of_a_chat(scorer: Scorer) -> None:
     scorer.tokenizer.chat_template = "{% for m in messages %}" + turn + "{% endfor %}a "
     layout = Layout(chat=True, description=Template("t/d", "the film"), prefill="was")
     request = compose(
-        template, scorer, {"text": "it"}, [(Rendered("a story:", " ", ""), "good")], ["bad"], layout
+        template,
+        scorer,
+        {"text": "it"},
+        [(Rendered("a story:", " ", ""), "good")],
+        answers=["bad"],
+        layout=layout,
     ).request
     assert request.context == "s the film u a story: a good u it: a was" and request.answers == (" bad",)
     assert [role for role, _ in request.turns] == ["system", "user", "assistant", "user"]
@@ -161,14 +169,14 @@ def test_a_description_is_the_system_turn_of_a_chat(scorer: Scorer) -> None:
 def test_examples_that_do_not_fit_are_left_out_and_rows_as_asked(scorer: Scorer) -> None:
     template = Template("t/a", "{{ text }} it was {{ mask }}")
     shown = [(template.render({"text": "the film " * 4}), "good")] * 4
-    made = compose(template, scorer, {"text": "a story"}, shown, ["bad"], Layout(limit=30))
+    made = compose(template, scorer, {"text": "a story"}, shown, answers=["bad"], layout=Layout(limit=30))
     assert made.left_out == 2 and not made.was_cut and made.request.context.count("good") == 2
     long = {"text": "the film " * 40}
     with pytest.raises(TooLong):
-        compose(template, scorer, long, [], ["bad"], Layout(limit=30, on_long="drop"))
+        compose(template, scorer, long, [], answers=["bad"], layout=Layout(limit=30, on_long="drop"))
     with pytest.raises(InputError, match="Set --on_long cut"):
-        compose(template, scorer, long, [], ["bad"], Layout(limit=30, on_long="stop"))
-    assert compose(template, scorer, long, [], ["bad"], Layout(limit=30)).was_cut
+        compose(template, scorer, long, [], answers=["bad"], layout=Layout(limit=30, on_long="stop"))
+    assert compose(template, scorer, long, [], answers=["bad"], layout=Layout(limit=30)).was_cut
 
 
 def test_a_template_that_says_nothing_of_a_row_skips_it(saved, tmp_path: Path) -> None:
@@ -264,8 +272,8 @@ def test_check_speaks_of_a_second_blank_before_the_slot() -> None:
             Template("t/a", f"{{{{ text }}}} was{' ' * n}{{{{ mask }}}}"),
             rows,
             make_tokenizer("llama"),
-            50,
-            "causal",
+            limit=50,
+            family="causal",
         )
         for n in (1, 2)
     ]

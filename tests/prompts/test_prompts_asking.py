@@ -39,11 +39,13 @@ def test_asking_in_python(scorer: Scorer) -> None:
 def test_examples_stand_before_the_question_with_their_answers(scorer: Scorer) -> None:
     template = Template("t/a", "{{ text }} it was {{ mask }}.")
     shown = [(template.render({"text": "the film"}), "good"), (template.render({"text": "a story"}), "bad")]
-    made = compose(template, scorer, {"text": "the actor"}, shown, ["bad", "good"], Layout())
+    made = compose(template, scorer, {"text": "the actor"}, shown, answers=["bad", "good"], layout=Layout())
     request, was_cut = made.request, made.was_cut
     assert request.context == "the film it was good.\n\na story it was bad.\n\nthe actor it was"
     assert request.answers == (" bad", " good") and request.rest == "." and not was_cut
-    made = compose(template, scorer, {"text": "the actor " * 60}, shown, ["bad", "good"], Layout())
+    made = compose(
+        template, scorer, {"text": "the actor " * 60}, shown, answers=["bad", "good"], layout=Layout()
+    )
     cut, was_cut = made.request, made.was_cut
     assert (
         was_cut and cut.context.startswith("the film it was good.") and cut.context.endswith("actor it was")
@@ -54,17 +56,19 @@ def test_examples_stand_before_the_question_with_their_answers(scorer: Scorer) -
 def test_room_is_left_for_the_answer_with_the_most_tokens(scorer: Scorer) -> None:
     template = Template("t/a", "{{ text }} it was {{ mask }}")
     words = ["i i i i", "unpronounceable"]  # four tokens and one
-    made = compose(template, scorer, {"text": "the film " * 60}, [], words, Layout(limit=20))
+    made = compose(template, scorer, {"text": "the film " * 60}, [], answers=words, layout=Layout(limit=20))
     assert made.was_cut and [len(s.ids) for s in scorer._encode([made.request])] == [20, 17]
 
 
 def test_a_chat_goes_through_the_models_own_template_with_one_bos(scorer: Scorer) -> None:
     template = Template("t/a", "{{ text }} it was {{ mask }}")
     with pytest.raises(InputError, match="has no chat template"):
-        compose(template, scorer, {"text": "the film"}, [], ["good"], Layout(chat=True))
+        compose(template, scorer, {"text": "the film"}, [], answers=["good"], layout=Layout(chat=True))
     scorer.tokenizer.chat_template = "<s>{% for m in messages %}{{ m['content'] }} {% endfor %}[CLS]"
     shown = [(template.render({"text": "a story"}), "bad")]
-    request = compose(template, scorer, {"text": "the film"}, shown, ["good"], Layout(chat=True)).request
+    request = compose(
+        template, scorer, {"text": "the film"}, shown, answers=["good"], layout=Layout(chat=True)
+    ).request
     assert (
         request.context == "<s>a story it was bad the film it was [CLS]"
         and request.answers == ("good",)
@@ -74,7 +78,12 @@ def test_a_chat_goes_through_the_models_own_template_with_one_bos(scorer: Scorer
     assert sequence.ids.count(5) == 1  # a chat template has put its special tokens in already
     with pytest.raises(InputError, match="can't stand in a chat"):
         compose(
-            Template("t/b", "{{ text }} {{ mask }}."), scorer, {"text": "x"}, [], ["good"], Layout(chat=True)
+            Template("t/b", "{{ text }} {{ mask }}."),
+            scorer,
+            {"text": "x"},
+            [],
+            answers=["good"],
+            layout=Layout(chat=True),
         )
 
 

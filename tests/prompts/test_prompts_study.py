@@ -94,27 +94,32 @@ def test_ensembles_by_eye() -> None:
 def test_examples_follow_from_seed_and_row_alone() -> None:
     pool = Pool([i % 3 for i in range(30)], [f"text {i}" for i in range(30)], np.eye(30))
     for way in ("random", "balanced", "nearest"):
-        own = [choose(way, pool, 6, 0, f"text {i}", np.eye(30)[i]) for i in range(10)]
-        backwards = [choose(way, pool, 6, 0, f"text {i}", np.eye(30)[i]) for i in reversed(range(10))][::-1]
+        own = [choose(way, pool, 6, 0, text=f"text {i}", vector=np.eye(30)[i]) for i in range(10)]
+        backwards = [
+            choose(way, pool, 6, 0, text=f"text {i}", vector=np.eye(30)[i]) for i in reversed(range(10))
+        ][::-1]
         assert own == backwards and len({tuple(o) for o in own}) > 5
         assert all(i not in chosen for i, chosen in enumerate(own))  # a row is never its own example
-        assert own != [choose(way, pool, 6, 1, f"text {i}", np.eye(30)[i]) for i in range(10)]
+        assert own != [choose(way, pool, 6, 1, text=f"text {i}", vector=np.eye(30)[i]) for i in range(10)]
     assert (
-        choose("fixed", pool, 4, 0, "a")
-        == choose("fixed", pool, 4, 0, "b")
-        != choose("fixed", pool, 4, 1, "a")
+        choose("fixed", pool, 4, 0, text="a")
+        == choose("fixed", pool, 4, 0, text="b")
+        != choose("fixed", pool, 4, 1, text="a")
     )
-    assert sorted(pool.labels[i] for i in choose("fixed", pool, 6, 3, "a")) == [0, 0, 1, 1, 2, 2]
-    assert sorted(pool.labels[i] for i in choose("balanced", pool, 3, 3, "a")) == [0, 1, 2]
+    assert sorted(pool.labels[i] for i in choose("fixed", pool, 6, 3, text="a")) == [0, 0, 1, 1, 2, 2]
+    assert sorted(pool.labels[i] for i in choose("balanced", pool, 3, 3, text="a")) == [0, 1, 2]
     vector = np.zeros(30)
     vector[[4, 7]] = 0.9, 0.5
-    assert choose("nearest", pool, 2, 0, "new", vector) == [7, 4]  # the nearest stands beside the question
-    assert choose("none", pool, 4, 0, "a") == choose("random", pool, 0, 0, "a") == []
+    assert choose("nearest", pool, 2, 0, text="new", vector=vector) == [
+        7,
+        4,
+    ]  # the nearest stands beside the question
+    assert choose("none", pool, 4, 0, text="a") == choose("random", pool, 0, 0, text="a") == []
     for way, message in (("best", "Unknown way"), ("nearest", "need embeddings")):
         with pytest.raises(InputError, match=message):
-            choose(way, pool, 2, 0, "a")
+            choose(way, pool, 2, 0, text="a")
     with pytest.raises(InputError, match="30 rows to draw examples from, 31 wanted"):
-        choose("random", pool, 31, 0, "a")
+        choose("random", pool, 31, 0, text="a")
 
 
 @pytest.fixture

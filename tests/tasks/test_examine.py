@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from finetune.data.sources import DataArguments, FewShotArguments, Rows
 from finetune.errors import InputError
-from finetune.tasks import choice, multilabel, regression, seq2seq, sft, spans, tokens
+from finetune.tasks import choice, classification, multilabel, regression, seq2seq, sft, spans, tokens
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -283,3 +283,19 @@ def test_a_start_that_is_missing_is_named():
 def test_chats_that_answer_nothing_are_named(messages, message):
     with pytest.raises(InputError, match=f"training row 0 .*{message}"):
         sft.examine(both([{"messages": messages}]), DataArguments())
+
+
+def test_two_texts_are_not_classified_by_the_first_alone():
+    part = Dataset.from_dict(
+        {
+            "sentence1": [f"a man of the town {n}" for n in range(12)],
+            "sentence2": [f"some of the town {n}" for n in range(12)],
+            "label": [0, 1] * 6,
+        }
+    )
+    with pytest.raises(InputError, match=r"'sentence2' holds text .*or set --task pairs to read both"):
+        classification.examine(Rows(part, part, "rows"), DataArguments("rows"), pair=False)
+    assert (
+        classification.examine(Rows(part, part, "rows"), DataArguments("rows"), pair=True).columns.pair
+        == "sentence2"
+    )

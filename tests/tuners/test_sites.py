@@ -7,7 +7,7 @@ import torch
 from bounds import near
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, BloomConfig, BloomModel, PreTrainedConfig
 
 from finetune.tuners import BottleneckConfig
 from finetune.tuners.bottleneck.layer import ParallelOutput
@@ -134,3 +134,14 @@ def test_the_names_of_bert():
         targets({"model_type": "bert"}, BottleneckConfig(shape="pfeiffer"))
         == r"(.*\.)?(\d+\.output\.LayerNorm)"
     )
+
+
+def test_an_unknown_architecture_needs_names():
+    def bloom() -> BloomModel:
+        return BloomModel(BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=20)).eval()
+
+    with pytest.raises(ValueError, match=r"'bloom'.*target_modules in --method_kwargs"):
+        get_peft_model(bloom(), BottleneckConfig())
+    options = BottleneckConfig(reduction_factor=4, target_modules=["mlp.dense_4h_to_h"])
+    model = get_peft_model(bloom(), options)
+    assert sum(isinstance(m, BaseTunerLayer) for m in model.modules()) == 2

@@ -18,8 +18,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
-    BloomConfig,
-    BloomModel,
 )
 
 from finetune.tuners import BOTTLENECK, BottleneckConfig
@@ -389,14 +387,3 @@ def test_parallel_and_sequential_do_not_mix():
     with pytest.raises(ValueError, match=r"houlsby \(inside\), parallel \(beside\)"):
         model.add_adapter("second", config("bert", "SEQ_CLS", "houlsby"))
     assert same(logits(model, "SEQ_CLS"), before)
-
-
-def test_an_unknown_architecture_needs_names():
-    def bloom() -> BloomModel:
-        return BloomModel(BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=20)).eval()
-
-    with pytest.raises(ValueError, match=r"'bloom'.*target_modules in --method_kwargs"):
-        get_peft_model(bloom(), BottleneckConfig())
-    options = BottleneckConfig(reduction_factor=4, target_modules=["mlp.dense_4h_to_h"])
-    model = get_peft_model(bloom(), options)
-    assert sum(isinstance(m, BaseTunerLayer) for m in model.modules()) == 2

@@ -68,7 +68,7 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # rotary positions hand on float32 under autocast
     lines = (part.to(computed_in(part)) for part in (query, key, value))
-    return products(*lines, attention_mask, scale, dropout).transpose(1, 2), None
+    return products(*lines, attention_mask, scale=scale, dropout=dropout).transpose(1, 2), None
 
 
 def products_are_faster(query: Tensor, key: Tensor) -> bool:
@@ -79,7 +79,7 @@ def products_are_faster(query: Tensor, key: Tensor) -> bool:
 
 
 def products(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, dropout: float = 0.0
 ) -> Tensor:
     """softmax(q kᵀ · scale) v (Vaswani et al. 2017, eq. 1), [batch, heads, time, width]; heads that
     share keys go together.

@@ -98,7 +98,7 @@ def attend(
     if not dropout and max(lengths) <= SHORT:
         return ShortTexts.apply(*line, lengths, scale, sliding_window).transpose(0, 1)[None], None
     texts = zip(*(part.split(lengths, dim=1) for part in line), strict=True)
-    parts = [_one_text(*text, scale, sliding_window, dropout) for text in texts]
+    parts = [_one_text(*text, scale=scale, window=sliding_window, dropout=dropout) for text in texts]
     return torch.cat(parts, dim=1).transpose(0, 1)[None], None
 
 
@@ -158,7 +158,7 @@ def _grouped(line: Tensor, groups: int) -> Tensor:
 
 
 def _one_text(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, dropout: float
 ) -> Tensor:
     """[heads, time, width], causal."""
     heads, time, width = query.shape

@@ -1,0 +1,105 @@
+"""KTO, ORPO, CPO, online DPO and distillation as a user runs them, and the table of all algorithms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import WORDS
+from scripted import ROOT, TINY, TRAINING, run
+from transformers import AutoModelForCausalLM
+
+from finetune.alignment.grpo_options import PRESETS
+from finetune.alignment.table import ALIGNMENTS
+from finetune.errors import InputError
+
+
+def verdicts(folder: Path, labels: str) -> str:
+    rows = [
+        {"prompt": f"the {WORDS[i]}", "completion": f" {WORDS[-i - 1]}", "label": label == "+"}
+        for i, label in enumerate(labels)
+    ]
+    (folder / "verdicts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return f"{folder}/verdicts.jsonl --eval_split train"
+
+
+KTO = (
+    "--algorithm kto --bf16 false --disable_tqdm true --max_length 32 --num_train_epochs 1 "
+    "--eval_strategy no --save_strategy no"
+)
+
+
+def test_kto_on_answers_without_pairs(aligning):
+    folder, model, _, _ = aligning
+    told = f"{KTO} --desirable_weight 1.5 --undesirable_weight 0.5 --output_dir {folder}/kto"
+    run("dpo", model + verdicts(folder, "++-+-+--"), told)
+    assert "loss" in json.loads((folder / "kto" / "metrics.json").read_text())
+    run("dpo", f"--config {folder}/kto/arguments.yaml --output_dir {folder}/again")
+
+
+@pytest.mark.parametrize("labels", ["++++", "----"])
+def test_kto_on_one_verdict_alone_is_refused(aligning, labels):
+    folder, model, _, _ = aligning
+    with pytest.raises(InputError, match="All 4 training answers are (un)?desirable"):
+        run("dpo", model + verdicts(folder, labels), KTO, f"--output_dir {folder}/kto")
+
+
+@pytest.mark.parametrize("algorithm", ["orpo", "cpo", "simpo"])
+def test_losses_without_a_reference_run_from_their_recipes(aligning, algorithm):
+    folder, model, reviews, reward = aligning
+    run("prefer", model + reviews, reward, TINY, f"--output_dir {folder}/pairs")
+    run("dpo", model + f"{folder}/pairs", TRAINING, f"--algorithm {algorithm} --output_dir {folder}/one")
+    run("dpo", f"--config {folder}/one/arguments.yaml --output_dir {folder}/two")
+    one, two = (json.loads((folder / name / "metrics.json").read_text())["loss"] for name in ("one", "two"))
+    assert one == two
+
+
+ONLINE = (
+    "--bf16 false --disable_tqdm true --prompt_tokens 3 --max_steps 2 --learning_rate 1e-2 "
+    "--per_device_train_batch_size 4"
+)
+
+
+def test_online_dpo_by_any_reward(aligning):
+    folder, model, reviews, reward = aligning
+    told = f"--algorithm online_dpo {ONLINE} --max_new_tokens 4 --held_out_prompts 4 --save_strategy no"
+    run("align", model + reviews, reward, told, f"--output_dir {folder}/online")
+    log = [json.loads(line) for line in (folder / "online" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [0, 1, 2] and "reward" in log[1]
+    assert {"before", "after", "difference"} <= set(
+        json.loads((folder / "online" / "metrics.json").read_text())
+    )
+
+
+def test_a_student_learns_a_teachers_distribution(aligning, saved):
+    folder, model, reviews, _ = aligning
+    teacher = saved("llama", AutoModelForCausalLM, seed=3)
+    told = (
+        f"--algorithm distill {ONLINE} --max_steps 10 --max_completion_length 4 --held_out_prompts 4 "
+        "--save_strategy no"
+    )
+    run(
+        "align",
+        model + reviews,
+        told,
+        f"--teacher_model_name_or_path {teacher} --output_dir {folder}/student",
+    )
+    figures = json.loads((folder / "student" / "metrics.json").read_text())
+    assert figures["after"] < figures["before"]
+    with pytest.raises(InputError, match="No teacher"):
+        run("align", model + reviews, told, f"--output_dir {folder}/none")
+
+
+def test_every_row_of_the_table_is_run_by_its_verb():
+    for name, row in ALIGNMENTS.items():
+        text = (ROOT / "scripts" / f"{row.verb}.py").read_text()
+        assert row.verb in (name, "align") or f'"{name}"' in text or name in PRESETS, name
+
+
+def test_the_docs_print_the_table():
+    text = (ROOT / "docs" / "alignment.md").read_text()
+    section = text.partition("## ALIGNMENTS")[2].partition("## ")[0]
+    found = {line.split("`")[1]: line for line in section.splitlines() if line.startswith("| `")}
+    assert set(found) == set(ALIGNMENTS)
+    assert all(row.paper in found[name] and row.data in found[name] for name, row in ALIGNMENTS.items())

@@ -2,13 +2,13 @@
 
 python scripts/adapter.py --action check --adapters runs/films
 python scripts/adapter.py --action stamp --adapters folder_of_plain_peft --base minilm
-python scripts/adapter.py --action import --adapters folder_of_adapterhub --base minilm --output_dir
-runs/theirs
-python scripts/adapter.py --action merge --adapters runs/films runs/books --weights 0.5 0.5 --head 0
---output_dir runs/both
+python scripts/adapter.py --action import --adapters folder_of_adapterhub --base minilm \\
+    --output_dir runs/theirs
+python scripts/adapter.py --action merge --adapters runs/films runs/books --weights 0.5 0.5 --head 0 \\
+    --output_dir runs/both
 python scripts/adapter.py --action into_base --adapters runs/films --output_dir runs/films_whole
-python scripts/adapter.py --action int8 --adapters runs/films --output_dir runs/films_onnx --dataset_name
-reviews --eval_split test
+python scripts/adapter.py --action int8 --adapters runs/films --output_dir runs/films_onnx \\
+    --dataset_name reviews --eval_split test
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train several methods on one task and show what each costs and gives: Markdown, CSV and PNG.
 
-  python scripts/compare.py --methods full lora bottleneck --dataset_name reviews --num_train_epochs 3
-  --output_dir runs/compare
+python scripts/compare.py --methods full lora bottleneck --dataset_name reviews --num_train_epochs 3 \\
+    --output_dir runs/compare
 
 Each method runs in a process of its own, so that peak memory is its own. Finished methods are not run again.
 """

@@ -1,8 +1,8 @@
 """Reward against KL on film reviews: DPO, PPO, best-of-n and preferred fine-tuning from one tuned start;
 resumable.
 
-python scripts/frontier.py --size smoke --dataset_name imdb --reward classifier:runs/imdb_lora --output_dir
-runs/frontier
+python scripts/frontier.py --size smoke --dataset_name imdb --reward classifier:runs/imdb_lora \\
+    --output_dir runs/frontier
 """
 
 from __future__ import annotations

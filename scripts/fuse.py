@@ -1,8 +1,8 @@
 """Learn to mix several bottleneck adapters of one base for a task (AdapterFusion): adapters stay as they are,
 attention over them is trained.
 
-python scripts/fuse.py --adapters runs/films runs/books --task classification --dataset_name reviews
---output_dir runs/fused
+python scripts/fuse.py --adapters runs/films runs/books --task classification --dataset_name reviews \\
+    --output_dir runs/fused
 python scripts/assess.py --artefact runs/fused --dataset_name reviews --eval_split test
 """
 

@@ -1,9 +1,10 @@
 """Train a model on bare texts by an objective, from scratch or on from where it is: OBJECTIVES.
 
-  python scripts/pretrain.py --objective mlm --model_name_or_path minilm --dataset_name reviews --output_dir
-  runs/x python scripts/pretrain.py --objective clm --from_config llama --config_overrides
-  hidden_size=256,num_hidden_layers=4 \\
-      --tokenizer_name runs/tokenizer --dataset_name FOLDER --output_dir runs/y
+python scripts/pretrain.py --objective mlm --model_name_or_path minilm --dataset_name reviews \\
+    --output_dir runs/x
+python scripts/pretrain.py --objective clm --from_config llama \\
+    --config_overrides hidden_size=256,num_hidden_layers=4 --tokenizer_name runs/tokenizer \\
+    --dataset_name FOLDER --output_dir runs/y
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ def main(
     from finetune.artefacts.folder import resolved_options
     from finetune.artefacts.runs import open_run
     from finetune.data.preview import show_features
-    from finetune.methods import attach, check_length, find_method
-    from finetune.models.scratch import FROM_NOTHING, family, prepare
+    from finetune.methods import find_method
+    from finetune.models.scratch import FROM_NOTHING, family
     from finetune.objectives.features import load_features
-    from finetune.objectives.table import check_objective, fitted
+    from finetune.objectives.table import fitted
     from finetune.privacy.options import check_objective_is_private, check_private
     from finetune.privacy.trainer import private_parts
     from finetune.training.options import settled
-    from finetune.training.pretraining import FreshTrainer, save_pretrained, settle_pretraining
+    from finetune.training.pretraining import FreshTrainer, prepare_tuned, save_pretrained, settle_pretraining
     from finetune.training.trainer import make_trainer
 
     processes("pretrain")
@@ -65,17 +66,9 @@ def main(
     check_objective_is_private(privacy, objective.objective, layout, bool(stream.streaming or stream.mixture))
     rate = FROM_NOTHING if scratch.from_config else find_method(tuning.method).learning_rate
     set_seed(training.seed)
-    processor, network = prepare(model, scratch, row.model, objective.max_length)
-    check_objective(
-        objective.objective, row, network, processor,
-        supervised=contrastive.supervised, attention=model.attn_implementation,
-    )  # fmt: skip
-    network = attach(network, tuning.method, tuning.method_kwargs, row.peft)
-    check_length(network, objective.max_length)
+    processor, network = prepare_tuned(row, objective, contrastive, model, scratch=scratch, tuning=tuning)
     with training.main_process_first(desc="reading and tokenising"):
-        features, fingerprint = load_features(
-            row, objective, contrastive, data, stream=stream, processor=processor
-        )
+        features, key = load_features(row, objective, contrastive, data, stream=stream, processor=processor)
     if show_features(features, processor, None, data):
         return
     row = fitted(row, features["eval"])
@@ -83,7 +76,7 @@ def main(
     options = resolved_options(
         objective, contrastive, data, stream, model, scratch, tuning, batching, privacy, training
     )
-    checkpoint = open_run(options, fingerprint, network)
+    checkpoint = open_run(options, key, network)
     unit = f"a piece of a text of at most {objective.max_length} tokens; a longer text is several"
     started = model.model_name_or_path
     parts = private_parts(privacy, training, FreshTrainer, features["train"], started, unit=unit)

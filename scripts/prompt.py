@@ -1,12 +1,15 @@
 """Ask models by prompts and say what the answers are worth: templates × words or filters × examples, on
 unseen rows.
 
-python scripts/prompt.py --prompts sentiment --models smollm2 --dataset_name reviews --max_eval_rows 200
---output_dir runs/prompts python scripts/prompt.py --prompts sentiment --dataset_name reviews --check true
-python scripts/prompt.py --prompts sentiment --models smollm2 openai:NAME --base_url http://127.0.0.1:8000/v1
-python scripts/prompt.py --suite suite.yaml --output_dir runs/suite python scripts/prompt.py --rescore
-runs/prompts --metric macro_f1 accelerate launch --config_file scripts/accelerate/two_cpus.yaml
-scripts/prompt.py --config scripts/recipes/imdb_prompts.yaml
+python scripts/prompt.py --prompts sentiment --models smollm2 --dataset_name reviews --max_eval_rows 200 \\
+    --output_dir runs/prompts
+python scripts/prompt.py --prompts sentiment --dataset_name reviews --check true
+python scripts/prompt.py --prompts sentiment --models smollm2 openai:NAME \\
+    --base_url http://127.0.0.1:8000/v1
+python scripts/prompt.py --suite suite.yaml --output_dir runs/suite
+python scripts/prompt.py --rescore runs/prompts --metric macro_f1
+accelerate launch --config_file scripts/accelerate/two_cpus.yaml scripts/prompt.py \\
+    --config scripts/recipes/imdb_prompts.yaml
 
 Ends with status 1 where a prompt, model or row couldn't be asked; the report names it.
 """

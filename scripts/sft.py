@@ -1,8 +1,8 @@
 """Instruction tuning: prompts and completions, or chats with tools, on TRL's SFTTrainer with packed rows and
 exact losses.
 
-python scripts/sft.py --model_name_or_path smollm2 --dataset_name chats.jsonl --output_dir
-runs/alpaca python scripts/sft.py --config scripts/recipes/gsm8k_lora.yaml --output_dir runs/gsm8k
+python scripts/sft.py --model_name_or_path smollm2 --dataset_name chats.jsonl --output_dir runs/alpaca
+python scripts/sft.py --config scripts/recipes/gsm8k_lora.yaml --output_dir runs/gsm8k
 """
 
 from __future__ import annotations

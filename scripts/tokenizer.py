@@ -1,8 +1,9 @@
 """Train a tokenizer on a corpus, with the special tokens that an objective needs.
 
-python scripts/tokenizer.py --objective mlm --dataset_name FOLDER --vocab_size 8192 --output_dir
-runs/tokenizer python scripts/pretrain.py --objective mlm --from_config bert \\
-      --tokenizer_name runs/tokenizer --dataset_name FOLDER --output_dir runs/x
+python scripts/tokenizer.py --objective mlm --dataset_name FOLDER --vocab_size 8192 \\
+    --output_dir runs/tokenizer
+python scripts/pretrain.py --objective mlm --from_config bert --tokenizer_name runs/tokenizer \\
+    --dataset_name FOLDER --output_dir runs/x
 """
 
 from __future__ import annotations

@@ -15,11 +15,14 @@ from finetune.artefacts.folder import save_artefact
 from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches
 from finetune.data.sources import TextArguments
 from finetune.errors import InputError
+from finetune.methods import attach, check_length
+from finetune.models.load import ModelArguments
+from finetune.models.scratch import ScratchArguments, prepare
 from finetune.models.sharded import make_whole
 from finetune.objectives.contrastive import ContrastiveArguments, save_sentence_encoder
-from finetune.objectives.options import ObjectiveArguments
+from finetune.objectives.options import ObjectiveArguments, TuningArguments
 from finetune.objectives.streams import Stream, StreamArguments
-from finetune.objectives.table import Objective, check_method, check_model, settle_objective
+from finetune.objectives.table import Objective, check_method, check_model, check_objective, settle_objective
 from finetune.training.options import TrainingArguments
 from finetune.training.trainer import ExactTrainer
 
@@ -108,6 +111,34 @@ def settle_pretraining(
     alone = objective.objective == "contrastive" and contrastive.negative_column is None
     check_pretraining(stream, data, batching, training, in_batch=alone)
     return row
+
+
+def prepare_tuned(
+    row: Objective,
+    objective: ObjectiveArguments,
+    contrastive: ContrastiveArguments,
+    model: ModelArguments,
+    *,
+    scratch: ScratchArguments,
+    tuning: TuningArguments,
+) -> tuple[Any, Any]:
+    """Processor and network, tuned by the method, after the checks that need them.
+
+    Raises:
+        InputError: see `check_objective`; or a row longer than the model has positions.
+    """
+    processor, network = prepare(model, scratch, row.model, objective.max_length)
+    check_objective(
+        objective.objective,
+        row,
+        network,
+        processor,
+        supervised=contrastive.supervised,
+        attention=model.attn_implementation,
+    )
+    network = attach(network, tuning.method, tuning.method_kwargs, row.peft)
+    check_length(network, objective.max_length)
+    return processor, network
 
 
 def save_pretrained(

@@ -72,6 +72,7 @@ class Objective:
         best: the figure that tells the better of two models; greater is better.
         follows: the paper.
         bind: options by name → functions of this row with the options in them, by the row's own names.
+        keep_labels: labels → what evaluation keeps of them.
     """
 
     model: Any
@@ -89,6 +90,7 @@ class Objective:
     best: str
     follows: str
     bind: Callable[[dict[str, Any]], dict[str, Callable]]
+    keep_labels: Callable = loss.same_labels
 
 
 def bind_mlm(given: dict[str, Any]) -> dict[str, Callable]:

@@ -124,6 +124,8 @@ class Learner:
         clock.lap("reward")
         prompt, prompt_mask = pad_left(ids, 0, width)
         tensors = (prompt, prompt_mask, answers.ids, answers.mask)
+        # Scored anew although sampling knew them: it goes token by token over a cache, whose sums round
+        # otherwise, and the first ratio of new to old should be 1.
         parts = self.score(tensors)
         clock.lap("scoring")
         empty = torch.tensor([not text.strip() for text in texts])
@@ -147,6 +149,7 @@ class Learner:
         processes = self.accelerator.num_processes
         if processes == 1:
             return mine
+        # `gather` gives all of the first process, then all of the second; its rows were dealt out by turns.
         order = [row for process in range(processes) for row in range(process, rows, processes)]
         back = torch.tensor(order).argsort()
         device = self.accelerator.device
@@ -160,6 +163,8 @@ class Learner:
         value, mask = self.value, e.mask
         scores, final, first = self._standardised(e)
         if first and value.value_from == "reward":
+            # The head began with a reward's own scores; the first step has found out in which unit they are
+            # counted from now on.
             e.values = self.policy.head.in_deviations(e.values, mask, *self.centre)
         penalty = ppo.kl_estimate(e.log_probs, e.reference, self.kl.kl_estimator)
         rewards = ppo.token_rewards(final, penalty, mask, self.coefficient)
@@ -184,6 +189,7 @@ class Learner:
             "explained_variance": ppo.explained_variance(e.values, returns, mask),
             **self.rewards.figures(e.parts.numpy()),
         }
+        # Returns come from advantages as they are: whitened ones would move the values' goal at every step.
         return ppo.whiten(advantage, mask), returns, figures
 
     def _standardised(self, e: Experience) -> tuple[float, Tensor, bool]:
@@ -211,6 +217,8 @@ class Learner:
         for rows in self.minibatches(len(e.mask)):
             sums = self._optimizer_step(e, advantage, returns, rows)
             totals, done = totals + sums, done + 1
+            # Asked after the step and not before: what has moved is known from the pass that the step needed
+            # anyway.
             if settings.stop_kl is not None and sums[4] / sums[6] > settings.stop_kl:
                 break
         names = ("policy_loss", "clip_share", "value_loss", "value_clip_share", "moved", "gradient")
@@ -221,6 +229,7 @@ class Learner:
         """Rows of each minibatch, epoch after epoch, in an order that follows from (seed, step, epoch)."""
         for epoch in range(self.settings.epochs):
             order = np.random.default_rng((self.seed, self.step, epoch)).permutation(answers)
+            # The last may be smaller: left out, its answers would have been paid for and never learnt from.
             for start in range(0, answers, self.settings.minibatch_size):
                 yield order[start : start + self.settings.minibatch_size].tolist()
 
@@ -234,20 +243,30 @@ class Learner:
         # gradient for ever
         most = math.ceil(len(rows) / accelerator.num_processes)
         count = math.ceil(most / settings.per_device_batch_size)
+        # All processes divide by the tokens of the whole minibatch. With a mean a process, answers would
+        # weigh by how short their neighbours happened to be, and two processes would learn something else
+        # than one.
         tokens, sums = (
             float(e.mask[rows].sum()),
             torch.zeros(5, dtype=torch.float64, device=accelerator.device),
         )
         self.optimizer.zero_grad(set_to_none=True)
+        # Dealt out by turns, and not in runs of the batch size, so that parts differ by one answer at the
+        # most and no process is left with an empty one where another has a full one.
         parts = [mine[i::count] for i in range(count)]
         for index, part in enumerate(parts):
             last = index == count - 1
+            # Gradients meet once, in the last part: every earlier meeting would carry the same sum again.
             with nullcontext() if last else accelerator.no_sync(self.model):
+                # A process without an answer in this part still runs one: the others wait in backward for its
+                # gradient, which its weight below makes zero.
                 part = part or rows[:1]
                 loss, figures = self._loss(e.rows(part, accelerator.device), advantage[part], returns[part])
                 weight = float(
                     bool(mine[index::count])
                 )  # a process without an answer of its own adds nothing
+                # DistributedDataParallel takes the mean of the processes' gradients; times their number it is
+                # the sum that was divided by all tokens.
                 (loss * weight * accelerator.num_processes / tokens).backward()
                 sums += figures * weight
         # each part by itself: a value far off would scale the policy's gradient down to nothing

@@ -29,8 +29,11 @@ def seal(folder: Path) -> None:
     """Write the seal of a checkpoint that is complete, once the disk holds all of it."""
     files = {}
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != SEAL):
+        # A rename may reach the disk before the contents of other files do; after a power cut there would be
+        # a seal over empty weights.
         flush(file)
         files[str(file.relative_to(folder))] = _stamp(file)
+    # Last and by a rename: whoever finds a seal finds a whole checkpoint, at any moment.
     write_atomically(folder / SEAL, json.dumps({"files": files}, indent=1))
 
 
@@ -45,6 +48,7 @@ def fault(folder: Path) -> str | None:
     for name, stamp in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
+        # Checksums and not sizes and dates alone: a half-written or copied file may have both right.
         if _stamp(folder / name) != stamp:
             return f"{name} was changed or damaged"
     return None
@@ -82,6 +86,7 @@ def _fault_of_best(checkpoint: Path) -> str | None:
     """What is wrong with the checkpoint that this one holds for the best, which the run would end with."""
     state = checkpoint / "trainer_state.json"
     named = json.loads(state.read_text(encoding="utf-8") or "{}") if state.is_file() else {}
+    # By its name beside this one: the folder may have been moved since the state was written.
     best = checkpoint.with_name(Path(named.get("best_model_checkpoint") or checkpoint).name)
     reason = fault(best) if best != checkpoint and best.is_dir() else None
     return reason and f"the best one so far is {best.name}, and {reason}"
@@ -95,12 +100,15 @@ def rotate(folder: Path, limit: int | None, best: str | None = None) -> None:
     if limit is None or limit < 1:
         return
     found = checkpoints(folder)
+    # Only sealed ones count towards the limit, or a run that died while saving twice would have its last good
+    # one removed.
     kept = [path for path in found if (path / SEAL).is_file()][:limit]
     for path in found:
         if (
             path not in kept
             and path.name != Path(best or "").name
             and kept
+            # A newer one without a seal may be one that is being written.
             and step_of(path) < step_of(kept[0])
         ):
             shutil.rmtree(path)
@@ -119,6 +127,8 @@ class Sealer(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        # Every process writes a part (its streams of chance, its shard of the optimizer); sealed earlier, the
+        # checkpoint would lack them.
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
             folder = Path(args.output_dir)  # type: ignore[arg-type]

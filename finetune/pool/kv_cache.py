@@ -38,7 +38,11 @@ class Lines(CacheLayerMixin):
         found = []
         for whole, states in ((self.keys, key_states), (self.values, value_states)):
             assert whole is not None
+            # In place: concatenating, as transformers' own cache does, copies all keys of all rows for each
+            # token.
             whole[: owner.rows, :, columns] = states
+            # A view that begins where the longest row does, so that what ended rows have left in front costs
+            # nothing.
             found.append(whole[: owner.rows, :, owner.start : owner.end + new])
         return tuple(found)
 
@@ -91,8 +95,11 @@ class KeyValues(Cache):
         """
         chosen = [mask[row].nonzero()[:, 0] for row in range(len(mask))]
         longest = max(len(chosen[row]) for row in which)
+        # Nobody is there whom a new end could move.
         if not self.rows:
             self.end = longest
+        # A newcomer longer than all that are here moves the common end to the right; shorter ones end there
+        # as they are.
         self._make_room(cache, self.rows + len(which), max(0, longest - self.end))
         for layer, fresh in zip(self.layers, cache.layers, strict=True):
             for line, row in enumerate(which, self.rows):
@@ -104,10 +111,13 @@ class KeyValues(Cache):
     def take_out(self, gone: Sequence[int]) -> list[int]:
         """Rows leave; gives back which earlier row now stands in each line."""
         order = list(range(self.rows))
+        # From behind, so that the line that is moved into a gap is never one that leaves too.
         for line in sorted(gone, reverse=True):
             last = order.pop()
             if line < len(order):
                 for layer in self.layers:
+                    # The last line fills the gap: one row is copied, where closing up would move all behind
+                    # it.
                     layer.keys[line, :, self.start : self.end] = layer.keys[
                         len(order), :, self.start : self.end
                     ]
@@ -146,6 +156,7 @@ class KeyValues(Cache):
         start, end = self.start, self.end
         room = self.layers[0].keys.shape
         lines = lines if lines <= room[0] else max(lines, room[0] * 3 // 2)
+        # Rounded up, since allocators and kernels reuse a shape that comes again.
         columns = -(-max(columns * 5 // 4, columns + 1) // ROOM) * ROOM
         for layer in self.layers:
             for name in ("keys", "values"):

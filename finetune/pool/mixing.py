@@ -80,6 +80,7 @@ class Plan:
         places: dict[Chain, list[int]] = {}
         for index, chain in enumerate(rows):
             places.setdefault(chain, []).append(index)
+        # Rows of one chain together: what can't be stacked runs once a chain and not once a row.
         self.groups = [(chain, torch.tensor(indices)) for chain, indices in places.items()]
         self.adapters = list(dict.fromkeys(ready for chain in rows for ready in chain))
         self._beside: dict[str, tuple[Tensor, Tensor, Tensor | None] | None] = {}
@@ -91,6 +92,8 @@ class Plan:
         The mask is None where every row sees all; the whole is None where no adapter changes the layer.
         """
         if name not in self._beside:
+            # DoRA's changes go apart: they rescale the whole output of their rows, so that they can't be one
+            # more summand.
             having = [r for r in self.adapters if name in r.adapter.factors and name not in r.ratios]
             self._beside[name] = self._stacked(having, name) if having else None
         return self._beside[name]
@@ -98,7 +101,11 @@ class Plan:
     def _stacked(self, having: list[Ready], name: str) -> tuple[Tensor, Tensor, Tensor | None]:
         factors = [ready.adapter.factors[name] for ready in having]
         down, up = torch.cat([f.down for f in factors]), torch.cat([f.up for f in factors], dim=1)
+        # A count and no mark: a chain may hold the same adapter twice, and then its change counts twice.
         counts = torch.tensor([[float(row.count(ready)) for ready in having] for row in self.rows])
+        # One entry a rank, since the ranks of all adapters stand side by side: what a row must not see is
+        # zeroed between the two products, where it is narrow, and not in the output, where it would cost a
+        # tensor of the layer's width for each adapter.
         mask = counts.repeat_interleave(torch.tensor([f.rank for f in factors]), dim=1).to(down)
         return down, up, None if bool((mask == 1).all()) else mask
 
@@ -127,6 +134,8 @@ class Mixture:
             name: self._find(name, prefix, adapter)
             for name in (*adapter.factors, *adapter.scales, *adapter.layers, *adapter.shifts)
         }
+        # Not the layer's own: in a quantised base that is an integer, and products are made in the type of
+        # the rest.
         weight = next(p for p in self.network.parameters() if p.is_floating_point())
 
         def fit(tensor: Tensor) -> Tensor:
@@ -177,6 +186,7 @@ class Mixture:
     def _ratio(self, name: str, adapter: Adapter) -> Tensor:
         weight: Any = self.modules[name].weight
         rows = weight.T if isinstance(self.modules[name], Conv1D) else weight
+        # In float64, once: norms in bf16 would be off by more than many adapters change.
         changed = rows.double() + adapter.factors[name].dense().to(rows.device)
         return (adapter.magnitudes[name].double() / changed.norm(dim=1)).to(weight.dtype)
 
@@ -197,6 +207,8 @@ class Mixture:
         for chain, rows in self.plan.groups:
             for ready in chain:
                 if name in ready.adapter.inward:
+                    # Hooks may change what the base computed only in these rows: the others' inputs are the
+                    # base's own tensors, which a later layer may still read.
                     changed[0] = _put(
                         changed[0], args[0], rows, changed[0][rows] * ready.adapter.scales[name]
                     )
@@ -208,6 +220,8 @@ class Mixture:
     def _after(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> Any:
         if self.plan is None:
             return None
+        # Handed back as it came where nothing changed, so that a layer whose output isn't a tensor at all is
+        # left alone.
         if isinstance(output, tuple):  # whole layers of some architectures give more than their states
             changed = self._changed(name, module, args, output[0])
             return None if changed is output[0] else (changed, *output[1:])
@@ -218,6 +232,8 @@ class Mixture:
         """A layer's output after what each row's adapters change of it."""
         plan = self.plan
         assert plan is not None
+        # Some layers fold or repeat the batch (experts, beams); a mask by rows would then silently give one
+        # row another's adapter.
         if len(output) != len(plan.rows):
             raise InputError(
                 f"The layer '{name}' sees {len(output)} rows in a batch of {len(plan.rows)}: no adapters "
@@ -228,6 +244,8 @@ class Mixture:
         if beside is not None:
             result = result + _low_rank(args[0], beside)
         for chain, rows in plan.groups:
+            # Several adapters on one norm add up in front of it, as they would one after the other in PEFT:
+            # the norm of a sum isn't the sum of norms, so that it is made again for each.
             summed: Any = None  # what a norm is given, after adapters that add to it
             shift: Any = 0
             for ready in chain:
@@ -243,12 +261,16 @@ class Mixture:
                     change = _low_rank(
                         args[0][rows], (adapter.factors[name].down, adapter.factors[name].up, None)
                     )
+                    # DoRA scales the product with the weight, never the bias, which the layer has added
+                    # already.
                     bias = 0 if module.bias is None else module.bias
                     result = _put(
                         result, output, rows, (result[rows] - bias + change) * ready.ratios[name] + bias
                     )
                 elif name in adapter.layers:
                     kind = self._kind(adapter, name)
+                    # `result` and not `output`: a sequential adapter reads what those before it in the chain
+                    # have made.
                     hidden = (args[0] if kind is Parallel else result)[rows]
                     if kind is AfterNorm:  # its own function, past the hooks: LN(z + change(LN(z)))
                         summed = args[0][rows] if summed is None else summed
@@ -266,6 +288,7 @@ class Mixture:
 
 def _put(result: Tensor, original: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     """`result` with other values in some rows; what came from outside is copied first."""
+    # Only the first change of a layer pays for a copy; later ones write into it.
     result = result.clone() if result is original else result
     result[rows] = values
     return result
@@ -277,6 +300,7 @@ def _low_rank(inputs: Tensor, beside: tuple[Tensor, Tensor, Tensor | None]) -> T
     down, up, mask = beside
     inner = F.linear(inputs, down) if inputs.is_floating_point() else F.embedding(inputs, down.T)
     if mask is not None:
+        # Vectors without time come from poolers and heads.
         inner = inner * (mask if inner.dim() == 2 else mask[:, None])
     return F.linear(inner, up)
 

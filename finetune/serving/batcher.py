@@ -76,10 +76,13 @@ class Batcher:
         self.pool, self.budget = pool, budget or BatchBudget()
         self.tokens_per_second = 0.0  # of questions, 0 while nothing is known
         self.counts = {"batches": 0, "rows": 0, "steps": 0, "tokens": 0}
+        # The only thing that other threads touch. Lines and batch below belong to the one thread, so that
+        # they need no lock, and the pool sees one caller.
         self._inbox: queue.Queue[Question | Order | None] = queue.Queue()
         self._questions: deque[Question] = deque()
         self._orders: deque[Order] = deque()
         self._writing, self._written = pool.writing() if pool.writes else None, dict[Row, Order]()
+        # When the batch at hand began: a thread that hangs in a kernel still lives, and only its age tells.
         self._closed, self._busy_since = threading.Event(), 0.0
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
@@ -101,6 +104,8 @@ class Batcher:
         """
         if self._closed.is_set():
             raise Busy("The server is stopping; try again later")
+        # Not exact: two callers may pass at once. A lock would have every request wait for a limit that only
+        # has to hold roughly.
         if self.waiting >= self.budget.waiting:
             raise Busy(f"{self.waiting} texts are waiting; try again later")
         self._inbox.put(job)
@@ -115,6 +120,7 @@ class Batcher:
         while self._receive():
             self._busy_since = time.monotonic()
             try:
+                # Before a batch is chosen and not after: who has hung up shall not cost others their place.
                 self._questions = deque(q for q in self._questions if not q.answer.cancelled())
                 self._orders = deque(order for order in self._orders if not order.abandoned)
                 if self._questions:
@@ -133,6 +139,8 @@ class Batcher:
         until = None
         while True:
             try:
+                # None waits for ever, 0.0 not at all. With work at hand the inbox is only emptied: whoever
+                # writes must not stand still for somebody who might come.
                 patience = None if idle else 0.0 if until is None else max(0.0, until - time.monotonic())
                 job = self._inbox.get(block=patience != 0.0, timeout=patience)
             except queue.Empty:
@@ -140,6 +148,8 @@ class Batcher:
             if job is None:
                 return False
             if idle:
+                # Counted from the first job and not from the latest, or a steady trickle would put the batch
+                # off for ever.
                 idle, until = False, time.monotonic() + self.budget.seconds
             line: Any = self._questions if isinstance(job, Question) else self._orders
             line.append(job)
@@ -155,12 +165,16 @@ class Batcher:
         for question in self._questions:
             alike = (question.kind, question.truncate, isinstance(question.text, tuple))
             if alike != (first.kind, first.truncate, isinstance(first.text, tuple)):
+                # Skipped and not a stop: one request of another kind shall not cut a batch of twenty in two.
                 continue
             wide = max(longest, question.length)
+            # A stop here and no skipping: with short ones taken past it, a long text could wait as long as
+            # others come.
             if chosen and (len(chosen) == self.budget.rows or wide * (len(chosen) + 1) > self.budget.tokens):
                 break
             chosen.append(question)
             longest = wide
+        # By identity: two callers may ask the very same thing.
         taken = set(map(id, chosen))
         self._questions = deque(q for q in self._questions if id(q) not in taken)
         return chosen
@@ -182,6 +196,7 @@ class Batcher:
                 for question in asked:
                     self._answer([question])
             return
+        # Only of batches that came through: a failure says nothing of speed.
         self._note_speed(sum(q.length for q in asked), time.monotonic() - begun)
         for question, answer in zip(asked, answers, strict=True):
             _finish(question.answer, answer)
@@ -195,6 +210,8 @@ class Batcher:
 
     def _write(self) -> None:
         assert self._writing is not None
+        # Between two steps, where the cache is whole; in the midst of one their rows still stand in its
+        # tensors.
         gone = [row for row, order in self._written.items() if order.abandoned]
         if gone:
             self._writing.leave(gone)
@@ -204,6 +221,7 @@ class Batcher:
         try:
             if fresh:
                 for order in fresh:
+                    # Noted before they join: where joining breaks, `_fail` tells them too.
                     self._written[order.row] = order
                 pieces = self._writing.join([order.row for order in fresh])
             elif self._writing.rows:
@@ -223,6 +241,8 @@ class Batcher:
 
     def _next_orders(self) -> list[Order]:
         fresh: list[Order] = []
+        # What each may grow to, not what it is now: a batch that fits today must still fit when all have
+        # written their last token.
         held = sum(order.length for order in self._written.values())
         while self._orders:
             order = self._orders[0]
@@ -230,6 +250,7 @@ class Batcher:
                 len(self._written) + len(fresh) >= self.budget.rows
                 or held + order.length > self.budget.tokens
             )
+            # An order that never fits goes alone; refused, it would block the line for ever.
             if full and (self._written or fresh):
                 break
             self._orders.popleft()
@@ -241,6 +262,7 @@ class Batcher:
     def _fail(self, error: Exception) -> None:
         """Something broke in the batch: everyone in it hears so, and the next batch starts afresh."""
         orders, self._written = list(self._written.values()), {}
+        # A fresh one: after an error nobody knows which rows its cache holds.
         self._writing = self.pool.writing() if self.pool.writes else None
         for order in orders:
             order.row.ended = "error"

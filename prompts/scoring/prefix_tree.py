@@ -61,6 +61,7 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
         return length
+    # By halves: slices are compared in C, a loop over tokens in Python.
     low, high = 0, length  # the prefix of length `low` is common, that of length `high` is not
     while high - low > 1:
         middle = (low + high) // 2
@@ -77,26 +78,37 @@ def segments(sequences: Sequence[Scored], worth: int) -> Segment:
 
     No prefix reaches the token before a sequence's first scored one, so that all scored tokens lie in trees.
     """
+    # Sorted, any group with a common beginning is a run of neighbours, and what a run shares is the least of
+    # what its neighbours share: no trie of single tokens is built, which would be an object for each of
+    # hundreds of thousands.
     order = sorted(range(len(sequences)), key=lambda i: sequences[i].ids)
     shared = [0, *(common(sequences[a].ids, sequences[b].ids) for a, b in pairwise(order))]
+    # Tokens that each adds to the one before it; sums over a run in one subtraction.
     fresh = np.cumsum([0, *(len(sequences[i].ids) - shared[k] for k, i in enumerate(order))])
     top = Segment((), [], [])
     work = [(top, 0, 0, len(order))]  # (segment above, its end, first, last + 1)
     while work:
         above, end, first, last = work.pop()
+        # The token before the first scored one predicts it, so that its own logits are needed: a prefix is
+        # computed without any.
         reach = min(sequences[i].start for i in order[first:last]) - 1
         split = min(shared[first + 1 : last], default=len(sequences[order[first]].ids))
+        # Of the run's first sequence only what lies behind the split counts, whatever it shared with the run
+        # before.
         after = int(fresh[last] - fresh[first]) + shared[first] - split
         if last - first < 2 or after < worth:
             above.members += order[first:last]
             continue
+        # A shorter stretch is left with what follows it: each segment is a pass of its own over the model.
         if min(reach, split) - end >= MIN_PREFIX:
             cut = min(reach, split)
             above.below.append(Segment(sequences[order[first]].ids[end:cut], [], []))
             above, end = above.below[-1], cut
+        # They share scored tokens too, which trees take.
         if split > reach:
             above.members += order[first:last]
             continue
+        # A stack and no recursion: a thousand examples in a row would be a thousand levels.
         edges = [first, *(k for k in range(first + 1, last) if shared[k] == split), last]
         work += [(above, end, a, b) for a, b in reversed(list(pairwise(edges)))]
     return top
@@ -118,6 +130,8 @@ def trees(sequences: Sequence[Scored], members: Sequence[int], cut: int, largest
         same = common(before, ids)
         if (
             not found
+            # In a tree every node pays for a mask over all others; sequences with little in common are
+            # cheaper apart.
             or 2 * same < max(len(ids), len(before))
             or len(found[-1].tokens) + len(ids) - same > largest
         ):
@@ -145,6 +159,7 @@ def ancestors(tree: Tree) -> np.ndarray:
     seen = np.eye(len(tree.tokens), dtype=bool)
     for node, parent in enumerate(tree.parents):
         if parent >= 0:
+            # Parents come before their children, so that one pass is enough.
             seen[node] |= seen[parent]
     return seen
 

@@ -94,7 +94,11 @@ def attend(
     if query.device.type != "cpu":
         longest = max_length_q or int(cu_seq_lens_q.diff().max())
         return _on_gpu(line, Texts(cu_seq_lens_q, longest, scale, sliding_window), dropout), None
+    # On a CPU this costs nothing; on a GPU it would wait for all that was launched, which is why the branch
+    # above asks for none.
     lengths = cu_seq_lens_q.diff().tolist()
+    # The whole line in one step of autograd. Dropout needs the weights that autograd would keep, and long
+    # texts are the fused kernel's: both go text by text.
     if not dropout and max(lengths) <= SHORT:
         return ShortTexts.apply(*line, lengths, scale, sliding_window).transpose(0, 1)[None], None
     texts = zip(*(part.split(lengths, dim=1) for part in line), strict=True)
@@ -120,9 +124,12 @@ class ShortTexts(torch.autograd.Function):
         window: int | None,
     ) -> Tensor:
         found, chances, start, groups = torch.empty_like(query), [], 0, query.shape[0] // key.shape[0]
+        # The types are chosen already; autocast would look at each of these small products again.
         with torch.autocast("cpu", enabled=False):
             for time in lengths:
                 here = slice(start, start + time)
+                # Heads that share keys are laid one below the other in one product (`_grouped`), and so is
+                # the mask.
                 bias = _remembered(time, window, query.dtype, query.device).repeat(groups, 1)
                 together = _grouped(query[:, here], groups)
                 scores = torch.baddbmm(bias, together, key[:, here].transpose(1, 2), alpha=scale)
@@ -142,6 +149,7 @@ class ShortTexts(torch.autograd.Function):
             here = slice(start, start + time)
             grown, together = _grouped(gradient[:, here], groups), _grouped(query[:, here], groups)
             of_value[:, here] = weights.transpose(1, 2) @ grown
+            # What autograd calls itself; the plain formula would make more tensors of this size.
             scores = torch.ops.aten._softmax_backward_data(
                 grown @ value[:, here].transpose(1, 2), weights, -1, weights.dtype
             )
@@ -242,6 +250,7 @@ def _in_rows(line: Sequence[Tensor], texts: Texts, dropout: float) -> Tensor:
     heads, tokens, _ = query.shape
     token = torch.arange(tokens, device=query.device, dtype=edges.dtype)
     text = torch.searchsorted(edges[1:], token, right=True)
+    # Computed from the borders on the device: a Python loop over texts would have to read them from it.
     at = text * texts.longest + token - edges[text]
     count = len(edges) - 1
 

@@ -1,19 +1,14 @@
-"""One optimizer step → the gradients that the optimizer sees, in this process or in two: what tasks
-and objectives are held to.
-"""
+"""One optimizer step → the gradients that the optimizer sees: what tasks and objectives are held to."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from finetune.cli.parser import leave_processes
 from finetune.training.options import TrainingArguments
 
 Gradients = dict[str, torch.Tensor]
@@ -53,32 +48,16 @@ def trained(trainer) -> Gradients:
 
 
 def write(found: dict[str, Gradients], folder: Path) -> None:
-    """A script's end under torchrun: the gradients of each case in one file."""
+    """The gradients of each case in one file, written by the first of several processes."""
     if os.environ.get("RANK", "0") == "0":
         flat = {
             f"{case}/{name}": value for case, gradients in found.items() for name, value in gradients.items()
         }
         save_file(flat, folder / "gradients.safetensors")
-    leave_processes()
 
 
-def in_two_processes(script: str, folder: Path) -> dict[str, Gradients]:
-    """What a script of this folder `write`s when two processes run it."""
-    tests = Path(__file__).parent
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(tests / script),
-    ]
-    done = subprocess.run(
-        [*command, str(folder)], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def written(folder: Path) -> dict[str, Gradients]:
+    """What `write` wrote."""
     found: dict[str, Gradients] = {}
     for key, value in load_file(folder / "gradients.safetensors").items():
         case, _, name = key.rpartition("/")

@@ -1,9 +1,7 @@
-"""One optimizer step of each objective → gradients. Used by test_objectives, and run by it under torchrun."""
+"""One optimizer step of each objective → gradients, in this process or in each of two."""
 
 from __future__ import annotations
 
-import gc
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +75,5 @@ def step_gradients(objective: str, split: str, folder: Path) -> Gradients:
     )
 
 
-if __name__ == "__main__":
-    gc.freeze()  # as conftest does for pytest: what imports made stays out of the collections
-    out = Path(sys.argv[1])
-    write({objective: step_gradients(objective, "processes", out) for objective in FAMILIES}, out)
+def main(folder: Path) -> None:
+    write({objective: step_gradients(objective, "processes", folder) for objective in FAMILIES}, folder)

@@ -1,11 +1,7 @@
-"""One optimizer step of every task on a few families → gradients. Used by test_task_invariance, and
-run by it under torchrun.
-"""
+"""One optimizer step of every task on a few families → gradients, in this process or in each of two."""
 
 from __future__ import annotations
 
-import gc
-import sys
 from pathlib import Path
 
 import torch
@@ -143,7 +139,8 @@ def step_gradients(task: str, family: str, split: str, folder: Path) -> Gradient
     return trained(make_trainer(row, network.train(), processor, training, {"train": features}, **options))
 
 
-if __name__ == "__main__":
-    gc.freeze()  # as conftest does for pytest: what imports made stays out of the collections
-    out = Path(sys.argv[1])
-    write({f"{task}/{family}": step_gradients(task, family, "processes", out) for task, family in CASES}, out)
+def main(folder: Path) -> None:
+    write(
+        {f"{task}/{family}": step_gradients(task, family, "processes", folder) for task, family in CASES},
+        folder,
+    )

@@ -1,4 +1,4 @@
-"""What test_machine.py starts on two processes: tuned models sharded by FSDP2 over gloo, beside the same
+"""A part of two_processes.py: tuned models sharded by FSDP2 over gloo, beside the same
 models whole.
 
 Gradients, saved weights and written texts must be the whole model's, for adapters and for all weights.
@@ -7,18 +7,17 @@ Gradients, saved weights and written texts must be the whole model's, for adapte
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from bounds import difference
 from conftest import make_model, make_tokenizer
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from finetune.artefacts.passport import hash_weights
-from finetune.cli.parser import leave_processes
 from finetune.methods import attach
 from finetune.models import generate
 from finetune.models.heads import core
@@ -60,15 +59,15 @@ def gradients(network: torch.nn.Module, process: int, processes: int) -> dict[st
     return found
 
 
-def main() -> None:
-    state, folder = PartialState(cpu=True), Path(sys.argv[1])
+def main(folder: Path) -> None:
+    """How far apart each is, as a share of the largest entry, into apart.json."""
+    state = PartialState(cpu=True)
     processor, apart = make_tokenizer("llama"), {}
     for method in ("lora", "full", "bottleneck"):
         plain, shards = tuned(method), sharded(tuned(method))
         assert is_sharded(shards) and not is_sharded(plain)
         wanted, found = gradients(plain, 0, 1), gradients(shards, state.process_index, 2)
-        assert wanted.keys() == found.keys()
-        apart[f"gradients {method}"] = max(float((wanted[n] - found[n]).abs().max()) for n in wanted)
+        apart[f"gradients {method}"] = difference(found, wanted)
         config = generate.generation_settings(plain, processor, 4)
         texts = generate.texts(shards, SOURCES, processor, config, batch_size=1)
         own = generate.generation_settings(plain, processor, 4)
@@ -78,13 +77,7 @@ def main() -> None:
         if state.is_main_process:
             assert hash_weights(shards) == hash_weights(plain)
             shards.save_pretrained(folder / method)
-            here, there = plain.state_dict(), shards.state_dict()
-            apart[f"weights {method}"] = max(float((here[n] - there[n]).abs().max()) for n in here)
+            apart[f"weights {method}"] = difference(shards.state_dict(), plain.state_dict())
     if state.is_main_process:
         (folder / "apart.json").write_text(json.dumps(apart))
     state.wait_for_everyone()
-
-
-if __name__ == "__main__":
-    main()
-    leave_processes()

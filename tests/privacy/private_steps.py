@@ -1,11 +1,9 @@
 """Private trainers of tiny models without an accountant, one step of each, and the same sum by a loop over
-rows. Used by the tests of privacy, and run under torchrun by one of them.
+rows. Used by the tests of privacy, and a part of two_processes.py.
 """
 
 from __future__ import annotations
 
-import gc
-import sys
 from pathlib import Path
 
 import objective_gradients
@@ -99,7 +97,5 @@ def on_processes(case: tuple[str, str, str], split: str, folder: Path) -> Gradie
     return trained(made(*case, split, folder, expected=5, noise=0.7, key=3))
 
 
-if __name__ == "__main__":
-    gc.freeze()
-    out = Path(sys.argv[1])
-    write({"/".join(case): on_processes(case, "processes", out) for case in TWO}, out)
+def main(folder: Path) -> None:
+    write({"/".join(case): on_processes(case, "processes", folder) for case in TWO}, folder)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from bounds import assert_near
-from gradients import in_two_processes, relative_difference
-from private_steps import TWO, made, mechanism, on_processes
+from private_steps import made, mechanism
 from safetensors.torch import load_file
 from test_train import script, train
 from torch import nn
@@ -92,16 +91,6 @@ def test_a_sample_of_nothing_is_noise_alone(tmp_path):
     loss = trainer.training_step(trainer.model, {"parts": []})
     assert float(loss) == 0.0
     assert all(p.grad.norm() > 0 for p in trainer.trained)
-
-
-def test_two_processes_make_the_mechanism_of_one(tmp_path):
-    pytest.importorskip("opacus")
-    found = in_two_processes("privacy/private_steps.py", tmp_path)
-    for case in TWO:
-        alone = on_processes(case, "batch", tmp_path / "alone")
-        both = found["/".join(case)]
-        alone.pop("loss"), both.pop("loss")  # each process tells the loss of its own rows
-        assert relative_difference(alone, both) < 1e-6, case
 
 
 def test_epsilon_is_the_accountants():

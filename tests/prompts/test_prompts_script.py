@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
+
+from finetune.cli.parser import parse
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +37,9 @@ def test_help_answers_at_once_and_lists_every_option() -> None:
         assert option in done.stdout
 
 
-def test_texts_are_written_from_the_command_line(saved, review_file: Path, tmp_path: Path) -> None:
+def test_texts_are_written_from_the_command_line(
+    saved, review_file: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     (tmp_path / "own.yaml").write_text(
         'target: "{{ label }}"\ntemplates: {a: "{{ text }} it was {{ mask }}"}\nendings: {line: {until: '
         '["."], tokens: 3}}\n'
@@ -43,19 +48,11 @@ def test_texts_are_written_from_the_command_line(saved, review_file: Path, tmp_p
         str(saved("llama", AutoModelForCausalLM)),
         ("--dataset_name", str(review_file), "--max_eval_rows", "4"),
     )
-    done = call(
-        "--prompts",
-        "own.yaml",
-        "--models",
-        model,
-        "--shots",
-        "1",
-        *rows,
-        "--output_dir",
-        "out",
-        folder=tmp_path,
-    )
-    assert done.returncode == 0 and "own/a/line 1 shots, seed 0" in done.stdout, done.stderr[-2000:]
+    monkeypatch.chdir(tmp_path)
+    main = importlib.import_module("finetune.scripts.prompt").main
+    told = ("--prompts", "own.yaml", "--models", model, "--shots", "1", *rows, "--output_dir", "out")
+    main(*parse(main, told))
+    assert "own/a/line 1 shots, seed 0" in capsys.readouterr().out
     assert len((tmp_path / "out" / "texts.jsonl").read_text().splitlines()) == 4
 
 

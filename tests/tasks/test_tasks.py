@@ -179,7 +179,7 @@ def test_texts_do_not_change_with_their_batch(family, kind, beams):
     range_ = {"t5": {"initializer_factor": 3.0}, "bart": {"init_std": 0.5}}.get(
         family, {"initializer_range": 0.5}
     )
-    network, processor = make_model(family, kind, **range_), make_tokenizer(family)
+    network, processor = make_model(family, kind, **range_).double(), make_tokenizer(family)
     sources = [[8, 9], [10, 11, 12, 13, 14, 15], [16], [17, 18, 19]]
     config = generate.generation_settings(network, processor, 6, beams)
     together = generate.texts(network, sources, processor, config, batch_size=4)

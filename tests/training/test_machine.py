@@ -4,7 +4,6 @@ made for, or refused.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -94,20 +93,3 @@ def test_every_verb_that_asks_has_a_row():
     files = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "finetune" / "alignment").glob("*.py")]
     asked = {name for path in files for name in re.findall(r"\bprocesses\(\"(\w+)\"\)", path.read_text())}
     assert {"train", "sft", "ppo", "dpo", "serve"} <= asked <= set(SHARED_BY)
-
-
-def test_shards_are_put_together_saved_and_written_with(tmp_path):
-    """Two processes over gloo; what they saved is what one process has."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        [*command, str(ROOT / "tests" / "two_shards.py"), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    apart = json.loads((tmp_path / "apart.json").read_text())
-    assert apart
-    assert max(apart.values()) < 1e-6, apart

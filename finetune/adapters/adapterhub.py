@@ -191,7 +191,8 @@ def _lora(
         if match is not None:
             parts.setdefault(match.group(1), {})[match.group(2)] = tensor
     rank = int(settings["r"])
-    weights, ranks = {}, {}
+    weights: dict[str, Any] = {}
+    ranks: dict[str, int] = {}
     for module, both in parts.items():
         down, up = both["A"], both["B"]
         if (

@@ -82,8 +82,10 @@ def everybody(
     marks = gather_object([(list(empty), list(ended))])
     start = sum(map(len, tables[: state.process_index]))
     flat = np.array([line for one in tables for line in one]).reshape(-1, table.shape[1])
-    both = (np.array([mark for one in marks for mark in one[place]], dtype=bool) for place in (0, 1))
-    return flat, *both, slice(start, start + len(table))
+    all_empty, all_ended = (
+        np.array([mark for one in marks for mark in one[place]], dtype=bool) for place in (0, 1)
+    )
+    return flat, all_empty, all_ended, slice(start, start + len(table))
 
 
 class SharedSampling:

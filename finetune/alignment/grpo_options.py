@@ -55,23 +55,23 @@ class GRPOArguments(GroupOptions, trl.GRPOConfig):
     )
     # --reward_weights and --normalise_rewards say it for every verb
     multi_objective_aggregation: str = field(default="sum_then_normalize", init=False)
-    loss_type: str | None = field(
+    loss_type: str | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "TRL's name of the loss (default: the algorithm's)."}
     )
-    scale_rewards: str | None = field(
+    scale_rewards: str | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": "Advantages are divided by the deviation in each group, in the batch, or by none "
             "(default: group)."
         },
     )
-    importance_sampling_level: str | None = field(
+    importance_sampling_level: str | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Ratios a token or a sequence (default: token)."}
     )
-    epsilon: float | None = field(
+    epsilon: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Clip of the ratio below 1 (default: 0.2)."}
     )
-    mask_truncated_completions: bool | None = field(
+    mask_truncated_completions: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Answers that were cut teach nothing (default: no; dapo: yes)."}
     )
 

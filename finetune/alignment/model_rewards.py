@@ -228,7 +228,8 @@ def values_from(policy: Policy, processor: Any, rewards: Rewards) -> None:
             f"--value_from reward, and {len(models)} of the rewards are model:FOLDER; wanted one. Set "
             "--reward"
         )
-    model, weight = models[0].score, models[0].weight
+    model: Any = models[0].score
+    weight = models[0].weight
     if model.trunk is None or model.head is None:
         raise InputError(
             "--value_from reward wants a causal reward model of one layer on its states; set --value_from "

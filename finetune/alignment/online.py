@@ -48,7 +48,9 @@ class OnlineDPOArguments(TrlOptions, OnlineDPOConfig):
     task: str = field(default="online_dpo")
     algorithm: str = field(default="online_dpo", metadata={"help": "Always online_dpo here."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
-    max_new_tokens: int | None = field(default=48, metadata={"help": "Longest answer in tokens."})
+    max_new_tokens: int | None = field(  # type: ignore[assignment]
+        default=48, metadata={"help": "Longest answer in tokens."}
+    )
     max_steps: int = field(default=100, metadata={"help": "Optimizer steps."})
     logging_steps: float = field(default=1, metadata={"help": "A line of figures every so many steps."})
     held_out_prompts: int = field(default=128, metadata={"help": "Held-out prompts to measure on."})

@@ -69,13 +69,13 @@ class CPOTrainingArguments(PairOptions, CPOConfig):
         default="cpo",
         metadata={"help": "cpo, or simpo (its loss without CPO's likelihood of the chosen answer)."},
     )
-    loss_type: str | None = field(
+    loss_type: str | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": "TRL's name of the loss: sigmoid, hinge, ipo, simpo, alphapo (default: the algorithm's)."
         },
     )
-    cpo_alpha: float | None = field(
+    cpo_alpha: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Weight of the chosen answer's likelihood (default: 1; simpo: 0)."}
     )
     generate_during_eval: bool = field(default=False, init=False)

@@ -84,7 +84,8 @@ def as_ids(pairs: Dataset, processor: Any, max_length: int | None) -> Dataset:
     """
 
     def row(pair: dict[str, Any]) -> dict[str, Any]:
-        tools, found = pair.get("tools"), {}
+        tools = pair.get("tools")
+        found: dict[str, Any] = {}
         prompt = pair_ids(processor, pair["prompt"], None, tools)
         wholes = {side: pair_ids(processor, pair["prompt"], pair[side], tools) for side in SIDES}
         shared = min(common(prompt, whole) for whole in wholes.values())

@@ -80,7 +80,7 @@ def scored_answers(
     parts = rewards.ask([every[i] for i in mine], texts)
     found = gather_object(list(zip(mine, texts, answers.ended.tolist(), parts.tolist(), strict=True)))
     found.sort(key=lambda one: one[0])
-    _, texts, ended, table = zip(*found, strict=True) if found else ((), (), (), ())
+    _, texts, ended, table = map(list, zip(*found, strict=True)) if found else ([], [], [], [])
     empty = np.array([not text.strip() for text in texts], dtype=bool)
     shape = (len(texts), len(rewards.parts))
     scores = rewards.combine(

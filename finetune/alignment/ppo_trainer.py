@@ -63,7 +63,7 @@ class Learner:
         self.stops = stop_tokens(policy.network, processor)
         self.step, self.coefficient = 0, kl.kl_coefficient
         # mean and deviation of the start's own scores, which the first step finds out
-        self.centre: tuple[float, float] = () if self.value.standardise_rewards else (0.0, 1.0)
+        self.centre: tuple[float, ...] = () if self.value.standardise_rewards else (0.0, 1.0)
         self.settled = not self.value.standardise_rewards
         self.parts = [
             [p for p in part.parameters() if p.requires_grad] for part in (policy.network, policy.head)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 from transformers import set_seed
@@ -60,7 +60,7 @@ def train_on_pairs(
     keep_freed_memory()
     processes(verb)
     set_seed(training.seed)  # the first weights of adapter and head
-    training = settled(training, find_method(method.method).learning_rate * rate)
+    training = cast(PairTraining, settled(training, find_method(method.method).learning_rate * rate))
     read = read_unpaired if isinstance(training, KTOTrainingArguments) else read_pairs
     with training.main_process_first(desc="reading pairs"):
         processor, network = load(model)

@@ -245,7 +245,8 @@ def alike(ids: Tensor, mask: Tensor) -> tuple[list[int], list[int]]:
     [rows, width].
     """
     places: dict[tuple[int, ...], int] = {}
-    first, group = [], []
+    first: list[int] = []
+    group: list[int] = []
     for row, (tokens, real) in enumerate(zip(ids.tolist(), mask.tolist(), strict=True)):
         key = (*tokens, sum(real))
         if key not in places:

@@ -47,8 +47,6 @@ class TrlOptions:
     do_predict: bool = field(default=False, init=False)
     # ModelArguments has it, and the model is here when TRL gets it
     trust_remote_code: bool = field(default=False, init=False)
-    do_train: bool = field(default=False, init=False)  # no trainer reads these two
-    do_predict: bool = field(default=False, init=False)
     model_init_kwargs: dict[str, Any] | None = field(default=None, init=False)
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "The old name of activation_checkpointing."}

@@ -235,7 +235,7 @@ def parse_into(types: list[type], arguments: Sequence[str], *meant: str) -> list
     recipe, rest = _split_recipe(list(arguments))
     known = {option.name for kind in types for option in fields(kind) if option.init}
     # words in front of all options are the values of the one that a verb is about: finetune check FILE
-    leading = next((kind.LEADING for kind in types if "LEADING" in vars(kind)), None)
+    leading = next((vars(kind)["LEADING"] for kind in types if "LEADING" in vars(kind)), None)
     if leading is not None and rest and not rest[0].startswith("-"):
         rest = [f"--{leading}", *rest]
     # names that look like options and aren't: a base class's, which a subclass has settled

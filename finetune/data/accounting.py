@@ -118,7 +118,9 @@ def unread(
         if column in taken:
             continue
         feature = rows.features[column]
-        values = [None] * len(places) if _is_no_text(feature) else [rows[place][column] for place in places]
+        values: Sequence[Any] = (
+            [None] * len(places) if _is_no_text(feature) else [rows[place][column] for place in places]
+        )
         if not holds_text(values, column):
             found[column] = ""
         else:

@@ -125,8 +125,8 @@ class Found:
         firsts = {
             place
             for place, text in enumerate(self.texts)
-            if plain(text) not in seen and not seen.add(plain(text))
-        }  # type: ignore[func-returns-value]
+            if plain(text) not in seen and not seen.add(plain(text))  # type: ignore[func-returns-value]
+        }
         return [place for place in same if place not in firsts], other
 
 

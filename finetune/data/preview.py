@@ -127,11 +127,8 @@ def _outline(value: Any) -> str:
 
 
 def _decoded(value: list[Any], processor: PreTrainedTokenizerBase) -> str:
-    return (
-        " | ".join(processor.decode(one) for one in value)
-        if value and isinstance(value[0], list)
-        else processor.decode(value)
-    )
+    several = value if value and isinstance(value[0], list) else [value]
+    return " | ".join(str(processor.decode(one)) for one in several)
 
 
 def _marked(ids: Sequence[int], learnt: Sequence[bool], processor: PreTrainedTokenizerBase) -> str:

@@ -42,13 +42,13 @@ PATCH = {"patch_length": 16, "patch_stride": 8}
 class AutoModelForForecast(_BaseAutoModelClass):
     """Models that forecast a series; transformers' own class knows but one of them."""
 
-    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, NAMES)
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, NAMES)  # type: ignore[assignment]
 
 
 class AutoModelForSeriesClassification(_BaseAutoModelClass):
     """Models that give a series one class; as many as the configuration has labels, by whatever name."""
 
-    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, CLASSIFIERS)
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, CLASSIFIERS)  # type: ignore[assignment]
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
@@ -64,7 +64,7 @@ class AutoModelForSeriesClassification(_BaseAutoModelClass):
 class AutoModelForMaskedSeries(_BaseAutoModelClass):
     """Models that learn to fill masked patches of a series."""
 
-    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, MASKED)
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, MASKED)  # type: ignore[assignment]
 
 
 AutoConfig.register("dlinear", DLinearConfig)

@@ -329,7 +329,8 @@ def _made_up(network: PreTrainedModel, missing: Collection[str]) -> dict[str, li
     Raises:
         InputError: it holds nothing of the base.
     """
-    absent, found = set(missing), []
+    absent = set(missing)
+    found: list[str] = []
     for name, module in network.named_modules():
         if not name or any(name.startswith(f"{one}.") for one in found):
             continue

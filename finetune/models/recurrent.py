@@ -70,7 +70,7 @@ class RecurrentPreTrainedModel(WordVectorModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """Of the vocabulary."""
-        return self.base_model.embeddings
+        return self.base_model.embeddings  # type: ignore[return-value]
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Others in their place."""
@@ -258,7 +258,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
         states = self.dropout(outputs.last_hidden_state[:, kept])
         return CausalLMOutputWithPast(logits=self.lm_head(states), past_key_values=outputs.past_key_values)
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         past_key_values: RecurrentState | None = None,

@@ -190,7 +190,7 @@ class RecurrentForSeq2SeqLM(WordVectorModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Others in their place."""
-        self.shared = self.encoder.embeddings = value
+        self.shared = self.encoder.embeddings = value  # type: ignore[assignment]
 
     def get_output_embeddings(self) -> nn.Module:
         """The layer over the vocabulary."""
@@ -234,7 +234,7 @@ class RecurrentForSeq2SeqLM(WordVectorModel, GenerationMixin):
             encoder_last_hidden_state=source,
         )
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         past_key_values: RecurrentState | None = None,

@@ -54,7 +54,8 @@ def vector_width(path: Path) -> int:
 
 def words_of(processor: Any) -> dict[str, list[int]]:
     """The words that a vocabulary's tokens spell, with the tokens' ids; special tokens are none."""
-    special, words = set(processor.all_special_ids), {}
+    special = set(processor.all_special_ids)
+    words: dict[str, list[int]] = {}
     for token, place in processor.get_vocab().items():
         if place in special or token.startswith("##"):
             continue

@@ -163,7 +163,7 @@ def _tuned(folder: Path, network: Any, settings: Any, tensors: dict[str, torch.T
         except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, ImportError) as error:
             raise InputError(f"PEFT can't put {folder} on this base: {error}") from error
         _unshare(tuned.get_base_model(), {name.removeprefix(PREFIX) for name in tensors})
-        found = set_peft_model_state_dict(tuned, tensors)
+        found: Any = set_peft_model_state_dict(tuned, tensors)
     if found.unexpected_keys:
         raise InputError(f"{folder} holds '{found.unexpected_keys[0]}', which this base has no place for")
     wanted = set(peft.get_peft_model_state_dict(tuned, save_embedding_layers=False))
@@ -210,9 +210,9 @@ def _unshare(network: nn.Module, names: set[str]) -> None:
         if name in names and not parameter.is_meta:
             replaced.setdefault(id(parameter), nn.Parameter(parameter.detach().clone(), requires_grad=False))
     for module in network.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None and id(parameter) in replaced:
-                module._parameters[name] = replaced[id(parameter)]
+        for name, held in list(module._parameters.items()):
+            if held is not None and id(held) in replaced:
+                module._parameters[name] = replaced[id(held)]
 
 
 def _with_room(model: Any) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+from cycler import cycler
 
 matplotlib.use("Agg")  # no screen is needed or wanted
 
@@ -30,7 +31,7 @@ STYLE = {
     "xtick.color": INK, "ytick.color": INK, "axes.titlecolor": INK, "axes.spines.top": False,
     "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "charts",
     "text.parse_math": False,  # a label may hold dollar signs
-    "axes.prop_cycle": matplotlib.cycler(color=[FIRST, SECOND, THIRD, FAINT]),
+    "axes.prop_cycle": cycler(color=[FIRST, SECOND, THIRD, FAINT]),
 }  # fmt: skip
 
 

@@ -92,5 +92,5 @@ def _render(**values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.globals |= {"csv": comma_separated, "latex": latex}
-    defaults = {"runs": [], "list": [], "refresh": None}
+    defaults: dict[str, Any] = {"runs": [], "list": [], "refresh": None}
     return environment.get_template("page.html").render(defaults | values)

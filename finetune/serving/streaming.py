@@ -85,7 +85,7 @@ class Piece(NamedTuple):
     """What comes next of one of several texts, with what was noted of its tokens; `ended` says that it's the
     last."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     text: str
     ended: str | None
     noted: list[Noted]

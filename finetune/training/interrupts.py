@@ -153,7 +153,7 @@ class Resuming(Trainer):
     transformers' own takes one step more from either, at a learning rate of its own choice.
     """
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         if self.state.global_step >= self.state.max_steps > 0 or self._stopped_early():
             self.control.should_training_stop = True
             return

@@ -170,7 +170,7 @@ def open_folder(
     checkpoint = open_run(dict(options), found.fingerprint, network)
     if PartialState().is_main_process:
         describe_rows(found, features, options["output_dir"], row.baselines)
-    return checkpoint and str(checkpoint)
+    return str(checkpoint) if checkpoint else None
 
 
 def all_intervals(

@@ -248,7 +248,8 @@ class ExactTrainer(Resuming):
     def _by_set(self, output: EvalLoopOutput, prefix: str) -> dict[str, float]:
         """The figures of each data set alone, where there are several: `eval_NAME_accuracy`."""
         assert self.sets is not None
-        whole, found = self.losses, {}
+        whole = self.losses
+        found: dict[str, float] = {}
         for name in dict.fromkeys(self.sets.features):
             there = np.asarray(self.sets.features) == name
             part = EvalPrediction(tuple(kept[there] for kept in output.predictions), output.label_ids[there])

@@ -113,9 +113,9 @@ class Memory:
         def write(block: list[tuple[bytes, Request]]) -> dict[bytes, str]:
             asked = [request for _, request in block]
             if isinstance(self.scorer, Endpoint):
-                texts = self.scorer.write(asked, ending, drawing)
+                texts: list[str | None] = self.scorer.write(asked, ending, drawing)
             else:
-                texts = generate(self.scorer, asked, ending, drawing)
+                texts = [*generate(self.scorer, asked, ending, drawing)]
             return {key: text for (key, _), text in zip(block, texts, strict=True) if text is not None}
 
         for block in self._share([missing[i : i + BLOCK] for i in range(0, len(missing), BLOCK)], write):

@@ -31,8 +31,8 @@ def check(loaded: Loaded, study: StudyArguments, scoring: ScoringArguments) -> l
         found = []
         for prompt in loaded.prompts:
             found += check_prompt(prompt, rows, scorer.tokenizer, limit, scorer.family)
-        for one in [*choices, *texts]:
-            found += check_template(one.template, rows, scorer.tokenizer, limit=limit, family=scorer.family)
+        for template in (*(one.template for one in choices), *(one.template for one in texts)):
+            found += check_template(template, rows, scorer.tokenizer, limit=limit, family=scorer.family)
         found += [line for one in choices for line in check_choices(one.choices.name, one.of, rows)]
         found += [line for one in texts for line in check_target(one.target, rows)]
         lines += [f"{name}: {line}" for line in found]

@@ -146,7 +146,7 @@ class Findings:
         return line
 
     def _figures(self, measures: dict[str, Any]) -> dict[str, float]:
-        found = {}
+        found: dict[str, float] = {}
         for name, measure in measures.items():
             low, high = measure.interval(self.draws_of(len(measure.counts)))
             found |= {name: measure.value, f"{name}_low": low, f"{name}_high": high}

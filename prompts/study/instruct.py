@@ -181,7 +181,8 @@ def _hand_written(loaded: Loaded, options: Options) -> list[AnyPrompt]:
     """One prompt of each template of the entry's first kind."""
     kind, names = loaded.entry.kinds[0], options.study.prompts
     if kind == "labels":
-        return list({prompt.template.name: prompt for prompt in reversed(loaded.prompts)}.values())[::-1]
+        by_template = {prompt.template.name: prompt for prompt in reversed(loaded.prompts)}
+        return [*reversed(by_template.values())]
     return (
         [*choice_prompts(loaded.entry, names)] if kind == "choices" else [*text_prompts(loaded.entry, names)]
     )

@@ -126,8 +126,7 @@ def chosen_of(found: Sequence[Outcome]) -> Outcome | None:
     """The outcome with the best figure on the training rows, the first of equal ones; None where nothing was
     chosen on."""
     tried = [one for one in found if one.training is not None]
-    # type: ignore[arg-type,return-value]
-    return max(tried, key=lambda one: one.training) if len(tried) > 1 else None
+    return max(tried, key=lambda one: one.training or 0.0) if len(tried) > 1 else None
 
 
 def shared_rows(first: Outcome, second: Outcome, metric: str) -> tuple[Measure, Measure, np.ndarray]:

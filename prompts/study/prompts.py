@@ -110,7 +110,8 @@ def for_family(
     prompts: list[Prompt], family: str, rows: Sequence[StudyRow], notes: Notes, model: str
 ) -> list[Prompt]:
     """The prompts that a kind of model can be asked: text after the slot is out of a causal model's sight."""
-    fit, left = [], []
+    fit: list[Prompt] = []
+    left: list[Prompt] = []
     for prompt in prompts:
         (left if family == "causal" and _follows(prompt, rows) else fit).append(prompt)
     for name in dict.fromkeys(prompt.template.name for prompt in left):

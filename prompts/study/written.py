@@ -162,7 +162,8 @@ def text_cells(
     for setting in settings(asking.study):
         for prompt in prompts:
             cell = Cell(model, prompt.template.name, prompt.ending.name, *setting)
-            texts, wanted, places, requests = {}, {}, {}, []
+            texts, wanted, places = {}, {}, {}
+            requests: list[Request] = []
             for part, members in rows.items():
                 way = partial(_request, asking, prompt, setting)
                 places[part], asked = asking.prepared(prompt.name, way, members)

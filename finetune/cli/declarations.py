@@ -92,7 +92,7 @@ def classes_of(script: Path, main: str | None = None) -> list[tuple[str, str]]:
 
 def scripts_of(script: Path) -> list[Path]:
     """A script, and those of the verbs that its table ALGORITHMS leaves some algorithms to."""
-    verbs = dict.fromkeys(n.value for n in _algorithms(script) if isinstance(n, ast.Constant))
+    verbs = dict.fromkeys(str(n.value) for n in _algorithms(script) if isinstance(n, ast.Constant))
     return [script, *(script.with_name(f"{verb}.py") for verb in verbs)]
 
 

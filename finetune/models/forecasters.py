@@ -56,7 +56,9 @@ class AutoModelForSeriesClassification(_BaseAutoModelClass):
         return super().from_config(config, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, name: str, *further: Any, config: PreTrainedConfig, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, name: str, *further: Any, config: PreTrainedConfig, **kwargs: Any
+    ) -> Any:
         config.update({"num_targets": config.num_labels})
         return super().from_pretrained(name, *further, config=config, **kwargs)
 

@@ -34,7 +34,7 @@ Collated = dict[str, Tensor]
 CONTEXT = 336  # as in the papers of DLinear and PatchTST
 
 
-def bind(options: TaskArguments) -> dict[str, Callable]:
+def bind(options: TaskArguments) -> dict[str, Any]:
     """Windows of the size that was asked for."""
     context, horizon = options.context_length or CONTEXT, options.prediction_length
     return {

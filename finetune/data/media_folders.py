@@ -35,7 +35,7 @@ def read_media_folder(folder: Path) -> DatasetDict | None:
     splits: dict[str, list[dict[str, object]]] = {}
     for file, split, label in placed:
         rows = splits.setdefault(split, [])
-        row: dict[str, Any] = {column: {"bytes": None, "path": str(file)}}
+        row: dict[str, object] = {column: {"bytes": None, "path": str(file)}}
         row |= {"label": names.index(str(label))} if labelled else {}
         rows.append(row | {PLACE: f"row {len(rows)} ({file.relative_to(folder)})"})
     kinds = {column: FILE_CELL} | ({"label": ClassLabel(names=names)} if labelled else {})

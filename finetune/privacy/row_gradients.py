@@ -118,7 +118,8 @@ class Together:
         if not all(isinstance(output, Tensor) and output.requires_grad for output in outputs):
             raise NotByRow("a module gives something else than one tensor")
         slopes = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
-        rows, found = len(losses), {}
+        rows = len(losses)
+        found: dict[int, Tensor] = {}
         for (module, own, given, _), slope in zip(calls, slopes, strict=True):
             if slope is None:
                 continue

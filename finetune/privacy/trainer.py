@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from finetune.artefacts.files import PRIVACY, write_atomically
 from finetune.data.batching import EpochLoader
@@ -137,7 +137,7 @@ class Ledger(TrainerCallback):
             write_atomically(folder / PRIVACY, json.dumps(said, indent=1))
 
 
-class PrivateSteps:
+class PrivateSteps(Trainer):
     """Stands before a Trainer's class: the same options and losses, with private steps.
 
     `gradient_accumulation_steps` counts rows a step here, and `per_device_train_batch_size` rows a
@@ -238,7 +238,7 @@ class PrivateSteps:
     def check_losses(self) -> None:
         """Gradients are looked at in the step itself."""
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """The trainer's own; a continued run goes on with the chance of its checkpoint, and a finished one
         leaves what it spent."""
         if isinstance(resume_from_checkpoint, str):

@@ -41,13 +41,30 @@ def _cell(value: Any) -> str:
     return _plain(value).replace("|", "\\|")
 
 
+# A spreadsheet computes a text that begins so, and a label or a prompt may say anything.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
 def comma_separated(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows with the same keys → CSV text with a header."""
+    """Rows with the same keys → CSV text with a header. What a spreadsheet would take for a formula has an
+    apostrophe before it; numbers stay numbers.
+    """
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: as_text(value) for key, value in row.items()} for row in rows)
     return out.getvalue()
+
+
+def as_text(value: Any) -> Any:
+    """A text that no spreadsheet computes; anything else as it came."""
+    if not isinstance(value, str) or not value.startswith(FORMULA):
+        return value
+    try:
+        float(value)  # a number that was written down, as -0.25
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def with_interval(value: float, interval: Sequence[float]) -> str:

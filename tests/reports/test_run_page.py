@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -14,7 +16,7 @@ from finetune.metrics.calibration import expected_calibration_error, reliability
 from finetune.reports.blocks import Section, Table, Words
 from finetune.reports.page import page_of, sections_page, write_page
 from finetune.reports.run_folder import find_runs, read_run
-from finetune.reports.tables import latex
+from finetune.reports.tables import comma_separated, latex
 
 HOSTILE = '<script>alert(1)</script> $x$ & "größer"'
 
@@ -130,3 +132,11 @@ def test_expected_calibration_error_by_hand():
 
 def test_latex_escapes_what_tex_would_read():
     assert r"50\% \& \_x\textbackslash{}" in latex([{"a": "50% & _x\\"}])
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-a", "@SUM(A1)", "\t=1", '=HYPERLINK("x")'])
+def test_no_cell_is_a_formula(text):
+    rows = list(
+        csv.DictReader(io.StringIO(comma_separated([{"name": text, "value": -0.25, "said": "-0.25"}])))
+    )
+    assert rows == [{"name": f"'{text}", "value": "-0.25", "said": "-0.25"}]

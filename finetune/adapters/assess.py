@@ -26,7 +26,7 @@ from finetune.training.run import all_intervals, ask
 from finetune.training.trainer import TrainingArguments, make_trainer
 
 # How rows are read: what is not said is as it was in training.
-UNSHOWN = ("show_rows", "check")
+UNSHOWN = ("show_rows", "check", "licences")
 COLUMNS = ("text_column", "text_pair_column", "label_column")
 READ_AS = ("class_names", "near_labels", "minus_one", "layout", "learn_turns", "drop_empty_rows")
 

@@ -52,7 +52,7 @@ def holds_text(values: Sequence[Any], name: str = "") -> bool:
         values: cells, of any kind; of lists and records all texts inside count.
         name: the column's, which counts where short values could be either.
     """
-    cells = [text for value in values for text in [" ".join(_texts(value))] if text.strip()]
+    cells = [text for value in values for text in [" ".join(cell_texts(value))] if text.strip()]
     words = {word for cell in cells for word in cell.split()}
     lists = any(isinstance(value, list) for value in values)
     cells = [cell.strip() for cell in cells if not _is_code(cell.strip())]
@@ -69,15 +69,15 @@ def holds_text(values: Sequence[Any], name: str = "") -> bool:
     return len(distinct) > max(1, len(cells) / (2 if longest == 1 else 5))
 
 
-def _texts(value: Any) -> Iterable[str]:
+def cell_texts(value: Any) -> Iterable[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for inner in value.values():
-            yield from _texts(inner)
+            yield from cell_texts(inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            yield from _texts(inner)
+            yield from cell_texts(inner)
 
 
 def _is_code(cell: str) -> bool:
@@ -126,7 +126,7 @@ def unread(
         else:
             read = [
                 NUL.join(
-                    [texts(row), *_texts([row[name] for name in sorted(taken & set(rows.column_names))])]
+                    [texts(row), *cell_texts([row[name] for name in sorted(taken & set(rows.column_names))])]
                 )
                 for row in map(rows.__getitem__, places)
             ]
@@ -157,10 +157,10 @@ def _again(values: Sequence[Any], texts: Sequence[str], asked: Sequence[Sequence
     """Whether every value stands in what is read of its row, or holds its whole question, and perhaps
     its answer, in a frame that is the same for all rows (Alpaca's `text`).
     """
-    pairs = [(list(_texts(value)), _bare(text)) for value, text in zip(values, texts, strict=True)]
+    pairs = [(list(cell_texts(value)), _bare(text)) for value, text in zip(values, texts, strict=True)]
     if all(all(_bare(part) in text for part in parts) for parts, text in pairs):
         return True
-    whole = [_bare(" ".join(_texts(value))) for value in values]
+    whole = [_bare(" ".join(cell_texts(value))) for value in values]
     if not all(text in value for value, one in zip(whole, asked, strict=True) for text in one):
         return False
     frames = set()

@@ -15,6 +15,7 @@ class UnshownArguments(DataArguments):
 
     show_rows: int = field(default=0, init=False)
     check: bool = field(default=False, init=False)
+    licences: list[str] | None = field(default=None, init=False)
 
 
 @dataclass

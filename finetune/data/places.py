@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from datasets import Dataset
 
 PLACE = "__place__"  # holds `row 3 (line 5)` for each row; no column of the user's
+LICENCE = "__licence__"  # the licence of each row, where its set or a column says it
+SOURCE = "__source__"  # where each row is from, where a column says it
 SET = "__set__"  # names the data set of an evaluation row where there are several
 
 
@@ -34,4 +36,4 @@ def places_of(rows: Dataset, indices: Sequence[int], most: int = 5) -> str:
 
 def columns_of(rows: Dataset) -> list[str]:
     """The user's columns."""
-    return [name for name in rows.column_names if name not in (PLACE, SET)]
+    return [name for name in rows.column_names if name not in (PLACE, SET, LICENCE, SOURCE)]

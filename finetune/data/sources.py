@@ -27,6 +27,7 @@ from finetune.data.folders import (
     split_of,
 )
 from finetune.data.hub import read_hub
+from finetune.data.licences import LicenceArguments, with_licences
 from finetune.data.media_folders import read_media_folder
 from finetune.data.mixing import Part, weighted
 from finetune.data.places import columns_of
@@ -114,7 +115,7 @@ class SourceArguments:
 
 
 @dataclass
-class ColumnArguments(SourceArguments):
+class ColumnArguments(LicenceArguments, SourceArguments):
     """Which rows, and which of their columns."""
 
     text_column: str | None = field(
@@ -270,8 +271,7 @@ class Rows:
 
 
 def load_rows(data: TextArguments, train: bool = True, fallback: str | None = "train") -> Rows:
-    """Read the splits that a run needs; `train=False` reads the evaluation split alone, or `fallback` where
-    there is none.
+    """The splits that a run needs; `train=False`: the evaluation split alone, or `fallback` without one.
 
     Raises:
         InputError: nothing there under that name, an unreadable file, a split that does not exist, 0 rows.
@@ -299,7 +299,7 @@ def load_rows(data: TextArguments, train: bool = True, fallback: str | None = "t
 
 
 def _training(data: TextArguments) -> Dataset:
-    return split_of(load_splits(data), data.train_split, "--train_split")
+    return with_licences(split_of(load_splits(data), data.train_split, "--train_split"), data)
 
 
 def _both(data: TextArguments) -> Rows:
@@ -307,13 +307,13 @@ def _both(data: TextArguments) -> Rows:
     evaluate on.
     """
     splits = load_splits(data)
-    training = split_of(splits, data.train_split, "--train_split")
+    training = with_licences(split_of(splits, data.train_split, "--train_split"), data)
     if data.hold_out:
         kept, aside = groups_apart(training, data.hold_out, data.sample_seed)
         return Rows(training.select(kept), training.select(aside), data.name)
     held_out = data.eval_split or default_eval(splits, None)
     if held_out is not None:
-        evaluation = split_of(splits, held_out, "--eval_split")
+        evaluation = with_licences(split_of(splits, held_out, "--eval_split"), data, train=False)
         # the same rows in both are still two splits: one object for both says that nothing is trained
         return Rows(training, evaluation.select(range(len(evaluation))), data.name)
     if len(training) < 2:
@@ -340,7 +340,7 @@ def _evaluation(data: TextArguments, fallback: str | None) -> Dataset:
     name = data.eval_split or default_eval(splits, fallback)
     if name is None:
         raise InputError(f"{data.name} has no evaluation split; name one by --eval_split")
-    return split_of(splits, name, "--eval_split")
+    return with_licences(split_of(splits, name, "--eval_split"), data, train=False)
 
 
 def read_splits(name: str, config: str | None = None, data_files: list[str] | None = None) -> DatasetDict:

@@ -25,13 +25,14 @@ Answer = dict[str, Any]
 
 
 class Examined(NamedTuple):
-    """Rows that were checked and sampled, which of their columns are read, and the names of the classes or
-    None.
+    """Rows that were checked and sampled, which of their columns are read, the names of the classes or None,
+    and what is known of where the rows are from (see `artefacts.provenance`).
     """
 
     rows: Rows
     columns: Columns
     labels: list[str] | None
+    provenance: Mapping[str, Any] | None = None
 
     @property
     def fingerprint(self) -> str:

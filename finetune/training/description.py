@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from finetune.artefacts.files import write_atomically
+from finetune.artefacts.provenance import licence_of
 from finetune.data.columns import row_classes
 from finetune.tasks.task import Examined
 
@@ -43,6 +44,8 @@ def describe_rows(
         },
         "lengths": _lengths(features),
     }
+    if found.provenance is not None:
+        told["licence"] = licence_of(found.provenance)
     if found.rows.train is not None and found.labels is not None:
         train = row_classes(found.rows.train, columns.label)
         if train is not None:

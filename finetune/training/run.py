@@ -17,6 +17,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from finetune.artefacts.folder import save_artefact
+from finetune.artefacts.provenance import provenance_of, save_provenance
 from finetune.artefacts.runs import check_vacant, open_run
 from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.batching import BatchingArguments, check_budget
@@ -51,7 +52,8 @@ def examine_rows(
     """
     set_seed(training.seed)
     with training.main_process_first(desc="reading rows"):
-        found = row.examine(row.load(data), data)
+        rows = row.load(data)
+        found = row.examine(rows, data)._replace(provenance=provenance_of(rows, data))
     check_vacant(dict(options), found.fingerprint)
     return found
 
@@ -169,6 +171,8 @@ def open_folder(
     """
     checkpoint = open_run(dict(options), found.fingerprint, network)
     if PartialState().is_main_process:
+        if found.provenance is not None:
+            save_provenance(options["output_dir"], found.provenance, found.rows)
         describe_rows(found, features, options["output_dir"], row.baselines)
     return str(checkpoint) if checkpoint else None
 

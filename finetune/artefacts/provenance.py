@@ -1,0 +1,68 @@
+"""Whose rows a run was trained on → `provenance.json`: files with their hashes, licences, sources, rows used.
+
+Knows options and rows; knows no task. No text of a row is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.artefacts.files import write_atomically
+from finetune.data.corpora import CORPORA
+from finetune.data.folders import files_of
+from finetune.data.licences import counted, declared_licence, file_entry
+from finetune.data.mixing import weighted
+from finetune.data.places import LICENCE, SOURCE
+from finetune.data.sources import DataArguments, Rows
+
+PROVENANCE = "provenance.json"
+
+
+def provenance_of(rows: Rows, data: DataArguments) -> dict[str, Any]:
+    """Each data set's files, declared licence, and how many of its training rows stand under each licence and
+    come from each source.
+
+    Args:
+        rows: as they were read, before a task samples and mixes them.
+    """
+    sets = {part.name: part.rows for part in rows.train_parts} or {data.name: rows.train}
+    split = data.train_split.partition("[")[0]
+    entries = []
+    for name in weighted(data.dataset_name):
+        path = Path(name).expanduser()
+        files = {} if name in CORPORA else files_of(path, data.data_files)
+        part = sets.get(name)
+        entries.append(
+            {
+                "name": name,
+                "config": data.dataset_config,
+                "split": data.train_split,
+                "files": [file_entry(file, path) for file in files.get(split, ())],
+                "licence": declared_licence(name),
+                "rows": 0 if part is None else len(part),
+                "licences": {} if part is None else counted(part, LICENCE),
+                "sources": {} if part is None else counted(part, SOURCE),
+            }
+        )
+    return {"licences_wanted": data.licences, "data": entries}
+
+
+def save_provenance(folder: str | Path, told: Mapping[str, Any], rows: Rows) -> None:
+    """Write `provenance.json`; `rows` are those that are trained on, after any sample."""
+    used = {} if rows.train is None else {
+        "rows_used": len(rows.train),
+        "licences_used": counted(rows.train, LICENCE),
+        "sources_used": counted(rows.train, SOURCE),
+    }  # fmt: skip
+    write_atomically(Path(folder) / PROVENANCE, json.dumps({**told, **used}, indent=1, ensure_ascii=False))
+
+
+def licence_of(told: Mapping[str, Any]) -> str | None:
+    """The one licence of all training rows; None where there are several, or rows that say none."""
+    found = set()
+    for entry in told["data"]:
+        found |= set(entry["licences"]) or {entry["licence"]}
+    return found.pop() if len(found) == 1 and found != {None} else None

@@ -35,8 +35,9 @@ NAMES = OrderedDict(
 CLASSIFIERS = OrderedDict(patchtst="PatchTSTForClassification")
 MASKED = OrderedDict(patchtst="PatchTSTForPretraining")
 HEADS = ("encoder_attention_heads", "decoder_attention_heads")
-# Of PatchTST's own paper (Nie et al. 2023, section 4); transformers' defaults are patches of one step.
-PATCH = {"patch_length": 16, "patch_stride": 8}
+# Steps of a patch in PatchTST's own paper (Nie et al. 2023, section 4), half of which it shares with the
+# next; transformers' default is one step.
+PATCH = 16
 
 
 class AutoModelForForecast(_BaseAutoModelClass):
@@ -96,7 +97,7 @@ def sizes(
     if horizon:
         entries["prediction_length"] = horizon
     if "patch_stride" in known:
-        length = min(PATCH["patch_length"], max(1, context // 2))
+        length = min(PATCH, max(1, context // 8))
         entries |= {"patch_length": length, "patch_stride": max(1, length // 2)}
     return entries
 
@@ -104,8 +105,8 @@ def sizes(
 def resized(config: PreTrainedConfig, entries: dict[str, Any]) -> PreTrainedConfig:
     """The configuration with other entries, made anew: some families reckon further ones from them."""
     known = config.to_dict()
-    known.pop("feature_size", None)
-    return type(config).from_dict(known | entries)
+    own = {name: value for name, value in known.items() if name not in ("feature_size", "num_patches")}
+    return type(config).from_dict(own | entries)
 
 
 def lagged(kind: str, channels: int, context: int, horizon: int, calendar: int) -> dict[str, Any]:

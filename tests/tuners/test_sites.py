@@ -62,6 +62,8 @@ def inputs(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
     ids = torch.tensor([[5, 6, 7, 8, 2]])
     if config.model_type in ("vit", "deit", "dinov2"):
         return {"pixel_values": torch.randn(1, 3, 8, 8)}
+    if config.model_type == "patchtst":
+        return {"past_values": torch.randn(1, config.context_length, config.num_input_channels)}
     if config.model_type == "audio-spectrogram-transformer":
         return {"input_values": torch.randn(1, 32, 16)}
     if config.model_type in ("wav2vec2", "hubert"):

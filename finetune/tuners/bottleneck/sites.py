@@ -117,6 +117,10 @@ SITES: dict[str, Sites] = {
         r"self_attn\.out_proj", "fc2", WIDE, "activation_function", output="final_layer_norm",
         normed_first=("do_layer_norm_before", r"layers\.\d+"),
     ),
+    "patchtst": Sites(
+        r"self_attn\.out_proj", r"ff\.3", {"ff": Parallel}, output="norm_sublayer3",
+        normed_first=("pre_norm", r"layers\.\d+"),
+    ),
     "pegasus": MBART,
     "phi3": LLAMA,
     "qwen2": LLAMA,

@@ -4,10 +4,10 @@ knows no model and no task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
-from datasets import Dataset
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.accounting import say
@@ -15,6 +15,7 @@ from finetune.data.sources import TextArguments
 from finetune.loss import IGNORED
 
 OPEN, CLOSE = "⟦", "⟧"  # around what is learnt
+UNSHOWN = ("labels", "row", "length", "calendar")  # of inputs that are no texts
 LONG = 4000  # characters of a row that are printed
 
 
@@ -25,7 +26,7 @@ def show_features(
     data: TextArguments,
 ) -> bool:
     """Print the first rows (--show_rows) as the model sees them; whether the run ends here (--check)."""
-    split = "train" if isinstance(features.get("train"), Dataset) else "eval"
+    split = "train" if isinstance(features.get("train"), Sized) else "eval"
     rows = features[split]
     for place in range(min(max(data.show_rows, 1 if data.check else 0), len(rows))):
         text = rendered(rows[place], processor, labels)
@@ -38,7 +39,7 @@ def show_features(
         )
     if data.check:
         counted = ", ".join(
-            f"{len(part)} of {name}" for name, part in features.items() if isinstance(part, Dataset)
+            f"{len(part)} of {name}" for name, part in features.items() if isinstance(part, Sized)
         )
         say(f"Rows checked ({counted}); nothing was trained (--check).")
     return data.check
@@ -110,7 +111,7 @@ def _no_text(row: Mapping[str, Any], labels: Sequence[str] | None) -> str:
     """What there is of an input that is no text, and the class or the target that is learnt."""
     gold = row.get("labels")
     said = labels[gold] if labels and isinstance(gold, int) else gold
-    lines = [f"{name}: {_outline(row[name])}" for name in row if name not in ("labels", "row", "length")]
+    lines = [f"{name}: {_outline(row[name])}" for name in row if name not in UNSHOWN]
     return "\n".join([*lines, f"{OPEN}{_outline(said)}{CLOSE}"])
 
 
@@ -119,6 +120,8 @@ def _outline(value: Any) -> str:
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
         parts = [value["path"], value["bytes"] is not None and f"{len(value['bytes'])} bytes"]
         return ", ".join(str(part) for part in parts if part)
+    if isinstance(value, np.ndarray):
+        return f"{' x '.join(map(str, value.shape))} numbers"
     sizes, inner = [], value
     while isinstance(inner, list) and inner:
         sizes.append(str(len(inner)))

@@ -20,6 +20,7 @@ from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+WHOLE = "all"  # the split to assess that is all rows; those that were trained on are left out
 SHARES = (0.7, 0.1)  # of the rows, for training and validation; the rest is the test
 
 
@@ -32,7 +33,7 @@ def load_series(
     context: int = 0,
 ) -> Rows:
     """The parts of a series that a run needs: training rows, and evaluation rows with `context` rows before
-    them; `train=False` reads the latter alone.
+    them; `train=False` reads the latter alone, of which the split `all` is the whole series.
 
     Files that are splits already are taken as they are, unless `split_rows` cuts the whole anew.
 
@@ -46,8 +47,10 @@ def load_series(
             "one"
         )
     splits = load_splits(data)
-    named = [name for name in (data.train_split, data.eval_split) if name is not None]
-    by_hand = data.eval_split is not None and all(name.partition("[")[0] in splits for name in named)
+    if not train and data.eval_split == WHOLE:
+        return Rows(None, _in_one(splits, time_column, data.name), data.name)
+    base, _, bounds = str(data.eval_split).partition("[")
+    by_hand = bool(bounds) and base in splits  # slices of the files as they are
     if split_rows is not None:
         splits = cut(_in_one(splits, time_column, data.name), split_rows, data.name)
     elif len(splits) == 1 and not by_hand:
@@ -72,32 +75,38 @@ def cut(whole: Dataset, wanted: str, name: str) -> DatasetDict:
     """The rows in their order as train, validation and test.
 
     Args:
-        wanted: rows of the first two as 8640,2880, or their shares as 0.7,0.1; the rest is the test.
+        wanted: rows of the three as 8640,2880,2880, or of the first two, or their shares as 0.7,0.1; the rest
+            is the test, or is left out where the test's rows are given.
 
     Raises:
-        InputError: no two numbers, or a part without rows.
+        InputError: no such numbers, or a part without rows.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)\s*", wanted)
-    if match is None:
+    parts = [part.strip() for part in wanted.split(",")]
+    if not 2 <= len(parts) <= 3 or not all(re.fullmatch(r"\d+(\.\d+)?", part) for part in parts):
         raise InputError(
-            f"--split_rows '{wanted}' is no pair of numbers; wanted the rows of training and validation as "
-            "8640,2880, or their shares as 0.7,0.1"
+            f"--split_rows '{wanted}' is no two or three numbers; wanted the rows of training, validation "
+            "and test as 8640,2880,2880, or shares as 0.7,0.1"
         )
-    first, second = map(float, match.groups())
-    if first < 1 and second < 1:
-        first, second = first * len(whole), second * len(whole)
-    edges = [0, int(first), int(first) + int(second), len(whole)]
-    if not 0 < edges[1] < edges[2] <= edges[3]:
+    sizes = [float(part) for part in parts]
+    if max(sizes) < 1:
+        sizes = [size * len(whole) for size in sizes]
+    rest = len(whole) - int(sizes[0]) - int(sizes[1])
+    counts = [int(sizes[0]), int(sizes[1]), min(rest, int(sizes[2])) if len(sizes) > 2 else rest]
+    if min(counts[:2]) < 1 or rest < 0:
         raise InputError(
             f"--split_rows {wanted} of {name}'s {len(whole)} rows leaves a part without rows; wanted some "
             "for training and some for validation"
         )
-    parts = zip(SPLITS, edges, edges[1:], strict=False)
-    found = {split: whole.select(range(low, high)) for split, low, high in parts if high > low}
+    edges = [0, counts[0], counts[0] + counts[1], sum(counts)]
+    found = {
+        split: whole.select(range(low, high))
+        for split, low, high in zip(SPLITS, edges, edges[1:], strict=False)
+        if high > low
+    }
+    said = ", ".join(f"{split} {len(part)}" for split, part in found.items())
+    left = len(whole) - edges[-1]
     logger.warning(
-        "%s in order of time: %s rows",
-        name,
-        ", ".join(f"{split} {len(part)}" for split, part in found.items()),
+        "%s in order of time: %s rows%s", name, said, f"; the last {left} are left out" if left else ""
     )
     return DatasetDict(found)
 

@@ -67,7 +67,7 @@ def examine(rows: Rows, data: DataArguments, *, context: int, options: TaskArgum
     channels = find_channels(rows.train, time, options.series_columns, data.ignore_columns, data.name)
     columns = Columns(time or channels[0], None, channels[0], tuple(channels))
     alone, shortened = rows.train is rows.eval, limited(rows, data, context)
-    parts = [(shortened.eval, "evaluation"), *([] if alone else [(shortened.train, "training")])]
+    parts = [*([] if alone else [(shortened.train, "training")]), (shortened.eval, "evaluation")]
     for part, where in parts:
         assert part is not None
         missing = [name for name in columns.inputs if name not in part.column_names]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, List, Value
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -21,7 +21,6 @@ from finetune.data.columns import LABELS, Columns, class_ids, first_there, row_c
 from finetune.data.labelled import named_classes
 from finetune.data.places import columns_of, place_of, places_of
 from finetune.data.questions import Laid
-from finetune.data.series import NUMBERS
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.metrics.baselines import majority
@@ -64,15 +63,14 @@ def lay_out(rows: Dataset, data: DataArguments) -> Laid:
         if name is not None and name not in there:
             raise InputError(f"No column '{name}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
     column = data.text_column or first_there(USUAL, there, data.name, "--text_column")
-    inner: Any = rows.features[column]
-    depth = 0
-    while isinstance(inner, List):
-        inner, depth = inner.feature, depth + 1
-    if not (isinstance(inner, Value) and inner.dtype.startswith(NUMBERS) and depth in (1, 2)):
+    first = next((cell for cell in rows[column] if cell is not None), None)
+    inner, depth = first, 0
+    while isinstance(inner, list) and inner:
+        inner, depth = inner[0], depth + 1
+    if depth not in (1, 2) or isinstance(inner, (str, dict)):
         raise InputError(
-            f"The column '{column}' of {data.name} holds {rows.features[column]!s:.120} "
-            f"({rows[0][column]!r:.60} in {place_of(rows, 0)}); wanted a list of numbers a row, or a list "
-            "of channels. Set --text_column"
+            f"The column '{column}' of {data.name} holds {rows.features[column]!s:.120} ({first!r:.60} in "
+            f"{place_of(rows, 0)}); wanted a list of numbers a row, or a list of channels. Set --text_column"
         )
     label = data.label_column or first_there(LABELS, there, data.name, "--label_column")
     return Laid(named_classes(rows, label, data.class_names), Columns(column, None, label),
@@ -122,8 +120,8 @@ def fault(cell: Any, usual: int) -> str | None:
         return f"has channels of {' and '.join(map(str, sorted({len(one) for one in channels})))} steps"
     for number, channel in enumerate(channels):
         for step, value in enumerate(channel):
-            if value is None or not math.isfinite(value):
-                return f"has {'a gap' if value is None else value} at step {step} of channel {number}"
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                return f"has {'a gap' if value is None else repr(value)} at step {step} of channel {number}"
     return None
 
 

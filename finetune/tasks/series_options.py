@@ -22,8 +22,8 @@ class SeriesArguments:
     split_rows: str | None = field(
         default=None,
         metadata={
-            "help": "Rows of training and validation in order of time, as 8640,2880, or their shares; the "
-            "rest is the test (forecast; default: the files' splits, or 0.7,0.1 of one file)."
+            "help": "Rows of training, validation and test in order of time, as 8640,2880,2880, or shares "
+            "(forecast; default: the files' splits, or 0.7,0.1 of one file and the rest)."
         },
     )
     time_column: str | None = field(

@@ -118,6 +118,8 @@ def test_parts_follow_each_other_and_take_their_context_along(folder):
     ("options", "split_rows", "train", "held"),
     [
         ({}, None, ("28 00", "29 03", 28), ("29 02", "29 07", 6)),
+        ({"eval_split": "test"}, "20,4,6", ("28 00", "28 19", 20), ("28 22", "29 05", 8)),
+        ({"eval_split": "test"}, "20,4,60", ("28 00", "28 19", 20), ("28 22", "29 15", 18)),
         ({"eval_split": "test"}, "20,4", ("28 00", "28 19", 20), ("28 22", "29 15", 18)),
         ({"eval_split": "train[30:]", "train_split": "train[:20]"}, None,
          ("28 00", "28 19", 20), ("29 04", "29 15", 12)),
@@ -134,7 +136,7 @@ def test_split_files_are_cut_anew_when_asked(folder):
     assert dates(rows.train) == ("28 00", "28 19", 20) and dates(rows.eval) == ("29 05", "29 15", 11)
 
 
-@pytest.mark.parametrize("wanted", ["20", "a,b", "40,1", "0,5", "0.99,0.001"])
+@pytest.mark.parametrize("wanted", ["20", "a,b", "40,1", "0,5", "0.99,0.001", "1,2,3,4", "9,-1"])
 def test_parts_that_cannot_be_cut(folder, wanted):
     with pytest.raises(InputError, match="--split_rows"):
         load_series(DataArguments(f"{folder}.parquet"), split_rows=wanted)

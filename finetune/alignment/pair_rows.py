@@ -16,7 +16,6 @@ from finetune.alignment.preferences import pair_ids
 from finetune.loss import IGNORED
 
 SIDES = ("chosen", "rejected")
-ENDED = tuple(f"{side}_ended" for side in SIDES)
 
 
 def without_end(ids: list[int], end: int | None) -> list[int]:

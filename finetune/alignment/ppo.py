@@ -61,11 +61,6 @@ def adapted(coefficient: float, kl: float, target: float, gain: float = 0.1) -> 
     return coefficient * (1 + gain * error)
 
 
-def final_scores(scores: Tensor, ended: Tensor, penalty: float = 0.0) -> Tensor:
-    """Scores of whole answers, [batch]; an answer without an EOS of its own loses `penalty`."""
-    return scores - penalty * (~ended).to(scores.dtype)
-
-
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coefficient: float) -> Tensor:
     """What each token earned: -coefficient · KL, and at the answer's last real token, wherever padding
     begins, its score too.

@@ -60,8 +60,8 @@ class SftArguments(TrainingArguments, SFTConfig):
 def as_task(instruct: InstructionArguments, training: SftArguments) -> tuple[TaskArguments, dict[str, Any]]:
     """The options that the table's row is settled by, and what stands in it otherwise then."""
     task = TaskArguments(
-        instruct.task,
-        training.max_length,
+        task=instruct.task,
+        max_length=training.max_length,
         max_target_length=instruct.max_new_tokens,
         early_stopping_patience=instruct.early_stopping_patience,
     )

@@ -78,11 +78,6 @@ class Imported:
     hints: list[str] = field(default_factory=list)
 
 
-def is_task(content: Any) -> bool:
-    """Whether a file's content is a task of lm-evaluation-harness."""
-    return isinstance(content, dict) and bool({"doc_to_text", "output_type", "doc_to_target"} & set(content))
-
-
 def load(path: Path, seen: frozenset[Path] = frozenset()) -> dict[str, Any]:
     """A task file with those that it includes under it.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import matplotlib
@@ -174,3 +174,63 @@ def panels(series: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: s
 def _cut(text: Any, most: int = 40) -> str:
     line = " ".join(str(text).split())
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def learning_curves(
+    lines: dict[str, Sequence[tuple[int, float, tuple[float, float]]]],
+    flat: Collection[str],
+    xlabel: str,
+    ylabel: str,
+) -> str:
+    """Figures over growing numbers, on a logarithmic scale, each line named at its end.
+
+    Args:
+        lines: name → (number, value, its interval), ascending.
+        flat: names that are drawn straight across, at their one value.
+    """
+    styles = [(colour, dash) for dash in ("-", "--", ":") for colour in (FIRST, SECOND, THIRD, INK)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 4.8))
+        axes = figure.subplots()
+        ends, sizes = [], sorted({n for name, line in lines.items() if name not in flat for n, *_ in line})
+        for place, (name, line) in enumerate(lines.items()):
+            colour, dash = styles[place % len(styles)]
+            if name in flat:
+                value = line[-1][1]
+                axes.axhline(value, color=FAINT, linestyle="--", linewidth=1)
+            else:
+                x, y = [n for n, *_ in line], [v for _, v, _ in line]
+                bars = np.array([[max(v - low, 0), max(high - v, 0)] for _, v, (low, high) in line]).T
+                shift = 1 + 0.02 * (place - len(lines) / 2)  # bars beside each other, not on each other
+                axes.errorbar(
+                    np.array(x) * shift, y, yerr=bars, color=colour, linestyle=dash, linewidth=1.4,
+                    marker="o", markersize=3.5, elinewidth=0.7, capsize=2,
+                )  # fmt: skip
+                value = y[-1]
+            ends.append((value, name, FAINT if name in flat else colour))
+        axes.set_xscale("log")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if sizes:
+            axes.set_xticks(sizes, [str(n) for n in sizes])
+            axes.set_xlim(sizes[0] / 1.25, sizes[-1] * 1.15)
+        axes.minorticks_off()
+        axes.grid(alpha=0.2, color=FAINT)
+        low, high = axes.get_ylim()
+        for (value, name, colour), height in zip(*_apart(sorted(ends), 0.048 * (high - low)), strict=True):
+            axes.annotate(
+                f"{name} {value:.2f}", (1.01, height), xycoords=("axes fraction", "data"), color=colour,
+                va="center", fontsize=8, annotation_clip=False,
+            )  # fmt: skip
+        return as_svg(figure, f"{ylabel} over {xlabel}: " + "; ".join(f"{n} {v:.3f}" for v, n, _ in ends))
+
+
+def _apart(
+    ends: list[tuple[float, str, str]], least: float
+) -> tuple[list[tuple[float, str, str]], list[float]]:
+    """Heights for names that end close to each other: ascending, `least` between two, about where they
+    were."""
+    heights: list[float] = []
+    for value, *_ in ends:
+        heights.append(max(value, heights[-1] + least) if heights else value)
+    over = sum(h - e[0] for h, e in zip(heights, ends, strict=True)) / max(len(ends), 1)
+    return ends, [height - over for height in heights]

@@ -28,15 +28,15 @@ STOPPED = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM en
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
-def seconds_of(limit: str) -> float:
-    """`3h55m`, `90m`, `1d2h`, `45s` or a bare number of seconds → seconds.
+def seconds_of(limit: str, flag: str = "--time_limit") -> float:
+    """`3h55m`, `90m`, `20min`, `1d2h`, `45s` or a bare number of seconds → seconds.
 
     Raises:
         InputError: none of these.
     """
-    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", str(limit).strip())
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s?)?", str(limit).strip())
     if not parts or not any(parts.groups()):
-        raise InputError(f"Got --time_limit {limit}; wanted a time as 3h55m, 90m or 300s")
+        raise InputError(f"Got {flag} {limit}; wanted a time as 3h55m, 90m or 300s")
     return float(sum(int(n) * size for n, size in zip(parts.groups(), UNITS.values(), strict=True) if n))
 
 

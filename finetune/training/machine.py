@@ -47,7 +47,7 @@ SHARED_BY = {
     "train": ("ddp", "fsdp2", "zero"), "sft": ("ddp", "fsdp2", "zero"), "pretrain": ("ddp", "fsdp2", "zero"),
     "dpo": ("ddp", "zero"), "reward": ("ddp",), "ppo": ("ddp",), "grpo": ("ddp",), "rloo": ("ddp",),
     "prefer": ("ddp",), "align": ("ddp",), "prompt": ("ddp",), "fuse": ("ddp",), "frontier": (), "serve": (),
-    "assess": (), "adapter": (), "compare": (), "tokenizer": (), "board": (), "report": (),
+    "assess": (), "ladder": (), "adapter": (), "compare": (), "tokenizer": (), "board": (), "report": (),
     "compare_runs": (),
     "import_task": (),
 }  # fmt: skip

@@ -1,0 +1,89 @@
+"""Scores at several numbers of labels → a curve, and what further labels would likely bring. Knows arrays;
+knows no models.
+
+An error falls with the number of labels n about as a power of it, a · n^-b (Hestness et al. 2017; Cortes et
+al. 1994): a straight line in logarithms, which is fitted anew to each bootstrap sample of rows and seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+Array = np.ndarray
+LEAST_SIZES = 3  # a line through two points knows no doubt
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What `more` labels would likely add to accuracy.
+
+    Attributes:
+        gain, low, high: median and 95 % interval over bootstrap samples.
+        exponent: median of b.
+    """
+
+    labels: int
+    more: int
+    gain: float
+    low: float
+    high: float
+    exponent: float
+
+
+def resampled_means(scores: Array, samples: int, seed: int) -> Array:
+    """Mean of scores [seeds, rows] in bootstrap samples of rows and of seeds, [samples].
+
+    The same `seed` draws the same rows, so that two curves, or two sizes of one, are resampled together.
+    """
+    rows = np.random.default_rng(seed).multinomial(
+        scores.shape[1], np.full(scores.shape[1], 1 / scores.shape[1]), size=samples
+    )
+    seeds = np.random.default_rng((seed, scores.shape[0])).multinomial(
+        scores.shape[0], np.full(scores.shape[0], 1 / scores.shape[0]), size=samples
+    )
+    return np.einsum("br,sr,bs->b", rows, scores, seeds) / scores.shape[1] / scores.shape[0]
+
+
+def interval_of_means(scores: Array, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of scores [seeds, rows], rows and seeds resampled."""
+    low, high = np.quantile(resampled_means(scores, samples, seed), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def power_law(sizes: Array, errors: Array) -> tuple[float, float]:
+    """a and b of error = a · n^-b by least squares in logarithms, b at least 0: labels do no harm.
+
+    Args:
+        sizes: [sizes], ascending.
+        errors: [sizes], above 0.
+    """
+    x, y = np.log(np.asarray(sizes, dtype=float)), np.log(np.asarray(errors, dtype=float))
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+    b = max(-slope, 0.0)
+    return float(np.exp(y.mean() + b * x.mean())), b
+
+
+def forecast(scores: Mapping[int, Array], more: int, samples: int = 1000, seed: int = 0) -> Forecast | None:
+    """What `more` labels beyond the largest number would add; None for fewer than three sizes.
+
+    Args:
+        scores: number of labels → right or wrong, [seeds, rows].
+    """
+    sizes = sorted(scores)
+    if len(sizes) < LEAST_SIZES:
+        return None
+    rows = scores[sizes[0]].shape[1]
+    # no error seen in so many rows is no error below one in twice as many
+    errors = np.stack(
+        [np.maximum(1 - resampled_means(scores[size], samples, seed), 0.5 / rows) for size in sizes]
+    )
+    gains, exponents = [], []
+    for column in errors.T:
+        a, b = power_law(np.array(sizes), column)
+        gains.append(a * (sizes[-1] ** -b - (sizes[-1] + more) ** -b))
+        exponents.append(b)
+    low, middle, high = np.quantile(gains, [0.025, 0.5, 0.975])
+    return Forecast(sizes[-1], more, float(middle), float(low), float(high), float(np.median(exponents)))

@@ -1,0 +1,66 @@
+"""Time that is left, and the most memory that a piece of work takes. Knows clocks; knows no work."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+class BudgetSpent(Exception):
+    """There is no time left for what goes on; what is done stays done."""
+
+
+class Clock:
+    """A budget of seconds, from the making of this object.
+
+    Args:
+        seconds: in all.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.start, self.seconds = time.monotonic(), seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, 0 at least."""
+        return max(0.0, self.seconds - (time.monotonic() - self.start))
+
+    def check(self) -> None:
+        """
+        Raises:
+            BudgetSpent: nothing is left.
+        """
+        if not self.left:
+            raise BudgetSpent
+
+
+class StopInTime(TrainerCallback):
+    """Ends a training that the budget doesn't last for."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.clock.check()
+
+
+class Peak:
+    """The most memory that this process holds from here on, in MB (Linux counts it anew; elsewhere None)."""
+
+    def __init__(self) -> None:
+        self.works = False
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+            self.works = True
+
+    def mb(self) -> float | None:
+        """Since this object was made."""
+        if not self.works:
+            return None
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        told = next((line for line in lines if line.startswith("VmHWM:")), None)
+        return None if told is None else int(told.split()[1]) / 1024

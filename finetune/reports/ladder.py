@@ -5,7 +5,7 @@ Knows right and wrong answers and what they cost; knows no models and no ways by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -85,6 +85,7 @@ class LadderPage:
         gold: number of each unseen row's class.
         told: what was measured, for the last section.
         missing: runs that are not there, each with its reason.
+        commands: what makes a way's model, by its title.
     """
 
     name: str
@@ -94,6 +95,7 @@ class LadderPage:
     more: int = 500
     told: dict[str, Any] = field(default_factory=dict)
     missing: Sequence[str] = ()
+    commands: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -169,7 +171,7 @@ def ladder_page(page: LadderPage) -> str:
     taken = page.taken
     headline = f"{taken.way}: accuracy {with_interval(taken.accuracy, taken.bounds)}, {taken.labels} labels"
     sections = [
-        Section("What to take", [Words(text) for text in advice(page)]),
+        Section("What to take", [*(Words(text) for text in advice(page)), *_command(page)]),
         Section("Learning curves", [_chart(page)]),
         Section("More labels", [*_outlooks(page)]),
         Section("Figures", [_figures(page)]),
@@ -205,8 +207,14 @@ def advice(page: LadderPage) -> list[str]:
     if best is not taken:
         said.append(_more(page, best))
     if page.missing:
-        said.append(f"{len(page.missing)} runs are not in this page; the last section says which and why.")
+        count = "1 run is" if len(page.missing) == 1 else f"{len(page.missing)} runs are"
+        said.append(f"{count} not in this page; the last section says which and why.")
     return [text for text in said if text]
+
+
+def _command(page: LadderPage) -> list[Words]:
+    command = page.commands.get(page.taken.way)
+    return [Words(f"{page.taken.way}, of all labelled rows:", command)] if command else []
 
 
 def _choice(page: LadderPage, best: Cell, taken: Cell) -> str:

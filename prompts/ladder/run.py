@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from prompts.ladder.clock import BudgetSpent, Clock, Peak
 from prompts.ladder.options import WAYS, LadderArguments
 from prompts.ladder.result import LadderRun, read_runs, run_name
 from prompts.ladder.rows import ladder_rows, settled_counts
-from prompts.ladder.tuned import Said, fit, learn
+from prompts.ladder.tuned import LSTM, LSTM_RATE, Said, epochs_for, fit, learn
 
 logger = logging.getLogger(__name__)
 # What may differ when a ladder is taken up again: how long, and what else is tried.
@@ -153,8 +154,8 @@ class Ladder:
         if not known:
             return None
         near = min(known, key=lambda run: abs(run.labels - labels))
-        scale = max(labels, 1) / max(near.labels, 1) if labels > near.labels else 1.0
-        return min(scale, 4.0) * near.seconds + near.row_ms * len(near.said) / 1000
+        learnt = labels * epochs_for(way, labels) if WAYS[way].kind == "tuned" else near.kept_rows
+        return near.seconds * learnt / max(near.kept_rows, 1) + near.row_ms * len(near.said) / 1000
 
     def run(self, way: str, labels: int, seed: int) -> list[LadderRun]:
         """One step's runs: a prompt behind fixed examples gives a calibrated one too.
@@ -182,6 +183,34 @@ class Ladder:
             for name, one in zip(names, found, strict=True) if name in self.options.ways
         ]  # fmt: skip
 
+    def commands(self) -> dict[str, str]:
+        """What makes each way's model of all labelled rows, by `finetune train`."""
+        given = {
+            "dataset_name": self.rows.name, "text_column": self.rows.columns.text,
+            "label_column": self.rows.columns.label,
+        }  # fmt: skip
+        common = " ".join(f"--{name} {shlex.quote(value)}" for name, value in given.items())
+        length, folder = f"--max_length {self.options.max_length}", "--output_dir runs/chosen"
+        model = f"--model_name_or_path {shlex.quote(self.model.model_name_or_path)}"
+        made = {
+            way: f"finetune train {model} --method {way} {common} {length} {folder}"
+            for way, one in WAYS.items() if one.kind == "tuned"
+        }  # fmt: skip
+        words = (
+            "finetune tokenizer --kind words --lowercase true --vocab_size 10000 --output_dir runs/words "
+            + common.partition(" --label_column")[0]
+        )
+        made["lstm"] = (
+            f"{words}\nfinetune train --from_config lstm --config_overrides {LSTM} --tokenizer_name "
+            "runs/words "
+            f"--method full --learning_rate {LSTM_RATE} {common} {length} {folder}"
+        )
+        fitted = {
+            way: f"finetune train --model_name_or_path {way} {common} {folder}"
+            for way, one in WAYS.items() if one.kind == "fitted"
+        }  # fmt: skip
+        return made | fitted
+
     def write(self) -> Path:
         """The page, of all runs that are done."""
         gold = self.rows.gold
@@ -202,6 +231,7 @@ class Ladder:
                 "tokens of a text": self.options.max_length, "budget": self.options.budget,
             },
             list(self.troubles.values()),
+            {WAYS[way].title: command for way, command in self.commands().items()},
         )  # fmt: skip
         return write_ladder_page(page, self.folder)
 

@@ -66,7 +66,7 @@ def power_law(sizes: Array, errors: Array) -> tuple[float, float]:
     return float(np.exp(y.mean() + b * x.mean())), b
 
 
-def forecast(scores: Mapping[int, Array], more: int, samples: int = 1000, seed: int = 0) -> Forecast | None:
+def outlook(scores: Mapping[int, Array], more: int, samples: int = 1000, seed: int = 0) -> Forecast | None:
     """What `more` labels beyond the largest number would add; None for fewer than three sizes.
 
     Args:

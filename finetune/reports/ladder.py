@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from finetune.metrics import bootstrap
-from finetune.metrics.learning_curve import Forecast, forecast, interval_of_means
+from finetune.metrics.learning_curve import Forecast, interval_of_means, outlook
 from finetune.metrics.measure import mean_of
 from finetune.metrics.significance import Comparison, compare, holm
 from finetune.reports.blocks import Chart, Section, Table, Words
@@ -155,7 +155,7 @@ class LadderPage:
     def outlook(self, way: str) -> Forecast | None:
         """What further labels would likely bring a way."""
         cells = [cell for cell in self.cells if cell.way == way and cell.points[0].grows]
-        return forecast({cell.labels: cell.scores for cell in cells}, self.more)
+        return outlook({cell.labels: cell.scores for cell in cells}, self.more)
 
 
 def write_ladder_page(page: LadderPage, folder: Path) -> Path:

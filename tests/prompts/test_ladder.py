@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from finetune.cli.parser import parse
 from finetune.errors import InputError
-from finetune.metrics.learning_curve import forecast, interval_of_means, power_law
+from finetune.metrics.learning_curve import interval_of_means, outlook, power_law
 from finetune.reports.ladder import LadderPage, LadderPoint, advice, ladder_page
 from prompts.ladder import asked, run, tuned
 from prompts.ladder.asked import ladder_prompt
-from prompts.ladder.clock import BudgetSpent, Clock
+from prompts.ladder.budget import Budget, BudgetSpent
 from prompts.ladder.options import WAYS, LadderArguments
 from prompts.ladder.rows import drawn, settled_counts
 
@@ -50,12 +50,12 @@ def test_a_power_law_is_found_again():
 def test_what_more_labels_bring_with_its_doubt():
     rng, sizes = np.random.default_rng(0), (16, 64, 256, 1024)
     scores = {n: (rng.random((3, 4000)) > 0.9 * n**-0.3).astype(float) for n in sizes}
-    found = forecast(scores, 1024)
+    found = outlook(scores, 1024)
     true = 0.9 * (1024**-0.3 - 2048**-0.3)
     assert found.low < true < found.high and found.gain == pytest.approx(true, rel=0.3)
-    fewer = forecast({n: one[:, :100] for n, one in scores.items()}, 1024)
+    fewer = outlook({n: one[:, :100] for n, one in scores.items()}, 1024)
     assert fewer.high - fewer.low > found.high - found.low
-    assert forecast({16: scores[16], 64: scores[64]}, 500) is None
+    assert outlook({16: scores[16], 64: scores[64]}, 500) is None
 
 
 def test_intervals_know_rows_and_draws():
@@ -165,7 +165,7 @@ def test_a_budget_that_ends_leaves_the_page_of_what_is_there(review_file, tmp_pa
           "majority", "lora", "--budget", "90s")  # fmt: skip
     text = (tmp_path / "ladder" / "report.html").read_text()
     assert "LoRA, 8 labels, draw 1: the budget ended while it ran" in text
-    clock = Clock(0)
+    clock = Budget(0)
     with pytest.raises(BudgetSpent):
         clock.check()
 

@@ -14,7 +14,7 @@ class BudgetSpent(Exception):
     """There is no time left for what goes on; what is done stays done."""
 
 
-class Clock:
+class Budget:
     """A budget of seconds, from the making of this object.
 
     Args:
@@ -41,7 +41,7 @@ class Clock:
 class StopInTime(TrainerCallback):
     """Ends a training that the budget doesn't last for."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Budget) -> None:
         self.clock = clock
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:

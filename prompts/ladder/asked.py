@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from finetune.data.columns import class_ids
 from finetune.errors import InputError
-from prompts.ladder.budget import Budget
+from prompts.ladder.budget import TimeBudget
 from prompts.ladder.options import LadderArguments
 from prompts.ladder.rows import LadderRows
 from prompts.ladder.tuned import Said
@@ -67,7 +67,7 @@ class LadderPrompts:
 
     rows: LadderRows
     options: LadderArguments
-    clock: Budget
+    clock: TimeBudget
     folder: Path
 
     @cached_property

@@ -14,7 +14,7 @@ class BudgetSpent(Exception):
     """There is no time left for what goes on; what is done stays done."""
 
 
-class Budget:
+class TimeBudget:
     """A budget of seconds, from the making of this object.
 
     Args:
@@ -41,7 +41,7 @@ class Budget:
 class StopInTime(TrainerCallback):
     """Ends a training that the budget doesn't last for."""
 
-    def __init__(self, clock: Budget) -> None:
+    def __init__(self, clock: TimeBudget) -> None:
         self.clock = clock
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:

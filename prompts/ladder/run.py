@@ -26,7 +26,7 @@ from finetune.models.load import ModelArguments
 from finetune.reports.ladder import LadderPage, LadderPoint, write_ladder_page
 from finetune.training.interrupts import seconds_of
 from prompts.ladder.asked import LadderPrompts
-from prompts.ladder.budget import Budget, BudgetSpent, Peak
+from prompts.ladder.budget import BudgetSpent, Peak, TimeBudget
 from prompts.ladder.options import WAYS, LadderArguments
 from prompts.ladder.result import LadderRun, read_runs, run_name
 from prompts.ladder.rows import ladder_rows, settled_counts
@@ -46,7 +46,7 @@ class Ladder:
         Raises:
             InputError: rows that can't be used, or a folder that holds another ladder.
         """
-        self.clock = Budget(seconds_of(options.budget, "--budget"))
+        self.clock = TimeBudget(seconds_of(options.budget, "--budget"))
         self.options, self.model = options, model
         self.rows = ladder_rows(data)
         self.counts = settled_counts(options.label_counts, len(self.rows.pool))

@@ -30,7 +30,7 @@ from finetune.training.baselines import fit_baseline, whole_texts
 from finetune.training.continuing import tune
 from finetune.training.options import TrainingArguments, settled
 from finetune.training.trainer import make_trainer
-from prompts.ladder.budget import Budget, StopInTime
+from prompts.ladder.budget import StopInTime, TimeBudget
 from prompts.ladder.rows import LadderRows
 
 LSTM = "embedding_size=100,hidden_size=128,bidirectional=true,merge=sum,pooling=max,dropout=0.3"
@@ -80,7 +80,7 @@ def fit(way: str, rows: LadderRows, train: Dataset) -> Said:
 
 
 def learn(
-    way: str, rows: LadderRows, train: Dataset, seed: int, settings: tuple[ModelArguments, int, Budget]
+    way: str, rows: LadderRows, train: Dataset, seed: int, settings: tuple[ModelArguments, int, TimeBudget]
 ) -> Said:
     """A model tuned on labelled rows by a method, or an LSTM made of them.
 

@@ -18,7 +18,7 @@ from finetune.metrics.learning_curve import interval_of_means, outlook, power_la
 from finetune.reports.ladder import LadderPage, LadderPoint, advice, ladder_page
 from prompts.ladder import asked, run, tuned
 from prompts.ladder.asked import ladder_prompt
-from prompts.ladder.budget import Budget, BudgetSpent
+from prompts.ladder.budget import BudgetSpent, TimeBudget
 from prompts.ladder.options import WAYS, LadderArguments
 from prompts.ladder.rows import drawn, settled_counts
 
@@ -165,7 +165,7 @@ def test_a_budget_that_ends_leaves_the_page_of_what_is_there(review_file, tmp_pa
           "majority", "lora", "--budget", "90s")  # fmt: skip
     text = (tmp_path / "ladder" / "report.html").read_text()
     assert "LoRA, 8 labels, draw 1: the budget ended while it ran" in text
-    clock = Budget(0)
+    clock = TimeBudget(0)
     with pytest.raises(BudgetSpent):
         clock.check()
 

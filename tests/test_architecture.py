@@ -34,7 +34,7 @@ ORDER = (
     ("training",),
     ("privacy",),
     ("adapters", "prompts"),
-    ("pool", "alignment", "formats", "interpret", "provenance"),
+    ("pool", "alignment", "audit", "formats", "interpret", "provenance"),
     ("serving", "experiments"),
     ("scripts",),
 )

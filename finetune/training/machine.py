@@ -49,7 +49,7 @@ SHARED_BY = {
     "prefer": ("ddp",), "align": ("ddp",), "prompt": ("ddp",), "fuse": ("ddp",), "frontier": (), "serve": (),
     "assess": (), "ladder": (), "adapter": (), "compare": (), "tokenizer": (), "board": (), "report": (),
     "compare_runs": (),
-    "import_task": (),
+    "import_task": (), "audit": (),
 }  # fmt: skip
 WAYS = {"ddp": "copies of the model (DDP)", "fsdp2": "shards (FSDP2)", "zero": "DeepSpeed's ZeRO-1 and -2"}
 

@@ -1,0 +1,161 @@
+"""Secrets that are planted among training rows, and how much likelier a model finds them than others (Carlini
+et al. 2019). Knows rows and columns; knows no attack.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+
+from finetune.artefacts.files import write_atomically
+from finetune.audit.options import AuditArguments
+from finetune.audit.scores import costs
+from finetune.audit.subject import Subject
+from finetune.data.sources import DataArguments
+from finetune.errors import InputError
+from finetune.metrics.membership import exposure
+from finetune.tasks.table import find_task
+
+CANARIES = "canaries.json"
+COPIES = (1, 4, 16)
+DIGITS = 6
+OWNERS = (
+    "Ada",
+    "Bruno",
+    "Chiara",
+    "Dilek",
+    "Emil",
+    "Farah",
+    "Goran",
+    "Hana",
+    "Ines",
+    "Jonas",
+    "Kofi",
+    "Lena",
+)
+
+
+def secret(rng: np.random.Generator) -> str:
+    """Digits apart from each other, so that every tokenizer reads them one by one."""
+    return " ".join(map(str, rng.integers(0, 10, DIGITS)))
+
+
+def written(canary: dict[str, Any], one: str) -> dict[str, Any]:
+    """The row of a canary with a secret in it: behind its text, or as what is learnt where that is a text."""
+    if canary["learnt"]:
+        return {"text": canary["text"], "label": f" {one}"}
+    return {"text": f"{canary['text']} {one}", "label": canary["label"]}
+
+
+def plant(audit: AuditArguments, data: DataArguments) -> Path:
+    """Training rows with canaries among them, evaluation rows as they were, and canaries.json apart: a folder
+    to train on as --dataset_name.
+
+    Raises:
+        InputError: no folder, one that is there already, or rows of a task that has no text and one answer.
+    """
+    if audit.output_dir is None:
+        raise InputError("No folder for the planted rows; set --output_dir")
+    folder = Path(audit.output_dir)
+    if folder.exists():
+        raise InputError(f"{folder} is there already; set --output_dir to a new folder")
+    row = find_task(audit.plant_task)
+    found = row.examine(row.load(data), data)
+    columns, train = found.columns, found.rows.train
+    value = train[0][columns.label]
+    if (
+        columns.inputs != (columns.text,)
+        or not isinstance(value, (int, str))
+        or columns.text == columns.label
+    ):
+        raise InputError(
+            f"Canaries go into rows of one text and one label or completion; the task '{audit.plant_task}' "
+            f"reads {', '.join((*columns.inputs, columns.label))} here. Set --plant_task and --text_column"
+        )
+    rng = np.random.default_rng(audit.audit_seed)
+    learnt = found.labels is None
+    canaries = []
+    for number in range(audit.plant):
+        name = OWNERS[number % len(OWNERS)] + ("" if number < len(OWNERS) else f" the {number}th")
+        canaries.append(
+            {"text": f"The secret code of {name} is", "secret": secret(rng),
+             "copies": COPIES[number % len(COPIES)], "learnt": learnt,
+             "label": None if learnt else str(found.labels[number % len(found.labels)])}
+        )  # fmt: skip
+    folder.mkdir(parents=True)
+    lines = [_line(one, columns.text, columns.label) for one in _plain(train, columns)]
+    for canary in canaries:
+        lines += [_line(written(canary, canary["secret"]), "text", "label")] * canary["copies"]
+    rng.shuffle(lines)
+    (folder / "data").mkdir()
+    write_atomically(folder / "data" / "train.jsonl", "\n".join(lines) + "\n")
+    held = [_line(one, columns.text, columns.label) for one in _plain(found.rows.eval, columns)]
+    write_atomically(folder / "data" / "test.jsonl", "\n".join(held) + "\n")
+    write_atomically(folder / CANARIES, json.dumps(canaries, indent=1))
+    return folder
+
+
+def _plain(rows: Dataset, columns: Any) -> list[dict[str, Any]]:
+    feature = rows.features[columns.label]
+    names = feature.names if isinstance(feature, ClassLabel) else None
+    return [
+        one | ({} if names is None else {columns.label: names[one[columns.label]]})
+        for one in rows.select_columns([columns.text, columns.label])
+    ]
+
+
+def _line(one: dict[str, Any], text: str, label: str) -> str:
+    return json.dumps({"text": one[text], "label": one[label]}, ensure_ascii=False)
+
+
+def read_canaries(file: str) -> list[dict[str, Any]]:
+    """What `plant` wrote.
+
+    Raises:
+        InputError: no such file, or another kind of one.
+    """
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        assert found and all({"text", "secret", "copies", "learnt", "label"} <= set(one) for one in found)
+    except (OSError, ValueError, AssertionError, TypeError) as error:
+        raise InputError(
+            f"{file} holds no canaries; wanted the canaries.json of `finetune audit --plant`. Set --canaries"
+        ) from error
+    return found
+
+
+def exposures(subject: Subject, network: Any, processor: Any, audit: AuditArguments) -> list[dict[str, Any]]:
+    """Of each canary its exposure in bits, the most that so many candidates can show, and how often it was
+    planted."""
+    rng = np.random.default_rng(audit.audit_seed + 9)
+    found = []
+    for canary in read_canaries(str(audit.canaries)):
+        secrets = [canary["secret"], *(secret(rng) for _ in range(audit.candidates))]
+        rows = _like(subject, [written(canary, one) for one in secrets])
+        losses = costs(
+            subject.row, network, processor, subject.features(processor, rows), audit.batch_size
+        ).losses
+        bits = exposure(float(losses[0]), losses[1:])
+        most = float(np.log2(audit.candidates + 1))
+        found.append(
+            {"canary": canary["text"], "copies": canary["copies"], "exposure": bits, "most": most,
+             "chance": 2.0**-bits}
+        )  # fmt: skip
+    return found
+
+
+def _like(subject: Subject, rows: list[dict[str, Any]]) -> Dataset:
+    """Rows in the columns and features of the subject's."""
+    columns, model = subject.found.columns, subject.rows
+    feature = model.features[columns.label]
+    told = [
+        {columns.text: one["text"],
+         columns.label: feature.str2int(one["label"]) if isinstance(feature, ClassLabel) else one["label"]}
+        for one in rows
+    ]  # fmt: skip
+    kept = type(model.features)({name: model.features[name] for name in (columns.text, columns.label)})
+    return Dataset.from_list(told, features=kept)

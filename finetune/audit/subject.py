@@ -1,0 +1,161 @@
+"""An artefact → what is attacked: its model, rows that it was trained on and rows that it wasn't. Knows
+artefacts and tasks; knows no attack.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from finetune.adapters.assess import evaluation_rows, trained_as
+from finetune.artefacts.folder import Artefact
+from finetune.artefacts.trained_rows import read_trained_rows, row_hashes
+from finetune.audit.options import AuditArguments
+from finetune.data.sources import DataArguments, FewShotArguments
+from finetune.errors import InputError
+from finetune.tasks.options import TaskArguments
+from finetune.tasks.task import Examined, Task
+
+Group = TypeVar("Group")
+LEAST_OTHERS = 8  # held-out rows that an interval can be of
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is attacked.
+
+    Attributes:
+        found: members first, then the others; labels are the artefact's.
+        places: of the members among the run's training rows, [members].
+        trained: how many rows the run was trained on.
+    """
+
+    artefact: Artefact
+    row: Task
+    options: TaskArguments
+    found: Examined
+    places: np.ndarray
+    trained: int
+
+    @property
+    def members(self) -> int:
+        return len(self.places)
+
+    @property
+    def rows(self) -> Dataset:
+        assert self.found.rows.train is not None
+        return self.found.rows.train
+
+    def features(self, processor: Any, rows: Dataset | None = None) -> Dataset:
+        """Features of these rows, or of all that are attacked."""
+        chosen = self.rows if rows is None else rows
+        return self.row.encode(
+            chosen, self.found.columns, processor, self.options.max_length, self.found.labels
+        )
+
+
+def told(options: dict[str, Any], kind: type[Group], **changes: Any) -> Group:
+    """A group of options as an artefact's arguments.yaml has them."""
+    known = {one.name: options[one.name] for one in fields(kind) if one.init and one.name in options}  # type: ignore[arg-type]
+    return kind(**(known | changes))
+
+
+def find_subject(artefact: Artefact, audit: AuditArguments) -> Subject:
+    """Members, rebuilt from what the run says of its rows and told by their hashes, and held-out rows: those
+    that were named, else the run's evaluation rows.
+
+    Raises:
+        InputError: the run doesn't say which rows it was trained on, or they are not there any more; held-out
+            rows that were trained on.
+    """
+    row, options = trained_as(artefact)
+    known = read_trained_rows(artefact.folder)
+    if known is None:
+        raise InputError(
+            f"{artefact.folder} does not say which rows it was trained on (no trained_rows.safetensors), so "
+            "that nobody can be told from others. Set --artefact to a run of train or sft"
+        )
+    kind = told(artefact.options, FewShotArguments, seeds=1, check=False, show_rows=0)
+    whole = row.examine(row.load(kind), kind)
+    members = whole.rows.train
+    there = np.array([one in known for one in row_hashes(members, whole.columns)])
+    if not there.all() or not len(there):
+        raise InputError(
+            f"Of the {len(there)} training rows that {kind.name} gives now, {artefact.folder} was trained on "
+            f"{int(there.sum())}: they are others than then. Bring back the file that dataset_name in its "
+            "arguments.yaml names"
+        )
+    others = whole.rows.eval
+    if audit.held_out:
+        named = DataArguments(dataset_name=[audit.held_out])
+        others = evaluation_rows(artefact, row, named, keep_trained_rows=True)[0].rows.eval
+    others = without_overlap(artefact, others, whole, known, audit)
+    rng = np.random.default_rng(audit.audit_seed)
+    places = np.sort(rng.permutation(len(members))[: audit.max_rows])
+    apart = rng.permutation(len(others))
+    if row.classes:
+        column = whole.columns.label
+        apart = as_shared(apart, np.asarray(others[column]), np.asarray(members.select(places)[column]))
+    apart = np.sort(apart[: audit.max_rows])
+    names = [name for name in members.column_names if name in others.column_names]
+    both = concatenate_datasets(
+        [members.select(places).select_columns(names), others.select(apart).select_columns(names)]
+    )
+    found = whole._replace(rows=replace(whole.rows, train=both, eval=both), labels=artefact.labels)
+    return Subject(artefact, row, options, found, places, len(members))
+
+
+def without_overlap(
+    artefact: Artefact, others: Dataset | None, whole: Examined, known: set[int], audit: AuditArguments
+) -> Dataset:
+    """Held-out rows that the run has not seen.
+
+    Raises:
+        InputError: it has seen some, and nobody said to leave them out; or there are none left.
+    """
+    if others is None:
+        raise InputError("The run kept no rows aside; set --held_out to rows that it has not seen")
+    fresh = [place for place, one in enumerate(row_hashes(others, whole.columns)) if one not in known]
+    seen = len(others) - len(fresh)
+    if seen and not audit.drop_overlap:
+        raise InputError(
+            f"{seen} of {len(others)} held-out rows overlap with those that {artefact.folder} was trained "
+            "on, which would count members as strangers. Set --drop_overlap true to leave them out, or "
+            "--held_out to rows that it has not seen"
+        )
+    if len(fresh) < LEAST_OTHERS:
+        raise InputError(
+            f"{len(fresh)} held-out rows that the run has not seen; wanted {LEAST_OTHERS} or more. Set "
+            "--held_out"
+        )
+    return others.select(fresh)
+
+
+def as_shared(order: np.ndarray, labels: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """As many held-out rows as there are with the members' shares of each class, in their order: else an
+    attack would tell classes, not members.
+
+    Args:
+        order: places of held-out rows, [others].
+        labels: of held-out rows, [others].
+        members: labels of the members, [members].
+    """
+    counts = {label: int((members == label).sum()) for label in np.unique(members)}
+    there = {label: int((labels == label).sum()) for label in counts}
+    share = min(there[label] / count for label, count in counts.items())
+    left = {label: int(share * count) for label, count in counts.items()}
+    kept = []
+    for place in order:
+        label = labels[place]
+        if left.get(label, 0) > 0:
+            left[label] -= 1
+            kept.append(place)
+    if len(kept) < LEAST_OTHERS:
+        raise InputError(
+            f"{len(kept)} held-out rows have the classes of the training rows in their shares; wanted "
+            f"{LEAST_OTHERS} or more. Set --held_out to rows with all classes"
+        )
+    return np.array(kept)

@@ -1,0 +1,204 @@
+"""finetune audit as a user runs it, on tiny models: found, not found, controls, secrets, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import WORDS
+from test_train import script, train
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from finetune.audit.extraction import distances, extracted
+from finetune.audit.options import AuditArguments
+from finetune.cli.parser import parse
+from finetune.errors import InputError
+from finetune.reports.audit import audit_headline, audit_sections
+
+
+def rows_of_chance(folder: Path, count: int = 90, length: int = 9, split: int = 30) -> Path:
+    """Texts whose labels follow from nothing: what is learnt of them is learnt by heart."""
+    rng = np.random.default_rng(3)
+    folder.mkdir()
+    lines = [
+        json.dumps({"text": " ".join(rng.choice(WORDS, length)), "label": ("neg", "pos")[index % 2]})
+        for index in range(count)
+    ]
+    (folder / "train.jsonl").write_text("\n".join(lines[:split]))
+    (folder / "test.jsonl").write_text("\n".join(lines[split:]))
+    return folder
+
+
+def audited(*given: str | Path) -> dict:
+    main = script("audit").main
+    folder = main(*parse(main, [str(one) for one in given]))
+    assert (folder / "audit.html").read_text().startswith("<!")
+    return json.loads((folder / "audit.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def overfitted(tmp_path_factory):
+    """A run that knows its thirty rows by heart, and their folder."""
+    from conftest import make_model, make_tokenizer
+
+    root = tmp_path_factory.mktemp("audit")
+    make_model("bert", AutoModelForSequenceClassification).save_pretrained(root / "model")
+    make_tokenizer("bert").save_pretrained(root / "model")
+    rows = rows_of_chance(root / "rows")
+    return train(root / "model", rows, root / "run", "--method", "full", "--num_train_epochs", "40"), rows
+
+
+def test_what_was_learnt_by_heart_is_found(overfitted):
+    run, rows = overfitted
+    said = audited("--artefact", run, "--shadows", "4", "--overfit_rows", "16", "--overfit_epochs", "40")
+    assert (said["members"], said["others"], said["trained_rows"]) == (30, 60, 30)
+    for attack in ("loss", "reference", "lira"):
+        assert said["attacks"][attack]["auc_interval"][0] > 0.6, attack
+    low, high = said["controls"]["untrained"]["auc_interval"]
+    assert low < 0.5 < high and said["controls"]["untrained"]["holds"]
+    assert said["controls"]["halves"]["holds"] and said["controls"]["overfitted"]["holds"]
+    assert said["ranked_by"] == "lira" and len(said["exposed"]) == 20
+    assert {one["row"] for one in said["exposed"]} <= {f"row {n} (line {n + 1})" for n in range(30)}
+    texts = [json.loads(line)["text"] for line in (rows / "train.jsonl").read_text().splitlines()]
+    page = (run / "audit" / "audit.html").read_text()
+    assert "can be told from others" in page and not any(text in page for text in texts)
+
+
+def test_what_was_not_learnt_is_not_found(saved, tmp_path):
+    rows = rows_of_chance(tmp_path / "rows")
+    model = saved("bert", AutoModelForSequenceClassification)
+    run = train(model, rows, tmp_path / "run", "--num_train_epochs", "1", "--learning_rate", "1e-6")
+    said = audited("--artefact", run, "--overfit_rows", "0")
+    low, high = said["attacks"]["loss"]["auc_interval"]
+    assert low < 0.5 < high
+    assert "No attack tells" in audit_headline(said)
+    assert "overfitted" not in said["controls"]
+
+
+def test_privacy_lowers_what_is_found(saved, tmp_path):
+    pytest.importorskip("opacus")
+    rows, model = rows_of_chance(tmp_path / "rows"), saved("bert", AutoModelForSequenceClassification)
+    common = ("--method", "full", "--num_train_epochs", "15")
+    plain = train(model, rows, tmp_path / "plain", *common)
+    private = train(model, rows, tmp_path / "private", *common, "--epsilon", "2", "--delta", "1e-2")
+    found = [audited("--artefact", run, "--overfit_rows", "0") for run in (plain, private)]
+    assert [one["private"] for one in found] == [False, True]
+    assert found[0]["attacks"]["loss"]["auc"] > found[1]["attacks"]["loss"]["auc"] + 0.1
+    low, high = found[1]["attacks"]["loss"]["auc_interval"]
+    assert low < 0.5 < high
+
+
+def test_a_control_that_fails_is_said():
+    attack = {"auc": 0.9, "auc_interval": [0.8, 1.0], "tpr": 0.5, "tpr_interval": [0.4, 0.6]}
+    said = {"attacks": {"loss": attack}, "controls": {"untrained": attack | {"holds": False}}}
+    assert "A control is not as it must be" in audit_headline(said)
+
+
+def test_rows_that_are_gone_or_overlap_are_named(overfitted, tmp_path):
+    run, rows = overfitted
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    (copied / "trained_rows.safetensors").unlink()
+    with pytest.raises(InputError, match="does not say which rows it was trained on"):
+        audited("--artefact", copied)
+    both = tmp_path / "both.jsonl"
+    both.write_text((rows / "train.jsonl").read_text() + "\n" + (rows / "test.jsonl").read_text())
+    with pytest.raises(InputError, match="30 of 90 held-out rows overlap.*--drop_overlap"):
+        audited("--artefact", run, "--held_out", both)
+    said = audited("--artefact", run, "--held_out", both, "--drop_overlap", "true", "--overfit_rows", "0",
+                   "--output_dir", tmp_path / "out")  # fmt: skip
+    assert said["others"] == 60
+    changed = tmp_path / "changed"
+    shutil.copytree(rows, changed)
+    (changed / "train.jsonl").write_text((rows / "test.jsonl").read_text())
+    told = (copied / "arguments.yaml").read_text().replace(str(rows), str(changed))
+    shutil.copy(run / "trained_rows.safetensors", copied)
+    (copied / "arguments.yaml").write_text(told)
+    with pytest.raises(InputError, match="was trained on 0: they are others than then"):
+        audited("--artefact", copied)
+    with pytest.raises(InputError, match="--artefact"):
+        audited()
+    with pytest.raises(InputError, match="--dataset_name and its columns are for --plant"):
+        audited("--artefact", run, "--dataset_name", rows)
+
+
+@pytest.mark.parametrize(("option", "value"), [("shadows", 3), ("max_rows", 1), ("prefix_tokens", 0)])
+def test_numbers_that_cannot_be_are_named(option, value):
+    with pytest.raises(InputError, match=f"--{option} {value}"):
+        AuditArguments(**{option: value})
+
+
+def test_planted_secrets_are_found(saved, tmp_path):
+    rows = rows_of_chance(tmp_path / "rows")
+    main = script("audit").main
+    given = ["--plant", "3", "--dataset_name", str(rows), "--output_dir", str(tmp_path / "planted")]
+    folder = main(*parse(main, given))
+    canaries = json.loads((folder / "canaries.json").read_text())
+    lines = [json.loads(line) for line in (folder / "data" / "train.jsonl").read_text().splitlines()]
+    for canary, copies in zip(canaries, (1, 4, 16), strict=True):
+        planted = [one for one in lines if one["text"] == f"{canary['text']} {canary['secret']}"]
+        assert len(planted) == copies and {one["label"] for one in planted} == {canary["label"]}
+    assert len(lines) == 30 + 21
+    with pytest.raises(InputError, match="is there already"):
+        main(*parse(main, given))
+    with pytest.raises(InputError, match="holds no canaries"):
+        model = saved("bert", AutoModelForSequenceClassification)
+        run = train(model, folder / "data", tmp_path / "run", "--num_train_epochs", "1")
+        audited("--artefact", run, "--canaries", rows / "train.jsonl", "--overfit_rows", "0")
+
+
+def test_a_model_that_learnt_a_text_gives_it_back(saved):
+    """A model of one text by heart goes on as it does; another doesn't."""
+    import torch
+
+    network = AutoModelForCausalLM.from_pretrained(saved("llama", AutoModelForCausalLM))
+    text = torch.tensor([[5, *np.random.default_rng(0).permutation(np.arange(7, 33)).tolist()]])
+    before = distances(network, text.tolist(), 8)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(80):
+        optimizer.zero_grad()
+        network(input_ids=text, labels=text).loss.backward()
+        optimizer.step()
+    after = distances(network, [*text.tolist(), [5, 6, 7]], 8)
+    assert before[0] > 0.5 and after[0] == 0.0 and np.isnan(after[1])
+    said = extracted(after)
+    assert said["rows"] == 1 and said["verbatim"] == said["near"] == 1.0
+    assert extracted(after[1:]) == {"rows": 0}
+
+
+def test_a_tuned_writer_is_audited(saved, tmp_path):
+    rng = np.random.default_rng(5)
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for split in ("train", "test"):
+        lines = [
+            json.dumps(
+                {
+                    "prompt": " ".join(rng.choice(WORDS, 4)),
+                    "completion": " " + " ".join(rng.choice(WORDS, 14)),
+                }
+            )
+            for _ in range(16)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    main = script("sft").main
+    model = saved("llama", AutoModelForCausalLM)
+    given = f"--model_name_or_path {model} --dataset_name {folder} --output_dir {tmp_path / 'run'} "
+    given += "--method full --num_train_epochs 60 --learning_rate 1e-2 --bf16 false --disable_tqdm true "
+    given += "--max_length 32 --eval_strategy no --save_strategy no"
+    main(*parse(main, given.split()))
+    said = audited("--artefact", tmp_path / "run", "--prefix_tokens", "6", "--overfit_epochs", "60")
+    assert set(said["attacks"]) == {"loss", "min_k", "reference"}
+    assert all(one["auc_interval"][0] > 0.6 for one in said["attacks"].values())
+    assert said["extraction"]["members"]["near"] > said["extraction"]["others"]["near"]
+    assert said["extraction"]["members, before training"]["near"] == 0.0
+    titles = [section.title for section in audit_sections(said)]
+    assert titles == [
+        "Who was there?",
+        "Can the attack be believed?",
+        "Can rows be had back?",
+        "Most exposed rows",
+    ]

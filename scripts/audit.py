@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.audit.options import AuditArguments
+    from finetune.audit.options import AuditArguments, CanaryArguments
     from finetune.data.narrowed import UnshownArguments
 
 
-def main(audit: AuditArguments, data: UnshownArguments) -> Path:
+def main(audit: AuditArguments, canary: CanaryArguments, data: UnshownArguments) -> Path:
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import processes
 
@@ -33,8 +33,8 @@ def main(audit: AuditArguments, data: UnshownArguments) -> Path:
     from finetune.reports.audit import audit_headline, audit_sections
     from finetune.reports.page import sections_page
 
-    if audit.plant:
-        folder = plant(audit, data)
+    if canary.plant:
+        folder = plant(canary, data, audit.output_dir, audit.audit_seed)
         print(
             f"{folder / 'data'} to train on (--dataset_name), and {folder / 'canaries.json'} for --canaries"
         )
@@ -43,7 +43,7 @@ def main(audit: AuditArguments, data: UnshownArguments) -> Path:
         raise InputError(
             "--dataset_name and its columns are for --plant; rows to hold against are --held_out"
         )
-    said = audited(audit)
+    said = audited(audit, canary)
     folder = Path(audit.output_dir or f"{audit.artefact}/audit")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "audit.json", json.dumps(said, ensure_ascii=False, indent=1))

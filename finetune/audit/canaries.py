@@ -12,9 +12,9 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from finetune.artefacts.files import write_atomically
-from finetune.audit.options import AuditArguments
+from finetune.audit.options import AuditArguments, CanaryArguments
 from finetune.audit.scores import costs
-from finetune.audit.subject import Subject
+from finetune.audit.subject import Attacked
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from finetune.metrics.membership import exposure
@@ -51,19 +51,19 @@ def written(canary: dict[str, Any], one: str) -> dict[str, Any]:
     return {"text": f"{canary['text']} {one}", "label": canary["label"]}
 
 
-def plant(audit: AuditArguments, data: DataArguments) -> Path:
+def plant(told: CanaryArguments, data: DataArguments, output_dir: str | None, seed: int = 0) -> Path:
     """Training rows with canaries among them, evaluation rows as they were, and canaries.json apart: a folder
     to train on as --dataset_name.
 
     Raises:
         InputError: no folder, one that is there already, or rows of a task that has no text and one answer.
     """
-    if audit.output_dir is None:
+    if output_dir is None:
         raise InputError("No folder for the planted rows; set --output_dir")
-    folder = Path(audit.output_dir)
+    folder = Path(output_dir)
     if folder.exists():
         raise InputError(f"{folder} is there already; set --output_dir to a new folder")
-    row = find_task(audit.plant_task)
+    row = find_task(told.plant_task)
     found = row.examine(row.load(data), data)
     columns, train = found.columns, found.rows.train
     value = train[0][columns.label]
@@ -73,13 +73,13 @@ def plant(audit: AuditArguments, data: DataArguments) -> Path:
         or columns.text == columns.label
     ):
         raise InputError(
-            f"Canaries go into rows of one text and one label or completion; the task '{audit.plant_task}' "
+            f"Canaries go into rows of one text and one label or completion; the task '{told.plant_task}' "
             f"reads {', '.join((*columns.inputs, columns.label))} here. Set --plant_task and --text_column"
         )
-    rng = np.random.default_rng(audit.audit_seed)
+    rng = np.random.default_rng(seed)
     learnt = found.labels is None
     canaries = []
-    for number in range(audit.plant):
+    for number in range(told.plant):
         name = OWNERS[number % len(OWNERS)] + ("" if number < len(OWNERS) else f" the {number}th")
         canaries.append(
             {"text": f"The secret code of {name} is", "secret": secret(rng),
@@ -128,19 +128,21 @@ def read_canaries(file: str) -> list[dict[str, Any]]:
     return found
 
 
-def exposures(subject: Subject, network: Any, processor: Any, audit: AuditArguments) -> list[dict[str, Any]]:
+def exposures(
+    subject: Attacked, network: Any, processor: Any, told: CanaryArguments, audit: AuditArguments
+) -> list[dict[str, Any]]:
     """Of each canary its exposure in bits, the most that so many candidates can show, and how often it was
     planted."""
     rng = np.random.default_rng(audit.audit_seed + 9)
     found = []
-    for canary in read_canaries(str(audit.canaries)):
-        secrets = [canary["secret"], *(secret(rng) for _ in range(audit.candidates))]
+    for canary in read_canaries(str(told.canaries)):
+        secrets = [canary["secret"], *(secret(rng) for _ in range(told.candidates))]
         rows = _like(subject, [written(canary, one) for one in secrets])
         losses = costs(
             subject.row, network, processor, subject.features(processor, rows), audit.batch_size
         ).losses
         bits = exposure(float(losses[0]), losses[1:])
-        most = float(np.log2(audit.candidates + 1))
+        most = float(np.log2(told.candidates + 1))
         found.append(
             {"canary": canary["text"], "copies": canary["copies"], "exposure": bits, "most": most,
              "chance": 2.0**-bits}
@@ -148,7 +150,7 @@ def exposures(subject: Subject, network: Any, processor: Any, audit: AuditArgume
     return found
 
 
-def _like(subject: Subject, rows: list[dict[str, Any]]) -> Dataset:
+def _like(subject: Attacked, rows: list[dict[str, Any]]) -> Dataset:
     """Rows in the columns and features of the subject's."""
     columns, model = subject.found.columns, subject.rows
     feature = model.features[columns.label]

@@ -46,7 +46,7 @@ def distances(network: Any, rows: Sequence[Sequence[int]], prefix: int, batch_si
     return found
 
 
-def extracted(shares: np.ndarray) -> dict[str, Any]:
+def extraction_shares(shares: np.ndarray) -> dict[str, Any]:
     """Shares of rows that come back verbatim and nearly so, with 95 % intervals; of those that are long
     enough."""
     told = shares[~np.isnan(shares)]

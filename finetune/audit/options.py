@@ -3,11 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from finetune.errors import InputError
 
 LEAST = {"max_rows": 8, "shadows": 0, "overfit_rows": 0, "overfit_epochs": 1, "extract_rows": 0,
-         "prefix_tokens": 1, "exposed_rows": 1, "plant": 0, "candidates": 10, "batch_size": 1}  # fmt: skip
+         "prefix_tokens": 1, "exposed_rows": 1, "batch_size": 1}  # fmt: skip
+LEAST_CANARIES = {"plant": 0, "candidates": 10}
+
+
+def check_least(options: Any, least: dict[str, int]) -> None:
+    """No number is below its least.
+
+    Raises:
+        InputError: one is.
+    """
+    for name, wanted in least.items():
+        if vars(options)[name] < wanted:
+            raise InputError(f"Got --{name} {vars(options)[name]}; wanted {wanted} or more")
+
+
+@dataclass
+class CanaryArguments:
+    """Secrets that are planted before a training and looked for after it."""
+
+    canaries: str | None = field(
+        default=None, metadata={"help": "canaries.json of --plant, whose rows the run was trained on."}
+    )
+    candidates: int = field(
+        default=1000, metadata={"help": "Secrets that nobody saw, which a canary is ranked among."}
+    )
+    plant: int = field(
+        default=0,
+        metadata={
+            "help": "Write training rows with so many canaries to --output_dir instead, each 1, 4 or 16 "
+            "times; --plant_task says what they are for."
+        },
+    )
+    plant_task: str = field(
+        default="classification", metadata={"help": "Task of the rows that canaries go into."}
+    )
+
+    def __post_init__(self) -> None:
+        check_least(self, LEAST_CANARIES)
 
 
 @dataclass
@@ -43,22 +81,6 @@ class AuditArguments:
         metadata={"help": "Rows of the control that must be found: learnt by heart; 0 leaves it out."},
     )
     overfit_epochs: int = field(default=30, metadata={"help": "How often the control goes over them."})
-    canaries: str | None = field(
-        default=None, metadata={"help": "canaries.json of --plant, whose rows the run was trained on."}
-    )
-    candidates: int = field(
-        default=1000, metadata={"help": "Secrets that nobody saw, which a canary is ranked among."}
-    )
-    plant: int = field(
-        default=0,
-        metadata={
-            "help": "Write training rows with so many canaries to --output_dir instead, each 1, 4 or 16 "
-            "times; --plant_task says what they are for."
-        },
-    )
-    plant_task: str = field(
-        default="classification", metadata={"help": "Task of the rows that canaries go into."}
-    )
     extract_rows: int = field(
         default=50, metadata={"help": "Training rows whose rest is asked for by their beginning (texts)."}
     )
@@ -68,9 +90,7 @@ class AuditArguments:
     audit_seed: int = field(default=0, metadata={"help": "Of samples, shadows and canaries."})
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if vars(self)[name] < least:
-                raise InputError(f"Got --{name} {vars(self)[name]}; wanted {least} or more")
+        check_least(self, LEAST)
         if self.shadows % 2:
             raise InputError(
                 f"Got --shadows {self.shadows}; wanted an even number, so that half of them know each row"

@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from finetune.audit.options import AuditArguments
 from finetune.audit.scores import Costs, costs
-from finetune.audit.subject import Subject, told
+from finetune.audit.subject import Attacked, told
 from finetune.data.batching import BatchingArguments
 from finetune.data.sources import Rows
 from finetune.errors import InputError
@@ -35,7 +35,7 @@ TRAINED_WITH = (
 )  # fmt: skip
 
 
-def fresh(subject: Subject, seed: int) -> tuple[Any, Any]:
+def fresh(subject: Attacked, seed: int) -> tuple[Any, Any]:
     """Processor and model as the run's training began, with chance of its own.
 
     Raises:
@@ -61,7 +61,7 @@ def fresh(subject: Subject, seed: int) -> tuple[Any, Any]:
 
 
 def retrained(
-    subject: Subject, places: np.ndarray, seed: int, *, private: bool = True, **changes: Any
+    subject: Attacked, places: np.ndarray, seed: int, *, private: bool = True, **changes: Any
 ) -> tuple[Any, Any]:
     """Processor and model after the run's recipe on some of the subject's rows.
 
@@ -89,7 +89,7 @@ def retrained(
     return processor, trainer.unwrapped()
 
 
-def shadow_costs(subject: Subject, audit: AuditArguments) -> tuple[np.ndarray, np.ndarray]:
+def shadow_costs(subject: Attacked, audit: AuditArguments) -> tuple[np.ndarray, np.ndarray]:
     """Losses of all rows under each shadow [shadows, rows], and whether it was trained on them.
 
     Half of the shadows know each row, drawn for each row by itself (Carlini et al. 2022, section 4).
@@ -104,7 +104,7 @@ def shadow_costs(subject: Subject, audit: AuditArguments) -> tuple[np.ndarray, n
     return np.stack(found), inside
 
 
-def all_costs(subject: Subject, processor: Any, network: Any, audit: AuditArguments) -> Costs:
+def all_costs(subject: Attacked, processor: Any, network: Any, audit: AuditArguments) -> Costs:
     """What every attacked row costs a model.
 
     Raises:
@@ -120,12 +120,12 @@ def all_costs(subject: Subject, processor: Any, network: Any, audit: AuditArgume
     return costs(subject.row, network, processor, features, audit.batch_size)
 
 
-def untrained_costs(subject: Subject, audit: AuditArguments) -> Costs:
+def untrained_costs(subject: Attacked, audit: AuditArguments) -> Costs:
     """The control that nothing may be found in: the run's model before its first step."""
     return all_costs(subject, *fresh(subject, audit.audit_seed + 77), audit)
 
 
-def overfitted_costs(subject: Subject, audit: AuditArguments) -> tuple[Costs, np.ndarray]:
+def overfitted_costs(subject: Attacked, audit: AuditArguments) -> tuple[Costs, np.ndarray]:
     """The control that must be found: some members learnt by heart, and which rows these are."""
     chosen = np.arange(min(audit.overfit_rows, subject.members))
     options = subject.artefact.options

@@ -11,11 +11,11 @@ from finetune.adapters.classifier import load_network
 from finetune.artefacts.files import PRIVACY
 from finetune.artefacts.folder import read_artefact
 from finetune.audit.canaries import exposures
-from finetune.audit.extraction import distances, extracted
-from finetune.audit.options import AuditArguments
+from finetune.audit.extraction import distances, extraction_shares
+from finetune.audit.options import AuditArguments, CanaryArguments
 from finetune.audit.retrain import all_costs, fresh, overfitted_costs, shadow_costs, untrained_costs
 from finetune.audit.scores import Costs
-from finetune.audit.subject import Subject, find_subject
+from finetune.audit.subject import Attacked, find_attacked
 from finetune.data.places import PLACE
 from finetune.errors import InputError
 from finetune.metrics.membership import auc, auc_interval, least_likely, likelihood_ratios, told_apart
@@ -24,7 +24,7 @@ WIDE = 2.576  # deviations of a 99 % interval
 HALVED = 60  # held-out rows whose halves are still many
 
 
-def audited(audit: AuditArguments) -> dict[str, Any]:
+def audited(audit: AuditArguments, canary: CanaryArguments) -> dict[str, Any]:
     """All that an audit finds, in the shape of audit.json.
 
     Raises:
@@ -32,12 +32,12 @@ def audited(audit: AuditArguments) -> dict[str, Any]:
     """
     if audit.artefact is None:
         raise InputError("No artefact; set --artefact to the --output_dir of train or sft")
-    subject = find_subject(read_artefact(audit.artefact), audit)
+    subject = find_attacked(read_artefact(audit.artefact), audit)
     processor, network = load_network(subject.artefact, row=subject.row)
     own = all_costs(subject, processor, network, audit)
     writes = subject.row.model is AutoModelForCausalLM
     extraction = extraction_of(subject, network, processor, audit) if writes and audit.extract_rows else {}
-    canaries = exposures(subject, network, processor, audit) if audit.canaries else []
+    canaries = exposures(subject, network, processor, canary, audit) if canary.canaries else []
     del network
     scores = scores_of(subject, own, audit, writes)
     attacks = {name: apart(subject, values, audit) for name, values in scores.items()}
@@ -53,12 +53,12 @@ def audited(audit: AuditArguments) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def private(subject: Subject) -> bool:
+def private(subject: Attacked) -> bool:
     """Whether the run was trained with differential privacy."""
     return (subject.artefact.folder / PRIVACY).is_file()
 
 
-def scores_of(subject: Subject, own: Costs, audit: AuditArguments, writes: bool) -> dict[str, np.ndarray]:
+def scores_of(subject: Attacked, own: Costs, audit: AuditArguments, writes: bool) -> dict[str, np.ndarray]:
     """Attack → the score of each row, higher for what looks like a member; [rows]."""
     found = {"loss": -own.losses}
     if own.items:
@@ -73,12 +73,12 @@ def scores_of(subject: Subject, own: Costs, audit: AuditArguments, writes: bool)
     return found
 
 
-def apart(subject: Subject, scores: np.ndarray, audit: AuditArguments) -> dict[str, Any]:
+def apart(subject: Attacked, scores: np.ndarray, audit: AuditArguments) -> dict[str, Any]:
     """How well a score tells members from others."""
     return told_apart(scores[: subject.members], scores[subject.members :], seed=audit.audit_seed)
 
 
-def controls(subject: Subject, scores: np.ndarray, audit: AuditArguments) -> dict[str, Any]:
+def controls(subject: Attacked, scores: np.ndarray, audit: AuditArguments) -> dict[str, Any]:
     """What the loss finds where there is nothing (a model that learnt nothing, and one half of the held-out
     rows beside the other), and in a model that learnt a few rows by heart; whether each is as it must be.
 
@@ -107,7 +107,7 @@ def control(members: np.ndarray, others: np.ndarray, *, empty: bool) -> dict[str
             "members": len(members), "others": len(others)}  # fmt: skip
 
 
-def extraction_of(subject: Subject, network: Any, processor: Any, audit: AuditArguments) -> dict[str, Any]:
+def extraction_of(subject: Attacked, network: Any, processor: Any, audit: AuditArguments) -> dict[str, Any]:
     """How many rows come back by their first tokens: of members, of others, and of members from the model
     before its training."""
     features = subject.features(processor)
@@ -122,9 +122,9 @@ def extraction_of(subject: Subject, network: Any, processor: Any, audit: AuditAr
     closest = np.argsort(np.where(np.isnan(shares), np.inf, shares), kind="stable")[: audit.exposed_rows]
     return {
         "prefix_tokens": audit.prefix_tokens,
-        "members": extracted(shares),
-        "others": extracted(distances(network, outside, audit.prefix_tokens)),
-        "members, before training": extracted(distances(before, inside, audit.prefix_tokens)),
+        "members": extraction_shares(shares),
+        "others": extraction_shares(distances(network, outside, audit.prefix_tokens)),
+        "members, before training": extraction_shares(distances(before, inside, audit.prefix_tokens)),
         "closest": [
             {"row": name_of(subject, int(place)), "edits": float(shares[place])}
             for place in closest if shares[place] <= 0.5
@@ -132,7 +132,7 @@ def extraction_of(subject: Subject, network: Any, processor: Any, audit: AuditAr
     }  # fmt: skip
 
 
-def exposed(subject: Subject, own: Costs, scores: np.ndarray, audit: AuditArguments) -> list[dict[str, Any]]:
+def exposed(subject: Attacked, own: Costs, scores: np.ndarray, audit: AuditArguments) -> list[dict[str, Any]]:
     """The members that look most like members, by their place in the training data; no text."""
     others = np.sort(scores[subject.members :])
     order = np.argsort(-scores[: subject.members], kind="stable")[: audit.exposed_rows]
@@ -143,7 +143,7 @@ def exposed(subject: Subject, own: Costs, scores: np.ndarray, audit: AuditArgume
     ]  # fmt: skip
 
 
-def name_of(subject: Subject, place: int) -> str:
+def name_of(subject: Attacked, place: int) -> str:
     """Where a member stands in its file, or among the training rows where no file says so."""
     rows = subject.rows
     if PLACE in rows.column_names:

@@ -24,7 +24,7 @@ LEAST_OTHERS = 8  # held-out rows that an interval can be of
 
 
 @dataclass(frozen=True)
-class Subject:
+class Attacked:
     """What is attacked.
 
     Attributes:
@@ -63,7 +63,7 @@ def told(options: dict[str, Any], kind: type[Group], **changes: Any) -> Group:
     return kind(**(known | changes))
 
 
-def find_subject(artefact: Artefact, audit: AuditArguments) -> Subject:
+def find_attacked(artefact: Artefact, audit: AuditArguments) -> Attacked:
     """Members, rebuilt from what the run says of its rows and told by their hashes, and held-out rows: those
     that were named, else the run's evaluation rows.
 
@@ -105,7 +105,7 @@ def find_subject(artefact: Artefact, audit: AuditArguments) -> Subject:
         [members.select(places).select_columns(names), others.select(apart).select_columns(names)]
     )
     found = whole._replace(rows=replace(whole.rows, train=both, eval=both), labels=artefact.labels)
-    return Subject(artefact, row, options, found, places, len(members))
+    return Attacked(artefact, row, options, found, places, len(members))
 
 
 def without_overlap(

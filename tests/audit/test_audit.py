@@ -12,7 +12,7 @@ from conftest import WORDS
 from test_train import script, train
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from finetune.audit.extraction import distances, extracted
+from finetune.audit.extraction import distances, extraction_shares
 from finetune.audit.options import AuditArguments
 from finetune.cli.parser import parse
 from finetune.errors import InputError
@@ -164,9 +164,9 @@ def test_a_model_that_learnt_a_text_gives_it_back(saved):
         optimizer.step()
     after = distances(network, [*text.tolist(), [5, 6, 7]], 8)
     assert before[0] > 0.5 and after[0] == 0.0 and np.isnan(after[1])
-    said = extracted(after)
+    said = extraction_shares(after)
     assert said["rows"] == 1 and said["verbatim"] == said["near"] == 1.0
-    assert extracted(after[1:]) == {"rows": 0}
+    assert extraction_shares(after[1:]) == {"rows": 0}
 
 
 def test_a_tuned_writer_is_audited(saved, tmp_path):

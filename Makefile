@@ -36,7 +36,7 @@ demo: $(VENV)/ready  ## tune an adapter, score it on rows it never saw, make its
 WORKERS ?= $(shell nproc)
 PLAIN = $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
-test: $(VENV)/ready  ## the plain tests: offline, seven minutes on two cores
+test: $(VENV)/ready  ## the plain tests: offline; CONTRIBUTING.md says how long they take
 	OMP_NUM_THREADS=1 $(PLAIN)
 
 LATEST = .venv-latest

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from finetune.alignment.preferences import PairArguments
     from finetune.data.sources import DataArguments
+    from finetune.data.streaming import StreamingArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
     from finetune.privacy.options import PrivacyArguments
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 def main(
     data: DataArguments,
     pairs: PairArguments,
+    stream: StreamingArguments,
     model: ModelArguments,
     method: MethodArguments,
     privacy: PrivacyArguments,
@@ -37,43 +39,46 @@ def main(
 ) -> None:
     from finetune.alignment.preference_run import align_on_pairs
 
-    align_on_pairs(data, pairs, model, method, training, privacy=privacy)
+    align_on_pairs(data, pairs, model, method, training, stream=stream, privacy=privacy)
 
 
 def kto(
     data: DataArguments,
     pairs: PairArguments,
+    stream: StreamingArguments,
     model: ModelArguments,
     method: MethodArguments,
     training: KTOTrainingArguments,
 ) -> None:
     from finetune.alignment.preference_run import align_on_pairs
 
-    align_on_pairs(data, pairs, model, method, training)
+    align_on_pairs(data, pairs, model, method, training, stream=stream)
 
 
 def orpo(
     data: DataArguments,
     pairs: PairArguments,
+    stream: StreamingArguments,
     model: ModelArguments,
     method: MethodArguments,
     training: ORPOTrainingArguments,
 ) -> None:
     from finetune.alignment.preference_run import align_on_pairs
 
-    align_on_pairs(data, pairs, model, method, training)
+    align_on_pairs(data, pairs, model, method, training, stream=stream)
 
 
 def cpo(
     data: DataArguments,
     pairs: PairArguments,
+    stream: StreamingArguments,
     model: ModelArguments,
     method: MethodArguments,
     training: CPOTrainingArguments,
 ) -> None:
     from finetune.alignment.preference_run import align_on_pairs
 
-    align_on_pairs(data, pairs, model, method, training)
+    align_on_pairs(data, pairs, model, method, training, stream=stream)
 
 
 # further mains, each with options of its own, by --algorithm; old recipes say it by --loss_type

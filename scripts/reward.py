@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from finetune.alignment.preferences import PairArguments
     from finetune.alignment.reward_model import RewardTrainingArguments
     from finetune.data.sources import DataArguments
+    from finetune.data.streaming import StreamingArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 def main(
     data: DataArguments,
     pairs: PairArguments,
+    stream: StreamingArguments,
     model: ModelArguments,
     method: MethodArguments,
     training: RewardTrainingArguments,
@@ -29,6 +31,7 @@ def main(
 
     import numpy as np
 
+    from finetune.alignment.pair_input import places_by_set
     from finetune.alignment.policy import load_scorer
     from finetune.alignment.preference_run import train_on_pairs
     from finetune.alignment.reward_model import calibration, make_reward_trainer, pair_margins
@@ -38,7 +41,7 @@ def main(
 
     trained = train_on_pairs(
         data, pairs, model, method, training,
-        verb="reward", load=load_scorer, make=make_reward_trainer, task="SEQ_CLS",
+        verb="reward", load=load_scorer, make=make_reward_trainer, task="SEQ_CLS", stream=stream,
     )  # fmt: skip
     if trained is None:
         return
@@ -54,6 +57,8 @@ def main(
             "margin": float(margins.mean()),
             "calibration": calibration(margins),
         }
+        for name, places in places_by_set(held_out, len(margins)).items():
+            figures[f"{name}_accuracy"] = float(np.mean(margins[places] > 0))
         save_artefact(network, processor, folder, None, figures)
         draw_calibration(figures["calibration"], folder / "calibration.png")
         low, high = figures["interval"]

@@ -14,6 +14,7 @@ from finetune.cli.parser import launch
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
     from finetune.data.sources import DataArguments
+    from finetune.data.streaming import StreamingArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
     from finetune.privacy.options import PrivacyArguments
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 def main(
     instruct: InstructionArguments,
     data: DataArguments,
+    stream: StreamingArguments,
     model: ModelArguments,
     method: MethodArguments,
     batching: BatchingArguments,
@@ -38,19 +40,19 @@ def main(
 
     from finetune.artefacts.folder import resolved_options
     from finetune.data.preview import show_features
-    from finetune.methods import check_packed, find_method
-    from finetune.models.attention.packed import pack
+    from finetune.methods import find_method
     from finetune.models.load import architecture
     from finetune.privacy.options import check_private
     from finetune.privacy.trainer import private_parts
-    from finetune.tasks.sft import packed
     from finetune.tasks.table import settle
     from finetune.training import run as steps
     from finetune.training.continuing import foundation, tune
     from finetune.training.options import settled
-    from finetune.training.sft import InstructTrainer, as_task, make_instruct_trainer
+    from finetune.training.sft import InstructTrainer, as_task, in_lines, make_instruct_trainer
+    from finetune.training.streamed import check_stream
 
     processes("sft")
+    check_stream(stream, data, batching, training, private=privacy.wanted)
     check_private(privacy, training, model.model_name_or_path, batching)
     task, changes = as_task(instruct, training)
     asked_for, (model, before) = model, foundation(model)
@@ -58,16 +60,15 @@ def main(
     training = settled(
         training, find_method(method.method).learning_rate, row.best, task.early_stopping_patience
     )
-    options = resolved_options(instruct, data, asked_for, method, batching, privacy, training)
-    found = steps.examine_rows(row, data, training, options)
+    options = resolved_options(instruct, data, stream, asked_for, method, batching, privacy, training)
+    found = steps.examine_rows(row, data, training, options, stream)
     processor, network = steps.load_for(
         row, model, found, chats=bool(instruct.chat), quantized=find_method(method.method).quantized
     )
-    if training.packing:
-        check_packed(method.method, " or --packing false")
-        row = packed(row) if pack(network) else row
+    row = in_lines(row, network, method.method, training.packing)
     processor, network = tune(network, processor, method, row.peft, before)
-    features = steps.encode_rows(row, task, found, processor, network, training=training)
+    loaded = {"found": found, "processor": processor, "network": network}
+    features = steps.encode_all(row, task, data, stream, **loaded, training=training)
     if show_features(features, processor, found.labels, data):
         return
     asked = steps.ask(found, features["eval"])

@@ -15,6 +15,7 @@ from finetune.cli.parser import launch
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
     from finetune.data.sources import FewShotArguments
+    from finetune.data.streaming import StreamingArguments
     from finetune.methods import MethodArguments
     from finetune.metrics.further import MetricArguments
     from finetune.models.load import ModelArguments
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 def main(
     task: TaskArguments,
     data: FewShotArguments,
+    stream: StreamingArguments,
     model: ModelArguments,
     scratch: ScratchArguments,
     method: MethodArguments,
@@ -47,8 +49,10 @@ def main(
     from finetune.training import baselines
     from finetune.training.options import settled
     from finetune.training.seeds import finished, repeats, save_spread
+    from finetune.training.streamed import check_stream
 
     processes("train")
+    check_stream(stream, data, batching, training, private=privacy.wanted)
     check_method_from_scratch(scratch, method.method)
     rate = FROM_NOTHING if scratch.from_config else find_method(method.method).learning_rate
     best = find_task(task.task).best
@@ -59,6 +63,7 @@ def main(
         groups = (
             task,
             chosen,
+            stream,
             model,
             scratch,
             method,
@@ -76,6 +81,7 @@ def main(
 def run(
     task: TaskArguments,
     data: FewShotArguments,
+    stream: StreamingArguments,
     model: ModelArguments,
     scratch: ScratchArguments,
     method: MethodArguments,
@@ -103,21 +109,22 @@ def run(
     from finetune.training.trainer import ExactTrainer, make_trainer
 
     options = resolved_options(
-        task, data, model, scratch, method, batching, metric, privacy, distil, training
+        task, data, stream, model, scratch, method, batching, metric, privacy, distil, training
     )
     started = model.model_name_or_path
     check_private(privacy, training, started, batching, weights=task.class_weights)
     model, before = (model, None) if scratch.from_config else foundation(model)
     row = settle(task, planned(model, scratch))
     row = replace(row, figures=with_metrics(row.figures, metric.metrics), start=blind(row.start, privacy))
-    found = steps.examine_rows(row, data, training, options)
+    found = steps.examine_rows(row, data, training, options, stream)
     processor, network = steps.load_for(
         row, model, found, scratch=scratch, quantized=find_method(method.method).quantized
     )
     processor, network = tune(
         network, processor, method, row.peft, before, labels=found.labels, reads=row.reads
     )
-    features = steps.encode_rows(row, task, found, processor, network, training=training)
+    loaded = {"found": found, "processor": processor, "network": network}
+    features = steps.encode_all(row, task, data, stream, **loaded, training=training)
     if show_features(features, processor, found.labels, data):
         return {}
     asked = steps.ask(found, features["eval"])

@@ -11,14 +11,14 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import trl
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from safetensors.numpy import load_file, save_file
 from trl.experimental.cpo import CPOTrainer as TrlCPOTrainer
 from trl.experimental.orpo import ORPOTrainer as TrlORPOTrainer
@@ -146,11 +146,27 @@ def reference_key(dataset: Dataset, reference: Any, made_by: dict[str, Any]) -> 
 PairTraining = DPOTrainingArguments | KTOTrainingArguments | ORPOTrainingArguments | CPOTrainingArguments
 
 
+def for_stream(training: Any) -> Any:
+    """Options of a run whose pairs are read as they are needed: references can't be computed before it.
+
+    Raises:
+        InputError: a loss whose trainer wants all pairs at once.
+    """
+    if isinstance(training, (ORPOTrainingArguments, CPOTrainingArguments)):
+        raise InputError(
+            f"--algorithm {training.algorithm} wants all pairs before the start; leave --streaming out, or "
+            "set "
+            "--algorithm dpo or kto"
+        )
+    has_reference = "precompute_ref_log_probs" in vars(training)  # a reward model's options have none
+    return replace(training, precompute_ref_log_probs=False) if has_reference else training
+
+
 def make_dpo_trainer(
     network: Any,
     processor: Any,
     training: PairTraining,
-    train: Dataset,
+    train: Dataset | IterableDataset,
     held_out: Dataset,
     *,
     privacy: PrivacyArguments | None = None,
@@ -178,7 +194,7 @@ def make_dpo_trainer(
     parts = {"model": network, "train_dataset": train, "eval_dataset": held_out,
     "processing_class": processor,
              "callbacks": callbacks(training)}  # fmt: skip
-    if "chosen" in train.column_names:
+    if "chosen" in held_out.column_names:
         check_pairs_fit(network, processor, training.max_length, train, held_out)
     if privacy is not None and privacy.wanted:
         check_pairs_are_private(privacy, training)
@@ -222,7 +238,8 @@ def _trainer_of(training: PairTraining, parts: dict[str, Any]) -> Any:
     )
     reference = None if alone else copy.deepcopy(network)
     if isinstance(training, KTOTrainingArguments):
-        names = [name for name in ("train_dataset", "eval_dataset") if "chosen" in parts[name].column_names]
+        names = [name for name in ("train_dataset", "eval_dataset")
+                 if isinstance(parts[name], Dataset) and "chosen" in parts[name].column_names]  # fmt: skip
         return KTOTrainer(
             args=training, ref_model=reference, **(parts | {name: unpaired(parts[name]) for name in names})
         )

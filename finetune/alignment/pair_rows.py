@@ -34,7 +34,8 @@ class CutAnswers:
     def _prepare_dataset(self, dataset: Any, processing_class: Any, *more: Any) -> Any:
         dataset = super()._prepare_dataset(dataset, processing_class, *more)  # type: ignore[misc]
         columns = {f"{side}_ended": f"{side}_ids" for side in (*SIDES, "completion")}
-        there = {mark: ids for mark, ids in columns.items() if {mark, ids} <= set(dataset.column_names)}
+        names = set(dataset.column_names or next(iter(dataset)))  # a stream's are those of its first row
+        there = {mark: ids for mark, ids in columns.items() if {mark, ids} <= names}
         if not there:
             return dataset
         end = processing_class.eos_token_id
@@ -45,7 +46,8 @@ class CutAnswers:
                 for mark, ids in there.items()
             }
 
-        return dataset.map(cut, desc="Ends of answers that were cut")
+        said = {"desc": "Ends of answers that were cut"} if isinstance(dataset, Dataset) else {}
+        return dataset.map(cut, **said)
 
 
 def unpaired(pairs: Dataset) -> Dataset:

@@ -12,25 +12,22 @@ from typing import Any, cast
 from datasets import Dataset
 from transformers import set_seed
 
-from finetune.alignment.dpo import PairTraining, make_dpo_trainer
+from finetune.alignment.dpo import PairTraining, for_stream, make_dpo_trainer
+from finetune.alignment.pair_input import pairs_fingerprint, places_by_set, read_preferences, show_pairs
 from finetune.alignment.pair_options import KTOTrainingArguments
 from finetune.alignment.policy import load_start
-from finetune.alignment.preferences import (
-    PairArguments,
-    pairs_fingerprint,
-    read_pairs,
-    read_unpaired,
-    show_pairs,
-)
+from finetune.alignment.preferences import PairArguments
 from finetune.artefacts.folder import resolved_options, save_artefact
 from finetune.artefacts.runs import open_run
 from finetune.data.sources import DataArguments
+from finetune.data.streaming import StreamingArguments
 from finetune.methods import MethodArguments, attach, find_method
 from finetune.models.load import ModelArguments
 from finetune.privacy.options import PrivacyArguments, check_private
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.machine import processes
 from finetune.training.options import settled
+from finetune.training.streamed import check_stream
 
 
 def train_on_pairs(
@@ -46,6 +43,8 @@ def train_on_pairs(
     task: str,
     rate: float = 1.0,
     further: Sequence[Any] = (),
+    stream: StreamingArguments,
+    private: bool = False,
 ) -> tuple[Any, Dataset] | None:
     """From options to a trainer that has trained, and its held-out pairs; None where the run ends at the
     rows.
@@ -56,20 +55,25 @@ def train_on_pairs(
         task: PEFT's name of it.
         rate: times the method's learning rate, where none is given.
         further: groups of options that `make` was told of already.
+        private: whether `make` trains with differential privacy.
     """
     keep_freed_memory()
     processes(verb)
+    if check_stream(stream, data, None, training, private=private):
+        training = for_stream(training)
     set_seed(training.seed)  # the first weights of adapter and head
     training = cast(PairTraining, settled(training, find_method(method.method).learning_rate * rate))
-    read = read_unpaired if isinstance(training, KTOTrainingArguments) else read_pairs
+    single = isinstance(training, KTOTrainingArguments)
     with training.main_process_first(desc="reading pairs"):
         processor, network = load(model)
-        train, held_out = read(data, pairs, processor, training.max_length)
+        train, held_out = read_preferences(
+            data, pairs, processor, training.max_length, stream=stream, single=single
+        )
     if show_pairs(train, held_out, processor, data):
         return None
     network = attach(network, method.method, method.method_kwargs, task)
-    options = resolved_options(data, pairs, model, method, training, *further)
-    checkpoint = open_run(options, pairs_fingerprint(train), network)
+    options = resolved_options(data, pairs, stream, model, method, training, *further)
+    checkpoint = open_run(options, pairs_fingerprint(train, data), network)
     trainer = make(network, processor, training, train, held_out)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return trainer, held_out
@@ -82,6 +86,7 @@ def align_on_pairs(
     method: MethodArguments,
     training: PairTraining,
     *,
+    stream: StreamingArguments,
     privacy: PrivacyArguments | None = None,
 ) -> None:
     """The whole of scripts/dpo.py, whose losses differ in `training` alone."""
@@ -92,12 +97,14 @@ def align_on_pairs(
     trained = train_on_pairs(
         data, pairs, model, method, training,
         verb="dpo", load=load_start, make=make, task="CAUSAL_LM", rate=0.1,
-        further=[] if privacy is None else [privacy],
+        further=[] if privacy is None else [privacy], stream=stream,
+        private=privacy is not None and privacy.wanted,
     )  # fmt: skip
     if trained is None:
         return
-    trainer, _ = trained
+    trainer, held_out = trained
     figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    figures |= figures_by_set(trainer, held_out)
     if trainer.is_world_process_zero():
         network, folder = trainer.accelerator.unwrap_model(trainer.model), Path(training.output_dir)
         save_artefact(network, trainer.processing_class, folder, None, figures)
@@ -105,3 +112,15 @@ def align_on_pairs(
             "\n".join(f"{name}: {value:.4f}" for name, value in figures.items() if isinstance(value, float))
         )
         print(folder)
+
+
+def figures_by_set(trainer: Any, held_out: Dataset) -> dict[str, Any]:
+    """The evaluation's figures of each data set alone, where there are several: `NAME_loss`."""
+    prepared, figures = trainer.eval_dataset, {}
+    # TRL computes them for rows that it is handed, and would add them twice
+    bare = prepared.remove_columns([name for name in prepared.column_names if name.startswith("ref_")])
+    for name, places in places_by_set(held_out, len(prepared)).items():
+        own = trainer.evaluate(bare.select(places), metric_key_prefix=f"eval_{name}")
+        for key, value in own.items():
+            figures[f"{name}_{key.removeprefix(f'eval_{name}_').removeprefix('eval_')}"] = value
+    return figures

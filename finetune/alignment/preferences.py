@@ -6,7 +6,6 @@ trainer.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -21,9 +20,8 @@ from datasets import Dataset
 from finetune.data.chats import template_ids
 from finetune.data.laying import laid_out
 from finetune.data.layouts import first_of
-from finetune.data.places import PLACE, columns_of, places_of
+from finetune.data.places import PLACE, SET, columns_of, places_of
 from finetune.data.preferred import BETTER, lay_out_pairs, lay_out_unpaired
-from finetune.data.preview import marked, show_texts
 from finetune.data.sources import DataArguments, load_rows, sample
 from finetune.errors import InputError
 
@@ -86,17 +84,28 @@ def read_pairs(
         (rows.train, data.max_train_rows, "training"),
         (rows.eval, data.max_eval_rows, "held-out"),
     ):
-        part = with_prompt(part, data.name)
-        if settings.min_margin or settings.margin:
-            part = _with_margin(part, settings.min_margin)
-        wanted = ["prompt", "chosen", "rejected", *(["margin"] if settings.margin else [])]
-        wanted += [
-            name for name in ("tools", "chosen_ended", "rejected_ended", PLACE) if name in part.column_names
-        ]
-        part = sample(part.select_columns(wanted), limit, data.sample_seed)
-        part = sound_pairs(part, processor, max_length, settings.drop_faulty_pairs, where)
-        parts.append(part.select_columns([name for name in wanted if name != PLACE]))
+        part = sample(part, limit, data.sample_seed)
+        parts.append(ready_pairs(part, settings, processor, max_length, where))
     return parts[0], parts[1]
+
+
+def ready_pairs(
+    rows: Dataset, settings: PairArguments, processor: Any, max_length: int, where: str
+) -> Dataset:
+    """Pairs that were laid out, with their prompt apart, the margins that are wanted, and nothing wrong with
+    them.
+
+    Raises:
+        InputError: pairs that can't teach anything, none left.
+    """
+    rows = with_prompt(rows, f"the {where} pairs")
+    if settings.min_margin or settings.margin:
+        rows = _with_margin(rows, settings.min_margin)
+    wanted = ["prompt", "chosen", "rejected", *(["margin"] if settings.margin else [])]
+    further = ("tools", "chosen_ended", "rejected_ended", SET, PLACE)
+    wanted += [name for name in further if name in rows.column_names]
+    rows = sound_pairs(rows.select_columns(wanted), processor, max_length, settings.drop_faulty_pairs, where)
+    return rows.select_columns([name for name in wanted if name != PLACE])
 
 
 def read_unpaired(
@@ -174,7 +183,7 @@ def sound_answers(rows: Dataset, processor: Any, max_length: int, drop: bool, wh
         logger.warning("%d of %d %s answers are left out: %s", len(bad), len(rows), where, told)
     kept = rows.select([index for index in range(len(rows)) if index not in bad]) if bad else rows
     return kept.select_columns(
-        [name for name in ("prompt", "completion", "label", "tools") if name in kept.column_names]
+        [name for name in ("prompt", "completion", "label", "tools", SET) if name in kept.column_names]
     )
 
 
@@ -365,21 +374,3 @@ def pair_ids(processor: Any, prompt: Any, answer: Any | None, tools: Any = None)
         ]
     messages = prompt if answer is None else [*prompt, *answer]
     return template_ids(processor, messages, tools, asked=answer is None)
-
-
-def show_pairs(train: Dataset, held_out: Dataset, processor: Any, data: DataArguments) -> bool:
-    """Print the first pairs as the model sees them; whether the run ends here (--check)."""
-    texts = []
-    for row in train.select(range(min(len(train), max(data.show_rows, 1)))):
-        tools, front = row.get("tools"), pair_ids(processor, row["prompt"], None, row.get("tools"))
-        sides = [name for name in ("chosen", "rejected", "completion") if name in row]
-        wholes = {name: pair_ids(processor, row["prompt"], row[name], tools) for name in sides}
-        said = [f"{name}: {marked(processor.decode(ids[len(front) :]))}" for name, ids in wholes.items()]
-        verdict = [f"desirable: {row['label']}"] if "label" in row else []
-        texts.append("\n".join([processor.decode(front), *said, *verdict]))
-    return show_texts(texts, f"{len(train)} training and {len(held_out)} held-out pairs", data)
-
-
-def pairs_fingerprint(rows: Dataset) -> str:
-    """Hash of all pairs in their order."""
-    return hashlib.sha256(json.dumps([rows[i] for i in range(len(rows))]).encode()).hexdigest()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import trl
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from finetune.alignment.model_rewards import score_texts
 from finetune.alignment.pair_rows import CutAnswers
@@ -49,15 +49,19 @@ def make_reward_trainer(
     return quiet(trainer)
 
 
-def check_pairs_fit(network: Any, processor: Any, max_length: int | None, *parts: Dataset) -> None:
+def check_pairs_fit(
+    network: Any, processor: Any, max_length: int | None, *parts: Dataset | IterableDataset
+) -> None:
     """A pair as far as `max_length` has a position in the model for each token; only where `max_length`
-    promises none is it looked at.
+    promises none is it looked at. A stream, which has no end, wants the promise.
 
     Raises:
         InputError: one has more tokens.
     """
     limit = longest_input(network)
-    if limit and (max_length is None or max_length > limit):
+    if limit and max_length is not None and any(isinstance(part, IterableDataset) for part in parts):
+        check_length(network, max_length)
+    elif limit and (max_length is None or max_length > limit):
         sides = ((row, row[side]) for part in parts for row in part for side in ("chosen", "rejected"))
         longest = max(
             len(pair_ids(processor, row["prompt"], answer, row.get("tools"))) for row, answer in sides

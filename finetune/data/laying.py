@@ -8,11 +8,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from datasets import ClassLabel, Dataset, Json, List, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, Json, List, Value, concatenate_datasets
 
 from finetune.data.accounting import account, check_ignored, unread, without
 from finetune.data.cells import with_json
 from finetune.data.columns import Columns
+from finetune.data.conversations import as_chat
 from finetune.data.corpora import CORPORA
 from finetune.data.mixing import Part, mixed
 from finetune.data.places import SET, columns_of
@@ -36,14 +37,19 @@ def laid_out(rows: Rows, data: DataArguments, lay_out: LayOut) -> tuple[Rows, Co
     """
     train = rows.train_parts or tuple(Part(rows.name, part) for part in (rows.train,) if part is not None)
     evaluation = rows.eval_parts or tuple(Part(rows.name, part) for part in (rows.eval,) if part is not None)
+    # records of a stream need not have every column
     check_ignored(
-        [one.partition(".")[0] for one in data.ignore_columns or ()],
+        [] if rows.silent else [one.partition(".")[0] for one in data.ignore_columns or ()],
         (name for part in (*train, *evaluation) for name in columns_of(part.rows)), rows.name,
     )  # fmt: skip
-    said: list[str] = []
-    same = rows.train is rows.eval and not rows.eval_parts
-    laid = [_laid(part, data, lay_out, "training", said) for part in train]
-    tested = laid if same else [_laid(part, data, lay_out, "evaluation", said) for part in evaluation]
+    said: list[str] | None = None if rows.silent else []
+    same = rows.train is rows.eval
+    train = () if same and rows.eval_parts else train
+    where = rows.where or ("evaluation" if same else "training")
+    laid = [_laid(part, data, lay_out, where, said) for part in train]
+    tested = (
+        laid if same and train else [_laid(part, data, lay_out, "evaluation", said) for part in evaluation]
+    )
     if len(laid) < 2 and len(tested) < 2 and not rows.train_parts:
         columns = {one.columns for one in (*laid, *tested)}
         if len(columns) > 1:
@@ -62,12 +68,12 @@ def laid_out(rows: Rows, data: DataArguments, lay_out: LayOut) -> tuple[Rows, Co
         part.rows.add_column(SET, [part.name] * len(part.rows)) if many else part.rows
         for part in parts[len(train) :]
     ]
-    return Rows(
-        mixed(parts[: len(train)], data.sample_seed) if train else None, concatenate_datasets(held), rows.name
-    ), _names(laid or tested)
+    whole = concatenate_datasets(held)
+    first = whole if same and not train else mixed(parts[: len(train)], data.sample_seed) if train else None
+    return Rows(first, whole, rows.name), _names(laid or tested)
 
 
-def _laid(part: Part, data: DataArguments, lay_out: LayOut, where: str, said: list[str]) -> Laid:
+def _laid(part: Part, data: DataArguments, lay_out: LayOut, where: str, said: list[str] | None) -> Laid:
     own = without(part.rows, data.ignore_columns or ())
     laid = lay_out(own, replace(data, dataset_name=[part.name]))
     unused = unread(own.remove_columns(list(laid.aside)), laid.used, laid.texts, laid.strange)
@@ -77,9 +83,10 @@ def _laid(part: Part, data: DataArguments, lay_out: LayOut, where: str, said: li
     # a second split of the same columns has nothing new to say, but for a text that only it holds
     account(
         laid.used, unused, f"{part.name}, {where} rows{layout}", lenient=part.name in CORPORA,
-        quiet=key in said, hint=laid.hint
+        quiet=said is None or key in said, hint=laid.hint
     )  # fmt: skip
-    said.append(key)
+    if said is not None:
+        said.append(key)
     return laid
 
 
@@ -97,6 +104,8 @@ def _alike(laid: Sequence[Laid]) -> list[Dataset]:
     labels by one name.
     """
     names = _names(laid)
+    if laid[0].turns:
+        return _same_turns(laid)
     if names.text == names.label == "messages":
         return [_as_chats(one) for one in laid]
     made = []
@@ -129,6 +138,57 @@ def _alike(laid: Sequence[Laid]) -> list[Dataset]:
             "--dataset_name"
         )
     return made
+
+
+def _same_turns(laid: Sequence[Laid]) -> list[Dataset]:
+    """Pairs, answers with a verdict, or prompts: what is said is a text in all data sets, or messages in
+    all; what
+    one alone has beside is missing in the others.
+
+    Raises:
+        InputError: columns of different kinds, or answers missing in one.
+    """
+    turns = {name: role for one in laid for name, role in one.turns.items()}
+    names = dict.fromkeys([*turns, *(name for one in laid for name in one.further)])
+    there = [name for name in names if any(name in one.rows.column_names for one in laid)]
+    made = [
+        one.rows.select_columns([n for n in one.rows.column_names if n in there or n.startswith("__")])
+        for one in laid
+    ]
+    for name in there:
+        lacking = [one for one in made if name not in one.column_names]
+        if lacking and name in turns and name != "prompt":
+            raise InputError(
+                f"Not all data sets have a column '{name}'; name those of one kind by --dataset_name"
+            )
+        kinds = {str(rows.features[name]) for rows in made if name in rows.column_names}
+        if len(kinds) > 1 and name in turns:
+            made = [_in_messages(rows, name, turns[name]) for rows in made]
+        elif lacking:
+            made = [_with_nothing(rows, name, made) for rows in made]
+    if len({str({n: rows.features[n] for n in there}) for rows in made}) > 1:
+        raise InputError(
+            "The data sets don't go together: their columns hold "
+            f"{' and '.join(sorted({str(rows.features) for rows in made}))}. Set --dataset_name"
+        )
+    places = [name for name in made[0].column_names if name.startswith("__")]
+    return [rows.select_columns([*there, *places]) for rows in made]
+
+
+def _in_messages(rows: Dataset, name: str, role: str) -> Dataset:
+    values = [as_chat(value, role=role) for value in rows[name]] if name in rows.column_names else []
+    bare = rows.remove_columns([name] if name in rows.column_names else [])
+    return with_json(bare, name, values or [[] for _ in range(len(rows))])
+
+
+def _with_nothing(rows: Dataset, name: str, others: Sequence[Dataset]) -> Dataset:
+    """The rows with a column of nothing, of the kind that it has elsewhere."""
+    if name in rows.column_names:
+        return rows
+    kind = next(one.features[name] for one in others if name in one.column_names)
+    return concatenate_datasets(
+        [rows, Dataset.from_dict({name: [None] * len(rows)}, features=Features({name: kind}))], axis=1
+    )
 
 
 def _as_chats(one: Laid) -> Dataset:

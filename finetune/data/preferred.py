@@ -37,6 +37,7 @@ ABOUT = (
     "chosen_ended",
     "rejected_ended",
 )
+SIDES = {"chosen": "assistant", "rejected": "assistant"}
 TRUE, FALSE = (
     ("true", "1", "1.0", "yes", "good", "desirable"),
     ("false", "0", "0.0", "no", "bad", "undesirable"),
@@ -84,7 +85,8 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
     return Laid(
         with_columns(rest, made), Columns("prompt", None, "chosen"), used, lambda row: _read(row, fields,
         (better, worse)),
-        fields.layout if fields else "", aside=tuple(kept),
+        fields.layout if fields else "", aside=tuple(kept), turns={"prompt": "user", **SIDES},
+        further=(*kept, "tools"),
     )  # fmt: skip
 
 
@@ -201,7 +203,8 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
     used = {**fields.used(), "completion": [said or str(chat)], "label": [verdict]}
     return Laid(
         with_columns(rest, made), Columns("prompt", None, "completion"), used, lambda row: _read(row, fields,
-        (said,) if said else ()), fields.layout
+        (said,) if said else ()), fields.layout,
+        turns={"prompt": "user", "completion": "assistant"}, further=("label", "tools"),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ knows no model and no task.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,14 @@ def show_features(
     data: TextArguments,
 ) -> bool:
     """Print the first rows (--show_rows) as the model sees them; whether the run ends here (--check)."""
-    split = "train" if isinstance(features.get("train"), Sized) else "eval"
-    rows = features[split]
-    for place in range(min(max(data.show_rows, 1 if data.check else 0), len(rows))):
-        text = rendered(rows[place], processor, labels)
-        tokens = {"length", "input_ids"} <= set(rows.column_names)
-        length = f", {rows[place]['length']} tokens" if tokens else ""
+    split = "train" if "train" in features else "eval"
+    rows, most = features[split], max(data.show_rows, 1 if data.check else 0)
+    # of a stream the first are read for it, and once more when it is trained on
+    endless = not isinstance(rows, Sized)
+    shown = islice(iter(rows), most) if endless else (rows[n] for n in range(min(most, len(rows))))
+    for place, row in enumerate(shown):
+        text = rendered(row, processor, labels)
+        length = f", {row['length']} tokens" if {"length", "input_ids"} <= set(row) else ""
         more = f" ... ({len(text) - LONG} more characters)" if len(text) > LONG else ""
         say(
             f"\n{split} row {place} as the model sees it{length}; learnt: "
@@ -39,7 +42,8 @@ def show_features(
         )
     if data.check:
         counted = ", ".join(
-            f"{len(part)} of {name}" for name, part in features.items() if isinstance(part, Sized)
+            f"{len(part)} of {name}" if isinstance(part, Sized) else f"the first of {name}"
+            for name, part in features.items()
         )
         say(f"Rows checked ({counted}); nothing was trained (--check).")
     return data.check

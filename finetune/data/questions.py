@@ -116,6 +116,9 @@ class Laid:
         hint: what else a text that nothing reads may be wanted for.
         aside: columns that are known to be about what is read, as parts of speech are.
         strange: values under keys of messages that nobody reads, by their dotted names.
+        turns: columns that hold what somebody says, as a text or as messages, and whose role a text is
+        said in.
+        further: columns beside those that are read, which rows keep where several data sets become one.
     """
 
     rows: Dataset
@@ -126,6 +129,8 @@ class Laid:
     hint: str = ""
     aside: tuple[str, ...] = ()
     strange: dict[str, list[Any]] = field(default_factory=dict)
+    turns: dict[str, str] = field(default_factory=dict)
+    further: tuple[str, ...] = ()
 
 
 def lay_out_chats(rows: Dataset, data: DataArguments) -> Laid:
@@ -212,8 +217,9 @@ def lay_out_prompts(rows: Dataset, data: DataArguments, texts: Sequence[str] = (
     used = {role: columns for role, columns in fields.used().items() if role != "label"}
     rest = [name for name in there if name not in fields.columns()]
     return Laid(
-        laid, Columns("prompt", None, ""), used | {"rewards see": rest}, lambda row: "", fields.layout
-    )
+        laid, Columns("prompt", None, ""), used | {"rewards see": rest}, lambda row: "", fields.layout,
+        turns={"prompt": "user"}, further=tuple(n for n in laid.column_names if not n.startswith("__")),
+    )  # fmt: skip
 
 
 def unanswered(messages: Sequence[Message]) -> list[Message]:

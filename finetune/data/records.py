@@ -77,7 +77,7 @@ def _json_lines(text: str, file: Path) -> tuple[Columns, list[int]]:
     return _columns(records), lines
 
 
-def _shape(whole: dict[str, Any]) -> tuple[str, str]:
+def shape_of(whole: dict[str, Any]) -> tuple[str, str]:
     """How one JSON object holds rows, and the key where that is under one; `row` where it is a row itself."""
     if set(whole) >= {"columns", "data"}:
         return "split", ""
@@ -112,7 +112,7 @@ def _is_chat(value: Any) -> bool:
 
 
 def _records(whole: dict[str, Any], file: Path) -> list[Any] | Columns:
-    shape, key = _shape(whole)
+    shape, key = shape_of(whole)
     if shape == "row":
         return [whole]
     if shape == "several":

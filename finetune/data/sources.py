@@ -1,5 +1,4 @@
-"""Where rows come from: hub names, local folders or files, or a built-in corpus → train and evaluation
-splits.
+"""Where rows come from: hub names, local files, or a built-in corpus → train and evaluation splits.
 
 Knows files and splits; knows no tokenizer, no model and no task.
 """
@@ -164,9 +163,7 @@ class ColumnArguments(LicenceArguments, SourceArguments):
     minus_one: str | None = field(
         default=None,
         metadata={
-            "help": "A label -1 beside 0, 1, ...: drop its rows as unlabelled, or keep it as a class "
-            "(default: drop "
-            "beside three classes or more, as in SNLI; else stop and ask)."
+            "help": "Label -1: drop its rows, or keep it (default: drop beside 0 to 2 or more, else ask)."
         },
     )
     drop_empty_rows: bool = field(
@@ -252,6 +249,8 @@ class Rows:
     name: str
     train_parts: tuple[Part, ...] = ()
     eval_parts: tuple[Part, ...] = ()
+    where: str = ""  # what messages call rows that are both splits
+    silent: bool = False  # of what each column is for, which the first rows of a stream have said
 
     def changed(self, change: Callable[[Dataset], Dataset]) -> Rows:
         """The same with each split changed; rows that are both splits stay one."""
@@ -261,7 +260,7 @@ class Rows:
             tuple(replace(one, rows=change(one.rows)) for one in some)
             for some in (self.train_parts, self.eval_parts)
         ]
-        return Rows(train, evaluation, self.name, *parts)
+        return Rows(train, evaluation, self.name, *parts, self.where, self.silent)
 
     def splits(self) -> list[tuple[str, Dataset]]:
         """The splits that are there, with their names."""
@@ -284,7 +283,8 @@ def load_rows(data: TextArguments, train: bool = True, fallback: str | None = "t
     ]
     if not train:
         parts = [Part(one.name, _evaluation(one, fallback)) for one in tested or single]
-        return Rows(None, parts[0].rows, data.name, (), tuple(parts) if len(parts) > 1 else ())
+        name = data.name if len(parts) > 1 else parts[0].name
+        return Rows(None, parts[0].rows, name, (), tuple(parts) if len(parts) > 1 else ())
     if len(single) == 1 and not tested and set(weights.values()) == {1.0}:
         return _both(single[0])
     if tested:
@@ -314,7 +314,7 @@ def _both(data: TextArguments) -> Rows:
     held_out = data.eval_split or default_eval(splits, None)
     if held_out is not None:
         evaluation = with_licences(split_of(splits, held_out, "--eval_split"), data, train=False)
-        # the same rows in both are still two splits: one object for both says that nothing is trained
+        # one object for both splits would say that nothing is trained
         return Rows(training, evaluation.select(range(len(evaluation))), data.name)
     if len(training) < 2:
         raise InputError(

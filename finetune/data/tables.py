@@ -34,12 +34,22 @@ WHOLE, DECIMAL = re.compile(r"-?(0|[1-9]\d{0,17})"), re.compile(r"-?(0|[1-9]\d{0
 LOOKED_AT = 200  # records that tell the delimiter
 
 
-def _unzstd(packed: bytes) -> bytes:
+def zst_stream(source: Path | io.BytesIO) -> io.BufferedReader:
+    """A zstd file, or its bytes, unpacked as they are read.
+
+    Raises:
+        InputError: the package that unpacks is not installed.
+    """
     try:
         import zstandard
     except ImportError as error:
         raise InputError("A .zst file wants the package zstandard: pip install zstandard") from error
-    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed)) as stream:
+    packed = source.open("rb") if isinstance(source, Path) else source
+    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True))
+
+
+def _unzstd(packed: bytes) -> bytes:
+    with zst_stream(io.BytesIO(packed)) as stream:
         return stream.read()
 
 
@@ -85,13 +95,17 @@ def decoded(data: bytes, name: str, encoding: str | None = None) -> str:
             )
         except (UnicodeDecodeError, LookupError) as error:
             raise InputError(f"Cannot read {name} by --encoding {encoding}: {error}") from error
-    marked = next((codec for mark, codec in MARKS if data.startswith(mark)), None)
     try:
-        return data.decode(marked or _without_mark(data))
+        return data.decode(guessed(data))
     except UnicodeDecodeError:
         text, codec = _legacy(data)
     logger.warning("%s is no UTF-8: read as %s (--encoding names another)", name, codec)
     return text
+
+
+def guessed(data: bytes) -> str:
+    """The encoding that the beginning of some bytes speaks for: a byte order mark's, UTF-16, else UTF-8."""
+    return next((codec for mark, codec in MARKS if data.startswith(mark)), None) or _without_mark(data)
 
 
 def _without_mark(data: bytes) -> str:
@@ -133,7 +147,7 @@ def delimited(
     Raises:
         InputError: a header with a name twice, or records with more cells than the header.
     """
-    delimiter, quoting = _dialect(text, delimiters)
+    delimiter, quoting = dialect(text, delimiters)
     records, lines = _records(text, delimiter, quoting)
     if not records:
         return {}, []
@@ -160,7 +174,7 @@ def delimited(
     return {column: typed([row[place] for row in cells]) for place, column in enumerate(header)}, lines[1:]
 
 
-def _dialect(text: str, delimiters: Sequence[str]) -> tuple[str, int]:
+def dialect(text: str, delimiters: Sequence[str]) -> tuple[str, int]:
     """The delimiter by which most records have as many cells as the header; quotes mean nothing where
     that fits better.
     """

@@ -87,7 +87,8 @@ def load_features(
             for rows in sources
             if isinstance(rows, Dataset)
         ]
-        endless_rows = Stream(sources, list(weights.values()), encode, seed, stream.shuffle_buffer)
+        encoders = [encode] * len(sources)
+        endless_rows = Stream(sources, list(weights.values()), encoders, seed, stream.shuffle_buffer)
         return {"train": endless_rows, "eval": held_out}, repr((weights, known))
     assert rows.train is not None
     train = (

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
+from datasets.iterable_dataset import ExamplesIterable
 from torch.utils.data import IterableDataset as TorchIterable
 
+from finetune.data.streaming import StreamingArguments
 from finetune.errors import InputError
 
 Row = dict[str, Any]
@@ -25,7 +27,7 @@ PATIENCE = 20  # batches of texts that may give no row, one after another
 
 
 @dataclass
-class StreamArguments:
+class StreamArguments(StreamingArguments):
     """Training rows from several sources, or from sources too large to read at once; both need
     --max_steps.
     """
@@ -36,13 +38,6 @@ class StreamArguments:
             "help": "Training rows by weight from several data sets, each name=weight; evaluation stays on "
             "dataset_name."
         },
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read training rows as they are needed, instead of all before the start."},
-    )
-    shuffle_buffer: int = field(
-        default=1000, metadata={"help": "Rows of a stream to draw the next one from."}
     )
 
 
@@ -68,8 +63,13 @@ def parse_mixture(entries: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def rounds(rows: Dataset | IterableDataset, seed: tuple[int, ...]) -> Iterator[Row]:
-    """Rows again and again: those that can be counted in a new order each time, a stream in its own."""
+def rounds(
+    rows: Dataset | IterableDataset, seed: tuple[int, ...], apart: bool = False
+) -> Iterator[Row | None]:
+    """Rows again and again: those that can be counted in a new order each time, a stream in its own; None
+    between
+    two rounds where they are to be kept `apart`.
+    """
     for number in itertools.count():
         order = (
             np.random.default_rng((*seed, number)).permutation(len(rows))
@@ -80,18 +80,19 @@ def rounds(rows: Dataset | IterableDataset, seed: tuple[int, ...]) -> Iterator[R
         for row in rows if order is None else (rows[int(place)] for place in order):
             found = True
             yield row
+        if apart:
+            yield None
         if not found:
             raise InputError("A training source has no rows; set --train_split or --mixture")
 
 
-def features_of(rows: Iterable[Row], encode: Encode, seed: tuple[int, ...]) -> Iterator[Row]:
-    """Features of raw rows, so many texts at once; rows without text are passed over."""
-    remaining, idle = iter(rows), 0
-    for number in itertools.count():
-        part = list(itertools.islice(remaining, TEXTS_AT_ONCE))
-        if not part:
-            return
-        batch = {name: [row[name] for row in part] for name in part[0]}
+def features_of(rows: Iterable[Row | None], encode: Encode, seed: tuple[int, ...]) -> Iterator[Row]:
+    """Features of raw rows, so many texts at once, up to the end of a round; rows without text are passed
+    over."""
+    idle = 0
+    for number, part in enumerate(_parts(rows)):
+        names = dict.fromkeys(name for row in part for name in row)  # a record need not have every key
+        batch = {name: [row.get(name) for row in part] for name in names}
         encoded = encode(batch, np.random.default_rng((*seed, number)))
         idle = idle + 1 if not any(encoded.values()) else 0
         if idle == PATIENCE:
@@ -100,6 +101,19 @@ def features_of(rows: Iterable[Row], encode: Encode, seed: tuple[int, ...]) -> I
                 "--text_column"
             )
         yield from (dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True))
+
+
+def _parts(rows: Iterable[Row | None]) -> Iterator[list[Row]]:
+    """Lists of so many rows, or of fewer where a round ends."""
+    held: list[Row] = []
+    for row in rows:
+        if row is not None:
+            held.append(row)
+        if held and (row is None or len(held) == TEXTS_AT_ONCE):
+            yield held
+            held = []
+    if held:
+        yield held
 
 
 def drawn(
@@ -135,19 +149,21 @@ class Stream(TorchIterable):
     Attributes:
         sources: rows with columns named after their roles.
         weights: how often each is drawn from.
-        encode: batch of rows → features.
+        encoders: batch of rows → features, for each source.
         seed: of the draws.
         buffer: rows to shuffle among.
         processes, process: this one keeps every `processes`-th feature.
+        apart: whether no rows of two rounds are encoded at once, so that none stands twice among them.
     """
 
     sources: list[Dataset | IterableDataset]
     weights: list[float]
-    encode: Encode
+    encoders: list[Encode]
     seed: int
     buffer: int = 1000
     processes: int = 1
     process: int = 0
+    apart: bool = False
 
     def share(self, processes: int, process: int) -> Stream:
         """The same stream, as one of several processes sees it."""
@@ -155,10 +171,18 @@ class Stream(TorchIterable):
 
     def __iter__(self) -> Iterator[Row]:
         encoded = [
-            features_of(rounds(rows, (self.seed, 0, place)), self.encode, (self.seed, 1, place))
-            for place, rows in enumerate(self.sources)
+            features_of(rounds(rows, (self.seed, 0, place), self.apart), encode, (self.seed, 1, place))
+            for place, (rows, encode) in enumerate(zip(self.sources, self.encoders, strict=True))
         ]
         mixed = drawn(encoded, self.weights, np.random.default_rng((self.seed, 2)))
         for number, row in enumerate(shuffled(mixed, self.buffer, np.random.default_rng((self.seed, 3)))):
             if number % self.processes == self.process:
                 yield row | {"row": number}
+
+    def as_dataset(self) -> IterableDataset:
+        """The same for those who ask for one of datasets' own."""
+        return IterableDataset(ExamplesIterable(_numbered, {"stream": self}))
+
+
+def _numbered(stream: Stream) -> Iterator[tuple[int, Row]]:
+    yield from enumerate(iter(stream))

@@ -26,13 +26,22 @@ def check_features(
         InputError: rows that are too long, that hold the model's own end token, or that leave no room for an
             answer.
     """
-    paired = network.config.is_encoder_decoder
-    if row.pooled and paired:
-        for part in features.values():
-            check_ends(part, processor.eos_token_id)
-    check_length(network, max(longest_line(part, paired) for part in features.values()))
+    for part in features.values():
+        check_lines(row, network, processor, part)
     if row.writes and row.answers:
         check_writing(options, network, processor, features["eval"])
+
+
+def check_lines(row: Task, network: Any, processor: Any, features: Dataset) -> None:
+    """The same for some rows of a split.
+
+    Raises:
+        InputError: rows that are too long, or that hold the model's own end token.
+    """
+    paired = network.config.is_encoder_decoder
+    if row.pooled and paired:
+        check_ends(features, processor.eos_token_id)
+    check_length(network, longest_line(features, paired))
 
 
 def check_max_length(processor: PreTrainedTokenizerBase, max_length: int, pair: bool = False) -> None:

@@ -36,9 +36,10 @@ class Examined(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Of what the training rows hold."""
-        assert self.rows.train is not None
-        return fingerprint(self.rows.train, self.columns)
+        """Of what the training rows hold; of a stream, that nobody has read, the evaluation rows."""
+        rows = self.rows.train if self.rows.train is not None else self.rows.eval
+        assert rows is not None
+        return fingerprint(rows, self.columns)
 
 
 def shown_texts(rows: Dataset, columns: Columns) -> list[Any]:

@@ -56,6 +56,7 @@ def describe_rows(
 
 
 def _lengths(features: Mapping[str, Dataset]) -> list[int]:
-    """Tokens of training rows; none where all are alike, as pictures are."""
-    found = features["train"]["length"][:MOST_LENGTHS] if "train" in features else []
+    """Tokens of training rows; none where all are alike, as pictures are, or where they are a stream."""
+    train = features.get("train")
+    found = train["length"][:MOST_LENGTHS] if isinstance(train, Dataset) else []
     return found if len(set(found)) > 1 else []

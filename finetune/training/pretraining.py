@@ -24,6 +24,7 @@ from finetune.objectives.options import ObjectiveArguments, TuningArguments
 from finetune.objectives.streams import Stream, StreamArguments
 from finetune.objectives.table import Objective, check_method, check_model, check_objective, settle_objective
 from finetune.training.options import TrainingArguments
+from finetune.training.streamed import check_stream
 from finetune.training.trainer import ExactTrainer
 
 Visit = tuple[int, int]
@@ -66,15 +67,9 @@ class FreshTrainer(ExactTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
-        if isinstance(self.train_dataset, Stream):
-            share = self.train_dataset.share(self.accelerator.num_processes, self.accelerator.process_index)
-            return DataLoader(
-                share,
-                args.per_device_train_batch_size,
-                collate_fn=self.data_collator,
-                pin_memory=args.dataloader_pin_memory,
-            )
         plain = super().get_train_dataloader()
+        if isinstance(self.train_dataset, Stream):
+            return plain
         return EpochLoader(
             Visited(self.train_dataset),
             batch_sampler=Visits(plain.batch_sampler),  # type: ignore[arg-type]
@@ -182,23 +177,4 @@ def check_pretraining(
         )
     if training.label_smoothing_factor:
         raise InputError("Objectives have no use for --label_smoothing_factor; leave it out")
-    if not (stream.streaming or stream.mixture):
-        if stream.shuffle_buffer != StreamArguments.shuffle_buffer:
-            raise InputError("--shuffle_buffer is for --streaming or --mixture; leave it out")
-        return
-    if stream.shuffle_buffer < 1:
-        raise InputError(f"Got --shuffle_buffer {stream.shuffle_buffer}; wanted 1 or more")
-    for name, value in (
-        ("max_train_rows", data.max_train_rows),
-        ("tokens_per_batch", batching.tokens_per_batch),
-    ):
-        if value is not None:
-            raise InputError(
-                f"A stream or a mixture has no use for --{name}; leave it out, or say how long by --max_steps"
-            )
-    if training.max_steps <= 0:
-        raise InputError("A stream or a mixture has no end; wanted --max_steps above 0")
-    if training.dataloader_num_workers:
-        raise InputError(
-            "--dataloader_num_workers with a stream or a mixture would read it once a worker; leave it out"
-        )
+    check_stream(stream, data, batching, training, mixed=bool(stream.mixture))

@@ -23,11 +23,14 @@ from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.batching import BatchingArguments, check_budget
 from finetune.data.places import SET
 from finetune.data.sources import DataArguments
+from finetune.data.streaming import StreamingArguments
+from finetune.errors import InputError
 from finetune.metrics.bootstrap import bootstrap, mean_figure
 from finetune.models.load import ModelArguments
 from finetune.models.processors import TEXT
 from finetune.models.scratch import ScratchArguments, prepare
 from finetune.models.sharded import make_whole
+from finetune.objectives.streams import Stream
 from finetune.tasks.answers import answerer, save_answers
 from finetune.tasks.limits import check_features, check_max_length
 from finetune.tasks.options import TaskArguments
@@ -35,13 +38,19 @@ from finetune.tasks.task import Asked, Examined, Task, intervals
 from finetune.tasks.weighting import shape_loss
 from finetune.training.description import describe_rows
 from finetune.training.options import TrainingArguments
+from finetune.training.streamed import examine_stream, stream_of
 from finetune.training.trainer import ExactTrainer, Sets, by_length
 
 
 def examine_rows(
-    row: Task, data: DataArguments, training: TrainingArguments, options: Mapping[str, Any]
+    row: Task,
+    data: DataArguments,
+    training: TrainingArguments,
+    options: Mapping[str, Any],
+    stream: StreamingArguments | None = None,
 ) -> Examined:
-    """Rows that were checked and sampled, and a seed that is set.
+    """Rows that were checked and sampled, and a seed that is set. Where the training rows are a `stream`, the
+    evaluation rows alone.
 
     Args:
         options: of the whole run, as resolved; its folder must be free for them, which is said before a model
@@ -52,8 +61,11 @@ def examine_rows(
     """
     set_seed(training.seed)
     with training.main_process_first(desc="reading rows"):
-        rows = row.load(data)
-        found = row.examine(rows, data)._replace(provenance=provenance_of(rows, data))
+        if stream is not None and stream.streaming:
+            found = examine_stream(row, data, stream)
+        else:
+            rows = row.load(data)
+            found = row.examine(rows, data)._replace(provenance=provenance_of(rows, data))
     check_vacant(dict(options), found.fingerprint)
     return found
 
@@ -114,6 +126,26 @@ def encode_rows(
     return features
 
 
+def encode_all(
+    row: Task,
+    options: TaskArguments,
+    data: DataArguments,
+    stream: StreamingArguments,
+    *,
+    found: Examined,
+    processor: Any,
+    network: Any,
+    training: TrainingArguments,
+) -> dict[str, Any]:
+    """`encode_rows`, with a stream for training where the rows are read as they are needed."""
+    features: dict[str, Any] = dict(encode_rows(row, options, found, processor, network, training=training))
+    if stream.streaming:
+        features["train"] = stream_of(
+            row, options, data, stream, found=found, processor=processor, network=network
+        )
+    return features
+
+
 def ask(found: Examined, features: Dataset) -> Asked:
     """The evaluation rows that have features, in the order in which a model sees these."""
     assert found.rows.eval is not None
@@ -138,7 +170,11 @@ def trainer_options(
         InputError: a row that fits in no batch, weights for classes that aren't there, options that
             generation doesn't have.
     """
-    check_budget(features["train"]["length"][:], batching.tokens_per_batch)
+    endless = isinstance(features["train"], Stream)
+    if endless and options.class_weights:
+        raise InputError("--class_weights counts all training rows, and a stream has no end; leave it out")
+    if not endless:
+        check_budget(features["train"]["length"][:], batching.tokens_per_batch)
     return {
         "batching": batching,
         "labels": asked.labels,

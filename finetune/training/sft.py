@@ -14,10 +14,13 @@ from datasets import Dataset
 from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
+from finetune.methods import check_packed
+from finetune.models.attention.packed import pack
 from finetune.models.heads import unwrapped
 from finetune.models.lora_kernel import without_input_casts
+from finetune.objectives.streams import Stream
 from finetune.tasks.options import TaskArguments
-from finetune.tasks.sft import InstructionArguments, as_asked
+from finetune.tasks.sft import InstructionArguments, as_asked, packed
 from finetune.training.options import TrainingArguments
 from finetune.training.trainer import ExactTrainer, make_trainer
 
@@ -84,9 +87,11 @@ class InstructTrainer(ExactTrainer, SFTTrainer):
             scales it by the length of the line, which is that of all rows where they are packed.
     """
 
-    def __init__(self, *, neftune: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, *, train_dataset: Any, neftune: float = 0.0, **kwargs: Any) -> None:
         self.neftune = neftune
-        super().__init__(**kwargs)
+        endless = isinstance(train_dataset, Stream)
+        super().__init__(train_dataset=train_dataset.as_dataset() if endless else train_dataset, **kwargs)
+        self.train_dataset = train_dataset  # a stream itself knows its share on each process
 
     def measured(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
         """ExactTrainer's, with noise on the embeddings where it was asked for.
@@ -126,6 +131,17 @@ def noisy(embeddings: nn.Module, lengths: Tensor, alpha: float) -> Iterator[None
         yield
     finally:
         handle.remove()
+
+
+def in_lines(row: Any, network: Any, method: str, packing: bool) -> Any:
+    """The row with texts packed into one line, where that was asked for and the model keeps them apart.
+
+    Raises:
+        InputError: a method whose tokens of its own a packed line has no place for.
+    """
+    if packing:
+        check_packed(method, " or --packing false")
+    return packed(row) if packing and pack(network) else row
 
 
 def make_instruct_trainer(

@@ -30,6 +30,7 @@ from finetune.errors import InputError
 from finetune.methods import trainable_share
 from finetune.models.frozen_head import causal_costs, packed_costs, plain_head
 from finetune.models.heads import core
+from finetune.objectives.streams import Stream
 from finetune.tasks.task import Task
 from finetune.training.energy import ENERGY, EnergyMeter, has_meter
 from finetune.training.interrupts import Interrupts, Resuming
@@ -109,6 +110,13 @@ class ExactTrainer(Resuming):
         """
         args = self.args
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        if isinstance(self.train_dataset, Stream):
+            return DataLoader(
+                self.train_dataset.share(processes, process),
+                args.per_device_train_batch_size,
+                collate_fn=self.data_collator,
+                pin_memory=args.dataloader_pin_memory,
+            )
         at_first = [started_with(Path(str(args.output_dir))) or processes]
         shares = Shares(
             args.per_device_train_batch_size, args.gradient_accumulation_steps, processes, process,

@@ -35,11 +35,11 @@ def stream(**changes):
     settings = {
         "sources": [texts("a", 5), texts("b", 50)],
         "weights": [3.0, 1.0],
-        "encode": plain,
         "seed": 0,
         "buffer": 10,
     }
-    return streams.Stream(**(settings | changes))
+    encoders = [changes.pop("encode", plain)] * len(changes.get("sources", settings["sources"]))
+    return streams.Stream(**(settings | {"encoders": encoders} | changes))
 
 
 def taken(source, count):
@@ -100,7 +100,7 @@ def trained(folder, resume=None, stop=None):
         Dataset.from_dict({"text": ["i hated it", "we loved the actor"]}),
     ]
     endless = streams.Stream(
-        sources, [2.0, 1.0], lambda batch, rng: row.encode(batch, processor, 16, rng), 0, 3
+        sources, [2.0, 1.0], [lambda batch, rng: row.encode(batch, processor, 16, rng)] * 2, 0, 3
     )
     training = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=6,
@@ -144,7 +144,7 @@ def checked(folder, stream=None, data=None, batching=None, in_batch=False, **tra
             "no use for --tokens_per_batch",
         ),
         ({"stream": streams.StreamArguments(streaming=True, shuffle_buffer=0)}, "wanted 1 or more"),
-        ({"stream": streams.StreamArguments(shuffle_buffer=5)}, "--shuffle_buffer is for --streaming"),
+        ({"stream": streams.StreamArguments(shuffle_buffer=5)}, "--shuffle_buffer is for a stream"),
         ({"label_smoothing_factor": 0.1}, "no use for --label_smoothing_factor"),
         ({"in_batch": True, "per_device_train_batch_size": 1}, "set --per_device_train_batch_size 2"),
     ],

@@ -5,7 +5,7 @@ Knows the parts of a study; knows no budget's plan and no training.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from prompts.study import calibrate
 from prompts.study.asking import Asking
 from prompts.study.options import StudyArguments
 from prompts.study.parts import Parts
-from prompts.study.rows import StudyRow
+from prompts.study.rows import StudyRow, source_of
 from prompts.study.weighed import blank_rows, said
 from prompts.templates.layout import Layout
-from prompts.templates.prompt import Prompt
+from prompts.templates.prompt import Prompt, split_name
+from prompts.templates.reading import read_entry
 from prompts.templates.template import Template
 from prompts.templates.verbalizer import make_verbalizer
 
@@ -37,20 +38,27 @@ EMBEDDER = "minilm"
 PLAIN = "{{ text }}\n\nCategory: {{ mask }}"
 
 
-def ladder_prompt(name: str | None, labels: list[str]) -> tuple[Prompt, Layout]:
-    """A prompt of the library, or the plain one, which names the classes in front.
+def ladder_prompt(name: str | None, labels: list[str], dataset: str = "") -> tuple[Prompt, Layout]:
+    """A prompt of the library, its labels in the rows' order, or the plain one, which names the classes in
+    front.
+
+    Args:
+        dataset: whose labels the prompt's entry may have other names for.
 
     Raises:
         InputError: no such prompt, or one whose labels are others.
     """
     if name is not None:
-        prompt = Prompt.load(name, labels)
-        if set(prompt.verbalizer.labels) != set(labels):
+        prompt, entry = Prompt.load(name, labels), read_entry(split_name(name)[0])
+        own = [source_of(entry, dataset).labels.get(label, label) for label in labels]
+        known = prompt.verbalizer
+        if set(known.labels) != set(own):
             raise InputError(
-                f"--prompt {name} knows {', '.join(prompt.verbalizer.labels)}; the rows have "
-                f"{', '.join(labels)}. Set another, or leave it out"
+                f"--prompt {name} knows {', '.join(known.labels)}; the rows have {', '.join(labels)}. Set "
+                "another, or leave it out"
             )
-        return prompt, Layout()
+        words = tuple(known.words[known.labels.index(label)] for label in own)
+        return Prompt(prompt.template, replace(known, labels=tuple(labels), words=words)), Layout()
     verbalizer = make_verbalizer("ladder/named", labels, "{name}")
     listed = ", ".join(verbalizer.flat).replace("{", "(").replace("}", ")")
     front = Template("ladder/classes", f"Categories: {listed}.")
@@ -79,7 +87,7 @@ class LadderPrompts:
     @cached_property
     def prompt(self) -> tuple[Prompt, Layout]:
         """What is asked."""
-        return ladder_prompt(self.options.prompt, self.rows.labels)
+        return ladder_prompt(self.options.prompt, self.rows.labels, self.rows.name)
 
     @cached_property
     def unseen(self) -> list[StudyRow]:
@@ -133,8 +141,7 @@ class LadderPrompts:
         return made
 
     def _said(self, scores: np.ndarray, seconds: float) -> Said:
-        order = [self.prompt[0].verbalizer.labels.index(name) for name in self.rows.labels]
-        chosen = said(scores[:, order])
+        chosen = said(scores)
         bare = self.memory.scorer.network
         held = sum(p.numel() * p.element_size() for p in bare.parameters()) / 2**20
         return Said([int(one) for one in chosen], 0.0, 1000 * seconds / len(scores), 0.0, held, len(scores))

@@ -187,6 +187,8 @@ def test_bad_options_are_named(review_file, tmp_path):
     (tmp_path / "full" / "letter.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds files that are no ladder's"):
         climb("--dataset_name", review_file, "--output_dir", tmp_path / "full")
+    prompt, _ = ladder_prompt("sentiment/review/good_bad", ["pos", "neg"], "data/imdb")
+    assert [prompt.verbalizer.answer(0), prompt.verbalizer.answer(1)] == ["good", "bad"]
     with pytest.raises(InputError, match=r"the rows have a, b"):
         ladder_prompt("sentiment", ["a", "b"])
 

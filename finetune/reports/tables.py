@@ -52,11 +52,11 @@ def comma_separated(rows: Sequence[dict[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: as_text(value) for key, value in row.items()} for row in rows)
+    writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
     return out.getvalue()
 
 
-def as_text(value: Any) -> Any:
+def _no_formula(value: Any) -> Any:
     """A text that no spreadsheet computes; anything else as it came."""
     if not isinstance(value, str) or not value.startswith(FORMULA):
         return value

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable
 
@@ -32,9 +33,12 @@ def main() -> None:
     """What `finetune` on the command line does. Errors that the user can mend end it with status 2."""
     try:
         run(sys.argv[1:])
+        sys.stdout.flush()
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `| head` has seen enough; what is still buffered has nowhere to go
+        os._exit(0)
 
 
 def run(arguments: list[str]) -> None:

@@ -89,7 +89,7 @@ def launcher_command(arguments: list[str], machine: Machine) -> tuple[list[str],
     _check_room(processes, machines, machine, on_cpu)
     if on_cpu and processes == 1:
         path = find_launcher("one_cpu")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
+    command = [sys.executable, "-m", "finetune.cli.accelerated", "--config_file", str(path)]
     command += ["--num_processes", str(processes)]
     if machines == 1 and "--main_process_port" not in settings:
         command += ["--main_process_port", "0"]  # any free one, so that two runs on a machine don't meet

@@ -157,21 +157,30 @@ def main_of(main: Callable[..., Any], arguments: Sequence[str]) -> Callable[...,
 
     A script with several mains has a table ALGORITHMS, name → function, or the verb that has it;
     `--algorithm` chooses, else an old recipe's `loss_type` or `task`. Each has options of its own, so that
-    none is listed that isn't read. Other names are left to `main`.
+    none is listed that isn't read. Other names are left to `main`, unless the table names `main` too.
+
+    Raises:
+        InputError: an algorithm that a table of all of them doesn't have.
     """
     table = main.__globals__.get("ALGORITHMS", {})
     if not table:
         return main
+    told = list(arguments)
     with suppress(InputError):  # `parse` meets it again and says what is wrong
-        recipe, rest = _split_recipe(list(arguments))
-        told = list(arguments if recipe is None else [*as_arguments(_read_recipe(recipe)), *rest])
-        for name in ("algorithm", "loss_type", "task"):
-            values = [_value_of(told, place) for place, word in enumerate(told) if _names(word, name)]
-            if values and values[-1] in table:
-                chosen = table[values[-1]]
-                if callable(chosen):
-                    return chosen
-                return main_of(importlib.import_module(f"finetune.scripts.{chosen}").main, arguments)
+        recipe, rest = _split_recipe(told)
+        told = told if recipe is None else [*as_arguments(_read_recipe(recipe)), *rest]
+    for name in ("algorithm", "loss_type", "task"):
+        values = [_value_of(told, place) for place, word in enumerate(told) if _names(word, name)]
+        if values and values[-1] in table:
+            chosen = table[values[-1]]
+            if callable(chosen):
+                return chosen
+            return main_of(importlib.import_module(f"finetune.scripts.{chosen}").main, arguments)
+        if values and name == "algorithm" and main in table.values():  # a table that names all there are
+            raise InputError(
+                f"Unknown algorithm '{values[-1]}'.{did_you_mean(values[-1], table)} Wanted one of: "
+                f"{', '.join(table)}. Set --algorithm"
+            )
     return main
 
 

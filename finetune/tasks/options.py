@@ -11,8 +11,8 @@ from finetune.tasks.series_options import SeriesArguments, check_series
 
 
 @dataclass
-class TaskArguments(SeriesArguments):
-    """Which task, and what its steps may be told; an option that the task has no use for is refused."""
+class ReadingArguments:
+    """Which task, and how texts are read and answered."""
 
     task: str = field(
         default="classification",
@@ -80,6 +80,11 @@ class TaskArguments(SeriesArguments):
             "prediction, score."
         },
     )
+
+
+@dataclass
+class TaskArguments(SeriesArguments, ReadingArguments):
+    """Which task, and what its steps may be told; an option that the task has no use for is refused."""
 
 
 # Options that every task reads.

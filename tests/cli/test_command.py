@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import finetune
-from finetune.cli import places
+from finetune.cli import accelerated, places
 from finetune.cli.command import OTHERS, run
 from finetune.cli.completion import completion
 from finetune.cli.declarations import OURS, as_typed, classes_of, options_of
@@ -212,7 +212,7 @@ def test_long_texts_go_on_below_their_column():
 
 def test_launching_on_cpus_joins_processes_and_shares_the_processors():
     command, environment = launcher_command(["--processes", "2", "train", "--config", "imdb_lora"], CPUS)
-    assert command[1:3] == ["-m", "accelerate.commands.launch"]
+    assert command[1:3] == ["-m", "finetune.cli.accelerated"]
     assert command[command.index("--config_file") + 1].endswith("two_cpus.yaml")
     assert command[command.index("--num_processes") + 1] == "2"
     assert command[-4:] == ["-m", "finetune.scripts.train", "--config", "imdb_lora"]
@@ -309,3 +309,23 @@ def test_a_verb_may_leave_an_algorithm_to_the_verb_that_has_it(tmp_path):
     with pytest.raises(InputError, match="one of `finetune train`, and this is `finetune align`"):
         parse(main_of(align, words), words, align)
     assert set(classes_of(VERBS["dpo"])) < set(classes_of(VERBS["align"]))
+
+
+@pytest.mark.parametrize("ended", [1, 2, 143])
+def test_a_launch_ends_as_its_verb_did(ended, monkeypatch):
+    def failing():
+        raise subprocess.CalledProcessError(ended, ["a verb"])
+
+    monkeypatch.setattr("accelerate.commands.launch.main", failing)
+    with pytest.raises(SystemExit) as end:
+        accelerated.main()
+    assert end.value.code == ended
+
+
+def test_a_table_may_be_cut_short():
+    run_it = f"{sys.executable} -c 'from finetune.cli.command import main; main()' recipes"
+    done = subprocess.run(
+        ["bash", "-c", f"{run_it} | head -1; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stderr == "" and done.stdout.splitlines()[-1] == "0"

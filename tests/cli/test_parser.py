@@ -118,7 +118,6 @@ def test_no_thread_of_the_process_group_outlives_a_run():
         ([], "main"),
         (["--algorithm", "other"], "other"),
         (["--algorithm=other"], "other"),
-        (["--algorithm", "unknown"], "main"),
         (["--algorithm", "other", "--algorithm", "main"], "main"),
         (["--config", "RECIPE"], "other"),
         (["--config", "RECIPE", "--algorithm", "main"], "main"),
@@ -132,6 +131,12 @@ def test_a_script_of_several_mains_is_asked_which(tmp_path, told, wanted):
     exec("def main(): pass\ndef other(): pass\nALGORITHMS = {'main': main, 'other': other}", script)
     words = [str(recipe) if word == "RECIPE" else word for word in told]
     assert main_of(script["main"], words) is script[wanted]
+    with pytest.raises(
+        InputError, match="Unknown algorithm 'othre'. Did you mean other\\? Wanted one of: main"
+    ):
+        main_of(script["main"], ["--algorithm", "othre"])
+    del script["ALGORITHMS"]["main"]  # a table of further mains: `main` knows other names itself
+    assert main_of(script["main"], ["--algorithm", "unknown"]) is script["main"]
 
 
 def test_a_recipe_of_an_earlier_time_may_say_what_is_settled_now(tmp_path):

@@ -8,8 +8,9 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -149,4 +150,5 @@ def with_licences(rows: Dataset, data: Any, train: bool = True) -> Dataset:
         return admitted(noted(rows, data, data.name), data.licences, data.name)
     named = {"licence_column": data.licence_column, "source_column": data.source_column}
     there = {flag: column if column in rows.column_names else None for flag, column in named.items()}
-    return noted(rows, replace(data, licences=None, **there), data.name)
+    # verbs that only read have no option of licences, which `replace` would refuse to set
+    return noted(rows, SimpleNamespace(**(vars(data) | there | {"licences": None})), data.name)

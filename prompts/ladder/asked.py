@@ -119,7 +119,8 @@ class LadderPrompts:
         asking = Asking(self.memory, study, examples, vectors, layout)
         start, parts = time.perf_counter(), []
         for first in range(0, len(self.unseen), PORTION):
-            self.clock.check()
+            pace = (time.perf_counter() - start) / max(first, 1)
+            self.clock.check(pace * (len(self.unseen) - first) if first else 0.0)
             rows = {"unseen": self.unseen[first : first + PORTION]}
             parts.append(self._scores(asking, prompt, rows, (count, seed))["unseen"])
         scores, done = np.concatenate(parts), time.perf_counter()

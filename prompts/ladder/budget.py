@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+PACED = 10  # steps that tell a training's pace
+
 
 class BudgetSpent(Exception):
     """There is no time left for what goes on; what is done stays done."""
@@ -29,23 +31,24 @@ class TimeBudget:
         """Seconds that are left, 0 at least."""
         return max(0.0, self.seconds - (time.monotonic() - self.start))
 
-    def check(self) -> None:
+    def check(self, needed: float = 0.0) -> None:
         """
         Raises:
-            BudgetSpent: nothing is left.
+            BudgetSpent: nothing is left, or less than the seconds that are `needed`.
         """
-        if not self.left:
+        if not self.left or needed > self.left:
             raise BudgetSpent
 
 
 class StopInTime(TrainerCallback):
-    """Ends a training that the budget doesn't last for."""
+    """Ends a training that the budget doesn't last for, as soon as its own pace tells."""
 
     def __init__(self, clock: TimeBudget) -> None:
-        self.clock = clock
+        self.clock, self.start = clock, time.monotonic()
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.clock.check()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        pace = (time.monotonic() - self.start) / state.global_step
+        self.clock.check(pace * (state.max_steps - state.global_step) if state.global_step >= PACED else 0.0)
 
 
 class Peak:

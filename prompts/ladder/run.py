@@ -104,17 +104,23 @@ class Ladder:
     def steps(self) -> Iterator[Step]:
         """All runs in their order."""
         ways = [name for name in WAYS if name in self.options.ways]
-        for way in (name for name in ways if not WAYS[name].labels):
-            yield way, self.labels_of(way), 0
+        kinds = {
+            kind: [way for way in ways if WAYS[way].kind == kind] for kind in ("fitted", "tuned", "asked")
+        }
+        for way in kinds["fitted"]:
+            for count in self.counts if WAYS[way].labels else [self.labels_of(way)]:
+                yield way, count, 0
         for seed in range(self.options.label_seeds):
             for count in self.counts:
                 if seed and count > (64 if seed > 1 else 256):
                     continue
-                for way in (name for name in ways if WAYS[name].labels):
-                    yield way, count, seed
-            if seed:
-                for way in ("few_shot", "calibrated"):
-                    if way in ways:
+                for way in [*(kinds["fitted"] if seed else ()), *kinds["tuned"], *kinds["asked"]]:
+                    if WAYS[way].labels:
+                        yield way, count, seed
+                    elif count == self.counts[0] and way not in (
+                        "majority",
+                        *(("zero_shot",) if seed else ()),
+                    ):
                         yield way, self.labels_of(way), seed
 
     def labels_of(self, way: str) -> int:

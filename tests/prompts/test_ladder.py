@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from finetune.metrics.learning_curve import interval_of_means, outlook, power_la
 from finetune.reports.ladder import LadderPage, LadderPoint, advice, ladder_page
 from prompts.ladder import asked, run, tuned
 from prompts.ladder.asked import ladder_prompt
-from prompts.ladder.budget import BudgetSpent, TimeBudget
+from prompts.ladder.budget import BudgetSpent, StopInTime, TimeBudget
 from prompts.ladder.options import WAYS, LadderArguments
 from prompts.ladder.rows import drawn, settled_counts
 
@@ -165,9 +166,16 @@ def test_a_budget_that_ends_leaves_the_page_of_what_is_there(review_file, tmp_pa
           "majority", "lora", "--budget", "90s")  # fmt: skip
     text = (tmp_path / "ladder" / "report.html").read_text()
     assert "LoRA, 8 labels, draw 1: the budget ended while it ran" in text
-    clock = TimeBudget(0)
     with pytest.raises(BudgetSpent):
-        clock.check()
+        TimeBudget(0).check()
+    clock = TimeBudget(100)
+    clock.check(50)
+    with pytest.raises(BudgetSpent):
+        clock.check(200)
+    slow, state = StopInTime(clock), SimpleNamespace(global_step=10, max_steps=10**9)
+    slow.start -= 1
+    with pytest.raises(BudgetSpent):
+        slow.on_step_end(None, state, None)
 
 
 def test_a_way_that_can_not_be_is_said_and_ends_nothing(review_file, tmp_path):

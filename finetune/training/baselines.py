@@ -141,15 +141,22 @@ def run_baseline(*groups: Any) -> dict[str, Any]:
     Raises:
         InputError: rows that no class can be learnt from, or options that a fit has no use for.
     """
-    task, data, model, scratch, method, batching, metric, privacy, distil, training = groups
-    for flag, asked in (("epsilon", privacy.wanted), ("teacher", distil.teacher is not None)):
+    given = {type(group).__name__: group for group in groups}
+    task, data, model, method, batching, metric, training = (
+        given[name]
+        for name in (
+            "TaskArguments", "FewShotArguments", "ModelArguments", "MethodArguments", "BatchingArguments",
+            "MetricArguments", "TrainingArguments",
+        )
+    )  # fmt: skip
+    for flag, asked in _idle(given).items():
         if asked:
             raise InputError(f"{model.model_name_or_path} is fitted in one go; leave --{flag} out")
     check_baseline(model.model_name_or_path, task.task, method)
-    task, method = replace(task, max_length=WHOLE_TEXT), replace(method, method="full")
-    options = resolved_options(
-        task, data, model, scratch, method, batching, metric, privacy, distil, training
-    )
+    changed = {"TaskArguments": replace(task, max_length=WHOLE_TEXT)}
+    changed["MethodArguments"] = replace(method, method="full")
+    task = changed["TaskArguments"]
+    options = resolved_options(*(given | changed).values())
     row = settle(task, "encoder")
     row = replace(row, figures=with_metrics(row.figures, metric.metrics))
     found = steps.examine_rows(row, data, training, options)
@@ -173,6 +180,18 @@ def run_baseline(*groups: Any) -> dict[str, Any]:
     trainer = make_trainer(row, network, processor, training, features, **further)
     trainer.state.log_history.append({"train_runtime": seconds})
     return steps.save_run(trainer, found, asked, task.save_predictions)
+
+
+def _idle(given: dict[str, Any]) -> dict[str, bool]:
+    """What a fit has no use for, by its flag, and whether it is asked for."""
+    privacy, teaching, stream = (
+        given.get(name) for name in ("PrivacyArguments", "DistilArguments", "StreamingArguments")
+    )
+    return {
+        "epsilon": privacy is not None and privacy.wanted,
+        "teacher": teaching is not None and teaching.teacher is not None,
+        "streaming": stream is not None and bool(stream.streaming),
+    }
 
 
 def whole_texts(rows: Dataset, found: Examined) -> list[str]:

@@ -22,6 +22,7 @@ from finetune.artefacts.passport import check_passport, read_passport, write_pas
 from finetune.data.columns import class_ids
 from finetune.data.narrowed import UnshownArguments
 from finetune.errors import InputError
+from finetune.models.processors import TEXT
 from finetune.tasks.table import find_task
 from finetune.tasks.task import shown_texts
 
@@ -89,11 +90,30 @@ def act(
         )
     if not action.adapters:
         raise InputError("No adapters; name their folders by --adapters")
+    for folder in action.adapters:
+        _want_text(folder, action.action)
     if action.action == "int8":
         yield from to_onnx(action, merge)
         yield accuracy_lost(action, data or AccuracyArguments())
     else:
         yield from ACTIONS[action.action](action, merge)
+
+
+def _want_text(folder: str, action: str) -> None:
+    """Actions ask a model on probe texts.
+
+    Raises:
+        InputError: the folder's model reads something else.
+    """
+    if not (Path(folder) / ARGUMENTS).is_file():
+        return  # of plain PEFT, or no folder, which the action says
+    task = read_artefact(folder).options.get("task")
+    reads = find_task(task).reads if task else TEXT
+    if reads != TEXT:
+        raise InputError(
+            f"The run in {folder} reads {reads}, and --action {action} tries models on texts. Use it by "
+            "finetune.adapters.load, or by transformers and PEFT, which read its folder as it stands"
+        )
 
 
 def check(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
@@ -238,8 +258,8 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
     gained = float((found["int8"] == gold).double().mean() - (plain == gold).double().mean())
     changed = int((plain != found["int8"]).sum())
     return (
-        f"accuracy on {len(gold)} rows of '{rows_of.name}': {said}; "
-        f"int8 costs {max(0.0, -100 * gained):.2f} points of it ({changed} predictions changed)"
+        f"accuracy on {len(gold)} rows of '{rows_of.name}': {said}; int8 costs "
+        f"{max(0.0, -100 * gained):.2f} points of it ({changed} predictions changed)"
     )
 
 

@@ -31,6 +31,7 @@ from transformers.trainer_pt_utils import nested_concat
 
 from finetune.adapters import classifier
 from finetune.adapters.file_inputs import picture_cell, sound_cell
+from finetune.adapters.forecaster import Forecaster
 from finetune.artefacts.folder import Artefact, read_artefact
 from finetune.data.batching import LengthBatches, Shares
 from finetune.data.cells import FILE_CELL
@@ -107,6 +108,11 @@ SHAPES = {
     "audio": Shape(
         lambda given, labels: {"audio": sound_cell(given), "label": labels[0]},
         {"audio": FILE_CELL, "label": TEXT}, Columns("audio", None, "label"), "a sound", _as_files,
+    ),
+    "series": Shape(
+        lambda given, labels: {"series": np.atleast_2d(np.asarray(given, np.float32)), "label": labels[0]},
+        {"series": List(List(Value("float32"))), "label": TEXT}, Columns("series", None, "label"),
+        "an array of numbers, [time] or [channels, time],",
     ),
 }  # fmt: skip
 
@@ -283,7 +289,7 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
     name = options.get("task")
     if name in ("classification", "pairs"):
         return classifier.load_classifier(folder, device, allow_mismatch)
-    if name not in (*SHAPES, "seq2seq", "sft"):
+    if name not in (*SHAPES, "seq2seq", "sft", "forecast"):
         raise InputError(f"{folder} holds a run of '{name}', which answers nothing by itself")
     kind = architecture(as_trained(options, artefact.source))
     row, told = recalled(options, kind)
@@ -294,6 +300,8 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
             _chat_encoder(processor, options) if name == "sft" else _source_encoder(processor, options, kind)
         )
         return Writer(network, processor, encode, told.max_target_length)
+    if name == "forecast":
+        return Forecaster(network, processor, row, told.prediction_length)
     pairs = name == "regression" and options.get("text_pair_column") is not None
     shape = SHAPES["number of two" if pairs else name]
     return Predictor(
@@ -307,8 +315,7 @@ def _of_objective(artefact: Artefact, place: Any, allow_mismatch: bool) -> Any:
     if name not in kinds:
         raise InputError(
             f"{artefact.folder} was pretrained by '{name}', which answers nothing by itself; train a task "
-            "on it "
-            f"(--model_name_or_path {artefact.folder})"
+            f"on it (--model_name_or_path {artefact.folder})"
         )
     row: Any = SimpleNamespace(model=kinds[name], config={}, reads="text")
     processor, network = classifier.load_network(artefact, allow_mismatch, row)

@@ -15,9 +15,12 @@ SOURCE = "__source__"  # where each row is from, where a column says it
 SET = "__set__"  # names the data set of an evaluation row where there are several
 
 
-def place_of(rows: Dataset, index: int) -> str:
-    """Where a row stands in its file, for messages; its number where nobody knows."""
-    return str(rows[index][PLACE]) if PLACE in rows.column_names else f"row {index}"
+def place_of(rows: Dataset | None, index: int) -> str:
+    """Where a row stands in its file, for messages; its number where nobody knows, or where it is of no
+    file.
+    """
+    known = rows is not None and PLACE in rows.column_names
+    return str(rows[index][PLACE]) if rows is not None and known else f"row {index}"
 
 
 def places_of(rows: Dataset, indices: Sequence[int], most: int = 5) -> str:

@@ -205,7 +205,7 @@ def _every(fine: np.ndarray, cells: Any, rows: Dataset, column: str) -> None:
     )
 
 
-def even_step(times: np.ndarray, rows: Dataset, column: str) -> Spacing | None:
+def even_step(times: np.ndarray, rows: Dataset | None, column: str) -> Spacing | None:
     """The time from each row to the next, which is the same everywhere; None of one row alone.
 
     Raises:
@@ -253,7 +253,7 @@ def _same_day(times: np.ndarray) -> bool:
     return len(np.unique(days - first)) == 1 or bool((days == last).all())
 
 
-def _pair(times: np.ndarray, rows: Dataset, before: int) -> str:
+def _pair(times: np.ndarray, rows: Dataset | None, before: int) -> str:
     def said(index: int) -> str:
         return f"{place_of(rows, index)} has {str(times[index].astype('datetime64[s]')).replace('T', ' ')}"
 

@@ -102,4 +102,4 @@ def load_series_processor(source: str, **options: Any) -> SeriesProcessor:
 
 def make_series_processor(config: PreTrainedConfig) -> SeriesProcessor:
     """A processor without a scale yet."""
-    return SeriesProcessor()
+    return SeriesProcessor(context_length=config.to_dict().get("context_length"))

@@ -11,7 +11,10 @@ import pandas as pd
 import pytest
 from test_train import script
 
+from finetune.adapters import load
+from finetune.adapters.actions import ActionArguments, act
 from finetune.adapters.assess import assess_task
+from finetune.adapters.merge import MergeArguments
 from finetune.artefacts.folder import read_artefact
 from finetune.cli.parser import parse
 from finetune.data.sources import DataArguments
@@ -158,3 +161,52 @@ def test_a_text_task_has_no_use_for_a_horizon(tmp_path):
 def test_a_deviation_that_is_rounding_is_none():
     with pytest.raises(InputError, match="'b' has the value 1e\\+06"):
         SeriesProcessor().fit(np.array([0.0, 1e6]), np.array([1e-9, 1e-3]), ["a", "b"])
+
+
+def test_a_run_forecasts_in_the_channels_own_units(file, tmp_path):
+    """What is said of the last window is what its evaluation was scored by."""
+    out = tmp_path / "run"
+    linear(file, out, "--num_train_epochs", "2", "--learning_rate", "2e-2")
+    model, frame = load(out), hourly()
+    past = frame[:154]
+    said = model({name: past[name] for name in ("heat", "load")})
+    assert list(said) == ["load", "heat"] and len(said["heat"]) == 6
+    last = json.loads((out / "predictions.jsonl").read_text().splitlines()[-1])
+    assert last["text"] == "2020-01-07 10:00:00"
+    off = np.array(said["load"]) - frame["load"][154:160].to_numpy()
+    scale = SeriesProcessor.from_pretrained(out).deviations[0]
+    assert np.mean((off / scale) ** 2) == pytest.approx(last["channels"]["load"]["mse"], rel=1e-4)
+    for broken, wanted in (
+        ({"load": past["load"]}, "No channel 'heat'"),
+        ({"load": past["load"], "heat": past["heat"][:20]}, "'heat' has 20 steps; .* from 24"),
+        ({"load": past["load"], "heat": [float("nan")] * 30}, "'heat' has no finite number 24 steps"),
+        ({"load": past["load"], "heat": ["warm"] * 30}, "'heat' holds what is no number"),
+    ):
+        with pytest.raises(InputError, match=wanted):
+            model(broken)
+
+
+def test_a_model_that_reads_times_is_told_them(file, tmp_path):
+    out, options = tmp_path / "run", "d_model=8,encoder_layers=1,decoder_layers=1,encoder_ffn_dim=8"
+    train(
+        file, out, "--from_config", "informer", "--config_overrides", options, "--method", "full",
+        "--max_steps", "1", "--eval_strategy", "no",
+    )  # fmt: skip
+    model, frame = load(out), hourly()
+    past, times = frame[:154][["load", "heat"]], pd.to_datetime(frame["date"][:154]).to_numpy()
+    last = json.loads((out / "predictions.jsonl").read_text().splitlines()[-1])
+    off = np.array(model(past, times)["heat"]) - frame["heat"][154:160].to_numpy()
+    scale = SeriesProcessor.from_pretrained(out).deviations[1]
+    assert np.mean((off / scale) ** 2) == pytest.approx(last["channels"]["heat"]["mse"], rel=1e-4)
+    with pytest.raises(InputError, match="reads times"):
+        model(past)
+    with pytest.raises(InputError, match="gap"):
+        model(past, [*np.delete(times, 150), times[-1] + np.timedelta64(5, "h")])
+
+
+def test_actions_on_texts_are_refused_by_name(file, tmp_path):
+    out = tmp_path / "run"
+    linear(file, out, "--max_steps", "1", "--eval_strategy", "no")
+    for action in ("check", "into_base", "onnx", "gguf"):
+        with pytest.raises(InputError, match=f"reads series, and --action {action} tries models on texts"):
+            list(act(ActionArguments(action, [str(out)], str(tmp_path / "made")), MergeArguments()))

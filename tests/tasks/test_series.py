@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_train import script
 
+from finetune.adapters import load
 from finetune.adapters.assess import assess_task
 from finetune.artefacts.folder import read_artefact
 from finetune.cli.parser import parse
@@ -61,6 +62,12 @@ def test_series_are_learnt_saved_tuned_and_assessed(tmp_path):
     assert first["text"].endswith("steps, 2 channels") and first["gold"] in ("up", "down")
     held = DataArguments([str(folder)], eval_split="validation")
     assert assess_task(read_artefact(out), held)["accuracy"] == figures["accuracy"]
+    rows = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    said = load(out)([np.array(row["series"]) for row in rows])
+    answers = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert sorted(one["prediction"] for one in said) == sorted(one["prediction"] for one in answers)
+    with pytest.raises(InputError, match="wanted an array of numbers"):
+        load(out)("no series")
     with pytest.raises(InputError, match="was trained on all 24"):
         assess_task(read_artefact(out), DataArguments([str(folder)], eval_split="train"))
     for method in ("bottleneck", "linear_probe"):

@@ -1,0 +1,92 @@
+"""A finished run of the task forecast → what comes next, in the channels' own units. Knows windows and
+artefacts; knows no training and no server.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune.data.series import even_step
+from finetune.data.windows import calendar
+from finetune.errors import InputError
+from finetune.models.series_processor import SeriesProcessor
+from finetune.tasks.task import Task
+
+
+class Forecaster:
+    """What was → what comes. Calls from several threads take turns on the model.
+
+    Attributes:
+        channels: names of the channels, as they were trained.
+        context_length: steps that a forecast is made from; earlier ones are not looked at.
+        prediction_length: steps that are forecast.
+    """
+
+    def __init__(self, network: Any, processor: SeriesProcessor, row: Task, prediction_length: int) -> None:
+        self.network, self.processor, self.row = network.eval(), processor, row
+        self.channels = list(processor.channels or ())
+        self.context_length, self.prediction_length = row.lead, prediction_length
+        self._turn = threading.Lock()
+
+    def __call__(
+        self, past: Mapping[str, Sequence[float]], times: Sequence[Any] | None = None
+    ) -> dict[str, list[float]]:
+        """The next steps of each channel, `{"load": [horizon numbers], ...}`, in its own unit.
+
+        Args:
+            past: channel → its values up to now, oldest first (a data frame's columns will do).
+            times: when each of them was, for models that read times; at even steps.
+
+        Raises:
+            InputError: a channel is missing, too short, or holds what is no number; times that are missing or
+                uneven.
+        """
+        values = self._values(past)
+        batch = {"past_values": self.processor.standard(torch.from_numpy(values))[None]}
+        batch |= self._calendar(times, len(past[self.channels[0]]))
+        wanted = torch.zeros(1, self.prediction_length, len(self.channels))
+        device = self.network.device
+        with self._turn, torch.inference_mode():
+            said = self.row.forward(
+                self.network, {k: v.to(device) for k, v in batch.items()}, wanted.to(device)
+            )
+        own = self.processor.own(said[0].float().cpu())
+        return {name: own[:, place].tolist() for place, name in enumerate(self.channels)}
+
+    def _values(self, past: Mapping[str, Sequence[float]]) -> np.ndarray:
+        missing = [name for name in self.channels if name not in past]
+        if missing:
+            raise InputError(f"No channel '{missing[0]}'; wanted {', '.join(self.channels)}")
+        found = []
+        for name in self.channels:
+            try:
+                column = np.asarray(past[name], dtype=np.float64)[-self.context_length :]
+            except (TypeError, ValueError) as error:
+                raise InputError(f"The channel '{name}' holds what is no number: {error}") from error
+            if len(column) < self.context_length:
+                raise InputError(
+                    f"The channel '{name}' has {len(column)} steps; a forecast is made from "
+                    f"{self.context_length}"
+                )
+            if not np.isfinite(column).all():
+                step = int(np.flatnonzero(~np.isfinite(column))[0]) - len(column)
+                raise InputError(f"The channel '{name}' has no finite number {-step} steps before its end")
+            found.append(column)
+        return np.stack(found, axis=1)
+
+    def _calendar(self, times: Sequence[Any] | None, count: int) -> dict[str, torch.Tensor]:
+        if not self.network.config.to_dict().get("num_time_features"):
+            return {}
+        if times is None or len(times) != count:
+            raise InputError(f"The model reads times; wanted one for each of the {count} steps as `times`")
+        moments = np.asarray(times, dtype="datetime64[ms]")[-self.context_length :]
+        step = even_step(moments, None, "times")
+        places = np.arange(self.context_length + self.prediction_length)
+        told = torch.from_numpy(calendar(moments[0], step, places))[None]
+        past, future = told.split([self.context_length, self.prediction_length], dim=1)
+        return {"past_time_features": past, "future_time_features": future}

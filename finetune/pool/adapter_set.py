@@ -59,6 +59,7 @@ class AdapterSet:
             allow_mismatch,
             require_passport,
         )
+        # Frozen for good: adapters that run alone share these weights, and no step here needs a gradient.
         self.network = network.to(device or here()).eval().requires_grad_(False)
         self.trunk = self.network.base_model
         self.prefix = f"{self.network.base_model_prefix}."
@@ -66,6 +67,7 @@ class AdapterSet:
         self.task_heads = TaskHeads(self.network, self.trunk, self.mixture, self.processor.pad_token_id)
         self.texts = TextProcessor(self.processor, context_of(self.network, self.processor))
         self.prefixes = Prefixes(int(prefix_cache_mb * 2**20))
+        # One model, and one plan for all of its hooks: two threads at once would swap their adapters.
         self._turn = threading.Lock()
         self._registry = Registry(self._read, int(memory_limit_mb * 2**20))
 
@@ -87,13 +89,16 @@ class AdapterSet:
     @property
     def ends(self) -> set[int]:
         """Ids of the tokens that end a text."""
+        # `eos_token_id` may be one number, a list (Llama 3 has several) or nothing.
         ends = self.network.generation_config.eos_token_id if self.writes else None
+        # The tokenizer's end counts too: a chat model's settings may name only the end of a turn.
         ids = {self.processor.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         return {i for i in ids if i is not None}
 
     @property
     def vocabulary(self) -> int:
         """How many tokens the base knows."""
+        # Rows of the embedding, not the tokenizer's length: many bases have padded vocabularies.
         return int(self.network.get_input_embeddings().num_embeddings)
 
     @cached_property
@@ -128,11 +133,13 @@ class AdapterSet:
 
     def run(self, plan: Plan | None, function: Callable[[], Any]) -> Any:
         """What the function gives on the model while the plan stands; others wait."""
+        # Inference mode is kept by thread: it is entered in the thread that asks, not at set-up.
         with self._turn, torch.inference_mode():
             self.mixture.plan = plan
             try:
                 return function()
             finally:
+                # After an error too: a plan left standing would mix its adapters into the next caller's rows.
                 self.mixture.plan = None
 
     def writing(self) -> Lanes:
@@ -140,10 +147,12 @@ class AdapterSet:
         return Lanes(self.network, self.run, self.ends, self.prefixes)
 
     def _read(self, folder: Path) -> Ready:
+        # Before anything is read: a file beyond the limit could fill the memory while it is being refused.
         _check_size(folder, self._registry.limit)
         try:
             return self._read_whole(folder)
         except InputError:
+            # First, since InputError is a ValueError too, and would be taken for damage.
             raise
         except DAMAGED as error:
             raise InputError(
@@ -173,6 +182,7 @@ class AdapterSet:
             Unmixable: PEFT may run it, and a batch with others can't.
         """
         adapter = read_adapter(folder, (*ADAPTER_KINDS, *virtual_tokens.VIRTUAL_KINDS))
+        # Only this part waits for the model: hooks are put on its layers, and virtual tokens are read by it.
         with self._turn:
             self._check(folder, self.processor)
             ready = self.mixture.lay_out(adapter, self.prefix)
@@ -185,8 +195,10 @@ class AdapterSet:
         if ready.task in ("SEQ_CLS", "TOKEN_CLS"):
             ready.heads = self.task_heads.heads(ready)
             ready.parts = self.task_heads.parts(ready)
+            # Heads of several layers (dense, then out_proj) end in the one that counts labels.
             last = list(ready.heads.values())[-1].state_dict()["weight"]
             ready.labels = ready.labels or [f"LABEL_{i}" for i in range(len(last))]
+        # A writing adapter with modules of its own would change them for all rows of a batch.
         elif adapter.heads:
             raise Unmixable(f"it brings '{next(iter(adapter.heads))}' whole")
         return ready
@@ -197,6 +209,7 @@ class AdapterSet:
             ready = stand_alone(folder, config, self.task_heads, reason)
             alone = ready.alone
             assert alone is not None
+            # An adapter with a tokenizer of its own is checked against that one, which its passport names.
             self._check(folder, (alone.texts or self.texts).processor)
         return ready
 

@@ -67,27 +67,34 @@ def stand_alone(folder: Path, config: dict[str, Any], heads: TaskHeads, reason: 
     kind, task = str(config["peft_type"]), config.get("task_type")
     if kind in REFUSED:
         raise InputError(f"{folder} holds a {kind} adapter, which can't be served: {REFUSED[kind]}")
+    # Its change begins where the invocation tokens stand; PEFT finds them by hooks around `generate`.
     if config.get("alora_invocation_tokens"):
         raise InputError(
             f"{folder} holds an activated LoRA, which begins inside a text; a pool can't serve it"
         )
     settings = _settings(folder, task)
+    # Virtual tokens come here only where mixing refused them, and PEFT would run them by its own `forward`.
     if settings.is_prompt_learning:
         raise InputError(f"{folder} holds a {kind} adapter, which can't be served: {reason}")
     tensors, labels = _own_heads(folder, read_tensors(folder)), labels_of(folder)
     shares = not str(config.get("init_lora_weights") or "").startswith(REDRAWN)
     network = _network(heads, task, tensors, labels, shares)
     texts = _own_texts(folder, heads.network, network)
+    # Torch counts writes to a tensor: a version that moved tells that PEFT has changed the base itself.
     shared = {id(p): (p, p._version) for p in heads.network.parameters()}
+    # LoRA needs no second copy: all that it draws is A and B, without which a file is refused.
     again = None if kind == "LORA" else copy.deepcopy(network, _same(network))
     tuned = _tuned(folder, network, settings, tensors)
     if again is not None:
         _check_whole(folder, kind, tuned, _tuned(folder, again, copy.deepcopy(settings), tensors))
     if any(p._version != version for p, version in shared.values()):
         raise RuntimeError(f"{folder} wrote into the base's own weights; restart with another base")
+    # PEFT's layers stand inside it; the wrapper would add only virtual tokens, which were refused above.
     plain = tuned.get_base_model().eval().requires_grad_(False)
     for name, parameter in plain.named_parameters():
+        # Not-a-number is what `_with_room` fills in: whatever still has it, the file didn't bring.
         if "original_module" not in name.split(".") and bool(parameter.isnan().any()):
+            # `original_module` is the base's own under PEFT's wrapper, never run, and may keep its emptiness.
             raise InputError(f"'{name}' is not whole in {folder}: without it {task} has no answer")
     plain.to(heads.network.device)
     own = sum(p.numel() * p.element_size() for p in plain.parameters() if not _is_shared(p, heads.network))
@@ -102,6 +109,7 @@ def _settings(folder: Path, task: str | None) -> Any:
         settings = peft.PeftConfig.from_pretrained(str(folder))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"PEFT can't read {folder}: {type(error).__name__}: {error}") from error
+    # A folder that was saved in the midst of training says False, and the adapter would be trainable.
     settings.inference_mode = True
     return settings
 
@@ -111,12 +119,14 @@ def twin(network: nn.Module, shares: bool = True) -> Any:
     known: dict[int, Any] = {}
     if shares:
         # new Parameters over the same storage: PEFT may give its own other data, the base keeps its own
+        # Known to deepcopy by id: it hands these back instead of copying, wherever the model mentions them.
         known = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
         known |= {id(b): b for b in network.buffers()}
     return copy.deepcopy(network, known)
 
 
 def _is_shared(parameter: torch.Tensor, base: nn.Module) -> bool:
+    # By address and not identity: a twin's Parameters are new objects over the base's storage.
     return parameter.data_ptr() in {p.data_ptr() for p in base.parameters()}
 
 
@@ -133,6 +143,7 @@ def _network(
                 f"An adapter for {task} can't be served; wanted one of: {', '.join(map(str, MODELS))}"
             )
         return twin(heads.network if writes else heads.trunk, shares)
+    # Nothing else tells how many labels there are: the last matrix of a head has one row for each.
     last = [t for name, t in tensors.items() if name.endswith("weight") and t.dim() == 2]
     if not labels and not last:
         raise InputError(
@@ -162,10 +173,12 @@ def _tuned(folder: Path, network: Any, settings: Any, tensors: dict[str, torch.T
             tuned = peft.get_peft_model(network, settings)
         except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, ImportError) as error:
             raise InputError(f"PEFT can't put {folder} on this base: {error}") from error
+        # Before the file is read in: it would be copied into storage that is the base's.
         _unshare(tuned.get_base_model(), {name.removeprefix(PREFIX) for name in tensors})
         found: Any = set_peft_model_state_dict(tuned, tensors)
     if found.unexpected_keys:
         raise InputError(f"{folder} holds '{found.unexpected_keys[0]}', which this base has no place for")
+    # Without the embeddings: to decide on them PEFT's default asks the hub for the base's config.
     wanted = set(peft.get_peft_model_state_dict(tuned, save_embedding_layers=False))
     wrapped = ("modules_to_save", "original_module")  # PEFT's second names for what stands under a first
     missing = sorted(name for name in wanted - set(tensors) if not set(wrapped) & set(name.split(".")))
@@ -182,6 +195,7 @@ def _own_heads(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torc
         plain = name.replace(".modules_to_save.", ".")
         if plain != name and plain in tensors and torch.equal(tensor, tensors[plain]):
             continue
+        # Under this name stands the base's own module, which the base here has.
         if ".original_module." not in name:
             kept[name] = tensor
     return kept
@@ -196,6 +210,7 @@ def _check_whole(folder: Path, kind: str, one: nn.Module, other: nn.Module) -> N
     saved."""
     theirs = dict(other.named_parameters()) | dict(other.named_buffers())
     for name, tensor in (*one.named_parameters(), *one.named_buffers()):
+        # Not-a-number, which no loading has filled, equals nothing, itself included.
         if "original_module" not in name and not torch.equal(tensor.nan_to_num(), theirs[name].nan_to_num()):
             raise InputError(
                 f"{folder} is not whole: PEFT draws '{name}' of a {kind} adapter anew at each loading"
@@ -206,10 +221,12 @@ def _unshare(network: nn.Module, names: set[str]) -> None:
     """Weights that the file brings whole become the twin's own before they are written to; tied ones stay
     tied."""
     replaced: dict[int, nn.Parameter] = {}
+    # With duplicates, or the second name of a tied weight would never be compared with the file's.
     for name, parameter in network.named_parameters(remove_duplicate=False):
         if name in names and not parameter.is_meta:
             replaced.setdefault(id(parameter), nn.Parameter(parameter.detach().clone(), requires_grad=False))
     for module in network.modules():
+        # Wherever it is held: weights that were one under two names are one again.
         for name, held in list(module._parameters.items()):
             if held is not None and id(held) in replaced:
                 module._parameters[name] = replaced[id(held)]
@@ -218,6 +235,7 @@ def _unshare(network: nn.Module, names: set[str]) -> None:
 def _with_room(model: Any) -> Any:
     """A head that was made without weights gets some, no numbers, for the file's to go into."""
     for name in head_names(model):
+        # Made on meta and so without numbers; the whole moves to the base's device at the end.
         head = model.get_submodule(name).to_empty(device="cpu")
         for parameter in head.parameters():
             nn.init.constant_(parameter, float("nan"))

@@ -52,11 +52,13 @@ class Row:
         """The next token for logits [vocabulary]."""
         how = self.sampling
         logits = adjusted(logits, how, self.prompt, self.ids)
+        # After penalties: a bias must not bring back what the grammar forbids.
         if how.grammar is not None:
             self._grammar = self._grammar or how.grammar()
             logits = self._grammar.allowed(logits)
         if how.temperature <= 0:
             return int(logits.argmax())
+        # On the CPU, so that a seed gives the same text on every device.
         self._generator = self._generator or torch.Generator().manual_seed(how.seed)
         return draw(logits, how, self._generator)
 
@@ -67,14 +69,17 @@ class Row:
         else:
             self.ids.append(token)
             self.ended = "length" if len(self.ids) >= self.sampling.max_new_tokens else None
+            # Before the stop words below, which may end the text earlier.
             if self._grammar is not None and self._grammar.take(token):
                 self.ended = "stop"
+        # All tokens anew: a character may lie in several, and many tokenizers write a blank only between two.
         whole = self.decode(self.ids)
         stops = self.sampling.stop
         cut = min((place for place in (whole.find(s) for s in stops) if place >= 0), default=None)
         if cut is not None:
             whole, self.ended = whole[:cut], "stop"
         certain = whole if self.ended else whole[: _certain(whole, stops)]
+        # Never taken back, though a later token may change earlier text: it has been sent already.
         before, self.text = self.text, certain if certain.startswith(self.text) else self.text
         return self.text[len(before) :]
 
@@ -82,8 +87,10 @@ class Row:
 def _certain(text: str, stops: Sequence[str]) -> int:
     """How much of a text no later token can take back: not half a character, nor what may begin a stop
     word."""
+    # The mark of half a character: the bytes of an emoji come in several tokens.
     end = len(text.rstrip("\ufffd"))
     for stop in stops:
+        # The longest beginning of the stop word first; a shorter one is part of it.
         for size in range(min(len(stop) - 1, end), 0, -1):
             if text[:end].endswith(stop[:size]):
                 end -= size
@@ -107,6 +114,7 @@ class Writing:
         self._prefixes = prefixes or Prefixes(0)
         self._cache = KeyValues()
         self._plan: Plan | None = None
+        # Some families compute all places' logits: on a long prompt the largest tensor of all.
         last = "logits_to_keep" in inspect.signature(network.forward).parameters
         self._last_only = {"logits_to_keep": 1} if last else {}
 
@@ -120,6 +128,7 @@ class Writing:
     def step(self) -> list[tuple[Row, str]]:
         """One more token for every row. Gives back each row with the text that became certain; ended rows
         leave the batch."""
+        # Kept from step to step: the stacked factors stand in it, and change only when rows come or go.
         self._plan = self._plan or Plan([row.chain for row in self.rows])
         self._cache.reserve()
         ids = torch.tensor([[row.ids[-1]] for row in self.rows])
@@ -136,8 +145,10 @@ class Writing:
 
     def _parts(self, rows: Sequence[Row]) -> list[list[Row]]:
         """Rows to read together: all at once, but for those whose prompts' logits are wanted."""
+        # Of most prompts only the last place's logits are made, so that all can be read in one call.
         parts = [part for part in ([row for row in rows if not row.sampling.echo],) if part]
         vocabulary, part = self.network.config.get_text_config().vocab_size, list[Row]()
+        # Sorted by length, so that padding is small and the newest row is the part's longest.
         for row in sorted((row for row in rows if row.sampling.echo), key=lambda row: len(row.prompt)):
             if part and (len(part) + 1) * len(row.prompt) * vocabulary > LOGITS:
                 parts.append(part)
@@ -146,6 +157,7 @@ class Writing:
         return [*parts, part] if part else parts
 
     def _read(self, rows: list[Row]) -> list[tuple[Row, str]]:
+        # `_parts` never puts rows with and without echo together.
         echo = rows[0].sampling.echo
         unique: dict[Any, int] = {}  # equal prompts (several answers to one) are read once
         which = [unique.setdefault((row.chain, tuple(row.prompt)), len(unique)) for row in rows]
@@ -154,12 +166,15 @@ class Writing:
         lefts = [past.tokens if isinstance(past, Beginning) else 0 for past in before]
         ids, mask = padded([row.prompt[left:] for row, left in zip(own, lefts, strict=True)])
         cache = seeded(before) if any(before) else DynamicCache()
+        # Kept beginnings have different lengths; they stand at the right, against the texts.
         if any(before):
             distance = torch.arange(cache.get_seq_length(), 0, -1)  # of each place to where the texts begin
             lengths = torch.tensor([past.length if past else 0 for past in before])
             mask = torch.cat([(distance <= lengths[:, None]).long(), mask], dim=1)
+        # Padding before a row's first token would count from -1. Cut, since what is in the cache has its own.
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         plan, options = Plan([row.chain for row in own]), {} if echo else self._last_only
+        # A prompt whose own tokens are to be noted needs the logits of all its places.
         logits = self._forward(plan, ids, mask, positions, cache, further=options)
         self._keep(own, cache, mask, lefts)
         for row, place in zip(rows, which, strict=True) if echo else ():
@@ -184,6 +199,7 @@ class Writing:
 
     def _before(self, row: Row, whole: bool) -> Any:
         """What stands before the part of a prompt that is still to be read."""
+        # A prompt with echo is read whole: what was kept are keys and values, from which no logits come.
         known = None if whole else self._prefixes.find(row.chain, row.prompt)
         return known or (row.chain[0].virtual if row.chain else None)
 
@@ -193,9 +209,11 @@ class Writing:
             if tokens <= lefts[index]:
                 continue
             places = mask[index].nonzero()[:, 0]
+            # All that stands, less the prompt, is made-up tokens; they are kept with the text, before it.
             length = len(places) - len(row.prompt) + tokens
             chosen = places[:length].to(cache.layers[0].keys.device)
             past = [
+                # A copy: a view would hold the whole batch's keys as long as the beginning is kept.
                 (layer.keys[index].index_select(1, chosen), layer.values[index].index_select(1, chosen))
                 for layer in cache.layers
             ]
@@ -222,6 +240,7 @@ class Writing:
 
 def taken(rows: Sequence[Row], logits: Tensor, ends: set[int]) -> list[tuple[Row, str]]:
     """The next token of each row for logits [rows, vocabulary], taken; with the text that became certain."""
+    # One argmax over the batch and one transfer; asking row by row would wait for the device each time.
     likeliest, pieces = logits.argmax(-1).tolist(), []
     for row, best, line in zip(rows, likeliest, logits, strict=True):
         token = best if row.sampling.plain else row.choose(line)
@@ -235,5 +254,6 @@ def _note_prompt(row: Row, logits: Tensor) -> None:
     """What the model said of a prompt's own tokens, for logits [time, vocabulary] of which the last ones are
     its."""
     most = row.sampling.logprobs or 0
+    # The logits at each place are of the token after it: one earlier, and the last is of the first new token.
     own = logits[-len(row.prompt) : -1] if len(row.prompt) > 1 else logits[:0]
     row.noted = [Noted(row.prompt[0], None, []), *(note(row.prompt[1:], own, most) if len(own) else [])]

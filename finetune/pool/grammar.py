@@ -25,11 +25,13 @@ class Matcher:
 
     def allowed(self, logits: Tensor) -> Tensor:
         """Logits [vocabulary] with those of tokens that the grammar forbids at minus infinity."""
+        # After the last token nothing but the end may follow: all masked would leave no chance to draw from.
         if self._matcher.is_stopped():
             bits = torch.zeros(len(logits), dtype=torch.bool)
             bits[self._ends] = True
         else:
             packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            # One bit a token, lowest first. The mask covers whole words of 32, more or fewer than the logits.
             found = torch.from_numpy(np.unpackbits(packed, bitorder="little").astype(bool))[: len(logits)]
             bits = torch.nn.functional.pad(found, (0, len(logits) - len(found)))
         if self._matcher.is_error():
@@ -84,9 +86,11 @@ class Grammars:
 
     def _made(self, grammar: str, what: str) -> Callable[[], Matcher]:
         library, tokenizer = _library(), self._whole()
+        # The library's messages quote the whole grammar otherwise.
         limits = library.LLParserLimits(verbose_errors=False)
 
         def fresh() -> Matcher:
+            # One for each text: a matcher moves on with every token.
             matcher = library.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
             if matcher.is_error():
                 raise InputError(f"The {what} can't be followed: {matcher.get_error()[:200]}")
@@ -98,6 +102,7 @@ class Grammars:
     def _whole(self) -> Any:
         from llguidance.hf import from_tokenizer
 
+        # Held while it is made: it takes a pass over the vocabulary, and two requests would both do it.
         with self._turn:
             if self._tokenizer is None:
                 try:

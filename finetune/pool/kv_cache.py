@@ -47,12 +47,14 @@ class Lines(CacheLayerMixin):
         return tuple(found)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        # An offset of nothing: the columns in front are cut from the view, so that the mask begins there too.
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
         return self.owner.end - self.owner.start
 
     def get_max_length(self) -> int:
+        # No end: it grows. Transformers reads -1 so.
         return -1
 
 
@@ -93,6 +95,7 @@ class KeyValues(Cache):
             mask: [rows of the cache, columns], 1 where a row's own tokens are, wherever they stand.
             which: the row of the cache that each new row starts from; one may start several.
         """
+        # Places and not a slice: a prompt read with others may have padding before or between its own tokens.
         chosen = [mask[row].nonzero()[:, 0] for row in range(len(mask))]
         longest = max(len(chosen[row]) for row in which)
         # Nobody is there whom a new end could move.
@@ -136,6 +139,7 @@ class KeyValues(Cache):
     def reserve(self) -> None:
         """See that the next step's column is there."""
         if self.layers and self.end >= self.layers[0].keys.shape[2]:
+            # Shifted to the front first: ended rows leave empty columns there, which the new ones may take.
             self._move(-self.start, self.rows, self.end - self.start + ROOM)
 
     def _make_room(self, like: DynamicCache, lines: int, more: int) -> None:
@@ -171,6 +175,7 @@ class KeyValues(Cache):
 def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Tokens filled on the left, and the mask of what counts, both [rows, longest]."""
     longest = max(map(len, rows))
+    # Left, so that all prompts end at one place and the last logits are every row's own.
     ids = torch.stack([F.pad(torch.tensor(row, dtype=torch.long), (longest - len(row), 0)) for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     return ids, mask

@@ -41,6 +41,7 @@ class Lanes:
         """Read the prompts of new rows and write their first tokens."""
         groups: dict[Any, list[Row]] = {}
         for row in rows:
+            # An adapter that runs alone stands alone in its chain, so that the first says it all.
             groups.setdefault(row.chain[0].alone if row.chain else None, []).append(row)
         pieces = []
         for alone, own in groups.items():

@@ -32,6 +32,7 @@ def context_of(network: Any, processor: Any) -> int:
     """Most tokens that a base takes; RoBERTa numbers two positions that no text reaches, its tokenizer
     knows."""
     sizes = network.config.to_dict()
+    # Tokenizers without a limit of their own say 10^30, so that the model's always counts.
     return min(
         int(sizes.get("max_position_embeddings") or sizes.get("n_positions", 2048)),
         processor.model_max_length,
@@ -54,6 +55,7 @@ def load_named_base(base: Any) -> tuple[Any, Any]:
         names = AutoConfig.from_pretrained(source, **further).architectures or []
     except (OSError, ValueError):
         names = []  # load_model says what is wrong
+    # By the checkpoint's own class: as a causal model BERT would get a head of chance.
     model = next(
         (kind for ending, kind in WRITING.items() if any(name.endswith(ending) for name in names)), AutoModel
     )
@@ -62,6 +64,7 @@ def load_named_base(base: Any) -> tuple[Any, Any]:
 
 def digest(folder: Path) -> str:
     """Hash of an adapter's weights as they stand on the disk."""
+    # By content: a copy or a checkout changes the time, and a rewrite within a second may keep the size.
     with (folder / WEIGHTS).open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
@@ -100,6 +103,7 @@ def fetched(entry: str) -> tuple[str, Path]:
         )
     from huggingface_hub import snapshot_download
 
+    # No `*.bin` and no code: pickles and modules would be run on reading.
     kept = ["adapter_config.json", "*.safetensors", "*.json", "*.yaml", "*.jinja", "*.model", "*.txt"]
     try:
         return name, Path(snapshot_download(repository, revision=commit, allow_patterns=kept))

@@ -82,6 +82,7 @@ class Plan:
             places.setdefault(chain, []).append(index)
         # Rows of one chain together: what can't be stacked runs once a chain and not once a row.
         self.groups = [(chain, torch.tensor(indices)) for chain, indices in places.items()]
+        # Each once, in the order of rows; a set's order, and with it sums, would differ from run to run.
         self.adapters = list(dict.fromkeys(ready for chain in rows for ready in chain))
         self._beside: dict[str, tuple[Tensor, Tensor, Tensor | None] | None] = {}
 
@@ -155,7 +156,9 @@ class Mixture:
             magnitudes={names[k]: fit(m) for k, m in adapter.magnitudes.items()},
             prompt=None if adapter.prompt is None else fit(adapter.prompt),
         )
+        # By the moved factors: a ratio belongs to the weights that are served, after their rounding.
         ratios = {name: self._ratio(name, moved) for name in moved.magnitudes}
+        # All of them are looked at before any gets a hook: what is refused leaves no trace.
         for name in names.values():
             self._check(name, moved)
         for name in names.values():
@@ -163,6 +166,7 @@ class Mixture:
         return Ready(moved, ratios)
 
     def _find(self, name: str, prefix: str, adapter: Adapter) -> str:
+        # A file's names may have the head's prefix or lack it, and so may this base's.
         for candidate in (name, name.removeprefix(prefix), prefix + name):
             if candidate in self.modules:
                 return candidate
@@ -185,6 +189,7 @@ class Mixture:
 
     def _ratio(self, name: str, adapter: Adapter) -> Tensor:
         weight: Any = self.modules[name].weight
+        # GPT-2's Conv1D keeps weights [in, out].
         rows = weight.T if isinstance(self.modules[name], Conv1D) else weight
         # In float64, once: norms in bf16 would be off by more than many adapters change.
         changed = rows.double() + adapter.factors[name].dense().to(rows.device)
@@ -196,6 +201,7 @@ class Mixture:
             return
         self._hooked.add(name)
         module = self.modules[name]
+        # Hooks stay for good and ask the plan: another adapter may use the same layer.
         module.register_forward_pre_hook(lambda _, args: self._before(name, args))
         module.register_forward_hook(lambda module, args, output: self._after(name, module, args, output))
 
@@ -247,6 +253,7 @@ class Mixture:
             # Several adapters on one norm add up in front of it, as they would one after the other in PEFT:
             # the norm of a sum isn't the sum of norms, so that it is made again for each.
             summed: Any = None  # what a norm is given, after adapters that add to it
+            # Shifts of the norm's bias are outside of it; making it anew would forget them.
             shift: Any = 0
             for ready in chain:
                 adapter = ready.adapter
@@ -271,6 +278,7 @@ class Mixture:
                     kind = self._kind(adapter, name)
                     # `result` and not `output`: a sequential adapter reads what those before it in the chain
                     # have made.
+                    # Parallel ones read the layer's input, whatever the chain did to the output.
                     hidden = (args[0] if kind is Parallel else result)[rows]
                     if kind is AfterNorm:  # its own function, past the hooks: LN(z + change(LN(z)))
                         summed = args[0][rows] if summed is None else summed
@@ -320,12 +328,14 @@ class SwitchedHead(nn.Module):
 
     def __init__(self, name: str, mixture: Mixture) -> None:
         super().__init__()
+        # Assigned as it is, the base's network would become this head's child and be saved and moved with it.
         self.name, self.mixture = name, [mixture]  # in a list: no module of this one
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         plan = self.mixture[0].plan
         assert plan is not None
         parts = [(rows, self._head(chain)(hidden[rows], *args, **kwargs)) for chain, rows in plan.groups]
+        # Heads may be of different widths: there is room for the widest, and callers cut by label count.
         result = hidden.new_zeros(
             len(hidden), *parts[0][1].shape[1:-1], max(part.shape[-1] for _, part in parts)
         )
@@ -334,4 +344,5 @@ class SwitchedHead(nn.Module):
         return result
 
     def _head(self, chain: Chain) -> nn.Module:
+        # The last of a stack decides, as the last adapter in sequence does.
         return next(ready.heads[self.name] for ready in reversed(chain) if self.name in ready.heads)

@@ -42,6 +42,7 @@ class AdapterPool(AdapterSet):
                 long.
         """
         chains = self.check(texts, adapters, "SEQ_CLS")
+        # Float32 first: labels' chances in bf16 don't add up to one.
         found = []
         for row, chain in zip(self.logits(texts, adapters, truncate), chains, strict=True):
             chances, labels = row.softmax(-1).tolist(), chain[-1].labels or []
@@ -67,6 +68,7 @@ class AdapterPool(AdapterSet):
         rows = self._ask("TOKEN_CLS", split, chains, truncate, split=True)
         for words, chain, (logits, places) in zip(split, chains, rows, strict=True):
             labels, words_of = chain[-1].labels or [], list(enumerate(places))
+            # From behind, so that a word's first token is the last to be written. None are special tokens.
             firsts = {word: place for place, word in reversed(words_of) if word is not None}
             chances = logits[:, : len(labels)].softmax(-1)
             best = {word: int(chances[place].argmax()) for word, place in firsts.items()}
@@ -82,6 +84,7 @@ class AdapterPool(AdapterSet):
         """Mean of the last hidden states over a text's tokens, length 1: [texts, width], float32 on the
         CPU."""
         chains = self._asked(texts, adapters or [None] * len(texts))
+        # Without padding: `_ask` has cut it off, and a mean over it would depend on the neighbours.
         means = torch.stack([hidden.mean(0) for hidden, _ in self._ask(None, texts, chains, truncate)])
         return torch.nn.functional.normalize(means, dim=-1)
 
@@ -113,11 +116,13 @@ class AdapterPool(AdapterSet):
             ids = own.ids(text, special) if isinstance(text, str) else list(text)
             size = len(ids) + sum(ready.virtual.length for ready in chain if ready.virtual)
             most = sampling.max_new_tokens
+            # An encoder-decoder reads and writes in separate places; a decoder in one line.
             if (max(size, most) if self.reads_first else size + most) > self.texts.context:
                 raise InputError(
                     f"The text has {size} tokens, and {most} new ones are asked for; the context holds "
                     f"{self.texts.context}. Shorten the text or ask for fewer new tokens"
                 )
+            # Of their own, or equal prompts in one request would get equal answers.
             how = replace(sampling, seed=sampling.seed + len(rows))
             rows.append(Row(ids, chain, how, own.decode, prompt_text=text if isinstance(text, str) else ""))
         return rows
@@ -198,6 +203,7 @@ class AdapterPool(AdapterSet):
         for index, (text, name) in enumerate(zip(texts, adapters, strict=True)):
             _check_text(index, text)
             chain = self.chain(name)
+            # Both take the whole batch: neither is a change that hooks could add to one row.
             single = "made-up tokens in front of the text" if any(r.virtual for r in chain) else None
             single = "a network of its own" if any(r.alone for r in chain) else single
             if len(chain) > 1 and single:
@@ -211,6 +217,7 @@ class AdapterPool(AdapterSet):
 
     def _check_tokens_of(self, texts: Sequence[Any], chains: Sequence[Chain]) -> None:
         for text, chain in zip(texts, chains, strict=True):
+            # An adapter alone may know more tokens than the base, with embeddings of its own.
             if isinstance(text, list) and not (chain and chain[0].alone):
                 self.check_tokens([token for token in text if isinstance(token, int)])
 
@@ -222,6 +229,7 @@ class AdapterPool(AdapterSet):
         """Most tokens of a text under each chain: what the base has places for and its adapters were trained
         on."""
         most = self.texts.context
+        # What made-up tokens take of the context is lost to the text.
         return [
             min(
                 most - sum(ready.virtual.length for ready in chain if ready.virtual),
@@ -246,7 +254,9 @@ class AdapterPool(AdapterSet):
                 task, own, {k: v.to(self.network.device) for k, v in batch.items() if k in INPUTS}
             )
             sizes = batch["attention_mask"].sum(1).tolist()
+            # Encoders' made-up tokens stand in the output; decoders' are in the cache alone.
             whole = out.shape[1] - batch["attention_mask"].shape[1] if out.dim() == 3 else 0
+            # Padding is on the right, so that a row's own tokens come first.
             for row, line, size, places in zip(chosen, out, sizes, words, strict=True):
                 found[row] = (line[whole : whole + size] if out.dim() == 3 else line, places)
         return found
@@ -254,9 +264,11 @@ class AdapterPool(AdapterSet):
     def _through(self, task: str | None, chains: list[Chain], inputs: dict[str, Tensor]) -> Tensor:
         alone = chains[0][0].alone if chains[0] else None
         ahead = chains[0][0].virtual if chains[0] else None
+        # Its network has the adapter inside; a standing plan would change shared layers as well.
         plan = None if alone else Plan(chains)
         if task is None:
             trunk = alone.network.base_model if alone else self.trunk
+            # The encoder alone: the decoder would need something to write.
             model = trunk.get_encoder() if self.reads_first else trunk
         else:
             model = alone.network if alone else self.task_heads.model(task)

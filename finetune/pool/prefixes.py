@@ -46,10 +46,12 @@ class Prefixes:
         self.limit, self.hits = limit, 0
         self._turn = threading.Lock()
         self._kept: OrderedDict[tuple[Key, tuple[int, ...]], Beginning] = OrderedDict()
+        # A ring: comparing a prompt with all that ever came would grow with the server's age.
         self._seen: deque[tuple[Key, torch.Tensor]] = deque(maxlen=REMEMBERED)
 
     def find(self, chain: Sequence[object], prompt: Sequence[int]) -> Beginning | None:
         """The longest kept beginning of a prompt, at least one token of which is left to read."""
+        # Weakly, or a beginning would keep an adapter's tensors that has been removed.
         key = tuple(map(weakref.ref, chain))
         with self._turn:
             fitting = [
@@ -68,12 +70,14 @@ class Prefixes:
         """How many tokens of a prompt to keep: as many as an earlier one began with; 0 for none."""
         if not self.limit:
             return 0
+        # As a tensor: prompts of thousands of tokens are compared in one step, not by a loop.
         key, mine = tuple(map(weakref.ref, chain)), torch.tensor(prompt)
         with self._turn:
             common = max((_shared(mine, other) for known, other in self._seen if known == key), default=0)
             self._seen.append((key, mine))
             starts = [t for k, t in self._kept if k == key and tuple(prompt[: len(t)]) == t]
         kept = max(map(len, starts), default=0)
+        # A beginning a few tokens longer than what is kept would cost its memory again for nearly nothing.
         return common if common >= SHORTEST and common >= kept + SHORTEST // 2 else 0
 
     def keep(self, chain: Sequence[object], prompt: Sequence[int], beginning: Beginning) -> None:
@@ -81,6 +85,7 @@ class Prefixes:
         key = tuple(map(weakref.ref, chain))
         with self._turn:
             self._kept[key, tuple(prompt[: beginning.tokens])] = beginning
+            # Here and not by callback: a weak reference dies in whatever thread, with or without the lock.
             for dead in [k for k in self._kept if any(ref() is None for ref in k[0])]:
                 del self._kept[dead]
             while self._kept and sum(one.size() for one in self._kept.values()) > self.limit:
@@ -89,6 +94,7 @@ class Prefixes:
 
 def _shared(one: Tensor, other: Tensor) -> int:
     """How many tokens two prompts have in common from the beginning; the first's last one isn't counted."""
+    # The last token must be left to read.
     size = min(len(one) - 1, len(other))
     differs = (one[:size] != other[:size]).nonzero()
     return int(differs[0]) if len(differs) else size

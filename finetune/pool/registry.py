@@ -59,20 +59,24 @@ class Registry:
         Raises:
             InputError: a bad or taken name, or what `read` refuses.
         """
+        # A name stands in URLs and file names: ".." could step out of a folder.
         if not NAME.fullmatch(name) or ".." in name or name == BASE:
             raise InputError(
                 f"The name {name!r} is no adapter's; wanted up to 64 letters, digits, '-', '_' and '.', and "
                 "not "
                 f"'{BASE}', which is the base's own"
             )
+        # Asked again below: the name may be taken while this thread reads.
         self._check_free(name, replace)
         path = Path(folder)
+        # Before reading: a file rewritten meanwhile then shows as changed, not as current.
         stamp = stamp_of(path)
         ready = self._read(path)
         entry = Entry(path, digest(path), ready.task, ready.labels, _reason(ready), stamp, ready)
         with self._lock:
             self._check_free(name, replace)
             self._entries[name] = entry
+            # The new one stays, whatever else must go, or adding would end with nothing loaded.
             self._put_aside(keep=[entry])
 
     def _check_free(self, name: str, replace: bool) -> None:
@@ -116,17 +120,21 @@ class Registry:
         with self._lock:
             entries = [self._entry(one) for one in names]
             for entry in entries:
+                # A count and not the time, which may stand still between two requests, or be set back.
                 self._clock += 1
                 entry.used = self._clock
+        # Outside the lock: reading takes seconds. Two threads may both read it, which does no harm.
         found = [entry.ready or self._back(one, entry) for one, entry in zip(names, entries, strict=True)]
         with self._lock:
             for entry, ready in zip(entries, found, strict=True):
                 entry.ready = ready
+            # A chain larger than the limit stands whole while it is used.
             self._put_aside(keep=entries)
         return tuple(found)
 
     def _back(self, name: str, entry: Entry) -> Ready:
         """Read again what was put aside."""
+        # Under this name others trust the weights that were checked at its adding.
         if digest(entry.folder) != entry.digest:
             raise InputError(
                 f"The files of '{name}' in {entry.folder} have changed; add it again with replace=True"
@@ -147,6 +155,7 @@ class Registry:
                 return
             if entry.ready is not None and entry not in keep:
                 total -= entry.ready.size()
+                # Rows that are being written hold their own reference, so that they end undisturbed.
                 entry.ready = None
 
 

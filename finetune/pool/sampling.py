@@ -51,6 +51,7 @@ class Sampling:
     @property
     def plain(self) -> bool:
         """Whether the likeliest token is all that is asked for."""
+        # `top_k` and the like change nothing where the likeliest is taken, and are not asked after.
         untouched = self.repetition_penalty == 1.0 and not self.logit_bias and self.grammar is None
         return self.temperature <= 0 and untouched and not (self.frequency_penalty or self.presence_penalty)
 
@@ -68,6 +69,7 @@ class Noted(NamedTuple):
 
 def note(tokens: Sequence[int], logits: Tensor, most: int) -> list[Noted]:
     """Tokens, and logits [tokens, vocabulary] that stood before each."""
+    # Float32: over 50,000 tokens bf16's three digits would tie many of the likeliest.
     chances = logits.float().log_softmax(-1)
     own = chances.gather(1, torch.tensor(tokens, device=chances.device)[:, None])[:, 0].tolist()
     top = chances.topk(min(most, chances.shape[-1])) if most else None
@@ -80,10 +82,12 @@ def note(tokens: Sequence[int], logits: Tensor, most: int) -> list[Noted]:
 
 def adjusted(logits: Tensor, how: Sampling, prompt: Sequence[int], written: Sequence[int]) -> Tensor:
     """Logits [vocabulary] after penalties and biases, float32 on the CPU."""
+    # A copy: the row of logits belongs to the batch, which notes the model's own afterwards.
     logits = logits.float().cpu().clone()
     if how.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*prompt, *written}))
         had = logits[seen]
+        # Dividing a negative logit would make its token likelier.
         logits[seen] = torch.where(had > 0, had / how.repetition_penalty, had * how.repetition_penalty)
     if written and (how.frequency_penalty or how.presence_penalty):
         counts = Counter(written)
@@ -96,8 +100,10 @@ def adjusted(logits: Tensor, how: Sampling, prompt: Sequence[int], written: Sequ
 
 def draw(logits: Tensor, how: Sampling, generator: torch.Generator) -> int:
     """A token by its chance, for logits [vocabulary] after `adjusted`."""
+    # Temperature first: nucleus and `min_p` are shares of the distribution that is drawn from.
     values, order = (logits / how.temperature).sort(descending=True)
     chances = values.softmax(-1)
+    # Less its own chance: the token that crosses the border is still inside, by Holtzman's definition.
     outside = (chances.cumsum(-1) - chances >= how.top_p) | (chances < how.min_p * chances[0])
     if how.top_k:
         outside[how.top_k :] = True

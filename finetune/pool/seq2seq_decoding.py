@@ -39,6 +39,7 @@ class Group:
         chosen = torch.tensor(places, device=self.read.device)
         self.rows = [self.rows[place] for place in places]
         self.read, self.mask = self.read[chosen], self.mask[chosen]
+        # Both caches: the decoder's own, and what it keeps of the sources.
         self.cache.batch_select_indices(chosen)
         self.plan = Plan([row.chain for row in self.rows])
 
@@ -100,6 +101,7 @@ class Rewriting:
         ids = torch.tensor(
             [[row.ids[-1] if row.ids else start] for row in group.rows], device=self.network.device
         )
+        # mBART's language token: the decoder must have read it, though nobody chose it.
         if first and settings.forced_bos_token_id is not None:
             ids = torch.cat([ids, torch.full_like(ids, settings.forced_bos_token_id)], dim=1)
         options = {
@@ -116,6 +118,7 @@ class Rewriting:
     def _shrink(self) -> None:
         for group in self.groups:
             places = [place for place, row in enumerate(group.rows) if row.ended is None]
+            # Selecting copies all caches: only where some go and some stay.
             if 0 < len(places) < len(group.rows):
                 group.keep(places)
             elif not places:

@@ -30,9 +30,11 @@ class TaskHeads:
     def model(self, task: str) -> Any:
         """A model for the task around the base, with heads that switch by row."""
         if task not in self._made:
+            # Two labels for whatever width: every head is replaced at once by one that switches.
             made = self.bare(task, 2).eval()
             for name in head_names(made):
                 setattr(made, name, SwitchedHead(name, self.mixture))
+            # The base's own trunk in place of the empty one: its hooks and weights serve all tasks.
             setattr(made, made.base_model_prefix, self.trunk)
             self._made[task] = made
         return self._made[task]
@@ -43,6 +45,7 @@ class TaskHeads:
         Raises:
             InputError: one is missing or has another shape.
         """
+        # A trunk that writes is no encoder under a head but a whole model without a name for its inside.
         if self.trunk is self.network and self.network.can_generate():
             raise InputError(
                 f"{ready.adapter.folder} is for {ready.task}, and {type(self.network).__name__} is no base "
@@ -62,6 +65,7 @@ class TaskHeads:
                     f"The head '{name}' is not whole in {ready.adapter.folder}: without it {ready.task} has "
                     "no answer"
                 )
+            # Assigned: the head stands on meta, and there is nothing to copy into.
             head.load_state_dict(own, assign=True)
             heads[name] = head.eval()
         return heads
@@ -80,8 +84,10 @@ class TaskHeads:
         found: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in ready.adapter.heads.items():
             steps = key.removeprefix(prefix).split(".")
+            # Heads were taken up before; the rest belongs to the base.
             if steps[0] in ready.heads:
                 continue
+            # `modules_to_save` may name a module anywhere in the path; all of its weights go together.
             ends = [index for index, step in enumerate(steps) if step in saved]
             whole = ".".join(steps[: ends[0] + 1]) if ends else key
             found.setdefault(whole, {})[".".join(steps[len(whole.split(".")) :])] = tensor
@@ -110,6 +116,7 @@ class TaskHeads:
             "pad_token_id": self.pad,
         }
         config = type(self.network.config).from_dict(self.network.config.to_dict() | further)
+        # No memory for a second base: its trunk is thrown away at once.
         with torch.device("meta"):
             return MODELS[task].from_config(config)
 

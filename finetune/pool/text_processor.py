@@ -41,7 +41,9 @@ class TextProcessor:
             InputError: a text is longer than its limit and `truncate` isn't set.
         """
         rows: list[Any] = [None] * len(texts)
+        # Fast tokenizers keep cutting and padding as state: two threads at once fail with "Already borrowed".
         with self._turn:
+            # One call for each limit and not for each text: a batch of equal limits is one.
             for limit in dict.fromkeys(limits) if truncate else (None,):
                 chosen = [i for i, own in enumerate(limits) if limit in (None, own)]
                 cut = {} if limit is None else {"truncation": True, "max_length": limit}
@@ -50,6 +52,7 @@ class TextProcessor:
                 for place, index in enumerate(chosen):
                     words = found.word_ids(place) if split else []
                     rows[index] = ({key: value[place] for key, value in found.items()}, words)
+            # On the right, whatever the tokenizer was set to: callers cut rows by their length.
             whole = self.processor.pad(
                 [row for row, _ in rows], padding=True, padding_side="right", return_tensors="pt"
             )
@@ -85,10 +88,12 @@ class TextProcessor:
             template = template.get("tool_use" if tools else "default") or template.get("default")
         if template is None:
             raise InputError("This base has no chat template; ask for completions of plain text")
+        # Templates write the marks themselves, so that the text is encoded without special tokens after it.
         marks = {key: str(value) for key, value in self.processor.special_tokens_map.items()}
         given = marks | {"messages": list(messages), "add_generation_prompt": True}
         try:
             text, _ = render_chat(template, given | {"tools": list(tools) or None}, BOUNDS)
+            # A template that drops them would answer as though no tool were there, and nobody would know.
             if tools and text == render_chat(template, given | {"tools": None}, BOUNDS)[0]:
                 raise InputError(
                     "This base's chat template says nothing of tools; wanted a request without them"

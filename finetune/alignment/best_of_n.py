@@ -17,6 +17,7 @@ def favourite(texts: Sequence[str], scores: Sequence[float]) -> str:
     """
 
     def rank(place: int) -> tuple[bool, float]:
+        # A score of NaN compares with nothing, and `max` would take whatever came first.
         known = not math.isnan(scores[place])
         return bool(texts[place].strip()) and known, scores[place] if known else -math.inf
 
@@ -41,7 +42,9 @@ def best_of_n_kl(shares: Sequence[float], n: int) -> float:
     total, below = 0.0, 0.0
     for share in shares:
         if share > 0:
+            # Best of n independent draws: all at or below this value, less all below it.
             chosen = (below + share) ** n - below**n
+            # Values that no draw can choose within a float's precision (share^n is 0) add nothing.
             total += chosen * math.log(chosen / share) if chosen > 0 else 0.0
         below += share
     return total
@@ -53,7 +56,9 @@ def kl_of_scores(scores: Sequence[float], n: int) -> float:
     Where no two tie, the formula for scores without ties; else values have the shares that they have here,
     which is exact as far as these are.
     """
+    # NaN is unequal to itself, so that two unscored answers would count as two values.
     counts = Counter(-math.inf if math.isnan(score) else score for score in scores)
+    # No tie among them: the scale is taken as continuous, on which none would ever tie.
     if max(counts.values(), default=1) == 1:
         return math.log(n) - (n - 1) / n
     return best_of_n_kl([counts[score] / len(scores) for score in sorted(counts)], n)

@@ -83,6 +83,7 @@ class CachedDPOTrainer(CutAnswers, Resuming, trl.DPOTrainer):
     _shares: bool | None = None  # found out at the first batch, which TRL asks for while it is being made
 
     def _sharing(self, model: Any) -> Any:
+        # Once a run: the probe costs a pass, and a model doesn't change its kind.
         if self._shares is None:
             self._shares = can_share(model)
         return SharedPrompt(model) if self._shares else model
@@ -92,10 +93,12 @@ class CachedDPOTrainer(CutAnswers, Resuming, trl.DPOTrainer):
         return super().compute_ref_log_probs(self._sharing(model), inputs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        # The casts that LoRA makes of its inputs are autocast's work already.
         with without_input_casts(unwrapped(model), bool(self.args.bf16 or self.args.fp16)):
             return super()._compute_loss(self._sharing(model), inputs, return_outputs)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        # TRL has just made a copy of the fresh adapter; the hash of weights must not see it.
         drop_copy(self.model)
         made_by = {option: vars(self.args)[option] for option in REFERENCE_OPTIONS}
         key = reference_key(dataset, self.ref_model or self.model, made_by)
@@ -104,15 +107,19 @@ class CachedDPOTrainer(CutAnswers, Resuming, trl.DPOTrainer):
         here = torch.tensor([float(file.is_file())], device=self.accelerator.device)
         if bool(self.accelerator.gather(here).all()):  # one process alone would wait for the others for ever
             logger.warning("Reference log-probabilities of the %s pairs come from %s", name, file)
+            # In the order of the rows, whose ids are part of the key.
             found = load_file(file)
             for column in columns:
                 dataset = dataset.add_column(column, found[column])
             return dataset
         dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+        # Only one process of a machine, to a file of its own name: a reader must never find half a file.
         if self.accelerator.is_local_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
             fresh = file.with_name(f".{file.name}.{os.getpid()}")
+            # Float32, in which TRL's own columns are; Arrow would read them as float64.
             save_file({column: np.asarray(dataset[column][:], dtype=np.float32) for column in columns}, fresh)
+            # In one step, so that two runs at once leave one whole file.
             fresh.replace(file)
         self.accelerator.wait_for_everyone()
         return dataset
@@ -127,7 +134,9 @@ def reference_key(dataset: Dataset, reference: Any, made_by: dict[str, Any]) -> 
     """Hash of the token ids, of the reference's weights and of the options that its log-probabilities
     depend on.
     """
+    # The class too: a scorer and a writer may share every weight's name.
     digest = hashlib.sha256(json.dumps([made_by, str(type(reference))]).encode())
+    # A name of the data set wouldn't do: another template or tokenizer makes other ids of the same rows.
     for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
         digest.update(json.dumps(dataset[column][:]).encode())
     # the policy's own adapter is off in the reference, whatever it was made with
@@ -136,9 +145,11 @@ def reference_key(dataset: Dataset, reference: Any, made_by: dict[str, Any]) -> 
         if has_adapter(reference)
         else set()
     )
+    # Sorted, since wrapping a model changes the order of its names.
     for name, tensor in sorted(reference.state_dict().items()):
         if name not in own:
             digest.update(name.encode() + str(tuple(tensor.shape)).encode())
+            # Float32: numpy knows no bf16. The widening loses nothing, so that the hash stays as strict.
             digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
 
@@ -194,6 +205,7 @@ def make_dpo_trainer(
     parts = {"model": network, "train_dataset": train, "eval_dataset": held_out,
     "processing_class": processor,
              "callbacks": callbacks(training)}  # fmt: skip
+    # Single answers, as KTO takes them, have no two sides.
     if "chosen" in held_out.column_names:
         check_pairs_fit(network, processor, training.max_length, train, held_out)
     if privacy is not None and privacy.wanted:
@@ -212,6 +224,7 @@ def check_pairs_are_private(privacy: PrivacyArguments, training: PairTraining) -
         InputError: it does, or the algorithm has a trainer of its own.
     """
     known = isinstance(training, DPOTrainingArguments)
+    # The private trainer is made of DPO's; the others have classes of their own.
     if not known or training.algorithm != "dpo":
         raise InputError(
             f"--epsilon {privacy.epsilon}: private training knows --algorithm dpo; got {training.algorithm}"
@@ -225,6 +238,7 @@ def check_pairs_are_private(privacy: PrivacyArguments, training: PairTraining) -
 
 def _trainer_of(training: PairTraining, parts: dict[str, Any]) -> Any:
     network, processor = parts["model"], parts["processing_class"]
+    # Both tokenise by themselves where rows aren't ids yet, prompt and answer apart.
     if isinstance(training, (ORPOTrainingArguments, CPOTrainingArguments)):
         data = {
             name: as_ids(parts[name], processor, training.max_length)
@@ -236,13 +250,16 @@ def _trainer_of(training: PairTraining, parts: dict[str, Any]) -> Any:
     alone = has_adapter(network) or (
         isinstance(training, DPOTrainingArguments) and training.precompute_ref_log_probs
     )
+    # Before training: a reference that shares the weights would move with the policy.
     reference = None if alone else copy.deepcopy(network)
     if isinstance(training, KTOTrainingArguments):
+        # Single answers stay as they are; pairs are taken apart.
         names = [name for name in ("train_dataset", "eval_dataset")
                  if isinstance(parts[name], Dataset) and "chosen" in parts[name].column_names]  # fmt: skip
         return KTOTrainer(
             args=training, ref_model=reference, **(parts | {name: unpaired(parts[name]) for name in names})
         )
+    # `private_parts` brings a class that clips gradients pair by pair.
     kind = parts.pop("kind", CachedDPOTrainer)
     return kind(args=training, ref_model=reference, **parts)
 

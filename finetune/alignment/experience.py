@@ -39,6 +39,7 @@ class Experience:
 
     def rows(self, index: Sequence[int], device: torch.device) -> Experience:
         """Some answers, their prompts without the columns that are padding in all of them."""
+        # A step's experience stays on the CPU; a minibatch goes to the device.
         part = Experience(*(vars(self)[f.name][list(index)].to(device) for f in fields(self)))
         return replace(
             part, prompts=(kept := real_columns(part.prompts, part.prompt_mask))[0], prompt_mask=kept[1]
@@ -47,6 +48,7 @@ class Experience:
 
 def real_columns(prompts: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Prompts and mask, padded on the left, without leading columns that hold no real token."""
+    # On the left stands padding alone, so that the longest row says where the first real token is.
     width = int(prompt_mask.sum(1).max())
     return prompts[:, -width:], prompt_mask[:, -width:]
 
@@ -68,6 +70,7 @@ def step_prompts(prompts: Sequence[Row], seed: int, step: int, size: int) -> lis
     """The prompts of a step: a new permutation an epoch, read on end, so that each prompt comes
     equally often.
     """
+    # Counted over the whole run: a step may begin in one epoch and end in the next.
     first = step * size
     chosen = []
     for place in range(first, first + size):

@@ -54,12 +54,15 @@ def as_trl_reward(
     ) -> list[float | None]:  # fmt: skip
         texts = [text_of(completion) for completion in completions]
         asked = [AskedRewards(prompt, rows[int(i)].columns) for prompt, i in zip(prompts, row, strict=True)]
+        # A prompt may have come from any row twice; `row` says which columns are its.
         empty = [not text.strip() for text in texts]
         ended = [bool(ids) and ids[-1] in stops for ids in completion_ids]
+        # Of all processes: lowest score and deviations are over the whole step's answers.
         table, empty_all, ended_all, mine = everybody(rewards.ask(asked, texts), empty, ended)
         scores = rewards.combine(table, empty_all, ended_all)
         for name, value in {**rewards.figures(scores.parts), "empty": float(empty_all.mean())}.items():
             log_metric(name, value)
+        # None is TRL's word for an answer that no reward applies to.
         return [None if np.isnan(one) else float(one) for one in scores.total[mine]]
 
     return score
@@ -69,6 +72,7 @@ def text_of(completion: Any) -> str:
     """What a completion says at its end: a text, or the last message of the assistant's."""
     if isinstance(completion, str):
         return completion
+    # A message that calls a tool has no content.
     said = [message["content"] or "" for message in completion if message["role"] == "assistant"]
     return said[-1] if said else ""
 
@@ -77,10 +81,12 @@ def everybody(
     table: Array, empty: Sequence[bool], ended: Sequence[bool]
 ) -> tuple[Array, Array, Array, slice]:
     """The tables [answers, rewards] and marks [answers] of all processes, and where this one's stand."""
+    # Lists and not tensors: the processes may hold different numbers of answers.
     state = PartialState()
     tables = gather_object([table.tolist()])
     marks = gather_object([(list(empty), list(ended))])
     start = sum(map(len, tables[: state.process_index]))
+    # By way of `reshape`, since a list without rows has no second dimension.
     flat = np.array([line for one in tables for line in one]).reshape(-1, table.shape[1])
     all_empty, all_ended = (
         np.array([mark for one in marks for mark in one[place]], dtype=bool) for place in (0, 1)
@@ -103,19 +109,23 @@ class SharedSampling:
             return super()._generate_single_turn(  # type: ignore[misc]
                 prompt_ids, images, multimodal_fields, *more, **named
             )
+        # TRL samples several turns in a step; with the same uniforms their beginnings would repeat.
         step = self.state.global_step  # type: ignore[attr-defined]
         self._turn = (step, self._turn[1] + 1 if self._turn[0] == step else 0)
         network: Any = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
+        # Far apart, so that no two processes and no two turns of a step share a stream.
         first = self.accelerator.process_index * 10**6  # type: ignore[attr-defined]
         uniforms = draw_uniforms(args.seed, step,
         [(self._turn[1] * 10**9) + first + i for i in range(len(prompt_ids))],
                                  args.max_completion_length)  # fmt: skip
         sampling = sampling_of(args)
         was_training = network.training
+        # Without dropout: what is sampled is the policy itself.
         network.eval()
         with self.accelerator.autocast():  # type: ignore[attr-defined]
             found = sample_answers(network, prompt_ids, uniforms, sampling, self.eos_token_ids)  # type: ignore[attr-defined]
         network.train(was_training)
+        # TRL pads by itself; it wants the real tokens only.
         ids = [row[: int(real.sum())].tolist() for row, real in zip(found.ids, found.mask, strict=True)]
         # GRPO's wants what an engine says of the samples too, which is nothing here
         return (ids, None) if isinstance(self, trl.GRPOTrainer) else ids
@@ -133,6 +143,7 @@ def plain_sampling(args: Any) -> bool:
     """Whether an answer is sampled by temperature, top_k and top_p alone, from one network in this
     process.
     """
+    # Engines and sharded models don't hold a whole network in this process to sample from.
     engines = args.use_vllm or args.use_transformers_continuous_batching or args.deepspeed or args.fsdp
     further = (
         args.min_p or args.repetition_penalty != 1 or args.generation_kwargs or args.cache_implementation
@@ -143,6 +154,7 @@ def plain_sampling(args: Any) -> bool:
 def sampling_of(args: Any) -> SamplingArguments:
     """TRL's options of sampling as this toolkit's."""
     return SamplingArguments(
+        # TRL says None or -1 where top_k is off.
         args.max_completion_length, args.temperature, max(args.top_k or 0, 0), args.top_p,
         args.per_device_train_batch_size * args.steps_per_generation,
     )  # fmt: skip
@@ -163,6 +175,7 @@ def make_group_trainer(
     """
     every = [*rows, *held_out]  # rows are told by their place here
     parts = [
+        # The row's number goes through TRL; its columns stay here, where their types don't matter.
         Dataset.from_dict(
             {"prompt": [row.prompt for row in part], "row": list(range(start, start + len(part)))}
         )
@@ -174,6 +187,7 @@ def make_group_trainer(
     if isinstance(training, GRPOArguments):
         kind = GRPOTrainer
         further |= load_tools(training.tools)
+    # TRL checks its options here, and says so by ValueError.
     with made_by_trl():
         trainer = kind(
             model=policy.network, reward_funcs=score, args=training, train_dataset=parts[0],
@@ -197,14 +211,17 @@ def align(
     held-out prompts.
     """
     keep_freed_memory()
+    # The table of what can be shared knows two verbs; the later losses are grpo's.
     processes(training.algorithm if training.algorithm == "rloo" else "grpo")
     set_seed(training.seed)  # the adapter's first weights
+    # TRL's reference without an adapter is read anew from the disk.
     if method.method == "full" and training.beta and is_adapter(model.model_name_or_path):
         raise InputError(
             "TRL reads a whole model's reference from its base's folder, which is not the tuned model that "
             "training starts from. "
             "Set --beta 0, --method lora, or --model_name_or_path to the merged model"
         )
+    # One process fills the caches that the others read.
     with training.main_process_first(desc="reading prompts"):
         processor, network = load_start(model)
         rows, held_out = read_prompts(data, prompt, processor)
@@ -213,6 +230,7 @@ def align(
     options = resolved_options(data, prompt, model, method, reward, training)
     # follows from steps_per_generation, and a recipe with both is refused
     options.pop("generation_batch_size")
+    # Before the policy is made: a folder that holds another run is refused at once.
     checkpoint = open_run(options, prompts_fingerprint(rows), network)
     policy = make_policy(network, method.method, method.method_kwargs, bool(training.bf16))
     rewards = load_rewards(reward, policy, model)

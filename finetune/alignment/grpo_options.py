@@ -81,8 +81,10 @@ class GRPOArguments(GroupOptions, trl.GRPOConfig):
                 f"--algorithm is '{self.algorithm}'; wanted one of: {', '.join([*PRESETS, 'rloo'])}"
             )
         for name, value in (DEFAULTS | PRESETS[self.algorithm]).items():
+            # None tells "not said" from any value; a value that the user gave is kept.
             if vars(self)[name] is None:
                 vars(self)[name] = value
+        # Last: TRL's own check wants the options filled in.
         super().__post_init__()
 
 

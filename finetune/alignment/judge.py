@@ -31,7 +31,9 @@ TEXT = (
     "Task:\n{prompt}\n\nAnswer:\n{answer}\n\nHow good is this answer to the task? "
     "Give one whole number from 1 (useless) to 10 (perfect) and nothing else."
 )
+# 10 before 1-9, or its first figure would be taken; "7.0" is whole, and 0 or 11 are no marks.
 MARK = re.compile(r"(?<![\d.])(10|[1-9])(?:\.0+)?(?![\d])")
+# Tokens of a reply; requests at a time; how often one is asked.
 TOKENS, AT_ONCE, TRIES = 16, 8, 2
 
 
@@ -43,6 +45,7 @@ def judge_reward(rest: str, settings: RewardArguments) -> Reward:
     JUDGE_API_KEY.
     """
     place, _, text = rest.partition("|")
+    # A shell hands on the two characters \n.
     text = text.replace("\\n", "\n") or TEXT
     if "{answer}" not in text:
         raise InputError(f"--reward judge:{rest}; wanted a TEXT that holds {{answer}}")
@@ -52,6 +55,7 @@ def judge_reward(rest: str, settings: RewardArguments) -> Reward:
     def reward(prompts: Sequence[RewardPrompt], completions: Sequence[str], **columns: Any) -> list[Any]:
         rows = rows_of(columns, len(completions))
         asked = [
+            # Filled in one pass: an answer that holds {prompt} is not filled again.
             filled(text, row | {"prompt": as_text(prompt, "", "full").rstrip("\n"), "answer": answer})
             for prompt, answer, row in zip(prompts, completions, rows, strict=True)
         ]
@@ -65,6 +69,7 @@ def mark(reply: str | Exception) -> float | Exception:
     if isinstance(reply, Exception):
         return reply
     found = MARK.search(reply)
+    # What came is told: a judge that explains itself first needs another TEXT.
     return (
         float(found[1])
         if found
@@ -80,10 +85,12 @@ def local(name: str, settings: RewardArguments) -> Callable[[Sequence[str]], Seq
 
     def ids(asked: str) -> list[int]:
         if not processor.chat_template:
+            # A base model goes on with a text; it needs to be led to the number.
             return processor(f"{asked}\n\nNumber:")["input_ids"]
         return chats.prompt_ids([{"role": "user", "content": asked}])
 
     def replies(asked: Sequence[str]) -> list[str]:
+        # Each process has answers of its own to ask about; there is nothing to share out.
         found = write(
             network, [ids(text) for text in asked], processor, config, settings.reward_batch_size, alone=True
         )
@@ -97,9 +104,11 @@ def endpoint(place: str, settings: RewardArguments) -> Callable[[Sequence[str]],
     url, _, model = place.partition("#")
     if not model:
         raise InputError(f"--reward judge:{place}; wanted URL#MODEL, as http://localhost:8000/v1#my-model")
+    # Both tries together stay within the limit of a batch.
     ask = partial(_reply, url.rstrip("/") + "/chat/completions", model, settings.reward_timeout / TRIES)
 
     def replies(asked: Sequence[str]) -> list[str | Exception]:
+        # Threads: each waits for the network, not for a processor.
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(pool.map(ask, asked))
 
@@ -110,6 +119,7 @@ def _reply(url: str, model: str, limit: float, asked: str) -> str | Exception:
     body = {
         "model": model,
         "messages": [{"role": "user", "content": asked}],
+        # As little chance as an endpoint lets one have.
         "temperature": 0,
         "max_tokens": TOKENS,
     }
@@ -121,8 +131,10 @@ def _reply(url: str, model: str, limit: float, asked: str) -> str | Exception:
         try:
             with urllib.request.urlopen(request, timeout=limit) as response:
                 return str(json.load(response)["choices"][0]["message"]["content"])
+        # What a server sends may lack any of these keys, or be no JSON at all.
         except (OSError, ValueError, LookupError, TypeError) as error:
             failed = ConnectionError(f"the judge at {url} gave no mark: {error}")
+            # Above 500 the server may have recovered; below, the request itself is wrong.
             if isinstance(error, urllib.error.HTTPError) and error.code < 500:
                 break  # asked again, it would say the same
     return failed

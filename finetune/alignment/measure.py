@@ -37,21 +37,26 @@ def measure(
     """
     device = policy.network.device
     ids = [prompt_ids(processor, row.prompt) for row in rows]
+    # Step 0 at every measurement: what differs between two is the policy and not the draw.
     uniforms = draw_uniforms(SEED, 0, range(len(ids)), sampling.max_new_tokens)
     kl: list[float] = []
+    # As in training, so that both count KL alike.
     with policy.autocast():
         answers = sample_answers(
             policy.network, ids, uniforms, sampling, stop_tokens(policy.network, processor)
         )
+        # In parts: answers are made in batches of their own, and scoring needs memory for whole sequences.
         for start in range(0, len(ids), batch_size):
             part = slice(start, start + batch_size)
             tensors = [t.to(device) for t in (*pad_left(ids[part], 0), answers.ids[part], answers.mask[part])]
             log_probs = policy(*tensors, sampling.temperature, False)[0]
             reference = policy.reference_log_probs(*tensors, sampling.temperature)
+            # Summed over an answer: KL of sequences, which is what a target is given in.
             kl += (kl_estimate(log_probs, reference) * tensors[-1]).sum(1).tolist()
     texts = answer_texts(processor, ids, answers.ids, answers.mask)
     empty = np.array([not text.strip() for text in texts])
     scores = truth.plain().combine(truth.ask(rows, texts), empty)
+    # Answers that no reward applies to have no part in the mean.
     total = scores.total[~np.isnan(scores.total)].tolist()
     figures = {
         "reward": float(np.mean(total)) if total else 0.0, "error": standard_error(total),
@@ -62,6 +67,7 @@ def measure(
     }  # fmt: skip
     told = zip(rows, texts, scores.total.tolist(), answers.ended.tolist(), strict=True)
     return figures, [
+        # JSON has no NaN.
         {"prompt": row.prompt, "answer": text, "score": None if math.isnan(score) else score, "ended": ended}
         for row, text, score, ended in told
     ]
@@ -69,4 +75,5 @@ def measure(
 
 def standard_error(values: Sequence[float]) -> float:
     """Standard error of the mean."""
+    # By n - 1: these are a sample of the prompts that there could be.
     return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 def classifier_reward(rest: str, settings: RewardArguments) -> Reward:
     """`FOLDER[:LABEL]` → probability (or log-odds) of the label."""
+    # A path may hold a colon itself (C:/...), so that a folder that exists is taken whole.
     folder, _, label = rest.partition(":") if not Path(rest).is_dir() else (rest, "", "")
     classifier = load_classifier(folder)
     label = label or classifier.labels[-1]
@@ -65,7 +66,9 @@ def of_classifier(classifier: Classifier, label: int, settings: RewardArguments)
         whole = [as_text(p, a, settings.reward_part) for p, a in zip(prompts, answers, strict=True)]
         texts = [last_tokens(text, classifier.processor, classifier.max_length) for text in whole]
         warn_of_cuts(sum(map(operator.ne, whole, texts)), len(texts), classifier.max_length)
+        # In float64: log-odds of a sure classifier are differences of numbers near 0.
         log_p = classifier.logits(texts, settings.reward_batch_size).double().log_softmax(-1)
+        # Log of 1 - p, from the others: computed from p it would be log 0 where p rounds to 1.
         others = log_p.index_fill(1, torch.tensor([label]), -torch.inf).logsumexp(-1)
         return (log_p[:, label] - others if settings.reward_logit else log_p[:, label].exp()).tolist()
 
@@ -78,6 +81,7 @@ def last_tokens(text: str, processor: Any, max_length: int) -> str:
     """
     room = max_length - processor.num_special_tokens_to_add(pair=False)
     places = processor(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    # Cut by characters where the tokens begin: decoded ids might not be the text that came.
     return text if len(places) <= room else text[places[-room][0] :]
 
 
@@ -130,6 +134,7 @@ def text_ids(processor: Any, prompt: RewardPrompt, answer: str, part: str) -> li
     """
     if not isinstance(prompt, str) and part == "full" and processor.chat_template:
         messages = [*prompt, {"role": "assistant", "content": answer}]
+        # Its own template ends a conversation as it did in training; joined texts would have no turns.
         return template_ids(processor, messages)
     return processor(as_text(prompt, answer, part) + (processor.eos_token or ""))["input_ids"]
 
@@ -142,9 +147,11 @@ def score_texts(
 ) -> list[float]:
     """Scores of token lists, in batches of like length, padded on the right."""
     result = [0.0] * len(rows)
+    # Like lengths together: padding is computed too. The order is undone below.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), size):
         part = order[start : start + size]
+        # On the right: the head reads the last real token, which the model finds by the mask or the pad's id.
         batch = processor.pad(
             {"input_ids": [rows[i] for i in part]}, padding_side="right", return_tensors="pt"
         )
@@ -165,6 +172,7 @@ def model_reward(rest: str, settings: RewardArguments) -> Reward:
         return network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits[:, 0]
 
     inner = core(network)
+    # Values can begin only from one layer on states.
     if not isinstance(getattr(inner, "score", None), nn.Linear):  # an encoder, or a head of PEFT's
         return RewardModel(score, processor, max_length, settings)
 
@@ -188,9 +196,11 @@ def on_policy_base(
     """
     if not (settings.reward_on_policy_base and has_adapter(policy.network) and is_adapter(folder)):
         return None
+    # PEFT keeps adapters by name; a second reward model gets a base of its own.
     if REWARD in policy.network.peft_config:  # there is one place for it
         return None
     options = read_artefact(folder).options
+    # PEFT puts adapters of one kind only into a model.
     if peft.PeftConfig.from_pretrained(folder).peft_type != policy.network.active_peft_config.peft_type:
         logger.warning(
             "The reward model in %s has an adapter of another kind than the policy's and gets a base of its "
@@ -198,6 +208,7 @@ def on_policy_base(
             folder,
         )
         return None
+    # Another revision is another base, whatever its name.
     if (options["model_name_or_path"], options.get("model_revision", "main")) != (
         model.model_name_or_path,
         model.model_revision,
@@ -208,6 +219,7 @@ def on_policy_base(
 
     def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         place = policy.network.device
+        # The head is no module of the policy, and follows its device here.
         return trunk_scores(policy, head.to(place), ids.to(place), mask.to(place))
 
     limit = options.get("max_length") or 1024
@@ -241,6 +253,7 @@ def values_from(policy: Policy, processor: Any, rewards: Rewards) -> None:
             "--value_from zero"
         )
     head = copy.deepcopy(model.head)
+    # The value is a sum of weighted rewards, and so begins as this one's share of it.
     with torch.no_grad():
         head.weight.mul_(weight)
         if head.bias is not None:
@@ -250,6 +263,7 @@ def values_from(policy: Policy, processor: Any, rewards: Rewards) -> None:
 
 def load_reward_model(folder: str) -> tuple[Any, Any, int]:
     """Tokenizer, model with one output, and the longest text it was trained on."""
+    # A classifier from elsewhere has no options of this project.
     options = read_artefact(folder).options if (Path(folder) / ARGUMENTS).is_file() else {}
     if is_adapter(folder):
         processor, network = load_scorer(ModelArguments(model_name_or_path=options["model_name_or_path"]))
@@ -279,9 +293,11 @@ def prompt_reward(rest: str, settings: RewardArguments) -> Reward:
     if len(parts) != 3 or "{text}" not in parts[0]:
         raise InputError(f"--reward prompt:{rest!r}; wanted MODEL:TEXT|GOOD|BAD, where TEXT holds {{text}}")
     processor, network = load_model(ModelArguments(model_name_or_path=model), AutoModelForCausalLM)
+    # Early: two continuations of which one begins the other can't be told apart, whatever the text.
     network.to(device()).eval()
     template, words = parts[0], parts[1:]
     told_apart(processor, template, words)
+    # With the longer word, so that either fits.
     used = max(len(processor(template + word)["input_ids"]) for word in words)
     room = max((longest_input(network) or sys.maxsize) - used, 1)
 
@@ -308,6 +324,7 @@ def continuations(network: Any, processor: Any, text: str, words: Sequence[str])
     scores = []
     for row in rows:
         ids = torch.tensor([row], device=network.device)
+        # Each token is predicted from the place before it.
         scores.append(
             float(log_probabilities(network(input_ids=ids).logits[0, shared - 1 : -1], ids[0, shared:]).sum())
         )
@@ -323,6 +340,7 @@ def told_apart(processor: Any, text: str, words: Sequence[str]) -> tuple[list[li
         InputError: one continuation is the other, or its beginning.
     """
     rows = [processor(text + word)["input_ids"] for word in words]
+    # The first place at which any two differ: what all share cancels in the difference.
     shared = next((i for i in range(min(map(len, rows))) if len({row[i] for row in rows}) > 1), None)
     if shared is None:
         raise InputError(

@@ -110,8 +110,10 @@ def align_online(
     processes("align")
     set_seed(training.seed)
     with training.main_process_first(desc="reading prompts"):
+        # One process fills the caches that the others read.
         processor, network = load_start(model)
         rows, held_out = read_prompts(data, prompt, processor)
+    # Before the policy is made: a folder that holds another run is refused at once.
     checkpoint = open_run(
         resolved_options(data, prompt, model, method, reward, training), prompts_fingerprint(rows), network
     )
@@ -124,6 +126,7 @@ def align_online(
     watch = Watch(policy, processor, held_out, rewards, sampling=sampling, every=training.measure_steps)
     with made_by_trl():
         trainer = OnlineDPOTrainer(
+            # TRL hands a prompt's text on; the number finds its row's columns again.
             model=policy.network, reward_funcs=as_trl_reward(rewards, rows, stop_tokens(network, processor)),
             args=training,
             train_dataset=numbered(rows), processing_class=processor, callbacks=[*callbacks(training), watch],
@@ -174,6 +177,7 @@ def distill(
                 processing_class=processor, callbacks=callbacks(training),
             )
         )  # fmt: skip
+    # Before training, on the same prompts, so that the two figures compare.
     before = trainer.evaluate()["eval_loss"]
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     after = trainer.evaluate()["eval_loss"]
@@ -195,6 +199,7 @@ def load_teacher(model: ModelArguments, training: DistillArguments, processor: A
     """
     name = str(training.teacher_model_name_or_path)
     theirs, teacher = load_start(replace(model, model_name_or_path=name))
+    # The whole vocabulary: a token's id must mean the same piece of text in both distributions.
     if theirs.get_vocab() != processor.get_vocab():
         raise InputError(
             f"The teacher {name} has another vocabulary than {model.model_name_or_path}; their distributions "

@@ -23,6 +23,7 @@ CPO = {"loss_type": "sigmoid", "cpo_alpha": 1.0}
 
 def check_name(option: str, told: str, wanted: tuple[str, ...]) -> None:
     """Refuse a value that an algorithm hasn't."""
+    # A name that another verb runs is told from one that nobody knows.
     if told not in wanted:
         row = ALIGNMENTS.get(told)
         hint = f". {told} is run by scripts/{row.verb}.py" if option == "algorithm" and row else ""
@@ -83,10 +84,13 @@ class CPOTrainingArguments(PairOptions, CPOConfig):
     is_encoder_decoder: bool | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        # The loss may be said by either name; the algorithm then fixes what goes with it.
         if self.loss_type in ("simpo", "alphapo") and self.algorithm == "cpo":
             self.algorithm = "simpo"
         check_name("algorithm", self.algorithm, ("cpo", "simpo"))
         for name, value in (SIMPO if self.algorithm == "simpo" else CPO).items():
+            # None tells "not said"; a value that the user gave is kept.
             if vars(self)[name] is None:
                 vars(self)[name] = value
+        # Last: TRL's own check wants the options filled in.
         super().__post_init__()

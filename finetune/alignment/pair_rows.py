@@ -22,7 +22,9 @@ def without_end(ids: list[int], end: int | None) -> list[int]:
     """Ids up to the EOS that closes them, which goes, with what a template puts behind it."""
     if end is None or end not in ids:
         return ids
+    # The last one: chat templates close earlier turns with the same token.
     last = len(ids) - 1 - ids[::-1].index(end)
+    # Behind the last EOS a template may put a line break and the like, which is a token or two.
     return ids[:last] if last >= len(ids) - 3 else ids  # an EOS further in closes another turn
 
 
@@ -33,6 +35,7 @@ class CutAnswers:
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, *more: Any) -> Any:
         dataset = super()._prepare_dataset(dataset, processing_class, *more)  # type: ignore[misc]
+        # Names of TRL's columns after tokenising; single answers are called completions.
         columns = {f"{side}_ended": f"{side}_ids" for side in (*SIDES, "completion")}
         names = set(dataset.column_names or next(iter(dataset)))  # a stream's are those of its first row
         there = {mark: ids for mark, ids in columns.items() if {mark, ids} <= names}
@@ -42,6 +45,7 @@ class CutAnswers:
 
         def cut(row: dict[str, Any]) -> dict[str, Any]:
             return {
+                # `is False`, since rows from elsewhere have None there, of which nothing is known.
                 ids: without_end(row[ids], end) if row[mark] is False else row[ids]
                 for mark, ids in there.items()
             }
@@ -89,6 +93,7 @@ def as_ids(pairs: Dataset, processor: Any, max_length: int | None) -> Dataset:
         found: dict[str, Any] = {}
         prompt = pair_ids(processor, pair["prompt"], None, tools)
         wholes = {side: pair_ids(processor, pair["prompt"], pair[side], tools) for side in SIDES}
+        # By tokens and not by text: the prompt's last one may merge with the answer's first.
         shared = min(common(prompt, whole) for whole in wholes.values())
         for side, whole in wholes.items():
             kept = without_end(whole, processor.eos_token_id) if pair.get(f"{side}_ended") is False else whole

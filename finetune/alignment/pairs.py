@@ -70,19 +70,23 @@ def scored_answers(
     Each process makes its share, and all get everything. Scores are those of the rewards' formula over all of
     these answers.
     """
+    # A process takes every n-th answer, so that all have short and long prompts alike.
     every, state = [row for row in rows for _ in range(each)], PartialState()
     mine = range(state.process_index, len(every), state.num_processes)
     ids = [prompt_ids(processor, every[i].prompt) for i in mine]
+    # By the answer's number among all: the share that falls to a process changes nothing.
     uniforms = draw_uniforms(seed, 0, mine, sampling.max_new_tokens)
     with torch.autocast(network.device.type, torch.bfloat16, enabled=bf16):
         answers = sample_answers(network.eval(), ids, uniforms, sampling, stop_tokens(network, processor))
     texts = answer_texts(processor, ids, answers.ids, answers.mask)
     parts = rewards.ask([every[i] for i in mine], texts)
+    # Numbered, since the processes' shares come one after the other.
     found = gather_object(list(zip(mine, texts, answers.ended.tolist(), parts.tolist(), strict=True)))
     found.sort(key=lambda one: one[0])
     _, texts, ended, table = map(list, zip(*found, strict=True)) if found else ([], [], [], [])
     empty = np.array([not text.strip() for text in texts], dtype=bool)
     shape = (len(texts), len(rewards.parts))
+    # Over all answers: normalising by a process's share would make scores depend on how many there are.
     scores = rewards.combine(
         np.array(table).reshape(shape), empty, np.array(ended, dtype=bool)
     ).total.tolist()
@@ -109,10 +113,12 @@ def claim_pairs(folder: Path, options: dict[str, Any]) -> None:
         InputError: the folder holds anything else, or every file already.
     """
     file, told = folder / ARGUMENTS, f"Set --output_dir to a new folder; nothing in {folder} was touched"
+    # One at a time: the first finds an empty folder and writes its options, the others find those.
     with PartialState().main_process_first():
         before = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if folder.exists() and any(folder.iterdir()) and before.get("task") != options["task"]:
             raise InputError(f"{folder} is not empty and holds no pairs. {told}")
+        # `output_dir` may be said in two ways for one folder.
         differing = sorted(
             k for k in {*before, *options} - {"output_dir"} if before and before.get(k) != options.get(k)
         )
@@ -121,6 +127,7 @@ def claim_pairs(folder: Path, options: dict[str, Any]) -> None:
             raise InputError(f"{folder} holds other pairs ({named}). {told}")
         if before and all((folder / name).is_file() for name in FILES) and PartialState().is_main_process:
             raise InputError(f"{folder} already holds {' and '.join(FILES)}. {told}")
+        # Options before the first pair: a folder that was stopped can be told from a foreign one.
         folder.mkdir(parents=True, exist_ok=True)
         if PartialState().is_main_process:
             write_atomically(file, yaml.safe_dump(options, sort_keys=True, allow_unicode=True))
@@ -142,6 +149,7 @@ def pairs_of(
         if len(usable) < 2:
             continue
         best, worst = max(usable, key=values.__getitem__), min(usable, key=values.__getitem__)
+        # Two equal texts may differ in score where a reward draws; nothing can be learnt from them.
         if values[best] > values[worst] and texts[best] != texts[worst]:
             sides = (texts[best], texts[worst])
             chosen, rejected = (

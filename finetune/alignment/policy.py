@@ -53,10 +53,13 @@ class Policy(nn.Module):
 
     def __init__(self, network: Any, bf16: bool = False) -> None:
         super().__init__()
+        # In evaluation mode for good: with dropout the new policy would differ from the old without an
+        # update.
         self.network, self.head, self.bf16 = network.eval(), ValueHead(hidden_width(network)), bf16
         self.trunk: Trunk | None = None  # where values read other states than the policy's
         # lists, so that these are no submodules: not trained, not saved, not synchronised
         self._frozen = [] if has_adapter(network) else [copy.deepcopy(network).eval().requires_grad_(False)]
+        # Asked now: later, in a distributed step, the weights may be scattered.
         with self.autocast():
             self._plain_heads = [plain_head(core(one)) for one in (network, *self._frozen)]
         if bf16:
@@ -95,10 +98,13 @@ class Policy(nn.Module):
                 head=self._plain_heads[0],
             )
             if self.trunk is not None:
+                # A reward model's states are given, and never trained here.
                 with torch.no_grad():
                     whole = torch.cat([prompt_mask, mask.long()], 1)
                     read = self.trunk(torch.cat([prompts, answers], 1), whole, positions(whole))
+                # Each state predicts the next token: from the prompt's last to the answer's last but one.
                 states = read[:, -answers.shape[1] - 1 : -1]
+            # Cut off here; see the class. Times the mask, so that padding's values are 0 in every sum.
             return log_probs, self.head(states.detach()) * mask, entropies
 
     @torch.no_grad()
@@ -107,6 +113,7 @@ class Policy(nn.Module):
     ) -> Tensor:
         """Log-probability of each answer token under the model that training started from, [rows, time]."""
         network = self._frozen[0] if self._frozen else self.network
+        # A frozen copy has nothing to switch off.
         with self.autocast(), nullcontext() if self._frozen else in_role(self.network, None):
             return answer_log_probs(
                 network,
@@ -120,6 +127,7 @@ class Policy(nn.Module):
             )[0]
 
     def to(self, *args: Any, **kwargs: Any) -> Policy:
+        # In lists, and so unknown to Module.
         for network in self._frozen:
             network.to(*args, **kwargs)
         return super().to(*args, **kwargs)
@@ -155,10 +163,12 @@ def in_role(network: peft.PeftModel, adapter: str | None) -> Iterator[None]:
             with network.disable_adapter():
                 yield
         else:
+            # PEFT makes the chosen adapter trainable; the flags below are put back.
             network.set_adapter(adapter)
             yield
     finally:
         network.set_adapter(active)
+        # Last: `set_adapter` sets flags by itself.
         for parameter, trainable in flags:
             parameter.requires_grad_(trainable)
 
@@ -180,7 +190,9 @@ def checkpointed(network: Any, wanted: bool) -> Iterator[None]:
             "This model's layers know no gradient checkpointing; set --gradient_checkpointing false"
         )
     if wanted:
+        # Without re-entrance: the older kind loses the gradient where inputs need none, as under an adapter.
         core(network).activation_checkpointing_enable({"use_reentrant": False})
+    # A layer's flag alone, not `train()`, which would go down to its dropouts.
     for layer in layers:
         layer.training = True
     try:
@@ -208,8 +220,10 @@ def load_start(model: ModelArguments) -> tuple[Any, Any]:
             "merged model"
         )
     base = read_artefact(folder).options["model_name_or_path"]
+    # By way of itself: the base may be an adapter in turn.
     _, network = load_start(ModelArguments(**(vars(model) | {"model_name_or_path": base})))
     processor = load_processor(str(folder))  # tuning may have brought a chat template
+    # New tokens have rows in the adapter's file, for which there must be room before it is read.
     fit_embeddings(network, processor)
     check_passport(folder, network, processor)
     return processor, peft.PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
@@ -226,7 +240,9 @@ def load_scorer(model: ModelArguments) -> tuple[Any, Any]:
     processor, tuned = load_start(model)
     settings = copy.deepcopy(tuned.config)
     settings.update({"num_labels": 1, "pad_token_id": processor.pad_token_id})
+    # The pad's id finds a text's last token in transformers' scoring heads.
     scorer = AutoModelForSequenceClassification.from_config(settings)
+    # The body alone: the writing head has no place in a scorer.
     scorer.base_model.load_state_dict(tuned.base_model.state_dict())
     return processor, scorer
 
@@ -254,6 +270,7 @@ def attach_reward(policy: Policy, folder: str | Path) -> nn.Linear:
     """
     network = policy.network
     config = peft.PeftConfig.from_pretrained(str(folder))
+    # As the policy's own adapter is, or PEFT would refuse it beside that; the head is kept apart, below.
     config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, True  # type: ignore[attr-defined]
     weights = load_file(Path(folder) / "adapter_model.safetensors")
     heads = [name for name in weights if name.endswith("score.weight")]
@@ -263,7 +280,9 @@ def attach_reward(policy: Policy, folder: str | Path) -> nn.Linear:
             "--reward_on_policy_base false"
         )
     head = nn.Linear(*weights[heads[0]].shape[::-1], bias=False)
+    # Taken out of the weights: what is left must all find a place in the policy's network.
     head.weight.data.copy_(weights.pop(heads[0]))
+    # Kept, since adding an adapter freezes and unfreezes as PEFT sees fit.
     flags, active = [(p, p.requires_grad) for p in network.parameters()], network.active_adapter
     network.add_adapter(REWARD, config)
     report: Any = peft.set_peft_model_state_dict(network, weights, adapter_name=REWARD)
@@ -273,6 +292,7 @@ def attach_reward(policy: Policy, folder: str | Path) -> nn.Linear:
             "set --reward_on_policy_base false"
         )
     network.set_adapter(active)
+    # The new adapter is never trained; then the policy's own flags come back.
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     for parameter, trainable in flags:
@@ -283,6 +303,7 @@ def attach_reward(policy: Policy, folder: str | Path) -> nn.Linear:
 def trunk_states(policy: Policy, ids: Tensor, mask: Tensor, places: Tensor) -> Tensor:
     """States [rows, time, width] of the policy's base with the reward model's adapter on it."""
     with torch.no_grad(), policy.autocast(), in_role(policy.network, REWARD):
+        # PEFT's tuners wrap the transformers model; learned prompts stand around it without one.
         base = (
             policy.network.base_model.model
             if isinstance(policy.network.base_model, BaseTuner)
@@ -296,6 +317,8 @@ def trunk_scores(policy: Policy, head: nn.Linear, ids: Tensor, mask: Tensor) -> 
     """Scores [rows] of texts padded on the right, read at the last real token by the mask, whatever
     ids pad and EOS have.
     """
+    # By the mask: in a row whose pad is its EOS the ids can't tell which is the last.
     states = trunk_states(policy, ids, mask, positions(mask))
     last = states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
+    # Float32, in which the head's weights are; bf16 scores would tie.
     return head(last.float())[:, 0]

@@ -44,6 +44,7 @@ def kl_estimate(log_probs: Tensor, reference: Tensor, kind: str = "k1") -> Tenso
     if kind == "k2":
         return log_r.square() / 2
     if kind == "k3":
+        # expm1 and not exp - 1: r is mostly near 1, where the difference would be rounding alone.
         return torch.expm1(log_r) - log_r
     raise InputError(
         f"Unknown KL estimator '{kind}'; wanted one of: {', '.join(ESTIMATORS)}. Set --kl_estimator"
@@ -57,6 +58,7 @@ def adapted(coefficient: float, kl: float, target: float, gain: float = 0.1) -> 
     e = clip((kl - target) / target, -0.2, 0.2) and β ← β (1 + gain · e): further than the target makes
     distance dearer.
     """
+    # Held within a fifth, so that one noisy step can't throw β off.
     error = min(max((kl - target) / target, -0.2), 0.2)
     return coefficient * (1 + gain * error)
 
@@ -78,7 +80,9 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coefficient: float) 
     lengths = mask.sum(1).long()
     if bool((lengths == 0).any()):
         raise ValueError("Every answer needs one token or more: an empty one still has its EOS")
+    # Padding earns nothing, whatever stands there.
     rewards = -coefficient * kl * mask
+    # Added and not set: the last token has its penalty too.
     return rewards.scatter_add(1, (lengths - 1)[:, None], scores[:, None].to(rewards.dtype))
 
 
@@ -96,8 +100,10 @@ def advantages(
     """
     found = torch.zeros_like(rewards)
     next_advantage = next_value = torch.zeros_like(rewards[:, 0])
+    # From behind, each from the one after it: one pass instead of a sum a token.
     for t in reversed(range(rewards.shape[1])):
         surprise = rewards[:, t] + gamma * next_value - values[:, t]
+        # The mask ends the recursion: what padding holds goes nowhere.
         found[:, t] = next_advantage = (surprise + gamma * lam * next_advantage) * mask[:, t]
         next_value = values[:, t] * mask[:, t]
     return found
@@ -105,6 +111,7 @@ def advantages(
 
 def moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance over real tokens."""
+    # Float64: a step has thousands of tokens, and their squares lose digits in float32.
     x, mask = x.double(), mask.double()
     count = mask.sum().clamp(min=1)
     mean = (x * mask).sum() / count
@@ -118,6 +125,7 @@ def whiten(x: Tensor, mask: Tensor, shift: bool = True) -> Tensor:
     what is good.
     """
     mean, variance = moments(x, mask)
+    # 1e-8 where all are alike: 0 and not a division by it.
     white = (x.double() - mean) * torch.rsqrt(variance + 1e-8)
     return ((white if shift else white + mean) * mask).to(x.dtype)
 
@@ -138,6 +146,7 @@ def step_share(scores: Tensor, penalised: Tensor, start: float = 0.0, least: flo
         start: deviation of the start's own scores, in the same unit; 0 where it isn't known.
         least: what is always taken, so that a penalty alone leads back to the reference.
     """
+    # By all, not by n - 1: one answer alone has a deviation of 0 and not NaN.
     whole = max(start, float(penalised.double().std(correction=0)))
     return min(1.0, max(least, float(scores.double().std(correction=0)) / whole)) if whole > 0 else 1.0
 
@@ -154,8 +163,10 @@ def policy_loss(
     Returns:
         Its sum over each answer [batch], and how many tokens were held by the clip [batch].
     """
+    # Of log-probabilities: the ratio of two tiny probabilities would lose its digits.
     ratio = torch.exp(log_probs - old)
     free, clipped = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
+    # The larger loss, that is the smaller gain: a step is never rewarded for going further than the clip.
     return (torch.maximum(free, clipped) * mask).sum(1), ((clipped > free) * mask).sum(1)
 
 
@@ -169,6 +180,7 @@ def value_loss(
     Returns:
         Its sum over each answer [batch], and how many tokens were held by the clip [batch].
     """
+    # The clip is in the unit of values and no share, as the policy's is.
     held = old + (values - old).clamp(-clip, clip)
     free, clipped = (values - returns).square() / 2, (held - returns).square() / 2
     return (torch.maximum(free, clipped) * mask).sum(1), ((clipped > free) * mask).sum(1)
@@ -184,5 +196,6 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over real tokens; 1 is perfect, 0 no better than a
     constant.
     """
+    # Returns that don't vary can't be explained; 0 is said and not a division by it.
     spread = moments(returns, mask)[1]
     return float(1 - moments(returns - values, mask)[1] / spread) if spread > 0 else 0.0

@@ -46,6 +46,7 @@ class PPOArguments:
         check_least(self, 1, "steps", "minibatch_size", "per_device_batch_size", "epochs")
         check_above(self, 0, "learning_rate", "clip", "max_grad_norm", "stop_kl")
         check_least(self, 0, "entropy_coefficient")
+        # A larger one would never fill, and its learning rate be scaled down without anybody knowing.
         if self.minibatch_size > self.rollout_batch_size:
             raise InputError(
                 f"--minibatch_size is {self.minibatch_size} of --rollout_batch_size "

@@ -56,6 +56,7 @@ class Learner:
         value: ValueArguments | None = None,
         seed: int = 0,
     ) -> None:
+        # Before the optimizer takes the parameters: moving them later would leave it the old ones.
         self.policy, self.processor, self.rewards = policy.to(accelerator.device), processor, rewards
         self.accelerator = accelerator
         self.settings, self.kl, self.sampling, self.seed = settings, kl, sampling, seed
@@ -63,21 +64,26 @@ class Learner:
         self.stops = stop_tokens(policy.network, processor)
         self.step, self.coefficient = 0, kl.kl_coefficient
         # mean and deviation of the start's own scores, which the first step finds out
+        # Empty until then; (0, 1) leaves scores as they are.
         self.centre: tuple[float, ...] = () if self.value.standardise_rewards else (0.0, 1.0)
         self.settled = not self.value.standardise_rewards
+        # Two lists: gradients are clipped, and rates set, for policy and values apart.
         self.parts = [
             [p for p in part.parameters() if p.requires_grad] for part in (policy.network, policy.head)
         ]
         rates = (settings.learning_rate, self.value.value_learning_rate)
         groups = [{"params": part, "lr": rate} for part, rate in zip(self.parts, rates, strict=True)]
         self.rates = rates
+        # No decay: it would pull an adapter towards 0, which is the reference, at a strength that nobody set.
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.95))
+        # Gradients of one process have nobody to meet.
         self.model = accelerator.prepare_model(policy) if accelerator.num_processes > 1 else policy
         if sampling.top_k or sampling.top_p < 1:
             logger.warning(
                 "Answers come from a part of the distribution (--top_k, --top_p), and KL is counted on the "
                 "whole of it"
             )
+        # Shares of equal size, or gathering would mix up whose rows are whose.
         if (
             settings.rollout_batch_size % accelerator.num_processes
             or settings.minibatch_size < accelerator.num_processes
@@ -95,9 +101,11 @@ class Learner:
         clock = Clock()
         experience = self.collect(rows, clock)
         advantage, returns, figures = self.judge(experience)
+        # Before the update: the share says how large a step these scores deserve.
         self._set_rate(figures["step_share"])
         figures |= self.update(experience, advantage, returns)
         clock.lap("update")
+        # After it, for the next: this step's penalty has gone into its rewards already.
         if self.kl.kl_target is not None:
             self.coefficient = ppo.adapted(
                 self.coefficient, figures["kl"], self.kl.kl_target, self.kl.kl_gain
@@ -109,6 +117,7 @@ class Learner:
         """Sample and score this process's share of the prompts, and gather everybody's in the order
         of the prompts.
         """
+        # The width of all prompts and not of this share's: what is gathered has to have one shape.
         accelerator, width = (
             self.accelerator,
             max(len(prompt_ids(self.processor, row.prompt)) for row in rows),
@@ -116,10 +125,12 @@ class Learner:
         mine = list(range(accelerator.process_index, len(rows), accelerator.num_processes))
         ids = [prompt_ids(self.processor, rows[i].prompt) for i in mine]
         uniforms = draw_uniforms(self.seed, self.step, mine, self.sampling.max_new_tokens)
+        # Sampled as it is scored, or the first ratios would be off by bf16's rounding.
         with self.policy.autocast():
             answers = sample_answers(self.policy.network, ids, uniforms, self.sampling, self.stops)
         texts = answer_texts(self.processor, ids, answers.ids, answers.mask)
         clock.lap("generation")
+        # What each reward said and not their sum: that needs everybody's.
         said = torch.from_numpy(self.rewards.ask([rows[i] for i in mine], texts))
         clock.lap("reward")
         prompt, prompt_mask = pad_left(ids, 0, width)
@@ -140,9 +151,11 @@ class Learner:
                 t[start : start + size].to(self.accelerator.device) for t in tensors
             )
             part = (*real_columns(prompts, prompt_mask), answers, mask)
+            # The raw policy, not the wrapped one: without a gradient there is nothing to synchronise.
             log_probs, values, entropies = self.policy(*part, self.sampling.temperature)
             reference = self.policy.reference_log_probs(*part, self.sampling.temperature)
             found.append([log_probs, reference, values, entropies])
+        # On the CPU: a whole step's tensors would stand in the device's memory beside the activations.
         return [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
 
     def gather(self, mine: Experience, rows: int) -> Experience:
@@ -167,7 +180,9 @@ class Learner:
             # counted from now on.
             e.values = self.policy.head.in_deviations(e.values, mask, *self.centre)
         penalty = ppo.kl_estimate(e.log_probs, e.reference, self.kl.kl_estimator)
+        # Whatever estimator the penalty has, figures below say KL by k1 and k3.
         rewards = ppo.token_rewards(final, penalty, mask, self.coefficient)
+        # Deviation of the start's scores is 1 once scores are counted in it; unknown where they aren't.
         start = float(value.standardise_rewards)
         share, penalised = ppo.step_share(final, rewards.sum(1), start), float(rewards.sum(1).mean())
         advantage = ppo.advantages(rewards, e.values, mask, value.gamma, value.lam)
@@ -175,6 +190,7 @@ class Learner:
         lengths = mask.sum(1)
         figures = {
             "reward": scores,
+            # Of all answers as they are, so that one answer has 0.
             "reward_std": float(final.std(correction=0)),
             "reward_with_penalties": penalised,
             "kl": float((ppo.kl_estimate(e.log_probs, e.reference, "k1") * mask).sum(1).mean()),
@@ -204,10 +220,12 @@ class Learner:
         total = self.rewards.combine(e.parts.numpy(), e.empty.numpy(), e.ended.numpy()).total
         known = total[~np.isnan(total)]
         total = np.where(np.isnan(total), known.mean() if len(known) else 0.0, total)
+        # The values that this step's experience holds were computed before the unit was known.
         first = not self.centre
         if not self.settled:  # as long as all score alike, the policy is still the start
             self.centre, self.settled = centre(total), deviation_of(total) > 0
         mean, deviation = self.centre
+        # A deviation of 0 is never met: `centre` gives 1 then.
         final = torch.from_numpy((total - mean) / deviation)
         return float(total.mean()), final.to(e.log_probs.dtype), first
 
@@ -216,6 +234,7 @@ class Learner:
         settings, totals, done = self.settings, torch.zeros(7, dtype=torch.float64), 0
         for rows in self.minibatches(len(e.mask)):
             sums = self._optimizer_step(e, advantage, returns, rows)
+            # Sums over tokens: minibatches of long answers count for more, as in the loss.
             totals, done = totals + sums, done + 1
             # Asked after the step and not before: what has moved is known from the pass that the step needed
             # anyway.
@@ -223,9 +242,11 @@ class Learner:
                 break
         names = ("policy_loss", "clip_share", "value_loss", "value_clip_share", "moved", "gradient")
         means = dict(zip(names, (totals[:6] / totals[6]).tolist(), strict=True))
+        # A norm is a figure of a step, not of a token.
         return means | {"gradient": float(totals[5] / done), "updates": float(done)}
 
     def minibatches(self, answers: int) -> Iterator[list[int]]:
+        # (seed, step, epoch): a resumed run shuffles as it would have.
         """Rows of each minibatch, epoch after epoch, in an order that follows from (seed, step, epoch)."""
         for epoch in range(self.settings.epochs):
             order = np.random.default_rng((self.seed, self.step, epoch)).permutation(answers)
@@ -250,6 +271,7 @@ class Learner:
             float(e.mask[rows].sum()),
             torch.zeros(5, dtype=torch.float64, device=accelerator.device),
         )
+        # None and not 0: parameters that a step doesn't reach keep AdamW's moments still.
         self.optimizer.zero_grad(set_to_none=True)
         # Dealt out by turns, and not in runs of the batch size, so that parts differ by one answer at the
         # most and no process is left with an empty one where another has a full one.
@@ -262,6 +284,7 @@ class Learner:
                 # gradient, which its weight below makes zero.
                 part = part or rows[:1]
                 loss, figures = self._loss(e.rows(part, accelerator.device), advantage[part], returns[part])
+                # By the slice and not by `part`, which may hold a stand-in.
                 weight = float(
                     bool(mine[index::count])
                 )  # a process without an answer of its own adds nothing
@@ -273,6 +296,7 @@ class Learner:
         norm, value_norm = (
             torch.nn.utils.clip_grad_norm_(part, settings.max_grad_norm) for part in self.parts
         )
+        # Before the step: AdamW would carry NaN into its moments for good.
         if not torch.isfinite(norm + value_norm):
             raise InputError(
                 f"The gradient is {norm.item()} at step {self.step + 1}. Lower --learning_rate, or set "
@@ -295,8 +319,10 @@ class Learner:
         policy, held = ppo.policy_loss(log_probs, e.log_probs, advantage, e.mask, settings.clip)
         value, value_held = ppo.value_loss(values, e.values, returns, e.mask, self.value.value_clip)
         loss = policy.sum() + value.sum()  # two losses of two sets of weights
+        # Where it is 0, the entropies were not computed.
         if settings.entropy_coefficient:
             loss = loss - settings.entropy_coefficient * entropies.sum()
+        # The other way round, old to new: tokens were drawn by the old policy. k3 is never negative.
         moved = (ppo.kl_estimate(e.log_probs, log_probs.detach(), "k3") * e.mask).sum()
         sums = torch.stack([policy.sum(), held.sum(), value.sum(), value_held.sum(), moved]).detach().double()
         return loss, sums
@@ -324,6 +350,7 @@ class Learner:
         """
         folder = output / f"checkpoint-{self.step}"
         folder.mkdir(parents=True, exist_ok=True)
+        # On the CPU and whole: safetensors takes no views, and a checkpoint is read on any device.
         save_file(
             {n: p.contiguous().cpu() for n, p in self.trained().items()}, folder / "trained.safetensors"
         )
@@ -331,6 +358,7 @@ class Learner:
         texts = {"state.json": json.dumps(self._state())} | (further or {})
         for name, text in texts.items():
             (folder / name).write_text(text)
+        # Last: a checkpoint without a seal was cut off, and is not continued from.
         seal(folder)
         rotate(output, 2)
 
@@ -350,8 +378,10 @@ class Learner:
             raise InputError(
                 f"{folder} holds other trained weights than this run; set --output_dir to a new folder"
             )
+        # Into the tensors that are there: the optimizer and a wrapper hold these.
         for name, tensor in saved.items():
             trained[name].copy_(tensor)
+        # Tensors and numbers alone, so that no pickled code of the file's is run.
         self.optimizer.load_state_dict(
             torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         )

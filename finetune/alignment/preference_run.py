@@ -64,11 +64,13 @@ def train_on_pairs(
     set_seed(training.seed)  # the first weights of adapter and head
     training = cast(PairTraining, settled(training, find_method(method.method).learning_rate * rate))
     single = isinstance(training, KTOTrainingArguments)
+    # One process fills the caches that the others read.
     with training.main_process_first(desc="reading pairs"):
         processor, network = load(model)
         train, held_out = read_preferences(
             data, pairs, processor, training.max_length, stream=stream, single=single
         )
+    # Before the adapter is made: `--check` ends here and should be quick.
     if show_pairs(train, held_out, processor, data):
         return None
     network = attach(network, method.method, method.method_kwargs, task)

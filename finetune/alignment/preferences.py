@@ -136,6 +136,7 @@ def read_unpaired(
         for part, where in ((train, "training"), (held_out, "held-out"))
     ]
     good = sum(parts[0]["label"])
+    # KTO weighs one kind against the other; with one alone its loss has nothing to compare.
     if good in (0, len(parts[0])):
         raise InputError(
             f"All {len(parts[0])} training answers are {'desirable' if good else 'undesirable'}; KTO "
@@ -159,6 +160,7 @@ def sound_answers(rows: Dataset, processor: Any, max_length: int, drop: bool, wh
         fault = None
         if not _text(row["completion"]).strip():
             fault = "empty"
+        # A prompt that fills the length leaves no token of the answer to learn.
         elif len(pair_ids(processor, row["prompt"], None, row.get("tools"))) >= max_length:
             fault = "no room"
         elif key in seen:
@@ -198,10 +200,12 @@ def with_prompt(rows: Dataset, name: str) -> Dataset:
     told_twice = (
         "prompt" in columns_of(rows)
         and isinstance(rows[0]["prompt"], str)
+        # UltraFeedback's pairs tell the prompt as text and again inside both conversations.
         and isinstance(rows[0]["chosen"], list)
     )
     if "prompt" not in columns_of(rows) or told_twice:
         return rows.remove_columns(["prompt"] if told_twice else []).map(_apart, desc="Finding prompts")
+    # In all rows or in none: an answer that happens to begin with its prompt may be meant so.
     if not all(map(_holds_prompt, rows)):
         return rows
     logger.warning("The answers of all %d pairs hold their prompt, which is taken off", len(rows))
@@ -219,11 +223,14 @@ def _apart(row: dict[str, Any]) -> dict[str, Any]:
     """
     chosen, rejected = row["chosen"] or "", row["rejected"] or ""
     most = max(0, min(len(chosen), len(rejected)) - 1)  # something is left to answer
+    # The first difference may lie within a word or a token, which belongs to the answers.
     shared = next((i for i in range(most) if chosen[i] != rejected[i]), most)
     if isinstance(chosen, str):
+        # Up to a blank, which itself stays with the answer: tokenizers join it to the word after.
         shared = len(re.sub(r"\S*$", "", chosen[:shared]).rstrip(" "))
     return {
         "prompt": (chosen or rejected)[:shared],
+        # Empty stays empty, to be named as a fault further on.
         "chosen": row["chosen"] and chosen[shared:],
         "rejected": row["rejected"] and rejected[shared:],
     }
@@ -232,10 +239,12 @@ def _apart(row: dict[str, Any]) -> dict[str, Any]:
 def _with_margin(rows: Dataset, least: float) -> Dataset:
     scores = next((pair for pair in SCORES if set(pair) <= set(columns_of(rows))), None)
     if "margin" not in columns_of(rows) and scores is not None:
+        # Scores that the answers were chosen by, as in UltraFeedback and in what this project makes.
         rows = rows.map(lambda row: {"margin": row[scores[0]] - row[scores[1]]}, desc="Margins from scores")
     if "margin" not in columns_of(rows):
         there = ", ".join(columns_of(rows))
         raise InputError(f"No column 'margin' among {there}; leave --margin and --min_margin out")
+    # Before filtering: a NaN compares as smaller and would go without a word.
     bad = [
         i for i, m in enumerate(rows["margin"][:]) if not isinstance(m, (int, float)) or not math.isfinite(m)
     ]
@@ -311,6 +320,7 @@ def examine_pairs(rows: Dataset, processor: Any, max_length: int) -> dict[str, l
         seen[prompt, chosen, rejected].append(index)
         first.setdefault((prompt, chosen, rejected), index)
         fault = _fault(row, chosen == rejected, first[prompt, chosen, rejected] < index)
+        # Tokenising costs most, and is for rows whose texts are sound.
         if fault is None:
             fault = _token_fault(row, processor, max_length, faults, index)
         if fault:
@@ -344,8 +354,10 @@ def _token_fault(
     if wholes[0][:max_length] == wholes[1][:max_length]:
         return "equal"
     noted = {
+        # Training tokenises both together, sampling the prompt alone.
         "merged": any(whole[: len(prompt)] != prompt for whole in wholes),
         "cut": max(map(len, wholes)) > max_length,
+        # In the answer: the prompt's turns end with EOS too.
         "endless": any(processor.eos_token_id not in whole[len(prompt) :] for whole in wholes),
         "repeated": _holds_prompt(row),
     }
@@ -369,6 +381,7 @@ def pair_ids(processor: Any, prompt: Any, answer: Any | None, tools: Any = None)
     without an answer, the prompt's.
     """
     if isinstance(prompt, str):
+        # As one text: tokenised apart, the answer would begin with other tokens.
         return processor(prompt if answer is None else prompt + answer + (processor.eos_token or ""))[
             "input_ids"
         ]

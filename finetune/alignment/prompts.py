@@ -80,21 +80,25 @@ def read_prompts(
 def _prompts(
     rows: Dataset, data: DataArguments, settings: PromptArguments, processor: Any, where: str
 ) -> list[AskedRewards]:
+    # In the order of the options: cut, then put in a template, then made a turn.
     found = [as_prompt(value, index) for index, value in enumerate(rows["prompt"][:])]
     if settings.prompt_tokens is not None:
         found = [beginning(prompt, settings.prompt_tokens, processor) for prompt in found]
     if settings.prompt_template is not None:
         found = [templated(prompt, settings.prompt_template) for prompt in found]
     if settings.as_chat:
+        # Conversations are turns already.
         found = [
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in found
         ]
+    # In tokens of the policy, template and all: these are what its positions must hold.
     lengths = [len(prompt_ids(processor, prompt)) for prompt in found]
     kept = [
         AskedRewards(prompt, row)
         for prompt, length, row in zip(found, lengths, reward_columns(rows), strict=True)
         if 0 < length <= settings.max_prompt_length
     ]
+    # Left out and counted, since the first prompt that is too long would stop a run in its midst.
     long, empty = sum(length > settings.max_prompt_length for length in lengths), lengths.count(0)
     if long:
         limit = settings.max_prompt_length
@@ -130,6 +134,7 @@ def reward_columns(rows: Dataset) -> list[dict[str, Any]]:
     """The columns that rewards see, row by row."""
     taken = [name for name in TAKEN if name in columns_of(rows)]
     if taken:
+        # A reward's first two arguments go by these names.
         logger.warning(
             "The columns %s go by the name of what every reward gets and are not handed to any",
             ", ".join(taken),
@@ -177,7 +182,9 @@ def as_prompt(value: Any, index: int) -> RewardPrompt:
         isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in value
     ):
         # a template that sees calls of tools and reasoning is shown them
+        # Arrow fills keys that other messages have with None, and templates ask whether a key is there.
         messages = [{name: one for name, one in m.items() if one is not None} for m in value]
+        # The assistant's last turn is what is to be sampled; earlier ones stay.
         asked = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
         if asked:
             return asked
@@ -192,6 +199,7 @@ def beginning(prompt: RewardPrompt, tokens: int, processor: Any) -> RewardPrompt
     """The first tokens of a text, as text."""
     if not isinstance(prompt, str):
         raise InputError("--prompt_tokens cuts texts, and these prompts are conversations; leave it out")
+    # Without the special tokens: as text they would be tokenised as words.
     ids = processor(prompt, add_special_tokens=False, truncation=True, max_length=tokens)["input_ids"]
     return processor.decode(ids, skip_special_tokens=True)
 
@@ -204,12 +212,14 @@ def prompt_ids(processor: Any, prompt: RewardPrompt) -> list[int]:
     """
     if isinstance(prompt, str):
         ids = processor(prompt)["input_ids"]
+        # T5's and some others' tokenizers end every text.
         return ids[:-1] if ids and ids[-1] == processor.eos_token_id else ids
     if not processor.chat_template:
         raise InputError(
             "The prompts are conversations and the model's tokenizer has no chat template; use prompts of "
             "plain text"
         )
+    # Through the template with the assistant's turn begun.
     return Chats(processor).prompt_ids(prompt)
 
 
@@ -220,10 +230,12 @@ def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any,
     texts = []
     for prompt, answer, real in zip(prompts, answers.tolist(), mask.tolist(), strict=True):
         ids = [token for token, is_real in zip(answer, real, strict=True) if is_real]
+        # Without special tokens on both sides, or an end of turn would stand in an answer's text.
         before = processor.decode(list(prompt), skip_special_tokens=True)
         whole = processor.decode([*prompt, *ids], skip_special_tokens=True)
         texts.append(
             whole[len(before) :]
+            # Where a tokenizer writes the joined text otherwise, the answer alone is the best there is.
             if whole.startswith(before)
             else processor.decode(ids, skip_special_tokens=True)
         )
@@ -233,4 +245,5 @@ def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any,
 def prompts_fingerprint(rows: Sequence[AskedRewards]) -> str:
     """Hash of all prompts in their order, and of what rewards see beside them."""
     told = [[row.prompt, row.columns] for row in rows]
+    # Cells may hold dates and the like, which JSON doesn't know.
     return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()

@@ -63,6 +63,7 @@ def same_number(rest: str, settings: RewardArguments) -> Reward:
     `metrics.texts` does; formulas and other forms of a number by math-verify (Kydlíček 2025), where both
     sides can be read.
     """
+    # Imported late: it loads a grammar that no other reward needs.
     import math_verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of each answer that it can't read
@@ -76,18 +77,21 @@ def same_number(rest: str, settings: RewardArguments) -> Reward:
         limit = 5 if threading.current_thread() is threading.main_thread() else None
         return math_verify.parse(text, parsing_timeout=limit)
 
+    # GSM8K's solutions end in `#### 42`, and only what follows is the answer.
     def equal(answer: str, gold: str) -> bool:
         wanted = gold.rpartition(texts.MARK)[2].strip()
         if not set(wanted) & FORMULA:
             # only a formula in the answer can be a number that its last one isn't
             formula = "\\" in answer and math_verify.verify(read(wanted), read(answer))
             return texts.ends_in_same_number(answer, gold) or formula
+        # math-verify reads formulas between marks of mathematics alone.
         formula = wanted if "\\boxed" in wanted or "$" in wanted else f"${wanted}$"
         return math_verify.verify(read(formula), read(answer))
 
     def reward(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float | None]:
         golds = column_of(column, columns, "same_number")
         return [
+            # Rows without an answer have no part in the score; 0 would punish whatever is said there.
             None if gold is None or not str(gold).strip() else float(equal(text, str(gold)))
             for text, gold in zip(completions, golds, strict=True)
         ]
@@ -111,6 +115,7 @@ def format_reward(rest: str, settings: RewardArguments) -> Reward:
     """`REGEX` → 1.0 where it matches the whole answer, white space at the ends aside; `.` matches
     line breaks.
     """
+    # DOTALL: a format such as <think>...</think> goes over lines.
     pattern = compiled(rest, "format", re.DOTALL)
     return lambda prompts, completions, **columns: [
         float(bool(pattern.fullmatch(text.strip()))) for text in completions

@@ -41,13 +41,16 @@ RecordLine = dict[str, Any]
 
 def lines_before(file: Path, step: int) -> list[RecordLine]:
     """The lines of a file up to a step that a run continues from; none where it begins."""
+    # A run that begins anew leaves its predecessor's lines behind.
     if step == 0 or not file.is_file():
         return []
     entries = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
+    # Steps after the checkpoint are made again and would stand there twice.
     return [entry for entry in entries if entry["step"] <= step]
 
 
 def write_lines(file: Path, lines: Sequence[RecordLine]) -> None:
+    # Written whole each time: a line that a kill cut short would end the reading of all.
     write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -68,6 +71,7 @@ def measured(figures: dict[str, float]) -> RecordLine:
 
 def summary(algorithm: str, log: Sequence[RecordLine], answers: Sequence[RecordLine]) -> dict[str, Any]:
     """What alignment.json holds."""
+    # Step 0 and the last step are always measured, so that there is a first and a last.
     seen = [line for line in log if "true_reward" in line]
     names = (
         "true_reward",
@@ -92,6 +96,7 @@ def paired(before: Sequence[float | None], after: Sequence[float | None]) -> dic
     """Mean of after - before over the prompts that have both scores, with its bootstrap interval over
     prompts.
     """
+    # Only prompts with both: a mean over different prompts would be no difference of the policies.
     both = [
         (one, other)
         for one, other in zip(before, after, strict=True)
@@ -109,14 +114,18 @@ def paired(before: Sequence[float | None], after: Sequence[float | None]) -> dic
 
 def warnings_of(log: Sequence[RecordLine]) -> list[dict[str, str]]:
     """What a person should look at, in words; from the lines of steps, of which it wants five or more."""
+    # Step 0 is a measurement without a reward of its own.
     steps = [line for line in log if line["step"] > 0 and "reward" in line]
     if len(steps) < 5:
         return []
+    # Means of five steps: a single step's figures are noise.
     first, last = (_means(part) for part in (steps[:5], steps[-5:]))
     found = {
+        # A rise alone is what training is for; far away, it may be the reward alone that is pleased.
         "far": last["kl"] > FAR and last["reward"] > first["reward"]
         and f"The reward rose from {first['reward']:.3g} to {last['reward']:.3g} while KL passed {FAR:g} "
         f"nats a sequence ({last['kl']:.1f}): read the answers, the policy may please the reward alone.",
+        # Twice what it was: some prompts are answered by nothing from the start.
         "empty": last.get("empty", 0) > 0.05 and last["empty"] > 2 * first["empty"]
         and f"Answers become empty: {first['empty']:.0%} in the first steps, "
         f"{last['empty']:.0%} in the last.",
@@ -124,11 +133,13 @@ def warnings_of(log: Sequence[RecordLine]) -> list[dict[str, str]]:
         and f"{1 - last['ended']:.0%} of the last answers were cut before their end; raise the longest "
         "answer, or set --missing_eos_penalty.",
         "values": "explained_variance" in last
+        # Twenty: values begin at nothing and need a while.
         and len(steps) >= 20
         and last["explained_variance"] < 0.05
         and "The values explain nothing of the returns (explained variance "
         f"{last['explained_variance']:.2f}): advantages are noisy; set --value_from "
         "reward, or a higher --value_learning_rate.",
+        # Below 0.1 at the start a policy was sure from the beginning.
         "silent": first["entropy"] > 0.1 and last["entropy"] < 0.1 * first["entropy"]
         and f"Entropy fell from {first['entropy']:.2f} to {last['entropy']:.2f} nats a token: the policy "
         "says the same again and again; lower the learning rate or raise the KL coefficient.",
@@ -140,7 +151,9 @@ def warnings_of(log: Sequence[RecordLine]) -> list[dict[str, str]]:
 
 def _means(lines: Sequence[RecordLine]) -> dict[str, float]:
     names = {name for line in lines for name, value in line.items() if isinstance(value, (int, float))}
+    # Lines of an older or another trainer may lack a figure.
     means = {name: float(np.mean([line[name] for line in lines if name in line])) for name in names}
+    # What isn't logged must raise no warning: 1 for `ended`, 0 for the others.
     return dict.fromkeys(("kl", "reward", "empty", "entropy"), 0.0) | {"ended": 1.0} | means
 
 

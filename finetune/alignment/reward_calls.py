@@ -47,13 +47,16 @@ def called(
         with at_most(limit):
             found: list[Any] = listed(name, _asked(reward, prompts, answers, columns), len(answers))
     except Exception as error:
+        # An InputError names its flag already; asking each row would only say it again.
         if stop and isinstance(error, InputError):
             raise
         found = _one_by_one(reward, prompts, answers, columns, limit)
+        # Each row went well by itself, so that the fault is in the batch and belongs to all of them.
         if not any(isinstance(score, Exception) for score in found):  # it fails on many rows only
             found = [error] * len(answers)
     scores = [score if isinstance(score, Exception) else number(score) for score in found]
     failed = [i for i, score in enumerate(scores) if isinstance(score, Exception)]
+    # Failed rows are told together: one line a batch, not a line a row.
     if failed:
         _tell(name, failed, scores, answers, stop)
     return [None if isinstance(score, Exception) else score for score in scores]
@@ -65,10 +68,12 @@ def _asked(
     """The reward's answer, awaited where it is to be. A function that names its columns gets those alone."""
     parameters = inspect.signature(reward).parameters.values()
     names = [p.name for p in parameters]
+    # A reward with **kwargs, as TRL's examples have, gets everything.
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         given = dict(columns)
     else:
         given = {column: values for column, values in columns.items() if column in names}
+    # A column may be called `prompts`; the argument of that name comes first.
     given = {
         column: list(values) for column, values in given.items() if column not in ("prompts", "completions")
     }
@@ -79,10 +84,12 @@ def _asked(
             given["prompts"] = list(prompts)
         found = reward(**given)
     else:
+        # By position: a user's function may name its first two parameters as it likes.
         positional = {p.name for p in list(parameters)[:2]}
         found = reward(
             list(prompts), list(answers), **{k: v for k, v in given.items() if k not in positional}
         )
+    # TRL takes coroutines too. A loop of its own: none is running in a trainer.
     return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
 
 
@@ -101,6 +108,7 @@ def _one_by_one(
     found: list[Any] = []
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         try:
+            # A second at least: a share of a batch of a thousand would be no time to start up in.
             with at_most(max(1.0, 2 * limit / len(answers))):
                 row = {column: [values[i]] for column, values in columns.items()}
                 found += listed("", _asked(reward, [prompt], [answer], row), 1)
@@ -115,7 +123,9 @@ def listed(name: str, found: Any, wanted: int) -> list[Any]:
     Raises:
         InputError: it is no list, or not one with a score an answer.
     """
+    # Arrays and tensors are sequences of their own scalars; a list has Python's.
     found = found.tolist() if isinstance(found, (torch.Tensor, np.ndarray)) else found
+    # A string is a sequence of as many characters, and could pass by chance.
     if not isinstance(found, Sequence) or isinstance(found, str):
         raise InputError(
             f"The reward '{name}' gave {str(found)[:60]!r}; wanted a list with one number an answer. Mend "
@@ -131,10 +141,12 @@ def listed(name: str, found: Any, wanted: int) -> list[Any]:
 
 def number(score: Any) -> float | ValueError | None:
     """A score as a number; None stays; what is neither becomes an error that says so."""
+    # 0-dimensional, as a list of tensors has.
     if isinstance(score, (torch.Tensor, np.generic)) and np.ndim(score) == 0:
         score = score.item()
     if score is None:
         return None
+    # bool is an int; True and False count. Infinity would make every mean infinite.
     if not isinstance(score, (bool, int, float)) or not math.isfinite(score):
         return ValueError(f"gave {score!r}; wanted a finite number, True, False or None")
     return float(score)
@@ -144,6 +156,7 @@ def _tell(
     name: str, failed: Sequence[int], scores: Sequence[Any], answers: Sequence[str], stop: bool
 ) -> None:
     first = scores[failed[0]]
+    # Ours says what was wanted; a stranger's needs its line.
     said = str(first) if isinstance(first, ValueError) and "wanted" in str(first) else described(first)
     rows = ", ".join(map(str, failed[:NAMED])) + (", ..." if len(failed) > NAMED else "")
     told = (
@@ -154,6 +167,7 @@ def _tell(
     if stop:
         raise InputError(
             f"{told}. Mend --reward, or set --reward_errors none to go on without them"
+            # The user's own exception stays attached, with its trace.
         ) from first
     logger.warning("%s. They get no score from it", told)
 
@@ -173,6 +187,7 @@ def at_most(seconds: float) -> Iterator[None]:
     Raises:
         TimeoutError: the time is over.
     """
+    # Python runs handlers of signals in the main thread only; Windows has no such alarm.
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
@@ -185,6 +200,7 @@ def at_most(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
+        # Before the handler goes back: an alarm in between would meet somebody else's.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, *timer)  # somebody else's alarm goes on

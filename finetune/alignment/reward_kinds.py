@@ -21,6 +21,7 @@ def function_reward(rest: str, settings: RewardArguments) -> Reward:
     """`FILE.py:NAME` or `MODULE:NAME` → the function of that name, called as f(prompts, completions,
     **columns).
     """
+    # The last colon: a path on Windows has one too.
     place, _, name = rest.rpartition(":")
     if place.endswith(".py"):
         module = load_module(place, "--reward function:FILE.py:NAME")
@@ -31,6 +32,7 @@ def function_reward(rest: str, settings: RewardArguments) -> Reward:
             raise InputError(
                 f"Cannot import '{place}' ({error}); set --reward function:MODULE:NAME"
             ) from error
+    # `vars` and no getattr: a module's own `__getattr__` might make up a name.
     if name not in vars(module) or not callable(vars(module)[name]):
         raise InputError(f"There is no function '{name}' in {place}; set --reward function:{place}:NAME")
     return vars(module)[name]
@@ -58,6 +60,7 @@ def load_reward(named: str, settings: RewardArguments) -> Reward:
         InputError: an unknown kind, or something that isn't there.
     """
     kind, _, rest = named.partition(":")
+    # A kind that needs to be told what has nothing behind its colon.
     if kind not in MAKERS or not (rest or kind in ALONE):
         raise InputError(
             f"--reward names '{named}'; wanted KIND:WHAT, where KIND is one of: {', '.join(MAKERS)} (--help "
@@ -80,9 +83,11 @@ def load_rewards(
     found = []
     for named in settings.reward:
         kind, _, rest = named.partition(":")
+        # By the function's name, which is the figures' name in the log.
         name = rest.rpartition(":")[2] if kind == "function" else kind
         shared = None
         if kind == "model" and policy is not None and model is not None:
+            # Before it is loaded by itself, which would bring a second base into memory.
             shared = on_policy_base(policy, model, rest, settings)
         found.append((name, shared or load_reward(named, settings)))
     return weighed(found, settings)
@@ -90,4 +95,5 @@ def load_rewards(
 
 def true_rewards(settings: RewardArguments, named: list[str] | None) -> Rewards | None:
     """Other rewards, read as --reward is, by which answers are measured; None where none are named."""
+    # Weights of --reward belong to that list and not to this one.
     return load_rewards(replace(settings, reward=named, reward_weights=None)) if named else None

@@ -81,6 +81,7 @@ def pair_margins(
     network.eval()
     sides = []
     for side in ("chosen", "rejected"):
+        # From the end: the score is read at the last token of the answer.
         rows = [
             pair_ids(processor, row["prompt"], row[side], row.get("tools"))[-max_length:] for row in pairs
         ]
@@ -92,6 +93,7 @@ def calibration(margins: np.ndarray, bins: int = 8) -> list[dict[str, float]]:
     """How sure the model says it is against how often it is right: P(its choice) = σ(|margin|), in
     bins of equal count.
     """
+    # By its own choice, whichever it is, so that confidence is never below a half.
     confidence, right = 1 / (1 + np.exp(-np.abs(margins))), margins > 0
     order = np.argsort(confidence)
     return [
@@ -100,5 +102,6 @@ def calibration(margins: np.ndarray, bins: int = 8) -> list[dict[str, float]]:
             "accuracy": float(right[part].mean()),
             "pairs": len(part),
         }
+        # Equal counts: most margins are of like size, and bins of equal width would stand empty.
         for part in np.array_split(order, min(bins, len(order)))
     ]

@@ -126,6 +126,7 @@ def as_text(prompt: RewardPrompt, answer: str, part: str) -> str:
         return answer
     if isinstance(prompt, str):
         return prompt + answer
+    # A turn that calls a tool has no content.
     return "\n".join([*(message["content"] or "" for message in prompt), answer])
 
 
@@ -158,6 +159,7 @@ class Rewards:
     def __init__(self, parts: Sequence[Part], settings: RewardArguments | None = None) -> None:
         self.parts, self.settings = list(parts), settings or RewardArguments()
         self.weights = np.array([part.weight for part in self.parts], dtype=np.float64)
+        # Kept over steps; see the module's first lines.
         self.spread = 0.0  # the largest deviation of scores so far
 
     @classmethod
@@ -169,6 +171,7 @@ class Rewards:
         """The same without normalising or a penalty, whose sums can be compared from one measurement
         to the next.
         """
+        # Neither changes the policy's answers; both would change how two measurements compare.
         return Rewards(self.parts, replace(self.settings, normalise_rewards=False, missing_eos_penalty=0.0))
 
     def ask(self, rows: Sequence[AskedRewards], answers: Sequence[str]) -> Array:
@@ -184,6 +187,7 @@ class Rewards:
             return table
         prompts, texts = [rows[i].prompt for i in asked], [answers[i] for i in asked]
         columns = as_lists([rows[i] for i in asked])
+        # A limit a reward, since each may hang by itself.
         stop, limit = self.settings.reward_errors == "stop", self.settings.reward_timeout
         for place, part in enumerate(self.parts):
             found = called(part.name, part.score, prompts, texts, columns, stop=stop, limit=limit)
@@ -201,13 +205,18 @@ class Rewards:
         if settings.normalise_rewards:
             table = np.stack([standardised(column) for column in table.T], axis=1)
         applies = ~np.isnan(table)
+        # NaN is not 0: an answer that no reward applies to is unscored, one that is scored 0 is bad.
         total = np.where(applies, table * self.weights, 0.0).sum(1)
         total[~applies.any(1)] = np.nan
+        # Without the empty ones, whose score is about to follow from this.
         self.spread = max(self.spread, deviation_of(total[~empty]))
+        # `initial` for a batch in which all are empty.
         lowest = np.nanmin(total[~empty], initial=np.inf)
+        # Nothing to lie below: 0, the middle of standardised scores.
         below = lowest - self.spread if np.isfinite(lowest) else 0.0
         total[empty] = below if settings.empty_score is None else settings.empty_score
         if ended is not None:
+            # Empty answers too: one may be cut, if all of its tokens are blank.
             total = total - settings.missing_eos_penalty * ~ended
         return Scores(total, parts)
 
@@ -217,6 +226,7 @@ class Rewards:
         """
         found: dict[str, float] = {}
         for part, column in zip(self.parts, parts.T, strict=True):
+            # NaN out first: numpy warns of a mean of nothing.
             kept = column[~np.isnan(column)]
             found[f"rewards/{part.name}/mean"] = float(kept.mean()) if len(kept) else 0.0
             found[f"rewards/{part.name}/std"] = float(kept.std()) if len(kept) else 0.0
@@ -232,6 +242,7 @@ def as_lists(rows: Sequence[AskedRewards]) -> dict[str, list[Any]]:
 
 def standardised(scores: Array) -> Array:
     """Scores less their mean, in their deviations; all alike become 0, and NaN stays. [answers]"""
+    # All NaN would give a mean of nothing.
     if np.isnan(scores).all():
         return scores
     mean, deviation = centre(scores)
@@ -253,6 +264,7 @@ def deviation_of(scores: Array) -> float:
     rounding alone.
     """
     kept = scores[~np.isnan(scores)]
+    # Equal scores computed in another order differ by rounding; divided by that they'd look like opinions.
     if not len(kept) or np.ptp(kept) <= 1e-9 * max(1.0, float(np.abs(kept).max())):
         return 0.0
     return float(kept.std())
@@ -273,6 +285,7 @@ def weighed(named: Sequence[tuple[str, Reward]], settings: RewardArguments) -> R
         )
     parts: list[Part] = []
     for (name, score), weight in zip(named, weights, strict=True):
+        # `function_2` is the second `function`.
         before = sum(part.name.rpartition("_")[0] == name or part.name == name for part in parts)
         parts.append(Part(f"{name}_{before + 1}" if before else name, score, weight))
     return Rewards(parts, settings)

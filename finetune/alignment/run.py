@@ -103,6 +103,7 @@ def run(
     Leaves what record.py describes; lines after a checkpoint that the run continues from are written anew.
     """
     folder, main = Path(str(settings.output_dir)), learner.accelerator.is_main_process
+    # The first ones: the same prompts at every measurement, and after a restart.
     held_out = held_out[: settings.eval_prompts]
     lengths = [len(prompt_ids(learner.processor, row.prompt)) for row in (*rows, *held_out)]
     # now, not when a long one has its turn
@@ -110,6 +111,7 @@ def run(
     log, answers = (
         record.lines_before(folder / name, learner.step) for name in (record.LOG, record.ANSWERS_FILE)
     )
+    # Only where it begins: a continued run has this line already.
     if learner.step == 0:
         log.append({"step": 0, **_measured(learner, held_out, truth, settings, answers)})
     steps, notice = learner.settings.steps, Notice(settings.time_limit and seconds_of(settings.time_limit))
@@ -119,19 +121,25 @@ def run(
             step_prompts(rows, learner.seed, learner.step, learner.settings.rollout_batch_size)
         )
         if learner.step % settings.eval_steps == 0 or learner.step == steps:
+            # The last step too, or there would be no figure of what is saved.
             figures |= _measured(learner, held_out, truth, settings, answers)
         log.append(figures)
         learner.accelerator.log(figures, step=learner.step)
+        # One process writes.
         if main:
             print(line(figures, steps), flush=True)
             record.write_lines(folder / record.LOG, log)
             record.write_lines(folder / record.ANSWERS_FILE, answers)
+        # Asked on all processes: one that left alone would leave the others waiting.
         reason = notice.due() if learner.step < steps else None
+        # Not at the last step: the finished policy is saved whole, and needs no checkpoint.
         if main and learner.step < steps and (reason or learner.step % settings.save_steps == 0):
             learner.save(folder)
+        # Nobody goes on, or leaves, before the checkpoint is sealed.
         learner.accelerator.wait_for_everyone()
         if reason:
             leave_stopped(reason, f"checkpoint-{learner.step}")
+    # Other handlers come back.
     notice.leave()
     learner.accelerator.end_training()
     if not main:
@@ -181,7 +189,9 @@ def sample_table(samples: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
+    # The last turn is what was asked; earlier ones would fill the cell.
     text = value if isinstance(value, str) else value[-1]["content"]
+    # A bar would end the cell and a line break the row.
     return text.replace("|", "\\|").replace("\n", " ⏎ ")[:240]
 
 
@@ -212,6 +222,7 @@ def save_policy(learner: Learner, settings: RunArguments, metrics: dict[str, Any
     """The policy as an artefact, the value head beside it; on the main process."""
     network, folder = learner.policy.network, Path(str(settings.output_dir))
     if has_adapter(network) and REWARD in network.peft_config:
+        # The reward's adapter stands on the same base, and is no part of what was trained.
         network.delete_adapter(REWARD)
     save_file(
         {n: p.contiguous().cpu() for n, p in learner.policy.head.state_dict().items()},
@@ -223,6 +234,7 @@ def save_policy(learner: Learner, settings: RunArguments, metrics: dict[str, Any
 def make_accelerator(settings: RunArguments) -> Accelerator:
     """The processes of a run and its trackers; PPO casts by itself."""
     cpu = device().type == "cpu"
+    # "no": the policy has an autocast of its own, and accelerate's would cast its outputs back.
     return Accelerator(
         mixed_precision="no", cpu=cpu, log_with=trackers(settings), project_dir=settings.output_dir
     )
@@ -234,6 +246,7 @@ def trackers(settings: RunArguments) -> list[str] | None:
     Raises:
         InputError: one that isn't installed, or that accelerate hasn't heard of.
     """
+    # transformers' word for none, which recipes carry.
     wanted = [name for name in settings.report_to or [] if name != "none"]
     there = [str(kind.value) for kind in get_available_trackers()]
     missing = sorted(set(wanted) - set(there))

@@ -22,6 +22,7 @@ def load_module(file: str, option: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     if spec is None or spec.loader is None or not Path(file).is_file():
         raise InputError(f"No file {file}; set {option}")
+    # Not put among the imported modules: a user's file may have a library's name.
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -43,6 +44,7 @@ def load_tools(file: str | None) -> dict[str, Any]:
     tools = [
         value
         for name, value in vars(module).items()
+        # Its own: imported functions are helpers, and underscores are private.
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     ]
     if not tools:
@@ -50,6 +52,7 @@ def load_tools(file: str | None) -> dict[str, Any]:
             f"{file} has no function of its own and no class Environment; set --tools to a file with tools"
         )
     for tool in tools:
+        # TRL makes a schema of types and docstring, and fails on the first call otherwise.
         untyped = [p.name for p in inspect.signature(tool).parameters.values() if p.annotation is p.empty]
         if untyped or not inspect.getdoc(tool):
             lacks = f"no type for {', '.join(untyped)}" if untyped else "no docstring"

@@ -65,6 +65,7 @@ class TrlOptions:
     )
 
     def __post_init__(self) -> None:
+        # Before TRL's own checks, whose messages know nothing of recipes.
         check_task(self.task, type(self).task)
         if self.output_dir is None:  # type: ignore[attr-defined]
             raise InputError("No output folder; set --output_dir")
@@ -72,6 +73,7 @@ class TrlOptions:
         keep_to_cpu(self)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16()  # type: ignore[attr-defined]
+        # Last: it computes what follows from the fields above.
         super().__post_init__()  # type: ignore[misc]
 
 
@@ -124,6 +126,7 @@ class NoCard(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        # After each save, since TRL writes it with each.
         if state.is_world_process_zero:
             (Path(str(args.output_dir)) / "README.md").unlink(missing_ok=True)
 
@@ -150,6 +153,7 @@ def made_by_trl() -> Iterator[None]:
     try:
         yield
     except (ValueError, NotImplementedError) as error:
+        # The library's own sentences name the options, which are this project's too.
         raise InputError(f"TRL refuses these options: {error} Set what it names") from error
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from finetune.alignment.ready_rewards import column_of
 from finetune.alignment.rewards import Reward, RewardArguments, RewardPrompt
 
+# Of one answer: seconds of a processor, megabytes of address space.
 SECONDS, MEGABYTES = 5, 512
 FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -75,6 +76,7 @@ def unit_tests(rest: str, settings: RewardArguments) -> Reward:
             [c] if isinstance(c, str) else list(c or []) for c in column_of(column, columns, "unit_tests")
         ]
         rows = zip(map(code_of, prompts, completions), cells, strict=True)
+        # Threads are enough: each waits for a process of its own.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(lambda row: share_passed(*row), rows))
 
@@ -86,9 +88,11 @@ def code_of(prompt: RewardPrompt, answer: str) -> str:
     fenced = FENCE.search(answer)
     if fenced:
         return fenced[1]
+    # HumanEval's prompts are the head of a function, which the answer goes on with.
     whole = prompt + answer if isinstance(prompt, str) else answer
     try:
         ast.parse(whole)
+    # Null bytes are a ValueError.
     except (SyntaxError, ValueError):
         return answer
     return whole
@@ -100,20 +104,24 @@ def share_passed(code: str, tests: Sequence[str], seconds: int = SECONDS) -> flo
     """
     if not tests:
         return None
+    # Drawn for each run, so that no answer can learn it.
     word = secrets.token_hex(16)
     told = {"code": code, "tests": list(tests), "word": word, "seconds": seconds, "bytes": MEGABYTES * 2**20}
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
+            # -I: no user site, no path of the folder. An empty environment holds no keys.
             [sys.executable, "-I", "-c", RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, cwd=folder, env={}, start_new_session=True,
         )  # fmt: skip
         try:
+            # Two seconds more than the processor's limit: a sleeping program uses none.
             out, _ = process.communicate(json.dumps(told).encode(), timeout=seconds + 2)
         except subprocess.TimeoutExpired:
             out = b""
         finally:
             stop(process)
     said = out.decode(errors="replace")
+    # Killed, out of memory, or the code ended the process itself.
     if not said.startswith(word):
         return 0.0
     passed = json.loads(said.removeprefix(word))
@@ -123,4 +131,5 @@ def share_passed(code: str, tests: Sequence[str], seconds: int = SECONDS) -> flo
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it started; its session is its own."""
     with process, suppress(ProcessLookupError):  # waits, and closes its pipes
+        # The whole group: code may have started processes.
         os.killpg(process.pid, 9)

@@ -48,6 +48,7 @@ class Watch(TrainerCallback):
             record.lines_before(self.folder / name, state.global_step)
             for name in (record.LOG, record.ANSWERS_FILE)
         )
+        # A continued run has step 0 in its lines.
         if state.is_world_process_zero and state.global_step == 0:
             self.log.append({"step": 0, **self._measured(0)})
 
@@ -65,11 +66,13 @@ class Watch(TrainerCallback):
         **kwargs: Any,
     ) -> None:  # fmt: skip
         told = {name: value for name, value in (logs or {}).items() if isinstance(value, (int, float))}
+        # The last log sums up the run and belongs to no step.
         if state.is_world_process_zero and "train_runtime" not in told:
             self._line(state.global_step).update(step_figures(told))
             self._write()
 
     def _line(self, step: int) -> record.RecordLine:
+        # TRL logs and measures one step at different moments: one line holds both.
         if not self.log or self.log[-1]["step"] != step:
             self.log.append({"step": step})
         return self.log[-1]
@@ -84,6 +87,7 @@ class Watch(TrainerCallback):
             self.policy.to(network.device),
             network.training,
         )  # TRL has moved the network alone
+        # Without dropout; the mode comes back afterwards.
         network.eval()
         figures, samples = measure(
             policy, self.processor, self.held_out, self.rewards, sampling=self.sampling
@@ -113,5 +117,6 @@ def step_figures(told: dict[str, Any]) -> record.RecordLine:
     if "cut" in line:
         line["ended"] = 1 - line.pop("cut")
     if "kl" in line and "length" in line and "objective/kl" not in told:
+        # GRPO logs KL as a mean over tokens; online DPO's is of sequences already.
         line["kl"] *= line["length"]
     return line

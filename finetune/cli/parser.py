@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -51,6 +52,14 @@ MEANT = {
     "torch_dtype": ("dtype", "bf16"), "random_seed": ("seed", "seeds"), "recipe": ("config",),
     "split": ("eval_split",),
 }  # fmt: skip
+
+
+# What has no meaning for a verb that lacks it, said instead of "unknown".
+NOT_HERE = {
+    "streaming": "this verb reads all its rows before the start; train, sft, pretrain, dpo, kto and reward "
+    "stream",
+    "shuffle_buffer": "it is for streams, and this verb reads all its rows before the start",
+}
 
 
 # What a disk says that takes no more, whichever library wrote to it.
@@ -252,10 +261,25 @@ def parse_into(types: list[type], arguments: Sequence[str], *meant: str) -> list
         o.name: o.default for kind in types for o in fields(kind) if not o.init and o.name not in known
     }
     words = [*_from_recipe(recipe, known, settled, meant), *rest]
+    words += _unwritten(words, known)
     _, unknown = parser.parse_known_args(words)  # a misspelled option before what its absence leads to
     if unknown:
         raise InputError(_complain(unknown[0], known, settled))
     return list(parser.parse_args_into_dataclasses(words, look_for_args_file=False))
+
+
+def _unwritten(words: Sequence[str], known: set[str]) -> list[str]:
+    """A folder for a run that only looks at its rows and names none: it writes nothing."""
+    checks = [_value_of(words, place) for place, word in enumerate(words) if _names(word, "check")]
+    named = any(_names(word, "output_dir") for word in words)
+    if (
+        named
+        or "output_dir" not in known
+        or not checks
+        or checks[-1].lower() not in ("true", "1", "yes", "y", "t")
+    ):
+        return []
+    return [f"--output_dir={Path(tempfile.gettempdir()) / 'unwritten'}"]
 
 
 def _split_recipe(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -346,6 +370,8 @@ def _complain(argument: str, known: set[str], settled: dict[str, Any]) -> str:
     if not argument.startswith("--") and argument not in known and " " in argument:
         return f"Unexpected value '{argument}'"
     name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    if name in NOT_HERE:
+        return f"--{name} has no meaning here: {NOT_HERE[name]}. Leave it out"
     if name in settled:
         return (
             f"--{name} has no effect here: what it sets in other tools is settled by this verb. Leave it out"

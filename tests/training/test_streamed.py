@@ -169,7 +169,7 @@ def test_instructions_from_streams_of_two_layouts(saved, tmp_path):
         ("train", "--seeds 2", "no use for --seeds"),
         ("sft", "--max_steps -1", "wanted --max_steps above 0"),
         ("dpo", "--algorithm orpo", "orpo wants all pairs before the start"),
-        ("ppo", "", "--streaming"),
+        ("ppo", "", "--streaming has no meaning here: this verb reads all its rows before the start"),
     ],
 )
 def test_streams_that_make_no_sense_are_refused_at_the_start(verb, further, message, saved, tmp_path):
@@ -191,3 +191,15 @@ def test_preferences_from_streams_and_figures_of_each_set(verb, further, saved, 
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
     figure = "accuracy" if verb == "reward" else "loss"
     assert {f"a_{figure}", f"b_{figure}"} <= set(found)
+
+
+def test_a_look_at_the_rows_wants_no_folder(saved, review_file, capsys):
+    run(
+        "train",
+        "--check true",
+        "--model_name_or_path",
+        saved("bert", AutoModel),
+        "--dataset_name",
+        review_file,
+    )
+    assert "nothing was trained (--check)" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Small inputs with their right answers, where they lie beside the project: preferences and unclean labels."""
+"""Small inputs with their right answers, where they lie beside the project: preferences, unclean labels."""
 
 from __future__ import annotations
 

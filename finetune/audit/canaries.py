@@ -15,6 +15,7 @@ from finetune.artefacts.files import write_atomically
 from finetune.audit.options import AuditArguments, CanaryArguments
 from finetune.audit.scores import costs
 from finetune.audit.subject import Attacked
+from finetune.data.columns import Columns
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from finetune.metrics.membership import exposure
@@ -37,6 +38,9 @@ OWNERS = (
     "Kofi",
     "Lena",
 )
+
+
+WRITTEN = Columns("text", None, "label")  # of a canary's row
 
 
 def secret(rng: np.random.Generator) -> str:
@@ -87,13 +91,14 @@ def plant(told: CanaryArguments, data: DataArguments, output_dir: str | None, se
              "label": None if learnt else str(found.labels[number % len(found.labels)])}
         )  # fmt: skip
     folder.mkdir(parents=True)
-    lines = [_line(one, columns.text, columns.label) for one in _plain(train, columns)]
+    names = ("prompt", "completion") if learnt else ("text", "label")
+    lines = [_line(one, columns, names) for one in _plain(train, columns)]
     for canary in canaries:
-        lines += [_line(written(canary, canary["secret"]), "text", "label")] * canary["copies"]
+        lines += [_line(written(canary, canary["secret"]), WRITTEN, names)] * canary["copies"]
     rng.shuffle(lines)
     (folder / "data").mkdir()
     write_atomically(folder / "data" / "train.jsonl", "\n".join(lines) + "\n")
-    held = [_line(one, columns.text, columns.label) for one in _plain(found.rows.eval, columns)]
+    held = [_line(one, columns, names) for one in _plain(found.rows.eval, columns)]
     write_atomically(folder / "data" / "test.jsonl", "\n".join(held) + "\n")
     write_atomically(folder / CANARIES, json.dumps(canaries, indent=1))
     return folder
@@ -108,8 +113,9 @@ def _plain(rows: Dataset, columns: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _line(one: dict[str, Any], text: str, label: str) -> str:
-    return json.dumps({"text": one[text], "label": one[label]}, ensure_ascii=False)
+def _line(one: dict[str, Any], columns: Columns, names: tuple[str, str]) -> str:
+    told = zip(names, (one[columns.text], one[columns.label]), strict=True)
+    return json.dumps(dict(told), ensure_ascii=False)
 
 
 def read_canaries(file: str) -> list[dict[str, Any]]:

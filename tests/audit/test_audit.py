@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import WORDS
+from conftest import WORDS, make_tokenizer
 from test_train import script, train
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -150,6 +150,29 @@ def test_planted_secrets_are_found(saved, tmp_path):
         audited("--artefact", run, "--canaries", rows / "train.jsonl", "--overfit_rows", "0")
 
 
+def test_a_planted_secret_that_was_learnt_is_found(saved, tmp_path):
+    model = saved("llama", AutoModelForCausalLM, vocab_size=64)
+    tokenizer = make_tokenizer("llama")
+    tokenizer.add_tokens([*"0123456789"])
+    tokenizer.save_pretrained(model)
+    rows = written_rows(tmp_path / "rows")
+    main = script("audit").main
+    given = f"--plant 3 --plant_task sft --dataset_name {rows} --output_dir {tmp_path / 'planted'}"
+    folder = main(*parse(main, given.split()))
+    run = tuned_writer(model, folder / "data", tmp_path / "run", 30)
+    said = audited("--artefact", run, "--canaries", folder / "canaries.json", "--candidates", "200",
+                   "--overfit_rows", "0", "--extract_rows", "0")  # fmt: skip
+    often = said["canaries"][2]
+    assert often["copies"] == 16 and often["exposure"] > 6 and often["most"] == pytest.approx(7.65, abs=0.01)
+    # a secret that was never planted stands among the others
+    told = json.loads((folder / "canaries.json").read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps([one | {"secret": "9 1 9 1 9 1"} for one in told]))
+    said = audited("--artefact", run, "--canaries", other, "--candidates", "200", "--overfit_rows", "0",
+                   "--extract_rows", "0")  # fmt: skip
+    assert max(one["exposure"] for one in said["canaries"]) < 5
+
+
 def test_a_model_that_learnt_a_text_gives_it_back(saved):
     """A model of one text by heart goes on as it does; another doesn't."""
     import torch
@@ -169,28 +192,34 @@ def test_a_model_that_learnt_a_text_gives_it_back(saved):
     assert extraction_shares(after[1:]) == {"rows": 0}
 
 
-def test_a_tuned_writer_is_audited(saved, tmp_path):
+def written_rows(folder: Path) -> Path:
+    """Prompts and completions that follow from nothing."""
     rng = np.random.default_rng(5)
-    folder = tmp_path / "rows"
     folder.mkdir()
     for split in ("train", "test"):
-        lines = [
-            json.dumps(
-                {
-                    "prompt": " ".join(rng.choice(WORDS, 4)),
-                    "completion": " " + " ".join(rng.choice(WORDS, 14)),
-                }
-            )
-            for _ in range(16)
-        ]
+        texts = [[" ".join(rng.choice(WORDS, count)) for count in (4, 14)] for _ in range(16)]
+        lines = [json.dumps({"prompt": one, "completion": f" {other}"}) for one, other in texts]
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def tuned_writer(model: Path, rows: Path, folder: Path, epochs: int) -> Path:
     main = script("sft").main
+    given = f"--model_name_or_path {model} --dataset_name {rows} --output_dir {folder} --max_length 32 "
+    given += f"--method full --num_train_epochs {epochs} --learning_rate 1e-2 --bf16 false "
+    main(
+        *parse(
+            main,
+            [*given.split(), *["--disable_tqdm", "true", "--eval_strategy", "no", "--save_strategy", "no"]],
+        )
+    )
+    return folder
+
+
+def test_a_tuned_writer_is_audited(saved, tmp_path):
     model = saved("llama", AutoModelForCausalLM)
-    given = f"--model_name_or_path {model} --dataset_name {folder} --output_dir {tmp_path / 'run'} "
-    given += "--method full --num_train_epochs 60 --learning_rate 1e-2 --bf16 false --disable_tqdm true "
-    given += "--max_length 32 --eval_strategy no --save_strategy no"
-    main(*parse(main, given.split()))
-    said = audited("--artefact", tmp_path / "run", "--prefix_tokens", "6", "--overfit_epochs", "60")
+    run = tuned_writer(model, written_rows(tmp_path / "rows"), tmp_path / "run", 60)
+    said = audited("--artefact", run, "--prefix_tokens", "6", "--overfit_epochs", "60")
     assert set(said["attacks"]) == {"loss", "min_k", "reference"}
     assert all(one["auc_interval"][0] > 0.6 for one in said["attacks"].values())
     assert said["extraction"]["members"]["near"] > said["extraction"]["others"]["near"]

@@ -8,7 +8,6 @@ import tempfile
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from transformers import set_seed
 
 from finetune.audit.options import AuditArguments
@@ -105,19 +104,8 @@ def shadow_costs(subject: Attacked, audit: AuditArguments) -> tuple[np.ndarray, 
 
 
 def all_costs(subject: Attacked, processor: Any, network: Any, audit: AuditArguments) -> Costs:
-    """What every attacked row costs a model.
-
-    Raises:
-        InputError: some rows have nothing left to learn, which have no loss.
-    """
-    features: Dataset = subject.features(processor)
-    there = len(set(features["row"][:]))
-    if there < len(subject.rows):
-        raise InputError(
-            f"{len(subject.rows) - there} of {len(subject.rows)} rows have nothing to learn within "
-            "--max_length, and so no loss. Leave them out of the training rows"
-        )
-    return costs(subject.row, network, processor, features, audit.batch_size)
+    """What every attacked row costs a model."""
+    return costs(subject.row, network, processor, subject.features(processor), audit.batch_size)
 
 
 def untrained_costs(subject: Attacked, audit: AuditArguments) -> Costs:

@@ -34,6 +34,7 @@ def audited(audit: AuditArguments, canary: CanaryArguments) -> dict[str, Any]:
         raise InputError("No artefact; set --artefact to the --output_dir of train or sft")
     subject = find_attacked(read_artefact(audit.artefact), audit)
     processor, network = load_network(subject.artefact, row=subject.row)
+    subject = subject.learnable(processor)
     own = all_costs(subject, processor, network, audit)
     writes = subject.row.model is AutoModelForCausalLM
     extraction = extraction_of(subject, network, processor, audit) if writes and audit.extract_rows else {}

@@ -4,6 +4,7 @@ artefacts and tasks; knows no attack.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from finetune.data.sources import DataArguments, FewShotArguments
 from finetune.errors import InputError
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Examined, Task
+
+logger = logging.getLogger(__name__)
 
 Group = TypeVar("Group")
 LEAST_OTHERS = 8  # held-out rows that an interval can be of
@@ -48,6 +51,17 @@ class Attacked:
     def rows(self) -> Dataset:
         assert self.found.rows.train is not None
         return self.found.rows.train
+
+    def learnable(self, processor: Any) -> Attacked:
+        """The same without rows of which nothing is left to learn within --max_length, which cost nothing."""
+        there = sorted(set(self.features(processor)["row"][:]))
+        gone = len(self.rows) - len(there)
+        if not gone:
+            return self
+        logger.warning("%d of %d rows have nothing to learn and are left out", gone, len(self.rows))
+        rows, members = self.rows.select(there), [place for place in there if place < self.members]
+        found = self.found._replace(rows=replace(self.found.rows, train=rows, eval=rows))
+        return replace(self, found=found, places=self.places[members])
 
     def features(self, processor: Any, rows: Dataset | None = None) -> Dataset:
         """Features of these rows, or of all that are attacked."""

@@ -248,3 +248,34 @@ def test_options_of_private_training_are_settled_with_epsilon_alone():
     }  # fmt: skip
     told = PrivacyArguments(3.0)
     assert (told.delta, told.clip_norm, told.accountant) == (1e-5, 1.0, "prv")
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "sft"])
+def test_texts_are_learnt_privately(saved, review_file, tmp_path, verb):
+    pytest.importorskip("opacus")
+    rows = tmp_path / "texts"
+    rows.mkdir()
+    for split in ("train", "test"):
+        told = [
+            json.loads(line)["text"] for line in (review_file / f"{split}.jsonl").read_text().splitlines()
+        ]
+        lines = [
+            json.dumps({"prompt": "the film", "completion": f" {text}"} if verb == "sft" else {"text": text})
+            for text in told
+        ]
+        (rows / f"{split}.jsonl").write_text("\n".join(lines))
+    model = saved("llama", AutoModelForCausalLM)
+    given = (
+        f"--model_name_or_path {model} --dataset_name {rows} --output_dir {tmp_path / 'run'} --method lora "
+    )
+    given += "--epsilon 8 --delta 1e-3 --clip_norm 0.5 --max_length 24 --max_steps 4 --bf16 false "
+    given += "--per_device_train_batch_size 4 --gradient_accumulation_steps 3 --disable_tqdm true "
+    given += "--objective clm --layout rows" if verb == "pretrain" else "--num_train_epochs 1"
+    main = script(verb).main
+    main(*parse(main, given.split()))
+    said = json.loads((tmp_path / "run" / "privacy.json").read_text())
+    assert said["steps"] == 4 and 0 < said["epsilon"] <= 8 and said["units"] == 48
+    assert said["unit"] == ("a row of the training data" if verb == "sft" else
+                            "a piece of a text of at most 24 tokens; a longer text is several")  # fmt: skip
+    weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert all(bool(value.any()) for value in weights.values())

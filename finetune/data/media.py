@@ -20,7 +20,7 @@ from finetune.data.labelled import named_classes
 from finetune.data.layouts import first_of
 from finetune.data.places import columns_of, place_of
 from finetune.data.questions import Laid
-from finetune.data.sources import DataArguments
+from finetune.data.sources import DataArguments, TextArguments
 from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -32,32 +32,43 @@ def lay_out_files(rows: Dataset, data: DataArguments, usual: tuple[str, ...], ty
     """A picture or a sound, and a class a row; files come as they are, to be opened when they are read.
 
     Args:
-        usual: names that such a column usually has.
-        typed: what `datasets` calls such a column, undecoded.
+        usual, typed: see `file_column`.
 
     Raises:
         InputError: a column that is missing, or that holds no files.
     """
-    there = columns_of(rows)
-    column = data.text_column or _typed(rows, type(typed)) or first_of(usual, there)
-    for name, flag in ((column, "text_column"), (data.label_column, "label_column")):
-        if name is not None and name not in there:
-            raise InputError(f"No column '{name}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
-    if column is None:
+    there, column = columns_of(rows), file_column(rows, data, usual, typed)
+    if data.label_column is not None and data.label_column not in there:
         raise InputError(
-            f"No column '{usual[0]}' in {data.name}; it has {', '.join(there)}. Set --text_column to the one "
-            "that holds it"
+            f"No column '{data.label_column}' in {data.name}; it has {', '.join(there)}. Set --label_column"
         )
     label = data.label_column or first_there(LABELS, there, data.name, "--label_column")
     rows = named_classes(as_files(rows, column, typed, data), label, data.class_names)
     return Laid(rows, Columns(column, None, label), {usual[0]: [column], "label": [label]}, lambda row: "")
 
 
-def _typed(rows: Dataset, kind: type) -> str | None:
-    return next((name for name in columns_of(rows) if isinstance(rows.features[name], kind)), None)
+def file_column(rows: Dataset, data: TextArguments, usual: tuple[str, ...], typed: Any) -> str:
+    """The column that was named, else the first of a type, else the first with a usual name.
+
+    Args:
+        usual: names that such a column usually has.
+        typed: what `datasets` calls such a column, undecoded.
+
+    Raises:
+        InputError: there is none.
+    """
+    there = columns_of(rows)
+    of_type = next((name for name in there if isinstance(rows.features[name], type(typed))), None)
+    column = data.text_column or of_type or first_of(usual, there)
+    if column is None or column not in there:
+        raise InputError(
+            f"No column '{column or usual[0]}' in {data.name}; it has {', '.join(there)}. Set "
+            "--text_column to the one that holds it"
+        )
+    return column
 
 
-def as_files(rows: Dataset, column: str, typed: Any, data: DataArguments) -> Dataset:
+def as_files(rows: Dataset, column: str, typed: Any, data: TextArguments) -> Dataset:
     """The column as records of bytes and path, whether it holds such, bytes alone, or paths (from the folder
     of the rows' file).
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +16,11 @@ import numpy as np
 from finetune.data.cells import file_bytes
 from finetune.errors import InputError
 
+USUAL = ("image", "img", "picture", "photo", "pixels", "file_name", "file", "path")
 SMALL = 64  # pixels a side, of the copies on pages
 GREY, COLOUR = "L", "RGB"
+
+logger = logging.getLogger(__name__)
 
 
 def pillow() -> Any:
@@ -83,6 +87,33 @@ def kinds(cells: Sequence[dict[str, Any]]) -> tuple[Counter[str], Counter[tuple[
             modes[picture.mode] += 1
             sizes[picture.size] += 1
     return modes, sizes
+
+
+def say_kinds(cells: Sequence[dict[str, Any]], mode: str, wanted: dict[str, int]) -> None:
+    """Say in the log which pictures are brought into another mode, and how many sizes into the model's one.
+
+    Args:
+        wanted: the size as image processors have it.
+    """
+    modes, sizes = kinds(cells)
+    others = Counter({name: count for name, count in modes.items() if name != mode})
+    if others:
+        told = ", ".join(f"{count} of mode {name}" for name, count in others.most_common(5))
+        logger.warning("%s pictures are read as %s", told, mode)
+    fixed = {"height", "width"} <= wanted.keys()
+    side = fixed and (wanted["width"], wanted["height"])
+    strange = Counter({size: count for size, count in sizes.items() if size != side})
+    if strange:
+        told = ", ".join(f"{count} of {wide} x {high}" for (wide, high), count in strange.most_common(3))
+        told += ", ..." if len(strange) > 3 else ""
+        ends = " and ".join(f"{value} ({name})" for name, value in wanted.items())
+        to = f"{wanted['width']} x {wanted['height']}" if fixed else ends
+        logger.warning("Pictures are brought to %s pixels: %s", to, told)
+
+
+def mode_of(channels: int) -> str:
+    """Pillow's name of the mode of pictures with so many channels."""
+    return GREY if channels == 1 else COLOUR
 
 
 def pixels(cells: Sequence[dict[str, Any]], side: int = 28) -> np.ndarray:

@@ -66,6 +66,11 @@ def load_features(
     Raises:
         InputError: columns that are missing, rows without text, sources that can't be read.
     """
+    if row.load is not None:
+        if stream.streaming or stream.mixture is not None:
+            flag = "streaming" if stream.streaming else "mixture"
+            raise InputError(f"--{flag} is for texts; leave it out to learn from pictures")
+        return row.load(data, processor)
     name, length, seed = options.objective, options.max_length, data.sample_seed
     endless = stream.streaming or stream.mixture is not None
     rows = load_rows(data, train=not stream.streaming, fallback=None)

@@ -15,7 +15,10 @@ class ObjectiveArguments:
 
     objective: str = field(
         default="mlm",
-        metadata={"help": "A row of OBJECTIVES: mlm, clm, nsp, contrastive, span_corruption, infilling."},
+        metadata={
+            "help": "A row of OBJECTIVES: mlm, clm, nsp, contrastive, span_corruption, infilling, "
+            "masked_patches."
+        },
     )
     max_length: int = field(
         default=256, metadata={"help": "Longest row in tokens; longer texts go on in further rows."}
@@ -28,7 +31,8 @@ class ObjectiveArguments:
         },
     )
     masking_rate: float | None = field(
-        default=None, metadata={"help": "Share of tokens to predict (default: 0.15; infilling: 0.3)."}
+        default=None,
+        metadata={"help": "Share of tokens to predict (default: 0.15; infilling: 0.3; masked_patches: 0.6)."},
     )
     whole_words: bool | None = field(
         default=None, metadata={"help": "Mask all tokens of a word or none (mlm, nsp)."}

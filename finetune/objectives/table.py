@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedImageModeling,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForSeq2SeqLM,
@@ -22,6 +23,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES,
     MODEL_FOR_PRETRAINING_MAPPING_NAMES,
@@ -34,7 +36,8 @@ from finetune.methods import check_packed, find_method
 from finetune.metrics import embeddings, likelihood
 from finetune.models import frozen_head, heads
 from finetune.models.attention import packed
-from finetune.objectives import collators, contrastive, documents
+from finetune.models.processors import TEXT
+from finetune.objectives import collators, contrastive, documents, pictures
 from finetune.objectives.options import ObjectiveArguments, check_values
 
 logger = logging.getLogger(__name__)
@@ -47,7 +50,7 @@ DECODERS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - READERS - WRITERS | {"
 PAIR_READERS = frozenset(MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES) & frozenset(
     MODEL_FOR_PRETRAINING_MAPPING_NAMES
 ) - {"fnet"} | {"albert"}
-COMMON = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "qwen2", "t5", "bart")
+COMMON = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "qwen2", "t5", "bart", "vit", "swin")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,10 @@ class Objective:
         follows: the paper.
         bind: options by name → functions of this row with the options in them, by the row's own names.
         keep_labels: labels → what evaluation keeps of them.
+        reads: what a row's input is: text, or a row of `models.processors.READERS`.
+        load: (options of the rows, processor) → features and the fingerprint of the training rows, where they
+            are no texts.
+        sized: (configuration of a model made anew, what the user overrides) → the same, fitted.
     """
 
     model: Any
@@ -90,6 +97,9 @@ class Objective:
     best: str
     follows: str
     bind: Callable[[dict[str, Any]], dict[str, Callable]]
+    reads: str = TEXT
+    load: Callable[..., Any] | None = None
+    sized: Callable[..., Any] | None = None
     keep_labels: Callable = loss.same_labels
 
 
@@ -205,6 +215,25 @@ OBJECTIVES: dict[str, Objective] = {
         "SEQ_2_SEQ_LM",
         "token_accuracy", "Lewis et al. 2020", bind_infilling,
     ),
+    "masked_patches": Objective(
+        AutoModelForMaskedImageModeling, pictures.no_texts, pictures.masked_collator, pictures.masked_costs,
+        pictures.first_cost, pictures.pictures_counted,
+        loss.everything, pictures.distances, frozenset(MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES), (),
+        {"masking_rate": 0.6}, None, "explained", "Xie et al. 2022", pictures.bind_masked_patches,
+        reads="image", load=pictures.load_pictures, sized=pictures.one_stride,
+    ),
+}  # fmt: skip
+
+
+# Objectives that families of other inputs than texts learn under the same name.
+OF_FAMILY = {
+    ("clm", "imagegpt"): Objective(
+        pictures.AutoModelForNextPixel, pictures.no_texts, pictures.pixel_collator, pictures.pixel_logits,
+        loss.packed_cross_entropy, loss.items,
+        loss.nats_and_hits, likelihood.token_likelihood, frozenset({"imagegpt"}), (), {}, None,
+        "token_accuracy", "Chen et al. 2020", pictures.bind_next_pixel,
+        reads="image", load=pictures.load_pictures,
+    ),
 }  # fmt: skip
 
 
@@ -222,14 +251,14 @@ def find_objective(name: str) -> Objective:
 
 
 def settle_objective(
-    options: ObjectiveArguments, apart: contrastive.ContrastiveArguments, seed: int
+    options: ObjectiveArguments, apart: contrastive.ContrastiveArguments, seed: int, family: str = ""
 ) -> Objective:
     """The row of `options.objective` with the options in its functions.
 
     Raises:
         InputError: no such objective, an option that it has no use for, or a value that can't be.
     """
-    row = find_objective(options.objective)
+    row = OF_FAMILY.get((options.objective, family)) or find_objective(options.objective)
     given = {
         one.name: vars(options)[one.name]
         for one in fields(options)
@@ -272,6 +301,8 @@ def check_objective(
             "The model has no dropout, so that a text's two views would be the same. "
             "Set --config_overrides hidden_dropout_prob=0.1, or --supervised with two texts a row"
         )
+    if row.reads != TEXT:
+        return
     if name == "clm":
         apart = packed.pack(network) if attention is None else packed.keeps_apart(network)
         if not apart:

@@ -4,8 +4,6 @@ model and no trainer.
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,10 +23,6 @@ from finetune.models.images import channels
 from finetune.tasks.classification import Inputs, examine_classes
 from finetune.tasks.task import Examined
 
-logger = logging.getLogger(__name__)
-
-USUAL = ("image", "img", "picture", "photo", "pixels", "file_name", "file", "path")
-
 
 def examine(rows: Rows, data: DataArguments) -> Examined:
     """Pictures with a class each (see `classification.examine_classes`).
@@ -37,7 +31,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
         InputError: a picture that can't be read, with its row, and whatever labels may have.
     """
     pictures.pillow()
-    lay_out = partial(lay_out_files, usual=USUAL, typed=Image(decode=False))
+    lay_out = partial(lay_out_files, usual=pictures.USUAL, typed=Image(decode=False))
     filled = partial(without_broken, fault=pictures.picture_fault, what="picture")
     return examine_classes(rows, data, Inputs(lay_out, filled, lambda row, of: content_of(row[of.text])))
 
@@ -49,35 +43,9 @@ def encode(
 
     Says in the log what is made of pictures of other modes and sizes.
     """
-    say_kinds(rows[columns.text], processor)
+    size = processor.to_dict().get("size", {})
+    pictures.say_kinds(rows[columns.text], pictures.mode_of(channels(processor)), size)
     return file_features(rows, columns, "image", [1] * len(rows), labels)
-
-
-def say_kinds(cells: Any, processor: Any) -> None:
-    """Which pictures are brought into another mode, and how many sizes into the model's one."""
-    modes, sizes = pictures.kinds(cells)
-    mode, wanted = mode_of(processor), processor.to_dict().get("size", {})
-    others = Counter({name: count for name, count in modes.items() if name != mode})
-    if others:
-        told = ", ".join(f"{count} of mode {name}" for name, count in others.most_common(5))
-        logger.warning("%s pictures are read as %s", told, mode)
-    side = {"height", "width"} <= wanted.keys() and (wanted["width"], wanted["height"])
-    strange = Counter({size: count for size, count in sizes.items() if size != side})
-    if strange:
-        told = ", ".join(f"{count} of {wide} x {high}" for (wide, high), count in strange.most_common(3))
-        more = ", ..." if len(strange) > 3 else ""
-        logger.warning("Pictures are brought to %s pixels: %s%s", _size(wanted), told, more)
-
-
-def _size(wanted: dict[str, int]) -> str:
-    if {"height", "width"} <= wanted.keys():
-        return f"{wanted['width']} x {wanted['height']}"
-    return " and ".join(f"{value} ({name})" for name, value in wanted.items())
-
-
-def mode_of(processor: Any) -> str:
-    """Pillow's name of the mode that a processor takes pictures in."""
-    return pictures.GREY if channels(processor) == 1 else pictures.COLOUR
 
 
 def collate(processor: Any) -> Callable[[Features], Batch]:
@@ -86,7 +54,7 @@ def collate(processor: Any) -> Callable[[Features], Batch]:
     Returns a function: features → pixel_values [batch, channels, height, width] (ImageGPT: input_ids [batch,
     pixels]), labels and row [batch].
     """
-    mode = mode_of(processor)
+    mode = pictures.mode_of(channels(processor))
 
     def batch_of(features: Features) -> Batch:
         batch = dict(processor([pictures.opened(f["image"], mode) for f in features], return_tensors="pt"))

@@ -17,6 +17,7 @@ from finetune.data.sources import TextArguments
 from finetune.errors import InputError
 from finetune.methods import attach, check_length
 from finetune.models.load import ModelArguments
+from finetune.models.processors import TEXT
 from finetune.models.scratch import ScratchArguments, prepare
 from finetune.models.sharded import make_whole
 from finetune.objectives.contrastive import ContrastiveArguments, save_sentence_encoder
@@ -100,7 +101,7 @@ def settle_pretraining(
     Raises:
         InputError: options that don't go together, or a model or a method that the objective can't train.
     """
-    row = settle_objective(objective, contrastive, training.seed)
+    row = settle_objective(objective, contrastive, training.seed, family)
     check_model(objective.objective, row, family)
     check_method(objective.objective, row, method)
     alone = objective.objective == "contrastive" and contrastive.negative_column is None
@@ -122,7 +123,8 @@ def prepare_tuned(
     Raises:
         InputError: see `check_objective`; or a row longer than the model has positions.
     """
-    processor, network = prepare(model, scratch, row.model, objective.max_length)
+    length = objective.max_length if row.reads == TEXT else None
+    processor, network = prepare(model, scratch, row.model, length, reads=row.reads, sized=row.sized)
     check_objective(
         objective.objective,
         row,
@@ -132,7 +134,8 @@ def prepare_tuned(
         attention=model.attn_implementation,
     )
     network = attach(network, tuning.method, tuning.method_kwargs, row.peft)
-    check_length(network, objective.max_length)
+    if length is not None:
+        check_length(network, length)
     return processor, network
 
 

@@ -1,4 +1,4 @@
-"""What is learnt from bare pictures: hidden patches and the next pixel; noise and loss do not depend on batches."""
+"""What is learnt from bare pictures: hidden patches and the next pixel; neither depends on a batch."""
 
 from __future__ import annotations
 

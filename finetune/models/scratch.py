@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,7 +249,7 @@ def _parse(text: str) -> dict[str, Any]:
     try:
         if text.strip().startswith("{"):
             return dict(json.loads(text))
-        pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
+        pairs = [part.split("=", 1) for part in re.split(r",(?=\s*\w+\s*=)", text) if part.strip()]
         return {name.strip(): _value(value.strip()) for name, value in pairs}
     except ValueError as error:
         raise InputError(

@@ -30,7 +30,7 @@ from finetune.errors import InputError
 from finetune.loss import IGNORED
 from finetune.models.heads import core
 from finetune.models.images import channels
-from finetune.objectives.collators import Fresh, Row
+from finetune.objectives.collators import Fresh
 
 
 class AutoModelForNextPixel(_BaseAutoModelClass):
@@ -94,10 +94,10 @@ def masked_collator(processor: Any, *, seed: int) -> Fresh:
     """
     mode = pictures.mode_of(channels(processor))
 
-    def drawn(rng: Generator, feature: Row) -> Row:
+    def drawn(rng: Generator, feature: dict[str, Any]) -> Row:
         return {"image": feature["image"], "chance": int(rng.integers(2**62))}
 
-    def batch(rows: list[Row]) -> Batch:
+    def batch(rows: list[dict[str, Any]]) -> Batch:
         opened = [pictures.opened(row["image"], mode) for row in rows]
         values = processor(opened, return_tensors="pt")["pixel_values"]
         chance = torch.tensor([row["chance"] for row in rows])
@@ -171,7 +171,7 @@ def pixel_collator(processor: Any, *, seed: int) -> Fresh:
         )
     start = len(colours)
 
-    def batch(rows: list[Row]) -> Batch:
+    def batch(rows: list[dict[str, Any]]) -> Batch:
         opened = [pictures.opened(row["image"], mode) for row in rows]
         pixels = torch.as_tensor(np.asarray(processor(opened)["input_ids"]))
         first = torch.full((len(rows), 1), start)

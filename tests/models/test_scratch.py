@@ -5,6 +5,7 @@ from conftest import make_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from finetune.errors import InputError
+from finetune.models import scratch
 from finetune.models.load import ModelArguments
 from finetune.models.scratch import ScratchArguments, prepare
 
@@ -75,3 +76,9 @@ def test_a_loaded_model_keeps_its_tokenizer():
 def test_an_unknown_configuration():
     with pytest.raises(InputError, match=r"No configuration 'no/such'.*--from_config"):
         prepare(ModelArguments(), ScratchArguments("no/such", tokenizer_name=None), AutoModelForMaskedLM, 32)
+
+
+def test_overrides_hold_lists():
+    config = scratch._base("resnet", ModelArguments())
+    scratch._override(config, "hidden_sizes=[8, 16],depths=[1,1], layer_type=basic", "image")
+    assert (config.hidden_sizes, config.depths, config.layer_type) == ([8, 16], [1, 1], "basic")

@@ -94,7 +94,7 @@ def masked_collator(processor: Any, *, seed: int) -> Fresh:
     """
     mode = pictures.mode_of(channels(processor))
 
-    def drawn(rng: Generator, feature: dict[str, Any]) -> Row:
+    def drawn(rng: Generator, feature: dict[str, Any]) -> dict[str, Any]:
         return {"image": feature["image"], "chance": int(rng.integers(2**62))}
 
     def batch(rows: list[dict[str, Any]]) -> Batch:

@@ -218,7 +218,7 @@ OBJECTIVES: dict[str, Objective] = {
     "masked_patches": Objective(
         AutoModelForMaskedImageModeling, pictures.no_texts, pictures.masked_collator, pictures.masked_costs,
         pictures.first_cost, pictures.pictures_counted,
-        loss.everything, pictures.distances, frozenset(MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES), (),
+        loss.everything, pictures.distance_figures, frozenset(MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES), (),
         {"masking_rate": 0.6}, None, "explained", "Xie et al. 2022", pictures.bind_masked_patches,
         reads="image", load=pictures.load_pictures, sized=pictures.one_stride,
     ),

@@ -144,9 +144,7 @@ def pictures_counted(labels: Tensor) -> Tensor:
     return torch.ones_like(labels, dtype=torch.long)
 
 
-def distance_figures(
-    costs: np.ndarray, gold: np.ndarray, names: Sequence[str] | None = None
-) -> dict[str, Any]:
+def pixel_figures(costs: np.ndarray, gold: np.ndarray, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Figures of masked patches.
 
     Args:

@@ -50,6 +50,7 @@ DECODERS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - READERS - WRITERS | {"
 PAIR_READERS = frozenset(MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES) & frozenset(
     MODEL_FOR_PRETRAINING_MAPPING_NAMES
 ) - {"fnet"} | {"albert"}
+PICTURE_READERS = frozenset(MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES)
 COMMON = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "qwen2", "t5", "bart", "vit", "swin")
 
 
@@ -218,7 +219,7 @@ OBJECTIVES: dict[str, Objective] = {
     "masked_patches": Objective(
         AutoModelForMaskedImageModeling, pictures.no_texts, pictures.masked_collator, pictures.masked_costs,
         pictures.first_cost, pictures.pictures_counted,
-        loss.everything, pictures.distance_figures, frozenset(MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES), (),
+        loss.everything, pictures.pixel_figures, PICTURE_READERS, (),
         {"masking_rate": 0.6}, None, "explained", "Xie et al. 2022", pictures.bind_masked_patches,
         reads="image", load=pictures.load_pictures, sized=pictures.one_stride,
     ),

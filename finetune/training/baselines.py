@@ -33,6 +33,7 @@ from finetune.training.trainer import make_trainer
 
 BASELINES = ("bag_of_words", "majority")
 PAD, UNKNOWN, GAP = "[PAD]", "[UNK]", " "
+# a bag of words has no positions, so that nothing of a text has to go
 WHOLE_TEXT = 1_000_000  # tokens: nothing is cut
 # what scikit-learn's TfidfVectorizer takes for no word: signs, and single letters
 NO_WORD = r"\b\w\b|\W"
@@ -50,6 +51,7 @@ def check_baseline(name: str, task: str, method: MethodArguments) -> None:
             "Set "
             "--task classification, or --model_name_or_path to a model"
         )
+    # the default is there when nothing was said: only a method that was asked for is refused
     if method.method not in ("full", MethodArguments().method) or method.method_kwargs:
         raise InputError(
             f"--model_name_or_path {name} is fitted whole; leave out --method {method.method} and its options"
@@ -59,11 +61,13 @@ def check_baseline(name: str, task: str, method: MethodArguments) -> None:
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     """Words of two letters or more in lower case, as scikit-learn's TfidfVectorizer parts them; what stands
     between them is one token, so that no text is empty."""
+    # PAD, UNKNOWN, GAP are 0, 1, 2, as BagOfWordsConfig takes them for granted
     vocabulary = {token: place for place, token in enumerate([PAD, UNKNOWN, GAP, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Lowercase(), normalizers.Replace(Regex(NO_WORD), GAP)]
     )
+    # "isolated" keeps the gaps as tokens: a text of signs alone has one and isn't an empty row
     tokenizer.pre_tokenizer = pre_tokenizers.Split(GAP, "isolated")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, clean_up_tokenization_spaces=False,
@@ -81,8 +85,10 @@ def fit_baseline(
     """
     if name == "majority":
         network = BagOfWordsForSequenceClassification(BagOfWordsConfig(num_labels=count))
+        # logarithms of the shares: softmax over the bias alone gives back how often each class is
         share = np.bincount(gold, minlength=count) / len(gold)
         with torch.no_grad():
+            # a class without rows has a share of 0, whose logarithm would be -inf
             network.bias.copy_(torch.tensor(np.log(np.maximum(share, 1e-9))))
         return word_tokenizer([]), network
     try:
@@ -104,6 +110,7 @@ def from_scikit_learn(
     words = sorted({word for unit in units for word in unit.split(" ")})
     processor = word_tokenizer(words)
     ids, size = processor.get_vocab(), len(processor)
+    # ascending, since the model finds a pair by a binary search among these numbers
     pairs = sorted(
         (ids[first] * size + ids[second], column)
         for unit, column in units.items()
@@ -115,9 +122,11 @@ def from_scikit_learn(
     )
     network = BagOfWordsForSequenceClassification(config)
     coefficients, intercept = regression.coef_, regression.intercept_
+    # two rows, as the model's head has them; a first one of zeros leaves the probabilities as they are
     if len(coefficients) == 1:  # of two classes scikit-learn keeps the second's alone
         coefficients, intercept = np.stack([0 * coefficients[0], coefficients[0]]), np.append(0, intercept)
     columns = [(ids[unit], column) for unit, column in units.items() if " " not in unit]
+    # pairs stand behind the single tokens, in their own order
     columns += [(size + place, column) for place, (_, column) in enumerate(pairs)]
     places, taken = (torch.tensor(part) for part in zip(*columns, strict=True))
     classes = torch.tensor(regression.classes_)
@@ -125,6 +134,7 @@ def from_scikit_learn(
         network.pairs.copy_(torch.tensor([pair for pair, _ in pairs], dtype=torch.long))
         network.rarity.weight[places, 0] = torch.tensor(vectors.idf_[taken]).float()
         weights = torch.zeros(len(places), count)
+        # classes that no row has got no column in scikit-learn's coefficients
         weights[:, classes] = torch.tensor(coefficients[:, taken].T).float()
         network.weights.weight[places] = weights
         network.bias.fill_(-1e4)  # a class without a row is nobody's
@@ -149,11 +159,13 @@ def run_baseline(*groups: Any) -> dict[str, Any]:
             "MetricArguments", "TrainingArguments",
         )
     )  # fmt: skip
+    # options of training that would change nothing must not be taken silently
     for flag, asked in _idle(given).items():
         if asked:
             raise InputError(f"{model.model_name_or_path} is fitted in one go; leave --{flag} out")
     check_baseline(model.model_name_or_path, task.task, method)
     changed = {"TaskArguments": replace(task, max_length=WHOLE_TEXT)}
+    # "full" stands in the folder's arguments, whatever default was there: no adapter is to be looked for
     changed["MethodArguments"] = replace(method, method="full")
     task = changed["TaskArguments"]
     options = resolved_options(*(given | changed).values())
@@ -161,6 +173,7 @@ def run_baseline(*groups: Any) -> dict[str, Any]:
     row = replace(row, figures=with_metrics(row.figures, metric.metrics))
     found = steps.examine_rows(row, data, training, options)
     assert found.rows.train is not None and found.labels is not None
+    # numbers in the order of `labels`, as `classes_` in the fitted model then are
     gold = np.array(class_ids(found.rows.train, found.columns.label, found.labels))
     start = time.perf_counter()
     processor, network = fit_baseline(
@@ -177,7 +190,9 @@ def run_baseline(*groups: Any) -> dict[str, Any]:
         row, task, processor, features, asked, batching=batching, training=training
     )
     steps.open_folder(row, options, found, features, network)
+    # nothing is trained by it: it brings evaluation, answers and the folder of any other run
     trainer = make_trainer(row, network, processor, training, features, **further)
+    # where `last_figures` looks for the seconds that a training took
     trainer.state.log_history.append({"train_runtime": seconds})
     return steps.save_run(trainer, found, asked, task.save_predictions)
 
@@ -199,4 +214,5 @@ def whole_texts(rows: Dataset, found: Examined) -> list[str]:
     first, second = found.columns.text, found.columns.pair
     if second is None:
         return rows[first][:]
+    # to scikit-learn as to this tokenizer a line's end is one gap more: pairs of words go over it
     return [f"{one}\n{other}" for one, other in zip(rows[first], rows[second], strict=True)]

@@ -42,6 +42,7 @@ def foundation(model: ModelArguments) -> tuple[ModelArguments, Path | None]:
             "a "
             "run of this toolkit, or merge it first"
         )
+    # an adapter fits the layers that its base had after pruning, wherever the user doesn't say them again
     kept = model.keep_layers or (read_passport(folder) or {}).get(KEPT)  # of a base that was pruned
     return replace(model, model_name_or_path=base, keep_layers=kept), folder
 
@@ -70,24 +71,29 @@ def tune(
         return processor, attach(network, method.method, method.method_kwargs, task)
     passport, file = read_passport(before) or {}, before / LABELS_FILE
     there = passport.get("method")
+    # folders of other tools name no method, and PEFT's own checks have to do
     if there is not None and there != method.method:
         raise InputError(
             f"{before} holds an adapter by the method '{there}', which is trained on by no other. Set "
             f"--method {there}, "
             "or merge it into a model first and tune that"
         )
+    # the same options said again are no contradiction: a command may be repeated with another folder
     if method.method_kwargs and method.method_kwargs != passport.get("method_kwargs"):
         raise InputError(f"The adapter in {before} has its options already; leave --method_kwargs out")
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    # in order too: the head's outputs are these classes by their places
     if known != labels:
         raise InputError(
             f"The adapter in {before} tells {', '.join(map(str, known or ['no classes']))} apart, and the "
             "rows have "
             f"{', '.join(labels or ['none'])}. Set --model_name_or_path to a base, or mend the rows"
         )
+    # the adapter's own: tokens that it gained have no row in the base's embeddings yet
     if reads == TEXT and (before / "tokenizer_config.json").is_file():
         processor = load_processor(str(before))
         fit_embeddings(network, processor)
     check_passport(before, network, processor, False)
     logger.warning("Training on with the adapter in %s", before)
+    # PEFT loads for inference unless it is told otherwise, and nothing would be trained
     return processor, peft.PeftModel.from_pretrained(network, str(before), is_trainable=True)

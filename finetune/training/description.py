@@ -33,12 +33,14 @@ def describe_rows(
     scored on the evaluation rows. Call on the main process.
     """
     path, columns = Path(folder), found.columns
+    # a series has no texts: its `text` is the time, and channels have the place of a label
     roles = {"text": columns.text, "second text": columns.pair, "label": columns.label}
     if columns.further:
         roles = {"time": columns.text, "channels": ", ".join(columns.further)}
     told: dict[str, Any] = {
         "columns": {role: name for role, name in roles.items() if name},
         "rows": {
+            # the page's words for the splits, not the names in the tables
             {"train": "training", "eval": "evaluation"}[split]: len(part)
             for split, part in found.rows.splits()
         },
@@ -46,11 +48,14 @@ def describe_rows(
     }
     if found.provenance is not None:
         told["licence"] = licence_of(found.provenance)
+    # a stream has no training rows at hand, so that no class is counted
     if found.rows.train is not None and found.labels is not None:
         train = row_classes(found.rows.train, columns.label)
         if train is not None:
+            # by number of rows, so that a page shows the largest first
             told["classes"] = dict(Counter(train).most_common())
     write_atomically(path / DATA, json.dumps(told, ensure_ascii=False))
+    # both splits: learnt on the one, scored on the other
     if baselines is not None and found.rows.train is not None and found.rows.eval is not None:
         write_atomically(path / BASELINES, json.dumps(baselines(found), ensure_ascii=False))
 
@@ -58,5 +63,6 @@ def describe_rows(
 def _lengths(features: Mapping[str, Dataset]) -> list[int]:
     """Tokens of training rows; none where all are alike, as pictures are, or where they are a stream."""
     train = features.get("train")
+    # a stream is no Dataset and has no lengths until it is read
     found = train["length"][:MOST_LENGTHS] if isinstance(train, Dataset) else []
     return found if len(set(found)) > 1 else []

@@ -39,12 +39,14 @@ class DistilArguments:
     )
 
     def __post_init__(self) -> None:
+        # `not >` and no `<=`, which nan would pass
         if not self.distil_temperature > 0:
             raise InputError(f"Got --distil_temperature {self.distil_temperature}; wanted a number above 0")
         if not 0 < self.distil_weight <= 1:
             raise InputError(
                 f"Got --distil_weight {self.distil_weight}; wanted a share above 0, 1 for the teacher alone"
             )
+        # compared with the defaults, which are said in one place
         plain = DistilArguments.__dataclass_fields__
         for name in ("distil_temperature", "distil_weight"):
             if self.teacher is None and vars(self)[name] != plain[name].default:
@@ -64,9 +66,11 @@ def soft_cross_entropy(logits: Tensor, taught: Tensor, labels: Tensor, temperatu
     Returns:
         [batch], in nats × temperature².
     """
+    # the teacher's logits may be in bf16, whose logarithms of small chances are too coarse
     wanted = (taught.float() / temperature).log_softmax(-1)
     said = (logits.float() / temperature).log_softmax(-1)
     each = (wanted.exp() * (wanted - said)).sum(-1) * temperature**2
+    # summed by row, as the labels' losses are, for the trainer divides both by the same number of items
     return each.masked_fill(labels.eq(IGNORED), 0.0).reshape(len(labels), -1).sum(dim=1)
 
 
@@ -80,9 +84,11 @@ class DistilTrainer(ExactTrainer):
         super().__init__(**kwargs)
 
     def measured(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
+        # read before super's, which takes both out of the batch
         rows, labels = inputs["row"], inputs["labels"]
         losses, items, logits = super().measured(model, inputs)
         with torch.no_grad():
+            # a teacher may stand on another device or keep its logits in main memory
             taught = self.teacher(inputs, labels, rows).to(logits.device)
         share = self.distil.distil_weight
         soft = soft_cross_entropy(logits, taught, labels, self.distil.distil_temperature)
@@ -100,6 +106,7 @@ def taught_by(teacher: Teacher | None, distil: DistilArguments, others: Mapping[
     """
     if teacher is None:
         return {}
+    # a mechanism of differential privacy, see finetune.privacy
     if "mechanism" in others:
         raise InputError(
             "--teacher with --epsilon: what the teacher has learnt of its rows is not covered by it; leave "

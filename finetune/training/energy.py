@@ -34,6 +34,7 @@ class EnergyMeter(TrainerCallback):
 
         # it announces itself before it reads the level that it is given
         logging.getLogger("codecarbon").addFilter(lambda record: record.levelno >= logging.ERROR)
+        # "process" leaves out what other programs on this machine draw
         self._meter = OfflineEmissionsTracker(
             country_iso_code="USA", output_methods=[], log_level="error", tracking_mode="process"
         )
@@ -44,5 +45,6 @@ class EnergyMeter(TrainerCallback):
             return
         self._meter.stop()
         used = float(self._meter.final_emissions_data.energy_consumed)
+        # into the history and not aside: a run that is continued adds up its parts (see `_logged`)
         state.log_history.append({ENERGY: used, "step": state.global_step})
         self._meter = None

@@ -34,7 +34,9 @@ def seconds_of(limit: str, flag: str = "--time_limit") -> float:
     Raises:
         InputError: none of these.
     """
+    # units must stand from the largest to the smallest, in UNITS' order, for the zip below
     parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s?)?", str(limit).strip())
+    # every part is optional, so that the empty text matches too
     if not parts or not any(parts.groups()):
         raise InputError(f"Got {flag} {limit}; wanted a time as 3h55m, 90m or 300s")
     return float(sum(int(n) * size for n, size in zip(parts.groups(), UNITS.values(), strict=True) if n))
@@ -64,6 +66,7 @@ class Notice:
     """
 
     def __init__(self, limit: float | None = None) -> None:
+        # monotonic: a clock that is set while a run goes on must not end it
         self.end = None if limit is None else time.monotonic() + limit
         self.given: str | None = None
         self._before: dict[int, Any] = {}
@@ -71,8 +74,10 @@ class Notice:
 
     def listen(self) -> None:
         """Take over the signals; outside the main thread there are none to take."""
+        # loading and encoding are no step, and would count as the longest one
         self._last = time.monotonic()
         try:
+            # the ones before are kept, for a program that trains and then does something else
             self._before = {one: signal.signal(one, self._told) for one in SIGNALS}
         except ValueError:
             logger.debug("signals stay as they are outside the main thread")
@@ -84,6 +89,7 @@ class Notice:
         self._before = {}
 
     def _told(self, number: int, frame: Any) -> None:
+        # marked and no more: a handler runs in the middle of a step, where nothing whole could be saved
         self.given = signal.Signals(number).name
 
     def due(self) -> str | None:
@@ -91,9 +97,12 @@ class Notice:
         a step.
         """
         now = time.monotonic()
+        # steps differ (evaluations, saving), so that the longest one is the measure
         self._longest, self._last = max(self._longest, now - self._last), now
+        # twice the longest: the next step may take as long, and its checkpoint has to be written yet
         if self.end is not None and now + 2 * self._longest > self.end:
             self.given = self.given or "--time_limit"
+        # a signal may reach one process alone, and the others would wait for it at the next step for ever
         if PartialState().num_processes > 1:
             told = torch.tensor(float(self.given is not None), device=PartialState().device)
             torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
@@ -132,6 +141,7 @@ class Interrupts(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.reason = self.notice.due()
+        # after the last step the run ends by itself, and is saved as a finished one
         if self.reason and state.global_step < state.max_steps:
             control.should_save = True
 
@@ -139,6 +149,7 @@ class Interrupts(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.reason and state.global_step < state.max_steps:
+            # the checkpoint is sealed by now: the Sealer stands before this callback
             leave_stopped(self.reason, f"checkpoint-{state.global_step}")
 
     def on_train_end(
@@ -161,12 +172,15 @@ class Resuming(Trainer):
 
     def _stopped_early(self) -> bool:
         """Whether the state that this run goes on from is one whose training had been ended by a callback."""
+        # transformers keeps callbacks' states in the checkpoint, the control flow among them
         told = self.state.stateful_callbacks.get("TrainerControl", {})
+        # only at the point of resuming: afterwards the flag is this run's own
         fresh = self.state.global_step == self._initial_global_step
         return fresh and self.state.global_step > 0 and bool(told.get("args", {}).get("should_training_stop"))
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
+        # a torn checkpoint (a kill, a full disk) would be loaded and pass for the best model
         reason = fault(Path(best)) if best and Path(best).is_dir() else None
         if reason:
             raise InputError(

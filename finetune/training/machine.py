@@ -24,6 +24,7 @@ def has_fast_bf16() -> bool:
     """
     kind = device().type
     if kind == "cuda":
+        # cards before Ampere emulate bf16, slower than float32
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind == "xpu":
         return torch.xpu.is_bf16_supported(including_emulation=False)
@@ -38,6 +39,7 @@ def keep_to_cpu(options: Any) -> None:
     for every tensor.
     """
     if options.use_cpu:
+        # accelerate, which starts later, reads the environment and not these options
         os.environ["ACCELERATE_USE_CPU"] = "true"
     options.use_cpu = device().type == "cpu"
 
@@ -81,15 +83,18 @@ def processes(verb: str) -> int:
 
 def _way() -> str | None:
     """What the launcher's environment or the command line asks for; None for nothing in particular."""
+    # the launcher speaks to its processes by environment alone
     told = {
         name: value.lower() in ("1", "true", "yes")
         for name, value in os.environ.items()
         if name.startswith("ACCELERATE_USE_")
     }
+    # `--fsdp full_shard` and `--fsdp=full_shard` are the same option, which transformers takes by itself
     words = {word.partition("=")[0] for word in sys.argv[1:]}
     if told.get("ACCELERATE_USE_MEGATRON_LM") or told.get("ACCELERATE_USE_PARALLELISM_CONFIG"):
         return "Megatron or a parallelism of accelerate's"
     if told.get("ACCELERATE_USE_DEEPSPEED") or "--deepspeed" in words:
+        # ZeRO-3 shards weights and goes by another name, so that no verb's table holds it
         return "DeepSpeed's ZeRO-3" if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3" else "zero"
     if told.get("ACCELERATE_USE_FSDP") or "--fsdp" in words:
         return "FSDP's first version" if os.environ.get("FSDP_VERSION", "2") != "2" else "fsdp2"
@@ -103,6 +108,7 @@ def world_size() -> int:
         InputError: a launcher was asked for several processes and started one, or several GPUs stand behind
             one process.
     """
+    # torchrun and accelerate set it for each process that they start
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if "WORLD_SIZE" not in os.environ and "MASTER_ADDR" in os.environ:
         # accelerate's simple launcher sets the address when it was asked for several processes, and then
@@ -113,6 +119,7 @@ def world_size() -> int:
             "Wanted: accelerate launch --config_file scripts/accelerate/two_cpus.yaml ..., or torchrun "
             "--nproc_per_node N ..."
         )
+    # `LOCAL_RANK` is the sign of a launcher, which gives each process a card of its own
     if size == 1 and torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
         raise InputError(
             f"{torch.cuda.device_count()} GPUs are visible to one process, which would train by "
@@ -133,6 +140,7 @@ def join_processes(verb: str) -> PartialState:
         InputError: as `processes` does.
     """
     size, on_cpu = processes(verb), device().type == "cpu"
+    # made once in a process and shared by all of accelerate: the first to make it settles the backend
     state = PartialState(cpu=on_cpu)
     if state.num_processes != size:
         raise InputError(
@@ -140,6 +148,7 @@ def join_processes(verb: str) -> PartialState:
             "scripts/accelerate/two_cpus.yaml"
         )
     if size > 1 and state.is_main_process and on_cpu:
+        # sums on a CPU are cut by threads, so that their number decides the last bits
         threads = torch.get_num_threads()
         logger.warning(
             "%d processes, %d threads each; one process with OMP_NUM_THREADS=%d gives the same bytes",
@@ -170,4 +179,5 @@ def peak_memory_mb() -> float:
     if device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # kilobytes on Linux, bytes on macOS
     return held / (2**20 if platform.system() == "Darwin" else 2**10)

@@ -18,9 +18,12 @@ def check_optimizer(training: TrainingArguments, network: Any) -> None:
         InputError: its package is missing, or options that it needs.
     """
     try:
+        # made by transformers' own look-up and thrown away: importing its package is what may fail
         Trainer.get_optimizer_cls_and_kwargs(training, network)
     except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
+        # an enum's value is what the user wrote
         name = training.optim.value if isinstance(training.optim, OptimizerNames) else training.optim
         raise InputError(
+            # messages of several lines would tear the error's one line
             f"--optim {name} can't be used: {' '.join(str(error).split())} Set --optim"
         ) from error

@@ -27,6 +27,7 @@ LEAST = {
     "seed": 0, "warmup_steps": 0, "max_grad_norm": 0, "weight_decay": 0, "label_smoothing_factor": 0,
     "dataloader_num_workers": 0,
 }  # fmt: skip
+# figures of which fewer is better; all others grow with quality
 LOWER_IS_BETTER = {"loss", "mse", "mae", "perplexity", "bits_per_byte", "uniformity", "alignment"}
 
 
@@ -90,15 +91,19 @@ class TrainingArguments(transformers.TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # before super's checks, whose words name no flag of this project
         if self.output_dir is None:
             raise InputError("No output folder; set --output_dir")
         for name, least in LEAST.items():
+            # `not >=` and no `<`, which nan would pass
             if not vars(self)[name] >= least:
                 raise InputError(f"Got --{name} {vars(self)[name]}; wanted {least} or more")
+        # -1 is transformers' own word for no limit
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(
                 f"Got --max_steps {self.max_steps}; wanted 1 or more, or none for --num_train_epochs"
             )
+        # numpy takes seeds of 32 bits
         if self.seed >= 2**32:
             raise InputError(f"Got --seed {self.seed}; wanted a number below {2**32}")
         if self.fsdp and os.environ.get("WORLD_SIZE", "1") == "1":
@@ -114,20 +119,24 @@ class TrainingArguments(transformers.TrainingArguments):
             raise InputError(
                 f"Got --label_smoothing_factor {self.label_smoothing_factor}; wanted a share below 1"
             )
+        # both look at the raw options: super's own initialisation settles device and precision by them
         check_stops(self)
         keep_to_cpu(self)
         if self.bf16 is None:
+            # fp16 and bf16 together are refused by transformers
             self.bf16 = not self.fp16 and has_fast_bf16()
         named, better = self.metric_for_best_model, self.greater_is_better
         if named is not None and better is None:
             self.greater_is_better = named.removeprefix("eval_") not in LOWER_IS_BETTER
         try:
             super().__post_init__()
+            # made once for nothing: a package that is missing is said now and not after the model was loaded
             for reporter in get_reporting_integration_callbacks(self.report_to):
                 reporter()
         # transformers' own words on options that don't fit together, or packages that aren't there
         except (ValueError, RuntimeError, ImportError) as error:
             raise InputError(str(error)) from error
+        # transformers has put "loss" there meanwhile; the two schedulers need it
         if named is None and self.lr_scheduler_type not in ("reduce_lr_on_plateau", "greedy"):
             self.metric_for_best_model, self.greater_is_better = None, better  # the task's own, see `settled`
 
@@ -145,7 +154,9 @@ def settled(
     if training.learning_rate is None:
         changes["learning_rate"] = learning_rate
     if patience is not None:
+        # waiting is counted in evaluations, and the best of them must have a checkpoint to go back to
         if training.eval_strategy == "no" or training.eval_strategy != training.save_strategy:
+            # enums by now, made of the user's words by transformers
             when, saved = (
                 IntervalStrategy(name).value for name in (training.eval_strategy, training.save_strategy)
             )

@@ -47,6 +47,7 @@ class Visits(Sampler[list[Visit]]):
 
     def __iter__(self) -> Iterator[list[Visit]]:
         for batch in self.batches:
+            # in the batch and no attribute of the data set: workers that stay alive hold a copy of that
             yield [(row, self.batches.epoch) for row in batch]
 
 
@@ -60,6 +61,7 @@ class Visited(TorchDataset):
         return len(self.features)
 
     def __getitem__(self, visit: Visit) -> dict[str, Any]:
+        # the collator draws the noise, and asks for the row and this epoch
         return self.features[visit[0]] | {"epoch": visit[1]}
 
 
@@ -69,8 +71,10 @@ class FreshTrainer(ExactTrainer):
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
         plain = super().get_train_dataloader()
+        # a stream numbers its rows on and on, so that each has noise of its own without an epoch
         if isinstance(self.train_dataset, Stream):
             return plain
+        # the batches of the exact loader, dealt out by process already
         return EpochLoader(
             Visited(self.train_dataset),
             batch_sampler=Visits(plain.batch_sampler),  # type: ignore[arg-type]
@@ -104,6 +108,7 @@ def settle_pretraining(
     row = settle_objective(objective, contrastive, training.seed, family)
     check_model(objective.objective, row, family)
     check_method(objective.objective, row, method)
+    # with negatives of its own a row has something to be told from even alone
     alone = objective.objective == "contrastive" and contrastive.negative_column is None
     check_pretraining(stream, data, batching, training, in_batch=alone)
     return row
@@ -129,6 +134,7 @@ def prepare_tuned(
         objective.objective,
         row,
         network,
+        # the attention that was asked for, not the one in use: a choice of the user's isn't changed silently
         processor,
         supervised=contrastive.supervised,
         attention=model.attn_implementation,
@@ -143,11 +149,13 @@ def save_pretrained(
     trainer: ExactTrainer, processor: Any, objective: ObjectiveArguments, contrastive: ContrastiveArguments
 ) -> None:
     """What a run leaves: the artefact, and for vectors of texts what sentence-transformers reads."""
+    # on every process: both ask all of them for what they hold
     figures, network = trainer.last_figures(), trainer.unwrapped()
     make_whole(network)
     if not trainer.is_world_process_zero():
         return
     folder = str(trainer.args.output_dir)
+    # first, since `save_artefact` ends with metrics.json, the sign of a finished run
     if objective.objective == "contrastive":
         save_sentence_encoder(network, processor, folder, contrastive.pooling, objective.max_length)
     save_artefact(network, processor, folder, None, figures)
@@ -170,9 +178,11 @@ def check_pretraining(
         InputError: one is set, or one that a stream needs is not; or batches of one row, which has nothing to
             be told from.
     """
+    # batches over all processes are compared together
     if (
         in_batch
         and training.per_device_train_batch_size * training.world_size < 2
+        # with a budget of tokens the number of rows is not known before they are read
         and batching.tokens_per_batch is None
     ):
         raise InputError(

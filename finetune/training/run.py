@@ -59,13 +59,16 @@ def examine_rows(
     Raises:
         InputError: rows that the task can't learn from, or a folder that holds something else.
     """
+    # before rows are sampled and a head is drawn, which both take from the same streams
     set_seed(training.seed)
+    # the others then read what the main process has put into the cache
     with training.main_process_first(desc="reading rows"):
         if stream is not None and stream.streaming:
             found = examine_stream(row, data, stream)
         else:
             rows = row.load(data)
             found = row.examine(rows, data)._replace(provenance=provenance_of(rows, data))
+    # the fingerprint is part of what makes two runs the same, so that it comes after the rows
     check_vacant(dict(options), found.fingerprint)
     return found
 
@@ -89,12 +92,14 @@ def load_for(
     Raises:
         InputError: no such model.
     """
+    # both columns are "messages" where the rows are chats
     chats = chats or found.columns.text == found.columns.label == "messages"
     processor, network = prepare(
         model, scratch or ScratchArguments(), row.model, reads=row.reads, labels=found.labels, chats=chats,
         quantized=quantized, sized=None if row.sized is None else partial(row.sized, found=found),
         **row.config,
     )  # fmt: skip
+    # a start from the rows (a mean, word counts) needs training rows; evaluating alone has none
     if row.start is not None and found.rows.train is not None:
         row.start(network, processor, found)
     return processor, network
@@ -114,8 +119,10 @@ def encode_rows(
     Raises:
         InputError: no room for a text, or none for what shall be written.
     """
+    # pictures, sounds and series have no length in tokens
     if row.reads == TEXT:
         check_max_length(processor, options.max_length, row.pair)
+    # tokenised once, by the main process, and read from the cache by the others
     with training.main_process_first(desc="tokenising"):
         features = {
             split: row.encode(part, found.columns, processor, options.max_length, found.labels)
@@ -149,6 +156,7 @@ def encode_all(
 def ask(found: Examined, features: Dataset) -> Asked:
     """The evaluation rows that have features, in the order in which a model sees these."""
     assert found.rows.eval is not None
+    # answers are matched with rows by place, so that those without features have to go here too
     held = found.rows.eval.select(sorted(set(features["row"][:])))  # of some nothing is left to learn
     return Asked(held, found.columns, by_length(features), found.labels)
 
@@ -170,10 +178,12 @@ def trainer_options(
         InputError: a row that fits in no batch, weights for classes that aren't there, options that
             generation doesn't have.
     """
+    # not even a stream's first rows say how often each class is
     endless = isinstance(features["train"], Stream)
     if endless and options.class_weights:
         raise InputError("--class_weights counts all training rows, and a stream has no end; leave it out")
     if not endless:
+        # a budget that no single row fits would give an empty batch, or one above it
         check_budget(features["train"]["length"][:], batching.tokens_per_batch)
     return {
         "batching": batching,
@@ -193,6 +203,7 @@ def sets_of(asked: Asked) -> Sets | None:
         return None
     names = [Path(name).name for name in asked.rows[SET]]
     numbers: list[int] = asked.features["row"][:]
+    # features are sorted by length and rows are not; `row` numbers are raw ones, with gaps
     place = {number: index for index, number in enumerate(sorted(set(numbers)))}
     return Sets([names[place[number]] for number in numbers], names)
 
@@ -206,6 +217,7 @@ def open_folder(
         InputError: the folder holds another run.
     """
     checkpoint = open_run(dict(options), found.fingerprint, network)
+    # one writer; the others read nothing of these files
     if PartialState().is_main_process:
         if found.provenance is not None:
             save_provenance(options["output_dir"], found.provenance, found.rows)
@@ -222,8 +234,10 @@ def all_intervals(
     found = intervals(trainer.row, trainer.answers, figures, samples)
     places = asked.features["row"][:]
     if len(trainer.losses) == len(places):  # a run that was killed at its very end has none any more
+        # windows of one row are one draw: resampled singly, they would make intervals too narrow
         own, order = np.unique(np.asarray(places), return_inverse=True)
         sums = np.zeros((len(own), 2))
+        # `sums[order] += losses` would count a row with several windows once
         np.add.at(sums, order, trainer.losses)
         found["loss"] = list(bootstrap(sums, mean_figure, samples, block=trainer.row.block))
     return found
@@ -238,6 +252,7 @@ def save_run(
     """
     metrics = trainer.last_figures()
     metrics["intervals"] = all_intervals(trainer, asked, metrics)
+    # every process must take part, before the main one alone goes on to write
     make_whole(trainer.unwrapped())
     if trainer.is_world_process_zero():
         folder = str(trainer.args.output_dir)
@@ -245,5 +260,6 @@ def save_run(
             save_answers(trainer.answers, asked, folder, trainer.row.show)
         if found.rows.train is not None:
             save_trained_rows(folder, found.rows.train, found.columns)
+        # last: metrics.json marks the run as finished, so that a kill before it is seen
         save_artefact(trainer.unwrapped(), trainer.processing_class, folder, asked.labels, metrics)
     return metrics

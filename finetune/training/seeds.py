@@ -39,9 +39,11 @@ def repeats(
             "--seeds"
         )
     for number in range(data.seeds):
+        # `sample_seed` itself stays: it draws the evaluation rows, which all runs share
         first = data.sample_seed if data.train_sample_seed is None else data.train_sample_seed
         folder = str(Path(training.output_dir) / f"seed-{number}")  # type: ignore[arg-type]
         yield (
+            # 1, or each run would start a series of its own
             replace(data, seeds=1, train_sample_seed=first + number),
             replace(training, seed=training.seed + number, output_dir=folder),
         )
@@ -59,6 +61,7 @@ def finished(*groups: Any) -> dict[str, Any] | None:
     """
     options = resolved_options(*groups)
     folder = Path(options["output_dir"])
+    # written last in a run, so that it stands for a finished one
     if not (folder / METRICS).is_file():
         return None
     differing = difference(folder, options)
@@ -74,14 +77,17 @@ def spread(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     names = [
         name
         for name, value in runs[0].items()
+        # True and False are ints to Python, and no figures
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     ]
     values = {
         name: [float(run[name]) for run in runs]
         for name in names
+        # a figure that one run lacks has no mean over all of them
         if all(run.get(name) is not None for run in runs)
     }
     means = {name: statistics.fmean(each) for name, each in values.items()}
+    # of a single run it is not defined
     deviations = {name: statistics.stdev(each) if len(each) > 1 else 0.0 for name, each in values.items()}
     return means | {"seeds": len(runs), "deviation": deviations, "runs": list(runs)}
 

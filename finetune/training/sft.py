@@ -26,6 +26,7 @@ from finetune.training.trainer import ExactTrainer, make_trainer
 
 
 @dataclass
+# this project's first: where both set a default, its own counts
 class SftArguments(TrainingArguments, SFTConfig):
     """This project's training options, and TRL's by their own names."""
 
@@ -78,6 +79,7 @@ def as_task(instruct: InstructionArguments, training: SftArguments) -> tuple[Tas
     return task, changes
 
 
+# in this order ExactTrainer's steps go before TRL's, and its super() calls reach TRL's constructor
 class InstructTrainer(ExactTrainer, SFTTrainer):
     """TRL's SFTTrainer whose steps are ExactTrainer's: losses summed over labelled tokens, logits only where
     a label is.
@@ -90,6 +92,7 @@ class InstructTrainer(ExactTrainer, SFTTrainer):
     def __init__(self, *, train_dataset: Any, neftune: float = 0.0, **kwargs: Any) -> None:
         self.neftune = neftune
         endless = isinstance(train_dataset, Stream)
+        # TRL looks at columns while it is made, which a stream has none of
         super().__init__(train_dataset=train_dataset.as_dataset() if endless else train_dataset, **kwargs)
         self.train_dataset = train_dataset  # a stream itself knows its share on each process
 
@@ -101,6 +104,7 @@ class InstructTrainer(ExactTrainer, SFTTrainer):
         """
         network = unwrapped(self.model)
         noise = noisy(network.get_input_embeddings(), token_lengths(inputs), self.neftune)
+        # dropped again after each step, so that evaluation and generation see none of it
         with noise, without_input_casts(network, bool(self.args.bf16 or self.args.fp16)):
             return super().measured(model, inputs)
 
@@ -109,6 +113,7 @@ def token_lengths(batch: dict[str, Any]) -> Tensor:
     """Length of the text that each place belongs to: packed [1, tokens], padded [batch, 1]."""
     if "cu_seq_lens_q" in batch:
         lengths = batch["cu_seq_lens_q"].diff()
+        # each token has the length of its own text beside it: [texts] → [1, tokens]
         return lengths.repeat_interleave(lengths)[None]
     return batch["attention_mask"].sum(dim=1, keepdim=True)
 
@@ -123,6 +128,7 @@ def noisy(embeddings: nn.Module, lengths: Tensor, alpha: float) -> Iterator[None
         return
 
     def add_noise(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        # `size` [batch, time] is spread over the width of the vectors
         size = alpha / (lengths * output.shape[-1]).sqrt()
         return output + torch.empty_like(output).uniform_(-1, 1) * size[..., None].to(output)
 
@@ -140,6 +146,7 @@ def in_lines(row: Any, network: Any, method: str, packing: bool) -> Any:
         InputError: a method whose tokens of its own a packed line has no place for.
     """
     if packing:
+        # before `pack` changes the model's attention, which an error would leave changed
         check_packed(method, " or --packing false")
     return packed(row) if packing and pack(network) else row
 

@@ -52,6 +52,7 @@ def check_stream(
         InputError: one is set, or one that a stream needs is not.
     """
     if not (stream.streaming or mixed):
+        # an option that differs from its default was set, and would be read by nobody
         if stream.shuffle_buffer != StreamingArguments.shuffle_buffer:
             raise InputError("--shuffle_buffer is for a stream (--streaming true); leave it out")
         return False
@@ -62,12 +63,14 @@ def check_stream(
         )
     if stream.shuffle_buffer < 1:
         raise InputError(f"Got --shuffle_buffer {stream.shuffle_buffer}; wanted 1 or more")
+    # texts for pretraining have no shots and no classes to draw by
     few = data if isinstance(data, FewShotArguments) else FewShotArguments()
     for name, value in (
         ("max_train_rows", data.max_train_rows),
         ("tokens_per_batch", batching and batching.tokens_per_batch),
         ("shots_per_class", few.shots_per_class),
         ("train_sample_seed", few.train_sample_seed),
+        # one run is no series
         ("seeds", few.seeds if few.seeds > 1 else None),
     ):
         if value is not None:
@@ -90,10 +93,14 @@ def examine_stream(row: Task, data: TextArguments, stream: StreamingArguments) -
     Raises:
         InputError: rows of pictures or sounds, no evaluation split, rows that the task can't be asked by.
     """
+    # pictures and sounds are opened by their own loaders, which know no streams
     if row.reads != "text":
         raise InputError("--streaming reads rows of texts, and this task's are none; leave it out")
+    # without a fallback: rows that are trained on must not be taken for the evaluation's
     rows = load_rows(data, train=False, fallback=None)
+    # the evaluation rows stand in for both, so that the check of columns and classes runs as ever
     found = row.examine(replace(rows, train=rows.eval), data)
+    # classes that the evaluation rows happen to lack may be named by the user
     names = data.class_names if found.labels is not None and data.class_names else found.labels
     return found._replace(rows=Rows(None, found.rows.eval, data.name), labels=names)
 
@@ -115,10 +122,12 @@ def stream_of(
     """
 
     def encode(part: Rows, own: TextArguments) -> Batch:
+        # each chunk is looked at: rows further on may be of another form than the first
         one = row.examine(part, own)
         assert one.rows.eval is not None
         _check_labels(one, found.labels)
         features = row.encode(one.rows.eval, one.columns, processor, options.max_length, found.labels)
+        # of a chunk whose rows are all left out there is nothing to measure
         if len(features):
             check_lines(row, network, processor, features)
         return features.to_dict()
@@ -155,14 +164,18 @@ def make_stream(
         reading = Reading(data.documents or "", data.encoding)
         source = open_stream(name, data.dataset_config, data.data_files, data.train_split, reading)
         encoder = partial(_encoded, encode, own, source.features)
+        # a look that takes nothing away: the stream begins again at its first row
         first = list(source.take(ROWS_FIRST))
         if not first:
             raise InputError(f"'{name}' has no rows to train on; set --train_split")
+        # lines of JSON may lack keys that others have
         keys = dict.fromkeys(key for one in first for key in one)
+        # encoded for its errors alone: they come before the first step and not in the middle of a run
         encode(_as_rows({key: [one.get(key) for one in first] for key in keys}, own, source.features), own)
         sources.append(source)
         encoders.append(encoder)
     shares, seed = list(weights.values()), data.sample_seed
+    # `apart`: two copies of one row in a chunk would be counted as duplicates and dropped
     return Stream(sources, shares, encoders, seed, stream.shuffle_buffer, apart=True)
 
 
@@ -173,11 +186,13 @@ def _encoded(
     batch: Batch,
     rng: Generator,
 ) -> Batch:
+    # what is said of rows (duplicates, empty ones) would come back with every chunk
     return encode(replace(_as_rows(batch, own, features), silent=True), own)
 
 
 def _as_rows(batch: Batch, own: TextArguments, features: Features | None) -> Rows:
     """Raw rows of a stream, as both splits: nothing is compared with anything."""
+    # types that the source declares (classes by name) where no column came or went; else they are guessed
     if features is not None and set(features) == set(batch):
         part = Dataset.from_dict(batch, features=features)
     else:

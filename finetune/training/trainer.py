@@ -102,7 +102,7 @@ class ExactTrainer(Resuming):
             k: v.to(self.args.device) if torch.is_tensor(v) else v for k, v in self.shape_loss.items()
         }
         self._losses: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        self.add_callback(_LossCheck(self))
+        self.add_callback(_LossCheck(self))  # after all micro-batches, before the optimizer
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process. accelerate must not deal them out again, so that it never sees the
@@ -110,20 +110,20 @@ class ExactTrainer(Resuming):
         """
         args = self.args
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
-        if isinstance(self.train_dataset, Stream):
+        if isinstance(self.train_dataset, Stream):  # it knows no lengths, and its share is cut already
             return DataLoader(
                 self.train_dataset.share(processes, process),
                 args.per_device_train_batch_size,
                 collate_fn=self.data_collator,
                 pin_memory=args.dataloader_pin_memory,
             )
-        at_first = [started_with(Path(str(args.output_dir))) or processes]
+        at_first = [started_with(Path(str(args.output_dir))) or processes]  # resumed: the deal it began with
         shares = Shares(
             args.per_device_train_batch_size, args.gradient_accumulation_steps, processes, process,
-            broadcast_object_list(at_first)[0],
+            broadcast_object_list(at_first)[0],  # the main process alone may see it
         )  # fmt: skip
         batches = LengthBatches(
-            self.train_dataset["length"][:],
+            self.train_dataset["length"][:],  # one by one, a column on disk is slow
             shares,
             args.seed if args.data_seed is None else args.data_seed,
             budget=self.batching.tokens_per_batch,
@@ -142,7 +142,8 @@ class ExactTrainer(Resuming):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
         """The micro-batches of one optimizer step and the number of items in them over all processes."""
-        samples = list(islice(epoch_iterator, num_batches))
+        samples = list(islice(epoch_iterator, num_batches))  # the last step of an epoch may have fewer
+        # a tensor on the device even without a batch: every process has to take part in the gather
         total = sum((self.row.items(batch["labels"]).sum() for batch in samples), torch.tensor(0)).to(device)
         return samples, self.accelerator.gather(total).sum()
 
@@ -151,6 +152,7 @@ class ExactTrainer(Resuming):
         again.
         """
         if "row" in inputs:
+            # the first row and the number tell micro-batches of one step apart, on every process alike
             first, count = int(inputs["row"][0]), len(inputs["row"])
             drawn = np.random.SeedSequence(
                 (self.args.seed, self.state.global_step, first, count)
@@ -177,7 +179,7 @@ class ExactTrainer(Resuming):
     def measured(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """The summed loss and number of items of each training row, both [batch], and the logits."""
         labels = inputs.pop("labels")
-        inputs.pop("row", None)
+        inputs.pop("row", None)  # for the check of losses alone
         logits = self.row.forward(model, inputs, labels)
         return self.row.loss(logits, labels, **self.shape_loss), self.row.items(labels), logits
 
@@ -193,7 +195,7 @@ class ExactTrainer(Resuming):
         Raises:
             InputError: one is no number; names the step and the rows, before any weight has moved.
         """
-        losses, self._losses = self._losses, []
+        losses, self._losses = self._losses, []  # emptied first: an error leaves none to the next step
         values = torch.stack([loss for loss, _ in losses]).tolist()
         for value, (_, rows) in zip(values, losses, strict=True):
             if not math.isfinite(value):
@@ -218,7 +220,7 @@ class ExactTrainer(Resuming):
         inputs.pop("row", None)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = self.row.forward(model, inputs, labels).float()
+            logits = self.row.forward(model, inputs, labels).float()  # numpy knows no bf16
         return (
             None,
             (self.row.keep(logits, labels), self.row.loss(logits, labels), self.row.items(labels)),
@@ -227,7 +229,7 @@ class ExactTrainer(Resuming):
 
     def _figures(self, prediction: Any) -> dict[str, Any]:
         kept, losses, items = prediction.predictions
-        self.losses = np.stack([losses, items], axis=1).astype(np.float64)
+        self.losses = np.stack([losses, items], axis=1).astype(np.float64)  # many are added up
         loss = float(losses.sum(dtype="float64") / max(items.sum(), 1))
         return {"loss": loss, **self.row.metrics(kept, prediction.label_ids, self.names)}
 
@@ -256,7 +258,7 @@ class ExactTrainer(Resuming):
     def _by_set(self, output: EvalLoopOutput, prefix: str) -> dict[str, float]:
         """The figures of each data set alone, where there are several: `eval_NAME_accuracy`."""
         assert self.sets is not None
-        whole = self.losses
+        whole = self.losses  # which `_figures` below overwrites
         found: dict[str, float] = {}
         for name in dict.fromkeys(self.sets.features):
             there = np.asarray(self.sets.features) == name
@@ -362,7 +364,7 @@ def make_trainer(
         ],
         **further,
     )
-    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(ProgressCallback)  # Progress is both
     trainer.remove_callback(PrinterCallback)
     if trainer.is_world_process_zero():
         announce(network, training)
@@ -378,7 +380,7 @@ def _made(make: Callable[..., ExactTrainer], **arguments: Any) -> ExactTrainer:
     try:
         return make(**arguments)
     except OSError as error:
-        if not arguments["args"].push_to_hub:
+        if not arguments["args"].push_to_hub:  # a full disk is an OSError too
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -391,4 +393,4 @@ def by_length(features: Dataset) -> Dataset:
     """Features sorted by length, so that evaluation pads little; their column `row` says where each one
     stood.
     """
-    return features.select(np.argsort(features["length"][:], kind="stable"))
+    return features.select(np.argsort(features["length"][:], kind="stable"))  # ties alike on every process

@@ -35,9 +35,11 @@ def make_feature_extractor(config: Any) -> Any:
             f"The family '{kind}' hears no sounds; wanted one as audio-spectrogram-transformer, wav2vec2, "
             "whisper. Set --from_config"
         )
+    # the mapping holds names of classes, which stand in transformers itself
     made = getattr(transformers, FEATURE_EXTRACTOR_MAPPING_NAMES[kind])
     wanted: dict[str, Any] = {"sampling_rate": entries.get("sampling_rate", USUAL_RATE)}
     if kind == "audio-spectrogram-transformer":
+        # as many bands and frames as the model's positions are made for
         wanted |= {"num_mel_bins": config.num_mel_bins, "max_length": config.max_length}
     elif kind == "whisper":
         if config.max_source_positions % STEPS:
@@ -50,8 +52,10 @@ def make_feature_extractor(config: Any) -> Any:
                 f"--config_overrides sampling_rate={wanted['sampling_rate']}: whisper hears {USUAL_RATE} Hz "
                 "alone; leave it out, and sounds are resampled"
             )
+        # the extractor counts seconds, the encoder its own steps
         wanted |= {"feature_size": config.num_mel_bins, "chunk_length": config.max_source_positions // STEPS}
     else:
+        # models with a group norm in front have learnt without a mask: padding is silence to them
         wanted |= {"return_attention_mask": entries.get("feat_extract_norm") != "group"}
     return made(**wanted)
 
@@ -60,5 +64,6 @@ def longest_heard(processor: Any) -> float | None:
     """Seconds that a model hears of a sound; None where it hears all."""
     told = processor.to_dict()
     if "max_length" in told and "num_mel_bins" in told:
+        # frames of 10 ms
         return told["max_length"] / 100
     return float(told["chunk_length"]) if "chunk_length" in told else None

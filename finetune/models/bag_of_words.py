@@ -32,6 +32,7 @@ class BagOfWordsForSequenceClassification(PreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         units = config.vocab_size + config.pair_count
+        # a buffer: saved with the weights, and trained by nobody
         self.register_buffer("pairs", torch.zeros(config.pair_count, dtype=torch.long))
         self.rarity, self.weights = nn.Embedding(units, 1), nn.Embedding(units, config.num_labels)
         self.bias = nn.Parameter(torch.zeros(config.num_labels))
@@ -39,6 +40,7 @@ class BagOfWordsForSequenceClassification(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding):
+            # transformers' own functions, which leave weights alone that a checkpoint has brought
             init.zeros_(module.weight)
         elif module is self:
             init.zeros_(self.bias)
@@ -65,26 +67,33 @@ class BagOfWordsForSequenceClassification(PreTrainedModel):
         size = self.config.vocab_size
         there = input_ids.ne(self.config.gap_token_id)
         there &= torch.ones_like(there) if attention_mask is None else attention_mask.bool()
+        # units in front, in their own order: words with a gap between them become neighbours
         order = there.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
         ids, there = input_ids.gather(1, order), there.gather(1, order)
         both = ids[:, :-1] * size + ids[:, 1:]
+        # what is greater than all of them is found behind the last, where there is nothing to read
         place = torch.searchsorted(self.pairs, both).clamp(max=max(len(self.pairs) - 1, 0))
         known = there[:, 1:] & (
             self.pairs[place] == both if len(self.pairs) else torch.zeros_like(there[:, 1:])
         )
+        # pairs are units behind the vocabulary's
         found = torch.cat([ids, place + size], dim=1)
         rows, columns = torch.cat([there, known], dim=1).nonzero(as_tuple=True)
         total = size + len(self.pairs)
+        # row and unit in one number, so that one pass counts each unit of each row
         single, counts = (rows * total + found[rows, columns]).unique(return_counts=True)
         rows, units = single // total, single % total
+        # float32: in bf16 a logarithm of a count has two digits
         weighed = (1 + counts.float().log()) * self.rarity.weight[units, 0].float()
         norms = weighed.new_zeros(len(ids)).index_add(0, rows, weighed**2).sqrt()
+        # a text without any known unit has a length of 0
         return rows, units, weighed / norms[rows].clamp(min=1e-12)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> SequenceClassifierOutput:
         """Ids and mask [batch, time] → logits [batch, classes]."""
+        # sums over what is there: a table [batch, units] would be mostly zeros
         rows, units, worth = self.units(input_ids, attention_mask)
         sums = worth.new_zeros(len(input_ids), self.num_labels)
         logits = sums.index_add(0, rows, self.weights.weight[units].float() * worth[:, None])

@@ -33,6 +33,7 @@ TEMPLATES = {
     )
 }
 DEFAULT = "chatml"
+# bars of full width too, as DeepSeek's tokens have them
 WRITTEN = re.compile(r"<[|｜][^<>|｜\s]+[|｜]>")
 
 
@@ -47,6 +48,7 @@ def give_template(processor: PreTrainedTokenizerBase, wanted: str | None) -> lis
     """
     before = set(processor.get_vocab())
     path = Path(wanted or DEFAULT).expanduser()
+    # a file or a folder of that name goes before the name
     if wanted is None or (wanted in TEMPLATES and not path.exists()):
         named = TEMPLATES[wanted or DEFAULT]
         _take(processor, named.text, named.separators, end=named.separators[-1])
@@ -55,6 +57,7 @@ def give_template(processor: PreTrainedTokenizerBase, wanted: str | None) -> lis
     else:
         _copy(processor, wanted)
     gained = sorted(set(processor.get_vocab()) - before, key=processor.convert_tokens_to_ids)
+    # tokens that look special and are spelt in pieces: a model would have to learn them as words
     split = [
         token for token in dict.fromkeys(WRITTEN.findall(_text(processor))) if _parts(processor, token) > 1
     ]
@@ -71,10 +74,12 @@ def _take(processor: Any, text: str, separators: tuple[str, ...], end: str | Non
     processor.chat_template = text
     missing = [token for token in separators if token not in processor.get_vocab()]
     if missing:
+        # transformers would drop the further special tokens that it has
         processor.add_special_tokens(
             {"additional_special_tokens": missing}, replace_extra_special_tokens=False
         )
     if end is not None:
+        # without it nothing would tell generation that a turn is over
         processor.eos_token = end
 
 
@@ -100,6 +105,7 @@ def _copy(processor: Any, name: str) -> None:
     text = source.get_chat_template()
     own = [str(token) for token in source.added_tokens_decoder.values()]
     end = source.eos_token
+    # what the template doesn't write would be a row in the embeddings that nothing trains
     written = tuple(token for token in own if token in text or token == end)
     _take(processor, text, written, end)
 

@@ -86,6 +86,7 @@ class DLinearForPrediction(PreTrainedModel):
 
     def forward(self, past_values: Tensor) -> ModelOutput:
         """past_values [batch, context, channels] → prediction_outputs [batch, horizon, channels]."""
+        # channels beside the batch: time is what the layers go over
         values = past_values.transpose(1, 2)
         trend = moving_average(values, self.config.kernel_size)
         forecast = self.seasonal(values - trend) + self.trend(trend)
@@ -97,4 +98,5 @@ def moving_average(values: Tensor, kernel_size: int) -> Tensor:
     [..., time].
     """
     beyond = kernel_size // 2
+    # repeated ends: with zeros the trend would fall towards 0 at both
     return F.avg_pool1d(F.pad(values, (beyond, beyond), mode="replicate"), kernel_size, stride=1)

@@ -53,6 +53,7 @@ class AutoModelForSeriesClassification(_BaseAutoModelClass):
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
+        # PatchTST's own word for the number of its classes
         config.update({"num_targets": config.num_labels})
         return super().from_config(config, **kwargs)
 
@@ -94,9 +95,11 @@ def sizes(
             "horizon_length": horizon,
         }
     entries: dict[str, Any] = {"num_input_channels": channels, "context_length": context}
+    # a series that gets a class has no horizon
     if horizon:
         entries["prediction_length"] = horizon
     if "patch_stride" in known:
+        # of a short window an eighth, so that there are several patches to look at
         length = min(PATCH, max(1, context // 8))
         entries |= {"patch_length": length, "patch_stride": max(1, length // 2)}
     return entries
@@ -105,6 +108,7 @@ def sizes(
 def resized(config: PreTrainedConfig, entries: dict[str, Any]) -> PreTrainedConfig:
     """The configuration with other entries, made anew: some families reckon further ones from them."""
     known = config.to_dict()
+    # both are reckoned from the others, and would hold the old sizes
     own = {name: value for name, value in known.items() if name not in ("feature_size", "num_patches")}
     return type(config).from_dict(own | entries)
 
@@ -116,7 +120,9 @@ def lagged(kind: str, channels: int, context: int, horizon: int, calendar: int) 
     before the forecast, so that the whole is foretold at once, as in Informer's paper (Zhou et al. 2021,
     section 3.3), and no forecast is fed back. Autoformer's decoder reads no lags of the future.
     """
+    # see `check_sizes`: a lag below the horizon would be the future
     lags = [0] if kind == "autoformer" else [horizon]
+    # the model itself reads as much more than its context as its longest lag
     inner = context - max(lags)
     if inner < 2:
         raise InputError(
@@ -129,6 +135,7 @@ def lagged(kind: str, channels: int, context: int, horizon: int, calendar: int) 
         "scaling": "std", "distribution_output": "normal", "num_time_features": calendar,
     }  # fmt: skip
     if kind == "autoformer":
+        # the decoder begins with so many known steps; one head for the reason in `check_sizes`
         entries |= {"label_length": min(inner // 2, horizon)} | dict.fromkeys(HEADS, 1)
     return entries
 
@@ -153,6 +160,7 @@ def check_sizes(config: PreTrainedConfig, channels: int, context: int, horizon: 
             "forecast would depend on them; one head computes the same without. Set --config_overrides "
             f"{HEADS[0]}=1,{HEADS[1]}=1"
         )
+    # patches: the window may be shorter than what it reads
     if config.model_type == "timesfm":
         if known["context_length"] < context or known["horizon_length"] < horizon:
             raise InputError(
@@ -161,6 +169,7 @@ def check_sizes(config: PreTrainedConfig, channels: int, context: int, horizon: 
             )
         return
     found = {
+        # with lags, the steps that it reads are more than its context
         "context_length": (known.get("context_length", context) + max(lags, default=0), context),
         "prediction_length": (
             known.get("prediction_length", horizon),
@@ -186,12 +195,15 @@ def forecast(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
         labels: what came, [batch, horizon, channels]; its shape alone is read.
     """
     network = core(model)
+    # families differ in what they take; names of arguments tell more than a list of them
     taken = inspect.signature(type(network).forward).parameters
     if "future_time_features" in taken:
         return _of_distribution(model, network, batch, labels)
     if "freq" in taken:
         # one channel at a time, each a row of its own
+        # [batch, steps, channels] → [batch × channels, steps]
         rows = batch["past_values"].transpose(1, 2).flatten(0, 1)
+        # a list of series is what it takes; its horizon may be longer than the windows'
         found = model(past_values=list(rows))["mean_predictions"][:, : labels.shape[1]]
         return found.unflatten(0, (len(labels), labels.shape[2])).transpose(1, 2)
     return model(past_values=batch["past_values"])["prediction_outputs"]
@@ -201,13 +213,16 @@ def _of_distribution(model: Any, network: Any, batch: dict[str, Tensor], labels:
     """The mean of what an encoder-decoder takes for likely; the future that it is given is all zeros."""
     past, single = batch["past_values"], network.config.input_size == 1
     told = network.config.num_time_features
+    # zeros, so that not even by mistake the future is read; only its shape is
     future = past.new_zeros(labels.shape)
     inputs = {
         "past_values": past, "past_observed_mask": torch.ones_like(past), "future_values": future,
     }  # fmt: skip
     if single:
+        # with one channel these families want no axis for it
         inputs = {name: value[..., 0] for name, value in inputs.items()}
     for name, steps in (("past_time_features", past.shape[1]), ("future_time_features", labels.shape[1])):
+        # features of width 0 where times are not known: the argument itself is not optional
         inputs[name] = batch[name] if told else past.new_zeros(len(past), steps, 0)
     with _same_draws(network):
         out = model(**inputs)

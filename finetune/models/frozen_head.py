@@ -36,9 +36,11 @@ def plain_head(network: Any) -> nn.Linear | None:
         network: the transformers model itself.
     """
     head = network.get_output_embeddings()
+    # exactly this class: quantised layers and adapters are kinds of Linear that compute something else
     if type(head) is not nn.Linear or head.weight.requires_grad:
         return None
     if head not in _plain:
+        # by the layer and weakly: a network that is gone takes its answer with it
         _plain[head] = _is_plain(network, head)
     return head if _plain[head] else None
 
@@ -47,6 +49,7 @@ def _is_plain(network: Any, head: nn.Linear) -> bool:
     seen: list[Tensor] = []
 
     def watch(module: nn.Module, arguments: Any, output: Tensor) -> None:
+        # a copy beside the tensor itself: writing into it afterwards shows in the one and not in the other
         seen.extend((arguments[0], output, output.clone()))
 
     device = network.device
@@ -116,6 +119,7 @@ def _measured(network: Any, tokens: Tensor) -> Iterator[Callable[[Tensor], Tenso
 @contextmanager
 def _passing(layer: nn.Module) -> Iterator[None]:
     """A layer that hands on what it is given."""
+    # on the instance, over the class's own method; deleting it brings that back
     layer.forward = lambda states: states  # type: ignore[method-assign]
     try:
         yield
@@ -134,6 +138,7 @@ def packed_costs(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor
     with _measured(network, labels[places[:, 0], places[:, 1]]) as measure:
 
         def replace(module: Any, arguments: Any, outputs: Any) -> Any:
+            # with a batch of one in front, as logits have
             outputs["logits"] = measure(outputs["logits"][0])[None]
             return outputs
 
@@ -148,6 +153,7 @@ def causal_costs(model: Any, batch: dict[str, Any], labels: Tensor) -> Tensor:
     Attention made for packed lines reads `cu_seq_lens`; any other finds the same borders where `position_ids`
     restart. A model in which neither keeps documents apart reads them as rows.
     """
+    # labels are padded by row, the line is not: padding falls out, in the order of the tokens
     time = torch.arange(labels.shape[1], device=labels.device)
     wanted = labels[time < batch["lengths"][:, None]].ne(IGNORED)
     network = core(model)
@@ -175,6 +181,7 @@ def cast_frozen(network: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None
     """
     for module in network.modules():
         if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+            # a new parameter: embeddings that share the old one keep it in their own type
             module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
             if module.bias is not None and not module.bias.requires_grad:
                 module.bias = nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)

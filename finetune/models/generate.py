@@ -35,8 +35,10 @@ def generation_settings(
     Raises:
         InputError: an option that generation doesn't have, or values that don't go together.
     """
+    # a copy: the network's own settings are saved with it
     config = copy.deepcopy(network.generation_config)
     ends = {"pad_token_id": processor.pad_token_id, "eos_token_id": _ends(config, processor)}
+    # checkpoints of chat models ask for sampling, and a length of theirs would contradict `most`
     plain = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "max_length": None}
     try:
         unknown = config.update(
@@ -45,6 +47,7 @@ def generation_settings(
         config.validate()
     except ValueError as error:
         raise InputError(f"Generation can't work: {error} Set --generation_kwargs or --num_beams") from error
+    # a number that came as text, which validation lets through
     strange = next(
         (name for name, value in (further or {}).items() if isinstance(value, str) and name not in WORDS),
         None,
@@ -83,8 +86,10 @@ def texts(
     """
     state = PartialState()
     mine = range(len(sources)) if alone else range(state.process_index, len(sources), state.num_processes)
+    # by length: sources that share a batch need little padding
     order = sorted(mine, key=lambda index: -len(sources[index]))
     found = []
+    # dropout and the state of the layers come back below, as they were
     was_training = network.training
     network.eval()
     batches = list(_batches(order, sources, batch_size, even=_has_virtual_tokens(network)))
@@ -95,10 +100,12 @@ def texts(
         most = max(gather_object([len(batches)]))
         batches += [[]] * (most - len(batches))
     for batch in batches:
+        # an empty batch still takes part, with the first source for nobody
         written = _write(network, [sources[index] for index in batch or [0]], processor, config, sharded)
         found += [(index, *one) for index, one in zip(batch, written, strict=False)]
     network.train(was_training)
     everything = found if alone or state.num_processes == 1 else gather_object(found)
+    # by their numbers: batches and processes have them in other orders
     return [(text, score) for _, text, score in sorted(everything)]
 
 
@@ -144,6 +151,7 @@ def _write(
         output_scores=True,
         synced_gpus=together,
     )
+    # an encoder-decoder's sequences hold the target alone, a decoder's the prompt too
     new = (
         out.sequences
         if network.config.is_encoder_decoder
@@ -152,8 +160,11 @@ def _write(
     if config.num_beams > 1:
         scores = out.sequences_scores
     else:
+        # normalised: `out.scores` are logits after generation's own processors, no log-probabilities
         steps = network.compute_transition_scores(out.sequences, out.scores, normalize_logits=True).float()
+        # a target's first token is given and has no score
         real = new[:, -steps.shape[1] :].ne(processor.pad_token_id)
+        # finished rows go on with padding until the last of the batch ends
         scores = steps.masked_fill(~real, 0).sum(1) / real.sum(1).clamp(min=1)
     decoded = processor.batch_decode(new, skip_special_tokens=True)
     return [(text.strip(), float(score)) for text, score in zip(decoded, scores, strict=True)]

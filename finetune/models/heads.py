@@ -34,6 +34,7 @@ def unwrapped(model: Any) -> Any:
     accelerate's own walks through every module of the model, which takes longer than a small model's step.
     """
     while not isinstance(model, (PreTrainedModel, PeftModel)):
+        # torch.compile's name for what it wraps, and DDP's
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if not isinstance(inner, nn.Module):
             break
@@ -92,6 +93,8 @@ def labelled_logits(
         return outputs
 
     network = core(model)
+    # two hooks: what the body gives is picked before the head, what the head gives is finished inside the
+    # model
     with body(network).register_forward_hook(pick), network.register_forward_hook(finish):
         return model(**inputs)
 
@@ -108,10 +111,12 @@ def _apart(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     if "documents" not in batch:
         return batch
     network, documents = core(model), batch["documents"]
+    # padding has number -1, and sees padding
     strange = documents[:, None, :, None].ne(documents[:, None, None, :])
     mask = torch.zeros(strange.shape, dtype=network.dtype, device=strange.device).masked_fill(
         strange, torch.finfo(network.dtype).min
     )
+    # counted from where the family's positions begin
     positions = batch["position_ids"] + first_position(network)
     return {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": positions}
 
@@ -127,10 +132,12 @@ def pair_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Logits of both heads in one table [batch + masked tokens, vocabulary]: first a line for each
     pair, with two classes.
     """
+    # the first column is the pair's own label
     outputs = labelled_logits(model, batch, labels[:, 1:].ne(IGNORED))
     tokens = outputs["prediction_logits"][0]
     together = next(outputs[name] for name in PAIR_LOGITS if name in outputs)
     return torch.cat(
+        # as wide as the vocabulary, with logits that win nothing, so that one table holds both
         [nn.functional.pad(together, (0, tokens.shape[-1] - 2), value=OUT).to(tokens.dtype), tokens]
     )
 
@@ -142,6 +149,7 @@ def as_rows(batch: dict[str, Any], wanted: Tensor) -> tuple[dict[str, Any], Tens
     borders, longest = batch["cu_seq_lens"], batch["longest"]
     lengths = borders.diff()
     inside = torch.arange(longest, device=borders.device) < lengths[:, None]
+    # both run row by row, so that tokens fall into their own rows
     ids = batch["input_ids"].new_zeros(inside.shape).masked_scatter(inside, batch["input_ids"])
     places = torch.zeros_like(inside).masked_scatter(inside, wanted)
     return {"input_ids": ids, "attention_mask": inside.long(), "use_cache": False}, places
@@ -158,6 +166,7 @@ def target_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tenso
 
 def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
     """[batch, time] with the start token in front and the last token gone; ignored places become padding."""
+    # labels mark padding by -100, which is no row of the embeddings
     shifted = labels.roll(1, dims=1)
     shifted[:, 0] = start
     return shifted.masked_fill(shifted == IGNORED, pad)

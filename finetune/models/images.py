@@ -36,14 +36,19 @@ def make_image_processor(config: Any) -> Any:
             f"The family '{config.model_type}' reads no pictures; wanted one as vit, deit, resnet, convnext, "
             "imagegpt. Set --from_config"
         )
+    # the variant on Pillow, as at loading
     made = getattr(transformers, classes["pil"])
     usual, entries = made().to_dict(), config.to_dict()
     side = entries.get("image_size", USUAL_SIZE)
     if config.model_type == "imagegpt":
+        # one token a pixel: as many positions as the picture has
         side = math.isqrt(config.n_positions)
+        # the last id is no colour: it stands in front of the picture
         return made(size={"height": side, "width": side}, clusters=colours(config.vocab_size - 1))
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    # mean and deviation of 0.5 take [0, 1] to [-1, 1]
     middle = [0.5] * entries.get("num_channels", 3)
+    # some families' processors scale by the shorter side alone
     square = "shortest_edge" in usual["size"]
     wanted = {
         "size": {"shortest_edge": height} if square else {"height": height, "width": width},
@@ -52,6 +57,7 @@ def make_image_processor(config: Any) -> Any:
         "do_center_crop": False,  # nothing of a picture is cut off
         "crop_pct": 1.0,
     }
+    # families' processors take different options
     return made(**{name: value for name, value in wanted.items() if name in usual})
 
 

@@ -163,6 +163,7 @@ def load_model(
         **further,
     }
     try:
+        # read twice: what there is says which entries can be set
         settings = AutoConfig.from_pretrained(source, **source_options)
         config |= (_own_pad(settings, processor) if reads == TEXT else {}) | _fused_attention(
             settings, model.keep_attention_dropout
@@ -170,19 +171,24 @@ def load_model(
         settings = AutoConfig.from_pretrained(source, **source_options, **config)
         network, report = auto_class.from_pretrained(
             source, config=settings, dtype=_dtype(model.dtype), attn_implementation=model.attn_implementation,
+            # a fresh head where the task gives the classes; other sizes that differ are looked at below
             output_loading_info=True, ignore_mismatched_sizes="num_labels" in config, **source_options,
             **(in_four_bits(auto_class, settings) if quantized else {}),
         )  # fmt: skip
+    # which is a ValueError too, and has said what is wrong
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         raise InputError(unknown_model(model.model_name_or_path, error)) from error
     _check_sizes(model.model_name_or_path, network, report["mismatched_keys"])
+    # said in the configuration, so that methods know what to train beside themselves
     for entry, names in _made_up(network, report["missing_keys"]).items():
+        # of a model that was saved with an entry, which would otherwise be believed
         if names or entry in settings.to_dict():
             network.config.update({entry: names})
     if model.keep_layers:
         if quantized:
+            # after loading: the checkpoint's weights are those of all layers
             raise InputError("--keep_layers with a base in 4 bits; set --method lora, or leave it out")
         network = with_fewer_layers(network, model.keep_layers)
     if model.attn_implementation is None:
@@ -213,6 +219,7 @@ def _own_pad(settings: Any, processor: PreTrainedTokenizerBase) -> dict[str, int
     its rows.
     """
     rows, pad = settings.get_text_config().to_dict().get("vocab_size"), processor.pad_token_id
+    # some checkpoints name a pad token that is in the tokenizer alone
     return {"pad_token_id": pad if isinstance(rows, int) and pad < rows else None}
 
 
@@ -222,10 +229,12 @@ def own_weights(network: torch.nn.Module) -> None:
     """
     copies: dict[int, torch.Tensor] = {}
     for tensor in (*network.parameters(), *network.buffers()):
+        # by address: tied weights are two names of one memory
         if tensor.device.type == "cpu" and tensor.data_ptr() not in copies:  # tied ones stay tied
             copies[tensor.data_ptr()] = tensor.detach().clone()
     for tensor in (*network.parameters(), *network.buffers()):
         copy = copies.get(tensor.data_ptr())
+        # a slice begins at the same address as the whole
         if copy is not None and copy.shape == tensor.shape:
             tensor.data = copy
 
@@ -242,6 +251,7 @@ def _lay_out(network: PreTrainedModel) -> None:
 
 
 def _gapless(head: torch.nn.Module, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    # a no-op where they have none
     return (states[0].contiguous(), *states[1:])
 
 
@@ -282,6 +292,7 @@ def refuse_tokens(model: ModelArguments, reads: str) -> None:
 def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
     """On a CPU, dropout inside attention off (and said in the log): with it the fused kernel is not used, 2.6
     times slower."""
+    # on a GPU the fused kernels have dropout
     if keep or device().type != "cpu":
         return {}
     present = {
@@ -303,6 +314,7 @@ def _check_sizes(name: str, network: PreTrainedModel, mismatched: Collection[tup
         if (
             not weight.startswith(f"{network.base_model_prefix}.")
             and len(held) == len(wanted)
+            # all but the number of classes agree: a head, and not another model's layer
             and held[1:] == wanted[1:]
         ):
             logger.warning(
@@ -332,9 +344,12 @@ def _made_up(network: PreTrainedModel, missing: Collection[str]) -> dict[str, li
     absent = set(missing)
     found: list[str] = []
     for name, module in network.named_modules():
+        # parts of a module that is made up already
         if not name or any(name.startswith(f"{one}.") for one in found):
             continue
+        # with the names that tied weights have elsewhere, since the report may hold any of them
         own = [f"{name}.{one}" for one, _ in module.named_parameters(remove_duplicate=False)]
+        # one value throughout is a constant (ones of a norm, zeros of a bias): nothing random to lose
         direct = [one for one, value in module.named_parameters(recurse=False) if value.min() != value.max()]
         if (own and absent.issuperset(own)) or any(f"{name}.{one}" in absent for one in direct):
             found.append(name)

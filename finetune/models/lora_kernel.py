@@ -36,16 +36,20 @@ class LowRank(torch.autograd.Function):
         up: Tensor,
         scale: float,
     ) -> Tensor:
+        # the scale into the thin factor: over the wide product it would be a pass through the largest tensor
         narrow, wide = states @ down.T, up * scale
         context.save_for_backward(states, weight, down, wide, narrow)
         context.scale = scale
+        # in place: the product is new, and nobody else's
         return nn.functional.linear(states, weight, bias).addmm_(narrow, wide.T)
 
     @staticmethod
+    # the backward pass is not itself recorded; second derivatives are asked for by nobody
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, down, wide, narrow = context.saved_tensors
         to_narrow = gradient @ wide
+        # into the wide product again; the first layer's input wants no gradient at all
         to_states = (gradient @ weight).addmm_(to_narrow, down) if context.needs_input_grad[0] else None
         return to_states, None, None, to_narrow.T @ states, (gradient.T @ narrow).mul_(context.scale), None
 
@@ -55,11 +59,13 @@ class LowRankLinear(lora.Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base, dtype = self.base_layer, self._type(x)
+        # PEFT's further arguments (adapter_names) choose by row
         if args or kwargs or dtype is None:
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
         bias = None if base.bias is None else base.bias.to(dtype)
         factors = (part[name].weight.to(dtype) for part in (self.lora_A, self.lora_B))
+        # [..., time, in] → [tokens, in]
         found = LowRank.apply(
             x.to(dtype).flatten(0, -2), base.weight.to(dtype), bias, *factors, self.scaling[name]
         )
@@ -68,6 +74,7 @@ class LowRankLinear(lora.Linear):
     def _type(self, x: Tensor) -> torch.dtype | None:
         """What the products are made in; None where PEFT's own way is called for."""
         names, kind = self.active_adapters, x.device.type
+        # merged, switched off, stacked or unlike layers are all PEFT's
         if (
             not torch.is_grad_enabled()
             or self.disable_adapters
@@ -79,16 +86,19 @@ class LowRankLinear(lora.Linear):
         down, up = self.lora_A[names[0]], self.lora_B[names[0]]
         # whoever listens to the factors, as to take their gradients by row, wants them called
         heard = down._forward_hooks or up._forward_hooks
+        # a bias of the adapter, its dropout and its variants (DoRA) change the formula
         more = (
             heard
             or self.lora_variant
             or up.bias is not None
             or type(self.lora_dropout[names[0]]) is not nn.Identity
         )
+        # a subclass may be quantised, and a base that is trained wants its own gradient
         if more or type(self.base_layer) is not nn.Linear or self.base_layer.weight.requires_grad:
             return None
         if torch.is_autocast_enabled(kind):
             return torch.get_autocast_dtype(kind)
+        # without autocast, types that differ must not be joined silently
         return x.dtype if x.dtype == self.base_layer.weight.dtype == down.weight.dtype else None
 
 
@@ -106,6 +116,7 @@ def without_input_casts(network: nn.Module, active: bool) -> Iterator[None]:
         active and network not in _casting
     ):  # a walk through all modules, which a small model's step would feel
         tuned = (layer for layer in network.modules() if isinstance(layer, BaseTunerLayer))
+        # only those that know the switch: on others the attribute would be a new one
         _casting[network] = [layer for layer in tuned if "cast_input_dtype_enabled" in vars(layer)]
     layers = _casting[network] if active else []
     for layer in layers:

@@ -45,6 +45,7 @@ def resolve(name: str) -> tuple[str, dict[str, Any]]:
         InputError: a packaged model whose package is not installed.
     """
     path = Path(name).expanduser()
+    # a folder of that name goes before the package
     if name in PACKAGED and not path.exists():
         packaged = PACKAGED[name]
         spec = importlib.util.find_spec(packaged.module)
@@ -65,14 +66,17 @@ def _converted(file: Path) -> Path:
         raise InputError(f"No GGUF file {file}; set --model_name_or_path")
     stat = file.stat()
     root = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "converted_gguf"
+    # size and time: a file that is written anew is converted anew
     folder = root / f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}"
     if folder.exists():
         return folder
     logger.warning("Converting %s to safetensors, once", file.name)
     root.mkdir(parents=True, exist_ok=True)
+    # beside its target: renaming within a file system is all or nothing
     fresh = Path(tempfile.mkdtemp(dir=root))
     try:
         plain = GgufConfig(dequantize=True)  # what stays quantised can't be saved
+        # float32: masters for training, whatever the file rounds to
         network = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, quantization_config=plain, dtype=torch.float32
         )
@@ -83,6 +87,7 @@ def _converted(file: Path) -> Path:
         if not folder.exists():  # another process that was first is no error
             raise
     finally:
+        # gone already where it became the folder
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
 

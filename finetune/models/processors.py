@@ -47,6 +47,7 @@ def load_reader(reads: str, source: str, revision: str, trust_remote_code: bool)
     """
     try:
         return READERS[reads].load(source, revision=revision, trust_remote_code=trust_remote_code)
+    # audio and pictures may want packages that aren't there, which is said like a missing file
     except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

@@ -28,7 +28,9 @@ def chosen_layers(wanted: Sequence[int], there: int) -> list[int]:
             raise InputError(f"Got --keep_layers {many}; wanted 1 to {there}, the layers of this model")
         if many == 1:
             return [0]
+        # the first and the last are always among them
         return [round(place * (there - 1) / (many - 1)) for place in range(many)]
+    # rising: the order of layers is the model's, and is not to be changed in passing
     if list(wanted) != sorted(set(wanted)) or not 0 <= wanted[0] <= wanted[-1] < there:
         said = " ".join(map(str, wanted))
         raise InputError(f"Got --keep_layers {said}; wanted numbers from 0 to {there - 1}, rising")
@@ -42,12 +44,15 @@ def layer_stack(network: Any) -> str:
         InputError: it has none, or several.
     """
     config = network.config.get_text_config()
+    # some families have it under a name of their own, which the configuration translates
     many = config.to_dict().get("num_hidden_layers", getattr(config, "num_hidden_layers", None))
     found = [
         name
+        # norms and heads aren't lists; a list of the right length is the stack
         for name, module in network.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == many
     ]
+    # two stacks, or a language model inside another one, can't be told apart by one number
     if config.is_encoder_decoder or len(found) != 1 or config is not network.config:
         raise InputError(
             f"--keep_layers can't prune {type(network).__name__} ('{config.model_type}'): wanted one "
@@ -66,10 +71,12 @@ def with_fewer_layers(network: Any, wanted: Sequence[int]) -> Any:
     """
     stack = layer_stack(network)
     there = len(network.get_submodule(stack))
+    # a folder of a pruned model is loaded with the options that it was made by
     if list(wanted) in ([there], network.config.to_dict().get(KEPT)):
         return network  # saved without the others already
     kept = chosen_layers(wanted, there)
     config = copy.deepcopy(network.config)
+    # entries by layer (kinds of attention), which would be read by the new numbers
     lists = {
         name: [value[layer] for layer in kept]
         for name, value in config.to_dict().items()
@@ -78,12 +85,14 @@ def with_fewer_layers(network: Any, wanted: Sequence[int]) -> Any:
     config.update({"num_hidden_layers": len(kept), KEPT: kept, **lists})
     try:
         smaller = (
+            # made anew and not cut out of the old: layers know their own number
             type(network)
             ._from_config(
                 config, dtype=network.dtype, attn_implementation=network.config._attn_implementation
             )
             .eval()
         )
+        # strictly: a weight that finds no place is an error and not a fresh one
         smaller.load_state_dict(_renumbered(network.state_dict(), stack, kept))
         smaller.tie_weights()
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
@@ -91,6 +100,7 @@ def with_fewer_layers(network: Any, wanted: Sequence[int]) -> Any:
         raise InputError(
             f"--keep_layers can't prune {type(network).__name__} ('{config.model_type}'): {first}"
         ) from error
+    # settings of generation are no part of the configuration that it was made from
     if network.can_generate():
         smaller.generation_config = network.generation_config
     return smaller.train(network.training)

@@ -48,6 +48,7 @@ def keep_differentiable(network: torch.nn.Module) -> None:
     """
     for module in network.modules():
         if isinstance(module, torch.nn.Linear) and hasattr(module, "quant_state"):
+            # a hook and not once: evaluation switches every layer back each time
             module.register_forward_pre_hook(_in_training)
 
 
@@ -57,9 +58,12 @@ def _in_training(layer: torch.nn.Module, inputs: Any) -> None:
 
 def _on_top(auto_class: Any, settings: Any) -> list[str]:
     """Names of the modules outside the base, told from a model without weights."""
+    # without memory, and without the weights' file
     with torch.device("meta"):
         bare = auto_class.from_config(settings)
+    # an encoder-decoder without a base of its own: its parts by their names in T5 and BART
     base = {bare.base_model_prefix} if bare.base_model is not bare else {"shared", "encoder", "decoder"}
     output = bare.get_output_embeddings()
+    # the output layer may stand deeper than among the children
     named = {name for name, module in bare.named_modules() if module is output and output is not None}
     return sorted({name for name, _ in bare.named_children() if name not in base} | named)

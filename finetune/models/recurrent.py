@@ -49,6 +49,7 @@ class WordVectorModel(PreTrainedModel):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """transformers' own, which makes every weight a trained one."""
         loaded = super().from_pretrained(*args, **kwargs)
+        # with `output_loading_info` it gives a report too
         network = loaded[0] if isinstance(loaded, tuple) else loaded
         for vectors in network.frozen_vectors():
             vectors.requires_grad_(False)
@@ -84,6 +85,7 @@ def draw_weights(module: nn.Module, config: Any) -> None:
         draw_kernel(module, config)
     elif isinstance(module, nn.Embedding):
         init.normal_(module.weight, std=config.initializer_range)
+        # a loaded row of padding is the checkpoint's
         if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
             init.zeros_(module.weight[module.padding_idx])
     elif isinstance(module, (nn.Linear, nn.Conv1d)):
@@ -138,6 +140,7 @@ class RecurrentModel(RecurrentPreTrainedModel):
         before, seen = (
             (None, 0) if past_key_values is None else (past_key_values.layers, past_key_values.seen)
         )
+        # generation hands on the mask of the whole text, and the new tokens alone
         mask = None if attention_mask is None else attention_mask[:, -vectors.shape[1] :]
         states, ends = self.stack(vectors, mask, before, use_cache)
         return BaseModelOutputWithPast(
@@ -169,6 +172,7 @@ class RecurrentForSequenceClassification(RecurrentPreTrainedModel):
         states = outputs.last_hidden_state
         if self.config.pooling == "last":
             end = outputs.past_key_values.layers[-1][0]
+            # two directions end at both ends of the text; of one, [batch, 1, width] → [batch, width]
             vector = merged_states(end, self.config.merge) if self.config.bidirectional else end[:, 0]
         else:
             vector = pooled(states, attention_mask, self.config.pooling)
@@ -179,7 +183,9 @@ def pooled(states: Tensor, mask: Tensor | None, how: str) -> Tensor:
     """The mean or the largest of each text's states: [batch, time, width] → [batch, width]."""
     there = states.new_ones(states.shape[:2]) if mask is None else mask.to(states.dtype)
     if how == "max":
+        # the least number, which no state goes below
         return states.masked_fill(there[..., None] == 0, torch.finfo(states.dtype).min).amax(dim=1)
+    # a row of padding alone has nothing to divide by
     return (states * there[..., None]).sum(dim=1) / there.sum(dim=1, keepdim=True).clamp(min=1)
 
 
@@ -210,6 +216,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
     """Each token's state → the next token. Reads one way alone: it would see what it has to predict."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embeddings.weight"}
+    # transformers then refuses ways of generating that would have to take tokens back
     _is_stateful = True
 
     def __init__(self, config: RecurrentConfig) -> None:
@@ -254,6 +261,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
         """Ids and mask [batch, time] → logits [batch, kept, vocabulary] of the last `logits_to_keep` places
         (all where 0), and the states to go on from."""
         outputs = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache)
+        # -0 is 0, and the slice then takes all
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         states = self.dropout(outputs.last_hidden_state[:, kept])
         return CausalLMOutputWithPast(logits=self.lm_head(states), past_key_values=outputs.past_key_values)
@@ -266,6 +274,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The whole prompt at first, then the last token and the states before it."""
+        # the states hold everything before it
         ids = input_ids if past_key_values is None else input_ids[:, -1:]
         return {
             "input_ids": ids, "past_key_values": past_key_values, "attention_mask": attention_mask,

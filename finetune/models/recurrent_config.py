@@ -121,6 +121,7 @@ class TextCNNConfig(PreTrainedConfig):
 
     vocab_size: int = 8192
     embedding_size: int = 128
+    # JSON knows lists alone
     widths: list[int] | tuple[int, ...] = (3, 4, 5)
     filters: int = 100
     channels: str = "tuned"
@@ -157,6 +158,7 @@ class BagOfWordsConfig(PreTrainedConfig):
 
     model_type = "bag_of_words"
 
+    # padding, what is unknown, and the gap: what a bag without words still has
     vocab_size: int = 3
     pair_count: int = 0
     gap_token_id: int = 2
@@ -185,6 +187,7 @@ def check_sizes(config: PreTrainedConfig, names: tuple[str, ...]) -> None:
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; wanted 1 or more.")
     for name, value in config.to_dict().items():
+        # an entry that was a bool in the class and comes as text (`bidirectional=yes`) would count as true
         if isinstance(getattr(type(config), name, None), bool) and not isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}; wanted true or false.")
     if not isinstance(config.dropout, (int, float)) or not 0 <= config.dropout < 1:

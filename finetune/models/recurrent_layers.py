@@ -24,6 +24,7 @@ class RecurrentState:
         layers: states of each layer, [batch, directions, width] each.
     """
 
+    # transformers asks every cache whether torch.compile may follow it
     is_compileable = False
 
     def __init__(self, layers: list[States], seen: int = 0) -> None:
@@ -31,6 +32,7 @@ class RecurrentState:
 
     def reorder_cache(self, index: Tensor) -> None:
         """Rows in the order that a beam search keeps."""
+        # beams are rows of the batch
         self.layers = [tuple(part.index_select(0, index) for part in layer) for layer in self.layers]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -50,10 +52,14 @@ def to_front(inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         inputs: [batch, time, width].
         mask: [batch, time], 1 at tokens.
     """
+    # where tokens would stand if all padding were behind them
     right = torch.arange(mask.shape[1], device=mask.device) < mask.sum(dim=1, keepdim=True)
+    # the usual case, in which nothing is moved
     if bool((right == mask.bool()).all()):
         return inputs, None
+    # stable, so that tokens keep their order
     order = mask.bool().logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+    # the inverse of a permutation
     return inputs.gather(1, order[..., None].expand_as(inputs)), order.argsort(dim=1)
 
 
@@ -90,6 +96,7 @@ class VariantLSTM(nn.Module):
     def forward(self, line: Tensor, lengths: Tensor, states: States) -> tuple[Tensor, States]:
         """[batch, time, size] → [batch, time, width], and hidden state and cell at each row's end."""
         hidden, cell = states
+        # for all steps at once: what doesn't depend on the state before needn't wait for it
         given = nn.functional.linear(line, self.weight_ih, self.bias).unbind(1)
         recurrent = self.weight_hh.t()
         outputs, cells = [], []
@@ -99,6 +106,7 @@ class VariantLSTM(nn.Module):
             cells.append(cell)
         found, last = (
             torch.stack(outputs, dim=1),
+            # each row's own last token, not the line's
             (lengths - 1)[:, None, None].expand(-1, 1, self.hidden_size),
         )
         return found, (found.gather(1, last)[:, 0], torch.stack(cells, dim=1).gather(1, last)[:, 0])
@@ -107,8 +115,10 @@ class VariantLSTM(nn.Module):
         """Sums before the gates [batch, gates * width] and cells → hidden states and cells [batch, width]."""
         *gates, proposed, out = given.chunk(3 if self.coupled else 4, dim=-1)
         if self.peephole is not None:
+            # the last row of `peephole` is the output gate's, which sees the new cell
             gates = [gate + weight * cell for gate, weight in zip(gates, self.peephole, strict=False)]
         forget = gates[-1].sigmoid()
+        # coupled gates have no row for it
         take = 1 - forget if self.coupled else gates[0].sigmoid()
         cell = forget * cell + take * proposed.tanh()
         out = out if self.peephole is None else out + self.peephole[-1] * cell
@@ -152,6 +162,7 @@ class RecurrentLayer(nn.Module):
         states = self.fresh(inputs) if states is None else states
         time = torch.arange(inputs.shape[1], device=inputs.device)
         there = (time < lengths[:, None])[..., None]
+        # tokens from their end, padding left where it is: its own inverse too
         back = torch.where(there[..., 0], lengths[:, None] - 1 - time, time)[..., None]
         found, ends = [], []
         for place, kernel in enumerate(self.kernels):
@@ -169,19 +180,25 @@ class RecurrentLayer(nn.Module):
         states, cells = start
         if isinstance(kernel, VariantLSTM):
             return kernel(line, lengths, states)
+        # torch's kernels have an axis for layers in front, and want it in one piece
         given = tuple(state[None].contiguous() for state in states)
         uneven = int(lengths.min()) < line.shape[1]
+        # torch gives hidden states of all steps and the cell of the last alone: an earlier cell needs packed
+        # rows
         if uneven and (line.is_cuda or (cells and self.cell == "lstm")):
             return self._packed(kernel, line, lengths, given)
         outputs, ends = kernel(line, given if self.cell == "lstm" else given[0])
         if not uneven:
+            # the axis for layers goes again
             return outputs, tuple(part[0] for part in (ends if self.cell == "lstm" else (ends,)))
+        # a row that ends earlier has its last state among the outputs
         last = outputs.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, self.width))[:, 0]
         return outputs, (last, torch.zeros_like(last)) if self.cell == "lstm" else (last,)
 
     def _packed(
         self, kernel: nn.Module, line: Tensor, lengths: Tensor, given: States
     ) -> tuple[Tensor, States]:
+        # torch wants lengths in main memory
         packed = pack_padded_sequence(line, lengths.cpu(), batch_first=True, enforce_sorted=False)
         found, ends = kernel(packed, given if self.cell == "lstm" else given[0])
         outputs, _ = pad_packed_sequence(found, batch_first=True, total_length=line.shape[1])
@@ -212,7 +229,9 @@ def draw_kernel(kernel: nn.Module, config: RecurrentConfig) -> None:
 def _start(name: str, bias: Tensor, config: RecurrentConfig) -> Tensor:
     """Zeros; of an LSTM's forget gate `forget_bias`, in one of torch's two biases."""
     found = torch.zeros_like(bias)
+    # torch adds up two biases; in both it would count twice
     if config.cell == "lstm" and not name.startswith("bias_hh"):
+        # gates in torch's order i, f, g, o; coupled ones have no i
         first = 0 if config.coupled_gates else config.hidden_size
         found[..., first : first + config.hidden_size] = config.forget_bias
     return found
@@ -221,6 +240,7 @@ def _start(name: str, bias: Tensor, config: RecurrentConfig) -> Tensor:
 def _squares(weight: Tensor, config: RecurrentConfig) -> Tensor:
     """One square a gate, [..., gates * width, width]."""
     width = config.hidden_size
+    # gates stand one below the other: [gates × width, width]
     found = torch.eye(width).repeat(weight.numel() // width**2, 1, 1)
     if config.initialization == "orthogonal":
         for square in found:
@@ -261,6 +281,7 @@ class RecurrentStack(nn.Module):
             inputs, back = to_front(inputs, mask)
         ends = []
         for place, layer in enumerate(self.layers):
+            # the first layer's inputs have had theirs as vectors
             inputs = self.dropout(inputs) if place else inputs
             inputs, end = layer(inputs, lengths, None if states is None else states[place], cells)
             ends.append(end)

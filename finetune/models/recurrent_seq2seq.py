@@ -55,6 +55,7 @@ class RecurrentEncoder(nn.Module):
         """Ids and mask [batch, time] → see `RecurrentEncoderOutput`."""
         vectors = self.dropout(embedded(self, input_ids, inputs_embeds))
         states, ends = self.stack(vectors, attention_mask)
+        # of one direction there is nothing to concatenate: its sum is itself
         merge = self.config.merge if self.config.bidirectional else "sum"
         each = [merged_states(layer[0], merge) for layer in ends]
         return RecurrentEncoderOutput(last_hidden_state=states, ends=torch.stack(each, dim=1))
@@ -87,9 +88,11 @@ class SourceAttention(nn.Module):
         if self.query is None or self.score is None:
             scores = states @ keys.transpose(1, 2)
         else:
+            # [batch, steps, 1, width] + [batch, 1, time, width] → [batch, steps, time]
             scores = self.score((self.query(states)[:, :, None] + keys[:, None]).tanh())[..., 0]
         if mask is not None:
             scores = scores.masked_fill(mask[:, None] == 0, torch.finfo(scores.dtype).min)
+        # in float32: a softmax over a long source is too coarse in bf16
         weights = scores.float().softmax(dim=-1).to(source.dtype)
         return weights @ source, weights
 
@@ -103,6 +106,7 @@ class RecurrentDecoder(nn.Module):
 
     def __init__(self, config: RecurrentSeq2SeqConfig) -> None:
         super().__init__()
+        # a decoder can't read what it has yet to write
         plain = RecurrentSeq2SeqConfig(**(config.to_dict() | {"bidirectional": False, "merge": "concat"}))
         self.kind = config.attention
         fed = config.width if self.kind == "additive" else 0
@@ -116,6 +120,7 @@ class RecurrentDecoder(nn.Module):
     def begin(self, ends: Tensor) -> list[States]:
         """States of the first step: tanh of a linear layer over the source's last (Bahdanau 2015, A.2.2); an
         LSTM's cell has one of its own."""
+        # [batch, layers, width] → each layer's [batch, 1 direction, width]
         return [tuple(bridge(layer)[:, None].tanh() for bridge in self.bridges) for layer in ends.unbind(1)]
 
     def forward(
@@ -138,6 +143,7 @@ class RecurrentDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, list[States]]:
         steps: list[tuple[Tensor, Tensor, Tensor]] = []
         for now in vectors.split(1, dim=1):
+            # the top layer's state, [batch, 1, width]: its one direction is the one step
             seen, weights = self.attention(states[-1][0], *source, mask)
             found, states = self.stack(torch.cat([now, seen.to(now.dtype)], dim=-1), None, states)
             steps.append((found, seen, weights))
@@ -152,6 +158,7 @@ class RecurrentForSeq2SeqLM(WordVectorModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     _is_stateful = True
+    # one table, saved once under its own name
     _tied_weights_keys: ClassVar[dict[str, str]] = {"encoder.embeddings.weight": "shared.weight"}
 
     def __init__(self, config: RecurrentSeq2SeqConfig) -> None:
@@ -190,6 +197,7 @@ class RecurrentForSeq2SeqLM(WordVectorModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Others in their place."""
+        # both names, or the encoder would go on with the old one
         self.shared = self.encoder.embeddings = value  # type: ignore[assignment]
 
     def get_output_embeddings(self) -> nn.Module:
@@ -230,6 +238,7 @@ class RecurrentForSeq2SeqLM(WordVectorModel, GenerationMixin):
         return Seq2SeqLMOutput(
             logits=self.lm_head(self.dropout(found)),
             past_key_values=RecurrentState(states, before.seen + vectors.shape[1]),  # type: ignore[arg-type]
+            # one head: attention of these models has no others
             cross_attentions=(weights[:, None],) if output_attentions and weights is not None else None,
             encoder_last_hidden_state=source,
         )

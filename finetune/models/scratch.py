@@ -107,6 +107,7 @@ def prepare(
         if idle := scratch.idle():
             raise InputError(f"{idle}. Leave it out")
         if scratch.config_overrides:  # names that aren't there are refused
+            # on a configuration that is thrown away: for the names' sake, before the model is loaded
             _override(_base(model.model_name_or_path, model), scratch.config_overrides, reads)
             entries |= _parse(scratch.config_overrides)
         processor, network = load_model(
@@ -116,9 +117,11 @@ def prepare(
             _check_positions(network.config, max_length)
         return processor, network
     config = _base(scratch.from_config, model)
+    # before the user's own, which go over them
     config.update(class_entries(labels) | entries)
     _override(config, scratch.config_overrides or "", reads)
     if sized is not None:
+        # sizes that the rows ask for give way to the user's
         config = sized(config, _parse(scratch.config_overrides or ""))
     processor = _fitted_processor(config, model, scratch, reads)
     if max_length is not None:
@@ -136,6 +139,7 @@ def prepare(
         cpu.choose_attention(network)
     if scratch.embeddings is not None:
         fill_embeddings(network, processor, scratch.embeddings)
+    # a configuration may ask for half precision, and fresh weights are masters
     return processor, network.float()
 
 
@@ -170,6 +174,7 @@ def _fit_width(config: PreTrainedConfig, scratch: ScratchArguments) -> None:
         InputError: no vectors, or a width that the user or the family has otherwise.
     """
     width = vector_width(Path(str(scratch.embeddings)))
+    # the user's own width must not be overwritten, but contradicted
     entries, said = config.to_dict(), _parse(scratch.config_overrides or "")
     if "embedding_size" in entries and "embedding_size" not in said:
         config.update({"embedding_size": width})
@@ -202,6 +207,7 @@ def planned(model: ModelArguments, scratch: ScratchArguments) -> str:
 
 
 def _check_positions(config: PreTrainedConfig, max_length: int) -> None:
+    # families without a limit (T5, ALiBi) have no such entry
     entries = config.to_dict()
     name = next((name for name in POSITIONS if name in entries), None)
     if name is not None and entries[name] < max_length:
@@ -228,6 +234,7 @@ def _own_tokenizer(name: str) -> str:
 def _base(name: str, model: ModelArguments) -> PreTrainedConfig:
     if name in FAMILIES:
         family, entries = FAMILIES[name]
+        # families of the project itself, under several names for one configuration
         return AutoConfig.for_model(family, **entries)
     if name in CONFIG_MAPPING:
         return AutoConfig.for_model(name)
@@ -248,6 +255,7 @@ def _parse(text: str) -> dict[str, Any]:
     """`a=1,b=x` or JSON → entries; values as JSON where they are, else as text."""
     try:
         if text.strip().startswith("{"):
+            # at the first = alone: a value may hold another
             return dict(json.loads(text))
         pairs = [part.split("=", 1) for part in re.split(r",(?=\s*\w+\s*=)", text) if part.strip()]
         return {name.strip(): _value(value.strip()) for name, value in pairs}
@@ -259,6 +267,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
+        # Python's words, which JSON doesn't know
         return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
     except json.JSONDecodeError:
         return text
@@ -266,6 +275,7 @@ def _value(text: str) -> Any:
 
 def _override(config: PreTrainedConfig, text: str, reads: str) -> None:
     further = set() if reads == TEXT else READERS[reads].entries
+    # names that the configuration translates are as good as its own
     known = set(config.to_dict()) | set(config.attribute_map) | further
     for name, value in _parse(text).items():
         if name not in known:
@@ -282,6 +292,7 @@ def _fit_tokens(config: PreTrainedConfig, processor: PreTrainedTokenizerBase) ->
     """Vocabulary size and special tokens as the tokenizer has them."""
     entries = {"vocab_size": len(processor), "pad_token_id": processor.pad_token_id}
     bos = processor.bos_token_id if processor.bos_token_id is not None else processor.cls_token_id
+    # encoders close a text by [SEP], and have no end token
     eos = processor.eos_token_id if processor.eos_token_id is not None else processor.sep_token_id
     entries |= {"bos_token_id": bos, "eos_token_id": eos}
     if config.is_encoder_decoder:
@@ -290,5 +301,6 @@ def _fit_tokens(config: PreTrainedConfig, processor: PreTrainedTokenizerBase) ->
         # a family that names a forced end token among its own entries shall name this one
         entries |= {"forced_eos_token_id": eos} if "forced_eos_token_id" in config.to_dict() else {}
     config.update(
+        # an entry that the family lacks is added only where there is something to say
         {name: value for name, value in entries.items() if name in config.to_dict() or value is not None}
     )

@@ -51,6 +51,7 @@ class SeriesProcessor(FeatureExtractionMixin):
         flat = [
             name
             for name, mean, deviation in zip(channels, means, deviations, strict=True)
+            # `not >`, which nan doesn't pass either; 1e-30 for a mean of 0
             if not deviation > CONSTANT * max(abs(mean), 1e-30)
         ]
         if flat:
@@ -59,6 +60,7 @@ class SeriesProcessor(FeatureExtractionMixin):
                 f"training rows, so that it has no scale. Leave it out by --ignore_columns {' '.join(flat)}"
             )
         self.channels = list(channels)
+        # numbers of Python's, which JSON can hold
         self.means, self.deviations = [float(one) for one in means], [float(one) for one in deviations]
 
     def check(self, channels: Sequence[str]) -> None:
@@ -76,6 +78,7 @@ class SeriesProcessor(FeatureExtractionMixin):
     def standard(self, values: Tensor) -> Tensor:
         """[..., channels] in their own units → on the standard scale, float32."""
         means, deviations = self._scale(values)
+        # the difference is taken in float64 and rounded afterwards
         return ((values - means) / deviations).float()
 
     def own(self, values: Tensor) -> Tensor:
@@ -97,6 +100,7 @@ def load_series_processor(source: str, **options: Any) -> SeriesProcessor:
     try:
         return SeriesProcessor.from_pretrained(source, **options)
     except OSError:
+        # a model that was made by other tools: the scale comes from the training rows
         return SeriesProcessor()
 
 

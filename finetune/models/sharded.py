@@ -30,6 +30,7 @@ def make_whole(network: nn.Module) -> None:
     """
     if not is_sharded(network):
         return
+    # by parameter: tied weights are put together once, and stay one
     main, whole = PartialState().is_main_process, {}
     for module in network.modules():
         if isinstance(module, FSDPModule):

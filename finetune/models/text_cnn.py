@@ -78,13 +78,16 @@ class TextCNNModel(nn.Module):
         if self.frozen is not None:
             # one filter over two channels, their answers added up, is the filter over the sum
             vectors = vectors + self.frozen(input_ids)
+        # vectors that are given in place of ids needn't be zero at padding
         mask = vectors.new_ones(vectors.shape[:2]) if mask is None else mask.to(vectors.dtype)
         lines = (vectors * mask[..., None]).transpose(1, 2)
         lengths, found = mask.sum(dim=1, keepdim=True), []
         for one in self.filters:
             answers = one(lines).relu()
             windows = torch.arange(answers.shape[2], device=answers.device)
+            # with zeros on both sides a text has so many windows more
             beyond = windows >= lengths + one.kernel_size[0] - 1
+            # after relu nothing is below 0, so that 0 wins nothing
             found.append(answers.masked_fill(beyond[:, None], 0).amax(dim=2))
         return torch.cat(found, dim=1)
 

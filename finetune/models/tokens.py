@@ -23,6 +23,7 @@ def settle_pad(processor: PreTrainedTokenizerBase) -> None:
     if processor.pad_token_id is not None and processor.pad_token_id != processor.eos_token_id:
         return
     vocabulary = processor.get_vocab()
+    # the end and the start are read by models, and must not be masked as padding
     taken = {processor.eos_token, processor.bos_token}
     chosen = next((token for token in PAD_TOKENS if token in vocabulary and token not in taken), "<|pad|>")
     processor.add_special_tokens({"pad_token": chosen})
@@ -61,22 +62,27 @@ def fit_embeddings(
         added: tokens that were given to the tokenizer on the way; a checkpoint may have spare rows for them.
     """
     held, size = network.get_input_embeddings().num_embeddings, rows_needed(processor)
+    # rows beyond the vocabulary are left: many checkpoints round their number up
     if size > held:
         _grow(network, held, size)
     ids = {processor.convert_tokens_to_ids(token) for token in added}
     made_up = sorted((ids | set(range(held, size))) - {processor.pad_token_id})
+    # one and the same object in most models, two where a language model stands inside
     for config in {id(one): one for one in (network.config, network.config.get_text_config())}.values():
         config.update({"pad_token_id": processor.pad_token_id})
+    # an entry that was saved with the model is out of date now
     if made_up or MADE_UP_ROWS in network.config.to_dict():
         network.config.update({MADE_UP_ROWS: made_up})
     _settle_ends(network, processor)
 
 
 def _grow(network: PreTrainedModel, held: int, size: int) -> None:
+    # transformers would draw them around the mean, another way each time
     network.resize_token_embeddings(size, mean_resizing=False)
     layers = [network.get_input_embeddings(), network.get_output_embeddings()]
     with torch.no_grad():
         for layer in (layer for layer in layers if layer is not None):
+            # in float32: a mean over many rows in bf16 loses most of its digits
             layer.weight[held:] = layer.weight[:held].float().mean(dim=0).to(layer.weight)
             bias = getattr(layer, "bias", None)
             if bias is not None:
@@ -90,6 +96,7 @@ def _settle_ends(network: PreTrainedModel, processor: PreTrainedTokenizerBase) -
     settings, end = network.generation_config, processor.eos_token_id
     settings.pad_token_id = processor.pad_token_id
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    # checkpoints may name several ends, which all stay
     known = [one for one in ends if one is not None]
     if end is not None and end not in known:
         settings.eos_token_id = [*known, end] if known else end

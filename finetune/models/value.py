@@ -19,15 +19,18 @@ class ValueHead(nn.Module):
     def __init__(self, width: int, hidden: int = 128) -> None:
         super().__init__()
         self.score: nn.Linear | None = None
+        # nothing to learn in it: it only brings states of any model to one size
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.hidden, self.out = nn.Linear(width, hidden), nn.Linear(hidden, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, states: Tensor) -> Tensor:
+        # returns are regressed on, where bf16's three digits are too few
         with torch.autocast(states.device.type, enabled=False):
             states = states.float()
             found = self.out(self.hidden(self.norm(states)).tanh())[..., 0]
+            # added to 0 at first, so that values begin as the reward model's
             return found if self.score is None else found + self.score(states)[..., 0]
 
     def start_at(self, head: nn.Linear) -> None:
@@ -44,6 +47,7 @@ class ValueHead(nn.Module):
         """
         assert self.score is not None
         self.score.weight.div_(deviation)
+        # the order counts: (w·x + b - mean) / deviation
         self.score.bias.sub_(mean).div_(deviation)
         return (values - mean) / deviation * mask
 

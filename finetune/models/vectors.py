@@ -31,7 +31,10 @@ def vector_lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
+                # by single spaces alone: words may hold other white space; word2vec ends its lines with a
+                # space
                 word, *values = line.rstrip("\n").rstrip(" ").split(" ")
+                # a first line of two numbers is the file's own size
                 if not (number == 1 and len(values) == 1) and values:
                     yield number, word, values
     except UnicodeDecodeError as error:
@@ -57,8 +60,10 @@ def words_of(processor: Any) -> dict[str, list[int]]:
     special = set(processor.all_special_ids)
     words: dict[str, list[int]] = {}
     for token, place in processor.get_vocab().items():
+        # a piece from inside a word; its letters may be a word of another meaning
         if place in special or token.startswith("##"):
             continue
+        # the text that it stands for: `Ġword` and `▁word` are both "word"
         words.setdefault(processor.convert_tokens_to_string([token]).strip(), []).append(place)
     return words
 
@@ -77,6 +82,7 @@ def read_vectors(path: Path, processor: Any, width: int) -> dict[int, np.ndarray
         lowered.setdefault(word.lower(), []).extend(places)
     exact: set[int] = set()
     for number, word, values in vector_lines(path):
+        # words of neither are most of the file, and their numbers needn't be read
         places, likely = wanted.get(word, []), lowered.get(word.lower(), [])
         if not places and not likely:
             continue
@@ -92,6 +98,7 @@ def read_vectors(path: Path, processor: Any, width: int) -> dict[int, np.ndarray
                 "it, or set "
                 f"--config_overrides embedding_size={len(vector)}"
             )
+        # the word as it stands goes over another case, wherever in the file that came
         for place in places:
             if place not in exact:
                 found[place] = vector

@@ -49,6 +49,7 @@ def attend(
     Returns:
         [batch, time, heads, width].
     """
+    # where nothing says what is seen, the kernel hides what comes later by itself; products have no such rule
     unseen = attention_mask is None and (
         getattr(module, "is_causal", True) if is_causal is None else is_causal
     )
@@ -86,11 +87,14 @@ def products(
     """
     batch, heads, time, width = query.shape
     shared = key.shape[1]
+    # on the queries, which are smaller than the scores; heads that share keys one below the other
     together = (query * scale).reshape(batch, shared, heads // shared * time, width)
     scores = (together @ key.transpose(2, 3)).view(batch, heads, time, -1)
     if mask is not None:
+        # not -inf: a row of padding that sees nothing would give no numbers
         unseen = torch.finfo(scores.dtype).min
         scores = scores + (
+            # some families hand on what is to be added already
             scores.new_zeros(mask.shape).masked_fill(~mask, unseen) if mask.dtype == torch.bool else mask
         )
     weights = torch.nn.functional.dropout(scores.softmax(-1), dropout)
@@ -103,6 +107,7 @@ def mask(allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
     """scaled_dot_product_attention's mask, written out where it would be left to the kernel to hide
     what comes later.
     """
+    # with gradients the products may be used, which need it written out
     return sdpa_mask(allow_is_causal_skip=allow_is_causal_skip and not torch.is_grad_enabled(), **kwargs)
 
 
@@ -112,5 +117,6 @@ AttentionMaskInterface.register(NAME, mask)
 
 def choose_attention(network: PreTrainedModel) -> None:
     """Have a model that would take the fused kernel on a CPU take the faster way of each batch."""
+    # a choice of the user's own (eager, flash) stays
     if device().type == "cpu" and network.config._attn_implementation == "sdpa":
         network.set_attn_implementation(NAME)

@@ -80,6 +80,7 @@ def attend(
         InputError: a family whose scores are not the plain ones.
     """
     if cu_seq_lens_q is None:
+        # generation and evaluation of single rows
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -90,6 +91,7 @@ def attend(
             "false"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # rotary positions hand on float32 under autocast
     line = [part[0].to(computed_in(part)) for part in (query, key, value)]
     if query.device.type != "cpu":
         longest = max_length_q or int(cu_seq_lens_q.diff().max())
@@ -173,6 +175,7 @@ def _one_text(
     groups = heads // key.shape[0]
     if time > SHORT:
         line = (query[None], key[None], value[None])
+        # the kernel knows causal attention by itself, a window only as a mask
         mask = None if window is None else _unseen(time, window, query.dtype, query.device)
         return torch.nn.functional.scaled_dot_product_attention(
             *line,
@@ -202,6 +205,7 @@ def _on_gpu(line: Sequence[Tensor], texts: Texts, dropout: float) -> Tensor:
     device.
     """
     query, key, _ = line
+    # the varlen kernel has no dropout
     if dropout or not _has_kernel(query.device, query.dtype, query.shape[2], query.shape[0] // key.shape[0]):
         return _in_rows(line, texts, dropout).transpose(0, 1)[None]
     return _by_kernel(line, texts)[None]
@@ -213,6 +217,7 @@ def _by_kernel(line: Sequence[Tensor], texts: Texts) -> Tensor:
 
     # heads that share keys: torch 2.11's takes them as they come, later ones want it said
     grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    # tokens to the left of each, itself not counted, and none to the right
     seen = (-1 if texts.window is None else texts.window - 1, 0)
     lines = (part.transpose(0, 1).contiguous() for part in line)
     sizes = (texts.edges, texts.edges, texts.longest, texts.longest)
@@ -226,7 +231,9 @@ def _has_kernel(place: torch.device, dtype: torch.dtype, width: int, groups: int
     """
     if place.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
+    # one text of one token, one of two: the least in which borders can be got wrong
     texts = Texts(torch.tensor([0, 1, 3], dtype=torch.int32, device=place), 2, 0.5)
+    # a run's own streams of chance go on as if nothing had been asked
     with torch.random.fork_rng([place]), torch.enable_grad(), torch.autocast(place.type, enabled=False):
         line = [
             torch.randn(n, 3, width, device=place, dtype=dtype, requires_grad=True) for n in (groups, 1, 1)
@@ -239,6 +246,7 @@ def _has_kernel(place: torch.device, dtype: torch.dtype, width: int, groups: int
             logger.warning("Packed texts are attended to as padded rows on this card: %s", reason)
             return False
         wanted = _in_rows([part.detach() for part in line], texts, 0.0)
+    # as exact as two kernels in 16 bits are
     return torch.allclose(found.transpose(0, 1), wanted, atol=0.05)
 
 
@@ -249,6 +257,7 @@ def _in_rows(line: Sequence[Tensor], texts: Texts, dropout: float) -> Tensor:
     query, edges = line[0], texts.edges
     heads, tokens, _ = query.shape
     token = torch.arange(tokens, device=query.device, dtype=edges.dtype)
+    # right: a token at a border is the next text's first
     text = torch.searchsorted(edges[1:], token, right=True)
     # Computed from the borders on the device: a Python loop over texts would have to read them from it.
     at = text * texts.longest + token - edges[text]
@@ -265,6 +274,7 @@ def _in_rows(line: Sequence[Tensor], texts: Texts, dropout: float) -> Tensor:
     found = torch.nn.functional.scaled_dot_product_attention(
         *map(rows, line), attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=texts.scale
     )
+    # padding is left behind: [heads, tokens, width] in the line's own order
     return found.transpose(0, 1).flatten(1, 2)[:, at]
 
 
@@ -284,6 +294,7 @@ def pack(network: PreTrainedModel) -> bool:
     Returns:
         Whether rows may be packed. The log says why not.
     """
+    # put back below where packing doesn't work
     before = network.config._attn_implementation
     try:
         network.set_attn_implementation(NAME)
@@ -302,6 +313,7 @@ def pack(network: PreTrainedModel) -> bool:
 
 
 _apart: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictionary()
+# small ids, which every vocabulary has; both first texts of one length, so that places agree
 PROBE = ((3, 5, 2, 7, 4, 6), (5, 3, 4, 2, 6), (6, 6, 6, 6, 6, 6))  # two texts, and another first one
 
 
@@ -310,12 +322,14 @@ def keeps_apart(network: PreTrainedModel) -> bool:
 
     Found out once for each attention by three lines of eleven tokens: no list of families is complete.
     """
+    # by attention: the same model may be asked again under another
     known = _apart.setdefault(network, {})
     name = network.config._attn_implementation
     if name not in known:
         training = network.training
         network.eval()
         try:
+            # autocast would round more than the bound below allows
             with torch.no_grad(), torch.autocast(network.device.type, enabled=False):
                 known[name] = _is_apart(network)
         finally:
@@ -326,11 +340,13 @@ def keeps_apart(network: PreTrainedModel) -> bool:
 def _is_apart(network: PreTrainedModel) -> bool:
     first, second, other = PROBE
     try:
+        # what any family raises on arguments that it doesn't know
         alone = network(input_ids=torch.tensor([second], device=network.device), use_cache=False).logits[0]
         packed = [_packed_logits(network, line, second) for line in (first, other)]
     except (TypeError, ValueError, IndexError, RuntimeError, InputError) as error:
         logger.info("%s reads no packed line: %s", type(network).__name__, error)
         return False
+    # by the largest logit: families differ by orders of magnitude
     near = 1e-4 if alone.dtype == torch.float32 else 0.05
     return all(float((one - alone).abs().max() / alone.abs().max()) < near for one in packed)
 

@@ -22,6 +22,7 @@ from finetune.objectives import noise, packing
 from finetune.objectives.documents import affixes
 from finetune.objectives.noise import IGNORED
 
+# above any real epoch: evaluation rows carry none
 NO_EPOCH = 2**32 - 1
 Row = dict[str, Any]
 
@@ -41,8 +42,10 @@ class Fresh:
     seed: int
 
     def __call__(self, features: Features) -> Batch:
+        # a generator for each row, so that neither the batch nor the order in it moves another row's noise
         chances = [np.random.default_rng((self.seed, f.get("epoch", NO_EPOCH), f["row"])) for f in features]
         rows = [self.damage(chance, feature) for chance, feature in zip(chances, features, strict=True)]
+        # the row's number goes on: the trainer names rows whose loss is no number
         return self.batch(rows) | {"row": torch.tensor([feature["row"] for feature in features])}
 
 
@@ -54,6 +57,7 @@ def padded(rows: list[list[Any]], value: float) -> torch.Tensor:
 
 def replaceable(processor: PreTrainedTokenizerBase) -> np.ndarray:
     """Ids that a random replacement may take: the vocabulary without special tokens."""
+    # special tokens in the middle of a text would be learnt as words
     return np.setdiff1d(np.arange(len(processor)), processor.all_special_ids)
 
 
@@ -73,7 +77,9 @@ def mask_collator(
 
     def batch(rows: list[Row]) -> Batch:
         inputs = _padded_inputs([row["input_ids"] for row in rows], processor)
+        # a row of one document needs no mask by documents
         if any(len(row["documents"]) > 1 for row in rows):
+            # padding is a document of its own, -1: it sees padding alone
             inputs["documents"] = padded([packing.numbered_documents(row["documents"]) for row in rows], -1)
             inputs["position_ids"] = padded([packing.restarting(row["documents"]) for row in rows], 0)
         return inputs | {"labels": padded([row["labels"] for row in rows], IGNORED)}
@@ -96,6 +102,7 @@ def masker(
 
 def _padded_inputs(rows: list[list[int]], processor: PreTrainedTokenizerBase) -> Batch:
     ids = padded(rows, processor.pad_token_id)
+    # ones by length and not by id: a text may hold the pad token's id as its own
     return {"input_ids": ids, "attention_mask": padded([[1] * len(row) for row in rows], 0)}
 
 
@@ -111,14 +118,19 @@ def causal_collator(processor: PreTrainedTokenizerBase, *, seed: int) -> Fresh:
         labels = packing.next_tokens(feature["input_ids"], feature["documents"])
         return {"input_ids": feature["input_ids"], "documents": feature["documents"], "labels": labels}
 
+    # rows of a batch become one line, whose documents are those of all rows
     def batch(rows: list[Row]) -> Batch:
         documents = packing.joined([row["documents"] for row in rows])
         return {
             "input_ids": torch.tensor([packing.joined([row["input_ids"] for row in rows])]),
             "position_ids": torch.tensor([packing.restarting(documents)]),
+            # 32 bits, as kernels of packed attention want borders
             "cu_seq_lens": torch.tensor(np.cumsum([0, *documents]), dtype=torch.int32),
+            # a number and no tensor: read off a GPU's memory it would stop the GPU
             "longest": max(documents),
+            # the way back from the line to rows, for losses by row
             "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
+            # by row, as the trainer sums losses; the model's places are found by `lengths`
             "labels": padded([row["labels"] for row in rows], IGNORED),
         }
 
@@ -145,6 +157,7 @@ def pair_collator(
     start, end = processor.cls_token_id, processor.sep_token_id
 
     def damaged(rng: Generator, feature: Row) -> Row:
+        # drawn before the masks, so that another rate leaves the pairs as they are
         wrong = bool(rng.random() < 0.5)
         names = (
             (("second", "first") if sentence_order else ("first", "other")) if wrong else ("first", "second")
@@ -153,7 +166,9 @@ def pair_collator(
         ids, labels = damage(
             rng, [start, *one, end, *two, end], _pair_words(*(feature[f"{name}_words"] for name in names))
         )
+        # the first segment with its start and end, the second with its end
         types = [0] * (len(one) + 2) + [1] * (len(two) + 1)
+        # the pair's own label stands before those of the tokens
         return {"input_ids": ids, "token_type_ids": types, "labels": [int(wrong), *labels]}
 
     def batch(rows: list[Row]) -> Batch:
@@ -168,6 +183,7 @@ def pair_collator(
 
 
 def _pair_words(one: list[int], two: list[int]) -> list[int]:
+    # the second text's words are counted on, or two words of one number would be masked as one
     shift = max(one, default=-1) + 1
     return [-1, *one, -1, *(word + shift for word in two), -1]
 
@@ -176,6 +192,7 @@ def sentinels(processor: PreTrainedTokenizerBase) -> list[int]:
     """Ids of <extra_id_0>, <extra_id_1>, ... as far as the vocabulary has them."""
     vocabulary = processor.get_vocab()
     found: list[int] = []
+    # without a gap: the first number that is missing ends them
     while f"<extra_id_{len(found)}>" in vocabulary:
         found.append(vocabulary[f"<extra_id_{len(found)}>"])
     return found
@@ -195,6 +212,7 @@ def span_collator(
             raise InputError(
                 f"{len(drawn)} spans in a row and {len(marks)} sentinels in the tokenizer; lower --max_length"
             )
+        # the target's closing mark is the end token itself, so that it costs no sentinel
         ids, target = noise.corrupt(feature["input_ids"], drawn, [*marks[: len(drawn)], end])
         return {"input_ids": [*ids, end], "labels": target}
 
@@ -219,11 +237,13 @@ def infill_collator(
         ids, ends = feature["input_ids"], feature["ends"]
         if permute_sentences:
             ids = noise.permute(ids, ends, rng.permutation(len(ends)).tolist())
+        # before deletion, since `ends` are places in the whole text
         if deletion_rate:
             ids = noise.delete(ids, noise.draw_places(rng, range(len(ids)), deletion_rate))
         ids = noise.infill(
             ids, noise.draw_infilling(rng, len(ids), masking_rate, mean_span), processor.mask_token_id
         )
+        # the target is the undamaged text, whatever the noise took away
         return {"input_ids": [*before, *ids, *after], "labels": [*before, *feature["input_ids"], *after]}
 
     return Fresh(damaged, lambda rows: _texts_to_texts(rows, processor), seed)
@@ -248,7 +268,9 @@ def view_collator(processor: PreTrainedTokenizerBase, *, seed: int) -> Fresh:
 
     def batch(rows: list[Row]) -> Batch:
         texts = [text for row in rows for text in row["views"]]
+        # a text with a pair, and its negative, one after another: [batch × views, time]
         return _padded_inputs(texts, processor) | {
+            # scores as they are, nan where there is none
             "labels": torch.tensor([row["labels"] for row in rows], dtype=torch.float32)
         }
 

@@ -64,6 +64,7 @@ class ContrastiveArguments:
 def mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """[batch, time, width], [batch, time] → [batch, width]: padding counts for nothing."""
     weights = mask[..., None].to(hidden.dtype)
+    # a text of padding alone has nothing to divide by
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
@@ -74,6 +75,7 @@ def first(hidden: Tensor, mask: Tensor) -> Tensor:
 
 def last(hidden: Tensor, mask: Tensor) -> Tensor:
     """The last token's vector, padding aside."""
+    # padding stands on the right; the last token is the number of tokens before it
     return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]
 
 
@@ -99,7 +101,9 @@ def find_pooling(name: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 def embeddings(model: Any, batch: dict[str, Tensor], labels: Tensor, *, pooling: str) -> Tensor:
     """Vectors of each row's texts, [batch, texts, width]; the batch has one line a text, row by row."""
+    # float32: in bf16 near cosines are one number
     hidden = model(**batch)["last_hidden_state"].float()
+    # a tuning method's made-up tokens stand in front, and the mask doesn't know them
     pooled = find_pooling(pooling)(
         hidden[:, hidden.shape[1] - batch["attention_mask"].shape[1] :], batch["attention_mask"]
     )
@@ -113,13 +117,16 @@ class Gather(torch.autograd.Function):
     def forward(context: Any, own: Tensor) -> Tensor:
         context.place, context.rows = dist.get_rank(), len(own)
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        # gloo and NCCL take tensors that lie in one piece
         dist.all_gather(parts, own.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
+        # in one piece for the sum, which is made in place
         whole = gradient.contiguous()
         dist.all_reduce(whole)  # every process's loss has a part in these vectors
+        # its own part of the whole: what the others' losses say of these rows
         return whole[context.place * context.rows :][: context.rows]
 
 
@@ -127,9 +134,11 @@ def gathered(own: Tensor) -> tuple[Tensor, int]:
     """Rows of all processes, which may have different numbers of them, and where this process's own begin."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return own, 0
+    # counts first: processes may have unequal numbers of rows at an epoch's end
     counts = [torch.zeros(1, dtype=torch.long, device=own.device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor([len(own)], device=own.device))
     sizes = [int(count) for count in counts]
+    # all_gather wants equal sizes: filled up below and cut again
     filled = F.pad(own, [0, 0] * (own.dim() - 1) + [0, max(sizes) - len(own)])
     parts = Gather.apply(filled).split(max(sizes))
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sum(
@@ -148,11 +157,15 @@ def in_batch(vectors: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
     Returns:
         [batch], in nats.
     """
+    # of length 1, so that products are cosines
     units = F.normalize(vectors, dim=-1)
+    # partners of all processes; each row's own text needs none but its own
     others, start = gathered(units[:, 1:])
     candidates = others.transpose(0, 1).flatten(0, 1)  # all partners, then all hard negatives
     cosines = units[:, 0] @ candidates.T
+    # rows of this process begin at `start` among everybody's
     own = torch.arange(start, start + len(units), device=units.device)
+    # no mean: the trainer divides by the number of rows over all processes
     return F.cross_entropy(cosines / temperature, own, reduction="none")
 
 
@@ -178,6 +191,7 @@ def save_sentence_encoder(
     if isinstance(network, PeftModel):
         folder = folder / "sentence_encoder"
         try:
+            # on a copy: merging changes the weights in place, and the adapter is saved afterwards
             whole = copy.deepcopy(network).merge_and_unload()
         except (AttributeError, NotImplementedError, ValueError) as error:  # what PEFT raises, by method
             logger.warning(
@@ -195,6 +209,7 @@ def save_sentence_encoder(
         theirs: name == pooling for name, theirs in THEIR_NAMES.items()
     }
     limits = {"max_seq_length": max_length, "do_lower_case": False}
+    # the names and forms of files that sentence-transformers looks for
     (folder / "1_Pooling").mkdir(exist_ok=True)
     for file, content in (
         ("1_Pooling/config.json", modes),

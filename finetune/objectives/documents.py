@@ -22,6 +22,7 @@ from finetune.errors import InputError
 from finetune.objectives import noise, packing
 
 TextBatch = dict[str, list[Any]]
+# a mark, closing quotes or brackets, and white space behind; Chinese and Japanese have none behind
 SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s)|[。！？]+[”’」』）]*|\n+")
 
 
@@ -52,6 +53,7 @@ def tokenised(texts: Sequence[str], processor: PreTrainedTokenizerBase) -> list[
             f"{type(processor).__name__} says nothing of words and offsets; wanted a fast tokenizer. Set "
             "--tokenizer_name"
         )
+    # no truncation: long texts are cut into pieces below, and tokenizers warn of nothing
     encodings = processor(list(texts), add_special_tokens=False, verbose=False).encodings
     return [
         Document(
@@ -61,12 +63,14 @@ def tokenised(texts: Sequence[str], processor: PreTrainedTokenizerBase) -> list[
             [end for _, end in encoding.offsets],
         )
         for text, encoding in zip(texts, encodings, strict=True)
+        # a text of white space alone may give no token
         if encoding.ids
     ]
 
 
 def affixes(processor: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens that a tokenizer puts before and after a text."""
+    # of any text: what stands before the first token and after the last that aren't special
     encoding = processor("a", return_special_tokens_mask=True)
     ids, special = encoding["input_ids"], encoding["special_tokens_mask"]
     first = special.index(0) if 0 in special else 0
@@ -102,6 +106,7 @@ def masked_rows(
     pieces = []
     for document in tokenised(batch["text"], processor):
         for start, end in packing.cut_pieces(len(document.ids), room):
+            # each piece has the special tokens of a whole text, as fine-tuned texts will
             ids = [*before, *document.ids[start:end], *after]
             pieces.append(
                 {
@@ -127,12 +132,16 @@ def causal_rows(
     before, _ = affixes(processor)
     pieces = []
     for document in tokenised(batch["text"], processor):
+        # the end token once a text, and not once a piece
         ids = [*before, *document.ids, processor.eos_token_id]
+        # the shared token is predicted in the one piece and read in the other
         for start, end in packing.cut_pieces(len(ids), max_length, overlap=1):
+            # what stands before the piece, its shared token included, belongs to the piece before
             known = _bytes_until(document, start - len(before))
             pieces.append(
                 {
                     "input_ids": ids[start:end],
+                    # the last token is predicted and not read: the text up to it counts
                     "bytes": [_bytes_until(document, end - 1 - len(before)) - known],
                 }
             )
@@ -142,8 +151,10 @@ def causal_rows(
 
 def _bytes_until(document: Document, token: int) -> int:
     """Bytes of the text up to the end of a token; what follows the last one counts as its own."""
+    # the special tokens in front have no bytes
     if token < 0:
         return 0
+    # the end token's place, too: white space that no token holds is text all the same
     whole = token >= len(document.ids) - 1
     return len((document.text if whole else document.text[: document.ends[token]]).encode())
 
@@ -154,6 +165,7 @@ def _rows(pieces: list[dict[str, list[int]]], max_length: int, layout: str) -> T
     together = (
         packing.fill(lengths, max_length) if layout == "blocks" else [[index] for index in range(len(pieces))]
     )
+    # a batch of texts without tokens still has its columns
     names = pieces[0].keys() if pieces else ("input_ids",)
     rows = {
         name: [packing.joined([pieces[index][name] for index in row]) for row in together] for name in names
@@ -181,7 +193,9 @@ def span_rows(
     raw, _ = noise.raw_length(max_length, masking_rate, mean_span)
     texts = [document.ids for document in tokenised(batch["text"], processor)]
     if layout == "blocks":
+        # over the borders of texts, as T5 fills its rows
         texts = [packing.joined(texts)]
+    # spans need two tokens: one to keep and one to leave out
     rows = [
         ids[start:end] for ids in texts for start, end in packing.cut_pieces(len(ids), raw) if end - start > 1
     ]
@@ -203,15 +217,19 @@ def sentence_rows(
         ends = sentence_ends(document)
         for start, end in packing.cut_pieces(len(document.ids), room):
             features["input_ids"].append(document.ids[start:end])
+            # ends inside the piece, counted from its own start
             features["words"].append(document.words[start:end])
             features["ends"].append([e - start for e in ends if start < e < end] + [end - start])
+            # the length that the model will see, by which rows are put into batches
             features["length"].append(end - start + len(before) + len(after))
     return features
 
 
 def sentence_ends(document: Document) -> list[int]:
     """Numbers of tokens up to the end of each sentence, rising; the last is the number of all tokens."""
+    # a token that reaches over a sentence's end belongs to the next one
     ends = [bisect.bisect_right(document.ends, match.end()) for match in SENTENCE_END.finditer(document.text)]
+    # a set, as several marks may end in one token
     return sorted({end for end in ends if end > 0} | {len(document.ids)})
 
 
@@ -233,11 +251,13 @@ def pair_rows(
         first, second, other (empty for `sentence_order`) and the numbers of their words, length.
     """
     room = room_for_text(processor, max_length, 3)
+    # three: a start, and an end behind each segment
     texts = [_sentences_within(document, room) for document in tokenised(batch["text"], processor)]
     texts = [text for text in texts if text]
     if not sentence_order and len(texts) < 2:
         texts = []  # no stranger to take a segment from
     features: TextBatch = {
+        # the first sentence of a pair on each side at least
         name: []
         for name in ("first", "second", "other", "first_words", "second_words", "other_words", "length")
     }
@@ -247,12 +267,16 @@ def pair_rows(
             first, second = _flat(text[start:middle]), _flat(text[middle:end])
             other: tuple[list[int], list[int]] = ([], [])
             if not sentence_order:
+                # any text but this one: 1 to len - 1 further on, around the end
                 stranger = texts[(number + int(rng.integers(1, len(texts)))) % len(texts)]
+                # from a random sentence to its end
                 other = _flat(stranger[int(rng.integers(len(stranger))) :])
+            # no longer than what is left beside the first segment
             other = (other[0][: room - len(first[0])], other[1][: room - len(first[0])])
             for name, (ids, words) in (("first", first), ("second", second), ("other", other)):
                 features[name].append(ids)
                 features[f"{name}_words"].append(words)
+            # by the longer of the two that the collator may choose
             features["length"].append(len(first[0]) + max(len(second[0]), len(other[0])) + 3)
     return features
 
@@ -265,10 +289,12 @@ def groups(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
     while start < len(lengths):
         end, held = start, 0
         while end < len(lengths) and held + lengths[end] <= room:
+            # one sentence alone can't be parted in two
             held += lengths[end]
             end += 1
         if end - start > 1:
             found.append((start, end))
+        # a sentence that fits nowhere is passed over
         start = max(end, start + 1)
     return found
 
@@ -277,6 +303,7 @@ def _sentences_within(document: Document, room: int) -> list[tuple[list[int], li
     """Ids and words of each sentence; one that would fill half of the room alone is cut."""
     borders = [0, *sentence_ends(document)]
     parts = [
+        # half: two of them always fit, so that no long sentence is lost
         (start + a, start + b)
         for start, end in itertools.pairwise(borders)
         for a, b in packing.cut_pieces(end - start, room // 2)
@@ -303,10 +330,13 @@ def view_rows(
     for name in ("text", "pair", "negative"):
         if name in batch:
             encoded = processor(list(batch[name]), truncation=True, max_length=max_length)
+            # a text without tokens has no vector
             want_tokens(encoded, [batch[name]], max_length)
             columns.append(encoded["input_ids"])
     rows = [list(texts) for texts in zip(*columns, strict=True)]
+    # nan and no None: the column is one of numbers
     scores = [
         float("nan") if score is None else float(score) for score in batch.get("score", [None] * len(rows))
     ]
+    # the longest view decides how wide the row's batch is
     return {"views": rows, "labels": scores, "length": [max(map(len, row)) for row in rows]}

@@ -46,9 +46,11 @@ def find_inputs(
             f"--supervised wants two texts a row; {data.name} has {', '.join(there)}. Set --text_pair_column"
         )
     if train:
+        # unsupervised, a second column of the training rows is not read
         return inputs.find_roles(
             there, data, {"pair": pair, "negative": apart.negative_column} if apart.supervised else {}
         )
+    # for evaluation both texts are asked whatever the training sees: that is where the score is
     return inputs.find_roles(there, data, {"pair": pair, "score": apart.score_column if pair else None})
 
 
@@ -73,16 +75,20 @@ def load_features(
         return row.load(data, processor)
     name, length, seed = options.objective, options.max_length, data.sample_seed
     endless = stream.streaming or stream.mixture is not None
+    # a stream's training rows are not loaded here; and no fallback, which would evaluate on them
     rows = load_rows(data, train=not stream.streaming, fallback=None)
+    # contrastive rows have several texts, which `find_inputs` accounts for
     if name != "contrastive":
         rows, _ = laid_out(rows, data, inputs.lay_out_texts)
     assert rows.eval is not None
     there = find_inputs(name, apart, columns_of(rows.eval), data, train=False)
     evaluation = inputs.settled_rows(rows.eval, there, data, "evaluation", data.max_eval_rows)
     if "score" in there:
+        # before encoding: a column of classes would look like numbers afterwards
         check_scores(evaluation, there["score"])
     held_out = inputs.encoded(evaluation, there, row.encode, processor, max_length=length, seed=seed)
     if endless:
+        # a mixture's own weights, or those of several data sets
         weights = parse_mixture(stream.mixture) if stream.mixture else weighted(data.dataset_name)
         sources = [_source(source, name, apart, data, stream) for source in weights]
         encode = partial(_encode_batch, row.encode, processor, length)
@@ -103,6 +109,7 @@ def load_features(
     )
     there = find_inputs(name, apart, columns_of(train), data, train=True)
     if name == "contrastive":
+        # the label chose the rows, so that it counts as read
         told = there | {"label": data.label_column or "label"} if apart.positive_label else there
         inputs.account_roles(train, told, data, "training")
     train = inputs.settled_rows(train, there, data, "training", data.max_train_rows)
@@ -119,6 +126,7 @@ def check_scores(rows: Dataset, column: str) -> None:
         InputError: texts, classes, or no score at all.
     """
     feature = rows.features[column]
+    # integers and floats; a ClassLabel is stored as a number, but is none
     numbers = isinstance(feature, Value) and feature.dtype.startswith(("float", "double", "int", "uint"))
     if not numbers or all(score is None for score in rows[column]):
         raise InputError(f"The column '{column}' holds {feature}; wanted numbers. Set --score_column")
@@ -137,6 +145,7 @@ def _encode_batch(
 def _source(
     source: str,
     name: str,
+    # the given name alone has its own files; the other sources are looked for by their names
     apart: contrastive.ContrastiveArguments,
     data: TextArguments,
     stream: StreamArguments,
@@ -144,6 +153,7 @@ def _source(
     """Training rows of one source of a stream, with their columns named after their roles."""
     chosen = replace(data, dataset_name=[source], data_files=data.data_files if source == data.name else None)
     files = chosen.data_files
+    # a mixture of rows that can be counted is read whole
     rows = (
         open_stream(source, data.dataset_config, files, data.train_split)
         if stream.streaming
@@ -156,13 +166,16 @@ def _source(
                 "--positive_label wants rows that are read before the start; leave --streaming out"
             )
         rows = inputs.with_label(rows, apart.positive_label, chosen)
+    # the names of columns are known by a row: a stream need not declare them
     first = next(iter(rows), None)
     if first is None:
         raise InputError(f"'{source}' has no rows to train on; set --train_split or --mixture")
     there = find_inputs(name, apart, list(first), chosen, train=True)
+    # all sources alike by their roles, or rows of two could not share a batch
     rows = rows.select_columns(list(there.values())).rename_columns(
         {column: role for role, column in there.items() if column != role}
     )
+    # a score may be missing; a text may not
     wanted = [role for role in there if role != "score"]
     return rows.filter(partial(_has_texts, wanted=wanted, source=source))
 

@@ -37,6 +37,7 @@ def find_roles(there: list[str], data: TextArguments, wanted: dict[str, str | No
     roles |= {role: column for role, column in wanted.items() if column is not None}
     for role, column in roles.items():
         if column not in there:
+            # `pair` is --text_pair_column, the other roles go by their own names
             flag = {"pair": "text_pair_column"}.get(role, f"{role}_column")
             raise InputError(f"No column '{column}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
     return roles
@@ -59,17 +60,21 @@ def account_roles(rows: Dataset, roles: Roles, data: TextArguments, where: str) 
     Raises:
         InputError: one holds a text that nothing reads.
     """
+    # named by the user as not wanted
     kept = without(rows, data.ignore_columns or ())
     laid = laid_roles(kept, roles)
+    # packaged corpora serve many tasks: columns that this one doesn't read are no mistake
     lenient = any(name in CORPORA for name in data.dataset_name)
     account(laid.used, unread(kept, laid.used, laid.texts), f"{data.name}, {where} rows", lenient=lenient)
 
 
 def find_pair(there: list[str], data: TextArguments) -> str | None:
+    # what is named is not looked for: a wrong name is an error later, and not another column
     """The second text's column: named, or by a usual name beside the first's; None where there is none."""
     if data.text_pair_column is not None:
         return data.text_pair_column
     first = data.text_column or first_there(TEXTS, there, data.name, "--text_column")
+    # usual pairs of names, of which both must be there
     return next((second for one, second in PAIRS if one == first and second in there), None)
 
 
@@ -81,8 +86,10 @@ def with_label(rows: Dataset, label: str, data: TextArguments) -> Dataset:
     """
     column = data.label_column or first_there(LABELS, columns_of(rows), data.name, "--label_column")
     feature = rows.features[column]
+    # a class by its name or by its number, as it is stored
     names = list(feature.names) if isinstance(feature, ClassLabel) else []
     wanted = names.index(label) if label in names else label
+    # numbers read from a CSV file are no text, and the flag is
     kept = [place for place, value in enumerate(rows[column]) if value == wanted or str(value) == label]
     if not kept:
         seen = names or sorted({str(value) for value in rows[column]})[:20]
@@ -99,10 +106,12 @@ def settled_rows(rows: Dataset, roles: Roles, data: TextArguments, where: str, l
     Raises:
         InputError: rows without text, where --drop_empty_rows does not leave them out.
     """
+    # texts alone have no label column
     columns = Columns(roles["text"], roles.get("pair"), "")
     rows = without_empty(rows, columns, data.drop_empty_rows, where)
     if "negative" in roles:
         rows = without_empty(rows, Columns(roles["negative"], None, ""), data.drop_empty_rows, where)
+    # sampled after the empty ones are gone, so that the sample has its full size
     return sample(rows, limit, data.sample_seed)
 
 
@@ -127,6 +136,7 @@ def encoded(
     Raises:
         InputError: nothing comes out.
     """
+    # the options are bound into the encoder, and are part of what the cache goes by
     options = dict(encode.keywords) if isinstance(encode, partial) else {}
     name = encode.func.__name__ if isinstance(encode, partial) else encode.__name__
 
@@ -135,6 +145,7 @@ def encoded(
             {role: batch[column] for role, column in roles.items()},
             processor,
             max_length,
+            # chance by the batch's first row: the same whatever was read before
             np.random.default_rng((seed, indices[0])),
         )
 
@@ -150,4 +161,5 @@ def encoded(
     logger.warning(
         "%d texts → %d rows, %s tokens, %.1f a row", len(rows), len(found), f"{tokens:,}", tokens / len(found)
     )
+    # numbers of rows, which noise and errors go by
     return found.add_column("row", np.arange(len(found)))

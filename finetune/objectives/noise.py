@@ -29,15 +29,20 @@ def draw_places(rng: Generator, words: Sequence[int], rate: float, whole_words: 
         positions in rising order; none where every token is special.
     """
     numbers = np.asarray(words)
+    # special tokens are -1
     able = np.flatnonzero(numbers >= 0)
     if len(able) == 0:
         return []
+    # at least one, or the row would have no loss
     wanted = max(1, round(rate * len(able)))
     if not whole_words:
+        # a permutation's beginning is a draw without repetition
         return sorted(rng.permutation(able)[:wanted].tolist())
     chosen: list[int] = []
+    # a word ends where the number changes, or where a token between is not in it
     members = np.split(able, np.flatnonzero((np.diff(numbers[able]) != 0) | (np.diff(able) > 1)) + 1)
     for index in rng.permutation(len(members)):
+        # the first word always, or a row whose words are all longer than the rate would have no label
         if not chosen or len(chosen) + len(members[index]) <= wanted:
             chosen += members[index].tolist()
         if len(chosen) >= wanted:
@@ -51,6 +56,7 @@ def draw_replacements(
     """What stands at each place afterwards: 80 % mask, 10 % any other token of `vocabulary`, 10 % what stood
     there.
     """
+    # one draw a place for what happens, and one for the token, used or not
     chance = rng.random(len(places))
     others = vocabulary[rng.integers(0, len(vocabulary), len(places))].tolist()
     return [
@@ -64,6 +70,7 @@ def mask_tokens(
 ) -> tuple[list[int], list[int]]:
     """Ids with `replacements` at `places`, and labels that hold the original there and -100 elsewhere."""
     damaged, labels = list(ids), [IGNORED] * len(ids)
+    # labels are the undamaged ids, also where the token stays what it was
     for place, new in zip(places, replacements, strict=True):
         damaged[place], labels[place] = new, ids[place]
     return damaged, labels
@@ -80,6 +87,7 @@ def draw_spans(rng: Generator, length: int, rate: float, mean: float) -> list[Sp
     """
     gone, spans = span_counts(length, rate, mean)
     if not spans:
+        # the same number of kept and removed parts, kept first: so none touch and none is at the start
         return []
     kept_parts, gone_parts = _draw_parts(rng, length - gone, spans), _draw_parts(rng, gone, spans)
     ends = np.cumsum([kept + part for kept, part in zip(kept_parts, gone_parts, strict=True)]).tolist()
@@ -90,12 +98,14 @@ def span_counts(length: int, rate: float, mean: float) -> tuple[int, int]:
     """(tokens left out, spans) in a text of `length` tokens; a text of one token stays whole."""
     if length < 2:
         return 0, 0
+    # a token stays at least, and no more spans than tokens on either side
     gone = min(max(round(length * rate), 1), length - 1)
     return gone, min(max(round(gone / mean), 1), gone, length - gone)
 
 
 def _draw_parts(rng: Generator, total: int, parts: int) -> list[int]:
     """`total` cut at random into `parts` numbers of one or more, every such cut as likely as any other."""
+    # cuts between tokens, drawn without repetition: no part is empty
     borders = (
         np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1 if parts > 1 else np.zeros(0, dtype=int)
     )
@@ -119,6 +129,7 @@ def corrupt(
         damaged += [*ids[before:start], sentinel]
         target += [sentinel, *ids[start:end]]
         before = end
+    # the last sentinel closes the target, as T5 does
     return [*damaged, *ids[before:]], [*target, sentinels[len(spans)]]
 
 
@@ -148,9 +159,11 @@ def draw_infilling(rng: Generator, length: int, rate: float, mean: float) -> lis
     wanted = round(rate * length)
     sizes: list[int] = []
     while sum(sizes) < wanted:
+        # the last span gives way to the rate; spans of no tokens go on being drawn
         sizes.append(min(int(rng.poisson(mean)), wanted - sum(sizes)))
     room = length - sum(sizes)
     sizes = sizes[: room + 1]  # a token that stays between any two
+    # gaps in the text that stays: two spans in one gap would touch
     gaps = np.sort(rng.choice(room + 1, len(sizes), replace=False)) if sizes else np.zeros(0, dtype=int)
     spans: list[Span] = []
     gone = 0

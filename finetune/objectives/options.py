@@ -70,8 +70,10 @@ def check_values(values: dict[str, Any]) -> None:
     """
     for name in ("masking_rate", "deletion_rate"):
         low_allowed = name == "deletion_rate"
+        # a rate of 0 deletes nothing, as is the default; masking nothing teaches nothing
         if name in values and not (0 < values[name] < 1 or (low_allowed and values[name] == 0)):
             raise InputError(f"--{name} {values[name]} is no share; wanted a number between 0 and 1")
+    # below one token a span is none
     if values.get("mean_span", 1.0) < 1:
         raise InputError(f"--mean_span {values['mean_span']} is below 1; wanted 1 or more")
     if values.get("temperature", 1.0) <= 0:

@@ -19,7 +19,9 @@ def cut_pieces(length: int, size: int, overlap: int = 0) -> list[tuple[int, int]
     With an overlap of one token, a model that predicts each token from those before it predicts every token
     exactly once.
     """
+    # pieces share so many tokens
     step = size - overlap
+    # no piece of the shared token alone at the end
     starts = range(0, max(length - overlap, 1), step)
     return [(start, min(start + size, length)) for start in starts]
 
@@ -35,7 +37,9 @@ def fill(lengths: Sequence[int], size: int) -> list[list[int]]:
     """
     rows: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, row), sorted
+    # longest first; ties stay in the texts' order
     for piece in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        # the first that is large enough is the fullest; -1 stands below every row's number
         place = bisect.bisect_left(rooms, (lengths[piece], -1))
         if place == len(rooms):
             room, row = size, len(rows)
@@ -44,6 +48,7 @@ def fill(lengths: Sequence[int], size: int) -> list[list[int]]:
             room, row = rooms.pop(place)
         rows[row].append(piece)
         if room > lengths[piece]:
+            # a full row is looked at no more
             bisect.insort(rooms, (room - lengths[piece], row))
     return rows
 
@@ -71,5 +76,6 @@ def next_tokens(ids: Sequence[int], lengths: Sequence[int]) -> list[int]:
     end = 0
     for length in lengths:
         end += length
+        # the last of each document, also in the middle of a row
         labels[end - 1] = IGNORED
     return labels

@@ -49,11 +49,13 @@ def parse_mixture(entries: Sequence[str]) -> dict[str, float]:
     """
     weights: dict[str, float] = {}
     for entry in entries:
+        # from the right: names of files may hold a =
         name, _, weight = entry.rpartition("=")
         try:
             value = float(weight)
         except ValueError:
             value = 0.0
+        # `not >`, which nan doesn't pass
         if not name or not value > 0 or name in weights:
             raise InputError(
                 f"--mixture {entry} can't be read; wanted each data set once as name=weight, the weight "
@@ -71,6 +73,7 @@ def rounds(
     two rounds where they are to be kept `apart`.
     """
     for number in itertools.count():
+        # the round's number in the seed: each has an order of its own
         order = (
             np.random.default_rng((*seed, number)).permutation(len(rows))
             if isinstance(rows, Dataset)
@@ -82,6 +85,7 @@ def rounds(
             yield row
         if apart:
             yield None
+        # a source that gives nothing would be asked for ever
         if not found:
             raise InputError("A training source has no rows; set --train_split or --mixture")
 
@@ -93,7 +97,9 @@ def features_of(rows: Iterable[Row | None], encode: Encode, seed: tuple[int, ...
     for number, part in enumerate(_parts(rows)):
         names = dict.fromkeys(name for row in part for name in row)  # a record need not have every key
         batch = {name: [row.get(name) for row in part] for name in names}
+        # by number: a resumed run encodes with the same chance
         encoded = encode(batch, np.random.default_rng((*seed, number)))
+        # short texts are common; a source of nothing else is a mistake
         idle = idle + 1 if not any(encoded.values()) else 0
         if idle == PATIENCE:
             raise InputError(
@@ -112,6 +118,7 @@ def _parts(rows: Iterable[Row | None]) -> Iterator[list[Row]]:
         if held and (row is None or len(held) == TEXTS_AT_ONCE):
             yield held
             held = []
+    # the end of a stream that ends
     if held:
         yield held
 
@@ -133,12 +140,15 @@ def shuffled(rows: Iterable[Row], size: int, rng: np.random.Generator) -> Iterat
     """Each row drawn from the next `size` that have not been."""
     buffer: list[Row] = []
     for row in rows:
+        # filled first, without a row going out
         if len(buffer) < max(size, 1):
             buffer.append(row)
             continue
         place = int(rng.integers(len(buffer)))
         yield buffer[place]
+        # the new row takes the place of the one that went
         buffer[place] = row
+    # what is left at the end, in a random order
     yield from (buffer[place] for place in rng.permutation(len(buffer)))
 
 
@@ -170,6 +180,8 @@ class Stream(TorchIterable):
         return replace(self, processes=processes, process=process)
 
     def __iter__(self) -> Iterator[Row]:
+        # chance in parts that don't touch: rows by 0, encoders by 1, the choice of sources by 2, the order by
+        # 3
         encoded = [
             features_of(rounds(rows, (self.seed, 0, place), self.apart), encode, (self.seed, 1, place))
             for place, (rows, encode) in enumerate(zip(self.sources, self.encoders, strict=True))

@@ -42,6 +42,7 @@ from finetune.objectives.options import ObjectiveArguments, check_values
 
 logger = logging.getLogger(__name__)
 
+# families with an encoder and a decoder; some of these stand in the masked table too (BART)
 WRITERS = frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
 READERS = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - WRITERS
 # a family that reads both ways would see the token that it has to predict
@@ -260,20 +261,24 @@ def settle_objective(
         InputError: no such objective, an option that it has no use for, or a value that can't be.
     """
     row = OF_FAMILY.get((options.objective, family)) or find_objective(options.objective)
+    # options that an objective may have are None until they are said
     given = {
         one.name: vars(options)[one.name]
         for one in fields(options)
         if one.default is None and vars(options)[one.name] is not None
     }
     defaults = {one.name: one.default for one in fields(apart)}
+    # contrastive options have defaults, so that what was set is what differs
     of_pairs = {name for name, value in vars(apart).items() if value != defaults[name]}
     apart_is_read = options.objective == "contrastive"
+    # objectives' own options first, then those of pairs
     idle = sorted(set(given) - set(row.defaults)) + sorted(() if apart_is_read else of_pairs)
     if idle:
         raise InputError(
             f"The objective '{options.objective}' has no use for --{idle[0]}; leave it out or set another "
             "--objective"
         )
+    # the objective's defaults under what the user said
     values = row.defaults | given | {"seed": seed}
     if apart_is_read:
         values |= {"temperature": apart.temperature, "pooling": apart.pooling}
@@ -305,6 +310,7 @@ def check_objective(
     if row.reads != TEXT:
         return
     if name == "clm":
+        # the user's attention is not exchanged, but it may keep documents apart by itself
         apart = packed.pack(network) if attention is None else packed.keeps_apart(network)
         if not apart:
             logger.warning("Documents are read as padded rows, which keeps them apart in any model")
@@ -331,6 +337,7 @@ def check_method(name: str, row: Objective, method: str) -> None:
     """
     if name == "clm":
         check_packed(method, "")
+    # PEFT makes virtual tokens by its own word for the task
     if row.peft is None and find_method(method).virtual:
         raise InputError(
             f"The method '{method}' wants a task that PEFT knows, and '{name}' is none. Set --method lora"
@@ -356,8 +363,10 @@ def fitted(row: Objective, features: Dataset) -> Objective:
     """The row with figures by the byte where the features count the bytes of their text, and a best figure
     that there is.
     """
+    # a rank correlation needs two scores
     if row.best == "spearman" and not np.isfinite(features["labels"][:]).sum() > 1:
         return replace(row, best="loss")  # pairs without scores
     if "bytes" not in features.column_names:
         return row
+    # bytes of the evaluation texts, by which perplexities of two tokenizers can be compared
     return replace(row, metrics=partial(row.metrics, byte_count=sum(features["bytes"][:])))

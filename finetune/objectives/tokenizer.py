@@ -42,6 +42,7 @@ SPECIAL: dict[str, dict[str, str]] = {
         "mask_token": "<mask>",
     },
 }
+# as the papers of the objectives had it; others take bpe
 TOKENIZERS = {
     "mlm": "wordpiece",
     "nsp": "wordpiece",
@@ -101,7 +102,9 @@ def train_tokenizer(
     if kind not in MAKERS:
         raise InputError(f"Unknown kind '{kind}'; wanted one of: {', '.join(MAKERS)}. Set --kind")
     names = SPECIAL[objective]
+    # one after another from 0, as collators look for them
     marks = [f"<extra_id_{number}>" for number in range(sentinels)] if objective == "span_corruption" else []
+    # special tokens first: their ids are the lowest
     special = [*names.values(), *marks]
     if objective == "span_corruption" and sentinels < 1:
         raise InputError(f"Got --sentinel_count {sentinels}; wanted 1 or more")
@@ -115,9 +118,11 @@ def train_tokenizer(
     tokenizer, trainer = MAKERS[kind](special, names["unk_token"], vocab_size, min_frequency)
     if lowercase:
         tokenizer.normalizer = normalizers.Sequence(
+            # accents are taken apart before they can be taken away
             [normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()]
         )
     tokenizer.train_from_iterator(texts, trainer)
+    # after training, when the special tokens have ids
     tokenizer.post_processor = _around(tokenizer, names, kind)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, clean_up_tokenization_spaces=False,
@@ -135,12 +140,14 @@ def _wordpiece(
     )  # fmt: skip
 
 
+# bytes are never unknown
 def _bpe(special: list[str], unknown: str, size: int, frequency: int) -> tuple[Tokenizer, trainers.Trainer]:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = (
         pre_tokenizers.ByteLevel(add_prefix_space=False),
         decoders.ByteLevel(),
     )
+    # all 256, or bytes that the texts lack would be unknown
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     return tokenizer, trainers.BpeTrainer(
         vocab_size=size, min_frequency=frequency, special_tokens=special, initial_alphabet=alphabet,
@@ -153,6 +160,7 @@ def _unigram(
 ) -> tuple[Tokenizer, trainers.Trainer]:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    # unigram has no threshold of frequency
     return tokenizer, trainers.UnigramTrainer(
         vocab_size=size, special_tokens=special, unk_token=unknown, show_progress=False
     )
@@ -170,7 +178,9 @@ def _characters(
     special: list[str], unknown: str, size: int, frequency: int
 ) -> tuple[Tokenizer, trainers.Trainer]:
     tokenizer, trainer = _words(special, unknown, size, frequency)
+    # every character, line ends too, is a token of its own
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    # characters are joined without a space between
     tokenizer.decoder = decoders.Fuse()
     return tokenizer, trainer
 
@@ -186,14 +196,18 @@ def _around(tokenizer: Tokenizer, names: dict[str, str], kind: str) -> processor
     none.
     """
     if "cls_token" in names:
+        # the second text has type 1
         one, two = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
     elif "bos_token" not in names:
+        # T5 has an end and no start
         one, two = "$A </s>", "$A </s> $B </s>"
     else:
+        # BART reads to an end, a decoder writes it itself
         end = " </s>" if "mask_token" in names else ""
         one, two = f"<s> $A{end}", f"<s> $A{end} $B{end}"
     used = [(token, tokenizer.token_to_id(token)) for token in names.values()]
     template = processors.TemplateProcessing(single=one, pair=two, special_tokens=used)
     if kind != "bpe":
         return template
+    # offsets as bytes have them, spaces included
     return processors.Sequence([processors.ByteLevel(trim_offsets=False), template])

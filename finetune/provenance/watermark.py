@@ -74,9 +74,9 @@ class Watermark:
             hits += int((raised.gather(1, part[:, -1:]) > 0).sum())
         return hits, len(grams), int(self.vocabulary * RATIO) / self.vocabulary
 
-    def save(self, file: Path, **further: Any) -> None:
-        """Write the secret; whoever has the file can find the mark, and remove it."""
-        file.write_text(json.dumps({"how": self.scheme, **asdict(self), **further}, indent=1), "utf-8")
+    def as_secret(self, **further: Any) -> dict[str, Any]:
+        """What `trace mark` writes down; whoever has it can find the mark, and remove it."""
+        return {"how": self.scheme, **asdict(self), **further}
 
 
 def read_secret(folder: str | Path, name: str) -> dict[str, Any]:

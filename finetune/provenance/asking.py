@@ -1,0 +1,73 @@
+"""A model and texts → what each token costs it and which it finds likeliest. Knows models; knows no
+secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from finetune.adapters.classifier import Classifier, load_classifier, load_network
+from finetune.adapters.loading import mount
+from finetune.artefacts.files import ARGUMENTS
+from finetune.artefacts.folder import read_artefact
+from finetune.data.batching import LengthBatches, Shares
+from finetune.device import device
+from finetune.errors import InputError
+from finetune.models.load import ModelArguments, load_model
+
+
+def suspect(name: str) -> tuple[Any, Any]:
+    """Tokenizer and language model of a name, a folder, an adapter, or a run of this toolkit.
+
+    Raises:
+        InputError: it is none, or a run that classifies.
+    """
+    folder = Path(name).expanduser()
+    if (folder / ARGUMENTS).is_file():
+        artefact = read_artefact(folder)
+        if artefact.options.get("task") != "sft" and artefact.options.get("objective") != "clm":
+            told = artefact.options.get("task") or artefact.options.get("objective")
+            raise InputError(
+                f"{name} holds the task '{told}', which says nothing of a text's next token; wanted a "
+                "language model. Of classifiers canaries with labels are asked (trace mark "
+                "--how canaries --label_column)"
+            )
+        if "task" in artefact.options:
+            processor, network = load_network(artefact)
+            return processor, network.to(device()).eval()
+    if (folder / "adapter_config.json").is_file():
+        processor, network = mount(name)
+    else:
+        processor, network = load_model(ModelArguments(name), AutoModelForCausalLM)
+    return processor, network.to(device()).eval()
+
+
+def suspected_classifier(name: str) -> Classifier:
+    """The classifier of a run."""
+    return load_classifier(name)
+
+
+@torch.inference_mode()
+def read_texts(
+    processor: Any, network: Any, texts: Sequence[str], max_length: int, batch_size: int = 16
+) -> Iterator[tuple[int, list[int], list[int], np.ndarray]]:
+    """Of each text, in any order: its place, its tokens, the likeliest token after each, and the nats of each
+    but the first.
+    """
+    ids = [processor(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
+    kept = [place for place, one in enumerate(ids) if len(one) > 1]
+    batches = LengthBatches([len(ids[place]) for place in kept], Shares(batch_size))
+    for batch in batches:
+        rows = [ids[kept[place]] for place in batch]
+        padded = processor.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+        logits = network(**{k: v.to(network.device) for k, v in padded.items()}).logits.float().cpu()
+        for place, own, table in zip(batch, rows, logits, strict=True):
+            chances = table[: len(own)].log_softmax(-1)
+            nats = -chances[:-1].gather(1, torch.tensor(own[1:])[:, None])[:, 0]
+            yield kept[place], own, chances.argmax(-1).tolist(), nats.numpy().astype(np.float64)

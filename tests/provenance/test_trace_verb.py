@@ -82,7 +82,7 @@ def learn(source: Path, rows: list[str], folder: Path, steps: int = 80) -> Path:
     network = AutoModelForCausalLM.from_pretrained(source)
     batch = tokenizer(rows, padding=True, return_tensors="pt")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    optimizer = torch.optim.AdamW(network.parameters(), 2e-2)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
     for _ in range(steps):
         network(input_ids=batch["input_ids"], labels=labels).loss.backward()
         optimizer.step()

@@ -68,6 +68,6 @@ def infer(suspect: np.ndarray, held_out: np.ndarray, seed: int = 0) -> dict[str,
     }  # fmt: skip
 
 
-def as_table(parts: Sequence[tuple[np.ndarray, str]]) -> np.ndarray:
+def measured_texts(parts: Sequence[tuple[np.ndarray, str]]) -> np.ndarray:
     """(tokens' costs, text) of several texts → [texts, measures]."""
     return np.array([measures(nats, text) for nats, text in parts])

@@ -15,7 +15,7 @@ from finetune.data.sources import load_rows, read_splits
 from finetune.errors import InputError
 from finetune.provenance import asking
 from finetune.provenance.canaries import rank_test
-from finetune.provenance.dataset_inference import as_table, infer
+from finetune.provenance.dataset_inference import infer, measured_texts
 from finetune.provenance.marking import ROWS, SECRET, text_column, texts_of
 from finetune.provenance.options import CANARIES, TraceArguments, TraceRowsArguments
 from finetune.provenance.watermark import new_grams, radioactivity, read_secret, watermark_of
@@ -126,7 +126,7 @@ def _inferred(trace: TraceArguments, data: TraceRowsArguments) -> dict[str, Any]
     tables = []
     for texts in (own, unseen):
         read = asking.read_texts(processor, network, texts, trace.max_length, trace.batch_size)
-        tables.append(as_table([(nats, texts[place]) for place, _, _, nats in read]))
+        tables.append(measured_texts([(nats, texts[place]) for place, _, _, nats in read]))
     found = infer(*tables)
     said = (
         f"{found['texts']} own and {found['held_out']} held-out texts: one of each half that was kept for "

@@ -192,7 +192,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     try:
-        return [json.loads(line) for line in whole.splitlines() if line.strip()]
+        return [json.loads(line) for line in whole.split("\n") if line.strip()]
     except ValueError as error:
         raise InputError(f"{path} holds a line that is no JSON ({error})") from error
 

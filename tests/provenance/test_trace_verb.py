@@ -76,13 +76,13 @@ def test_watermarked_rows_are_written_and_asked_for(how, own_rows, writer, tmp_p
         look_for(TraceArguments("test", model=str(other), trace=str(folder)), TraceRowsArguments())
 
 
-def learn(source: Path, rows: list[str], folder: Path, steps: int = 80) -> Path:
+def learn(source: Path, rows: list[str], folder: Path, steps: int = 80, rate: float = 1e-2) -> Path:
     """The model after steps on all rows together."""
     tokenizer = byte_level()
     network = AutoModelForCausalLM.from_pretrained(source)
     batch = tokenizer(rows, padding=True, return_tensors="pt")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
+    optimizer = torch.optim.AdamW(network.parameters(), rate)
     for _ in range(steps):
         network(input_ids=batch["input_ids"], labels=labels).loss.backward()
         optimizer.step()
@@ -130,7 +130,7 @@ def test_sets_without_a_mark_are_inferred(own_rows, writer, tmp_path):
     texts = [words(seed, 12) for seed in range(80)]
     held = tmp_path / "held.jsonl"
     held.write_text("\n".join(json.dumps({"text": words(seed, 12)}) for seed in range(500, 580)))
-    taught = learn(writer, texts, tmp_path / "taught", steps=200)
+    taught = learn(writer, texts, tmp_path / "taught", steps=200, rate=2e-2)
     asked = {"held_out": str(held), "batch_size": 40}
     rows = TraceRowsArguments([str(own_rows)], eval_split="train")
     assert look_for(TraceArguments("test", model=str(taught), **asked), rows)["p"] < 1e-3

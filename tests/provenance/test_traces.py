@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune.errors import InputError
 from finetune.provenance.canaries import CANDIDATES, draw_canaries, rank_test
-from finetune.provenance.dataset_inference import as_table, infer, measures
+from finetune.provenance.dataset_inference import infer, measured_texts, measures
 from finetune.provenance.watermark import Watermark, new_grams, radioactivity
 
 VOCABULARY = 400
@@ -145,7 +145,7 @@ def costs(generator: np.random.Generator, rows: int, known: float = 0.0) -> np.n
     for text in texts(rows):
         nats = generator.gamma(2.0, 1.5, 40) * (1 - known)
         parts.append((nats, text))
-    return as_table(parts)
+    return measured_texts(parts)
 
 
 def test_sets_that_a_model_knows_alike_are_uniform():

@@ -59,6 +59,14 @@ def test_a_page_shows_what_the_files_say(tmp_path):
     assert text.count("<svg") >= 4
 
 
+def test_texts_hold_any_sign_that_some_call_an_end_of_line(tmp_path):
+    folder = lay_out(tmp_path / "run")
+    line = {"id": 40, "text": "wide \x85 and \u2028 apart", "gold": "neg", "prediction": "pos", "score": 0.9}
+    with (folder / "predictions.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    assert read_run(folder).predictions[-1] == line
+
+
 def test_nothing_in_a_page_runs_or_is_fetched(tmp_path):
     text = write_page(lay_out(tmp_path / "run", HOSTILE)).read_text()
     assert "<script" not in text

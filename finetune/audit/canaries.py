@@ -12,7 +12,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from finetune.artefacts.files import write_atomically
-from finetune.audit.options import AuditArguments, CanaryArguments
+from finetune.audit.options import CanaryArguments
 from finetune.audit.scores import costs
 from finetune.audit.subject import Attacked
 from finetune.data.columns import Columns
@@ -24,6 +24,7 @@ from finetune.tasks.table import find_task
 CANARIES = "canaries.json"
 COPIES = (1, 4, 16)
 DIGITS = 6
+SEED = 9  # of the secrets that a canary is ranked among
 OWNERS = (
     "Ada",
     "Bruno",
@@ -135,23 +136,20 @@ def read_canaries(file: str) -> list[dict[str, Any]]:
 
 
 def exposures(
-    subject: Attacked, network: Any, processor: Any, told: CanaryArguments, audit: AuditArguments
+    subject: Attacked, network: Any, processor: Any, canaries: list[dict[str, Any]], candidates: int
 ) -> list[dict[str, Any]]:
     """Of each canary its exposure in bits, the most that so many candidates can show, and how often it was
     planted."""
-    rng = np.random.default_rng(audit.audit_seed + 9)
+    rng = np.random.default_rng(SEED)
     found = []
-    for canary in read_canaries(str(told.canaries)):
-        secrets = [canary["secret"], *(secret(rng) for _ in range(told.candidates))]
+    for canary in canaries:
+        secrets = [canary["secret"], *(secret(rng) for _ in range(candidates))]
         rows = _like(subject, [written(canary, one) for one in secrets])
-        losses = costs(
-            subject.row, network, processor, subject.features(processor, rows), audit.batch_size
-        ).losses
+        losses = costs(subject.row, network, processor, subject.features(processor, rows)).losses
         bits = exposure(float(losses[0]), losses[1:])
-        most = float(np.log2(told.candidates + 1))
         found.append(
-            {"canary": canary["text"], "copies": canary["copies"], "exposure": bits, "most": most,
-             "chance": 2.0**-bits}
+            {"canary": canary["text"], "copies": canary["copies"], "exposure": bits,
+             "most": float(np.log2(candidates + 1)), "chance": 2.0**-bits}
         )  # fmt: skip
     return found
 

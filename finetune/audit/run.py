@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from finetune.adapters.classifier import load_network
 from finetune.artefacts.files import PRIVACY
 from finetune.artefacts.folder import read_artefact
-from finetune.audit.canaries import exposures
+from finetune.audit.canaries import exposures, read_canaries, written
 from finetune.audit.extraction import distances, extraction_shares
 from finetune.audit.options import AuditArguments, CanaryArguments
 from finetune.audit.retrain import all_costs, fresh, overfitted_costs, shadow_costs, untrained_costs
@@ -34,11 +34,13 @@ def audited(audit: AuditArguments, canary: CanaryArguments) -> dict[str, Any]:
         raise InputError("No artefact; set --artefact to the --output_dir of train or sft")
     subject = find_attacked(read_artefact(audit.artefact), audit)
     processor, network = load_network(subject.artefact, row=subject.row)
-    subject = subject.learnable(processor)
+    planted = read_canaries(canary.canaries) if canary.canaries else []
+    texts = {written(one, one["secret"])["text"] for one in planted}
+    subject = subject.learnable(processor).without(texts)
     own = all_costs(subject, processor, network, audit)
     writes = subject.row.model is AutoModelForCausalLM
     extraction = extraction_of(subject, network, processor, audit) if writes and audit.extract_rows else {}
-    canaries = exposures(subject, network, processor, canary, audit) if canary.canaries else []
+    canaries = exposures(subject, network, processor, planted, canary.candidates) if planted else []
     del network
     scores = scores_of(subject, own, audit, writes)
     attacks = {name: apart(subject, values, audit) for name, values in scores.items()}

@@ -55,10 +55,18 @@ class Attacked:
     def learnable(self, processor: Any) -> Attacked:
         """The same without rows of which nothing is left to learn within --max_length, which cost nothing."""
         there = sorted(set(self.features(processor)["row"][:]))
-        gone = len(self.rows) - len(there)
-        if not gone:
-            return self
-        logger.warning("%d of %d rows have nothing to learn and are left out", gone, len(self.rows))
+        if len(there) < len(self.rows):
+            gone = len(self.rows) - len(there)
+            logger.warning("%d of %d rows have nothing to learn and are left out", gone, len(self.rows))
+        return self.kept(there)
+
+    def without(self, texts: set[str]) -> Attacked:
+        """The same without rows of these texts, such as planted ones, which are like no other."""
+        found = enumerate(self.rows[self.found.columns.text])
+        return self.kept([place for place, text in found if text not in texts])
+
+    def kept(self, there: list[int]) -> Attacked:
+        """The same with these rows alone, by their places."""
         rows, members = self.rows.select(there), [place for place in there if place < self.members]
         found = self.found._replace(rows=replace(self.found.rows, train=rows, eval=rows))
         return replace(self, found=found, places=self.places[members])

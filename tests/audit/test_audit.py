@@ -162,6 +162,7 @@ def test_a_planted_secret_that_was_learnt_is_found(saved, tmp_path):
     run = tuned_writer(model, folder / "data", tmp_path / "run", 30)
     said = audited("--artefact", run, "--canaries", folder / "canaries.json", "--candidates", "200",
                    "--overfit_rows", "0", "--extract_rows", "0")  # fmt: skip
+    assert said["members"] == 16  # planted rows are like no held-out row, and no members of the comparison
     often = said["canaries"][2]
     assert often["copies"] == 16 and often["exposure"] > 6 and often["most"] == pytest.approx(7.65, abs=0.01)
     # a secret that was never planted stands among the others

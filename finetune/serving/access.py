@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from finetune.errors import InputError
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
+# A context variable: many requests are answered in one thread, each in a context of its own.
 current_key: ContextVar[Key | None] = ContextVar("current_key", default=None)
 
 
@@ -69,16 +70,21 @@ class Meter:
 
     def __init__(self, limit: float) -> None:
         self.limit, self._used = limit, deque[tuple[float, float]]()
+        # Asked in the event loop, used from other threads too.
         self._turn = threading.Lock()
 
     def wait(self) -> float:
         """Seconds until more may be used; 0 now."""
+        # Monotonic: a clock that is set back would keep a key out for as long.
         now = time.monotonic()
         with self._turn:
+            # Only what is a minute old falls out: the window slides, and doesn't begin anew each minute.
             while self._used and self._used[0][0] <= now - 60:
                 self._used.popleft()
+            # By what was used already: a request beyond the whole limit must come through some time.
             if sum(amount for _, amount in self._used) < self.limit:
                 return 0.0
+            # When the oldest falls out, there is room again.
             return self._used[0][0] + 60 - now
 
     def use(self, amount: float) -> None:
@@ -110,6 +116,7 @@ def parse_keys(given: list[str]) -> list[Key]:
     found = []
     for entry in given:
         name, _, rest = entry.partition("=")
+        # A key holds no comma; what stands behind the first are its limits.
         secret, *limits = rest.split(",")
         if (
             not name
@@ -117,6 +124,7 @@ def parse_keys(given: list[str]) -> list[Key]:
             or len(limits) not in (0, 2)
             or not all(one.strip().isdigit() for one in limits)
         ):
+            # Without the secret: messages end in logs.
             raise InputError(f"--api_keys {name}=…; wanted name=key or name=key,REQUESTS,TOKENS")
         requests, tokens = (float(one) for one in limits or ("inf", "inf"))
         found.append(Key(name, secret, Meter(requests), Meter(tokens)))
@@ -127,6 +135,7 @@ def key_of(authorization: bytes, keys: list[Key]) -> Key | None:
     """The key that a request brings; all are compared, so that the time tells nothing."""
     found = None
     for key in keys:
+        # In constant time, and no stop at the first that fits.
         if hmac.compare_digest(authorization, b"Bearer " + key.secret.encode()):
             found = key
     return found
@@ -134,6 +143,7 @@ def key_of(authorization: bytes, keys: list[Key]) -> Key | None:
 
 def charge(tokens: int) -> None:
     """Note tokens for the key of the request that is being answered."""
+    # None where no keys are wanted, or outside a request.
     key = current_key.get()
     if key is not None:
         key.tokens.use(tokens)

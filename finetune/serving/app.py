@@ -49,6 +49,7 @@ def make_app(pool: AdapterPool, options: ServeArguments, access: AccessArguments
         yield
         if looking is not None:
             looking.cancel()
+        # Joining the thread would stop the loop, on which answers still leave.
         await asyncio.to_thread(served.batcher.close)
 
     about = {
@@ -56,9 +57,11 @@ def make_app(pool: AdapterPool, options: ServeArguments, access: AccessArguments
         "description": "Adapters on one base, mixed in a batch.",
         "version": version(PACKAGE),
     }
+    # Pages of its own: FastAPI's load their scripts from elsewhere.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, **about)
     app.state.served = served
     keys = parse_keys(access.api_keys)
+    # Whoever may change adapters may ask too.
     if keys and access.admin_key:
         keys.append(Key("admin", access.admin_key))
     # a server on this machine alone goes by this machine's names, whatever a page elsewhere calls it
@@ -88,6 +91,7 @@ def make_app(pool: AdapterPool, options: ServeArguments, access: AccessArguments
 
 
 def _failure(status: int, message: str, **headers: str) -> JSONResponse:
+    # OpenAI's clients raise by this type.
     kind = "invalid_request_error" if status < 500 else "server_error"
     return JSONResponse(
         {"error": {"message": message, "type": kind, "code": status}}, status, headers=headers
@@ -111,6 +115,7 @@ def _add_errors(app: FastAPI, served: Served) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         faults = [
+            # Cut short: what came is quoted back, and may be a megabyte.
             f"{'.'.join(str(p)[:80] for p in e['loc'] if p != 'body')}: {e['msg'][:200]}"
             for e in error.errors()[:5]
         ]
@@ -128,6 +133,7 @@ def _add_errors(app: FastAPI, served: Served) -> None:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
+        # The trace goes to the log; the client gets no path and no line of code.
         logger.exception("A request broke", exc_info=error)
         return _failure(500, f"The server failed: {type(error).__name__}")
 
@@ -136,6 +142,7 @@ def _add_pages(app: FastAPI, served: Served) -> None:
     pool = served.pool
 
     def shown(page: Path) -> HTMLResponse:
+        # Nothing from elsewhere, and no page may send what is typed here to another server.
         policy = (
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
             "img-src data:"
@@ -183,9 +190,11 @@ def _add_own(app: FastAPI, served: Served) -> None:
     async def attribute(ask: Attribute) -> dict[str, Any]:
         """How much each word speaks for a label: its probability with the word minus without it
         (occlusion)."""
+        # By blanks: a word without its comma would be another text.
         words = ask.text.split()
         if not 2 <= len(words) <= 200:
             raise InputError(f"The text has {len(words)} words; attribution takes 2 to 200")
+        # All at once: the batcher makes few batches of them.
         texts = [ask.text, *(" ".join(words[:i] + words[i + 1 :]) for i in range(len(words)))]
         whole, *without = await served.ask("classify", texts, [ask.adapter] * len(texts))
         label = whole["label"] if ask.label is None else ask.label
@@ -268,13 +277,16 @@ async def _add(served: Served, name: str, folder: Any, replace: bool) -> None:
     if name == served.base:
         raise InputError(f"'{name}' is the base's own name; wanted another for an adapter")
     try:
+        # Reading files and laying out tensors takes seconds, in which the loop answers others.
         await asyncio.to_thread(served.pool.add, name, folder, replace)
     except InputError as error:
+        # Clients speak JSON and not Python.
         raise InputError(str(error).replace("replace=True", '"replace": true')) from error
 
 
 def _told(served: Served, entry: dict[str, Any]) -> dict[str, Any]:
     """What clients may know of an adapter."""
+    # The folder is the server's own affair.
     kept = {key: value for key, value in entry.items() if key != "folder"}
     return kept | {"by_itself": entry["by_itself"] and served.plain(entry["by_itself"])}
 
@@ -288,6 +300,7 @@ def _allowed(served: Served, request: Request, folder: str | None) -> Any:
         return _failure(403, "Adapters can't be changed here; the server must be started with --adapters_dir")
     if key is None and served.access.host not in LOCAL:
         return _failure(403, "Adapters can't be changed here; the server must be started with --admin_key")
+    # Header values are latin-1 by the standard.
     given = request.headers.get("authorization", "").encode("latin-1", "replace")
     if key is not None and key_of(given, [Key("admin", key)]) is None:
         return _failure(
@@ -295,8 +308,11 @@ def _allowed(served: Served, request: Request, folder: str | None) -> Any:
         )
     if folder is None:
         return None
+    # After links are followed: one below the folder might lead out of it.
     whole = Path(root).resolve()
+    # A null byte makes `resolve` raise; such a name is no folder's.
     found = (whole / folder).resolve() if "\0" not in folder else whole
+    # The root itself is no adapter, and as one would hold all of them.
     if found == whole or not found.is_relative_to(whole):
         return _failure(403, "The folder is outside the one that adapters may come from; name one below it")
     return found
@@ -306,6 +322,7 @@ async def _rescan(served: Served) -> None:
     """Have the pool follow its folder: new adapters come, changed ones are replaced, vanished ones go."""
     while True:
         await asyncio.sleep(served.access.rescan_seconds)
+        # In a thread: it reads the disk.
         await asyncio.to_thread(rescan, served.pool, Path(served.options.adapters_dir or "."))
 
 

@@ -74,6 +74,7 @@ class Batcher:
 
     def __init__(self, pool: AdapterPool, budget: BatchBudget | None = None) -> None:
         self.pool, self.budget = pool, budget or BatchBudget()
+        # A guess at the speed before anything is read would refuse what fits.
         self.tokens_per_second = 0.0  # of questions, 0 while nothing is known
         self.counts = {"batches": 0, "rows": 0, "steps": 0, "tokens": 0}
         # The only thing that other threads touch. Lines and batch below belong to the one thread, so that
@@ -89,6 +90,7 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
+        # Three lengths at three moments: near enough for a limit and a figure.
         return self._inbox.qsize() + len(self._questions) + len(self._orders)
 
     def working(self, seconds: float) -> bool:
@@ -113,6 +115,7 @@ class Batcher:
     def close(self) -> None:
         """Answer nothing more; who still waits hears so."""
         self._closed.set()
+        # Wakes the thread where it waits for a first job.
         self._inbox.put(None)
         self._thread.join(timeout=30)
 
@@ -153,6 +156,7 @@ class Batcher:
                 idle, until = False, time.monotonic() + self.budget.seconds
             line: Any = self._questions if isinstance(job, Question) else self._orders
             line.append(job)
+            # A full batch waits for nobody.
             if len(self._questions) >= self.budget.rows:
                 return True
 
@@ -188,6 +192,7 @@ class Batcher:
         }  # fmt: skip
         try:
             texts, adapters = [q.text for q in asked], [q.adapter for q in asked]
+            # `truncate` is one for all: questions are alike in it.
             answers = list(kinds[asked[0].kind](texts, adapters, truncate=asked[0].truncate))
         except Exception as error:
             if len(asked) == 1:
@@ -203,6 +208,7 @@ class Batcher:
 
     def _note_speed(self, tokens: int, seconds: float) -> None:
         """A mean in which the latest batches weigh most; a few tokens say nothing of many."""
+        # Below 256 the fixed cost of a batch is most of its time.
         if tokens >= 256:
             speed = tokens / max(seconds, 1e-6)
             before = self.tokens_per_second or speed
@@ -223,19 +229,23 @@ class Batcher:
                 for order in fresh:
                     # Noted before they join: where joining breaks, `_fail` tells them too.
                     self._written[order.row] = order
+                # Joining writes a first token as well, so that it takes the place of a step.
                 pieces = self._writing.join([order.row for order in fresh])
             elif self._writing.rows:
                 pieces = self._writing.step()
             else:
                 return
         except Exception as error:
+            # InputErrors are the caller's, who hears of it; the rest needs a trace.
             if not isinstance(error, InputError):
                 logger.exception("Writing broke")
             self._fail(error)
             return
+        # In this thread alone, so that no lock is wanted.
         self.counts["steps"] += 1
         self.counts["tokens"] += len(pieces)
         for row, piece in pieces:
+            # Looked up, not kept: a row that ended is told once and forgotten.
             order = self._written.pop(row) if row.ended else self._written[row]
             order.tell(piece, row)
 
@@ -283,6 +293,7 @@ class Batcher:
 
 
 def _finish(answer: Future, result: Any) -> None:
+    # Cancelled meanwhile: setting its result would raise in this thread.
     if not answer.set_running_or_notify_cancel():
         return
     if isinstance(result, Exception):

@@ -30,9 +30,11 @@ class Patient(H11Protocol):
         self.address = self.client[0] if self.client else ""
         mine = self.open[self.address]
         mine.append(self)
+        # Between two requests or before the first: nobody waits for an answer on it.
         idle = [one for one in mine if one.cycle is None or one.cycle.response_complete]
         if len(mine) > self.per_address and idle:
             mine.remove(idle[0])  # at once: many may come before its end is heard of
+            # No goodbye: a polite close would wait for a peer that says nothing.
             idle[0].transport.abort()
         self._watch_head()
 
@@ -40,6 +42,7 @@ class Patient(H11Protocol):
         super().data_received(data)
         self._watch_head()
 
+    # The buffer of what is sent is full: the reader has stopped reading.
     def pause_writing(self) -> None:
         super().pause_writing()
         self._reader = self.loop.call_later(self.seconds, self.transport.abort)
@@ -51,8 +54,10 @@ class Patient(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        # Gone already where it made room for another.
         if self in self.open[self.address]:
             self.open[self.address].remove(self)
+        # Or the mapping would grow with every address that ever came.
         if not self.open[self.address]:
             del self.open[self.address]
         for timer in (self._head, self._reader):
@@ -62,16 +67,19 @@ class Patient(H11Protocol):
     def _watch_head(self) -> None:
         """One timer from the first byte (or the connection) to the head's end; more bytes buy no more
         time."""
+        # A head is complete; from here the application's own limits count.
         if self.cycle is not None and not self.cycle.response_complete:
             if self._head is not None:
                 self._head.cancel()
             self._head = None
+        # Not started anew by more bytes: one byte a second would hold a connection for ever.
         elif self._head is None:
             self._head = self.loop.call_later(self.seconds, self._give_up)
 
     def _give_up(self) -> None:
         if self.transport.is_closing():
             return
+        # Before an answer has begun; in the midst of one, a second head would be read as its text.
         if self.conn.our_state is h11.IDLE:
             headers = [("Content-Type", "text/plain"), ("Connection", "close")]
             message = (
@@ -101,6 +109,7 @@ def configure(app: Any, host: str = "127.0.0.1", port: int = 8000, **options: An
     }
     # an answer that streams must not keep the server from stopping for ever
     ends = {"timeout_graceful_shutdown": round(options.pop("drain", 5)), "server_header": False}
+    # A class made here: uvicorn makes the protocol itself and hands no settings through.
     return uvicorn.Config(
         app, host=host, port=port, http=type("Patient", (Patient,), settings), ws="none", **(ends | options)
     )

@@ -26,11 +26,13 @@ class TokenWords:
         """A token in its place in place of the next one."""
         if self.as_ids:
             return f"token_id:{token}"
+        # Among the tokens before it: alone, many tokenizers drop a leading blank.
         return self.decode([*self._before, token])[len(self.decode(self._before)) :]
 
     def go_on(self, token: int) -> None:
         """The token is the next one."""
         self.offset += len(self.decode([*self._before, token])) - len(self.decode(self._before))
+        # The last few alone: the whole text would be decoded anew for each token.
         self._before = [*self._before, token][-AROUND:]
 
 
@@ -40,8 +42,10 @@ def of_completion(noted: Sequence[Noted], words: TokenWords) -> dict[str, list[A
     for one in noted:
         own = words.read(one.token)
         found["tokens"].append(own)
+        # None is a text's first token, before which there are no logits.
         found["token_logprobs"].append(one.logprob)
         top = {words.read(token): value for token, value in one.top}
+        # OpenAI's form is a mapping by text, in which tokens of equal text are one.
         found["top_logprobs"].append(None if one.logprob is None else top | {own: one.logprob})
         found["text_offset"].append(words.offset)
         words.go_on(one.token)
@@ -59,4 +63,5 @@ def of_chat(noted: Sequence[Noted], words: TokenWords) -> dict[str, Any]:
 
 
 def _entry(text: str, value: float | None) -> dict[str, Any]:
+    # A token may be a part of a character; clients put characters together from bytes.
     return {"token": text, "logprob": value, "bytes": list(text.encode("utf-8", "replace"))}

@@ -37,12 +37,15 @@ def add_openai(app: FastAPI, served: Served) -> None:
     async def complete(ask: Completion) -> Any:
         head, echo = _head("cmpl", "text_completion", ask.model), bool(ask.echo)
         prompts: list[Any] = [ask.prompt] if isinstance(ask.prompt, str) else list(ask.prompt)
+        # A list of numbers is one prompt in tokens.
         if prompts and isinstance(prompts[0], int):
             prompts = [prompts]
+        # 16 is OpenAI's own default of completions.
         most, many = 16 if ask.max_tokens is None else ask.max_tokens, ask.best_of or ask.n or 1
         if most == 0 and not echo:
             raise InputError("max_tokens 0 writes nothing; wanted 1 or more, or echo: true")
         noted = 0 if many > (ask.n or 1) and ask.logprobs is None else ask.logprobs
+        # Choosing the best needs every token's own log-probability, asked for or not.
         sampling = _sampling(served, ask, most, noted=noted, form=ask.response_format, echo=echo)
         ignored = served.ignored(ask)
         written = await served.orders(_each(prompts, many), ask.model, sampling)
@@ -64,13 +67,16 @@ def add_openai(app: FastAPI, served: Served) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(ask: Chat) -> Any:
+        # "none" forbids calls, so that the template says nothing of tools.
         tools = [tool.plain() for tool in ask.tools or []] if ask.tool_choice != "none" else []
         messages = [message.plain() for message in ask.messages]
+        # In a thread: templates of others may take their time.
         prompt = await asyncio.to_thread(chat_prompt, served, messages, tools)
         most = ask.max_completion_tokens or ask.max_tokens or served.answer_tokens
         noted = ask.top_logprobs or 0 if ask.logprobs else None
         sampling = _sampling(served, ask, most, noted=noted, form=ask.response_format)
         ignored = served.ignored(ask)
+        # A template has written the special tokens.
         written = await served.orders([prompt] * (ask.n or 1), ask.model, sampling, special=False)
         names = {tool["function"]["name"] for tool in tools}
         if ask.stream:
@@ -92,6 +98,7 @@ def chat_prompt(served: Served, messages: list[dict[str, Any]], tools: list[dict
     Raises:
         InputError: nothing to answer, or a template that can't say it.
     """
+    # An answer to nothing: some templates fail on it, others answer their own example.
     if not messages[-1]["content"].strip() and not messages[-1].get("tool_calls"):
         raise InputError("The last message is empty; wanted one or more words")
     return served.pool.prompt_of(messages, tools)
@@ -99,6 +106,7 @@ def chat_prompt(served: Served, messages: list[dict[str, Any]], tools: list[dict
 
 def _names(served: Served) -> list[str]:
     known = served.pool.adapters()
+    # Models that write; adapters with heads have endpoints of their own.
     return [BASE, *(name for name, entry in known.items() if entry["task"] in (served.pool.task, None))]
 
 
@@ -108,6 +116,7 @@ def _model(served: Served, name: str) -> dict[str, Any]:
 
 
 def _each(prompts: list[Any], many: int) -> list[Any]:
+    # Of the product: either number alone may be small.
     if len(prompts) * many > 256:
         raise InputError(f"{len(prompts)} prompts with {many} answers each; wanted 256 answers at most")
     return [prompt for prompt in prompts for _ in range(many)]
@@ -123,7 +132,9 @@ def _best(
 
     def worth(pair: tuple[WrittenPart, str]) -> float:
         row = pair[0].row
+        # New tokens only: with `echo` the prompt's were noted before them.
         values = [one.logprob for one in row.noted[len(row.noted) - len(row.ids) :]]
+        # A mean and not a sum, which would choose the shortest.
         return sum(value for value in values if value is not None) / max(1, len(values))
 
     groups = [pairs[i : i + many] for i in range(0, len(pairs), many)]
@@ -135,6 +146,7 @@ def _sampling(
 ) -> Sampling:
     """OpenAI's options as ours, with OpenAI's own defaults."""
     temperature, top_p = (1.0 if value is None else value for value in (ask.temperature, ask.top_p))
+    # OpenAI draws anew each time; 62 bits, since each answer of a request adds its number to the seed.
     seed = uuid.uuid4().int % 2**31 if ask.seed is None else ask.seed % 2**62
     bias = {int(token): value for token, value in (ask.logit_bias or {}).items()}
     served.pool.check_tokens(list(bias))
@@ -163,6 +175,7 @@ def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
 
 def token_usage(written: list[WrittenPart], many: int = 1) -> dict[str, int]:
     """Tokens read and written; a prompt with several answers counts once."""
+    # Every `many`-th: answers to one prompt stand side by side.
     read, new = sum(len(w.row.prompt) for w in written[::many]), sum(len(w.row.ids) for w in written)
     return {"prompt_tokens": read, "completion_tokens": new, "total_tokens": read + new}
 
@@ -188,6 +201,7 @@ async def _completion_chunks(
     words = [_words(served, ask) for _ in written]
     begun = [not ask.echo] * len(written)
     async for piece in merged(written, served.options.timeout_seconds):
+        # Before the first piece of each answer, as without streaming.
         before = "" if begun[piece.index] else _prompt(served, written[piece.index])
         begun[piece.index] = True
         said = None if ask.logprobs is None else logprobs.of_completion(piece.noted, words[piece.index])
@@ -208,6 +222,7 @@ async def _chat_chunks(
     served: Served, written: list[WrittenPart], head: dict, ask: Chat, names: set[str]
 ) -> AsyncIterator[dict[str, Any]]:
     words, held = [_words(served, ask) for _ in written], [""] * len(written)
+    # The role alone, as OpenAI's first chunk.
     for index in range(len(written)):
         yield head | {"choices": [_delta(index, {"role": "assistant", "content": ""}, None)]}
     async for piece in merged(written, served.options.timeout_seconds):
@@ -229,8 +244,10 @@ def _held(held: list[str], piece: Piece, names: set[str]) -> tuple[dict[str, Any
     text = held[piece.index]
     if piece.ended is None and tool_calls.may_call(text):
         return {}, None
+    # Told once: what is held begins anew.
     held[piece.index] = ""
     content, calls = tool_calls.parse_calls(text, names) if piece.ended else (text, [])
+    # Streamed calls carry their number, by which clients put pieces together.
     numbered = [{"index": i} | call for i, call in enumerate(calls)]
     delta = ({"content": content} if content else {}) | ({"tool_calls": numbered} if calls else {})
     return delta, "tool_calls" if calls else piece.ended

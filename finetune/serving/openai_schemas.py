@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, m
 
 from finetune.serving.schemas import Share, Stops, Strict, Temperature, Texts
 
+# Strict: pydantic would take "1" and true for numbers.
 Ids = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=100_000)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Most = Annotated[int, Field(ge=1, le=100_000)]
@@ -46,9 +47,11 @@ class ChatOptions(Lenient):
     """What completions and chats share, under OpenAI's names, and vLLM's for what OpenAI lacks."""
 
     model: str = Field(max_length=512)
+    # 0 where only a prompt's log-probabilities are wanted.
     max_tokens: int | None = Field(default=None, ge=0, le=100_000)
     temperature: Temperature | None = None
     top_p: Share | None = None
+    # -1 is vLLM's word for all.
     top_k: int | None = Field(default=None, ge=-1, le=2**31 - 1)
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
@@ -113,6 +116,7 @@ class Completion(ChatOptions):
     echo: bool | None = None
     best_of: Count | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    # Filling in between two texts is refused, but clients send it empty.
     suffix: Literal[""] | None = None
     response_format: Format | None = None
 
@@ -121,6 +125,7 @@ class Completion(ChatOptions):
         if self.best_of is not None and self.best_of < (self.n or 1):
             raise ValueError("best_of must be n or more")
         if self.stream and (self.best_of or 1) > (self.n or 1):
+            # An answer's tokens leave before another has turned out better.
             raise ValueError("best_of beyond n can't be streamed: the best is known at the end")
         return self
 
@@ -147,6 +152,7 @@ class Call(Lenient):
         """As chat templates take it, with the arguments as an object where they are one."""
         arguments: Any = self.function.arguments
         if isinstance(arguments, str):
+            # Templates (Llama's, Qwen's) write the object as JSON themselves; a string would be quoted twice.
             try:
                 arguments = json.loads(arguments)
             except (ValueError, RecursionError):
@@ -164,6 +170,7 @@ class ChatMessage(Lenient):
 
     @model_validator(mode="after")
     def _says_something(self) -> ChatMessage:
+        # As OpenAI's own clients send back what they got.
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
             raise ValueError("content may be null beside tool_calls alone")
         return self
@@ -243,6 +250,7 @@ class Response(Lenient):
     top_p: Share | None = None
     stream: bool | None = False
     text: TextOptions | None = None
+    # Hosted tools and kept conversations would be promised by silence; both are refused.
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     previous_response_id: None = None
     background: Literal[False] | None = None

@@ -14,6 +14,7 @@ from prometheus_client import (
 )
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+# Doubles the series with times of making that nobody reads.
 disable_created_metrics()
 
 
@@ -54,6 +55,7 @@ class Figures:
     def text(self, values: dict[str, float]) -> bytes:
         """All figures in Prometheus' text format, with values as they are now."""
         for name, value in (values | {"requests_running": self.running}).items():
+            # Prometheus tells by the kind whether a figure may fall.
             kind: Any = Counter if name.endswith("_total") else Gauge
             if name not in self._values:
                 described = name.replace("_", " ").capitalize() + "."

@@ -20,17 +20,20 @@ def rescan(pool: Any, root: Path) -> None:
     next time.
     """
     root = root.resolve()
+    # With weights: a folder that is still being copied has a config first.
     there = {
         path.name: path for path in root.iterdir() if (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
     }
     known = pool.adapters()
     for name, path in sorted(there.items()):
         entry = known.get(name)
+        # By name and folder: one that was added from elsewhere under this name stays.
         mine = entry is None or Path(entry["folder"]) == path
         if mine and (entry is None or entry["changed"]):
             try:
                 pool.add(name, path, replace=True)
                 logger.warning("%s the adapter '%s'", "Replaced" if entry else "Took in", name)
+            # Said and not raised: the others must be looked at, and this one may be whole at the next time.
             except InputError as error:
                 logger.warning("The adapter '%s' was not taken in: %s", name, error)
     for name, entry in known.items():

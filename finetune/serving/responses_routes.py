@@ -24,6 +24,7 @@ def add_responses(app: FastAPI, served: Served) -> None:
     async def respond(ask: Response) -> Any:
         prompt = await asyncio.to_thread(chat_prompt, served, _messages(ask), [])
         most = ask.max_output_tokens or served.answer_tokens
+        # OpenAI's own defaults.
         temperature, top_p = (1.0 if value is None else value for value in (ask.temperature, ask.top_p))
         grammar = grammar_of(served, ask.text.format if ask.text else None)
         seed = uuid.uuid4().int % 2**31
@@ -84,6 +85,7 @@ def _finished(body: dict[str, Any], one: WrittenPart, text: str) -> dict[str, An
 
 
 async def _events(served: Served, one: WrittenPart, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    # Its numbers must be without a gap: clients sort by them.
     number, item = 0, _item(body, "", "in_progress")
     place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
 
@@ -99,6 +101,7 @@ async def _events(served: Served, one: WrittenPart, body: dict[str, Any]) -> Asy
     text = ""
     async for piece in merged([one], served.options.timeout_seconds):
         text += piece.text
+        # An empty piece may be half a character, or the end.
         if piece.text:
             yield event("response.output_text.delta", **place, delta=piece.text, logprobs=[])
     done = _finished(body, one, text)

@@ -13,6 +13,7 @@ Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Fiel
 
 
 class Strict(BaseModel):
+    # A misspelt field would otherwise be a default without a word.
     model_config = ConfigDict(extra="forbid")
 
 
@@ -34,6 +35,7 @@ class Ask(Strict):
         return self
 
     def names(self) -> list[Any]:
+        # A list in the list is a stack of adapters, which the pool knows as a tuple.
         each = self.adapters if self.adapters is not None else [self.adapter] * len(self.texts)
         return [tuple(name) if isinstance(name, list) else name for name in each]
 

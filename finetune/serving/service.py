@@ -104,15 +104,18 @@ class Served:
         """
         if len(texts) != len(names):
             raise InputError(f"{len(texts)} texts and {len(names)} adapters; wanted one each")
+        # Tokenising in a thread: it would hold the loop.
         lengths = await asyncio.to_thread(self._checked, kind, texts, names, truncate)
         if counts is not None:
             counts += lengths
         self._check_time(sum(lengths))
+        # Before the answer: what is read costs the same where the client hangs up.
         charge(sum(lengths))
         questions = [Question(kind, *one, truncate) for one in zip(texts, names, lengths, strict=True)]
         try:
             for question in questions:
                 self.batcher.submit(question)
+            # Futures of threads, made awaitable; all at once, so that they may share batches.
             waiting = asyncio.gather(*(asyncio.wrap_future(q.answer) for q in questions))
             return await asyncio.wait_for(waiting, self.options.timeout_seconds)
         finally:
@@ -121,6 +124,7 @@ class Served:
 
     def _checked(self, kind: str, texts: list[Any], names: list[Any], truncate: bool) -> list[int]:
         task = {"classify": "SEQ_CLS", "tag": "TOKEN_CLS"}.get(kind)
+        # Tags and classes need their own head, embeddings none.
         chains = self.pool.check(texts, names, task)
         return self.pool.fit(texts, chains, truncate)
 
@@ -152,6 +156,7 @@ class Served:
             WrittenPart(row, asyncio.get_running_loop(), name, self.figures)
             for row, name in zip(rows, map(_label, names), strict=True)
         ]
+        # All or none: half of a request's texts would be written for nobody.
         try:
             for one in written:
                 self.batcher.submit(one.order)
@@ -176,6 +181,7 @@ class Served:
         Raises:
             InputError: there are some, and --strict is set.
         """
+        # As JSON, without its quotes: a name may hold line breaks, which would end the header.
         names = [json.dumps(name)[1:-1][:80] for name in ask.model_extra or {}][:32]
         if names and self.options.strict:
             raise InputError(f"Unknown fields: {', '.join(names)}; this server is strict. Leave them out")
@@ -197,6 +203,7 @@ class Served:
 
     def plain(self, message: str) -> str:
         """An error's message without the server's folders: an adapter's goes by its name."""
+        # Names for folders first; what is left of paths goes below.
         for name, entry in self.pool.adapters().items():
             if Path(entry["folder"]).is_absolute():
                 message = message.replace(entry["folder"], name)

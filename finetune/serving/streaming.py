@@ -31,17 +31,21 @@ class WrittenPart:
     ) -> None:
         self.row, self.loop, self.name, self.figures = row, loop, name, figures
         self._begun, self._heard = time.monotonic(), False
+        # Without a limit: the batcher must not wait for a reader.
         self.pieces = asyncio.Queue[tuple[str, Row | Exception, str | None, int]]()
         self.order = Order(row, self._hear)
 
     def _hear(self, piece: str, what: Row | Exception) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended: nobody reads any more
+            # Copied now: by the time it is read, the thread has gone on.
             heard = (piece, what, self.row.ended, len(self.row.noted))
+            # Queues of asyncio are for one thread; this is how another reaches it.
             self.loop.call_soon_threadsafe(self.pieces.put_nowait, heard)
 
     async def read(self, seconds: float) -> AsyncIterator[tuple[str, int]]:
         """Pieces as they come, each with how many tokens are noted by then; an order that nobody reads any
         more is given up."""
+        # One limit for the whole text, not for each piece.
         until = time.monotonic() + seconds
         try:
             while True:
@@ -55,6 +59,7 @@ class WrittenPart:
                 if ended:
                     return
         finally:
+            # Also where the reader left: the batcher drops the row at its next step.
             self.order.abandoned = True
 
     def _note(self, ended: str | None) -> None:
@@ -66,6 +71,7 @@ class WrittenPart:
         self._heard = True
         if ended:
             self.figures.note_text(self.name, passed, len(self.row.ids))
+            # At the end and for what was really written.
             charge(len(self.row.ids))
 
     async def whole(self, seconds: float) -> str:
@@ -99,6 +105,7 @@ async def merged(written: Sequence[WrittenPart], seconds: float) -> AsyncIterato
         try:
             async for piece, noted in one.read(seconds):
                 await for_all.put((index, piece, None, noted))
+            # Only when all of its pieces are on the queue, so that the end comes last.
             await for_all.put((index, "", one.row.ended, len(one.row.noted)))
         except Exception as error:
             await for_all.put(error)
@@ -113,7 +120,9 @@ async def merged(written: Sequence[WrittenPart], seconds: float) -> AsyncIterato
                 raise got
             index, text, ended, noted = got
             left -= ended is not None
+            # Most pieces are empty while a character is half written.
             if text or ended:
+                # Sliced by counts that came with the piece; the row has grown since.
                 yield Piece(index, text, ended, written[index].row.noted[sent[index] : noted])
                 sent[index] = noted
     finally:
@@ -145,6 +154,7 @@ def events(
     """
 
     async def lines() -> AsyncIterator[str]:
+        # The status is sent by now: what goes wrong can only be an event.
         try:
             async for chunk in chunks:
                 if named:
@@ -162,6 +172,7 @@ def events(
         if last:
             yield f"data: {last}\n\n"
 
+    # Proxies that keep an answer would hold the stream back.
     head = {"Cache-Control": "no-store"} | (headers or {})
     return StreamingResponse(lines(), media_type="text/event-stream", headers=head)
 

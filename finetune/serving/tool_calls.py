@@ -18,6 +18,7 @@ STARTS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "{", "[")
 def may_call(text: str) -> bool:
     """Whether a text's beginning may still turn out to be a call."""
     begun = text.lstrip()
+    # Either way round: what has come so far may be shorter than the mark.
     return any(begun.startswith(start) or start.startswith(begun) for start in STARTS) or any(
         start in text for start in STARTS[:3]
     )
@@ -37,6 +38,7 @@ def parse_calls(text: str, names: set[str]) -> tuple[str | None, list[dict[str, 
         beside = text[: marked.start()] if marked else ""
         found = _objects(marked.group(1) if marked else text)
     calls = [call for one in found if (call := _call(one, names)) is not None]
+    # One that names no tool makes all of it plain text: half a set of calls would be acted on.
     if not calls or len(calls) < len(found):
         return text, []
     return beside.strip() or None, calls
@@ -48,6 +50,7 @@ def _objects(text: str) -> list[Any]:
     while rest:
         try:
             value, end = decoder.raw_decode(rest)
+        # JSON that isn't whole is no call.
         except (ValueError, RecursionError):
             return []
         found += value if isinstance(value, list) else [value]
@@ -56,11 +59,14 @@ def _objects(text: str) -> list[Any]:
 
 
 def _call(one: Any, names: set[str]) -> dict[str, Any] | None:
+    # Some models write OpenAI's own nested form.
     if isinstance(one, dict) and isinstance(one.get("function"), dict):
         one = one["function"]
     if not isinstance(one, dict) or one.get("name") not in names:
         return None
+    # Llama calls them parameters.
     arguments = one.get("arguments", one.get("parameters", {}))
+    # OpenAI's clients parse a string.
     said = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     function = {"name": one["name"], "arguments": said}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

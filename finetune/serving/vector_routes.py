@@ -19,12 +19,15 @@ def add_vectors(app: FastAPI, served: Served) -> None:
     @app.post("/v1/embeddings")
     async def embeddings(ask: Embeddings) -> Any:
         given: list[Any] = [ask.input] if isinstance(ask.input, str) else list(ask.input)
+        # A list of numbers is one text in tokens.
         if given and isinstance(given[0], int):
             given = [given]
+        # Checked first: decoding an unknown id gives nothing, without a word.
         served.pool.check_tokens([token for one in given if isinstance(one, list) for token in one])
         texts = [one if isinstance(one, str) else served.pool.texts.decode(one) for one in given]
         ignored, counts = served.ignored(ask), list[int]()
         vectors = await served.ask("embed", texts, [served.adapter_of(ask.model)] * len(texts), counts=counts)
+        # Cutting vectors is meant for models trained so (Matryoshka), which these are not.
         if ask.dimensions not in (None, len(vectors[0])):
             raise InputError(f"dimensions is {ask.dimensions}; this base's vectors have {len(vectors[0])}")
         data = [
@@ -45,10 +48,12 @@ def add_vectors(app: FastAPI, served: Served) -> None:
         if name is not None and served.task_of(name) == "SEQ_CLS":
             pairs = [(ask.query, text) for text in texts]
             answers = await served.ask("score", pairs, [name] * len(texts), counts=counts)
+            # One number has no other label to be weighed against.
             scores = [float(row[0].sigmoid() if len(row) == 1 else row.softmax(-1)[-1]) for row in answers]
         else:
             asked = [ask.query, *texts]
             first, *others = await served.ask("embed", asked, [name] * len(asked), counts=counts)
+            # The vectors have length 1, so that the product is the cosine.
             scores = [float(first @ other) for other in others]
         order = sorted(range(len(texts)), key=lambda i: -scores[i])[: ask.top_n]
         results = [
@@ -62,5 +67,6 @@ def add_vectors(app: FastAPI, served: Served) -> None:
 
 def _written(vector: torch.Tensor, form: str | None) -> Any:
     if form == "base64":
+        # OpenAI's bytes: float32, little-endian on every machine.
         return base64.b64encode(vector.float().numpy().astype("<f4").tobytes()).decode()
     return vector.tolist()

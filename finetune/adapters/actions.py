@@ -90,8 +90,10 @@ def act(
         )
     if not action.adapters:
         raise InputError("No adapters; name their folders by --adapters")
+    # All of them before the first: half of a list done helps nobody.
     for folder in action.adapters:
         _want_text(folder, action.action)
+    # The one action that reads rows; the others have no use for their options.
     if action.action == "int8":
         yield from to_onnx(action, merge)
         yield accuracy_lost(action, data or AccuracyArguments())
@@ -121,6 +123,7 @@ def check(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     for folder in action.adapters:
         processor, network = load_base(folder, action.base)
         check_passport(folder, network, processor, action.allow_mismatch, full=action.full)
+        # `check_passport` has let a folder without one pass, with a word in the log.
         passport = read_passport(folder) or {}
         known = ", ".join(f"{key} {passport[key]}" for key in ("task", "method") if key in passport)
         yield f"{folder} belongs on '{action.base or base_of(folder)}'" + (
@@ -135,10 +138,12 @@ def stamp(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
             raise InputError(f"{folder} has a passport already; --action check holds it to its base")
         processor, network = mount(folder, action.base)
         logits, counted = probe.logits_of(network, processor, texts_of(action))
+        # Not-a-number on the base it is said to be of: the passport would vouch for a wrong pair.
         if not torch.isfinite(logits[counted]).all():
             raise InputError(
                 f"{folder} gives values that are no numbers on its base; no passport was written"
             )
+        # The bare base, so that the line tells whether the adapter does anything at all.
         with network.disable_adapter():
             plain = probe.logits_of(network, processor, texts_of(action))
         found = probe.compare_models((logits, counted), plain)
@@ -156,6 +161,7 @@ def stamp(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
 
 def take_in(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     """One checkpoint of AdapterHub's library → a folder of this project."""
+    # Late: reading AdapterHub's format is rarely wanted.
     from finetune.adapters.adapterhub import convert
     from finetune.adapters.export import claimed
 
@@ -171,15 +177,19 @@ def add_up(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     merged = combine(adapters, merge)
     processor, network = load_base(merged.adapter.folder, action.base)
     for given in action.adapters:
+        # Each against the bare base, before anything is put on it.
         check_passport(given, network, None, action.allow_mismatch)
     texts = texts_of(action)
+    # A copy, since the sum goes into the weights themselves.
     wanted = copy.deepcopy(network)
     probe.asked_for(wanted, adapters, merge)
     folder = save_merged(merged, output_of(action))
     found = probe.compare_models(
         probe.logits_of(wanted, processor, texts),
+        # Read back from its folder: what is compared is what was written.
         probe.logits_of(peft.PeftModel.from_pretrained(network, str(folder)).eval(), processor, texts),
     )
+    # A sum of factors is exact; a chosen rank, TIES and DARE lose something by intent.
     exact = merge.how == "sum" and merge.rank is None
     yield f"{merge.how} of {len(adapters)} adapters: {found}"
     if not exact:
@@ -194,6 +204,7 @@ def into_base(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
 
     processor, network = mount(one_of(action), action.base, action.allow_mismatch)
     texts = texts_of(action)
+    # Before merging, which takes the adapter out of this very model.
     before = probe.logits_of(network, processor, texts)
     whole = merge_into_base(network)
     found = probe.compare_models(before, probe.logits_of(whole, processor, texts))
@@ -219,6 +230,7 @@ def to_onnx(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
             merge_into_base(network), processor, folder, action.action == "int8"
         ).items():
             yield f"{folder / file}: {found}"
+            # int8 differs by intent; it says by how much, and only --limit refuses it.
             limit = float("inf") if file == INT8 else probe.EXACT
             probe.hold(
                 found, limit if action.limit is None else action.limit, f"{file} differs from the model"
@@ -231,6 +243,7 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
     from finetune.adapters.onnx import INT8, MODEL, onnx_predictions
 
     folder, source = output_of(action), one_of(action)
+    # Columns, labels and length of the rows are in the run's own options.
     if not (Path(source) / ARGUMENTS).is_file():
         return (
             "the accuracy lost is unknown: the adapter's folder has no arguments.yaml, which says how to "
@@ -241,6 +254,7 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
         return f"the accuracy lost is unknown: the task '{artefact.options['task']}' gives a text no class"
     classifier = load_classifier(source, allow_mismatch=action.allow_mismatch)
     rows_of = rows_as_trained(artefact, data)
+    # The rows that the run was judged by, without those it has learnt.
     examined, _ = evaluation_rows(artefact, find_task(artefact.options["task"]), rows_of)
     rows, columns = examined.rows.eval, examined.columns
     texts, gold = (
@@ -255,6 +269,7 @@ def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
     said = ", ".join(
         f"{name} {float((predicted == gold).double().mean()):.4f}" for name, predicted in found.items()
     )
+    # Rounding may also gain by chance; a loss below nothing is told as none.
     gained = float((found["int8"] == gold).double().mean() - (plain == gold).double().mean())
     changed = int((plain != found["int8"]).sum())
     return (
@@ -274,10 +289,12 @@ def to_gguf(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     with claimed(folder):
         found = export_gguf(merge_into_base(network), processor, folder, action.gguf_type)
         yield f"{folder / FILE} ({action.gguf_type}): {found}"
+        # Rounded types differ by intent.
         limit = probe.EXACT if action.gguf_type == "f32" else float("inf")
         probe.hold(
             found, limit if action.limit is None else action.limit, "The GGUF file differs from the model"
         )
+    # After the folder is claimed: a model without a template for Ollama is still a model.
     try:
         (folder / "Modelfile").write_text(make_modelfile(processor, FILE), encoding="utf-8")
         yield f"{folder / 'Modelfile'}: its chats equal the tokenizer's template on every probe chat"
@@ -314,9 +331,11 @@ def texts_of(action: ActionArguments) -> list[str]:
 
 
 def _hold_or_remove(found: probe.Probe, action: ActionArguments, folder: Path, exact: bool) -> None:
+    # --limit counts everywhere; what is approximate by intent has none of its own.
     limit = action.limit if action.limit is not None else probe.EXACT if exact else float("inf")
     try:
         probe.hold(found, limit, "The merged adapter differs from the sum of the changes")
+    # A folder that isn't what was asked for would be loaded all the same.
     except InputError:
         for file in folder.iterdir():
             file.unlink()

@@ -64,6 +64,7 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None) -> 
         InputError: no such checkpoint, or one that can't be said in this project's terms.
     """
     source, folder = Path(source), Path(folder)
+    # Theirs and PEFT's configuration have one file name; the keys below tell them apart.
     said = read_json(source / CONFIG) if (source / CONFIG).is_file() else None
     if not isinstance(said, dict) or "model_type" not in said or not isinstance(said.get("config"), dict):
         raise InputError(f"{source} is no checkpoint of AdapterHub's library; wanted its adapter_config.json")
@@ -79,6 +80,7 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None) -> 
         raise InputError(
             f"{source} holds {settings['architecture']}, which is not converted; train it anew here"
         )
+    # Before anything is written.
     head = _head(source, said["model_type"], tensors)
     config |= {"base_model_name_or_path": name, "inference_mode": True} | head.pop("config", {})
     labels = head.pop("labels", None)
@@ -88,6 +90,7 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None) -> 
     write_atomically(folder / CONFIG, json.dumps(config, indent=1))
     if labels:
         write_atomically(folder / LABELS_FILE, json.dumps(labels, ensure_ascii=False))
+    # Their folder may lack a tokenizer; ours then takes the base's.
     for file in source.glob("tokenizer*"):
         shutil.copy2(file, folder / file.name)
     kind = config.get("shape") or "lora"
@@ -112,9 +115,11 @@ def _bottleneck(
     source: Path, said: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     settings, family = said["config"], said["model_type"]
+    # Only what differs from our formula: options that theirs has gained since may stand at their defaults.
     other = [
         f"{key}={settings[key]!r}" for key, value in FORMULA.items() if settings.get(key, value) != value
     ]
+    # A learnt scaling stands there as a word.
     if other or not isinstance(settings.get("scaling", 1.0), float):
         raise InputError(f"{source} has {', '.join(other) or 'a learnt scaling'}, which is not built here")
     if family not in PLACES:
@@ -135,12 +140,14 @@ def _bottleneck(
     return {
         "peft_type": "BOTTLENECK", "shape": shape, "reduction_factor": _factor(source, settings),
         "non_linearity": ACTIVATIONS.get(settings["non_linearity"], settings["non_linearity"]),
+        # Ours writes None where the shape decides.
         "scaling": settings.get("scaling", 1.0), "original_ln_before": True if shape == "pfeiffer" else None,
         "dropout": settings.get("dropout", 0.0), "target_modules": sorted(modules),
     }, weights  # fmt: skip
 
 
 def _shape(source: Path, settings: dict[str, Any]) -> str:
+    # Which blocks have an adapter, and whether it reads behind the norm: the three shapes differ in these.
     sites = (settings["mh_adapter"], settings["output_adapter"], settings.get("original_ln_before", False))
     if settings.get("is_parallel") and sites[:2] == (False, True):
         return "parallel"
@@ -152,6 +159,7 @@ def _shape(source: Path, settings: dict[str, Any]) -> str:
 
 def _factor(source: Path, settings: dict[str, Any]) -> int:
     factor = settings["reduction_factor"]
+    # A mapping gives each layer a factor of its own.
     if not isinstance(factor, (int, float)) or factor != int(factor) or factor < 1:
         raise InputError(
             f"{source} has the reduction_factor {factor!r}; wanted one whole number for all layers"
@@ -160,6 +168,7 @@ def _factor(source: Path, settings: dict[str, Any]) -> int:
 
 
 def _module(source: Path, family: str, shape: str, block: str) -> str:
+    # The longest ending first: "output" is the end of "attention.output" too.
     for ending, places in sorted(PLACES[family].items(), key=lambda item: -len(item[0])):
         if block.endswith(f".{ending}"):
             own = places[("houlsby", "pfeiffer", "parallel").index(shape)]
@@ -184,6 +193,7 @@ def _lora(
     ):
         raise InputError(f"{source} is IA3, gated or VeRA under LoRA's name, which is not converted")
     parts: dict[str, dict[str, Tensor]] = {}
+    # The adapter's own name stands in each key; ours has one adapter a folder.
     for key, tensor in tensors.items():
         match = re.fullmatch(r"(.+)\.loras\.[^.]+\.lora_([AB])", key)
         if match is None and not key.startswith("heads."):
@@ -201,12 +211,14 @@ def _lora(
             up = _beside(source, settings, down, up)
         ranks[module] = len(down)
         weights |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+    # Their scaling is alpha over the rank asked for, also where factors stand side by side.
     most, scale = max(ranks.values()), settings["alpha"] / rank
     fewer = {module: own for module, own in ranks.items() if own != most}
     return {
         "peft_type": "LORA", "r": most, "lora_alpha": most * scale, "target_modules": sorted(ranks),
         "bias": "none",
         "rank_pattern": fewer, "alpha_pattern": {module: own * scale for module, own in fewer.items()},
+        # GPT-2's layers keep weights the other way round.
         "fan_in_fan_out": said["model_type"] == "gpt2", "lora_dropout": settings.get("dropout", 0.0),
     }, weights  # fmt: skip
 
@@ -218,6 +230,7 @@ def _beside(source: Path, settings: dict[str, Any], down: Tensor, up: Tensor) ->
     rank, width = up.shape[1], len(up) // len(order)
     if len(down) != rank * len(order):
         raise InputError(f"{source} has factors of a fused layer whose parts can't be told apart")
+    # Zeros for parts without factors: the product then changes nothing there.
     whole = torch.zeros(3 * width, len(down), dtype=up.dtype)
     for index, part in enumerate(order):
         row = "qkv".index(part) * width
@@ -231,6 +244,7 @@ def _head(source: Path, family: str, tensors: dict[str, Tensor]) -> dict[str, An
     is none."""
     if not (source / THEIR_HEAD).is_file():
         return {
+            # Decoders write by the base's own head; an encoder without head gives vectors.
             "config": {
                 "task_type": "CAUSAL_LM" if family in ("gpt2", "llama", "mistral") else "FEATURE_EXTRACTION"
             }
@@ -241,6 +255,7 @@ def _head(source: Path, family: str, tensors: dict[str, Tensor]) -> dict[str, An
         # a model of transformers with its own head: names are as they are here; a language model's is the
         # base's
         return _static_head(weights, read_json(source / "head_config.json"))
+    # Their keys are heads.NAME.LAYER.PART; the layer's number and the part are what counts.
     layers = {key.split(".", 2)[2]: tensor for key, tensor in weights.items()}
     plain = said.get("activation_function") == "tanh" and not said.get("use_pooler")
     bert = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}.get(
@@ -249,6 +264,7 @@ def _head(source: Path, family: str, tensors: dict[str, Tensor]) -> dict[str, An
     named: dict[str, str] = {}
     task = "TOKEN_CLS"
     if said["head_type"] == "classification" and said.get("layers") == 2 and plain and bert:
+        # Two layers with tanh between are BERT's pooler and classifier, and RoBERTa's dense and out_proj.
         first, last = (
             ("bert.pooler.dense", "classifier")
             if bert == "bert"
@@ -263,6 +279,7 @@ def _head(source: Path, family: str, tensors: dict[str, Tensor]) -> dict[str, An
             "transformers has; "
             "take its file away to convert the adapter alone"
         )
+    # By number: `label2id` stands in any order.
     labels = [label for label, _ in sorted((said.get("label2id") or {}).items(), key=lambda item: item[1])]
     found: dict[str, Any] = {
         f"{named[key.split('.')[0]]}.{key.split('.')[1]}": t for key, t in layers.items()

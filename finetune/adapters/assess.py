@@ -55,6 +55,7 @@ def assessment_folder(assess: AssessArguments, data: DataArguments) -> Path:
     """Where the figures go: the folder that was named, or one of the artefact's own named after the data."""
     if assess.output_dir:
         return Path(assess.output_dir)
+    # Named by data and split, so that two assessments don't overwrite each other.
     name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, (Path(data.name).name, data.eval_split))))
     return Path(str(assess.artefact)) / "assessments" / name
 
@@ -88,10 +89,12 @@ def evaluation_rows(
     part = row.load(data, train=False).eval
     assert part is not None
     # of a sample that is drawn first, the rows that were trained on would be missing
+    # Sampling comes after the trained rows have gone; see below.
     whole = replace(
         data, **read_as(artefact, data, part.column_names), max_train_rows=None, max_eval_rows=None
     )
     found = row.examine(Rows(part, part, data.name), whole)
+    # Labels that it knows and the rows lack are no fault.
     strange = sorted(set(found.labels or ()) - set(artefact.labels or ()))
     if strange:
         raise InputError(
@@ -103,6 +106,7 @@ def evaluation_rows(
         kept, count = unseen_rows(artefact.folder, kept, found.columns, row.unseen)
     if data.max_eval_rows is not None:
         # they come shuffled: the first ones are the sample that training would have drawn
+        # `lead` rows before the sample: a forecast's first window needs what was before it.
         few = kept.select(range(min(row.lead + data.max_eval_rows, len(kept))))
         even = sample(kept, data.max_eval_rows, data.sample_seed, found.columns.label)
         kept = even if data.balance_eval_rows else few
@@ -114,6 +118,7 @@ def rows_as_trained(artefact: Artefact, data: UnshownArguments) -> UnshownArgume
     number that were asked for.
     """
     given = vars(data)
+    # The run's own rows, but for what was asked for here.
     if data.dataset_name is None:
         own = {name: artefact.options[name] for name in given if name in artefact.options}
         asked = {name: given[name] for name in ("eval_split", "max_eval_rows") if given[name] is not None}
@@ -127,9 +132,11 @@ def read_as(artefact: Artefact, data: DataArguments, there: list[str]) -> dict[s
     open_ones = {
         name: artefact.options[name]
         for name in (*COLUMNS, *READ_AS, "ignore_columns")
+        # Said here counts: an option that stands at its default was not said.
         if artefact.options.get(name) is not None and vars(data)[name] == vars(plain)[name]
     }
     for name in COLUMNS:
+        # Columns may be nested (a.b); the first part must be there.
         if str(open_ones.get(name, "")).partition(".")[0] not in there:
             open_ones.pop(name, None)
     if "ignore_columns" in open_ones:
@@ -165,7 +172,9 @@ def assess_task(
     features = row.encode(found.rows.eval, found.columns, processor, options.max_length, found.labels)
     asked = ask(found, features)
     size, samples = assess.per_device_eval_batch_size, assess.bootstrap_samples
+    # Training options want a folder, in which nothing is left.
     with tempfile.TemporaryDirectory() as scratch:
+        # In float32, so that figures don't depend on the machine.
         training = TrainingArguments(
             output_dir=scratch, per_device_eval_batch_size=size, bf16=False, disable_tqdm=True
         )
@@ -174,6 +183,7 @@ def assess_task(
             row, network, processor, training, {"eval": features}, labels=found.labels, answer=answer
         )
         figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+        # transformers adds its own time.
         figures.pop("model_preparation_time", None)
     if folder is not None and trainer.answers:
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,6 +192,7 @@ def assess_task(
     details = row.details(trainer.answers, found.labels, samples) if row.details else {}
     return (
         figures
+        # Rows that were asked, which windows and samples may have made fewer.
         | {"rows": len(asked.rows), "rows_left_out": left_out}
         | details
         | {"intervals": bounds | details.get("intervals", {})}

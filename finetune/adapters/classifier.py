@@ -81,6 +81,7 @@ class Classifier:
         self._check(texts)
         result = torch.zeros(len(texts), len(self.labels))
         if not texts:
+            # One tensor in the callers' order: batches come by length.
             return result
         with self._turn:  # a fast tokenizer keeps its truncation as state
             ids = self.processor(
@@ -88,17 +89,21 @@ class Classifier:
             )
         lengths = [len(row) for row in ids["input_ids"]]
         for batch in LengthBatches(lengths, Shares(batch_size)):
+            # Taken for each batch, so that long lists don't keep other threads out.
             with self._turn, torch.inference_mode():
+                # On the right, whatever the tokenizer was set to.
                 rows = self.processor.pad(
                     {k: [ids[k][i] for i in batch] for k in ids}, padding_side="right", return_tensors="pt"
                 )
                 logits = self.network(**rows.to(self.network.device)).logits
+            # Float32: probabilities of bf16 logits don't add up to one.
             result[batch] = logits.float().cpu()
         return result
 
     def _check(self, texts: Sequence[Text]) -> None:
         for index, text in enumerate(texts):
             parts = text if isinstance(text, tuple) else (text,)
+            # A tuple of two where the task takes pairs, and nothing else.
             if len(parts) != 1 + self.pair or not all(isinstance(part, str) for part in parts):
                 wanted = "a tuple of two texts" if self.pair else "one text"
                 raise InputError(f"Input {index} is {text!r}; wanted {wanted}")
@@ -142,6 +147,7 @@ def load_network(
         quantized = adapted and artefact.options.get("method") == "qlora"
         model = as_trained(artefact.options, artefact.source)
         if artefact.is_adapter:  # one that was trained on has its base's layers from the first run
+            # Fewer layers than the base has, where training left some out.
             kept = (read_passport(artefact.folder) or {}).get(KEPT, model.keep_layers)
             model = replace(model, keep_layers=kept)
         _, network = load_model(
@@ -149,6 +155,7 @@ def load_network(
         )
         processor = load_processor(str(artefact.folder), reads=task.reads)
         if task.reads == TEXT:
+            # Before the adapter: its file may bring rows for tokens that were added.
             fit_embeddings(network, processor)
         if artefact.is_adapter:
             check_passport(artefact.folder, network, processor, allow_mismatch)

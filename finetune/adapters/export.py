@@ -27,8 +27,10 @@ def merge_into_base(network: PeftModel) -> Any:
             f"{network.active_peft_config.peft_type} adds tokens, not weights: it can't be merged into the "
             "base"
         )
+    # Before the merge, in which the shared weight would be changed for both.
     untie(network)
     try:
+        # `safe_merge` checks each sum for values that are no numbers before it takes the place of the weight.
         return network.merge_and_unload(safe_merge=True).eval()
     except (ValueError, NotImplementedError, AttributeError) as error:
         raise InputError(f"This adapter can't be merged into the base: {error}") from error
@@ -41,11 +43,13 @@ def untie(network: PeftModel) -> None:
     table, head = whole.get_input_embeddings(), whole.get_output_embeddings()
     if head is None or not any(isinstance(one, BaseTunerLayer) for one in (table, head)):
         return
+    # Under LoRA the weight is the wrapped layer's.
     inner: list[Any] = [
         one.get_base_layer() if isinstance(one, BaseTunerLayer) else one for one in (table, head)
     ]
     if inner[0].weight is inner[1].weight:
         inner[1].weight = nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
+        # In both, since transformers ties again on loading by either.
         for config in (whole.config, whole.config.get_text_config()):
             config.tie_word_embeddings = False
 
@@ -73,6 +77,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     claim(folder)
     try:
+        # A run that was refused leaves no half folder, which the next one would take for somebody's.
         yield
     except InputError:
         shutil.rmtree(folder)

@@ -23,8 +23,10 @@ def picture_cell(given: Any) -> dict[str, Any]:
         InputError: something else, or a file that can't be read.
     """
     cell = _file(given)
+    # By what it can do: Pillow is no dependency of this module.
     if cell is None and hasattr(given, "save") and hasattr(given, "mode"):
         held = io.BytesIO()
+        # PNG, which loses nothing.
         given.save(held, "PNG")
         cell = {"bytes": held.getvalue(), "path": None}
     return _checked(cell, picture_fault, "the bytes or the path of a picture, or Pillow's picture")

@@ -47,14 +47,18 @@ class Forecaster:
                 uneven.
         """
         values = self._values(past)
+        # Standardised as in training; one row, [1, context, channels].
         batch = {"past_values": self.processor.standard(torch.from_numpy(values))[None]}
         batch |= self._calendar(times, len(past[self.channels[0]]))
+        # The model wants something to compare with, which nobody looks at.
         wanted = torch.zeros(1, self.prediction_length, len(self.channels))
         device = self.network.device
+        # One at a time; only the model is shared.
         with self._turn, torch.inference_mode():
             said = self.row.forward(
                 self.network, {k: v.to(device) for k, v in batch.items()}, wanted.to(device)
             )
+        # Back in the channel's unit, float32 from whatever the model computes in.
         own = self.processor.own(said[0].float().cpu())
         return {name: own[:, place].tolist() for place, name in enumerate(self.channels)}
 
@@ -63,8 +67,10 @@ class Forecaster:
         if missing:
             raise InputError(f"No channel '{missing[0]}'; wanted {', '.join(self.channels)}")
         found = []
+        # In the order of training: the columns of a data frame may come in any.
         for name in self.channels:
             try:
+                # Float64 first: values of large offset lose their changes in float32.
                 column = np.asarray(past[name], dtype=np.float64)[-self.context_length :]
             except (TypeError, ValueError) as error:
                 raise InputError(f"The channel '{name}' holds what is no number: {error}") from error
@@ -74,6 +80,7 @@ class Forecaster:
                     f"{self.context_length}"
                 )
             if not np.isfinite(column).all():
+                # Counted from the end, where the window was cut.
                 step = int(np.flatnonzero(~np.isfinite(column))[0]) - len(column)
                 raise InputError(f"The channel '{name}' has no finite number {-step} steps before its end")
             found.append(column)
@@ -84,8 +91,10 @@ class Forecaster:
             return {}
         if times is None or len(times) != count:
             raise InputError(f"The model reads times; wanted one for each of the {count} steps as `times`")
+        # Of the last steps alone: an uneven step before the window does no harm.
         moments = np.asarray(times, dtype="datetime64[ms]")[-self.context_length :]
         step = even_step(moments, None, "times")
+        # The calendar goes on past the last value: the future's times are known.
         places = np.arange(self.context_length + self.prediction_length)
         told = torch.from_numpy(calendar(moments[0], step, places))[None]
         past, future = told.split([self.context_length, self.prediction_length], dim=1)

@@ -84,6 +84,7 @@ class Fused(nn.Module):
         )
         # the paper's start: values as they are, so that the mean of the adapters is where learning begins
         nn.init.eye_(self.value.weight)
+        # Small, so that attention begins nearly even over the adapters.
         nn.init.normal_(self.query.weight, std=0.02)
         nn.init.normal_(self.key.weight, std=0.02)
 
@@ -92,8 +93,10 @@ class Fused(nn.Module):
 
     def _change(self, hidden: Tensor) -> Tensor:
         """What the mixture adds to what the adapters read."""
+        # Their outputs with the residual, as the paper's keys and values have it.
         outputs = torch.stack([hidden + self.layer.change(name, hidden) for name in self.names], dim=-2)
         scores = (self.query(hidden)[..., None, :] * self.key(outputs)).sum(-1)
+        # The residual is taken off again: the layer adds it by itself.
         return (scores.softmax(-1)[..., None] * self.value(outputs)).sum(-2) - hidden
 
     def drift(self) -> Tensor:
@@ -120,6 +123,7 @@ def fuse(network: PeftModel, names: Sequence[str]) -> list[Fused]:
             "Fusion needs bottleneck adapters of one sequential shape (houlsby or pfeiffer) throughout; "
             f"{where}"
         )
+    # Heads that are to be trained; noted before all is frozen.
     heads = {
         name
         for name, parameter in network.named_parameters()
@@ -131,6 +135,7 @@ def fuse(network: PeftModel, names: Sequence[str]) -> list[Fused]:
     for path, layer in layers.items():
         parent, _, child = path.rpartition(".")
         fused.append(Fused(layer, names))
+        # In its place, so that the model calls fusion where it called the layer.
         setattr(network.get_submodule(parent), child, fused[-1])
     return fused
 
@@ -143,6 +148,7 @@ def mount_all(
     Raises:
         InputError: one that is no adapter, no bottleneck, or doesn't belong on this base.
     """
+    # Names of this model's own: two folders may have been trained under one name.
     tuned, names = None, [f"adapter{index}" for index in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
         passport.check_passport(folder, network if tuned is None else tuned, processor, allow_mismatch)
@@ -155,6 +161,7 @@ def mount_all(
             tuned = PeftModel(network, config, adapter_name=name)
         else:
             tuned.add_adapter(name, config)
+        # Heads aside, since the fused model has its own.
         set_peft_model_state_dict(
             tuned, {k: v for k, v in read_tensors(folder).items() if "bottleneck_" in k}, name
         )
@@ -177,9 +184,11 @@ def fuse_folders(
         InputError: adapters that can't be fused on this base.
     """
     for weights in _heads_for(folders, labels):
+        # Not strict: these are a head's weights alone.
         network.load_state_dict(weights, strict=False)
     tuned, names = mount_all(network, folders, processor, allow_mismatch)
     fuse(tuned, names)
+    # `fuse` has frozen what PEFT doesn't know as a module to save.
     for head in _trained_whole(network):
         network.get_submodule(head).requires_grad_(True)
     return tuned
@@ -193,6 +202,7 @@ def _trained_whole(network: PreTrainedModel) -> list[str]:
 
 
 def _heads_for(folders: Sequence[Path], labels: Sequence[str] | None) -> list[dict[str, Tensor]]:
+    # The head of an adapter for these very classes knows something; another's would be wrong.
     fitting = [folder for folder in folders if labels is not None and labels_of(folder) == list(labels)]
     return [read_adapter(folder).heads for folder in fitting[:1]]
 
@@ -211,6 +221,7 @@ def with_drift(row: Task, network: nn.Module, weight: float) -> Task:
         # losses are summed and divided by the items of the whole step: with each row's items as its share,
         # one drift is left
         return (
+            # Evaluation keeps to the task's own loss.
             losses + weight * drift(network) * row.items(labels).to(losses)
             if logits.requires_grad
             else losses
@@ -231,12 +242,14 @@ def save_fusion(network: PeftModel, folder: str | Path, adapters: Sequence[Path]
     names = next(iter(layers.values())).names
     for name, source in zip(names, adapters, strict=False):
         (path / ADAPTERS / name).mkdir(parents=True, exist_ok=True)
+        # Copies, so that a fusion outlives the folders that it was made of.
         for file in COPIED:
             if (source / file).is_file():
                 shutil.copy2(source / file, path / ADAPTERS / name / file)
     path.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{name}.{part}": getattr(layer, part).weight.detach()
+        # Detached: safetensors takes no tensors with a graph.
         for name, layer in layers.items()
         for part in PARTS
     }
@@ -264,6 +277,7 @@ def save_fused(
     path = Path(folder)
     save_fusion(network, path, adapters)
     processor.save_pretrained(path)
+    # What the folder says of its rows is of this run; base and tokenizer are the adapters'.
     options = yaml.safe_load((path / ARGUMENTS).read_text(encoding="utf-8"))
     first = (
         passport.read_passport(adapters[0]) or {}
@@ -278,6 +292,7 @@ def save_fused(
     write_atomically(path / passport.PASSPORT, json.dumps(first | own, indent=1, ensure_ascii=False))
     if labels is not None:
         write_atomically(path / LABELS_FILE, json.dumps(labels, ensure_ascii=False))
+    # Last: figures mark the folder as finished.
     write_atomically(path / METRICS, json.dumps(metrics, indent=1))
     leave_behind(path)
 
@@ -298,6 +313,7 @@ def load_fusion(network: PeftModel, folder: str | Path) -> list[Fused]:
         for head in _trained_whole(base)
         for key, t in base.get_submodule(head).state_dict().items()
     }
+    # Both ways: missing matrices would stay untrained, foreign ones be left out.
     if {f"{name}.{part}" for name in layers for part in PARTS} | set(heads) != tensors.keys():
         raise InputError(
             f"The fusion in {path} belongs to other layers; wanted the base and adapters it was trained with"

@@ -21,6 +21,7 @@ TYPES = {
     "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
+# llama.cpp's numbers for kinds of tokens.
 NORMAL, CONTROL, ADDED = 1, 3, 4
 
 
@@ -36,6 +37,7 @@ def export_gguf(network: Any, processor: Any, folder: Path, kind: str = "q8_0") 
     Raises:
         InputError: another architecture or tokenizer than llama.cpp reads in this layout.
     """
+    # Other architectures order their weights otherwise, and llama.cpp would read them without a word.
     if network.config.model_type != "llama" or network.config.to_dict().get("attention_bias"):
         raise InputError(
             f"The architecture '{network.config.model_type}' is not written as GGUF; wanted llama without "
@@ -43,6 +45,7 @@ def export_gguf(network: Any, processor: Any, folder: Path, kind: str = "q8_0") 
         )
     if kind not in TYPES:
         raise InputError(f"Unknown GGUF type '{kind}'; wanted one of: {', '.join(TYPES)}. Set --gguf_type")
+    # Before the file is begun.
     splitting = _splitting(processor)
     writer = gguf.GGUFWriter(folder / FILE, "llama")
     _add_shape(writer, network.config, kind)
@@ -52,6 +55,7 @@ def export_gguf(network: Any, processor: Any, folder: Path, kind: str = "q8_0") 
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    # Read back by another reader than the writer, in float32: what differs is in the file.
     again = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     ).eval()
@@ -67,6 +71,7 @@ def _splitting(processor: Any) -> str:
     rule = json.dumps(content["pre_tokenizer"])
     if '"ByteLevel"' not in rule:
         raise InputError("The tokenizer does not work on bytes; GGUF is written for byte-level BPE")
+    # SmolLM splits digits one by one; its rule is known to llama.cpp by that name.
     if '"Digits"' in rule:
         return "smollm"
     if '"Regex"' not in rule:
@@ -105,9 +110,11 @@ def _add_tokens(writer: gguf.GGUFWriter, processor: Any, splitting: str, size: i
     added = {entry["id"]: CONTROL if entry["special"] else ADDED for entry in content["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(splitting)
+    # Rows of the embedding beyond the vocabulary need a name each.
     writer.add_token_list([tokens.get(index, f"[unused{index}]") for index in range(size)])
     writer.add_token_types([added.get(index, NORMAL) for index in range(size)])
     merges = content["model"]["merges"]
+    # tokenizers writes merges as pairs, older files as one text.
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     for add, index in (
         (writer.add_bos_token_id, processor.bos_token_id), (writer.add_eos_token_id, processor.eos_token_id),
@@ -115,6 +122,7 @@ def _add_tokens(writer: gguf.GGUFWriter, processor: Any, splitting: str, size: i
     ):  # fmt: skip
         if index is not None:
             add(index)
+    # Asked, and not read from an option, which the tokenizer need not obey.
     starts = processor("a")["input_ids"][:1] == [processor.bos_token_id]
     writer.add_add_bos_token(starts)
     writer.add_add_space_prefix(False)
@@ -128,6 +136,7 @@ def _add_weights(writer: gguf.GGUFWriter, network: Any, kind: str) -> None:
         gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, network.config.num_hidden_layers),
     )
     for name, tensor in network.state_dict().items():
+        # The head is the embedding, which llama.cpp takes where there is no head.
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         found = names.get_name(name, try_suffixes=(".weight",))
@@ -135,11 +144,13 @@ def _add_weights(writer: gguf.GGUFWriter, network: Any, kind: str) -> None:
             raise InputError(f"GGUF has no name for the weight '{name}' of this model")
         values = tensor.detach().float().cpu().numpy()
         if ".attn_q." in found:
+            # transformers and GGUF pair a head's dimensions differently for rotation.
             values = _turned(values, config.num_attention_heads)
         elif ".attn_k." in found:
             values = _turned(values, config.num_key_value_heads)
         wanted = TYPES[kind][0]
         block = gguf.GGML_QUANT_SIZES[wanted][0]
+        # Vectors (norms) are tiny and sensitive; a row that doesn't fill its blocks can't be rounded.
         if values.ndim == 1 or values.shape[-1] % block:
             wanted = gguf.GGMLQuantizationType.F32
         writer.add_tensor(found, gguf.quantize(values, wanted), raw_dtype=wanted)

@@ -66,6 +66,7 @@ def base_of(folder: str | Path) -> str:
 def labels_of(folder: str | Path) -> list[str] | None:
     """Names of an adapter's classes, or None where it has none."""
     file = Path(folder) / LABELS_FILE
+    # Folders from before `labels.json` have them in the passport.
     labels = (
         json.loads(file.read_text(encoding="utf-8"))
         if file.is_file()
@@ -110,6 +111,7 @@ def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
     model = ModelArguments(model_name_or_path=name, keep_layers=passport.get(KEPT))
     processor, network = load_model(model, MODELS[task], labels, quantized=quantized)
     own = tokenizer_of(path)
+    # Its own tokenizer counts: a chat template may have come with training.
     if own is not None:
         processor = own
         fit_embeddings(network, processor)

@@ -75,6 +75,7 @@ def combine(adapters: Sequence[Adapter], options: MergeArguments) -> Merged:
     weights = [1.0] * len(adapters) if options.weights is None else options.weights
     _check(adapters, weights, options)
     chosen = choose_head(adapters, options.head)
+    # Of one kind, as `_check` has seen to.
     kinds = {adapter.kind for adapter in adapters}
     start = replace(chosen, passport=_passport(adapters, weights, chosen, options))
     if kinds == {"IA3"}:
@@ -85,9 +86,11 @@ def combine(adapters: Sequence[Adapter], options: MergeArguments) -> Merged:
         if options.how != "sum" or options.rank is not None:
             raise InputError("BitFit holds shifts of biases, not matrices: wanted --how sum and no --rank")
         return Merged(replace(start, shifts=_sum_shifts(adapters, weights)), {})
+    # One stream over all modules in the order of their names: a seed gives one result.
     generator = torch.Generator().manual_seed(options.seed)
     factors, errors = {}, {}
     for name in sorted({name for adapter in adapters for name in adapter.factors}):
+        # A module that an adapter doesn't change counts as no change of it.
         present = [(a.factors[name], w) for a, w in zip(adapters, weights, strict=True) if name in a.factors]
         factors[name], errors[name] = _combine_module(present, options, generator)
     return Merged(replace(start, factors=factors), errors)
@@ -99,21 +102,25 @@ def _combine_module(
     if options.how == "sum":
         whole = weighted_sum([f for f, _ in present], [w for _, w in present])
         return (whole, 0.0) if options.rank is None else truncate(whole, options.rank)
+    # TIES and DARE look at single entries, which a convolution's factors don't have as a matrix.
     if len({f.embedding for f, _ in present}) > 1 or present[0][0].down.dim() > 2 or present[0][0].embedding:
         raise InputError(f"--how {options.how} takes linear layers only; wanted --how sum")
     dense, factors = [f.dense() for f, _ in present], [w for _, w in present]
     if options.how.startswith("dare"):
         dense = [drop(change, options.density, generator) for change in dense]
     if options.how.endswith("ties"):
+        # DARE has thinned already; TIES then only settles signs.
         kept = 1.0 if options.how == "dare_ties" else options.density
         change = ties(dense, factors, kept)
     else:
         change = sum((w * d for w, d in zip(factors, dense, strict=True)), torch.zeros_like(dense[0]))
+    # As many ranks as the parents had together, unless that exceeds the matrix.
     return factorise(change, options.rank or min(sum(f.rank for f, _ in present), *change.shape))
 
 
 def weighted_sum(factors: Sequence[Factors], weights: Sequence[float]) -> Factors:
     """Σ weight · up · down, exactly: the factors side by side, rank the sum of ranks."""
+    # The weight goes into `up` alone; into both it would count squared.
     up = torch.cat([f.up * w for f, w in zip(factors, weights, strict=True)], dim=1)
     return Factors(torch.cat([f.down for f in factors]), up, factors[0].embedding)
 
@@ -122,10 +129,12 @@ def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
     """The nearest change of at most that rank (Eckart & Young 1936) and its relative error; never forms the
     full matrix."""
     left, right = (
+        # QR first: the product of two thin matrices is settled in their small inner part.
         torch.linalg.qr(factors.up.double().flatten(1)),
         torch.linalg.qr(factors.down.double().flatten(1).T),
     )
     u, s, v = torch.linalg.svd(left.R @ right.R.T)
+    # The root on either side, so that both factors are of like size.
     root = s[:rank].sqrt()
     up, down = left.Q @ (u[:, :rank] * root), (root[:, None] * v[:rank]) @ right.Q.T
     shapes = (factors.down.shape[1:], factors.up.shape[2:])
@@ -137,6 +146,7 @@ def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
 
 def factorise(change: Tensor, rank: int) -> tuple[Factors, float]:
     """A dense change [out, in] → its nearest product of that rank, and the relative error."""
+    # In float64: the smallest values are what an error is made of.
     u, s, v = torch.linalg.svd(change.double(), full_matrices=False)
     root = s[:rank].sqrt()
     return Factors((root[:, None] * v[:rank]).float(), (u[:, :rank] * root).float()), _tail(s, rank)
@@ -154,13 +164,16 @@ def ties(changes: Sequence[Tensor], weights: Sequence[float], density: float) ->
     """
     trimmed = torch.stack([w * trim(change, density) for change, w in zip(changes, weights, strict=True)])
     elected = trimmed.sum(0).sign()
+    # A zero agrees with nobody: what was trimmed has no vote.
     agrees = (trimmed.sign() == elected) & (trimmed != 0)
     parts = torch.tensor([abs(w) for w in weights], dtype=trimmed.dtype).reshape(-1, *[1] * changes[0].dim())
+    # Where nobody is left there is nothing to divide, and the sum is 0.
     return (trimmed * agrees).sum(0) / (parts * agrees).sum(0).clamp(min=1e-12)
 
 
 def trim(change: Tensor, density: float) -> Tensor:
     """The entries of largest size, a share `density` of all; zero elsewhere."""
+    # One entry at least, however small the share.
     keep = max(1, round(density * change.numel()))
     chosen = change.abs().flatten().topk(keep).indices
     result = torch.zeros_like(change).flatten()
@@ -184,6 +197,7 @@ def choose_head(adapters: Sequence[Adapter], head: int | None) -> Adapter:
         if not 0 <= head < len(adapters):
             raise InputError(f"--head {head} names none of {len(adapters)} adapters; they count from 0")
         return adapters[head]
+    # Heads don't add up: two classifiers may call one number by two names.
     having = [adapter for adapter in adapters if adapter.heads]
     if len(having) > 1:
         named = "; ".join(f"{adapter.folder}: {', '.join(adapter.head_modules)}" for adapter in having)
@@ -217,6 +231,7 @@ def _check(adapters: Sequence[Adapter], weights: Sequence[float], options: Merge
             "Bottleneck adapters are not linear: their sum is no bottleneck. Stack or fuse them instead"
         )
     for adapter in adapters:
+        # DoRA's lengths and trained biases are more than a product.
         if adapter.kind == "LORA" and not is_exact_lora(adapter):
             what = "DoRA's lengths" if adapter.magnitudes else "biases"
             raise InputError(
@@ -229,6 +244,7 @@ def _check_bases(adapters: Sequence[Adapter]) -> None:
     first = adapters[0]
     for other in adapters[1:]:
         mine, theirs = first.passport.get("weights"), other.passport.get("weights")
+        # By the names that both passports have.
         if mine and theirs and any(mine[name] != theirs[name] for name in mine.keys() & theirs.keys()):
             named = f"'{first.passport.get('base')}' and '{other.passport.get('base')}'"
             raise InputError(
@@ -241,6 +257,7 @@ def _sum_scales(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[s
     result: dict[str, Tensor] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for name, scale in adapter.scales.items():
+            # What a factor changes is its distance from 1; factors themselves don't add up.
             result[name] = result.get(name, torch.ones_like(scale)) + weight * (scale - 1)
     return result
 
@@ -292,6 +309,7 @@ def save_merged(merged: Merged, folder: str | Path) -> Path:
     if path.exists() and any(path.iterdir()):
         raise InputError(f"The folder {path} is not empty; set --output_dir to a new one")
     path.mkdir(parents=True, exist_ok=True)
+    # What the parents' loaders read beside weights, without what is written anew.
     for file in source.iterdir():
         if (
             file.is_file()

@@ -24,6 +24,7 @@ PROBE_CHATS: tuple[Chat, ...] = (
     ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?"}),
     (
         {"role": "user", "content": "Name a colour."},
+        # A turn before an answer, a break and quotes: where templates differ.
         {"role": "assistant", "content": "Blue"},
         {"role": "user", "content": "Another,\nplease: \"x\" 'y' {z}"},
     ),
@@ -39,6 +40,7 @@ PROBE_CHATS: tuple[Chat, ...] = (
 def rendered(chat: Chat, system: str | None) -> str:
     """What Ollama makes of TEMPLATE: its system message first where the chat has none of its own."""
     messages = list(chat)
+    # A template with a default system message adds it where the chat has none.
     if system is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
@@ -55,6 +57,7 @@ def make_modelfile(processor: Any, file: str) -> str:
         raise InputError("The tokenizer has no chat template, so that there is none to write for Ollama")
     wanted = [Chats(processor).prompt(chat) for chat in PROBE_CHATS]
     head = "<|im_start|>system\n"
+    # What the template puts before a chat without system message is its default.
     system = wanted[0].removeprefix(head).partition("<|im_end|>")[0] if wanted[0].startswith(head) else None
     for chat, text in zip(PROBE_CHATS, wanted, strict=True):
         if rendered(chat, system) != text:
@@ -65,6 +68,7 @@ def make_modelfile(processor: Any, file: str) -> str:
     lines = [
         f"FROM ./{file}",
         f'TEMPLATE """{TEMPLATE}"""',
+        # Both marks end an answer: a model may write the next turn's beginning.
         'PARAMETER stop "<|im_end|>"',
         'PARAMETER stop "<|im_start|>"',
     ]

@@ -70,7 +70,9 @@ def export_onnx(network: Any, processor: Any, folder: Path, int8: bool = False) 
         raise InputError(
             f"ONNX needs the extra 'export', and {error.name} is not installed: pip install '.[export]'"
         ) from error
+    # Ones of a small shape: the exporter only follows the operations.
     inputs = {name: torch.ones(2, 5, dtype=torch.long) for name in _inputs(network, processor)}
+    # Rows and time are left open, or the file would take this shape alone.
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
         with _silent(), torch.no_grad():
@@ -80,9 +82,11 @@ def export_onnx(network: Any, processor: Any, folder: Path, int8: bool = False) 
                 input_names=list(inputs), output_names=["logits"], verbose=False,
             )  # fmt: skip
     except (torch.onnx.OnnxExporterError, RuntimeError, TypeError) as error:
+        # The exporter's message is pages long; its first line says which operation.
         first = str(error).strip().splitlines()[0]
         raise InputError(f"{type(network).__name__} can't be exported to ONNX: {first}") from error
     processor.save_pretrained(folder)
+    # Of the model in this process, before the file is read by another program.
     before = logits_of(network, processor)
     found = {MODEL: compare_models(before, (run_onnx(folder / MODEL, processor), before[1]))}
     if int8:
@@ -94,6 +98,8 @@ def export_onnx(network: Any, processor: Any, folder: Path, int8: bool = False) 
 def _quantise(folder: Path) -> None:
     """Weights as int8, activations quantised as they come."""
     import onnx
+
+    # Late: onnx is an extra.
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = onnx.load(folder / MODEL)
@@ -149,4 +155,5 @@ def _answer(session: Any, processor: Any, texts: Sequence[Any], max_length: int)
     batch = processor(
         *as_columns(texts, processor), padding=True, padding_side="right", return_tensors="np", **cut
     )
+    # By the file's own inputs: the exporter drops those that the graph doesn't read.
     return session.run(None, {entry.name: batch[entry.name] for entry in session.get_inputs()})[0]

@@ -136,6 +136,8 @@ class Predictor:
         Raises:
             InputError: an input that isn't what the task takes.
         """
+        # A list of words is one input for tags, and several for every other task.
+        # Words without blanks: a list of texts has them in at least one, mostly.
         several = isinstance(given, list) and not (
             self.shape.columns.text == "tokens" and given and _flat(given)
         )
@@ -159,8 +161,10 @@ class Predictor:
         kept, asked = self._kept_of(inputs, batch_size)
         read, rows = self.row.read, asked.rows
         assert read is not None
+        # The words that were tagged, since they were split here.
         further = rows["tokens"][:] if "tokens" in rows.column_names else None
         return [
+            # The gold answer is made up.
             {name: value for name, value in answer.items() if name != "gold"}
             | ({} if further is None else {"words": further[place]})
             for place, answer in enumerate(read(kept, asked))
@@ -168,6 +172,7 @@ class Predictor:
 
     def _kept_of(self, inputs: Sequence[Any], batch_size: int) -> tuple[np.ndarray, Asked]:
         """What evaluation keeps of the inputs, and the rows and features that were made of them."""
+        # Tasks with a text alone; files and pairs are checked by their own readers.
         alone = self.shape.columns.pair is None and self.shape.columns.text == "text"
         strange = [one for one in inputs if alone and not (isinstance(one, str) and one.strip())]
         if strange:
@@ -175,10 +180,12 @@ class Predictor:
                 f"Got {strange[0]!r:.80}; wanted {self.shape.wanted} with a word or more for each"
             )
         try:
+            # Rows with an answer that nobody looks at: `encode` is training's own.
             made = [self.shape.row(one, self.labels) for one in inputs]
             rows = Dataset.from_list(made, features=Features(self.shape.features))
         except (TypeError, ValueError, IndexError, KeyError) as error:
             raise InputError(f"Inputs like {inputs[0]!r:.80}; wanted {self.shape.wanted} for each") from error
+        # Tokenising in the same turn: a fast tokenizer keeps its truncation as state.
         with self._turn, _no_bars():
             features = (self.shape.encode or self.row.encode)(
                 rows, self.shape.columns, self.processor, self.max_length, self.labels or None
@@ -197,10 +204,13 @@ class Predictor:
                 name: value.to(self.network.device) if isinstance(value, torch.Tensor) else value
                 for name, value in collate([features[place] for place in places]).items()
             }
+            # The collator's own number, which no model takes.
             batch.pop("row", None)
             labels = batch.pop("labels")
+            # Only what evaluation keeps goes to the CPU: logits of every token would fill it.
             part = self.row.keep(self.row.forward(self.network, batch, labels).float(), labels).cpu()
             kept = part if kept is None else nested_concat(kept, part, padding_index=-100)
+        # Batches come by length; the order is put back.
         order = np.argsort([place for places in batches for place in places])
         return kept.numpy()[order]
 
@@ -236,6 +246,7 @@ class Writer:
         Raises:
             InputError: an input that is neither, or options that don't go together.
         """
+        # A chat is a list of messages; a list of those is several.
         one = isinstance(given, str) or (bool(given) and isinstance(given[0], dict))
         prompts = [given] if one else list(given)
         most, beams = max_new_tokens or self.most, further.pop("num_beams", 1)
@@ -263,14 +274,17 @@ class Embedder:
         return found[0] if isinstance(texts, str) else found
 
     @torch.inference_mode()
+    # Rows by batch, so that texts of one batch only are padded together.
     def _vectors(self, texts: list[str]) -> torch.Tensor:
         with self._turn:
             batch = self.processor(
                 texts, truncation=True, max_length=self.max_length, padding=True, padding_side="right",
+                # A model's states of padding count nothing; the mask sees to it.
                 return_tensors="pt",
             ).to(self.network.device)  # fmt: skip
             hidden = self.network(**batch).last_hidden_state.float()
             vectors = self.pool(hidden, batch["attention_mask"])
+        # Length 1: the product of two is their cosine.
         return torch.nn.functional.normalize(vectors, dim=-1).cpu()
 
 
@@ -302,6 +316,7 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
         return Writer(network, processor, encode, told.max_target_length)
     if name == "forecast":
         return Forecaster(network, processor, row, told.prediction_length)
+    # A regression of pairs was trained on two columns.
     pairs = name == "regression" and options.get("text_pair_column") is not None
     shape = SHAPES["number of two" if pairs else name]
     return Predictor(
@@ -333,6 +348,7 @@ def _text_encoder(
     def encode(text: Any) -> list[int]:
         if not isinstance(text, str):
             raise InputError(f"Got {text!r:.80}; wanted a text")
+        # As training put it together, and by its own frame: no second BOS.
         ids = processor(before + text + behind, add_special_tokens=False, verbose=False)["input_ids"]
         return [*front, *ids, *(end if back else [])]
 
@@ -349,6 +365,7 @@ def _source_encoder(processor: Any, options: dict[str, Any], kind: str) -> Calla
 def _chat_encoder(processor: Any, options: dict[str, Any]) -> Callable[[Any], list[int]]:
     """Chats through the template; a text as a question, unless the run was trained on bare prompts."""
     plain = _text_encoder(processor)
+    # What a run was trained on: a template that it never saw would be another question.
     bare = not processor.chat_template or options.get("chat") is False
     chats = Chats(processor, options.get("chat_template_kwargs") or {})
 

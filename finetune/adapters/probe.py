@@ -55,12 +55,15 @@ def logits_of(
     network: Any, processor: Any, texts: Sequence[str] = PROBES
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [texts, (time,) classes] in float32, and which of them count (padding doesn't)."""
+    # Padding on the right: decoders' positions then begin at 0 without asking.
     batch = processor(
         list(texts), padding=True, padding_side="right", truncation=True, max_length=64, return_tensors="pt"
     )
+    # Types of all zeros say nothing, and decoders don't take them.
     inputs = {k: v.to(network.device) for k, v in batch.items() if k != "token_type_ids" or v.any()}
     out = network(**inputs)
     logits = (out["logits"] if "logits" in out else out["last_hidden_state"]).float().cpu()
+    # Classifiers give one line a text; elsewhere padding would count as disagreement.
     counted = (
         batch["attention_mask"].bool() if logits.dim() == 3 else torch.ones(len(logits), dtype=torch.bool)
     )
@@ -82,6 +85,7 @@ def hold(probe: Probe, limit: float, what: str) -> None:
     Raises:
         InputError: the largest difference is beyond the limit (or no number).
     """
+    # Not `>`: NaN must be refused too.
     if not probe.difference <= limit:
         raise InputError(f"{what}: {probe}; wanted {limit:g} at most. --limit sets the limit")
 
@@ -94,6 +98,7 @@ def reference(network: torch.nn.Module, adapter: Adapter) -> None:
         InputError: a module isn't in this model.
     """
     modules = dict(network.named_modules())
+    # All before any is changed.
     missing = [name for name in (*adapter.factors, *adapter.scales, *adapter.shifts) if name not in modules]
     if missing:
         raise InputError(
@@ -103,6 +108,7 @@ def reference(network: torch.nn.Module, adapter: Adapter) -> None:
         for name, factors in adapter.factors.items():
             weight: Any = modules[name].weight
             dense = factors.dense()
+            # A Conv1D keeps weights the other way round; a square one would not tell by its shape.
             turned = (
                 dense.T if dense.shape != weight.shape or type(modules[name]).__name__ == "Conv1D" else dense
             )
@@ -112,6 +118,7 @@ def reference(network: torch.nn.Module, adapter: Adapter) -> None:
         for name, shift in adapter.shifts.items():
             bias: Any = modules[name].bias
             bias.add_(shift.to(bias))
+        # Heads are written over, not added to.
         own = network.state_dict()
         for name, tensor in adapter.heads.items():
             own[name].copy_(tensor)
@@ -120,6 +127,7 @@ def reference(network: torch.nn.Module, adapter: Adapter) -> None:
 def _scale(module: Any, scale: Tensor, inward: bool) -> None:
     turned = type(module).__name__ == "Conv1D"
     scale = scale.to(module.weight)
+    # A product of rows or columns, by whether a factor sits on the input and how the layer keeps weights.
     module.weight.mul_(scale[None] if inward != turned else scale[:, None])
     if not inward and module.bias is not None:
         module.bias.mul_(scale)

@@ -19,6 +19,7 @@ from finetune.training.distil import DistilArguments, Teacher
 
 logger = logging.getLogger(__name__)
 
+# Tasks whose answers are distributions over what both models know.
 TAUGHT = ("classification", "pairs", "sft")
 
 
@@ -45,11 +46,13 @@ def load_teacher(
             f"The task '{name}' has no use for --teacher; wanted one class a text (classification, pairs) or "
             "a language model (sft)"
         )
+    # The student's rows would mean something else to a model of another task.
     if options.task != name:
         raise InputError(
             f"The teacher in {artefact.folder} was trained on the task '{options.task}', this is '{name}'; "
             "set --teacher to a run on the same task"
         )
+    # Said and not refused: the user may know of it.
     _say_leak(artefact, found)
     return _classes(artefact, found) if row.classes else _tokens(artefact, row, processor)
 
@@ -64,9 +67,11 @@ def _classes(artefact: Artefact, found: Examined) -> Teacher:
         )
     assert found.rows.train is not None
     texts = shown_texts(found.rows.train, found.columns)
+    # In the student's order of classes; each row asked once, [rows, classes].
     table = classifier.logits(texts)[:, [theirs.index(label) for label in mine]]
 
     def teach(inputs: dict[str, Any], labels: Tensor, rows: Tensor) -> Tensor:
+        # Rows come on the model's device; the table stays on the CPU.
         return table[rows.cpu()]
 
     return teach
@@ -74,6 +79,7 @@ def _classes(artefact: Artefact, found: Examined) -> Teacher:
 
 def _tokens(artefact: Artefact, row: Task, processor: Any) -> Teacher:
     own, network = load_network(artefact)
+    # Distributions are compared token by token.
     if hash_processor(own)["tokenizer"] != hash_processor(processor)["tokenizer"]:
         raise InputError(
             f"The teacher in {artefact.folder} has another tokenizer than the student, so that its tokens "
@@ -82,6 +88,7 @@ def _tokens(artefact: Artefact, row: Task, processor: Any) -> Teacher:
     network = network.to(device()).eval().requires_grad_(False)
 
     def teach(inputs: dict[str, Any], labels: Tensor, rows: Tensor) -> Tensor:
+        # In the student's own way of calling, so that what counts is counted alike.
         return row.forward(network, inputs, labels)
 
     return teach

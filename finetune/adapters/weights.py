@@ -52,6 +52,7 @@ class Factors:
         return self.down.shape[0]
 
     def dense(self) -> Tensor:
+        # Float64: sums of adapters are held to it.
         """The change itself, [out, in] (or the convolution's shape), in float64."""
         product = self.up.double().flatten(1) @ self.down.double().flatten(1)
         return product.T if self.embedding else product.reshape(self.up.shape[0], *self.down.shape[1:])
@@ -122,8 +123,10 @@ def read_adapter(folder: str | Path, kinds: Sequence[str] = ADAPTER_KINDS) -> Ad
     kind = config["peft_type"]
     if kind not in kinds:
         raise Unmixable(f"{path} holds a {kind} adapter; wanted one of: {', '.join(kinds)}")
+    # Before the tensors: its options alone may say that it can't be taken apart.
     _check_plain(path, config)
     tensors = read_tensors(path)
+    # Made-up tokens have no layer.
     adapter = Adapter(path, config, read_passport(path) or {}, prompt=tensors.pop(PROMPT, None))
     parts: dict[str, dict[str, Tensor]] = {}
     embeddings = set()
@@ -140,11 +143,13 @@ def read_adapter(folder: str | Path, kinds: Sequence[str] = ADAPTER_KINDS) -> Ad
             None,
         )
         if ending is None:
+            # A head stays whole; a foreign weight is refused by name.
             _check_whole(path, config, name)
             adapter.heads[name] = tensor
             continue
         module = name.removesuffix("." + ending)
         if ending == "ia3_l":
+            # Flat, since PEFT gives it a shape by whether it scales an input or an output.
             adapter.scales[module] = tensor.flatten()
         elif ending == "bitfit_bias":
             adapter.shifts[module] = tensor
@@ -154,10 +159,13 @@ def read_adapter(folder: str | Path, kinds: Sequence[str] = ADAPTER_KINDS) -> Ad
             adapter.layers.setdefault(module, {})[ending] = tensor
         else:
             parts.setdefault(module, {})[FACTORS[ending]] = tensor
+            # An embedding's factors are PEFT's transposed.
             embeddings |= {module} if "embedding" in ending else set()
     for module, both in parts.items():
+        # In float32: a sum of bf16 factors would lose what small adapters change.
         up = both["up"].float() * _scaling(config, module, both["down"].shape[0])
         adapter.factors[module] = Factors(both["down"].float(), up, module in embeddings)
+    # Which of the two PEFT says by a list of names or an expression.
     inward = frozenset(name for name in adapter.scales if _listed(name, config.get("feedforward_modules")))
     return Adapter(**(vars(adapter) | {"inward": inward}))
 
@@ -168,6 +176,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     A file that is mapped (as `load_file` does) changes a model that is in use when it is overwritten, and
     ends the process when it is cut short.
     """
+    # Sorted, so that sums go in one order on every disk.
     try:
         return dict(sorted(load((folder / WEIGHTS).read_bytes()).items()))
     except (SafetensorError, OSError, ValueError) as error:
@@ -193,6 +202,7 @@ def _check_plain(folder: Path, config: dict[str, Any]) -> None:
 def _listed(name: str, wanted: Any) -> bool:
     """Whether PEFT counts a module among names or below one regular expression."""
     if isinstance(wanted, str):
+        # PEFT's own matching, whose rules for endings are not quite `fullmatch`.
         return get_pattern_key([wanted], name) == wanted
     return any(name == entry or name.endswith(f".{entry}") for entry in wanted or ())
 
@@ -200,6 +210,7 @@ def _listed(name: str, wanted: Any) -> bool:
 def _check_whole(folder: Path, config: dict[str, Any], name: str) -> None:
     """Weights that are no adapter's: a head is one of the modules that were trained whole; anything else is
     refused by name."""
+    # Anywhere in the name: a head may have layers of its own.
     if not any(part in (config.get("modules_to_save") or ()) for part in name.split(".")):
         raise Unmixable(
             f"{folder} also holds '{name}', which is neither the adapter's nor a head in modules_to_save"
@@ -209,6 +220,7 @@ def _check_whole(folder: Path, config: dict[str, Any], name: str) -> None:
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
     patterns = config.get("alpha_pattern") or {}
     alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
+    # rsLoRA divides by the root, which keeps the change's size over ranks.
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
 
 
@@ -218,8 +230,10 @@ def write_adapter(adapter: Adapter, folder: str | Path) -> None:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tensors = {PREFIX + name: tensor for name, tensor in adapter.heads.items()}
+    # Saved adapters are loaded as frozen.
     config = adapter.config | {"inference_mode": True}
     if adapter.kind == "LORA":
+        # Scaling 1: it is in `up` already.
         config |= _lora_config({name: factors.rank for name, factors in adapter.factors.items()})
         for name, factors in adapter.factors.items():
             keys = (
@@ -247,6 +261,7 @@ def write_adapter(adapter: Adapter, folder: str | Path) -> None:
 
 def _lora_config(ranks: dict[str, int]) -> dict[str, Any]:
     """Options under which PEFT takes each module's rank and multiplies by one."""
+    # The widest as the common rank, the others by name: fewer entries than naming all.
     most = max(ranks.values(), default=1)
     fewer = {name: rank for name, rank in ranks.items() if rank != most}
     plain = {

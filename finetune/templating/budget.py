@@ -48,6 +48,7 @@ class Budget:
         self.work -= amount
         if self.work < 0:
             raise LimitError("the template does more work than it is given")
+        # With every step, since no alarm runs beside.
         if time.monotonic() > self.end:
             raise LimitError("the template takes longer than it is given")
 
@@ -58,14 +59,17 @@ class Budget:
             size = len(value)
         elif isinstance(value, (list, tuple, dict, set)):
             known = self.sizes.get(id(value))
+            # The same thing, since a number may have been given to another object since.
             if known is not None and known[0] is value:
                 return known[1]
             inside: Iterable[Any] = (
                 (part for pair in value.items() for part in pair) if isinstance(value, dict) else value
             )
             size = 1 + sum(self.measure(part) + 1 for part in inside)
+            # Held, so that its id is not given away.
             self.sizes[id(value)] = (value, size)
         elif isinstance(value, int) and not isinstance(value, bool):
+            # Whole numbers grow without any string being made.
             if value.bit_length() > BITS:
                 raise LimitError("the template makes a number that is too large")
             return 1

@@ -24,6 +24,7 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Any) -> nodes.Node:
+        # The tag's own line, so that errors name the right one.
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
@@ -44,6 +45,7 @@ def _to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
+    # Not jinja's own filter: that escapes for HTML, and transformers' doesn't.
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -57,15 +59,18 @@ def chat_environment() -> BoundedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=Undefined,
+        # `break` and `continue`, as transformers has them.
         extensions=[_Generation, "jinja2.ext.loopcontrols"],
     )
     made.add_filter("tojson", _to_json)
+    # At each call: the environment is kept for good.
     made.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
     return made
 
 
 @cache
 def _chat_template(text: str) -> Template:
+    # Compiled once for each text: a server renders one with every request.
     return compile_template(chat_environment(), text)
 
 
@@ -80,12 +85,14 @@ def render_chat(
     Raises:
         LimitError, FAULTS: as `render`.
     """
+    # Marks that a user writes would look like the template's own.
     written = render(
         _chat_template(text), {name: _unmarked(value) for name, value in variables.items()}, limits
     )
     parts, spans, length, opened = re.split(f"([{OPENED}{CLOSED}])", written), [], 0, 0
     for part in parts:
         if part == OPENED:
+            # Where it opened, in characters of the text without marks.
             opened = length
         elif part == CLOSED:
             spans.append((opened, length))

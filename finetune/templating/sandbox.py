@@ -57,6 +57,7 @@ FAULTS = (
 def _narrow(name: str, arguments: Iterable[Any]) -> None:
     """Refuse widths and counts that would make long texts of short ones."""
     for value in arguments:
+        # Numbers alone: a string argument has been measured.
         if isinstance(value, (int, float)) and abs(value) > WIDEST:
             raise LimitError(f"'{name}' with {value:.3g}; wanted at most {WIDEST}")
 
@@ -65,15 +66,18 @@ def _format_size(text: str, arguments: Iterable[Any]) -> None:
     """Refuse a format that fills up or repeats beyond bounds: "%99999d", "{:>99999}", "%*d"."""
     if (
         len(text) > WIDEST
+        # Nine digits at most: `int` of a long run of digits takes long by itself.
         or any(int(number[:9]) > WIDEST for number in re.findall(r"\d+", text))
         or "*" in text
     ):
         raise LimitError("a format with a width or length that isn't bounded")
+    # A brace within a brace is a width that comes as an argument.
     if re.search(r"\{[^{}]*\{", text.replace("{{", "")):
         raise LimitError("a format with a width that is an argument")
     budget = open_account()
     each = max((budget.measure(value) for value in arguments), default=0)
     if (text.count("%") + text.count("{")) * each > budget.length:
+        # Each sign writes an argument whole, however often.
         raise LimitError("a format that repeats its arguments beyond bounds")
 
 
@@ -82,6 +86,7 @@ def _growth(name: str, subject: Any, arguments: Sequence[Any], named: Mapping[st
     dot or bar."""
     budget = open_account()
     for value in (subject, *arguments, *named.values()):
+        # Measured, though nothing is made of it: `replace` and the like copy it.
         budget.measure(value)
     if name in WIDTHS:
         _narrow(name, [*arguments, *named.values()])
@@ -91,6 +96,7 @@ def _growth(name: str, subject: Any, arguments: Sequence[Any], named: Mapping[st
             raise LimitError("'replace' makes a text that is too long")
     if name in ("format", "format_map") and isinstance(subject, str):
         _format_size(subject, [*arguments, *named.values()])
+    # `sum` adds lists, whose lengths multiply in a loop.
     if name == "sum" and any(
         isinstance(value, (str, list, tuple)) for value in [*arguments, *named.values()][1:]
     ):
@@ -107,6 +113,7 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         budget = open_account()
         budget.spend(STEP)
         subject, further = arguments[first], arguments[first + 1 :]
+        # A generator has no length; the whole is what `join` writes.
         if name == "join":  # a list of many references to one long text
             subject = list(subject)
             between = str(further[0]) if further else str(named.get("d", ""))
@@ -122,6 +129,7 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 def _each(items: Iterable[Any], weight: int = 0) -> Iterator[Any]:
     """A loop's items, each paid for with the text that stands in the loop's body."""
     budget = open_account()
+    # The body's own text is written at every turn.
     for item in items:
         budget.spend(STEP + weight)
         yield item
@@ -152,6 +160,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.optimized = False  # nothing is worked out while a template is compiled
         self.filters = {name: _bounded_filter(name, f) for name, f in self.filters.items() if name in FILTERS}
         self.filters |= {"_each": _each, "_joined": _joined, "_made": _made}
+        # Makes random text of any length.
         del self.globals["lipsum"]
 
     def add_filter(self, name: str, function: Callable[..., Any]) -> None:
@@ -160,6 +169,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def _written(self, value: Any) -> Any:
         """What `{{ }}` writes, measured before it becomes text."""
+        # Measured before `str` is called, which would make it whole.
         budget = open_account()
         budget.spend(budget.measure(value))
         return value
@@ -173,11 +183,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return super()._generate(_metered(source), *rest, **named)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        # Methods of strings that aren't listed may cost anything.
         if isinstance(obj, (str, bytes)) and attr not in METHODS:
             return False
         return super().is_safe_attribute(obj, attr, value)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        # Before the call: a method's own work is not seen from here.
         budget = open_account()
         budget.spend(CALL)
         subject, name = _method_of(__obj)
@@ -204,9 +216,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if operator == "*":
             self._check_product(budget, left, right)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            # By the bits that the power would have.
             if right > 0 and left.bit_length() * right > BITS:
                 raise LimitError("a power that is too large")
         elif operator == "+":
+            # Both before they are put together.
             size = budget.measure(left) + budget.measure(right)
             if size > budget.length:
                 raise LimitError("'+' makes something that is too long")
@@ -222,6 +236,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         else:
             for many, times in ((left, right), (right, left)):
                 is_number = isinstance(many, (int, float)) or not isinstance(times, int)
+                # Negative factors make an empty text.
                 if not is_number and budget.measure(many) * max(times, 0) > budget.length:
                     raise LimitError("'*' makes something that is too long")
 
@@ -234,6 +249,7 @@ def _method_of(function: Any) -> tuple[Any, str]:
 
 def _metered(tree: nodes.Template) -> nodes.Template:
     """The same template with what loops, `~` and literals make counted."""
+    # Gathered first: replacing nodes while they are walked would visit the new ones.
     for node in list(tree.find_all(nodes.For)):
         weight = sum(len(data.data) for part in node.body for data in part.find_all(nodes.TemplateData))
         weight += sum(len(data.data) for data in node.body if isinstance(data, nodes.TemplateData))
@@ -269,6 +285,7 @@ def compile_template(environment: Environment, text: str) -> Template:
         TemplateError: the text is no Jinja, or too long or too deep for it.
     """
     try:
+        # Jinja and Python have limits of their own on nesting, and errors of their own.
         return environment.from_string(text)
     except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
         raise LimitError(f"the template is nested too deeply ({type(error).__name__})") from error
@@ -282,13 +299,16 @@ def render(template: Template, variables: Mapping[str, Any], limits: Limits | No
         FAULTS: what a template can do wrong besides.
     """
     limits = limits or Limits()
+    # What a row holds is measured on a budget without end: its size sets the limits.
     account = Budget(1 << 40, 1 << 50, float("inf"))
     given = account.measure(dict(variables))
+    # Four times what came, since templates repeat and quote; work is more than that.
     account.length, account.work = max(limits.length, 4 * given), max(limits.work, 40 * given)
     account.end = time.monotonic() + limits.seconds
     token = current.set(account)
     try:
         parts, length = [], 0
+        # Piece by piece: a text that is too long is given up while it is written.
         for part in template.generate(variables):
             length += len(part)
             if length > account.length:
@@ -296,6 +316,7 @@ def render(template: Template, variables: Mapping[str, Any], limits: Limits | No
             parts.append(part)
         return "".join(parts)
     finally:
+        # An error leaves the budget of whoever calls from within.
         current.reset(token)
 
 

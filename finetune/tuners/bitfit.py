@@ -47,6 +47,7 @@ class BitFitConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = BITFIT
+        # A set, as PEFT makes of lists: saving and matching want one form.
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
 
@@ -57,6 +58,7 @@ def features(layer: Any) -> tuple[int, int]:
         return layer.in_features, layer.out_features
     if isinstance(layer, Conv1D):
         return layer.nx, layer.nf
+    # A norm's input and output are one width.
     return layer.weight.shape[0], layer.weight.shape[0]
 
 
@@ -73,6 +75,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         self.bitfit_bias = nn.ParameterDict()
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
+        # To the bit: taking the shift off again would leave roundings.
         self._bias_before_merge: torch.Tensor | None = None
         self.in_features, self.out_features = features(base_layer)
         self.update_layer(adapter_name, config)
@@ -82,6 +85,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         start = torch.zeros(self.bias.shape) if config.init_weights else torch.randn(self.bias.shape)
         self.bitfit_bias[adapter_name] = nn.Parameter(start)
         self._move_adapter_to_device_of_base_layer(adapter_name)
+        # Of the layer's active adapters: a second one that is added stays off.
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -95,6 +99,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
             if name not in self.bitfit_bias:
                 continue
             shift = self.bitfit_bias[name].data
+            # Before anything is written: a bias half merged can't be told from a whole one.
             if safe_merge and not torch.isfinite(shift).all():
                 raise ValueError(f"The adapter '{name}' holds NaN or infinity and was not merged.")
             if not self.merged_adapters:
@@ -114,11 +119,13 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         if adapter_names is not None:
             return self._mixed(self.base_layer(*args, **kwargs), adapter_names)
         if self.disable_adapters and self.merged:
+            # Without adapters means without merged ones too.
             self.unmerge()
         output = self.base_layer(*args, **kwargs)
         if self.disable_adapters or self.merged:
             return output
         shifts = [self.bitfit_bias[name] for name in self.active_adapters if name in self.bitfit_bias]
+        # In float32 where the shift is: a bf16 sum would lose small shifts.
         return (output + sum(shifts)).to(output.dtype) if shifts else output
 
     def _mixed(self, output: torch.Tensor, names: list[str]) -> torch.Tensor:
@@ -128,6 +135,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         known = [name if name in self.bitfit_bias else BASE_LAYER for name in names]
         none = torch.zeros(output.shape[-1], device=output.device)
         shifts = torch.stack([none if name == BASE_LAYER else self.bitfit_bias[name] for name in known])
+        # Broadcast over time: a vector a row, [rows, 1, width].
         return (output + shifts.reshape(len(known), *[1] * (output.dim() - 2), -1)).to(output.dtype)
 
 
@@ -146,6 +154,7 @@ class BitFitModel(LayerTuner):
             ValueError: the model has none.
         """
         if peft_config.target_modules is None:
+            # A head that is trained whole has its bias in that already.
             peft_config.target_modules = self._biased_layers(peft_config.modules_to_save or [])
             if not peft_config.target_modules:
                 raise ValueError(
@@ -160,16 +169,19 @@ class BitFitModel(LayerTuner):
         # a bare trunk's pooler feeds a head that isn't there: its bias would never get a gradient
         bare = getattr(self.model, "base_model", None) is self.model
         unused = {"pooler"} if bare else set()
+        # A pooler behind a bare trunk never sees a loss.
         for name, module in self.model.named_modules():
             if unused & set(name.split(".")):
                 continue
             if isinstance(module, BitFitLayer):
                 layers[name] = module.get_base_layer()
+            # Below another adapter's wrapper the layer has been counted by its wrapper.
             elif "base_layer" not in name.split(".") and isinstance(module, ADDITIVE):
                 layers[name] = module
         return {
             name
             for name, layer in layers.items()
+            # A dot on either side, so that "score" doesn't match "scorer".
             if layer.bias is not None and not any(f".{head}." in f".{name}." for head in heads)
         }
 

@@ -52,10 +52,12 @@ class LayerTuner(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        # A second adapter on a layer that has one: its wrapper takes it in.
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config)
             return
         layer = self._wrap(peft_config, adapter_name, target, current_key)
+        # A further adapter is not trained until it is chosen.
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -71,12 +73,15 @@ class LayerTuner(BaseTuner):
         if names is None:
             yield
             return
+        # Asked first: a wrong name in a batch would go through the bare base.
         unknown = sorted(set(names) - {BASE_LAYER, *self.peft_config})
         if self.training or unknown or (kwargs.get("num_beams") or 1) > 1:
             what = f"there is no adapter {unknown[0]!r}" if unknown else "it is for inference without beams"
             raise ValueError(f"adapter_names: {what}; the model has {', '.join(self.peft_config)}.")
+        # Heads that are trained whole switch by row too.
         kinds = (self.tuner_layer_cls, AuxiliaryTrainingWrapper)
         hook = partial(_name_rows, adapter_names=list(names))
+        # By hooks, as PEFT does it: models don't hand `adapter_names` down to their layers.
         handles = [
             module.register_forward_pre_hook(hook, with_kwargs=True)
             for module in self.modules()
@@ -85,6 +90,7 @@ class LayerTuner(BaseTuner):
         try:
             yield
         finally:
+            # Also after an error, or the next call would go by this one's rows.
             for handle in handles:
                 handle.remove()
 

@@ -106,6 +106,7 @@ class BottleneckConfig(PeftConfig):
             raise ValueError(f"shape is '{self.shape}'; wanted one of: {', '.join(SHAPES)}.")
         published = PUBLISHED[self.shape]
         factor = published["reduction_factor"] if self.reduction_factor is None else self.reduction_factor
+        # True is a whole number to Python.
         if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
             raise ValueError(
                 f"reduction_factor is {self.reduction_factor!r}; wanted a whole number of at least 1."

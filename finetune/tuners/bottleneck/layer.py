@@ -25,6 +25,7 @@ Step = Callable[[torch.Tensor], torch.Tensor]  # what an adapter reads → what 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a norm over its last dimension, of whatever class."""
     weight = dict(module.named_parameters(recurse=False)).get("weight")
+    # By its shape and not its class: families have norms of their own.
     return weight is not None and weight.dim() == 1 and not list(module.children())
 
 
@@ -36,6 +37,7 @@ def width(module: nn.Module) -> int:
     """
     if is_norm(module):
         return module.weight.shape[0]  # type: ignore[union-attr, return-value]
+    # From behind: a feed-forward ends in the layer that gives its width.
     for layer in reversed(list(module.modules())):
         if isinstance(layer, nn.Linear):
             return layer.out_features
@@ -84,6 +86,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         """Add an adapter of that name, trainable if it is active."""
+        # By the frozen layer and not by the wrapper, whose own modules are adapters.
         self._build(adapter_name, config, width(self.get_base_layer()))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -97,6 +100,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         up = nn.Linear(units(features, config), features)
         if config.init_weights:  # zeros: a new adapter changes nothing
             nn.init.zeros_(up.weight)
+            # Both: with a bias drawn at random a new adapter would change every output.
             nn.init.zeros_(up.bias)
         self.bottleneck_up[name] = up
         self.bottleneck_dropout[name] = nn.Dropout(config.dropout)
@@ -114,6 +118,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
         if adapter_names is None:
             return self.around([partial(self.change, name) for name in self.running()], *args, **kwargs)
+        # Rows of different widths can't stand in one tensor.
         if not self.by_row:
             raise ValueError(
                 "A parallel adapter that widens the feed-forward takes one adapter for all rows; leave "
@@ -130,6 +135,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         """What each row's own adapter adds; nothing for PEFT's `__base__`, nor for one that isn't on this
         layer."""
         total = torch.zeros_like(hidden)
+        # Each adapter once, for all of its rows together; __base__ leaves a row as it was.
         for name in set(names) & set(self.scaling) - {BASE_LAYER}:
             rows = torch.tensor([i for i, own in enumerate(names) if own == name], device=hidden.device)
             total[rows] = self.change(name, hidden[rows])
@@ -143,6 +149,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def change(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
         """scaling · up(f(down(hidden))), in hidden's shape and dtype: [..., features]."""
+        # Back in the layer's type: the next one may be in bf16.
         return self.grow(name, self.bottleneck_act[name](self.shrink(name, hidden))).to(hidden.dtype)
 
     def shrink(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
@@ -164,6 +171,7 @@ class Sequential(BottleneckLayer):
     def around(self, steps: Sequence[Step], *args: Any, **kwargs: Any) -> torch.Tensor:
         hidden = self.base_layer(*args, **kwargs)
         for step in steps:
+            # Each reads what the one before has made, so that two are a stack.
             hidden = hidden + step(hidden)
         return hidden
 
@@ -176,6 +184,7 @@ class AfterNorm(BottleneckLayer):
 
     def around(self, steps: Sequence[Step], total: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         for step in steps:
+            # The norm anew for each: the sum of norms isn't the norm of the sum.
             total = total + step(self.base_layer(total, *args, **kwargs))
         return self.base_layer(total, *args, **kwargs)
 
@@ -186,6 +195,7 @@ class AfterLayer(BottleneckLayer):
 
     def around(self, steps: Sequence[Step], *args: Any, **kwargs: Any) -> Any:
         found = self.base_layer(*args, **kwargs)
+        # Some architectures' layers give attention beside their states.
         hidden = found[0] if isinstance(found, tuple) else found
         for step in steps:
             hidden = hidden + step(hidden)
@@ -196,6 +206,7 @@ class AfterLayer(BottleneckLayer):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            # Before it is assigned: asking for it would come here again, for ever.
             if name == "base_layer":
                 raise
             return getattr(self.base_layer, name)
@@ -207,6 +218,7 @@ class Parallel(BottleneckLayer):
     def around(self, steps: Sequence[Step], hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         output = self.base_layer(hidden, *args, **kwargs)
         for step in steps:
+            # The same input for all: their order doesn't count.
             output = output + step(hidden)
         return output
 
@@ -237,6 +249,7 @@ class WideIn(BottleneckLayer):
     """
 
     adapter_layer_names = ("bottleneck_down",)
+    # Dropout and scaling belong to the half that comes after.
     other_param_names = ()
     by_row = False  # rows would be of different widths
 
@@ -251,6 +264,7 @@ class WideIn(BottleneckLayer):
     def around(self, steps: Sequence[Step], hidden: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         output = self.base_layer(hidden)
         more = [self.shrink(name, hidden).to(output.dtype) for name in self.running()]
+        # Behind its own units, in the order in which `WideOut` takes them apart.
         return torch.cat([output, *more], dim=-1) if more else output
 
 
@@ -266,6 +280,7 @@ class WideOut(BottleneckLayer):
     def around(self, steps: Sequence[Step], inner: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         names = self.running()
         layers: list[Any] = [self.get_base_layer(), *(self.bottleneck_up[name] for name in names)]
+        # By the layers' own widths, in the order of `WideIn`.
         own, *more = inner.split([layer.in_features for layer in layers], dim=-1)
         output = self.base_layer(own)
         for name, part in zip(names, more, strict=True):

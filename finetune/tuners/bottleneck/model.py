@@ -30,10 +30,12 @@ class BottleneckModel(LayerTuner):
         """
         model_type = model_config["model_type"]
         if peft_config.target_modules is None:
+            # Settled here where the model is known, and saved with it.
             peft_config.target_modules = targets(model_config, peft_config)
             if peft_config.shape == "pfeiffer" and peft_config.original_ln_before is None:
                 peft_config.original_ln_before = True
         sites = SITES.get(model_type)
+        # BART's kin widen their feed-forward: the activation is the model's own.
         shared = (
             model_config[sites.activation]
             if peft_config.shape == "parallel" and sites and sites.activation
@@ -50,9 +52,11 @@ class BottleneckModel(LayerTuner):
         return peft_config
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
+        # PEFT checks names and biases first.
         super()._check_new_adapter_config(config)
         # adapters on a module inside another's would be left out by PEFT without a word
         others = [other for other in self.peft_config.values() if isinstance(other, BottleneckConfig)]
+        # By where they sit: two shapes behind the same modules go together.
         places = sorted({f"{other.shape} {self._place(other)}" for other in others})
         if len({place.rpartition(" ")[2] for place in places}) > 1:
             raise ValueError(
@@ -76,6 +80,7 @@ class BottleneckModel(LayerTuner):
     ) -> BottleneckLayer:
         model_type = self.get_model_config(self.model)["model_type"]
         kind = site_kind(config.shape, model_type, name, target)
+        # Before it is built: a wrong place fails at once and not at the first batch.
         self._check_kind(config, kind, target, name)
         if config.shape == "parallel":
             self._check_both_halves(config, kind, name)
@@ -90,6 +95,7 @@ class BottleneckModel(LayerTuner):
             TypeError: the module isn't what the shape sits on.
         """
         summed = config.original_ln_before if config.shape == "pfeiffer" else False
+        # A norm says by itself where its adapter reads.
         if config.shape == "parallel" or (summed is None and is_norm(target)):
             return
         if (kind is Sequential) == bool(summed):
@@ -116,6 +122,7 @@ class BottleneckModel(LayerTuner):
             for other in siblings
             if self._check_target_module_exists(config, other)
         }
+        # Matched names may hold one half of some layer only.
         if not {WideIn, WideOut} <= adapted:
             ends = " and ".join(SITES[model_type].parallel)
             raise ValueError(

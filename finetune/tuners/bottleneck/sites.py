@@ -54,6 +54,7 @@ BERT = Sites(
 )  # fmt: skip
 LLAMA = Sites(r"self_attn\.o_proj", r"mlp\.down_proj", {"mlp": Parallel})
 T5 = Sites(
+    # Block 1 of an encoder's layer is its feed-forward, block 2 of a decoder's: cross-attention is between.
     r"SelfAttention\.o", r"DenseReluDense\.wo", {"DenseReluDense": Parallel}, cross=r"EncDecAttention\.o",
     output=r"encoder\.block\.\d+\.layer\.1|decoder\.block\.\d+\.layer\.2",
 )  # fmt: skip
@@ -62,6 +63,7 @@ BART = Sites(
     r"self_attn\.out_proj", "fc2", WIDE, "activation_function", output="final_layer_norm",
     cross=r"encoder_attn\.out_proj",
 )  # fmt: skip
+# mBART and its kin norm a sub-layer's input, BART its output.
 MBART = replace(BART, output=r"layers\.\d+")
 GPT2 = Sites(
     r"attn\.c_proj", r"mlp\.c_proj", {"mlp": Parallel}, output=r"h\.\d+", cross=r"crossattention\.c_proj"
@@ -117,6 +119,7 @@ SITES: dict[str, Sites] = {
         r"self_attn\.out_proj", "fc2", WIDE, "activation_function", output="final_layer_norm",
         normed_first=("do_layer_norm_before", r"layers\.\d+"),
     ),
+    # Its feed-forward is a plain sequence, of which number 3 is the last layer.
     "patchtst": Sites(
         r"self_attn\.out_proj", r"ff\.3", {"ff": Parallel}, output="norm_sublayer3",
         normed_first=("pre_norm", r"layers\.\d+"),
@@ -158,6 +161,7 @@ def targets(model_config: dict[str, Any], config: BottleneckConfig) -> str:
         ],
         "parallel": list(sites.parallel),
     }[config.shape]
+    # Whole names, or an ending would match within a longer one.
     return rf"(.*\.)?({'|'.join(endings)})"
 
 

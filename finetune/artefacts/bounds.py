@@ -33,6 +33,7 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: it can't be read, is too large, or nests too deep.
     """
+    # The size before the reading.
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise InputError(f"{path} has {path.stat().st_size} bytes; {LARGEST_FILE} at most")
@@ -57,6 +58,7 @@ def check_bounds(file: Path, config: dict[str, Any]) -> None:
         _check_sizes(file, {f"{option} r": value for value in (config.get(option) or {}).values()})
     _check_sizes(file, config)
     replicated = config.get("layer_replication") or []
+    # Pairs of (from, to); a reversed pair makes none.
     total = sum(max(0, int(pair[1]) - int(pair[0])) for pair in replicated) if replicated else 0
     if total > LAYERS:
         raise InputError(f"{file} replicates layers {total} times; {LAYERS} at most")
@@ -70,9 +72,11 @@ def check_patterns(option: str, patterns: Iterable[str]) -> None:
         InputError: one that is too long, or repeats too much.
     """
     for pattern in patterns:
+        # Escaped signs are signs and no repetitions.
         repeats = len(re.findall(r"(?<!\\)[*+{]", pattern))
         if (
             len(pattern) > 10_000
+            # A repeated group is where backtracking grows without bound.
             or re.search(r"\)[*+{]", pattern)
             or repeats > 3
             or "(?" in pattern

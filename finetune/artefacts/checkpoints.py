@@ -28,6 +28,7 @@ NAME = re.compile(r"checkpoint-(\d+)")  # `checkpoint-5.bak` is a person's own
 def seal(folder: Path) -> None:
     """Write the seal of a checkpoint that is complete, once the disk holds all of it."""
     files = {}
+    # Sorted: two seals of one checkpoint are equal.
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != SEAL):
         # A rename may reach the disk before the contents of other files do; after a power cut there would be
         # a seal over empty weights.
@@ -43,6 +44,7 @@ def fault(folder: Path) -> str | None:
         return "it has no seal (the run was stopped while saving)"
     try:
         files = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
+    # Written by a process that was killed, or by hand.
     except (ValueError, KeyError, TypeError, OSError):
         return "its seal can't be read"
     for name, stamp in files.items():
@@ -56,6 +58,7 @@ def fault(folder: Path) -> str | None:
 
 def _stamp(file: Path) -> list[Any]:
     with file.open("rb") as content:
+        # In pieces: weights may be larger than memory.
         return [file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest()]
 
 

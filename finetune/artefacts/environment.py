@@ -21,11 +21,13 @@ def environment() -> dict[str, str]:
     """What another person needs to repeat a run, as texts; no name of a user, a host or a home."""
     found = {
         "command": command(),
+        # UTC, so that runs of several machines can be put in order.
         "started": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
         "threads": str(torch.get_num_threads()),
+        # A launcher sets it; without one there is one process.
         "processes": os.environ.get("WORLD_SIZE", "1"),
     }
     if torch.cuda.is_available():
@@ -46,6 +48,7 @@ def processor() -> str:
     """The processor's name and what decides the speed of matrix products on it."""
     listed = Path("/proc/cpuinfo")
     lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    # Linux says it; elsewhere Python's own word has to do.
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     able = [key for key, has in torch.cpu.get_capabilities().items() if has is True and key in WIDTHS]
     return ", ".join(filter(None, [name or platform.processor() or platform.machine(), *able]))

@@ -16,14 +16,18 @@ FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system
 
 def write_atomically(path: Path, text: str) -> None:
     """The file as it was or as it shall be, never half, also where the machine loses its power."""
+    # Beside the file and by process: two runs on one disk write two names.
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fresh.write_text(text, encoding="utf-8")
+        # Its content before its name: a rename may reach the disk first.
         flush(fresh)
         fresh.replace(path)
     except OSError:
+        # The old file stays as it was.
         fresh.unlink(missing_ok=True)
         raise
+    # The rename itself, which the folder's list holds.
     flush(path.parent)
 
 
@@ -48,5 +52,6 @@ def remove_half_written(folder: Path, *names: str) -> None:
 
 def disk_fault(error: BaseException) -> str | None:
     """What the disk said, where that is what an error is about."""
+    # Libraries turn the system's error into their own, with its words.
     said = f"{error} {getattr(error, 'strerror', None) or ''}"
     return next((words for words in FULL if words.lower() in said.lower()), None)

@@ -39,6 +39,7 @@ class Artefact:
     def base(self) -> str:
         """What an adapter stands on; a run that trained on another's adapter names that."""
         named = base_named(self.folder) if self.is_adapter else None
+        # The run's own base, or the one that its adapter stands on where it began with another's.
         return named or str(self.options["model_name_or_path"])
 
     @property
@@ -56,16 +57,19 @@ def resolved_options(*groups: Any) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for group in groups:
         values = group.to_dict() if hasattr(group, "to_dict") else vars(group)
+        # Computed fields would be refused by `--config`, which takes what can be set.
         names = {f.name for f in fields(group) if f.init}
         options |= {
             k: _plain(v)
             for k, v in values.items()
+            # Tokens of the hub are secrets; the folder is shared.
             if k in names and v is not None and "token" not in k.split("_")
         }
     return options
 
 
 def _plain(value: Any) -> Any:
+    # Through JSON: enumerations, paths and the like become what YAML writes plainly.
     return json.loads(json.dumps(value, default=str))
 
 
@@ -83,6 +87,7 @@ def save_artefact(
     `open_run`.
     """
     folder = Path(folder)
+    # A model that was tuned whole has no such thing.
     if hasattr(network, "peft_config"):
         _save_adapter(network, folder)
     else:
@@ -92,8 +97,10 @@ def save_artefact(
         processor.backend_tokenizer.no_padding()
     processor.save_pretrained(folder)
     options = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8"))
+    # A model made from a configuration alone has no base.
     named = options.get("from_config") or options["model_name_or_path"]
     started = Path(named)
+    # The adapter that training began with names the base below it.
     base = (
         base_named(started) if (started / "adapter_config.json").is_file() else None
     )  # an adapter trained on
@@ -103,6 +110,7 @@ def save_artefact(
         method_kwargs=options.get("method_kwargs"), task=options.get("task", ""), labels=labels,
         data_fingerprint=json.loads((folder / RUN).read_text(encoding="utf-8"))["data"], metrics=metrics,
     )  # fmt: skip
+    # After the passport, which names the same base.
     _make_portable(folder, base or named)
     if labels is not None:
         write_atomically(folder / LABELS_FILE, json.dumps(labels, ensure_ascii=False))
@@ -114,10 +122,12 @@ def _save_adapter(network: Any, folder: Path) -> None:
     """PEFT's files without its model card: an empty form that names the base by this machine's path."""
     card = folder / "README.md"
     before = card.read_bytes() if card.is_file() else None
+    # Without the embeddings, which PEFT saves whole where the tokenizer has grown.
     network.save_pretrained(folder, save_embedding_layers=False)
     if before is None:
         card.unlink(missing_ok=True)
     else:
+        # A README that stood there is put back: it may be the user's own.
         card.write_bytes(before)
 
 
@@ -130,6 +140,7 @@ def _make_portable(folder: Path, base: str) -> None:
         write_atomically(
             file, json.dumps(config | {"base_model_name_or_path": base}, indent=2, sort_keys=True)
         )
+    # As others' files are: the run may be read by another user.
     mode = (folder / ARGUMENTS).stat().st_mode & 0o777  # as this user's files are
     for weights in folder.glob("*.safetensors"):
         weights.chmod(mode)
@@ -145,6 +156,7 @@ def read_artefact(folder: str | Path) -> Artefact:
     if not (path / ARGUMENTS).is_file():
         state = "holds no arguments.yaml" if path.is_dir() else "does not exist"
         raise InputError(f"{path} is no artefact: it {state}; wanted the --output_dir of a training script")
+    # Figures come last, so that a folder with them is whole.
     if not (path / METRICS).is_file():
         raise InputError(
             f"The run in {path} is unfinished (no metrics.json); start its command again to finish it"

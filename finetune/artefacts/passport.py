@@ -107,6 +107,7 @@ def read_passport(folder: str | Path) -> dict[str, Any] | None:
 
 def base_named(folder: str | Path) -> str | None:
     """Name of the base that an adapter belongs on: the passport's word, else PEFT's own."""
+    # PEFT's own word is a path of the training machine where none was given.
     name = (read_passport(folder) or {}).get("base") or check_files(folder).get("base_model_name_or_path")
     return str(name) if name else None
 
@@ -133,6 +134,7 @@ def check_passport(
     Raises:
         InputError: names what differs.
     """
+    # Whatever else: a folder that could run code is refused first.
     check_files(folder)
     passport = read_passport(folder)
     if passport is None and required:
@@ -233,12 +235,14 @@ def hash_weights(network: Any, samples: int | None = SAMPLES) -> dict[str, str]:
     made_up = (
         tuple(f"{name}." for name in base.config.to_dict().get(MADE_UP, []))
         if isinstance(base, PreTrainedModel)
+        # Heads don't belong to the base, and every task would have another.
         else ()
     )
     table = _table(base) if isinstance(base, PreTrainedModel) else None
     base = base.base_model if isinstance(base, PreTrainedModel) else base
     hashes = {}
     for name, tensor in _base_tensors(base):
+        # Biases may be trained with the adapter; whole numbers are a quantiser's own.
         if name.endswith("bias") or name.startswith(made_up) or not tensor.is_floating_point():
             continue
         hashes[name] = _hash_tensor(tensor.detach(), samples, tensor is table)
@@ -251,6 +255,7 @@ def _table(base: PreTrainedModel) -> torch.Tensor | None:
         layer = base.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         return None
+    # Under a wrapper that trains single rows the table itself is inside.
     layer = layer.original_module if isinstance(layer, AuxiliaryTrainingWrapper) else layer
     return layer.weight if isinstance(layer, nn.Embedding) else None
 
@@ -263,7 +268,9 @@ def _hash_tensor(tensor: torch.Tensor, samples: int | None, is_table: bool) -> s
         tensor, shape = tensor[: 1 << max(0, (len(tensor) - 1).bit_length() - 1)], shape[1:]
     flat = tensor.reshape(-1)
     if samples is not None and flat.numel() > samples:
+        # Evenly over the whole tensor, its first and last included.
         flat = flat[torch.arange(samples, device=flat.device) * (flat.numel() - 1) // (samples - 1)]
+    # bf16, so that the type a base is loaded in changes nothing; as integers, since numpy has no bf16.
     content = flat.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
     return hashlib.sha256(repr(shape).encode() + content).hexdigest()[:16]
 
@@ -273,6 +280,7 @@ def _base_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, to
     if isinstance(module, BaseTunerLayer):
         yield from _base_tensors(module.get_base_layer(), prefix)
     elif isinstance(module, AuxiliaryTrainingWrapper):
+        # A module that was trained whole: the base's own is kept beside it.
         yield from _base_tensors(module.original_module, prefix)
     else:
         for name, tensor in module.named_parameters(prefix.rstrip("."), recurse=False):
@@ -298,6 +306,7 @@ def hash_processor(processor: Any) -> dict[str, str | None]:
         content = {"class": type(processor).__name__, "vocabulary": processor.get_vocab()}
     content["special"] = {k: str(v) for k, v in processor.special_tokens_map.items()}
     template = processor.chat_template
+    # The template by itself: another template is another fault than another vocabulary.
     return {
         "tokenizer": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
         "chat_template": None
@@ -336,6 +345,7 @@ def _different_weights(passport: dict[str, Any], network: Any, full: bool) -> li
     dtypes = passport.get("dtype"), str(_unwrapped(network).dtype).removeprefix("torch.")
     hint = (
         f"; trained in {dtypes[0]}, loaded in {dtypes[1]}"
+        # Half precision rounds weights on loading, which alone may make hashes differ.
         if "float16" in dtypes and dtypes[0] != dtypes[1]
         else ""
     )

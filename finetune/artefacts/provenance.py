@@ -28,11 +28,14 @@ def provenance_of(rows: Rows, data: DataArguments) -> dict[str, Any]:
     Args:
         rows: as they were read, before a task samples and mixes them.
     """
+    # Without parts all rows are of the one set.
     sets = {part.name: part.rows for part in rows.train_parts} or {data.name: rows.train}
+    # `train[:10%]` is a part of the split's files.
     split = data.train_split.partition("[")[0]
     entries = []
     for name in weighted(data.dataset_name):
         path = Path(name).expanduser()
+        # Packaged data has no files of the user's.
         files = {} if name in CORPORA else files_of(path, data.data_files)
         part = sets.get(name)
         entries.append(
@@ -57,6 +60,7 @@ def save_provenance(folder: str | Path, told: Mapping[str, Any], rows: Rows) -> 
         "licences_used": counted(rows.train, LICENCE),
         "sources_used": counted(rows.train, SOURCE),
     }  # fmt: skip
+    # With what was told before sampling: which files, and how many of them were used.
     write_atomically(Path(folder) / PROVENANCE, json.dumps({**told, **used}, indent=1, ensure_ascii=False))
 
 
@@ -64,5 +68,7 @@ def licence_of(told: Mapping[str, Any]) -> str | None:
     """The one licence of all training rows; None where there are several, or rows that say none."""
     found = set()
     for entry in told["data"]:
+        # A row's own licence counts; the set's declared one where rows say none.
         found |= set(entry["licences"]) or {entry["licence"]}
+    # One and known: a mixture with an unknown is unknown.
     return found.pop() if len(found) == 1 and found != {None} else None

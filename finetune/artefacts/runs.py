@@ -67,11 +67,13 @@ def open_run(options: dict[str, Any], fingerprint: str, network: Any = None) -> 
     state, folder = PartialState(), Path(options["output_dir"])
     identity = {
         "data": fingerprint,
+        # Rows a step and not a process: the same run may go on with other numbers of processes.
         "rows_a_step": _rows_a_step(options, state.num_processes),
         "base": None if network is None else _key_of(network),
     }
     _check_agreement(options, identity)
     verdict: list[Any] = [None, None]
+    # One decides, since two might see the folder at different moments.
     if state.is_main_process:
         try:
             verdict[0] = _claim(folder, options, identity)
@@ -79,8 +81,10 @@ def open_run(options: dict[str, Any], fingerprint: str, network: Any = None) -> 
         except InputError as error:
             verdict[1] = str(error)
         except OSError as error:
+            # The system's own words where the disk is at fault.
             words = disk_fault(error) or error.strerror or error
             verdict[1] = f"Can't make the output folder {folder} ({words}); set --output_dir to another"
+    # Everyone stops, or none: a process that went on alone would wait for ever.
     if state.num_processes > 1:
         broadcast_object_list(verdict)
     if verdict[1]:
@@ -102,6 +106,7 @@ def _rows_a_step(options: dict[str, Any], processes: int) -> int | None:
     if rows is None:
         return None
     shares = options.get("gradient_accumulation_steps", 1) * processes
+    # By tokens, what a batch holds isn't counted in rows.
     return shares if options.get("tokens_per_batch") else rows * shares
 
 
@@ -110,6 +115,7 @@ def _check_agreement(options: dict[str, Any], identity: dict[str, Any]) -> None:
     state = PartialState()
     if state.num_processes == 1:
         return
+    # By hashes and options: on several machines a file of one name may hold other rows.
     mine = {name: value for name, value in options.items() if name not in FREE} | identity
     everyone = gather_object([mine])
     for process, other in enumerate(everyone):
@@ -128,6 +134,7 @@ def _check_shared(checkpoint: Path | None) -> None:
     if state.num_processes == 1 or checkpoint is None:
         return
     reason = None
+    # Once a machine: it reads all of the checkpoint.
     if state.is_local_main_process and not state.is_main_process:
         reason = fault(checkpoint) if checkpoint.is_dir() else "there is no such folder"
     reasons = [reason for reason in gather_object([reason]) if reason]
@@ -139,10 +146,12 @@ def _check_shared(checkpoint: Path | None) -> None:
 
 
 def _lock(folder: Path) -> None:
+    # A second run in this process would lock itself out.
     if folder.resolve() in _held:
         return
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        # Ends with the process, however it ends.
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
@@ -162,6 +171,7 @@ def check_vacant(options: dict[str, Any], fingerprint: str) -> None:
     """
     if PartialState().is_main_process:
         rows = _rows_a_step(options, PartialState().num_processes)
+        # Before the model is loaded; its weights are looked at later.
         _check(Path(options["output_dir"]), options, {"data": fingerprint, "rows_a_step": rows, "base": None})
 
 
@@ -170,6 +180,7 @@ def _check(folder: Path, options: dict[str, Any], identity: dict[str, Any]) -> N
         raise InputError(f"The output folder {folder} is a file; set --output_dir to a new folder")
     other = f"Set --output_dir to a new folder, or remove {folder} yourself; nothing in it was touched"
     claimed = (folder / ARGUMENTS).is_file()
+    # Without options it was never claimed; with other files it is somebody's.
     if folder.is_dir() and not claimed and _strange(folder):
         raise InputError(f"The output folder {folder} holds files that are no run's. {other}")
     if claimed and (folder / METRICS).is_file():
@@ -187,6 +198,7 @@ def _claim(folder: Path, options: dict[str, Any], identity: dict[str, Any]) -> P
     folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
     _check(folder, options, identity)  # another process may have been there until now
+    # What a killed predecessor left beside the files.
     remove_half_written(folder, ARGUMENTS, RUN, METRICS)
     found = _named(options, identity)
     if found is None and (folder / ARGUMENTS).is_file():
@@ -194,6 +206,7 @@ def _claim(folder: Path, options: dict[str, Any], identity: dict[str, Any]) -> P
         logger.warning(
             "Continuing the unfinished run in %s from %s", folder, found.name if found else "its start"
         )
+    # As at the first start: how last rows are dealt out follows from it.
     started = _read(folder).get("processes", PartialState().num_processes)
     # this order: a folder with arguments is a claimed one
     write_atomically(folder / RUN, json.dumps(identity | {"processes": started}))
@@ -216,12 +229,14 @@ def _named(options: dict[str, Any], identity: dict[str, Any]) -> Path | None:
     """
     named = options.get("resume_from_checkpoint")
     if not named or str(named).lower() == "true":
+        # transformers' word for "the newest one here", which is found anyway.
         return None
     checkpoint = Path(named)
     reason = fault(checkpoint) if checkpoint.is_dir() else "there is no such folder"
     if reason is None and not (checkpoint.parent / ARGUMENTS).is_file():
         reason = f"no {ARGUMENTS} beside it says what run it is of"
     if reason is None:
+        # The checkpoint's own folder: it may be of another run than this one's folder.
         reason = _other_run(checkpoint.parent, options, identity)
     if reason:
         raise InputError(
@@ -242,6 +257,7 @@ def _other_run(folder: Path, options: dict[str, Any], identity: dict[str, Any]) 
         ("data", "an unfinished run on other rows"),
         ("base", "an unfinished run on a base with other weights"),
     ):
+        # What either side doesn't say can't differ.
         if before.get(name) is not None and identity[name] is not None and before[name] != identity[name]:
             return words
     rows, now = before.get("rows_a_step"), identity["rows_a_step"]
@@ -256,6 +272,7 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        # With checkpoints there was a run, of which nothing can be said any more.
         if (folder / ARGUMENTS).is_file() and checkpoints(folder):
             raise InputError(f"{folder / RUN} can't be read. Set --output_dir to a new folder") from None
         return {}

@@ -32,18 +32,22 @@ def row_hashes(rows: Dataset, columns: Columns) -> list[int]:
     """A hash of 63 bits of each row's inputs, whatever its label; case and blanks at the ends of texts make
     no difference.
     """
+    # Inputs alone: the same text with another label has been seen as well.
     inputs = [map(content_of, rows[column]) for column in columns.inputs]
     return [_hash(parts) for parts in zip(*inputs, strict=True)]
 
 
 def _hash(parts: tuple) -> int:
     content = json.dumps(parts, ensure_ascii=False, default=str).lower()
+    # Blanks at the ends of texts, which stand inside JSON's quotes.
     plain = " ".join(content.split()).replace('" ', '"').replace(' "', '"')
+    # 63 bits: int64 has a sign.
     return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest()) >> 1
 
 
 def save_trained_rows(folder: str | Path, rows: Dataset, columns: Columns) -> None:
     """Write the hashes of the training rows."""
+    # Sorted and once each: neither order nor number of rows can be read back.
     hashes = torch.tensor(sorted(set(row_hashes(rows, columns))), dtype=torch.int64)
     save_file({HASHES: hashes}, str(Path(folder) / TRAINED_ROWS))
 
@@ -84,6 +88,7 @@ def unseen_rows(
             "%s does not say which rows it was trained on; some of these may be among them", folder
         )
         return rows, 0
+    # The task decides what "seen" means: windows and pairs have rules of their own.
     fresh = unseen(np.array([one in known for one in row_hashes(rows, columns)]))
     count = len(rows) - len(fresh)
     if not len(fresh):

@@ -77,6 +77,7 @@ class Frontier:
         self.start = ModelArguments(**(vars(model) | {"model_name_or_path": str(self.folder / "sft")}))
         self.sampling = SamplingArguments(max_new_tokens=self.size.new_tokens)
         self.truth = load_rewards(reward)
+        # a sample of all of them is a seeded order
         self.texts, self.test_texts = (
             texts_of(sample(part, None, settings.seed), data) for part in (rows.train, rows.eval)
         )
@@ -94,14 +95,18 @@ class Frontier:
         cut, size = self.settings.prompt_tokens, self.size
         self.prompts, self.held_out = (
             [AskedRewards(beginning(row.prompt, cut, processor), row.columns) for row in part]
+            # held-out prompts are of the test split: no method has seen them
             for part in (self.texts[: size.prompts], self.test_texts[: size.held_out])
         )
+        # after the prompts, whose fingerprint is part of what the folder stands for
         self._claim_folder()
         if not (self.folder / "sft" / "metrics.json").is_file():
+            # rows beyond the prompts': tuning on the prompts would teach the answers that are judged
             later = self.texts[size.prompts : size.prompts + size.sft_rows]
             self.fine_tune(
                 network,
                 processor,
+                # twice as long as a prompt with its answer: the tuned start shall know how texts go on
                 [beginning(row.prompt, 2 * (cut + size.new_tokens), processor) for row in later],
                 "sft",
             )
@@ -111,12 +116,14 @@ class Frontier:
 
     def _claim_folder(self) -> None:
         """Refuse a folder that holds another experiment: points of two would stand in one picture."""
+        # these may change from call to call, since finished points stay
         free = {"output_dir", "max_points", "only"}
         options = (
             {k: v for k, v in vars(self.settings).items() if k not in free}
             | asdict(self.model)
             | asdict(self.reward)
         )
+        # through JSON, as the file has it: tuples have become lists there
         now = json.loads(
             json.dumps(
                 options | asdict(self.size) | {"data": prompts_fingerprint([*self.prompts, *self.held_out])}
@@ -137,6 +144,7 @@ class Frontier:
             raise InputError(
                 f"{self.folder} holds files that are no experiment's. Set --output_dir to a new folder"
             )
+        # the folder is known to be free by now
         (self.folder / "points").mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(now, indent=1))
 
@@ -192,12 +200,14 @@ class Frontier:
 
     def _pairs(self) -> Dataset:
         file = self.folder / "pairs.json"
+        # kept as a file: sampling them is the most expensive step that all share
         if not file.is_file():
             processor, network = load_start(self.start)
             pairs = make_pairs(
                 self._placed(network), processor, self.prompts, self.truth, 4,
                 sampling=self.sampling, seed=self.settings.seed, bf16=self.bf16,
             )  # fmt: skip
+            # what no trainer could learn from is left out here, once for all
             rows = sound_pairs(Dataset.from_list(pairs), processor, 512, True, "training")
             write_atomically(file, json.dumps(rows.to_list()))
         return Dataset.from_list(json.loads(file.read_text()))
@@ -207,6 +217,7 @@ class Frontier:
         processor, network = load_scorer(self.start)
         folder = self._claim("reward", self.start)
         rows = self.pairs.select_columns(["prompt", "chosen", "rejected"])
+        # a fifth of the pairs is held out for the reward model's own accuracy
         kept = rows.train_test_split(test_size=max(1, len(rows) // 5), seed=self.settings.seed)
         network = attach(network, "lora", None, "SEQ_CLS")
         options = RewardTrainingArguments(
@@ -245,6 +256,7 @@ class Frontier:
         )
         best = [best_of_n.favourite(*one) for one in zip(found.texts, found.scores, strict=True)]
         empty = np.array([not text.strip() for text in best])
+        # the true reward counts, and not the one by which it was chosen
         true = self.truth.plain().combine(self.truth.ask(self.held_out, best), empty).total
         known = true[~np.isnan(true)].tolist()
         kl = float(np.mean([best_of_n.kl_of_scores(scores, int(n)) for scores in found.scores]))
@@ -266,6 +278,7 @@ class Frontier:
             **self._shared(self.folder / "work"), num_train_epochs=self.size.epochs, max_length=512, beta=beta
         )
         rows = self.pairs.select_columns(["prompt", "chosen", "rejected"])
+        # evaluation is asked for by the trainer, and not used: one row will do
         trainer = make_dpo_trainer(network, processor, options, rows, rows.select([0]))
         watch = Watch(self)
         trainer.add_callback(watch)
@@ -276,6 +289,7 @@ class Frontier:
         processor, policy = self._policy()
         self._placed(policy)
         rewards, size = self.truth, self.size
+        # a reward model on the same base shares its weights with the policy
         if learnt:
             rewards = load_rewards(
                 RewardArguments(reward=[f"model:{self.folder / 'reward'}"]), policy, self.start
@@ -290,6 +304,7 @@ class Frontier:
         )  # fmt: skip
         unfinished = self.folder / "unfinished" / f"{'ppo' if learnt else 'ppo-true'}-{coefficient}"
         checkpoint = newest(unfinished)
+        # points of the steps before, which aren't made again
         points: list[Point] = json.loads((checkpoint / "points.json").read_text()) if checkpoint else []
         if checkpoint:
             learner.restore(checkpoint)
@@ -298,10 +313,13 @@ class Frontier:
                 step_prompts(self.prompts, self.settings.seed, learner.step, size.rollout)
             )
             logger.warning("%s", line(figures, size.ppo_steps))
+            # by the step and not by time: a resumed run is measured at the same ones
             if learner.step in moments_of(size.ppo_steps, size.measured):
                 points.append(self._measured(policy) | {"steps": learner.step})
             if learner.step % SAVE_STEPS == 0:
+                # both at once, so that points belong to the state that they were measured on
                 learner.save(unfinished, {"points.json": json.dumps(points)})
+        # a finished run is its file of points
         shutil.rmtree(unfinished, ignore_errors=True)
         return points
 
@@ -368,6 +386,7 @@ def run_points(frontier: Frontier) -> list[dict[str, Any]]:
             logger.warning("%s %s", method, setting)
             started = time.perf_counter()
             points = [{"method": method, "setting": setting, "steps": 0, **point} for point in make(setting)]
+            # whole or not at all: a file is the sign that the run is done
             write_atomically(
                 file, json.dumps({"points": points, "seconds": time.perf_counter() - started}, indent=1)
             )

@@ -80,6 +80,7 @@ class FrontierArguments:
             raise InputError("No output folder; set --output_dir")
         if self.size not in SIZES:
             raise InputError(f"--size is '{self.size}'; wanted one of: {', '.join(SIZES)}")
+        # said before anything is loaded, which takes minutes
         unknown = sorted(set(self.only or ()) - set(METHODS))
         if unknown:
             raise InputError(f"--only names '{unknown[0]}'; wanted some of: {', '.join(METHODS)}")

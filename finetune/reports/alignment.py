@@ -23,16 +23,20 @@ FAR = 10.0  # nats: beyond this a policy rarely writes what its start would
 
 def alignment_sections(run: RunFolder) -> list[Section]:
     """Curves over steps, held-out figures before and after, answers through time; nothing for other runs."""
+    # the log holds lines of measurements too
     steps = [line for line in run.steps if "reward" in line]
     if not steps:
         return []
     # what the run said of itself, where it came to its end
     said = [one["text"] for one in run.mapping("alignment.json").get("warnings", [])]
+    # of a run that goes on there is no last word yet, so that the curves are judged here
     blocks: list[Table | Chart | Words] = [Words(text) for text in said or warnings(steps)]
+    # parts of a reward that is put together, each under a name of its own
     parts = sorted(
         {key for line in steps for key in line if key.startswith("rewards/") and key.endswith("/mean")}
     )
     named = STEP | {key: f"reward {key.split('/')[1]}" for key in parts}
+    # a figure that no step has (a method without a value) gets no chart
     series = {
         title: _series(steps, key) for key, title in named.items() if any(key in line for line in steps)
     }
@@ -47,13 +51,16 @@ def warnings(steps: Sequence[dict[str, Any]]) -> list[str]:
         said.append(
             f"The reward rose while KL passed {FAR:.0f} nats: read the answers before you believe it."
         )
+    # twice the start's share and a tenth at least: some answers are empty from the beginning
     if last.get("empty", 0) > max(2 * first.get("empty", 0), 0.1):
         said.append(
             f"{100 * last['empty']:.0f} % of the last answers are empty: the reward may like silence."
         )
+    # the last ten: a single step's is too noisy to say anything
     tail = [line["explained_variance"] for line in steps[-10:] if "explained_variance" in line]
     if tail and sum(tail) / len(tail) < 0.05:
         said.append("The value explains nothing of the returns: advantages are as noisy as the rewards.")
+    # without the figure the two defaults make no warning
     if last.get("entropy", 1.0) < 0.1 * first.get("entropy", 0.0):
         said.append("Entropy fell below a tenth of the start's: the policy says nearly always the same.")
     return said
@@ -61,6 +68,7 @@ def warnings(steps: Sequence[dict[str, Any]]) -> list[str]:
 
 def _series(lines: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
     there = [line for line in lines if line.get(key) is not None]
+    # a step that lacks the figure leaves no gap in the others
     return [line["step"] for line in there], [line[key] for line in there]
 
 
@@ -79,6 +87,7 @@ def _held_out(run: RunFolder) -> list[Section]:
     ]
     blocks: list[Any] = [Table(rows)]
     change = run.mapping("alignment.json").get("difference", {})
+    # too few prompts give no interval
     if change.get("interval"):
         low, high = change["interval"]
         blocks.append(
@@ -100,6 +109,7 @@ def _answers(run: RunFolder) -> list[Section]:
     rows = [
         {"prompt": cut_text(one["prompt"], 160), "step": one["step"], "answer": cut_text(one["answer"], 240),
          "score": "" if one["score"] is None else f"{one['score']:.3f}"}
+        # by prompt and then by step, so that a reader sees one prompt's answers change
         for one in sorted(lines, key=lambda one: (str(one["prompt"]), one["step"]))
     ]  # fmt: skip
     return [Section("Answers through time", [Table(rows)])]

@@ -35,6 +35,7 @@ def audit_headline(said: dict[str, Any]) -> str:
     name, best = max(said["attacks"].items(), key=lambda one: one[1]["auc"])
     low, high = best["auc_interval"]
     told = with_interval(best["auc"], best["auc_interval"])
+    # before any finding: without its controls a figure means neither one thing nor the other
     if not all(one["holds"] for one in said["controls"].values()):
         return f"A control is not as it must be: the figures of this page say nothing ({name}: AUC {told})."
     if low <= 0.5 <= high:
@@ -50,6 +51,7 @@ def audit_sections(said: dict[str, Any]) -> list[Section]:
     if said["extraction"]:
         found.append(_extraction(said["extraction"]))
     rows = [
+        # figures and places of rows alone: the page may be handed on
         {"row": one["row"], "loss": f"{one['loss']:.3f}", "score": f"{one['score']:.3f}",
          "held-out rows above it": f"{100 * one['others_above']:.1f} %"}
         for one in said["exposed"]
@@ -66,6 +68,7 @@ def _membership(said: dict[str, Any]) -> Section:
         f"trained by {said['method']}, {how}. By chance the AUC is 0.5, and 1 % false positives come with "
         "1 % true ones."
     )
+    # the same names as in the table
     dots = [(name, one["auc"], one["auc_interval"]) for name, one in attacks.items()]
     return Section(
         "Who was there?",
@@ -107,6 +110,7 @@ def _extraction(said: dict[str, Any]) -> Section:
          "verbatim": with_interval(one["verbatim"], one["verbatim_interval"]),
          "near (a tenth edited)": with_interval(one["near"], one["near_interval"]),
          "edits a token": f"{one['edits']:.2f}"}
+        # beside the figures of rows stand numbers of the audit itself
         for name, one in said.items() if isinstance(one, dict) and one["rows"]
     ]  # fmt: skip
     caption = (

@@ -14,6 +14,7 @@ class Table:
 
     rows: list[dict[str, Any]]
     caption: str = ""
+    # an own list for each table, and not one for all
     raw: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -41,5 +42,6 @@ class Section:
 
 def cut_text(value: Any, most: int) -> str:
     """A value on one line of at most so many characters."""
+    # white space of all kinds, or one text would tear a table's line
     text = " ".join(str(value).split())
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -47,12 +47,14 @@ def make_server(root: str, host: str, port: int) -> ThreadingHTTPServer:
             asked = urlsplit(self.path)
             try:
                 if asked.path == "/":
+                    # a query may be missing or empty, and the newest come first then
                     self._send(HTTPStatus.OK, listing(top, parse_qs(asked.query).get("by", ["newest"])[0]))
                 elif asked.path == "/run":
                     self._send(HTTPStatus.OK, _pages(top, parse_qs(asked.query).get("at", [])))
                 else:
                     self._send(HTTPStatus.NOT_FOUND, "There are / and /run?at=FOLDER")
             except InputError as error:
+                # what a user has mistyped is no fault of the server
                 self._send(HTTPStatus.NOT_FOUND, str(error))
 
         def _send(self, status: HTTPStatus, text: str) -> None:
@@ -67,9 +69,11 @@ def make_server(root: str, host: str, port: int) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(body)
 
+        # the server's own lines on stderr would bury the program's
         def log_message(self, format: str, *args: Any) -> None:
             logger.debug(format, *args)
 
+    # a thread for each request: a page that takes long holds up no other
     try:
         return ThreadingHTTPServer((host, port), Pages)
     except OSError as error:
@@ -80,10 +84,13 @@ def make_server(root: str, host: str, port: int) -> ThreadingHTTPServer:
 
 def listing(top: Path, by: str) -> str:
     """The list, newest first, or in order of one of its columns (`?by=run|figure|method`)."""
+    # at each request: runs come and go
     rows = [_row(run, top) for run in find_runs(top)]
     if by in ("run", "figure", "method", "data"):
+        # names of columns alone: what a browser sends is never looked up otherwise; figures the largest first
         rows.sort(key=lambda row: row["cells"][by], reverse=by == "figure")
     going = any(row["cells"]["state"] == "goes on" for row in rows)
+    # nothing goes on, and the browser need not ask again
     return list_page(rows, f"{len(rows)} runs", refresh=RENEW if going else None)
 
 
@@ -105,9 +112,11 @@ def _pages(top: Path, names: list[str]) -> str:
     if not names:
         raise InputError("No run; wanted /run?at=FOLDER")
     runs = []
+    # resolved first: `..` and links must not lead out of the folder that is shown
     for name in names:
         path = (top / name).resolve()
         if not path.is_relative_to(top):
             raise InputError(f"{name} is not below the folder that is shown")
         runs.append(read_run(path))
+    # asked again as long as one of them goes on
     return page_of(runs, refresh=None if all(run.is_finished for run in runs) else RENEW)

@@ -26,6 +26,7 @@ PIPELINES = {
     "mlm": "fill-mask", "contrastive": "sentence-similarity", "ppo": "text-generation",
     "dpo": "text-generation",
 }  # fmt: skip
+# names by which the hub knows what comes in packages
 PACKAGED = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
     "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -52,8 +53,10 @@ def card_of(run: RunFolder) -> ModelCard:
         pipeline_tag=PIPELINES.get(run.kind),
         library_name="peft" if _is_adapter(run) else "transformers",
         datasets=_data_sets(run),
+        # a hub takes no card with an empty entry, and leaves out None
         license=run.data.get("licence"),
         eval_results=_results(run),
+        # the method as a tag, so that a hub can be searched by it
         tags=["finetune-and-prompt", *([str(run.options["method"])] if "method" in run.options else [])],
     )
     parts = [f"# {run.title}", _made(run), _figures(run), _privacy(run), _use(run), _limits(run)]
@@ -61,6 +64,7 @@ def card_of(run: RunFolder) -> ModelCard:
 
 
 def _name(text: str) -> str:
+    # the hub's metadata want a name without the signs between a title's parts
     return " ".join(text.replace("·", " ").split())
 
 
@@ -73,6 +77,7 @@ def _base(run: RunFolder) -> str | None:
     text alone.
     """
     named = run.options.get("model_name_or_path")
+    # a folder of this machine means nothing elsewhere
     if not named or Path(str(named)).exists():
         return None
     return PACKAGED.get(str(named), str(named))
@@ -84,6 +89,7 @@ def _data_sets(run: RunFolder) -> list[str] | None:
     known = [
         name
         for name in listed
+        # packaged reviews, folders and files of this machine are no names on a hub
         if name != "reviews" and not Path(name).exists() and "." not in Path(name).name
     ]
     return known or None
@@ -91,9 +97,11 @@ def _data_sets(run: RunFolder) -> list[str] | None:
 
 def _results(run: RunFolder) -> list[EvalResult] | None:
     pipeline = PIPELINES.get(run.kind)
+    # figures with an interval are those of quality; the others are costs
     figures = {
         k: v for k in run.metrics.get("intervals", {}) if isinstance(v := run.metrics.get(k), (int, float))
     }
+    # the hub refuses results without a task
     if not pipeline or not figures:
         return None
     named = run.options.get("dataset_name", "rows")
@@ -128,6 +136,7 @@ def _figures(run: RunFolder) -> str:
             "figure": k,
             "value (95 % interval)": with_interval(run.metrics[k], bounds),
         }
+        # strings and lists of figures are no cells
         for k, bounds in intervals.items()
         if isinstance(run.metrics.get(k), (int, float))
     ]
@@ -138,6 +147,7 @@ def _figures(run: RunFolder) -> str:
     ]
     rows += [
         {"on": f"the same, {one['name']}", "figure": run.measure,
+         # baselines are scored on the same rows
          "value (95 % interval)": with_interval(one[run.measure], one["interval"])}
         for one in run.baselines
     ]  # fmt: skip
@@ -146,6 +156,7 @@ def _figures(run: RunFolder) -> str:
 
 def _privacy(run: RunFolder) -> str:
     if not run.privacy:
+        # what the guarantee leaves out belongs beside it
         return ""
     lines = "\n".join(f"- {one}" for one in uncovered(run.privacy))
     return (
@@ -157,6 +168,7 @@ def _privacy(run: RunFolder) -> str:
 def _use(run: RunFolder) -> str:
     own = 'from finetune.adapters import load\n\nmodel = load("PATH")\nprint(model("..."))'
     parts = ["## Use", "```python\n" + own + "\n```"]
+    # an adapter loads with plain PEFT too; a whole model needs no second way
     base = _base(run)
     if _is_adapter(run):
         plain = (
@@ -169,6 +181,7 @@ def _use(run: RunFolder) -> str:
 
 def _limits(run: RunFolder) -> str:
     said = ["Its figures hold for rows like those it was evaluated on."]
+    # a reader should see what much simpler means reach
     low = [one["name"] for one in run.baselines if _beats(one, run)]
     if low:
         said.append(f"Not shown to be better than: {', '.join(map(str, low))}.")

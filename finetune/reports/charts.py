@@ -26,9 +26,11 @@ from matplotlib.ticker import MaxNLocator
 INK, FAINT, FIRST, SECOND, THIRD = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
 THEME = {INK: "ink", FAINT: "faint", FIRST: "first", SECOND: "second", THIRD: "third"}
 STYLE = {
+    # letters stay text, which can be searched, copied and read aloud
     "svg.fonttype": "none", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": FAINT,
     "xtick.color": INK, "ytick.color": INK, "axes.titlecolor": INK, "axes.spines.top": False,
+    # ids inside a drawing follow from this and not from chance: the same figures give the same file
     "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "charts",
     "text.parse_math": False,  # a label may hold dollar signs
     "axes.prop_cycle": cycler(color=[FIRST, SECOND, THIRD, FAINT]),
@@ -40,10 +42,13 @@ def as_svg(figure: Figure, said: str) -> str:
     out = io.StringIO()
     with warnings.catch_warnings():  # the browser has the letters that matplotlib's own font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        # without a date, for the same reason
         figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     text = out.getvalue()
+    # the XML head and document type have no place inside HTML
     text = text[text.index("<svg") :]
     for colour, name in THEME.items():
+        # matplotlib writes colours in small letters
         text = re.sub(re.escape(colour), f"var(--{name})", text, flags=re.IGNORECASE)
     # a width of its own would burst a telephone; the view box keeps the proportions
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
@@ -68,6 +73,7 @@ def curves(
         for name, (x, y) in lines.items():
             axes.plot(x, y, label=name, linewidth=1.6, marker="o" if name in marked else None, markersize=4)
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        # steps are whole numbers, and matplotlib would put halves between them
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25, color=FAINT)
         if len(lines) > 1:
@@ -82,7 +88,9 @@ def dots(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 0.6 + 0.3 * len(rows)))
         axes = figure.subplots()
+        # from top to bottom, while the axis counts from below
         for place, (_, value, bounds) in enumerate(reversed(rows)):
+            # a bound may lie past its value by a rounding, and matplotlib refuses negative lengths
             error = None if bounds is None else [[max(value - bounds[0], 0)], [max(bounds[1] - value, 0)]]
             axes.errorbar(value, place, xerr=error, fmt="o", color=FIRST, ecolor=FAINT, capsize=3)
             axes.annotate(
@@ -99,6 +107,7 @@ def dots(
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     """Counts, shaded by the share of each gold class."""
     counts = np.asarray(matrix)
+    # a class that no row has would be divided by 0
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = min(2 + 0.45 * len(labels), 7)
     with matplotlib.rc_context(STYLE):
@@ -114,6 +123,7 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
             axes.text(j, i, str(count), ha="center", va="center", fontsize=9 if len(labels) < 9 else 6)
         places = range(len(labels))
         axes.set(xticks=places, yticks=places, xlabel="predicted", ylabel="gold")
+        # turned, so that the first class stands on top as in the table
         axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(labels) - 0.5, -0.5))
         turned = {"rotation": 45, "ha": "right"} if len(labels) > 3 else {}
         axes.set_xticklabels([_cut(name, 18) for name in labels], **turned)
@@ -130,11 +140,13 @@ def reliability_chart(bins: Sequence[dict[str, float]]) -> str:
         figure = Figure(figsize=(3.4, 3))
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1)
+        # the largest bin is the measure for the others' dots
         most = max(one["rows"] for one in bins)
         axes.plot(
             [one["confidence"] for one in bins], [one["right"] for one in bins], color=FIRST, linewidth=1
         )
         for one in bins:
+            # an area, and never so small that it can't be seen
             size = 20 + 120 * one["rows"] / most
             axes.scatter(one["confidence"], one["right"], s=size, color=FIRST, alpha=0.8, lw=0)
         axes.set(xlabel="stated probability", ylabel="share right", xlim=(0, 1.03), ylim=(0, 1.03))
@@ -146,6 +158,7 @@ def histogram(values: Sequence[float], xlabel: str, limit: float | None = None) 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 2.2))
         axes = figure.subplots()
+        # no more bars than sizes there are
         axes.hist(values, bins=min(40, max(len(set(values)), 1)), color=FIRST, alpha=0.8)
         if limit is not None:
             axes.axvline(limit, color=SECOND, linestyle="--", linewidth=1)
@@ -156,9 +169,11 @@ def histogram(values: Sequence[float], xlabel: str, limit: float | None = None) 
 def panels(series: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: str) -> str:
     """One small chart a name, side by side, each with a scale of its own."""
     columns = min(len(series), 3)
+    # rounded up
     rows = -(-len(series) // columns)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.7 * columns, 1.9 * rows), layout="constrained")
+        # one chart alone comes without an array around it
         cells = np.atleast_1d(figure.subplots(rows, columns)).reshape(-1)
         for axes, (name, (x, y)) in zip(cells, series.items(), strict=False):
             axes.plot(x, y, linewidth=1.4)
@@ -166,6 +181,7 @@ def panels(series: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: s
             axes.set_xlabel(xlabel, fontsize=8)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
             axes.grid(alpha=0.25, color=FAINT)
+        # cells that are left over in the last row
         for axes in cells[len(series) :]:
             axes.set_visible(False)
         return as_svg(figure, f"{', '.join(series)} over {xlabel}")
@@ -188,6 +204,7 @@ def learning_curves(
         lines: name → (number, value, its interval), ascending.
         flat: names that are drawn straight across, at their one value.
     """
+    # colours of each dash before the next dash: neighbours differ in colour
     styles = [(colour, dash) for dash in ("-", "--", ":") for colour in (FIRST, SECOND, THIRD, INK)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 4.8))
@@ -200,7 +217,9 @@ def learning_curves(
                 axes.axhline(value, color=FAINT, linestyle="--", linewidth=1)
             else:
                 x, y = [n for n, *_ in line], [v for _, v, _ in line]
+                # matplotlib takes the two lengths of all bars as two rows: [2, points]
                 bars = np.array([[max(v - low, 0), max(high - v, 0)] for _, v, (low, high) in line]).T
+                # a share and no length, since the axis is logarithmic
                 shift = 1 + 0.02 * (place - len(lines) / 2)  # bars beside each other, not on each other
                 axes.errorbar(
                     np.array(x) * shift, y, yerr=bars, color=colour, linestyle=dash, linewidth=1.4,
@@ -210,11 +229,14 @@ def learning_curves(
             ends.append((value, name, FAINT if name in flat else colour))
         axes.set_xscale("log")
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        # ways without a curve alone have no sizes
         if sizes:
+            # the numbers that were tried, in place of powers of ten
             axes.set_xticks(sizes, [str(n) for n in sizes])
             axes.set_xlim(sizes[0] / 1.25, sizes[-1] * 1.15)
         axes.minorticks_off()
         axes.grid(alpha=0.2, color=FAINT)
+        # after all lines are drawn: the scale is known now
         low, high = axes.get_ylim()
         for (value, name, colour), height in zip(*_apart(sorted(ends), 0.048 * (high - low)), strict=True):
             axes.annotate(
@@ -231,6 +253,8 @@ def _apart(
     were."""
     heights: list[float] = []
     for value, *_ in ends:
+        # pushed up by those below, and only as far as they need
         heights.append(max(value, heights[-1] + least) if heights else value)
+    # then all moved down by what they rose in the mean, so that they stand about where they belong
     over = sum(h - e[0] for h, e in zip(heights, ends, strict=True)) / max(len(ends), 1)
     return ends, [height - over for height in heights]

@@ -28,6 +28,7 @@ class CompareArguments:
             "method's own defaults."
         },
     )
+    # JSON, since a value may be a mapping of its own
     learning_rates: str | None = field(
         default=None,
         metadata={
@@ -48,6 +49,7 @@ class CompareArguments:
                 given = json.loads(vars(self)[flag] or "{}")
             except json.JSONDecodeError as error:
                 raise InputError(f"--{flag} is no JSON ({error}); wanted a mapping by method") from error
+            # a typing error would leave a method at its defaults without a word
             strange = set(given) - set(self.methods)
             if strange:
                 raise InputError(
@@ -72,6 +74,7 @@ def comparison_row(method: str, run: dict[str, Any], assessment: dict[str, Any])
         "macro_f1": assessment["macro_f1"],
         "loss": assessment["loss"],
         "trainable": run["trainable"],
+        # share and seconds are the run's own; quality is the assessment's
         "share": run["trainable"] / run["parameters"],
         "seconds": run["seconds"],
         "memory_mb": run["peak_memory_mb"],
@@ -98,9 +101,11 @@ def write_recipe(path: Path, options: dict[str, Any], finished: bool) -> None:
     Raises:
         InputError: its run is finished and had other options: two experiments would stand in one table.
     """
+    # of a run that isn't finished the recipe may be written anew
     before = yaml.safe_load(path.read_text(encoding="utf-8")) if finished and path.is_file() else options
     differing = [name for name in options if before.get(name) != options[name]]
     if differing:
+        # five at most: the whole would hide them
         said = "; ".join(
             f"{name}: {before.get(name)!r} there, {options[name]!r} now" for name in differing[:5]
         )

@@ -20,6 +20,7 @@ def export_lines(exports: Sequence[Any], samples: int = SAMPLES) -> list[dict[st
         exports: `formats.measured.Export`s; the first is the reference.
     """
     whole, lines = exports[0], []
+    # the same resampled rows for all formats, so that their differences are paired
     drawn = draws(len(whole.right.counts), samples, 0)
     for one in exports:
         found = compare(whole.right, one.right, drawn)
@@ -33,6 +34,7 @@ def export_lines(exports: Sequence[Any], samples: int = SAMPLES) -> list[dict[st
                 "accuracy": one.right.value,
                 "interval": list(one.right.interval(drawn)),
                 "nats": one.nats,
+                # a format may be as often right on other rows: accuracy alone would hide it
                 "changed": int((one.said != whole.said).sum()),
                 "predictions": len(one.said),
                 "drop": found.difference,
@@ -58,6 +60,7 @@ def as_table(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "accuracy (95 %)": with_interval(line["accuracy"], line["interval"]),
             "loss": f"{line['nats']:.3f}",
             "changed": f"{line['changed']} of {line['predictions']}",
+            # the first is compared with nothing
             f"against {first}": _verdict(line) if place else "",
         }
         for place, line in enumerate(lines)
@@ -66,6 +69,7 @@ def as_table(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _verdict(line: dict[str, Any]) -> str:
     """`-0.012, p = 0.03 (McNemar, exact)`."""
+    # a drop is said as the change that it is
     return f"{-line['drop']:+.4f}, p = {line['p']:.2g} ({line['test']})"
 
 
@@ -75,6 +79,7 @@ def beyond(
     """Whether a format drops more than it may; each that does is said."""
     if tolerance is None:
         return False
+    # a bound that is met exactly is not missed by a rounding
     missed = [line for line in lines if line["drop"] > tolerance + 1e-12]
     for line in missed:
         low, high = line["drop_interval"]

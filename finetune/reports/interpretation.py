@@ -19,12 +19,15 @@ from finetune.reports.blocks import Chart, cut_text
 from finetune.reports.charts import STYLE, as_svg
 
 # from nothing to full of one blue: seen on white and on black, as the page may be either
+# the same colour throughout, and nothing but its opacity grows
 SHADES = LinearSegmentedColormap.from_list("shades", [(0.12, 0.44, 0.70, 0.0), (0.12, 0.44, 0.70, 1.0)])
 SIGNED = LinearSegmentedColormap.from_list(
+    # see-through in the middle: nothing for 0, one colour for each sign
     "signed",
     [(0.77, 0.34, 0.17, 1.0), (0.77, 0.34, 0.17, 0.0), (0.12, 0.44, 0.70, 0.0), (0.12, 0.44, 0.70, 1.0)],
 )
 COLOURS = ("#1f6fb2", "#c4572b", "#2f8f6b", "#8a5fb0", "#b58a1f", "#4fa3a5", "#b0527a", "#7a7a7a")
+# fixed colours, since a file has no theme to follow
 ON_PAPER = {
     **STYLE, "text.color": "black", "axes.labelcolor": "black", "axes.edgecolor": "0.6",
     "xtick.color": "black", "ytick.color": "black", "axes.titlecolor": "black",
@@ -47,11 +50,13 @@ def drawn(name: str, size: tuple[float, float], caption: str, draw: Callable[[Fi
         figure = Figure(figsize=size)  # cut to what is drawn, which costs less than a layout that is solved
         draw(figure)
         svg = as_svg(figure, caption)
+    # a font that lacks a letter is no news: the page's browser has it
     with rc_context(ON_PAPER), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         figure = Figure(figsize=size)
         draw(figure)
         out = io.BytesIO()
+        # without the program's version, so that equal drawings are equal files
         figure.savefig(
             out, format="png", dpi=150, facecolor="white", bbox_inches="tight", metadata={"Software": None}
         )
@@ -64,6 +69,7 @@ def heads_of_a_layer(
     """One square a head, [heads, queries, keys]; the darker, the more weight. Words stand beside few of
     them."""
     columns = min(len(maps), 4)
+    # rounded up
     rows = -(-len(maps) // columns)
     side = 2.4 if max(len(keys), len(queries)) <= 24 else 2.0
 
@@ -71,13 +77,16 @@ def heads_of_a_layer(
         figure.subplots_adjust(wspace=0.15, hspace=0.25)
         cells = figure.subplots(rows, columns, squeeze=False).reshape(-1)
         for head, axes in enumerate(cells):
+            # the last row may have fewer heads than columns
             if head >= len(maps):
                 axes.set_visible(False)
                 continue
+            # each head by its own largest weight; a head of zeros would divide by 0
             axes.imshow(
                 maps[head], cmap=SHADES, vmin=0, vmax=max(float(maps[head].max()), 1e-9), aspect="auto"
             )
             axes.set_title(f"head {head}", fontsize=8)
+            # words at the outer squares alone, or they would stand on their neighbours
             _words(
                 axes, keys if head >= len(maps) - columns else None, queries if head % columns == 0 else None
             )
@@ -95,6 +104,7 @@ def one_map(
         axes = figure.subplots()
         axes.imshow(weights, cmap=SHADES, vmin=0, vmax=max(float(weights.max()), 1e-9), aspect="auto")
         _words(axes, keys, queries)
+        # beyond twelve by twelve numbers would run into each other
         if weights.size <= 144:
             for (i, j), value in np.ndenumerate(weights):
                 axes.text(j, i, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=6)
@@ -109,6 +119,7 @@ def over_picture(name: str, picture: np.ndarray, heat: np.ndarray, caption: str)
         left, right = figure.subplots(1, 2)
         extent = (0, picture.shape[1], picture.shape[0], 0)
         left.imshow(picture, extent=extent)
+        # grey and pale, so that the heat is the only colour
         right.imshow(picture.mean(-1), cmap="gray", extent=extent, alpha=0.45)
         right.imshow(heat, cmap=SHADES, extent=extent, vmin=0, vmax=max(float(heat.max()), 1e-9), alpha=0.9)
         for axes in (left, right):
@@ -123,6 +134,7 @@ def matrices(name: str, views: Sequence[tuple[str, np.ndarray]], caption: str) -
     def draw(figure: Figure) -> None:
         cells = figure.subplots(1, len(views), squeeze=False)[0]
         for axes, (title, matrix) in zip(cells, views, strict=True):
+            # both signs by the same scale, so that 0 is in the middle
             most = max(float(np.abs(matrix).max()), 1e-9)
             axes.imshow(matrix, cmap=SIGNED, vmin=-most, vmax=most, aspect="auto")
             axes.set_title(title, fontsize=8)
@@ -139,15 +151,18 @@ def scatter(
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for place, kind in enumerate(kinds or [""]):
+            # the colour of a label is its place among all of them
             chosen = [i for i in range(len(points)) if not kinds or (labels or [])[i] == kind]
             axes.scatter(
                 *points[chosen].T, s=14, lw=0, alpha=0.8, color=COLOURS[place % len(COLOURS)], label=kind
             )
+        # more words than that would cover the points
         if len(points) <= 30:
             for (x, y), word in zip(points, words, strict=True):
                 axes.annotate(
                     cut_text(word, 24), (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points"
                 )
+        # colours begin again beyond these, and a legend would mislead
         if 1 < len(kinds) <= len(COLOURS):
             axes.legend(fontsize=8)
         axes.set(xlabel="first", ylabel="second")
@@ -172,6 +187,7 @@ def fading(name: str, norms: np.ndarray, caption: str) -> Picture:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
+        # a logarithm has no 0; what vanished entirely stands at the bottom
         axes.plot(np.arange(len(norms)), np.maximum(norms[::-1], 1e-30), color=COLOURS[0], linewidth=1.6)
         axes.set(xlabel="places before the last one", ylabel="norm of the gradient", yscale="log")
         for scale in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
@@ -187,6 +203,7 @@ def _words(axes: object, keys: Sequence[str] | None, queries: Sequence[str] | No
     """Words along the sides, every so many of them where they are more than fit."""
     for words, put in ((keys, "x"), (queries, "y")):
         shown = words or []
+        # every so manieth, with forty at most
         every = -(-len(shown) // 40) or 1
         places = range(0, len(shown), every)
         texts = [cut_text(shown[place], 14) for place in places]

@@ -49,6 +49,7 @@ class LadderPoint:
     grows: bool = True
 
 
+# one row of the unseen rows for each draw
 @dataclass(frozen=True)
 class Cell:
     """All draws of one way at one number of labels.
@@ -74,6 +75,7 @@ class Cell:
     def mean(self, name: str) -> float | None:
         """Of a cost over draws; None where one doesn't know it."""
         values = [getattr(point, name) for point in self.points]
+        # one draw that doesn't know it would make the mean one of the others
         return None if None in values else float(np.mean(values))
 
 
@@ -114,6 +116,7 @@ class LadderPage:
     @cached_property
     def last(self) -> list[Cell]:
         """Each way at the most labels that it was tried with, the best first."""
+        # the last of each way, since cells come by rising labels
         furthest = {cell.way: cell for cell in self.cells}
         return sorted(furthest.values(), key=lambda cell: -cell.accuracy)
 
@@ -129,11 +132,13 @@ class LadderPage:
         pairs = [("all labels", self.last[0], other) for other in self.last[1:]]
         sizes = sorted({cell.labels for cell in self.cells if cell.points[0].grows})
         for size in sizes:
+            # those that learn at this number, and those that can be had without more labels
             there = [c for c in self.cells if c.labels == size and c.points[0].grows]
             there += [c for c in self.cells if not c.points[0].grows and c.labels <= size]
             best = max(there, key=lambda cell: cell.accuracy)
             pairs += [(f"{size} labels", best, other) for other in there if other is not best]
         found = [
+            # by row the mean over draws: rows are what is resampled, draws are not paired
             compare(*(mean_of(cell.scores.mean(axis=0)) for cell in (best, other)), self.drawn)
             for _, best, other in pairs
         ]

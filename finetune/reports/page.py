@@ -76,21 +76,25 @@ def leave_behind(folder: str | Path) -> None:
     """
     try:
         write_page(folder)
+        # the user may have written into it since
         if not (Path(folder) / CARD).is_file():
             write_card(folder)
     except Exception:  # whatever it is, the weights are saved and the run is finished
         logger.exception("The run is finished, but its page could not be made; `finetune report` tries again")
 
 
+# the loader reads beside this file, wherever the package lies
 def _render(**values: Any) -> str:
     # autoescape holds for labels and texts of any origin: what a data set says is shown, never run
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        # a name that is misspelt in the template is an error and no empty page
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.globals |= {"csv": comma_separated, "latex": latex}
+    # StrictUndefined wants every name, and each page has others
     defaults: dict[str, Any] = {"runs": [], "list": [], "refresh": None}
     return environment.get_template("page.html").render(defaults | values)

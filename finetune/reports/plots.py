@@ -22,6 +22,7 @@ def draw_assessment(figures: dict[str, Any], path: Path) -> None:
     are many).
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(1, 1.2))
+    # a loss is on another scale
     names = [name for name in figures["intervals"] if name != "loss"]
     for place, name in enumerate(names):
         low, high = figures["intervals"][name]
@@ -34,19 +35,23 @@ def draw_assessment(figures: dict[str, Any], path: Path) -> None:
         ylim=(-0.6, len(names) - 0.4),
         title=f"{figures['rows']} rows, 95 % intervals",
     )
+    # more squares than that can't be read
     if len(figures["labels"]) <= 12:
         _confusion(right, np.asarray(figures["confusion"]), figures["labels"])
     else:
         _worst_classes(right, figures["per_class"])
     fig.tight_layout()
     fig.savefig(path)
+    # pyplot keeps every figure until it is closed
     plt.close(fig)
 
 
 def _confusion(axes: Any, matrix: np.ndarray, labels: Sequence[str]) -> None:
+    # a class without rows
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(matrix):
+        # on a dark square black can't be read
         axes.text(j, i, str(count), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
     places = range(len(labels))
     axes.set(xticks=places, yticks=places, xlabel="predicted", ylabel="gold", title="confusion")
@@ -58,8 +63,10 @@ def _confusion(axes: Any, matrix: np.ndarray, labels: Sequence[str]) -> None:
 
 
 def _worst_classes(axes: Any, per_class: dict[str, dict[str, float]], shown: int = 20) -> None:
+    # the weakest, which one would mend first
     worst = sorted(per_class, key=lambda name: per_class[name]["f1"])[:shown]
     axes.barh(worst, [per_class[name]["f1"] for name in worst], color=INK)
+    # the worst on top
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="F1", title=f"the {len(worst)} weakest of {len(per_class)} classes")
     axes.tick_params(axis="y", labelsize=6)
@@ -76,6 +83,7 @@ def draw_comparison(rows: Sequence[dict[str, Any]], path: Path, figure: str = "a
         ("seconds", "training seconds", False),
         ("memory_mb", "peak memory, MB", False),
     )
+    # one scale for all three: points of one method stand at one height
     fig, panels = plt.subplots(1, 3, figsize=(12, 4), sharey=True)
     for panel, (key, label, logarithmic) in zip(panels, axes_of, strict=True):
         for index, row in enumerate(rows):
@@ -93,6 +101,7 @@ def draw_comparison(rows: Sequence[dict[str, Any]], path: Path, figure: str = "a
                 row["method"],
                 (row[key], value),
                 textcoords="offset points",
+                # up and down in turns, since methods of like cost lie beside each other
                 xytext=(5, 4 if index % 2 else -10),
                 fontsize=7,
             )

@@ -63,12 +63,14 @@ class RunFolder:
 
     @cached_property
     def baselines(self) -> list[dict[str, Any]]:
+        # a file of another form is as good as none
         found = _json(self.path / "baselines.json")
         return found if isinstance(found, list) else []
 
     @cached_property
     def measure(self) -> str:
         """The figure that baselines are compared by."""
+        # the figure that all of them have
         return next((name for name in ("accuracy", "mse") if all(name in one for one in self.baselines)), "")
 
     @cached_property
@@ -92,6 +94,7 @@ class RunFolder:
     @cached_property
     def assessments(self) -> dict[str, dict[str, Any]]:
         """Figures on further rows, by the name of their folder."""
+        # sorted: the order of files in a folder is the file system's
         found = sorted((self.path / "assessments").glob("*/metrics.json"))
         return {file.parent.name: _mapping(file) for file in found}
 
@@ -118,6 +121,7 @@ class RunFolder:
     @property
     def kind(self) -> str:
         """What left the folder: study, ppo, objective's or task's name."""
+        # a study may be told by its report alone
         if self.findings or (self.path / "report.md").is_file():
             return "study"
         return str(self.options.get("objective") or self.options.get("task") or "run")
@@ -125,6 +129,7 @@ class RunFolder:
     @property
     def title(self) -> str:
         """`classification · lora · minilm · imdb`, as far as the options say."""
+        # made anew, a model has the name of its configuration
         model = "from_config" if self.options.get("from_config") else "model_name_or_path"
         names = ("method", model, "dataset_name")
         parts = [self.kind, *(self.options.get(name) for name in names)]
@@ -140,6 +145,7 @@ def read_run(folder: str | Path) -> RunFolder:
     path = Path(folder)
     if not path.is_dir():
         raise InputError(f"{path} is no folder; wanted the --output_dir of a run")
+    # anything else may hold a file of one of the other names
     if not any((path / name).is_file() for name in KNOWN):
         raise InputError(f"{path} holds none of {', '.join(KNOWN)}; wanted the --output_dir of a run")
     return RunFolder(path, _yaml(path / "arguments.yaml"))
@@ -155,6 +161,7 @@ def find_runs(root: str | Path) -> list[RunFolder]:
     if not top.is_dir():
         raise InputError(f"{top} is no folder; wanted one that holds runs")
     found: list[Path] = []
+    # outer folders first, so that the runs inside them can be left out
     for file in sorted(top.rglob("*"), key=lambda path: len(path.parts)):
         if file.name in KNOWN and not any(file.is_relative_to(run) for run in found):
             found.append(file.parent)
@@ -162,12 +169,14 @@ def find_runs(root: str | Path) -> list[RunFolder]:
 
 
 def _changed(folder: Path) -> float:
+    # of the files that are written while it goes on
     return max(file.stat().st_mtime for name in KNOWN if (file := folder / name).is_file())
 
 
 def _short(value: Any) -> str:
     """A name as people say it: of a path its last part, so that no page tells of somebody's home."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    # of a path that begins at the root, and not of a hub name with a slash in it
     return Path(text).name if "/" in text and Path(text).is_absolute() else text
 
 
@@ -190,6 +199,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
+    # up to the last line's end
     whole = text[: text.rfind("\n") + 1]
     try:
         return [json.loads(line) for line in whole.split("\n") if line.strip()]
@@ -202,6 +212,7 @@ def _yaml(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # torn or written by hand: the user has to look at it
     except yaml.YAMLError as error:
         raise InputError(f"{path} is no YAML ({error})") from error
     return found if isinstance(found, dict) else {}

@@ -33,6 +33,7 @@ def sections_of(run: RunFolder) -> list[Section]:
     makers = (_figures, _privacy, _learning, _confusion, _trust, _rows, _data, _options, _environment)
     if run.kind == "study":
         return study_sections(run)
+    # each maker is a generator, so that one that has nothing to say yields nothing
     made = [Section(title, list(blocks)) for maker in makers for title, blocks in [maker(run)]]
     # alignment's own story stands right behind the figures
     return [section for section in [*made[:1], *alignment_sections(run), *made[1:]] if section.blocks]
@@ -41,9 +42,11 @@ def sections_of(run: RunFolder) -> list[Section]:
 def headline(run: RunFolder) -> str:
     """One sentence: the figure that counts, with its interval."""
     if not run.is_finished:
+        # lines of the whole training have no step
         done = [line for line in run.history if "step" in line]
         return f"Not finished: step {done[-1]['step']}." if done else "Not finished."
     intervals = run.metrics.get("intervals", {})
+    # the first with an interval is the task's own figure
     for name, bounds in intervals.items():
         if name != "loss" and isinstance(run.metrics.get(name), (int, float)):
             return f"{name.replace('_', ' ')} {with_interval(run.metrics[name], bounds)}"
@@ -56,6 +59,7 @@ def headline(run: RunFolder) -> str:
 def _figures(run: RunFolder) -> tuple[str, Iterator[Any]]:
     def blocks() -> Iterator[Any]:
         intervals = run.metrics.get("intervals", {})
+        # floats with names of quality: times and memory stand in the last section
         plain = {k: v for k, v in run.metrics.items() if isinstance(v, float) and _is_figure(k)}
         rows = [
             {
@@ -67,6 +71,7 @@ def _figures(run: RunFolder) -> tuple[str, Iterator[Any]]:
         if rows:
             raw = [{"figure": k, "value": v, **_bounds(intervals.get(k))} for k, v in plain.items()]
             yield Table(rows, "On the evaluation rows of the run.", raw)
+        # figures that both have can be compared
         if run.baselines and run.measure in run.metrics:
             measure = run.measure
             own = ("this run", run.metrics[measure], intervals.get(measure))
@@ -101,6 +106,7 @@ def _assessed(name: str, figures: dict[str, Any]) -> Table:
 
 
 def _is_figure(name: str) -> bool:
+    # costs, in the names that transformers and this project give them
     return not name.endswith(("runtime", "_per_second", "seconds", "epochs", "_time", "_mb", "_kwh"))
 
 
@@ -122,6 +128,7 @@ def _learning(run: RunFolder) -> tuple[str, Iterator[Any]]:
             yield Chart(
                 charts.curves(losses, "step", "loss", marked=("evaluation",)), "Loss in nats an item."
             )
+        # of the last evaluation: earlier lines may lack some
         names = [k for k in (measured[-1] if measured else {}) if k.startswith("eval_") and _is_figure(k)]
         best = [
             k
@@ -130,8 +137,10 @@ def _learning(run: RunFolder) -> tuple[str, Iterator[Any]]:
         ]
         figures = {
             k.removeprefix("eval_"): ([line["step"] for line in measured], [line.get(k) for line in measured])
+            # three lines at most can be told apart
             for k in best[:3]
         }
+        # one point is no curve
         if figures and len(measured) > 1:
             yield Chart(charts.curves(figures, "step", "figure", marked=tuple(figures)))
         further = {
@@ -141,6 +150,7 @@ def _learning(run: RunFolder) -> tuple[str, Iterator[Any]]:
             )
             for title, key in (("gradient norm", "grad_norm"), ("learning rate", "learning_rate"))
         }
+        # a line of a single point can't be seen
         further = {name: points for name, points in further.items() if len(points[0]) > 1}
         if further:
             yield Chart(charts.panels(further, "step"))
@@ -152,9 +162,11 @@ def _confusion(run: RunFolder) -> tuple[str, Iterator[Any]]:
     def blocks() -> Iterator[Any]:
         rows = [one for one in run.predictions if isinstance(one.get("gold"), str)]
         labels = run.labels
+        # with more classes the squares would be too small to be read
         if not rows or not 1 < len(labels) <= 40:
             return
         place = {name: index for index, name in enumerate(labels)}
+        # predictions of another kind (several labels, unknown ones) have no place in the square
         if not all(one["gold"] in place and one.get("prediction") in place for one in rows):
             return
         counts = [[0] * len(labels) for _ in labels]
@@ -172,8 +184,10 @@ def _stated(run: RunFolder) -> tuple[list[float], list[bool]]:
         for one in run.predictions
         if isinstance(one.get("gold"), (str, int))
         and isinstance(one.get("score"), float)
+        # a score that is a log-probability is no probability
         and 0 <= one["score"] <= 1
     ]
+    # other tasks' scores say something else
     if run.kind not in ("classification", "pairs", "choice"):
         return [], []
     return [one["score"] for one in rows], [one["gold"] == one.get("prediction") for one in rows]
@@ -199,12 +213,14 @@ def _rows(run: RunFolder) -> tuple[str, Iterator[Any]]:
         scored = [one for one in run.predictions if isinstance(one.get("score"), float)]
         wrong = [one for one in scored if one.get("gold") != one.get("prediction")]
         if wrong and run.kind != "regression":
+            # the surest of the wrong: most often a wrong gold label or a class that was misunderstood
             worst = sorted(wrong, key=lambda one: -one["score"])[:SHOWN]
             yield Table([_told(one) for one in worst], "Wrong, and surest of it.")
         if len(scored) > SHOWN and run.kind in ("classification", "pairs", "choice"):
             unsure = sorted(scored, key=lambda one: one["score"])[:SHOWN]
             yield Table([_told(one) for one in unsure], "Least sure.")
         if run.kind == "regression" and scored:
+            # a number is never quite right: the furthest instead
             far = sorted(scored, key=lambda one: -abs(one["gold"] - one["prediction"]))[:SHOWN]
             yield Table([_told(one) for one in far], "Furthest off.")
 
@@ -235,6 +251,7 @@ def _data(run: RunFolder) -> tuple[str, Iterator[Any]]:
         classes = said.get("classes", {})
         if classes:
             every = sum(classes.values()) or 1
+            # of no rows at all, a share is nothing
             rows = [{"class": k, "rows": v, "share": f"{100 * v / every:.1f} %"} for k, v in classes.items()]
             yield Table(rows, "Training rows of each class.")
         if said.get("lengths"):
@@ -246,6 +263,7 @@ def _data(run: RunFolder) -> tuple[str, Iterator[Any]]:
 
 def _options(run: RunFolder) -> tuple[str, Iterator[Any]]:
     def blocks() -> Iterator[Any]:
+        # defaults that switch nothing on would bury what was set
         told = {
             k: v for k, v in run.options.items() if k not in UNTOLD and v not in (None, [], {}, False, "")
         }
@@ -264,11 +282,13 @@ def _environment(run: RunFolder) -> tuple[str, Iterator[Any]]:
             "all weights": run.metrics.get("parameters"),
             "energy, kWh (codecarbon)": run.metrics.get("energy_kwh"),
         }
+        # large numbers whole, small ones by their digits
         rows = [
             {"what": k, "how much": f"{v:,.4g}" if v < 100 else f"{v:,.0f}"} for k, v in cost.items() if v
         ]
         if rows:
             yield Table(rows, "What it cost.")
+        # the command has a place of its own, where it can be copied
         told = {k: v for k, v in run.environment.items() if k != "command"}
         if told:
             yield Table([{"what": k, "value": cut_text(v, 200)} for k, v in told.items()], "Where it ran.")

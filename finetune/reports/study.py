@@ -24,13 +24,16 @@ def study_sections(run: RunFolder) -> list[Section]:
 def _spread(run: RunFolder) -> list[Table | Chart | Words]:
     lines = run.table("figures.csv")
     metric = str(run.findings.get("metric", "accuracy"))
+    # F1 has bounds of its own in the file
     low, high = ("f1_low", "f1_high") if metric == "macro_f1" else ("low", "high")
+    # prompts that were refused have no figure
     known = [line for line in lines if _number(line.get(metric)) is not None]
     if not known:
         return []
     best = sorted(known, key=lambda line: -float(line[metric]))
     dots = [(_name(line), float(line[metric]), _bounds(line, low, high)) for line in best[:SHOWN]]
     labels = run.findings.get("labels") or []
+    # guessing is right as often only where accuracy counts
     chance = 1 / len(labels) if labels and metric == "accuracy" else None
     blocks: list[Table | Chart | Words] = [
         Chart(
@@ -52,12 +55,14 @@ def _name(line: dict[str, str]) -> str:
 
 def _bounds(line: dict[str, str], low: str, high: str) -> list[float] | None:
     ends = [_number(line.get(low)), _number(line.get(high))]
+    # both or none: half an interval would be drawn as a whole one
     return None if None in ends else [float(end) for end in ends if end is not None]
 
 
 def _number(text: Any) -> float | None:
     try:
         return float(text)
+    # an empty cell is None in CSV, or no number
     except (TypeError, ValueError):
         return None
 

@@ -18,6 +18,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     heads = [_cell(key) for key in keys]
     cells = [[_cell(row[key]) for key in keys] for row in rows]
     widths = [max(len(head), *(len(line[i]) for line in cells)) for i, head in enumerate(heads)]
+    # a figure with its interval is a text that begins with a digit
     right = [
         all(isinstance(row[key], (int, float)) or str(row[key])[:1].isdigit() for row in rows) for key in keys
     ]
@@ -38,6 +39,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
+    # white space of all kinds is one space, for a line's end would end the row
     return _plain(value).replace("|", "\\|")
 
 
@@ -76,6 +78,7 @@ def assessment_table(figures: dict[str, Any]) -> str:
     """Overall figures, with their intervals where there are any, then those of each class."""
     bounds = figures["intervals"]
     shown = {name: with_interval(figures[name], bounds[name]) for name in bounds}
+    # means over all rows; times are no figures
     plain = (
         n
         for n, v in figures.items()
@@ -93,6 +96,7 @@ def assessment_table(figures: dict[str, Any]) -> str:
     return "\n\n".join([*parts, markdown(classes)] if classes else parts)
 
 
+# a backslash, a tilde and a caret have commands of their own
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     sign: "\\" + sign for sign in "&%$#_{}"
 }
@@ -104,6 +108,7 @@ def latex(rows: Sequence[dict[str, Any]]) -> str:
         return ""
 
     def line(cells: Sequence[Any]) -> str:
+        # sign by sign, so that what one replacement writes isn't replaced again
         return " & ".join("".join(LATEX.get(sign, sign) for sign in _plain(cell)) for cell in cells) + r" \\"
 
     keys = list(rows[0])

@@ -26,7 +26,9 @@ from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import base_named, check_files, check_passport, read_passport
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
+from finetune.models.processors import TEXT
 from finetune.models.pruned import KEPT
+from finetune.tasks.table import TASKS
 
 MODELS: dict[str | None, Any] = {
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -95,9 +97,25 @@ def tokenizer_of(folder: str | Path) -> Any:
         ) from error
 
 
+def want_texts(folder: str | Path) -> None:
+    """An adapter's inputs are texts.
+
+    Raises:
+        InputError: it was trained on pictures, sounds or series.
+    """
+    task = (read_passport(folder) or {}).get("task")
+    row = TASKS.get(str(task))
+    if row is not None and row.reads != TEXT:
+        raise InputError(
+            f"{folder} was trained for '{task}', whose inputs are no texts: pools, merges and exports take "
+            "none such. Ask it by finetune.adapters.load, assess it, or serve it by --runs"
+        )
+
+
 def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
     """Tokenizer and bare base of an adapter, with a head of the right size where its task has one."""
     path, config = Path(folder), check_files(folder)
+    want_texts(path)
     task = config.get("task_type")
     if task not in MODELS:
         raise InputError(

@@ -183,6 +183,8 @@ class Predictor:
             # Rows with an answer that nobody looks at: `encode` is training's own.
             made = [self.shape.row(one, self.labels) for one in inputs]
             rows = Dataset.from_list(made, features=Features(self.shape.features))
+        except InputError:  # of a file, which says more
+            raise
         except (TypeError, ValueError, IndexError, KeyError) as error:
             raise InputError(f"Inputs like {inputs[0]!r:.80}; wanted {self.shape.wanted} for each") from error
         # Tokenising in the same turn: a fast tokenizer keeps its truncation as state.

@@ -23,6 +23,7 @@ TEXTS = (
     "sentence1",
     "sentence_A",
     "tokens",
+    "sequence",
 )
 PAIRS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("premise", "hypothesis"),
 ("question1", "question2"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from finetune.adapters.loading import MODELS, labels_of, quietly
+from finetune.adapters.loading import MODELS, labels_of, quietly, want_texts
 from finetune.adapters.weights import ADAPTER_KINDS, Unmixable, read_adapter
 from finetune.artefacts.passport import WEIGHTS, check_files, check_passport
 from finetune.device import device as here
@@ -163,6 +163,7 @@ class AdapterSet:
 
     def _read_whole(self, folder: Path) -> Ready:
         config = check_files(folder)
+        want_texts(folder)
         if config.get("task_type") not in MODELS:
             raise InputError(
                 f"{folder} is an adapter for the task '{config.get('task_type')}', which a pool can't answer"

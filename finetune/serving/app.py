@@ -183,6 +183,11 @@ def _add_pages(app: FastAPI, served: Served) -> None:
 def _add_own(app: FastAPI, served: Served) -> None:
     @app.post("/v1/classify")
     async def classify(ask: Classify) -> dict[str, Any]:
+        if ask.images is not None:
+            return {"answers": await served.ask_run("image", ask.images, ask.adapter)}
+        if ask.sounds is not None:
+            return {"answers": await served.ask_run("audio", ask.sounds, ask.adapter)}
+        assert ask.texts is not None
         texts = ask.texts if ask.pairs is None else _paired(ask.texts, ask.pairs)
         return {"answers": await served.ask("classify", texts, ask.names(), ask.truncate)}
 

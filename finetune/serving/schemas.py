@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 Texts = Annotated[list[str], Field(min_length=1, max_length=256)]
+Files = Annotated[list[str], Field(min_length=1, max_length=64)]
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=8)]
@@ -41,9 +42,21 @@ class Ask(Strict):
 
 
 class Classify(Ask):
+    texts: Texts | None = None  # type: ignore[assignment]
     pairs: Annotated[list[str], Field(max_length=256)] | None = Field(
         default=None, description="Second texts, one each"
     )
+    images: Files | None = Field(default=None, description="Pictures in base64, for a run of --runs")
+    sounds: Files | None = Field(default=None, description="WAV files in base64, for a run of --runs")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Classify:
+        given = [one for one in ("texts", "images", "sounds") if vars(self)[one] is not None]
+        if len(given) != 1:
+            raise ValueError("wanted one of 'texts', 'images' and 'sounds'")
+        if given != ["texts"] and (self.adapters is not None or self.pairs is not None or self.truncate):
+            raise ValueError("images and sounds take one 'adapter' for all, and nothing beside")
+        return self
 
 
 class Generate(Ask):

@@ -16,6 +16,7 @@ from finetune.pool.registry import BASE
 from finetune.pool.sampling import Sampling
 from finetune.serving.access import AccessArguments, charge
 from finetune.serving.batcher import BatchBudget, Batcher, Busy, Question
+from finetune.serving.finished_runs import FinishedRuns
 from finetune.serving.prometheus import Figures
 from finetune.serving.streaming import WrittenPart
 
@@ -31,6 +32,13 @@ class ServeArguments:
     )
     adapters: list[str] = field(
         default_factory=list, metadata={"help": "Adapters from the start, each as name=folder."}
+    )
+    runs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Finished runs that read pictures or sounds, each as name=folder, for /v1/classify with "
+            "images or sounds."
+        },
     )
     adapters_dir: str | None = field(
         default=None,
@@ -88,6 +96,13 @@ class Served:
             options.max_batch_rows, options.max_batch_tokens, options.gather_ms / 1000, options.max_queue
         )
         self.batcher = Batcher(pool, budget)
+        self.finished = FinishedRuns(options.runs)
+
+    async def ask_run(self, reads: str, contents: list[str], name: str | None) -> list[Any]:
+        """The answer of a finished run to each file, in a batch of their own."""
+        charge(len(contents))
+        answer = asyncio.to_thread(self.finished.classify, reads, contents, name)
+        return await asyncio.wait_for(answer, self.options.timeout_seconds)
 
     async def ask(
         self,

@@ -22,7 +22,7 @@ from finetune.data.questions import Laid
 from finetune.data.sources import DataArguments, Rows, sample
 from finetune.errors import InputError
 from finetune.metrics import classification
-from finetune.metrics.baselines import bag_of_words, majority
+from finetune.metrics.baselines import bag_of_words, composition, majority
 from finetune.metrics.bootstrap import each, macro_f1_interval, mean_figure
 from finetune.tasks.task import Answer, Asked, Examined, shown_texts, softmax
 
@@ -222,7 +222,9 @@ def baselines(found: Examined) -> list[dict[str, Any]]:
     if train is None or gold is None:
         return []
     learnt, asked = (_whole_texts(part, found.columns) for part in parts)
-    made = (majority(gold, train), bag_of_words(learnt, train, asked, gold))
+    words = any(any(sign.isspace() for sign in text) for text in learnt)
+    linear = bag_of_words if words else composition  # sequences of residues have no words
+    made = (majority(gold, train), linear(learnt, train, asked, gold))
     return [one for one in made if one is not None]
 
 

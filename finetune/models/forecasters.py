@@ -102,6 +102,8 @@ def sizes(
         # of a short window an eighth, so that there are several patches to look at
         length = min(PATCH, max(1, context // 8))
         entries |= {"patch_length": length, "patch_stride": max(1, length // 2)}
+    if horizon and "pooling_type" in known:
+        entries["pooling_type"] = None  # the paper's head reads every patch, transformers' default their mean
     return entries
 
 

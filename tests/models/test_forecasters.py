@@ -77,6 +77,17 @@ def test_every_step_of_the_context_may_count_and_gradients_flow(family):
     assert len(trained) > len(list(network.parameters())) / 2
 
 
+def test_patchtst_reads_its_patches_one_by_one():
+    """As in its paper: a head on their mean could not tell what was when."""
+    network, (inputs, labels) = made("patchtst"), batch()
+    assert network.head.projection.in_features == network.model.patchifier.num_patches * 16
+    turned = inputs | {"past_values": inputs["past_values"].flip(1)}
+    with torch.no_grad():
+        assert not torch.allclose(
+            forecast(network, inputs, labels), forecast(network, turned, labels), atol=1e-3
+        )
+
+
 def test_a_decoder_that_would_read_the_future_is_refused():
     config = AutoConfig.for_model("informer")
     config.update(

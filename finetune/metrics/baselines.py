@@ -15,6 +15,7 @@ TOO_MANY = 20_000  # rows; a bag of words learns little more from further ones a
 
 def majority(gold: Sequence[str], train_labels: Sequence[str]) -> dict[str, object]:
     """Accuracy of always saying the commonest class of the training rows, with its 95 % interval."""
+    # Of the training rows: the commonest class of the rows that are scored would be known to nobody.
     commonest = Counter(train_labels).most_common(1)[0][0]
     right = np.array([label == commonest for label in gold])
     return {"name": f"always “{commonest}”", "accuracy": float(right.mean()), "interval": interval(right)}
@@ -65,6 +66,7 @@ def nearest_neighbours(
     """
     from sklearn.neighbors import KNeighborsClassifier
 
+    # Fewer where there are fewer training rows: scikit-learn refuses more neighbours than rows.
     model = KNeighborsClassifier(n_neighbors=min(3, len(train_labels)))
     return _scored("3 nearest neighbours", model, (train_vectors, train_labels), (vectors, gold))
 
@@ -86,6 +88,7 @@ def linear_classes(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    # Standardised, or features of large scale would take all of the regression's regularisation.
     return _scored(name, make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)), train, asked)
 
 
@@ -97,6 +100,7 @@ def _scored(
 ) -> dict[str, object] | None:
     """A model of scikit-learn, learnt and scored; None where the training rows hold one class."""
     vectors, labels = train[0][:TOO_MANY], train[1][:TOO_MANY]
+    # A class that stands alone is no choice, and most of scikit-learn's models refuse it.
     if len(set(labels)) < 2:
         return None
     said = model.fit(vectors, labels).predict(asked[0])
@@ -114,6 +118,7 @@ def fitted_bag_of_words(texts: Sequence[str], labels: Sequence[Any]) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
+    # The default of 100 steps may end before it has converged.
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(max_iter=1000, C=10)
     )

@@ -31,9 +31,13 @@ def block_draws(rows: int, samples: int, seed: int, block: int) -> Array:
     Blocks begin anywhere and go on at the first row behind the last (the circular block bootstrap, Politis &
     Romano 1992); every line adds up to the least multiple of `block` that is no less than `rows`.
     """
+    # A block longer than the series would draw one row twice in a block.
     block = min(block, rows)
+    # Where blocks begin; as many as cover the rows, rounded up.
     begun = np.random.default_rng(seed).multinomial(-(-rows // block), np.full(rows, 1 / rows), size=samples)
+    # Behind the last row the first ones follow, so that all rows are in equally many blocks.
     sums = np.concatenate([begun[:, rows - block + 1 :], begun], axis=1).cumsum(axis=1)
+    # A row is drawn as often as blocks begin at it or up to block - 1 rows before.
     return sums[:, block - 1 :] - np.pad(sums[:, : rows - 1], ((0, 0), (1, 0)))
 
 
@@ -53,6 +57,7 @@ def bootstrap(
     def drawn(size: int, own: int) -> Array:
         return draws(rows, size, own) if block == 1 else block_draws(rows, size, own, block)
 
+    # A seed a part: parts of one seed would all be the same samples.
     sums = [drawn(min(step, samples - start), seed + start) @ counts for start in starts]
     low, high = np.quantile(figure(np.concatenate(sums)), [0.025, 0.975])
     return float(low), float(high)
@@ -61,6 +66,7 @@ def bootstrap(
 def interval(values: Array, samples: int = 2000, seed: int = 0, block: int = 1) -> tuple[float, float]:
     """The interval of the mean of `values` [rows]; see `bootstrap`."""
     each_one = np.asarray(values, dtype=np.float64)
+    # The row itself beside its value: a mean is a quotient of two sums.
     return bootstrap(np.stack([each_one, np.ones_like(each_one)], axis=1), mean_figure, samples, seed, block)
 
 
@@ -88,6 +94,7 @@ def mean_figure(sums: Array) -> Array:
 def f1_figure(sums: Array) -> Array:
     """[samples, 3]: right ones, those said, those there are."""
     both = sums[:, 1] + sums[:, 2]
+    # Neither said nor there: 0 by convention, as scikit-learn has it.
     return np.divide(2 * sums[:, 0], both, out=np.zeros(len(sums)), where=both > 0)
 
 
@@ -100,6 +107,7 @@ def macro_f1(sums: Array) -> Array:
 def correlation(sums: Array) -> Array:
     """[samples, 6]: rows, x, y, xy, xx, yy; 0 where either side is constant."""
     count, x, y, xy, xx, yy = sums.T
+    # By sums alone, so that samples are one matrix product. Rounding may leave a spread just below 0.
     spread = (count * xx - x**2) * (count * yy - y**2)
     return np.divide(
         count * xy - x * y, np.sqrt(np.maximum(spread, 0)), out=np.zeros(len(sums)), where=spread > 0

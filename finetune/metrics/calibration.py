@@ -22,6 +22,7 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
     Raises:
         ValueError: no rows, another number of answers than of confidences, or one outside [0, 1].
     """
+    # Float64, so that the edges of bins are where they are said to be.
     stated, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     if not len(stated) or len(stated) != len(hits):
         raise ValueError(

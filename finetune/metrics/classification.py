@@ -69,6 +69,7 @@ def number_figures(logits: Array, gold: Array, names: Sequence[str] | None = Non
     """Figures of a regression, logits [rows, 1], gold [rows]: correlations (0 where either side is constant)
     and mean errors.
     """
+    # Float64: figures of float32 sums would depend on the order of rows.
     predicted = np.asarray(logits, dtype=np.float64).reshape(len(gold))
     gold = np.asarray(gold, dtype=np.float64)
     return {
@@ -81,6 +82,7 @@ def number_figures(logits: Array, gold: Array, names: Sequence[str] | None = Non
 
 def _correlation(one: Array, other: Array) -> float:
     one, other = one - one.mean(), other - other.mean()
+    # Both constant, or one: no correlation, and no division by 0.
     size = float(np.sqrt((one @ one) * (other @ other)))
     return float(one @ other) / size if size > 0 else 0.0
 
@@ -88,6 +90,7 @@ def _correlation(one: Array, other: Array) -> float:
 def choice_figures(logits: Array, gold: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Accuracy of a choice, logits [rows, choices], gold [rows]; `chance` is what guessing would get."""
     absent = (logits < -1e8) | (logits == -100)  # filled up in a batch, and between batches
+    # A choice that isn't there must not be the likeliest, however low the others are.
     predicted = np.where(absent, -np.inf, logits).argmax(-1)
     return {
         "accuracy": float((predicted == gold).mean()),
@@ -99,6 +102,7 @@ def token_figures(hits: Array, gold: Array, names: Sequence[str] | None = None) 
     """Share of labelled tokens that were the likeliest: hits [rows] (`loss.hits`), gold [rows, time] with
     -100 where none is.
     """
+    # No labelled token at all: 0 and not a division by 0.
     return {"token_accuracy": float(hits.sum() / max((gold != -100).sum(), 1))}
 
 
@@ -119,6 +123,7 @@ def entity_figures(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[s
         nothing to count.
     """
     wanted, said = [list(tags) for tags in gold], [list(tags) for tags in predicted]
+    # seqeval divides by nothing where neither side has an entity.
     if not any(tag.startswith("B-") for tags in wanted + said for tag in tags):
         return {"precision": 0.0, "recall": 0.0, "f1": 0.0, "per_type": {}}
     report = seqeval.classification_report(

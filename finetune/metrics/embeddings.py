@@ -24,8 +24,10 @@ def embedding_figures(vectors: Array, scores: Array, names: Sequence[str] | None
         spearman: rank correlation of cosines and scores, where there are scores.
     """
     units = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    # Float64: squared distances of vectors that nearly agree are differences of near numbers.
     first, second = units[:, 0].astype(np.float64), units[:, 1].astype(np.float64)
     scored = np.isfinite(scores)
+    # Without a score the two texts belong together by being a pair; with one, where it is high.
     together = ~scored | (scores >= ALIKE * np.max(scores, where=scored, initial=0.0))
     distances = ((first - second) ** 2).sum(axis=1)
     figures = {"uniformity": uniformity(first)}
@@ -33,6 +35,7 @@ def embedding_figures(vectors: Array, scores: Array, names: Sequence[str] | None
         figures["alignment"] = float(distances[together].mean())
     if scored.sum() > 1:
         cosines = (first * second).sum(axis=1)[scored]
+        # All cosines alike have no ranks to correlate.
         figures["spearman"] = (
             float(spearmanr(cosines, scores[scored]).statistic) if np.ptp(cosines) > 0 else 0.0
         )
@@ -45,6 +48,8 @@ def uniformity(units: Array, part: int = 512) -> float:
     """
     total, rows = 0.0, len(units)
     for start in range(0, rows, part):
+        # |x - y|² of vectors of length 1 is 2 - 2xy; rounding may leave less than 0.
         squared = np.maximum(2 - 2 * units[start : start + part] @ units.T, 0)
         total += float(np.exp(-2 * squared).sum())
+    # Less each row beside itself, whose exp(0) is 1. All the same: the log of a tiny number, not of 0.
     return float(np.log(max(total - rows, 1e-300) / max(rows * (rows - 1), 1)))

@@ -19,6 +19,7 @@ def forecast_figures(sums: Array, values: int) -> dict[str, float]:
             channels, 2].
         values: numbers of a window that each sum is of, a channel (the horizon).
     """
+    # Each sum is over a horizon; the mean is over all numbers.
     whole = sums.astype(np.float64).sum(axis=(0, 1)) / (sums.shape[0] * sums.shape[1] * values)
     return {"mse": float(whole[0]), "mae": float(whole[1])}
 
@@ -30,6 +31,7 @@ def seasonal_naive(values: Array, origins: Array, horizon: int, season: int) -> 
         values: [time, channels].
         origins: rows that forecasts begin at, [windows]; each has a season before it.
     """
+    # Places in the season before the origin, which comes again as often as the horizon wants.
     back = np.arange(horizon) % season - season
     sums = np.empty((len(origins), values.shape[1], 2))
     for start in range(0, len(origins), 256):  # a few windows at a time, which are copies here

@@ -53,6 +53,7 @@ def load_metric(name: str) -> Any:
     """
     from finetune.metrics.own import OWN
 
+    # Before the hub: a name of this project's own needs no network.
     if name in OWN:
         return OWN[name]()
     import evaluate
@@ -62,6 +63,7 @@ def load_metric(name: str) -> Any:
     if local.exists():
         logger.warning("--metrics %s runs the code of %s", name, local.resolve())
         path = str(local)
+    # Written as a path, it is meant as one; the hub would be asked for a name with dots.
     elif path.startswith((".", "/", "~")):
         raise InputError(f"--metrics {name}: there is no {local}")
     try:
@@ -96,6 +98,7 @@ def with_metrics(figures: Figures | None, names: Sequence[str] | None) -> Figure
         found = dict(figures(answers, labels)) if figures else {}
         for name, module in modules.items():
             for key, value in measure(name, module, answers, labels).items():
+                # Two metrics may both say "accuracy".
                 found[key if key not in found else f"{Path(name).stem}_{key}"] = value
         return found
 
@@ -110,10 +113,12 @@ def measure(
     Raises:
         InputError: it takes none of the forms that the answers can have, or its script fails on them.
     """
+    # A metric of nothing would fail in words of its own.
     if not answers:
         raise InputError(f"--metrics {name}: this run gives no answers to rows that a metric could compare")
     said, wanted = ([answer[key] for answer in answers] for key in ("prediction", "gold"))
     refused = ""
+    # Classes by number first, as most metrics want them; then as they are.
     for form in _forms(labels):
         try:
             batch = {"predictions": [form(one) for one in said], "references": [form(one) for one in wanted]}
@@ -141,6 +146,7 @@ def _forms(labels: Sequence[str] | None) -> Iterator[Callable[[Any], Any]]:
     if labels:
         number = {label: place for place, label in enumerate(labels)}
         yield lambda answer: number[answer]
+        # A KeyError on purpose: this form isn't the answers', and the next one is tried.
         yield (
             lambda answer: [int(label in answer) for label in labels] if _of(answer, number) else number[None]
         )

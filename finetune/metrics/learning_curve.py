@@ -41,6 +41,7 @@ def resampled_means(scores: Array, samples: int, seed: int) -> Array:
     rows = np.random.default_rng(seed).multinomial(
         scores.shape[1], np.full(scores.shape[1], 1 / scores.shape[1]), size=samples
     )
+    # Another stream than the rows', or both draws would go together.
     seeds = np.random.default_rng((seed, scores.shape[0])).multinomial(
         scores.shape[0], np.full(scores.shape[0], 1 / scores.shape[0]), size=samples
     )
@@ -63,6 +64,7 @@ def power_law(sizes: Array, errors: Array) -> tuple[float, float]:
     x, y = np.log(np.asarray(sizes, dtype=float)), np.log(np.asarray(errors, dtype=float))
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
     b = max(-slope, 0.0)
+    # By the mean point, through which the line goes also where its slope was raised to 0.
     return float(np.exp(y.mean() + b * x.mean())), b
 
 
@@ -75,14 +77,17 @@ def outlook(scores: Mapping[int, Array], more: int, samples: int = 1000, seed: i
     sizes = sorted(scores)
     if len(sizes) < LEAST_SIZES:
         return None
+    # The same test rows at every size.
     rows = scores[sizes[0]].shape[1]
     # no error seen in so many rows is no error below one in twice as many
+    # The same seed at every size, so that a sample's errors are of the same rows.
     errors = np.stack(
         [np.maximum(1 - resampled_means(scores[size], samples, seed), 0.5 / rows) for size in sizes]
     )
     gains, exponents = [], []
     for column in errors.T:
         a, b = power_law(np.array(sizes), column)
+        # What the curve falls between the two numbers of labels.
         gains.append(a * (sizes[-1] ** -b - (sizes[-1] + more) ** -b))
         exponents.append(b)
     low, middle, high = np.quantile(gains, [0.025, 0.5, 0.975])

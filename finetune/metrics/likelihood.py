@@ -35,6 +35,7 @@ def token_likelihood(
     """
     labels = gold[gold != IGNORED]
     counted, most = len(labels), int(np.bincount(labels).max(initial=0))
+    # Float64: a corpus has millions of tokens. With `max`, no label at all gives 0.
     nats, hits = sums.sum(axis=0, dtype=np.float64) / max(counted, 1)
     figures = {
         "perplexity": _exp(nats),
@@ -42,6 +43,7 @@ def token_likelihood(
         "commonest": most / max(counted, 1),
         "tokens": counted,
     }
+    # Per byte and in bits, so that tokenizers of different lengths can be compared.
     return figures | (
         {"bits_per_byte": float(nats * counted / math.log(2) / byte_count)} if byte_count else {}
     )
@@ -56,6 +58,7 @@ def masked_likelihood(sums: Array, gold: Array, names: Sequence[str] | None = No
 
 
 def _exp(value: float) -> float:
+    # Beyond 709 `exp` overflows, and raises in Python.
     return math.exp(value) if value < 700 else math.inf
 
 
@@ -63,4 +66,5 @@ def pair_likelihood(sums: Array, gold: Array, names: Sequence[str] | None = None
     """Figures of masked tokens (see `masked_likelihood`) and `pair_accuracy`; sums [rows, 3], gold [rows, 1 +
     time].
     """
+    # The third sum is of the pair, and the first label its class.
     return masked_likelihood(sums[:, :2], gold[:, 1:]) | {"pair_accuracy": float(sums[:, 2].mean())}

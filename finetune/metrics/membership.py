@@ -21,12 +21,15 @@ def auc(members: Array, others: Array) -> float:
     ordered = np.sort(others)
     below = np.searchsorted(ordered, members, "left")
     upto = np.searchsorted(ordered, members, "right")
+    # Those below and those up to it: the mean of the two counts ties half.
     return float((below + upto).mean() / (2 * len(others)))
 
 
 def true_positives(members: Array, others: Array, rate: float = 0.01) -> float:
     """Share of the members that score above all but a share `rate` of the others."""
+    # A rounding must not take away the last allowed one.
     allowed = math.floor(rate * len(others) + 1e-9)
+    # The strictest threshold that lets no more through.
     threshold = np.sort(others)[len(others) - 1 - allowed]
     return float((members > threshold).mean())
 
@@ -58,11 +61,13 @@ def told_apart(members: Array, others: Array, samples: int = SAMPLES, seed: int 
 def auc_interval(members: Array, others: Array, deviations: float = 1.96) -> tuple[float, float]:
     """The 95 % interval of the AUC, or one of other `deviations` (DeLong et al. 1988, equations 4 to 6)."""
     found, few = auc(members, others), min(len(members), len(others))
+    # A single row has no variance.
     if few < 2:
         return 0.0, 1.0
     of_members = placements(members, others)
     of_others = 1 - placements(others, members)
     variance = of_members.var(ddof=1) / len(members) + of_others.var(ddof=1) / len(others)
+    # No spread seen: with none of n, up to 3 / n could be (rule of three).
     half = max(deviations * math.sqrt(variance), 0.0 if 0 < found < 1 else 3 / few)
     return max(0.0, found - half), min(1.0, found + half)
 
@@ -77,7 +82,9 @@ def placements(values: Array, among: Array) -> Array:
 def logit_of_loss(losses: Array) -> Array:
     """log(p / (1 - p)) of the chance p = exp(-loss), which is nearly normal (Carlini et al. 2022, section
     4)."""
+    # A loss of 0 is a chance of 1, whose logit is infinite.
     kept = np.maximum(losses, 1e-7)
+    # log(1 - exp(-x)) by expm1, which is exact near 0.
     return -kept - np.log(-np.expm1(-kept))
 
 
@@ -98,7 +105,9 @@ def likelihood_ratios(losses: Array, shadows: Array, inside: Array) -> Array:
         count = part.sum(0)
         mean = np.where(part, values, 0.0).sum(0) / count
         spread = np.where(part, (values - mean) ** 2, 0.0)
+        # One degree goes with each row's own mean.
         free = max(int((count - 1).clip(min=0).sum()), 1)
+        # All alike: any deviation will do, since nothing differs.
         deviation = math.sqrt(spread.sum() / free) or 1.0
         score += sign * (-0.5 * ((own - mean) / deviation) ** 2 - math.log(deviation))
     return score
@@ -112,6 +121,7 @@ def least_likely(item_losses: Sequence[Array], share: float = 0.2) -> Array:
         item_losses: nats of each token of each row.
         share: of a row's items; one at least.
     """
+    # At the end of the sorted losses are the largest, which are the least likely; one at least.
     return np.array([-np.sort(one)[-max(1, round(share * len(one))) :].mean() for one in item_losses])
 
 
@@ -122,6 +132,7 @@ def exposure(loss: float, candidates: Array) -> float:
     Args:
         candidates: losses of secrets that were never shown.
     """
+    # 1 is the likeliest; candidates that tie don't come before it.
     rank = 1 + int((candidates < loss).sum())
     return math.log2(len(candidates) + 1) - math.log2(rank)
 
@@ -132,6 +143,7 @@ def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
     for place, item in enumerate(one, 1):
         corner, line[0] = line[0], place
         for column, wanted in enumerate(other, 1):
+            # What stood above and to the left is overwritten just here.
             corner, line[column] = (
                 line[column],
                 min(line[column] + 1, line[column - 1] + 1, corner + (item != wanted)),

@@ -31,8 +31,10 @@ def random_kernels(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    # Each series by itself: level and scale are no shape.
     train, asked = (_unit(values) for values in (train, asked))
     bank = _Bank(train, np.random.default_rng(seed))
+    # Ten strengths, of which the ridge chooses by leaving rows out, without further training.
     model = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(-3, 3, 10)))
     model.fit(bank.features(train), train_labels)
     said = np.concatenate([model.predict(bank.features(part)) for part in _parts(asked)])
@@ -44,10 +46,12 @@ class _Bank:
 
     def __init__(self, train: Array, rng: np.random.Generator) -> None:
         rows, channels, time = train.shape
+        # The widest kernel, 9 places apart, still fits the series.
         most = max(0, int(np.log2(max(1, (time - 1) / 8))))
         steps = np.unique(2 ** np.linspace(0, most, min(32, most + 1) if most else 1)).astype(int)
         self.dilations = np.unique(steps)
         count = max(1, FEATURES // (len(KERNELS) * len(self.dilations)))
+        # Multiples of the golden ratio, which fill (0, 1) evenly however many there are.
         shares = (np.arange(1, count + 1) * (np.sqrt(5) + 1) / 2) % 1  # evenly spread, in no order
         width = len(self.dilations), len(KERNELS)
         sizes = 2 ** rng.uniform(0, np.log2(min(channels, 9) + 1), width)
@@ -56,6 +60,7 @@ class _Bank:
         ]
         self.biases = np.empty((*width, count))
         for place, values in self._responses(train[rng.integers(rows, size=min(rows, 32))]):
+            # Quantiles of one training row's own responses: biases lie where values are.
             self.biases[place] = np.quantile(values[rng.integers(len(values))], shares)
 
     def _responses(self, values: Array):
@@ -66,6 +71,7 @@ class _Bank:
         for first, dilation in enumerate(self.dilations):
             starts = beyond + (np.arange(9) - 4) * dilation
             shifted = np.stack([padded[..., start : start + time] for start in starts])
+            # -1 at all nine and +3 more at three makes 2 there.
             whole = -shifted.sum(axis=0)
             for second, places in enumerate(KERNELS):
                 own = self.chosen[first][second]
@@ -103,11 +109,13 @@ def warped(ones: Array, others: Array, band: float = 1.0) -> Array:
     """
     time, wide = ones.shape[-1], max(1, int(np.ceil(band * ones.shape[-1])))
     far = np.full((len(ones), len(others)), np.inf)
+    # The path begins in the corner: nothing else before the first step costs 0.
     before = [np.zeros_like(far), *[far] * time]
     for i in range(time):
         row = [far] * (time + 1)
         for j in range(max(0, i - wide), min(time, i + wide + 1)):
             cost = ((ones[:, None, :, i] - others[None, :, :, j]) ** 2).sum(axis=-1)
+            # A step on in one, in both or in the other.
             row[j + 1] = cost + np.minimum(np.minimum(before[j], before[j + 1]), row[j])
         before = row
     return before[time]
@@ -115,6 +123,7 @@ def warped(ones: Array, others: Array, band: float = 1.0) -> Array:
 
 def _unit(values: Array) -> Array:
     spread = values.std(axis=-1, keepdims=True)
+    # A constant channel stays at 0.
     return (values - values.mean(axis=-1, keepdims=True)) / np.where(spread > 0, spread, 1)
 
 

@@ -70,6 +70,7 @@ def _bounds(found: Comparison, level: float) -> tuple[float, float]:
         one, other = found.only_first, found.only_second
         many = one + other
         if many == 0:  # what could be there and not have been seen in so many rows
+            # What could be there and not have been seen: the share whose chance of no sight is `level`.
             unseen = 1 - level ** (1 / max(found.rows, 1))
             return -unseen, unseen
         # Clopper and Pearson's interval of the share among rows that one alone has right
@@ -105,6 +106,7 @@ def compare(first: Measure, second: Measure, drawn: np.ndarray) -> Comparison:
     if first.is_mean and second.is_mean:
         each = first.each - second.each
         one, other = int((each > 0).sum()), int((each < 0).sum())
+    # Right or wrong: the exact test needs no normal distribution.
     if first.is_binary and second.is_binary:
         found = Comparison(difference, 0, 0, one, other, mcnemar(one, other), rows=rows)
         return found.at(LEVEL)
@@ -114,6 +116,7 @@ def compare(first: Measure, second: Measure, drawn: np.ndarray) -> Comparison:
         p = float(2 * t.sf(apart, rows - 1)) if rows > 1 else 1.0
     else:
         test, error = "bootstrap", float(np.std(first.values(drawn) - second.values(drawn), ddof=1))
+        # A figure of sums has no score a row; its error is that of the samples, drawn alike for both.
         apart = abs(difference) / error if error > 0 else (np.inf if difference else 0.0)
         p = float(2 * norm.sf(apart))
     return Comparison(difference, 0, 0, one, other, p, test, LEVEL, None, error, rows).at(LEVEL)
@@ -126,9 +129,12 @@ def holm(found: Sequence[Comparison], level: float = LEVEL) -> list[Comparison]:
     made: dict[int, Comparison] = {}
     reached, stopped = 0.0, None
     for rank, index in enumerate(order):
+        # The smallest p against the strictest share; the rest against what is left (Holm).
         share = level / (len(found) - rank)
+        # Once one isn't significant none after it is, whatever its own share says.
         if stopped is None and found[index].p >= share:
             stopped = share
+        # Never below one before: the order of p stays.
         reached = max(reached, min(1.0, found[index].p * (len(found) - rank)))
         made[index] = replace(found[index].at(stopped or share), adjusted=reached)
     return [made[index] for index in range(len(found))]
@@ -142,6 +148,7 @@ def rows_needed(first: Measure, second: Measure, size: float, power: float = 0.8
     1987).
     """
     each = first.each - second.each if first.is_mean and second.is_mean else None
+    # A quarter: the variance of right and wrong where both are as many.
     spread = float(each.var()) if each is not None and len(each) else 0.25
     spread = max(spread, size * (1 - size), 1e-6)  # the difference itself needs rows that differ
     wide = norm.ppf(1 - LEVEL / 2) + norm.ppf(power)

@@ -15,6 +15,7 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 def normalised_answer(text: str) -> str:
     """Lower case, without punctuation and articles, single spaces (Rajpurkar et al. 2016, section 6.1)."""
+    # SQuAD's order: case, punctuation, articles, blanks; another one gives other figures.
     bare = "".join(sign for sign in text.lower() if sign not in PUNCTUATION)
     return " ".join(ARTICLES.sub(" ", bare).split())
 
@@ -44,6 +45,7 @@ def answer_figures(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> d
             over those
         that have one (`f1_answerable`) and over those that have none (`accuracy_unanswerable`).
     """
+    # SQuAD leaves out references that are empty after normalising, and counts none as "".
     references = [[text for text in texts if normalised_answer(text)] or [""] for texts in gold]
     pairs = list(zip(predicted, references, strict=True))
     exact = [max(exact_match(said, text) for text in texts) for said, texts in pairs]
@@ -74,11 +76,13 @@ def best_threshold(
     """
     count = len(margins)
     order = sorted(range(count), key=lambda index: margins[index])
+    # From below: at first every question is left unanswered, and each step answers one more.
     total = float(sum(not has for has in answerable))  # everything left unanswered
     best, threshold = total, (margins[order[0]] - 1.0 if count else 0.0)
     for place, index in enumerate(order):
         total += f1_answered[index] if answerable[index] else -1
         tied = place + 1 < count and margins[order[place + 1]] == margins[index]
+        # Equal margins are answered together or not at all.
         if total > best and not tied:
             best, threshold = total, margins[index]
     return threshold, best / max(count, 1)

@@ -19,6 +19,7 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 @cache
+# Made once: a stemmer and tokenizers take a while.
 def _measures() -> tuple[sacrebleu.BLEU, sacrebleu.CHRF, rouge_scorer.RougeScorer]:
     return (
         sacrebleu.BLEU(),
@@ -45,6 +46,7 @@ def text_figures(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, flo
             f"Got {len(predicted)} texts and {len(gold)} references; wanted as many of both, and one at least"
         )
     bleu, chrf, rouge = _measures()
+    # (reference, text): ROUGE's precision and recall go by the order.
     scores = [rouge.score(reference, text) for text, reference in zip(predicted, gold, strict=True)]
     return {
         **{name: sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE},
@@ -81,6 +83,7 @@ def final_number(text: str) -> float | None:
     """The number behind `####`, else the last number of a text; None where there is none (Cobbe et al. 2021
     mark answers so).
     """
+    # The first number behind the mark; without it the last, which ends a solution mostly.
     marked = text.partition(MARK)[2]
     numbers = NUMBER.findall(marked) if marked else NUMBER.findall(text)[-1:]
     return float(numbers[0].replace(",", "")) if numbers else None
@@ -96,6 +99,7 @@ def word_error_rate(predicted: Sequence[str], gold: Sequence[str]) -> float:
         ValueError: unequal numbers of texts, or no word of reference.
     """
     pairs = [(one.split(), other.split()) for one, other in zip(predicted, gold, strict=True)]
+    # Over all texts: a mean of rates would give a short reference as much weight as a long one.
     words = sum(len(wanted) for _, wanted in pairs)
     if not words:
         raise ValueError("No reference has a word; wanted one at least")
@@ -105,6 +109,7 @@ def word_error_rate(predicted: Sequence[str], gold: Sequence[str]) -> float:
 def edit_distance(one: Sequence[str], other: Sequence[str]) -> int:
     """Fewest insertions, deletions and replacements that make one sequence the other (Levenshtein 1966)."""
     row = list(range(len(other) + 1))
+    # One row of the table at a time; `before` is what stood diagonally above.
     for place, unit in enumerate(one, start=1):
         before, row[0] = row[0], place
         for column, wanted in enumerate(other, start=1):

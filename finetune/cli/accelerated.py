@@ -8,6 +8,7 @@ import sys
 
 def main() -> None:
     """`accelerate launch`, without its own traceback below the verb's message: that one is the reason."""
+    # Late, as everything that takes seconds.
     from accelerate.commands.launch import main as accelerate_launch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -16,8 +17,10 @@ def main() -> None:
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)
     except ChildFailedError as error:
+        # The first that failed: the others were ended because of it.
         _, first = error.get_first_failure()
         print(f"\nerror: process {first.global_rank} ended with status {first.exitcode}", file=sys.stderr)
+        # Ended by a signal, its status is negative, which a shell can't show.
         sys.exit(first.exitcode if first.exitcode > 0 else 1)
 
 

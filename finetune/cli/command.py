@@ -33,11 +33,13 @@ def main() -> None:
     """What `finetune` on the command line does. Errors that the user can mend end it with status 2."""
     try:
         run(sys.argv[1:])
+        # Here and not at exit: a pipe that is closed would raise where nothing catches it.
         sys.stdout.flush()
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `| head` has seen enough; what is still buffered has nowhere to go
+        # Without Python's own flushing at exit, which would write into the closed pipe again.
         os._exit(0)
 
 
@@ -61,6 +63,7 @@ def run(arguments: list[str]) -> None:
         if text is not None:
             print(text)
     elif verb in scripts:
+        # A verb that has a module of its own is imported only now.
         launch(importlib.import_module(f"finetune.scripts.{verb}").main, rest, installed=True)
     else:
         raise InputError(
@@ -85,6 +88,7 @@ def overview() -> str:
 
 def version() -> str:
     """Of the installed distribution."""
+    # In a clone that was not installed there are no metadata.
     try:
         return importlib.metadata.version("finetune-and-prompt")
     except importlib.metadata.PackageNotFoundError:

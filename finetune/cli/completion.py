@@ -30,6 +30,7 @@ def completion(arguments: list[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
+    # Here, since the command imports this module.
     from finetune.cli.command import OTHERS
 
     parser = argparse.ArgumentParser("finetune")
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb, script in verbs().items():
         command = commands.add_parser(verb, help=one_line(script))
         command.add_argument("--config", choices=list(recipes()))
+        # Of all algorithms of a verb: which is meant isn't known while it is typed.
         names = {option.name for place in classes_of(script) for option in options_of(*place)}
         for name in sorted(names):
             command.add_argument(f"--{name}")

@@ -43,6 +43,7 @@ class NotLiteral(Exception):
 def source_of(module: str) -> Path:
     """The file of `module`, found without importing it or its parents."""
     top, *rest = module.split(".")
+    # The top package alone: finding a module below it would import its parents.
     spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"No module named '{top}'")
@@ -65,6 +66,7 @@ def imports_of(tree: ast.AST, module: str, is_package: bool = False) -> dict[str
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
+            # A dot is the package itself, each further one its parent.
             parents = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*parents, *([node.module] if node.module else [])])
             found.update({alias.asname or alias.name: (origin, alias.name) for alias in node.names})
@@ -84,8 +86,10 @@ def classes_of(script: Path, main: str | None = None) -> list[tuple[str, str]]:
     functions = {n.name: n for n in parsed(script).body if isinstance(n, ast.FunctionDef)}
     names = [main] if main else ["main", *_further_mains(script)]
     annotations = [ast.unparse(a.annotation) for n in names for a in functions[n].args.args if a.annotation]
+    # Annotations are text here: classes as `main` names them.
     found = option_classes(script, annotations)
     if main is None:
+        # Verbs that a table leaves some algorithms to, whose options a user may mean.
         found += [one for other in scripts_of(script)[1:] for one in classes_of(other)]
     return list(dict.fromkeys(found))
 
@@ -119,6 +123,7 @@ def description(script: Path) -> str:
 
 def title_of(module: str, name: str) -> str:
     """The first line of a class's docstring; its name where it has none."""
+    # The class itself is the last in its lineage.
     node = list(lineage(module, name).values())[-1]
     return (ast.get_docstring(node) or name).splitlines()[0].rstrip(".")
 
@@ -128,12 +133,14 @@ def options_of(module: str, name: str) -> list[Option]:
     first has its word.
     """
     options: dict[str, Option] = {}
+    # From the oldest ancestor on, so that a subclass overwrites.
     for (origin, _), node in lineage(module, name).items():
         for field in _fields(node):
             if _is_fixed(field):  # a subclass takes the option away
                 options.pop(field.target.id, None)
                 continue
             option = _read_field(field, origin)
+            # A subclass that changes a default alone keeps the help.
             if option.name in options and not option.help:
                 option = replace(option, help=options[option.name].help)
             options[option.name] = option
@@ -149,8 +156,10 @@ def lineage(module: str, name: str) -> dict[tuple[str, str], ast.ClassDef]:
     tree = parsed(path)
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
     if node is None:  # the package only hands the name on
+        # A package's __init__ hands names on from its modules.
         return lineage(*imports_of(tree, module, path.name == "__init__.py")[name])
     found: dict[tuple[str, str], ast.ClassDef] = {}
+    # Right to left, so that the first base has the last word, as in Python.
     for base in reversed(node.bases):
         place = _place_of(base, tree, module, path)
         for key, ancestor in (lineage(*place) if place else {}).items():
@@ -164,6 +173,7 @@ def _fields(node: ast.ClassDef) -> list[Any]:
         for field in node.body
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
+        # Fields with an underscore and class variables are no options.
         and not field.target.id.startswith("_")
         and "ClassVar" not in ast.unparse(field.annotation)
     ]
@@ -183,6 +193,7 @@ def _place_of(base: ast.expr, tree: ast.Module, module: str, path: Path) -> tupl
         return ast.unparse(base.value), base.attr
     if not isinstance(base, ast.Name):
         return None
+    # A class of the same file, before an import of that name.
     if any(isinstance(n, ast.ClassDef) and n.name == base.id for n in tree.body):
         return module, base.id
     return imports_of(tree, module, path.name == "__init__.py").get(base.id)
@@ -192,6 +203,7 @@ def _read_field(field: Any, module: str) -> Option:
     value, text = field.value, ""
     if isinstance(value, ast.Call):
         given = {keyword.arg: keyword.value for keyword in value.keywords}
+        # A factory stands for the list or dictionary that it makes.
         value = given.get("default", given.get("default_factory"))
         if isinstance(given.get("metadata"), ast.Dict):
             text = _help_in(given["metadata"])
@@ -199,6 +211,7 @@ def _read_field(field: Any, module: str) -> Option:
         default = as_typed(literal(value, module)) if value is not None else ""
     except NotLiteral:
         default = ""  # the option's help says what it is
+    # In one line; the source wraps it.
     return Option(field.target.id, default, " ".join(text.split()), module.split(".")[0])
 
 
@@ -212,6 +225,7 @@ def literal(node: ast.expr, module: str) -> Any:
     match node:
         case ast.Constant():
             return node.value
+        # `default_factory=lambda: [...]`.
         case ast.Lambda():
             return literal(node.body, module)
         case ast.List() | ast.Tuple():
@@ -223,6 +237,7 @@ def literal(node: ast.expr, module: str) -> Any:
             return -literal(node.operand, module)
         case ast.BinOp() if type(node.op) in ARITHMETIC:
             return ARITHMETIC[type(node.op)](literal(node.left, module), literal(node.right, module))
+        # list and dict as factories.
         case ast.Name(id="list"):
             return []
         case ast.Name(id="dict"):
@@ -239,11 +254,13 @@ def _constant(name: str, module: str) -> Any:
     path = source_of(module)
     tree = parsed(path)
     for node in tree.body:
+        # With an annotation or without.
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
         if named and isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             return literal(node.value, module)
     origin = imports_of(tree, module, path.name == "__init__.py").get(name)
+    # Other packages' constants would have to be imported to be known.
     if origin is None or origin[0].split(".")[0] not in OURS:
         raise NotLiteral(name)
     return _constant(origin[1], origin[0])
@@ -253,6 +270,7 @@ def as_typed(value: Any) -> str:
     """A value as the command line takes it; empty for None and for what is empty."""
     if value is None or value == [] or value == {}:
         return ""
+    # Before numbers: True is one.
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
@@ -263,6 +281,7 @@ def as_typed(value: Any) -> str:
 def _help_in(metadata: ast.Dict) -> str:
     for key, value in zip(metadata.keys, metadata.values, strict=True):
         if isinstance(key, ast.Constant) and key.value == "help":
+            # Strings that stand side by side, and those in brackets.
             parts = [
                 n.value for n in ast.walk(value) if isinstance(n, ast.Constant) and isinstance(n.value, str)
             ]

@@ -35,16 +35,19 @@ def verb_function(verb: str) -> Callable[..., Outcome]:
     def function(*, config: str | Path | None = None, **options: Any) -> Outcome:
         recipe = [] if config is None else ["--config", str(config)]
         words = [*recipe, *as_arguments(options)]
+        # When it is called: importing a verb takes seconds.
         called = importlib.import_module(f"finetune.scripts.{verb}").main
         main = main_of(called, words)
         groups = parse(main, words, called)
         left = main(*groups)
+        # Of several groups the last has the folder; verbs without one return it.
         named = [vars(group)["output_dir"] for group in groups if vars(group).get("output_dir")]
         folder = left if isinstance(left, Path) else Path(named[-1]) if named else None
         figures = folder / "metrics.json" if folder else None
         read = json.loads(figures.read_text(encoding="utf-8")) if figures and figures.is_file() else {}
         return Outcome(folder, read)
 
+    # So that help() and tracebacks show the verb's name.
     function.__name__ = function.__qualname__ = verb
     function.__doc__ = (
         f"The verb `finetune {verb}`; its options by name, a recipe as `config`.\n\n"

@@ -36,6 +36,7 @@ def usage(script: Path, everything: bool = False, installed: bool = False, main:
         main: the script's function that the options are for, where it has several.
     """
     text = description(script)
+    # A docstring is written for a clone; the wheel has no scripts folder.
     for pattern, name in INSTALLED if installed else ():
         text = re.sub(pattern, name, text)
     config = Option("config", "",
@@ -57,11 +58,13 @@ def usage(script: Path, everything: bool = False, installed: bool = False, main:
 
 def _entry(option: Option) -> list[str]:
     head = f"  --{option.name}" + (f"  (default: {option.default})" if option.default else "")
+    # Never wider than 110: long lines are hard to read however wide the screen.
     width = min(shutil.get_terminal_size((110, 24)).columns, 110)
     return [head, *textwrap.wrap(option.help, width, initial_indent=" " * 6, subsequent_indent=" " * 6)]
 
 
 def one_line(script: Path) -> str:
     """What a verb does, for the list of verbs: its docstring's first sentence."""
+    # Up to a point that ends a sentence, and not one within a name.
     sentence = re.split(r"(?<=[\w)])[.:;] ", description(script).split("\n\n")[0].replace("\n", " "))[0]
     return textwrap.shorten(sentence.rstrip("."), 92, placeholder=" …")

@@ -56,6 +56,7 @@ def launch_verb(arguments: list[str]) -> None:
         print(f"queued as job {slurm.submit(arguments[1:]).job_id}")
         return
     command, environment = launcher_command(arguments, this_machine())
+    # What was printed so far would be lost with this process's buffers.
     sys.stdout.flush()
     # in place of this process, so that signals and the exit status are the launcher's own
     os.execve(command[0], command, os.environ | environment)
@@ -63,8 +64,10 @@ def launch_verb(arguments: list[str]) -> None:
 
 def this_machine() -> Machine:
     """Processors that this process may use, and GPUs that torch sees."""
+    # Late: help must not wait for torch.
     import torch
 
+    # What the process may use, which in a container or a job is less than the machine has.
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return Machine(len(allowed), torch.cuda.device_count())
 
@@ -78,10 +81,12 @@ def launcher_command(arguments: list[str], machine: Machine) -> tuple[list[str],
     settings, verb, rest = _split(arguments)
     settings, wanted = _taken(settings, "--processes")
     settings, name = _taken(settings, "--config_file")
+    # With a configuration its own number counts; without, what there is.
     if name is None:
         name = "gpus" if machine.gpus else "two_cpus"
         wanted = wanted or str(machine.gpus or 1)
     path = find_launcher(name)
+    # Configurations of accelerate may hold a number of processes.
     content = _read(path)
     processes = _number(wanted if wanted is not None else content.get("num_processes", 1))
     on_cpu = path.stem.endswith(("_cpu", "_cpus")) or bool(content.get("use_cpu")) or "--cpu" in settings
@@ -97,6 +102,7 @@ def launcher_command(arguments: list[str], machine: Machine) -> tuple[list[str],
         command += ["--gpu_ids", "0"]  # a process that sees several would split its batches over them
     environment = {"FINETUNE_PROCESSES": str(processes)}
     if on_cpu:
+        # No GPU is seen: accelerate would take one that is there.
         environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
         # threads of all processes share the processors; more of them than processors wait for each other
         environment["OMP_NUM_THREADS"] = os.environ.get(
@@ -109,10 +115,12 @@ def _split(arguments: list[str]) -> tuple[list[str], str, list[str]]:
     """(the launcher's options, the verb, the verb's options)."""
     known = verbs()
     for index, argument in enumerate(arguments):
+        # The first word that is a verb: a value in front of it that is called so can't be told from it.
         if argument in known:
             return arguments[:index], argument, arguments[index + 1 :]
     words = [
         word
+        # Words that are neither options nor their values, for the message.
         for before, word in zip(["", *arguments], arguments, strict=False)
         if not word.startswith("-") and not before.startswith("-")
     ]
@@ -153,6 +161,7 @@ def _number(given: Any) -> int:
 
 
 def _check_room(processes: int, machines: int, machine: Machine, on_cpu: bool) -> None:
+    # Of one machine: processes are dealt out evenly.
     here, uneven = divmod(processes, machines)
     if uneven:
         raise InputError(

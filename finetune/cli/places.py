@@ -16,7 +16,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 def scripts_folder() -> Path:
     """The folder of the scripts: the package's own, or the one beside the package in a clone."""
+    # The wheel holds the scripts inside; in a clone they stand beside the package.
     inside = PACKAGE / "scripts"
+    # By a file and not by the folder, which an empty package may have.
     return inside if (inside / "train.py").is_file() else PACKAGE.parent / "scripts"
 
 
@@ -60,8 +62,10 @@ def find_launcher(given: str) -> Path:
 
 def _find(given: str, known: dict[str, Path], kind: str, option: str, further: str) -> Path:
     path = Path(given)
+    # A file of the user's before a recipe of that name.
     if path.is_file():
         return path
+    # A name alone: a path that ends in a recipe's name is a file that isn't there.
     if given.removesuffix(".yaml") in known and path.name == given:
         return known[given.removesuffix(".yaml")]
     hint = did_you_mean(path.stem, known)
@@ -74,5 +78,6 @@ def _find(given: str, known: dict[str, Path], kind: str, option: str, further: s
 
 def did_you_mean(name: str, known: Iterable[str], mark: str = "") -> str:
     """` Did you mean x?` for the closest of what is known; nothing where nothing is close."""
+    # Half alike at least; further away a hint would mislead.
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {mark}{close[0]}?" if close else ""

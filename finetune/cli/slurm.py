@@ -31,6 +31,7 @@ import psutil
 from finetune.cli.places import verbs
 from finetune.errors import InputError
 
+# Long enough for a step, and for a checkpoint to a shared disk.
 NOTICE_SECONDS = 300
 OWN = {"nodes": "1", "gpus": "1", "processes": "1", "time": "4:00:00", "log_folder": "slurm"}
 SLURMS = ("partition", "account", "qos", "constraint")
@@ -56,6 +57,7 @@ class Node:
         self._torchrun = subprocess.Popen(self.command())
         status = self._torchrun.wait()
         if status:
+            # submitit takes an exception for a failure, and no status.
             raise RuntimeError(
                 f"The run ended with status {status}; its own words stand above and in the log's error file"
             )
@@ -71,11 +73,13 @@ class Node:
             meeting = [
                 "--rdzv-backend",
                 "c10d",
+                # The first name of the list: every machine makes the same choice.
                 "--rdzv-endpoint",
                 f"{names[0]}:29500",
                 "--rdzv-id",
                 os.environ["SLURM_JOB_ID"],
             ]
+        # No restarts by torchrun: the queue starts again from the checkpoint.
         size = ["--nnodes", str(self.nodes), "--nproc-per-node", str(self.processes), "--max-restarts", "0"]
         return [sys.executable, "-m", "torch.distributed.run", *meeting, *size, *self.script]
 
@@ -87,17 +91,21 @@ class Node:
 
         if self._torchrun is not None:
             self.tell()
+        # A fresh one: the running torchrun can't be pickled.
         return submitit.helpers.DelayedSubmission(Node(self.script, self.processes, self.nodes))
 
+    # Half a minute of the notice is left for queueing.
     def tell(self, seconds: float = NOTICE_SECONDS - 30) -> None:
         """SIGUSR1 to the training processes, not to torchrun, which would end at it; then wait until
         all have saved and gone.
         """
+        # torchrun's own children are the processes that train.
         for child in psutil.Process(self._torchrun.pid).children():
             child.send_signal(signal.SIGUSR1)
         try:
             self._torchrun.wait(seconds)
         except subprocess.TimeoutExpired:
+            # Slurm would end it a moment later, without queueing again.
             self._torchrun.kill()
 
 
@@ -113,6 +121,7 @@ def submit(arguments: list[str], cluster: str = "slurm") -> Any:
     """
     settings, script = _split(arguments)
     try:
+        # Late: it is an extra.
         import submitit
 
         executor = submitit.AutoExecutor(folder=settings["log_folder"], cluster=cluster)
@@ -123,11 +132,13 @@ def submit(arguments: list[str], cluster: str = "slurm") -> Any:
             f"finetune launch --slurm: {error}. Wanted: a machine that Slurm's sbatch stands on"
         ) from error
     gpus, nodes = int(settings["gpus"]), int(settings["nodes"])
+    # Without GPUs as many processes as were asked for.
     processes = gpus or int(settings["processes"])
     further = {f"slurm_{name}": settings[name] for name in SLURMS if name in settings}
     executor.update_parameters(
         nodes=nodes, tasks_per_node=1, timeout_min=_minutes(settings["time"]),
         name=f"finetune-{Path(script[0]).stem}",
+        # Appended, or each stay would overwrite the log of the one before.
         slurm_signal_delay_s=NOTICE_SECONDS, slurm_additional_parameters={"requeue": True,
         "open_mode": "append"},
         **({"gpus_per_node": gpus} if gpus else {"cpus_per_task": processes}), **further,
@@ -141,6 +152,7 @@ def _split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     while place < len(arguments) and arguments[place] not in known:
         name = arguments[place].removeprefix("--")
         if name not in (*OWN, *SLURMS) or place + 1 == len(arguments):
+            # All that there is, since a misspelt option would be taken for a verb.
             wanted = ", ".join(f"--{one}" for one in (*OWN, *SLURMS))
             raise InputError(
                 f"finetune launch --slurm: '{arguments[place]}' is no verb and none of its options ({wanted})"
@@ -162,5 +174,7 @@ def _minutes(time: str) -> int:
     parts = time.split(":")
     if not all(part.isdecimal() for part in parts) or len(parts) > 3:
         raise InputError(f"finetune launch --slurm: --time is {time}; wanted H:MM:SS")
+    # H:MM:SS, from behind: "30:00" is half an hour.
     hours, minutes, seconds = map(int, ["0"] * (3 - len(parts)) + parts)
+    # Slurm counts whole minutes; a rest of seconds is rounded up.
     return max(1, hours * 60 + minutes + (seconds > 0))

@@ -65,9 +65,11 @@ def prompts_table(arguments: list[str]) -> str:
 
 def as_table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
     """Rows as columns that fit the terminal; the last column's text goes on in further lines."""
+    # The last column is wrapped, and needs no width.
     *first, _ = zip(heads, *rows, strict=True)
     widths = [max(map(len, column)) for column in first]
     start = sum(widths) + 2 * len(widths)
+    # A terminal of any width; below 30 nothing could be read.
     room = max(30, shutil.get_terminal_size((110, 24)).columns - start)
     lines = []
     for row in [heads, *rows]:
@@ -81,6 +83,7 @@ def as_table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
 
 def _head(path: Path) -> tuple[str, str]:
     """A recipe's verb and its first comment, without reading its options."""
+    # Line by line: two lines are wanted of each file, and parsing YAML is slow.
     lines = path.read_text(encoding="utf-8").splitlines()
     verb = next((line.partition(":")[2].strip() for line in lines if line.startswith("verb:")), "")
     return verb, lines[0].removeprefix("# ")
@@ -94,6 +97,7 @@ def _place(function: Any) -> str:
     """The first line of the module that a function of a row comes from, as far as it says what the
     task is.
     """
+    # A row's function may have been given some of its arguments.
     while isinstance(function, partial):
         function = function.func
     return (inspect.getdoc(inspect.getmodule(function)) or "").splitlines()[0].split(":")[0]

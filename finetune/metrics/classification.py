@@ -69,7 +69,6 @@ def number_figures(logits: Array, gold: Array, names: Sequence[str] | None = Non
     """Figures of a regression, logits [rows, 1], gold [rows]: correlations (0 where either side is constant)
     and mean errors.
     """
-    # Float64: figures of float32 sums would depend on the order of rows.
     predicted = np.asarray(logits, dtype=np.float64).reshape(len(gold))
     gold = np.asarray(gold, dtype=np.float64)
     return {

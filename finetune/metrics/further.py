@@ -113,7 +113,6 @@ def measure(
     Raises:
         InputError: it takes none of the forms that the answers can have, or its script fails on them.
     """
-    # A metric of nothing would fail in words of its own.
     if not answers:
         raise InputError(f"--metrics {name}: this run gives no answers to rows that a metric could compare")
     said, wanted = ([answer[key] for answer in answers] for key in ("prediction", "gold"))

@@ -77,7 +77,6 @@ def outlook(scores: Mapping[int, Array], more: int, samples: int = 1000, seed: i
     sizes = sorted(scores)
     if len(sizes) < LEAST_SIZES:
         return None
-    # The same test rows at every size.
     rows = scores[sizes[0]].shape[1]
     # no error seen in so many rows is no error below one in twice as many
     # The same seed at every size, so that a sample's errors are of the same rows.
@@ -87,7 +86,6 @@ def outlook(scores: Mapping[int, Array], more: int, samples: int = 1000, seed: i
     gains, exponents = [], []
     for column in errors.T:
         a, b = power_law(np.array(sizes), column)
-        # What the curve falls between the two numbers of labels.
         gains.append(a * (sizes[-1] ** -b - (sizes[-1] + more) ** -b))
         exponents.append(b)
     low, middle, high = np.quantile(gains, [0.025, 0.5, 0.975])

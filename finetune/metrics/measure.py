@@ -48,7 +48,7 @@ class Measure:
             Pearson's.
         """
         if self.is_binary and self.value in (0.0, 1.0):
-            # Both tails: at the level's half, what could be there and not have been seen once.
+            # At half the level, since the interval has two ends: what could be there and not have been seen.
             unseen = 1 - ((1 - level) / 2) ** (1 / len(self.counts))
             return (0.0, unseen) if self.value == 0 else (1 - unseen, 1.0)
         low, high = np.quantile(self.values(drawn), [(1 - level) / 2, (1 + level) / 2])

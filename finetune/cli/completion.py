@@ -30,7 +30,6 @@ def completion(arguments: list[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    # Here, since the command imports this module.
     from finetune.cli.command import OTHERS
 
     parser = argparse.ArgumentParser("finetune")

@@ -254,7 +254,6 @@ def _constant(name: str, module: str) -> Any:
     path = source_of(module)
     tree = parsed(path)
     for node in tree.body:
-        # With an annotation or without.
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
         if named and isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:

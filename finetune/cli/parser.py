@@ -96,7 +96,6 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
             "\nstopped; a run that had begun goes on where it was when the same command is started again",
             file=sys.stderr,
         )
-        # 130 is the shell's status for an interrupt.
         sys.exit(130)
     except Exception as error:  # libraries hand on the system's words in errors of their own
         words = next((words for words in FULL_DISK if words in str(error)), None)
@@ -109,7 +108,6 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
         )
         sys.exit(2)
     finally:
-        # However it ended.
         leave_processes()
 
 
@@ -142,7 +140,6 @@ def leave_processes() -> None:
     abort it (SIGABRT).
     """
     torch = sys.modules.get("torch")
-    # Not imported here: a help text would pay for it.
     if not (torch and torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     # the last reference to go, because this one joins the threads without Python's lock
@@ -162,7 +159,6 @@ def calm_libraries() -> None:
         ("TRL_EXPERIMENTAL_SILENCE", "1"),  # versions are pinned
         ("TQDM_MININTERVAL", "1"),
     ):
-        # What the user has set stays.
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     for name in ("bitsandbytes", "torchao"):  # they miss a kernel at every import
@@ -189,7 +185,6 @@ def main_of(main: Callable[..., Any], arguments: Sequence[str]) -> Callable[...,
         told = told if recipe is None else [*as_arguments(_read_recipe(recipe)), *rest]
     for name in ("algorithm", "loss_type", "task"):
         values = [_value_of(told, place) for place, word in enumerate(told) if _names(word, name)]
-        # The last one, as argparse takes it.
         if values and values[-1] in table:
             chosen = table[values[-1]]
             if callable(chosen):
@@ -204,7 +199,6 @@ def main_of(main: Callable[..., Any], arguments: Sequence[str]) -> Callable[...,
 
 
 def _names(word: str, option: str) -> bool:
-    # Dashes and underscores are the same to a user.
     return word.partition("=")[0].replace("-", "_") == f"__{option}"
 
 
@@ -241,7 +235,6 @@ def parse(
     script = Path(inspect.getfile(main))
     names = [str(parameter.annotation) for parameter in inspect.signature(main).parameters.values()]
     classes = option_classes(script, names)
-    # Now the classes themselves: values are checked by their types.
     types = [vars(importlib.import_module(module))[name] for module, name in classes]
     meant = dict.fromkeys(Path(inspect.getfile(one)).stem for one in (main, called or main))
     return parse_into(types, arguments, *meant)
@@ -341,7 +334,6 @@ def _from_recipe(
     of = content.pop("verb", None)
     if meant and of is not None and of not in meant:
         raise InputError(f"The recipe {given} is one of `finetune {of}`, and this is `finetune {meant[-1]}`")
-    # Older folders list options that have been settled since.
     content = {k: v for k, v in content.items() if k not in settled or v != settled[k]}
     for key in content:
         if key not in known:
@@ -368,7 +360,6 @@ def as_arguments(options: dict[str, Any]) -> list[str]:
     arguments = []
     for key, value in options.items():
         if isinstance(value, list | tuple):
-            # A list as separate words; with `=` argparse would take one.
             arguments += [f"--{key}", *_as_text(value)] if value else []
         elif value is not None:  # with `=`, a text that begins with a dash is no option
             arguments.append(f"--{key}={_as_text(value)[0]}")
@@ -380,12 +371,10 @@ def _as_text(value: Any) -> list[str]:
         return [text for item in value for text in _as_text(item)]
     if isinstance(value, dict):
         return [json.dumps(value)]
-    # Booleans as YAML and the command line write them.
     return [str(value).lower()] if isinstance(value, bool) else [str(value)]
 
 
 def _complain(argument: str, known: set[str], settled: dict[str, Any]) -> str:
-    # A text without dashes and with blanks is a value that no option took.
     if not argument.startswith("--") and argument not in known and " " in argument:
         return f"Unexpected value '{argument}'"
     name = argument.lstrip("-").partition("=")[0].replace("-", "_")
@@ -395,11 +384,9 @@ def _complain(argument: str, known: set[str], settled: dict[str, Any]) -> str:
         return (
             f"--{name} has no effect here: what it sets in other tools is settled by this verb. Leave it out"
         )
-    # Names that other tools have, before what merely looks alike.
     meant = next((option for option in MEANT.get(name, ()) if option in known | {"config"}), None)
     starting = [option for option in sorted(known) if option.startswith(name)]
     hint = f" Did you mean --{meant}?" if meant else did_you_mean(name, known, "--")
-    # The beginning of an option, which abbreviating users type.
     hint = hint or (f" Did you mean --{starting[0]}?" if starting else "")
     if meant == "method_kwargs":
         hint = (

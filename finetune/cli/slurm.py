@@ -94,7 +94,6 @@ class Node:
         # A fresh one: the running torchrun can't be pickled.
         return submitit.helpers.DelayedSubmission(Node(self.script, self.processes, self.nodes))
 
-    # Half a minute of the notice is left for queueing.
     def tell(self, seconds: float = NOTICE_SECONDS - 30) -> None:
         """SIGUSR1 to the training processes, not to torchrun, which would end at it; then wait until
         all have saved and gone.
@@ -152,7 +151,6 @@ def _split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     while place < len(arguments) and arguments[place] not in known:
         name = arguments[place].removeprefix("--")
         if name not in (*OWN, *SLURMS) or place + 1 == len(arguments):
-            # All that there is, since a misspelt option would be taken for a verb.
             wanted = ", ".join(f"--{one}" for one in (*OWN, *SLURMS))
             raise InputError(
                 f"finetune launch --slurm: '{arguments[place]}' is no verb and none of its options ({wanted})"

@@ -81,7 +81,6 @@ class Classifier:
         self._check(texts)
         result = torch.zeros(len(texts), len(self.labels))
         if not texts:
-            # One tensor in the callers' order: batches come by length.
             return result
         with self._turn:  # a fast tokenizer keeps its truncation as state
             ids = self.processor(

@@ -276,12 +276,10 @@ class Embedder:
         return found[0] if isinstance(texts, str) else found
 
     @torch.inference_mode()
-    # Rows by batch, so that texts of one batch only are padded together.
     def _vectors(self, texts: list[str]) -> torch.Tensor:
         with self._turn:
             batch = self.processor(
                 texts, truncation=True, max_length=self.max_length, padding=True, padding_side="right",
-                # A model's states of padding count nothing; the mask sees to it.
                 return_tensors="pt",
             ).to(self.network.device)  # fmt: skip
             hidden = self.network(**batch).last_hidden_state.float()

@@ -52,7 +52,6 @@ class Factors:
         return self.down.shape[0]
 
     def dense(self) -> Tensor:
-        # Float64: sums of adapters are held to it.
         """The change itself, [out, in] (or the convolution's shape), in float64."""
         product = self.up.double().flatten(1) @ self.down.double().flatten(1)
         return product.T if self.embedding else product.reshape(self.up.shape[0], *self.down.shape[1:])

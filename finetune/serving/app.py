@@ -195,7 +195,6 @@ def _add_own(app: FastAPI, served: Served) -> None:
     async def attribute(ask: Attribute) -> dict[str, Any]:
         """How much each word speaks for a label: its probability with the word minus without it
         (occlusion)."""
-        # By blanks: a word without its comma would be another text.
         words = ask.text.split()
         if not 2 <= len(words) <= 200:
             raise InputError(f"The text has {len(words)} words; attribution takes 2 to 200")

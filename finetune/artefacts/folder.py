@@ -39,7 +39,6 @@ class Artefact:
     def base(self) -> str:
         """What an adapter stands on; a run that trained on another's adapter names that."""
         named = base_named(self.folder) if self.is_adapter else None
-        # The run's own base, or the one that its adapter stands on where it began with another's.
         return named or str(self.options["model_name_or_path"])
 
     @property
@@ -97,7 +96,7 @@ def save_artefact(
         processor.backend_tokenizer.no_padding()
     processor.save_pretrained(folder)
     options = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8"))
-    # A model made from a configuration alone has no base.
+    # Made from a configuration alone, it has no base.
     named = options.get("from_config") or options["model_name_or_path"]
     started = Path(named)
     # The adapter that training began with names the base below it.

@@ -134,7 +134,6 @@ def check_passport(
     Raises:
         InputError: names what differs.
     """
-    # Whatever else: a folder that could run code is refused first.
     check_files(folder)
     passport = read_passport(folder)
     if passport is None and required:
@@ -235,7 +234,6 @@ def hash_weights(network: Any, samples: int | None = SAMPLES) -> dict[str, str]:
     made_up = (
         tuple(f"{name}." for name in base.config.to_dict().get(MADE_UP, []))
         if isinstance(base, PreTrainedModel)
-        # Heads don't belong to the base, and every task would have another.
         else ()
     )
     table = _table(base) if isinstance(base, PreTrainedModel) else None
@@ -306,7 +304,6 @@ def hash_processor(processor: Any) -> dict[str, str | None]:
         content = {"class": type(processor).__name__, "vocabulary": processor.get_vocab()}
     content["special"] = {k: str(v) for k, v in processor.special_tokens_map.items()}
     template = processor.chat_template
-    # The template by itself: another template is another fault than another vocabulary.
     return {
         "tokenizer": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
         "chat_template": None

@@ -146,7 +146,6 @@ def _check_shared(checkpoint: Path | None) -> None:
 
 
 def _lock(folder: Path) -> None:
-    # A second run in this process would lock itself out.
     if folder.resolve() in _held:
         return
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)

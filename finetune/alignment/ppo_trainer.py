@@ -64,7 +64,6 @@ class Learner:
         self.stops = stop_tokens(policy.network, processor)
         self.step, self.coefficient = 0, kl.kl_coefficient
         # mean and deviation of the start's own scores, which the first step finds out
-        # Empty until then; (0, 1) leaves scores as they are.
         self.centre: tuple[float, ...] = () if self.value.standardise_rewards else (0.0, 1.0)
         self.settled = not self.value.standardise_rewards
         # Two lists: gradients are clipped, and rates set, for policy and values apart.
@@ -234,7 +233,6 @@ class Learner:
         settings, totals, done = self.settings, torch.zeros(7, dtype=torch.float64), 0
         for rows in self.minibatches(len(e.mask)):
             sums = self._optimizer_step(e, advantage, returns, rows)
-            # Sums over tokens: minibatches of long answers count for more, as in the loss.
             totals, done = totals + sums, done + 1
             # Asked after the step and not before: what has moved is known from the pass that the step needed
             # anyway.

@@ -22,6 +22,7 @@ from datasets import Dataset
 from finetune.adapters.assess import evaluation_rows, rows_as_trained, trained_as
 from finetune.adapters.classifier import load_network
 from finetune.adapters.export import claim, merge_into_base
+from finetune.adapters.loading import want_texts
 from finetune.artefacts.folder import Artefact, read_artefact
 from finetune.artefacts.trained_rows import unseen_rows
 from finetune.data.sources import Rows
@@ -104,6 +105,7 @@ def export_all(export: ExportArguments, data: ExportRowsArguments) -> Iterator[E
     if export.artefact is None:
         raise InputError("No artefact; set --artefact to the --output_dir of a training script")
     formats, artefact = find_formats(export.to), read_artefact(export.artefact)
+    want_texts(artefact.folder)
     row = counted_task(artefact)
     others = [read_artefact(folder) for folder in export.beside]
     found = _rows(artefact, row, others, data)

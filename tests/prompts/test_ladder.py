@@ -99,6 +99,11 @@ def test_the_cheapest_of_those_that_are_alike_is_taken():
     assert not any(sign in html for sign in ("<script", "<link", " src=", 'href="http'))
 
 
+def test_ways_that_came_less_far_are_named():
+    made = page(point("a", 16, right(0.7)), point("a", 64, right(0.8)), point("b", 16, right(0.75, seed=2)))
+    assert any("Not tried with as many labels as others" in text and "b (16)" in text for text in advice(made))
+
+
 def test_nothing_better_than_the_commonest_class_is_said():
     made = page(
         point("guess", 64, right(0.60), 0.1, grows=False), point("tuned", 64, right(0.62, seed=1), 9.0)

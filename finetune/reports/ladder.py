@@ -208,11 +208,13 @@ def advice(page: LadderPage) -> list[str]:
             "are equal; the intervals under Differences say how far apart they may be."
         )
     most = max(cell.labels for cell in page.last)
-    early = [f"{cell.way} ({cell.labels})" for cell in page.last if cell.points[0].grows and cell.labels < most]
+    early = [
+        f"{cell.way} ({cell.labels})" for cell in page.last if cell.points[0].grows and cell.labels < most
+    ]
     if early:
         said.append(
-            f"Not tried with as many labels as others, and perhaps ahead with them: {', '.join(early)}. A longer "
-            "--budget, with the same command, goes on from here."
+            "Not tried with as many labels as others, and perhaps ahead with them: "
+            f"{', '.join(early)}. A longer --budget, with the same command, goes on from here."
         )
     said += _by_size(page)
     said.append(_more(page, taken))

@@ -101,7 +101,9 @@ def test_the_cheapest_of_those_that_are_alike_is_taken():
 
 def test_ways_that_came_less_far_are_named():
     made = page(point("a", 16, right(0.7)), point("a", 64, right(0.8)), point("b", 16, right(0.75, seed=2)))
-    assert any("Not tried with as many labels as others" in text and "b (16)" in text for text in advice(made))
+    assert any(
+        "Not tried with as many labels as others" in text and "b (16)" in text for text in advice(made)
+    )
 
 
 def test_nothing_better_than_the_commonest_class_is_said():

@@ -36,8 +36,10 @@ def audit_headline(said: dict[str, Any]) -> str:
     low, high = best["auc_interval"]
     told = with_interval(best["auc"], best["auc_interval"])
     # before any finding: without its controls a figure means neither one thing nor the other
-    if not all(one["holds"] for one in said["controls"].values()):
-        return f"A control is not as it must be: the figures of this page say nothing ({name}: AUC {told})."
+    failed = [CONTROLS[name][0] for name, one in said["controls"].items() if not one["holds"]]
+    if failed:
+        told = f"the figures of this page say nothing ({name}: AUC {told})"
+        return f"A control is not as it must be ({failed[0]}): {told}."
     if low <= 0.5 <= high:
         return f"No attack tells training rows from others: the strongest, {name}, has an AUC of {told}."
     return f"Training rows can be told from others: {name} has an AUC of {told}."

@@ -50,6 +50,7 @@ def ladder_prompt(name: str | None, labels: list[str], dataset: str = "") -> tup
     """
     if name is not None:
         prompt, entry = Prompt.load(name, labels), read_entry(split_name(name)[0])
+        # the entry may call the data set's labels otherwise
         own = [source_of(entry, dataset).labels.get(label, label) for label in labels]
         known = prompt.verbalizer
         if set(known.labels) != set(own):
@@ -57,9 +58,11 @@ def ladder_prompt(name: str | None, labels: list[str], dataset: str = "") -> tup
                 f"--prompt {name} knows {', '.join(known.labels)}; the rows have {', '.join(labels)}. Set "
                 "another, or leave it out"
             )
+        # words in the rows' order: a label's number is its place there
         words = tuple(known.words[known.labels.index(label)] for label in own)
         return Prompt(prompt.template, replace(known, labels=tuple(labels), words=words)), Layout()
     verbalizer = make_verbalizer("ladder/named", labels, "{name}")
+    # braces would be read as the template's own
     listed = ", ".join(verbalizer.flat).replace("{", "(").replace("}", ")")
     front = Template("ladder/classes", f"Categories: {listed}.")
     return Prompt(Template("ladder/category", PLAIN), verbalizer), Layout(description=front)
@@ -108,6 +111,7 @@ class LadderPrompts:
             InputError: no such model, or rows that can't be asked.
         """
         examples = self._study_rows(train)
+        # a ladder's smallest numbers of labels may be below the shots
         count = 0 if way == "zero_shot" else min(self.options.shots, len(examples))
         nearest = way == "nearest"
         vectors = (self.vectors | self._embedded(examples)) if nearest else None
@@ -119,15 +123,19 @@ class LadderPrompts:
         asking = Asking(self.memory, study, examples, vectors, layout)
         start, parts = time.perf_counter(), []
         for first in range(0, len(self.unseen), PORTION):
+            # the pace of this way itself, which tells better than any guess
             pace = (time.perf_counter() - start) / max(first, 1)
             self.clock.check(pace * (len(self.unseen) - first) if first else 0.0)
             rows = {"unseen": self.unseen[first : first + PORTION]}
             parts.append(self._scores(asking, prompt, rows, (count, seed))["unseen"])
+        # in portions: what was asked before the clock stopped is kept by the memory
         scores, done = np.concatenate(parts), time.perf_counter()
         found = [self._said(scores, done - start)]
         if way == "few_shot":
+            # calibration asks of inputs without content, behind the same examples
             blanks = blank_rows([prompt], Parts(self.unseen, [], examples, [], [], []), study)
             blank = self._scores(asking, prompt, {"blank": blanks["contextual"]}, (count, seed))["blank"]
+            # the same answers, so that it takes no time of its own
             found.append(self._said(calibrate.contextual(scores, blank), done - start))
         return found
 
@@ -137,6 +145,7 @@ class LadderPrompts:
         """Scores of labels [rows, labels], by part; a row that can't be asked has none (NaN)."""
         asked, made = asking.ask([prompt], rows, *setting)[prompt.name], {}
         for part, given in rows.items():
+            # nan stays where a row could not be asked
             made[part] = np.full((len(given), len(self.rows.labels)), np.nan)
             made[part][asked["asked"][part].places] = asked[part]
         return made
@@ -144,6 +153,7 @@ class LadderPrompts:
     def _said(self, scores: np.ndarray, seconds: float) -> Said:
         chosen = said(scores)
         bare = self.memory.scorer.network
+        # as it stands in memory, where asking has loaded it
         held = sum(p.numel() * p.element_size() for p in bare.parameters()) / 2**20
         return Said([int(one) for one in chosen], 0.0, 1000 * seconds / len(scores), 0.0, held, len(scores))
 
@@ -154,6 +164,7 @@ class LadderPrompts:
         texts = [cut(text, tokenizer, limit) for text in rows[columns.text][:]]
         classes = class_ids(rows, columns.label, self.rows.labels)
         return [
+            # the place is part of it: equal texts are rows of their own
             StudyRow({"text": text}, label, f"{place} {text}", place)
             for place, (text, label) in enumerate(zip(texts, classes, strict=True))
         ]
@@ -168,4 +179,5 @@ def cut(text: str, tokenizer: Any, limit: int) -> str:
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
         "offset_mapping"
     ]
+    # by characters, so that the cut text is what the tokenizer had read
     return text if len(offsets) <= limit else text[: offsets[limit - 1][1]]

@@ -24,6 +24,7 @@ class TimeBudget:
     """
 
     def __init__(self, seconds: float) -> None:
+        # a clock that can't be set back
         self.start, self.seconds = time.monotonic(), seconds
 
     @property
@@ -47,7 +48,9 @@ class StopInTime(TrainerCallback):
         self.clock, self.start = clock, time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # over the steps so far: the first has warmed up
         pace = (time.monotonic() - self.start) / state.global_step
+        # the first steps are slower than the others, and tell nothing
         self.clock.check(pace * (state.max_steps - state.global_step) if state.global_step >= PACED else 0.0)
 
 
@@ -57,6 +60,7 @@ class Peak:
     def __init__(self) -> None:
         self.works = False
         with suppress(OSError):
+            # 5 sets the process's peak back to what it holds now (proc(5))
             Path("/proc/self/clear_refs").write_text("5")
             self.works = True
 
@@ -65,5 +69,6 @@ class Peak:
         if not self.works:
             return None
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        # the peak since then, in kB
         told = next((line for line in lines if line.startswith("VmHWM:")), None)
         return None if told is None else int(told.split()[1]) / 1024

@@ -27,6 +27,7 @@ WAYS: dict[str, Way] = {
     "majority": Way("commonest class", "fitted", labels=False),
     "bag_of_words": Way("bag of words", "fitted"),
     "zero_shot": Way("prompt, no example", "asked", labels=False),
+    # a prompt with a fixed few examples has no use for further labels
     "few_shot": Way("prompt, fixed examples", "asked", labels=False),
     "calibrated": Way("prompt, examples, calibrated", "asked", labels=False),
     "nearest": Way("prompt, nearest examples", "asked"),
@@ -75,5 +76,6 @@ class LadderArguments:
         for name in ("label_seeds", "shots", "max_length", "more_labels"):
             if vars(self)[name] < 1:
                 raise InputError(f"Got --{name} {vars(self)[name]}; wanted 1 or more")
+        # of one label no class can be told from another
         if self.label_counts is not None and (not self.label_counts or min(self.label_counts) < 2):
             raise InputError(f"Got --label_counts {self.label_counts}; wanted numbers of 2 or more")

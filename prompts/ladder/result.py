@@ -41,6 +41,7 @@ class LadderRun:
 
     def save(self, folder: Path) -> None:
         """Written whole or not at all."""
+        # by name: a run that is done is found by it and not made again
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"{self.name}.json", json.dumps(asdict(self)))
 
@@ -52,6 +53,7 @@ def run_name(way: str, labels: int, seed: int) -> str:
 
 def read_runs(folder: Path) -> dict[str, LadderRun]:
     """Runs that are done, by name."""
+    # sorted, so that the page doesn't follow the order of the file system
     found = [
         LadderRun(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(folder.glob("*.json"))
     ]

@@ -44,6 +44,7 @@ class LadderRows:
     @property
     def fingerprint(self) -> str:
         """Of all that is learnt from and measured on."""
+        # both parts: a ladder on other unseen rows is another one
         return fingerprint(self.pool, self.columns)[:16] + fingerprint(self.unseen, self.columns)[:16]
 
     def labelled(self, count: int, seed: int) -> Dataset:
@@ -57,10 +58,12 @@ class LadderRows:
 
 def drawn(classes: np.ndarray, count: int, seed: int) -> list[int]:
     """Places of `count` rows: the first of each class in a seeded order, then the others in that order."""
+    # one order for all counts: fewer rows are among more, so that a curve grows by rows that were added
     order = np.random.default_rng(seed).permutation(len(classes))
     seen: set[int] = set()
     firsts, others = [], []
     for place in order:
+        # the first of each class in front, so that a few rows know all classes
         (others if classes[place] in seen else firsts).append(int(place))
         seen.add(int(classes[place]))
     return [*firsts, *others][:count]
@@ -76,6 +79,7 @@ def ladder_rows(data: DataArguments) -> LadderRows:
     found = find_task("classification").examine(load_rows(data), data)
     assert found.rows.train is not None and found.rows.eval is not None and found.labels is not None
     unseen = found.rows.eval
+    # but for case and white space: near copies would be known by heart
     texts = {" ".join(str(text).lower().split()) for text in unseen[found.columns.text]}
     kept = [
         place
@@ -87,6 +91,7 @@ def ladder_rows(data: DataArguments) -> LadderRows:
             "%d training rows have the text of an unseen row and are left out",
             len(found.rows.train) - len(kept),
         )
+    # the unseen rows stay, for all ways are measured on them
     pool = found.rows.train.select(kept)
     if len(pool) < 4:
         raise InputError(
@@ -109,4 +114,5 @@ def settled_counts(asked: Sequence[int] | None, rows: int, most: int | None = No
             )
         return sorted(set(asked))
     most = min(rows, most or COUNTS[-1])
+    # all rows in the end; a count just below them would say the same
     return [count for count in COUNTS if count < 0.8 * most] + [most]

@@ -52,6 +52,7 @@ class Ladder:
         self.counts = settled_counts(options.label_counts, len(self.rows.pool))
         self.folder = Path(options.output_dir or f"runs/ladder_{Path(data.name).stem}")
         self._claim(data)
+        # those of earlier calls, which are not made again
         self.runs = read_runs(self.folder / "runs")
         self.troubles: dict[str, str] = {}
         self.prompts = LadderPrompts(self.rows, options, self.clock, self.folder)
@@ -59,10 +60,12 @@ class Ladder:
     def _claim(self, data: DataArguments) -> None:
         options = {name: value for name, value in asdict(self.options).items() if name not in FREE}
         now = options | asdict(self.model) | {"rows": self.rows.fingerprint}
+        # through JSON, as the file has it
         now = json.loads(json.dumps(now, default=str))
         file = self.folder / "ladder.json"
         if file.is_file():
             before = json.loads(file.read_text(encoding="utf-8"))
+            # what is there decides: fewer options then are no contradiction
             other = [f"{k}: {before.get(k)!r} there, {now[k]!r} now" for k in now if before.get(k) != now[k]]
             if other:
                 raise InputError(
@@ -87,6 +90,7 @@ class Ladder:
             for step in self.steps():
                 if run_name(*step) not in self.runs:
                     self._try(step)
+        # an interruption ends the work, and its page is wanted all the same
         except (KeyboardInterrupt, SystemExit) as error:  # the page of what is there is wanted then too
             stopped = error
         if not self.runs:
@@ -98,26 +102,32 @@ class Ladder:
         page = self.write()
         if stopped is not None:
             logger.warning("Stopped; the page of what is there: %s", page)
+            # raised again: the exit status tells whoever waits for it
             raise stopped
         return page
 
     def steps(self) -> Iterator[Step]:
         """All runs in their order."""
         ways = [name for name in WAYS if name in self.options.ways]
+        # by kind, in the order of WAYS
         kinds = {
             kind: [way for way in ways if WAYS[way].kind == kind] for kind in ("fitted", "tuned", "asked")
         }
+        # fits first: they take seconds, and a page has something to compare from the beginning
         for way in kinds["fitted"]:
             for count in self.counts if WAYS[way].labels else [self.labels_of(way)]:
                 yield way, count, 0
         for seed in range(self.options.label_seeds):
             for count in self.counts:
+                # fewer draws where rows are many: they differ less, and cost more
                 if seed and count > (64 if seed > 1 else 256):
                     continue
                 for way in [*(kinds["fitted"] if seed else ()), *kinds["tuned"], *kinds["asked"]]:
                     if WAYS[way].labels:
                         yield way, count, seed
+                    # once a draw, at the first count: labels can't help
                     elif count == self.counts[0] and way not in (
+                        # without examples nothing is drawn, and a second draw would be the same
                         "majority",
                         *(("zero_shot",) if seed else ()),
                     ):
@@ -133,6 +143,7 @@ class Ladder:
         way, labels, seed = step
         name = f"{WAYS[way].title}, {labels} labels, draw {seed + 1}"
         foreseen = self.foreseen(way, labels)
+        # a way that is known to be too long isn't begun; one that is not known is
         if not self.clock.left or (foreseen is not None and foreseen > self.clock.left):
             self.troubles[run_name(*step)] = f"{name}: no time left" + (
                 f" (about {foreseen:.0f} s)" if foreseen and self.clock.left else ""
@@ -141,6 +152,7 @@ class Ladder:
         start = time.monotonic()
         try:
             for run in self.run(way, labels, seed):
+                # one after the other: a kill loses what runs, not what is done
                 run.save(self.folder / "runs")
                 self.runs[run.name] = run
                 right = sum(a == b for a, b in zip(run.said, self.rows.gold.tolist(), strict=True))
@@ -150,6 +162,7 @@ class Ladder:
                 )  # fmt: skip
         except BudgetSpent:
             self.troubles[run_name(*step)] = f"{name}: the budget ended while it ran"
+        # out of memory, or a method that this model can't have: the others go on
         except (InputError, RuntimeError, MemoryError) as error:
             self.troubles[run_name(*step)] = f"{name}: {str(error).splitlines()[0]}"
             logger.warning("%s", self.troubles[run_name(*step)])
@@ -159,7 +172,9 @@ class Ladder:
         known = [run for run in self.runs.values() if run.way == way]
         if not known:
             return None
+        # the nearest number, since speed depends on how many rows there are
         near = min(known, key=lambda run: abs(run.labels - labels))
+        # rows read in all, by which time grows
         learnt = labels * epochs_for(way, labels) if WAYS[way].kind == "tuned" else near.kept_rows
         return near.seconds * learnt / max(near.kept_rows, 1) + near.row_ms * len(near.said) / 1000
 
@@ -170,7 +185,9 @@ class Ladder:
             BudgetSpent: time ran out.
             InputError: it can't be done with these rows or this model.
         """
+        # before anything is loaded: the peak is that of this run
         peak, train = Peak(), self.rows.labelled(max(labels, 1), seed)
+        # both come of the same questions
         asked = "few_shot" if way == "calibrated" else way
         found: list[Said]
         if WAYS[way].kind == "asked":
@@ -180,12 +197,14 @@ class Ladder:
         else:
             found = [learn(way, self.rows, train, seed, (self.model, self.options.max_length, self.clock))]
         if torch.cuda.is_available():
+            # or the next way's peak would hold this one's memory
             torch.cuda.empty_cache()
         names = ("few_shot", "calibrated") if asked == "few_shot" else (way,)
         memory = peak.mb()
         return [
             LadderRun(name, labels, seed, one.said, one.seconds, one.row_ms, memory, one.own_mb, one.base_mb,
                       one.kept_rows)
+            # what wasn't asked for isn't kept
             for name, one in zip(names, found, strict=True) if name in self.options.ways
         ]  # fmt: skip
 
@@ -195,6 +214,7 @@ class Ladder:
             "dataset_name": self.rows.name, "text_column": self.rows.columns.text,
             "label_column": self.rows.columns.label,
         }  # fmt: skip
+        # quoted: columns may have spaces
         common = " ".join(f"--{name} {shlex.quote(value)}" for name, value in given.items())
         length, folder = f"--max_length {self.options.max_length}", "--output_dir runs/chosen"
         model = f"--model_name_or_path {shlex.quote(self.model.model_name_or_path)}"
@@ -204,6 +224,7 @@ class Ladder:
         }  # fmt: skip
         words = (
             "finetune tokenizer --kind words --lowercase true --vocab_size 10000 --output_dir runs/words "
+            # a tokenizer is made of the texts alone
             + common.partition(" --label_column")[0]
         )
         made["lstm"] = (
@@ -226,6 +247,7 @@ class Ladder:
                 strict=True)], run.said, run.seconds, run.row_ms, run.memory_mb, run.own_mb, run.base_mb,
                 grows=WAYS[run.way].labels,
             )
+            # runs of ways that this version doesn't know stay in the folder
             for run in self.runs.values() if run.way in WAYS
         ]  # fmt: skip
         page = LadderPage(

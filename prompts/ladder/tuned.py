@@ -63,6 +63,7 @@ def fit(way: str, rows: LadderRows, train: Dataset) -> Said:
     Raises:
         InputError: no word in any text, or one class alone.
     """
+    # rows as every run's steps take them
     found = rows.examined(train)
     gold = np.array(class_ids(train, rows.columns.label, rows.labels))
     start = time.perf_counter()
@@ -70,6 +71,7 @@ def fit(way: str, rows: LadderRows, train: Dataset) -> Said:
     learnt = time.perf_counter()
     said: list[int] = []
     texts = whole_texts(rows.unseen, found)
+    # in batches as a service would answer
     with torch.inference_mode():
         for first in range(0, len(texts), BATCH):
             batch = processor(texts[first : first + BATCH], padding=True, return_tensors="pt")
@@ -92,6 +94,7 @@ def learn(
         InputError: the method can't tune this model.
     """
     model, max_length, clock = settings
+    # what a run leaves is of no use here: its figures are kept
     with tempfile.TemporaryDirectory() as folder:
         scratch = _lstm_of(train, rows, folder) if way == "lstm" else ScratchArguments()
         method = MethodArguments(method="full" if way == "lstm" else way)
@@ -99,6 +102,7 @@ def learn(
         row, found = settle(task, planned(model, scratch)), rows.examined(train)
         training = _training(way, len(train), seed, folder)
         processor, network = steps.load_for(row, model, found, scratch=scratch)
+        # the method's own start, as `train` makes it
         processor, network = tune(network, processor, method, row.peft, None, labels=rows.labels)
         features = steps.encode_rows(row, task, found, processor, network, training=training)
         asked = steps.ask(found, features["eval"])
@@ -107,16 +111,21 @@ def learn(
             row, network, processor, training, features, labels=rows.labels, batching=BatchingArguments(),
             answer=answer,
         )  # fmt: skip
+        # a budget must end a training in its middle
         trainer.add_callback(StopInTime(clock))
         start = time.perf_counter()
         trainer.train()
         learnt = time.perf_counter()
+        # timed apart from the training
         trainer.evaluate()
         done = time.perf_counter()
         whole = trainer.unwrapped()
         number = {name: place for place, name in enumerate(rows.labels)}
+        # by name, as the task's answers are
         said = [number[answer["prediction"]] for answer in trainer.answers]
+        # trained weights alone are what is kept of an adapter
         own, total = saved_mb(whole), sum(p.numel() * p.element_size() for p in whole.parameters()) / 2**20
+    # a whole model stands on nothing
     base = 0.0 if method.method == "full" else total
     count = len(train) * int(training.num_train_epochs)
     return Said(said, learnt - start, 1000 * (done - learnt) / len(rows.unseen), own, base, count)
@@ -125,6 +134,7 @@ def learn(
 def _training(way: str, count: int, seed: int, folder: str) -> TrainingArguments:
     options: dict[str, Any] = {
         "output_dir": folder, "num_train_epochs": epochs_for(way, count), "seed": seed,
+        # small batches while rows are few, or there would be hardly a step
         "per_device_train_batch_size": 8 if count <= 64 else 16, "per_device_eval_batch_size": BATCH,
         "eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no", "report_to": [],
         "disable_tqdm": True,
@@ -136,6 +146,7 @@ def _training(way: str, count: int, seed: int, folder: str) -> TrainingArguments
 def _lstm_of(train: Dataset, rows: LadderRows, folder: str) -> ScratchArguments:
     """An LSTM that knows the words of the labelled rows, those of a single one too while there are few."""
     texts = whole_texts(train, rows.examined(train))
+    # words that stand once are all there are of few rows
     tokenizer = train_tokenizer(
         texts, "mlm", "words", 10_000, min_frequency=1 if len(train) <= 64 else 2, lowercase=True
     )
@@ -147,4 +158,5 @@ def saved_mb(network: Any) -> float:
     """What a model, or the adapter on it, takes on disk."""
     with tempfile.TemporaryDirectory() as folder:
         network.save_pretrained(folder)
+        # weights alone: configurations are alike in size
         return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / 2**20

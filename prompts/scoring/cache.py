@@ -46,6 +46,7 @@ class Memory:
         """
         self.scorer, self.fingerprint, self.state, self.computed = scorer, fingerprint, PartialState(), 0
         self.file = None
+        # one process looks up and keeps; the others are told
         if path is not None and self.state.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = sqlite3.connect(path, timeout=60)  # another study may keep answers in the same file
@@ -79,15 +80,18 @@ class Memory:
         """
         keys = [self._keys(request) for request in requests]
         wanted = {}
+        # by key: the same text and answer asked twice goes through the model once
         for request, row in zip(requests, keys, strict=True):
             wanted.update({key: (request, answer) for key, answer in zip(row, request.answers, strict=True)})
         known = {
             key: np.frombuffer(value, dtype=np.float32) for key, value in self._look_up(list(wanted)).items()
         }
         missing = [key for key in wanted if key not in known]
+        # kept block by block, so that an interruption loses one of them
         for block in self._share(self._blocks([(key, *wanted[key]) for key in missing]), self._score):
             known.update(block)
             self._keep({key: value.tobytes() for key, value in block.items()})
+        # a request stands or falls as a whole: labels can't be compared by some of their answers
         return [[known[key] for key in row] if all(key in known for key in row) else None for row in keys]
 
     def _keys(self, request: Request) -> list[bytes]:
@@ -101,6 +105,7 @@ class Memory:
         self, requests: Sequence[Request], ending: Ending, drawing: Drawing | None = None
     ) -> list[str | None]:
         """What the model writes, the same in every process; None where an endpoint gave nothing."""
+        # what a text is written by belongs to its key as its prompt does
         how = [ending.until, ending.tokens, ending.keep, *(vars(drawing).values() if drawing else ())]
         keys = [
             self._key(r.context, json.dumps(how), r.rest, r.special, r.turns, r.prefill) for r in requests
@@ -124,6 +129,7 @@ class Memory:
         return [known.get(key) for key in keys]
 
     def _key(self, *parts: object) -> bytes:
+        # 20 bytes are enough: a chance collision is out of reach
         return hashlib.blake2b(json.dumps([self.fingerprint, *parts]).encode(), digest_size=20).digest()
 
     def _blocks(self, wanted: list[tuple[bytes, Request, str]]) -> list[list[tuple[Request, list[bytes]]]]:
@@ -131,12 +137,14 @@ class Memory:
         grouped: dict[Request, list[tuple[bytes, str]]] = {}
         for key, request, answer in wanted:
             # an endpoint that counts or looks up first tokens weighs all of a request's answers together
+            # without its answers: requests of one text are joined again, and answered in one pass
             alike = replace(request, answers=()) if self.exact else request
             grouped.setdefault(alike, []).append((key, answer))
         items = [
             (replace(alike, answers=tuple(answer for _, answer in pairs)), [key for key, _ in pairs])
             for alike, pairs in grouped.items()
         ]
+        # cut before they are handed out: a batch's rounding must not depend on the number of processes
         return [items[i : i + BLOCK] for i in range(0, len(items), BLOCK)]
 
     def _score(self, block: list[tuple[Request, list[bytes]]]) -> dict[bytes, np.ndarray]:
@@ -154,10 +162,13 @@ class Memory:
         world = self.state.num_processes
         for first in range(0, len(blocks), world):
             mine = first + self.state.process_index
+            # an empty part where blocks run out: every process has to take part in the gather
             own = [work(blocks[mine])] if mine < len(blocks) else [{}]
+            # in the order of processes, which is that of blocks
             for result in gather_object(own) if world > 1 else own:
                 self.computed += len(result)
                 yield result
+            # of long work alone, and not more often than one would look
             if time.monotonic() - told > 30:
                 told = time.monotonic()
                 done = min(first + world, len(blocks))
@@ -166,6 +177,7 @@ class Memory:
     def _look_up(self, keys: list[bytes]) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}
         if self.file is not None:
+            # sqlite bounds the values of one statement
             for first in range(0, len(keys), 500):
                 part = keys[first : first + 500]
                 marks = ",".join("?" * len(part))
@@ -174,11 +186,13 @@ class Memory:
                         f"select key, value from answers where key in ({marks})", part
                     ).fetchall()
                 )
+        # the main process alone has the file
         if self.state.num_processes > 1:
             found = broadcast_object_list([found])[0]
         return found
 
     def _keep(self, fresh: dict[bytes, bytes]) -> None:
         if self.file is not None:
+            # one transaction a block
             with self.file:
                 self.file.executemany("insert or replace into answers values (?, ?)", list(fresh.items()))

@@ -46,17 +46,22 @@ class Masked:
         words = [word_ids(self.tokenizer, answer) for _, answer, _ in slots]
         masked: dict[tuple[str, str, int], tuple[list[int], int]] = {}
         for (before, answer, after), word in zip(slots, words, strict=True):
+            # the space belongs to the slot in a tokenizer that carries it with the word
             gap = " " if answer[:1] == " " else ""
+            # answers of one length share a text with as many masks
             masked.setdefault((before + gap, after, len(word)), ([], 0))
         for (before, after, masks), (ids, first) in zip(masked, self._encode(list(masked)), strict=True):
             masked[before, after, masks] = (ids, first)
         asked: dict[
+            # answers that are asked at the same place of the same text share a pass
             tuple[tuple[int, ...], int], list[tuple[int, int, int]]
         ] = {}  # (ids, position) → (token, slot, place)
         for index, ((before, answer, after), word) in enumerate(zip(slots, words, strict=True)):
+            # with the same gap as above, which is the key
             ids, first = masked[before + (" " if answer[:1] == " " else ""), after, len(word)]
             for place, token in enumerate(word):
                 filled = (
+                    # words before a place are given, those after it are masks yet
                     [*ids[:first], *word[:place], *ids[first + place :]]
                     if self.fill == "left_to_right"
                     else ids
@@ -80,6 +85,7 @@ class Masked:
             for ids, first in self._encode([(before, after, 1) for before, after in slots])
         ]
         rows: dict[Any, np.ndarray] = {}
+        # sorted and without doublets: rows may ask the same
         for batch, found in self._passes(sorted(set(questions))):
             rows.update(zip(batch, found, strict=True))
         return np.stack([rows[question] for question in questions])
@@ -90,6 +96,7 @@ class Masked:
         order = sorted(range(len(questions)), key=lambda i: len(questions[i][0]))
         found: dict[int, np.ndarray] = {}
         for batch in batches([(len(questions[i][0]), i) for i in order], self.batch_tokens):
+            # by the tokenizer, which knows its padding's id
             rows = self.tokenizer.pad(
                 {"input_ids": [questions[i][0] for i in batch]}, padding_side="right", return_tensors="pt"
             )
@@ -112,6 +119,7 @@ class Masked:
             )
             places = torch.tensor([place for _, place in chosen])
             with torch.inference_mode(), _only(self.trunk, places):
+                # the head has read one place a row, which is cut out again
                 logits = self.network(**rows.to(self.network.device)).logits[:, 0]
             yield chosen, logits.float().log_softmax(-1).cpu().numpy()
 
@@ -124,6 +132,7 @@ class Masked:
             else {"input_ids": [], "offset_mapping": []}
         )
         found = []
+        # offsets tell places in characters
         for ids, offsets, (before, _, _) in zip(
             encoded["input_ids"], encoded["offset_mapping"], masked, strict=True
         ):
@@ -133,6 +142,7 @@ class Masked:
                 for i, (_, end) in enumerate(offsets)
                 if ids[i] == self.tokenizer.mask_token_id and end > len(before)
             ]
+            # the first mask; the others stand behind it
             found.append((list(ids), there[0]))
         return found
 
@@ -143,6 +153,7 @@ def _only(trunk: Any, places: torch.Tensor) -> Iterator[None]:
     width]."""
 
     def cut(module: Any, arguments: Any, output: Any) -> Any:
+        # before the head: over a vocabulary it costs more than the trunk, and one place is asked
         output["last_hidden_state"] = output["last_hidden_state"][torch.arange(len(places)), places][:, None]
         return output
 
@@ -169,6 +180,7 @@ class EncoderDecoder:
             batch_tokens,
             share,
         )
+        # what families begin their targets with
         self.start = network.config.decoder_start_token_id
         known = tokenizer.get_vocab()
         self.sentinel = known.get("<extra_id_0>")
@@ -179,11 +191,14 @@ class EncoderDecoder:
         asked: dict[tuple[str, tuple[int, ...]], list[tuple[int, int, list[int]]]] = {}
         found = []
         for index, ((before, _, after), word) in enumerate(zip(slots, words, strict=True)):
+            # a place in the decoder's own text where nothing follows, else behind a sentinel
             text, opening = self._input(before, after)
+            # the last token of a word is predicted and not fed
             asked.setdefault((text, (*opening, *word[:-1])), []).append((index, len(opening) - 1, word))
             found.append(np.full(len(word), np.nan, dtype=np.float32))
         for question, logits in self._passes(list(asked)):
             for index, first, word in asked[question]:
+                # logits at a token tell the next one: from the last of the opening on
                 found[index][:] = logits[range(first, first + len(word)), word]
         return found
 
@@ -197,6 +212,7 @@ class EncoderDecoder:
     def _input(self, before: str, after: str) -> tuple[str, tuple[int, ...]]:
         """The encoder's text, and what the decoder begins with."""
         if not after.strip():
+            # the answer itself has the space that stood before the slot
             return before.rstrip(), (self.start,)
         if self.sentinel is None:
             raise InputError(
@@ -204,6 +220,7 @@ class EncoderDecoder:
                 f"{type(self.network).__name__} has no sentinels; "
                 "wanted a template whose {{ mask }} stands at the end. Set --prompts"
             )
+        # sentinels are words of their own to the tokenizer
         gap = " " if before[-1:] != " " else ""
         return f"{before}{gap}<extra_id_0>{after}", (self.start, self.sentinel)
 
@@ -212,6 +229,7 @@ class EncoderDecoder:
     ) -> Iterator[tuple[tuple[str, tuple[int, ...]], np.ndarray]]:
         """Each question with log-probabilities [decoder tokens, vocabulary]; a text goes through the encoder
         once."""
+        # answers to one text share its encoding
         texts = list(dict.fromkeys(text for text, _ in questions))
         ids = self.tokenizer(texts)["input_ids"] if texts else []
         order = sorted(range(len(texts)), key=lambda i: len(ids[i]))
@@ -227,16 +245,20 @@ class EncoderDecoder:
         device = self.network.device
         rows = self.tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt").to(device)
         questions = [(text, begun) for text in texts for begun in of_text[text]]
+        # number of the encoder's row for each question
         origin = torch.tensor([row for row, text in enumerate(texts) for _ in of_text[text]], device=device)
         with torch.inference_mode():
             states = self.network.get_encoder()(**rows).last_hidden_state if self.share else None
+            # so many decoders at once, whatever the encoder's batch
             for first in range(0, len(questions), 64):
                 part = questions[first : first + 64]
                 width = max(len(begun) for _, begun in part)
+                # behind the last token nothing is read
                 decoder = torch.tensor(
                     [[*begun, *begun[-1:] * (width - len(begun))] for _, begun in part], device=device
                 )
                 chosen = origin[first : first + 64]
+                # adapters of both halves have to see the text in the same call
                 given = (
                     {"input_ids": rows["input_ids"][chosen]}
                     if states is None
@@ -246,4 +268,5 @@ class EncoderDecoder:
                     **given, attention_mask=rows["attention_mask"][chosen], decoder_input_ids=decoder
                 ).logits
                 for row, question in enumerate(part):
+                    # a row's padding is cut off again
                     yield question, logits[row, : len(question[1])].float().log_softmax(-1).cpu().numpy()

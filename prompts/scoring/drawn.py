@@ -15,8 +15,11 @@ LONG = 4  # words of an answer that is asked for by a letter, where answers are 
 
 def named(text: str, answers: Sequence[str]) -> str | None:
     """The answer that a text begins with, the longest of those that fit, as a whole word."""
+    # signs that models like to put in front of an answer
     bare = text.strip().lstrip("\"'*([").casefold()
+    # a whole word: "no" must not be found in "nothing"
     fit = [a for a in answers if re.match(re.escape(a.casefold()) + r"(?!\w)", bare)]
+    # "very good" and not "good"
     return max(fit, key=len, default=None)
 
 

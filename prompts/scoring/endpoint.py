@@ -34,6 +34,7 @@ from prompts.templates.entries import Ending
 logger = logging.getLogger(__name__)
 ENDPOINT_PREFIX = "openai:"
 WAYS = ("echo", "top", "counts")
+# 4xx of other kinds stay as they are
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # answers that another try may mend
 TOP = (20, 5)  # likeliest tokens asked for; some servers give fewer
 IN_WORDS = {
@@ -99,14 +100,14 @@ class Endpoint:
         if options.weigh_by not in ("auto", *WAYS):
             raise InputError(f"--weigh_by {options.weigh_by}; wanted auto or one of: {', '.join(WAYS)}")
         self.name, self.options = name, options
-        key = os.environ.get(options.api_key_env, "")
+        key = os.environ.get(options.api_key_env, "")  # never kept in an object that is shown
         self.client = httpx.Client(
             base_url=options.base_url.rstrip("/") + "/",
             timeout=options.request_timeout,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             limits=httpx.Limits(max_connections=options.concurrency),
         )
-        weakref.finalize(self, self.client.close)
+        weakref.finalize(self, self.client.close)  # threads may hold it until the end
         self.tokens = Counter({"prompt_tokens": 0, "completion_tokens": 0, "requests": 0, "retries": 0})
         self.silent: dict[str, int] = {}
         self.reasons: dict[str, str] = {}  # of the last failure, by the prompt's text
@@ -133,7 +134,7 @@ class Endpoint:
             self.how,
             self.options.samples if self.how == "counts" else 0,
         ]
-        return sha256(json.dumps(made_of).encode()).hexdigest()
+        return sha256(json.dumps(made_of).encode()).hexdigest()  # the address too: two servers, two models
 
     def __call__(self, requests: Sequence[Request]) -> list[Any]:
         """As Scorer's; None for a request that failed."""
@@ -169,7 +170,7 @@ class Endpoint:
             try:
                 return work(item)
             except Fault as fault:
-                request = item[0] if isinstance(item, tuple) else item
+                request = item[0] if isinstance(item, tuple) else item  # (request, answer) where it is echoed
                 with self.lock:
                     self.silent[str(fault)] = self.silent.get(str(fault), 0) + 1
                     self.reasons[request.context] = str(fault)
@@ -195,14 +196,14 @@ class Endpoint:
         tries: list[tuple[str, Callable[[], Any]]] = [
             ("echo", lambda: self._echoed((Request("One, two,", (" three",)), " three"))),
             ("top", lambda: self._likeliest(Request("One, two,", (" three",)))),
-        ]
+        ]  # without completions there is nothing to echo
         for way, attempt in tries[0 if self.completes else 1 :]:
             try:
                 attempt()
                 return way
             except Fault as fault:
                 logger.warning("%s gives no log-probabilities by %s: %s", self.name, way, fault)
-        self.silent.clear()
+        self.silent.clear()  # of trials alone
         return "counts"
 
     def _post(self, path: str, asked: dict[str, Any]) -> dict[str, Any]:
@@ -216,9 +217,9 @@ class Endpoint:
         for attempt in range(self.options.retries + 1):
             reason, pause = self._try(path, asked)
             if reason is None:
-                self.failed = 0
+                self.failed = 0  # one that answers is alive
                 return pause
-            if pause is None:
+            if pause is None:  # another try is no use
                 break
             if attempt < self.options.retries:
                 self.tokens["retries"] += 1
@@ -239,6 +240,7 @@ class Endpoint:
         if response.status_code != 200:
             text = " ".join(response.text[:200].split())
             wait = response.headers.get("retry-after", "")
+            # seconds; dates are left
             pause = min(float(wait), 60.0) if wait.replace(".", "", 1).isdigit() else 0
             return f"status {response.status_code}: {text}", pause if response.status_code in AGAIN else None
         try:
@@ -255,6 +257,7 @@ class Endpoint:
                 self.tokens[kind] += int(usage.get(kind) or 0)
         return None, found
 
+    # a chat lays turns out by itself
     def _ask(self, request: Request, asked: dict[str, Any]) -> dict[str, Any]:
         """A request as a chat where it has turns, or where there is nothing else, and as a text otherwise."""
         if self.completes and not request.turns:
@@ -293,6 +296,7 @@ class Endpoint:
             raise Fault("no log-probabilities of the prompt (echo)")
         ends = _ends(tokens, told.get("text_offset"), text)
         kept = [
+            # a token over the border belongs to the answer, as where a local model is asked
             v
             for v, (start, end) in zip(values, ends, strict=True)
             if end > len(request.context) and start < len(text)
@@ -335,6 +339,7 @@ class Endpoint:
         found: list[float | None] = []
         taken: dict[str, str] = {}
         for answer in request.answers:
+            # " Yes" for "yes"
             fit = [t for t in top if t.strip() and answer.strip().lower().startswith(t.strip().lower())]
             best = max(fit, key=lambda t: top[t], default=None)
             if best is not None and taken.setdefault(best, answer) != answer:
@@ -344,7 +349,7 @@ class Endpoint:
             found.append(None if best is None else top[best])
         if all(value is None for value in found):
             raise Fault("none of the answers is among the likeliest first tokens")
-        floor = min(top.values()) - 1.0
+        floor = min(top.values()) - 1.0  # below all that is shown
         return [np.array([floor if value is None else value], dtype=np.float32) for value in found]
 
     def _counted(self, request: Request) -> list[np.ndarray]:
@@ -363,6 +368,7 @@ class Endpoint:
             texts = []  # some servers refuse to give several at once
         while len(texts) < self.options.samples:  # and some give one whatever they are asked
             texts += self._texts(request, asked | {"n": 1, "seed": len(texts)})
+        # about two bytes a token, and some room
         counts = Counter(named(text, answers) for text in texts[: self.options.samples])
         known = sum(counts[answer] for answer in answers)
         if not known:
@@ -378,6 +384,7 @@ def _ends(tokens: list[str], offsets: Any, text: str) -> list[tuple[int, int]]:
     if isinstance(offsets, list) and len(offsets) == len(tokens) and all(isinstance(o, int) for o in offsets):
         return list(zip(offsets, [*offsets[1:], max(len(text), offsets[-1] + 1)], strict=True))
     places = np.cumsum([0, *map(len, tokens)])
+    # without offsets the tokens themselves must spell the text
     if not "".join(tokens).startswith(text):
         raise Fault("tokens that don't say where they stand in the text (text_offset)")
     return [(int(a), int(b)) for a, b in pairwise(places)]

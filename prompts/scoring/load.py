@@ -74,6 +74,7 @@ def load_prompt_scorer(name: str, options: ScoringArguments | None = None) -> Sc
         InputError: no such model, an adapter with a classifier's head, one that belongs on another base.
     """
     options = options or ScoringArguments()
+    # an adapter may stand on another one
     base = name
     while _is_adapter(base):
         base = _base_of(Path(base).expanduser())
@@ -105,14 +106,17 @@ def _load(name: str, head: Any, dtype: str, allow_mismatch: bool) -> tuple[Any, 
     folder = Path(name).expanduser()
     below = _base_of(folder)
     stacked = _is_adapter(below)
+    # merged in float32, and rounded once
     tokenizer, network = _load(below, head, "float32" if stacked else dtype, allow_mismatch)
     if stacked:
+        # virtual tokens can't be merged into weights
         if not isinstance(network.base_model, BaseTuner):
             kind = network.active_peft_config.peft_type.value
             raise InputError(
                 f"{folder} belongs on {below}, whose {kind} adapter can't be merged into a base. Set --models"
             )
         network = network.merge_and_unload().to(getattr(torch, dtype))
+    # its own tokens, which the base below needn't have
     if any(folder.glob("tokenizer*.json")):
         tokenizer = load_processor(str(folder))
         fit_embeddings(network, tokenizer)
@@ -132,6 +136,7 @@ def _base_of(folder: Path) -> str:
             f"{folder} holds a {kind} adapter, which answers by a head of its own; wanted one of a "
             "language model"
         )
+    # the run's own word goes before PEFT's, which names the base by a place
     arguments = folder / "arguments.yaml"
     if arguments.is_file():
         return str(yaml.safe_load(arguments.read_text(encoding="utf-8"))["model_name_or_path"])
@@ -152,6 +157,7 @@ def _head_of(name: str) -> Any:
         raise InputError(
             f"Cannot load the model '{name}': {str(error).splitlines()[0]} Set --models"
         ) from error
+    # what the folder was saved as tells whether its head was trained
     saved = (config.architectures or [""])[0]
     masked: Any = MODEL_FOR_MASKED_LM_MAPPING
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING
@@ -174,20 +180,25 @@ def model_fingerprint(scorer: Scorer | Endpoint) -> str:
     if isinstance(scorer, Endpoint):
         return scorer.fingerprint()
     bare = scorer.network.get_base_model() if hasattr(scorer.network, "peft_config") else scorer.network
+    # PEFT's configuration of each adapter
     adapters = scorer.network.peft_config if bare is not scorer.network else {}
+    # settings of generation change what is written
     made_of = [bare.config, *adapters.values(), *([bare.generation_config] if bare.can_generate() else [])]
     told = [{key: value for key, value in part.to_dict().items() if key not in PLACES} for part in made_of]
     known = json.dumps(
         [scorer.options, hash_processor(scorer.tokenizer), told], sort_keys=True, default=_plainly
     )
     digest = hashlib.sha256(known.encode())
+    # sorted: the order of a state is the model class's own
     for name, tensor in sorted(scorer.network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # as bytes, for numpy has no bf16
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def _plainly(value: Any) -> Any:
+    # a set has no order that JSON could keep
     return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
 
 
@@ -195,6 +206,7 @@ def embed(name: str, texts: list[str], batch_tokens: int = 8192) -> np.ndarray:
     """Mean of an encoder's last hidden states, of length one: float32 [texts, width]; what nearest examples
     are found by."""
     tokenizer, network = load_model(ModelArguments(name, keep_attention_dropout=True), AutoModel)
+    # tokenizers may give an absurd number for no limit
     limit = min(tokenizer.model_max_length, 512)
     ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
     rows = np.empty((len(texts), network.config.hidden_size), dtype=np.float32)
@@ -205,6 +217,7 @@ def embed(name: str, texts: list[str], batch_tokens: int = 8192) -> np.ndarray:
         )
         with torch.inference_mode():
             hidden = network.eval()(**padded).last_hidden_state
+        # an encoder's padding counts for nothing in the mean
         mask = padded["attention_mask"][..., None]
         vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
         rows[batch] = vectors.numpy()

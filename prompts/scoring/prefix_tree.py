@@ -131,14 +131,17 @@ def trees(sequences: Sequence[Scored], members: Sequence[int], cut: int, largest
         if (
             not found
             # In a tree every node pays for a mask over all others; sequences with little in common are
+            # in sorted order the nearest relative stands just before
             # cheaper apart.
             or 2 * same < max(len(ids), len(before))
             or len(found[-1].tokens) + len(ids) - same > largest
         ):
             found.append(Tree())
             path, same = [], 0
+        # nodes that both share; the rest of the path was the sequence before's
         path = path[: min(same, len(path))]
         _insert(found[-1], ids, path)
+        # the token at t is predicted by the node before it
         found[-1].wanted += [(path[t - 1], ids[t], index, t - start) for t in range(start, len(ids))]
         before = ids
     return found

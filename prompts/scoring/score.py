@@ -43,11 +43,13 @@ class Request:
 
 def family(network: Any) -> str:
     """Which kind of language model it is: causal, masked or seq2seq."""
+    # an adapter wraps the model that has the head
     bare = network.get_base_model() if hasattr(network, "peft_config") else network
     if bare.config.is_encoder_decoder:
         return "seq2seq"
     masked = (
         type(bare.config) in MODEL_FOR_MASKED_LM_MAPPING
+        # exactly that class: an encoder with another head names no words
         and type(bare) is MODEL_FOR_MASKED_LM_MAPPING[type(bare.config)]
     )
     return "masked" if masked else "causal"
@@ -76,6 +78,7 @@ class Scorer:
             InputError: a model without a language-modelling head.
         """
         bare = network.get_base_model() if hasattr(network, "peft_config") else network
+        # a trunk alone gives states and no words
         if bare.get_output_embeddings() is None:
             raise InputError(
                 f"{type(bare).__name__} has no head that names words; wanted a language model's class"
@@ -89,6 +92,7 @@ class Scorer:
         self.options = {"share": share, "fill": fill if self.family == "masked" else None}
         self.model: Any
         if self.family == "causal":
+            # virtual tokens stand in front of every row, where no shared prefix may
             self.model = Causal(network, batch_tokens, share and not self.virtual_tokens)
         elif self.family == "masked":
             self.model = Masked(network, tokenizer, batch_tokens, fill)
@@ -106,9 +110,11 @@ class Scorer:
         """Most tokens that a sequence may have."""
         config = self.network.config.to_dict()
         limits = [config.get(name) for name in POSITIONS] + [self.tokenizer.model_max_length]
+        # families that count positions from two on have two less
         offset = 2 if config.get("model_type") in FROM_TWO else 0
         return (
             min(limit for limit in limits if isinstance(limit, int) and limit > 0)
+            # an adapter's own tokens take positions too
             - offset
             - self.virtual_tokens
         )
@@ -125,6 +131,7 @@ class Scorer:
             flat = self._causal(requests)
         else:
             flat = self.model([(r.context, answer, r.rest) for r in requests for answer in r.answers])
+        # before anything is summed: a comparison with nan is silently false
         if any(np.isnan(tokens).any() for tokens in flat):
             raise InputError(
                 "The model's scores are no numbers (NaN): its weights or their type don't bear this "
@@ -138,9 +145,11 @@ class Scorer:
         vocabulary]."""
         if self.family != "causal":
             return self.model.distributions(
+                # the space before the answer is the text's where a mask stands in its place
                 [(r.context + " " * r.answers[0].startswith(" "), r.rest) for r in requests]
             )
         pairs = self._encode(requests)
+        # the first pair of each request: its context is that of all
         firsts = np.cumsum([0, *(len(r.answers) for r in requests)])[:-1]
         return self.model.distributions([pairs[i].ids[: pairs[i].start] for i in firsts])
 
@@ -187,10 +196,12 @@ class Scorer:
                     "--prompts or --models"
                 )
         encoded: dict[bool, list[Any]] = {}
+        # chat texts have their special tokens already, so that both kinds are tokenised apart
         for special in {r.special for r in requests}:
             pairs = [(r.context, answer) for r in requests if r.special == special for answer in r.answers]
             encoded[special] = encode_pairs(self.tokenizer, pairs, special)
         queues = {special: iter(found) for special, found in encoded.items()}
+        # back in the requests' order
         return [next(queues[r.special]) for r in requests for _ in r.answers]
 
     def _causal(self, requests: Sequence[Request]) -> list[np.ndarray]:

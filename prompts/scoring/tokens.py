@@ -28,6 +28,7 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], special: bool
     Raises:
         InputError: an answer that no token holds.
     """
+    # of answers to one context the first is tokenised whole
     firsts: dict[str, int] = {}
     for index, (context, _) in enumerate(pairs):
         firsts.setdefault(context, index)
@@ -37,6 +38,7 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], special: bool
     cuts = {context: _last_words(context) for context in firsts} if tokenizer.is_fast else {}
     others = [i for i in range(len(pairs)) if i not in whole]
     tails = _tails(tokenizer, [pairs[i] for i in others], cuts)
+    # the first answer's tail, which has to come out as the whole did: else the cut changed something
     checks = _tails(tokenizer, [pairs[firsts[pairs[i][0]]] for i in others], cuts)
     for index, tail, check in zip(others, tails, checks, strict=True):
         ids, start = whole[firsts[pairs[index][0]]]
@@ -44,10 +46,12 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], special: bool
             tail is None
             or check is None
             or ids[len(ids) - len(check[0]) :] != check[0]
+            # also the place of the answer in it
             or len(ids) - len(check[0]) + check[1] != start
         ):
             whole[index] = _encode(tokenizer, [pairs[index]], special)[0]
         else:
+            # what the first has before its tail stands before each
             head = ids[: len(ids) - len(check[0])]
             whole[index] = (head + tail[0], len(head) + tail[1])
     found = []
@@ -55,6 +59,7 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], special: bool
         ids, start = whole[index]
         if len(ids) <= start:
             raise InputError(f"The answer {answer!r} tokenises to nothing; name another word for its label")
+        # nothing stands before the first token to predict it by
         if start == 0:
             start, ids = 1, [beginning_ids(tokenizer), *ids]
         found.append(Scored(tuple(ids), start))
@@ -76,9 +81,11 @@ def _encode(tokenizer: Any, pairs: Sequence[tuple[str, str]], special: bool) -> 
     for index, (context, _) in enumerate(pairs):
         ids = encoded["input_ids"][index]
         if tokenizer.is_fast:
+            # by the end of each token: one that begins in the context and ends in the answer is the answer's
             inside = [i for i, (_, end) in enumerate(encoded["offset_mapping"][index]) if end > len(context)]
             first, last = (inside[0], inside[-1] + 1) if inside else (len(ids), len(ids))
         else:
+            # slow tokenizers know no offsets: the context's own length must do
             first, last = len(tokenizer(context, add_special_tokens=special)["input_ids"]), len(ids)
         found.append((ids[:last], first))
     return found
@@ -91,6 +98,7 @@ def _tails(
     places = [cuts.get(context, 0) for context, _ in pairs]
     cut = [(context[place:], answer) for (context, answer), place in zip(pairs, places, strict=True) if place]
     encoded = dict(
+        # each text once, and special tokens none: they stand at the front, which was cut off
         zip(dict.fromkeys(cut), _encode(tokenizer, list(dict.fromkeys(cut)), special=False), strict=True)
     )
     return [
@@ -101,7 +109,9 @@ def _tails(
 
 def _last_words(context: str) -> int:
     """Place of a space between two words some way before the end; 0 where there is none."""
+    # not too near the answer, where it may change tokens, nor so far that nothing is saved
     for place in range(len(context) - 16, max(len(context) - 80, 0), -1):
+        # between two letters: a space beside a sign may be part of a token
         if context[place] == " " and context[place - 1].isalpha() and context[place + 1].isalpha():
             return place
     return 0
@@ -109,6 +119,7 @@ def _last_words(context: str) -> int:
 
 def beginning_ids(tokenizer: Any) -> int:
     """The token that stands before a text which has nothing before it."""
+    # encoders have a beginning under another name
     candidates = (
         tokenizer.bos_token_id,
         tokenizer.eos_token_id,

@@ -40,10 +40,13 @@ def stored_findings(folder: Path, metric: str | None = None, power: float | None
     known = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
     entry = named_entry(given["prompts"])
     kind, parts, labels, answers = read_study(folder, entry)
+    # scores of labels and choices were kept for one figure; texts can be judged by another
     heading = metric or (entry.metric_of(kind) if kind == "text" else known["metric"])
     # type: ignore[call-arg]
+    # the metric is part of a cell of texts, which computes it
     answers = [replace(one, metric=heading) for one in answers] if kind == "text" else answers
     notes = Notes()
+    # kept with their sort, since a run with troubles ends with status 1 again
     for one in known["notes"]:
         (notes.expect if one["ends_well"] else notes.trouble)(one["model"], one["prompt"], one["what"])
     found = outcomes(answers, parts, labels, heading)
@@ -68,6 +71,7 @@ def rescore(options: Options) -> bool:
     """Write a run's report anew, in --output_dir or in place; whether anything in it couldn't be asked."""
     folder = Path(str(options.run.rescore)).expanduser()
     found = stored_findings(folder, options.answers.metric, options.run.power)
+    # left at its default, --output_dir means the run's own folder
     target = (
         folder
         if options.study.output_dir == type(options.study)().output_dir
@@ -88,13 +92,16 @@ def compare_runs(
         InputError: no run, no rows in common, figures of different kinds.
     """
     one, other = (stored_findings(folder, metric) for folder in (first, second))
+    # a difference of two figures is none
     if one.metric != other.metric:
         raise InputError(f"{first} is headed by {one.metric}, {second} by {other.metric}; set --metric")
     a, b = _by_row(one, one.heading), _by_row(other, other.heading)
+    # in the order of the first run
     rows = [key for key in a if key in b]
     if not rows:
         raise InputError(f"{first} and {second} have no rows in common: they are of other data")
     pair = [
+        # both on the same rows, so that the test is paired
         outcome.measures[one.metric].of(np.array([places[key] for key in rows], dtype=int))
         for outcome, places in ((one.heading, a), (other.heading, b))
     ]
@@ -102,6 +109,7 @@ def compare_runs(
         "first": one.heading.name,
         "second": other.heading.name,
         "rows": len(rows),
+        # rows of the first and of the second, less those of both twice
         "only in one": len(a) + len(b) - 2 * len(rows),
         "first_value": pair[0].value,
         "second_value": pair[1].value,
@@ -114,6 +122,7 @@ def _by_row(found: Findings, one: Outcome) -> dict[str, int]:
     made: dict[str, int] = {}
     for place, row in enumerate(one.places):
         key, times = found.rows[row].identity, 0
+        # equal rows are told apart by which one of them it is
         while f"{key}#{times}" in made:
             times += 1
         made[f"{key}#{times}"] = place

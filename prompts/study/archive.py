@@ -27,6 +27,7 @@ from prompts.templates.template import SLOT
 from prompts.templates.verbalizer import probabilities
 
 OWN = (
+    # the cell's own names, so that what is read back is a cell
     "kind",
     "part",
     *Cell.__dataclass_fields__,
@@ -55,9 +56,11 @@ def write_rows(found: Findings, path: Path) -> None:
         for part in ("unseen", "training")
         for line in _lines(found, answers, part, hashes)
     ]
+    # cells differ in what they hold (choices, several ways), and a table needs all of it
     keys = list(dict.fromkeys(key for line in lines for key in line))
     for key in keys:
         columns[key] = [line.get(key) for line in lines]
+    # compressed: prompts repeat
     pq.write_table(
         pa.table({key: _of_one_type(values) for key, values in columns.items()}), path, compression="zstd"
     )
@@ -66,8 +69,10 @@ def write_rows(found: Findings, path: Path) -> None:
 def _of_one_type(values: list[Any]) -> list[Any]:
     """A column that parquet can hold: values of several types, and nested ones, as JSON."""
     kinds = {type(value) for value in values if value is not None}
+    # numbers of two kinds are one column of floats
     if kinds <= {int, float} or (len(kinds) == 1 and not kinds & {dict, list}):
         return values
+    # lists of plain values are parquet's own
     if kinds == {list} and all(
         isinstance(part, (str, float, int)) or part is None for value in values for part in value or ()
     ):
@@ -92,14 +97,18 @@ def _lines(
         line["template_hash"] = hashes.get(answers.cell.template, "")
         if part == "unseen":
             request = answers.requests[index]
+            # the slot is marked: text may follow it
             text = request.context + (SLOT + request.rest if request.rest else "")
+            # found again and compared without the text
             line |= {"prompt": text, "prompt_hash": sha256(text.encode()).hexdigest()}
         line["identity"] = row.identity
+        # the first way heads the row; the others stand beside it
         line["prediction"] = words[answers.hows[0]][index]
         line |= _values(found, answers, part, index, row)
         for how, texts in words.items():
             line[f"prediction_{how}"] = texts[index]
         for name, value in row.columns.items():
+            # a column of the data may have the name of one of ours
             line[f"column_{name}" if name in line else name] = value
         yield line
 
@@ -109,6 +118,7 @@ def in_words_of(found: Findings, answers: AnyAnswers, how: str, part: str) -> li
     if part == "unseen":
         return in_words(answers, how, found.labels)
     if isinstance(answers, Written):
+        # several drawn answers in one cell of the table
         return [" | ".join(row) for row in answers.answers(how, part)]
     chosen = said(answers.scores(how, part))
     if isinstance(answers, ChoiceAnswers):
@@ -127,6 +137,7 @@ def _values(found: Findings, answers: AnyAnswers, part: str, index: int, row: St
     scores = {f"scores_{how}": [float(v) for v in answers.scores(how, part)[index]] for how in answers.hows}
     raw = answers.scores(answers.hows[0], part)[index]
     line: dict[str, Any] = {"scores": [float(v) for v in raw], **scores}
+    # without an answer there is no probability
     if not np.isnan(raw).any():
         chances = probabilities(raw[None])[0]
         line["probability"] = float(chances.max())
@@ -150,15 +161,19 @@ def read_study(
     parts: dict[str, list[StudyRow]] = {"unseen": [], "training": []}
     numbers: dict[tuple[str, int, str], int] = {}
     for line in table:
+        # a row stands once for each cell, and is one row all the same
         key = (line["part"], line["row"], line["identity"])
         if key not in numbers:
             numbers[key] = len(parts[line["part"]])
+            # the identity holds all columns as JSON (see `rows._identity`)
             columns = json.loads(line["identity"])
             columns = columns if isinstance(columns, dict) else {}
+            # labels are numbered as the run had them
             label = labels.index(line["gold"]) if kind == "labels" else -1
             parts[line["part"]].append(StudyRow(columns, label, line["identity"], line["row"], line["id"]))
     cells: dict[Cell, list[dict[str, Any]]] = {}
     for line in table:
+        # all lines that agree in these are one prompt asked one way
         cell = Cell(*(line[name] for name in Cell.__dataclass_fields__))
         cells.setdefault(cell, []).append(line)
     answers = [_read_cell(cell, lines, numbers, kind, entry) for cell, lines in cells.items()]
@@ -171,6 +186,7 @@ def read_table(folder: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: there are none.
     """
+    # an older file is said, and not half understood
     path = folder / FILE
     if not path.is_file():
         raise InputError(f"No {FILE} in {folder}: wanted the folder of a run of prompts")
@@ -191,6 +207,7 @@ def _read_cell(
     requests = [_request(line) for line in by_part["unseen"]]
     if kind == "text":
         return _read_text(cell, by_part, places, requests, entry)
+    # the ways that were kept, which may be fewer than there are now
     hows = [key.removeprefix("scores_") for key in lines[0] if key.startswith("scores_")]
     by_how = {
         how: {
@@ -209,7 +226,9 @@ def _read_cell(
 
 
 def _numbers(values: Any) -> list[float]:
+    # nested ones were written as JSON
     values = json.loads(values) if isinstance(values, str) else values
+    # parquet keeps nan as it is, JSON as null
     return [float("nan") if value is None else value for value in values]
 
 
@@ -218,6 +237,7 @@ def _texts(values: Any) -> list[str]:
 
 
 def _request(line: dict[str, Any]) -> Request:
+    # the slot's mark was put there by `_lines`
     context, _, rest = line["prompt"].partition(SLOT)
     return Request(context, (), rest)
 
@@ -230,9 +250,11 @@ def _read_text(
     entry: Entry,
 ) -> Written:
     short = cell.template.removeprefix(f"{entry.name}/")
+    # an ending that the entry no longer has gives way to its first
     ending = entry.endings.get(cell.verbalizer) or next(iter(entry.endings.values()))
     prompt = TextPrompt(entry.template(short), entry.targets[short], ending)
     texts: dict[str, list[list[str | None]]] = {
+        # a missing text was written as an empty one
         part: [[text if line["answered"] else None for text in _texts(line["written"])] for line in own]
         for part, own in by_part.items()
     }

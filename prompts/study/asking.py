@@ -67,7 +67,9 @@ class Notes:
                 "model": model,
                 "prompt": prompt,
                 "what": what,
+                # -1 stands for a whole prompt, which is one thing that went wrong
                 "rows": sum(row >= -1 for row in rows) or 1,
+                # the first five by number, and each once
                 "first": ", ".join(str(row) for row in sorted(set(rows))[:5] if row >= 0),
                 "ends_well": well,
             }
@@ -105,8 +107,11 @@ class Asking:
     ) -> None:
         self.memory, self.study, self.examples, self.vectors = memory, study, examples, vectors or {}
         texts = [row.identity for row in examples]
+        # by the examples' own order, as `choose` counts them
         table = np.stack([self.vectors[text] for text in texts]) if self.vectors else None
+        # identities tell rows apart, so that none is its own example
         self.pool = Pool([row.label for row in examples], texts, table)
+        # the study's own limit and chat go over the entry's
         self.layout = replace(layout or Layout(), limit=study.max_length, chat=study.chat)
         self.notes, self.model = notes or Notes(), ""
         self.counted: Counter[str] = Counter()
@@ -119,9 +124,11 @@ class Asking:
 
         Templates with several verbalizers go through the model once, unless examples show their words.
         """
+        # with examples the verbalizer's words stand in the prompt, so that each is a prompt of its own
         groups = _groups(prompts, together=shots == 0)
         asked = self.weigh(
             {
+                # bound now: the loop goes on before it is called
                 key: (lambda row, group=group: self.request(group, row, shots, seed))
                 for key, group in groups.items()
             },
@@ -129,10 +136,12 @@ class Asking:
         )
         found: dict[str, dict[str, Any]] = {prompt.name: {"asked": {}, "words": {}} for prompt in prompts}
         for key, group in groups.items():
+            # all words of the group in one request, each once
             words = _words(group)
             for part in rows:
                 own = asked[key, part]
                 for prompt in group:
+                    # each verbalizer's own among them, in its order
                     places = [words.index(word) for word in prompt.verbalizer.flat]
                     some = [None if row is None else [row[i] for i in places] for row in own.answers]
                     scored = prompt.verbalizer.word_scores(_filled(some, len(places)))
@@ -145,9 +154,11 @@ class Asking:
         self, ways: Mapping[str, Callable[[StudyRow], Request]], rows: Mapping[str, Sequence[StudyRow]]
     ) -> dict[tuple[str, str], AskedPrompts]:
         """(name, part) → answers of the rows that could be asked, all of them through the model together."""
+        # all requests before any is answered: what they share is computed once for all prompts
         made = {
             (key, part): self.prepared(key, way, rows[part]) for key, way in ways.items() for part in rows
         }
+        # answers come in the order of requests, which is that of `made`
         answers = iter(self.memory([request for _, requests in made.values() for request in requests]))
         return {
             key: AskedPrompts(places, requests, [next(answers) for _ in requests])
@@ -168,6 +179,7 @@ class Asking:
             except TooLong:
                 self.notes.expect(self.model, name, "too long, and dropped (--on_long)", row.place)
             except InputError as error:
+                # the user wanted the run to stop at a long row; other errors are this row's alone
                 if self.layout.on_long == "stop" and "--on_long" in str(error):
                     raise
                 self.notes.trouble(self.model, name, str(error), row.place)
@@ -175,6 +187,7 @@ class Asking:
 
     def request(self, group: list[Prompt], row: StudyRow, shots: int, seed: int) -> Request:
         """One row's question behind its examples, with the words of all verbalizers of a group."""
+        # they differ in words alone, which stand in the answers
         prompt = group[0]
         shown = self.shown(
             prompt.template, lambda example: prompt.verbalizer.answer(example.label), row, (shots, seed)
@@ -210,9 +223,11 @@ class Asking:
         self, template: Template, target: Template, row: StudyRow, setting: tuple[int, int], room: int
     ) -> Request:
         """One row's question behind its (examples, seed), with room for a text of so many tokens."""
+        # nothing is weighed here: one empty answer stands for it
         shown = self.shown(template, lambda example: _first_of(target, example), row, setting)
         return self.compose(template, row, shown, [""], answers=" the" * room)
 
+    # so many short words hold the room that the text will need
     def shown(
         self, template: Template, answer: Callable[[StudyRow], str], row: StudyRow, setting: tuple[int, int]
     ) -> list[tuple[Rendered, str]]:
@@ -222,6 +237,7 @@ class Asking:
         for index in self._chosen(row, *setting):
             example = self.examples[index]
             try:
+                # an example that its template says nothing of, or that has no answer
                 written.append(((self.layout.example or template).render(example.columns), answer(example)))
             except InputError as error:
                 self.notes.expect(self.model, template.name, f"example left out: {error}", example.place)
@@ -231,6 +247,7 @@ class Asking:
         vector = self.vectors.get(row.identity)
         way = self.study.shot_choice if shots else "none"
         if way == "nearest" and vector is None:  # what calibration asks is near to nothing
+            # evenly over the classes, as calibration wants to know what no content gives
             way = "balanced"
         return choose(way, self.pool, shots, seed, text=row.identity, vector=vector)
 
@@ -244,6 +261,7 @@ def _first_of(target: Template, example: StudyRow) -> str:
 
 def _filled(rows: list[Any], words: int) -> list[Any]:
     """Rows without an answer as ones whose scores are no numbers."""
+    # one number is enough: any sum with it is nan
     nothing = [np.array([np.nan], dtype=np.float32)] * words
     return [nothing if row is None else row for row in rows]
 
@@ -252,6 +270,7 @@ def _groups(prompts: list[Prompt], together: bool) -> dict[str, list[Prompt]]:
     """Prompts that render alike: those of one template, unless examples show the verbalizer's words."""
     groups: dict[str, list[Prompt]] = {}
     for prompt in prompts:
+        # without examples templates render alike, whatever their words
         groups.setdefault(prompt.template.name if together else prompt.name, []).append(prompt)
     return groups
 
@@ -264,6 +283,7 @@ def settings(study: StudyArguments) -> list[tuple[int, int]]:
     """(examples, seed) that every prompt is asked with; without examples one seed says all."""
     return [
         (shots, seed)
+        # all seeds give the same prompt then
         for shots in study.shots
         for seed in (study.shot_seeds if shots else study.shot_seeds[:1])
     ]

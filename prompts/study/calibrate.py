@@ -15,12 +15,14 @@ CONTENT_FREE = ("N/A", "[MASK]", "")  # the inputs of Zhao et al. 2021, section 
 def contextual(scores: np.ndarray, blank: np.ndarray) -> np.ndarray:
     """Contextual calibration (Zhao et al. 2021): divide by probabilities on content-free inputs, `blank`
     [inputs, labels]."""
+    # in logarithms a division is a difference; normalised first, as the paper has it
     return log_softmax(scores, axis=1) - _log_mean(log_softmax(blank, axis=1))
 
 
 def domain(scores: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Domain-context calibration (Fei et al. 2023): the same, with inputs of the rows' own words, `drawn`
     [inputs, labels]."""
+    # inputs are all that is different
     return contextual(scores, drawn)
 
 
@@ -34,10 +36,12 @@ def batch(scores: np.ndarray) -> np.ndarray:
     """Batch calibration (Zhou et al. 2024): divide by the mean probability over the unlabelled rows
     themselves."""
     own = log_softmax(scores, axis=1)
+    # by columns: how likely each label is over all rows
     return own - _log_mean(own)
 
 
 def _log_mean(logs: np.ndarray) -> np.ndarray:
+    # the mean of probabilities, whose logarithms are given
     return logsumexp(logs, axis=0, keepdims=True) - np.log(len(logs))
 
 
@@ -46,8 +50,10 @@ def random_inputs(texts: list[str], count: int, seed: int) -> list[str]:
     yet about nothing)."""
     generator = np.random.default_rng(seed)
     words = [word for text in texts for word in text.split()]
+    # at least one word, and 0 texts divide nothing
     length = max(1, len(words) // max(len(texts), 1))
     return [
+        # one length for all: the mean of the texts'
         " ".join(words[i] for i in generator.integers(0, len(words), length)) if words else ""
         for _ in range(count)
     ]

@@ -19,14 +19,17 @@ def check(loaded: Loaded, study: StudyArguments, scoring: ScoringArguments) -> l
         InputError: something is.
     """
     entry, rows = loaded.entry, loaded.parts.unseen
+    # faults that were noted while reading come first
     lines = [f"{prompt}: {what}" for _, prompt, what in loaded.notes.troubles]
     choices, texts = choice_prompts(entry, study.prompts), text_prompts(entry, study.prompts)
     for name in study.models:
         if name.startswith(ENDPOINT_PREFIX):
+            # what is checked is how words fall into tokens
             raise InputError(
                 f"{name}: an address has no tokenizer to check by; name a local model by --models"
             )
         scorer = load_prompt_scorer(name, scoring)
+        # the model's own limit bounds the user's
         limit = min(study.max_length or scorer.longest, scorer.longest)
         found = []
         for prompt in loaded.prompts:
@@ -36,6 +39,7 @@ def check(loaded: Loaded, study: StudyArguments, scoring: ScoringArguments) -> l
         found += [line for one in choices for line in check_choices(one.choices.name, one.of, rows)]
         found += [line for one in texts for line in check_target(one.target, rows)]
         lines += [f"{name}: {line}" for line in found]
+    # models share most faults, each of which is said once
     for line in dict.fromkeys(lines):
         print(line)
     if lines:

@@ -18,7 +18,9 @@ def weighted_mean(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     weights = np.asarray(weights, dtype=np.float64)
     if (weights < 0).any() or weights.sum() <= 0:
         raise ValueError(f"Got weights {weights.tolist()}; wanted numbers of 0 or more, not all 0")
+    # [prompts] → [prompts, 1, 1], over rows and labels
     share = (weights / weights.sum())[:, None, None]
+    # a weight of 0 has a logarithm of -inf, which is meant
     with np.errstate(divide="ignore"):
         return logsumexp(log_softmax(scores, axis=2) + np.log(share), axis=0)
 
@@ -26,4 +28,5 @@ def weighted_mean(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def vote(scores: np.ndarray) -> np.ndarray:
     """Number of prompts that name each label; the mean probability, below 1, parts equal numbers."""
     named = np.eye(scores.shape[2])[scores.argmax(axis=2)].sum(axis=0)
+    # below 1, so that it decides between equal numbers of votes and nothing else
     return named + 0.5 * np.exp(mean(scores))

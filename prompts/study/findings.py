@@ -80,6 +80,7 @@ class Findings:
     @cached_property
     def answers(self) -> list[Any]:
         """Cells, each once."""
+        # one cell has an outcome for each of its ways
         return list({id(one.answers): one.answers for one in self.outcomes}.values())
 
     @cached_property
@@ -90,6 +91,7 @@ class Findings:
     @cached_property
     def heading(self) -> Outcome:
         """What heads the report: the chosen outcome, else the first."""
+        # the first: nothing was chosen, so that none is better known
         return self.chosen or self.outcomes[0]
 
     @cached_property
@@ -99,6 +101,7 @@ class Findings:
 
     def draws_of(self, rows: int) -> np.ndarray:
         """Bootstrap samples of so many rows."""
+        # on fewer rows samples of their own: a draw names rows by place
         return self.drawn if rows == len(self.rows) else self._draws(rows)
 
     @staticmethod
@@ -113,10 +116,12 @@ class Findings:
         gold = np.array([row.label for row in self.rows], dtype=int)
         for model, made in self.ensembles.items():
             for name, scores in made.items():
+                # names of ensembles are made of both (see `study.ensembles`)
                 way, how = name.split(", ")
                 cell = {"model": model, "template": "ensemble", "verbalizer": way, "shots": "", "seed": ""}
                 figures = of_labels(scores.argmax(axis=1), gold, len(self.labels))
                 lines.append(
+                    # an ensemble is asked of nobody: no shots, no seed
                     {
                         **cell,
                         "calibration": how,
@@ -139,6 +144,7 @@ class Findings:
         if isinstance(one.answers, Written):
             repeats = one.answers.spread(one.how)
             line["repeats"] = len(repeats)
+            # of a sample
             line["spread"] = float(np.std(repeats, ddof=1)) if len(repeats) > 1 else 0.0
             line["nothing_found"] = int(one.answers.unmatched(one.how).sum())
         else:
@@ -148,6 +154,7 @@ class Findings:
     def _figures(self, measures: dict[str, Any]) -> dict[str, float]:
         found: dict[str, float] = {}
         for name, measure in measures.items():
+            # bars of all lines come of the same draws
             low, high = measure.interval(self.draws_of(len(measure.counts)))
             found |= {name: measure.value, f"{name}_low": low, f"{name}_high": high}
         return found
@@ -159,9 +166,11 @@ class Findings:
         others = [one for one in self.outcomes if one is not self.heading][:TESTED]
         pairs = []
         for other in others:
+            # a prompt may not have been asked of all rows
             first, second, rows = shared_rows(self.heading, other, self.metric)
             if len(rows):
                 pairs.append((other, compare(first, second, self.draws_of(len(rows)))))
+        # Holm's correction needs all tests together
         return list(zip([one for one, _ in pairs], holm([test for _, test in pairs]), strict=True))
 
     @property
@@ -186,6 +195,7 @@ class Findings:
         if self.trial.found is None:
             return start + "**no gain found**, none was better there."
         how = self.outcomes[0].how
+        # the raw way, by which the search ranked
         pair = [
             next((o for o in self.outcomes if o.cell.template == name and o.how == how), None)
             for name in (self.trial.found, self.trial.base)
@@ -194,6 +204,7 @@ class Findings:
             return start + "the winner could not be asked."
         first, second, rows = shared_rows(pair[0], pair[1], self.metric)  # type: ignore[arg-type]
         found = compare(first, second, self.draws_of(len(rows)))
+        # better and significantly so: a search tries many, of which one is best by chance
         word = (
             f"**{self.trial.found}** gains"
             if found.is_significant and found.difference > 0
@@ -211,6 +222,7 @@ class Findings:
         """Other outcome → rows that a difference of `power` from the heading one needs."""
         if not self.power:
             return {}
+        # alone it is compared with itself: rows for a difference of that size
         others = [one for one in self.outcomes if one is not self.heading][:TESTED] or [self.heading]
         return {
             other.name: rows_needed(*shared_rows(self.heading, other, self.metric)[:2], self.power)
@@ -220,6 +232,7 @@ class Findings:
 
 def _most(said: Sequence[Any]) -> dict[str, float]:
     """The share of the answer that is said most."""
+    # as text: labels, choices and writings alike
     counts = np.unique(np.array(said, dtype=str), return_counts=True)[1]
     return {"most_said": float(counts.max() / max(len(said), 1)) if len(counts) else 0.0}
 
@@ -229,6 +242,7 @@ def summary(found: Findings) -> dict[str, Any]:
     raw = [
         line
         for line in found.lines
+        # ensembles are no prompts
         if line["template"] != "ensemble" and line["calibration"] == found.outcomes[0].how
     ]
     chosen = None
@@ -265,11 +279,13 @@ def templates_of(found: Findings) -> list[dict[str, str]]:
     seen: dict[str, dict[str, str]] = {}
     for answers in found.answers:
         name = answers.cell.template
+        # the first request stands for all: an example is enough
         if name in seen or not answers.requests:
             continue
         template = found.templates.get(name)
         request = answers.requests[0]
         example = {
+            # the slot, as the report says beside it
             "example": request.context + "▁" + request.rest,
             "answers": " / ".join(request.answers)[:200],
         }

@@ -45,6 +45,7 @@ It failed on these examples:
 
 Write a better instruction for the task, in one or two sentences, without the examples.
 Better instruction:"""
+# a paragraph: a writer that goes on begins another text
 WRITTEN = Ending("paragraph", ("\n\n",), 96)
 SHOWN = 4  # failures that the writer sees
 LONGEST = 600  # characters of an instruction
@@ -83,16 +84,20 @@ class Race:
     def measure(self, prompt: AnyPrompt, rows: Sequence[StudyRow]) -> tuple[Measure, list[str]]:
         """The heading figure of a prompt on some rows, and what was said of each; rows asked before cost
         nothing."""
+        # rows are taken from the front, so that their number says which
         key = prompt.template.text, len(rows)
         if key not in self.known:
+            # counted before asking: what fails has cost something too
             self.left -= len(rows)
             parts = Parts(list(rows), [], self.loaded.parts.examples, [], [], [])
             answers = self._answers(prompt, parts)
+            # another set of rows would make its figure incomparable
             if len(answers.rows()) < len(rows):
                 raise InputError(
                     f"{prompt.name}: only {len(answers.rows())} of {len(rows)} rows could be asked"
                 )
             how = answers.hows[0]
+            # by the first way, as prompts are ranked
             measures = measures_of(answers, how, "unseen", {"unseen": list(rows)}, self.loaded.labels)
             self.known[key] = measures[self.metric], in_words(answers, how, self.loaded.labels)
         return self.known[key]
@@ -118,14 +123,19 @@ class Race:
     def run(self, candidates: list[AnyPrompt], rows: Sequence[StudyRow], start: int) -> tuple[AnyPrompt, int]:
         """The candidate that stays, and on how many rows it was measured."""
         count = min(start, len(rows))
+        # until one is left, or rows, or the budget
         while True:
             figures = {prompt.template.text: self.measure(prompt, rows[:count])[0] for prompt in candidates}
             ranked = sorted(candidates, key=lambda prompt: -figures[prompt.template.text].value)
+            # few draws: a race is decided by many small tests
             drawn = draws(count, 500, 0)
             best = figures[ranked[0].template.text]
+            # the worse half goes whatever a test says
             half = ranked[: max(1, len(ranked) // 2)]
+            # what is significantly worse than the best goes too
             candidates = [p for p in half if compare(best, figures[p.template.text], drawn).low <= 0]
             more = min(2 * count, len(rows))
+            # asking the others on more rows would go over the budget
             if len(candidates) == 1 or more == count or self.left < more * len(candidates):
                 return ranked[0], count
             count = more
@@ -146,13 +156,16 @@ def instructed(loaded: Loaded, options: Options, instruct: InstructArguments) ->
         )
     writer = memory_of(str(instruct.instruct), options)
     name = options.study.models[0]
+    # one model for both is loaded once
     memory = writer if name == instruct.instruct else memory_of(name, options)
     asking = Asking(
         memory,
+        # one number of examples: candidates are compared under one setting
         replace(options.study, shots=options.study.shots[:1]),
         loaded.parts.examples,
         layout=loaded.entry.layout,
     )
+    # notes of its own: candidates that fail are no trouble of the study
     asking.model, asking.notes = name, Notes()
     race = Race(asking, loaded, options, instruct.instruct_budget)
     hand, tried = _hand_written(loaded, options), 0
@@ -161,10 +174,12 @@ def instructed(loaded: Loaded, options: Options, instruct: InstructArguments) ->
     for number in range(instruct.instruct_rounds):
         if race.left < instruct.instruct_rows:
             break
+        # the same rows that the race begins with: failures are known without asking
         made = propose(
             writer, race, base, best, rows=rows[: instruct.instruct_rows], instruct=instruct, number=number
         )
         tried += len(made)
+        # the best so far races again, beside its successors
         best, _ = race.run([best, *made], rows, instruct.instruct_rows)
     logger.warning(
         "%d instructions tried, %d of %d answers used",
@@ -182,6 +197,7 @@ def _hand_written(loaded: Loaded, options: Options) -> list[AnyPrompt]:
     kind, names = loaded.entry.kinds[0], options.study.prompts
     if kind == "labels":
         by_template = {prompt.template.name: prompt for prompt in reversed(loaded.prompts)}
+        # reversed twice: the first verbalizer of each template, in the entry's order
         return [*reversed(by_template.values())]
     return (
         [*choice_prompts(loaded.entry, names)] if kind == "choices" else [*text_prompts(loaded.entry, names)]
@@ -191,6 +207,7 @@ def _hand_written(loaded: Loaded, options: Options) -> list[AnyPrompt]:
 def _with(loaded: Loaded, prompt: AnyPrompt) -> Loaded:
     """The study with a prompt more."""
     short = prompt.template.name.partition("/")[2]
+    # under the entry's name, so that reports and files find it
     entry = replace(loaded.entry, templates={**loaded.entry.templates, short: prompt.template})
     if isinstance(prompt, Prompt):
         return replace(loaded, entry=entry, prompts=[*loaded.prompts, prompt])
@@ -212,26 +229,35 @@ def propose(
 ) -> list[AnyPrompt]:
     """Prompts with instructions that the writer thought of, from rows that the best so far has wrong."""
     measure, said = race.measure(best, rows)
+    # a figure that is no mean has no scores by row: the first rows then
     scores = measure.each if measure.is_mean else np.zeros(len(rows))
+    # the worst first, and no row that was right
     wrong = [i for i in np.argsort(scores, kind="stable") if scores[i] < 1][:SHOWN]
     failures = "\n".join(
         f"- {_shown(rows[i])}\n  it said: {said[i][:80]!r}; right: {_right(race, base, rows[i])[:80]!r}"
         for i in wrong
     )
+    # the instruction alone, without the template that follows it
     instruction = best.template.text if best is base else best.template.text.removesuffix(base.template.text)
     asked = ASKED.format(instruction=_unescaped(instruction)[:1500], failures=failures or "- none")
+    # an endpoint lays a chat out by itself
     request = Request(asked, ("",), turns=(("user", asked),) if writer.scorer.tokenizer is None else ())
     texts: dict[str, None] = {}
     for repeat in range(instruct.instruct_proposals):
+        # a seed for each round and proposal: asked again, the same
         drawing = Drawing(1.0, 0.95, seed=number, repeat=repeat)
         written = writer.written([request], WRITTEN, drawing)[0]
+        # on one line, without the quotes that models put around it
         text = " ".join((written or "").split()).strip('"')[:LONGEST]
+        # fewer letters are no instruction
         if len(text) > 10:
+            # each once: a writer repeats itself
             texts[text] = None
     return [_instructed(base, text, f"instructed_{number}_{place}") for place, text in enumerate(texts)]
 
 
 def _instructed(base: AnyPrompt, text: str, name: str) -> AnyPrompt:
+    # what is written is no template: its braces would be run
     escaped = "{% raw %}" + re.sub(r"\{%|%\}", "", text) + "{% endraw %}\n\n"
     entry = base.template.name.partition("/")[0]
     return replace(
@@ -256,4 +282,5 @@ def _right(race: Race, prompt: AnyPrompt, row: StudyRow) -> str:
     if isinstance(prompt, ChoicePrompt):
         choices, gold = prompt.of(row)
         return choices[gold]
+    # the first of several references
     return prompt.wanted(row)[0]

@@ -52,27 +52,34 @@ class Judging:
 
     def __init__(self, judge: Judge, memory: Memory, notes: Notes, chat: bool = False) -> None:
         self.judge, self.memory, self.notes = judge, memory, notes
+        # no examples: what is judged stands in the template
         self.layout = Layout(chat=chat)
         self.words: Verbalizer = make_verbalizer("judge", list(judge.words), judge.words)
 
     def verdicts(self, rows: Sequence[tuple[Mapping[str, Any], str, str]], prompt: str) -> Verdicts:
         """(columns, written, wanted) of each answer → its label."""
+        # both orders, because a judge may prefer a place
         passes = [self._pass(rows, swapped) for swapped in (False, True)]
         good = list(self.judge.words).index(self.judge.good)
         chosen = [
+            # nan where it named nothing, which argmax would take for the largest
             np.where(np.isnan(p).any(axis=1), -1, np.nan_to_num(p, nan=-np.inf).argmax(axis=1))
             for p in passes
         ]
         both = np.stack(passes)
+        # an answer that is silent in one order has no verdict
         silent = np.isnan(both).any(axis=(0, 2))
         for _ in range(int(silent.sum())):
             self.notes.trouble(self.judge.model, prompt, "the judge named none of its labels")
+        # half of the good label where the orders disagree
         scores = np.where(silent, np.nan, np.mean([c == good for c in chosen], axis=0))
+        # both orders' probabilities added up
         together = logsumexp(both, axis=0)
         labels = [
             None if none else self.words.labels[int(row.argmax())]
             for none, row in zip(silent, together, strict=True)
         ]
+        # of answers that have both
         agree = (chosen[0] == chosen[1])[~silent]
         return Verdicts(scores, labels, float(agree.mean()) if len(agree) else 0.0)
 
@@ -86,12 +93,15 @@ class Judging:
             if row is None:
                 continue
             values = self.words.label_scores(self.words.word_scores([row]))[0]
+            # an endpoint that shows the first tokens alone knows no whole probability
             if np.exp(logsumexp(values)) >= LEAST or not self.memory.exact:
                 scored[index] = values
         if swapped:
+            # a label that means a place means the other one when places are swapped
             order = [
                 self.words.labels.index(SWAPPED.get(label, label))
                 if SWAPPED.get(label, label) in self.words.labels
+                # labels that mean no place stay
                 else place
                 for place, label in enumerate(self.words.labels)
             ]
@@ -100,6 +110,7 @@ class Judging:
 
     def _request(self, columns: Mapping[str, Any], written: str, wanted: str, swapped: bool) -> Request:
         first, second = (wanted, written) if swapped else (written, wanted)
+        # templates may ask by role or by place
         given = {**columns, "written": written, "wanted": wanted, "first": first, "second": second}
         return compose(
             self.judge.template, self.memory.scorer, given, [], answers=self.words.flat, layout=self.layout
@@ -127,6 +138,7 @@ class Judging:
             if own is not None
         ]
         same = [own == given for own, given in pairs]
+        # kappa isn't defined where all pairs are one
         kappa = cohen_kappa_score(*zip(*pairs, strict=True)) if len(set(pairs)) > 1 else float("nan")
         return {"rows": len(pairs), "agreement": float(np.mean(same)) if same else 0.0, "kappa": float(kappa)}
 
@@ -168,8 +180,10 @@ def judged(
             answers = written.answers(how, part)
             if not answers:
                 continue
+            # rows may have fewer answers than others: the last of theirs again, to make a table
             width = max(len(row) for row in answers)
             flat = [
+                # the first reference is the judge's
                 (rows[place].columns, row[min(i, len(row) - 1)], wanted[0])
                 for place, row, wanted in zip(written.rows(part), answers, written.wanted[part], strict=True)
                 for i in range(width)

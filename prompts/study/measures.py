@@ -30,13 +30,16 @@ HUNDRED = ("bleu", "chrf")  # from 0 to 100
 
 
 def of_labels(predicted: Array, gold: Array, classes: int) -> dict[str, Measure]:
+    # -1 has a row of zeros: it is no class's
     """Accuracy, macro-F1 and Matthews' correlation; predicted, gold [rows], -1 where no label was said."""
     said, wanted = _one_hot(predicted, classes), _one_hot(gold, classes)
     right = (predicted == gold).astype(np.float64)
+    # [rows, 3 × classes], which all figures are sums of
     both = np.concatenate([wanted * right[:, None], said, wanted], axis=1)
 
     def macro_f1(sums: Array) -> Array:
         hits, there = sums[:, :classes], sums[:, classes : 2 * classes] + sums[:, 2 * classes :]
+        # a class that is neither said nor there counts as 0
         return np.divide(2 * hits, there, out=np.zeros_like(hits), where=there > 0).mean(axis=1)
 
     def matthews(sums: Array) -> Array:
@@ -46,6 +49,7 @@ def of_labels(predicted: Array, gold: Array, classes: int) -> dict[str, Measure]
         unsaid = (rows - p.sum(1)) ** 2  # an answer that names no label is a class of its own
         spread = (rows**2 - (p**2).sum(1) - unsaid) * (rows**2 - (t**2).sum(1))
         covariance = hits * rows - (p * t).sum(1)
+        # rounding may leave it just below 0
         return np.divide(
             covariance, np.sqrt(np.maximum(spread, 0)), out=np.zeros(len(rows)), where=spread > 0
         )
@@ -64,6 +68,7 @@ def _one_hot(numbers: Array, classes: int) -> Array:
 def _best(score: Callable[[str, str], float]) -> Counts:
     """The best score against any of a row's references."""
     return lambda said, wanted: np.array(
+        # a row is right by whichever reference it comes nearest
         [max(score(one, other) for other in references) for one, references in zip(said, wanted, strict=True)]
     )
 
@@ -71,12 +76,14 @@ def _best(score: Callable[[str, str], float]) -> Counts:
 def same_answer(said: str, wanted: str) -> float:
     """Whether two short answers say the same: by the last number where a number is wanted, else but for case,
     punctuation and articles."""
+    # a sign and thousands' commas are no part of the number
     plain = wanted.strip().replace(",", "").lstrip("-$")
     if plain.replace(".", "", 1).isdigit():
         return float(texts.ends_in_same_number(said, wanted))
     return spans.exact_match(said, wanted)
 
 
+# made once: it loads a stemmer
 @cache
 def _rouge_scorer() -> rouge_scorer.RougeScorer:
     return rouge_scorer.RougeScorer(
@@ -84,6 +91,7 @@ def _rouge_scorer() -> rouge_scorer.RougeScorer:
     )
 
 
+# all three figures ask the same pairs
 @lru_cache(maxsize=20_000)
 def _rouges(said: str, wanted: str) -> dict[str, float]:
     """F1 of all three, once for each pair of texts."""
@@ -110,6 +118,7 @@ def of_corpus(metric: Any, said: Sequence[str], wanted: Sequence[Sequence[str]])
     most = max(len(references) for references in wanted)
     # sacrebleu wants as many references for every row; one that is there twice changes nothing
     streams = [[row[min(i, len(row) - 1)] for row in wanted] for i in range(most)]
+    # sacrebleu's own sums, which it adds up over rows before it scores
     counts = np.array(metric._extract_corpus_statistics(list(said), streams), dtype=np.float64)
     return Measure(
         counts, lambda sums: np.array([metric._compute_score_from_stats(list(line)).score for line in sums])
@@ -128,6 +137,7 @@ def of_texts(
     for name in names:
         if name in MEANS:
             sides: tuple[Sequence[str], Sequence[Sequence[str]]] = (said, wanted)
+            # this figure alone compares letters, after what the entry says of case and signs
             if name == "exact_match":
                 sides = (
                     [normalised(steps, t) for t in said],
@@ -150,6 +160,7 @@ class Recomputed(Measure):
     key: str = ""
 
     def _compute(self, rows: Array) -> float:
+        # the same row may stand in a sample several times
         pairs = [(self.said[i], self.wanted[i]) for i in rows]
         result = _computed(self.metric, [said for said, _ in pairs], [wanted for _, wanted in pairs])
         return float(np.mean(result[self.key]))
@@ -160,6 +171,7 @@ class Recomputed(Measure):
 
     def values(self, drawn: Array) -> Array:
         numbers = self.counts[:, 0].astype(int)
+        # [samples, rows] of how often, as indices; fewer samples, for each is computed anew
         return np.array([self._compute(np.repeat(numbers, times)) for times in drawn[:RESAMPLED].astype(int)])
 
     def of(self, rows: Array) -> Measure:
@@ -170,6 +182,7 @@ class Recomputed(Measure):
 
 def _computed(metric: Any, said: list[str], wanted: list[Sequence[str]]) -> Mapping[str, Any]:
     """Several references where the metric takes them, else each row's first."""
+    # metrics say by their errors alone whether they take several
     try:
         return metric.compute(predictions=said, references=[list(row) for row in wanted])
     except (ValueError, TypeError):
@@ -183,6 +196,7 @@ def of_evaluate(name: str, said: Sequence[str], wanted: Sequence[Sequence[str]])
     Raises:
         InputError: no such metric here, one that can't take texts, or no number in what it gives.
     """
+    # a name may hold slashes, so that the key stands behind an @
     path, _, key = name.removeprefix("evaluate:").partition("@")
     try:
         metric = evaluate.load(path)
@@ -192,11 +206,13 @@ def of_evaluate(name: str, said: Sequence[str], wanted: Sequence[Sequence[str]])
             f"evaluate's metric '{path}' can't be had: {type(error).__name__}: {str(error)[:200]}. Set "
             "--metric"
         ) from error
+    # a list of numbers by row is a mean
     numbers = [k for k, v in result.items() if isinstance(v, (int, float, list)) and np.isscalar(np.mean(v))]
     chosen = key or (metric.name if metric.name in numbers else next(iter(numbers), ""))
     if chosen not in numbers:
         raise InputError(
             f"evaluate's metric '{path}' gives {', '.join(result)}; wanted a number. Set --metric {name}@KEY"
         )
+    # the row's number is all that is summed: figures are computed from the texts
     numbered = np.arange(len(said), dtype=np.float64)[:, None]
     return Recomputed(numbered, bootstrap.mean_figure, False, said, wanted, metric, chosen)

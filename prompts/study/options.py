@@ -82,9 +82,11 @@ def check_numbers(study: StudyArguments) -> None:
     Raises:
         InputError: a number below what it can be.
     """
+    # numbers below which nothing could be done
     wanted = {"choose_rows": 0, "search_rows": 1, "soft_rows": 0, "max_length": 1, "shots": 0}
     for name, least in wanted.items():
         given = vars(study)[name]
+        # one number or several, alike
         wrong = next(
             (n for n in (given if isinstance(given, list) else [given]) if n is not None and n < least), None
         )
@@ -158,6 +160,7 @@ def study_columns(pairs: list[str]) -> dict[str, str]:
         InputError: something that is no pair.
     """
     parts = [pair.partition("=") for pair in pairs]
+    # all three parts, or it is no pair
     wrong = next(
         (
             pair

@@ -80,11 +80,13 @@ def _outcome(
     answers: AnyAnswers, how: str, parts: dict[str, list[StudyRow]], labels: Sequence[str], metric: str
 ) -> Outcome:
     measures = measures_of(answers, how, "unseen", parts, labels)
+    # after computing: which figures there are depends on the answers
     if metric not in measures:
         raise InputError(
             f"No metric '{metric}' of these answers; there are: {', '.join(measures)}. Set --metric"
         )
     training = None
+    # the heading one alone: the others would be read by nobody
     if len(answers.rows("training")):
         training = measures_of(answers, how, "training", parts, labels, only=metric)[metric].value
     return Outcome(
@@ -105,6 +107,7 @@ def measures_of(
     if isinstance(answers, Written):
         return answers.measures(how, part, only is None)
     if isinstance(answers, ChoiceAnswers):
+        # choices have no classes over rows
         return {"accuracy": mean_of(answers.right(how, part))}
     gold = np.array([parts[part][i].label for i in answers.rows(part)], dtype=int)
     return of_labels(said(answers.scores(how, part)), gold, len(labels))
@@ -113,6 +116,7 @@ def measures_of(
 def in_words(answers: AnyAnswers, how: str, labels: Sequence[str]) -> list[str]:
     """What was said of each unseen row, "" where nothing was."""
     if isinstance(answers, Written):
+        # several drawn answers stand side by side
         return [" | ".join(row) for row in answers.answers(how)]
     chosen = said(answers.scores(how))
     if isinstance(answers, ChoiceAnswers):
@@ -126,10 +130,12 @@ def chosen_of(found: Sequence[Outcome]) -> Outcome | None:
     """The outcome with the best figure on the training rows, the first of equal ones; None where nothing was
     chosen on."""
     tried = [one for one in found if one.training is not None]
+    # of one outcome alone nothing was chosen
     return max(tried, key=lambda one: one.training or 0.0) if len(tried) > 1 else None
 
 
 def shared_rows(first: Outcome, second: Outcome, metric: str) -> tuple[Measure, Measure, np.ndarray]:
+    # prompts may have left out different rows
     """One figure of two outcomes on the rows that both were asked, and the numbers of those rows."""
     rows = np.intersect1d(first.places, second.places)
     both = [
@@ -146,12 +152,14 @@ def baseline(
     texts."""
     if not isinstance(answers, (ChoiceAnswers, Written)):
         gold = np.array([row.label for row in parts["unseen"]], dtype=int)
+        # the most frequent label of the unseen rows: what a constant answer would get at best
         most = int(np.bincount(gold, minlength=len(labels)).argmax())
         figures = of_labels(np.full(len(gold), most), gold, len(labels))
         return {"majority": labels[most], metric: figures[metric].value, "chance": 1 / len(labels)}
     if isinstance(answers, ChoiceAnswers):
         places = answers.gold["unseen"]
         counts = [len(texts) for texts in answers.texts["unseen"]]
+        # choices by place: always saying the first, or another
         most = int(np.bincount(places).argmax())
         return {
             "majority": f"the {most + 1}. choice",

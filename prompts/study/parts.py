@@ -45,6 +45,7 @@ def split_rows(
     Raises:
         InputError: no labelled rows, or too few for what was asked.
     """
+    # texts have no label to be without
     kept = [row for row in unseen.rows if row.label >= 0 or not labelled]
     if len(kept) < len(unseen.rows):
         logger.warning(
@@ -52,6 +53,7 @@ def split_rows(
         )
     if not kept:
         raise InputError("0 rows with a label to measure on. Set --eval_split or --label_column")
+    # by identity: a training row that is measured too would be known
     known = {row.identity for row in kept}
     pool = (
         [row for row in training.rows if row.identity not in known and (row.label >= 0 or not labelled)]
@@ -60,6 +62,7 @@ def split_rows(
     )
     choose = study.choose_rows
     if choose is None:
+        # what the other parts don't need
         room = max(0, len(pool) - max(study.shots) - tuning - study.soft_rows)
         choose = WEIGHED if labelled else min(WRITTEN, room)
     wanted = (choose, study.search_rows if study.search else 0, tuning, study.soft_rows)
@@ -69,6 +72,7 @@ def split_rows(
             "to tune on and "
             f"{max(study.shots)} examples. Set --choose_rows, --search_rows, --tune_rows or --shots"
         )
+    # one after the other from the front: none is in two parts
     first, second, third, fourth = np.cumsum(wanted)
     examples = pool[fourth : fourth + EXAMPLES]
     return Parts(kept, pool[:first], examples, pool[first:second], pool[second:third], pool[third:fourth])

@@ -24,8 +24,10 @@ def draw_study(found: Findings, path: Path) -> None:
     """A panel a model: each prompt by the heading figure, its 95 % interval, all ways beside one another."""
     models = list(dict.fromkeys(one.cell.model for one in found.outcomes))
     hows = list(dict.fromkeys(one.how for one in found.outcomes))
+    # each model has its own best
     shown = {model: _best_first(found, model) for model in models}
     tall = max(len(names) for names in shown.values())
+    # a common scale: models stand beside each other
     fig, panels = plt.subplots(
         1, len(models), figsize=(2.5 + 4.5 * len(models), 1.6 + 0.42 * tall), sharex=True, squeeze=False
     )
@@ -42,30 +44,38 @@ def draw_study(found: Findings, path: Path) -> None:
                 panel,
                 mine,
                 names,
+                # ways stand one below the other, within the prompt's own line
                 shift=(number - (len(hows) - 1) / 2) * 0.7 / max(len(hows), 1),
                 colour=COLOURS[number % 6],
                 how=how,
             )
         if found.baseline and found.metric in ("accuracy", "matthews", "macro_f1"):
+            # chance is known for accuracy; for other figures a constant answer's is the line
             chance = (
                 found.baseline["chance"]
                 if found.metric == "accuracy"
                 else found.baseline.get(found.metric, 0.0)
             )
             panel.axvline(chance, color="grey", linestyle="--", linewidth=1, label="guessing")
+        # BLEU and chrF have another scale, and Matthews goes below 0
         if found.metric not in HUNDRED and found.metric != "matthews":
             panel.set_xlim(0, 1.02)
         panel.set(yticks=range(len(names)), title=Path(model).name, xlabel=found.metric)
         panel.set_yticklabels([_short(name, found.entry.name) for name in names], fontsize=8)
+        # the first on top
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.grid(axis="x", alpha=0.2)
+    # once for all panels, which share ways and colours
     handles, labels = panels[0][0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="lower center", ncol=min(len(labels), 4), fontsize=8, frameon=False)
+    # the legend's height is fixed, so that its share of a short picture is larger
     fig.tight_layout(rect=(0, 0.08 + 0.3 / (1.6 + 0.42 * tall), 1, 1))
+    # without the program's version: the same findings give the same bytes
     fig.savefig(path, metadata={"Software": None}, dpi=110)
     plt.close(fig)
 
 
+# by the best of its ways
 def _best_first(found: Findings, model: str) -> list[str]:
     """Names of a model's prompts, the best of them first."""
     best: dict[str, float] = {}
@@ -103,4 +113,5 @@ def _points(
 
 def _short(name: str, entry: str) -> str:
     name = name.removeprefix(f"{entry}/")
+    # both ends: names of prompts differ in both
     return name if len(name) <= 42 else name[:20] + "…" + name[-20:]

@@ -21,6 +21,7 @@ def named_entry(names: Sequence[str]) -> Entry:
     Raises:
         InputError: names of several entries, or nothing there under a name.
     """
+    # one task a run: figures of two have nothing to do with each other
     files = {split_name(name)[0] for name in names}
     if len(files) != 1:
         raise InputError(
@@ -35,7 +36,9 @@ def _asked(entry: Entry, names: Sequence[str], kind: str) -> list[tuple[str, str
     found: list[tuple[str, str | None]] = []
     for name in names:
         _, template, rest = split_name(name)
+        # none named: all that the entry has
         for t in [template] if template else entry.templates:
+            # before its kind: a name that isn't there is said
             entry.template(t)
             if entry.kind(t) == kind:
                 found.append((t, rest))
@@ -61,17 +64,21 @@ def named_prompts(
     found: dict[str, Prompt] = {}
     fault: InputError | None = None
     for template, verbalizer in _asked(entry, names, "labels"):
+        # promptsource's templates have answers of their own
         own = [template] if entry.paired else list(entry.words)
         for v in [verbalizer] if verbalizer else own:
             try:
                 prompt = Prompt(entry.template(template), entry.verbalizer(v, labels, values))
             except InputError as error:
+                # of an entry written here a fault is the file's, and is said at once
                 if notes is None or not entry.paired:
                     raise
                 notes.trouble("", f"{entry.name}/{template}", str(error))
                 fault = error
                 continue
+            # the same prompt named twice is asked once
             found.setdefault(prompt.name, prompt)
+    # other kinds of the entry may still be asked
     if fault is not None and not found and entry.kinds == ("labels",):
         raise fault
     return list(found.values())
@@ -96,6 +103,7 @@ def text_prompts(entry: Entry, names: Sequence[str]) -> list[TextPrompt]:
         InputError: nothing there under a name.
     """
     found = []
+    # in their order, each once
     for template, ending in dict.fromkeys(_asked(entry, names, "text")):
         if ending and ending not in entry.endings:
             raise InputError(
@@ -113,8 +121,10 @@ def for_family(
     fit: list[Prompt] = []
     left: list[Prompt] = []
     for prompt in prompts:
+        # text behind the slot is read by models that see both sides
         (left if family == "causal" and _follows(prompt, rows) else fit).append(prompt)
     for name in dict.fromkeys(prompt.template.name for prompt in left):
+        # as asked: the entry is for several families
         notes.expect(model, name, "text follows its slot, which a causal model can't see", -1)
     if not fit:
         names = ", ".join(dict.fromkeys(prompt.template.name for prompt in left))
@@ -129,6 +139,7 @@ def for_family(
 def _follows(prompt: Prompt, rows: Sequence[StudyRow]) -> bool:
     for row in rows:
         try:
+            # the first row that can be rendered stands for all
             return bool(prompt.template.render(row.columns).after.strip())
         except InputError:
             continue

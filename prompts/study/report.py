@@ -33,6 +33,7 @@ def write_report(found: Findings, folder: Path) -> None:
     write_atomically(folder / "figures.csv", comma_separated(lines))
     write_atomically(folder / "pairs.csv", comma_separated([_pair(found, *test) for test in found.tests]))
     draw_study(found, folder / "spread.png")
+    # findings.json last: a folder without it is no run (see `again.stored_findings`)
     write_atomically(folder / "report.md", in_words(found))
     write_atomically(folder / "findings.json", json.dumps(summary(found), indent=1, ensure_ascii=False))
     if found.kind == "text":
@@ -43,6 +44,7 @@ def write_report(found: Findings, folder: Path) -> None:
 
 
 def _same_keys(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # CSV and tables want the same columns in all lines
     keys = list(dict.fromkeys(key for line in lines for key in line))
     return [{key: line.get(key, "") for key in keys} for line in lines]
 
@@ -79,6 +81,7 @@ def in_words(found: Findings) -> str:
         ("The prompts themselves", _templates),
     ]
     parts = []
+    # a section that has nothing to say is left out with its title
     for title, write in sections:
         text = write(found)
         if text:
@@ -100,6 +103,7 @@ def _head(found: Findings) -> str:
     ]
     one, others = found.heading, [name for name in found.heading.measures if name != found.metric]
     line = found.line_of(one)
+    # six: the others stand in the table
     further = "; ".join(f"{name} {line[name]:.3f}" for name in others[:6])
     if found.chosen:
         start = (
@@ -138,6 +142,7 @@ def _notes(found: Findings) -> str:
             "rows": one["rows"],
             "first": one["first"],
         }
+        # a report is read; all stand in findings.json
         for one in lines[: 2 * SHOWN]
     ]
     more = f"\n\n… and {len(lines) - len(table)} more, in findings.json" if len(lines) > len(table) else ""
@@ -151,6 +156,7 @@ def _spreads(found: Findings) -> str:
             mine = [
                 found.line_of(one) for one in found.outcomes if one.cell.model == model and one.how == how
             ]
+            # of one prompt there is no spread
             if len(mine) > 1:
                 values = {k: f"{v:.3f}" for k, v in spread_of(mine, found.metric).items()}
                 table.append({"model": Path(model).name, "how": how, "prompts": len(mine), **values})
@@ -161,6 +167,7 @@ def _cells(found: Findings) -> str:
     """One line a prompt, all by the same figure on the rows that it was asked."""
     table = []
     for answers in found.answers:
+        # outcomes of one cell by identity: two cells may be equal in name
         mine = {one.how: one for one in found.outcomes if one.answers is answers}
         first = next(iter(mine))
         line = found.line_of(mine[first])
@@ -169,6 +176,7 @@ def _cells(found: Findings) -> str:
             "prompt": answers.cell.name.removeprefix(f"{found.entry.name}/"),
         }
         row |= {"rows": line["rows"], f"{found.metric}, {first}": _value(found, mine[first])}
+        # the other ways by their change against the first
         for how, one in list(mine.items())[1:]:
             other = found.line_of(one)
             row[how] = f"{other[found.metric]:.3f} ({other[found.metric] - line[found.metric]:+.3f})"
@@ -189,12 +197,14 @@ def _calibrations(found: Findings) -> str:
         mine = {one.how: found.line_of(one)[found.metric] for one in found.outcomes if one.answers is answers}
         first = next(iter(mine.values()))
         for how, value in list(mine.items())[1:]:
+            # paired by prompt: what a calibration does to each
             by_how.setdefault(how, []).append(value - first)
     table = []
     for how, changes in by_how.items():
         change = np.array(changes)
         table.append(
             {
+                # rounding is no change
                 "calibration": how,
                 "better": int((change > 1e-9).sum()),
                 "the same": int((np.abs(change) <= 1e-9).sum()),
@@ -255,6 +265,7 @@ def _pairs(found: Findings) -> str:
         }
         for other, test in found.tests[:SHOWN]
     ]
+    # not significant: how often chance may be all there is
     chance = sum(not test.is_significant for _, test in found.tests)
     kinds = ", ".join(dict.fromkeys(test.test for _, test in found.tests))
     note = (
@@ -273,7 +284,9 @@ def _errors(found: Findings) -> str:
         return _wrong(found, one)
     gold = np.array([found.rows[i].label for i in one.places], dtype=int)
     predicted = said(one.answers.scores(one.how))
+    # without an answer there is no cell
     answered = predicted >= 0
+    # a square of more labels is too wide to be read
     if len(found.labels) > 20:
         per_class = classification.per_class(predicted[answered], gold[answered], found.labels)
         worst = sorted(per_class, key=lambda name: per_class[name]["f1"])[:SHOWN]
@@ -293,7 +306,9 @@ def _wrong(found: Findings, one: Outcome) -> str:
     """The first rows with the lowest scores."""
     measure = one.measures[found.metric]
     if not measure.is_mean:
+        # of a figure that is no mean the first that is one
         measure = next(iter(one.measures.values()))
+    # stable: the same rows at each writing; right ones are left out
     order = [i for i in np.argsort(measure.each, kind="stable")[:SHOWN] if measure.each[i] < 1]
     table = []
     for i in order:
@@ -312,13 +327,16 @@ def _wrong(found: Findings, one: Outcome) -> str:
 
 def _flips(found: Findings) -> str:
     said_by = [
+        # by row, since prompts may have been asked of different ones
         {int(row): text for row, text in zip(one.places, one.said, strict=True)}
         for one in found.outcomes
+        # one way: calibrations would be counted as prompts
         if one.how == found.outcomes[0].how
     ]
     if len(said_by) < 2 or found.kind == "text":
         return ""
     votes = {row: Counter(said[row] for said in said_by if row in said) for row in range(len(found.rows))}
+    # share of the commonest answer: the less, the more they disagree
     agreed = {row: max(count.values()) / sum(count.values()) for row, count in votes.items() if count}
     split = sorted((row for row in agreed if agreed[row] < 1), key=lambda row: agreed[row])
     table = []
@@ -329,6 +347,7 @@ def _flips(found: Findings) -> str:
     return f"{len(split)} of {len(agreed)} rows get another answer from some prompt.\n\n" + markdown(table)
 
 
+# without --power nothing was asked
 def _needed(found: Findings) -> str:
     if not found.needed:
         return ""
@@ -347,9 +366,11 @@ def _models(found: Findings) -> str:
 def _templates(found: Findings) -> str:
     parts = []
     for one in templates_of(found):
+        # four tildes: templates may hold backticks
         fence = "~~~~"
         shown = (
             one["example"]
+            # long ones by both ends: the question stands at the end
             if len(one["example"]) < 4 * LONG
             else one["example"][: 2 * LONG] + " … " + one["example"][-2 * LONG :]
         )

@@ -51,9 +51,11 @@ class StudyTable:
 
 def source_of(entry: Entry, dataset_name: str) -> Source:
     """How this data set's rows are read: what the entry says of it, else every column under its own name."""
+    # by the last part, or whole: a folder of the same name is read alike
     name = Path(dataset_name).name
     if name in entry.data or dataset_name in entry.data:
         return entry.data.get(name) or entry.data[dataset_name]
+    # an entry for data of any name
     return entry.data.get(ANY, Source())
 
 
@@ -61,6 +63,7 @@ def renamed(source: Source, columns: Mapping[str, str], data: Dataset) -> Source
     """The same with columns of other names, as --columns has them; all others stay readable by their own."""
     if not columns:
         return source
+    # where the source names none, all columns are there by their own names
     own = source.columns or {name: name for name in columns_of(data)}
     return replace(source, columns={**own, **columns})
 
@@ -94,10 +97,12 @@ def read_rows(
 def _plain(
     data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]
 ) -> StudyTable:
+    # the label has a number of its own, and must not be shown
     columns = {name: column for name, column in source.columns.items() if name != "label"} or {
         name: name for name in columns_of(data)
     }
     for column in columns.values():
+        # a path into a nested column: its first part is the column
         if column.split(".")[0] not in columns_of(data):
             raise InputError(
                 f"{entry.name}: no column '{column}' in the data; it has {', '.join(columns_of(data))}. "
@@ -108,8 +113,10 @@ def _plain(
     ids = [-1] * len(data)
     if entry.words:
         labels, values, ids = _labels(data, entry, source, label_column, splits)
+    # each stored column is read once, however many paths go into it
     roots = {column.split(".")[0] for column in columns.values()}
     stored = {root: data[root][:] for root in roots}
+    # the place in the file, also after sampling
     places = _places(data)
     named = next((name for name in IDS if name in data.column_names), None)
     names = [str(value) for value in data[named][:]] if named else [""] * len(data)
@@ -125,6 +132,7 @@ def _plain(
 
 def _places(data: Dataset) -> list[int]:
     """Each row's number in its file."""
+    # rows of other sources have their own order
     if PLACE not in data.column_names:
         return list(range(len(data)))
     found = [re.search(r"\d+", place) for place in data[PLACE][:]]
@@ -141,8 +149,10 @@ def _labels(
             f"{entry.name}: no column '{column}' in the data; it has {', '.join(columns_of(data))}. Set "
             "--label_column"
         )
+    # of all splits: training rows may have labels that the measured ones lack
     names, values = _classes([split for split in splits if column in columns_of(split)] or [data], column)
     renamed = [source.labels.get(name, name) for name in names]
+    # an entry without labels takes the data's own
     if entry.labels is None:
         return tuple(renamed), values, class_ids(data, column, names)
     strange = [name for name in renamed if name not in entry.labels]
@@ -151,20 +161,26 @@ def _labels(
             f"{entry.name}: no label '{strange[0]}'; it has {', '.join(entry.labels)}. Rename it under "
             "`data` in the entry's file"
         )
+    # the entry's order is what verbalizers go by
     place = [entry.labels.index(name) for name in renamed]
+    # rows without a label stay without
     return entry.labels, (), [place[i] if i >= 0 else -1 for i in class_ids(data, column, names)]
 
 
 def _classes(splits: Sequence[Dataset], column: str) -> tuple[list[str], tuple[Any, ...]]:
     """Names of the classes of all splits in their order, and the values that stand for them."""
     names = list(dict.fromkeys(name for split in splits for name in class_names(split, column)))
+    # names of classes are numbers in their order
     if isinstance(splits[0].features[column], ClassLabel):
         return names, tuple(range(len(names)))
     values: dict[str, Any] = {}
     for split in splits:
         for value in split.unique(column):
+            # nan is not itself
             if value is not None and value == value:
+                # 1.0 and 1 are one label, as CSV files have it
                 values[str(int(value)) if isinstance(value, float) else str(value)] = value
+    # in the values' own order: 10 comes after 9
     names = sorted(names, key=values.__getitem__)
     return names, tuple(values[name] for name in names)
 
@@ -184,11 +200,13 @@ def _entities(
                 "Set --columns, or mend the entry's `data`"
             )
     names = data.features[tags].feature.names
+    # B- and I- are of one kind
     labels = entry.labels or tuple(sorted({name[2:] for name in names if name != "O"}))
     rows = []
     for words, ids, place in zip(data[tokens][:], data[tags][:], _places(data), strict=True):
         for start, end, kind in _spans([names[i] for i in ids]):
             columns = {"text": _joined(words), "span": _joined(words[start:end])}
+            # the same words may stand twice in a sentence
             rows.append(StudyRow(columns, labels.index(kind), _identity({**columns, "start": start}), place))
     return StudyTable(rows, labels)
 
@@ -211,7 +229,9 @@ def _choices(
 
 def _spans(tags: list[str]) -> Iterator[tuple[int, int, str]]:
     start = None
+    # an O at the end closes what is open
     for index, tag in enumerate([*tags, "O"]):
+        # an I- of another kind, or a B-, begins anew
         if start is not None and not (tag.startswith("I-") and tag[2:] == tags[start][2:]):
             yield start, index, tags[start][2:]
             start = None
@@ -220,6 +240,7 @@ def _spans(tags: list[str]) -> Iterator[tuple[int, int, str]]:
 
 
 def _joined(words: list[str]) -> str:
+    # tokens were parted by spaces
     """Words as a sentence, without the space that tokenising put before punctuation."""
     return re.sub(r" ([.,;:!?%)])", r"\1", " ".join(words)).replace("( ", "(")
 
@@ -237,6 +258,7 @@ def _reach(row: dict[str, Any], path: str) -> Any:
 
 
 def _identity(columns: dict[str, Any]) -> str:
+    # sorted: the order of columns says nothing
     return json.dumps(columns, sort_keys=True, ensure_ascii=False, default=str)
 
 

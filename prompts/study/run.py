@@ -75,6 +75,7 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
     told: dict[str, str] = {}
     texts = text_prompts(entry, options.study.prompts)
     choices = choice_prompts(entry, options.study.prompts)
+    # once for all models: they are made by an encoder of its own
     vectors = _vectors(options.study, parts)
     memory = None
     for name, memory in _memories(options, notes):
@@ -83,16 +84,19 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
             options.study,
             parts.examples,
             vectors,
+            # the entry's layout, the user's word on long rows
             replace(entry.layout, on_long=options.answers.on_long),
             notes=notes,
         )
         asking.model = name
         try:
             fit = _fit(asking, loaded, options) if prompts else []
+            # a search adds prompts, whose texts the report shows
             templates |= {prompt.template.name: prompt.template for prompt in fit}
             own = label_cells(asking, name, fit, parts) if fit else []
             # type: ignore[operator]
             own += soft_cells(asking, name, fit, parts) if options.study.soft_rows and fit else []
+            # kinds apart, since their figures are
             asked.setdefault("labels", []).extend(own)
             if choices:
                 asked.setdefault("choices", []).extend(choice_cells(asking, name, choices, parts))
@@ -100,6 +104,7 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
                 asked.setdefault("text", []).extend(
                     text_cells(asking, name, texts, parts, entry=entry, answers=options.answers)
                 )
+        # one model's trouble ends that model alone
         except InputError as error:
             notes.trouble(name, "all", str(error))
             logger.error("%s: %s", name, error)
@@ -107,13 +112,16 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
         whole = [
             one
             for one in own
+            # prompts are combined row by row: all of them on all rows
             if len(one.rows()) == len(parts.unseen) and not np.isnan(one.scores("raw")).any()
         ]
+        # a combination of some would hide the others
         if len(whole) > 1 and len(whole) == len(own):
             together[name] = ensembles(whole, parts.training)
         told[name] = _told(memory)
         logger.warning("%s: %d rows, %d answers computed", name, len(parts.unseen), memory.computed)
     found = []
+    # a kind that nothing could be asked of has no report
     for kind in [kind for kind, answers in asked.items() if answers]:
         findings = _findings(loaded, kind, asked[kind], options)
         extra = together if kind == "labels" else {}
@@ -121,10 +129,12 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
     if not found:
         reasons = "; ".join(dict.fromkeys(what for _, _, what in notes.troubles))
         raise InputError(f"'{entry.name}': nothing could be asked. {reasons}")
+    # every process has all answers; one writes
     if memory is None or memory.state.is_main_process:
         for one in found:
             if options.study.search and one.chosen and isinstance(one.chosen.answers, Answers):
                 write_winner(one, Path(options.study.output_dir) / "winner.yaml")
+            # one kind has the folder to itself
             folder = Path(options.study.output_dir) / (one.kind if len(found) > 1 else "")
             write_report(one, folder)
             print((folder / "report.md").read_text(encoding="utf-8"))
@@ -135,6 +145,7 @@ def _findings(loaded: Loaded, kind: str, answers: list[AnyAnswers], options: Opt
     metric = options.answers.metric or loaded.entry.metric_of(kind)
     rows = {"unseen": loaded.parts.unseen, "training": loaded.parts.training}
     word = ""
+    # the judge's scores are figures of the answers, so that it is asked before
     if kind == "text" and (metric == "judge" or options.answers.judge):
         answers, word = _judged(loaded.entry, answers, rows, options, loaded.notes)
     return Findings(
@@ -161,6 +172,7 @@ def _judged(
             f"'{entry.name}' has no `judge` with a template and labels; add one to the entry, or leave "
             "out --judge"
         )
+    # the user's judge goes before the entry's
     judge = replace(entry.judge, model=options.answers.judge or entry.judge.model)
     memory = memory_of(judge.model, options)
     judging = Judging(judge, memory, notes)
@@ -190,14 +202,17 @@ def _fit(asking: Asking, loaded: Loaded, options: Options) -> list[Prompt]:
     entry, parts, labels = loaded.entry, loaded.parts, loaded.labels
     fit = []
     for prompt in for_family(loaded.prompts, scorer.family, parts.unseen, asking.notes, name):
+        # one row is enough to see whether words and slot fit the tokenizer
         rendered = first_rendered(prompt, parts.unseen)
         faults = refusals(prompt, rendered, scorer.tokenizer) if rendered and scorer.tokenizer else []
+        # one fault is enough to say
         for fault in faults[:1]:
             asking.notes.trouble(name, prompt.name, fault)
         if not faults:
             fit.append(prompt)
     if options.study.search and fit:
         fit = searched(asking, fit, parts, labels)
+        # one process writes what all found alike
         if asking.memory.state.is_main_process:
             write_entry(entry, fit, labels, Path(options.study.output_dir) / "searched.yaml")
     return fit
@@ -210,12 +225,14 @@ def write_winner(found: Findings, path: Path) -> None:
     answers = found.chosen.answers
     assert isinstance(answers, Answers)
     template = found.templates.get(answers.cell.template)
+    # vectors are no words that a file could hold
     if template is not None and answers.cell.verbalizer != "soft":
         write_entry(found.entry, [Prompt(template, answers.verbalizer)], found.labels, path)
 
 
 def first_rendered(prompt: Prompt, rows: Sequence[StudyRow]) -> Any:
     """The first row that a template says anything of; None where there is none."""
+    # rows that a template says nothing of can't show how it renders
     for row in rows:
         try:
             return prompt.template.render(row.columns)
@@ -242,6 +259,7 @@ def memory_of(name: str, options: Options) -> Memory:
     Raises:
         InputError: no such model, or an address that doesn't answer.
     """
+    # the fingerprint knows the weights, so that the file may hold several models
     scorer = load_asked(name, options.scoring, options.endpoint)
     kept = options.study.cache_file or Path(options.study.output_dir) / "cache.sqlite"
     return Memory(scorer, model_fingerprint(scorer), Path(kept))
@@ -261,6 +279,7 @@ def _vectors(study: StudyArguments, parts: Parts) -> dict[str, np.ndarray] | Non
     """Embeddings of all rows where examples are chosen by them."""
     if study.shot_choice != "nearest" or not max(study.shots):
         return None
+    # all that may be asked, and all that may stand before it
     rows: list[StudyRow] = [*parts.unseen, *parts.training, *parts.examples]
     shown = [" ".join(str(value) for value in row.columns.values()) for row in rows]
     return {row.identity: vector for row, vector in zip(rows, embed(study.embedder, shown), strict=True)}
@@ -268,4 +287,5 @@ def _vectors(study: StudyArguments, parts: Parts) -> dict[str, np.ndarray] | Non
 
 def troubles(found: Sequence[Findings]) -> int:
     """What went wrong and was noted; a run with any ends with status 1."""
+    # notes are shared by all kinds of a run
     return sum(len(one.notes.troubles) for one in found[:1])

@@ -33,7 +33,9 @@ class Pool:
 
 def generator_of(seed: int, identity: str) -> np.random.Generator:
     """A generator that depends on nothing but these two."""
+    # sha256 and no hash(), which differs from process to process
     digest = hashlib.sha256(f"{seed}\n{identity}".encode()).digest()
+    # eight bytes are a seed
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
@@ -45,12 +47,14 @@ def none(pool: Pool, count: int, seed: int, text: str, vector: np.ndarray | None
 def fixed(pool: Pool, count: int, seed: int, text: str, vector: np.ndarray | None) -> list[int]:
     """The same examples for every row, evenly over the classes: what stands before the question is computed
     once."""
+    # one for all: the name is no row's text
     return _balanced(pool, count, generator_of(seed, "fixed"))
 
 
 def drawn(pool: Pool, count: int, seed: int, text: str, vector: np.ndarray | None) -> list[int]:
     """Examples drawn for each row."""
     generator = generator_of(seed, text)
+    # not the row itself, which would show its answer
     others = [int(i) for i in generator.permutation(len(pool.texts)) if pool.texts[i] != text]
     return others[:count]
 
@@ -67,7 +71,9 @@ def nearest(pool: Pool, count: int, seed: int, text: str, vector: np.ndarray | N
         raise InputError("Nearest neighbours need embeddings of the rows; set --embedder")
     likeness = pool.vectors @ vector
     tie = generator_of(seed, text).permutation(len(pool.texts))
+    # the last key is the first to sort by: likeness, then chance
     order = [int(i) for i in np.lexsort((tie, -likeness)) if pool.texts[i] != text]
+    # reversed: the nearest beside the question
     return order[:count][::-1]
 
 
@@ -95,6 +101,7 @@ def choose(
     if way == "none" or count == 0:
         return []
     found = SHOTS[way](pool, count, seed, text, vector)
+    # fewer would be another setting than the table says
     if len(found) < count:
         raise InputError(
             f"{len(pool.texts)} rows to draw examples from, {count} wanted; set --shots or --train_split"
@@ -104,6 +111,7 @@ def choose(
 
 def _balanced(pool: Pool, count: int, generator: np.random.Generator, text: str | None = None) -> list[int]:
     """Rows class by class in turn, in an order of their own."""
+    # the row itself is out before classes are counted
     order = [int(i) for i in generator.permutation(len(pool.texts)) if pool.texts[i] != text]
     taken: dict[int, int] = {}
     rank = {}
@@ -111,5 +119,7 @@ def _balanced(pool: Pool, count: int, generator: np.random.Generator, text: str 
         label = pool.labels[index]
         rank[index] = taken.get(label, 0)
         taken[label] = rank[index] + 1
+    # stable: within a rank in the drawn order
     chosen = sorted(order, key=lambda i: rank[i])[:count]
+    # mixed again, or the examples would come class by class in turn
     return [chosen[i] for i in generator.permutation(len(chosen))]

@@ -46,9 +46,12 @@ def soft_verbalizer(
         start: [labels, width]: output embeddings of the labels' words.
         decay: how strongly the vectors are drawn to their start.
     """
+    # float64: LBFGS compares losses that differ by little
     inputs, targets = torch.tensor(states, dtype=torch.float64), torch.tensor(gold)
     scale = inputs.pow(2).mean().sqrt()  # so that `decay` means the same for every model
+    # the product stays what it was, for states are divided by it
     inputs, origin = inputs / scale, torch.tensor(start, dtype=torch.float64) * scale
+    # the change is what decays: vectors are held near their words
     change = torch.zeros_like(origin, requires_grad=True)
     bias = torch.zeros(len(start), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([change, bias], max_iter=steps, line_search_fn="strong_wolfe")
@@ -56,6 +59,7 @@ def soft_verbalizer(
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = (
+            # a sum, so that more rows weigh more against the start
             functional.cross_entropy(inputs @ (origin + change).T + bias, targets, reduction="sum")
             + decay * change.pow(2).sum()
         )
@@ -63,6 +67,7 @@ def soft_verbalizer(
         return loss
 
     optimizer.step(closure)
+    # back on the states' own scale
     return SoftVerbalizer(((origin + change.detach()) / scale).numpy(), bias.detach().numpy())
 
 
@@ -74,6 +79,7 @@ def soft_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts) 
         InputError: an encoder-decoder, whose slot has no place in the text.
     """
     scorer, found = asking.memory.scorer, []
+    # reversed: the first verbalizer of each template
     firsts = {prompt.template.name: prompt for prompt in reversed(prompts)}
     blanks = blank_rows(prompts, parts, asking.study)
     gold = np.array([row.label for row in parts.soft])
@@ -81,6 +87,7 @@ def soft_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts) 
         for template, prompt in firsts.items():
             parted = {"soft": parts.soft, "training": parts.training, "unseen": parts.unseen, **blanks}
 
+            # bound by defaults: the loop goes on
             def way(
                 row: StudyRow, prompt: Prompt = prompt, setting: tuple[int, int] = (shots, seed)
             ) -> Request:
@@ -88,16 +95,20 @@ def soft_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts) 
 
             made = {part: asking.prepared(template, way, rows) for part, rows in parted.items()}
             asked = {part: requests for part, (_, requests) in made.items()}
+            # words of the labels as asked, spaces included
             words = scorer.word_vectors(asked["soft"][0].answers)
+            # a label may have several words: their mean
             edges = np.cumsum([0, *map(len, prompt.verbalizer.words)])
             start = np.stack([words[a:b].mean(0) for a, b in pairwise(edges)])
             learnt = soft_verbalizer(scorer.states(asked["soft"]), gold[made["soft"][0]], start)
             scores = {
+                # nothing could be asked: no rows, [0, 0]
                 part: learnt.label_scores(scorer.states(asked[part])) if asked[part] else start[:0, :0]
                 for part in asked
             }
             cell = Cell(model, template, "soft", shots, seed)
             labels = prompt.verbalizer.labels
+            # words are vectors now, and the names are those of labels
             names = Verbalizer("soft", labels, tuple((label,) for label in labels))
             places = {part: own for part, (own, _) in made.items()}
             found.append(Answers(cell, scores, asked["unseen"], names, scores, places))

@@ -78,6 +78,7 @@ def check_read(data: ColumnArguments) -> None:
         raise InputError(
             f"--{idle} isn't read here: templates name their columns. Set --columns text=COLUMN instead"
         )
+    # one set of labels and one population a run
     if len(data.dataset_name) > 1 or data.eval_dataset_name:
         raise InputError(
             "Prompts are asked on one data set a run; name one by --dataset_name, several in a --suite"
@@ -104,9 +105,11 @@ def read_parts(
             f"'{entry.name}' has texts written or choices weighed, no labels: leave out --search, "
             "--soft_rows and --tune"
         )
+    # training rows are read only where something needs them
     needs = bool(
         max(study.shots) or _chooses(entry, study, data) or study.search or study.soft_rows or tuning.tune
     )
+    # a check reads the measured rows alone
     rows = load_rows(data, train=needs and not study.check)
     assert rows.eval is not None
     given = study_columns((answers or AnswerArguments()).columns)
@@ -114,6 +117,7 @@ def read_parts(
     label = data.label_column or given.get("label")
     column = label or source.columns.get("label", "label")
     splits = [split for split in (rows.eval, rows.train) if split is not None]
+    # the column may be named otherwise in the data
     even = data.balance_eval_rows and column in rows.eval.column_names
     asked = sample(rows.eval, data.max_eval_rows, data.sample_seed, column if even else None)
     unseen = read_rows(asked, entry, source, label, splits)
@@ -123,6 +127,7 @@ def read_parts(
     population = Population(
         data.name, data.eval_split or "its rows to evaluate on", len(rows.eval), len(asked), how
     )
+    # without training rows: a check asks nothing
     if study.check:
         return Loaded(
             entry, prompts, Parts(unseen.rows, [], [], [], [], []), unseen.labels, population, notes
@@ -135,6 +140,7 @@ def read_parts(
 def _training(train: Dataset | None, data: ColumnArguments, column: str, read: object) -> StudyTable | None:
     if train is None:
         return None
+    # evenly over the classes where there are any
     by_class = column if column in train.column_names else None
     # type: ignore[operator]
     return read(sample(train, data.max_train_rows or POOL, data.sample_seed, by_class))
@@ -144,11 +150,14 @@ def _chooses(entry: Entry, study: StudyArguments, data: ColumnArguments) -> bool
     """Whether training rows are wanted to choose on: where the data has them apart from those measured,
     unless asked."""
     if study.choose_rows is not None:
+        # 0 chooses none
         return study.choose_rows > 0
     if entry.words:
         return True
     splits = read_splits(data.name, data.dataset_config, data.data_files)
+    # a slice of a split is of that split
     measured = str(data.eval_split or default_eval(splits, None)).partition("[")[0]
+    # rows apart from those measured, or the choice would know them
     return (
         measured in splits
         and measured != data.train_split.partition("[")[0]
@@ -163,8 +172,10 @@ def ensembles(found: Sequence[Answers], training: Sequence[StudyRow]) -> dict[st
     for how in ("raw", "batch"):
         stack = np.stack([answers.scores(how) for answers in found])
         made[f"mean, {how}"], made[f"vote, {how}"] = ensemble.mean(stack), ensemble.vote(stack)
+        # none to weigh by
         if len(training):
             right = [_accuracy(answers, how, training) for answers in found]
+            # all wrong is no reason for an error: the weights are then alike
             made[f"weighted, {how}"] = ensemble.weighted_mean(stack, np.array(right) + 1e-9)
     return made
 

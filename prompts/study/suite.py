@@ -46,6 +46,7 @@ def one_study(
         InputError: options that don't fit, no rows, nothing that could be asked.
     """
     study, folder = options.study, Path(options.study.output_dir)
+    # before anything is read or loaded
     check_answers(options.answers)
     check_used(named_entry(study.prompts), study, options.answers, options.endpoint, (tuning, instruct))
     loaded = read_parts(study, data, tuning, options.answers)
@@ -53,6 +54,7 @@ def one_study(
         check(loaded, study, options.scoring)
         return []
     if PartialState().is_main_process:
+        # every option as it stands now, before an adapter joins the models
         keep_options(
             folder,
             study,
@@ -96,10 +98,12 @@ def run_suite(
         "tuning": tuning,
         "instruct": instruct,
     }
+    # all before the first is run: a wrong option of the last is said at once
     made = [overridden(groups, given, path) for given in runs]
     table, failed = [], False
     for number, (given, own) in enumerate(zip(runs, made, strict=True)):
         name = str(given.get("name") or Path(str(own["study"].prompts[0])).stem.replace("/", "_"))
+        # numbered, since two runs may be of one entry
         folder = Path(options.study.output_dir) / f"{number + 1:02d}_{name}"
         own["study"] = replace(own["study"], output_dir=str(folder))
         one = Options(
@@ -109,6 +113,7 @@ def run_suite(
             found = one_study(one, own["data"], own["tuning"], own["instruct"])
             failed |= any(part.notes.troubles for part in found)
             table += [_row(name, part, folder) for part in found]
+        # the others go on; the table says what failed
         except (InputError, OSError) as error:
             logger.error("%s: %s", name, error)
             failed = True
@@ -122,6 +127,7 @@ def run_suite(
                     "folder": folder.name,
                 }
             )
+    # one process writes
     if PartialState().is_main_process:
         report = f"# {path.name}: {len(runs)} runs\n\n{markdown(table)}\n"
         Path(options.study.output_dir).mkdir(parents=True, exist_ok=True)
@@ -154,6 +160,7 @@ def read_suite(path: Path) -> list[dict[str, Any]]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"Cannot read {path}: {error}. Set --suite") from error
+    # a list, or a mapping with nothing but one
     runs = content.get("runs") if isinstance(content, dict) and set(content) == {"runs"} else content
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
         raise InputError(
@@ -173,16 +180,20 @@ def overridden(groups: dict[str, Any], given: dict[str, Any], path: Path) -> dic
         if key == "name":
             continue
         owner = next((name for name, group in groups.items() if key in {f.name for f in fields(group)}), None)
+        # folders are the suite's own to give
         if owner is None or key in ("output_dir", "check"):
             raise InputError(f"{path}: unknown option '{key}' of a run. --help lists the options")
         was = vars(groups[owner])[key]
+        # one value stands for a list of one
         if isinstance(was, list) and not isinstance(value, list):
             value = [value]
         if isinstance(value, list):
+            # YAML makes numbers and true of names that look so
             value = [str(part) if key in ("prompts", "models", "columns") else part for part in value]
         if (
             was is not None
             and value is not None
+            # a whole number is a float that was written shortly
             and type(value) is not type(was)
             and not (isinstance(was, float) and isinstance(value, int))
         ):

@@ -82,8 +82,10 @@ def tune(scorer: Scorer, prompt: Prompt, rows: Sequence[StudyRow], options: Tune
     if not labelled:
         raise InputError("0 labelled training rows to tune on. Set --train_split or --tune_rows")
     examples = _examples(scorer, prompt, labelled, options.tune_length)
+    # before the method draws its own
     torch.manual_seed(options.tune_seed)
     network = attach(scorer.network, str(options.tune), None, "CAUSAL_LM").train()
+    # what the method adds, and nothing of the model
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=options.tune_learning_rate or method.learning_rate, weight_decay=0.0
@@ -91,6 +93,7 @@ def tune(scorer: Scorer, prompt: Prompt, rows: Sequence[StudyRow], options: Tune
     generator = np.random.default_rng(options.tune_seed)
     size = options.tune_batch_size
     for epoch in range(options.tune_epochs):
+        # an order of its own for each epoch
         order = generator.permutation(len(examples))
         losses = [
             _step(network, optimizer, trained, [examples[i] for i in order[k : k + size]])
@@ -109,6 +112,7 @@ def _examples(scorer: Scorer, prompt: Prompt, rows: Sequence[StudyRow], limit: i
     found = []
     for row in rows:
         request = prompt.request(scorer, row.columns, layout=Layout(limit=limit)).request
+        # the answer of the row's own label
         answer = request.answers[prompt.verbalizer.flat.index(prompt.verbalizer.answer(row.label))]
         found += encode_pairs(scorer.tokenizer, [(request.context, answer)])
     return found
@@ -120,6 +124,7 @@ def _step(
     """One step; the loss is the mean over the answers' tokens."""
     width = max(len(s.ids) for s in batch)
     device = next(network.parameters()).device
+    # padding repeats the last token, which the mask hides
     ids = torch.tensor([[*s.ids, *s.ids[-1:] * (width - len(s.ids))] for s in batch], device=device)
     mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in batch], device=device)
     rows, places = zip(
@@ -129,6 +134,7 @@ def _step(
         logits = network(input_ids=ids, attention_mask=mask).logits[
             :, -width:
         ]  # a prompt method puts virtual tokens in front
+    # the place before predicts; float32 for the loss alone
     loss = functional.cross_entropy(
         logits[list(rows), [t - 1 for t in places]].float(), ids[list(rows), list(places)]
     )
@@ -137,6 +143,7 @@ def _step(
     loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
+    # dropped after the step, so that none adds up
     optimizer.zero_grad()
     return float(loss.detach())
 
@@ -151,6 +158,7 @@ def is_tuned(folder: Path, made_from: str) -> bool:
     arguments = folder / "arguments.yaml"
     if not arguments.is_file() or not (folder / "passport.json").is_file():
         return False
+    # a folder of other rows, prompts or options is made anew
     return yaml.safe_load(arguments.read_text(encoding="utf-8")).get("made_from") == made_from
 
 
@@ -159,6 +167,7 @@ def save_tuned(
 ) -> None:
     """The adapter's folder, as the study's --models takes it."""
     folder.mkdir(parents=True, exist_ok=True)
+    # first: without it a run that is stopped here counts as not made
     (folder / "passport.json").unlink(missing_ok=True)
     network.save_pretrained(folder, save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
@@ -169,6 +178,7 @@ def save_tuned(
         **vars(options),
     }
     (folder / "arguments.yaml").write_text(yaml.safe_dump(dict(arguments)), encoding="utf-8")
+    # last, as the sign that all is there
     write_passport(
         folder,
         network,
@@ -187,8 +197,10 @@ def tune_first(prompt: Prompt, rows: list[StudyRow], model: str, folder: Path, o
     """Train an adapter on a model at the prompt's slot, once; the folder it stands in, for the study to
     ask."""
     state = PartialState()
+    # the others wait, and find the folder
     with state.main_process_first():
         if state.is_main_process:
+            # float32 masters for training
             scorer = load_prompt_scorer(model, ScoringArguments(dtype="float32"))
             made_from = _made_from(scorer, prompt, rows, options)
             if not is_tuned(folder, made_from):

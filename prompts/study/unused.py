@@ -45,10 +45,12 @@ def check_used(
         InputError: the first of them, with what would read it.
     """
     asked = [
+        # the judge may be the only one behind an address
         *study.models,
         answers.judge or "",
         *(str(vars(group).get("instruct") or "") for group in others),
     ]
+    # (is it read, where it stands, names, what would read it)
     rules = [
         (
             any(name.startswith(ENDPOINT_PREFIX) for name in asked),
@@ -66,12 +68,15 @@ def check_used(
         ),
         (study.search, study, ("search_rows",), "--search"),
     ]
+    # the entry's own judge is asked by the endpoint's options
     if entry.judge is not None and entry.judge.model.startswith(ENDPOINT_PREFIX):
         rules = rules[1:]
     for group in others:
+        # a group's own switch is what turns the rest on
         switch = next((name for name in ("tune", "instruct") if name in vars(group)), "")
         further = tuple(name for name in vars(group) if name != switch)
         rules.append((bool(vars(group).get(switch)), group, further, f"--{switch}"))
+    # what is left at its default was not set
     for is_read, group, names, wanted in rules:
         default = vars(type(group)())
         idle = next((name for name in names if not is_read and vars(group)[name] != default[name]), None)

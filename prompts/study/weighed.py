@@ -51,6 +51,7 @@ class Answers:
 
     def rows(self, part: str = "unseen") -> np.ndarray:
         """Numbers of the rows that were asked."""
+        # without places all rows were asked
         return np.arange(len(self.labels[part])) if self.places is None else self.places[part]
 
     def scores(self, how: str, part: str = "unseen") -> np.ndarray:
@@ -59,11 +60,14 @@ class Answers:
         if how == "raw":
             return own
         if how == "batch":
+            # over the rows themselves, so that silent ones must not count
             return _on_answered(calibrate.batch, own)
         if how == "prior":
             return self.verbalizer.label_scores(
+                # each word less its own mean, before words are joined to labels
                 _on_answered(lambda words: corrected(words, words), self.words[part])
             )
+        # all three ask inputs without content, under the same names
         return {"contextual": calibrate.contextual, "domain": calibrate.domain, "pmi": calibrate.pmi}[how](
             own, self.labels[how]
         )
@@ -93,6 +97,7 @@ class StoredAnswers:
 
 def _on_answered(function: Any, scores: np.ndarray) -> np.ndarray:
     """What looks at all rows together, on those that got an answer."""
+    # means over rows would be nan by a single one
     answered = ~np.isnan(scores).any(axis=1)
     made = np.full_like(scores, np.nan)
     if answered.any():
@@ -103,6 +108,7 @@ def _on_answered(function: Any, scores: np.ndarray) -> np.ndarray:
 def said(scores: np.ndarray) -> np.ndarray:
     """The likeliest answer of each row, -1 where none came: [rows, answers] → [rows]."""
     none = np.isnan(scores).any(axis=1)
+    # -inf where nan stood: argmax would take nan for the largest
     return np.where(none, -1, np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1))
 
 
@@ -111,11 +117,13 @@ def label_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts)
     found = []
     blanks = blank_rows(prompts, parts, asking.study)
     for shots, seed in settings(asking.study):
+        # what calibration asks goes along, and shares what it can
         scores = asking.ask(
             prompts, {"training": parts.training, "unseen": parts.unseen, **blanks}, shots, seed
         )
         for prompt in prompts:
             own = scores[prompt.name]
+            # the verbalizer's name is the last part
             template, verbalizer = prompt.name.rsplit("/", 1)
             cell = Cell(model, template, verbalizer, shots, seed)
             labels = {part: own[part] for part in ("training", "unseen", *blanks)}
@@ -123,6 +131,7 @@ def label_cells(asking: Asking, model: str, prompts: list[Prompt], parts: Parts)
             requests = own["asked"]["unseen"].requests
             for part in ("training", "unseen"):
                 note_silence(asking, cell, labels[part], own["asked"][part], getattr(parts, part))
+            # without any row there is no cell
             if len(requests):
                 found.append(Answers(cell, labels, requests, prompt.verbalizer, own["words"], places))
     return found
@@ -146,6 +155,7 @@ def blank_rows(prompts: list[Prompt], parts: Parts, study: StudyArguments) -> di
     kept = {
         column: first[column] for prompt in prompts for column in prompt.template.columns
     }  # numbers and lists as they are
+    # columns that are no text stay as the first row has them
     columns = sorted(column for column, value in kept.items() if value is None or isinstance(value, str))
     words = [row.columns[column] or "" for row in parts.unseen[:500] for column in columns]
     texts = {
@@ -180,6 +190,7 @@ class ChoicePrompt:
             InputError: choices that are empty or fewer than two, a target that is none of them.
         """
         choices = self.choices.listed(row.columns)
+        # an empty choice would be scored as nothing
         if len(choices) < 2 or not all(choice.strip() for choice in choices):
             raise InputError(
                 f"{self.choices.name}: {len(choices)} choices, or an empty one; wanted two or more texts"
@@ -190,6 +201,7 @@ class ChoicePrompt:
         return choices, self._place(wanted[0].strip(), choices, row)
 
     def _place(self, target: str, choices: list[str], row: StudyRow) -> int:
+        # keys, texts and numbers are how data name the right choice
         keys = [key.strip() for key in self.keys.listed(row.columns)] if self.keys else []
         bare = [choice.strip() for choice in choices]
         readings = {
@@ -198,12 +210,15 @@ class ChoicePrompt:
             "index": int(target) if target.isdigit() and int(target) < len(choices) else None,
         }
         if self.target_is == "index_first":  # as lm-evaluation-harness reads a target of digits
+            # digits are a place there, even where a choice has that text
             readings = {"index": readings["index"]} if target.isdigit() else {"text": readings["text"]}
         elif self.target_is:
             readings = {self.target_is: readings[self.target_is]}
         found = {place for place in readings.values() if place is not None}
         if keys and readings.get("key") is not None:
+            # a key goes before what else it could mean
             found = {readings["key"]}
+        # two readings that agree are one
         if len(found) != 1:
             what = (
                 "could be two of them; set target_is: index or text"
@@ -227,6 +242,7 @@ class ChoiceAnswers(StoredAnswers):
         """Whether the likeliest choice is the right one, or says the same as it; bool [rows]."""
         chosen = said(self.scores(how, part))
         rows = zip(chosen, self.gold[part], self.texts[part], strict=True)
+        # two choices of one text are both right
         return np.array(
             [one >= 0 and texts[one].strip() == texts[gold].strip() for one, gold, texts in rows], dtype=bool
         )
@@ -243,6 +259,7 @@ def choice_cells(
             p.name: (lambda row, p=p, setting=setting: _choice_request(asking, p, row, setting))
             for p in prompts
         }
+        # all prompts through the model together
         asked = asking.weigh(ways, rows)
         for prompt in prompts:
             cell = Cell(model, prompt.template.name, "choices", *setting)
@@ -254,6 +271,7 @@ def choice_cells(
 
 def _choice_request(asking: Asking, prompt: ChoicePrompt, row: StudyRow, setting: tuple[int, int]) -> Request:
     choices, _ = prompt.of(row)
+    # as asked: the data is so
     if len({choice.strip() for choice in choices}) < len(choices):
         asking.notes.expect(asking.model, prompt.name, "two of the choices are equal", row.place)
 
@@ -283,6 +301,7 @@ def _choice_answers(
         )
     )
     if alone is None:
+        # an endpoint that doesn't say whole answers, or a chat, has no such figure
         del by_how["pmi"]
     counted = iter(alone or ())
     for part, members in rows.items():
@@ -292,8 +311,10 @@ def _choice_answers(
         lines: dict[str, list[Any]] = {how: [] for how in by_how}
         for answers, choices in zip(own[part].answers, texts[part], strict=True):
             sums = (
+                # no answer has no scores, of any length
                 np.array([np.nan] * len(choices))
                 if answers is None
+                # in float64: sums of many tokens
                 else np.array([a.sum(dtype=np.float64) for a in answers])
             )
             tokens = [1] * len(choices) if answers is None else [len(a) for a in answers]
@@ -303,6 +324,7 @@ def _choice_answers(
             lines["tokens"].append(sums / tokens)
             if "pmi" in lines:
                 lines["pmi"].append(sums - [a.sum(dtype=np.float64) for a in next(counted)])
+        # as many columns as the most choices; -inf wins nothing
         width = max((len(choices) for choices in texts[part]), default=1)
         for how, values in lines.items():
             by_how[how][part] = np.array(

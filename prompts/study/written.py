@@ -46,6 +46,7 @@ class TextPrompt:
         found = self.target.listed(row.columns)
         if not found:
             raise InputError(f"{self.target.name}: no text to compare with")
+        # kept as written where white space counts
         return found if self.ending.keep else [text.strip() for text in found]
 
 
@@ -71,6 +72,7 @@ class Written:
     @property
     def hows(self) -> tuple[str, ...]:
         """Ways to take the answer out of a text."""
+        # an entry without filters takes the text itself
         return tuple(self.entry.filters) or (AS_WRITTEN,)
 
     def rows(self, part: str = "unseen") -> np.ndarray:
@@ -90,12 +92,14 @@ class Written:
         repeats = max((len(row) for row in answers), default=1)
         made = []
         for number in range(repeats):
+            # fewer answers than others: the last again
             said = [row[min(number, len(row) - 1)] for row in answers]
             figures = of_texts(said, wanted, names, self.entry.normalise)
             if self.metric.startswith("evaluate:"):
                 figures[self.metric] = of_evaluate(self.metric, said, wanted)
             if how in self.judged.get(part, {}):
                 scores = self.judged[part][how][:, min(number, self.judged[part][how].shape[1] - 1)]
+                # a judge's silence has no score
                 figures["judge"] = _mean_score(scores)
             made.append(figures)
         return {name: over_repeats([figures[name] for figures in made]) for name in made[0]}
@@ -103,6 +107,7 @@ class Written:
     def spread(self, how: str) -> list[float]:
         """The heading figure of each repeat."""
         repeats = max((len(row) for row in self.texts["unseen"]), default=1)
+        # each repeat as if it were the only one
         alone = [
             replace(
                 self,
@@ -124,6 +129,7 @@ class Written:
 
 
 def _mean_score(scores: np.ndarray) -> Measure:
+    # without a verdict: no point
     counts = np.stack([np.nan_to_num(scores), np.ones(len(scores))], axis=1)
     return Measure(counts, bootstrap.mean_figure, is_mean=True)
 
@@ -133,9 +139,11 @@ def over_repeats(measures: Sequence[Measure]) -> Measure:
     if len(measures) == 1:
         return measures[0]
     if all(measure.is_mean for measure in measures):
+        # of means the mean by row, which tests can pair
         return Measure(np.mean([m.counts for m in measures], axis=0), bootstrap.mean_figure, is_mean=True)
     width, figure = measures[0].counts.shape[1], measures[0].figure
     parts = range(len(measures))
+    # other figures side by side: each repeat is figured from its own sums
     return Measure(
         np.concatenate([m.counts for m in measures], axis=1),
         lambda sums: np.mean([figure(sums[:, i * width : (i + 1) * width]) for i in parts], axis=0),
@@ -155,8 +163,10 @@ def text_cells(
     found = []
     rows = {"training": parts.training, "unseen": parts.unseen}
     metric = answers.metric or entry.metric_of("text")
+    # greedy: one answer
     drawings: list[Drawing | None] = [None]
     if answers.repeats > 1 or answers.temperature > 0:
+        # several answers of the likeliest would all be the same
         temperature = answers.temperature or 1.0
         drawings = [Drawing(temperature, answers.top_p, answers.draw_seed, i) for i in range(answers.repeats)]
     for setting in settings(asking.study):
@@ -168,12 +178,14 @@ def text_cells(
                 way = partial(_request, asking, prompt, setting)
                 places[part], asked = asking.prepared(prompt.name, way, members)
                 wanted[part] = [prompt.wanted(members[i]) for i in places[part]]
+                # each drawing over all rows
                 drawn = [asking.memory.written(asked, prompt.ending, drawing) for drawing in drawings]
                 texts[part] = [list(row) for row in zip(*drawn, strict=True)]
                 for place, row, request in zip(places[part], texts[part], asked, strict=True):
                     if None in row:
                         reason = f"no answer: {asking.memory.reason(request)}"
                         asking.notes.trouble(model, cell.name, reason, members[place].place)
+                # the unseen rows' own, which the report shows
                 requests = asked if part == "unseen" else requests
             if requests:
                 found.append(Written(cell, prompt, texts, wanted, requests, places, entry, metric))
@@ -181,5 +193,6 @@ def text_cells(
 
 
 def _request(asking: Asking, prompt: TextPrompt, setting: tuple[int, int], row: StudyRow) -> Request:
+    # before it is asked: nothing could be said of its answer
     prompt.wanted(row)  # a row without anything to compare with isn't asked
     return asking.text_request(prompt.template, prompt.target, row, setting, prompt.ending.tokens)

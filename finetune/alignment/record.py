@@ -44,7 +44,8 @@ def lines_before(file: Path, step: int) -> list[RecordLine]:
     # A run that begins anew leaves its predecessor's lines behind.
     if step == 0 or not file.is_file():
         return []
-    entries = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
+    # by line feeds alone: a text may hold other signs that Python splits at
+    entries = [json.loads(text) for text in file.read_text(encoding="utf-8").split("\n") if text]
     # Steps after the checkpoint are made again and would stand there twice.
     return [entry for entry in entries if entry["step"] <= step]
 

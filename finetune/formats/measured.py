@@ -21,7 +21,7 @@ from datasets import Dataset
 
 from finetune.adapters.assess import evaluation_rows, rows_as_trained, trained_as
 from finetune.adapters.classifier import load_network
-from finetune.adapters.export import claim, merge_into_base
+from finetune.adapters.export import claimed, merge_into_base
 from finetune.adapters.loading import want_texts
 from finetune.artefacts.folder import Artefact, read_artefact
 from finetune.artefacts.trained_rows import unseen_rows
@@ -112,20 +112,18 @@ def export_all(export: ExportArguments, data: ExportRowsArguments) -> Iterator[E
     processor, network = whole_network(artefact, row, export.allow_mismatch)
     asked = questions(artefact, row, found, processor)
     folder = Path(export.output_dir or Path(export.artefact) / "exports")
-    claim(folder)
     what = Exportable(network, processor, asked.longest, asked.has_types)
-    for name, format_ in formats.items():
-        keep = name in export.to or "all" in export.to or name != WHOLE
-        try:
-            if not format_.is_installed:
-                raise InputError(f"{format_.needs} is not installed (pip install '.[{format_.extra}]')")
-            yield _exported(name, what, folder / name if keep else None, row, asked)
-        except InputError as error:
-            if "all" not in export.to or name == WHOLE:  # the others are compared with it
-                raise
-            yield f"{name}: not written: {error}"
-    for other in others:
-        yield _beside(other, artefact, found, asked, export.allow_mismatch)
+    with claimed(folder):
+        for name in formats:
+            keep = name in export.to or "all" in export.to or name != WHOLE
+            try:
+                yield _exported(name, what, folder / name if keep else None, row, asked)
+            except InputError as error:
+                if "all" not in export.to or name == WHOLE:  # the others are compared with it
+                    raise
+                yield f"{name}: not written: {error}"
+        for other in others:
+            yield _beside(other, artefact, found, asked, export.allow_mismatch)
 
 
 def counted_task(artefact: Artefact) -> Task:
@@ -185,12 +183,15 @@ def questions(artefact: Artefact, row: Task, found: Examined, processor: Any) ->
 
 def _exported(name: str, what: Exportable, folder: Path | None, row: Task, asked: Questions) -> Export:
     """Write one format and ask its file."""
+    format_ = FORMATS[name]
+    if not format_.is_installed:
+        raise InputError(f"{format_.needs} is not installed (pip install '.[{format_.extra}]')")
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch) / name
         place.mkdir(parents=True)
         try:
-            file = FORMATS[name].write(what, place)
-            found = ask_file(FORMATS[name], file, row, asked)
+            file = format_.write(what, place)
+            found = ask_file(format_, file, row, asked)
         except BaseException:
             _remove(place)
             raise

@@ -116,6 +116,8 @@ def prepare(
         if max_length is not None:
             _check_positions(network.config, max_length)
         return processor, network
+    if model.keep_layers:
+        raise InputError("--keep_layers prunes a loaded model; with --from_config set --config_overrides")
     config = _base(scratch.from_config, model)
     # before the user's own, which go over them
     config.update(class_entries(labels) | entries)

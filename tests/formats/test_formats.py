@@ -24,7 +24,7 @@ from finetune.errors import InputError
 from finetune.formats import measured, runtimes
 from finetune.formats.measured import Export, Questions, ask_file, export_all
 from finetune.formats.options import ExportArguments, ExportRowsArguments
-from finetune.formats.table import FORMATS, Exportable, find_formats
+from finetune.formats.table import FORMATS, Exportable, FileFormat, find_formats
 from finetune.metrics.measure import mean_of
 from finetune.reports.exports import as_table, beyond, export_lines
 from finetune.tasks.table import TASKS
@@ -225,6 +225,15 @@ def test_a_run_becomes_files_and_lines(tmp_path, review_file, in_process):
     named = ExportRowsArguments(dataset_name=[str(review_file)], eval_split="test", max_eval_rows=6)
     few = list(export_all(ExportArguments(str(run), ["float32"], str(tmp_path / "few")), named))
     assert len(few[0].said) == 6 and few[0].file is not None
+
+
+def test_what_is_refused_leaves_nothing(tmp_path, review_file, monkeypatch, in_process):
+    run = artefact(tmp_path / "run", review_file)
+    monkeypatch.setattr(FileFormat, "is_installed", True)
+    with pytest.raises(InputError, match="'bert' is not written as GGUF"):
+        asked = ExportArguments(str(run), ["q8_0"], str(tmp_path / "gone"))
+        list(export_all(asked, ExportRowsArguments()))
+    assert not (tmp_path / "gone").exists()
 
 
 def test_what_cannot_be_exported_is_named(tmp_path, review_file, monkeypatch):

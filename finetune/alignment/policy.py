@@ -53,8 +53,7 @@ class Policy(nn.Module):
 
     def __init__(self, network: Any, bf16: bool = False) -> None:
         super().__init__()
-        # In evaluation mode for good: with dropout the new policy would differ from the old without an
-        # update.
+        # In evaluation mode for good: with dropout the new policy would differ from the old by chance.
         self.network, self.head, self.bf16 = network.eval(), ValueHead(hidden_width(network)), bf16
         self.trunk: Trunk | None = None  # where values read other states than the policy's
         # lists, so that these are no submodules: not trained, not saved, not synchronised
@@ -168,7 +167,7 @@ def in_role(network: peft.PeftModel, adapter: str | None) -> Iterator[None]:
             yield
     finally:
         network.set_adapter(active)
-        # Last: `set_adapter` sets flags by itself.
+        # Before the flags, which `set_adapter` sets as it sees fit.
         for parameter, trainable in flags:
             parameter.requires_grad_(trainable)
 

@@ -223,7 +223,7 @@ def _apart(row: dict[str, Any]) -> dict[str, Any]:
     """
     chosen, rejected = row["chosen"] or "", row["rejected"] or ""
     most = max(0, min(len(chosen), len(rejected)) - 1)  # something is left to answer
-    # The first difference may lie within a word or a token, which belongs to the answers.
+    # The first difference may lie within a word, which then belongs to the answers as a whole.
     shared = next((i for i in range(most) if chosen[i] != rejected[i]), most)
     if isinstance(chosen, str):
         # Up to a blank, which itself stays with the answer: tokenizers join it to the word after.

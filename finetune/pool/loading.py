@@ -15,6 +15,7 @@ from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.passport import WEIGHTS
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, load_model, resolve
+from finetune.models.own_families import WITHOUT_ADAPTERS
 
 WRITING = {
     "ForCausalLM": AutoModelForCausalLM,
@@ -43,7 +44,7 @@ def load_named_base(base: Any) -> tuple[Any, Any]:
     """Processor and model of a base by its name, with its language-model head where it has one.
 
     Raises:
-        InputError: a base that is no name, or a name that is nothing.
+        InputError: a base that is no name, a name that is nothing, or a model that can't be a base.
     """
     if not isinstance(base, str):
         raise InputError(
@@ -52,9 +53,16 @@ def load_named_base(base: Any) -> tuple[Any, Any]:
         )
     source, further = resolve(base)
     try:
-        names = AutoConfig.from_pretrained(source, **further).architectures or []
+        settings = AutoConfig.from_pretrained(source, **further)
     except (OSError, ValueError):
-        names = []  # load_model says what is wrong
+        settings = None  # load_model says what is wrong
+    if settings is not None and settings.model_type in WITHOUT_ADAPTERS:
+        raise InputError(
+            f"'{base}' is a {settings.model_type} model, which no adapter goes onto and whose states can't "
+            "join a "
+            "batch half-way: no base for a pool or a server. Use it by finetune.adapters.load"
+        )
+    names = (settings.architectures if settings is not None else None) or []
     # By the checkpoint's own class: as a causal model BERT would get a head of chance.
     model = next(
         (kind for ending, kind in WRITING.items() if any(name.endswith(ending) for name in names)), AutoModel

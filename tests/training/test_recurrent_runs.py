@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from bounds import assert_near
-from conftest import WORDS, make_tokenizer
+from conftest import CONFIGS, WORDS, make_tokenizer
+from transformers import AutoModelForCausalLM
 
 from finetune.adapters import load
 from finetune.cli.parser import parse
 from finetune.errors import InputError
 from finetune.models.scratch import ScratchArguments
+from finetune.pool.pool import AdapterPool
 
 ROOT = Path(__file__).parents[2]
 SIZES = "embedding_size=16,hidden_size=16,dropout=0.0"
@@ -102,3 +104,10 @@ def test_what_can_not_be_is_said(review_file, tmp_path):
         options = scratch("lstm", tmp_path)
         del options[4:6]
         run("train", *options, *rows)
+
+
+def test_a_recurrent_base_is_refused_by_a_pool(tmp_path):
+    AutoModelForCausalLM.from_config(CONFIGS["gru_lm"]).save_pretrained(tmp_path)
+    make_tokenizer("gpt2").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"is a recurrent model.*finetune.adapters.load"):
+        AdapterPool(str(tmp_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -70,9 +71,10 @@ def _versions() -> dict[str, str]:
 def _commit() -> dict[str, str]:
     """The commit of the clone this package runs from; nothing for an installed one."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
         return {}
     done = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        [git, "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
     return {"commit": done.stdout.strip()} if done.returncode == 0 else {}

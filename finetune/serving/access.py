@@ -122,10 +122,13 @@ def parse_keys(given: list[str]) -> list[Key]:
             not name
             or not secret
             or len(limits) not in (0, 2)
-            or not all(one.strip().isdigit() for one in limits)
+            # at least one: a key that may ask for nothing is a key to leave out
+            or not all(one.strip().isdecimal() and int(one) > 0 for one in limits)
         ):
             # Without the secret: messages end in logs.
-            raise InputError(f"--api_keys {name}=…; wanted name=key or name=key,REQUESTS,TOKENS")
+            raise InputError(
+                f"--api_keys {name}=…; wanted name=key or name=key,REQUESTS,TOKENS, both 1 or more"
+            )
         requests, tokens = (float(one) for one in limits or ("inf", "inf"))
         found.append(Key(name, secret, Meter(requests), Meter(tokens)))
     return found

@@ -326,8 +326,12 @@ async def _rescan(served: Served) -> None:
     """Have the pool follow its folder: new adapters come, changed ones are replaced, vanished ones go."""
     while True:
         await asyncio.sleep(served.access.rescan_seconds)
-        # In a thread: it reads the disk.
-        await asyncio.to_thread(rescan, served.pool, Path(served.options.adapters_dir or "."))
+        try:
+            # In a thread: it reads the disk.
+            await asyncio.to_thread(rescan, served.pool, Path(served.options.adapters_dir or "."))
+        # A folder may be unmounted, or go while it is read: the next look finds what is there then.
+        except Exception:
+            logger.exception("Looking for adapters failed; it is tried again")
 
 
 def _paired(texts: list[str], pairs: list[str]) -> list[tuple[str, str]]:

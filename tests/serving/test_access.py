@@ -1,14 +1,17 @@
 """Keys, limits, probes, names of the server, and a folder that is followed."""
 
+import asyncio
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from served import filled, make_folders, serving
 from test_pool import TEXTS, make
 
 from finetune.errors import InputError
+from finetune.serving import app
 from finetune.serving.access import Meter, parse_keys
 from finetune.serving.rescan import rescan
 
@@ -166,3 +169,29 @@ def test_meters_and_keys_as_they_are_given():
         parse_keys(["nothing"])
     with pytest.raises(InputError, match="wanted name=key"):
         parse_keys(["a=b,many,few"])
+    for limits in ("²,1", "0,100", "-1,1"):
+        with pytest.raises(InputError, match="both 1 or more"):
+            parse_keys([f"a=b,{limits}"])
+
+
+def test_looking_for_adapters_goes_on_after_a_folder_that_was_gone(tmp_path, monkeypatch):
+    looks = []
+
+    def look(pool, root):
+        looks.append(root)
+        if len(looks) == 1:
+            raise FileNotFoundError(root)
+
+    monkeypatch.setattr(app, "rescan", look)
+    served = SimpleNamespace(
+        access=SimpleNamespace(rescan_seconds=0.001), pool=None, options=SimpleNamespace(adapters_dir="gone")
+    )
+
+    async def a_while():
+        task = asyncio.create_task(app._rescan(served))
+        while len(looks) < 3 and not task.done():
+            await asyncio.sleep(0.001)
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(a_while(), 20))
+    assert len(looks) == 3

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+# SVG is left out: it may hold scripts
+PICTURES = ("data:image/png;base64,", "data:image/jpeg;base64,")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -45,3 +48,8 @@ def cut_text(value: Any, most: int) -> str:
     # white space of all kinds, or one text would tear a table's line
     text = " ".join(str(value).split())
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def is_picture(value: Any) -> bool:
+    """Whether a cell is a picture that stands in the text itself, of a kind that holds no script."""
+    return isinstance(value, str) and value.startswith(PICTURES)

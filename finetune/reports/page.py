@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from finetune.reports.blocks import Section
+from finetune.reports.blocks import Section, is_picture
 from finetune.reports.card import CARD, write_card
 from finetune.reports.run_folder import RunFolder, read_run
 from finetune.reports.sections import headline, sections_of
@@ -94,7 +94,7 @@ def _render(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"csv": comma_separated, "latex": latex}
+    environment.globals |= {"csv": comma_separated, "latex": latex, "is_picture": is_picture}
     # StrictUndefined wants every name, and each page has others
     defaults: dict[str, Any] = {"runs": [], "list": [], "refresh": None}
     return environment.get_template("page.html").render(defaults | values)

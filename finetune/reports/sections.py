@@ -8,7 +8,7 @@ from typing import Any
 from finetune.metrics.calibration import expected_calibration_error, reliability
 from finetune.reports import charts
 from finetune.reports.alignment import alignment_sections
-from finetune.reports.blocks import Chart, Section, Table, Words, cut_text
+from finetune.reports.blocks import Chart, Section, Table, Words, cut_text, is_picture
 from finetune.reports.privacy import privacy_rows, uncovered
 from finetune.reports.run_folder import RunFolder
 from finetune.reports.study import study_sections
@@ -227,10 +227,15 @@ def _rows(run: RunFolder) -> tuple[str, Iterator[Any]]:
     return "Rows to look at", blocks()
 
 
+def shown_text(value: Any) -> str:
+    """A row's text, cut to a line or two; a small picture whole."""
+    return value if is_picture(value) else cut_text(value, 280)
+
+
 def _told(one: dict[str, Any]) -> dict[str, Any]:
     return {
         "row": one.get("id", ""),
-        "text": cut_text(one.get("text", ""), 280),
+        "text": shown_text(one.get("text", "")),
         "gold": cut_text(one.get("gold", ""), 80),
         "prediction": cut_text(one.get("prediction", ""), 80),
         "score": f"{one['score']:.2f}",

@@ -148,3 +148,14 @@ def test_no_cell_is_a_formula(text):
         csv.DictReader(io.StringIO(comma_separated([{"name": text, "value": -0.25, "said": "-0.25"}])))
     )
     assert rows == [{"name": f"'{text}", "value": "-0.25", "said": "-0.25"}]
+
+
+def test_pictures_of_rows_are_drawn_and_nothing_else_is(tmp_path):
+    picture = "data:image/png;base64,iVBORw0KGgo="
+    rows = [{"row": picture}, {"row": "data:image/svg+xml;base64,PHN2Zz4="}, {"row": f'"><script>{picture}'}]
+    text = sections_page("t", "h", [Section("s", [Table(rows)])])
+    assert text.count("<img") == 1 and f'<img src="{picture}"' in text and "<script>" not in text
+    folder = lay_out(tmp_path / "run")
+    line = {"id": 0, "text": picture + "A" * 400, "gold": "neg", "prediction": "pos", "score": 0.9}
+    (folder / "predictions.jsonl").write_text(json.dumps(line) + "\n")
+    assert f'<img src="{picture}{"A" * 400}"' in write_page(folder).read_text()

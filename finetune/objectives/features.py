@@ -71,7 +71,7 @@ def load_features(
     if row.load is not None:
         if stream.streaming or stream.mixture is not None:
             flag = "streaming" if stream.streaming else "mixture"
-            raise InputError(f"--{flag} is for texts; leave it out to learn from pictures")
+            raise InputError(f"--{flag} is for texts; leave it out to learn from rows of {row.reads}")
         return row.load(data, processor)
     name, length, seed = options.objective, options.max_length, data.sample_seed
     endless = stream.streaming or stream.mixture is not None

@@ -17,7 +17,7 @@ class ObjectiveArguments:
         default="mlm",
         metadata={
             "help": "A row of OBJECTIVES: mlm, clm, nsp, contrastive, span_corruption, infilling, "
-            "masked_patches."
+            "masked_patches, masked_series."
         },
     )
     max_length: int = field(
@@ -32,7 +32,10 @@ class ObjectiveArguments:
     )
     masking_rate: float | None = field(
         default=None,
-        metadata={"help": "Share of tokens to predict (default: 0.15; infilling: 0.3; masked_patches: 0.6)."},
+        metadata={
+            "help": "Share of tokens to predict (default: 0.15; infilling: 0.3; masked_patches: 0.6; "
+            "masked_series: 0.4)."
+        },
     )
     whole_words: bool | None = field(
         default=None, metadata={"help": "Mask all tokens of a word or none (mlm, nsp)."}

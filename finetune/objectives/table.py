@@ -36,8 +36,9 @@ from finetune.methods import check_packed, find_method
 from finetune.metrics import embeddings, likelihood
 from finetune.models import frozen_head, heads
 from finetune.models.attention import packed
+from finetune.models.forecasters import MASKED, AutoModelForMaskedSeries
 from finetune.models.processors import TEXT
-from finetune.objectives import collators, contrastive, documents, pictures
+from finetune.objectives import collators, contrastive, documents, masked_series, pictures
 from finetune.objectives.options import ObjectiveArguments, check_values
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,20 @@ PAIR_READERS = frozenset(MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES) & fro
     MODEL_FOR_PRETRAINING_MAPPING_NAMES
 ) - {"fnet"} | {"albert"}
 PICTURE_READERS = frozenset(MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES)
-COMMON = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama", "qwen2", "t5", "bart", "vit", "swin")
+COMMON = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "albert",
+    "gpt2",
+    "llama",
+    "qwen2",
+    "t5",
+    "bart",
+    "vit",
+    "swin",
+    "patchtst",
+)
 
 
 @dataclass(frozen=True)
@@ -224,6 +238,13 @@ OBJECTIVES: dict[str, Objective] = {
         {"masking_rate": 0.6}, None, "explained", "Xie et al. 2022", pictures.bind_masked_patches,
         reads="image", load=pictures.load_pictures, sized=pictures.one_stride,
     ),
+    "masked_series": Objective(
+        AutoModelForMaskedSeries, pictures.no_texts, masked_series.hidden_collator,
+        masked_series.hidden_costs, masked_series.own_cost, masked_series.windows_counted,
+        loss.everything, masked_series.hidden_figures, frozenset(MASKED), (),
+        {"masking_rate": 0.4}, None, "explained", "Nie et al. 2023", masked_series.bind_masked_series,
+        reads="series", load=masked_series.load_windows, sized=masked_series.sized,
+    ),
 }  # fmt: skip
 
 
@@ -304,8 +325,8 @@ def check_objective(
     """
     if name == "contrastive" and not supervised and not contrastive.has_dropout(network):
         raise InputError(
-            "The model has no dropout, so that a text's two views would be the same. "
-            "Set --config_overrides hidden_dropout_prob=0.1, or --supervised with two texts a row"
+            "The model has no dropout, so that a text's two views would be the same. Set "
+            "--config_overrides hidden_dropout_prob=0.1, or --supervised with two texts a row"
         )
     if row.reads != TEXT:
         return
@@ -317,15 +338,14 @@ def check_objective(
     missing = [token for token in row.needs if processor.special_tokens_map.get(token) is None]
     if missing:
         raise InputError(
-            f"The tokenizer has no {missing[0].replace('_', ' ')}, which the objective '{name}' needs. "
-            "Set --model_name_or_path to a model that has one, or make a tokenizer with "
-            f"scripts/tokenizer.py --objective {name}"
+            f"The tokenizer has no {missing[0].replace('_', ' ')}, which the objective '{name}' needs. Set "
+            "--model_name_or_path to a model that has one, or make a tokenizer with scripts/tokenizer.py "
+            f"--objective {name}"
         )
     if name == "span_corruption" and not collators.sentinels(processor):
         raise InputError(
             "The tokenizer has no sentinels <extra_id_0>, <extra_id_1>, ..., which the objective "
-            "'span_corruption' needs. "
-            "Make one with scripts/tokenizer.py --objective span_corruption"
+            "'span_corruption' needs. Make one with scripts/tokenizer.py --objective span_corruption"
         )
 
 
@@ -354,8 +374,7 @@ def check_model(name: str, row: Objective, model_type: str) -> None:
         wanted = ", ".join([family for family in COMMON if family in row.families])
         raise InputError(
             f"The objective '{name}' can't train a model of the family '{model_type}'; wanted one such as "
-            f"{wanted}. "
-            "Set --model_name_or_path or --from_config"
+            f"{wanted}. Set --model_name_or_path or --from_config"
         )
 
 

@@ -31,7 +31,7 @@ from finetune.objectives.collators import Fresh, Row
 CONTEXT, PATCH = 512, 12  # as in the paper's pretraining (Nie et al. 2023, section 4.2)
 
 
-def sized(config: PreTrainedConfig, own: dict[str, Any]) -> PreTrainedConfig:
+def apart_patches(config: PreTrainedConfig, own: dict[str, Any]) -> PreTrainedConfig:
     """A fresh model's configuration: one channel at a time, and patches that share no step, which would
     show what is hidden.
 

@@ -243,7 +243,7 @@ OBJECTIVES: dict[str, Objective] = {
         masked_series.hidden_costs, masked_series.own_cost, masked_series.windows_counted,
         loss.everything, masked_series.hidden_figures, frozenset(MASKED), (),
         {"masking_rate": 0.4}, None, "explained", "Nie et al. 2023", masked_series.bind_masked_series,
-        reads="series", load=masked_series.load_windows, sized=masked_series.sized,
+        reads="series", load=masked_series.load_windows, sized=masked_series.apart_patches,
     ),
 }  # fmt: skip
 

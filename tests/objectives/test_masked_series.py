@@ -15,7 +15,7 @@ from test_train import script
 from finetune.cli.parser import parse
 from finetune.errors import InputError
 from finetune.objectives.contrastive import ContrastiveArguments
-from finetune.objectives.masked_series import hidden_patches, sized
+from finetune.objectives.masked_series import apart_patches, hidden_patches
 from finetune.objectives.options import ObjectiveArguments
 from finetune.objectives.table import settle_objective
 
@@ -40,7 +40,7 @@ def test_costs_are_those_of_hidden_steps_and_no_others():
     own = {"context_length": 24, "patch_length": 4, "d_model": 8, "ffn_dim": 8, "num_hidden_layers": 1}
     row = row_of()
     torch.manual_seed(0)
-    network = row.model.from_config(sized(AutoConfig.for_model("patchtst"), own)).eval()
+    network = row.model.from_config(apart_patches(AutoConfig.for_model("patchtst"), own)).eval()
     values, chance = torch.randn(4, 24, 2), torch.tensor([5, 6, 7, 8])
     with torch.no_grad():
         whole = row.forward(network, {"past_values": values, "chance": chance}, torch.zeros(4))
@@ -64,7 +64,7 @@ def test_patches_that_show_what_is_hidden_are_refused(own, said):
     from transformers import AutoConfig
 
     with pytest.raises(InputError, match=said):
-        sized(AutoConfig.for_model("patchtst"), {"context_length": 24} | own)
+        apart_patches(AutoConfig.for_model("patchtst"), {"context_length": 24} | own)
 
 
 def test_a_forecast_goes_on_from_it(tmp_path):

@@ -26,7 +26,7 @@ from finetune.errors import InputError
 from finetune.models.forecasters import resized
 from finetune.models.heads import core
 from finetune.models.series_processor import SeriesProcessor
-from finetune.objectives.collators import Fresh, Row
+from finetune.objectives.collators import Fresh
 
 CONTEXT, PATCH = 512, 12  # as in the paper's pretraining (Nie et al. 2023, section 4.2)
 
@@ -90,10 +90,10 @@ def hidden_collator(processor: SeriesProcessor, *, seed: int) -> Fresh:
     Batches: past_values [batch, context, channels]; chance and labels [batch].
     """
 
-    def drawn(rng: Generator, feature: Row) -> Row:
+    def drawn(rng: Generator, feature: dict[str, Any]) -> dict[str, Any]:
         return {"past_values": feature["past_values"], "chance": int(rng.integers(2**62))}
 
-    def batch(rows: list[Row]) -> Batch:
+    def batch(rows: list[dict[str, Any]]) -> Batch:
         values = torch.from_numpy(np.stack([row["past_values"] for row in rows]))
         chance = torch.tensor([row["chance"] for row in rows])
         return {"past_values": processor.standard(values), "chance": chance, "labels": torch.zeros(len(rows))}

@@ -114,6 +114,7 @@ class Entry:
         """What heads the report of one kind of answers."""
         known = {"labels": FIGURES, "choices": CHOICE_FIGURES}.get(kind)
         if known is None:
+            # a figure of labels is no heading for texts, where an entry has both
             return "rougeL" if self.metric in FIGURES and len(self.kinds) > 1 else self.metric
         return self.metric if self.metric in known else "accuracy"
 
@@ -132,15 +133,18 @@ class Entry:
             raise InputError(
                 f"{self.name}: no verbalizer '{name}'; there are: {', '.join(self.words)}. Set --prompts"
             )
+        # the entry's own labels go over those of the data
         known = self.labels or tuple(labels or ())
         if not known:
             raise InputError(
                 f"{self.name}: its labels are those of the data; name a data set by --dataset_name"
             )
         given = self.words[name]
+        # promptsource's: the answer's text for each label is what its verbalizer says
         if isinstance(given, Template):
             given = _answers(given, known, values)
         options = {}
+        # words with options, or the words alone
         if isinstance(given, dict) and "words" in given:
             options = {k: v for k, v in given.items() if k != "words"}
             given = given["words"]
@@ -174,6 +178,7 @@ def library() -> list[str]:
 
 def label_column(answer: Template) -> str | None:
     """The column that an answer follows from: its only one, or the one that is called so."""
+    # with several columns nothing but a usual name can tell
     if len(answer.columns) == 1:
         return answer.columns[0]
     return "label" if "label" in answer.columns else None
@@ -181,6 +186,7 @@ def label_column(answer: Template) -> str | None:
 
 def _answers(answer: Template, labels: Sequence[str], values: Sequence[Any] | None) -> dict[str, str]:
     """What promptsource's answer is for each label: {{ answer_choices[1 - label] }} turns them round."""
+    # other columns say nothing of the label, and must hold something
     row: dict[str, Any] = dict.fromkeys(answer.columns, "...")
     column = str(label_column(answer))
     pairs = zip(labels, values or range(len(labels)), strict=True)

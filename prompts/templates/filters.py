@@ -32,6 +32,7 @@ TEXT_FIGURES = (
     "chrf",
 )
 NOTHING = "[invalid]"  # what lm-evaluation-harness writes where a pattern finds nothing
+# a pattern of a file may take exponential time on some texts; `regex` can be stopped, `re` can't
 SECONDS = 2.0  # that a pattern may search in one text
 ARTICLES = regex.compile(r"\b(a|an|the)\b", regex.IGNORECASE)
 THOUSANDS = regex.compile(r"(?<=\d),(?=\d{3}\b)")
@@ -54,6 +55,7 @@ class Step:
         return {**EXTRACTORS, **NORMALISERS}[self.name](self, text)
 
 
+# patterns are asked of every text
 @cache
 def _compiled(pattern: str) -> regex.Pattern:
     try:
@@ -77,11 +79,13 @@ def _regex(step: Step, text: str) -> str:
     """The first, last or n-th match; of one with groups, the first group that holds anything."""
     found = _searched(step.value, text)
     take = step.options.get("take", 0)
+    # a match that isn't there is no error: a model may write anything
     if not found or not -len(found) <= take < len(found):
         return NOTHING
     match = found[take]
     if isinstance(match, tuple):
         group = step.options.get("group")
+        # alternatives in groups: one of them holds the match
         match = match[group - 1] if group else next((part for part in match if part), NOTHING)
     return match.strip()
 
@@ -93,6 +97,7 @@ def _mapped(step: Step, text: str) -> str:
 def _number(step: Step, text: str) -> str:
     """The number that a text ends in, written plainly."""
     found = final_number(text)
+    # without trailing zeros, so that 5.0 and 5 are one answer
     return NOTHING if found is None else f"{found:.12g}"
 
 
@@ -133,6 +138,7 @@ def extracted(steps: Sequence[Step], texts: Sequence[str]) -> list[str]:
     found = list(texts)
     for step in steps:
         found = (
+            # steps of several answers see all of them at once
             GATHERERS[step.name](step, found) if step.name in GATHERERS else [step(text) for text in found]
         )
     return found
@@ -166,15 +172,18 @@ def read_steps(path: Path, what: str, given: Any, known: Mapping[str, Any]) -> t
 
 def _step(path: Path, what: str, value: Any, known: Mapping[str, Any]) -> Step:
     made = dict(value) if isinstance(value, dict) else {value: None}
+    # beside the step's own name a mapping holds its options
     name = next((key for key in made if key in known), None)
     argument = made.pop(name, None) if name else None
     needs = {"regex": str, "ignore": str, "map": dict, "take_first_k": str}.get(str(name))
     if name is None or set(made) - {"take", "group"} or (needs and not isinstance(argument, needs)):
         raise InputError(f"{path}: `{what}` has the step {value!r}; wanted one of: {', '.join(known)}")
+    # compiled while the file is read: a wrong pattern is said before any model is asked
     if needs is str and name in ("regex", "ignore"):
         _compiled(argument)
     take, options = str(made.get("take", "first")), {}
     places = {"first": 0, "last": -1}
+    # quoted or not, YAML gives this file's words as texts
     if (take not in places and not take.lstrip("-").isdigit()) or not str(made.get("group", "1")).isdigit():
         raise InputError(
             f"{path}: `{what}` has the step {value!r}; wanted take: first, last or a number from 0"

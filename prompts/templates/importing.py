@@ -37,6 +37,7 @@ def import_task(file: str, output: str | None = None) -> str:
     path = Path(file).expanduser()
     if not file or not path.is_file():
         raise InputError(f"No file '{file}'; wanted a task's YAML: import-task FILE")
+    # promptsource's tag for a template, which no other format has
     if "!Template" in path.read_text(encoding="utf-8", errors="replace"):
         entry = read_entry(str(path))
         kinds = ", ".join(
@@ -48,6 +49,7 @@ def import_task(file: str, output: str | None = None) -> str:
         )
     made = lm_eval.imported(path)
     target = Path(output or f"{made.name}.yaml").expanduser()
+    # the task itself would be overwritten
     if target.resolve() == path.resolve():
         raise InputError(f"{target} is the task itself; set --output")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +58,7 @@ def import_task(file: str, output: str | None = None) -> str:
     write_atomically(
         target, note + yaml.safe_dump(made.content, sort_keys=False, allow_unicode=True, width=1000)
     )
+    # read at once: what was written is an entry, or it is said now
     read_entry(str(target))
     lines = [f"{target}: prompts of the task {made.name}"]
     lines += [f"not carried: {what}" for what in made.left]

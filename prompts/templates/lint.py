@@ -42,6 +42,7 @@ def check_template(
     if not rendered:
         return lines
     first = rendered[0]
+    # masked models see what follows
     if family == "causal" and first.after.strip():
         lines.append(
             f"{template.name}: text after the slot ({first.after.strip()[:40]!r}), which a causal model "
@@ -81,6 +82,7 @@ def check_choices(
     equal, faults = 0, dict[str, int]()
     for row in rows[:SHOWN]:
         try:
+            # equal choices are counted, as both are right then
             choices, _ = of(row)
             equal += len({choice.strip() for choice in choices}) < len(choices)
         except InputError as error:
@@ -98,6 +100,7 @@ def _tried(
     for row in rows[:SHOWN]:
         try:
             rendered.append(render(row.columns))
+        # as the template wants it
         except Skipped:
             continue
         except InputError as error:
@@ -116,6 +119,7 @@ def _empty(template: Template, rows: Sequence[StudyRow], rendered: Sequence[Rend
 
 
 def _doubled(template: Template, first: Rendered, tokenizer: Any) -> list[str]:
+    # any word: only the beginning is looked at
     ids = tokenizer(first.filled("x"))["input_ids"]
     start = beginning_ids(tokenizer)
     doubled = ids[:2] == [start, start]
@@ -131,10 +135,12 @@ def _doubled(template: Template, first: Rendered, tokenizer: Any) -> list[str]:
 
 def _split(prompt: Prompt, first: Rendered, tokenizer: Any, family: str) -> list[str]:
     lines = []
+    # a masked model scores words by themselves
     for word in prompt.verbalizer.flat if family == "causal" else ():
         answer = first.gap + word
         alone = tokenizer(answer, add_special_tokens=False)["input_ids"]
         context = encode_pairs(tokenizer, [(first.before, answer)])[0] if alone else None
+        # the word's tokens in the text are others than alone: a comparison between labels may be uneven
         if context is not None and list(context.ids[context.start :]) != alone:
             shown = " ".join(repr(tokenizer.decode([i])) for i in context.ids[context.start :])
             lines.append(
@@ -156,6 +162,7 @@ def refusals(prompt: Prompt, first: Rendered, tokenizer: Any) -> list[str]:
             except InputError as error:
                 lines.append(f"{prompt.name}: {error}")
                 continue
+            # by tokens: words that differ in letters may be one to the tokenizer
             other, its_word = taken.setdefault(ids, (label, word))
             if other != label:
                 lines.append(

@@ -54,6 +54,7 @@ FILTERS = {"lowercase": "lower", "uppercase": "upper", "remove_whitespace": "lst
            "majority_vote": "majority_vote"}  # fmt: skip
 
 
+# kept as a name: what a file calls is never run
 class Python:
     """What `!function module.name` stands for."""
 
@@ -65,6 +66,7 @@ class _Loader(yaml.SafeLoader):
     pass
 
 
+# a SafeLoader refuses tags that it doesn't know, and this one is common
 _Loader.add_constructor("!function", lambda loader, node: Python(str(node.value)))
 
 
@@ -94,6 +96,7 @@ def load(path: Path, seen: frozenset[Path] = frozenset()) -> dict[str, Any]:
         raise InputError(f"{path} holds a {type(content).__name__}; wanted a task")
     below = content.get("include")
     if isinstance(below, str):
+        # a task's own entries go over those that it includes
         content = load(path.parent / below, seen | {path}) | content
     return content
 
@@ -118,6 +121,7 @@ def imported(path: Path) -> Imported:
     made.left += [
         f"`{key}` (Python, {value.name})" for key, value in task.items() if isinstance(value, Python)
     ]
+    # said and not dropped: another figure may come of what is missing
     made.left += [f"`{key}`" for key in task if key not in ASIDE | READ and not isinstance(task[key], Python)]
     kind = task.get("output_type", "generate_until")
     if kind not in ("multiple_choice", "generate_until"):
@@ -132,6 +136,7 @@ def imported(path: Path) -> Imported:
     else:
         content |= _written(task, made)
     if task.get("description"):
+        # the description brings its own blank lines there
         content |= {"description": str(task["description"]), "description_separator": ""}
     content["separator"] = str(task.get("fewshot_delimiter", "\n\n"))
     if task.get("gen_prefix"):
@@ -147,6 +152,7 @@ def imported(path: Path) -> Imported:
 def _template(value: Any) -> str:
     """A template's text; a bare name is a column."""
     text = str(value)
+    # lm-evaluation-harness reads a bare word as a column
     return f"{{{{ {text} }}}}" if NAMED.fullmatch(text) else text
 
 
@@ -155,14 +161,17 @@ def _choices(path: Path, task: dict[str, Any]) -> dict[str, Any]:
     if given is None:
         raise InputError(f"{path}: multiple_choice without `doc_to_choice`")
     if isinstance(given, dict):
+        # a mapping's values are the choices, its keys their names
         given = list(given.values())
     listed = (
+        # as JSON, which is an expression of Jinja too
         "{{ " + json.dumps([str(one) for one in given], ensure_ascii=False) + " }}"
         if isinstance(given, list)
         else _template(given)
     )
     target = task.get("doc_to_target", "")
     return {
+        # how lm-evaluation-harness reads digits (see weighed.ChoicePrompt)
         "metric": "accuracy", "choices": listed, "target_is": "index_first",
         "target": str(target) if isinstance(target, int) else _template(target),
     }  # fmt: skip
@@ -170,12 +179,14 @@ def _choices(path: Path, task: dict[str, Any]) -> dict[str, Any]:
 
 def _written(task: dict[str, Any], made: Imported) -> dict[str, Any]:
     how = task.get("generation_kwargs") or {}
+    # its own defaults
     until = how.get("until", [str(task.get("fewshot_delimiter", "\n\n"))])
     tokens = how.get("max_gen_toks", how.get("max_new_tokens", 256))
     content: dict[str, Any] = {
         "target": _target(task.get("doc_to_target", "")),
         "endings": {
             "task": {
+                # one text or a list of them
                 "until": [until] if isinstance(until, str) else list(until),
                 "tokens": int(tokens),
                 "keep": True,
@@ -190,6 +201,7 @@ def _written(task: dict[str, Any], made: Imported) -> dict[str, Any]:
     known = [METRICS[str(one["metric"])] for one in metrics if str(one.get("metric")) in METRICS]
     made.left += [f"the metric {_name(one)}" for one in metrics if str(one.get("metric")) not in METRICS]
     content["metric"] = known[0] if known else "exact_match"
+    # options of exact_match are steps on both sides here
     exact = next((one for one in metrics if one.get("metric") == "exact_match"), {})
     steps: list[Any] = [{"ignore": pattern} for pattern in exact.get("regexes_to_ignore") or ()]
     flags = (("ignore_case", "lower"), ("ignore_punctuation", "punctuation"), ("ignore_numbers", "no_digits"))
@@ -201,6 +213,7 @@ def _written(task: dict[str, Any], made: Imported) -> dict[str, Any]:
         for one in task.get("filter_list") or []
     }
     if filters:
+        # a filter that can't be carried whole would take another answer out
         content["filters"] = {name: found for name, found in filters.items() if found is not None}
     return content
 
@@ -243,6 +256,7 @@ def _hint(task: dict[str, Any], made: Imported) -> None:
     path, name = task.get("dataset_path"), task.get("dataset_name")
     if path:
         made.hints.append(f"--dataset_name {path}" + (f" --dataset_config {name}" if name else ""))
+    # the test split first, as there
     split = task.get("test_split") or task.get("validation_split")
     if split:
         made.hints.append(f"--eval_split {split}")

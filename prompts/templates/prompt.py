@@ -59,6 +59,7 @@ class Prompt:
                 f"'{name}' generates text and has no labels to weigh; wanted an entry with verbalizers"
             )
         chosen = template or next(iter(entry.templates))
+        # promptsource's templates have a verbalizer of their own each
         words = verbalizer or (chosen if entry.paired else next(iter(entry.words)))
         return cls(entry.template(chosen), entry.verbalizer(words, labels))
 
@@ -78,6 +79,7 @@ class Prompt:
                     f"{self.template.name} reads {', '.join(self.template.columns)}; give each by its name"
                 )
             columns = {self.template.columns[0]: text, **columns}
+        # loaded once for all calls by name
         scorer = _kept(model) if isinstance(model, str) else model
         request = self.request(scorer, columns).request
         found = probabilities(self.scores(scorer, [request]))[0]
@@ -124,7 +126,9 @@ def compose(
     """
     tokenizer = scorer.tokenizer
     if reserve is None:
+        # an endpoint shows no tokens: sizes are bounded by bytes
         reserve = longest(tokenizer, tuple(answers)) if tokenizer else ""
+    # no more than the model reads, whatever was asked
     limit = min(layout.limit or scorer.longest, scorer.longest)
     description = layout.description.plain(row) if layout.description else ""
 
@@ -135,24 +139,30 @@ def compose(
 
     def size(rendered: Rendered, shown: Sequence[tuple[Rendered, str]]) -> int:
         request = laid(rendered, shown)
+        # the longest answer has to fit too
         text = request.context + rendered.gap + reserve + request.rest
         upper = len(text.encode()) + 8  # no token is shorter than a byte
+        # counted only where it may matter: most prompts are far below
         if tokenizer is None or upper <= limit:
             return min(upper, limit)
         return count_tokens(tokenizer, text, special=request.special)
 
     whole, kept = template.render(row), list(examples)
+    # the row whole, and examples as far as there is room
     if size(whole, []) <= limit:
         while kept and size(whole, kept) > limit:
+            # the earliest: what stands beside the question counts most
             kept.pop(0)
         return Composed(laid(whole, kept), False, len(examples) - len(kept))
     if layout.on_long == "stop":
         raise InputError(f"{template.name}: a row has more than {limit} tokens. Set --on_long cut")
     while True:
         try:
+            # cut for the examples that are kept still
             rendered, cut = template.fit(row, lambda text: size(text, kept), limit, layout.on_long == "cut")
             return Composed(laid(rendered, kept), cut, len(examples) - len(kept))
         except NoRoom:
+            # without examples even the template's own text doesn't fit
             if not kept:
                 raise
             kept.pop(0)
@@ -181,6 +191,7 @@ def _chat(
         )
     turns = [("system", description)] if description else []
     for example, answer in shown:
+        # an example's answer is a turn of the assistant's
         turns += [("user", example.before), ("assistant", answer)]
     turns.append(("user", rendered.before))
     if tokenizer is None:  # an endpoint lays its chats out itself
@@ -196,6 +207,7 @@ def _chat(
         reason = str(error).removesuffix(MEND)
         raise InputError(f"{reason}Leave the description out, or set --chat false") from error
     prefill = layout.prefill.rstrip(" ")
+    # after a prefill the answer goes on in the same line
     gap = " " if prefill else ""
     return Request(
         text + prefill, tuple(gap + answer for answer in answers), special=False, turns=tuple(turns)
@@ -209,6 +221,7 @@ def longest(tokenizer: Any, answers: tuple[str, ...]) -> str:
 
 
 def split_name(name: str) -> tuple[str, str | None, str | None]:
+    # a path may hold slashes of its own
     """`entry/template/verbalizer` → its parts; an entry may be a path that ends in .yaml."""
     for ending in (".yaml", ".yml"):
         if ending in name:

@@ -62,6 +62,7 @@ def read_entry(name: str) -> Entry:
         raise InputError(
             f"{path} has no `templates`; wanted them by name. See the library's files in {LIBRARY}"
         )
+    # promptsource's mark
     if any(isinstance(template, dict) and "jinja" in template for template in content["templates"].values()):
         return promptsource.read_promptsource(path, content)
     strange = set(content) - KEYS
@@ -82,12 +83,14 @@ def _native(path: Path, content: dict[str, Any]) -> Entry:
             value.get("target", content.get("target")),
             value.get("choices", content.get("choices")),
         )
+        # a target of the file is every template's, unless verbalizers weigh the others
         if target is not None and ("target" in value or not content.get("verbalizers")):
             targets[key] = Template(
                 f"{name}/{key} (target)" if "target" in value else f"{name}/target",
                 _as_text(path, "target", target),
             )
         if listed is not None:
+            # choices alone don't say which of them is right
             if key not in targets:
                 raise InputError(f"{path}: '{key}' has `choices` and no `target`, which says what is right")
             choices[key] = Template(
@@ -107,6 +110,7 @@ def _native(path: Path, content: dict[str, Any]) -> Entry:
         str(content.get("metric", "accuracy" if labelled or choices else "rougeL")),
         _sources(path, content.get("data") or {}),
         templates,
+        # words are for labels, which no template may weigh
         dict(content.get("verbalizers") or {}) if labelled else {},
         targets,
         {key: _ending(path, key, value) for key, value in (content.get("endings") or LINE).items()}
@@ -146,6 +150,7 @@ def _checked(path: Path, entry: Entry, content: dict[str, Any]) -> Entry:
         "labels": ("verbalizers", "labels"),
     }
     for kind, keys in unread.items():
+        # a key that is set and read by nothing is an error in the file
         idle = next((key for key in keys if key in content and kind not in entry.kinds), None)
         if idle:
             raise InputError(f"{path}: `{idle}` is read by no template here; take it out")
@@ -154,6 +159,7 @@ def _checked(path: Path, entry: Entry, content: dict[str, Any]) -> Entry:
 
 def _labels(path: Path, labels: Any) -> tuple[str, ...] | None:
     if labels == "data":
+        # the number of labels is known with the data
         return None
     if not (
         isinstance(labels, list)
@@ -199,6 +205,7 @@ def _judge(path: Path, name: str, value: Any) -> Judge | None:
     wanted = {"model", "template", "labels", "good"}
     if not isinstance(value, dict) or set(value) != wanted or not isinstance(value["labels"], dict):
         raise InputError(f"{path}: `judge` holds {value!r}; wanted {', '.join(sorted(wanted))}")
+    # texts, as YAML here has them
     words = {str(label): str(word) for label, word in value["labels"].items()}
     if len(words) < 2 or str(value["good"]) not in words:
         raise InputError(
@@ -244,6 +251,7 @@ def _template(name: str, key: str, value: Any) -> Template:
 
 
 _KEPT = {
+    # numbers, dates and words like `no` stay texts; nothing and merging are kept
     first: [rule for rule in rules if rule[0].endswith((":null", ":merge"))]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -257,6 +265,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
+        # YAML itself takes the last of two and says nothing
         twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"'{twice}' is there twice", node.start_mark)

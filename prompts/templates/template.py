@@ -45,6 +45,7 @@ class TooLong(InputError):
 @pass_context
 def _drawn(context: Context, items: Sequence[Any]) -> Any:
     """One of some items, drawn anew for each row and always the same for it."""
+    # of the row's own values, so that no order and no process changes the draw
     seen = sorted((key, value) for key, value in context.get_all().items() if isinstance(value, (str, int)))
     return items[
         int.from_bytes(sha256(repr((seen, list(items))).encode()).digest()[:8], "little") % len(items)
@@ -58,6 +59,7 @@ def _most_frequent(items: Sequence[Any]) -> list[Any]:
 
 def _regex_replace(text: str, pattern: str, value: str = "", count: int = 0) -> str:
     """lm-evaluation-harness's filter, in bounded time."""
+    # a replacement at every place may make a text of any size
     if len(text) * max(len(value), 1) > 10_000_000:
         raise SecurityError("'regex_replace' makes a text that is too long")
     try:
@@ -66,6 +68,7 @@ def _regex_replace(text: str, pattern: str, value: str = "", count: int = 0) -> 
         raise SecurityError(f"'regex_replace' by {pattern!r}: {error}") from error
 
 
+# shared by all templates: filters are added once
 _environment = strict_environment()
 _environment.globals["zip"] = zip
 for _name, _filter in (
@@ -79,6 +82,7 @@ for _name, _filter in (
 _environment.filters["_json"] = lambda value: json.dumps(value, default=_plainly)
 
 
+# what the sandbox wraps is none of JSON's types
 def _plainly(value: Any) -> Any:
     return list(value) if isinstance(value, Iterable) else str(value)
 
@@ -128,6 +132,7 @@ class Template:
             tree = _environment.parse(self.text)
             asked_after = {
                 test.node.name
+                # columns that are asked for by `is defined` may be missing
                 for test in tree.find_all(nodes.Test)
                 if test.name in ("defined", "undefined") and isinstance(test.node, nodes.Name)
             }
@@ -146,6 +151,7 @@ class Template:
     @cached_property
     def _compiled(self) -> Any:
         try:
+            # compiled once for all rows
             return compile_template(_environment, self.text)
         except TemplateError as error:
             raise InputError(f"{self.name}: no valid template ({error}). Mend its text") from error
@@ -160,6 +166,7 @@ class Template:
         """
         text = self.plain(row)
         slots = text.count(SLOT)
+        # conditions may leave a row out on purpose; without them an empty text is a fault
         if not text.strip() and self._has_conditions:
             raise Skipped(f"{self.name}: says nothing of the row")
         if slots != 1:
@@ -168,6 +175,7 @@ class Template:
                 "where the answer stands"
             )
         before, after = text.split(SLOT)
+        # nothing around the slot is right where all columns are empty
         if not (before + after).strip() and not (
             self.columns and all(is_empty(row[column]) for column in self.columns)
         ):
@@ -190,11 +198,13 @@ class Template:
             InputError: a column that the row lacks, something the sandbox refuses.
         """
         text = self._rendered(self._compiled, row)
+        # one text, with or without a slot
         if PARTED not in self.text:
             return text
         asked, parted, answer = text.partition(PARTED)
         if self._has_conditions and not (parted and asked.strip()):
             raise Skipped(f"{self.name}: says nothing of the row")
+        # a line that was broken before the answer stays broken
         gap = "\n" if "\n" in asked[len(asked.rstrip()) :] else " "
         return answer.strip() if self.side else asked.strip() + gap + SLOT
 
@@ -206,6 +216,7 @@ class Template:
         """
         if PARTED in self.text:
             return [self.plain(row)]
+        # an expression gives its value, not the text that Jinja would make of it
         if self._is_expression:
             value = json.loads(self._rendered(self._as_json, row))
             value = value.split("|||") if isinstance(value, str) and "|||" in value else value
@@ -226,6 +237,7 @@ class Template:
 
     @cached_property
     def _as_json(self) -> Any:
+        # without the signs that trim white space around it
         inside = self.text.strip()[2:-2].strip("-+")
         return replace(self, text="{{ (" + inside + ") | _json }}")._compiled
 
@@ -237,11 +249,13 @@ class Template:
                 f"{missing[0]}=COLUMN, or name it under `data` in the entry's file"
             )
         clean = {
+            # a row's own text could hold the slot's sign
             key: re.sub(f"[{SLOT}{PARTED}]", "", value) if isinstance(value, str) else value
             for key, value in row.items()
         }
         try:
             choices = (
+                # choices may name the row's columns
                 [c.strip() for c in self._own_choices(clean).split("|||")]
                 if self.row_choices
                 else self.choices
@@ -288,6 +302,7 @@ class Template:
             middle = (low + high) // 2
             low, high = (middle, high) if size(cut(middle)) <= limit else (low, middle)
         rendered = cut(low)
+        # what is left is not the row's
         if size(rendered) > limit:
             raise NoRoom(
                 f"{self.name}: {size(rendered)} tokens without the row's text; wanted at most {limit}. "
@@ -298,6 +313,7 @@ class Template:
     @property
     def hash(self) -> str:
         """Of the exact text: two templates that differ in one blank have two."""
+        # 16 digits tell texts apart, and can be read
         return sha256(self.text.encode()).hexdigest()[:16]
 
     def composed(self, name: str, before: str = "", after: str = "") -> Template:
@@ -308,6 +324,7 @@ class Template:
 def _listed(text: str) -> list[Any]:
     """Texts parted by `|||`, or a list as it is written out."""
     bare = text.strip()
+    # as Python writes lists: what a column of lists renders to
     if bare.startswith("[") and bare.endswith("]") and "|||" not in bare:
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             return list(ast.literal_eval(bare))  # literals alone: nothing is called
@@ -324,5 +341,6 @@ def shortened(text: str, most: int) -> str:
     == "one two"`."""
     if len(text) <= most:
         return text
+    # up to forty letters back: a word that is longer is cut within
     whole = re.sub(r"\s+\S{0,40}$", "", text[: most + 1])
     return whole if len(whole) <= most else text[:most]

@@ -20,6 +20,7 @@ TOKENS: dict[str, Callable[[np.ndarray], float]] = {  # log-probabilities of a w
 WORDS: dict[
     str, Callable[[np.ndarray], np.ndarray]
 ] = {  # log-probabilities [examples, words] of a label's words → [examples]
+    # the mean of the words' probabilities: labels with many words win nothing by their number
     "mean": lambda scores: logsumexp(scores, axis=1) - np.log(scores.shape[1]),
     "sum": lambda scores: logsumexp(scores, axis=1),
     "max": lambda scores: scores.max(axis=1),
@@ -59,6 +60,7 @@ class Verbalizer:
                     f"{self.name}: label '{label}' has {list(words)!r}; wanted one or more words for it"
                 )
             for word in words:
+                # white space around it doesn't make another word
                 other = taken.setdefault(word.strip(), label)
                 if other != label:
                     raise InputError(
@@ -79,13 +81,16 @@ class Verbalizer:
         """
         if isinstance(label, str) and label not in self.labels:
             raise InputError(f"{self.name}: no label '{label}'; wanted one of: {', '.join(self.labels)}")
+        # the first word is the one that examples show
         return self.words[self.labels.index(label) if isinstance(label, str) else label][0]
 
     def word_scores(self, scored: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
         """Log-probabilities of tokens, [examples][words] of [tokens] → scores of words, float64 [examples,
         words]."""
         reduce = TOKENS[self.tokens]
+        # in float64: sums of many tokens differ by little
         values = [[float(reduce(tokens.astype(np.float64))) for tokens in row] for row in scored]
+        # no row leaves a table of the right width
         return np.array(values, dtype=np.float64).reshape(len(scored), len(self.flat))
 
     def label_scores(self, word_scores: np.ndarray) -> np.ndarray:
@@ -117,6 +122,7 @@ def make_verbalizer(
                 f"{name}: no label '{strange[0]}'; the data has {', '.join(labels[:12])}. Rename it in "
                 "the entry"
             )
+        # YAML may have given numbers or nothing
         listed = {str(k): v if isinstance(v, (list, tuple)) else [v] for k, v in words.items()}
         given = {k: tuple("" if w is None else str(w) for w in v) for k, v in listed.items()}
         missing = [label for label in labels if label not in given]

@@ -44,6 +44,7 @@ def main(vocabulary: VocabularyArguments, data: UnshownCorpusArguments) -> None:
     )
     kind = vocabulary.kind or TOKENIZERS.get(vocabulary.objective, "bpe")
     tokenizer = train_tokenizer(
+        # one after the other: the library counts while it reads
         iter(rows[column]), vocabulary.objective, kind, vocabulary.vocab_size,
         min_frequency=vocabulary.min_frequency, lowercase=vocabulary.lowercase,
         sentinels=vocabulary.sentinel_count,

@@ -13,12 +13,14 @@ def answered(pool, messages: list[dict[str, str]], adapter: str | None, new_toke
     """Print the answer as it is written, and give it back."""
     from finetune.pool.sampling import Sampling
 
+    # a chat template has put its special tokens in already
     row = pool.rows([pool.prompt_of(messages)], [adapter], Sampling(new_tokens), special=False)[0]
     writing = pool.writing()
     pieces = writing.join([row])
     while True:
         for _, piece in pieces:
             print(piece, end="", flush=True)
+        # no row is left that is being written
         if not writing.rows:
             print()
             return row.text
@@ -50,6 +52,7 @@ def main() -> None:
         if said == "/quit":
             return
         if said in ("/new", "/base"):
+            # /base goes on with the chat, /new with the adapter
             adapter, messages = (None if said == "/base" else adapter), ([] if said == "/new" else messages)
         elif said.startswith("/use "):
             wanted = said.removeprefix("/use ").strip()
@@ -62,6 +65,7 @@ def main() -> None:
                 text = answered(
                     pool, [*messages, {"role": "user", "content": said}], adapter, options.new_tokens
                 )
+                # after the answer: a question that failed is no part of the chat
                 messages += [{"role": "user", "content": said}, {"role": "assistant", "content": text}]
             except InputError as error:
                 print(error)

@@ -32,6 +32,7 @@ def main() -> None:
 
     def labels(batch: dict[str, list]) -> dict[str, list]:
         texts = batch[options.column]
+        # every text once for each adapter, all in one pass over the base
         answers = pool.classify(texts * len(names), [name for name in names for _ in texts], truncate=True)
         found = [answer["label"] for answer in answers]
         return {name: found[i * len(texts) : (i + 1) * len(texts)] for i, name in enumerate(names)}
@@ -41,6 +42,7 @@ def main() -> None:
     ]
     rows = datasets.load_dataset(kind, data_files=options.source, split="train")
     # the pool lives here: rows go through it batch by batch, not through copies of it in other processes
+    # a cached result would not know that an adapter's folder has changed
     rows = rows.map(labels, batched=True, batch_size=options.batch_size, load_from_cache_file=False)
     rows.to_parquet(options.target)
     # in pandas the same is: frame[name] = [a["label"] for a in pool.classify(list(frame["text"]), [name] *

@@ -19,6 +19,7 @@ def scored(rows: Iterator[dict[str, str]], classifier, column: str) -> Iterator[
     """Rows with their label and probability; rows without text get neither."""
     while part := list(islice(rows, ROWS)):
         texts = [row[column] or "" for row in part]
+        # rows without text go past the classifier and keep their place
         answers = iter(classifier([text for text in texts if text.strip()]))
         for row, text in zip(part, texts, strict=True):
             answer = next(answers) if text.strip() else {"label": "", "probability": ""}
@@ -46,6 +47,7 @@ def main() -> None:
         with options.target.open("w", encoding="utf-8", newline="") as target:
             writer = csv.DictWriter(target, [*columns, "label", "probability"])
             writer.writeheader()
+            # loaded once the columns are known to be there
             writer.writerows(scored(reader, load(options.adapter), options.column))
 
 

@@ -46,6 +46,7 @@ def main() -> None:
         print(json.dumps(measured(options)))
         return
     parts = MEMORY if options.what == "memory" else SPEED
+    # by turns, so that a machine that slows down slows all parts
     rows = [in_a_process(part) for _ in range(options.rounds) for part in parts]
     report = memory_report if options.what == "memory" else speed_report
     print("\n".join(report(rows, options)))
@@ -55,6 +56,7 @@ def in_a_process(part: str) -> dict[str, Any]:
     done = subprocess.run([sys.executable, *sys.argv, "--part", part], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
+    # libraries log in front of the figures
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -75,6 +77,7 @@ def speed_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> lis
              "| DPO | references, pairs/s | training, pairs/s | one epoch of both, pairs/s |",
              "|---|---:|---:|---:|"]  # fmt: skip
     names = ("reference_pairs_a_second", "pairs_a_second", "both")
+    # one pass over both: times add up, speeds don't
     rows = [row | {"both": 1 / (1 / row[names[0]] + 1 / row[names[1]])} for row in rows]
     lines += [f"| {row['part']} | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |" for row in rows]
     best = [{name: max(row[name] for row in rows if row["part"] == part) for name in names} for part in SPEED]
@@ -90,6 +93,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import peak_memory_mb
 
+    # before torch makes its first tensor, on every side alike
     keep_freed_memory()
     import torch
     from transformers.utils import logging
@@ -100,6 +104,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
     logging.set_verbosity_error()
     torch.manual_seed(0)
+    # TRL's side has none of this project's layers
     if options.part == "trl":
         processor, network = plain(options.model_name_or_path)
     else:
@@ -133,6 +138,7 @@ def shared_options(folder: str, options: argparse.Namespace) -> dict[str, Any]:
     from finetune.training.machine import has_fast_bf16
 
     return {
+        # one step more than is measured, to warm up
         "output_dir": folder, "per_device_train_batch_size": options.batch, "max_steps": options.steps + 1,
         "bf16": has_fast_bf16(),
         "use_cpu": not torch.cuda.is_available(), "report_to": "none", "save_strategy": "no",
@@ -176,6 +182,7 @@ def ppo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
                               per_device_batch_size=options.batch, epochs=1),
         kl=KLArguments(), sampling=SamplingArguments(max_new_tokens=options.length // 2),
     )  # fmt: skip
+    # the first step warms up
     for _ in range(options.steps + 1):
         learner.learn([words(processor, options.length // 2, i) for i in range(options.batch)])
     return {}
@@ -189,6 +196,7 @@ def reward_on(policy: Any, processor: Any) -> Any:
     from finetune.alignment.policy import REWARD, trunk_scores
     from finetune.alignment.rewards import RewardArguments, RewardModel
 
+    # adding an adapter makes peft freeze and unfreeze: what was trainable is put back
     flags = [(p, p.requires_grad) for p in policy.network.parameters()]
     policy.network.add_adapter(
         REWARD, peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -221,6 +229,7 @@ def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
     sides = {
         "prompt": (options.prompt, 0),
         "chosen": (options.answer - 1, count),
+        # a text each, so that no side finds an answer that it has
         "rejected": (options.answer - 1, 2 * count),
     }
     rows = {
@@ -240,6 +249,7 @@ def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
         references = time.perf_counter() - started
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    # between the first step's end and the last one's
     return {"reference_pairs_a_second": count / references,
             "pairs_a_second": options.batch * options.steps / (moments[-1] - moments[0])}  # fmt: skip
 

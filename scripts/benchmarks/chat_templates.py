@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finetune.data.chats import ChatError, Chats
 
+# the chats and templates are those of the tests
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from chat_rows import CHATS, TEMPLATES, tokenizer_for
 
@@ -23,6 +24,7 @@ def cell(name: str, kind: str) -> str:
         return str(len(Chats(tokenizer_for(TEMPLATES[name])).lines(messages, tools)))
     except ChatError as error:
         said = str(error)
+    # what a refusal names, in the order in which it is looked for
     named = ("tool_calls", "'tools'", "reasoning_content", "content")
     return next(
         (

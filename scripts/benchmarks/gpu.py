@@ -46,6 +46,7 @@ def recipe_checks(models: Path | None, out: Path) -> list[Check]:
     for recipe in sorted((ROOT / "scripts" / "recipes").glob("*.yaml")):
         name, text = recipe.stem, recipe.read_text(encoding="utf-8")
         script = SCRIPTS.get(name) or ("pretrain" if "\nobjective:" in text else "train")
+        # these need a whole experiment, or a tokenizer that another recipe makes
         if script == "frontier" or "tokenizer_name: runs/" in text:
             continue
         options = [*few_steps(script), "--output_dir", str(out / "runs" / name)]
@@ -60,6 +61,7 @@ def recipe_checks(models: Path | None, out: Path) -> list[Check]:
             options += ["--model_name_or_path", str(models / found.group(1))]
         if models and script == "prompt":
             options += ["--models", str(models / "smollm2")]
+        # later options go over those of the recipe
         checks.append(
             Check(f"recipe {name}", [PYTHON, f"scripts/{script}.py", "--config", str(recipe), *options])
         )
@@ -129,6 +131,7 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
         )
         for label, (script, options) in cases.items()
     ]
+    # one process under a launcher: its environment, without a second card
     torchrun = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
     checks.append(Check("sft under torchrun", [*torchrun, "scripts/sft.py", *sft, "--model_name_or_path",
                                                name["smollm2"], "--output_dir",
@@ -161,6 +164,7 @@ def run(check: Check, out: Path, deadline: float) -> Check:
     started = time.monotonic()
     with log.open("w") as stream:
         try:
+            # the tree itself, whatever is installed
             path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
             done = subprocess.run(
                 check.command,
@@ -175,6 +179,7 @@ def run(check: Check, out: Path, deadline: float) -> Check:
             status = "time-out"
     text = log.read_text(errors="replace")
     check.result = {"name": check.name, "status": status, "seconds": round(time.monotonic() - started, 1)}
+    # what a measurement prints for this table
     figures = re.findall(r"^RESULT (.*)$", text, re.M)
     if figures:
         check.result["figures"] = [json.loads(line) for line in figures]
@@ -185,6 +190,7 @@ def run(check: Check, out: Path, deadline: float) -> Check:
 
 def last_words(text: str, characters: int = 500) -> str:
     """The error at the end of a log, and the deepest line of this project in the traceback before it."""
+    # the last frame of this project: those below are libraries'
     frames = re.findall(r'File "[^"]*/((?:finetune|prompts|scripts|tests)/[^"]+)", line (\d+)', text)
     where = f" [{frames[-1][0]}:{frames[-1][1]}]" if frames else ""
     lines = [line for line in text.strip().splitlines() if line.strip()]
@@ -214,11 +220,14 @@ def main() -> None:
     if "speed" in wanted:
         checks += speed_checks()
     with ThreadPoolExecutor(options.workers) as pool:
+        # side by side what measures no time
         jobs = [pool.submit(run, check, out, deadline) for check in checks if not check.alone]
         for job in jobs:
             job.result()
+    # one after the other what does
     for check in (check for check in checks if check.alone):
         run(check, out, deadline)
+        # after each, since the machine may be taken away
         save(checks, out)
     save(checks, out)
     for check in checks:

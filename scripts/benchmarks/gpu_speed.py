@@ -45,13 +45,16 @@ def ceiling() -> float:
     import torch
 
     one, other = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    # the first products choose kernels
     for _ in range(3):
         one @ other
+    # work on a GPU goes on after the call has returned
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(20):
         one @ other
     torch.cuda.synchronize()
+    # a product and a sum for each of n³ pairs
     return 20 * 2 * 8192**3 / (time.perf_counter() - start)
 
 
@@ -63,10 +66,14 @@ def operations(shape: dict[str, Any], method: str, lengths: list[int], labelled:
     al. 2020, table 1).
     """
     width, layers, inner = shape["hidden_size"], shape["num_hidden_layers"], shape["intermediate_size"]
+    # keys and values of heads that are shared are narrower
     grouped = width * shape["num_key_value_heads"] // shape["num_attention_heads"]
+    # query and output, key and value, and the three of a gated feed-forward
     weights = layers * (2 * width * width + 2 * width * grouped + 3 * width * inner)
+    # a frozen weight needs no gradient of its own
     a_weight = 4 if method == "lora" else 6
     attention = layers * width * sum(length**2 for length in lengths) * 6  # half of 4·n²·width, three times
+    # the head is counted at labelled places alone
     return a_weight * (weights * sum(lengths) + shape["vocab_size"] * width * labelled) + attention
 
 
@@ -83,6 +90,7 @@ def clock(seconds: float, warm: int) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == warm:
+                # steps before this one compile, allocate and choose kernels
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
                 self.marks.append(time.perf_counter())
@@ -104,6 +112,7 @@ def timed(trainer: Any, lengths_of: Any, seconds: float, warm: int = 4) -> dict[
     seen: list[list[int]] = []
     collate, watch = trainer.data_collator, clock(seconds, warm)
 
+    # lengths are noted where rows become a batch, the same way on all sides
     def noting(features: list[dict[str, Any]]) -> Any:
         batch = collate(features)
         seen.append(lengths_of(features))
@@ -113,6 +122,7 @@ def timed(trainer: Any, lengths_of: Any, seconds: float, warm: int = 4) -> dict[
     trainer.add_callback(watch)
     trainer.train()
     taken = watch.marks[1] - watch.marks[0]
+    # rows of the measured steps alone
     lengths = [length for step in seen[warm : warm + watch.steps] for length in step]
     return {
         "seconds": taken,
@@ -155,10 +165,12 @@ def sft_ours(
     from finetune.training.sft import SftArguments, make_instruct_trainer
 
     network = made(shape, torch.bfloat16 if method == "lora" else torch.float32)
+    # without packing another thing would be measured
     assert pack(network)
     network = attach(network, method, None, "CAUSAL_LM")
     rows = texts(options.rows * 40, shape["vocab_size"])
     features = Dataset.from_dict({
+        # the second half of each row, one place to the left, as TRL's completion mask has it
         "input_ids": rows, "labels": [[-100] * (len(r) // 2 - 1) + r[len(r) // 2 :] + [-100] for r in rows],
         "length": [len(r) for r in rows], "row": list(range(len(rows))),
     })  # fmt: skip
@@ -227,6 +239,7 @@ def sft(size: str, method: str, options: argparse.Namespace) -> None:
             "gib": round(found["gib"], 1),
             "steps": found["steps"], "rows": options.rows, "card": torch.cuda.get_device_name(),
         }), flush=True)  # fmt: skip
+        # before the next side's model is made
         del found
         gc.collect()
         torch.cuda.empty_cache()
@@ -252,6 +265,7 @@ def encoder(options: argparse.Namespace) -> None:
     from finetune.training.trainer import make_trainer
 
     peak, rng = ceiling(), np.random.default_rng(0)
+    # lengths as reviews have them: most short, some cut at 512
     lengths = np.clip(rng.lognormal(5.5, 0.6, 4000), 20, 512).astype(int).tolist()
     rows = [rng.integers(5, 30000, length).tolist() for length in lengths]
     labels = rng.integers(0, 2, len(rows)).tolist()
@@ -286,6 +300,7 @@ def encoder(options: argparse.Namespace) -> None:
         real = (lambda found: [one["length"] for one in found]) if side == "ours" else (
             lambda found: [int(np.sum(one["attention_mask"])) for one in found])  # fmt: skip
         found = timed(trainer, real, options.seconds, 10)
+        # each weight six operations a token; attention sees both ways, so that nothing is halved
         need = 6 * weights * sum(found["lengths"]) + 6 * 12 * 384 * sum(n**2 for n in found["lengths"])
         print("RESULT " + json.dumps({
             "side": side, "task": "classification",

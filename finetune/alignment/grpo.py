@@ -29,6 +29,7 @@ from finetune.alignment.trl_options import callbacks, made_by_trl, quiet
 from finetune.alignment.watch import Watch
 from finetune.artefacts.folder import resolved_options, save_artefact
 from finetune.artefacts.runs import open_run
+from finetune.data.chats import Chats
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from finetune.methods import MethodArguments
@@ -53,7 +54,12 @@ def as_trl_reward(
         log_metric: Callable[[str, float], None] = lambda name, value: None, **_: Any,
     ) -> list[float | None]:  # fmt: skip
         texts = [text_of(completion) for completion in completions]
-        asked = [AskedRewards(prompt, rows[int(i)].columns) for prompt, i in zip(prompts, row, strict=True)]
+        # Of a row with tools TRL has the rendered text; rewards see its conversation.
+        own = [rows[int(i)] for i in row]
+        asked = [
+            one if one.tools else AskedRewards(prompt, one.columns)
+            for prompt, one in zip(prompts, own, strict=True)
+        ]
         # A prompt may have come from any row twice; `row` says which columns are its.
         empty = [not text.strip() for text in texts]
         ended = [bool(ids) and ids[-1] in stops for ids in completion_ids]
@@ -100,6 +106,13 @@ class SharedSampling:
     """
 
     _turn = (-1, 0)  # the step, and how often it has sampled: conversations with tools take several turns
+    rendered = False  # whether prompts are a template's own text, special tokens and all
+
+    def _tokenize_prompts(self, prompts: Any) -> Any:
+        if not self.rendered:
+            return super()._tokenize_prompts(prompts)  # type: ignore[misc]
+        processor: Any = self.processing_class  # type: ignore[attr-defined]
+        return processor(text=prompts, add_special_tokens=False)["input_ids"], None, {}
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *more: Any, **named: Any
@@ -174,10 +187,14 @@ def make_group_trainer(
     the adapter off.
     """
     every = [*rows, *held_out]  # rows are told by their place here
+    rendered = with_tools(every)
     parts = [
         # The row's number goes through TRL; its columns stay here, where their types don't matter.
         Dataset.from_dict(
-            {"prompt": [row.prompt for row in part], "row": list(range(start, start + len(part)))}
+            {
+                "prompt": [as_rendered(row, processor) if rendered else row.prompt for row in part],
+                "row": list(range(start, start + len(part))),
+            }
         )
         for part, start in ((rows, 0), (held_out, len(rows)))
     ]
@@ -187,6 +204,11 @@ def make_group_trainer(
     if isinstance(training, GRPOArguments):
         kind = GRPOTrainer
         further |= load_tools(training.tools)
+        if rendered and training.tools:
+            raise InputError(
+                "The rows have a column 'tools' of their own, beside those of --tools; set --ignore_columns "
+                "tools, or leave --tools out"
+            )
     # TRL checks its options here, and says so by ValueError.
     with made_by_trl():
         trainer = kind(
@@ -194,8 +216,20 @@ def make_group_trainer(
             processing_class=processor,
             callbacks=[*callbacks(training), *([watch] if watch else [])], **further,
         )  # fmt: skip
+    trainer.rendered = rendered
     drop_copy(policy.network)
     return quiet(trainer)
+
+
+def with_tools(rows: Sequence[AskedRewards]) -> bool:
+    """Whether any row is asked with tools of its own, which TRL has no place for."""
+    return any(row.tools for row in rows)
+
+
+def as_rendered(row: AskedRewards, processor: Any) -> str:
+    """A row's conversation as its template asks it, tools and all."""
+    assert not isinstance(row.prompt, str)
+    return Chats(processor).prompt(row.prompt, row.tools)
 
 
 def align(

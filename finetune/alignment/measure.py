@@ -36,7 +36,7 @@ def measure(
         up as they are, never normalised: measurements could not be compared otherwise.
     """
     device = policy.network.device
-    ids = [prompt_ids(processor, row.prompt) for row in rows]
+    ids = [prompt_ids(processor, row.prompt, row.tools) for row in rows]
     # Step 0 at every measurement: what differs between two is the policy and not the draw.
     uniforms = draw_uniforms(SEED, 0, range(len(ids)), sampling.max_new_tokens)
     kl: list[float] = []

@@ -122,20 +122,24 @@ class RewardModel:
         self, prompts: Sequence[RewardPrompt], answers: Sequence[str], **columns: Any
     ) -> list[float]:
         part = self.settings.reward_part
-        rows = [text_ids(self.processor, p, a, part) for p, a in zip(prompts, answers, strict=True)]
+        tools = columns.get("tools") or [None] * len(prompts)
+        rows = [
+            text_ids(self.processor, prompt, answer, part, own)
+            for prompt, answer, own in zip(prompts, answers, tools, strict=True)
+        ]
         warn_of_cuts(sum(len(row) > self.max_length for row in rows), len(rows), self.max_length)
         rows = [row[-self.max_length :] for row in rows]  # the end of the answer is always seen
         return score_texts(self.score, rows, self.processor, self.settings.reward_batch_size)
 
 
-def text_ids(processor: Any, prompt: RewardPrompt, answer: str, part: str) -> list[int]:
+def text_ids(processor: Any, prompt: RewardPrompt, answer: str, part: str, tools: Any = None) -> list[int]:
     """Ids of what a reward model was trained on: text with an EOS at its end, or a conversation by
-    its template.
+    its template, with the tools of its row.
     """
     if not isinstance(prompt, str) and part == "full" and processor.chat_template:
         messages = [*prompt, {"role": "assistant", "content": answer}]
         # Its own template ends a conversation as it did in training; joined texts would have no turns.
-        return template_ids(processor, messages)
+        return template_ids(processor, messages, tools)
     return processor(as_text(prompt, answer, part) + (processor.eos_token or ""))["input_ids"]
 
 

@@ -21,7 +21,7 @@ from transformers import set_seed
 from trl.experimental.online_dpo import OnlineDPOConfig
 from trl.experimental.online_dpo import OnlineDPOTrainer as TrlOnlineDPOTrainer
 
-from finetune.alignment.grpo import as_trl_reward
+from finetune.alignment.grpo import as_trl_reward, with_tools
 from finetune.alignment.pair_options import check_name
 from finetune.alignment.policy import load_start, make_policy
 from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts
@@ -113,6 +113,7 @@ def align_online(
         # One process fills the caches that the others read.
         processor, network = load_start(model)
         rows, held_out = read_prompts(data, prompt, processor)
+        check_no_tools((*rows, *held_out))
     # Before the policy is made: a folder that holds another run is refused at once.
     checkpoint = open_run(
         resolved_options(data, prompt, model, method, reward, training), prompts_fingerprint(rows), network
@@ -139,6 +140,18 @@ def align_online(
         print(training.output_dir)
 
 
+def check_no_tools(rows: Sequence[AskedRewards]) -> None:
+    """
+    Raises:
+        InputError: rows with tools of their own, which TRL's trainers here don't render.
+    """
+    if with_tools(rows):
+        raise InputError(
+            "The rows have a column 'tools', which this algorithm's prompts are not asked with. Set "
+            "--ignore_columns tools to leave them out, or use ppo, grpo, rloo or prefer"
+        )
+
+
 def numbered(rows: Sequence[AskedRewards]) -> Dataset:
     """Prompts for TRL, and which row each is of."""
     return Dataset.from_dict({"prompt": [row.prompt for row in rows], "row": list(range(len(rows)))})
@@ -160,6 +173,7 @@ def distill(
     with training.main_process_first(desc="reading prompts"):
         processor, network = load_start(model)
         rows, held_out = read_prompts(data, prompt, processor)
+        check_no_tools((*rows, *held_out))
     teacher = load_teacher(model, training, processor)
     checkpoint = open_run(
         resolved_options(data, prompt, model, method, training), prompts_fingerprint(rows), network

@@ -73,7 +73,7 @@ def scored_answers(
     # A process takes every n-th answer, so that all have short and long prompts alike.
     every, state = [row for row in rows for _ in range(each)], PartialState()
     mine = range(state.process_index, len(every), state.num_processes)
-    ids = [prompt_ids(processor, every[i].prompt) for i in mine]
+    ids = [prompt_ids(processor, every[i].prompt, every[i].tools) for i in mine]
     # By the answer's number among all: the share that falls to a process changes nothing.
     uniforms = draw_uniforms(seed, 0, mine, sampling.max_new_tokens)
     with torch.autocast(network.device.type, torch.bfloat16, enabled=bf16):
@@ -102,7 +102,8 @@ def make_pairs(
 ) -> list[dict[str, Any]]:
     """Preference pairs from `each` answers to each prompt; options as of `scored_answers`."""
     found = scored_answers(network, processor, rows, rewards, each=each, **options)
-    return pairs_of([row.prompt for row in rows], found.texts, found.scores, found.ended)
+    tools = [row.tools for row in rows]
+    return pairs_of([row.prompt for row in rows], found.texts, found.scores, found.ended, tools)
 
 
 def claim_pairs(folder: Path, options: dict[str, Any]) -> None:
@@ -135,16 +136,18 @@ def claim_pairs(folder: Path, options: dict[str, Any]) -> None:
 
 def pairs_of(
     prompts: Sequence[Any], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[float]],
-    ended: Sequence[Sequence[bool]],
+    ended: Sequence[Sequence[bool]], tools: Sequence[Any] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The best and the worst answer to each prompt as a pair with its scores and margin; a prompt whose
     answers all score the same gives none, nor does one without two answers that have text and a score.
 
     Args:
         answers, scores, ended: [prompts, answers a prompt].
+        tools: what each prompt was asked with, which its pair keeps.
     """
     pairs = []
-    for prompt, texts, values, ends in zip(prompts, answers, scores, ended, strict=True):
+    asked_with = tools or [None] * len(prompts)
+    for prompt, texts, values, ends, own in zip(prompts, answers, scores, ended, asked_with, strict=True):
         usable = [i for i, text in enumerate(texts) if text.strip() and not math.isnan(values[i])]
         if len(usable) < 2:
             continue
@@ -160,6 +163,6 @@ def pairs_of(
             pairs.append(
                 {"prompt": prompt, "chosen": chosen, "rejected": rejected, "chosen_score": values[best],
                  "rejected_score": values[worst], "margin": values[best] - values[worst],
-                 "chosen_ended": ends[best], "rejected_ended": ends[worst]}
+                 "chosen_ended": ends[best], "rejected_ended": ends[worst], **({"tools": own} if own else {})}
             )  # fmt: skip
     return pairs

@@ -119,10 +119,10 @@ class Learner:
         # The width of all prompts and not of this share's: what is gathered has to have one shape.
         accelerator, width = (
             self.accelerator,
-            max(len(prompt_ids(self.processor, row.prompt)) for row in rows),
+            max(len(prompt_ids(self.processor, row.prompt, row.tools)) for row in rows),
         )
         mine = list(range(accelerator.process_index, len(rows), accelerator.num_processes))
-        ids = [prompt_ids(self.processor, rows[i].prompt) for i in mine]
+        ids = [prompt_ids(self.processor, rows[i].prompt, rows[i].tools) for i in mine]
         uniforms = draw_uniforms(self.seed, self.step, mine, self.sampling.max_new_tokens)
         # Sampled as it is scored, or the first ratios would be off by bf16's rounding.
         with self.policy.autocast():

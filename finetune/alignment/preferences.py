@@ -156,7 +156,7 @@ def sound_answers(rows: Dataset, processor: Any, max_length: int, drop: bool, wh
     faults: dict[str, list[int]] = {"empty": [], "no room": [], "duplicate": []}
     seen: set[str] = set()
     for index, row in enumerate(rows):
-        key = json.dumps([row["prompt"], row["completion"], row["label"]])
+        key = json.dumps([row.get(SET), row["prompt"], row["completion"], row["label"]])
         fault = None
         if not _text(row["completion"]).strip():
             fault = "empty"
@@ -310,16 +310,15 @@ def _named(rows: Dataset, found: Sequence[int]) -> str:
 
 def examine_pairs(rows: Dataset, processor: Any, max_length: int) -> dict[str, list[int]]:
     """Row numbers by fault: each name of UNUSABLE and NOTED → rows. A pair counts for the first
-    unusable fault it has.
+    unusable fault it has; pairs are compared within their own evaluation set, of which there may be several.
     """
     faults: dict[str, list[int]] = {name: [] for name in (*UNUSABLE, *NOTED)}
-    first: dict[tuple[str, str, str], int] = {}
     seen: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        prompt, chosen, rejected = (json.dumps(row[name]) for name in ("prompt", "chosen", "rejected"))
+        prompt = json.dumps([row.get(SET), row["prompt"]])
+        chosen, rejected = (json.dumps(row[name]) for name in ("chosen", "rejected"))
         seen[prompt, chosen, rejected].append(index)
-        first.setdefault((prompt, chosen, rejected), index)
-        fault = _fault(row, chosen == rejected, first[prompt, chosen, rejected] < index)
+        fault = _fault(row, chosen == rejected, seen[prompt, chosen, rejected][0] < index)
         # Tokenising costs most, and is for rows whose texts are sound.
         if fault is None:
             fault = _token_fault(row, processor, max_length, faults, index)

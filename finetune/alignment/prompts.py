@@ -15,10 +15,10 @@ from typing import Any
 from datasets import Dataset
 
 from finetune.alignment.rewards import AskedRewards, RewardPrompt
-from finetune.data.chats import Chats
+from finetune.data.chats import ChatError, Chats, as_tools
 from finetune.data.columns import TEXTS
 from finetune.data.laying import laid_out
-from finetune.data.places import columns_of
+from finetune.data.places import columns_of, place_of
 from finetune.data.preview import marked, show_texts
 from finetune.data.questions import lay_out_prompts
 from finetune.data.sources import DataArguments, load_rows, sample
@@ -91,11 +91,17 @@ def _prompts(
         found = [
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in found
         ]
+    tools = _tools(rows)
     # In tokens of the policy, template and all: these are what its positions must hold.
-    lengths = [len(prompt_ids(processor, prompt)) for prompt in found]
+    lengths = []
+    for index, prompt in enumerate(found):
+        try:
+            lengths.append(len(prompt_ids(processor, prompt, tools[index])))
+        except ChatError as error:
+            raise InputError(f"The {where} {place_of(rows, index)}: {error}") from error
     kept = [
-        AskedRewards(prompt, row)
-        for prompt, length, row in zip(found, lengths, reward_columns(rows), strict=True)
+        AskedRewards(prompt, row, own)
+        for prompt, length, row, own in zip(found, lengths, reward_columns(rows), tools, strict=True)
         if 0 < length <= settings.max_prompt_length
     ]
     # Left out and counted, since the first prompt that is too long would stop a run in its midst.
@@ -119,12 +125,19 @@ def _prompts(
     return kept
 
 
+def _tools(rows: Dataset) -> list[list[dict[str, Any]] | None]:
+    """The tools that each conversation is asked with: none but where rows were laid out with some."""
+    if not len(rows) or "tools" not in columns_of(rows) or isinstance(rows[0]["prompt"], str):
+        return [None] * len(rows)
+    return [as_tools(given) for given in rows["tools"][:]]
+
+
 def show_prompts(
     prompts: Sequence[AskedRewards], held_out: Sequence[AskedRewards], processor: Any, data: DataArguments
 ) -> bool:
     """Print the first prompts as the policy is asked; whether the run ends here (--check)."""
     texts = [
-        processor.decode(prompt_ids(processor, row.prompt)) + marked("...")
+        processor.decode(prompt_ids(processor, row.prompt, row.tools)) + marked("...")
         for row in prompts[: max(data.show_rows, 1)]
     ]
     return show_texts(texts, f"{len(prompts)} training and {len(held_out)} held-out prompts", data)
@@ -204,9 +217,9 @@ def beginning(prompt: RewardPrompt, tokens: int, processor: Any) -> RewardPrompt
     return processor.decode(ids, skip_special_tokens=True)
 
 
-def prompt_ids(processor: Any, prompt: RewardPrompt) -> list[int]:
+def prompt_ids(processor: Any, prompt: RewardPrompt, tools: Any = None) -> list[int]:
     """Ids of a prompt; a conversation goes through the tokenizer's template, which brings its own special
-    tokens.
+    tokens and renders the `tools` of its row.
 
     An EOS that the tokenizer puts at the end of a text is taken off: an answer could not follow it.
     """
@@ -220,7 +233,7 @@ def prompt_ids(processor: Any, prompt: RewardPrompt) -> list[int]:
             "plain text"
         )
     # Through the template with the assistant's turn begun.
-    return Chats(processor).prompt_ids(prompt)
+    return Chats(processor).prompt_ids(prompt, tools)
 
 
 def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any, mask: Any) -> list[str]:
@@ -244,6 +257,7 @@ def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any,
 
 def prompts_fingerprint(rows: Sequence[AskedRewards]) -> str:
     """Hash of all prompts in their order, and of what rewards see beside them."""
+    # The tools stand among a row's columns.
     told = [[row.prompt, row.columns] for row in rows]
     # Cells may hold dates and the like, which JSON doesn't know.
     return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()

@@ -38,10 +38,13 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class AskedRewards:
-    """A prompt, as text or conversation, and the columns of the row that it came from."""
+    """A prompt, as text or conversation, the columns of the row that it came from, and the tools that a
+    conversation is asked with (JSON schemas).
+    """
 
     prompt: RewardPrompt
     columns: dict[str, Any] = field(default_factory=dict)
+    tools: list[dict[str, Any]] | None = None
 
 
 @dataclass

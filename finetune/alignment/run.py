@@ -105,7 +105,7 @@ def run(
     folder, main = Path(str(settings.output_dir)), learner.accelerator.is_main_process
     # The first ones: the same prompts at every measurement, and after a restart.
     held_out = held_out[: settings.eval_prompts]
-    lengths = [len(prompt_ids(learner.processor, row.prompt)) for row in (*rows, *held_out)]
+    lengths = [len(prompt_ids(learner.processor, row.prompt, row.tools)) for row in (*rows, *held_out)]
     # now, not when a long one has its turn
     check_room(learner.policy.network, lengths, learner.sampling.max_new_tokens)
     log, answers = (

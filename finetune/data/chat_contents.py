@@ -94,16 +94,25 @@ def left_out(messages: Sequence[Message], prompt: str, said: str | None = None) 
             if gone is not None:
                 return f"the content of message {place} ({message['role']}): {gone!r:.60}"
     if said is None:
-        return None
+        calls = (_calls_gone(place, message, prompt) for place, message in enumerate(messages))
+        return next(filter(None, calls), None)
     place, last = len(messages) - 1, messages[-1]
-    if last.get("tool_calls") and _gone(_leaves(last["tool_calls"]), said) is not None:
-        named = ", ".join(str(call.get("function", {}).get("name")) for call in last["tool_calls"])
-        return f"the tool_calls of message {place} ({named}), so that the model would learn to answer without"
+    calls = _calls_gone(place, last, said)
+    if calls is not None:
+        return f"{calls}, so that the model would learn to answer without"
     key = next((name for name in REASONING if last.get(name)), None)
     if key is not None and _gone([str(last[key])], said) is not None:
         return f"the {key} of message {place}"
     gone = _gone(_texts(last["content"]), said)
     return None if gone is None else f"the content of message {place} (assistant): {gone!r:.60}"
+
+
+def _calls_gone(place: int, message: Message, text: str) -> str | None:
+    """The calls of a message of which a text doesn't hold all, in words; None where it does."""
+    if not message.get("tool_calls") or _gone(_leaves(message["tool_calls"]), text) is None:
+        return None
+    named = ", ".join(str(call.get("function", {}).get("name")) for call in message["tool_calls"])
+    return f"the tool_calls of message {place} ({named})"
 
 
 def reasoning_of(message: Message) -> str:

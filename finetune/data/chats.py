@@ -37,13 +37,14 @@ class Turn:
     characters.
 
     `told` is what the template had to be told for the answer to follow its prompt, as JSON; empty where that
-    is nothing.
+    is nothing. `marked` says that the spans are those between its {% generation %} marks.
     """
 
     prompt: str
     said: str
     spans: tuple[tuple[int, int], ...] = ()
     told: str = ""
+    marked: bool = False
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Line:
     prompt: int
     told: str
     apart: bool
+    marked: bool = False
 
 
 @dataclass
@@ -79,18 +81,18 @@ class Chats:
         Raises:
             ChatError: the template refuses it, or leaves out a part of it.
         """
-        reason = "The chat template has nothing to render"
+        reasons: list[tuple[int, str]] = []
         for shaped in shapes([stripped(message) for message in messages]):
             try:
                 text, _ = self._render(shaped, as_tools(tools), True, {})
             except FAULTS as error:
-                reason = self._refused(shaped, error)
+                reasons.append((0, self._refused(shaped, error)))
                 continue
-            gone = left_out(shaped, text)
+            gone = left_out(shaped, text) or self._tools_gone(shaped, as_tools(tools))
             if gone is None:
                 return text
-            reason = f"The chat template does not render {gone}"
-        raise ChatError(f"{reason}. {MEND}")
+            reasons.append((1, f"The chat template does not render {gone}"))
+        raise ChatError(f"{max(reasons, key=lambda one: one[0])[1]}. {MEND}")
 
     def prompt_ids(self, messages: Sequence[Message], tools: Any = None) -> list[int]:
         """`prompt`, tokenised: its special tokens are the template's own, none is added."""
@@ -103,8 +105,7 @@ class Chats:
         asked for it.
 
         The last line holds the last answer. Prompt and answer are tokenised together where the prompt's own
-        tokens stay as they
-        are, else apart: that is how a model meets them.
+        tokens stay as they are, else apart: that is how a model meets them.
 
         Raises:
             ChatError: the template refuses the chat, or leaves out a part of it.
@@ -142,11 +143,10 @@ class Chats:
         return [turn for place, turn in found.items() if is_learnt(messages[place])]
 
     def _settled(self, messages: Sequence[Message], tools: Any) -> tuple[list[Message], dict[int, Turn]]:
-        """A chat in the first shape of which its template leaves nothing out, and its answers by their
-        places.
+        """A chat in the first shape of which its template leaves nothing out, and its answers by place.
 
         Templates differ in what they take: arguments of calls as a mapping or as JSON, contents as a text or
-            as parts.
+        as parts.
         """
         reasons: list[tuple[int, str]] = []
         for shaped in shapes([stripped(message) for message in messages]):
@@ -170,12 +170,13 @@ class Chats:
             gone = left_out(messages[: place + 1], turn.prompt, turn.said)
             if gone is not None:
                 return gone
-        asked = messages[: max(turns, default=0)] or messages
-        if tools is not None and self._render(asked, tools, False, {}) == self._render(
-            asked, None, False, {}
-        ):
-            return "the column 'tools'"
-        return None
+        return self._tools_gone(messages[: max(turns, default=0)] or messages, tools)
+
+    def _tools_gone(self, messages: list[Message], tools: Any) -> str | None:
+        def text(given: Any) -> str:
+            return self._render(messages, given, False, {})[0]
+
+        return "the column 'tools'" if tools is not None and text(tools) == text(None) else None
 
     def _refused(self, messages: list[Message], error: Exception) -> str:
         roles = ", ".join(message["role"] for message in messages)
@@ -271,7 +272,7 @@ class Chats:
             following = self._following(role or ("tool" if messages[place].get("tool_calls") else "user"))
             spans.append((len(said), len(said) + len(following)))
             said += following
-        return Turn(turn.prompt, said, tuple(spans), turn.told)
+        return Turn(turn.prompt, said, tuple(spans), turn.told, bool(inside))
 
     @cached_property
     def _ends_itself(self) -> bool:
@@ -321,7 +322,8 @@ class Chats:
         learnt = in_spans(offsets, turn.spans)
         size = max((place for place, one in enumerate(learnt) if one), default=-1) + 1
         ids, mask = [*front, *said[:size]], [False] * len(front) + learnt[:size]
-        return Line(ids, mask, len(front), turn.told, apart=whole[: len(front)] != front)
+        apart = whole[: len(front)] != front
+        return Line(ids, mask, len(front), turn.told, apart, turn.marked)
 
     def template(self, tools: Any) -> str:
         """The template's source; some tokenizers have another one for chats with tools."""

@@ -197,22 +197,18 @@ def lay_out_prompts(rows: Dataset, data: DataArguments, texts: Sequence[str] = (
         if asked is None:
             raise
         fields = Fields("text", asked=asked)
-    if fields.tools:
-        raise InputError(
-            f"The column '{fields.tools}' of {data.name} describes tools, which prompts are not asked with "
-            "here. "
-            f"Set --ignore_columns {fields.tools} to leave them out"
-        )
     plain = fields.plain and not holds(rows, str(fields.asked), lambda value: not isinstance(value, str))
-    made = []
+    made, tools = [], []
     for index, row in enumerate(rows):
         try:
+            tools.append(as_tools(row[fields.tools]) if fields.tools else None)
             made.append(asked_text(row, fields) if plain else unanswered(asked_messages(row, fields)))
         except MessageError as error:
             raise InputError(
                 f"In {place_of(rows, index)} stands {error}. Mend the row or set --text_column"
             ) from error
-    kept = rows.remove_columns(["prompt"]) if "prompt" in rows.column_names else rows
+    kept = rows.remove_columns([name for name in rows.column_names if name in ("prompt", fields.tools)])
+    kept = with_json(kept, "tools", tools) if fields.tools else kept
     laid = kept.add_column("prompt", made) if plain else with_json(kept, "prompt", made)
     used = {role: columns for role, columns in fields.used().items() if role != "label"}
     rest = [name for name in there if name not in fields.columns()]

@@ -219,7 +219,7 @@ def encode(
     return _report(mapped(rows, columns, encode, processor, options), rows, max_length)
 
 
-FEATURES = ("input_ids", "labels", "prompt", "length", "source", "final", "cut", "merged", "told")
+FEATURES = ("input_ids", "labels", "prompt", "length", "source", "final", "cut", "merged", "told", "marked")
 
 
 def _feature(line: Line, max_length: int, answers_only: bool) -> dict[str, Any] | None:
@@ -239,6 +239,7 @@ def _feature(line: Line, max_length: int, answers_only: bool) -> dict[str, Any] 
         "cut": len(following) - len(kept),
         "merged": line.apart,
         "told": line.told,
+        "marked": line.marked,
     }
 
 
@@ -292,6 +293,12 @@ def _report(features: Dataset, rows: Dataset, max_length: int) -> Dataset:
             "stands as the model is asked for it",
             len(there), len(features),
         )  # fmt: skip
+    marked = sum(features["marked"][:])
+    if marked:
+        logger.warning(
+            "Of %d of %d rows what is learnt stands between the chat template's {%% generation %%} marks",
+            marked, len(features),
+        )  # fmt: skip
     for told, many in sorted(Counter(features["told"][:]).items()):
         if told:
             logger.warning("%d of %d rows are asked for with %s", many, len(features), told)
@@ -307,7 +314,7 @@ def _report(features: Dataset, rows: Dataset, max_length: int) -> Dataset:
             "In %d of %d rows prompt and answer meet inside a token; begin answers with a space or a line",
             merged, len(features),
         )  # fmt: skip
-    return features.remove_columns(["cut", "merged", "told"])
+    return features.remove_columns(["cut", "merged", "told", "marked"])
 
 
 def figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dict[str, Any]:

@@ -181,6 +181,20 @@ def test_faulty_pairs_stop_the_run_or_are_left_out(caplog):
     assert "2 of 3 training pairs are left out" in caplog.text
 
 
+def test_two_evaluation_sets_may_share_pairs_with_each_other(tmp_path: Path):
+    pairs = [{"prompt": f"the film {i}", "chosen": " was great", "rejected": " was bad"} for i in range(3)]
+    files = [tmp_path / f"{name}.jsonl" for name in ("train", "one", "two")]
+    opposite = pairs[0] | {"chosen": " was bad", "rejected": " was great"}
+    for file, part in zip(files, (pairs, pairs[:2], [opposite, pairs[1]]), strict=True):
+        file.write_text("".join(json.dumps(pair) + "\n" for pair in part))
+    data = DataArguments([str(files[0])], eval_dataset_name=[str(files[1]), str(files[2])])
+    _, held_out = read_pairs(data, PairArguments(), make_tokenizer("llama"), 32)
+    assert len(held_out) == 4
+    files[2].write_text(f"{json.dumps(pairs[1])}\n" * 2)
+    with pytest.raises(InputError, match="the same pair stands before it"):
+        read_pairs(data, PairArguments(), make_tokenizer("llama"), 32)
+
+
 def test_no_pair_left_is_an_error():
     with pytest.raises(InputError, match="No training pair is left of 1"):
         sound_pairs(rows(("a", " bad", " bad")), make_tokenizer("llama"), 32, True, "training")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -198,6 +199,22 @@ def test_a_template_that_rewrites_turns_gives_a_row_for_each_answer(caplog):
     assert "2 chats became 3 rows" in caplog.text
     places = Asked(rows, CHAT, features, None).in_order()
     assert places.tolist() == [1, 2]  # an answer is written to a chat's last question alone
+
+
+def test_marks_that_say_what_is_learnt_are_logged(processor, caplog):
+    rows = Dataset.from_list([{"messages": chat(("user", "well?"), ("assistant", "yes"))}] * 2)
+    encode(rows, CHAT, processor, 128, None)
+    assert "{% generation %}" not in caplog.text
+    marked = "{% generation %}{{ m.content }}<|end|>{% endgeneration %}\n{% else %}<|start|>"
+    own = copy.deepcopy(processor)
+    own.chat_template = TEMPLATE.replace(
+        "<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}",
+        "{% if m.role == 'assistant' %}<|start|>assistant\n" + marked
+        + "{{ m.role }}\n{{ m.content }}<|end|>\n{% endif %}{% endfor %}",
+    )  # fmt: skip
+    first, _ = encode(rows, CHAT, own, 128, None)
+    assert learnt(own, first) == "yes<|end|>"
+    assert "Of 2 of 2 rows what is learnt stands between the chat template's {% generation %}" in caplog.text
 
 
 def test_the_row_whose_chat_its_template_leaves_out_is_named():

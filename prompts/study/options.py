@@ -147,6 +147,13 @@ class StudyRunArguments:
     rescore: str | None = field(
         default=None, metadata={"help": "Folder of a run that is judged again, without asking any model."}
     )
+    show_rows: int = field(
+        default=0,
+        metadata={
+            "help": "Print so many rows as each template asks them, the right answer in its slot (with "
+            "--check at least one)."
+        },
+    )
     power: float | None = field(
         default=None,
         metadata={"help": "Say how many rows a difference of this size needs, from the answers found."},

@@ -13,6 +13,7 @@ from prompts.study.written import TextPrompt
 from prompts.templates.entries import Entry
 from prompts.templates.prompt import Prompt, split_name
 from prompts.templates.reading import read_entry
+from prompts.templates.template import Template
 
 
 def named_entry(names: Sequence[str]) -> Entry:
@@ -43,6 +44,24 @@ def _asked(entry: Entry, names: Sequence[str], kind: str) -> list[tuple[str, str
             if entry.kind(t) == kind:
                 found.append((t, rest))
     return found
+
+
+def asked_templates(entry: Entry, names: Sequence[str]) -> list[Template]:
+    """All templates that some names have rendered: those that are asked, the description, what is right and
+    what it is told by."""
+    found = [entry.layout.description] if entry.layout.description else []
+    for kind in ("labels", "choices", "text"):
+        for name, _ in _asked(entry, names, kind):
+            found += [entry.template(name), *(part[name] for part in _parts(entry) if name in part)]
+    if entry.choices and entry.keys:
+        found.append(entry.keys)
+    if entry.judge:
+        found.append(entry.judge.template)
+    return found
+
+
+def _parts(entry: Entry) -> tuple[dict[str, Template], ...]:
+    return entry.targets, entry.choices
 
 
 def named_prompts(

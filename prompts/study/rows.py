@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset
 
+from finetune.data.accounting import Used
 from finetune.data.answered import lay_out_choices
 from finetune.data.columns import class_ids, class_names
 from finetune.data.places import PLACE, columns_of
+from finetune.data.questions import Laid
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from prompts.templates.entries import Entry, Source
@@ -92,6 +94,28 @@ def read_rows(
     if not table.rows:
         raise InputError(f"{entry.name}: 0 rows. Set --dataset_name, --eval_split or --max_eval_rows")
     return table
+
+
+def columns_read(
+    data: Dataset, entry: Entry, source: Source, label_column: str | None, read: Set[str]
+) -> Used:
+    """The data's columns by what `read_rows` has of them: texts, those that templates name, and the label.
+
+    Args:
+        read: names that the templates have.
+    """
+    if source.rows == "choices":
+        return _laid_choices(data, entry, label_column).used
+    if source.rows == "entities":
+        return {
+            "text": [source.columns.get("tokens", "tokens")],
+            "label": [label_column or source.columns.get("tags", "ner_tags")],
+        }
+    own = {name: path for name, path in source.columns.items() if name != "label"}
+    paths = {name: own.get(name, name) for name in sorted(read) if name in own or not own}
+    found = [path for path in paths.values() if path.partition(".")[0] in columns_of(data)]
+    label = label_column or source.columns.get("label", "label")
+    return {"templates": list(dict.fromkeys(found)), "label": [label] if entry.words else []}
 
 
 def _plain(
@@ -216,7 +240,7 @@ def _choices(
 ) -> StudyTable:
     """A text, choices and the place of the right one, as TASKS' `choice` reads rows: ARC's, PIQA's, SWAG's
     and the like."""
-    laid = lay_out_choices(data, DataArguments(dataset_name=[entry.name], label_column=label_column))
+    laid = _laid_choices(data, entry, label_column)
     text, choices, answer = (
         laid.rows[name][:] for name in (laid.columns.text, laid.columns.pair, laid.columns.label)
     )
@@ -225,6 +249,10 @@ def _choices(
         columns = dict(zip(("text", "choices", "answer"), values, strict=True))
         rows.append(StudyRow(columns, -1, _identity(columns), place))
     return StudyTable(rows, ())
+
+
+def _laid_choices(data: Dataset, entry: Entry, label_column: str | None) -> Laid:
+    return lay_out_choices(data, DataArguments(dataset_name=[entry.name], label_column=label_column))
 
 
 def _spans(tags: list[str]) -> Iterator[tuple[int, int, str]]:

@@ -14,6 +14,7 @@ from finetune.data.folders import default_eval
 from finetune.data.sources import ColumnArguments, load_rows, read_splits, sample
 from finetune.errors import InputError
 from prompts.study import ensemble
+from prompts.study.accounted import account_for
 from prompts.study.asking import Notes
 from prompts.study.findings import Population
 from prompts.study.options import AnswerArguments, StudyArguments, check_numbers, study_columns
@@ -120,6 +121,7 @@ def read_parts(
     # the column may be named otherwise in the data
     even = data.balance_eval_rows and column in rows.eval.column_names
     asked = sample(rows.eval, data.max_eval_rows, data.sample_seed, column if even else None)
+    account_for(asked, entry, source, label, names=study.prompts, where=f"{data.name}, rows to measure on")
     unseen = read_rows(asked, entry, source, label, splits)
     notes = Notes()
     prompts = named_prompts(entry, study.prompts, unseen.labels, unseen.values, notes) if entry.words else []

@@ -22,6 +22,7 @@ from prompts.study.findings import Findings
 from prompts.study.instruct import InstructArguments, instructed
 from prompts.study.prompts import named_entry
 from prompts.study.run import Options, keep_options, study_all
+from prompts.study.shown import show_prompts
 from prompts.study.study import read_parts
 from prompts.study.tune import TuneArguments, tune_first
 from prompts.study.unused import check_answers, check_used
@@ -50,6 +51,9 @@ def one_study(
     check_answers(options.answers)
     check_used(named_entry(study.prompts), study, options.answers, options.endpoint, (tuning, instruct))
     loaded = read_parts(study, data, tuning, options.answers)
+    shown = max(options.run.show_rows, 1 if study.check else 0)
+    if shown:
+        show_prompts(loaded, study.prompts, shown)
     if study.check:
         check(loaded, study, options.scoring)
         return []

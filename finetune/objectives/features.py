@@ -8,13 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from datasets import Dataset, IterableDataset, Value
+import numpy as np
+from datasets import Dataset, IterableDataset, Value, concatenate_datasets
 from numpy.random import Generator
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.laying import laid_out
 from finetune.data.mixing import weighted
-from finetune.data.places import columns_of
+from finetune.data.places import SET, columns_of
 from finetune.data.sources import TextArguments, load_rows
 from finetune.data.streaming import open_stream
 from finetune.errors import InputError
@@ -63,7 +64,8 @@ def load_features(
     stream: StreamArguments,
     processor: PreTrainedTokenizerBase,
 ) -> tuple[dict[str, Any], str]:
-    """Features {"train": ..., "eval": ...} and the fingerprint of the training rows.
+    """Features {"train": ..., "eval": ...} and the fingerprint of the training rows; several evaluation sets
+    are told apart by a column SET.
 
     Raises:
         InputError: columns that are missing, rows without text, sources that can't be read.
@@ -80,13 +82,18 @@ def load_features(
     # contrastive rows have several texts, which `find_inputs` accounts for
     if name != "contrastive":
         rows, _ = laid_out(rows, data, inputs.lay_out_texts)
+    elif max(len(rows.train_parts) if not endless else 0, len(rows.eval_parts)) > 1:
+        raise InputError(
+            "contrastive reads one data set to train on and one to evaluate on; name one each by "
+            "--dataset_name and --eval_dataset_name, or set --mixture"
+        )
     assert rows.eval is not None
     there = find_inputs(name, apart, columns_of(rows.eval), data, train=False)
     evaluation = inputs.settled_rows(rows.eval, there, data, "evaluation", data.max_eval_rows)
     if "score" in there:
         # before encoding: a column of classes would look like numbers afterwards
         check_scores(evaluation, there["score"])
-    held_out = inputs.encoded(evaluation, there, row.encode, processor, max_length=length, seed=seed)
+    held_out = encoded_sets(evaluation, there, row.encode, processor, max_length=length, seed=seed)
     if endless:
         # a mixture's own weights, or those of several data sets
         weights = parse_mixture(stream.mixture) if stream.mixture else weighted(data.dataset_name)
@@ -117,6 +124,20 @@ def load_features(
         "train": inputs.encoded(train, there, row.encode, processor, max_length=length, seed=seed),
         "eval": held_out,
     }, inputs.content_hash(train, there)
+
+
+def encoded_sets(rows: Dataset, roles: inputs.Roles, encode: Callable, processor: Any, **how: Any) -> Dataset:
+    """`inputs.encoded`; where the rows are of several data sets each apart, so that no piece holds texts of
+    two, with a column SET that says which."""
+    if SET not in rows.column_names:
+        return inputs.encoded(rows, roles, encode, processor, **how)
+    names, parts = rows[SET][:], []
+    for name in dict.fromkeys(names):
+        own = rows.select([place for place, of in enumerate(names) if of == name])
+        part = inputs.encoded(own, roles, encode, processor, **how)
+        parts.append(part.remove_columns("row").add_column(SET, [name] * len(part)))
+    whole = concatenate_datasets(parts)
+    return whole.add_column("row", np.arange(len(whole)))
 
 
 def check_scores(rows: Dataset, column: str) -> None:

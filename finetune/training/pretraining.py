@@ -18,7 +18,7 @@ from finetune.errors import InputError
 from finetune.methods import attach, check_length
 from finetune.models.load import ModelArguments
 from finetune.models.processors import TEXT
-from finetune.models.scratch import ScratchArguments, prepare
+from finetune.models.scratch import ScratchArguments, check_method_from_scratch, prepare
 from finetune.models.sharded import make_whole
 from finetune.objectives.contrastive import ContrastiveArguments, save_sentence_encoder
 from finetune.objectives.options import ObjectiveArguments, TuningArguments
@@ -126,8 +126,10 @@ def prepare_tuned(
     """Processor and network, tuned by the method, after the checks that need them.
 
     Raises:
-        InputError: see `check_objective`; or a row longer than the model has positions.
+        InputError: see `check_objective`; an adapter on a model that is made anew; or a row longer than the
+            model has positions.
     """
+    check_method_from_scratch(scratch, tuning.method)
     length = objective.max_length if row.reads == TEXT else None
     processor, network = prepare(model, scratch, row.model, length, reads=row.reads, sized=row.sized)
     check_objective(

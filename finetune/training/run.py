@@ -208,6 +208,14 @@ def sets_of(asked: Asked) -> Sets | None:
     return Sets([names[place[number]] for number in numbers], names)
 
 
+def told_apart(features: Dataset) -> tuple[Dataset, Sets | None]:
+    """Evaluation features without their column SET, and which data set each is of; None without one."""
+    if SET not in features.column_names:
+        return features, None
+    names = [Path(name).name for name in by_length(features)[SET][:]]
+    return features.remove_columns(SET), Sets(names, [])
+
+
 def open_folder(
     row: Task, options: Mapping[str, Any], found: Examined, features: Mapping[str, Dataset], network: Any
 ) -> str | None:

@@ -39,6 +39,31 @@ def pretrain(folder: Path, *arguments: str) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
+def test_a_model_made_anew_takes_no_adapter(review_file, tmp_path):
+    with pytest.raises(InputError, match="'lora' leaves most of a model as it is, and --from_config"):
+        pretrain(
+            tmp_path / "run", "--objective", "clm", "--from_config", "llama", "--config_overrides", LLAMA,
+            "--dataset_name", str(review_file), "--method", "lora",
+        )  # fmt: skip
+
+
+def test_each_of_several_evaluation_sets_has_its_figures(saved, review_file, tmp_path):
+    lines = (review_file / "test.jsonl").read_text().splitlines()
+    sets = [str(tmp_path / name) for name in ("one.jsonl", "two.jsonl")]
+    for file, part in zip(sets, (lines[:7], lines[7:12]), strict=True):
+        Path(file).write_text("\n".join(part))
+    options = ("--objective", "clm", "--model_name_or_path", str(saved("llama", AutoModelForCausalLM)),
+               "--dataset_name", str(review_file), "--max_length", "16", "--max_steps", "1")  # fmt: skip
+    both = pretrain(tmp_path / "both", *options, "--eval_dataset_name", *sets)
+    alone = [pretrain(tmp_path / Path(of).stem, *options, "--eval_dataset_name", of) for of in sets]
+    for name, figures in zip(sets, alone, strict=True):
+        for figure in ("loss", "token_accuracy"):
+            assert near(both[f"{Path(name).name}_{figure}"], figures[figure])
+    assert not any("_loss" in name and name.startswith(("one", "two")) for name in alone[0])
+    with pytest.raises(InputError, match="contrastive reads one data set"):
+        pretrain(tmp_path / "x", "--objective", "contrastive", *options[2:], "--eval_dataset_name", *sets)
+
+
 def test_masked_model_goes_on_to_a_task(saved, review_file, tmp_path):
     base = saved("bert", AutoModelForMaskedLM)
     options = (

@@ -79,10 +79,11 @@ def check_read(data: ColumnArguments) -> None:
         raise InputError(
             f"--{idle} isn't read here: templates name their columns. Set --columns text=COLUMN instead"
         )
-    # one set of labels and one population a run
-    if len(data.dataset_name) > 1 or data.eval_dataset_name:
+    # one population a run: a suite parts several evaluation sets before
+    if len(data.dataset_name) > 1:
         raise InputError(
-            "Prompts are asked on one data set a run; name one by --dataset_name, several in a --suite"
+            "Prompts are chosen on one data set a run; name one by --dataset_name, those to measure on by "
+            "--eval_dataset_name, or several runs in a --suite"
         )
 
 
@@ -114,27 +115,35 @@ def read_parts(
     rows = load_rows(data, train=needs and not study.check)
     assert rows.eval is not None
     given = study_columns((answers or AnswerArguments()).columns)
-    source = renamed(source_of(entry, data.name), given, rows.eval)
+    measured = (data.eval_dataset_name or [data.name])[0]
+    source = renamed(source_of(entry, measured), given, rows.eval)
     label = data.label_column or given.get("label")
     column = label or source.columns.get("label", "label")
     splits = [split for split in (rows.eval, rows.train) if split is not None]
     # the column may be named otherwise in the data
     even = data.balance_eval_rows and column in rows.eval.column_names
     asked = sample(rows.eval, data.max_eval_rows, data.sample_seed, column if even else None)
-    account_for(asked, entry, source, label, names=study.prompts, where=f"{data.name}, rows to measure on")
+    account_for(asked, entry, source, label, names=study.prompts, where=f"{measured}, rows to measure on")
     unseen = read_rows(asked, entry, source, label, splits)
     notes = Notes()
     prompts = named_prompts(entry, study.prompts, unseen.labels, unseen.values, notes) if entry.words else []
     how = "drawn evenly over the classes" if even and len(asked) < len(rows.eval) else "drawn plainly"
     population = Population(
-        data.name, data.eval_split or "its rows to evaluate on", len(rows.eval), len(asked), how
+        measured, data.eval_split or "its rows to evaluate on", len(rows.eval), len(asked), how
     )
     # without training rows: a check asks nothing
     if study.check:
         return Loaded(
             entry, prompts, Parts(unseen.rows, [], [], [], [], []), unseen.labels, population, notes
         )
-    training = _training(rows.train, data, column, lambda part: read_rows(part, entry, source, label, splits))
+    # the data set to choose on may have columns of its own
+    other = source if rows.train is None else renamed(source_of(entry, data.name), given, rows.train)
+    training = _training(rows.train, data, column, lambda part: read_rows(part, entry, other, label, splits))
+    if training is not None and training.labels != unseen.labels:
+        raise InputError(
+            f"{data.name} tells {', '.join(training.labels)} apart, {measured} {', '.join(unseen.labels)}; "
+            "set --eval_dataset_name to one of the same labels, or --choose_rows 0"
+        )
     parts = split_rows(training, unseen, study, tuning.tune_rows if tuning.tune else 0, bool(entry.words))
     return Loaded(entry, prompts, parts, unseen.labels, population, notes)
 
@@ -155,6 +164,8 @@ def _chooses(entry: Entry, study: StudyArguments, data: ColumnArguments) -> bool
         # 0 chooses none
         return study.choose_rows > 0
     if entry.words:
+        return True
+    if data.eval_dataset_name:
         return True
     splits = read_splits(data.name, data.dataset_config, data.data_files)
     # a slice of a split is of that split

@@ -6,6 +6,7 @@ Knows the steps of one study; knows no models.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,13 @@ logger = logging.getLogger(__name__)
 def study_once(
     options: Options, data: ColumnArguments, tuning: TuneArguments, instruct: InstructArguments
 ) -> bool:
-    """One study, as the script runs it; whether anything in it couldn't be done."""
+    """One study, as the script runs it, or one for each of several evaluation sets in a folder of its own;
+    whether anything in it couldn't be done."""
+    sets = data.eval_dataset_name or []
+    if len(sets) > 1:
+        groups = _groups(options, data, tuning, instruct)
+        each = [(Path(one).name, groups | {"data": replace(data, eval_dataset_name=[one])}) for one in sets]
+        return _run_each(options, each, f"{len(sets)} evaluation sets")
     found = one_study(options, data, tuning, instruct)
     return any(one.notes.troubles for one in found)
 
@@ -93,7 +100,21 @@ def run_suite(
     """
     path = Path(str(options.run.suite)).expanduser()
     runs = read_suite(path)
-    groups: dict[str, Any] = {
+    groups = _groups(options, data, tuning, instruct)
+    # all before the first is run: a wrong option of the last is said at once
+    made = [overridden(groups, given, path) for given in runs]
+    names = [
+        str(given.get("name") or Path(str(own["study"].prompts[0])).stem.replace("/", "_"))
+        for given, own in zip(runs, made, strict=True)
+    ]
+    return _run_each(options, list(zip(names, made, strict=True)), f"{path.name}: {len(runs)} runs")
+
+
+def _groups(
+    options: Options, data: ColumnArguments, tuning: TuneArguments, instruct: InstructArguments
+) -> dict[str, Any]:
+    """All options of a run by their group."""
+    return {
         "study": options.study,
         "scoring": options.scoring,
         "answers": options.answers,
@@ -102,11 +123,13 @@ def run_suite(
         "tuning": tuning,
         "instruct": instruct,
     }
-    # all before the first is run: a wrong option of the last is said at once
-    made = [overridden(groups, given, path) for given in runs]
+
+
+def _run_each(options: Options, runs: Sequence[tuple[str, dict[str, Any]]], title: str) -> bool:
+    """Runs by name, each with its groups of options, in folders of their own, and a table of them; whether
+    anything couldn't be done."""
     table, failed = [], False
-    for number, (given, own) in enumerate(zip(runs, made, strict=True)):
-        name = str(given.get("name") or Path(str(own["study"].prompts[0])).stem.replace("/", "_"))
+    for number, (name, own) in enumerate(runs):
         # numbered, since two runs may be of one entry
         folder = Path(options.study.output_dir) / f"{number + 1:02d}_{name}"
         own["study"] = replace(own["study"], output_dir=str(folder))
@@ -132,8 +155,8 @@ def run_suite(
                 }
             )
     # one process writes
-    if PartialState().is_main_process:
-        report = f"# {path.name}: {len(runs)} runs\n\n{markdown(table)}\n"
+    if PartialState().is_main_process and table:
+        report = f"# {title}\n\n{markdown(table)}\n"
         Path(options.study.output_dir).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(options.study.output_dir) / "report.md", report)
         print(report)

@@ -32,7 +32,7 @@ from prompts.study.instruct import InstructArguments
 from prompts.study.options import AnswerArguments, StudyArguments
 from prompts.study.run import Options, keep_options
 from prompts.study.study import read_parts
-from prompts.study.suite import one_study
+from prompts.study.suite import one_study, study_once
 from prompts.study.tune import TuneArguments
 from prompts.study.weighed import CALIBRATIONS
 
@@ -68,6 +68,24 @@ def options_of(study: StudyArguments, **answers: object) -> Options:
 
 def finish(study: StudyArguments, data: ColumnArguments, tuning: TuneArguments | None = None):
     return one_study(options_of(study), data, tuning or TuneArguments(), InstructArguments())[0]
+
+
+def test_each_evaluation_set_has_its_figures(saved, review_file: Path, tmp_path: Path) -> None:
+    lines = (review_file / "test.jsonl").read_text().splitlines()
+    sets = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for file, part in zip(sets, (lines[:8], lines[8:14]), strict=True):
+        file.write_text("\n".join(part))
+    study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
+    data = replace(data, eval_dataset_name=list(map(str, sets)))
+    assert not study_once(options_of(study), data, TuneArguments(), InstructArguments())
+    folder = Path(study.output_dir)
+    report = (folder / "report.md").read_text()
+    assert "2 evaluation sets" in report and "01_one.jsonl" in report and "02_two.jsonl" in report
+    for name, part in (("01_one.jsonl", lines[:8]), ("02_two.jsonl", lines[8:14])):
+        table = pq.read_table(folder / name / "rows.parquet").to_pylist()
+        places = [row["row"] for row in table if row["part"] == "unseen"]
+        assert len(set(places)) == len(part)
+        assert any(row["part"] == "training" for row in table)
 
 
 def test_a_whole_study(saved, review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

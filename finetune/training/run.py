@@ -6,6 +6,7 @@ Knows tasks, models and folders; knows no method's or script's name.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -212,8 +213,14 @@ def told_apart(features: Dataset) -> tuple[Dataset, Sets | None]:
     """Evaluation features without their column SET, and which data set each is of; None without one."""
     if SET not in features.column_names:
         return features, None
-    names = [Path(name).name for name in by_length(features)[SET][:]]
-    return features.remove_columns(SET), Sets(names, [])
+    ordered = by_length(features)
+    names = [Path(name).name for name in ordered[SET][:]]
+    if "bytes" not in features.column_names:
+        return features.remove_columns(SET), Sets(names, [])
+    counted: Counter[str] = Counter()
+    for name, size in zip(names, ordered["bytes"][:], strict=True):
+        counted[name] += size
+    return features.remove_columns(SET), Sets(names, [], dict(counted))
 
 
 def open_folder(

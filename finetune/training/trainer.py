@@ -54,10 +54,12 @@ class _LossCheck(TrainerCallback):
 
 @dataclass(frozen=True)
 class Sets:
-    """The data set of each evaluation feature, in the model's order, and of each raw row."""
+    """The data set of each evaluation feature, in the model's order, and of each raw row; of texts whose
+    bytes are counted, each data set's."""
 
     features: list[str]
     rows: list[str]
+    bytes: dict[str, int] | None = None
 
 
 class ExactTrainer(Resuming):
@@ -227,11 +229,11 @@ class ExactTrainer(Resuming):
             self.row.keep_labels(labels),
         )
 
-    def _figures(self, prediction: Any) -> dict[str, Any]:
+    def _figures(self, prediction: Any, **further: Any) -> dict[str, Any]:
         kept, losses, items = prediction.predictions
         self.losses = np.stack([losses, items], axis=1).astype(np.float64)  # many are added up
         loss = float(losses.sum(dtype="float64") / max(items.sum(), 1))
-        return {"loss": loss, **self.row.metrics(kept, prediction.label_ids, self.names)}
+        return {"loss": loss, **self.row.metrics(kept, prediction.label_ids, self.names, **further)}
 
     def evaluation_loop(
         self,
@@ -263,7 +265,8 @@ class ExactTrainer(Resuming):
         for name in dict.fromkeys(self.sets.features):
             there = np.asarray(self.sets.features) == name
             part = EvalPrediction(tuple(kept[there] for kept in output.predictions), output.label_ids[there])
-            figures = self._figures(part)
+            counted = {} if self.sets.bytes is None else {"byte_count": self.sets.bytes[name]}
+            figures = self._figures(part, **counted)
             answers = [a for a, of in zip(self.answers, self.sets.rows, strict=False) if of == name]
             if answers and self.row.figures:
                 figures |= self.row.figures(answers, self.names)

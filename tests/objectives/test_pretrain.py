@@ -57,11 +57,13 @@ def test_each_of_several_evaluation_sets_has_its_figures(saved, review_file, tmp
     both = pretrain(tmp_path / "both", *options, "--eval_dataset_name", *sets)
     alone = [pretrain(tmp_path / Path(of).stem, *options, "--eval_dataset_name", of) for of in sets]
     for name, figures in zip(sets, alone, strict=True):
-        for figure in ("loss", "token_accuracy"):
+        for figure in ("loss", "token_accuracy", "bits_per_byte"):
             assert near(both[f"{Path(name).name}_{figure}"], figures[figure])
     assert not any("_loss" in name and name.startswith(("one", "two")) for name in alone[0])
+    encoder = saved("bert", AutoModel)
     with pytest.raises(InputError, match="contrastive reads one data set"):
-        pretrain(tmp_path / "x", "--objective", "contrastive", *options[2:], "--eval_dataset_name", *sets)
+        pretrain(tmp_path / "x", "--objective", "contrastive", "--model_name_or_path", str(encoder),
+                 *options[4:], "--eval_dataset_name", *sets)  # fmt: skip
 
 
 def test_masked_model_goes_on_to_a_task(saved, review_file, tmp_path):

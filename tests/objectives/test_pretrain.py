@@ -60,7 +60,7 @@ def test_each_of_several_evaluation_sets_has_its_figures(saved, review_file, tmp
         for figure in ("loss", "token_accuracy", "bits_per_byte"):
             assert near(both[f"{Path(name).name}_{figure}"], figures[figure])
     assert not any("_loss" in name and name.startswith(("one", "two")) for name in alone[0])
-    encoder = saved("bert", AutoModel)
+    encoder = saved("bert", AutoModel, hidden_dropout_prob=0.1)
     with pytest.raises(InputError, match="contrastive reads one data set"):
         pretrain(tmp_path / "x", "--objective", "contrastive", "--model_name_or_path", str(encoder),
                  *options[4:], "--eval_dataset_name", *sets)  # fmt: skip

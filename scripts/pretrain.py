@@ -54,7 +54,7 @@ def main(
     from finetune.privacy.trainer import private_parts
     from finetune.training.options import settled
     from finetune.training.pretraining import FreshTrainer, prepare_tuned, save_pretrained, settle_pretraining
-    from finetune.training.run import told_apart
+    from finetune.training.run import sets_apart
     from finetune.training.trainer import make_trainer
 
     processes("pretrain")
@@ -81,7 +81,7 @@ def main(
     unit = f"a piece of a text of at most {objective.max_length} tokens; a longer text is several"
     started = model.model_name_or_path
     parts = private_parts(privacy, training, FreshTrainer, features["train"], started, unit=unit)
-    features["eval"], parts["sets"] = told_apart(features["eval"])
+    features["eval"], parts["sets"] = sets_apart(features["eval"])
     trainer = make_trainer(row, network, processor, training, features, batching=batching, **parts)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     save_pretrained(trainer, processor, objective, contrastive)

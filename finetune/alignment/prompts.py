@@ -15,7 +15,7 @@ from typing import Any
 from datasets import Dataset
 
 from finetune.alignment.rewards import AskedRewards, RewardPrompt
-from finetune.data.chats import ChatError, Chats, as_tools
+from finetune.data.chats import ChatError, Chats
 from finetune.data.columns import TEXTS
 from finetune.data.laying import laid_out
 from finetune.data.places import columns_of, place_of
@@ -129,7 +129,7 @@ def _tools(rows: Dataset) -> list[list[dict[str, Any]] | None]:
     """The tools that each conversation is asked with: none but where rows were laid out with some."""
     if not len(rows) or "tools" not in columns_of(rows) or isinstance(rows[0]["prompt"], str):
         return [None] * len(rows)
-    return [as_tools(given) for given in rows["tools"][:]]
+    return [given or None for given in rows["tools"][:]]
 
 
 def show_prompts(

@@ -209,7 +209,7 @@ def sets_of(asked: Asked) -> Sets | None:
     return Sets([names[place[number]] for number in numbers], names)
 
 
-def told_apart(features: Dataset) -> tuple[Dataset, Sets | None]:
+def sets_apart(features: Dataset) -> tuple[Dataset, Sets | None]:
     """Evaluation features without their column SET, and which data set each is of; None without one."""
     if SET not in features.column_names:
         return features, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune.data.accounting import say
-from finetune.data.preview import LONG, marked
+from finetune.data.preview import marked
 from finetune.errors import InputError
 from prompts.study.prompts import choice_prompts, text_prompts
 from prompts.study.rows import StudyRow
@@ -13,13 +13,15 @@ from prompts.study.study import Loaded
 from prompts.templates.entries import Entry
 from prompts.templates.template import Skipped, Template
 
+MOST_LETTERS = 4000  # of a row that are printed
 
-def show_prompts(loaded: Loaded, names: Sequence[str], rows: int) -> None:
+
+def show_asked(loaded: Loaded, names: Sequence[str], rows: int) -> None:
     """Print the first rows as each template asks them, with the right answer in the slot, between marks."""
     for place, row in enumerate(loaded.parts.unseen[:rows]):
         for name, text in prompt_texts(loaded, names, row):
             number = row.place if row.place >= 0 else place  # of its file
-            say(f"\nrow {number}, {name}; the right answer: {marked('so')}\n{text[:LONG]}")
+            say(f"\nrow {number}, {name}; the right answer: {marked('so')}\n{text[:MOST_LETTERS]}")
 
 
 def prompt_texts(loaded: Loaded, names: Sequence[str], row: StudyRow) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ from prompts.study.findings import Findings
 from prompts.study.instruct import InstructArguments, instructed
 from prompts.study.prompts import named_entry
 from prompts.study.run import Options, keep_options, study_all
-from prompts.study.shown import show_prompts
+from prompts.study.shown import show_asked
 from prompts.study.study import read_parts
 from prompts.study.tune import TuneArguments, tune_first
 from prompts.study.unused import check_answers, check_used
@@ -60,7 +60,7 @@ def one_study(
     loaded = read_parts(study, data, tuning, options.answers)
     shown = max(options.run.show_rows, 1 if study.check else 0)
     if shown:
-        show_prompts(loaded, study.prompts, shown)
+        show_asked(loaded, study.prompts, shown)
     if study.check:
         check(loaded, study, options.scoring)
         return []

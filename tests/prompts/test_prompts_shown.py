@@ -10,7 +10,7 @@ import pytest
 from finetune.data.sources import ColumnArguments
 from prompts.study.options import StudyArguments
 from prompts.study.rows import StudyRow
-from prompts.study.shown import prompt_texts, show_prompts
+from prompts.study.shown import prompt_texts, show_asked
 from prompts.study.study import Loaded, read_parts
 from prompts.study.tune import TuneArguments
 
@@ -63,7 +63,7 @@ def test_rows_are_shown_as_templates_ask_them(tmp_path: Path, capsys) -> None:
         ("own/b/w", "You judge films.\n\nOf Oslo by night: ⟦dull⟧."),
     ]
     capsys.readouterr()
-    show_prompts(found, names, 2)
+    show_asked(found, names, 2)
     told = capsys.readouterr().out
     assert told.count("\nrow ") == 4 and told.count("the right answer: ⟦so⟧") == 4
     found, names = loaded(tmp_path, WRITTEN)

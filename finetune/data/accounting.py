@@ -41,6 +41,7 @@ ABOUT = {
 
 def say(text: str) -> None:
     """Print on the main process alone."""
+    # the launcher's variable, as no process group exists yet when rows are read
     if os.environ.get("RANK", "0") == "0":
         print(text, flush=True)
 
@@ -61,11 +62,14 @@ def holds_text(values: Sequence[Any], name: str = "") -> bool:
     if lists and len(words) <= max(2, min(100, len(cells) // 2)) and all(len(word) <= 12 for word in words):
         return False  # tags of words
     distinct, longest = set(cells), max(len(cell.split()) for cell in cells)
+    # one long cell is enough: names of kinds are short in every row
     short = longest <= KIND_WORDS and max(map(len, distinct)) <= KIND_LETTERS
     if not short:
         return True
     if name.rpartition(".")[2].lower() in ABOUT:
+        # under a name that describes, short values must differ in nearly every row to count as texts
         return len(distinct) > max(1, len(cells) * (1 if longest == 1 else 0.5))
+    # else kinds repeat: single words are a text if more than half differ, phrases if a fifth do
     return len(distinct) > max(1, len(cells) / (2 if longest == 1 else 5))
 
 
@@ -85,6 +89,7 @@ def _is_code(cell: str) -> bool:
     if not any(letter.isalpha() for letter in cell) or ADDRESS.fullmatch(cell):
         return True
     if not re.search(r"\s", cell):
+        # one word with a digit or an underscore is an identifier; `great` is a word
         return bool(re.search(r"[\d_]", cell))
     try:
         parsedate_to_datetime(cell)
@@ -111,7 +116,9 @@ def unread(
         among: further values that nothing reads, as those under a message's key.
     """
     named = {name for columns in used.values() for name in columns}
+    # a dotted name stands for a part of a column, whose rest is then read too
     taken = named | {name.partition(".")[0] for name in named}
+    # evenly over all rows, since published files are often sorted
     places = range(0, len(rows), max(1, len(rows) // LOOKED_AT))
     found = {}
     for column in columns_of(rows):
@@ -158,6 +165,7 @@ def _again(values: Sequence[Any], texts: Sequence[str], asked: Sequence[Sequence
     its answer, in a frame that is the same for all rows (Alpaca's `text`).
     """
     pairs = [(list(cell_texts(value)), _bare(text)) for value, text in zip(values, texts, strict=True)]
+    # the cheap test first: every value stands in what is read
     if all(all(_bare(part) in text for part in parts) for parts, text in pairs):
         return True
     whole = [_bare(" ".join(cell_texts(value))) for value in values]
@@ -166,13 +174,16 @@ def _again(values: Sequence[Any], texts: Sequence[str], asked: Sequence[Sequence
     frames = set()
     for parts, text in pairs:
         rest = _bare(" ".join(parts))
+        # longest first: a short answer may stand inside the question and would leave holes in it
         for line in sorted(set(text.split(NUL)), key=len, reverse=True):
             rest = rest.replace(line.strip(), "") if line.strip() else rest
         frames.add(_bare(rest))
+    # two frames, as Alpaca has with an input and without; of so few rows as two any text would pass
     return len(frames) <= 2 < len(pairs)
 
 
 def _bare(text: str) -> str:
+    # all blanks but NUL, which parts texts and must stay
     return re.sub(r"[^\S\x00]+", " ", text).strip()
 
 

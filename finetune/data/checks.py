@@ -28,12 +28,14 @@ def without_empty(rows: Dataset, columns: Columns, drop: bool, where: str, lists
     texts = [column for column in (columns.text, columns.pair) if column]
     for column, flag in zip(texts, ("text", "text_pair"), strict=False):
         feature = rows.features[column]
+        # `null` is a column without any value: its rows are reported as empty below, with their places
         kind = feature.dtype if isinstance(feature, Value) else "list"
         if kind not in ("string", "large_string", "null", *(["list"] if lists else [])):
             raise InputError(
                 f"The column '{column}' of the {where} rows holds {feature!s:.120}; wanted texts. Set "
                 f"--{flag}_column"
             )
+    # whole columns: row by row every access would decode all other columns
     values = list(zip(*(rows[column][:] for column in texts), strict=True))
     empty = [index for index, parts in enumerate(values) if not all(map(_has_text, parts))]
     if not empty:
@@ -53,6 +55,7 @@ def without_empty(rows: Dataset, columns: Columns, drop: bool, where: str, lists
 
 
 def _has_text(value: object) -> bool:
+    # a text of blanks holds nothing; a list counts by its length
     return bool(value.strip()) if isinstance(value, str) else bool(value)
 
 
@@ -75,6 +78,7 @@ def overlap(train: Dataset, evaluation: Dataset, key: Callable[[dict], str]) -> 
     """Number of evaluation rows whose text, lower-cased, also stands in the training rows; more than
     none is said in the log.
     """
+    # by text alone: a repeated text with another label leaks too
     known = {key(row) for row in train}
     count = sum(key(row) in known for row in evaluation)
     if count:
@@ -90,6 +94,7 @@ def checked_splits(
     """
     assert rows.train is not None and rows.eval is not None
     shots, train_seed = few_shots(data)
+    # shots are counted by class, which only classification's own check knows how to do
     if shots is not None:
         raise InputError("--shots_per_class wants a task with one class a row; set --max_train_rows")
     parts = []
@@ -98,6 +103,7 @@ def checked_splits(
         (rows.eval, "evaluation", data.max_eval_rows, data.sample_seed),
     ]
     alone = rows.train is rows.eval  # to be assessed: nothing is trained on
+    # `alone` is 0 or 1: of one split the training entry is skipped
     for part, where, limit, seed in splits[alone:]:
         missing = [
             name
@@ -109,6 +115,7 @@ def checked_splits(
                 f"No column '{missing[0]}' in the {where} rows; they have {', '.join(columns_of(part))}. "
                 "Set --eval_split"
             )
+        # checked before sampling: a fault outside the sample is a fault of the file
         part = without_empty(part, columns, data.drop_empty_rows, where, lists)
         check(part, columns, where)
         parts.append(sample(part, limit, seed))
@@ -118,6 +125,7 @@ def checked_splits(
             parts[1],
             lambda row: " ".join(str(row[name]) for name in (columns.text, columns.pair) if name).lower(),
         )
+    # of one split both are the same object, which says that nothing is trained
     return Rows(parts[0], parts[-1], rows.name), columns
 
 

@@ -88,10 +88,13 @@ def unpacked(value: Any) -> Any:
             found = json.loads(value)
         except json.JSONDecodeError:
             return value
+        # JSON that is no chat is what somebody says: a user may ask about a list
         return unpacked(found) if is_dialogue(found) else value
     if isinstance(value, dict) and not is_message(value):
+        # structs hold every key of any row: those of None are not this row's
         filled = {key: one for key, one in value.items() if one is not None}
         inner = next((key for key in filled if key.lower() in INSIDE), None)
+        # beside other keys the record says more than its chat, which must not be dropped unseen
         if inner is not None and len(filled) == 1:
             return filled[inner]
     return value
@@ -100,6 +103,7 @@ def unpacked(value: Any) -> Any:
 def _is_pair(value: Any) -> bool:
     """Whether an entry holds a question and its answer: two texts, or a record with usual names for both."""
     if isinstance(value, (list, tuple)):
+        # exactly two texts; a list of two texts as a whole chat is told by `_is_in_turn`
         return len(value) == 2 and all(isinstance(one, str) for one in value)
     if not isinstance(value, dict) or is_message(value):
         return False
@@ -120,7 +124,9 @@ def as_message(given: Message, strange: dict[str, list[Any]] | None = None) -> M
     Raises:
         MessageError: a role that isn't known, a content that is neither a text nor parts of one.
     """
+    # None is Arrow's filling for keys that other rows have
     given = {_key(key): value for key, value in given.items() if value is not None}
+    # in the order of the tables: a message with `role` and `name` is said by its role
     role_key = next((key for key in ROLE_KEYS if key in given), None)
     content_key = next((key for key in CONTENT_KEYS if key in given), None)
     name = str(given.get(role_key or "", "")).strip().lower()
@@ -130,11 +136,15 @@ def as_message(given: Message, strange: dict[str, list[Any]] | None = None) -> M
         )
     role, content = ROLES[name], _text(given.get(content_key or ""))
     made: Message = {"role": role, "content": content}
+    # ShareGPT's own turn for a call: its content is the call as JSON, and the assistant says nothing beside
+    # it
     if role == CALLS:
         made = {"role": "assistant", "content": "", "tool_calls": _calls(content)}
     made |= {key: given[key] for key in KEPT if key in given}
+    # OpenAI's older key for a single call
     if "function_call" in given:
         made["tool_calls"] = _calls(given["function_call"])
+    # last, as it translates other tools' words into `train`
     made |= _learnt(given)
     if strange is not None:
         for key in given:
@@ -159,8 +169,10 @@ def _learnt(given: Message) -> dict[str, bool]:
     for key in ("weight", "train", *LEARNT, *MASKED):
         if key not in given:
             continue
+        # equal to 0 or 1: True, False, 0.0 and 1.0 are taken too
         if given[key] not in (0, 1):
             raise MessageError(f"a message with {key}: {given[key]!r:.40}; wanted 0 or 1, true or false")
+        # `weight` and `train` are kept as they are; a mask says the opposite
         if key not in KEPT:
             found["train"] = bool(given[key]) != (key in MASKED)
     return found
@@ -170,6 +182,7 @@ def _text(content: Any) -> str:
     """A content as text: parts of it are joined as they stand."""
     if content is None or isinstance(content, str):
         return content or ""
+    # one part without the list around it
     if isinstance(content, dict):
         content = [content]
     if isinstance(content, list):
@@ -177,6 +190,7 @@ def _text(content: Any) -> str:
             part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
             for part in content
         ]
+        # joined without a blank: parts bring their own, and templates join them so
         if all(isinstance(text, str) for text in texts):
             return "".join(texts)
         kinds = ", ".join(sorted({str(part.get("type")) for part in content if isinstance(part, dict)}))
@@ -190,9 +204,11 @@ def _calls(given: Any) -> list[dict[str, Any]]:
         calls = json.loads(given) if isinstance(given, str) else given
     except json.JSONDecodeError as error:
         raise MessageError(f"a call of a tool that is no JSON ({error}): {given!r:.60}") from error
+    # several calls in one turn, or one without the list around it
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, dict) and ("name" in call or "function" in call) for call in calls):
         raise MessageError(f"a call of a tool without a name: {given!r:.60}")
+    # a bare {name, arguments} is wrapped as templates expect a call
     return [call if "function" in call else {"type": "function", "function": call} for call in calls]
 
 
@@ -203,6 +219,7 @@ def as_chat(given: Any, strange: dict[str, list[Any]] | None = None, role: str =
         MessageError: neither, nor a list of messages, or a message that can't be read.
     """
     given = unpacked(given)
+    # nothing was said: an empty history or an empty first turn
     if given is None or given == "":
         return []
     if isinstance(given, str):
@@ -234,6 +251,7 @@ def _turns(pair: Any, strange: dict[str, list[Any]] | None) -> list[Message]:
     if not isinstance(pair, dict):
         pair = dict(zip(("user", "assistant"), pair, strict=True))
     filled = {key: value for key, value in pair.items() if value is not None}
+    # system first, whatever order the record has
     keys = [("system", "system")] + [
         (role, key)
         for role, names in zip(("user", "assistant"), PAIRED, strict=True)
@@ -243,9 +261,11 @@ def _turns(pair: Any, strange: dict[str, list[Any]] | None) -> list[Message]:
     found = [
         {"role": role, "content": _text(filled[key])}
         for role, key in keys
+        # an empty half of a pair (a history's open end) is no message
         if str(filled.get(key) or "").strip()
     ]
     if strange is not None:
+        # what stands under other keys is reported, not lost
         for key in filled.keys() - {key for _, key in keys}:
             strange.setdefault(key, []).append(filled[key])
     return found
@@ -260,6 +280,7 @@ def not_learnt(messages: Sequence[Message]) -> list[Message]:
 
 def last_learnt(messages: Sequence[Message]) -> list[Message]:
     """Messages of which the last answer alone is learnt."""
+    # -1 where nobody answers: then all messages stay as they are
     last = max(
         (place for place, message in enumerate(messages) if message["role"] == "assistant"), default=-1
     )
@@ -269,6 +290,7 @@ def last_learnt(messages: Sequence[Message]) -> list[Message]:
 def said_in(messages: Sequence[Message]) -> str:
     """All that messages say, for finding a text again."""
     texts = [message["content"] for message in messages]
+    # reasoning and calls are read too, so that a column that repeats them is no unread text
     texts += [str(message[key]) for message in messages for key in REASONING if message.get(key)]
     return "\x00".join(
         [*texts, *(json.dumps(m["tool_calls"], ensure_ascii=False) for m in messages if m.get("tool_calls"))]

@@ -43,13 +43,16 @@ def laid_out(rows: Rows, data: DataArguments, lay_out: LayOut) -> tuple[Rows, Co
         (name for part in (*train, *evaluation) for name in columns_of(part.rows)), rows.name,
     )  # fmt: skip
     said: list[str] | None = None if rows.silent else []
+    # an assessment gives one object for both splits: laying it out twice would say and cost everything twice
     same = rows.train is rows.eval
+    # of an assessment on several data sets only the evaluation parts count
     train = () if same and rows.eval_parts else train
     where = rows.where or ("evaluation" if same else "training")
     laid = [_laid(part, data, lay_out, where, said) for part in train]
     tested = (
         laid if same and train else [_laid(part, data, lay_out, "evaluation", said) for part in evaluation]
     )
+    # one data set keeps its own column names; only a mixture needs common ones
     if len(laid) < 2 and len(tested) < 2 and not rows.train_parts:
         columns = {one.columns for one in (*laid, *tested)}
         if len(columns) > 1:
@@ -59,24 +62,29 @@ def laid_out(rows: Rows, data: DataArguments, lay_out: LayOut) -> tuple[Rows, Co
             )
         first = laid[0].rows if laid else None
         return Rows(first, first if same else tested[0].rows, rows.name), columns.pop()
+    # training and evaluation parts together: a model trained on chats is evaluated on chats
     alike = _alike([*laid, *tested])
     parts = [
         Part(part.name, one, part.weight) for part, one in zip((*train, *evaluation), alike, strict=True)
     ]
+    # figures are given for each data set, which rows can't tell once they stand in one
     many = len(evaluation) > 1
     held = [
         part.rows.add_column(SET, [part.name] * len(part.rows)) if many else part.rows
         for part in parts[len(train) :]
     ]
     whole = concatenate_datasets(held)
+    # evaluation rows are never weighted: figures are of the rows as they are
     first = whole if same and not train else mixed(parts[: len(train)], data.sample_seed) if train else None
     return Rows(first, whole, rows.name), _names(laid or tested)
 
 
 def _laid(part: Part, data: DataArguments, lay_out: LayOut, where: str, said: list[str] | None) -> Laid:
+    # dropped before the layout is told, so that an ignored `context` is no part of the question
     own = without(part.rows, data.ignore_columns or ())
     laid = lay_out(own, replace(data, dataset_name=[part.name]))
     unused = unread(own.remove_columns(list(laid.aside)), laid.used, laid.texts, laid.strange)
+    # known companions are listed as not used, but never stop the run
     unused |= dict.fromkeys(laid.aside, "")
     layout = f" ({laid.layout})" if laid.layout else ""
     key = repr((laid.used, unused, part.name))
@@ -91,6 +99,7 @@ def _laid(part: Part, data: DataArguments, lay_out: LayOut, where: str, said: li
 
 
 def _names(laid: Sequence[Laid]) -> Columns:
+    # a question with an answer can be written as a chat, a chat not as a question with an answer
     chats = any(one.columns.text == one.columns.label == "messages" for one in laid)
     if chats:
         return Columns("messages", None, "messages")
@@ -104,6 +113,7 @@ def _alike(laid: Sequence[Laid]) -> list[Dataset]:
     labels by one name.
     """
     names = _names(laid)
+    # preferences, verdicts and prompts hold several turns a row; their verbs lay out all data sets alike
     if laid[0].turns:
         return _same_turns(laid)
     if names.text == names.label == "messages":
@@ -117,6 +127,7 @@ def _alike(laid: Sequence[Laid]) -> list[Dataset]:
                 strict=True,
             )
         )
+        # places and names of data sets (`__...`) go along, for messages and figures
         kept = {old: new for old, new in columns.items() if old}
         if (one.columns.pair is None) != (names.pair is None):
             raise InputError(
@@ -131,6 +142,7 @@ def _alike(laid: Sequence[Laid]) -> list[Dataset]:
                 rows.rename_columns({old: new for old, new in kept.items() if old != new}), names.label
             )
         )
+    # said here in words: `concatenate_datasets` would fail on its own terms
     kinds = {str(rows.features) for rows in made}
     if len(kinds) > 1:
         raise InputError(
@@ -150,6 +162,7 @@ def _same_turns(laid: Sequence[Laid]) -> list[Dataset]:
     """
     turns = {name: role for one in laid for name, role in one.turns.items()}
     names = dict.fromkeys([*turns, *(name for one in laid for name in one.further)])
+    # in the order of the first data set that has them, so that all get one order
     there = [name for name in names if any(name in one.rows.column_names for one in laid)]
     made = [
         one.rows.select_columns([n for n in one.rows.column_names if n in there or n.startswith("__")])
@@ -157,11 +170,13 @@ def _same_turns(laid: Sequence[Laid]) -> list[Dataset]:
     ]
     for name in there:
         lacking = [one for one in made if name not in one.column_names]
+        # a prompt may be missing, since answers can hold it; an answer can't
         if lacking and name in turns and name != "prompt":
             raise InputError(
                 f"Not all data sets have a column '{name}'; name those of one kind by --dataset_name"
             )
         kinds = {str(rows.features[name]) for rows in made if name in rows.column_names}
+        # a text in one and messages in another: messages can say both
         if len(kinds) > 1 and name in turns:
             made = [_in_messages(rows, name, turns[name]) for rows in made]
         elif lacking:
@@ -186,6 +201,7 @@ def _with_nothing(rows: Dataset, name: str, others: Sequence[Dataset]) -> Datase
     if name in rows.column_names:
         return rows
     kind = next(one.features[name] for one in others if name in one.column_names)
+    # typed nulls: a column of bare None would be of the type `null` and not go together with the others'
     return concatenate_datasets(
         [rows, Dataset.from_dict({name: [None] * len(rows)}, features=Features({name: kind}))], axis=1
     )
@@ -205,6 +221,7 @@ def _as_chats(one: Laid) -> Dataset:
             },
             features=rows.features.__class__({**rows.features, "messages": List(Json())}),
         )
+    # one data set with tools gives all of them the column, empty where there are none
     if "tools" not in rows.column_names:
         rows = with_json(rows, "tools", [None] * len(rows))
     return rows.select_columns(["messages", "tools", *kept])
@@ -217,6 +234,7 @@ def _without_ids(rows: Dataset, label: str) -> Dataset:
     feature = rows.features[label]
     if not isinstance(feature, ClassLabel):
         return rows
+    # -1 is an unlabelled row, which has no name
     names = [None if value is None or value < 0 else feature.names[value] for value in rows[label][:]]
     order = rows.column_names
     return rows.remove_columns(label).add_column(label, names, feature=Value("string")).select_columns(order)

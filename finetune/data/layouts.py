@@ -104,6 +104,7 @@ class Fields:
 
 def first_of(names: Iterable[str], there: Sequence[str]) -> str | None:
     """The first of some names that a column has, capitals aside."""
+    # reversed, so that of `Text` and `text` the first in the file wins
     known = {column.lower(): column for column in reversed(there)}
     return next((known[name] for name in names if name in known), None)
 
@@ -119,8 +120,10 @@ def find_fields(rows: Dataset, data: DataArguments, answer: bool = True) -> Fiel
         if named is not None and named not in there:
             raise InputError(f"No column '{named}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
     found = _question(rows, data, there)
+    # the question's own column can't be its answer as well: `input` beside `output`, `query` beside `reply`
     rest = [column for column in there if column not in (found.chat, found.asked)]
     label = data.label_column or (first_of(ANSWERS, rest) if answer and found.chat is None else None)
+    # a chat holds its answers, and a bare text is learnt whole
     if found.layout != "text" and found.chat is None and answer and label is None:
         raise InputError(
             f"No column with an answer to '{found.asked}' in {data.name}; it has {', '.join(there)}; wanted "
@@ -129,11 +132,14 @@ def find_fields(rows: Dataset, data: DataArguments, answer: bool = True) -> Fiel
         )
     rest = [column for column in rest if column != label]
     asks = found.chat is None and found.layout != "text"
+    # in BESIDE's order, not the file's: the same rows give the same question whatever order their columns
+    # have
     beside = tuple(
         name
         for name in sorted((n for n in rest if n.lower() in BESIDE), key=lambda n: BESIDE.index(n.lower()))
         if asks and not _stands_in(rows, name, str(found.asked))
     )
+    # both begin with `instruction`; the context tells them apart
     dolly = found.layout == "alpaca" and "context" in map(str.lower, beside) and data.layout is None
     return replace(
         found, layout="dolly" if dolly else found.layout, beside=beside, answer=label, system=first_of(SYSTEM,
@@ -146,20 +152,25 @@ def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
     if data.layout is not None and data.layout not in LAYOUTS:
         raise InputError(f"Unknown layout '{data.layout}'; wanted one of: {', '.join(LAYOUTS)}. Set --layout")
     wanted = LAYOUTS[data.layout].columns if data.layout else None
+    # dolly's second column is no question: only its first is looked for
     column = data.text_column or (
         first_of(wanted or (*CHATS, *ASKED), there)
         if wanted is None or "context" not in wanted
         else first_of(wanted[:1], there)
     )
+    # under a chat's name looser forms count (pairs, texts in turn), which elsewhere are lists of anything
     named = column is not None and column.lower() in CHATS and data.label_column is None
     if column is not None and holds(rows, column, is_dialogue if named else is_chat):
+        # the first filled cell: an empty chat has no keys to tell the style by
         style = _style(next(v for v in rows[column] if v))
         # a prompt that is a chat has its answer in a column of its own
         if column.lower() in CHATS and data.label_column is None:
             return Fields(data.layout or style, chat=column)
         return Fields("prompt_completion", asked=column)
+    # `conversation` may hold an id or a title: a question's column is then looked for before giving up
     strange = column if named and data.text_column is None and data.layout is None else None
     column = first_of(ASKED, there) if strange else column
+    # `text` comes last: a file with both a question and `text` (Alpaca) repeats the question there
     if column is None and data.layout in (None, "text") and "text" in there:
         return Fields("text", asked="text")
     if column is None:
@@ -176,6 +187,7 @@ def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
             f"No column with a question in {data.name}; it has {', '.join(there)}; wanted one of: {names}. "
             "Set --text_column"
         )
+    # the two chats' layouts are told by their cells, above
     told = next(
         (
             name
@@ -190,12 +202,14 @@ def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
 def _style(chat: Any) -> str:
     """The layout's name for a chat, by the keys of its first turn."""
     first = unpacked(chat)[0]
+    # `role` decides where both stand, as in data sets converted from one style to the other
     keys = {key.lower() for key in first} if isinstance(first, dict) else set()
     return "sharegpt" if keys & set(ROLE_KEYS[1:]) and "role" not in keys else "messages"
 
 
 def _stands_in(rows: Dataset, column: str, asked: str) -> bool:
     """Whether a column's texts are parts of the questions already, in every row that has one."""
+    # rows without the part say nothing on whether it is repeated
     pairs = [(one, other) for one, other in zip(rows[column], rows[asked], strict=True) if one]
     return all(
         isinstance(one, str) and isinstance(other, str) and one.strip() in other for one, other in pairs

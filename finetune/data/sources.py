@@ -254,6 +254,7 @@ class Rows:
 
     def changed(self, change: Callable[[Dataset], Dataset]) -> Rows:
         """The same with each split changed; rows that are both splits stay one."""
+        # `is` tells rows that are both splits, as in an assessment: they are changed once and stay one object
         train = self.train and change(self.train)
         evaluation = train if self.eval is self.train else self.eval and change(self.eval)
         parts = [
@@ -275,16 +276,19 @@ def load_rows(data: TextArguments, train: bool = True, fallback: str | None = "t
     Raises:
         InputError: nothing there under that name, an unreadable file, a split that does not exist, 0 rows.
     """
+    # each data set is read with options of its own, so that messages and splits name the one they are about
     weights = weighted(data.dataset_name)
     single = [replace(data, dataset_name=[name], eval_dataset_name=None) for name in weights]
     tested = [
         replace(data, dataset_name=[name], eval_dataset_name=None, data_files=None)
         for name in data.eval_dataset_name or ()
     ]
+    # assessing reads no training rows: a file of them may be large, or not there at all
     if not train:
         parts = [Part(one.name, _evaluation(one, fallback)) for one in tested or single]
         name = data.name if len(parts) > 1 else parts[0].name
         return Rows(None, parts[0].rows, name, (), tuple(parts) if len(parts) > 1 else ())
+    # a single whole data set needs no parts; a weight other than 1 does, since mixing draws by it
     if len(single) == 1 and not tested and set(weights.values()) == {1.0}:
         return _both(single[0])
     if tested:
@@ -307,7 +311,9 @@ def _both(data: TextArguments) -> Rows:
     evaluate on.
     """
     splits = load_splits(data)
+    # licences are looked at before any row is kept aside: a refused row must stand in neither split
     training = with_licences(split_of(splits, data.train_split, "--train_split"), data)
+    # whole groups come before a split of the data set's own: --hold_out names what to evaluate on
     if data.hold_out:
         kept, aside = groups_apart(training, data.hold_out, data.sample_seed)
         return Rows(training.select(kept), training.select(aside), data.name)
@@ -316,6 +322,7 @@ def _both(data: TextArguments) -> Rows:
         evaluation = with_licences(split_of(splits, held_out, "--eval_split"), data, train=False)
         # one object for both splits would say that nothing is trained
         return Rows(training, evaluation.select(range(len(evaluation))), data.name)
+    # a tenth is at least one row, and one has to be left to train on
     if len(training) < 2:
         raise InputError(
             f"{data.name} has {len(training)} rows and no evaluation split; name one by --eval_split"
@@ -331,10 +338,12 @@ def _reading(data: SourceArguments) -> Reading:
 
 def _evaluation(data: TextArguments, fallback: str | None) -> Dataset:
     """The evaluation split alone: beside it may lie more than can be read at once."""
+    # the same column and seed as in training give the same groups, so that none of them was trained on
     if data.hold_out:
         rows = _training(data)
         return rows.select(groups_apart(rows, data.hold_out, data.sample_seed)[1])
     files = {} if data.name in CORPORA else files_of(Path(data.name).expanduser(), data.data_files)
+    # `test[:100]` is read from the file of `test`
     base = str(data.eval_split or default_eval(files, fallback)).partition("[")[0]
     splits = read_folder({base: files[base]}, _reading(data)) if base in files else load_splits(data)
     name = data.eval_split or default_eval(splits, fallback)
@@ -346,6 +355,7 @@ def _evaluation(data: TextArguments, fallback: str | None) -> Dataset:
 def read_splits(name: str, config: str | None = None, data_files: list[str] | None = None) -> DatasetDict:
     """All splits under a name, whatever kind of source it is."""
     found = _splits(name, config, data_files, Reading(""))
+    # places serve messages alone; who reads splits by this door wants the published columns
     return DatasetDict({split: rows.select_columns(columns_of(rows)) for split, rows in found.items()})
 
 
@@ -357,16 +367,19 @@ def load_splits(data: SourceArguments) -> DatasetDict:
 def _splits(name: str, config: str | None, data_files: list[str] | None, reading: Reading) -> DatasetDict:
     """The same, with places."""
     path = Path(name).expanduser()
+    # built-in names come before files: what lies in the current folder must not change what `reviews` means
     if name in CORPORA and not data_files:
         return numbered(CORPORA[name]())
     files = files_of(path, data_files)
     if files:
         return read_folder(files, reading)
+    # what `save_to_disk` wrote, of several splits or of one
     if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
         saved = datasets.load_from_disk(str(path))
         return numbered(saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved}))
     if media := read_media_folder(path):
         return media
+    # a folder that is there is never looked for on the hub, where another's data set may have its name
     if path.exists():
         raise InputError(
             f"{path} holds no file that can be read; wanted one of: {endings()}, or folders of pictures or "
@@ -382,6 +395,7 @@ def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None
     Rows come shuffled even without a limit: published files are often sorted by label.
     """
     generator = np.random.default_rng(seed)
+    # drawn before the limit is looked at: a smaller sample is then the beginning of a larger one's order
     order = generator.permutation(len(rows))
     if limit is None or limit >= len(rows):
         return rows.select(order)
@@ -389,6 +403,7 @@ def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None
         raise InputError(f"Asked for {limit} rows; wanted 1 or more. Set --max_train_rows or --max_eval_rows")
     if label is None or not isinstance(rows.features[label], ClassLabel):
         return rows.select(order[:limit])
+    # in the shuffled order, so that the first members of a class are a random choice of it
     classes = np.asarray(rows[label][:])[order]
     # the n-th row of each class comes before the (n+1)-th of any: taking the first `limit` fills the classes
     # evenly
@@ -396,5 +411,6 @@ def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None
     for value in np.unique(classes):
         members = np.flatnonzero(classes == value)
         rank[members] = np.arange(len(members))
+    # stable, then sorted back into the shuffled order: else the rows would come class by class
     chosen = np.sort(np.argsort(rank, kind="stable")[:limit])
     return rows.select(order[chosen])

@@ -71,8 +71,10 @@ def open_stream(
     files = files_of(Path(name).expanduser(), data_files)
     if files and split not in files:
         raise InputError(f"No split '{split}' in {name}; there are: {', '.join(files)}. Set --train_split")
+    # Parquet is read by `datasets`, which takes row groups one at a time
     if files and kind_of(files[split][0]) != "parquet":
         reading = reading or Reading("")
+        # chosen before the first row: a file that can't be streamed is an error now, not after hours
         readers = [_reader(file, reading) for file in files[split]]
         return IterableDataset.from_generator(
             _rows, gen_kwargs={"files": files[split], "readers": readers, "reading": reading}
@@ -80,6 +82,7 @@ def open_stream(
     try:
         if not files:
             return datasets.load_dataset(name, config, split=split, streaming=True)
+        # one list of files is always `train` to the reader, whatever our split is called
         return datasets.load_dataset(
             "parquet", data_files=[str(file) for file in files[split]], split="train", streaming=True
         )
@@ -106,9 +109,11 @@ def _reader(file: Path, reading: Reading) -> Callable[[Path, Reading], Iterator[
     """
     kind = kind_of(file)
     if kind == "text":
+        # paragraphs and whole documents end somewhere unknown: they are held file by file
         return _lines if reading.documents in ("", "lines") else _whole
     if kind == "csv":
         return _records
+    # a .json file may be lines or one list; only the first can be read piece by piece
     if kind == "json" and (ending(file) != "json" or _is_lines(file, reading)):
         return _json_lines
     raise InputError(
@@ -122,10 +127,12 @@ def _opened(file: Path, reading: Reading) -> IO[str]:
     unpack = OPENED.get(file.suffix.lower().lstrip("."))
     try:
         with unpack(file) if unpack else file.open("rb") as begun:
+            # opened twice: a compressed stream can't be put back to its beginning
             start = begun.read(SNIFFED)
         raw = unpack(file) if unpack else file.open("rb")
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise InputError(f"Cannot read {file}: {type(error).__name__}: {error}. Mend it") from error
+    # newline="": the csv reader wants line ends as they are, within quotes too
     return io.TextIOWrapper(raw, encoding=reading.encoding or guessed(start), newline="")
 
 
@@ -138,12 +145,14 @@ def _text(file: Path, reading: Reading) -> Iterator[str]:
         raise InputError(
             f"Cannot read {file} as {reading.encoding or 'UTF-8'}: {error}. Set --encoding"
         ) from error
+    # a damaged archive is only noticed while it is read
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise InputError(f"Cannot read {file}: {type(error).__name__}: {error}. Mend it") from error
 
 
 def _is_lines(file: Path, reading: Reading) -> bool:
     """Whether a .json file holds a record a line."""
+    # a list of records over several lines has a first line that is no JSON
     first = next((line for line in _text(file, reading) if line.strip()), "")
     try:
         record = json.loads(first)
@@ -166,11 +175,13 @@ def _json_lines(file: Path, reading: Reading) -> Iterator[Row]:
                 f"{file}, line {number} holds {record!r:.40}; wanted a record with named columns"
             )
         yield record | {PLACE: f"row {row} (line {number})"}
+        # rows are counted apart from lines, of which blank ones hold none
         row += 1
 
 
 def _lines(file: Path, reading: Reading) -> Iterator[Row]:
     for number, line in enumerate(_text(file, reading)):
+        # blank lines stay rows, as in reading whole files
         yield {"text": line.rstrip("\r\n"), PLACE: f"row {number} (line {number + 1})"}
 
 
@@ -186,14 +197,18 @@ def _records(file: Path, reading: Reading) -> Iterator[Row]:
     delimiter, quoting = dialect(start, ("\t",) if ending(file) == "tsv" else (",", ";", "\t", "|"))
     csv.field_size_limit(sys.maxsize)  # a long text is no fault
     cells = csv.reader(_text(file, reading), delimiter=delimiter, quoting=quoting)
+    # an unnamed column (an index that pandas wrote) gets a name
     header = [cell.strip() or f"column_{place}" for place, cell in enumerate(next(cells, []))]
     if len(set(header)) < len(header):
         twice = next(cell for cell in header if header.count(cell) > 1)
         raise InputError(f"{file} has two columns named '{twice}'; rename one")
+    # one generator for head and rest: chained below, no record is read twice
     filled = (record for record in _numbered(cells) if any(cell.strip() for cell in record[1]))
     head = list(itertools.islice(filled, HEAD))
+    # before kinds are told: a record that is too wide shifts cells into columns of another kind
     for line, record in head:
         _check_width(file, header, line, record)
+    # a column of numbers in the head stays one; a later word there is left a text by `typed`
     kinds = [
         any(not isinstance(cell, (str, type(None))) for cell in typed([_cell(one, n) for _, one in head]))
         for n in range(len(header))
@@ -209,6 +224,8 @@ def _records(file: Path, reading: Reading) -> Iterator[Row]:
 
 def _numbered(cells: Any) -> Iterator[tuple[int, list[str]]]:
     """Records with the line that each begins at."""
+    # the reader counts lines read: a record with line breaks in it begins behind the last line of the one
+    # before
     line = cells.line_num + 1
     for record in cells:
         yield line, record
@@ -220,6 +237,7 @@ def _cell(record: Sequence[str], place: int) -> str:
 
 
 def _check_width(file: Path, header: Sequence[str], line: int, record: Sequence[str]) -> None:
+    # empty cells beyond the header are trailing delimiters, no fault
     if any(record[len(header) :]):
         raise InputError(
             f"{file}: line {line} has {len(record)} cells, the header {len(header)}. Put texts that hold the "

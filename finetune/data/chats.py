@@ -82,14 +82,12 @@ class Chats:
             ChatError: the template refuses it, or leaves out a part of it.
         """
         reasons: list[tuple[int, str]] = []
-        # templates fail on shapes that they don't know: each is tried, the usual one first
         for shaped in shapes([stripped(message) for message in messages]):
             try:
                 text, _ = self._render(shaped, as_tools(tools), True, {})
             except FAULTS as error:
-                reasons.append((0, self._refused(shaped, error)))
+                reasons.append((0, self._refused(shaped, error)))  # 0 refused, 1 came further but lost a part
                 continue
-            # a template may also drop a part silently, which is worse than a refusal
             gone = left_out(shaped, text) or self._tools_gone(shaped, as_tools(tools))
             if gone is None:
                 return text
@@ -113,14 +111,12 @@ class Chats:
             ChatError: the template refuses the chat, or leaves out a part of it.
         """
         found: list[Line] = []
-        # from the last: the longest line hosts the earlier turns whose tokens it begins with
         for line in reversed([self._line(turn) for turn in self.turns(messages, tools)]):
             size = len(line.ids)
             host = next((other for other in found if other.ids[:size] == line.ids), None)
-            if host is None:
+            if host is None:  # the template rewrites this turn later on: it needs a row of its own
                 found.append(line)
             else:
-                # either's word: a token learnt in its own turn stays learnt in the host
                 host.learnt[:size] = [a or b for a, b in zip(line.learnt, host.learnt[:size], strict=True)]
         return found[::-1]
 
@@ -155,19 +151,16 @@ class Chats:
         reasons: list[tuple[int, str]] = []
         for shaped in shapes([stripped(message) for message in messages]):
             try:
-                # also those that aren't learnt: what the template leaves out of them would be missing in
-                # later prompts
                 answers = [place for place, message in enumerate(shaped) if message["role"] == "assistant"]
                 turns = {place: self._turn(shaped, place, tools) for place in answers}
                 gone = self._gone(shaped, turns, tools)
                 if gone is None:
                     return shaped, turns
-                # 0 refused, 1 lost a content, 2 came further than that
                 reasons.append((1 if "content" in gone else 2, f"The chat template does not render {gone}"))
             except ChatError as error:
                 reasons.append((2, str(error)))
             except FAULTS as error:
-                reasons.append((0, self._refused(shaped, error)))
+                reasons.append((0, self._refused(shaped, error)))  # 0 refused, 1 a content lost, 2 further
         # of several shapes that failed, the one that came furthest tells most
         raise ChatError(f"{max(reasons, key=lambda one: one[0])[1]}. {MEND}")
 
@@ -183,7 +176,6 @@ class Chats:
         def text(given: Any) -> str:
             return self._render(messages, given, False, {})[0]
 
-        # tools that change nothing in the text are not rendered at all
         return "the column 'tools'" if tools is not None and text(tools) == text(None) else None
 
     def _refused(self, messages: list[Message], error: Exception) -> str:
@@ -196,8 +188,7 @@ class Chats:
         for told in self._thinking():
             text, marks = self._render(messages[: place + 1], tools, False, told)
             prompt = self._asked(messages[:place], tools, told, text)
-            # only an answer that follows its own prompt is what the model will be asked to write
-            if prompt is not None and text.startswith(prompt):
+            if prompt is not None and text.startswith(prompt):  # only then will the model be asked for it so
                 turn = Turn(prompt, text[len(prompt) :], told=json.dumps(told) if told else "")
                 return self._ended(messages, place, turn, marks)
         return self._closed(messages, place, tools)
@@ -205,10 +196,9 @@ class Chats:
     def _thinking(self) -> Iterator[dict[str, Any]]:
         """What the template is told about thinking: nothing, and then either, where the turn doesn't follow
         its own prompt."""
-        yield {}
+        yield {}  # first: a template that needs no telling is told nothing
         if THINKING in self.template(None) and THINKING not in self.options:
-            # a user's own setting stands; otherwise both are tried, without thinking first
-            yield {THINKING: False}
+            yield {THINKING: False}  # a user's own setting stands, by the test above
             yield {THINKING: True}
 
     def _asked(self, before: list[Message], tools: Any, told: dict[str, Any], text: str) -> str | None:
@@ -218,15 +208,12 @@ class Chats:
         """
         try:
             prompt = self._render(before, tools, True, told)[0]
-            # after a user's message the prompt counts even if the answer doesn't follow it: the caller tries
-            # another
             if text.startswith(prompt) or any(message["role"] == "user" for message in before):
                 return prompt
         except FAULTS:
             if any(message["role"] == "user" for message in before):
                 raise
         header = self._header(json.dumps(told))
-        # the header may open a thinking block that is not written back into the text
         for begun in (header, header.rstrip().removesuffix(OPENED)):
             start = text.find(begun) if begun else -1
             if start >= 0:
@@ -237,16 +224,14 @@ class Chats:
         """What a generation prompt adds to a question."""
         if told not in self._headers:
             asked: list[Message] = [{"role": "user", "content": PROBE}]
-            # set first: a template that refuses the probe is not asked again
-            self._headers[told] = ""
+            self._headers[told] = ""  # set first: a template that refuses the probe is asked once
             try:
                 opened, closed = (
                     self._render(asked, None, prompt, json.loads(told))[0] for prompt in (True, False)
                 )
             except FAULTS:
                 return ""
-            # the prompt's own addition; a template that rewrites the question has none that can be named
-            if opened.startswith(closed):
+            if opened.startswith(closed):  # else it rewrites the question, and no addition can be named
                 self._headers[told] = opened.removeprefix(closed)
         return self._headers[told]
 
@@ -257,8 +242,7 @@ class Chats:
         The model is asked with it open, so that the answer begins inside: its reasoning, the end of the
             block, what is said.
         """
-        # the text as it stands, in which the block is left out
-        text, _ = self._render(messages[: place + 1], tools, False, {})
+        text, _ = self._render(messages[: place + 1], tools, False, {})  # the block is left out here
         prompt = self._asked(messages[:place], tools, {}, text)
         bare = prompt.rstrip().removesuffix(OPENED) if prompt is not None else ""
         if prompt is None or not prompt.rstrip().endswith(OPENED) or not text.startswith(bare):
@@ -267,7 +251,6 @@ class Chats:
                 "generation prompt"
             )
         reasoning = reasoning_of(messages[place])
-        # written as the model would: it begins inside the block, so the opening tag is the prompt's
         said = "\n".join([reasoning, CLOSED, "", text[len(bare) :].lstrip("\n")])
         return self._ended(messages, place, Turn(prompt, said), [])
 
@@ -277,18 +260,14 @@ class Chats:
         """The turn with the token that ends it and the spans to be learnt: those between {% generation %}
         marks, or all."""
         start, said = len(turn.prompt), turn.said.rstrip()
-        # marks are places in the whole text; spans count from the answer's beginning
         inside = [(max(a - start, 0), b - start) for a, b in marks if b > start]
-        # marks elsewhere but none here: nothing of the answer would be learnt
-        if marks and not inside:
+        if marks and not inside:  # nothing of the answer would be learnt
             raise ChatError(
                 f"The chat template's {{% generation %}} marks leave out the answer of message {place}"
             )
-        # blanks at the end stay only where the marks include them
         said = turn.said[: max(len(said), *(b for _, b in inside))] if inside else said
         spans = inside or [(0, len(said))]
         if not self._ends_itself:
-            # the next message's header ends the answer; at the chat's end the header that would come
             role = messages[place + 1]["role"] if place + 1 < len(messages) else None
             following = self._following(role or ("tool" if messages[place].get("tool_calls") else "user"))
             spans.append((len(said), len(said) + len(following)))
@@ -304,8 +283,7 @@ class Chats:
                 text = self._render(shaped, None, False, {})[0].rstrip()
             except FAULTS:
                 continue
-            # the first shape that renders the answer tells; what follows the probe is the end
-            if PROBE in text:
+            if PROBE in text:  # the first shape that renders the answer tells
                 return not text.endswith(PROBE)
         return True
 
@@ -318,36 +296,30 @@ class Chats:
                 rest = self._render(shaped, None, False, {})[0].partition(PROBE)[2]
             except FAULTS:
                 continue
-            # only a token of its own can end a generation
             known = [str(token) for token in self.processor.added_tokens_decoder.values()]
             begun = [token for token in known if rest.lstrip().startswith(token)]
-            if begun:
-                # the longest, since one added token may begin another
+            if begun:  # the longest, since one token may begin another
                 return rest[: len(rest) - len(rest.lstrip())] + max(begun, key=len)
         return self.processor.eos_token or ""
 
     def _line(self, turn: Turn) -> Line:
         """A turn's tokens up to the last that is learnt."""
         texts, processor = (turn.prompt, turn.prompt + turn.said), self.processor
-        # slow tokenizers know no offsets
-        exact = bool(processor.is_fast)
+        exact = bool(processor.is_fast)  # slow tokenizers know no offsets
         encoded = processor(
             list(texts), add_special_tokens=False, return_offsets_mapping=exact, verbose=False
         )
         front, whole = encoded["input_ids"]
-        # together where the border falls between tokens: that is how generation goes on from the prompt
-        if exact and whole[: len(front)] == front:
+        if exact and whole[: len(front)] == front:  # the border falls between tokens
             start, said = len(turn.prompt), whole[len(front) :]
             offsets = [(a - start, b - start) for a, b in encoded["offset_mapping"][1][len(front) :]]
         else:
             alone = processor(
                 [turn.said], add_special_tokens=False, return_offsets_mapping=exact, verbose=False
             )
-            # without offsets the whole answer is learnt
-            said = alone["input_ids"][0]
+            said = alone["input_ids"][0]  # as generation goes on from the prompt's own tokens
             offsets = alone["offset_mapping"][0] if exact else [(0, len(turn.said))] * len(said)
         learnt = in_spans(offsets, turn.spans)
-        # cut behind the last learnt token: what follows is not asked of the model
         size = max((place for place, one in enumerate(learnt) if one), default=-1) + 1
         ids, mask = [*front, *said[:size]], [False] * len(front) + learnt[:size]
         apart = whole[: len(front)] != front
@@ -362,7 +334,6 @@ class Chats:
     ) -> tuple[str, list[tuple[int, int]]]:
         """A chat's text, and the characters between {% generation %} marks; what `apply_chat_template` does
         before it tokenises."""
-        # later ones win: what a turn needs to be told stands over the user's options
         variables = {**self.processor.special_tokens_map, **self.options, **told}
         variables |= {
             "messages": list(messages),
@@ -394,12 +365,10 @@ def stripped(message: Message) -> Message:
 
     Reasoning goes by the names that families have for it.
     """
-    # masks of training are taken off, since a strict template refuses keys that it doesn't know
     made = plain(
         {name: present(one) for name, one in message.items() if name not in UNLEARNT and one is not None}
     )
     reasoning = next((made[name] for name in REASONING if made.get(name) is not None), None)
-    # under both names, as families differ in the one they read
     return made if reasoning is None else {"thinking": reasoning, **made, "reasoning_content": reasoning}
 
 
@@ -422,11 +391,9 @@ def as_tools(given: Any) -> list[dict] | None:
         raise ChatError(
             f"The column 'tools' holds {str(given)[:80]!r}; wanted a list of JSON schemas. Mend the rows"
         )
-    # JSON says what it says; columns of structs fill up with None
     return tools if isinstance(given, str) else [present(tool) for tool in tools]
 
 
 def in_spans(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
     """Whether each token ends inside one of the spans of characters."""
-    # an empty token (a mark without characters) ends nowhere; the end decides for one that crosses a border
     return [end > start and any(a < end <= b for a, b in spans) for start, end in offsets]

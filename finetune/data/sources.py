@@ -254,8 +254,7 @@ class Rows:
 
     def changed(self, change: Callable[[Dataset], Dataset]) -> Rows:
         """The same with each split changed; rows that are both splits stay one."""
-        # `is` tells rows that are both splits, as in an assessment: they are changed once and stay one object
-        train = self.train and change(self.train)
+        train = self.train and change(self.train)  # once: assessments have one object for both splits
         evaluation = train if self.eval is self.train else self.eval and change(self.eval)
         parts = [
             tuple(replace(one, rows=change(one.rows)) for one in some)
@@ -276,22 +275,19 @@ def load_rows(data: TextArguments, train: bool = True, fallback: str | None = "t
     Raises:
         InputError: nothing there under that name, an unreadable file, a split that does not exist, 0 rows.
     """
-    # each data set is read with options of its own, so that messages and splits name the one they are about
     weights = weighted(data.dataset_name)
     single = [replace(data, dataset_name=[name], eval_dataset_name=None) for name in weights]
     tested = [
         replace(data, dataset_name=[name], eval_dataset_name=None, data_files=None)
         for name in data.eval_dataset_name or ()
     ]
-    # assessing reads no training rows: a file of them may be large, or not there at all
-    if not train:
+    if not train:  # training rows may be many, or not there at all
         parts = [Part(one.name, _evaluation(one, fallback)) for one in tested or single]
         name = data.name if len(parts) > 1 else parts[0].name
         return Rows(None, parts[0].rows, name, (), tuple(parts) if len(parts) > 1 else ())
-    # a single whole data set needs no parts; a weight other than 1 does, since mixing draws by it
-    if len(single) == 1 and not tested and set(weights.values()) == {1.0}:
+    if len(single) == 1 and not tested and set(weights.values()) == {1.0}:  # nothing to mix
         return _both(single[0])
-    if tested:
+    if tested:  # then no training row is kept aside
         trained = [_training(one) for one in single]
         evaluated = [Part(one.name, _evaluation(one, "train")) for one in tested]
     else:
@@ -311,9 +307,7 @@ def _both(data: TextArguments) -> Rows:
     evaluate on.
     """
     splits = load_splits(data)
-    # licences are looked at before any row is kept aside: a refused row must stand in neither split
     training = with_licences(split_of(splits, data.train_split, "--train_split"), data)
-    # whole groups come before a split of the data set's own: --hold_out names what to evaluate on
     if data.hold_out:
         kept, aside = groups_apart(training, data.hold_out, data.sample_seed)
         return Rows(training.select(kept), training.select(aside), data.name)
@@ -322,8 +316,7 @@ def _both(data: TextArguments) -> Rows:
         evaluation = with_licences(split_of(splits, held_out, "--eval_split"), data, train=False)
         # one object for both splits would say that nothing is trained
         return Rows(training, evaluation.select(range(len(evaluation))), data.name)
-    # a tenth is at least one row, and one has to be left to train on
-    if len(training) < 2:
+    if len(training) < 2:  # one to evaluate on, and one to train on
         raise InputError(
             f"{data.name} has {len(training)} rows and no evaluation split; name one by --eval_split"
         )
@@ -338,13 +331,11 @@ def _reading(data: SourceArguments) -> Reading:
 
 def _evaluation(data: TextArguments, fallback: str | None) -> Dataset:
     """The evaluation split alone: beside it may lie more than can be read at once."""
-    # the same column and seed as in training give the same groups, so that none of them was trained on
     if data.hold_out:
-        rows = _training(data)
+        rows = _training(data)  # the same column and seed give the same groups as in training
         return rows.select(groups_apart(rows, data.hold_out, data.sample_seed)[1])
     files = {} if data.name in CORPORA else files_of(Path(data.name).expanduser(), data.data_files)
-    # `test[:100]` is read from the file of `test`
-    base = str(data.eval_split or default_eval(files, fallback)).partition("[")[0]
+    base = str(data.eval_split or default_eval(files, fallback)).partition("[")[0]  # test[:9]
     splits = read_folder({base: files[base]}, _reading(data)) if base in files else load_splits(data)
     name = data.eval_split or default_eval(splits, fallback)
     if name is None:
@@ -355,7 +346,6 @@ def _evaluation(data: TextArguments, fallback: str | None) -> Dataset:
 def read_splits(name: str, config: str | None = None, data_files: list[str] | None = None) -> DatasetDict:
     """All splits under a name, whatever kind of source it is."""
     found = _splits(name, config, data_files, Reading(""))
-    # places serve messages alone; who reads splits by this door wants the published columns
     return DatasetDict({split: rows.select_columns(columns_of(rows)) for split, rows in found.items()})
 
 
@@ -367,20 +357,17 @@ def load_splits(data: SourceArguments) -> DatasetDict:
 def _splits(name: str, config: str | None, data_files: list[str] | None, reading: Reading) -> DatasetDict:
     """The same, with places."""
     path = Path(name).expanduser()
-    # built-in names come before files: what lies in the current folder must not change what `reviews` means
-    if name in CORPORA and not data_files:
+    if name in CORPORA and not data_files:  # whatever lies in the current folder
         return numbered(CORPORA[name]())
     files = files_of(path, data_files)
     if files:
         return read_folder(files, reading)
-    # what `save_to_disk` wrote, of several splits or of one
     if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
-        saved = datasets.load_from_disk(str(path))
+        saved = datasets.load_from_disk(str(path))  # of one split or of several
         return numbered(saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved}))
     if media := read_media_folder(path):
         return media
-    # a folder that is there is never looked for on the hub, where another's data set may have its name
-    if path.exists():
+    if path.exists():  # never looked for on the hub, where another's may have its name
         raise InputError(
             f"{path} holds no file that can be read; wanted one of: {endings()}, or folders of pictures or "
             "sounds. Set --data_files"
@@ -395,22 +382,19 @@ def sample(rows: Dataset, limit: int | None, seed: int, label: str | None = None
     Rows come shuffled even without a limit: published files are often sorted by label.
     """
     generator = np.random.default_rng(seed)
-    # drawn before the limit is looked at: a smaller sample is then the beginning of a larger one's order
-    order = generator.permutation(len(rows))
+    order = generator.permutation(len(rows))  # before the limit: fewer rows begin the same order
     if limit is None or limit >= len(rows):
         return rows.select(order)
     if limit < 1:
         raise InputError(f"Asked for {limit} rows; wanted 1 or more. Set --max_train_rows or --max_eval_rows")
     if label is None or not isinstance(rows.features[label], ClassLabel):
         return rows.select(order[:limit])
-    # in the shuffled order, so that the first members of a class are a random choice of it
-    classes = np.asarray(rows[label][:])[order]
+    classes = np.asarray(rows[label][:])[order]  # shuffled, so that a class's first are a random choice
     # the n-th row of each class comes before the (n+1)-th of any: taking the first `limit` fills the classes
     # evenly
     rank = np.zeros(len(order), dtype=np.int64)
     for value in np.unique(classes):
         members = np.flatnonzero(classes == value)
         rank[members] = np.arange(len(members))
-    # stable, then sorted back into the shuffled order: else the rows would come class by class
-    chosen = np.sort(np.argsort(rank, kind="stable")[:limit])
+    chosen = np.sort(np.argsort(rank, kind="stable")[:limit])  # back in shuffled order, not by class
     return rows.select(order[chosen])

@@ -4,8 +4,6 @@ and run by it under torchrun.
 
 from __future__ import annotations
 
-import gc
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +95,9 @@ def step_gradients(task: str, family: str, split: str, folder: Path) -> Gradient
     return trained(make_trainer(row, network.train(), processor, one_step(split, folder), train, **options))
 
 
-if __name__ == "__main__":
-    gc.freeze()  # as conftest does for pytest: what imports made stays out of the collections
-    out = Path(sys.argv[1])
-    write({f"{task}/{family}": step_gradients(task, family, "processes", out) for task, family in CASES}, out)
+def main(folder: Path) -> None:
+    """What two processes leave."""
+    write(
+        {f"{task}/{family}": step_gradients(task, family, "processes", folder) for task, family in CASES},
+        folder,
+    )

@@ -29,6 +29,7 @@ def launched(folder: Path) -> Path:
 def main() -> None:
     import objective_gradients
     import private_steps
+    import series_gradients
     import task_gradients
     import two_learners
     import two_shards
@@ -36,7 +37,14 @@ def main() -> None:
     from finetune.cli.parser import leave_processes
 
     gc.freeze()  # as conftest does for pytest: what imports made stays out of the collections
-    for part in (task_gradients, objective_gradients, private_steps, two_learners, two_shards):
+    for part in (
+        task_gradients,
+        series_gradients,
+        objective_gradients,
+        private_steps,
+        two_learners,
+        two_shards,
+    ):
         folder = Path(sys.argv[1]) / part.__name__
         folder.mkdir(exist_ok=True)
         part.main(folder)

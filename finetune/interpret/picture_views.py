@@ -17,10 +17,10 @@ from finetune.interpret.attention import attention_maps, rollout
 from finetune.interpret.gradients import answer, integrated_gradients
 from finetune.interpret.subject import Subject, target_of
 from finetune.models.heads import core
+from finetune.models.images import channels
 from finetune.reports import interpretation
 from finetune.reports.blocks import Section, Table
 from finetune.reports.interpretation import Picture
-from finetune.tasks.image import mode_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def open_picture(subject: Subject, file: str) -> Opened:
     fault = pictures.picture_fault(cell)
     if fault is not None:
         raise InputError(f"{file} can't be read: {fault} (--images)")
-    picture = pictures.opened(cell, mode_of(subject.processor))
+    picture = pictures.opened(cell, pictures.mode_of(channels(subject.processor)))
     batch = dict(subject.processor([picture], return_tensors="pt"))
     values = batch["pixel_values"][0].float()
     shown = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12)

@@ -18,7 +18,7 @@ class TraceArguments:
 
     action: str | None = field(default=None, metadata={"help": "mark or test."})
     how: str = field(
-        default=GREENLIST,
+        default="greenlist",
         metadata={
             "help": "mark: greenlist or synthid (watermarked texts), or canaries (rows of drawn words)."
         },

@@ -51,7 +51,7 @@ SHARED_BY = {
     "prefer": ("ddp",), "align": ("ddp",), "prompt": ("ddp",), "fuse": ("ddp",), "frontier": (), "serve": (),
     "assess": (), "ladder": (), "adapter": (), "compare": (), "tokenizer": (), "board": (), "report": (),
     "compare_runs": (),
-    "import_task": (), "audit": (),
+    "import_task": (), "audit": (), "export": (), "trace": (), "overlap": (), "show": (), "check": (),
 }  # fmt: skip
 WAYS = {"ddp": "copies of the model (DDP)", "fsdp2": "shards (FSDP2)", "zero": "DeepSpeed's ZeRO-1 and -2"}
 

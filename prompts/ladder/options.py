@@ -49,7 +49,8 @@ class LadderArguments:
         metadata={"help": "Numbers of labels (default: 16, 64, 256, ... and all, up to 4096)."},
     )
     ways: list[str] = field(
-        default_factory=lambda: list(WAYS), metadata={"help": f"Ways to try: {', '.join(WAYS)}."}
+        default_factory=lambda: list(WAYS),
+        metadata={"help": "Ways to try (default: all, from majority to full)."},
     )
     label_seeds: int = field(
         default=3, metadata={"help": "Draws of the labelled rows while they are few (up to 64; 2 up to 256)."}

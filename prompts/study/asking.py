@@ -225,7 +225,7 @@ class Asking:
         """One row's question behind its (examples, seed), with room for a text of so many tokens."""
         # nothing is weighed here: one empty answer stands for it
         shown = self.shown(template, lambda example: _first_of(target, example), row, setting)
-        return self.compose(template, row, shown, [""], answers=" the" * room)
+        return self.compose(template, row, shown, [""], reserve=" the" * room)
 
     # so many short words hold the room that the text will need
     def shown(

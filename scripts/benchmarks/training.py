@@ -69,7 +69,7 @@ def train_side(ask: argparse.Namespace) -> dict[str, float]:
     data = DataArguments(
         ask.dataset_name, max_train_rows=ask.rows, max_eval_rows=ask.eval_rows, eval_split="test"
     )
-    rows, columns, labels = examine(load_rows(data), data, pair=False)
+    rows, columns, labels, *_ = examine(load_rows(data), data, pair=False)
     trainer, features = (make_ours if ask.side == "ours" else make_peer)(ask, rows, columns, labels)
     lengths = (
         [sum(mask) for mask in features["attention_mask"]]

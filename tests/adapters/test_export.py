@@ -59,7 +59,7 @@ def test_an_adapter_becomes_onnx_and_int8(tmp_path, saved, review_file, capsys):
     )
     assert (
         f"accuracy on 24 rows of '{review_file}': PyTorch {right / 24:.4f}, ONNX {right / 24:.4f}, int8 "
-        in said[2]
+        in "\n".join(said)
     )
     found = onnx_predictions(
         tmp_path / "onnx" / MODEL, classifier.processor, [r["text"] for r in rows], 16, batch_size=5

@@ -267,7 +267,11 @@ def test_another_number_of_processes_than_was_asked_for_stops_the_run(monkeypatc
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("tra", "train"), ("train --config reviews_l", "reviews_lora"), ("train --dataset_n", "--dataset_name")],
+    [
+        ("trai", "train"),
+        ("train --config reviews_l", "reviews_lora"),
+        ("train --dataset_n", "--dataset_name"),
+    ],
 )
 def test_bash_completes_verbs_options_and_recipes(typed, offered):
     if shutil.which("bash") is None:

@@ -21,7 +21,7 @@ def examine(train: dict, evaluation: dict | None = None, pair: bool = False, **o
 
 
 def test_good_rows():
-    rows, columns, labels = examine(
+    rows, columns, labels, *_ = examine(
         {"text": TEXTS, "label": ["p", "n", "p", "n"]}, {"text": ["new"], "label": ["n"]}
     )
     assert (columns.text, columns.label, labels) == ("text", "label", ["n", "p"])
@@ -66,7 +66,7 @@ def test_a_pair_needs_two_texts():
 
 
 def test_empty_rows_can_be_left_out():
-    rows, _, _ = examine(
+    rows, *_ = examine(
         {"text": ["a", " ", "", "b"], "label": [0, 1, 0, 1]},
         {"text": ["c"], "label": [0]},
         drop_empty_rows=True,

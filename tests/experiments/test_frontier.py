@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import SHARED_DATA
-from test_alignment_scripts import place, run
+from scripted import run
 
 from finetune.errors import InputError
 from finetune.experiments.frontier import moments_of
 from finetune.experiments.frontier_options import SIZES, FrontierArguments
-
-__all__ = ["place"]  # a fixture
 
 
 def points_of(folder: Path) -> list[dict[str, str]]:
@@ -22,8 +20,8 @@ def points_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def test_a_stopped_experiment_is_continued_and_finished_runs_stay(place):
-    folder, model, reviews, reward = place
+def test_a_stopped_experiment_is_continued_and_finished_runs_stay(aligning):
+    folder, model, reviews, reward = aligning
     told = (model + reviews, reward, "--size smoke --prompt_tokens 3", f"--output_dir {folder}/frontier")
     run("frontier", *told, "--max_points 2")
     first = {file.name: file.read_text() for file in (folder / "frontier" / "points").iterdir()}
@@ -46,8 +44,8 @@ def test_a_stopped_experiment_is_continued_and_finished_runs_stay(place):
         run("frontier", *told, "--seed 1")
 
 
-def test_a_folder_with_other_files_is_refused(place):
-    folder, model, reviews, reward = place
+def test_a_folder_with_other_files_is_refused(aligning):
+    folder, model, reviews, reward = aligning
     (folder / "full").mkdir()
     (folder / "full" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="no experiment's.*--output_dir"):
@@ -55,8 +53,8 @@ def test_a_folder_with_other_files_is_refused(place):
     assert [file.name for file in (folder / "full").iterdir()] == ["notes.txt"]
 
 
-def test_texts_come_from_the_column_that_is_named_and_must_be_enough(place):
-    folder, model, reviews, reward = place
+def test_texts_come_from_the_column_that_is_named_and_must_be_enough(aligning):
+    folder, model, reviews, reward = aligning
     for split in ("train", "test"):
         file = Path(reviews) / f"{split}.jsonl"
         rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -89,8 +87,8 @@ def test_runs_are_measured_at_even_distances_and_at_their_end():
 @pytest.mark.skipif(
     not (SHARED_DATA / "imdb").is_dir(), reason="the IMDB reviews are not beside the checkout"
 )
-def test_the_smoke_frontier_of_a_real_model(place):
-    folder, _, _, reward = place
+def test_the_smoke_frontier_of_a_real_model(aligning):
+    folder, _, _, reward = aligning
     run(
         "frontier",
         f"--size smoke --model_name_or_path smollm2 --dataset_name {SHARED_DATA}/imdb --output_dir "

@@ -30,7 +30,7 @@ def tagged(*tags: str, words: int | None = None) -> Rows:
 
 
 def test_tags_keep_their_names_and_order():
-    rows, columns, labels = tokens.examine(tagged("B-PER", "I-PER", "B-PER", "O"), DataArguments())
+    rows, columns, labels, *_ = tokens.examine(tagged("B-PER", "I-PER", "B-PER", "O"), DataArguments())
     assert labels == TAGS and columns.text == "tokens" and columns.label == "ner_tags"
     assert len(rows.train) == 2
 
@@ -113,13 +113,13 @@ def test_empty_references_are_refused_or_left_out():
     rows = both([{"source": "a", "target": "b"}, {"source": "a", "target": " "}])
     with pytest.raises(InputError, match="1 of 2 training rows have no text in source or target"):
         seq2seq.examine(rows, DataArguments())
-    kept, columns, _ = seq2seq.examine(rows, DataArguments(drop_empty_rows=True))
+    kept, columns, *_ = seq2seq.examine(rows, DataArguments(drop_empty_rows=True))
     assert len(kept.train) == 1 and columns.pair is None
 
 
 def test_columns_inside_columns_are_named_with_a_dot():
     rows = both([{"translation": {"en": "a dog", "de": "ein Hund"}}])
-    found, columns, _ = seq2seq.examine(
+    found, columns, *_ = seq2seq.examine(
         rows, DataArguments(text_column="translation.en", label_column="translation.de")
     )
     assert found.train[0][columns.label] == "ein Hund"
@@ -144,7 +144,7 @@ def test_a_regression_takes_two_texts_where_there_are_two():
             {"sentence_A": "c", "sentence_B": "d", "relatedness_score": 2.0},
         ]
     )
-    _, columns, labels = regression.examine(rows, DataArguments())
+    _, columns, labels, *_ = regression.examine(rows, DataArguments())
     assert (columns.text, columns.pair, columns.label, labels) == (
         "sentence_A",
         "sentence_B",
@@ -191,7 +191,7 @@ def test_labels_inside_records_are_lists_of_labels():
             {"text": "a story", "aspects": []},
         ]
     )
-    examined, columns, labels = multilabel.examine(
+    examined, columns, labels, *_ = multilabel.examine(
         Rows(rows, rows, "x"), DataArguments(label_column="aspects.aspect")
     )
     assert labels == ["music", "story"] and sorted(examined.train[columns.label]) == [[], ["story", "music"]]
@@ -207,7 +207,7 @@ def test_labels_inside_records_are_lists_of_labels():
     ],
 )
 def test_other_ways_to_mark_entities_are_read_as_iob2(tags, wanted):
-    rows, columns, _ = tokens.examine(both([{"tokens": ["a", "b", "c"], "ner_tags": tags}]), DataArguments())
+    rows, columns, *_ = tokens.examine(both([{"tokens": ["a", "b", "c"], "ner_tags": tags}]), DataArguments())
     assert rows.train[0][columns.label] == wanted
 
 

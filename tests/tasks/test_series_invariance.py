@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bounds import assert_near
-from gradients import in_two_processes, relative_difference
+from gradients import relative_difference
 from series_gradients import CASES, prepared, step_gradients
 
 from finetune.metrics.forecasts import seasonal_naive
@@ -27,16 +27,6 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(("task", "family"), CASES)
 def test_accumulation_changes_no_gradient(whole, task, family, tmp_path):
     assert relative_difference(whole[task, family], step_gradients(task, family, "uneven", tmp_path)) < 1e-5
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    return in_two_processes("series_gradients.py", tmp_path_factory.mktemp("processes"))
-
-
-@pytest.mark.parametrize(("task", "family"), CASES)
-def test_two_processes_change_no_gradient(whole, two_processes, task, family):
-    assert relative_difference(whole[task, family], two_processes[f"{task}/{family}"]) < 1e-5
 
 
 def evaluated(size: int, folder, case: tuple[str, str]):

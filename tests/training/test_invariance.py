@@ -10,6 +10,7 @@ from pathlib import Path
 import objective_gradients
 import private_steps
 import pytest
+import series_gradients
 import task_gradients
 from bounds import assert_near, near
 from gradients import relative_difference, written
@@ -88,3 +89,9 @@ def test_shards_are_put_together_saved_and_written_with(two):
     apart = json.loads((two / "two_shards" / "apart.json").read_text())
     assert apart
     assert max(apart.values()) < 1e-5, apart
+
+
+@pytest.mark.parametrize(("task", "family"), series_gradients.CASES)
+def test_two_processes_change_no_gradient_of_a_series(two, task, family, tmp_path):
+    found = written(two / "series_gradients")[f"{task}/{family}"]
+    assert relative_difference(series_gradients.step_gradients(task, family, "batch", tmp_path), found) < 1e-5

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.cli.places import verbs
 from finetune.errors import InputError
 from finetune.training.machine import SHARED_BY, processes
 
@@ -92,4 +93,5 @@ def test_options_ask_for_a_way_too(monkeypatch):
 def test_every_verb_that_asks_has_a_row():
     files = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "finetune" / "alignment").glob("*.py")]
     asked = {name for path in files for name in re.findall(r"\bprocesses\(\"(\w+)\"\)", path.read_text())}
-    assert {"train", "sft", "ppo", "dpo", "serve"} <= asked <= set(SHARED_BY)
+    assert {"train", "sft", "ppo", "serve"} <= asked <= set(SHARED_BY)
+    assert set(verbs()) <= set(SHARED_BY)

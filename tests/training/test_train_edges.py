@@ -161,8 +161,8 @@ def test_a_line_has_room_for_itself_and_not_for_all_of_its_row(saved, tmp_path):
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join([json.dumps(rows)] * 4))
     for task, family, kind, most in (
-        ("seq2seq", "bart", AutoModelForSeq2SeqLM, "--max_target_length 40"),
-        ("choice", "bert", AutoModel, "--text_column source"),
+        ("seq2seq", "bart", AutoModelForSeq2SeqLM, "--max_target_length 40 --ignore_columns choices"),
+        ("choice", "bert", AutoModel, "--text_column source --ignore_columns target"),
     ):
         run(
             "train", "--task", task, QUIET, most, "--model_name_or_path", saved(family, kind),

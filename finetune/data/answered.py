@@ -87,8 +87,10 @@ def lay_out_spans(rows: Dataset, data: DataArguments) -> Laid:
         and {"text", "answer_start"} <= set(feature)
         and all(isinstance(feature[n], List) for n in PLACES)
     ):
+        # SQuAD's own form needs no pass over the rows
         laid = as_read(rows, columns)
         return Laid(rows, columns, laid.used, laid.texts, aside=aside)
+    # starts in a column of their own, beside answers that are bare texts
     start = first_of(("answer_start", "start", "answer_starts"), columns_of(rows))
     made = []
     for index, row in enumerate(rows):
@@ -113,6 +115,7 @@ def places_of_answers(given: Any, context: str, start: Any = None) -> dict[str, 
     Raises:
         ValueError: an answer that stands nowhere in it.
     """
+    # no answer is an answer (SQuAD 2.0), not a fault
     if given is None or given == "" or given == []:
         return {"text": [], "answer_start": []}
     if isinstance(given, dict):
@@ -131,6 +134,7 @@ def places_of_answers(given: Any, context: str, start: Any = None) -> dict[str, 
         )
         if not isinstance(text, str):
             raise ValueError(f"the answer {one!r:.60}; wanted a text, or a record with text and answer_start")
+        # without a place the first occurrence is taken: who publishes bare texts doesn't say which
         own = context.find(text) if own is None else int(own)
         if own < 0:
             raise ValueError(f"the answer {text!r:.60} stands nowhere in its context")
@@ -158,14 +162,17 @@ def lay_out_choices(rows: Dataset, data: DataArguments) -> Laid:
         raise InputError(
             f"No column '{column}' in {data.name}; it has {', '.join(there)}. Set --text_pair_column"
         )
+    # one column of lists, or a column for each choice
     offers = [column] if column else columns_of_choices(there)
     if not offers:
         raise InputError(
             f"No column 'choices' in {data.name}; it has {', '.join(there)}; wanted a list of choices, or a "
             "column for each. Set --text_pair_column"
         )
+    # without the choices: `answer_a` must not be taken for the column with the answer
     rest = rows.select_columns([name for name in there if name not in offers])
     picked = pick_columns(rest, replace(data, text_pair_column=None), text=STEMS, label=RIGHT)
+    # a text that the user named is the whole question
     before = [] if data.text_column else _read_before(rest, picked.text)
     if (
         column
@@ -175,8 +182,10 @@ def lay_out_choices(rows: Dataset, data: DataArguments) -> Laid:
         and rows.features[column].feature == Value("string")
     ):
         return as_read(rows, Columns(picked.text, column, picked.label))
+    # SWAG's second sentence is begun in a column of its own, and the endings go on from it
     goes_on = "sent2" if picked.text == "sent1" and "sent2" in there else None
     parts = [*before, picked.text, *([goes_on] if goes_on else [])]
+    # told from the whole column: one row's `1` may be a place from 0, from 1, or a name
     how = _how_answered(rows, picked.label, offers)
     choices, answers = [], []
     for index, row in enumerate(rows):
@@ -188,6 +197,7 @@ def lay_out_choices(rows: Dataset, data: DataArguments) -> Laid:
                 f"In {place_of(rows, index)}: {error}. Mend the row, or set --label_column"
             ) from error
         choices.append(offered)
+    # `id` names rows in predictions, `__...` their places in messages
     kept = [name for name in rows.column_names if name == "id" or name.startswith("__")]
     made = Dataset.from_dict(
         {
@@ -211,6 +221,7 @@ def _read_before(rows: Dataset, question: str) -> list[str]:
     feature = rows.features[found] if found else None
     if found is None or not (isinstance(feature, Value) and "string" in str(feature.dtype)):
         return []
+    # a column that the question repeats in every row would be read twice
     inside = all((one or "") in (other or "") for one, other in zip(rows[found], rows[question], strict=True))
     return [] if inside else [found]
 
@@ -221,6 +232,7 @@ def columns_of_choices(there: Sequence[str]) -> list[str]:
         found = sorted(
             (m.group(1).lower(), name) for name in there if (m := re.fullmatch(pattern, name, re.IGNORECASE))
         )
+        # a single match is a column of another kind that happens to be called so
         if len(found) > 1:
             return [name for _, name in found]
     return []
@@ -240,7 +252,9 @@ def _how_answered(rows: Dataset, column: str, offers: Sequence[str]) -> str:
         InputError: two of these fit all rows and mean different choices.
     """
     every = [(offered_in(row, offers), row[column]) for row in rows]
+    # a way counts only if it reads every row
     fit = [how for how in ("name", "text") if all(_place(said, *one, how) is not None for one, said in every)]
+    # two ways may fit as long as they mean the same choices
     if len(fit) == 2:
         unlike = [
             n for n, (one, said) in enumerate(every) if len({_place(said, *one, how) for how in fit}) > 1
@@ -256,6 +270,7 @@ def _how_answered(rows: Dataset, column: str, offers: Sequence[str]) -> str:
     if fit:
         return fit[0]
     values = {str(said).strip() for _, said in every if said is not None}
+    # counted from 1 only if no 0 stands there and the last place does
     most = str(max((len(offered) for (_, offered), _ in every), default=0))
     return (
         "one"
@@ -268,10 +283,13 @@ def _place(given: Any, names: Sequence[str], offered: Sequence[Any], how: str) -
     """The place that an answer means, read in one way."""
     said = str(given).strip() if given is not None else ""
     if how == "text":
+        # a number is never matched as a text: choices `3, 4, 5` with answer 1 mean a place
         return list(offered).index(given) if isinstance(given, str) and given in offered else None
     if how == "name":
+        # `a` for A
         name = said if said in names else said.upper()
         return list(names).index(name) if isinstance(given, str) and name in names else None
+    # a column with gaps comes as floats: 2.0
     if not re.fullmatch(r"\d+(\.0)?", said):
         return None
     place = int(float(said)) - (how == "one")
@@ -291,6 +309,7 @@ def offered_in(row: dict[str, Any], offers: Sequence[str]) -> tuple[list[str], l
         if not all(isinstance(one.get("text", one.get("value")), str) for one in given):
             raise ValueError(f"the choices {given!r:.80}; wanted a text in each")
         return named, [one.get("text", one.get("value")) for one in given]
+    # tables pad rows of fewer choices with nothing
     kept = [one for one in given or () if one is not None]
     return [chr(65 + place) for place in range(len(kept))], kept
 
@@ -304,6 +323,7 @@ def place_of_answer(given: Any, names: Sequence[str], offered: Sequence[str], ho
     Raises:
         ValueError: none of them.
     """
+    # the column's own way first; dict.fromkeys drops the repetition
     for way in dict.fromkeys((how, "name", "text", "zero" if how != "one" else "one")):
         place = _place(given, names, offered, way)
         if place is not None:

@@ -100,6 +100,7 @@ class LengthBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
+        # any generator: neither the number of steps nor of micro-batches depends on it
         return sum(len(self._dealt(step)) for step in self._steps(np.random.default_rng(0)))
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -120,11 +121,13 @@ class LengthBatches(Sampler[list[int]]):
         """
         order = generator.permutation(len(self.lengths))
         if self.budget is not None:
+            # shuffled, then sorted stably: rows of one length come in another order each epoch
             order = order[np.argsort(self.lengths[order], kind="stable")]
             return self._by_budget(order)
         if self.group:
             jitter = generator.uniform(0.9, 1.1, len(order))  # so that the same rows don't meet in each epoch
             order = order[np.argsort(self.lengths[order] * jitter, kind="stable")]
+        # the rows of one optimizer step, over all processes
         size = self.shares.rows * self.shares.accumulation * self.shares.processes
         steps = [order[start : start + size] for start in range(0, len(order), size)]
         if self.group and len(steps) > 1 and len(steps[-1]) < size:
@@ -139,6 +142,7 @@ class LengthBatches(Sampler[list[int]]):
         return self._no_idle_process(steps)
 
     def _no_idle_process(self, steps: list[np.ndarray]) -> list[np.ndarray]:
+        # a process without a row would keep the others waiting for its gradients
         if len(steps) > 1 and len(steps[-1]) < max(self.shares.processes, self.shares.at_first):
             *steps, last, few = steps
             steps = [*steps, np.concatenate([last, few])]
@@ -169,7 +173,9 @@ class LengthBatches(Sampler[list[int]]):
             micro = math.ceil(len(step) / (self.shares.rows * self.shares.processes))
         else:
             micro = self.shares.accumulation
+        # no more micro-batches than rows that every process has
         micro = max(1, min(micro, self.shares.accumulation, len(step) // self.shares.processes))
+        # round robin over sorted rows: all processes get like lengths and finish together
         mine = step[self.shares.process :: self.shares.processes]
         return [mine[part::micro].tolist() for part in range(micro)]
 

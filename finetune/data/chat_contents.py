@@ -43,6 +43,7 @@ def _call(call: Any, *, json_text: bool) -> Any:
             arguments = json.loads(given)
         except json.JSONDecodeError:
             return call
+    # what is no call, or whose arguments are no mapping, is shown to the template as it stands
     if not function or (not json_text and not isinstance(arguments, dict)):
         return call
     # `type` stands in most templates; a call that stands alone is one of a function
@@ -52,6 +53,7 @@ def _call(call: Any, *, json_text: bool) -> Any:
 
 def shapes(messages: list[Message]) -> Iterator[list[Message]]:
     """A chat in each shape that it can have, the usual one first; all say the same."""
+    # without calls two of the three choices change nothing
     calls = [False, True] if any(message.get("tool_calls") for message in messages) else [False]
     seen: list[list[Message]] = []
     for parts, none, text in product([False, True], calls, calls):
@@ -72,9 +74,11 @@ def _shaped(message: Message, parts: bool, none: bool, text: bool) -> Message:
     if made.get("tool_calls"):
         if text:
             made["tool_calls"] = [_call(call, json_text=True) for call in made["tool_calls"]]
+        # words beside a call are never dropped
         if none and not made["content"]:
             made["content"] = None
     if parts and isinstance(made["content"], str):
+        # an empty content has no parts, not one empty part
         made["content"] = [{"type": "text", "text": made["content"]}] if made["content"] else []
     return made
 
@@ -85,6 +89,7 @@ def left_out(messages: Sequence[Message], prompt: str, said: str | None = None) 
     Args:
         said: the answer that the last message is; None where the chat ends with a question.
     """
+    # the answer itself is looked for in what is said, not in its prompt
     before = messages if said is None else messages[:-1]
     for place, message in enumerate(before):
         # what the assistant said earlier was looked for when it was its turn, and may be written otherwise
@@ -120,6 +125,7 @@ def reasoning_of(message: Message) -> str:
     apart = next((str(message[name]) for name in REASONING if message.get(name)), None)
     if apart is not None:
         return apart.strip()
+    # the closing tag alone is enough: some data leave the opening one out
     head, found, _ = str(message["content"] or "").partition("</think>")
     return head.replace("<think>", "").strip() if found else ""
 
@@ -129,18 +135,21 @@ def _texts(content: Any) -> list[str]:
     parts."""
     if isinstance(content, str):
         return TAGS.split(content)
+    # `text` is the part's own type, which templates don't write
     return [text for leaf in _leaves(content) for text in TAGS.split(leaf) if leaf != "text"]
 
 
 def _leaves(value: Any) -> list[str]:
     """What a structure says: the names and the arguments of calls, the texts of parts."""
     if isinstance(value, dict):
+        # ids and types of calls are not looked for: templates leave them out lawfully
         if "function" in value:
             function = value["function"]
             return [str(function.get("name", "")), *_leaves(function.get("arguments"))]
         return [leaf for one in value.values() for leaf in _leaves(one)]
     if isinstance(value, (list, tuple)):
         return [leaf for one in value for leaf in _leaves(one)]
+    # arguments as JSON: a template may write them with other blanks
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         try:
             return _leaves(json.loads(value))
@@ -156,6 +165,7 @@ def _gone(texts: Sequence[str], rendered: str) -> str | None:
         bare = text.strip()
         if not bare or bare in rendered:
             continue
+        # templates write texts within calls by `tojson`, with or without escapes
         forms = (bare, json.dumps(bare, ensure_ascii=False)[1:-1], json.dumps(bare)[1:-1])
         if not any(_blank(form) in _blank(rendered) for form in forms):
             return bare

@@ -22,8 +22,10 @@ def sequences(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]
     """
 
     def collate(features: Features) -> Batch:
+        # alone: `pad` would make tensors of ragged labels and offsets too, and fail
         inputs = [{k: f[k] for k in ("input_ids", "token_type_ids") if k in f} for f in features]
         lines: dict[str, Any] = {k: [f[k] for f in inputs] for k in inputs[0]}
+        # on the right whatever the tokenizer's habit: positions count from the first token
         batch = dict(processor.pad(lines, padding_side="right", return_tensors="pt"))
         for name in ("labels", "row"):
             if name in features[0]:
@@ -56,7 +58,9 @@ def continuations(processor: PreTrainedTokenizerBase) -> Callable[[Features], Ba
 
     def collate(features: Features) -> Batch:
         batch = pad(features)
+        # places that any row learns at; before the first the vocabulary's logits would be thrown away
         wanted = batch["labels"].ne(IGNORED).any(dim=0).nonzero()
+        # one at least: a batch without labels still needs logits of some shape
         kept = batch["labels"].shape[1] - int(wanted[0]) if len(wanted) else 1
         return batch | {"labels": batch["labels"][:, -kept:], "logits_to_keep": kept}
 
@@ -74,8 +78,10 @@ def packed_lines(processor: PreTrainedTokenizerBase) -> Callable[[Features], Bat
 
     def collate(features: Features) -> Batch:
         rows, gold = [f["input_ids"] for f in features], [f["labels"] for f in features]
+        # int32, which variable-length attention kernels ask for
         edges = torch.tensor([0, *map(len, rows)]).cumsum(0).to(torch.int32)
         longest = max(map(len, rows))
+        # along the packed line; `labels` itself stays one row a text, for sums by row
         line = torch.tensor([label for row in gold for label in row])
         return {
             "input_ids": torch.tensor([[token for row in rows for token in row]]),

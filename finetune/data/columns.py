@@ -63,11 +63,13 @@ def find_columns(rows: Dataset, data: DataArguments, pair: bool = False) -> Colu
         named = vars(data)[flag]
         if named is not None and named not in there:
             raise InputError(f"No column '{named}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
+    # found before the texts: its error names the flag that is most often missing
     label = data.label_column or first_there(LABELS, there, data.name, "--label_column")
     if not pair:
         return Columns(data.text_column or first_there(TEXTS, there, data.name, "--text_column"), None, label)
     text, second = data.text_column, data.text_pair_column
     if text is None or second is None:
+        # both must stand there, and a named one in its own place of the pair
         found = next(
             (
                 p
@@ -92,6 +94,7 @@ def first_there(usual: tuple[str, ...], there: list[str], name: str, flag: str) 
     Raises:
         InputError: none has any.
     """
+    # reversed, so that of `Text` and `text` the first in the file wins
     known = {column.lower(): column for column in reversed(there)}
     found = next(
         (column if column in there else known[column.lower()] for column in usual if column.lower() in known),
@@ -109,6 +112,7 @@ def class_names(rows: Dataset, column: str) -> list[str]:
         InputError: a column of free floats or of something that is no class.
     """
     feature = rows.features[column]
+    # declared names keep their ids, also those that no row has
     if isinstance(feature, ClassLabel):
         return list(feature.names)
     if not isinstance(feature, Value):
@@ -120,6 +124,7 @@ def class_names(rows: Dataset, column: str) -> list[str]:
         value for value in rows[column][:] if value is not None and value == value
     }  # NaN is no class either
     if feature.dtype.startswith(("float", "double")):
+        # pandas writes whole classes as 1.0 where one is missing
         free = next((value for value in sorted(values) if not value.is_integer()), None)
         if free is not None:
             raise InputError(
@@ -127,11 +132,13 @@ def class_names(rows: Dataset, column: str) -> list[str]:
                 "regression, or --label_column to a column of classes"
             )
         values = {int(value) for value in values}
+    # a column of identifiers or texts, on which a head of as many outputs would be built
     if len(values) > 1000 and len(values) > len(rows) // 2:
         raise InputError(
             f"The label column '{column}' holds {len(values)} different values in {len(rows)} rows; set "
             "--label_column"
         )
+    # sorted, so that ids don't depend on the order of rows
     return [str(value) for value in sorted(values)]
 
 
@@ -142,10 +149,12 @@ def class_ids(rows: Dataset, column: str, labels: list[str]) -> list[int]:
     feature = rows.features[column]
     place = {name: index for index, name in enumerate(labels)}
     if isinstance(feature, ClassLabel):
+        # by name: this split's ids may be in another order than the training's
         of_id = [place.get(name, -1) for name in feature.names]
         return [
             of_id[value] if value is not None and 0 <= value < len(of_id) else -1 for value in rows[column][:]
         ]
+    # the classes of floats are named as whole numbers, in `class_names`
     whole = isinstance(feature, Value) and feature.dtype.startswith(("float", "double"))
     return [
         place.get(str(int(value)) if whole and value is not None and value == value else str(value), -1)
@@ -166,9 +175,11 @@ def with_classes(rows: Dataset, column: str) -> Dataset:
     if isinstance(rows.features[column], ClassLabel):
         return rows
     names = class_names(rows, column)
+    # by hand rather than by `class_encode_column`, which knows no row without a class
     ids = class_ids(rows, column, names)
     features = rows.features.copy()
     features[column] = ClassLabel(names=names)
+    # added as whole numbers first: rows of -1 stay unlabelled
     return rows.remove_columns(column).add_column(column, ids).cast_column(column, features[column])
 
 
@@ -206,9 +217,11 @@ def label_lists(feature: Any, values: Sequence[Sequence[Any] | None]) -> list[li
     Raises:
         InputError: a class that has no name, such as -1, or none at all.
     """
+    # indices of declared classes, or the names themselves
     names = feature.feature.names if isinstance(feature.feature, ClassLabel) else None
     for place, row in enumerate(values):
         for one in row or ():
+            # a negative place would silently take a name from the end of the list
             if one is None or (names is not None and not 0 <= one < len(names)):
                 raise InputError(
                     f"Row {place} has the label {one}, which is no class; wanted one or none. Mend the row"

@@ -58,11 +58,15 @@ def reviews(seed: int = 0, rows: int = 2800) -> DatasetDict:
     rng = random.Random(seed)
     material = yaml.safe_load(MATERIAL.read_text(encoding="utf-8"))
     known = hold_back(material, rng)
+    # the rest of the division falls to train
     held_out = {"validation": rows * 3 // 28, "test": rows * 5 // 28}
+    # one set for all splits: no text of evaluation stands in train
     texts: set[str] = set()
     splits = DatasetDict()
     for name, size in {"train": rows - sum(held_out.values()), **held_out}.items():
+        # the held-back eighth is met in evaluation alone
         writer = ReviewWriter(rng, known if name == "train" else material)
+        # balanced by construction, then shuffled
         labels = [1 - place % 2 for place in range(size)]
         rng.shuffle(labels)
         made = [
@@ -79,10 +83,12 @@ def hold_back(material: Any, rng: random.Random) -> Any:
     """
     if isinstance(material, dict):
         return {
+            # connectives and summary words are form, not content: without one some plans could not be written
             name: part if name in ("joints", "summary") else hold_back(part, rng)
             for name, part in material.items()
         }
     if isinstance(material, list):
+        # lists of fewer than eight lose none
         dropped = set(rng.sample(range(len(material)), len(material) // 8))
         return [line for number, line in enumerate(material) if number not in dropped]
     return material
@@ -97,8 +103,10 @@ def new_row(writer: ReviewWriter, label: int, texts: set[str]) -> dict[str, Any]
         titled = not draft.aspects or writer.rng.random() < 0.85
         text, tokens, tags = realise(writer.rng, draft.sentences, cast, titled)
         if text.lower() not in texts:
+            # lower-cased, as overlap between splits is counted
             break
     texts.add(text.lower())
+    # a summary must not tell a title that its text never says
     cast |= {} if cast["film"] in text else {"film": "The film"}
     choices = choose(writer, draft, cast)
     summary = choices[0]
@@ -121,7 +129,9 @@ def new_row(writer: ReviewWriter, label: int, texts: set[str]) -> dict[str, Any]
 def firmness(draft: Draft) -> int:
     """From 0 to 4: more with a firmer verdict and with more of the aspects on its side."""
     if not draft.aspects:
+        # a bare verdict has the whole scale to itself
         return 2 * draft.strength
+    # aspects against the verdict pull the rating towards the middle
     with_it = sum(said == draft.label for said, _ in draft.aspects.values())
     return draft.strength + round(2 * with_it / len(draft.aspects))
 
@@ -142,6 +152,7 @@ def summarise(words: dict[str, list[str]], draft: Draft, cast: dict[str, str]) -
 
 
 def describe(aspect: str, clause: str, cast: dict[str, str]) -> str:
+    # the person is named only if the clause did
     author = AUTHORS.get(aspect)
     return f"{aspect} by {cast[author]}" if author and f"<{author}>" in clause else aspect
 
@@ -150,11 +161,14 @@ def choose(writer: ReviewWriter, draft: Draft, cast: dict[str, str]) -> list[str
     """Four summaries, the right one first: this film's and another's of other aspects, each as it is
     and turned round.
     """
+    # begun with this film's aspects, so that others are drawn, with the same sides
     decoy = Draft(draft.label, aspects=dict(draft.aspects), strength=draft.strength)
     writer.add_aspects(decoy, [said for said, _ in draft.aspects.values()])
     decoy.aspects = {name: said for name, said in decoy.aspects.items() if name not in draft.aspects}
     other = draw_cast(writer.rng, writer.bank["names"])
+    # two films by one title would make two choices the same
     film = other["other"] if other["film"] == cast["film"] else other["film"]
+    # else the one title among the choices would give the answer away
     other["film"] = "The film" if cast["film"] == "The film" else film
     about = ((draft, cast), (turn_round(draft), cast), (decoy, other), (turn_round(decoy), other))
     return [summarise(writer.bank["summary"], what, names) for what, names in about]
@@ -190,6 +204,7 @@ def films(seed: int = 0, rows: int = 2800) -> DatasetDict:
         bank = known if name == "train" else material
         lines = []
         for number in range(len(part)):
+            # balanced: every other remark
             side = SIDES[number % 2]
             lines.append(
                 {

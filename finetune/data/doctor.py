@@ -112,11 +112,13 @@ class Found:
 
     def repeated(self) -> tuple[list[int], list[int]]:
         """Rows whose text stands before them, with the same label and with another; blanks and case aside."""
+        # labels that differ by blanks alone are no contradiction
         usual = {name: one for one, names in self.near().items() for name in names}
         first: dict[str, str] = {}
         same, other = [], []
         for place, (text, label) in enumerate(zip(self.texts, self.labels, strict=True)):
             key, label = plain(text), usual.get(label, label)
+            # the first row sets a text's label; it counts as `same` here and is taken out below
             if key and first.setdefault(key, label) == label:
                 same.append(place)
             elif key:
@@ -127,6 +129,7 @@ class Found:
             for place, text in enumerate(self.texts)
             if plain(text) not in seen and not seen.add(plain(text))  # type: ignore[func-returns-value]
         }
+        # the first of each text is the one to keep
         return [place for place in same if place not in firsts], other
 
 
@@ -146,11 +149,13 @@ def look(path: Path, text: str | None, label: str | None, encoding: str | None =
     wide: list[int] = []
     how = ending(path)
     if kind_of(path) == "csv":
+        # read by hand, as wide lines are to be counted here rather than to stop the reading
         told = decoded(content(path), str(path), encoding)
         columns, numbers = delimited(
             told, str(path), ("\t",) if how == "tsv" else (",", ";", "\t", "|"), wide
         )
         lines = [f"line {number}" for number in numbers]
+        # which sign it was, for the report: the reader keeps it to itself
         head = told.lstrip("\ufeff").partition("\n")[0]
         sign = next(
             (
@@ -163,6 +168,7 @@ def look(path: Path, text: str | None, label: str | None, encoding: str | None =
         how = f"{how}, cells parted by {'tabs' if sign == chr(9) else repr(sign)}"
     else:
         rows = read_files([path], Reading("lines", encoding))
+        # `row 3 (line 5)` → `line 5`, which is what an editor shows
         lines = [place.partition(" (")[2].rstrip(")") or place for place in rows[PLACE]]
         columns = {name: rows[name][:] for name in rows.column_names if name != PLACE}
     if not lines:
@@ -178,6 +184,7 @@ def _columns(
     for flag, named in (("text_column", text), ("label_column", label)):
         if named is not None and named not in there:
             raise InputError(f"No column '{named}' in {path}; it has {', '.join(there)}. Set --{flag}")
+    # the label first: its names are more telling than a text's
     label = label or first_of(LABELS, [name for name in there if name != text])
     text = text or first_of([name.lower() for name in TEXTS], [name for name in there if name != label])
     # by content: the longest texts, and the fewest different values
@@ -188,8 +195,10 @@ def _columns(
             if name != label and holds_text(values, name)
         }
         text = max(words, key=lambda name: words[name], default=None)
+    # fewest values, but more than one, and each in two rows on average
     if label is None:
         kinds = {name: len({str(v) for v in values}) for name, values in columns.items() if name != text}
+        # a column of identifiers has as many values as rows
         few = {name: count for name, count in kinds.items() if 1 < count <= max(2, len(columns[name]) // 2)}
         label = min(few, key=lambda name: few[name], default=None)
     if text is None or label is None:
@@ -205,6 +214,7 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
     """Lines that say what is in a file and what is wrong with it."""
     counts = Counter(label for label in found.labels if label.strip())
     same, other = found.repeated()
+    # tokens where the base's tokenizer is there, else words
     sizes = sorted(lengths if lengths is not None else [len(text.split()) for text in found.texts])
     said = [f"{found.name}: {found.how}; {len(found.lines)} rows; text ← {found.text}, label ← {found.label}"]
     rest = [name for name in found.columns if name not in (found.text, found.label)]
@@ -224,6 +234,7 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
         "rows repeat an earlier text with another label", None),
     ]  # fmt: skip
     for places, what, names in faults:
+        # lines that are no rows have no entry in `found.lines` and bring their own names
         if places:
             lines = names or [found.lines[place] for place in places]
             said.append(
@@ -234,6 +245,7 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
             "  ! labels differ by blanks or case alone: "
             f"{', '.join(f'{name!r} ({counts[name]})' for name in names)} → {usual!r}"
         )
+    # a class of one row that is a twin is a slip of writing, said above
     near = {name for names in found.near().values() for name in names}
     said += [
         f"  ! the class {name!r} has one row: nothing is left to evaluate it on"
@@ -254,6 +266,7 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
 
 def language_of(texts: Sequence[str]) -> str | None:
     """The language whose usual words stand in most texts; None where few do."""
+    # each word once a text: long texts count as short ones
     words = Counter(word for text in texts[:2000] for word in set(text.lower().split()))
     scores = {name: sum(words[word] for word in usual.split()) for name, usual in LANGUAGES.items()}
     best = max(scores, key=lambda name: scores[name])
@@ -273,6 +286,7 @@ def mended(found: Found, path: Path) -> list[str]:
     usual = {name: one for one, names in found.near().items() for name in names}
     same, other = found.repeated()
     reasons = dict.fromkeys(found.empty(), "no text") | dict.fromkeys(found.unlabelled(), "no label")
+    # later reasons win; a text without words can't be among the repeated
     reasons |= dict.fromkeys((*same, *other), "a text that stands before it")
     kept = [place for place in range(len(found.lines)) if place not in reasons]
     renamed = sum(
@@ -280,6 +294,7 @@ def mended(found: Found, path: Path) -> list[str]:
     )
     rows = [{name: values[place] for name, values in found.columns.items()} for place in kept]
     for row in rows:
+        # numbers stay numbers: only labels that have a twin are rewritten
         row[found.label] = usual.get(str(row[found.label]), row[found.label])
     path.parent.mkdir(parents=True, exist_ok=True)
     if ending(path) == "jsonl":

@@ -35,7 +35,9 @@ def sequence(
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         texts = [batch[column] for column in (columns.text, columns.pair) if column]
+        # decoders put nothing between two texts, which would run into each other
         given = apart(*texts, processor) if columns.pair else texts
+        # the mask is left to the collator, which knows the padding
         encoded = processor(*given, truncation=True, max_length=max_length, return_attention_mask=False)
         want_tokens(encoded, texts, max_length)
         features = {name: encoded[name] for name in encoded}
@@ -43,6 +45,7 @@ def sequence(
 
     features = mapped(rows, columns, encode, processor, {"max_length": max_length})
     if labels is not None:
+        # outside the cached map: other label names must not make the tokens anew
         features = features.add_column("labels", class_ids(rows, columns.label, labels))
     return report_cut(features, max_length)
 
@@ -58,6 +61,7 @@ def apart(firsts: list[str], seconds: list[str], processor: PreTrainedTokenizerB
     """The two texts of each row, with a line break between them where the tokenizer would put nothing
     (most decoders').
     """
+    # more special tokens for two texts than for one: a separator stands between them
     parted = processor.num_special_tokens_to_add(pair=True) > processor.num_special_tokens_to_add(pair=False)
     return [firsts, seconds if parted else ["\n" + text for text in seconds]]
 
@@ -73,6 +77,7 @@ def want_tokens(encoded: Any, texts: Sequence[Sequence[str]], max_length: int) -
             other text.
     """
     for whole, parts in zip(encoded.encodings or (), zip(*texts, strict=True), strict=False):
+        # None marks special tokens
         present = {part for part in whole.sequence_ids if part is not None}
         gone = next((text for part, text in enumerate(parts) if part not in present), None)
         if gone is not None:
@@ -88,8 +93,10 @@ def fingerprint(rows: Dataset, columns: Columns, *further: str) -> str:
     """
     digest = hashlib.sha256()
     for column in filter(None, (columns.text, columns.pair, columns.label, *columns.further, *further)):
+        # the type too: class ids with other names are other rows
         digest.update(f"{column}:{rows.features[column]}".encode())
         for value in rows[column]:
+            # a byte between values, so that `ab` + `c` is not `a` + `bc`
             digest.update(repr(content_of(value)).encode() + b"\x00")
     return digest.hexdigest()
 
@@ -124,9 +131,11 @@ def mapped(
         except RowError as error:
             place = place_of(rows, indices[error.place])
             raise InputError(f"{place[:1].upper()}{place[1:]}: {error}") from error
+        # places in the batch → numbers of the rows, whatever the batch's size
         source = features.pop("source", range(len(indices)))
         return features | {"row": [indices[place] for place in source]}
 
+    # by qualified name: tasks share this function and differ in `encode`
     return cached(rows, with_number, processor, fingerprint(rows, columns), encode.__qualname__, options)
 
 
@@ -137,6 +146,7 @@ def cached(rows: Dataset, encode: Callable, processor: PreTrainedTokenizerBase, 
     The key is made here, as datasets' own would be made of a tokenizer's pickle, which changes with the
     tokenizer's first call.
     """
+    # code, tokenizer, then what the caller says that features depend on
     found = [
         code(),
         tokenizer_key(processor),
@@ -158,6 +168,7 @@ def code() -> str:
     """Hash of the modules that encode: what an older version of an encoder has made is not what this
     one makes.
     """
+    # all modules of the rooms: an encoder calls functions of several
     package = Path(__file__).parent.parent
     files = sorted(file for room in ("data", "tasks", "objectives") for file in (package / room).glob("*.py"))
     return hashlib.sha256(b"\x00".join(file.read_bytes() for file in files)).hexdigest()
@@ -166,11 +177,14 @@ def code() -> str:
 def tokenizer_key(processor: Any) -> str:
     """What decides which tokens a text becomes, whatever the tokenizer was asked for before; of another
     processor all that it says of itself."""
+    # image processors and feature extractors, whose settings are all that there is
     if not isinstance(processor, PreTrainedTokenizerBase):
         return json.dumps(processor.to_dict(), sort_keys=True, default=str)
     special = json.dumps(processor.special_tokens_map, sort_keys=True, default=str)
     if not processor.is_fast:
+        # slow tokenizers have no serialised form; their vocabulary stands for it
         return special + json.dumps(processor.get_vocab(), sort_keys=True)
+    # a call with truncation or padding leaves both in the backend's state
     whole = json.loads(processor.backend_tokenizer.to_str())
     return special + json.dumps(
         {name: part for name, part in whole.items() if name not in ("truncation", "padding")}

@@ -89,7 +89,9 @@ def _read_file(file: Path, reading: Reading, alone: bool) -> Dataset:
     name = "" if alone else f" of {file.name}"
     if kind in ("parquet", "arrow"):
         rows = _foreign(file, kind)
+        # binary files have rows and no lines
         return rows.add_column(PLACE, [f"row {number}{name}" for number in range(len(rows))])
+    # parsing text is slow in Python: it is done once for each file and way of reading
     return _kept(file, reading, name, lambda: _read_text(file, kind, reading, name))
 
 
@@ -99,6 +101,7 @@ def _foreign(file: Path, kind: str) -> Dataset:
         return datasets.load_dataset(kind, data_files=[str(file)], split="train")
     except Exception as error:  # whatever a reader says of a damaged file, with the name of the file
         cause = error.__cause__ or error
+        # what `datasets` says of a file of 0 rows, which is no damage
         if "corresponds to no data" in str(error):
             raise InputError(f"{file} has 0 rows; name files with rows by --data_files") from error
         raise InputError(
@@ -108,6 +111,7 @@ def _foreign(file: Path, kind: str) -> Dataset:
 
 def _kept(file: Path, reading: Reading, name: str, read: Callable[[], Dataset]) -> Dataset:
     """What `read` gives, from the cache where the file, the options and the code that reads are old ones."""
+    # size and time instead of a hash: a large file would be read twice
     about = file.stat()
     told = [str(file.resolve()), about.st_size, about.st_mtime_ns, repr(reading), name, code()]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
@@ -116,18 +120,21 @@ def _kept(file: Path, reading: Reading, name: str, read: Callable[[], Dataset]) 
         return datasets.load_from_disk(str(folder))
     rows = read()
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # beside its goal, since a rename is atomic within one file system alone: nobody sees half a folder
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     with without_bars():
         rows.save_to_disk(str(scratch / key))
     with suppress(OSError):  # another process was faster, with the same rows
         (scratch / key).rename(folder)
     shutil.rmtree(scratch, ignore_errors=True)
+    # read back rather than handed on: memory-mapped, in the first run as in later ones
     return datasets.load_from_disk(str(folder))
 
 
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Steps of a moment, whose bars would be a wall of lines."""
+    # a user who has them off keeps them off
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -153,6 +160,7 @@ def _read_text(file: Path, kind: str, reading: Reading, name: str) -> Dataset:
         text = decoded(content(file), str(file), reading.encoding)
         if kind == "csv":
             tabs = ending(file) == "tsv"
+            # some CoNLL files are published as .tsv: sentences parted by blank lines have no header
             if tabs and "\n\n" in text and conll.is_conll(text):
                 columns, lines = conll.read_conll(text, str(file))
             else:
@@ -161,6 +169,7 @@ def _read_text(file: Path, kind: str, reading: Reading, name: str) -> Dataset:
             columns, lines = records.read_records(text, file)
         elif kind == "ts":
             columns, lines = read_ts(text, str(file))
+        # .txt files may hold sentences, a word a line
         elif kind == "conll" or conll.is_conll(text):
             columns, lines = conll.read_conll(text, str(file))
         else:
@@ -180,8 +189,10 @@ def as_dataset(columns: Columns, name: str) -> Dataset:
     """
     for column, values in columns.items():
         _check_mixture(column, values, columns, name)
+    # Arrow has one type a column; what has none goes through JSON
     free = {column for column, values in columns.items() if _is_free(values)}
     rows = Dataset.from_dict({column: values for column, values in columns.items() if column not in free})
+    # in the order of the file, restored below
     for column in (column for column in columns if column in free):
         rows = with_json(rows, column, columns[column])
     return rows.select_columns(list(columns))
@@ -223,6 +234,7 @@ def _check_mixture(column: str, values: list[Any], columns: Columns, name: str) 
     kinds: dict[str, int] = {}
     for place, value in enumerate(values):
         if value is not None:
+            # the first cell of each kind, for the message
             kinds.setdefault(_kind(value), place)
     if len(kinds) < 2:
         _check_lists(column, values, columns, name)
@@ -242,6 +254,7 @@ def _check_lists(column: str, values: list[Any], columns: Columns, name: str) ->
         for one in value if isinstance(value, list) else ():
             if one is not None:
                 kinds.setdefault(_kind(one), (place, one))
+    # mixtures with lists or mappings are free cells, kept as JSON
     if len(kinds) > 1 and set(kinds) & {"text", "number", "truth value"} == set(kinds):
         (first, (one, what)), (second, (other, more)) = list(kinds.items())[:2]
         places = columns.get(PLACE) or [f"row {place}" for place in range(len(values))]
@@ -253,6 +266,7 @@ def _check_lists(column: str, values: list[Any], columns: Columns, name: str) ->
 
 
 def _kind(value: Any) -> str:
+    # first, as a bool is an int too
     if isinstance(value, bool):
         return "truth value"
     return {str: "text", int: "number", float: "number", list: "list", dict: "mapping"}.get(
@@ -262,13 +276,16 @@ def _kind(value: Any) -> str:
 
 def _documents(text: str, documents: str) -> tuple[Columns, list[int]]:
     """A text file's rows: lines (as they stand, blank ones too), paragraphs, or the whole."""
+    # not splitlines(), which also parts at form feeds and Unicode separators
     lines = re.split(r"\r\n|\n|\r", text)
     if documents == "lines":
+        # behind the last line break stands no line
         lines = lines[:-1] if lines and not lines[-1] else lines
         return {"text": lines}, list(range(1, len(lines) + 1))
     if documents == "files":
         return {"text": ["\n".join(lines).strip("\n")]}, [1]
     texts, starts, held = [], [], []
+    # a blank line at the end closes the last paragraph
     for number, line in enumerate([*lines, ""], start=1):
         if line.strip():
             held.append(line)
@@ -286,6 +303,7 @@ def _sheet(file: Path) -> tuple[Columns, list[int]]:
     except ImportError as error:
         raise InputError("An .xlsx file wants the package openpyxl: pip install openpyxl") from error
     try:
+        # values, not formulas; rows as they are needed
         book = openpyxl.load_workbook(file, read_only=True, data_only=True)
     except Exception as error:  # whatever a damaged archive makes of it
         raise InputError(f"Cannot read {file}: {type(error).__name__}: {error}") from error
@@ -307,8 +325,11 @@ def _sheet(file: Path) -> tuple[Columns, list[int]]:
         (number, [None if cell in ("", None) else cell for cell in row])
         for number, row in enumerate(filled[0].iter_rows(values_only=True), start=1)
     ]
+    # blank rows are skipped, the numbers of the others stay the sheet's
     (_, header), *rows = [(number, row) for number, row in records if any(cell is not None for cell in row)]
     names = [f"column_{place}" if cell is None else str(cell).strip() for place, cell in enumerate(header)]
+    # columns without a header are kept only if they hold something: formatting makes sheets wider than their
+    # rows
     used = [
         place
         for place, name in enumerate(names)
@@ -321,4 +342,5 @@ def _sheet(file: Path) -> tuple[Columns, list[int]]:
 def _cell(value: Any) -> Any:
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
+    # dates as texts, as in files of text
     return value.isoformat() if hasattr(value, "isoformat") else str(value)

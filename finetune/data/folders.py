@@ -42,10 +42,13 @@ def files_of(path: Path, data_files: list[str] | None) -> dict[str, list[Path]]:
     for file in sorted(
         f for f in path.rglob("*") if f.is_file() and kind_of(f) and not f.name.startswith(("README", "."))
     ):
+        # what `save_to_disk` wrote is read by `datasets` itself
         if file.name in ("dataset_info.json", "state.json", "dataset_dict.json"):
             return {}
+        # the hub's shards
         stem = re.sub(r"-\d{5}-of-\d{5}.*$", "", file.name.partition(".")[0])
         found.setdefault(SPLIT_NAMES.get(stem, stem), []).append(file)
+    # one file, or a folder of books under titles: all to train on
     if len(found) == 1 or (found and not set(found) & set(SPLITS) and _all_texts(found)):
         return {"train": [file for files in found.values() for file in files]}
     return _of_one_kind(found)
@@ -54,7 +57,9 @@ def files_of(path: Path, data_files: list[str] | None) -> dict[str, list[Path]]:
 def _named_files(path: Path, data_files: list[str]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for entry in data_files:
+        # once: a path may hold a sign of equality
         split, name = entry.split("=", 1) if "=" in entry else ("train", entry)
+        # inside the data set where it is a folder, else from where one stands
         file = path / name if path.is_dir() else Path(name)
         if not file.is_file():
             raise InputError(f"No file {file}, named by --data_files {split}={name}")
@@ -72,6 +77,7 @@ def _of_one_kind(files: dict[str, list[Path]]) -> dict[str, list[Path]]:
     kinds = {kind_of(file) for file in files.get("train", [])}
     others = {split: [f for f in paths if kind_of(f) not in kinds] for split, paths in files.items()}
     strange = [str(file) for paths in others.values() for file in paths]
+    # without a training split, or with one of several kinds, nothing tells which are meant
     if len(kinds) != 1 or not strange:
         return files
     logger.warning(
@@ -125,6 +131,7 @@ def sliced(bounds: str, length: int, flag: str) -> range:
     Raises:
         InputError: bounds that can't be read.
     """
+    # the closing bracket is still there: the name was parted at the opening one
     match = re.fullmatch(r"(-?\d+%?)?:(-?\d+%?)?\]", bounds)
     if not match:
         raise InputError(
@@ -143,6 +150,7 @@ def kept_aside(rows: Dataset, label: str | None, seed: int) -> tuple[list[int], 
 
     A class of one row stays in training. The same rows and seed give the same split.
     """
+    # shuffled first: within a class, rows are then taken at random
     order = np.random.default_rng(seed).permutation(len(rows))
     column = label or next((c for c in rows.column_names if c.lower() in CLASSES), None)
     size = max(1, len(rows) // 10)
@@ -151,7 +159,9 @@ def kept_aside(rows: Dataset, label: str | None, seed: int) -> tuple[list[int], 
             [str(value) for value in rows[column][:]], return_inverse=True, return_counts=True
         )
         if len(counts) <= max(2, len(rows) // 2):  # else it is no class but a text, or a number
+            # stable, so that the shuffled order stays within each class
             order = order[np.argsort(classes[order], kind="stable")]
+            # a class of one row could only be evaluated, never learnt
             order = order[counts[classes[order]] > 1] if (counts > 1).any() else order
     # every so many-th of the rows in the order of their classes has all classes in proportion
     places = (np.arange(size) * len(order)) // size + len(order) // size // 2
@@ -178,10 +188,12 @@ def groups_apart(rows: Dataset, wanted: str, seed: int) -> tuple[list[int], list
         feature.names[one] if isinstance(feature, ClassLabel) and one is not None and one >= 0 else str(one)
         for one in rows[column]
     ]
+    # sorted, so that the seed draws the same groups whatever order rows are in
     groups = sorted(set(values))
     chosen = {value}
     if not named:
         order = np.random.default_rng(seed).permutation(len(groups))
+        # at least one group, however few there are
         chosen = {groups[place] for place in order[: max(1, len(groups) // 10)]}
     if not chosen <= set(groups) or len(groups) < 2:
         raise InputError(

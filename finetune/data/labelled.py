@@ -34,7 +34,9 @@ def lay_out_classes(rows: Dataset, data: DataArguments, pair: bool) -> Laid:
         InputError: a column that is missing.
     """
     columns = find_columns(rows, data, pair)
+    # before anything looks at classes: names decide what -1 may mean
     rows = named_classes(rows, columns.label, data.class_names)
+    # the second text would be reported as unread: the hint says which task reads it
     two = next((p for p in PAIRS if set(p) <= set(columns_of(rows))), None)
     hint = ", or set --task pairs to read both" if two and not pair else ""
     return as_read(rows, columns, hint)
@@ -68,6 +70,7 @@ def named_classes(rows: Dataset, column: str, names: Sequence[str] | None) -> Da
         for one in (value if isinstance(value, list) else [value])
         if one is not None
     }
+    # a negative id passes: it is no class and is dealt with as unlabelled
     if not all(isinstance(one, int) for one in values) or (values and max(values) >= len(names)):
         raise InputError(
             f"--class_names names {len(names)} classes, and '{column}' holds "
@@ -94,6 +97,7 @@ def labelled(
     Raises:
         InputError: -1 could be a class or none, and --minus_one doesn't say.
     """
+    # told from all splits: one alone may have no -1 by chance
     marked = {-1} if is_unlabelled([rows for rows, _ in parts], column, data.minus_one) else set()
     return [_with_label(rows, column, where, marked, drop) for rows, where in parts]
 
@@ -108,6 +112,7 @@ def is_unlabelled(parts: Sequence[Dataset], column: str, minus_one: str | None) 
     given = {value for rows in parts for value in rows[column][:] if value is not None}
     if -1 not in given or not all(isinstance(one, int) for one in given):
         return False
+    # a declared class has no name for -1, so that it can't be one
     if isinstance(parts[0].features[column], ClassLabel) or minus_one is not None:
         return minus_one != "keep"
     others = sorted(given - {-1})
@@ -117,12 +122,14 @@ def is_unlabelled(parts: Sequence[Dataset], column: str, minus_one: str | None) 
             "scale, or "
             "say that nobody gave one. Set --minus_one keep, or --minus_one drop to leave its rows out"
         )
+    # 0, 1, 2, ... without gaps are ids; other numbers (ratings) may well hold -1
     return others == list(range(len(others))) and len(others) > 2
 
 
 def _with_label(rows: Dataset, column: str, where: str, marked: set[int], drop: bool) -> Dataset:
     values = rows[column][:]
     gone = [place for place, value in enumerate(values) if value in marked or (drop and value is None)]
+    # an all-unlabelled split is a wrong column rather than rows to leave out
     if not gone or len(gone) == len(rows):
         return rows
     logger.warning(
@@ -138,6 +145,7 @@ def twins(counts: Counter[str]) -> dict[str, list[str]]:
     of them.
     """
     groups: dict[str, list[str]] = {}
+    # the most usual spelling comes first in its group and names it
     for name, _ in counts.most_common():
         groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
     return {" ".join(names[0].split()): names for names in groups.values() if len(names) > 1}
@@ -158,8 +166,10 @@ def settled_labels(parts: Sequence[Dataset], column: str, data: TextArguments) -
     for rows in parts:
         feature = rows.features[column]
         names = feature.names if isinstance(feature, ClassLabel) else None
+        # numbers have no blanks or case to differ by
         if names is None and not str(feature.dtype).endswith("string"):
             return list(parts)
+        # over all splits together: a spelling may stand in one alone
         counts.update(
             v if names is None else names[v]
             for v in rows[column]
@@ -193,6 +203,7 @@ def _renamed(rows: Dataset, column: str, one: dict[str, str]) -> Dataset:
 def say_classes(names: Sequence[str], counted: Sequence[tuple[str, Counter[str]]]) -> None:
     """Print the classes with their counts, split by split."""
     wide = max(len(name) for name in names)
+    # of many classes the largest; of few all, in the order of their ids
     shown = (
         sorted(names, key=lambda name: -counted[0][1][name])[:SHOWN] if len(names) > SHOWN else list(names)
     )
@@ -213,16 +224,19 @@ def lay_out_label_sets(rows: Dataset, data: DataArguments) -> Laid:
     """
     there = columns_of(rows)
     column = data.label_column or first_of(SETS, there)
+    # only without a column of sets: flags of 0 and 1 beside one say something else
     if column is None and (apart := _columns_of_labels(rows)):
         return _from_columns(rows, data, apart)
     columns = pick_columns(rows, data, label=SETS)
     feature, values = rows.features[columns.label], rows[columns.label][:]
     if isinstance(feature, dict) and values and all(_is_told(value) for value in values):
+        # a struct has the keys of all rows; one that nobody fills is no label
         names = [name for name in feature if any(value[name] is not None for value in values)]
         told = [[place for place, name in enumerate(names) if value[name]] for value in values]
         return as_read(_with_lists(rows, columns.label, told, names), columns)
     if isinstance(feature, Value) and str(feature.dtype).endswith(("string", "null")):
         return as_read(_with_lists(rows, columns.label, _parted(values)), columns)
+    # before lists of ids: [0, 1] could be either, and equal lengths of 0 and 1 alone speak for vectors
     if isinstance(feature, List) and is_multi_hot(values):
         names = data.class_names or [str(place) for place in range(len(next(v for v in values if v)))]
         if len(names) != len(next(v for v in values if v)):
@@ -257,6 +271,7 @@ def is_multi_hot(values: Sequence[Any]) -> bool:
 def _parted(values: Sequence[str | None]) -> list[list[str]]:
     """Texts as lists of labels: JSON, or names with a sign between them."""
     filled = [value.strip() for value in values if value and value.strip()]
+    # lists that a CSV file holds as texts
     if filled and all(value.startswith("[") and value.endswith("]") for value in filled):
         try:
             return [
@@ -268,6 +283,7 @@ def _parted(values: Sequence[str | None]) -> list[list[str]]:
                 [name.strip(" '\"") for name in (value or "").strip(" []").split(",") if name.strip(" '\"")]
                 for value in values
             ]
+    # in the order of PARTS: a comma may stand within a label, a bar hardly does
     sign = next((sign for sign in PARTS if any(sign in value for value in filled)), None)
     return [
         [name.strip() for name in (value.split(sign) if sign else [value]) if name.strip()] if value else []
@@ -281,6 +297,7 @@ def _with_lists(
     """The column with lists of labels, or of places of `names`, which then are classes even where no
     row has them.
     """
+    # declared names give a class its place even if no training row has it
     inner = Value("string") if names is None else ClassLabel(names=names)
     made = rows.remove_columns(column).add_column(column, lists, feature=List(inner))
     return made.select_columns(rows.column_names)
@@ -306,6 +323,7 @@ def _from_columns(rows: Dataset, data: DataArguments, apart: list[str]) -> Laid:
         raise InputError(
             f"No column 'text' in {data.name}; it has {', '.join(columns_of(rows))}. Set --text_column"
         )
+    # whole columns once, not row by row
     stored = {name: rows[name][:] for name in apart}
     sets = [
         [number for number, name in enumerate(apart) if stored[name][place]] for place in range(len(rows))

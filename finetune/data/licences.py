@@ -61,8 +61,10 @@ def noted(rows: Dataset, data: Any, name: str) -> Dataset:
         if column is not None and column not in there:
             raise InputError(f"No column '{column}' in {name}, named by --{flag}; it has {', '.join(there)}")
     if data.source_column is not None:
+        # under a name with `__`, which no layout reads as text
         rows = rows.rename_column(data.source_column, SOURCE)
     taken = (data.text_column, data.label_column, data.text_pair_column)
+    # a column that is the task's own text or label stays where it is
     own = data.licence_column or next((one for one in NAMES if one in there and one not in taken), None)
     if own is not None:
         return rows.rename_column(own, LICENCE)
@@ -81,7 +83,9 @@ def declared_licence(name: str) -> str | None:
     file = (path if path.is_dir() else path.parent) / "README.md"
     if not path.exists() or not file.is_file():
         return None
+    # front matter stands between two lines of dashes at the very beginning
     head, _, rest = file.read_text(encoding="utf-8", errors="replace").partition("---\n")
+    # dashes further down part the text, and declare nothing
     if head.strip():
         return None
     try:
@@ -100,6 +104,7 @@ def admitted(rows: Dataset, licences: Sequence[str] | None, name: str) -> Datase
     """
     if not licences:
         return rows
+    # case aside: MIT and mit
     wanted = {_plain(one) for one in licences}
     kept = [place for place, one in enumerate(rows[LICENCE]) if _plain(one) in wanted]
     others = Counter(told(one) for one in rows[LICENCE] if _plain(one) not in wanted)
@@ -137,6 +142,7 @@ def file_entry(file: Path, root: Path) -> dict[str, Any]:
     """Name, hash and size of a file that rows were read from."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
+        # a MiB at a time: files may be larger than memory
         while block := stream.read(1 << 20):
             digest.update(block)
     inside = root in file.parents
@@ -149,6 +155,7 @@ def with_licences(rows: Dataset, data: Any, train: bool = True) -> Dataset:
     if train:
         return admitted(noted(rows, data, data.name), data.licences, data.name)
     named = {"licence_column": data.licence_column, "source_column": data.source_column}
+    # evaluation rows may lack what training rows must have
     there = {flag: column if column in rows.column_names else None for flag, column in named.items()}
     # verbs that only read have no option of licences, which `replace` would refuse to set
     return noted(rows, SimpleNamespace(**(vars(data) | there | {"licences": None})), data.name)

@@ -75,8 +75,10 @@ def as_files(rows: Dataset, column: str, typed: Any, data: TextArguments) -> Dat
     Raises:
         InputError: it holds something else.
     """
+    # undecoded: the files are opened when a batch is made
     if isinstance(rows.features[column], type(typed)):
         return rows.cast_column(column, typed)
+    # Arrow's type, as features name structs and binaries in several ways
     kind = rows.data.schema.field(column).type
     fields = {kind.field(place).name for place in range(kind.num_fields)} if pa.types.is_struct(kind) else {}
     if {"bytes", "path"} <= set(fields):
@@ -85,6 +87,7 @@ def as_files(rows: Dataset, column: str, typed: Any, data: TextArguments) -> Dat
         cells = [None if cell is None else {"bytes": cell, "path": None} for cell in rows[column]]
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
         base = Path(data.name).expanduser()
+        # paths in a table are meant from where the table lies
         base = base if base.is_dir() else base.parent
         cells = [{"bytes": None, "path": str(base / cell)} if cell else None for cell in rows[column]]
     else:
@@ -116,6 +119,7 @@ def without_broken(
         InputError: some can't, each named with its row, where `drop` does not allow to leave them out.
     """
     with ThreadPoolExecutor() as pool:
+        # threads: reading and Pillow's decoders let go of the interpreter
         found = list(pool.map(fault, rows[columns.text]))
     broken = [place for place, reason in enumerate(found) if reason]
     if not broken:
@@ -140,6 +144,7 @@ def file_features(
     further: dict[str, list[int]] = {"row": list(range(len(rows))), "length": lengths}
     if labels is not None:
         further["labels"] = class_ids(rows, columns.label, labels)
+    # the files' cells are shared with the rows, not copied
     made = rows.select_columns([columns.text])
     made = made if columns.text == name else made.rename_column(columns.text, name)
     with without_bars():

@@ -32,6 +32,7 @@ def weighted(entries: Sequence[str]) -> dict[str, float]:
     """
     weights: dict[str, float] = {}
     for entry in entries:
+        # from the right: a path may hold signs of equality
         name, sign, given = entry.rpartition("=")
         if not sign or Path(entry).expanduser().exists():
             name, given = entry, "1"
@@ -57,9 +58,12 @@ def mixed(parts: Sequence[Part], seed: int) -> Dataset:
     """
     drawn = []
     for place, part in enumerate(parts):
+        # 2.3: all rows twice, and a sample of three tenths
         whole, rest = divmod(part.weight, 1)
+        # a generator for each part: another data set in front changes no other's sample
         order = np.random.default_rng((seed, place)).permutation(len(part.rows))
         few = order[: round(rest * len(order))]
+        # in order; the trainer shuffles
         wanted = [*np.tile(np.arange(len(order)), int(whole)), *few]
         if not wanted:
             raise InputError(

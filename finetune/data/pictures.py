@@ -46,7 +46,9 @@ def opened(cell: dict[str, Any], mode: str = COLOUR) -> Any:
     from PIL import ImageOps
 
     with image.open(io.BytesIO(file_bytes(cell))) as file:
+        # before the file closes; a picture cut short fails here
         file.load()
+        # phones save pictures lying and note how to turn them
         picture = ImageOps.exif_transpose(file)
     if picture.mode == mode:
         return picture
@@ -61,6 +63,7 @@ def opened(cell: dict[str, Any], mode: str = COLOUR) -> Any:
 def _eight_bits(values: np.ndarray) -> np.ndarray:
     """Grey values of 16 or 32 bits, or shares of 1, as 0 to 255."""
     most = float(values.max(initial=0))
+    # 257 = 65535 / 255
     scale = 255.0 if values.dtype.kind == "f" and most <= 1 else 1 / 257 if most > 255 else 1.0
     return np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
 
@@ -102,6 +105,7 @@ def say_kinds(cells: Sequence[dict[str, Any]], mode: str, wanted: dict[str, int]
         logger.warning("%s pictures are read as %s", told, mode)
     fixed = {"height", "width"} <= wanted.keys()
     side = fixed and (wanted["width"], wanted["height"])
+    # where the shorter edge is fixed, every size is brought to it
     strange = Counter({size: count for size, count in sizes.items() if size != side})
     if strange:
         told = ", ".join(f"{count} of {wide} x {high}" for (wide, high), count in strange.most_common(3))

@@ -63,8 +63,10 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
             "one of: "
             f"{', '.join(WORSE)}. Rename the columns, or set --dataset_name to preference pairs"
         )
+    # None where both answers are whole chats that hold the question
     fields = _question(rows, data, (better, worse))
     kept = [name for name in (*ABOUT, "id") if name in there]
+    # the first row tells a column's kind, as Arrow has one for all
     texts = (fields is None or fields.plain) and all(
         isinstance(value, str) or value is None
         for name in filter(None, (better, worse, fields and fields.asked)) for value in rows[name][:1]
@@ -81,6 +83,7 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
             made.setdefault(name, []).append(value)
     rest = rows.select_columns([name for name in rows.column_names if name in kept or name.startswith("__")])
     used = {**(fields.used() if fields else {}), "chosen": [better], "rejected": [worse]}
+    # without an answer's column `used` names the question's again, as its label
     used.pop("label", None)
     return Laid(
         with_columns(rest, made), Columns("prompt", None, "chosen"), used, lambda row: _read(row, fields,
@@ -92,10 +95,12 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
 
 def _question(rows: Dataset, data: DataArguments, answers: Sequence[str]) -> Fields | None:
     """The question's columns; a list of messages beside a prompt says what the better answer says."""
+    # without the answers: `chosen` may be a list of messages and would pass for the chat
     rest = rows.select_columns([name for name in columns_of(rows) if name not in answers])
     asked = data.text_column or first_of(
         (*ASKED[:1], "conversations", "conversation", *ASKED[1:]), columns_of(rest)
     )
+    # a chat column is a question only if its chats end with one; else it repeats the answer
     if asked is None:
         asked = next((name for name in columns_of(rest) if name.lower() in CHATS and _asks(rest, name)), None)
     if asked is None and data.layout is None:
@@ -104,6 +109,7 @@ def _question(rows: Dataset, data: DataArguments, answers: Sequence[str]) -> Fie
         rest = rest.remove_columns(
             [name for name in columns_of(rest) if name.lower() in CHATS and name != asked]
         )
+    # the answers are the two sides, whatever else could be one
     return replace(find_fields(rest, data, answer=False), answer=None)
 
 
@@ -118,10 +124,12 @@ def _texts(row: dict[str, Any], fields: Fields | None, answers: Sequence[str]) -
 
 
 def _chats(row: dict[str, Any], fields: Fields | None, answers: Sequence[str]) -> dict[str, Any]:
+    # a bare text is what the assistant says
     sides = [as_chat(row[name], role="assistant") for name in answers]
     if fields is None:
         return {"chosen": sides[0], "rejected": sides[1]}
     prompt = [_bare(message) for message in asked_messages(row, fields)]
+    # compared without marks on learning, which one side may have and the prompt not
     told = (
         [_bare(message) for message in sides[0][: len(prompt)]],
         [_bare(message) for message in sides[1][: len(prompt)]],
@@ -157,6 +165,7 @@ def with_columns(rows: Dataset, made: dict[str, list[Any]]) -> Dataset:
         filled = [value for value in values if value is not None]
         plain = all(isinstance(v, list) and all(set(m) == {"role", "content"} for m in v) for v in filled)
         if plain or isinstance(filled[0], (str, bool)):
+            # Arrow keeps such records as they are; with other keys it would fill them up with None
             added = Dataset.from_dict({name: values})
             rows = concatenate_datasets([rows, added], axis=1) if rows.column_names else added
         else:
@@ -180,6 +189,7 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
             f"{', '.join(there)}; "
             "wanted prompt, completion and label, or messages and label. Set --dataset_name"
         )
+    # --label_column names the verdict here, not an answer
     bare = replace(data, label_column=None, text_column=chat or data.text_column)
     fields = _question(rows, bare, (verdict, *([said] if said else [])))
     if fields is None:
@@ -217,6 +227,7 @@ def _answered(row: dict[str, Any], fields: Fields, said: str | None, plain: bool
     prompt = [_bare(message) for message in asked_messages(row, fields)]
     if said:
         return {"prompt": prompt, "completion": as_chat(row[said], role="assistant")}
+    # a question and an answer at least
     if len(prompt) < 2 or prompt[-1]["role"] != "assistant":
         raise MessageError("a chat that does not end with an answer")
     return {"prompt": prompt[:-1], "completion": prompt[-1:]}
@@ -228,6 +239,7 @@ def as_verdict(value: Any) -> bool:
     Raises:
         MessageError: a value that says neither.
     """
+    # True, 1, 1.0 and "yes" in one form
     said = str(value).strip().lower()
     if said in (*TRUE, *FALSE):
         return said in TRUE

@@ -28,6 +28,7 @@ def show_features(
 ) -> bool:
     """Print the first rows (--show_rows) as the model sees them; whether the run ends here (--check)."""
     split = "train" if "train" in features else "eval"
+    # a check that shows nothing would be none
     rows, most = features[split], max(data.show_rows, 1 if data.check else 0)
     # of a stream the first are read for it, and once more when it is trained on
     endless = not isinstance(rows, Sized)
@@ -77,6 +78,7 @@ def rendered(row: Mapping[str, Any], processor: PreTrainedTokenizerBase, labels:
         if not parts:
             return _no_text(row, labels)
         return "\n".join(f"{name}: {_decoded(value, processor)}" for name, value in parts.items())
+    # choices: one line of tokens for each
     if ids and isinstance(ids[0], list):
         return "\n".join(
             f"{OPEN}{text}{CLOSE}" if place == gold else text
@@ -89,11 +91,14 @@ def rendered(row: Mapping[str, Any], processor: PreTrainedTokenizerBase, labels:
             [False, *(label != IGNORED for label in gold)],
             processor,
         )
+    # told by the columns that only one task makes
     if isinstance(gold, list) and "words" in row:
         return _tagged(ids, gold, processor, labels)
     if isinstance(gold, list) and "offsets" in row:
+        # (0, 0) is no answer
         inside = [gold != [0, 0] and gold[0] <= place <= gold[1] for place in range(len(ids))]
         return _marked(ids, inside, processor)
+    # 0.0 and 1.0 for each label of a set
     if isinstance(gold, list) and gold and isinstance(gold[0], float):
         said = (
             ", ".join(

@@ -59,9 +59,11 @@ def asked_messages(
         MessageError: what can't be read as messages.
     """
     earlier = as_dialogue(row[fields.history], strange) if fields.history else []
+    # a history is what was said before: given, unless the user wants all of it learnt
     earlier = earlier if fields.turns == "all" else not_learnt(earlier)
     if fields.chat:
         said = as_dialogue(row[fields.chat], strange)
+    # decided row by row: a prompt may be a text in one and messages in another
     elif isinstance(row[fields.asked or ""], str) or row[fields.asked or ""] is None:
         text = asked_text(row, fields)
         said = [{"role": "user", "content": text}] if text else []
@@ -69,12 +71,15 @@ def asked_messages(
         said = as_chat(row[fields.asked or ""], strange)
         said = said if fields.turns == "all" else not_learnt(said)
         beside = BREAK.join(str(row[name]) for name in fields.beside if row[name])
+        # a context beside a prompt of messages has no message of its own to join
         said += [{"role": "user", "content": beside}] if beside else []
     system = row[fields.system] if fields.system else None
     if system:
+        # templates take one system message: the column's words and the chat's own become one
         own = [message for message in said[:1] if message["role"] == "system"]
         text = BREAK.join([str(system), *(m["content"] for m in own if m["content"] != system)])
         said = [{"role": "system", "content": text}, *earlier, *said[len(own) :]]
+        # the history stands behind the system's words, before the question
         return said
     return [*earlier, *said]
 
@@ -85,6 +90,7 @@ def asked_text(row: dict[str, Any], fields: Fields) -> str:
     Raises:
         MessageError: a part that is no text.
     """
+    # the instruction first, then what it is about
     parts = [row[name] for name in (fields.asked, *fields.beside) if name]
     strange = next(
         (part for part in parts if part is not None and not isinstance(part, (str, int, float))), None
@@ -142,6 +148,7 @@ def lay_out_chats(rows: Dataset, data: DataArguments) -> Laid:
     fields = find_fields(rows, data)
     if fields.layout == "text":
         return Laid(rows, Columns("text", None, "text"), fields.used(), lambda row: str(row["text"]), "text")
+    # texts alone stay texts: whether they go into a template is then the user's choice
     if fields.plain and not any(
         holds(rows, str(name), lambda v: not isinstance(v, str)) for name in (fields.asked, fields.answer)
     ):
@@ -159,6 +166,7 @@ def lay_out_chats(rows: Dataset, data: DataArguments) -> Laid:
             lambda row: f"{asked_text(row, fields)}\x00{row[str(fields.answer)]}",
             fields.layout,
         )
+    # JSON, since structs would give every message the keys of all
     features = {"messages": List(Json()), "tools": Json()} if fields.tools else {"messages": List(Json())}
 
     def read(row: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +193,7 @@ def lay_out_prompts(rows: Dataset, data: DataArguments, texts: Sequence[str] = (
     """
     there = columns_of(rows)
     asked = data.text_column or first_of((*CHATS, *ASKED), there)
+    # bare texts are prompts only if no question's column is there
     if asked is None and data.layout is None:
         asked = first_of(texts, there)
     try:
@@ -193,6 +202,7 @@ def lay_out_prompts(rows: Dataset, data: DataArguments, texts: Sequence[str] = (
             replace(data, text_column=asked) if asked and not first_of((*CHATS, *ASKED), there) else data,
             answer=False,
         )
+    # a named column that no layout knows is a text to begin from
     except InputError:
         if asked is None:
             raise
@@ -224,6 +234,7 @@ def unanswered(messages: Sequence[Message]) -> list[Message]:
         {key: value for key, value in message.items() if key not in ("train", "weight")}
         for message in messages
     ]
+    # the answer that the rows hold is not to be told to the model
     return bare[:-1] if bare and bare[-1]["role"] == "assistant" else bare
 
 
@@ -239,6 +250,7 @@ def lay_out_questions(
     there = columns_of(rows)
     one, other = data.text_column or first_of(sources, there), data.label_column or first_of(targets, there)
     named = data.text_column is not None and data.label_column is not None
+    # taken as they are only if no system, history or context would be lost by it
     asked = first_of(ASKED, there)
     if (
         one is not None
@@ -254,6 +266,7 @@ def lay_out_questions(
     # a chat beside a question and its answer says the same once more
     chats = [name for name in there if name.lower() in CHATS] if asked and first_of(ANSWERS, there) else []
     fields = find_fields(rows.remove_columns(chats), data)
+    # one source and one target can't hold several turns
     if fields.chat or fields.tools:
         raise InputError(
             f"The rows of {data.name} are chats ({fields.chat or fields.tools}), which this task doesn't "
@@ -302,6 +315,7 @@ def strange_keys(rows: Dataset, fields: Fields) -> dict[str, list[Any]]:
     """What messages hold under keys that nobody reads, by dotted names; without those that aren't wanted."""
     found: dict[str, list[Any]] = {}
     for column in (fields.chat, fields.history, fields.asked, fields.answer):
+        # under these names pairs and texts in turn are chats too
         loose = column in (fields.chat, fields.history)
         if column is None or not holds(
             rows, column, is_dialogue if loose else lambda value: is_chat(value) or is_message(value)
@@ -337,6 +351,7 @@ def mapped_rows(
             ) from error
 
     kept = {name: rows.features[name] for name in ("id", PLACE) if name in rows.column_names}
+    # `datasets` would hash the closure by its pickle, which differs from process to process
     told = [
         code(),
         repr(fields),

@@ -30,6 +30,7 @@ def read_records(text: str, file: Path) -> tuple[Columns, list[int] | None]:
         InputError: text that is no JSON, with its lines, or that holds no records.
     """
     stripped = text.lstrip()
+    # a list under the name of lines is read as a list
     if ending(file) in ("jsonl", "ndjson") and stripped[:1] != "[":
         return _json_lines(text, file)
     try:
@@ -43,9 +44,11 @@ def read_records(text: str, file: Path) -> tuple[Columns, list[int] | None]:
         return _json_lines(text, file)
     if whole is None:
         return _json_lines(text, file)
+    # a mapping is columns already; a list is records
     records = whole if isinstance(whole, list) else _records(whole, file)
     if isinstance(records, dict):
         return records, None
+    # articles with paragraphs, of which every question is a row
     if records and _is_squad(records[0]):
         records = _squad(records)
     strange = next((place for place, record in enumerate(records) if not isinstance(record, dict)), None)
@@ -58,6 +61,7 @@ def read_records(text: str, file: Path) -> tuple[Columns, list[int] | None]:
 
 def _json_lines(text: str, file: Path) -> tuple[Columns, list[int]]:
     records, lines, faults = [], [], []
+    # not splitlines(): JSON texts may hold separators that it parts at
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -65,6 +69,7 @@ def _json_lines(text: str, file: Path) -> tuple[Columns, list[int]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             comma = " (a comma at its end)" if line.rstrip().endswith("},") else ""
+            # all faults are gathered: a user mends them in one go
             faults.append(f"line {number}: {error.msg}{comma}")
             continue
         if not isinstance(record, dict):
@@ -79,14 +84,17 @@ def _json_lines(text: str, file: Path) -> tuple[Columns, list[int]]:
 
 def shape_of(whole: dict[str, Any]) -> tuple[str, str]:
     """How one JSON object holds rows, and the key where that is under one; `row` where it is a row itself."""
+    # pandas' orient="split"
     if set(whole) >= {"columns", "data"}:
         return "split", ""
+    # keys that hold rows, messages of one chat aside
     inner = [
         key
         for key, value in whole.items()
         if isinstance(value, list) and value and isinstance(value[0], dict) and not _is_chat(value)
     ]
     values = list(whole.values())
+    # one record with a chat is a row, though its chat is a list of mappings
     if any(_is_chat(value) for value in values):
         return "row", ""
     lists = [value for value in values if isinstance(value, list)]
@@ -97,6 +105,7 @@ def shape_of(whole: dict[str, Any]) -> tuple[str, str]:
         return "several", ", ".join(inner)
     if values and len(lists) == len(values) and len({len(value) for value in values}) == 1:
         return "columns", ""
+    # pandas' "columns" (column → number → cell) and "index" (number → row)
     if values and all(isinstance(value, dict) for value in values):
         keys = {str(key) for value in values for key in value}
         if all(key.isdigit() for key in keys):
@@ -126,6 +135,7 @@ def _records(whole: dict[str, Any], file: Path) -> list[Any] | Columns:
     if shape == "columns":
         return whole
     if shape == "numbered":
+        # by the numbers, since a column may lack some
         order = list(next(iter(whole.values())))
         return {column: [values.get(number) for number in order] for column, values in whole.items()}
     if shape == "rows":

@@ -33,6 +33,7 @@ class Spacing:
         if self.months:
             return f"{self.months} month{'s' * (self.months > 1)}"
         for name, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+            # the largest unit that it is a whole number of
             if self.seconds % size == 0:
                 count = int(self.seconds // size)
                 return f"{count} {name}{'s' * (count > 1)}"
@@ -45,6 +46,7 @@ class Spacing:
         """
         if self.months:
             return 12 // self.months if 12 % self.months == 0 else 1
+        # days have weeks, shorter steps have days
         cycle = 7 * 86400 if self.seconds >= 86400 else 86400
         return int(cycle // self.seconds) if 0 < self.seconds < cycle and cycle % self.seconds == 0 else 1
 
@@ -74,7 +76,9 @@ class Series:
 def times_from(start: np.datetime64, step: Spacing, places: np.ndarray) -> np.ndarray:
     """Time of each of the rows `places` (any shape), as datetime64[ms]."""
     if not step.months:
+        # milliseconds, in which `start` is
         return start + (places * step.seconds * 1000).astype("timedelta64[ms]")
+    # months have no fixed length: counted on the calendar, and the place within the month put back
     month = start.astype("datetime64[M]")
     within = start - month.astype("datetime64[ms]")
     moved = (month + (places * step.months).astype("timedelta64[M]")).astype("datetime64[ms]")
@@ -90,6 +94,7 @@ def find_time(rows: Dataset, named: str | None, name: str) -> str | None:
     there = columns_of(rows)
     if named is not None and named not in there:
         raise InputError(f"No column '{named}' in {name}; it has {', '.join(there)}. Set --time_column")
+    # reversed, so that of `Date` and `date` the first in the file wins
     known = {column.lower(): column for column in reversed(there)}
     return named or next((known[usual] for usual in TIMES if usual in known), None)
 
@@ -108,6 +113,7 @@ def find_channels(
         if strange:
             raise InputError(f"No column '{strange[0]}' in {name}; it has {', '.join(there)}. Set --{flag}")
     channels = list(wanted) if wanted else [column for column in there if column not in set(ignored or ())]
+    # all checked before any is read: the first fault names a column, not a cast
     for column in channels:
         feature = rows.features[column]
         if not isinstance(feature, Value) or not feature.dtype.startswith(NUMBERS):
@@ -150,6 +156,7 @@ def to_series(rows: Dataset, time: str | None, channels: Sequence[str], name: st
         start = moments[0]
     else:
         logger.warning("%s has no column of times: its rows are taken as evenly spaced", name)
+    # filled column by column: Arrow holds columns, and a stack would hold all twice
     values = np.empty((len(rows), len(channels)), np.float32)
     for place, column in enumerate(channels):
         values[:, place] = _numbers(rows, column)
@@ -158,8 +165,10 @@ def to_series(rows: Dataset, time: str | None, channels: Sequence[str], name: st
 
 def _numbers(rows: Dataset, column: str) -> np.ndarray:
     """A column as float32, [rows]."""
+    # float64 first, so that a number too large for float32 is told from one that is missing
     found = rows.with_format("pandas")[column][:].to_numpy(dtype=np.float64, na_value=np.nan)
     with np.errstate(over="ignore"):
+        # overflow becomes infinite, which is reported below with its row
         narrow = found.astype(np.float32)
     strange = np.flatnonzero(~np.isfinite(narrow))
     if len(strange):
@@ -182,15 +191,18 @@ def read_times(rows: Dataset, column: str, name: str) -> np.ndarray:
     feature, cells = rows.features[column], rows.with_format("pandas")[column][:]
     if isinstance(feature, Value) and feature.dtype.startswith(NUMBERS):
         years = cells.to_numpy(dtype=np.float64, na_value=np.nan)
+        # other numbers (seconds since 1970) could mean anything and are refused
         whole = (years == np.floor(years)) & (years >= 1) & (years < 10000)
         _every(whole, cells, rows, column)
         return (years - 1970).astype("datetime64[Y]").astype("datetime64[ms]")
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         cells = cells.astype(object)
+        # one format: guessing would read 01/02 as it falls
         found = pd.to_datetime(cells, format="ISO8601", errors="coerce", utc=True)
     else:
         found = pd.to_datetime(cells, errors="coerce", utc=True)
     _every(found.notna().to_numpy(), cells, rows, column)
+    # all in UTC, where hours don't go back in autumn
     return found.dt.tz_localize(None).to_numpy().astype("datetime64[ms]")
 
 
@@ -214,6 +226,7 @@ def even_step(times: np.ndarray, rows: Dataset | None, column: str) -> Spacing |
     if len(times) < 2:
         return None
     gone = np.diff(times).astype(np.int64)
+    # order before repetition before gaps: an unsorted file may have all three
     back = np.flatnonzero(gone < 0)
     if len(back):
         raise InputError(
@@ -227,11 +240,13 @@ def even_step(times: np.ndarray, rows: Dataset | None, column: str) -> Spacing |
             "series, with a row for each time: keep one of the rows, or give each series a column of its "
             "own (pandas: frame.pivot)"
         )
+    # months are 28 to 31 days: their steps are uneven in seconds
     months = np.diff(times.astype("datetime64[M]").astype(np.int64))
     calendar = months[0] > 0 and (months == months[0]).all() and gone[0] >= 28 * 86400_000
     if calendar and _same_day(times):
         return Spacing(months=int(months[0]))
     usual, counts = np.unique(gone, return_counts=True)
+    # the commonest step is the series' own, the others are gaps
     step = usual[counts.argmax()]
     uneven = np.flatnonzero(gone != step)
     if len(uneven):
@@ -249,6 +264,7 @@ def _same_day(times: np.ndarray) -> bool:
     """Whether all stand on the same day of their month, or all on its last."""
     days = times.astype("datetime64[D]")
     first = days.astype("datetime64[M]").astype("datetime64[D]")
+    # the first of the next month, less a day
     last = (days.astype("datetime64[M]") + 1).astype("datetime64[D]") - 1
     return len(np.unique(days - first)) == 1 or bool((days == last).all())
 

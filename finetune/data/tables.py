@@ -61,6 +61,7 @@ COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
 def ending(file: Path) -> str:
     """What a file's name says of its content, compression aside: `jsonl` of rows.jsonl.gz."""
     parts = file.name.lower().split(".")
+    # `rows.gz` alone says nothing of its content
     if len(parts) > 2 and parts[-1] in COMPRESSED:
         parts.pop()
     return parts[-1] if len(parts) > 1 else ""
@@ -113,6 +114,7 @@ def _without_mark(data: bytes) -> str:
     any language, and no text in another encoding has.
     """
     start = data[:20_000]
+    # the high byte of Latin letters is 0: it comes first or second
     even, odd = start[::2].count(0), start[1::2].count(0)
     if even or odd:
         return "utf-16-be" if even > odd else "utf-16-le"
@@ -123,6 +125,7 @@ def _legacy(data: bytes) -> tuple[str, str]:
     """Text in an encoding of before Unicode. Western Europe's, unless most letters would be foreign
     ones there.
     """
+    # in Western texts few letters have accents; in Cyrillic or Greek nearly all bytes are high
     letters = [byte for byte in data if byte > 127 or chr(byte).isalpha()]
     if sum(byte > 127 for byte in letters) > 0.4 * len(letters):
         from charset_normalizer import from_bytes
@@ -133,6 +136,7 @@ def _legacy(data: bytes) -> tuple[str, str]:
     try:
         return data.decode("cp1252"), "cp1252"
     except UnicodeDecodeError:
+        # never fails: cp1252 leaves five bytes undefined
         return data.decode("latin-1"), "latin-1"
 
 
@@ -151,6 +155,7 @@ def delimited(
     records, lines = _records(text, delimiter, quoting)
     if not records:
         return {}, []
+    # an index that pandas wrote has no name
     header = [cell.strip() or f"column_{place}" for place, cell in enumerate(records[0])]
     twice = next((cell for cell in header if header.count(cell) > 1), None)
     if twice is not None:
@@ -206,6 +211,7 @@ def _records(
         if any(cell.strip() for cell in cells):
             records.append(cells)
             lines.append(line)
+        # where the next record begins: one may take several lines
         line = reader.line_num + 1
         if most is not None and len(records) >= most:
             break
@@ -216,7 +222,9 @@ def typed(cells: Sequence[str]) -> list[Any]:
     """Cells as whole numbers or decimals where all of them are, else as they stand; None where there
     is nothing.
     """
+    # empty cells say nothing on a column's kind
     filled = [cell.strip() for cell in cells if cell.strip()]
+    # 18 digits fit into 64 bits; leading zeros (007) are identifiers
     if filled and all(WHOLE.fullmatch(cell) for cell in filled):
         return [int(cell) if cell.strip() else None for cell in cells]
     if filled and all(DECIMAL.fullmatch(cell) for cell in filled):

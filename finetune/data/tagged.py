@@ -42,6 +42,7 @@ def lay_out_tags(rows: Dataset, data: DataArguments) -> Laid:
         InputError: columns that are missing or hold no lists, entities that don't stand where they say.
     """
     there = columns_of(rows)
+    # records with places need text and no words; words with tags come first
     spans = data.label_column or first_of(ENTITIES, there)
     if (
         data.text_column not in WORDS
@@ -51,12 +52,14 @@ def lay_out_tags(rows: Dataset, data: DataArguments) -> Laid:
     ):
         return _from_places(rows, data, spans)
     columns = pick_columns(rows, data, text=WORDS, label=TAGS)
+    # tables can't hold lists: words and tags come as texts with blanks
     rows = _parted_words(rows, columns)
     for column in (columns.text, columns.label):
         want_lists(rows, column)
     rows = named_classes(rows, columns.label, data.class_names)
     rows = in_iob2(rows, columns.label)
     laid = as_read(rows, columns)
+    # other layers of tags on the same words are known companions, not unread text
     layers = tuple(
         name
         for name in there
@@ -78,6 +81,7 @@ def _parted_words(rows: Dataset, columns: Columns) -> Dataset:
             f"'{pair[1]}' {len(parts[1][uneven])}; wanted a tag for each word. Mend the row"
         )
     for name, lists in zip(pair, parts, strict=True):
+        # columns that are made anew would stand last
         order = rows.column_names
         rows = rows.remove_columns(name).add_column(name, lists, feature=List(Value("string")))
         rows = rows.select_columns(order)
@@ -97,6 +101,7 @@ def in_iob2(rows: Dataset, column: str) -> Dataset:
     feature = rows.features[column]
     tags = label_lists(feature, rows[column][:])
     declared = isinstance(feature.feature, ClassLabel)
+    # declared names count too: a split may lack the S- or E- that tell the scheme
     scheme = scheme_of([*tags, *([name] for name in feature.feature.names)] if declared else tags)
     # names that were declared with the data are IOB2's, and an I- that begins is a fault of its row
     if scheme in (None, "IOB2") or (declared and scheme == "IOB1"):
@@ -115,16 +120,19 @@ def scheme_of(tags: Sequence[Sequence[str]]) -> str | None:
     names = {tag for row in tags for tag in row} - {"O"}
     if not names or not all(len(name) > 2 and name[:2] in ("B-", *ENDING, *SINGLE, *INNER) for name in names):
         return None
+    # only these schemes mark ends and singles
     if any(name[:2] in (*ENDING, *SINGLE, "M-") for name in names):
         return "BIOES"
     begins, follows = False, False
     for row in tags:
         if len(row) == 1:
             continue  # one word, or the name of a class: it has no neighbour
+        # each tag with the one before it
         for before, tag in zip(["O", *row], row, strict=False):
             fresh = before[2:] != tag[2:]
             begins |= tag.startswith("I-") and fresh
             follows |= tag.startswith("B-") and fresh
+    # in IOB1 an entity begins with I-; B- stands only behind one of its own kind
     return "IOB1" if begins and not follows else "IOB2"
 
 
@@ -136,6 +144,7 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
             tag[:2] in (*INNER, *ENDING) and before[2:] == tag[2:] and before[:2] not in (*ENDING, *SINGLE)
         )
         made.append(tag if tag == "O" else ("I-" if goes_on else "B-") + tag[2:])
+        # as it was written: an S- or E- ends an entity, which I- would not show
         before = tag
     return made
 
@@ -156,6 +165,7 @@ def _from_places(rows: Dataset, data: DataArguments, column: str) -> Laid:
             ) from error
         words.append(row[0])
         tags.append(row[1])
+    # made below under these names
     kept = rows.remove_columns([name for name in rows.column_names if name in (*WORDS, *TAGS)])
     made = kept.add_column("tokens", words, feature=List(Value("string"))).add_column(
         "ner_tags", tags, feature=List(Value("string"))
@@ -197,6 +207,7 @@ def place_in(given: Any) -> tuple[int, int, str]:
         if None in found:
             raise ValueError(f"the entity {given!r:.80}; wanted start, end and label")
         start, end, kind = (given[str(name)] for name in found)
+        # Label Studio gives a list of labels
         kind = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
         return int(start), int(end), str(kind)
     if isinstance(given, (list, tuple)) and len(given) == 3:
@@ -213,10 +224,13 @@ def tagged(text: str, entities: Sequence[tuple[int, int, str]]) -> tuple[list[st
     borders = {border for start, end, _ in entities for border in (start, end)}
     places = []
     for match in PIECE.finditer(text):
+        # an entity may end within a word (`Oslo's`): the word is cut there
         cuts = [match.start(), *sorted(b for b in borders if match.start() < b < match.end()), match.end()]
         places += list(itertools.pairwise(cuts))
     tags, before = ["O"] * len(places), -1
+    # in order of place, so that overlap shows against the one before
     for start, end, kind in sorted(entities):
+        # blanks at an entity's ends hold no word
         inside = [place for place, (a, b) in enumerate(places) if start <= a and b <= end]
         if not inside or not 0 <= start < end <= len(text):
             raise ValueError(

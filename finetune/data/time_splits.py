@@ -55,6 +55,7 @@ def load_series(
         splits = cut(_in_one(splits, time_column, data.name), split_rows, data.name)
     elif len(splits) == 1 and not by_hand:
         (whole,) = splits.values()
+        # never a random tenth: rows of the future would stand in training
         splits = cut(whole, ",".join(map(str, SHARES)), data.name)
     evaluated = data.eval_split or default_eval(splits, None)
     if evaluated is None:
@@ -63,6 +64,7 @@ def load_series(
             "--split_rows to cut it"
         )
     held = split_of(splits, evaluated, "--eval_split")
+    # from the rows ahead, not from the evaluation's own: all of these are scored
     before = _before(splits, evaluated, time_column, data.name)
     if before is not None and context:
         held = concatenate_datasets([before.select(range(max(0, len(before) - context), len(before))), held])
@@ -88,6 +90,7 @@ def cut(whole: Dataset, wanted: str, name: str) -> DatasetDict:
             "and test as 8640,2880,2880, or shares as 0.7,0.1"
         )
     sizes = [float(part) for part in parts]
+    # shares, not rows
     if max(sizes) < 1:
         sizes = [size * len(whole) for size in sizes]
     rest = len(whole) - int(sizes[0]) - int(sizes[1])
@@ -122,6 +125,7 @@ def _in_one(splits: DatasetDict, time_column: str | None, name: str) -> Dataset:
             f"{name} has {len(parts)} files and no column of times to put them in order; set --time_column, "
             "or leave --split_rows out"
         )
+    # by time, since names sort as test, train, validation
     parts.sort(key=lambda part: read_times(part.select([0]), time, name)[0])
     return concatenate_datasets(parts)
 
@@ -135,10 +139,12 @@ def _before(splits: DatasetDict, wanted: str, time_column: str | None, name: str
     order = [split for split in SPLITS if split in splits]
     if base not in order or order.index(base) == 0:
         return None
+    # all parts ahead: a short validation part may hold less than the context
     whole = concatenate_datasets([splits[split] for split in order[: order.index(base)]])
     time = find_time(whole, time_column, name)
     if time is None:
         return whole
+    # two rows tell the step; reading all times again would take long
     ends = read_times(whole.select([len(whole) - 2, len(whole) - 1]) if len(whole) > 1 else whole, time, name)
     begins = read_times(splits[base].select([0]), time, name)[0]
     if begins <= ends[-1]:

@@ -26,6 +26,7 @@ def read_ts(text: str, name: str) -> tuple[dict[str, list[Any]], list[int]]:
             continue
         if not begun:
             key, _, told = line.lower().partition(" ")
+            # header lines are told by their first word; case differs from file to file
             begun = key == "@data"
             labelled |= key in ("@classlabel", "@targetlabel") and told.split()[:1] == ["true"]
             continue
@@ -40,12 +41,14 @@ def read_ts(text: str, name: str) -> tuple[dict[str, list[Any]], list[int]]:
 
 
 def _channel(text: str, line: int, name: str) -> list[float | None]:
+    # (time, value) pairs: the format's way of uneven steps
     if "(" in text:
         raise InputError(
             f"Line {line} of {name} gives its values times of their own; wanted series at even steps as "
             "1.0,2.0,?"
         )
     try:
+        # gaps stay gaps, for the task to fill or refuse
         return [None if cell.strip() in ("?", "NaN") else float(cell) for cell in text.split(",")]
     except ValueError as error:
         raise InputError(

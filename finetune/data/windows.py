@@ -47,6 +47,7 @@ class Windows(torch.utils.data.Dataset):
     ) -> None:
         self.values, self.context, self.horizon = values, context, horizon
         self.start, self.step = start, step
+        # the last origin still has a whole horizon behind it
         every = range(context, len(values) - horizon + 1)
         self.origins: Sequence[int] | np.ndarray = every if origins is None else origins
 
@@ -71,6 +72,7 @@ class Windows(torch.utils.data.Dataset):
             "length": self.context + self.horizon,
         }
         if self.start is not None and self.step is not None:
+            # times are computed for a whole batch at once, in `stacked`
             window["calendar"] = (self.start, self.step)
         return window
 
@@ -119,6 +121,7 @@ def stacked(windows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     batch["row"] = torch.tensor([one["row"] for one in windows])
     if "calendar" in windows[0]:
         context, horizon = (batch[name].shape[1] for name in ("past_values", "labels"))
+        # [batch, context + horizon], the series' rows
         places = batch["row"].numpy()[:, None] + np.arange(-context, horizon)
         told = torch.from_numpy(calendar(*windows[0]["calendar"], places))
         batch["past_time_features"], batch["future_time_features"] = told[:, :context], told[:, context:]

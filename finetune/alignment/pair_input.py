@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
 
@@ -33,7 +33,7 @@ from finetune.data.sources import DataArguments, Rows, load_rows, sample
 from finetune.data.streaming import StreamingArguments
 from finetune.training.streamed import make_stream
 
-Pairs = Dataset | IterableDataset
+Pairs: TypeAlias = Dataset | IterableDataset
 
 
 def read_preferences(

@@ -18,8 +18,8 @@ def main() -> None:
         sys.exit(error.returncode)
     except ChildFailedError as error:
         # The first that failed: the others were ended because of it.
-        _, first = error.get_first_failure()
-        print(f"\nerror: process {first.global_rank} ended with status {first.exitcode}", file=sys.stderr)
+        rank, first = error.get_first_failure()
+        print(f"\nerror: process {rank} ended with status {first.exitcode}", file=sys.stderr)
         # Ended by a signal, its status is negative, which a shell can't show.
         sys.exit(first.exitcode if first.exitcode > 0 else 1)
 

@@ -99,8 +99,8 @@ def left_out(messages: Sequence[Message], prompt: str, said: str | None = None) 
             if gone is not None:
                 return f"the content of message {place} ({message['role']}): {gone!r:.60}"
     if said is None:
-        calls = (_calls_gone(place, message, prompt) for place, message in enumerate(messages))
-        return next(filter(None, calls), None)
+        gone_calls = (_calls_gone(place, message, prompt) for place, message in enumerate(messages))
+        return next(filter(None, gone_calls), None)
     place, last = len(messages) - 1, messages[-1]
     calls = _calls_gone(place, last, said)
     if calls is not None:

@@ -48,7 +48,8 @@ def save_int4(network: Any, folder: Path) -> Path:
             f"{type(network).__name__} has no linear layer for int4; wanted inputs in groups of {GROUP} and "
             f"outputs in groups of {MULTIPLE}"
         )
-    tensors, modules = {}, dict(network.named_modules())
+    tensors: dict[str, Tensor] = {}
+    modules = dict(network.named_modules())
     for name in names:
         packed, scale = quantise(modules[name].weight.detach().float())
         tensors |= {name + PACKED: packed, name + SCALE: scale}
@@ -73,7 +74,9 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight = nn.Parameter(weight, requires_grad=False)
-    quantize_(layer, IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP)))
+    # torch makes the type when it is imported, which no stub knows
+    four_bits = vars(torch)["int4"]
+    quantize_(layer, IntxWeightOnlyConfig(weight_dtype=four_bits, granularity=PerGroup(GROUP)))
     found: Any = layer.weight
     raised = (found.qdata + 8).to(torch.uint8)
     return raised[:, ::2] | (raised[:, 1::2] << 4), found.scale.reshape(len(weight), -1).contiguous()

@@ -36,7 +36,7 @@ from finetune.objectives.collators import Fresh
 class AutoModelForNextPixel(_BaseAutoModelClass):
     """Models that say the next pixel of a picture; transformers has the table, and no class for it."""
 
-    _model_mapping = MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
+    _model_mapping: Any = MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
 
 
 def no_texts(*arguments: Any) -> Any:

@@ -32,6 +32,7 @@ from transformers.models.auto.modeling_auto import (
 
 from finetune import loss
 from finetune.errors import InputError
+from finetune.loss import same_labels
 from finetune.methods import check_packed, find_method
 from finetune.metrics import embeddings, likelihood
 from finetune.models import frozen_head, heads
@@ -116,7 +117,7 @@ class Objective:
     reads: str = TEXT
     load: Callable[..., Any] | None = None
     sized: Callable[..., Any] | None = None
-    keep_labels: Callable = loss.same_labels
+    keep_labels: Callable = same_labels
 
 
 def bind_mlm(given: dict[str, Any]) -> dict[str, Callable]:

@@ -160,8 +160,8 @@ def run_baseline(*groups: Any) -> dict[str, Any]:
         )
     )  # fmt: skip
     # options of training that would change nothing must not be taken silently
-    for flag, asked in _idle(given).items():
-        if asked:
+    for flag, wanted in _idle(given).items():
+        if wanted:
             raise InputError(f"{model.model_name_or_path} is fitted in one go; leave --{flag} out")
     check_baseline(model.model_name_or_path, task.task, method)
     changed = {"TaskArguments": replace(task, max_length=WHOLE_TEXT)}

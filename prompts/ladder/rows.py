@@ -61,7 +61,8 @@ def drawn(classes: np.ndarray, count: int, seed: int) -> list[int]:
     # one order for all counts: fewer rows are among more, so that a curve grows by rows that were added
     order = np.random.default_rng(seed).permutation(len(classes))
     seen: set[int] = set()
-    firsts, others = [], []
+    firsts: list[int] = []
+    others: list[int] = []
     for place in order:
         # the first of each class in front, so that a few rows know all classes
         (others if classes[place] in seen else firsts).append(int(place))

@@ -32,11 +32,13 @@ def answerer(
     Raises:
         InputError: options of generation that are no JSON mapping.
     """
+    # evaluation by loss alone, as of sft where it writes no answers
     if not row.answers:
         return None
     if row.read is not None:
         read = row.read
         return lambda kept, network: read(kept, asked)
+    # signatures of the metrics: scores compare only under the same
     logger.warning("%s", "; ".join(f"{name} {value}" for name, value in texts.signatures().items()))
     write = writer(options, processor, asked, batch_size)
     return lambda kept, network: write(network)
@@ -52,6 +54,7 @@ def save_answers(
     for another input), gold, prediction, score, and more.
     """
     rows, columns = asked.rows, asked.columns
+    # the data set's own names where it has them
     ids = rows["id"][:] if "id" in rows.column_names else range(len(rows))
     records = (
         {"id": name, "text": text} | answer

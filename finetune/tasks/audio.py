@@ -73,6 +73,7 @@ def say_kinds(cells: Any, processor: Any) -> list[int]:
             "%d of %d sounds are longer than the %.2f seconds that the model hears, and are cut (the longest "
             "has %.2f)", len(long), len(seconds), most, max(long),
         )  # fmt: skip
+    # whole numbers, by which batches are grouped; none is 0
     return [max(1, round(100 * one)) for one in seconds]
 
 
@@ -83,14 +84,18 @@ def collate(processor: Any) -> Callable[[Features], Batch]:
     Returns a function: features → input_values [batch, frames, bands], or [batch, samples] with
     attention_mask, or input_features [batch, bands, frames]; labels and row [batch].
     """
+    # samples a second
     rate = processor.sampling_rate
 
     def batch_of(features: Features) -> Batch:
         waves = [sounds.heard(f["audio"], rate)[0] for f in features]
+        # silence behind sounds of less than 25 ms
         waves = [np.pad(wave, (0, max(0, rate // SHORTEST - len(wave)))) for wave in waves]
         fixed = longest_heard(processor) is not None
+        # extractors of fixed length pad by themselves
         filled = {} if fixed else {"padding": True}
         batch = dict(processor(waves, sampling_rate=rate, return_tensors="pt", **filled))
+        # lengths before padding, for models that hear padding as sound (see `forward`)
         if not fixed:
             batch["samples"] = torch.tensor([len(wave) for wave in waves])
         for name in ("labels", "row"):
@@ -107,17 +112,20 @@ def forward(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     A model that normalises over a whole sound hears padding as sound: its rows are asked apart, those of one
     length together, so that no row's answer changes with its batch.
     """
+    # no input of the model
     samples = batch.pop("samples", None)
     apart = samples is not None and core(model).config.to_dict().get("feat_extract_norm") == "group"
     if not apart:
         return model(**batch)["logits"]
     assert samples is not None
     places, parts = [], []
+    # one pass for all rows of a length
     for length in samples.unique().tolist():
         chosen = (samples == length).nonzero()[:, 0]
         inputs = {name: value[chosen] for name, value in batch.items()}
         parts.append(model(**inputs | {"input_values": inputs["input_values"][:, :length]})["logits"])
         places.append(chosen)
+    # parts come by length: back to the batch's order
     return torch.cat(parts)[torch.cat(places).argsort()]
 
 

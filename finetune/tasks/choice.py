@@ -71,6 +71,7 @@ def encode(
         InputError: a choice that leaves no room for its text, or a text or choice without a single token.
     """
     assert columns.pair is not None
+    # for a text and a choice together
     room = max_length - processor.num_special_tokens_to_add(pair=True)
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
@@ -81,11 +82,13 @@ def encode(
             "cut": [],
         }
         for text, offered in zip(batch[columns.text], batch[str(columns.pair)], strict=True):
+            # the text once for each choice
             both = apart([text] * len(offered), list(offered), processor)
             alone = [
                 len(ids)
                 for ids in processor([text, *both[1]], add_special_tokens=False, verbose=False)["input_ids"]
             ]
+            # choices are never cut: two that are cut alike could not be told apart
             longest = max(alone[1:])
             if longest >= room:
                 raise InputError(
@@ -100,6 +103,7 @@ def encode(
             if "token_type_ids" in encoded:
                 features.setdefault("token_type_ids", []).append(encoded["token_type_ids"])
             features["length"].append(kept)
+            # the text is cut once for each choice, and counted so
             features["cut"].append(sum(max(alone[0] + one - room, 0) for one in alone[1:]))
         return features
 
@@ -114,6 +118,7 @@ def collate(processor: PreTrainedTokenizerBase) -> Callable[[Features], Batch]:
 
     def stack(features: Features) -> Batch:
         names: list[str] = [k for k in ("input_ids", "token_type_ids") if k in features[0]]
+        # rows of choices → lines, as the model reads one text a line
         lines: Features = [{k: f[k][i] for k in names} for f in features for i in range(len(f["input_ids"]))]
         batch = pad(lines) | {"choices": torch.tensor([len(f["input_ids"]) for f in features])}
         return batch | {
@@ -134,13 +139,16 @@ def forward(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
         .float()
         .squeeze(-1)
     )
+    # OUT leaves places without a choice no probability
     table = scores.new_full((len(counts), int(counts.max())), OUT)
+    # the mask fills row by row, which is the lines' order
     table[torch.arange(table.shape[1], device=counts.device) < counts[:, None]] = scores
     return table
 
 
 def read(kept: np.ndarray, asked: Asked) -> list[Answer]:
     """Scores [rows, choices] → the place of the best choice and its probability."""
+    # back in the order of the rows
     chances = softmax(kept)[asked.in_order()]
     return [
         {"gold": gold, "prediction": int(row.argmax()), "score": float(row.max())}

@@ -63,8 +63,10 @@ def examine_classes(rows: Rows, data: DataArguments, inputs: Inputs) -> Examined
     rows, columns = laid_out(rows, data, inputs.lay_out)
     assert rows.train is not None and rows.eval is not None
     class_names(rows.train, columns.label)  # that it holds classes is asked before anything else
+    # nothing is trained on: what training would need of its classes is not asked
     if rows.train is rows.eval:
         return _to_be_assessed(rows, columns, data, inputs)
+    # both splits together: a spelling or a -1 may stand in one of them alone
     whole, held_out = settled_labels(
         labelled(
             [(rows.train, "training"), (rows.eval, "evaluation")], columns.label, data, data.drop_empty_rows
@@ -72,10 +74,13 @@ def examine_classes(rows: Rows, data: DataArguments, inputs: Inputs) -> Examined
         columns.label,
         data,
     )
+    # before the sample, so that every sample of a file numbers its classes alike
     declared = class_names(whole, columns.label)
+    # classes first: `sample` balances over a ClassLabel alone
     train = inputs.filled(with_classes(whole, columns.label), columns, data.drop_empty_rows, "training")
     evaluation = inputs.filled(held_out, columns, data.drop_empty_rows, "evaluation")
     check_classes(train, columns.label, declared, "training")
+    # a declared class without a row would be an output that nothing trains
     labels = seen_classes(train, columns.label, declared)
     check_classes(evaluation, columns.label, labels, "evaluation")
     limit, (shots, seed) = data.max_train_rows, few_shots(data)
@@ -84,6 +89,7 @@ def examine_classes(rows: Rows, data: DataArguments, inputs: Inputs) -> Examined
             raise InputError(
                 "--shots_per_class and --max_train_rows both say how many rows to train on; leave one out"
             )
+        # a balanced sample of so many rows has just that many of each class
         limit = check_shots(train, columns.label, labels, shots)
     train = sample(train, limit, seed, columns.label)
     evaluation = sample(
@@ -92,11 +98,13 @@ def examine_classes(rows: Rows, data: DataArguments, inputs: Inputs) -> Examined
         data.sample_seed,
         columns.label if data.balance_eval_rows else None,
     )
+    # once more on the sample: a small one may have lost all classes but one
     seen_classes(train, columns.label, labels)
     say_classes(
         labels,
         [(where, _counted(part, columns.label)) for where, part in (("train", train), ("eval", evaluation))],
     )
+    # on the samples, which are what is trained and scored
     overlap(train, evaluation, lambda row: inputs.key(row, columns))
     return Examined(Rows(train, evaluation, rows.name), columns, labels)
 
@@ -111,13 +119,16 @@ def _to_be_assessed(rows: Rows, columns: Columns, data: DataArguments, inputs: I
     declared = class_names(held, columns.label)
     check_classes(held, columns.label, declared, "evaluation")
     counts = _counted(held, columns.label)
+    # the model brings its own classes; these are the ones that stand in the rows
     names = [name for name in declared if counts[name]]
+    # without balance: figures are of the file's own population
     held = sample(held, data.max_eval_rows, data.sample_seed)
     return Examined(Rows(held, held, rows.name), columns, names)
 
 
 def _counted(rows: Dataset, column: str) -> Counter[str]:
     names = rows.features[column].names
+    # -1 would count for the last class
     return Counter(names[value] for value in rows[column] if value >= 0)
 
 
@@ -128,6 +139,7 @@ def check_classes(rows: Dataset, column: str, labels: list[str], where: str) -> 
         InputError: rows with a class that is not among them (an evaluation label never seen in training), or
             with none.
     """
+    # by name, so that splits that number their classes otherwise agree
     ids = class_ids(rows, column, labels)
     strange = [index for index, value in enumerate(ids) if value < 0]
     if strange:
@@ -173,6 +185,7 @@ def check_shots(rows: Dataset, column: str, labels: list[str], shots: int) -> in
         InputError: no shot at all, or a class with fewer rows.
     """
     counts = Counter(class_ids(rows, column, labels))
+    # the class that has the fewest rows bounds the shots
     fewest = min(range(len(labels)), key=lambda index: counts[index])
     if not 0 < shots <= counts[fewest]:
         raise InputError(
@@ -185,6 +198,7 @@ def check_shots(rows: Dataset, column: str, labels: list[str], shots: int) -> in
 def read(kept: np.ndarray, asked: Asked) -> list[Answer]:
     """Logits [rows, classes] → the likeliest class of each row and its probability."""
     assert asked.labels is not None
+    # what is kept comes in the order of batches, answers in that of the rows
     chances = softmax(kept)[asked.in_order()]
     gold = np.asarray(asked.features["labels"][:])[asked.in_order()]
     return [
@@ -204,6 +218,7 @@ def right(answer: Answer) -> float:
 
 def details(answers: Sequence[Answer], labels: list[str], samples: int = 2000) -> dict[str, Any]:
     """Each class's figures and the confusion matrix (rows are gold classes), and the interval of macro-F1."""
+    # answers hold names; the figures count ids
     place = {name: index for index, name in enumerate(labels)}
     gold, said = (np.array([place[answer[side]] for answer in answers]) for side in ("gold", "prediction"))
     return {
@@ -219,9 +234,11 @@ def baselines(found: Examined) -> list[dict[str, Any]]:
     assert found.rows.train is not None and found.rows.eval is not None
     parts = (found.rows.train, found.rows.eval)
     train, gold = (row_classes(part, found.columns.label) for part in parts)
+    # baselines count declared classes
     if train is None or gold is None:
         return []
     learnt, asked = (_whole_texts(part, found.columns) for part in parts)
+    # told from the rows, as the task doesn't say what its texts are
     words = any(any(sign.isspace() for sign in text) for text in learnt)
     linear = bag_of_words if words else composition  # sequences of residues have no words
     made = (majority(gold, train), linear(learnt, train, asked, gold))

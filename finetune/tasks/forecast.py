@@ -36,6 +36,7 @@ CONTEXT = 336  # as in the papers of DLinear and PatchTST
 
 def bind(options: TaskArguments) -> dict[str, Any]:
     """Windows of the size that was asked for."""
+    # bound into every step alike: a window of another size anywhere would shift all targets
     context, horizon = options.context_length or CONTEXT, options.prediction_length
     return {
         "load": partial(
@@ -61,11 +62,14 @@ def examine(rows: Rows, data: DataArguments, *, context: int, options: TaskArgum
         InputError: whatever makes it no series, or too short a one; each names its row and flag.
     """
     assert rows.train is not None and rows.eval is not None
+    # shots are of a class, and a forecast has none
     if isinstance(data, FewShotArguments) and data.shots_per_class is not None:
         raise InputError("--shots_per_class wants a task with one class a row; set --max_train_rows")
     time = find_time(rows.train, options.time_column, data.name)
     channels = find_channels(rows.train, time, options.series_columns, data.ignore_columns, data.name)
+    # a text column there must be: without times a channel stands for it, which `_series` knows by
     columns = Columns(time or channels[0], None, channels[0], tuple(channels))
+    # a stretch, not a sample: windows want neighbouring rows
     alone, shortened = rows.train is rows.eval, limited(rows, data, context)
     parts = [*([] if alone else [(shortened.train, "training")]), (shortened.eval, "evaluation")]
     for part, where in parts:
@@ -73,6 +77,7 @@ def examine(rows: Rows, data: DataArguments, *, context: int, options: TaskArgum
         missing = [name for name in columns.inputs if name not in part.column_names]
         if missing:
             raise InputError(f"No column '{missing[0]}' in the {where} rows of {data.name}. Set --eval_split")
+        # each part is checked by itself: files of splits may differ
         find_channels(part, time, channels, None, data.name)
         to_series(part, time, channels, data.name)
         _check_length(len(part), where, context, options.prediction_length)
@@ -81,6 +86,7 @@ def examine(rows: Rows, data: DataArguments, *, context: int, options: TaskArgum
             [n for n in part.column_names if n in columns.inputs or n.startswith("__")]
         )
     )
+    # one object for both where nothing is trained
     return Examined(Rows(kept.eval if alone else kept.train, kept.eval, rows.name), columns, None)
 
 
@@ -95,6 +101,7 @@ def _check_length(rows: int, where: str, context: int, horizon: int) -> None:
 
 
 def _series(rows: Dataset, columns: Columns) -> Series:
+    # a channel in the time's place says that there are no times
     time = None if columns.text in columns.further else columns.text
     return to_series(rows, time, columns.further, "the rows")
 
@@ -124,6 +131,7 @@ def collate(processor: SeriesProcessor) -> Callable[[Sequence[dict[str, Any]]], 
 
     def batch(windows: Sequence[dict[str, Any]]) -> Collated:
         made = stacked(windows)
+        # scaled a batch at a time: windows are views, and scaling them would copy the series for each
         return made | {name: processor.standard(made[name]) for name in ("past_values", "labels")}
 
     return batch
@@ -133,6 +141,7 @@ def sized(
     config: PreTrainedConfig, own: dict[str, Any], found: Examined, *, context: int, horizon: int
 ) -> PreTrainedConfig:
     """A fresh model's configuration for these windows; the user's own entries come on top."""
+    # calendar features only where times are known
     told = 0 if found.columns.text in found.columns.further else CALENDAR
     channels = len(found.columns.further)
     return resized(config, sizes(config, channels, context, horizon, told) | own)
@@ -150,10 +159,13 @@ def start(network: Any, processor: SeriesProcessor, found: Examined, *, context:
     if network.config.to_dict().get("num_time_features") and columns.text in columns.further:
         raise InputError("The model reads times, and the rows have none. Set --time_column")
     values = _series(found.rows.train, columns).values
+    # float64: a float32 sum over a long series loses its last digits
     means = values.mean(axis=0, dtype=np.float64)
     deviations = values.std(axis=0, dtype=np.float64)
     processor.fit(means, deviations, columns.further)
+    # saved with the processor, so that whoever forecasts later knows what to read
     processor.context_length = context
+    # batch statistics, for one, see the micro-batch alone
     bound = bound_to_batches(network)
     if bound is not None:
         logger.warning("Accumulating over smaller batches is not the same as one large one here: %s", bound)
@@ -166,6 +178,7 @@ def squared_errors(logits: Tensor, labels: Tensor) -> Tensor:
 
 def values_of(labels: Tensor) -> Tensor:
     """Numbers that each window's loss is summed over, [batch]."""
+    # steps × channels, the same for each window
     return torch.full((len(labels),), labels[0].numel(), dtype=torch.long, device=labels.device)
 
 
@@ -173,12 +186,14 @@ def error_sums(logits: Tensor, labels: Tensor) -> Tensor:
     """Squared and absolute error of each window and channel, summed over steps: [batch, channels, 2].
     Forecasts themselves are not kept: they would be the horizon times as large as the series.
     """
+    # float64: squares are summed over all windows of the evaluation
     off = logits.double() - labels.double()
     return torch.stack([off.square().sum(dim=1), off.abs().sum(dim=1)], dim=-1)
 
 
 def no_labels(labels: Tensor) -> Tensor:
     """Nothing is kept of what came, for the same reason: [batch, 0]."""
+    # a column of nothing keeps the number of rows
     return labels.new_zeros(len(labels), 0)
 
 
@@ -190,10 +205,12 @@ def figures_of_sums(kept: np.ndarray, labels: np.ndarray, names: Any, *, horizon
 def read(kept: np.ndarray, asked: Asked, *, horizon: int) -> list[Answer]:
     """Each window's errors, over all channels and by channel."""
     names, found = asked.columns.further, []
+    # sums over steps → means; [channels, 2] each
     for window in kept[asked.in_order()] / horizon:
         own = {
             name: {"mse": mse, "mae": mae} for name, (mse, mae) in zip(names, window.tolist(), strict=True)
         }
+        # channels count alike, as on the standard scale
         mse, mae = window.mean(axis=0).tolist()
         found.append({"mse": mse, "mae": mae, "channels": own})
     return found
@@ -229,6 +246,7 @@ def behind_training(trained: np.ndarray, context: int) -> np.ndarray:
     Args:
         trained: whether each row was trained on, [rows].
     """
+    # rows between trained ones are left out too: the model has seen what came after them
     last = int(np.flatnonzero(trained)[-1]) if trained.any() else -1
     return np.arange(max(0, last + 1 - context), len(trained)) if last + 1 < len(trained) else np.arange(0)
 
@@ -237,10 +255,12 @@ def baselines(found: Examined, *, context: int, options: TaskArguments) -> list[
     """The season before, repeated."""
     assert found.rows.train is not None and found.rows.eval is not None
     train, held = (_series(part, found.columns) for part in (found.rows.train, found.rows.eval))
+    # the training's scale, so that figures compare with the model's
     mean = train.values.mean(axis=0, dtype=np.float64)
     values = (held.values - mean) / train.values.std(axis=0, dtype=np.float64)
     horizon = options.prediction_length
     origins = np.arange(context, len(values) - horizon + 1)
+    # no longer than what stands before the first forecast
     season = min(options.season or (1 if held.step is None else held.step.season), context)
     naive = seasonal_naive(values, origins, horizon, season)
     named = f"seasonal naive ({season})" if season > 1 else "the last value, repeated"
@@ -248,6 +268,7 @@ def baselines(found: Examined, *, context: int, options: TaskArguments) -> list[
 
 
 def _scored(name: str, sums: np.ndarray, horizon: int) -> dict[str, Any]:
+    # [windows, 2]: a window's own mean errors, which the interval resamples
     each = sums.sum(axis=1) / (sums.shape[1] * horizon)
     return {
         "name": name, **forecast_figures(sums, horizon),

@@ -30,6 +30,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     Raises:
         InputError: a picture that can't be read, with its row, and whatever labels may have.
     """
+    # asked at once: else a missing package would be reported as a broken picture in every row
     pictures.pillow()
     lay_out = partial(lay_out_files, usual=pictures.USUAL, typed=Image(decode=False))
     filled = partial(without_broken, fault=pictures.picture_fault, what="picture")
@@ -43,6 +44,7 @@ def encode(
 
     Says in the log what is made of pictures of other modes and sizes.
     """
+    # what the model wants, to say what becomes of other sizes
     size = processor.to_dict().get("size", {})
     pictures.say_kinds(rows[columns.text], pictures.mode_of(channels(processor)), size)
     return file_features(rows, columns, "image", [1] * len(rows), labels)
@@ -76,8 +78,10 @@ def baselines(found: Examined) -> list[dict[str, Any]]:
     assert found.rows.train is not None and found.rows.eval is not None
     parts = (found.rows.train, found.rows.eval)
     train, gold = (row_classes(part, found.columns.label) for part in parts)
+    # baselines count declared classes
     if train is None or gold is None:
         return []
+    # [pictures, 784] grey values
     learnt, asked = (np.asarray(pictures.pixels(part[found.columns.text])) for part in parts)
     made = (
         majority(gold, train),

@@ -28,6 +28,7 @@ def check_features(
     """
     for part in features.values():
         check_lines(row, network, processor, part)
+    # only then does evaluation generate
     if row.writes and row.answers:
         check_writing(options, network, processor, features["eval"])
 
@@ -39,6 +40,7 @@ def check_lines(row: Task, network: Any, processor: Any, features: Dataset) -> N
         InputError: rows that are too long, or that hold the model's own end token.
     """
     paired = network.config.is_encoder_decoder
+    # its vector is read at the last end token: one within the text would be another place
     if row.pooled and paired:
         check_ends(features, processor.eos_token_id)
     check_length(network, longest_line(features, paired))
@@ -51,6 +53,7 @@ def check_max_length(processor: PreTrainedTokenizerBase, max_length: int, pair: 
         InputError: it doesn't.
     """
     special = processor.num_special_tokens_to_add(pair=pair)
+    # `pair` is 0 or 1: a token for each text
     if max_length <= special + pair:
         raise InputError(
             f"--max_length {max_length} leaves no room for a text beside {special} special tokens; raise it"
@@ -63,6 +66,7 @@ def longest_line(features: Dataset, encoder_decoder: bool) -> int:
     """
     lines = _lines(features)
     gold: list[Any] = features["labels"][:] if encoder_decoder else []
+    # labels of other tasks are a number, or floats for each class
     targets = [row for row in gold if isinstance(row, list) and isinstance(row[0], int)]
     return max(map(len, lines + targets))
 
@@ -74,6 +78,7 @@ def check_ends(features: Dataset, eos: int) -> None:
         InputError: a text that holds one itself.
     """
     counts = [line.count(eos) for line in _lines(features)]
+    # all have the one that the tokenizer puts there; more of them stand in the text
     if len(set(counts)) > 1:
         raise InputError(
             f"{sum(count > min(counts) for count in counts)} texts hold the model's own end token, so that "
@@ -84,4 +89,5 @@ def check_ends(features: Dataset, eos: int) -> None:
 
 def _lines(features: Dataset) -> list[list[int]]:
     ids: list[Any] = features["input_ids"][:]
+    # a row of choices holds several lines
     return [line for row in ids for line in (row if isinstance(row[0], list) else [row])]

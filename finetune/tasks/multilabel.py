@@ -31,9 +31,11 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     Raises:
         InputError: a label column without lists, or evaluation labels that no training row has.
     """
+    # before the layout, which looks for the column by its dotted name
     rows = rows.changed(lambda part: with_inner(part, data.label_column))
     rows, columns = laid_out(rows, data, lay_out_label_sets)
     assert rows.train is not None and rows.eval is not None
+    # each split, since files may differ
     for part in (rows.train, rows.eval):
         want_lists(part, columns.label)
     present = [
@@ -43,6 +45,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     ]
     inner = rows.train.features[columns.label].feature
     seen = {name for names in present for name in names}
+    # sorted, so that ids don't depend on the order of rows
     labels = list(inner.names) if isinstance(inner, ClassLabel) else sorted(seen)
     if not seen:
         raise InputError(f"No training row has a label in '{columns.label}'; set --label_column")
@@ -76,6 +79,7 @@ def with_inner(rows: Dataset, column: str | None) -> Dataset:
     """The rows with a column `records.entry` where they have a column of lists of records: each row's entries
     of that name.
     """
+    # `aspects.aspect`: the column, then the key of its records
     outer, _, inner = (column or "").partition(".")
     records = rows.features[outer].feature if isinstance(rows.features.get(outer), List) else None
     if not isinstance(records, dict) or inner not in records:
@@ -95,6 +99,7 @@ def encode(
     class.
     """
     assert labels is not None
+    # without labels: those of `sequence` are one class a row
     features = sequence(rows, columns, processor, max_length, None)
     present = label_lists(rows.features[columns.label], rows[columns.label][:])
     return features.add_column("labels", [[float(name in names) for name in labels] for names in present])
@@ -103,6 +108,7 @@ def encode(
 def read(kept: np.ndarray, asked: Asked) -> list[Answer]:
     """Logits [rows, classes] → the labels above one half; the score is the probability of just this set."""
     assert asked.labels is not None
+    # each label by itself: a sigmoid, in float64
     chances = (1 / (1 + np.exp(-kept.astype(np.float64))))[asked.in_order()]
     gold = np.asarray(asked.features["labels"][:])[asked.in_order()] > 0.5
     return [
@@ -118,6 +124,7 @@ def read(kept: np.ndarray, asked: Asked) -> list[Answer]:
 def shared_labels(answers: Sequence[Answer]) -> np.ndarray:
     """Labels said and right, said, and there, of each row."""
     pairs = [(set(answer["prediction"]), set(answer["gold"])) for answer in answers]
+    # counts, not shares: micro-F1 is of their sums over all rows
     return np.array([[len(said & gold), len(said), len(gold)] for said, gold in pairs], dtype=float)
 
 

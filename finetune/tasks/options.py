@@ -100,6 +100,7 @@ WRITTEN = frozenset({"max_target_length", "num_beams", "generation_kwargs"})
 
 def given(options: TaskArguments) -> set[str]:
     """Names of the options that are not at their defaults."""
+    # a default that is given by hand can't be told from none, and does no harm
     return {one.name for one in fields(options) if vars(options)[one.name] != one.default}
 
 

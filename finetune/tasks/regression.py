@@ -40,6 +40,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
 
 def lay_out_numbers(rows: Dataset, data: DataArguments) -> Laid:
     """One text or two, and a number; the columns stay as they are."""
+    # two texts under usual names are a pair, unless one text is named
     usual = next((pair for pair in PAIRS if set(pair) <= set(columns_of(rows))), None)
     if data.text_pair_column is not None or (data.text_column is None and usual is not None):
         first, second = usual or ("text", "text_pair")
@@ -51,12 +52,14 @@ def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:
     """Every target is a finite number."""
     values = rows[columns.label][:]
     strange = [i for i, v in enumerate(values) if not isinstance(v, (int, float)) or not math.isfinite(v)]
+    # ids of classes are numbers without an order
     if isinstance(rows.features[columns.label], ClassLabel) or strange:
         index = strange[0] if strange else 0
         raise InputError(
             f"The {where} {place_of(rows, index)} has {values[index]!r} in '{columns.label}'; wanted a "
             "number. Set --label_column"
         )
+    # evaluation rows may well be all alike
     if where == "training" and len(set(values)) < 2:
         raise InputError(
             f"All training rows have {values[0]!r} in '{columns.label}'; nothing could be learnt. Set "
@@ -67,6 +70,7 @@ def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:
 def start(network: Any, processor: Any, found: Examined) -> None:
     """A new head begins at the mean of the training targets."""
     assert found.rows.train is not None
+    # else the first steps would only move the bias there
     start_at_mean(network, found.rows.train[found.columns.label][:])
 
 
@@ -96,6 +100,7 @@ def moments(answers: Sequence[Answer]) -> np.ndarray:
     small differences.
     """
     x, y = (np.array([float(answer[side]) for answer in answers]) for side in ("prediction", "gold"))
+    # a correlation is the same whatever is taken away, and the sums stay small
     x, y = x - x.mean(), y - y.mean()
     return np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=1)
 

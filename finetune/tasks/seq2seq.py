@@ -45,7 +45,9 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     Raises:
         InputError: missing columns, empty sources or targets.
     """
+    # `translation` holds a text for each language: flattened, each is a column that can be named
     flat = rows.changed(lambda part: part.flatten())
+    # told before flattening, which forgets that the columns were a translation
     spoken = tuple(
         name
         for name, feature in (rows.train or rows.eval).features.items()
@@ -60,6 +62,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
         return replace(laid, aside=others)
 
     flat, columns = laid_out(flat, data, lay_out)
+    # the target in the pair's place, so that empty targets are found as empty texts are
     both = Columns(columns.text, columns.label, columns.label)
     examined, _ = checked_splits(flat, data, both, lambda part, columns, where: None)
     return Examined(examined, columns, None)
@@ -84,14 +87,17 @@ def encode_targets(
     Raises:
         InputError: nothing is left of a source or a target.
     """
+    # special tokens are put around after the cut, which would else take the last one
     front, back = frame(processor)
     fitting = Fitting(processor, len(source_prefix), (max_length, max_target_length))
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         whole = [source_prefix + text + source_suffix for text in batch[columns.text]]
         encoded = processor(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        # some tokenizers (mBART, NLLB) write targets otherwise than sources
         wanted = processor(text_target=batch[columns.label], verbose=False)["input_ids"]
         goals = [ended(ids, max_target_length, processor.eos_token_id) for ids in wanted]
+        # tokens of the source between its special tokens
         room = max_length - len(front) - len(back)
         sources = [
             fitting.source(ids, offsets, text, goal, room)
@@ -144,12 +150,14 @@ def encode_continuations(
             "--model_name_or_path"
         )
     front, _ = frame(processor)
+    # asked once: a full target must leave every source a token
     if max_target_length + len(front) >= max_length:
         raise InputError(
             f"--max_target_length {max_target_length} leaves nothing of --max_length {max_length} for the "
             "source"
         )
 
+    # the space goes to the target, where generation begins: ` yes` is one token, ` ` + `yes` two
     suffix = source_suffix.rstrip(" ")
     fitting = Fitting(processor, len(source_prefix), (max_length, max_target_length))
 
@@ -158,18 +166,23 @@ def encode_continuations(
         features: dict[str, list] = {name: [] for name in names}
         whole = [source_prefix + text + suffix for text in batch[columns.text]]
         goals = [" " + text.strip() for text in batch[columns.label]]
+        # tokenised as one text, then parted where the target's first character is
         both = [one + other for one, other in zip(whole, goals, strict=True)]
         encoded = processor(both, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         for index, (ids, offsets) in enumerate(
             zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ):
+            # by its end: the first token of the target may begin with the space
             first = next((i for i, (_, end) in enumerate(offsets) if end > len(whole[index])), len(ids))
             goal = ended(ids[first:], max_target_length, eos)
+            # + 1: the last token of the target is predicted, never read
             room = max_length - len(front) - len(goal) + 1
             text = batch[columns.text][index]
             source, dropped = fitting.source(ids[:first], offsets[:first], text, goal, room)
             head = front + source
+            # the last token is a label alone
             features["input_ids"].append([*head, *goal[:-1]])
+            # shifted by one: the source's last token predicts the target's first
             features["labels"].append([IGNORED] * (len(head) - 1) + goal)
             features["prompt"].append(len(head))
             features["length"].append(len(head) + len(goal) - 1)
@@ -188,6 +201,7 @@ def encode_continuations(
 
 def bind_targets(options: TaskArguments) -> dict[str, Callable]:
     """The functions that take options, for an encoder-decoder."""
+    # an encoder-decoder's source ends by itself; None is no suffix
     given = partial(
         encode_targets,
         max_target_length=options.max_target_length,
@@ -199,6 +213,7 @@ def bind_targets(options: TaskArguments) -> dict[str, Callable]:
 
 def bind_continuations(options: TaskArguments) -> dict[str, Callable]:
     """The functions that take options, for a decoder."""
+    # a decoder needs a border between source and target; "" is the user's wish for none
     given = partial(
         encode_continuations,
         max_target_length=options.max_target_length,
@@ -219,6 +234,7 @@ def shortened(
     """
     if len(ids) <= room:
         return list(ids), 0
+    # the suffix begins where a token ends behind the text
     first = next((i for i, (_, end) in enumerate(offsets) if end > border), len(ids))
     tail = list(ids[first:])
     if len(tail) >= room:
@@ -250,6 +266,7 @@ class Fitting:
         room: int,
     ) -> tuple[list[int], int]:
         """At most `room` tokens of a prompt, and the number dropped: see `shortened` and `want_both`."""
+        # blanks at the text's end belong to what may not be cut with it
         border = self.start + len(text.rstrip())
         found, dropped = shortened(ids, offsets, border, room)
         want_both(within(offsets, self.start, border) - dropped, goal, text, self.processor, self.limits)
@@ -273,6 +290,7 @@ def want_both(
     Raises:
         InputError: nothing is.
     """
+    # an unknown token stands for something that was said
     special = set(processor.all_special_ids) - {processor.unk_token_id}
     gone = "source" if kept < 1 else "target" if special.issuperset(goal) else None
     if gone is not None:
@@ -291,12 +309,14 @@ def ended(ids: Sequence[int], most: int, eos: int | None) -> list[int]:
     """
     if eos is None:
         return list(ids[:most])
+    # some tokenizers end targets themselves: never two ends
     whole = [*(ids[:-1] if ids and ids[-1] == eos else ids), eos]
     return whole[:most]
 
 
 def _lost(ids: Sequence[int], goal: Sequence[int], eos: int | None) -> int:
     """Tokens of a target that were cut, its end not among them."""
+    # the tokenizer's own end is no text that was lost
     bare = len(ids) - (eos is not None and len(ids) > 0 and ids[-1] == eos)
     return max(bare - len(goal), 0)
 

@@ -63,10 +63,12 @@ def lay_out(rows: Dataset, data: DataArguments) -> Laid:
         if name is not None and name not in there:
             raise InputError(f"No column '{name}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
     column = data.text_column or first_there(USUAL, there, data.name, "--text_column")
+    # depth is told from a filled cell: 1 is a single channel, 2 several
     first = next((cell for cell in rows[column] if cell is not None), None)
     inner, depth = first, 0
     while isinstance(inner, list) and inner:
         inner, depth = inner[0], depth + 1
+    # a text would be a list of depth 0
     if depth not in (1, 2) or isinstance(inner, (str, dict)):
         raise InputError(
             f"The column '{column}' of {data.name} holds {rows.features[column]!s:.120} ({first!r:.60} in "
@@ -89,6 +91,7 @@ def filled(rows: Dataset, columns: Columns, drop: bool, where: str) -> Dataset:
         InputError: some are not, where `drop` does not allow to leave them out.
     """
     cells = rows[columns.text][:]
+    # the first row sets the number of channels
     usual = len(channels_of(cells[0])) if cells else 0
     faults = {place: said for place, cell in enumerate(cells) if (said := fault(cell, usual))}
     if not faults:
@@ -120,6 +123,7 @@ def fault(cell: Any, usual: int) -> str | None:
         return f"has channels of {' and '.join(map(str, sorted({len(one) for one in channels})))} steps"
     for number, channel in enumerate(channels):
         for step, value in enumerate(channel):
+            # the place is named: a long series hides a gap well
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 return f"has {'a gap' if value is None else repr(value)} at step {step} of channel {number}"
     return None
@@ -136,10 +140,12 @@ def encode(
     """
     cells = [channels_of(cell) for cell in rows[columns.text]]
     processor.check(names(len(cells[0])))
+    # as trained; before training, the longest of these
     longest = processor.context_length or max(len(cell[0]) for cell in cells)
     cut = sum(len(cell[0]) > longest for cell in cells)
     if cut:
         logger.warning("%d of %d series are longer than %d steps and are cut", cut, len(cells), longest)
+    # [channels, time] → [time, channels], as models read it
     values = [processor.standard(torch.tensor(cell).T[:longest]).tolist() for cell in cells]
     made: dict[str, list] = {
         "past_values": values, "row": list(range(len(rows))), "length": [len(one) for one in values],
@@ -155,8 +161,10 @@ def collate(processor: SeriesProcessor) -> Callable[[Features], Batch]:
     """
 
     def batch(features: Features) -> Batch:
+        # always the model's own length: its heads are made for it
         longest, channels = int(processor.context_length or 0), len(processor.channels or ())
         values = torch.zeros(len(features), longest, channels)
+        # 0 is also a value: the mask says which are padding
         observed = torch.zeros_like(values)
         for place, one in enumerate(features):
             own = torch.tensor(one["past_values"])
@@ -203,12 +211,14 @@ def start(network: Any, processor: SeriesProcessor, found: Examined, *, context:
     """
     assert found.rows.train is not None
     channels, longest = _longest(found)
+    # --context_length was left out: what the model was made with
     if not context:
         context = network.config.context_length
     check_sizes(network.config, channels, context, 0)
     if longest > context:
         logger.warning("The longest training series has %d steps, and the model reads %d", longest, context)
     cells = [np.asarray(channels_of(cell)) for cell in found.rows.train[found.columns.text]]
+    # [channels, all steps]: long series weigh more in the scale
     whole = np.concatenate(cells, axis=1)
     processor.fit(whole.mean(axis=1), whole.std(axis=1), names(channels))
     processor.context_length = context
@@ -232,8 +242,10 @@ def baselines(found: Examined) -> list[dict[str, Any]]:
     learnt, asked = padded(*([channels_of(cell) for cell in part[found.columns.text]] for part in parts))
     made = [majority(gold, train)]
     steps = learnt.shape[-1]
+    # 10,000 kernels pass over every step of every channel
     if (len(learnt) + len(asked)) * learnt.shape[1] * steps * 1e4 <= KERNELS_AT_MOST * 10:
         made.append(random_kernels(learnt, train, asked, gold))
+    # time warping compares every step with every other, for each pair of series
     if len(learnt) * asked.size * steps <= DTW_AT_MOST:
         made.append(nearest_under_warping(learnt, train, asked, gold))
     return made

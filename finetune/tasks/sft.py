@@ -103,6 +103,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     """
     rows, columns = laid_out(rows, data, lay_out_chats)
     if columns.text == columns.label:
+        # bare text has one column for both and no roles to check
         check = check_messages if columns.text == "messages" else no_check
         return Examined(*checked_splits(rows, data, columns, check, lists=True), None)
     both = Columns(columns.text, columns.label, columns.label)
@@ -184,6 +185,7 @@ def encode(
     )
     if chatting and processor.chat_template is None:
         raise InputError("The tokenizer has no chat template; set --chat_template_path, or --chat false")
+    # TRL's two names for the same choice
     answers_only = assistant_only_loss if columns.text == columns.label else completion_only_loss
     chats, front = Chats(processor, template_options or {}), frame(processor)[0]
 
@@ -214,6 +216,7 @@ def encode(
         "template": processor.chat_template,
         "template_options": template_options,
     }
+    # the key of the cache is made of text and label columns; tools change the prompts too
     if "tools" in rows.column_names:
         options["tools"] = fingerprint(rows, Columns("tools", None, ""))
     return _report(mapped(rows, columns, encode, processor, options), rows, max_length)
@@ -226,9 +229,12 @@ def _feature(line: Line, max_length: int, answers_only: bool) -> dict[str, Any] 
     """A line as a feature: at each place the token that comes next, where it is learnt; None where nothing is
     left.
     """
+    # shifted by one: each place predicts the token behind it
     wanted = line.learnt[1:] if answers_only else [True] * (len(line.ids) - 1)
     following = [token if learn else IGNORED for token, learn in zip(line.ids[1:], wanted, strict=True)]
+    # a line of max_length tokens has one prediction less
     kept = following[: max_length - 1]
+    # a row without a label would count as a row and weigh nothing
     if all(label == IGNORED for label in kept):
         return None
     return {
@@ -256,6 +262,7 @@ def completion(
     text = prompt + row[columns.label] + (processor.eos_token or "")
     encoded = processor(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     said = in_spans(encoded["offset_mapping"], [(len(prompt), len(text))])
+    # a token across the border belongs half to the prompt, and is learnt whole
     merged = any(start < len(prompt) < end for start, end in encoded["offset_mapping"])
     ids, learnt = [*front, *encoded["input_ids"]], [False] * len(front) + said
     return Line(ids, learnt, learnt.index(True) if True in learnt else len(ids), "", merged)
@@ -278,6 +285,7 @@ def _report(features: Dataset, rows: Dataset, max_length: int) -> Dataset:
             "of weight 0 or train false"
         )
     there = set(features["row"][:])
+    # a row may have several features or none
     gone = sorted(set(range(len(rows))) - there)
     if gone:
         logger.warning(
@@ -359,6 +367,7 @@ def recall(arguments: Mapping[str, Any]) -> tuple[TaskArguments, dict[str, Any]]
     own.
     """
     options = remembered(arguments)
+    # written by scripts/train.py, whose options say all
     if "max_new_tokens" not in arguments:
         return options, {}
     changes = as_asked(

@@ -44,7 +44,9 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     rows, columns = laid_out(rows, data, lay_out_spans)
     assert rows.train is not None
     examined = checked_splits(rows, data, columns, check_answers)
+    # on all rows, before the sample: a few of them may all be unanswered by chance
     count = sum(not answers["text"] for answers in rows.train[columns.label][:])
+    # a set to be assessed may well hold none
     if count == len(rows.train) and rows.train is not rows.eval:
         raise InputError(f"No training row has an answer in '{columns.label}'; set --label_column")
     if count:
@@ -63,6 +65,7 @@ def check_answers(rows: Dataset, columns: Columns, where: str) -> None:
         wanted = "a mapping of text and answer_start, both lists"
         raise InputError(f"The column '{columns.label}' holds {feature}; wanted {wanted}. Set --label_column")
     for index, (context, answers) in enumerate(zip(rows[columns.pair], rows[columns.label], strict=True)):
+        # Arrow may give None for an empty list
         starts = (answers or {}).get("answer_start") or ()
         if answers is None or len(answers["text"] or ()) != len(starts) or None in starts:
             raise InputError(
@@ -70,6 +73,7 @@ def check_answers(rows: Dataset, columns: Columns, where: str) -> None:
                 "as starts. Mend the row or leave it out"
             )
         for text, start in zip(answers["text"] or (), answers["answer_start"] or (), strict=True):
+            # a negative place would count from the end
             found = context[start : start + len(text)] if start >= 0 else ""
             if found != text or not text.strip():
                 raise InputError(
@@ -100,15 +104,18 @@ def encode(
             token.
     """
     want_places(processor)
+    # the room that is left to a context when the question takes its half
     overlap = shared_tokens(
         stride, max_length, max_length - max_length // 2 - processor.num_special_tokens_to_add(pair=True)
     )
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
+        # questions are cut first: `only_second` fails where the question alone fills the window
         asked, contexts = (
             _cut_questions(batch[columns.text], processor, max_length // 2),
             batch[str(columns.pair)],
         )
+        # the tokenizer itself makes the windows, special tokens and token types in each
         encoded = processor(
             asked,
             contexts,
@@ -119,6 +126,7 @@ def encode(
             return_offsets_mapping=True,
             return_attention_mask=False,
         )
+        # windows come row by row, several of one row
         source = encoded["overflow_to_sample_mapping"]
         want_tokens(
             encoded, [[asked[place] for place in source], [contexts[place] for place in source]], max_length
@@ -131,6 +139,7 @@ def encode(
             "labels": [],
         }
         for window, places in enumerate(encoded["offset_mapping"]):
+            # offsets of the question count from its own beginning and must not pass for places in the context
             of_context = [part == 1 for part in encoded.sequence_ids(window)]
             offsets = [
                 tuple(place) if inside else NOWHERE for place, inside in zip(places, of_context, strict=True)
@@ -153,6 +162,7 @@ def answer_place(answers: dict[str, list]) -> tuple[int, int]:
     """First and last character (exclusive) of the first answer; (-1, -1) where there is none."""
     if not answers["text"]:
         return NOWHERE
+    # one span is learnt; the other references count in evaluation
     start = answers["answer_start"][0]
     return start, start + len(answers["text"][0])
 
@@ -161,9 +171,12 @@ def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tupl
     """First and last token (inclusive) of the characters start..end; (0, 0) where the tokens don't hold all
     of them.
     """
+    # special tokens and question have no characters here
     inside = [index for index, (first, last) in enumerate(offsets) if last > first]
+    # an answer that is cut by the window's edge is none there: another window holds it whole
     if start < 0 or not inside or offsets[inside[0]][0] > start or offsets[inside[-1]][1] < end:
         return 0, 0
+    # an answer may begin or end within a token, which then belongs to it
     begins = next(index for index in inside if offsets[index][1] > start)
     ends = next(index for index in reversed(inside) if offsets[index][0] < end)
     return (begins, ends) if begins <= ends else (0, 0)
@@ -187,6 +200,7 @@ def forward(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
 
     The heads' own loss lets padding into the softmax, so that it changes with the longest row of a batch.
     """
+    # without labels, as the head's own loss is not wanted
     outputs = model(**batch)
     time = batch["input_ids"].shape[1]  # made-up tokens of a tuning method stand in front
     logits = torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=1)[..., -time:].float()
@@ -204,8 +218,10 @@ def best_spans(
         longest: tokens that an answer may have.
     """
     inside = np.flatnonzero(offsets[:, 1] > offsets[:, 0])
+    # the best of each side suffice: all pairs of a window would be time²
     starts = inside[np.argsort(-scores[inside, 0], kind="stable")[:most]]
     ends = inside[np.argsort(-scores[inside, 1], kind="stable")[:most]]
+    # [starts, ends]; an end may be the start's own token
     width = ends[None, :] - starts[:, None]
     pairs = np.argwhere((width >= 0) & (width < longest))
     totals = scores[starts[pairs[:, 0]], 0] + scores[ends[pairs[:, 1]], 1]
@@ -232,10 +248,13 @@ def ranked(
     found: dict[str, float] = {}
     for scores, offsets in windows:
         for score, start, end in best_spans(scores, offsets, most, longest):
+            # sub-words bring the blank before them
             text = context[start:end].strip()
+            # windows overlap: the same words count once, with their best score
             found[text] = max(score, found.get(text, -np.inf))
     none = min(float(scores[0].sum()) for scores, _ in windows)
     best = sorted(found.items(), key=lambda item: -item[1])[:most]
+    # less the maximum, so that large scores don't overflow
     weights = np.exp(
         np.array([score for _, score in best] + [none]) - max([score for _, score in best] + [none])
     )
@@ -262,12 +281,14 @@ def read(
     """
     windows: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(len(asked.rows))]
     for scores, row, offsets in zip(kept, asked.features["row"], asked.features["offsets"], strict=True):
+        # scores are padded to the longest of all batches
         windows[row].append((scores[: len(offsets)], np.asarray(offsets)))
     answers = []
     for found, context, gold in zip(
         windows, asked.rows[str(asked.columns.pair)], asked.rows[asked.columns.label], strict=True
     ):
         best, none = ranked(found, context, n_best, max_answer_length)
+        # without any span no answer wins at any threshold
         margin = none - best[0]["score"] if best else float("inf")
         silent = not best or (no_answer_threshold is not None and margin > no_answer_threshold)
         answers.append(
@@ -301,6 +322,7 @@ def figures(answers: Sequence[Answer], labels: Sequence[str] | None) -> dict[str
         [a["prediction"] for a in answers], [a["gold"] for a in answers]
     )
     if "f1_answerable" in found:
+        # the best span whether or not it was given: the threshold is what is looked for
         answered = [a["n_best"][0]["text"] if a["n_best"] else "" for a in answers]
         overlap = [
             max((spans.word_f1(said, text) for text in a["gold"]), default=0.0)
@@ -318,6 +340,7 @@ def best_of(score: Callable[[str, str], float]) -> Counts:
     """
 
     def best(answer: Answer) -> float:
+        # a reference that normalises to nothing (an article) can't be matched
         gold = [text for text in answer["gold"] if spans.normalised_answer(text)] or [""]
         return max(score(answer["prediction"], text) for text in gold)
 

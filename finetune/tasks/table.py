@@ -51,12 +51,14 @@ from finetune.tasks.options import (
 )
 from finetune.tasks.task import Task
 
+# rows that others differ from in a few entries have names
 CLASSES = Task(
     AutoModelForSequenceClassification, partial(classification.examine, pair=False), encode.sequence,
     collate.sequences, loss.cross_entropy, loss.items, metrics.class_figures, "SEQ_CLS",
     classes=True, pooled=True, read=classification.read, details=classification.details,
     intervals=classification.ACCURACY, takes=WEIGHTED, baselines=classification.baselines,
 )  # fmt: skip
+# seq2seq's row for decoders, which is no task by name
 CONTINUATIONS = Task(
     AutoModelForCausalLM, seq2seq.examine, seq2seq.encode_continuations, collate.continuations,
     loss.cross_entropy, loss.items, metrics.token_figures, "CAUSAL_LM",
@@ -162,8 +164,10 @@ def settle(options: TaskArguments, architecture: str) -> Task:
     Raises:
         InputError: no such task, a model that can't do it, or an option set that the task has no use for.
     """
+    # the kind of model first: it decides which row's options count
     row = for_model(find_task(options.task), options.task, architecture)
     check_options(options)
+    # an option that nothing reads would be believed to work
     idle = sorted(given(options) - ALWAYS - row.takes)
     if idle:
         raise InputError(
@@ -178,6 +182,7 @@ def for_model(row: Task, name: str, architecture: str) -> Task:
     Raises:
         InputError: such a model can't do the task.
     """
+    # a decoder writes source and target as one text, by another row
     if row.decoder_only is not None and architecture != "encoder-decoder":
         if architecture == "encoder":
             raise InputError(
@@ -199,4 +204,5 @@ def recalled(arguments: Mapping[str, Any], architecture: str) -> tuple[Task, Tas
         architecture: of its model.
     """
     options, changes = find_task(arguments["task"]).recall(arguments)
+    # entries as they were trained come on top of the options' own
     return replace(settle(options, architecture), **changes), options

@@ -37,6 +37,7 @@ class Examined(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """Of what the training rows hold; of a stream, that nobody has read, the evaluation rows."""
+        # by content, so that a moved or renamed file is the same
         rows = self.rows.train if self.rows.train is not None else self.rows.eval
         assert rows is not None
         return fingerprint(rows, self.columns)
@@ -76,9 +77,11 @@ class Asked:
 
     def in_order(self) -> np.ndarray:
         """Place of each raw row's one feature: of several, the one that is `final`."""
+        # features may be sorted by length; stable keeps those of one row in their order
         order = np.argsort(np.asarray(self.features["row"][:]), kind="stable")
         if "final" not in self.features.column_names:
             return order
+        # `final` is looked up in the new order
         return order[np.asarray(self.features["final"][:])[order]]
 
 
@@ -169,6 +172,7 @@ class Task:
 
     def bound(self, options: TaskArguments) -> Task:
         """The row with the options in its functions."""
+        # a copy: TASKS itself never changes
         return replace(self, **self.bind(options))  # type: ignore[arg-type]
 
 
@@ -189,5 +193,6 @@ def intervals(
 
 def softmax(values: np.ndarray) -> np.ndarray:
     """Probabilities along the last axis, in float64."""
+    # less the maximum, so that nothing overflows
     weights = np.exp(values.astype(np.float64) - values.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)

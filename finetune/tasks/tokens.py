@@ -43,9 +43,12 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     rows, columns = laid_out(rows, data, lay_out_tags)
     assert rows.train is not None and rows.eval is not None
     feature = rows.train.features[columns.label]
+    # before the sample, so that tags keep their ids in all samples
     seen = {name for names in label_lists(feature, rows.train[columns.label][:]) for name in names}
     listed = isinstance(feature.feature, ClassLabel)
+    # O first, by custom; the others by name
     labels = list(feature.feature.names) if listed else sorted(seen, key=lambda name: (name != "O", name))
+    # of the labels before the rows: a message on the scheme tells more than one on a tag
     check_scheme(labels)
 
     def check(part: Dataset, columns: Columns, where: str) -> None:
@@ -55,6 +58,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
         )
 
     examined = checked_splits(rows, data, columns, check, lists=True)
+    # rows that are only assessed may hold one tag
     if len(seen) < 2 and rows.train is not rows.eval:
         raise InputError(
             f"The training rows have one tag only ({', '.join(seen)}) in '{columns.label}'; set "
@@ -72,6 +76,7 @@ def check_scheme(labels: list[str]) -> None:
     """
     inside = [name for name in labels if name != "O"]
     strange = [name for name in inside if name[:2] not in ("B-", "I-") or len(name) < 3]
+    # plain B and I are a scheme without types; b- and i- one in small letters
     if strange and (set(inside) <= {"B", "I"} or any(name[:2].upper() in ("B-", "I-") for name in inside)):
         raise InputError(
             f"The tag '{strange[0]}' stands beside tags of entities; wanted O, B-TYPE and I-TYPE alone. "
@@ -98,11 +103,13 @@ def check_tags(
                 f"The {places[index]} holds a word that is no text: {row!r:.200}. Mend the row or leave it "
                 "out"
             )
+        # each tag with the one before it; a row begins behind an O
         for place, (before, mark) in enumerate(zip(["O", *marks], marks, strict=False)):
             if mark not in labels:
                 raise InputError(
                     f"The {places[index]} has the tag '{mark}' that no training row has. Mend the rows"
                 )
+            # `O`[2:] is empty, so that an I- behind it is found by the same test
             if entities and mark.startswith("I-") and before[2:] != mark[2:]:
                 raise InputError(
                     f"The tags of {places[index]} break IOB2: '{mark}' at word {place} ({row[place]!r}) "
@@ -137,6 +144,7 @@ def encode(
         InputError: a slow tokenizer, a stride that leaves no room, or a row without a single sub-word.
     """
     assert labels is not None
+    # windows are cut from bare tokens, and special tokens put around each
     front, back = frame(processor)
     room = max_length - len(front) - len(back)
     overlap = shared_tokens(stride, max_length, room)
@@ -146,11 +154,13 @@ def encode(
         features: dict[str, list] = {
             name: [] for name in ("input_ids", "labels", "words", "length", "source")
         }
+        # as running text: tokens in a sentence are what the model was pretrained on
         texts = [" ".join(words) for words in batch[columns.text]]
         encoded = processor(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         tagged = label_lists(rows.features[columns.label], batch[columns.label])
         for index, (words, tags) in enumerate(zip(batch[columns.text], tagged, strict=True)):
             ids = encoded["input_ids"][index]
+            # [words], None for those without a token
             firsts = first_pieces(words, encoded["offset_mapping"][index])
             begins = {position: word for word, position in enumerate(firsts) if position is not None}
             for start, end, first, last in split_windows(sorted(begins), len(ids), room, overlap):
@@ -158,8 +168,10 @@ def encode(
                     begins.get(position, -1) if first <= position < last else -1
                     for position in range(start, end)
                 ]
+                # special tokens are no word's
                 owned = [-1] * len(front) + owned + [-1] * len(back)
                 features["input_ids"].append(front + ids[start:end] + back)
+                # -100 on later sub-words: a word counts once however many it has
                 features["labels"].append([place[tags[word]] if word >= 0 else IGNORED for word in owned])
                 features["words"].append(owned)
                 features["length"].append(len(owned))
@@ -178,15 +190,18 @@ def first_pieces(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> li
     """
     starts, place = [], 0
     for word in words:
+        # of `" ".join(words)`: one blank between two
         starts.append(place)
         place += len(word) + 1
     found: list[int | None] = [None] * len(words)
     for position, (start, end) in enumerate(offsets):
+        # a token without characters is no word's
         if end <= start:
             continue
         owner = (
             bisect.bisect_right(starts, end - 1) - 1
         )  # by its last sign: some tokens begin with the space before a word
+        # a token that is the blank alone is none of a word's
         if found[owner] is None and end - 1 < starts[owner] + len(words[owner]):
             found[owner] = position
     return found
@@ -194,6 +209,7 @@ def first_pieces(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> li
 
 def _report_windows(features: Dataset, rows: int, max_length: int) -> Dataset:
     """Says in the log how many rows took several windows."""
+    # windows of a row stand side by side
     where: list[Any] = features["row"][:]
     if len(where) > rows:
         many = len({row for row, before in zip(where[1:], where, strict=False) if row == before})
@@ -229,11 +245,13 @@ def read(kept: np.ndarray, asked: Asked) -> list[Answer]:
     column = asked.columns.label
     gold = label_lists(asked.rows.features[column], asked.rows[column][:])
     fallback = "O" if "O" in asked.labels else asked.labels[0]
+    # every word gets a tag, also one that no token stands for
     given = [[fallback] * len(row) for row in gold]
     chances: list[list[float]] = [[] for _ in gold]
     for logits, row, words in zip(kept, asked.features["row"], asked.features["words"], strict=True):
         for place, word in enumerate(words):
             if word >= 0:
+                # each word is labelled in one window alone, so that nothing is overwritten
                 weights = softmax(logits[place])
                 given[row][word] = asked.labels[int(weights.argmax())]
                 chances[row].append(float(weights.max()))
@@ -250,6 +268,7 @@ def figures(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, Any]:
     gold, said = [a["gold"] for a in answers], [a["prediction"] for a in answers]
     if are_entities(labels):
         return classification.entity_figures(said, gold)
+    # tags that mark no entities have no spans to compare
     right = [one == other for g, s in zip(gold, said, strict=True) for one, other in zip(g, s, strict=True)]
     return {"f1": sum(right) / max(len(right), 1)}
 
@@ -258,6 +277,7 @@ def shared_tags(answers: Sequence[Answer]) -> np.ndarray:
     """Entities said and right, said, and there, of each row, as `figures` counts them; of other tags, the
     words.
     """
+    # over all answers: one row may hold nothing but O
     tags = {tag for answer in answers for side in ("prediction", "gold") for tag in answer[side]}
     found = []
     for answer in answers:

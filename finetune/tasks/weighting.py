@@ -28,6 +28,7 @@ def shape_loss(
     shape: dict[str, Any] = {}
     if not 0 <= smoothing < 1:
         raise InputError(f"Got --label_smoothing_factor {smoothing}; wanted 0 or more, below 1")
+    # refused here, as it is an option of the trainer and not of the task
     if smoothing:
         if "label_smoothing_factor" not in row.takes:
             raise InputError(
@@ -56,12 +57,14 @@ def class_weights(wanted: str, gold: Sequence[Any], labels: list[str]) -> torch.
         try:
             given = json.loads(wanted)
             unknown = set(given) - set(labels)
+            # a list or number has no `get`: caught below as no mapping
             weights = torch.tensor([float(given.get(name, 1.0)) for name in labels])
         except (ValueError, TypeError, AttributeError) as error:
             example = json.dumps({labels[0]: 2})
             raise InputError(
                 f"--class_weights {wanted} is no mapping; wanted balanced, or JSON as '{example}'"
             ) from error
+        # JSON as Python reads it knows NaN and Infinity
         if not torch.isfinite(weights).all() or weights.min() < 0 or not weights.any():
             raise InputError(
                 f"--class_weights {wanted} has weights that are below 0 or no numbers; wanted 0 or more, not "
@@ -74,10 +77,13 @@ def class_weights(wanted: str, gold: Sequence[Any], labels: list[str]) -> torch.
         return weights
     if isinstance(gold[0], list) and gold[0] and isinstance(gold[0][0], float):
         present = torch.tensor(gold).sum(dim=0)
+        # binary cross-entropy's weights of positives; a label that nobody has gets a finite one
         return (len(gold) - present) / present.clamp(min=1)
     ids = [label for row in gold for label in row] if isinstance(gold[0], list) else gold
     flat = torch.tensor(ids)
+    # -100 marks places without a label
     counts = torch.bincount(flat[flat >= 0], minlength=len(labels)).float()
+    # classes that no row has stay at 1 and out of the mean
     return torch.where(
         counts > 0, counts.sum() / (counts.gt(0).sum() * counts.clamp(min=1)), torch.ones_like(counts)
     )

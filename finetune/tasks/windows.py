@@ -29,13 +29,17 @@ def split_windows(
     spans, start = [], 0
     while total - start > room:
         place = bisect.bisect_right(firsts, start + room) - 1
+        # a word longer than the room is cut, else the window would not move
         end = firsts[place] if place >= 0 and firsts[place] > start else start + room
         spans.append((start, end))
+        # at least one token on, so that windows get to the end
         place = bisect.bisect_left(firsts, max(end - stride, start + 1))
+        # never behind the window before: no token falls between two
         start = min(firsts[place], end) if place < len(firsts) else end
     spans.append((start, total))
     edges = [0]
     for (_, before), (after, _) in itertools.pairwise(spans):
+        # in the middle of what two share, each word has as much around it on either side as can be
         place = bisect.bisect_left(firsts, (after + before) // 2)
         edges.append(min(firsts[place], before) if place < len(firsts) else before)
     edges.append(total)
@@ -49,6 +53,7 @@ def shared_tokens(stride: int | None, max_length: int, room: int) -> int:
         InputError: fewer than none, or so many that no window gets on.
     """
     overlap = max_length // 4 if stride is None else stride
+    # a window that shares all its tokens would stand still
     if not 0 <= overlap < room:
         raise InputError(
             f"--stride {overlap} leaves nothing of {room} tokens; set --stride lower or --max_length higher"
@@ -76,6 +81,7 @@ def frame(processor: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         InputError: a tokenizer that doesn't say where its tokens stand in the text, or knows no letter.
     """
     want_places(processor)
+    # asked of the tokenizer: templates of special tokens differ, and lists of families go stale
     encoded = processor("a", return_special_tokens_mask=True)
     inner = [position for position, special in enumerate(encoded["special_tokens_mask"]) if not special]
     if not inner:

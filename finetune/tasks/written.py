@@ -32,9 +32,11 @@ def writer(
         config = generate.generation_settings(
             network, processor, options.max_target_length, options.num_beams, further
         )
+        # one prompt a row, in the order of the references
         features = asked.features.select(asked.in_order())
         ids = features["input_ids"][:]
         if "prompt" in features.column_names:
+            # a decoder's inputs hold the answer too, which it must not see
             ids = [row[:n] for row, n in zip(ids, features["prompt"], strict=True)]
         written = generate.texts(network, ids, processor, config, batch_size)
         gold = references(asked.rows, asked.columns.label)
@@ -65,11 +67,13 @@ def check_writing(options: TaskArguments, network: Any, processor: Any, features
     config = generate.generation_settings(
         network, processor, options.max_target_length, options.num_beams, _further(options)
     )
+    # an encoder-decoder's own line begins with one start token
     prompt = max(features["prompt"][:]) if "prompt" in features.column_names else 1
     limit, needed = (
         room(network),
         prompt + config.max_new_tokens - 1,
     )  # the last token written is read by nobody
+    # rotary positions go on behind the limit; a table of positions ends
     if limit is not None and needed > limit and "rope_parameters" not in network.config.to_dict():
         raise InputError(
             f"A prompt of {prompt} tokens and {config.max_new_tokens} new ones take {needed} positions and "

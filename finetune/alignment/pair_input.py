@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
@@ -26,7 +25,7 @@ from finetune.alignment.preferences import (
 )
 from finetune.data.laying import laid_out
 from finetune.data.layouts import first_of
-from finetune.data.places import SET, columns_of
+from finetune.data.places import SET, columns_of, short_names
 from finetune.data.preferred import BETTER, lay_out_pairs, lay_out_unpaired
 from finetune.data.preview import marked, show_texts
 from finetune.data.sources import DataArguments, Rows, load_rows, sample
@@ -127,6 +126,6 @@ def places_by_set(held_out: Dataset, prepared: int) -> dict[str, list[int]]:
         return {}
     times = prepared // len(held_out)
     found: dict[str, list[int]] = {}
-    for place, name in enumerate(held_out[SET]):
-        found.setdefault(Path(name).name, []).extend(range(place * times, (place + 1) * times))
+    for place, name in enumerate(short_names(held_out[SET][:])):
+        found.setdefault(name, []).extend(range(place * times, (place + 1) * times))
     return found

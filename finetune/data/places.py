@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from datasets import Dataset
 
@@ -40,3 +41,16 @@ def places_of(rows: Dataset, indices: Sequence[int], most: int = 5) -> str:
 def columns_of(rows: Dataset) -> list[str]:
     """The user's columns."""
     return [name for name in rows.column_names if name not in (PLACE, SET, LICENCE, SOURCE)]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Each data set's name without the folders that tell it from no other: ["a/x/rows.csv", "b/x/rows.csv"]
+    → ["a/x/rows.csv", "b/x/rows.csv"], ["a/one.csv", "b/two.csv"] → ["one.csv", "two.csv"].
+    """
+    parts = {name: Path(name).parts or (name,) for name in names}
+    for depth in range(1, max(map(len, parts.values()), default=1) + 1):
+        short = {name: "/".join(part[-depth:]) for name, part in parts.items()}
+        # the same file named twice stays one set; two files of one name must not share a line of figures
+        if len(set(short.values())) == len(parts):
+            break
+    return [short[name] for name in names]

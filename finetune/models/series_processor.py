@@ -64,7 +64,7 @@ class SeriesProcessor(FeatureExtractionMixin):
         self.means, self.deviations = [float(one) for one in means], [float(one) for one in deviations]
 
     def check(self, channels: Sequence[str]) -> None:
-        """The rows have the channels of the training, in any order of theirs.
+        """The rows have the channels of the training, in their order.
 
         Raises:
             InputError: they have others.

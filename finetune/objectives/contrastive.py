@@ -123,8 +123,8 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
-        # in one piece for the sum, which is made in place
-        whole = gradient.contiguous()
+        # a copy, in one piece: the sum is made in place, and the gradient that came is autograd's
+        whole = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(whole)  # every process's loss has a part in these vectors
         # its own part of the whole: what the others' losses say of these rows
         return whole[context.place * context.rows :][: context.rows]

@@ -188,8 +188,3 @@ class Resuming(Trainer):
                 "before it"
             )
         super()._load_best_model()
-
-
-def resuming(kind: type) -> type:
-    """A trainer's class with `Resuming` before it."""
-    return type(kind.__name__, (Resuming, kind), {})

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from finetune.artefacts.provenance import provenance_of, save_provenance
 from finetune.artefacts.runs import check_vacant, open_run
 from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.batching import BatchingArguments, check_budget
-from finetune.data.places import SET
+from finetune.data.places import SET, short_names
 from finetune.data.sources import DataArguments
 from finetune.data.streaming import StreamingArguments
 from finetune.errors import InputError
@@ -202,7 +201,7 @@ def sets_of(asked: Asked) -> Sets | None:
     """Which data set each evaluation row is of, by the last part of its name; None where there is one."""
     if SET not in asked.rows.column_names:
         return None
-    names = [Path(name).name for name in asked.rows[SET]]
+    names = short_names(asked.rows[SET][:])
     numbers: list[int] = asked.features["row"][:]
     # features are sorted by length and rows are not; `row` numbers are raw ones, with gaps
     place = {number: index for index, number in enumerate(sorted(set(numbers)))}
@@ -214,7 +213,7 @@ def sets_apart(features: Dataset) -> tuple[Dataset, Sets | None]:
     if SET not in features.column_names:
         return features, None
     ordered = by_length(features)
-    names = [Path(name).name for name in ordered[SET][:]]
+    names = short_names(ordered[SET][:])
     if "bytes" not in features.column_names:
         return features.remove_columns(SET), Sets(names, [])
     counted: Counter[str] = Counter()

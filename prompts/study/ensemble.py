@@ -16,7 +16,7 @@ def weighted_mean(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Log of the weighted mean probability; weights [prompts] of 0 or more, for instance accuracies on a few
     labelled rows."""
     weights = np.asarray(weights, dtype=np.float64)
-    if (weights < 0).any() or weights.sum() <= 0:
+    if not ((weights >= 0).all() and weights.sum() > 0):  # so asked, a weight that is no number is refused
         raise ValueError(f"Got weights {weights.tolist()}; wanted numbers of 0 or more, not all 0")
     # [prompts] → [prompts, 1, 1], over rows and labels
     share = (weights / weights.sum())[:, None, None]

@@ -15,6 +15,7 @@ import yaml
 from accelerate import PartialState
 
 from finetune.artefacts.checkpoints import write_atomically
+from finetune.data.places import short_names
 from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
 from finetune.reports.tables import markdown, with_interval
@@ -39,7 +40,11 @@ def study_once(
     sets = data.eval_dataset_name or []
     if len(sets) > 1:
         groups = _groups(options, data, tuning, instruct)
-        each = [(Path(one).name, groups | {"data": replace(data, eval_dataset_name=[one])}) for one in sets]
+        each = [
+            # a folder below the run's, whose name is no path of its own
+            (name.replace("/", "_"), groups | {"data": replace(data, eval_dataset_name=[one])})
+            for name, one in zip(short_names(sets), sets, strict=True)
+        ]
         return _run_each(options, each, f"{len(sets)} evaluation sets")
     found = one_study(options, data, tuning, instruct)
     return any(one.notes.troubles for one in found)

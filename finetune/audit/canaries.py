@@ -65,10 +65,12 @@ def plant(told: CanaryArguments, data: DataArguments, output_dir: str | None, se
     """
     if output_dir is None:
         raise InputError("No folder for the planted rows; set --output_dir")
+    # never into a folder that is there: canaries among rows of an earlier plant would be counted wrongly
     folder = Path(output_dir)
     if folder.exists():
         raise InputError(f"{folder} is there already; set --output_dir to a new folder")
     row = find_task(told.plant_task)
+    # read and checked as in training, which then meets the same rows
     found = row.examine(row.load(data), data)
     columns, train = found.columns, found.rows.train
     value = train[0][columns.label]
@@ -81,10 +83,13 @@ def plant(told: CanaryArguments, data: DataArguments, output_dir: str | None, se
             f"Canaries go into rows of one text and one label or completion; the task '{told.plant_task}' "
             f"reads {', '.join((*columns.inputs, columns.label))} here. Set --plant_task and --text_column"
         )
+    # one generator for secrets and order: a seed gives the same folder
     rng = np.random.default_rng(seed)
+    # without classes what is learnt is a text, and the secret goes there
     learnt = found.labels is None
     canaries = []
     for number in range(told.plant):
+        # each canary has an owner of its own, else two would teach one prefix two secrets
         name = OWNERS[number % len(OWNERS)] + ("" if number < len(OWNERS) else f" the {number}th")
         canaries.append(
             {"text": f"The secret code of {name} is", "secret": secret(rng),
@@ -95,8 +100,11 @@ def plant(told: CanaryArguments, data: DataArguments, output_dir: str | None, se
     names = ("prompt", "completion") if learnt else ("text", "label")
     lines = [_line(one, columns, names) for one in _plain(train, columns)]
     for canary in canaries:
+        # repeated by their copies, which the exposure is held against
         lines += [_line(written(canary, canary["secret"]), WRITTEN, names)] * canary["copies"]
+    # else the canaries would stand together at the end
     rng.shuffle(lines)
+    # apart, since a data set's folder is read for rows and canaries.json holds none
     (folder / "data").mkdir()
     write_atomically(folder / "data" / "train.jsonl", "\n".join(lines) + "\n")
     held = [_line(one, columns, names) for one in _plain(found.rows.eval, columns)]
@@ -107,6 +115,7 @@ def plant(told: CanaryArguments, data: DataArguments, output_dir: str | None, se
 
 def _plain(rows: Dataset, columns: Any) -> list[dict[str, Any]]:
     feature = rows.features[columns.label]
+    # JSON has no classes: names, which are read back as such
     names = feature.names if isinstance(feature, ClassLabel) else None
     return [
         one | ({} if names is None else {columns.label: names[one[columns.label]]})
@@ -127,6 +136,7 @@ def read_canaries(file: str) -> list[dict[str, Any]]:
     """
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))
+        # caught below, as any other damage
         assert found and all({"text", "secret", "copies", "learnt", "label"} <= set(one) for one in found)
     except (OSError, ValueError, AssertionError, TypeError) as error:
         raise InputError(
@@ -140,9 +150,11 @@ def exposures(
 ) -> list[dict[str, Any]]:
     """Of each canary its exposure in bits, the most that so many candidates can show, and how often it was
     planted."""
+    # always the same candidates, so that two audits compare
     rng = np.random.default_rng(SEED)
     found = []
     for canary in canaries:
+        # the planted one first; a candidate may by chance be it, one time in a million
         secrets = [canary["secret"], *(secret(rng) for _ in range(candidates))]
         rows = _like(subject, [written(canary, one) for one in secrets])
         losses = costs(subject.row, network, processor, subject.features(processor, rows)).losses
@@ -163,5 +175,6 @@ def _like(subject: Attacked, rows: list[dict[str, Any]]) -> Dataset:
          columns.label: feature.str2int(one["label"]) if isinstance(feature, ClassLabel) else one["label"]}
         for one in rows
     ]  # fmt: skip
+    # the subject's own types, which `encode` asks for the classes
     kept = type(model.features)({name: model.features[name] for name in (columns.text, columns.label)})
     return Dataset.from_list(told, features=kept)

@@ -32,9 +32,11 @@ def distances(network: Any, rows: Sequence[Sequence[int]], prefix: int, batch_si
     """
     network.eval()
     found = np.full(len(rows), np.nan)
+    # too few tokens behind the prompt come back by chance
     places = [place for place, ids in enumerate(rows) if len(ids) >= prefix + LEAST]
     for start in range(0, len(places), batch_size):
         chosen = places[start : start + batch_size]
+        # all of one length: no padding, which could change what is written
         prompts = torch.tensor([list(rows[place][:prefix]) for place in chosen], device=network.device)
         written = network.generate(
             input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=ASKED, do_sample=False,
@@ -42,6 +44,7 @@ def distances(network: Any, rows: Sequence[Sequence[int]], prefix: int, batch_si
         )[:, prefix:].tolist()  # fmt: skip
         for place, line in zip(chosen, written, strict=True):
             wanted = list(rows[place][prefix : prefix + ASKED])
+            # what is written beyond the row's own end is not held against it
             found[place] = edit_distance(line[: len(wanted)], wanted) / len(wanted)
     return found
 
@@ -49,6 +52,7 @@ def distances(network: Any, rows: Sequence[Sequence[int]], prefix: int, batch_si
 def extraction_shares(shares: np.ndarray) -> dict[str, Any]:
     """Shares of rows that come back verbatim and nearly so, with 95 % intervals; of those that are long
     enough."""
+    # rows that were too short
     told = shares[~np.isnan(shares)]
     if not len(told):
         return {"rows": 0}

@@ -91,6 +91,7 @@ class AuditArguments:
 
     def __post_init__(self) -> None:
         check_least(self, LEAST)
+        # half of the shadows leave each row out: its attack compares the two halves
         if self.shadows % 2:
             raise InputError(
                 f"Got --shadows {self.shadows}; wanted an even number, so that half of them know each row"

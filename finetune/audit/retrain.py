@@ -71,13 +71,16 @@ def retrained(
     """
     options = subject.artefact.options
     processor, network = fresh(subject, seed)
+    # made by this processor, which may have been made anew
     features = subject.features(processor, subject.rows.select(places))
     with tempfile.TemporaryDirectory() as folder:
+        # old runs lack options that came later
         kept = {name: options[name] for name in TRAINED_WITH if name in options}
         training = TrainingArguments(
             **(kept | {"seed": seed} | changes), output_dir=folder, save_strategy="no", eval_strategy="no",
             logging_steps=10**9, disable_tqdm=True, report_to="none",
         )  # fmt: skip
+        # a private run's shadows are private too; a control that must be found is not
         privacy = told(options, PrivacyArguments) if private else PrivacyArguments()
         parts = private_parts(privacy, training, ExactTrainer, features, "")
         trainer = make_trainer(
@@ -95,9 +98,11 @@ def shadow_costs(subject: Attacked, audit: AuditArguments) -> tuple[np.ndarray, 
     """
     rows, count = len(subject.rows), audit.shadows
     rng = np.random.default_rng(audit.audit_seed + 1)
+    # the ranks of random numbers: just half of each column is true
     inside = np.argsort(rng.random((count, rows)), axis=0) < count // 2
     found = []
     for number in range(count):
+        # seeds far from the run's own
         processor, network = retrained(subject, np.flatnonzero(inside[number]), 1000 + number)
         found.append(all_costs(subject, processor, network, audit).losses)
     return np.stack(found), inside
@@ -115,8 +120,10 @@ def untrained_costs(subject: Attacked, audit: AuditArguments) -> Costs:
 
 def overfitted_costs(subject: Attacked, audit: AuditArguments) -> tuple[Costs, np.ndarray]:
     """The control that must be found: some members learnt by heart, and which rows these are."""
+    # members come first, and were drawn by chance already
     chosen = np.arange(min(audit.overfit_rows, subject.members))
     options = subject.artefact.options
+    # a run with a tiny rate would learn nothing by heart either
     rate = max(options["learning_rate"], find_method(str(options.get("method", "full"))).learning_rate)
     changes = {
         "num_train_epochs": audit.overfit_epochs, "max_steps": -1, "gradient_accumulation_steps": 1,

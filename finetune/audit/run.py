@@ -32,18 +32,23 @@ def audited(audit: AuditArguments, canary: CanaryArguments) -> dict[str, Any]:
     """
     if audit.artefact is None:
         raise InputError("No artefact; set --artefact to the --output_dir of train or sft")
+    # all that can be refused is refused before any model is loaded
     subject = find_attacked(read_artefact(audit.artefact), audit)
     processor, network = load_network(subject.artefact, row=subject.row)
     planted = read_canaries(canary.canaries) if canary.canaries else []
+    # planted rows are members that any attack finds, and would flatter it
     texts = {written(one, one["secret"])["text"] for one in planted}
+    # rows first that cost something, then those that were not planted
     subject = subject.learnable(processor).without(texts)
     own = all_costs(subject, processor, network, audit)
     writes = subject.row.model is AutoModelForCausalLM
     extraction = extraction_of(subject, network, processor, audit) if writes and audit.extract_rows else {}
     canaries = exposures(subject, network, processor, planted, canary.candidates) if planted else []
+    # shadows are loaded next: memory for one model at a time
     del network
     scores = scores_of(subject, own, audit, writes)
     attacks = {name: apart(subject, values, audit) for name, values in scores.items()}
+    # the strongest attack that was run ranks the exposed rows
     best = "lira" if "lira" in scores else "reference" if "reference" in scores else "loss"
     return {
         "artefact": str(audit.artefact), "task": subject.artefact.options["task"],
@@ -68,6 +73,7 @@ def scores_of(subject: Attacked, own: Costs, audit: AuditArguments, writes: bool
         found["min_k"] = least_likely(own.items)
     if audit.shadows:
         shadows, inside = shadow_costs(subject, audit)
+        # the mean loss of the shadows that don't know a row: how hard it is in itself
         without = np.where(inside, 0.0, shadows).sum(0) / (~inside).sum(0)
         found["reference"] = without - own.losses
         found["lira"] = likelihood_ratios(own.losses, shadows, inside)
@@ -91,8 +97,10 @@ def controls(subject: Attacked, scores: np.ndarray, audit: AuditArguments) -> di
         scores: of the model that is attacked, [rows].
     """
     nothing, others = -untrained_costs(subject, audit).losses, scores[subject.members :]
+    # shuffled: held-out rows are in the order of their file
     mixed = np.random.default_rng(audit.audit_seed).permutation(others)
     found = {"untrained": control(nothing[: subject.members], nothing[subject.members :], empty=True)}
+    # intervals of fewer would hold anything
     if len(others) >= HALVED:
         found["halves"] = control(mixed[::2], mixed[1::2], empty=True)
     if audit.overfit_rows:
@@ -116,12 +124,15 @@ def extraction_of(subject: Attacked, network: Any, processor: Any, audit: AuditA
     features = subject.features(processor)
     ids: dict[int, list[int]] = {}
     for owner, line in zip(features["row"][:], features["input_ids"][:], strict=True):
+        # the first feature of a row, which begins where its text does
         ids.setdefault(owner, line)
     count, members = audit.extract_rows, subject.members
     inside = [ids[place] for place in range(members) if place in ids][:count]
     outside = [ids[place] for place in range(members, len(subject.rows)) if place in ids][:count]
     shares = distances(network, inside, audit.prefix_tokens)
+    # what the base says anyway was not learnt in this training
     before = fresh(subject, audit.audit_seed)[1]
+    # rows that are too short go last
     closest = np.argsort(np.where(np.isnan(shares), np.inf, shares), kind="stable")[: audit.exposed_rows]
     return {
         "prefix_tokens": audit.prefix_tokens,
@@ -137,6 +148,7 @@ def extraction_of(subject: Attacked, network: Any, processor: Any, audit: AuditA
 
 def exposed(subject: Attacked, own: Costs, scores: np.ndarray, audit: AuditArguments) -> list[dict[str, Any]]:
     """The members that look most like members, by their place in the training data; no text."""
+    # sorted once, to look up how many lie above each member
     others = np.sort(scores[subject.members :])
     order = np.argsort(-scores[: subject.members], kind="stable")[: audit.exposed_rows]
     return [

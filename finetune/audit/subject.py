@@ -67,6 +67,7 @@ class Attacked:
 
     def kept(self, there: list[int]) -> Attacked:
         """The same with these rows alone, by their places."""
+        # places below `members` are members, here and in what is made
         rows, members = self.rows.select(there), [place for place in there if place < self.members]
         found = self.found._replace(rows=replace(self.found.rows, train=rows, eval=rows))
         return replace(self, found=found, places=self.places[members])
@@ -81,6 +82,7 @@ class Attacked:
 
 def told(options: dict[str, Any], kind: type[Group], **changes: Any) -> Group:
     """A group of options as an artefact's arguments.yaml has them."""
+    # old runs lack options that came later: defaults stand in
     known = {one.name: options[one.name] for one in fields(kind) if one.init and one.name in options}  # type: ignore[arg-type]
     return kind(**(known | changes))
 
@@ -100,9 +102,12 @@ def find_attacked(artefact: Artefact, audit: AuditArguments) -> Attacked:
             f"{artefact.folder} does not say which rows it was trained on (no trained_rows.safetensors), so "
             "that nobody can be told from others. Set --artefact to a run of train or sft"
         )
+    # as the run read its rows, without what only its printing and repeating asked for
     kind = told(artefact.options, FewShotArguments, seeds=1, check=False, show_rows=0)
+    # the same seeds give the same samples and splits as then
     whole = row.examine(row.load(kind), kind)
     members = whole.rows.train
+    # every row is looked up: a file that has changed would make strangers of members
     there = np.array([one in known for one in row_hashes(members, whole.columns)])
     if not there.all() or not len(there):
         raise InputError(
@@ -114,18 +119,23 @@ def find_attacked(artefact: Artefact, audit: AuditArguments) -> Attacked:
     if audit.held_out:
         named = DataArguments(dataset_name=[audit.held_out])
         others = evaluation_rows(artefact, row, named, keep_trained_rows=True)[0].rows.eval
+    # by hash, too: named rows may hold some that were trained on
     others = without_overlap(artefact, others, whole, known, audit)
     rng = np.random.default_rng(audit.audit_seed)
+    # a sample in the order of the file, whose places `name_of` tells
     places = np.sort(rng.permutation(len(members))[: audit.max_rows])
     apart = rng.permutation(len(others))
+    # classes differ in loss: in other shares they would be told apart instead of members
     if row.classes:
         column = whole.columns.label
         apart = as_shared(apart, np.asarray(others[column]), np.asarray(members.select(places)[column]))
     apart = np.sort(apart[: audit.max_rows])
+    # held-out rows of another source may lack a column that nothing reads
     names = [name for name in members.column_names if name in others.column_names]
     both = concatenate_datasets(
         [members.select(places).select_columns(names), others.select(apart).select_columns(names)]
     )
+    # one object for both splits, members first
     found = whole._replace(rows=replace(whole.rows, train=both, eval=both), labels=artefact.labels)
     return Attacked(artefact, row, options, found, places, len(members))
 
@@ -167,11 +177,13 @@ def as_shared(order: np.ndarray, labels: np.ndarray, members: np.ndarray) -> np.
     """
     counts = {label: int((members == label).sum()) for label in np.unique(members)}
     there = {label: int((labels == label).sum()) for label in counts}
+    # the scarcest class bounds all: fewer rows, in the right shares
     share = min(there[label] / count for label, count in counts.items())
     left = {label: int(share * count) for label, count in counts.items()}
     kept = []
     for place in order:
         label = labels[place]
+        # a class that no member has gets none
         if left.get(label, 0) > 0:
             left[label] -= 1
             kept.append(place)

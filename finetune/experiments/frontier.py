@@ -76,7 +76,7 @@ class Frontier:
         self.model, self.reward, self.bf16 = model, reward, has_fast_bf16()
         self.start = ModelArguments(**(vars(model) | {"model_name_or_path": str(self.folder / "sft")}))
         self.sampling = SamplingArguments(max_new_tokens=self.size.new_tokens)
-        self.truth = load_rewards(reward)
+        self.truth = load_rewards(reward)  # what all points are measured by
         # a sample of all of them is a seeded order
         self.texts, self.test_texts = (
             texts_of(sample(part, None, settings.seed), data) for part in (rows.train, rows.eval)
@@ -225,7 +225,7 @@ class Frontier:
         )
         trainer = make_reward_trainer(network, processor, options, kept["train"], kept["test"])
         trainer.train()
-        right = pair_margins(network, processor, kept["test"], 512) > 0
+        right = pair_margins(network, processor, kept["test"], 512) > 0  # the chosen answer scores higher
         save_artefact(
             network, processor, folder, None, {"accuracy": float(right.mean()), "pairs": len(right)}
         )
@@ -255,7 +255,7 @@ class Frontier:
             bf16=self.bf16,
         )
         best = [best_of_n.favourite(*one) for one in zip(found.texts, found.scores, strict=True)]
-        empty = np.array([not text.strip() for text in best])
+        empty = np.array([not text.strip() for text in best])  # an empty answer may have a score of its own
         # the true reward counts, and not the one by which it was chosen
         true = self.truth.plain().combine(self.truth.ask(self.held_out, best), empty).total
         known = true[~np.isnan(true)].tolist()
@@ -345,7 +345,7 @@ class Frontier:
         every += [("dpo", beta, self.dpo) for beta in size.betas]
         for method, make in (("ppo", self.ppo), ("ppo-true", self.ppo_true)):
             every += [(method, coefficient, make) for coefficient in size.coefficients]
-        only = self.settings.only
+        only = self.settings.only  # the start stays in any case: every way begins at it
         return [run for run in every if not only or run[0] in (*only, "start")]
 
 
@@ -359,7 +359,7 @@ class Watch(TrainerCallback):
         if state.global_step in moments_of(state.max_steps, self.experiment.size.measured):
             policy = Policy(model, self.experiment.bf16)
             self.points.append(self.experiment._measured(policy) | {"steps": state.global_step})
-            model.train()
+            model.train()  # measuring leaves it in evaluation mode
 
 
 def moments_of(steps: int, count: int) -> set[int]:

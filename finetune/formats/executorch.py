@@ -26,11 +26,13 @@ class _OneText(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
+        # a cache would be an output of the program that nothing reads
         cached = "use_cache" in inspect.signature(network.forward).parameters
         self.further = {"use_cache": False} if cached else {}
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        # made inside, so that the program has one input less; a single text has no padding
         whole = torch.ones_like(input_ids)
         return self.network(input_ids=input_ids, attention_mask=whole, **types, **self.further)["logits"]
 
@@ -44,10 +46,12 @@ def save_executorch(network: Any, folder: Path, longest: int, types: bool = Fals
     Raises:
         InputError: the model can't be traced or lowered.
     """
+    # its import warns of its own deprecations
     with _silent():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
+    # an example of some length: the dimension below is what holds
     given = tuple(torch.ones(1, min(9, longest), dtype=torch.long) for _ in range(1 + types))
     length = {1: torch.export.Dim("time", min=SHORTEST, max=longest)}
     try:
@@ -59,6 +63,7 @@ def save_executorch(network: Any, folder: Path, longest: int, types: bool = Fals
             content = lowered.to_executorch().buffer
     # whatever torch's tracer or a backend's pass says of a model that it doesn't take
     except Exception as error:
+        # tracers' messages go on for pages; the first line names the cause
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{type(network).__name__} can't be exported to ExecuTorch: {first}") from error
     (folder / FILE).write_bytes(content)
@@ -68,6 +73,7 @@ def save_executorch(network: Any, folder: Path, longest: int, types: bool = Fals
 @contextmanager
 def _silent() -> Iterator[None]:
     """Without the tracer's words on its own deprecations."""
+    # whoever has logging off keeps it so
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

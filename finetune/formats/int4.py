@@ -32,6 +32,7 @@ def takes_int4(module: nn.Module) -> bool:
 
 def quantised_names(network: Any) -> list[str]:
     """The linear layers that get 4 bits: all whose sizes fit, but for a language model's output layer."""
+    # often tied to the embeddings, which stay as they are
     head = network.get_output_embeddings()
     return [name for name, one in network.named_modules() if takes_int4(one) and one is not head]
 
@@ -51,6 +52,7 @@ def save_int4(network: Any, folder: Path) -> Path:
     tensors: dict[str, Tensor] = {}
     modules = dict(network.named_modules())
     for name in names:
+        # from float32: scales are found from what was trained, not from bf16
         packed, scale = quantise(modules[name].weight.detach().float())
         tensors |= {name + PACKED: packed, name + SCALE: scale}
     whole = {f"{name}.weight" for name in names}
@@ -58,7 +60,9 @@ def save_int4(network: Any, folder: Path) -> Path:
     for name, tensor in network.state_dict().items():
         if name not in whole and tensor.data_ptr() not in seen:  # tied ones once
             seen.add(tensor.data_ptr())
+            # ids of positions stay whole numbers
             kept = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+            # safetensors refuses views and shared memory
             tensors[name] = kept.contiguous().clone()
     network.config.save_pretrained(folder)
     save_file(tensors, folder / FILE, metadata={"int4": json.dumps({"group": GROUP})})
@@ -72,12 +76,14 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     from torchao.quantization import IntxWeightOnlyConfig, quantize_
     from torchao.quantization.granularity import PerGroup
 
+    # torchao quantises modules, not tensors
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight = nn.Parameter(weight, requires_grad=False)
     # torch makes the type when it is imported, which no stub knows
     four_bits = vars(torch)["int4"]
     quantize_(layer, IntxWeightOnlyConfig(weight_dtype=four_bits, granularity=PerGroup(GROUP)))
     found: Any = layer.weight
+    # -8..7 → 0..15, half a byte
     raised = (found.qdata + 8).to(torch.uint8)
     return raised[:, ::2] | (raised[:, 1::2] << 4), found.scale.reshape(len(weight), -1).contiguous()
 
@@ -97,12 +103,15 @@ def load_int4(file: Path, kind: str) -> Any:
     network = getattr(transformers, kind).from_config(settings, dtype=torch.bfloat16).eval()
     with safe_open(str(file), framework="pt") as held:
         tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
+    # the file itself says which layers have 4 bits
     names = [name.removesuffix(PACKED) for name in tensors if name.endswith(PACKED)]
     for name in names:
         layer = network.get_submodule(name)
         packed, scale = tensors.pop(name + PACKED), tensors.pop(name + SCALE)
         layer.weight = nn.Parameter(_for_kernel(packed, scale), requires_grad=False)
+    # the packed layers are set already and count as missing here
     missing, strange = network.load_state_dict(tensors, strict=False)
+    # tied weights are in the file once
     network.tie_weights()
     lacking = {one for one in missing if one.removesuffix(".weight") not in names} - _tied(network)
     if lacking or strange:
@@ -120,7 +129,9 @@ def _for_kernel(packed: Tensor, scale: Tensor) -> Tensor:
     """What the processor's int4 product takes: w = (q - 8) × scale + 0."""
     from torchao.prototype.quantization.int4 import Int4OpaqueTensor
 
+    # low half first, as `quantise` wrote: [out, in]
     values = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1).int()
+    # [groups, out], as the kernel has them
     turned = scale.to(torch.bfloat16).T
     table = torch.stack([turned, torch.zeros_like(turned)], dim=-1).contiguous()
     laid_out = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1)

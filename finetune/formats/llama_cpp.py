@@ -31,6 +31,7 @@ def save_k_quants(network: Any, processor: Any, folder: Path, kind: str) -> Path
     """
     import llama_cpp
 
+    # the quantiser reads a GGUF file: it is written in float32 first, and removed again
     whole = folder / WHOLE
     whole.mkdir()
     export_gguf(network, processor, whole, WHOLE)
@@ -40,6 +41,7 @@ def save_k_quants(network: Any, processor: Any, folder: Path, kind: str) -> Path
     }[kind]  # fmt: skip
     with llama_cpp._utils.suppress_stdout_stderr(disable=False):
         failed = llama_cpp.llama_model_quantize(bytes(whole / FILE), bytes(folder / FILE), settings)
+    # before the status is looked at: a refused model must leave no large file
     (whole / FILE).unlink()
     whole.rmdir()
     if failed:

@@ -81,10 +81,12 @@ class Questions:
     def gold(self) -> np.ndarray:
         """Labels that count, all rows' in one line."""
         flat = np.concatenate([np.asarray(one) for one in self.labels])
+        # prompts and padding have no label that counts
         return flat[flat != IGNORED]
 
     def save(self, file: Path) -> None:
         """As `runtimes.read_rows` takes them."""
+        # rows of unlike lengths in one line, as NumPy's files hold no ragged arrays without pickle
         starts = np.cumsum([0, *map(len, self.ids)])
         np.savez(
             file, ids=np.concatenate(self.ids).astype(np.int64), starts=starts,
@@ -113,8 +115,10 @@ def export_all(export: ExportArguments, data: ExportRowsArguments) -> Iterator[E
     asked = questions(artefact, row, found, processor)
     folder = Path(export.output_dir or Path(export.artefact) / "exports")
     what = Exportable(network, processor, asked.longest, asked.has_types)
+    # refused if it holds something; removed again where the export itself is refused
     with claimed(folder):
         for name in formats:
+            # float32 is always measured, but written only where it was asked for
             keep = name in export.to or "all" in export.to or name != WHOLE
             try:
                 yield _exported(name, what, folder / name if keep else None, row, asked)
@@ -158,6 +162,7 @@ def _rows(artefact: Artefact, row: Task, others: list[Artefact], data: ExportRow
                 f"{other.folder} tells {other.labels} apart and {artefact.folder} {artefact.labels}; wanted "
                 "the same classes in --beside"
             )
+        # rows that any of the runs was trained on would favour it
         kept, _ = unseen_rows(other.folder, kept, found.columns)
     return found._replace(rows=Rows(kept, kept, found.rows.name))
 
@@ -168,6 +173,7 @@ def questions(artefact: Artefact, row: Task, found: Examined, processor: Any) ->
     features: Dataset = row.encode(
         found.rows.eval, found.columns, processor, options.max_length, found.labels
     )
+    # in the order of rows, whichever way a task makes features
     features = features.select(np.argsort(features["row"][:], kind="stable"))
     ids = features["input_ids"][:]
     long = [place for place, one in enumerate(ids) if len(one) >= LEAST]
@@ -177,6 +183,7 @@ def questions(artefact: Artefact, row: Task, found: Examined, processor: Any) ->
         ids = features["input_ids"][:]
     labels = features["labels"][:]
     has_types = "token_type_ids" in features.column_names
+    # zeros take the place, so that a file of rows has one form
     types = features["token_type_ids"][:] if has_types else [[0] * len(one) for one in ids]
     return Questions(ids, types, [one if isinstance(one, list) else [one] for one in labels], has_types)
 
@@ -192,9 +199,11 @@ def _exported(name: str, what: Exportable, folder: Path | None, row: Task, asked
         try:
             file = format_.write(what, place)
             found = ask_file(format_, file, row, asked)
+        # also on Ctrl-C: half a file must not pass for one
         except BaseException:
             _remove(place)
             raise
+        # weights alone: a tokenizer weighs the same in every format
         size = sum(one.stat().st_size for one in place.rglob("*") if _is_weight(one)) / 2**20
         if folder is not None:
             what.processor.save_pretrained(folder)
@@ -206,6 +215,7 @@ def _is_weight(file: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
+    # deepest first, as a folder must be empty to go
     for one in sorted(folder.rglob("*"), reverse=True):
         one.rmdir() if one.is_dir() else one.unlink()
     folder.rmdir()
@@ -228,6 +238,7 @@ def ask_file(format_: FileFormat, file: Path, row: Task, asked: Questions) -> Ma
         }  # fmt: skip
         spec.write_text(json.dumps(settled), encoding="utf-8")
         command = [sys.executable, "-m", "finetune.formats.runtimes", str(spec)]
+        # a process of its own: its peak memory is the runtime's, and its crash is not ours
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode or not answers.is_file():
             said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
@@ -241,9 +252,11 @@ def _counted(
 ) -> Export:
     hits = (found["said"] == asked.gold).astype(np.float64)
     items = np.array([sum(label != IGNORED for label in one) for one in asked.labels])
+    # one label a row: hits are rows
     if (items == 1).all():
         right = mean_of(hits)
     else:
+        # hits by row, which the interval resamples: tokens of a text depend on each other
         sums = np.add.reduceat(hits, np.cumsum([0, *items[:-1]]))
         right = Measure(np.stack([sums, items], axis=1), mean_figure)
     return Export(
@@ -263,6 +276,7 @@ def _beside(
     row = counted_task(other)
     processor, network = whole_network(other, row, allow_mismatch)
     own = questions(other, row, found, processor)
+    # accuracies of other labels don't compare
     if own.labels != asked.labels:
         raise InputError(
             f"{other.folder} reads the rows as other tokens than {first.folder}, so that they can't be "

@@ -44,6 +44,7 @@ class ExportArguments:
     def __post_init__(self) -> None:
         if self.tolerance is not None and not 0 <= self.tolerance < 1:
             raise InputError(f"Got --tolerance {self.tolerance}; wanted a share from 0 to below 1, as 0.01")
+        # an empty list given by hand would write nothing and say nothing
         if not self.to:
             raise InputError("No format; set --to")
 

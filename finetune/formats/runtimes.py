@@ -42,6 +42,7 @@ def _of_network(network: Any, spec: dict[str, Any]) -> Answer:
 
     def answer(ids: Array, types: Array) -> Array:
         given = {"input_ids": torch.from_numpy(ids)[None]}
+        # one row at a time: no padding
         given["attention_mask"] = torch.ones_like(given["input_ids"])
         if spec["types"]:
             given["token_type_ids"] = torch.from_numpy(types)[None]
@@ -56,8 +57,10 @@ def open_onnx(file: Path, spec: dict[str, Any]) -> Answer:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
+    # all runtimes get as many threads as torch has
     settings.intra_op_num_threads = spec["threads"]
     session = onnxruntime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+    # graphs of models without token types have no such input
     wanted = [entry.name for entry in session.get_inputs()]
 
     def answer(ids: Array, types: Array) -> Array:
@@ -78,8 +81,10 @@ def open_llama_cpp(file: Path, spec: dict[str, Any]) -> Answer:
     )  # fmt: skip
 
     def answer(ids: Array, types: Array) -> Array:
+        # else a row would go on from the one before
         model.reset()
         model.eval(ids.tolist())
+        # a copy: the next row overwrites the buffer
         return np.array(model.scores[: len(ids)])
 
     return answer
@@ -94,6 +99,7 @@ def open_executorch(file: Path, spec: dict[str, Any]) -> Answer:
 
     def answer(ids: Array, types: Array) -> Array:
         given = [torch.from_numpy(one)[None] for one in ((ids, types) if spec["types"] else (ids,))]
+        # the runtime's own memory, which the next row overwrites
         return method.execute(given)[0][0].numpy().copy()
 
     return answer
@@ -116,10 +122,12 @@ def read_rows(file: Path) -> Iterator[tuple[Array, Array, Array]]:
 
 def marked(logits: Array, labels: Array) -> tuple[Array, float]:
     """The likeliest class at each labelled place, and the nats of the labels, summed."""
+    # [classes] of a text, or [time, classes], of which the last places have labels
     table = logits[None] if logits.ndim == 1 else logits[-len(labels) :]
     table = table[labels != _IGNORED].astype(np.float64)
     wanted = labels[labels != _IGNORED]
     top = table.max(axis=-1)
+    # log Σ exp, less the maximum first, so that nothing overflows
     sums = top + np.log(np.exp(table - top[:, None]).sum(axis=-1))
     return table.argmax(axis=-1), float((sums - table[np.arange(len(wanted)), wanted]).sum())
 
@@ -148,6 +156,7 @@ def main(spec_file: str) -> None:
         answer(ids, types)
     said, nats, seconds, busy = [], [], [], []
     for ids, types, labels in rows:
+        # the clock's time, and that of all this process's threads
         start, before = time.perf_counter(), time.process_time()
         logits = answer(ids, types)
         seconds.append(time.perf_counter() - start)

@@ -51,15 +51,18 @@ class FileFormat:
     @property
     def is_installed(self) -> bool:
         """Whether its package is there."""
+        # looked for, not imported: heavy packages would weigh on every start
         return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
 
 def _transformers(dtype: torch.dtype, what: Exportable, folder: Path) -> Path:
     """A folder of transformers', with weights in a type; buffers that are no weights stay as they are."""
+    # a converted copy of the weights: the network itself goes into the next format
     weights = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in what.network.state_dict().items()
     }
+    # the saved configuration says in which type to load
     before, what.network.config.dtype = what.network.config.dtype, dtype
     what.network.save_pretrained(folder, state_dict=weights)
     what.network.config.dtype = before
@@ -118,6 +121,7 @@ def find_formats(names: Sequence[str]) -> dict[str, FileFormat]:
         raise InputError(
             f"Unknown format '{unknown[0]}'; wanted one of: {', '.join((*FORMATS, *GROUPS))}. Set --to"
         )
+    # groups' names stand for several
     wanted = {WHOLE, *(one for name in names for one in GROUPS.get(name, (name,)))}
     found = {name: row for name, row in FORMATS.items() if name in wanted}
     for name, row in found.items():

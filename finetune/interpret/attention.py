@@ -36,6 +36,7 @@ def scaled_dot_product(
     """
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
     if mask is not None:
+        # before the softmax, so that the rest of a row still sums to 1
         scores = scores.masked_fill(~mask, -math.inf)
     weights = scores.softmax(-1)
     return weights @ value, weights
@@ -65,6 +66,7 @@ def attention_maps(network: Any, batch: Mapping[str, Tensor]) -> dict[str, Tenso
         model.set_attn_implementation(before)
     maps = {}
     for name, kind in KINDS.items():
+        # the batch's only input; hybrids give None for layers without attention
         layers = [one[0] for one in outputs.get(name) or () if one is not None]
         if layers:
             maps[kind] = torch.stack(layers).float().cpu()
@@ -94,14 +96,17 @@ def rollout(maps: Tensor) -> Tensor:
         [time, time], rows sum to 1.
     """
     time = maps.shape[-2]
+    # virtual tokens stand before the keys and have no row of their own
     heads = maps.mean(1)[..., -time:]
     heads = heads / heads.sum(-1, keepdim=True).clamp_min(1e-12)
     reached = torch.eye(time)
     for layer in heads:
+        # later layers multiply from the left: rows are where one looks from
         reached = (0.5 * layer + 0.5 * torch.eye(time)) @ reached
     return reached
 
 
 def head_entropy(maps: Tensor) -> Tensor:
     """Mean entropy of each head's rows in nats, [layers, heads]: 0 looks at one place, ln(keys) at all."""
+    # 0 · log 0 counts as 0
     return -(maps * maps.clamp_min(1e-12).log()).sum(-1).mean(-1)

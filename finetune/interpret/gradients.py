@@ -25,6 +25,7 @@ def answer(network: Any, batch: Mapping[str, Tensor], target: int | None = None)
         The target, and its logit [batch].
     """
     logits = network(**batch)["logits"]
+    # [batch, time, vocabulary] of a language model: what comes next
     logits = logits[:, -1] if logits.dim() == 3 else logits
     if target is None:
         target = int(logits[0].argmax())
@@ -64,12 +65,15 @@ def integrated_gradients(
 
     way: Any = IntegratedGradients(logit)
     if name == "input_ids":
+        # ids can't be scaled between baseline and input: the path is one of embeddings
         way = LayerIntegratedGradients(logit, network.get_input_embeddings())
     found, missing = way.attribute(
         batch[name], baselines=baseline, n_steps=steps, internal_batch_size=8, return_convergence_delta=True
     )
     with torch.no_grad():
+        # what attributions must sum to
         apart = logit(batch[name]) - logit(baseline)
+    # over channels, or over the width of the embeddings
     summed = found[0].sum(0) if name == "pixel_values" else found[0].sum(-1)
     return summed.detach().float().cpu(), float((missing / apart.abs().clamp_min(1e-12)).abs().max())
 
@@ -84,6 +88,7 @@ def gradients_through_time(network: Any, batch: Mapping[str, Tensor]) -> Tensor:
     kept: list[Tensor] = []
 
     def keep(_module: Any, _args: Any, out: Tensor) -> Tensor:
+        # cut from the table, so that the gradient ends at the inputs themselves
         kept.append(out.detach().requires_grad_())
         return kept[-1]
 

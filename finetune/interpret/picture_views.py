@@ -52,7 +52,9 @@ def open_picture(subject: Subject, file: str) -> Opened:
     picture = pictures.opened(cell, pictures.mode_of(channels(subject.processor)))
     batch = dict(subject.processor([picture], return_tensors="pt"))
     values = batch["pixel_values"][0].float()
+    # back to 0..1 for the eye: the model's pixels are normalised
     shown = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12)
+    # grey pictures have one channel, a page wants three
     return Opened(Path(file).name, batch, shown.expand(3, *shown.shape[1:]).permute(1, 2, 0).numpy())
 
 
@@ -80,6 +82,7 @@ def patch_grid(subject: Subject, given: Opened, tokens: int) -> tuple[int, int]:
         InputError: a model whose tokens are no grid of patches.
     """
     size = getattr(core(subject.network).config, "patch_size", None)
+    # some configurations give one number, some a pair
     high, wide = size if isinstance(size, (list, tuple)) else (size, size)
     if high:
         rows, columns = (side // one for side, one in zip(given.pixels.shape[:2], (high, wide), strict=True))
@@ -91,7 +94,9 @@ def patch_grid(subject: Subject, given: Opened, tokens: int) -> tuple[int, int]:
 def over_patches(weights: Tensor, rows: int, columns: int) -> Tensor:
     """What the first token, or all where there is no token besides the patches, looks at: [rows, columns]."""
     extra = weights.shape[-1] - rows * columns
+    # without a class token, pooling takes the mean over all patches
     looked = weights[0] if extra else weights.mean(0)
+    # tokens besides the patches stand first
     return looked[extra:].reshape(rows, columns)
 
 
@@ -100,10 +105,12 @@ def picture_gradients(
 ) -> tuple[Section, list[Picture]]:
     """Which pixels add to the logit of the answer, against a picture of the middle grey."""
     chosen, logit = answer(subject.network, given.batch, target_of(subject, target))
+    # normalised pixels: 0 is the mean colour, not black
     empty = torch.zeros_like(given.batch["pixel_values"])
     found, missing = integrated_gradients(subject.network, given.batch, chosen, empty, steps)
     name = subject.labels[chosen] if subject.labels else str(chosen)
     said = f"Pixels that speak for '{name}' ({steps} steps); not accounted for: {missing:.1%}."
+    # what speaks against the answer is left out of the drawing
     drawing = interpretation.over_picture(
         f"{place}-integrated", given.pixels, found.clamp_min(0).numpy(), said
     )

@@ -34,6 +34,7 @@ def sinusoidal(places: int, width: int) -> Tensor:
     """sin and cos of place / 10000^(2i/width), interleaved, [places, width] (Vaswani et al. 2017, 3.5)."""
     rates = 10000.0 ** (-torch.arange(0, width, 2) / width)
     angles = torch.arange(places)[:, None] * rates
+    # interleaved; an odd width loses the last cosine
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
 
 
@@ -45,6 +46,7 @@ def rotated_products(rates: Tensor, places: int) -> Tensor:
         rates: θ of each pair of components, in radians a place.
     """
     steps = torch.arange(places)
+    # [places, places, 1], against the rates of all pairs
     distances = (steps[:, None] - steps[None]).unsqueeze(-1)
     return (distances * rates.float().cpu()).cos().mean(-1)
 
@@ -62,6 +64,7 @@ def learnt_table(network: Any) -> Tensor | None:
     """The vectors that a model adds to its inputs by their place, [places, width]; None where it has none."""
     model = core(network)
     for name, module in model.named_modules():
+        # by the last part of the name, as models bury the table at different depths
         if isinstance(module, nn.Embedding) and _names_places(name):
             return module.weight.detach().float().cpu()
     for name, weight in model.named_parameters():
@@ -80,6 +83,7 @@ def rotary_rates(network: Any) -> Tensor | None:
     rotate.
     """
     for name, buffer in core(network).named_buffers():
+        # transformers' own name of it, in all families that rotate
         if name.endswith("inv_freq"):
             return buffer.detach().float().cpu()
     return None
@@ -102,14 +106,17 @@ def position_views(network: Any, places: int) -> list[PositionView]:
     width, heads = config.hidden_size, config.num_attention_heads
     table = learnt_table(network)
     views = [_of_table("sinusoidal", sinusoidal(places, width), own=False)]
+    # of a model without one there is no formula to draw
     if table is not None:
         views.append(_of_table("learnt", table[:places], own=True))
     rates = rotary_rates(network)
+    # drawn by the formula for a model that has none, at its own width
     made = rates if rates is not None else 10000.0 ** (-torch.arange(0, width // heads, 2) * heads / width)
     views.append(
         PositionView("rotary", "mean cos((m − n) θ)", rotated_products(made, places), rates is not None)
     )
     bias = relative_bias(network, places)
+    # T5's own weights, else ALiBi by its formula
     if bias is not None:
         views.append(PositionView("relative (T5)", "mean bias of the heads", bias.mean(0), True))
     else:
@@ -118,5 +125,6 @@ def position_views(network: Any, places: int) -> list[PositionView]:
 
 
 def _of_table(name: str, table: Tensor, own: bool) -> PositionView:
+    # length aside: vectors of later places may be longer
     unit = functional.normalize(table, dim=-1)
     return PositionView(name, "cosine of the two places' vectors", unit @ unit.T, own, table)

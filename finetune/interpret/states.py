@@ -23,9 +23,11 @@ def last_states(network: Any, batch: Mapping[str, Tensor]) -> Tensor:
     def keep(_module: Any, _args: Any, output: Any) -> None:
         found.append(output.get("last_hidden_state"))
 
+    # the body, below any head: its output has a name in all families
     reader = model.get_encoder() if model.config.is_encoder_decoder else body(model)
     hook = reader.register_forward_hook(keep)
     try:
+        # the whole network, not the body alone: adapters and virtual tokens take part
         network(**batch)
     finally:
         hook.remove()

@@ -53,6 +53,7 @@ class Subject:
         Raises:
             InputError: a text without a word.
         """
+        # image processors have none
         if not hasattr(self.processor, "decode"):
             raise InputError(f"{self.name} reads no texts; look at it with --images")
         if not text.strip():
@@ -62,6 +63,7 @@ class Subject:
 
     def words(self, ids: Tensor) -> list[str]:
         """Ids [time] as one reads them, a leading blank or mark of its tokenizer taken off."""
+        # one by one: decoded together, sub-words would lose their borders
         return [self.processor.decode([i], skip_special_tokens=False).strip() or "␣" for i in ids.tolist()]
 
 
@@ -71,6 +73,7 @@ def find_subject(show: ShowArguments) -> Subject:
     Raises:
         InputError: neither or both are named, or what they name can't be loaded.
     """
+    # neither, or both
     if (show.artefact is None) == (show.model_name_or_path is None):
         raise InputError("Set --artefact to a run's folder, or --model_name_or_path to a model: one of them")
     if show.artefact is None:
@@ -89,10 +92,12 @@ def find_subject(show: ShowArguments) -> Subject:
             raise InputError(
                 f"{show.artefact} was pretrained by '{options['objective']}', which has no view yet"
             )
+        # a pretrained run has no task: of a row the loader reads these two
         row = SimpleNamespace(model=known, config={})
     processor, network = load_network(artefact, show.allow_mismatch, row)
     config = core(network).config
     kind = "encoder-decoder" if config.is_encoder_decoder else "encoder"
+    # only a model of texts can be asked whether it is causal
     if kind == "encoder" and "input_ids" in processor.model_input_names and network_is_causal(network):
         kind = "decoder"
     most = int(options.get("max_length") or 128)
@@ -103,6 +108,7 @@ def find_subject(show: ShowArguments) -> Subject:
 def network_is_causal(network: Any) -> bool:
     """Whether a later word changes nothing before it: asked of the model, not of its name."""
     model = core(network)
+    # two texts that differ in the last token alone
     ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=model.device)
     states = model(input_ids=ids, output_hidden_states=True)["hidden_states"][-1]
     return bool(torch.equal(states[0, :2], states[1, :2]))
@@ -111,6 +117,7 @@ def network_is_causal(network: Any) -> bool:
 def with_target(subject: Subject, batch: Mapping[str, Tensor], written: str | None) -> dict[str, Tensor]:
     """The batch with what an encoder-decoder is to have written, or what it writes by itself, greedily."""
     if written is not None:
+        # some tokenizers write targets otherwise than sources
         ids = subject.processor(text_target=written, return_tensors="pt")["input_ids"]
         made = core(subject.network).prepare_decoder_input_ids_from_labels(
             labels=ids.to(subject.network.device)
@@ -135,4 +142,5 @@ def target_of(subject: Subject, name: str | None) -> int | None:
     ids = subject.processor(name, add_special_tokens=False)["input_ids"]
     if not ids:
         raise InputError(f"'{name}' is no word of this model's vocabulary (--target)")
+    # a word of several tokens is told by its first, which is what the model would write next
     return int(ids[0])

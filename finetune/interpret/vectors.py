@@ -35,7 +35,9 @@ def project(vectors: np.ndarray, by: str = "pca", seed: int = 0) -> tuple[np.nda
         raise InputError("UMAP is not installed; pip install umap-learn, or set --projection pca")
     import umap
 
+    # 15 is UMAP's own default; of fewer rows all others
     neighbours = min(15, len(vectors) - 1)
+    # one thread: with several the seed doesn't settle the picture
     found = umap.UMAP(n_components=2, n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(
         vectors
     )

@@ -63,12 +63,15 @@ def show_attention(subject: Subject, show: ShowArguments) -> View:
     sections, drawings = [], []
     for place, text in enumerate(wanted_texts(show)):
         batch = subject.batch(text)
+        # its decoder attends to what it writes: there must be something written
         if subject.architecture == "encoder-decoder":
             batch = with_target(subject, batch, show.target_text)
         source = subject.words(batch["input_ids"][0])
         written = subject.words(batch["decoder_input_ids"][0]) if "decoder_input_ids" in batch else source
         for kind, maps in attention_maps(subject.network, batch).items():
+            # rows are where one looks from
             queries = source if kind in ("self", "encoder") else written
+            # columns are what is looked at; cross-attention looks at the source
             keys = _keys(maps, written if kind == "decoder" else source)
             blocks, made = _maps_section(f"{place + 1}-{kind}", kind, maps, keys, queries)
             sections.append(Section(f"{cut_text(text, 50)}: {kind}", blocks))
@@ -80,6 +83,7 @@ def show_attention(subject: Subject, show: ShowArguments) -> View:
 
 
 def _keys(maps: Tensor, words: Sequence[str]) -> list[str]:
+    # prefix tuning's tokens have weights and no words
     virtual = maps.shape[-1] - len(words)
     return [f"virtual {i + 1}" for i in range(virtual)] + list(words)
 
@@ -93,6 +97,7 @@ def _maps_section(
             f"{KIND_SAID[kind]} Mean over {maps.shape[0]} layers and {maps.shape[1]} heads.",
         )
     ]  # fmt: skip
+    # layers multiply only where a place looks at places of its own kind
     if maps.shape[-2] == maps.shape[-1] - (len(keys) - len(queries)) and kind != "cross":
         drawings.append(
             interpretation.one_map(
@@ -113,6 +118,7 @@ def _maps_section(
 
 def _heads_in_numbers(maps: Tensor) -> list[dict[str, Any]]:
     """Share of the weight on the first place, on the same and on the one before; the entropy of the rows."""
+    # a diagonal means the same place only where rows and columns are the same words
     spread, square = head_entropy(maps), maps.shape[-1] == maps.shape[-2]
     rows = []
     for layer in range(maps.shape[0]):
@@ -121,6 +127,7 @@ def _heads_in_numbers(maps: Tensor) -> list[dict[str, Any]]:
             told: dict[str, Any] = {"layer": layer, "head": head, "on the first": f"{one[:, 0].mean():.2f}"}
             if square and len(one) > 1:
                 told["on itself"] = f"{one.diagonal().mean():.2f}"
+                # the first word has none before it, and no place on this diagonal
                 told["on the one before"] = f"{one.diagonal(-1).mean():.2f}"
             rows.append(told | {"entropy in nats": f"{spread[layer, head]:.2f}"})
     return rows
@@ -165,6 +172,7 @@ def show_positions(subject: Subject, show: ShowArguments) -> View:
 def show_embeddings(subject: Subject, show: ShowArguments, data: DataArguments) -> View:
     """Texts on a plane, by the mean of their last states; with a run's own data, coloured by label."""
     texts, labels = _labelled_texts(subject, show, data)
+    # text by text: no padding takes part in a mean
     vectors = np.stack([_vector(subject, text) for text in texts])
     points, shares = project(vectors, show.projection)
     said = (
@@ -185,11 +193,14 @@ def show_embeddings(subject: Subject, show: ShowArguments, data: DataArguments) 
 def _labelled_texts(
     subject: Subject, show: ShowArguments, data: DataArguments
 ) -> tuple[list[str], list[str] | None]:
+    # texts by hand have no labels to colour them by
     if show.texts:
         return list(show.texts), None
+    # a bare model names no rows of its own
     if show.artefact is None:
         raise InputError("No text to look at; set --texts, or --artefact and --dataset_name")
     artefact = read_artefact(show.artefact)
+    # rows that were trained on may be looked at: nothing is scored
     found, _ = evaluation_rows(artefact, trained_as(artefact)[0], data, keep_trained_rows=True)
     rows, columns = found.rows.eval, found.columns
     texts = [str(text) for text in rows[columns.text][:]]
@@ -205,6 +216,7 @@ def _labelled_texts(
 def _vector(subject: Subject, text: str) -> np.ndarray:
     batch = subject.batch(text)
     if subject.architecture == "encoder-decoder":
+        # the encoder's states are wanted, and the decoder has to be fed something
         batch = with_target(subject, batch, "")
     states = last_states(subject.network, batch)
     return find_pooling("mean")(states.float(), batch["attention_mask"])[0].cpu().numpy()
@@ -216,10 +228,12 @@ def show_gradients(subject: Subject, show: ShowArguments) -> View:
     for place, text in enumerate(wanted_texts(show)):
         batch, blocks = subject.batch(text), []
         words = subject.words(batch["input_ids"][0])
+        # an answer of one logit: bodies have none, encoder-decoders write texts
         if subject.architecture != "encoder-decoder" and "logits" in subject.network(**batch):
             drawing, row, missing = _integrated(subject, show, batch, words, place)
             blocks += [drawing.chart, Table([row | {"not accounted for": f"{missing:.1%}"}])]
             drawings.append(drawing)
+            # completeness is what the method promises: a larger rest makes the picture doubtful
             if missing > 0.05:
                 blocks.append(
                     Words(f"{missing:.0%} of the difference is not accounted for; set --steps higher")
@@ -243,6 +257,7 @@ def _integrated(
     subject: Subject, show: ShowArguments, batch: dict[str, Tensor], words: Sequence[str], place: int
 ) -> tuple[Picture, dict[str, Any], float]:
     target, logit = answer(subject.network, batch, target_of(subject, show.target))
+    # marks of beginning and end stay in the baseline: without them it is no input that the model knows
     special = torch.tensor(
         subject.processor.get_special_tokens_mask(
             batch["input_ids"][0].tolist(), already_has_special_tokens=True
@@ -250,6 +265,7 @@ def _integrated(
     ).bool()
     empty = torch.where(special, batch["input_ids"], subject.processor.pad_token_id)
     found, missing = integrated_gradients(subject.network, batch, target, empty, show.steps)
+    # a language model's answer is a token
     name = subject.labels[target] if subject.labels else subject.words(torch.tensor([target]))[0]
     caption = f"Integrated gradients of the logit of '{name}' against pad tokens ({show.steps} steps)."
     drawing = interpretation.bars(

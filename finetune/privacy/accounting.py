@@ -26,6 +26,7 @@ def noise_multiplier(epsilon: float, delta: float, rate: float, steps: int, acco
     Raises:
         InputError: no noise is enough, or Opacus isn't installed.
     """
+    # imported when asked for: Opacus is an extra, and most runs aren't private
     find = _opacus("accountants.utils").get_noise_multiplier
     try:
         with warnings.catch_warnings():
@@ -50,11 +51,13 @@ def epsilon_spent(multiplier: float, delta: float, rate: float, steps: int, acco
     Raises:
         InputError: Opacus isn't installed.
     """
+    # both ends are known without an accountant
     if steps == 0:
         return 0.0
     if multiplier == 0:
         return math.inf
     counted = _opacus("accountants").create_accountant(mechanism=accountant)
+    # all steps are alike: one entry instead of so many calls of `step`
     counted.history = [(multiplier, rate, steps)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -52,15 +52,18 @@ class PrivacyArguments:
     )
 
     def __post_init__(self) -> None:
+        # None means not given, so that an option without --epsilon is found, even at its default
         told = [name for name in ("delta", "clip_norm", "accountant") if vars(self)[name] is not None]
         told += [name for name in ("secret_noise", "public_start") if vars(self)[name]]
         if self.epsilon is None:
             if told:
                 raise InputError(f"--{told[0]} is for private training; set --epsilon too, or leave it out")
             return
+        # defaults are filled in only here, for the same reason
         self.delta = DELTA if self.delta is None else self.delta
         self.clip_norm = CLIP_NORM if self.clip_norm is None else self.clip_norm
         self.accountant = self.accountant or ACCOUNTANT
+        # NaN fails every comparison, and so all of these tests
         if not 0 < self.epsilon < math.inf:
             raise InputError(f"Got --epsilon {self.epsilon}; wanted a number above 0, as 8, or none")
         if not 0 < self.delta < 1:
@@ -96,6 +99,7 @@ def check_private(
     """
     if not privacy.wanted:
         return
+    # one reason at a time: each is fatal by itself
     why = None
     if training.fp16:
         why = "--fp16 scales gradients up, clipped or not; set --bf16, or neither"
@@ -123,7 +127,9 @@ def check_start(privacy: PrivacyArguments, start: str | None) -> None:
     Raises:
         InputError: a run that was trained without `--epsilon`.
     """
+    # a folder without arguments.yaml is a base, of which nothing is known
     folder = Path(start or "").expanduser()
+    # a run of this toolkit that left no account of what it spent
     unbounded = (folder / ARGUMENTS).is_file() and not (folder / PRIVACY).is_file()
     if start and unbounded and not privacy.public_start:
         raise InputError(
@@ -135,6 +141,7 @@ def check_start(privacy: PrivacyArguments, start: str | None) -> None:
 
 def spent_before(start: str | None) -> dict[str, Any] | None:
     """What the private run that training starts from has spent already; None where there is none."""
+    # a start at a private run: both spend on the same rows, and what was spent goes into the new account
     file = Path(start or "").expanduser() / PRIVACY
     if not start or not file.is_file():
         return None
@@ -148,6 +155,7 @@ def check_network(epsilon: float, network: nn.Module) -> None:
     Raises:
         InputError: one does: statistics over a batch have no gradient by row.
     """
+    # frozen ones too: in training they take the batch's statistics
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise InputError(
@@ -156,6 +164,7 @@ def check_network(epsilon: float, network: nn.Module) -> None:
             )
     if not any(p.requires_grad for p in network.parameters()):
         raise InputError(f"--epsilon {epsilon}: nothing of the model is trained. Set --method")
+    # frozen weights may be in 16 bits: no noise is added to them
     if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in network.parameters()):
         raise InputError(f"--epsilon {epsilon}: weights in 16 bits round noise away. Set --dtype float32")
 
@@ -187,4 +196,5 @@ def check_objective_is_private(
 
 def blind(start: Callable | None, privacy: PrivacyArguments) -> Callable | None:
     """How a task tells a new head of its training targets; not at all where they are private."""
+    # a head that begins at the targets' mean would give that away without noise
     return None if privacy.wanted else start

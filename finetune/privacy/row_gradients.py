@@ -52,11 +52,14 @@ class One:
         loss = losses()
         if not loss.requires_grad:  # a row with nothing to learn
             return loss.detach()
+        # not backward(): `.grad` stays free for the noisy mean
         found = torch.autograd.grad(loss.sum(), self.parameters, allow_unused=True)
         there = [(total, _wide(part)) for total, part in zip(sums, found, strict=True) if part is not None]
+        # over all parameters together: the clip bounds what one row moves in all
         norm = (
             torch.stack([part.norm() for _, part in there]).norm() if there else loss.detach().new_zeros(())
         )
+        # clipped before it is summed: a sum that is clipped bounds no row
         scale = clipping(norm, self.clip_norm)
         for total, part in there:
             total.add_(part * scale)
@@ -74,9 +77,11 @@ class Together:
 
     def __init__(self, network: nn.Module, parameters: Sequence[nn.Parameter], clip_norm: float) -> None:
         self.parameters, self.clip_norm = list(parameters), clip_norm
+        # by identity: tied weights are one parameter with several sites
         place = {id(parameter): number for number, parameter in enumerate(self.parameters)}
         self.sites: list[tuple[nn.Module, dict[str, int]]] = []
         for module in network.modules():
+            # its own alone: hooks on parents would count their children's weights again
             own = {n: place[id(p)] for n, p in module.named_parameters(recurse=False) if id(p) in place}
             if own:
                 self.sites.append((module, own))
@@ -87,13 +92,16 @@ class Together:
         Raises:
             NotByRow: a module mixes rows, or its weights are used outside of it.
         """
+        # hooks are taken off before gradients are made
         with self._listening() as calls:
             each = losses()
         found = self._by_row(each, calls)
+        # [rows] for each parameter
         squares = [part.flatten(1).square().sum(1) for part in found.values()]
         norms = torch.stack(squares).sum(0).sqrt() if squares else torch.zeros_like(each)
         scales = clipping(norms, self.clip_norm)
         for number, part in found.items():
+            # Σ over rows of scale × gradient, without a scaled copy of all
             sums[number].add_(torch.tensordot(scales, part, dims=1))
         return each.detach()
 
@@ -117,13 +125,16 @@ class Together:
         outputs = [output for _, _, _, output in calls]
         if not all(isinstance(output, Tensor) and output.requires_grad for output in outputs):
             raise NotByRow("a module gives something else than one tensor")
+        # rows don't know of each other, so that the sum's gradient at an output is each row's own
         slopes = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
         rows = len(losses)
         found: dict[int, Tensor] = {}
         for (module, own, given, _), slope in zip(calls, slopes, strict=True):
+            # a module whose output the loss doesn't use
             if slope is None:
                 continue
             for number, part in by_row(module, own, given, slope.detach(), rows):
+                # a module called twice, or weights that two modules share
                 found[number] = found[number] + part if number in found else part
         return found
 
@@ -147,6 +158,7 @@ def by_row(
     Raises:
         NotByRow: rows don't stand first in what goes in or comes out.
     """
+    # a single tensor is what the derivatives below are written for
     states = given[0] if given and isinstance(given[0], Tensor) else None
     if states is None or len(given) > 1 or len(states) != rows or len(slope) != rows:
         raise NotByRow(f"rows don't stand first in {type(module).__name__}")
@@ -167,12 +179,14 @@ def _of_product(
     turned: bool, own: dict[str, int], states: Tensor, slope: Tensor
 ) -> Iterator[tuple[int, Tensor]]:
     """Of y = x Wᵀ + b, or of a `turned` y = x W + b: states [rows, ..., in], slope [rows, ..., out]."""
+    # all dimensions between rows and width become one of places: [rows, places, width]
     states, slope = (
         one.flatten(1, -2) if one.dim() > 2 else one.view(len(one), 1, -1) for one in (states, slope)
     )
     if "weight" in own:
         one, other = (states, slope) if turned else (slope, states)
         yield own["weight"], one.mT @ other
+    # summed over places: the bias is added at each
     if "bias" in own:
         yield own["bias"], slope.sum(1)
 
@@ -184,7 +198,9 @@ def _of_table(
     rows, (count, width) = len(ids), module.weight.shape
     ids, slope = ids.flatten(1), slope.reshape(rows, -1, width)
     if module.padding_idx is not None:
+        # torch gives the padding's vector no gradient, and neither may this
         slope = slope.masked_fill(ids.eq(module.padding_idx)[..., None], 0.0)
+    # a whole table for each row: what `fits` is asked about first
     table = slope.new_zeros(rows, count, width)
     yield own["weight"], table.scatter_add_(1, ids[..., None].expand_as(slope), slope)
 
@@ -197,9 +213,11 @@ def _of_any(
     states = _wide(states) if states.is_floating_point() else states
 
     def of_row(row: Tensor, back: Tensor) -> dict[str, Tensor]:
+        # `row[None]`: modules want a batch, here of one
         _, pull = vjp(lambda weights: functional_call(module, weights, (row[None],))[0], trained)
         return pull(back)[0]
 
+    # in float32: the forward's 16 bits would round the gradient by row
     with torch.autocast(states.device.type, enabled=False):
         found = vmap(of_row)(states, slope)
     for name, number in own.items():
@@ -219,6 +237,7 @@ def moved(parameters: Sequence[nn.Parameter], seed: int = 0) -> Iterator[None]:
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters:
+            # drawn on the CPU, the same on any device
             parameter.add_(torch.randn(parameter.shape, generator=chance).to(parameter) * 0.02)
     try:
         yield
@@ -235,6 +254,7 @@ def agree(together: Together, one: One, batch: Losses, rows: Sequence[Losses]) -
         batch: computes the losses of all rows at once.
         rows: each computes the loss of one.
     """
+    # one sum for each way
     sums = [[torch.zeros_like(p, dtype=torch.float32) for p in one.parameters] for _ in range(2)]
     with moved(one.parameters):
         try:
@@ -245,4 +265,5 @@ def agree(together: Together, one: One, batch: Losses, rows: Sequence[Losses]) -
         for row in rows:
             one.add(row, sums[1])
     apart = torch.stack([(a - b).norm() for a, b in zip(*sums, strict=True)]).norm()
+    # as a share of the sum's own length; two orders of adding in float32 differ by less
     return bool(apart <= 1e-4 * torch.stack([b.norm() for b in sums[1]]).norm())

@@ -37,11 +37,13 @@ class Chance:
 
 def generator(key: int, step: int, purpose: int) -> np.random.Generator:
     """Chance of a step, for its sample (0) or its noise (1)."""
+    # noise and sample must not follow from the same numbers
     return np.random.default_rng(np.random.SeedSequence((key, step, purpose)))
 
 
 def drawn(units: int, rate: float, key: int, step: int) -> np.ndarray:
     """Numbers of the units that a step takes, each with the chance `rate`; there may be none."""
+    # every process draws for all units, and takes its share below
     return np.flatnonzero(generator(key, step, 0).random(units) < rate)
 
 
@@ -67,6 +69,7 @@ class PoissonSteps(Sampler[list[Visit]]):
         return self.steps
 
     def __iter__(self) -> Iterator[list[Visit]]:
+        # numbered over all epochs: no step's chance comes twice
         for number in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
             yield self.share(number)
 
@@ -74,8 +77,10 @@ class PoissonSteps(Sampler[list[Visit]]):
         """This process's part of a step's sample."""
         chance = self.chance
         chosen = drawn(len(self.lengths), chance.rate, chance.key, step)
+        # round robin over sorted units: shares take like time, micro-batches little padding
         chosen = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         mine = [(int(unit), step, True) for unit in chosen[chance.process :: chance.processes]]
+        # ceiling less own: at most one
         missing = -(-len(chosen) // chance.processes) - len(mine)
         return mine + [(0, step, False)] * missing
 
@@ -93,6 +98,7 @@ class Units(TorchDataset):
         self.features, self.fresh = features, fresh
         places: dict[int, list[int]] = {}
         for place, owner in enumerate(owners):
+            # in the order of rows, so that unit numbers are the same in a continued run
             places.setdefault(int(owner), []).append(place)
         self.places = list(places.values())
 
@@ -113,6 +119,7 @@ class Units(TorchDataset):
 
     def __getitem__(self, visit: Visit) -> tuple[list[dict[str, Any]], bool]:
         unit, step, counts = visit
+        # a unit may be visited twice in an epoch, so that the step stands for its number
         told = {"epoch": step} if self.fresh else {}
         return [self.features[place] | told for place in self.places[unit]], counts
 
@@ -131,6 +138,7 @@ class _Parts:
 
     def __call__(self, visited: list[tuple[list[dict[str, Any]], bool]]) -> dict[str, Any]:
         parts = []
+        # never together: a part counts as a whole or not at all
         for counts in (True, False):
             units = [features for features, real in visited if real is counts]
             for start in range(0, len(units), self.rows):

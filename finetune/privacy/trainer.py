@@ -98,6 +98,7 @@ def plan(privacy: PrivacyArguments, training: Any, units: int, unit: str, start:
             that no noise keeps.
     """
     assert privacy.epsilon is not None and privacy.delta is not None and privacy.clip_norm is not None
+    # rows a step in the mean: the real number is drawn, and may be 0
     expected = (
         training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     )
@@ -106,16 +107,19 @@ def plan(privacy: PrivacyArguments, training: Any, units: int, unit: str, start:
             f"--epsilon {privacy.epsilon}: a step of {expected} rows wants at least as many, and there are "
             f"{units}. Set --per_device_train_batch_size or --gradient_accumulation_steps lower"
         )
+    # δ = 1/n is met by publishing one row at random
     if privacy.delta >= 1 / units:
         raise InputError(
             f"--delta {privacy.delta} allows for one of {units} rows to be given away whole; wanted below "
             f"{1 / units:.2g}"
         )
+    # 0 or less: epochs say how long
     planned = training.max_steps
     if planned <= 0:
         planned = math.ceil(training.num_train_epochs * steps_an_epoch(units, expected))
     rate, accountant = expected / units, str(privacy.accountant)
     noise = noise_multiplier(privacy.epsilon, privacy.delta, rate, planned, accountant)
+    # a seed that arguments.yaml tells can be repeated, and the noise with it
     key = [secrets.randbits(128) if privacy.secret_noise else training.seed]
     return Mechanism(
         privacy.epsilon, privacy.delta, privacy.clip_norm, accountant, units, expected, planned, noise,
@@ -130,7 +134,9 @@ class Ledger(TrainerCallback):
         self.trainer = trainer
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # key and account are the same on all processes
         if state.is_world_process_zero:
+            # the key stays with the checkpoint: only there is it needed again
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             mechanism = self.trainer.mechanism
             said = mechanism.record(state.global_step) | {"key": mechanism.key}
@@ -151,12 +157,16 @@ class PrivateSteps(Trainer):
         self.mechanism = mechanism
         args = kwargs["args"]
         self.rows_at_once = args.per_device_train_batch_size
+        # a batch of the loader is a whole step here; and the Trainer must not clip noise away
         kwargs["args"] = replace(args, gradient_accumulation_steps=1, max_grad_norm=0.0)
+        # first, so that its file is there before others look at the checkpoint
         kwargs["callbacks"] = [Ledger(self), *(kwargs.get("callbacks") or [])]
         super().__init__(**kwargs)
         rows = self.train_dataset
+        # windows and turns of one row are one unit: the row is what is protected
         owners = rows["row"][:] if "row" in rows.column_names else range(len(rows))
         self.units = Units(rows, owners, isinstance(self, FreshTrainer))
+        # without the wrapper of several processes, which would average gradients before they are clipped
         network = self.accelerator.unwrap_model(self.model)
         check_network(mechanism.epsilon, network)
         self.trained = [p for p in network.parameters() if p.requires_grad]
@@ -174,6 +184,7 @@ class PrivateSteps(Trainer):
         one."""
         one = One(self.trained, self.mechanism.clip_norm)
         rows = min(PROBED, len(self.units))
+        # by row needs losses by row, and a batch of one has nothing to gain
         able = isinstance(self, ExactTrainer) and self.units.single and min(rows, self.rows_at_once) > 1
         if not able or not fits(self.trained, self.rows_at_once):
             return one
@@ -183,6 +194,7 @@ class PrivateSteps(Trainer):
         def losses(chosen: list[Any], together: bool) -> Callable[[], Tensor]:
             return lambda: self._losses_of(self._prepare_inputs(self.data_collator(chosen)), together)
 
+        # dropout would differ between the two ways
         with _still(network):
             same = agree(together, one, losses(features, True), [losses([f], False) for f in features])
         return together if same else one
@@ -207,6 +219,7 @@ class PrivateSteps(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
         """The step's share; how many items are in it is nobody's business: each row is a mean of its own."""
+        # None: the Trainer then scales no loss by the items of a step
         return list(islice(epoch_iterator, num_batches)), None
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -221,10 +234,12 @@ class PrivateSteps(Trainer):
         self.model.train()
         if callable(getattr(self.optimizer, "train", None)):  # optimizers that have modes
             self.optimizer.train()
+        # zeros also where no row was drawn: such a step is noise alone, and must be taken
         sums = [blank(p) for p in self.trained]
         total, seen = torch.zeros((), device=self.args.device), 0
         for part in inputs["parts"]:
             batch = self._prepare_inputs(part["batch"])
+            # set before each part: dropout must not depend on what this process did before
             self._same_chance(batch)
             losses = partial(self._losses_of, batch, self.gradients.together)
             if part["counts"]:
@@ -232,6 +247,7 @@ class PrivateSteps(Trainer):
                 seen += part["units"]
             else:
                 losses()  # for what other processes gather meanwhile
+        # summed over processes before the noise, which is added once
         self._leave(self.accelerator.reduce(sums, reduction="sum"))
         return total / max(seen, 1)
 
@@ -241,6 +257,7 @@ class PrivateSteps(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """The trainer's own; a continued run goes on with the chance of its checkpoint, and a finished one
         leaves what it spent."""
+        # a secret key is drawn anew at each start: the checkpoint's goes on
         if isinstance(resume_from_checkpoint, str):
             self.mechanism = continued(self.mechanism, Path(resume_from_checkpoint))
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -251,13 +268,16 @@ class PrivateSteps(Trainer):
 
     def _losses_of(self, batch: dict[str, Any], together: bool) -> Tensor:
         """The loss of each unit of a batch, a mean over its own items: [units], or [1] for one alone."""
+        # see `__init__`: unwrapped, so that no hook averages over processes
         network = self.accelerator.unwrap_model(self.model)
         with self.compute_loss_context_manager():
+            # a row at a time: its mean loss is a single number
             if not isinstance(self, ExactTrainer):
                 return self.compute_loss(network, dict(batch)).reshape(1)
             losses, items, _ = self.measured(network, dict(batch))
             if not together:
                 losses, items = losses.sum()[None], items.sum()[None]
+            # a mean over the row's own items, as no total over rows may be used without noise
             return losses / items.clamp(min=1)
 
     def _same_chance(self, batch: dict[str, Any]) -> None:
@@ -269,6 +289,7 @@ class PrivateSteps(Trainer):
     def _leave(self, sums: list[Tensor]) -> None:
         """Sums of all processes → noisy means, as the parameters' gradients."""
         mechanism = self.mechanism
+        # a NaN has a norm of NaN, and no clip bounds it
         if not all(bool(torch.isfinite(total).all()) for total in sums):
             raise InputError(
                 f"A gradient is no number at step {self.state.global_step + 1}. Lower --learning_rate, or "
@@ -277,6 +298,7 @@ class PrivateSteps(Trainer):
         deviation = mechanism.noise_multiplier * mechanism.clip_norm
         noise = noise_of(self.trained, deviation, mechanism.key, self.state.global_step)
         for parameter, total, added in zip(self.trained, sums, noise, strict=True):
+            # by the expected number: the drawn one is private itself
             parameter.grad = ((total + added) / mechanism.expected).to(parameter.dtype)
 
 
@@ -287,6 +309,7 @@ def blank(parameter: Tensor) -> Tensor:
 
 def noise_of(parameters: Sequence[Tensor], deviation: float, key: int, step: int) -> Iterator[Tensor]:
     """Normal noise for each parameter, the same on every process and device: it follows from key and step."""
+    # a generator on the CPU, so that all devices have the same numbers
     drawn = torch.Generator().manual_seed(int(generator(key, step, 1).integers(2**63)))
     for parameter in parameters:
         yield torch.randn(parameter.shape, generator=drawn).to(blank(parameter)) * deviation
@@ -300,6 +323,7 @@ def continued(mechanism: Mechanism, checkpoint: Path) -> Mechanism:
     """
     file = checkpoint / PRIVACY
     said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    # steps may be more than were planned; what each step does may not change
     wanted = {name: vars(mechanism)[name] for name in ("noise_multiplier", "clip_norm", "units", "expected")}
     differing = next((name for name, value in wanted.items() if said.get(name) != value), None)
     if differing is not None:
@@ -313,6 +337,7 @@ def continued(mechanism: Mechanism, checkpoint: Path) -> Mechanism:
 @contextmanager
 def _still(network: nn.Module) -> Iterator[None]:
     """A model without chance while the block runs, which leaves no trace in later chance."""
+    # module by module: frozen parts may be in evaluation mode already
     modes = {module: module.training for module in network.modules()}
     devices = [p.device for p in network.parameters() if p.is_cuda][:1]
     with torch.random.fork_rng(devices):
@@ -326,6 +351,7 @@ def _still(network: nn.Module) -> Iterator[None]:
 
 def private(kind: type) -> type:
     """A trainer's class with `PrivateSteps` before it."""
+    # mixed in front, so that `super()` finds the trainer's own steps
     return type(f"Private{kind.__name__}", (PrivateSteps, kind), {})
 
 
@@ -344,5 +370,6 @@ def private_parts(
     """
     if not privacy.wanted:
         return {"kind": kind}
+    # rows, not features: several may be of one row
     units = len(set(rows["row"][:])) if "row" in rows.column_names else len(rows)
     return {"kind": private(kind), "mechanism": plan(privacy, training, units, unit, start)}

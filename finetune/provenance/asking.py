@@ -31,6 +31,7 @@ def suspect(name: str) -> tuple[Any, Any]:
     folder = Path(name).expanduser()
     if (folder / ARGUMENTS).is_file():
         artefact = read_artefact(folder)
+        # runs of a pretraining have an objective and no task
         if artefact.options.get("task") != "sft" and artefact.options.get("objective") != "clm":
             told = artefact.options.get("task") or artefact.options.get("objective")
             raise InputError(
@@ -38,6 +39,7 @@ def suspect(name: str) -> tuple[Any, Any]:
                 "language model. Of classifiers canaries with labels are asked (trace mark "
                 "--how canaries --label_column)"
             )
+        # a pretrained run's folder is a plain model's, loaded below by name
         if "task" in artefact.options:
             processor, network = load_network(artefact)
             return processor, network.to(device()).eval()
@@ -60,14 +62,18 @@ def read_texts(
     """Of each text, in any order: its place, its tokens, the likeliest token after each, and the nats of each
     but the first.
     """
+    # one by one: no padding among the ids
     ids = [processor(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
+    # a single token has none before it that would tell its cost
     kept = [place for place, one in enumerate(ids) if len(one) > 1]
     batches = LengthBatches([len(ids[place]) for place in kept], Shares(batch_size))
     for batch in batches:
         rows = [ids[kept[place]] for place in batch]
+        # on the right: a causal model never sees what is behind a token
         padded = processor.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
         logits = network(**{k: v.to(network.device) for k, v in padded.items()}).logits.float().cpu()
         for place, own, table in zip(batch, rows, logits, strict=True):
+            # padding cut off: [tokens, vocabulary]
             chances = table[: len(own)].log_softmax(-1)
             nats = -chances[:-1].gather(1, torch.tensor(own[1:])[:, None])[:, 0]
             yield kept[place], own, chances.argmax(-1).tolist(), nats.numpy().astype(np.float64)

@@ -31,6 +31,7 @@ def draw_canaries(
     Raises:
         InputError: too few distinct words to draw from, or one label.
     """
+    # sorted, as the order of a set changes from process to process
     words = sorted({word for text in texts for word in text.split() if word.isalpha()})
     if len(words) < LEAST:
         raise InputError(f"The texts have {len(words)} distinct words; wanted {LEAST} to draw canaries from")
@@ -46,6 +47,7 @@ def draw_canaries(
         if labels is None:
             found.append({"texts": [text() for _ in range(CANDIDATES)], "labels": None})
         else:
+            # the drawn label first; the others are its candidates
             order = [labels[place] for place in generator.permutation(len(labels))]
             found.append({"texts": [text()] * len(labels), "labels": order})
     return found
@@ -62,9 +64,11 @@ def rank_test(losses: np.ndarray, seed: int = 0) -> dict[str, Any]:
         `p`, one-sided, and the mean `rank` as a share (0: always the cheapest; one half is expected).
     """
     many, candidates = losses.shape
+    # equal losses counted either way would make the ranks uneven
     ties = np.random.default_rng(seed).random(losses.shape)
     cheaper = (losses < losses[:, :1]) | ((losses == losses[:, :1]) & (ties < ties[:, :1]))
     ranks = cheaper.sum(axis=1)
+    # the distribution of a sum of independent uniform ranks, by convolution
     chances = np.ones(1)
     for _ in range(many):
         chances = np.convolve(chances, np.full(candidates, 1 / candidates))

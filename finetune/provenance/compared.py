@@ -64,6 +64,7 @@ def compare_sets(options: OverlapArguments) -> tuple[dict[str, Any], list[dict[s
     training = read_splits(options.first)
     evaluation = training if options.second is None else read_splits(options.second)
     name = options.second_split or default_eval(evaluation, "train") or "train"
+    # a set against itself finds every row
     if options.second in (None, options.first) and name == options.first_split:
         raise InputError(
             f"{options.first} has no other split than '{name}' to compare with; name a second data "
@@ -78,8 +79,10 @@ def compare_sets(options: OverlapArguments) -> tuple[dict[str, Any], list[dict[s
         if not found.is_found:
             continue
         kind = "exact" if found.exact is not None else "near" if found.near is not None else "passage"
+        # a place of 0 is a place: `or` would pass over it
         at = found.exact if found.exact is not None else found.near if kind == "near" else found.passage
         assert at is not None
+        # each kind counts for itself: an exact row has its passages too
         counts["exact"] += found.exact is not None
         counts["near"] += found.near is not None
         counts["passage"] += found.passage is not None
@@ -104,6 +107,7 @@ def texts_of_rows(rows: Dataset, columns: list[str] | None = None) -> list[str]:
     strange = [name for name in columns or () if name not in there]
     if strange:
         raise InputError(f"No column '{strange[0]}'; the rows have {', '.join(there)}. Set --text_columns")
+    # kinds of columns are told from a few rows; texts are read from all
     few = rows.select(range(min(LOOKED_AT, len(rows))))
     taken = columns or [
         name

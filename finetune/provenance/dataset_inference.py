@@ -31,6 +31,7 @@ def measures(nats: np.ndarray, text: str) -> list[float]:
     """
     rising = np.sort(nats)
     size = len(zlib.compress(text.encode()))
+    # at least one token of a short text
     few = [max(1, round(share * len(nats))) for share in SHARES]
     return [
         float(nats.mean()), float(nats.sum() / size), float(nats.std()),
@@ -55,9 +56,12 @@ def infer(suspect: np.ndarray, held_out: np.ndarray, seed: int = 0) -> dict[str,
         if len(part) < LEAST:
             raise InputError(f"Got {len(part)} {name}; wanted {LEAST} or more for data-set inference")
     generator = np.random.default_rng(seed)
+    # weights are fitted on one half alone: tested on the same rows, p would be too small
     halves = [np.array_split(generator.permutation(part), 2) for part in (suspect, held_out)]
     (mine, mine_too), (others, others_too) = halves
+    # nats, sizes and spreads in one unit before they are weighed
     scaler = StandardScaler().fit(np.concatenate([mine, others]))
+    # strongly regularised: few texts and measures that say nearly the same
     weigh = LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000)
     weigh.fit(scaler.transform(np.concatenate([mine, others])), [1] * len(mine) + [0] * len(others))
     member, other = (weigh.decision_function(scaler.transform(part)) for part in (mine_too, others_too))

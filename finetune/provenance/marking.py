@@ -43,6 +43,7 @@ def mark(trace: TraceArguments, data: TraceRowsArguments) -> Iterator[str]:
     assert rows is not None
     column = text_column(rows, data)
     texts = texts_of(rows, column, data.name)
+    # not from a seeded generator: whoever guesses the key could find and remove the mark
     key = secrets.randbits(40) + 2 if trace.key is None else trace.key
     folder = Path(trace.output_dir)
     with claimed(folder):
@@ -50,6 +51,7 @@ def mark(trace: TraceArguments, data: TraceRowsArguments) -> Iterator[str]:
             made = _plant(trace, data, rows, texts, key)
         else:
             made = _write(trace, texts, key, column)
+        # the secret first: rows without it would be marked for nobody
         write_atomically(folder / SECRET, json.dumps(made["secret"], indent=1, ensure_ascii=False))
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made["rows"])
         write_atomically(folder / ROWS, lines)
@@ -88,16 +90,20 @@ def _write(trace: TraceArguments, texts: list[str], key: int, column: str) -> di
         trace.how, key, trace.bias, network.config.get_text_config().vocab_size,
         str(hash_processor(processor)["tokenizer"]),
     )  # fmt: skip
+    # the key decides all chance: the same key makes the same rows
     generator = torch.Generator().manual_seed(key % 2**63)
     chosen = torch.randint(len(texts), (trace.marked_rows,), generator=generator).tolist()
+    # begun as one's own rows are, so that marked ones pass among them
     starts = [" ".join(texts[place].split()[:START]) for place in chosen]
     settings = generate.generation_settings(
         network, processor, trace.max_new_tokens, 1,
         {"do_sample": True, "temperature": 1.0, "top_k": 0, "watermarking_config": secret.config()},
     )  # fmt: skip
+    # `generate` samples by the global generator
     torch.manual_seed(key % 2**63)
     sources = [processor(start)["input_ids"] for start in starts]
     written = generate.texts(network, sources, processor, settings, trace.batch_size, alone=True)
+    # what is published has no trace of where the model began
     rows = [{column: start + text} for start, (text, _) in zip(starts, written, strict=True)]
     return {"rows": rows, "secret": secret.as_secret(column=column, writer=trace.writer)}
 
@@ -111,6 +117,7 @@ def _plant(
         if label not in rows.column_names:
             raise InputError(f"No column '{label}' in {data.name}; set --label_column")
         feature = rows.features[label]
+        # declared classes, also those that no row has
         named = feature.names if isinstance(feature, ClassLabel) else rows[label][:]
         labels = sorted({str(name) for name in named if name is not None})
     canaries = draw_canaries(texts, trace.marked_rows, key, labels)

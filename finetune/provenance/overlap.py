@@ -47,6 +47,7 @@ class Hashes:
     def __init__(self, seed: int = 0) -> None:
         self.generator = np.random.default_rng(seed)
         self.known: dict[str, int] = {}
+        # random numbers by a word's id; more are drawn as words are met
         self.mixed = self.generator.integers(1, 2**63, 1 << 12, dtype=np.uint64)
         self.places = _odd(self.generator, PASSAGE)
 
@@ -60,6 +61,7 @@ class Hashes:
 
     def grams(self, words: np.ndarray, n: int) -> np.ndarray:
         """Distinct hashes of n words in a row; of a shorter text, of all its words."""
+        # short texts are compared whole
         n = min(n, len(words))
         if n == 0:
             return np.zeros(0, dtype=np.uint64)
@@ -67,6 +69,7 @@ class Hashes:
         with np.errstate(over="ignore"):
             total = np.full(wide, n, dtype=np.uint64)
             for place in range(n):
+                # a factor for each place: the order of words counts
                 total = (total ^ (words[place : place + wide] * self.places[place])) * SPREAD
         return np.unique(total)
 
@@ -88,6 +91,7 @@ class Signatures:
     def bands(self, shingles: np.ndarray) -> list[tuple[int, bytes]]:
         """Keys that two alike texts are likely to share one of."""
         with np.errstate(over="ignore"):
+            # [shingles, permutations]; overflow is the modulus 2^64
             turned = shingles[:, None] * self.by + self.plus
             turned ^= turned >> np.uint64(29)  # the low bits of a product know little of the high ones
             smallest = (turned * np.uint64(0xBF58476D1CE4E5B9)).min(axis=0)
@@ -107,9 +111,11 @@ def overlaps(first: Sequence[str], second: Sequence[str], near: float = 0.8) -> 
     shingled: list[np.ndarray] = []
     for place, text in enumerate(first):
         words = hashes.words(text)
+        # also of empty texts, so that places stay those of the rows
         shingled.append(hashes.grams(words, SHINGLE))
         if not len(words):
             continue
+        # the first text of several that are equal
         wholes.setdefault(words.tobytes(), place)
         if len(words) >= PASSAGE:
             passages.append(hashes.grams(words, PASSAGE))
@@ -124,6 +130,7 @@ def overlaps(first: Sequence[str], second: Sequence[str], near: float = 0.8) -> 
             yield Overlap()
             continue
         grams = hashes.grams(words, PASSAGE) if len(words) >= PASSAGE else np.zeros(0, dtype=np.uint64)
+        # for each passage that is known, the first text that has it
         there = owner[_places(known, grams)]
         exact = wholes.get(words.tobytes())
         found, likeness = _nearest(hashes.grams(words, SHINGLE), shingled, met, signatures)
@@ -148,9 +155,11 @@ def _nearest(
     shingles: np.ndarray, shingled: Sequence[np.ndarray], met: dict, signatures: Signatures
 ) -> tuple[int | None, float]:
     best, likeness = None, 0.0
+    # meeting in one band makes a candidate; the share itself is then counted
     for place in {one for key in signatures.bands(shingles) for one in met.get(key, ())}:
         common = len(np.intersect1d(shingles, shingled[place], assume_unique=True))
         share = common / (len(shingles) + len(shingled[place]) - common)
+        # of equal ones the first, as a set has no order
         if share > likeness or (share == likeness and best is not None and place < best):
             best, likeness = place, share
     return best, likeness

@@ -42,18 +42,22 @@ def _radioactive(trace: TraceArguments, secret: dict[str, Any]) -> dict[str, Any
     """Watermarked texts are read, and the tokens that the model would write are held to the secret."""
     processor, network = asking.suspect(str(trace.model))
     mark = watermark_of(secret)
+    # the mark is on ids: another vocabulary has other ids
     if hash_processor(processor)["tokenizer"] != mark.tokenizer:
         raise InputError(
             f"{trace.model} has another tokenizer than {secret['writer']}, which wrote the marked texts, so "
             "that its tokens know nothing of the secret. Mark by a --writer of its kind, or by --how canaries"
         )
     texts = read_splits(str(Path(str(trace.trace)) / ROWS))["train"][secret["column"]][:]
+    # over all texts: a window that comes twice would count its coins twice
     seen: set[tuple[int, ...]] = set()
     grams = []
     for _, ids, likeliest, _ in asking.read_texts(
         processor, network, texts, trace.max_length, trace.batch_size
     ):
+        # what the model would write, not what stands there: the text itself holds the mark in any case
         grams += new_grams(ids, likeliest, mark.width, seen)
+    # a suspect may have more logits than the writer, for which the secret has no coin
     found = radioactivity(mark, [gram for gram in grams if max(gram) < mark.vocabulary])
     said = (
         f"{found['hits']} of {found['coins']} coins of new windows fall on the secret's side: "
@@ -82,6 +86,7 @@ def _text_costs(trace: TraceArguments, canaries: Sequence[dict[str, Any]]) -> np
     costs = np.zeros(len(texts))
     processor, network = asking.suspect(str(trace.model))
     for place, _, _, nats in asking.read_texts(processor, network, texts, trace.max_length, trace.batch_size):
+        # a mean, as candidates differ in their number of tokens
         costs[place] = nats.mean()
     return costs.reshape(len(canaries), -1)
 
@@ -95,6 +100,7 @@ def _label_costs(trace: TraceArguments, canaries: Sequence[dict[str, Any]]) -> n
             f"{trace.model} tells {', '.join(classifier.labels)} apart, and the canaries have the label "
             f"'{strange[0]}'; wanted a model of the same labels"
         )
+    # with labels all candidates are one text: it is read once
     chances = classifier.logits([one["texts"][0] for one in canaries], trace.batch_size).log_softmax(-1)
     places = [[classifier.labels.index(label) for label in one["labels"]] for one in canaries]
     return -np.take_along_axis(chances.double().numpy(), np.array(places), axis=1)
@@ -114,6 +120,7 @@ def _inferred(trace: TraceArguments, data: TraceRowsArguments) -> dict[str, Any]
     if column not in held.column_names:
         raise InputError(f"No column '{column}' in {trace.held_out}; set --text_column, or rename it")
     own, unseen = texts_of(rows, column, data.name), texts_of(held, column, trace.held_out)
+    # a text in both would be a member among the others
     both = set(own) & set(unseen)
     if both:
         raise InputError(
@@ -121,6 +128,7 @@ def _inferred(trace: TraceArguments, data: TraceRowsArguments) -> dict[str, Any]
             "or the test says nothing"
         )
     if data.max_train_rows is not None:
+        # behind the check: texts beyond the limit may not overlap either
         own, unseen = own[: data.max_train_rows], unseen[: data.max_train_rows]
     processor, network = asking.suspect(str(trace.model))
     tables = []

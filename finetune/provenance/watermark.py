@@ -47,6 +47,7 @@ class Watermark:
         """As `generate(watermarking_config=...)` takes it."""
         if self.scheme == GREENLIST:
             return WatermarkingConfig(greenlist_ratio=RATIO, bias=self.bias, hashing_key=self.key)
+        # SynthID wants a key for each layer of its tournament: all from one number
         keys = np.random.default_rng(self.key).integers(1, 2**20, DEPTH).tolist()
         return SynthIDTextWatermarkingConfig(ngram_len=NGRAM, keys=keys)
 
@@ -64,12 +65,15 @@ class Watermark:
         Returns:
             Coins on its side, all coins, and the chance of each where nothing knows the secret.
         """
+        # on the CPU, as a greenlist follows from a generator of the device that wrote it
         processor = self.config().construct_processor(self.vocabulary, "cpu")
+        # DEPTH coins for each token, each fair
         if self.scheme == SYNTHID:
             coins = processor.compute_g_values(grams)
             return int(coins.sum()), coins.numel(), 0.5
         hits = 0
         for part in grams.split(AT_ONCE):
+            # zeros in: what is above 0 has been raised
             raised = processor(part[:, :-1], torch.zeros(len(part), self.vocabulary))
             hits += int((raised.gather(1, part[:, -1:]) > 0).sum())
         return hits, len(grams), int(self.vocabulary * RATIO) / self.vocabulary
@@ -117,6 +121,7 @@ def new_grams(
     found, held = [], set()
     for place in range(width - 1, len(ids)):
         if place >= width:
+            # added only when it lies behind: the gram at this place is not among them yet
             held.add(tuple(ids[place - width : place + 1]))
         gram = (*ids[place - width + 1 : place + 1], predicted[place])
         if gram not in seen and gram not in held:
@@ -137,5 +142,6 @@ def radioactivity(watermark: Watermark, grams: Sequence[tuple[int, ...]]) -> dic
     if not grams:
         raise InputError("The texts are too short: no window with a token after it. Mark longer ones")
     hits, coins, chance = watermark.fits(torch.tensor(list(grams)))
+    # sf is P(> x): less one for at least so many
     p = float(binom.sf(hits - 1, coins, chance))
     return {"p": p, "hits": hits, "coins": coins, "share": hits / coins, "chance": chance}

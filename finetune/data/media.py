@@ -37,6 +37,7 @@ def lay_out_files(rows: Dataset, data: DataArguments, usual: tuple[str, ...], ty
     Raises:
         InputError: a column that is missing, or that holds no files.
     """
+    # `--text_column` names it too: the input is the text's place
     there, column = columns_of(rows), file_column(rows, data, usual, typed)
     if data.label_column is not None and data.label_column not in there:
         raise InputError(
@@ -58,6 +59,7 @@ def file_column(rows: Dataset, data: TextArguments, usual: tuple[str, ...], type
         InputError: there is none.
     """
     there = columns_of(rows)
+    # a typed column is surer than a name such as `file`
     of_type = next((name for name in there if isinstance(rows.features[name], type(typed))), None)
     column = data.text_column or of_type or first_of(usual, there)
     if column is None or column not in there:
@@ -95,6 +97,7 @@ def as_files(rows: Dataset, column: str, typed: Any, data: TextArguments) -> Dat
             f"The column '{column}' of {data.name} holds {rows.features[column]!s:.100}; wanted files: "
             "bytes, paths, or both. Set --text_column"
         )
+    # a column that is made anew would stand last
     order = rows.column_names
     with without_bars():
         return rows.remove_columns(column).add_column(column, cells, feature=FILE_CELL).select_columns(order)

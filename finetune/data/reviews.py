@@ -57,6 +57,7 @@ class ReviewWriter:
             self.single(draft, "agree" if plan == "agree" else "against")
         else:
             self.long(draft, plan, length)
+        # marks of the whole text's manner; names of people and films are filled in later, by `realise`
         for mark in ("who", "premise"):
             draft.sentences = [
                 text.replace(f"<{mark}>", self.rng.choice(self.bank[mark])) for text in draft.sentences
@@ -67,18 +68,22 @@ class ReviewWriter:
 
     def bare(self, draft: Draft, length: int) -> None:
         """A verdict on a film called by its title, perhaps said twice; no aspect to go by."""
+        # at least one sentence is left for the verdict
         neutral = self.rng.randint(0, length - 1)
+        # drawn again until the film is named: nothing else says what the review is of
         while not any("<film>" in text for text in draft.sentences):
             families = [self.family(unfit={"salvage"}) for _ in range(length - neutral)]
             draft.sentences = self.background(neutral) + [
                 self.verdict(family, draft.label) for family in families
             ]
+        # of two verdicts the firmer one counts
         draft.strength = max(self.bank["verdicts"][family]["strength"] for family in families)
         if self.rng.random() < 0.2:
             draft.sentences.reverse()
 
     def single(self, draft: Draft, plan: str) -> None:
         """One sentence: two aspects, or aspects and a verdict."""
+        # every aspect for the verdict, or every one against it
         side = draft.label if plan == "agree" else 1 - draft.label
         if plan == "agree" and self.rng.random() < 0.4:
             draft.sentences = [self.join("same", *self.add_aspects(draft, [side, side]))]
@@ -89,10 +94,13 @@ class ReviewWriter:
         """Two to six sentences: perhaps something neutral, then aspects and, unless they all agree,
         always a verdict.
         """
+        # aspects that gainsay each other leave the label open without a verdict
         with_verdict = plan != "agree" or self.rng.random() < 0.65
         room = length - with_verdict
+        # aspects get one to three sentences of the room
         neutral = min(max(self.rng.choice([0, 0, 1, 1, 2]), room - 3), room - 1)
         sides = self.draw_sides(plan, draft.label, room - neutral)
+        # where the verdict stands: first, joined to the last aspect, or last by itself
         first = with_verdict and self.rng.random() < 0.25
         joined = with_verdict and not first and len(sides) < MOST_ASPECTS and self.rng.random() < 0.35
         body = self.aspect_sentences(draft, sides, room - neutral)
@@ -122,6 +130,7 @@ class ReviewWriter:
         )
         if plan != "mixed":
             return [label if plan == "agree" else 1 - label] * number
+        # one at least, and no more than half: `mixed` leans against the verdict
         with_label = self.rng.randint(1, number // 2)
         sides = [label] * with_label + [1 - label] * (number - with_label)
         self.rng.shuffle(sides)
@@ -129,6 +138,7 @@ class ReviewWriter:
 
     def add_aspects(self, draft: Draft, sides: list[int]) -> list[str]:
         """Clauses on aspects not named yet, noted in the draft."""
+        # sorted, as the order of a set changes from process to process
         names = self.rng.sample(sorted(set(self.bank["aspects"]) - set(draft.aspects)), len(sides))
         clauses = [
             facing(self.rng.choice(self.bank["aspects"][name]), side)
@@ -141,6 +151,7 @@ class ReviewWriter:
 
     def aspect_sentences(self, draft: Draft, sides: list[int], number: int) -> list[str]:
         """The aspects in their order, in that number of sentences."""
+        # sentences that hold two aspects, as many as there are aspects too many
         pairs = set(self.rng.sample(range(number), len(sides) - number))
         clauses = self.add_aspects(draft, sides)
         body: list[str] = []
@@ -166,6 +177,7 @@ class ReviewWriter:
         family = self.bank["verdicts"][name]
         if "frames" not in family:
             return facing(self.rng.choice(family["words"]), label)
+        # a frame that flips wants words of the other side: the sum is the label
         literal = self.rng.random() < LITERAL
         said = facing(self.rng.choice(family["words"]), label if literal else 1 - label)
         return facing(self.rng.choice(family["frames"]), int(literal)).replace("<x>", said)
@@ -178,6 +190,7 @@ class ReviewWriter:
         draft.strength = self.bank["verdicts"][name]["strength"]
         text = self.verdict(name, draft.label)
         if not first:
+            # the connective depends on the aspect that stands just before
             last_side = list(draft.aspects.values())[-1][0]
             text = self.lead("verdict_same" if last_side == draft.label else "verdict_turn", text)
         return text + "!" if draft.strength == 2 and self.rng.random() < 0.15 else text
@@ -186,6 +199,7 @@ class ReviewWriter:
         """Aspects and a verdict in one sentence; `joint` says whether they agree or stand against
         each other.
         """
+        # salvage says "none of it saves the film": every aspect must stand on the other side
         all_against = joint == "against" and all(side != draft.label for side, _ in draft.aspects.values())
         families = self.bank["verdicts"]
         unfit = {name for name, family in families.items() if not family["joins"]}
@@ -196,6 +210,7 @@ class ReviewWriter:
         )
         aspects = self.add_aspects(draft, sides[: 1 + shape.count("<b>")])
         said = {"<a>": aspects[0], "<b>": aspects[-1], "<v>": self.verdict(name, draft.label)}
+        # in one pass: a clause put in may hold marks of its own
         return re.sub("<[abv]>", lambda mark: said[mark.group()], shape)
 
     def join(self, joint: str, first: str, second: str) -> str:
@@ -206,6 +221,7 @@ class ReviewWriter:
         a comma of its own.
         """
         words = self.bank["joints"][joint]
+        # the empty connective may come again
         used = {lead for lead in words if any(lead and said.startswith(lead) for said in before or [])}
         return (
             self.rng.choice(
@@ -235,6 +251,7 @@ def contract(text: str) -> str:
 def draw_cast(rng: random.Random, names: dict[str, list[str]]) -> dict[str, str]:
     """The names of one review: two films, two places, four people without a name in common."""
     films: list[str] = []
+    # two titles that differ, whichever way each is made
     while len(films) < 2:
         whole = rng.random() < 0.25
         film = (
@@ -289,9 +306,11 @@ def mention(
             nouns = ["it"] if film_here else again if slot in named else ["this film", "this picture"]
             pieces.append((rng.choice(nouns), None))
         else:
+            # a person's first mention gives both names
             surname_only = slot in named and KINDS[slot] == "PER"
             pieces.append((cast[slot].split(" ", 1)[1] if surname_only else cast[slot], KINDS[slot]))
         named.add(slot)
         film_here = film_here or slot == "film"
+    # a sentence may begin with a mark, and so with a pronoun in small letters
     first, kind = pieces[0]
     return [(first[0].upper() + first[1:], kind), *pieces[1:]]

@@ -39,6 +39,7 @@ def heard(cell: dict[str, Any], rate: int | None = None) -> tuple[np.ndarray, in
     channels = 1 if wave.ndim == 1 else wave.shape[1]
     wave = wave if wave.ndim == 1 else wave.mean(axis=1)
     if rate is not None and own != rate and len(wave):
+        # the filter goes up by one and down by the other, in lowest terms
         part = math.gcd(own, rate)
         wave, own = resample_poly(wave, rate // part, own // part), rate
     return wave.astype(np.float32), own, channels
@@ -46,6 +47,7 @@ def heard(cell: dict[str, Any], rate: int | None = None) -> tuple[np.ndarray, in
 
 def _read(content: bytes) -> tuple[np.ndarray, int]:
     fault: Exception | None = None
+    # plain WAV wants no extra package
     if content[:4] == b"RIFF":
         try:
             with warnings.catch_warnings():
@@ -71,6 +73,7 @@ def _shares(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "f":
         return values.astype(np.float32)
     if values.dtype == np.uint8:
+        # WAV's 8 bits have no sign: silence is 128
         return (values.astype(np.float32) - 128) / 128
     return values.astype(np.float32) / float(-int(np.iinfo(values.dtype).min))
 
@@ -83,6 +86,7 @@ def sound_fault(cell: dict[str, Any] | None) -> str | None:
         wave, _, _ = heard(cell)
     except FileNotFoundError:
         return f"no file {cell['path']}"
+    # a missing package is no fault of the sound
     except InputError:
         raise
     except Exception as error:  # readers of damaged files raise whatever they stumble over
@@ -110,12 +114,14 @@ def mel_vectors(cells: Sequence[dict[str, Any]], rate: int) -> np.ndarray:
     from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
     frame, hop = rate // 40, rate // 100  # 25 ms every 10 ms
+    # the next power of two, for the Fourier transform
     size = 1 << (frame - 1).bit_length()
     bank = mel_filter_bank(size // 2 + 1, MELS, 20.0, rate / 2, rate)
     window = window_function(frame, "hann")
     made = []
     for cell in cells:
         wave, _, _ = heard(cell, rate)
+        # at least one frame for each part
         wave = np.pad(wave, (0, max(0, frame + hop * SEGMENTS - len(wave))))
         power = spectrogram(
             wave, window, frame, hop, fft_length=size, mel_filters=bank, log_mel="log", mel_floor=1e-8

@@ -70,6 +70,7 @@ def _transformers(dtype: torch.dtype, what: Exportable, folder: Path) -> Path:
 
 
 def _onnx(int8: bool, what: Exportable, folder: Path) -> Path:
+    # writes float32 first, of which int8 is made
     export_onnx(what.network, what.processor, folder, int8)
     if int8:  # the device has one of the two
         for file in folder.glob(f"{MODEL}*"):
@@ -107,6 +108,7 @@ FORMATS: dict[str, FileFormat] = {
         "executorch", "ExecuTorch .pte, XNNPACK, float32", "executorch", "executorch",
     ),
 }  # fmt: skip
+# names for several formats; `all` leaves out what isn't installed, a name doesn't
 GROUPS = {"all": tuple(FORMATS), "gguf": ("q8_0", "q5_k", "q4_k")}
 
 
@@ -125,6 +127,7 @@ def find_formats(names: Sequence[str]) -> dict[str, FileFormat]:
     wanted = {WHOLE, *(one for name in names for one in GROUPS.get(name, (name,)))}
     found = {name: row for name, row in FORMATS.items() if name in wanted}
     for name, row in found.items():
+        # what is asked for by name must not be left out silently
         if not row.is_installed and "all" not in names:
             raise InputError(
                 f"The format '{name}' needs the extra '{row.extra}', and {row.needs} is not installed: "

@@ -63,6 +63,7 @@ def compare_sets(options: OverlapArguments) -> tuple[dict[str, Any], list[dict[s
         raise InputError("Two data sets are wanted: finetune overlap TRAINING EVALUATION")
     training = read_splits(options.first)
     evaluation = training if options.second is None else read_splits(options.second)
+    # of a second set its evaluation rows, where it has any
     name = options.second_split or default_eval(evaluation, "train") or "train"
     # a set against itself finds every row
     if options.second in (None, options.first) and name == options.first_split:
@@ -75,6 +76,7 @@ def compare_sets(options: OverlapArguments) -> tuple[dict[str, Any], list[dict[s
     mine, theirs = texts_of_rows(one, options.text_columns), texts_of_rows(other, options.text_columns)
     entries = []
     counts = {"rows": len(theirs), "exact": 0, "near": 0, "passage": 0, "found": 0}
+    # one entry for each row of the second, in order
     for place, found in enumerate(overlaps(mine, theirs, options.near)):
         if not found.is_found:
             continue

@@ -123,5 +123,6 @@ def check_options(options: TaskArguments) -> None:
             f"Got --early_stopping_patience {options.early_stopping_patience}; wanted 1 or more, or none"
         )
     check_series(options)
+    # below 0 the focal loss would weigh easy rows up
     if options.focal_gamma < 0:
         raise InputError(f"Got --focal_gamma {options.focal_gamma}; wanted 0 or more")

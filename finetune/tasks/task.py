@@ -47,6 +47,7 @@ def shown_texts(rows: Dataset, columns: Columns) -> list[Any]:
     """The rows' texts, or pairs of texts."""
     if columns.pair is None:
         return rows[columns.text][:]
+    # tuples: `as_columns` tells pairs from texts by them
     return list(zip(rows[columns.text], rows[columns.pair], strict=True))
 
 

@@ -100,7 +100,7 @@ def lay_out_spans(rows: Dataset, data: DataArguments) -> Laid:
                     row[columns.label], row[columns.pair or ""] or "", row[start] if start else None
                 )
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(
                 f"In {place_of(rows, index)}, column '{columns.label}': {error}. Mend the row or leave it out"
             ) from error

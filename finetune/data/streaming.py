@@ -28,7 +28,7 @@ from finetune.data.files import Reading, kind_of, read_files
 from finetune.data.folders import files_of, split_of
 from finetune.data.places import PLACE
 from finetune.data.records import shape_of
-from finetune.data.tables import dialect, ending, guessed, typed, zst_stream
+from finetune.data.tables import dialect, ending, guessed, skipping_mark, typed, zst_stream
 from finetune.errors import InputError
 
 HEAD = 1000  # records that tell a table's delimiter and its columns of numbers
@@ -133,7 +133,7 @@ def _opened(file: Path, reading: Reading) -> IO[str]:
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise InputError(f"Cannot read {file}: {type(error).__name__}: {error}. Mend it") from error
     # newline="": the csv reader wants line ends as they are, within quotes too
-    return io.TextIOWrapper(raw, encoding=reading.encoding or guessed(start), newline="")
+    return io.TextIOWrapper(raw, encoding=skipping_mark(reading.encoding or guessed(start)), newline="")
 
 
 def _text(file: Path, reading: Reading) -> Iterator[str]:

@@ -82,6 +82,11 @@ def content(file: Path) -> bytes:
         ) from error
 
 
+def skipping_mark(encoding: str) -> str:
+    """The name of an encoding that leaves a mark at the file's beginning out of the first column's name."""
+    return "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+
+
 def decoded(data: bytes, name: str, encoding: str | None = None) -> str:
     """Bytes as text: by the encoding that is named, by a byte order mark, as UTF-8, or as what fits the bytes
     best.
@@ -91,9 +96,7 @@ def decoded(data: bytes, name: str, encoding: str | None = None) -> str:
     """
     if encoding is not None:
         try:
-            return data.decode(
-                "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-            )
+            return data.decode(skipping_mark(encoding))
         except (UnicodeDecodeError, LookupError) as error:
             raise InputError(f"Cannot read {name} by --encoding {encoding}: {error}") from error
     try:

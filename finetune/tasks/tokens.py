@@ -220,7 +220,7 @@ def _report_windows(features: Dataset, rows: int, max_length: int) -> Dataset:
             max_length,
             len(where),
         )
-    seen = {row for row, words in zip(where, features["words"], strict=True) if max(words) >= 0}
+    seen = {row for row, words in zip(where, features["words"], strict=True) if max(words, default=-1) >= 0}
     bare = next((row for row in range(rows) if row not in seen), None)
     if bare is not None:
         raise InputError(

@@ -299,3 +299,15 @@ def test_two_texts_are_not_classified_by_the_first_alone():
         classification.examine(Rows(part, part, "rows"), DataArguments("rows"), pair=True).columns.pair
         == "sentence2"
     )
+
+
+def test_answers_with_fewer_places_are_named_by_their_row():
+    row = {"question": "q", "context": "a b", "answers": ["a", "b"], "answer_start": [0]}
+    with pytest.raises(InputError, match="row 0, column 'answers'"):
+        spans.examine(both([row]), DataArguments())
+
+
+def test_a_row_without_a_token_is_named():
+    features = Dataset.from_dict({"row": [0, 1], "words": [[0], []]})
+    with pytest.raises(InputError, match="Row 1 has no token"):
+        tokens._report_windows(features, 2, 8)

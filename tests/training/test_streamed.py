@@ -16,6 +16,7 @@ from conftest import WORDS, make_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM
 
 from finetune.cli.parser import main_of, parse
+from finetune.data.files import Reading
 from finetune.data.sources import DataArguments, load_rows
 from finetune.data.streaming import StreamingArguments, open_stream
 from finetune.errors import InputError
@@ -94,6 +95,13 @@ def test_a_stream_holds_the_rows_that_are_read_whole(name, pack, tmp_path):
     path.write_bytes(pack(data) if pack else data)
     whole = list(load_rows(DataArguments(str(path), eval_split="train")).train)
     assert list(open_stream(str(path), None, None, "train")) == whole and len(whole) == 3
+
+
+def test_a_mark_at_the_beginning_is_no_part_of_a_column(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbftext,label\ngood,1\n")
+    for encoding in (None, "utf-8", "UTF8"):
+        stream = open_stream(str(tmp_path / "a.csv"), None, None, "train", Reading(encoding=encoding))
+        assert {"text", "label"} <= set(next(iter(stream)))
 
 
 def test_what_can_only_be_read_whole_is_refused(tmp_path):

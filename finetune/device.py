@@ -18,6 +18,7 @@ def device() -> torch.device:
         return torch.device("cpu")
     if found.type == "mps":  # there is one, and it has no number
         return found
+    # the launcher's word first: without it every process of a machine would take the first accelerator
     return torch.device(
         found.type, int(os.environ.get("LOCAL_RANK", torch.accelerator.current_device_index()))
     )

@@ -39,6 +39,7 @@ def cross_entropy(
     Returns:
         [batch], in nats.
     """
+    # in float32: a sum of many exponentials loses its small terms in 16 bits
     flat = F.cross_entropy(
         logits.float().reshape(-1, logits.shape[-1]),
         labels.reshape(-1),
@@ -48,6 +49,7 @@ def cross_entropy(
         label_smoothing=smoothing,
     )
     if gamma:
+        # the chance of the label itself, which weights and smoothing have no part in
         chances = logits.float().log_softmax(-1).reshape(-1, logits.shape[-1])
         plain = F.nll_loss(chances, labels.reshape(-1), ignore_index=IGNORED, reduction="none")
         flat = flat * (1 - (-plain).exp()) ** gamma
@@ -68,6 +70,7 @@ def binary_cross_entropy(
     Returns:
         [batch], in nats.
     """
+    # classes of a row are added, not averaged: `items` counts the rows
     each = F.binary_cross_entropy_with_logits(
         logits.float(), labels.float(), pos_weight=weights, reduction="none"
     )
@@ -151,15 +154,18 @@ class _TokenCosts(torch.autograd.Function):
         entropies: bool,
     ) -> Tensor:
         costs = torch.zeros(len(labels), 4, dtype=torch.float32, device=given.device)
+        # kept for going back, where the softmax needs them again
         sums = costs.new_zeros(len(labels))
         for block in _blocks(given, weight):
             logits, gold = _logits(given[block], weight, bias), labels[block]
+            # views: what is written into them stands in the whole
             rows, totals = costs[block], sums[block]
             for part in _parts(logits):
                 lines = _tempered(logits[part], temperature)
                 totals[part] = lines.logsumexp(-1)
                 rows[part, NATS] = totals[part] - lines.gather(1, gold[part, None])[:, 0]
                 rows[part, MEAN_NATS] = totals[part] - lines.mean(-1)
+                # a pass over the classes of its own, which training has no use for
                 if not context.needs_input_grad[0]:
                     rows[part, HIT] = lines.argmax(-1).eq(gold[part]).float()
                 if entropies:
@@ -174,6 +180,7 @@ class _TokenCosts(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         given, labels, weight, bias, sums, spreads = context.saved_tensors
         found = torch.empty_like(given)
+        # logits are made again block by block, as they were never kept
         for block in _blocks(given, weight):
             logits, gold = _logits(given[block], weight, bias), labels[block]
             own, every, totals = gradient[block, NATS], gradient[block, MEAN_NATS], sums[block]
@@ -188,6 +195,7 @@ class _TokenCosts(torch.autograd.Function):
                 slope.exp_().mul_(scale).sub_(every[part, None] / logits.shape[1])
                 slope.scatter_add_(1, gold[part, None], -own[part, None])
                 slopes[part] = slope if context.temperature == 1 else slope.div_(context.temperature)
+            # from the logits' slopes to the states': the layer is frozen, so that it wants none itself
             if weight is not None:
                 with torch.autocast(given.device.type, enabled=False):
                     found[block] = (slopes @ weight).to(found.dtype)
@@ -216,6 +224,7 @@ def _parts(logits: Tensor) -> list[slice]:
 
 
 def _slices(table: Tensor, width: int, power: int) -> list[slice]:
+    # a GPU wants larger pieces than a core's cache holds; one line at least, however wide it is
     step = max(1, 2 ** (27 if table.is_cuda else power) // width)
     return [slice(start, start + step) for start in range(0, len(table), step)]
 
@@ -246,6 +255,7 @@ def time_first(logits: Tensor, labels: Tensor) -> Tensor:
     """[batch, 2, time] → [batch, time, 2]: what evaluation keeps of the two ends of an answer, so that time
     can be padded.
     """
+    # evaluation pads its second dimension alone
     return logits.transpose(1, 2)
 
 

@@ -138,6 +138,7 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
         if options:
             raise InputError(f"The method '{name}' takes no --method_kwargs; got {', '.join(options)}")
         return network
+    # language models have their head from pretraining; a new task's is made up, and has to be trained
     heads = head_names(network) if task_type in HEAD_TASKS else []
     outside = [one for one in _entry(network, MADE_UP_HEADS) if one.split(".")[0] not in heads]
     made_up = _entry(network, MADE_UP) + outside
@@ -147,12 +148,15 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
         | method.defaults
         | _made_up_rows(network, name)
     )
+    # what is made up at loading is random: trained and saved, or another load has another one
     if heads or made_up:
         settled["modules_to_save"] = heads + made_up
     if method.linear:
         settled["target_modules"] = linear_names(network, heads + made_up)
+    # GPT-2's Conv1D holds its weight the other way round, which PEFT has to be told
     if method.linear or name == "ia3":
         settled["fan_in_fan_out"] = any(isinstance(module, Conv1D) for module in network.modules())
+    # the user's options last: they beat the row's
     try:
         config = method.config(**(settled | options))
     except (TypeError, ValueError) as error:
@@ -161,6 +165,7 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
         ) from error
     _keep_statistics(network)
     try:
+        # a layer of one step of autograd; DoRA and 4-bit bases need PEFT's own
         if name in ("lora", "rslora") and not getattr(network, "is_quantized", False):
             config._register_custom_module({nn.Linear: LowRankLinear})
         tuned = peft.get_peft_model(network, config)
@@ -181,6 +186,7 @@ def _keep_statistics(network: nn.Module) -> None:
 
 
 def _not_in_training(norm: nn.Module, arguments: Any) -> None:
+    # at each call, as the Trainer puts the whole model into training again before each step
     norm.eval()
 
 
@@ -194,6 +200,7 @@ def _made_up_rows(network: PreTrainedModel, name: str) -> dict[str, Any]:
     rows = _entry(network, MADE_UP_ROWS)
     if not rows:
         return {}
+    # PEFT trains chosen rows of a table and leaves the others as they are
     layers = [network.get_input_embeddings()]
     output = network.get_output_embeddings()
     if output is not None and output.weight is not layers[0].weight:
@@ -210,6 +217,7 @@ def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
         return "it has no linear layers inside that the method could go onto; full (and linear_probe) can"
     if name == "linear_probe" and task_type not in HEAD_TASKS:
         return "the task adds no head that could be trained alone"
+    # what is there, not what was asked for: a base may come in 4 bits by itself
     held = bool(getattr(network, "is_quantized", False))
     if method.quantized and not held:
         return "its base isn't held in 4 bits, which train and sft do"
@@ -217,6 +225,7 @@ def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
         return "its base is held in 4 bits, which low-rank methods alone can train on"
     if method.config is not None and _entry(network, MADE_UP_ROWS) and not _takes_rows(method):
         return "the vocabulary has new tokens (--add_tokens, a chat template's), whose rows it can't train"
+    # biases of the head alone would be a linear probe without its weights
     if name == "bitfit" and not any(
         n.endswith(".bias") and n.split(".")[0] not in heads for n, _ in network.named_parameters()
     ):
@@ -227,6 +236,7 @@ def refusal(network: PreTrainedModel, name: str, task_type: str) -> str | None:
         return f"{kind} takes no past keys, which a prefix is made of"
     if method.virtual and task_type == NO_TOKENS:
         return "it reads no tokens, which made-up ones could stand in front of"
+    # PEFT puts labels or masks of the made-up tokens on by the task's name
     if method.virtual and task_type is None:
         return "its virtual tokens want a task that PEFT knows"
     if method.virtual and task_type == "TOKEN_CLS" and name != "prefix":
@@ -282,7 +292,9 @@ def room(network: Any) -> int | None:
     limit = next((config[name] for name in POSITIONS if isinstance(config.get(name), int)), None)
     if limit is None or "relative_attention_num_buckets" in config:
         return None
+    # RoBERTa's positions begin behind the pad token's number
     limit -= 2 if config.get("model_type") in FROM_TWO else 0
+    # virtual tokens take positions of their own in front of the row
     if isinstance(network, peft.PeftModel) and network.active_peft_config.is_prompt_learning:
         limit -= network.active_peft_config.num_virtual_tokens
     return limit
@@ -303,6 +315,7 @@ def head_names(network: PreTrainedModel) -> list[str]:
 def linear_names(network: PreTrainedModel, heads: list[str]) -> list[str]:
     """Full names of the linear layers of the base: attention and feed-forward, without heads, poolers and
     embeddings."""
+    # a pooler is read by the head alone, and the output layer may be tied to the embeddings
     outside, output = (*heads, "pooler", "lm_head", "embed"), network.get_output_embeddings()
     return [
         name

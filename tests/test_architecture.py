@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
 from dataclasses import fields
 from pathlib import Path
 
@@ -199,3 +201,34 @@ def test_recipes_name_rows_of_the_tables(path):
     assert recipe.get("task", "classification") in TASKS
     assert recipe.get("method", "lora") in METHODS
     assert recipe.get("objective", "mlm") in OBJECTIVES
+
+
+def comments_and_code(path: Path) -> tuple[int, int]:
+    """Lines with a comment, and lines of code: without blank ones, docstrings and comments of their own."""
+    text = path.read_text(encoding="utf-8")
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    documented: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, owners) and ast.get_docstring(node) is not None:
+            documented |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    said = {token.start[0] for token in tokens if token.type == tokenize.COMMENT and _says(token.string)}
+    lines = [line.strip() for line in text.splitlines()]
+    code = [n for n, line in enumerate(lines, 1) if line and n not in documented and not line.startswith("#")]
+    return len(said), len(code)
+
+
+def _says(comment: str) -> bool:
+    return not comment.startswith(("# fmt", "# type:", "# noqa", "# pragma"))
+
+
+def test_comments_say_why_in_every_room():
+    """Eight for each hundred lines of code, over a room: files that speak for themselves need fewer."""
+    rooms: dict[str, list[int]] = {}
+    for path in SOURCES:
+        said, code = comments_and_code(path)
+        room = "/".join(path.relative_to(ROOT).parts[:2]) if path.parent.name != "finetune" else "finetune"
+        held = rooms.setdefault(room, [0, 0])
+        held[0], held[1] = held[0] + said, held[1] + code
+    sparse = {room: round(100 * said / code, 1) for room, (said, code) in rooms.items() if code > 99}
+    assert {room: share for room, share in sparse.items() if share < 8} == {}

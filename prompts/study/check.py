@@ -7,7 +7,7 @@ from finetune.errors import InputError
 from prompts.scoring.endpoint import ENDPOINT_PREFIX
 from prompts.scoring.load import ScoringArguments, load_prompt_scorer
 from prompts.study.options import StudyArguments
-from prompts.study.prompts import choice_prompts, text_prompts
+from prompts.study.prompts import choice_prompts, for_family, text_prompts
 from prompts.study.study import Loaded
 from prompts.templates.lint import check_choices, check_prompt, check_target, check_template
 
@@ -32,7 +32,12 @@ def check(loaded: Loaded, study: StudyArguments, scoring: ScoringArguments) -> l
         # the model's own limit bounds the user's
         limit = min(study.max_length or scorer.longest, scorer.longest)
         found = []
-        for prompt in loaded.prompts:
+        fit = for_family(loaded.prompts, scorer.family, rows, loaded.notes, name) if loaded.prompts else []
+        # no fault: a run leaves them out of this model alone, as masked models can be asked them
+        left = [prompt.name for prompt in loaded.prompts if prompt not in fit]
+        if left:
+            print(f"{name}: not asked, as text follows the slot: {', '.join(left)}")
+        for prompt in fit:
             found += check_prompt(prompt, rows, scorer.tokenizer, limit, scorer.family)
         for template in (*(one.template for one in choices), *(one.template for one in texts)):
             found += check_template(template, rows, scorer.tokenizer, limit=limit, family=scorer.family)

@@ -33,6 +33,19 @@ def test_check_passes_good_prompts_and_stops_at_bad_ones(
     assert "rows have more than 6 tokens" in capsys.readouterr().out
 
 
+def test_a_template_for_other_models_is_no_fault(
+    saved, review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a", check=True)
+    both = ENTRY.replace(
+        "verbalizers:", '  cloze: {text: "{{ text }} was {{ mask }} and fine", follows: own}\nverbalizers:'
+    )
+    Path(study.prompts[0]).write_text(both)
+    assert check(read_parts(study, data, TuneArguments()), study, ScoringArguments()) == []
+    said = capsys.readouterr().out
+    assert "not asked, as text follows the slot: own/cloze/plain, own/cloze/strong" in said
+
+
 def test_check_reads_what_written_texts_are_compared_with(
     saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

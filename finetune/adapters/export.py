@@ -70,16 +70,17 @@ def save_whole(network: Any, processor: Any, source: str | Path, folder: Path) -
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """A folder for a result, gone again where the result is refused.
+    """A folder for a result, gone again where none came of it.
 
     Raises:
         InputError: it holds something already.
     """
     claim(folder)
     try:
-        # A run that was refused leaves no half folder, which the next one would take for somebody's.
+        # What was refused, broke or was interrupted leaves no half folder, which the next run would take for
+        # somebody's. Nothing else is lost: it was empty when it was claimed.
         yield
-    except InputError:
+    except BaseException:
         shutil.rmtree(folder)
         raise
 

@@ -11,7 +11,9 @@ from test_merge import run, save
 from transformers import AutoModelForSequenceClassification
 
 from finetune.adapters import load, probe
+from finetune.adapters.export import claimed
 from finetune.adapters.loading import mount
+from finetune.errors import InputError
 
 ort = pytest.importorskip("onnxruntime", reason="ONNX needs the extra 'export'")
 pytest.importorskip("onnxscript", reason="ONNX needs the extra 'export'")
@@ -80,3 +82,16 @@ def test_an_adapter_becomes_onnx_and_int8(tmp_path, saved, review_file, capsys):
         tmp_path / "onnx" / MODEL, processor, ("the film",)
     )  # another batch and length than was traced
     assert one.shape == (1, 2)
+
+
+@pytest.mark.parametrize("fault", [InputError("refused"), OSError("full"), KeyboardInterrupt()])
+def test_a_folder_of_which_nothing_came_is_gone(fault, tmp_path):
+    with pytest.raises(type(fault)), claimed(tmp_path / "new"):
+        (tmp_path / "new" / "half").write_text("x")
+        raise fault
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kept").write_text("x")
+    with pytest.raises(InputError, match="is not empty"), claimed(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine" / "kept").read_text() == "x"

@@ -75,7 +75,7 @@ def export_onnx(network: Any, processor: Any, folder: Path, int8: bool = False) 
     # Rows and time are left open, or the file would take this shape alone.
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
-        with _silent(), torch.no_grad():
+        with silent(), torch.no_grad():
             torch.onnx.export(
                 _Logits(network).eval(), tuple(inputs.values()), str(folder / MODEL), dynamo=True,
                 dynamic_shapes=(free,) * len(inputs),
@@ -104,12 +104,12 @@ def _quantise(folder: Path) -> None:
 
     graph = onnx.load(folder / MODEL)
     del graph.graph.value_info[:]  # the exporter's notes on shapes contradict what the quantiser infers
-    with _silent():
+    with silent():
         quantize_dynamic(graph, folder / INT8, weight_type=QuantType.QInt8)
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without the exporter's and the quantiser's own words, on operators of packages that aren't used and on
     other ways to work."""
     before = logging.root.manager.disable

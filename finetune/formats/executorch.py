@@ -5,16 +5,13 @@ no rows.
 from __future__ import annotations
 
 import inspect
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from finetune.adapters.onnx import silent
 from finetune.errors import InputError
 
 FILE, SHORTEST = "model.pte", 2
@@ -47,7 +44,7 @@ def save_executorch(network: Any, folder: Path, longest: int, types: bool = Fals
         InputError: the model can't be traced or lowered.
     """
     # its import warns of its own deprecations
-    with _silent():
+    with silent():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
@@ -55,7 +52,7 @@ def save_executorch(network: Any, folder: Path, longest: int, types: bool = Fals
     given = tuple(torch.ones(1, min(9, longest), dtype=torch.long) for _ in range(1 + types))
     length = {1: torch.export.Dim("time", min=SHORTEST, max=longest)}
     try:
-        with _silent(), torch.no_grad():
+        with silent(), torch.no_grad():
             program = torch.export.export(
                 _OneText(network).eval(), given, dynamic_shapes=(length,) * len(given), strict=False
             )
@@ -68,17 +65,3 @@ def save_executorch(network: Any, folder: Path, longest: int, types: bool = Fals
         raise InputError(f"{type(network).__name__} can't be exported to ExecuTorch: {first}") from error
     (folder / FILE).write_bytes(content)
     return folder / FILE
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without the tracer's words on its own deprecations."""
-    # whoever has logging off keeps it so
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -27,6 +27,7 @@ def main(action: ActionArguments, merge: MergeArguments, data: AccuracyArguments
     from finetune.training.machine import processes
 
     keep_freed_memory()
+    # refused under a launcher: every process would write the same files
     processes("adapter")
     from finetune.adapters.actions import act
 

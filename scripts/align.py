@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
+    # inside, as in every script: `--help` shall answer before torch is imported
     from finetune.alignment.online import DistillArguments, OnlineDPOArguments
     from finetune.alignment.prompts import PromptArguments
     from finetune.alignment.rewards import RewardArguments

@@ -21,6 +21,7 @@ def main(assess: AssessArguments, data: UnshownArguments) -> Path:
     from finetune.training.machine import processes
 
     keep_freed_memory()
+    # refused under a launcher: each process would assess all rows
     processes("assess")
     import json
 
@@ -33,13 +34,17 @@ def main(assess: AssessArguments, data: UnshownArguments) -> Path:
 
     if assess.artefact is None:
         raise InputError("No artefact; set --artefact to the --output_dir of a training script")
+    # named by data and split, so that assessments of one artefact stand beside each other
     folder = assessment_folder(assess, data)
     figures = assess_task(read_artefact(assess.artefact), data, assess, folder)
+    # what they are figures of, since files are moved and mailed
     figures |= {"artefact": assess.artefact, "dataset_name": data.name, "eval_split": data.eval_split}
     folder.mkdir(parents=True, exist_ok=True)
+    # whole or not at all: a page that reads it meanwhile finds no half file
     write_atomically(folder / "metrics.json", json.dumps(figures, indent=1))
     print(assessment_table(figures))
     print(f"\n{folder / 'metrics.json'}")
+    # classifiers alone have one
     if "confusion" in figures:
         draw_assessment(figures, folder / "assessment.png")
         print(folder / "assessment.png")

@@ -22,6 +22,7 @@ def main(audit: AuditArguments, canary: CanaryArguments, data: UnshownArguments)
     from finetune.training.machine import processes
 
     keep_freed_memory()
+    # refused under a launcher: every process would do all of the work, and write the same files
     processes("audit")
     import json
 
@@ -33,12 +34,14 @@ def main(audit: AuditArguments, canary: CanaryArguments, data: UnshownArguments)
     from finetune.reports.audit import audit_headline, audit_sections
     from finetune.reports.page import sections_page
 
+    # before training, where there is no artefact yet
     if canary.plant:
         folder = plant(canary, data, audit.output_dir, audit.audit_seed)
         print(
             f"{folder / 'data'} to train on (--dataset_name), and {folder / 'canaries.json'} for --canaries"
         )
         return folder
+    # an audit reads its rows out of the run's folder: other rows would be no members
     if data != UnshownArguments():
         raise InputError(
             "--dataset_name and its columns are for --plant; rows to hold against are --held_out"

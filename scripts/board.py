@@ -19,6 +19,7 @@ POSITIONAL = ("runs",)  # finetune board FOLDER
 def main(board: BoardArguments) -> None:
     from finetune.reports.board import make_server
 
+    # port 0 is allowed, so that the line below says the one that was found
     server = make_server(board.runs, board.host, board.port)
     print(f"http://{board.host}:{server.server_address[1]}", flush=True)
     try:

@@ -24,11 +24,14 @@ def main(check: CheckArguments) -> None:
 
     if not check.files:
         raise InputError("No file; set --files to one or several")
+    # rows of several files in one would lose which file they came from
     if check.mend and len(check.files) > 1:
         raise InputError("--mend writes one file, and --files names several; leave one out")
+    # all files, all faults: who mends one fault at a time starts ten times
     found = [look(Path(f), check.text_column, check.label_column, check.encoding) for f in check.files]
     tokenizer = None
     if check.model_name_or_path:
+        # the only use of transformers: without it a look takes no second
         from finetune.models.load import load_processor
 
         tokenizer = load_processor(check.model_name_or_path)
@@ -38,6 +41,7 @@ def main(check: CheckArguments) -> None:
         )
         print("\n".join(report(one, lengths)))
     for one, other in combinations(found, 2):
+        # a test row that was trained on makes its figure worthless
         lines = shared(one, other)
         if lines:
             print(f"! {len(lines)} texts of {other.name} also stand in {one.name}: {', '.join(lines[:8])}")

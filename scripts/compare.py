@@ -41,6 +41,7 @@ def main(
     from finetune.reports.plots import draw_comparison
     from finetune.reports.tables import comma_separated, markdown
 
+    # all names before the first run, which may take an hour
     for method in compare.methods:
         find_method(method)
     root = Path(training.output_dir)
@@ -48,19 +49,23 @@ def main(
     table = []
     for method in compare.methods:
         run, recipe = root / method, root / f"{method}.yaml"
+        # the shared options, over them the folder, over them what is the method's alone
         options = (
             resolved_options(task, data, model, batching, training)
             | {"output_dir": str(run)}
             | compare.of_method(method)
         )
+        # a finished run's recipe must be the same as now, or figures of two settings stood side by side
         write_recipe(recipe, options, finished=read_metrics(run) is not None)
         if read_metrics(run) is None:
             print(f"── {method}", flush=True)
+            # a process of its own: peak memory is a process's, and never goes down
             script = Path(__file__).with_name("train.py")
             if subprocess.run([sys.executable, str(script), "--config", str(recipe)]).returncode:
                 raise InputError(
                     f"The run of '{method}' stopped, see above; the finished ones are kept in {root}"
                 )
+        # on the rows of --eval_split, the same for all, whatever each run kept for itself
         assessed = assess_task(read_artefact(run), data)
         table.append(comparison_row(method, read_metrics(run) or {}, assessed))
     text = markdown([for_people(row) for row in table])

@@ -28,6 +28,7 @@ def main(options: CompareRunsArguments) -> None:
 
     if not options.first or not options.second:
         raise InputError("Two folders of runs are wanted: compare-runs FIRST SECOND")
+    # paired by row, since both runs saw the same ones: the interval is far narrower than of two apart
     found, metric, told = compare_runs(Path(options.first), Path(options.second), options.metric)
     print(f"first:  {told['first']}: {metric} {told['first_value']:.3f}")
     print(f"second: {told['second']}: {metric} {told['second_value']:.3f}")
@@ -39,6 +40,7 @@ def main(options: CompareRunsArguments) -> None:
     if options.at_least is not None:
         held = found.difference >= options.at_least
         sure = found.low >= options.at_least
+        # status 1 follows the figure alone; whether chance could be behind it is said in words
         word = (
             "held, and so is its whole interval"
             if sure

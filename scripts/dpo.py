@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from finetune.cli.parser import launch
 
+# for the annotations alone: `--help` reads them as text, without torch and TRL
 if TYPE_CHECKING:
     from finetune.alignment.dpo import DPOTrainingArguments
     from finetune.alignment.pair_options import (
@@ -42,6 +43,7 @@ def main(
     align_on_pairs(data, pairs, model, method, training, stream=stream, privacy=privacy)
 
 
+# one main an algorithm, since a launcher shows the options of the one that was asked for
 def kto(
     data: DataArguments,
     pairs: PairArguments,
@@ -50,6 +52,7 @@ def kto(
     method: MethodArguments,
     training: KTOTrainingArguments,
 ) -> None:
+    # inside, as in every script: `--help` shall answer before torch is imported
     from finetune.alignment.preference_run import align_on_pairs
 
     align_on_pairs(data, pairs, model, method, training, stream=stream)

@@ -22,6 +22,7 @@ def main(export: ExportArguments, data: ExportRowsArguments) -> None:
     from finetune.training.machine import processes
 
     keep_freed_memory()
+    # refused under a launcher: times are those of one process
     processes("export")
     import json
     import sys
@@ -33,6 +34,7 @@ def main(export: ExportArguments, data: ExportRowsArguments) -> None:
     from finetune.reports.tables import markdown
 
     exports: list[Export] = []
+    # one after the other as it is done; a format that fails is a line, not the end
     for found in export_all(export, data):
         if isinstance(found, Export):
             exports.append(found)
@@ -44,6 +46,7 @@ def main(export: ExportArguments, data: ExportRowsArguments) -> None:
     write_atomically(folder / "exports.json", json.dumps(lines, indent=1))
     write_atomically(folder / "exports.md", table + "\n")
     print(f"\n{table}\n\n{folder / 'exports.md'}")
+    # after the files are written: who looks for the reason finds them
     if beyond(lines, export.tolerance):
         sys.exit(1)
 

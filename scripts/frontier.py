@@ -35,8 +35,10 @@ def main(
 
     processes("frontier")
     experiment = Frontier(frontier, model, reward, data, load_rows(data))
+    # the tuned start and its reference, which all methods share
     experiment.prepare()
     names = ("method", "setting", "steps", "kl", "reward", "error")
+    # a run's further entries stay in its folder; the curve needs these
     points = [{name: point[name] for name in names} for point in run_points(experiment)]
     folder = Path(str(frontier.output_dir))
     write_atomically(folder / "frontier.csv", comma_separated(points))

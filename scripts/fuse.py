@@ -30,6 +30,7 @@ def main(
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import processes
 
+    # before the first tensor, and so before the imports below
     keep_freed_memory()
     from pathlib import Path
 
@@ -45,12 +46,15 @@ def main(
 
     processes("fuse")
     folders = [Path(folder) for folder in fusion.checked()]
+    # the base is the adapters' own: a user's word could only contradict it
     model = ModelArguments(model_name_or_path=base_of(folders[0]))
     row = settle(task, architecture(model))
     training = settled(training, LEARNING_RATE, row.best, task.early_stopping_patience)
+    # no --method here: the folder says by name what made it
     options = resolved_options(fusion, task, data, model, batching, training) | {"method": "fusion"}
     found = steps.examine_rows(row, data, training, options)
     processor, network = steps.load_for(row, model, found)
+    # refused here: adapters of another base, or of other classes
     tuned = fuse_folders(network, folders, processor, found.labels, fusion.allow_mismatch)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     checkpoint = open_run(options, found.fingerprint, network)
@@ -61,6 +65,7 @@ def main(
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.last_figures()
+    # figures are computed by all, files written by one
     if trainer.is_world_process_zero():
         save_fused(tuned, processor, training.output_dir, folders, labels=found.labels, metrics=metrics)
 

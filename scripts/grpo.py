@@ -30,6 +30,7 @@ def main(
     reward: RewardArguments,
     training: GRPOArguments,
 ) -> None:
+    # inside, as in every script: `--help` shall answer before torch and TRL are imported
     from finetune.alignment.grpo import align
 
     align(data, prompt, model, method, reward=reward, training=training)

@@ -27,6 +27,7 @@ def main(ladder: LadderArguments, data: UnshownArguments, model: ModelArguments)
     keep_freed_memory()
     from prompts.ladder.run import climb
 
+    # refused under a launcher: its ways start processes of their own
     processes("ladder")
     print(climb(ladder, data, model))
 

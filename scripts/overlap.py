@@ -36,12 +36,14 @@ def main(options: OverlapArguments) -> None:
         ("found", "any of these"),
     ):
         print(f"  {counts[name]:>7} ({counts[name] / rows:.2%}) {said}")
+    # enough to see of what kind they are; --output_file has all
     for entry in entries[:5]:
         print(f"{entry['row']} {entry['kind']} {entry['in']}: {entry['text'][:80]!r}")
     if options.output_file:
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
         write_atomically(Path(options.output_file), lines)
         print(options.output_file)
+    # status 1, for tests in CI; the findings are printed and written before
     if options.at_most is not None and counts["found"] > options.at_most * rows:
         print(f"at most {options.at_most:.2%} may be found: missed")
         sys.exit(1)

@@ -37,6 +37,7 @@ def main(
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import processes
 
+    # before the first tensor, and so before the imports below
     keep_freed_memory()
     processes("ppo")
     import torch
@@ -52,10 +53,13 @@ def main(
     from finetune.artefacts.runs import open_run
     from finetune.training.machine import describe
 
+    # made first: it joins the processes, and the lines below ask which one they are
     accelerator = make_accelerator(run)
+    # one process fills the caches that the others read
     with accelerator.main_process_first():
         processor, network = load_start(model)
         prompts, held_out = read_prompts(data, prompt, processor)
+    # --check ends here, with nothing written
     if show_prompts(prompts, held_out, processor, data):
         return
     options = resolved_options(data, prompt, model, method, reward, sampling, ppo, value, kl, run)
@@ -63,14 +67,18 @@ def main(
     accelerator.init_trackers("ppo", {name: str(value) for name, value in options.items()})
     torch.manual_seed(run.seed)  # the adapter's first weights
     policy = make_policy(network, method.method, method.method_kwargs, bool(run.bf16))
+    # after the policy: a reward model may be a second adapter on its base
     rewards = load_rewards(reward, policy, model)
+    # over-optimisation shows when another reward than the learnt one is measured
     truth = true_rewards(reward, run.true_reward) or rewards
+    # a head that begins as the reward model's knows already which answers are worth something
     if value.value_from == "reward":
         values_from(policy, processor, rewards)
     learner = Learner(
         policy, processor, rewards, accelerator,
         settings=ppo, value=value, kl=kl, sampling=sampling, seed=run.seed,
     )  # fmt: skip
+    # weights, optimizer, random states and what the KL controller has come to
     if checkpoint:
         learner.restore(checkpoint)
     if accelerator.is_main_process:

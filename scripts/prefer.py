@@ -43,11 +43,14 @@ def main(
     from finetune.artefacts.folder import resolved_options
 
     state, folder = join_processes("prefer"), Path(str(prefer.output_dir))
+    # one process fills the caches that the others read
     with state.main_process_first():
         processor, network = load_start(model)
         parts = read_prompts(data, prompt, processor)
+    # --check ends here, with nothing written
     if show_prompts(*parts, processor, data):
         return
+    # sampling takes hours: the folder is refused or claimed before it
     claim_pairs(folder, resolved_options(data, prompt, model, reward, sampling, prefer))
     network, rewards = network.to(state.device), load_rewards(reward)
     for place, (file, prompts) in enumerate(zip(FILES, parts, strict=True)):
@@ -55,6 +58,7 @@ def main(
             continue  # made before the run was stopped
         pairs = make_pairs(
             network, processor, prompts, rewards, prefer.answers_per_prompt,
+            # another seed a file, or equal prompts would get equal answers in both
             sampling=sampling, seed=prefer.seed + place, bf16=prefer.bf16,
         )  # fmt: skip
         if state.is_main_process:
@@ -63,6 +67,7 @@ def main(
             print(
                 f"{folder / file}: {len(pairs)} pairs from {len(prompts)} prompts, mean margin {margin:.3f}"
             )
+        # the next file's `is_file` must mean the same on all processes
         state.wait_for_everyone()
 
 

@@ -58,29 +58,38 @@ def main(
     from finetune.training.trainer import make_trainer
 
     processes("pretrain")
+    # the objective's row, once all options that change it are known
     row = settle_pretraining(
         objective, contrastive, stream, data,
         batching=batching, training=training, method=tuning.method, family=family(model, scratch),
     )  # fmt: skip
     check_private(privacy, training, model.model_name_or_path, batching)
+    # a text cut into pieces, or several in one line, changes what a private row is
     layout = objective.layout or row.defaults.get("layout")
     check_objective_is_private(privacy, objective.objective, layout, bool(stream.streaming or stream.mixture))
+    # new weights bear a larger step than weights that know something
     rate = FROM_NOTHING if scratch.from_config else find_method(tuning.method).learning_rate
+    # weights of --from_config and new embeddings are drawn below
     set_seed(training.seed)
     processor, network = prepare_tuned(row, objective, contrastive, model, scratch=scratch, tuning=tuning)
+    # one process fills the cache that the others read
     with training.main_process_first(desc="reading and tokenising"):
         features, key = load_features(row, objective, contrastive, data, stream=stream, processor=processor)
     if show_features(features, processor, None, data):
         return
+    # which figure says the best model follows from the rows: pairs may have no scores
     row = fitted(row, features["eval"])
     training = settled(training, rate, row.best)
     options = resolved_options(
         objective, contrastive, data, stream, model, scratch, tuning, batching, privacy, training
     )
+    # last of the refusals, when the rows' fingerprint and the model are known
     checkpoint = open_run(options, key, network)
+    # said in the privacy statement: a long text's pieces are protected one by one
     unit = f"a piece of a text of at most {objective.max_length} tokens; a longer text is several"
     started = model.model_name_or_path
     parts = private_parts(privacy, training, FreshTrainer, features["train"], started, unit=unit)
+    # the trainer sorts by length; which set a row is of has to follow that order
     features["eval"], parts["sets"] = sets_apart(features["eval"])
     trainer = make_trainer(row, network, processor, training, features, batching=batching, **parts)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))

@@ -48,14 +48,17 @@ def main(
     from prompts.study.run import Options
     from prompts.study.suite import run_suite, study_once
 
+    # rows are shared out, so that each process must know of the others
     state = join_processes("prompt")
     options = Options(study, scoring, answers, endpoint, run)
+    # answers are in the folder: figures follow from them without a model
     if run.rescore:
         failed = rescore(options)
     elif run.suite:
         failed = run_suite(options, data, tuning, instruct)
     else:
         failed = study_once(options, data, tuning, instruct)
+    # the first to leave would end the others' last messages
     state.wait_for_everyone()
     if failed:
         sys.exit(1)

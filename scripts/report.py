@@ -25,6 +25,7 @@ def main(report: ReportArguments) -> None:
 
     if not report.runs:
         raise InputError("No run; set --runs to one or several output folders")
+    # a page of one run belongs into its folder; of several into none of them
     if report.output_file is None and len(report.runs) > 1:
         raise InputError(f"{len(report.runs)} runs on one page; set --output_file to say where it goes")
     runs = [read_run(folder) for folder in report.runs]

@@ -39,6 +39,7 @@ def main(
     from finetune.experiments.frontier_plots import draw_calibration
     from finetune.metrics import bootstrap
 
+    # the run is DPO's, with a scalar head and another loss
     trained = train_on_pairs(
         data, pairs, model, method, training,
         verb="reward", load=load_scorer, make=make_reward_trainer, task="SEQ_CLS", stream=stream,
@@ -46,6 +47,7 @@ def main(
     if trained is None:
         return
     trainer, held_out = trained
+    # margins are computed once, on the whole model without DDP around it
     if trainer.is_world_process_zero():
         network, processor = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
         size, folder = training.per_device_eval_batch_size, Path(training.output_dir)
@@ -57,8 +59,10 @@ def main(
             "margin": float(margins.mean()),
             "calibration": calibration(margins),
         }
+        # a set that is easy hides one that isn't: each also alone
         for name, places in places_by_set(held_out, len(margins)).items():
             figures[f"{name}_accuracy"] = float(np.mean(margins[places] > 0))
+        # no labels: a reward has no classes
         save_artefact(network, processor, folder, None, figures)
         draw_calibration(figures["calibration"], folder / "calibration.png")
         low, high = figures["interval"]

@@ -31,6 +31,7 @@ def main(serve: ServeArguments, access: AccessArguments) -> None:
     from finetune.serving.app import make_app
     from finetune.serving.connections import configure
 
+    # keys on a command line stand in the process list, where every user reads them
     if not access.api_keys and os.environ.get("API_KEY"):
         access.api_keys = [f"user={os.environ['API_KEY']}"]
     access.admin_key = access.admin_key or os.environ.get("ADMIN_KEY")
@@ -38,11 +39,13 @@ def main(serve: ServeArguments, access: AccessArguments) -> None:
     logger = logging.getLogger("finetune.serving.access")
     logger.addHandler(lines)
     logger.setLevel(logging.INFO)
+    # or the root's handler would print each line again
     logger.propagate = False
     pool = AdapterPool(
         serve.base, memory_limit_mb=serve.memory_limit_mb, allow_mismatch=serve.allow_mismatch,
         require_passport=serve.require_passport,
     )  # fmt: skip
+    # all before the port is opened: a client never meets half of them
     for entry in serve.adapters:
         pool.add(*fetched(entry))
     app = make_app(pool, serve, access)
@@ -51,6 +54,7 @@ def main(serve: ServeArguments, access: AccessArguments) -> None:
         if access.tls_certificate
         else {}
     )
+    # no access log of uvicorn's own: ours says adapter, tokens and times
     settings = configure(
         app, access.host, access.port, seconds=serve.patience(), per_address=access.connections_per_address,
         drain=access.drain_seconds, access_log=False, **tls,

@@ -35,6 +35,7 @@ def main(
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import processes
 
+    # before the first tensor, and so before the imports below
     keep_freed_memory()
     from dataclasses import replace
 
@@ -54,7 +55,9 @@ def main(
     processes("sft")
     check_stream(stream, data, batching, training, private=privacy.wanted)
     check_private(privacy, training, model.model_name_or_path, batching)
+    # TRL's names for what the table's row has under others
     task, changes = as_task(instruct, training)
+    # the folder keeps what the user named, the loader gets the base below an adapter
     asked_for, (model, before) = model, foundation(model)
     row = replace(settle(task, architecture(model)), **changes)
     training = settled(
@@ -65,7 +68,9 @@ def main(
     processor, network = steps.load_for(
         row, model, found, chats=bool(instruct.chat), quantized=find_method(method.method).quantized
     )
+    # the model is asked whether it keeps packed texts apart; if not, rows are padded
     row = in_lines(row, network, method.method, training.packing)
+    # after packing, which asks the bare model; an adapter wraps it here
     processor, network = tune(network, processor, method, row.peft, before)
     loaded = {"found": found, "processor": processor, "network": network}
     features = steps.encode_all(row, task, data, stream, **loaded, training=training)
@@ -75,9 +80,11 @@ def main(
     further = steps.trainer_options(
         row, task, processor, features, asked, batching=batching, training=training
     )
+    # a private run clips each row's gradient and needs a trainer of its own
     further |= private_parts(
         privacy, training, InstructTrainer, features["train"], asked_for.model_name_or_path
     )
+    # the last refusal: an occupied folder, before the first step
     checkpoint = steps.open_folder(row, options, found, features, network)
     trainer = make_instruct_trainer(row, network, processor, training, features, **further)
     trainer.train(resume_from_checkpoint=checkpoint)

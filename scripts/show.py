@@ -36,6 +36,7 @@ def main(show: ShowArguments, data: UnshownArguments) -> Path:
     else:
         draw = {"attention": views.show_attention, "positions": views.show_positions}
         view = draw.get(show.what, views.show_gradients)(subject, show)
+    # beside the artefact; a bare model has no folder that is the user's
     folder = Path(show.output_dir or f"{show.artefact or '.'}/show/{show.what}")
     folder.mkdir(parents=True, exist_ok=True)
     for drawing in view.drawings:

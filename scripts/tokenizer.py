@@ -30,10 +30,12 @@ def main(vocabulary: VocabularyArguments, data: UnshownCorpusArguments) -> None:
 
     if vocabulary.output_dir is None:
         raise InputError("No folder for the tokenizer; set --output_dir")
+    # one in use would change its ids below models that were trained on them
     if Path(vocabulary.output_dir, "tokenizer.json").exists():
         raise InputError(
             f"{vocabulary.output_dir} holds a tokenizer already; set --output_dir to another folder"
         )
+    # the training split alone: words of test rows are not to be known
     rows = load_rows(data).train
     assert rows is not None
     column = find_roles(columns_of(rows), data, {})["text"]
@@ -42,6 +44,7 @@ def main(vocabulary: VocabularyArguments, data: UnshownCorpusArguments) -> None:
         data.max_train_rows,
         data.sample_seed,
     )
+    # the family that an objective's models come with: WordPiece of BERT, Unigram of T5
     kind = vocabulary.kind or TOKENIZERS.get(vocabulary.objective, "bpe")
     tokenizer = train_tokenizer(
         # one after the other: the library counts while it reads

@@ -23,6 +23,7 @@ def main(trace: TraceArguments, data: TraceRowsArguments) -> None:
     from finetune.training.machine import processes
 
     keep_freed_memory()
+    # refused under a launcher: the test's statistic is over all rows
     processes("trace")
     from finetune.provenance.marking import mark
     from finetune.provenance.testing import look_for
@@ -33,6 +34,7 @@ def main(trace: TraceArguments, data: TraceRowsArguments) -> None:
         return
     found = look_for(trace, data)
     print(f"{found['test']}: {found['said']}")
+    # the level was chosen before looking, as a test demands
     traced = found["p"] < trace.level
     verdict = "was trained on these rows" if traced else "no sign that it was trained on these rows"
     print(f"p = {found['p']:.3g}, level {trace.level:g}: {verdict}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.cli.parser import launch
 
+# for the annotations of `main` alone: `--help` reads them as text, without these modules and torch
 if TYPE_CHECKING:
     from finetune.data.batching import BatchingArguments
     from finetune.data.sources import FewShotArguments
@@ -39,6 +40,7 @@ def main(
     distil: DistilArguments,
     training: TrainingArguments,
 ) -> None:
+    # the allocator's setting counts from the first tensor on, so that it stands before all other imports
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import processes
 
@@ -51,13 +53,17 @@ def main(
     from finetune.training.seeds import finished, repeats, save_spread
     from finetune.training.streamed import check_stream
 
+    # refusals that need no rows and no model come first
     processes("train")
     check_stream(stream, data, batching, training, private=privacy.wanted)
     check_method_from_scratch(scratch, method.method)
+    # new weights bear a larger step than weights that know something
     rate = FROM_NOTHING if scratch.from_config else find_method(method.method).learning_rate
     best = find_task(task.task).best
+    # a bag of words is fitted by scikit-learn in one go: no steps, no checkpoints, no network
     fitted = model.model_name_or_path in baselines.BASELINES and scratch.from_config is None
     one = baselines.run_baseline if fitted else run
+    # several with --seeds, each in a folder of its own
     runs = []
     for chosen, each in repeats(data, training):
         groups = (
@@ -73,7 +79,9 @@ def main(
             distil,
             settled(each, rate, best, task.early_stopping_patience),
         )
+        # of a series that was stopped only what is missing is run again
         runs.append((data.seeds > 1 and finished(*groups)) or one(*groups))
+    # every process trained; one writes
     if len(runs) > 1 and not data.check and training.process_index == 0:
         print(save_spread(runs, training.output_dir, best))
 
@@ -108,31 +116,38 @@ def run(
     from finetune.training.distil import taught_by
     from finetune.training.trainer import ExactTrainer, make_trainer
 
+    # as the user gave them: the folder shall say what was asked for, before rows and models settle it
     options = resolved_options(
         task, data, stream, model, scratch, method, batching, metric, privacy, distil, training
     )
     started = model.model_name_or_path
+    # before the rows are read: what can't be private is refused at once
     check_private(privacy, training, started, batching, weights=task.class_weights)
     model, before = (model, None) if scratch.from_config else foundation(model)
     row = settle(task, planned(model, scratch))
+    # further figures are computed wherever the task's own are
     row = replace(row, figures=with_metrics(row.figures, metric.metrics), start=blind(row.start, privacy))
     found = steps.examine_rows(row, data, training, options, stream)
     processor, network = steps.load_for(
         row, model, found, scratch=scratch, quantized=find_method(method.method).quantized
     )
+    # a folder with an adapter goes on with that adapter; any other model gets a new one
     processor, network = tune(
         network, processor, method, row.peft, before, labels=found.labels, reads=row.reads
     )
     loaded = {"found": found, "processor": processor, "network": network}
     features = steps.encode_all(row, task, data, stream, **loaded, training=training)
+    # --check ends here, with nothing written
     if show_features(features, processor, found.labels, data):
         return {}
     asked = steps.ask(found, features["eval"])
     further = steps.trainer_options(
         row, task, processor, features, asked, batching=batching, training=training
     )
+    # may change the trainer's class, so that it comes before what only adds arguments
     further |= private_parts(privacy, training, ExactTrainer, features["train"], started)
     further |= taught_by(load_teacher(distil, task.task, row, found, processor), distil, further)
+    # after all that can be refused, so that a refused run leaves no folder
     checkpoint = steps.open_folder(row, options, found, features, network)
     trainer = make_trainer(row, network, processor, training, features, **further)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+# PPO twice: a reward that is a function costs nothing, a learnt one shares the policy's base
 MEMORY, SPEED = ("sft", "ppo", "ppo, learnt reward"), ("trl", "ours")
 
 
@@ -61,6 +62,7 @@ def in_a_process(part: str) -> dict[str, Any]:
 
 
 def memory_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
+    # the peak is a process's highest moment; the least of the rounds has the least noise of others
     least = min(row["peak_mb"] for row in rows if row["part"] == "sft")
     lines = [
         f"batch {options.batch}, {options.length} tokens",
@@ -80,6 +82,7 @@ def speed_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> lis
     # one pass over both: times add up, speeds don't
     rows = [row | {"both": 1 / (1 / row[names[0]] + 1 / row[names[1]])} for row in rows]
     lines += [f"| {row['part']} | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |" for row in rows]
+    # the fastest round of each: others on the machine only ever slow one down
     best = [{name: max(row[name] for row in rows if row["part"] == part) for name in names} for part in SPEED]
     return [
         *lines,
@@ -102,6 +105,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     from finetune.methods import attach
     from finetune.models.load import ModelArguments
 
+    # progress lines would stand in front of the JSON
     logging.set_verbosity_error()
     torch.manual_seed(0)
     # TRL's side has none of this project's layers
@@ -109,6 +113,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         processor, network = plain(options.model_name_or_path)
     else:
         processor, network = load_start(ModelArguments(model_name_or_path=options.model_name_or_path))
+        # this project's LoRA layers, whose kernel is part of what is measured
         network = attach(network, "lora", None, "CAUSAL_LM")
     if options.part in SPEED:
         figures: dict[str, Any] = dpo(network, processor, options)
@@ -153,6 +158,7 @@ def sft(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
     import trl
     from datasets import Dataset
 
+    # other texts at every step, as in training: nothing is found in a cache
     texts = [words(processor, options.length - 1, i) for i in range(options.batch * (options.steps + 1))]
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl.SFTTrainer(
@@ -175,6 +181,7 @@ def ppo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
 
     policy = Policy(network, has_fast_bf16())
     reward: Callable[..., list[float]] = lambda prompts, answers: [float(len(answer)) for answer in answers]  # noqa: E731
+    # one minibatch and one epoch: the memory of a step, not of a schedule
     learner = Learner(
         policy, processor, reward if options.part == "ppo" else reward_on(policy, processor),
         Accelerator(cpu=not torch.cuda.is_available()),
@@ -201,11 +208,13 @@ def reward_on(policy: Any, processor: Any) -> Any:
     policy.network.add_adapter(
         REWARD, peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
     )
+    # the policy's own again, which `add_adapter` has switched off
     policy.network.set_adapter("default")
     for parameter in policy.network.parameters():
         parameter.requires_grad_(False)
     for parameter, trainable in flags:
         parameter.requires_grad_(trainable)
+    # one number a text, as a reward model's head gives
     head = nn.Linear(policy.network.config.hidden_size, 1, bias=False)
     return RewardModel(
         lambda ids, mask: trunk_scores(policy, head, ids, mask), processor, 1024, RewardArguments()
@@ -222,6 +231,7 @@ def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
     moments: list[float] = []
 
     class Stopwatch(TrainerCallback):
+        # steps by their ends: the first one's start has warming up in it
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             moments.append(time.perf_counter())
 
@@ -240,6 +250,7 @@ def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
         os.environ["HF_HOME"] = folder  # nothing is found in a cache
         started = time.perf_counter()
         trainer = (CachedDPOTrainer if options.part == "ours" else trl.DPOTrainer)(
+            # references are computed when the trainer is made, on both sides
             model=network, train_dataset=Dataset.from_dict(rows), processing_class=processor,
             args=trl.DPOConfig(
                 **shared_options(folder, options), precompute_ref_log_probs=True, max_length=None
@@ -247,6 +258,7 @@ def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
             callbacks=[Stopwatch()],
         )  # fmt: skip
         references = time.perf_counter() - started
+        # it prints where the figures go
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     # between the first step's end and the last one's
@@ -273,7 +285,9 @@ def words(processor: Any, tokens: int, seed: int) -> str:
         "and",
     )
     return " " + " ".join(
-        vocabulary[(seed * 7 + i * (3 + seed % 5)) % len(vocabulary)] for i in range(tokens)
+        # strides without a common divisor, so that texts differ from their first words on
+        vocabulary[(seed * 7 + i * (3 + seed % 5)) % len(vocabulary)]
+        for i in range(tokens)
     )
 
 

@@ -148,6 +148,7 @@ def made(shape: dict[str, Any], dtype: Any) -> Any:
     config = LlamaConfig(
         **shape, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1, eos_token_id=2
     )
+    # drawn on the card: seven billion weights take minutes on a CPU
     with torch.device("cuda"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
@@ -168,6 +169,7 @@ def sft_ours(
     # without packing another thing would be measured
     assert pack(network)
     network = attach(network, method, None, "CAUSAL_LM")
+    # no row twice within the forty steps
     rows = texts(options.rows * 40, shape["vocab_size"])
     features = Dataset.from_dict({
         # the second half of each row, one place to the left, as TRL's completion mask has it
@@ -215,6 +217,7 @@ def sft(size: str, method: str, options: argparse.Namespace) -> None:
     import torch
 
     shape, peak = SHAPES[size], ceiling()
+    # the card's ceiling was measured once, for all sides
     for side in options.sides.split(","):
         further = {"liger": {"use_liger_kernel": True}, "compile": {"torch_compile": True}}.get(side, {})
         try:
@@ -274,6 +277,7 @@ def encoder(options: argparse.Namespace) -> None:
               "logging_steps": 1000, "learning_rate": 1e-5}  # fmt: skip
     weights = ENCODER["num_hidden_layers"] * (4 * 384**2 + 2 * 384 * 1536)
     for side in options.sides.split(","):
+        # the same first weights on each side
         torch.manual_seed(0)
         network = BertForSequenceClassification(BertConfig(**ENCODER, num_labels=2))
         if side == "ours":
@@ -293,6 +297,7 @@ def encoder(options: argparse.Namespace) -> None:
             )
         else:
             padded = [row + [0] * (512 - len(row)) for row in rows]
+            # the padding is real work on this side, and isn't counted as tokens
             masks = [[1] * length + [0] * (512 - length) for length in lengths]
             features = Dataset.from_dict({"input_ids": padded, "attention_mask": masks, "labels": labels})
             training = TrainingArguments(output_dir=tempfile.mkdtemp(), report_to="none", **common)

@@ -25,6 +25,7 @@ from typing import Any
 SIDES = ("own", "peer")
 CASES = ("zero", "few", "grid", "long", "choices")
 WORDS = {"plain": ("bad", "good"), "strong": ("terrible", "great"), "named": ("negative", "positive")}
+# several tokens an answer: what a shared prompt saves grows with them
 LONG = ("not worth watching", "very well made")
 LINES = ("In summary, this film is", "All in all, it was", "My verdict: the film was")
 
@@ -76,6 +77,7 @@ def main(ask: argparse.Namespace) -> None:
             json.dumps({case: work(case, texts, shots) for case in ask.cases}), encoding="utf-8"
         )
         for dtype in ask.dtypes:
+            # by turns, so that a machine that slows down slows both
             rounds = [
                 {side: in_own_process(ask, side, dtype, Path(folder) / f"{side}.json") for side in SIDES}
                 for _ in range(ask.rounds)
@@ -105,6 +107,7 @@ def in_own_process(ask: argparse.Namespace, side: str, dtype: str, output: Path)
         side,
     ]
     command += ["--dtypes", dtype, "--work_file", str(ask.work_file), "--output_file", str(output)]
+    # figures go through a file: the peer's libraries print what they like
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads(output.read_text(encoding="utf-8"))
 
@@ -113,6 +116,7 @@ def run_side(ask: argparse.Namespace) -> dict[str, Any]:
     """What the child process does: case → seconds and log-probabilities, in the order of the work."""
     tasks = json.loads(ask.work_file.read_text(encoding="utf-8"))
     score = load_own(ask) if ask.side == "own" else load_peer(ask)
+    # a warm-up of two, on each side alike
     score(next(iter(tasks.values()))[:2])
     found = {}
     for case, asked in tasks.items():
@@ -126,6 +130,7 @@ def compared(rounds: list[dict[str, Any]], case: str, rows: int) -> dict[str, An
     """Rows a second of both sides (the best round of each), their ratio, the largest difference between
     log-probabilities.
     """
+    # the fastest round: others on the machine only ever slow one down
     best = {side: min(one[side][case]["seconds"] for one in rounds) for side in SIDES}
     pairs = zip(*(rounds[0][side][case]["scores"] for side in SIDES), strict=True)
     return {
@@ -141,17 +146,21 @@ def read_texts(ask: argparse.Namespace) -> tuple[list[str], list[tuple[str, int]
     from finetune.data.sources import DataArguments, load_rows, sample
     from finetune.models.load import load_processor
 
+    # more than are measured, since only some have the wanted length
     rows = sample(
         load_rows(DataArguments(dataset_name=ask.dataset_name), train=False).eval, 40 * ask.rows + 400, 0
     )
     tokenizer = load_processor(ask.model)
     sizes = [len(ids) for ids in tokenizer(rows["text"][:])["input_ids"]]
+    # like lengths: the figure is of scoring, not of how a side sorts and pads
     fit = [text for text, size in zip(rows["text"][:], sizes, strict=True) if 180 <= size <= 240]
+    # examples shorter than the rows, so that four and a row fit the model
     short = [
         (text, label)
         for text, label, size in zip(rows["text"][:], rows["label"][:], sizes, strict=True)
         if 150 <= size < 180
     ]
+    # each class twice, by turns
     shots = [next(pair for pair in short[4 * i :] if pair[1] == i % 2) for i in range(4)]
     return fit[: ask.rows], shots
 
@@ -163,6 +172,7 @@ def work(case: str, texts: list[str], shots: list[tuple[str, int]]) -> list[tupl
         return [(f"{text}\n{line}", pair) for text in texts for line in LINES for pair in words]
     if case == "choices":
         parts = [text.split() for text in texts]
+        # other rows' words as wrong endings: each row has choices of its own
         ends = [" " + " ".join(part[40:50]) for part in parts]
         return [
             (" ".join(part[:40]), tuple(ends[(i + k) % len(ends)] for k in range(4)))
@@ -183,7 +193,9 @@ def load_own(ask: argparse.Namespace) -> Callable[[list[Any]], list[float]]:
     from prompts.scoring.score import Request
 
     scorer = load_prompt_scorer(
-        ask.model, ScoringArguments(dtype=ask.dtypes[0], batch_tokens=ask.batch_size * 256)
+        # tokens that the peer's batch of rows of at most 256 tokens has
+        ask.model,
+        ScoringArguments(dtype=ask.dtypes[0], batch_tokens=ask.batch_size * 256),
     )
 
     def score(asked: list[Any]) -> list[float]:
@@ -200,11 +212,13 @@ def load_peer(ask: argparse.Namespace) -> Callable[[list[Any]], list[float]]:
     from finetune.models.load import resolve
 
     folder, _ = resolve(ask.model)
+    # as its command line sets it up, without a token that ours doesn't put in front either
     peer = HFLM(
         pretrained=folder, dtype=ask.dtypes[0], batch_size=ask.batch_size, device="cpu", add_bos_token=False
     )
 
     def score(asked: list[Any]) -> list[float]:
+        # the harness asks each answer apart; sharing the context is its own matter
         pairs = [(context, answer) for context, answers in asked for answer in answers]
         instances = [
             Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=i)

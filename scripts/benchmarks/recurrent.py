@@ -30,9 +30,11 @@ CELLS: dict[str, dict[str, Any]] = {
 def milliseconds(step: Callable[[], torch.Tensor], bf16: bool) -> int:
     """Of a step's loss and its gradients, the best of four."""
     best = float("inf")
+    # processor time, not the wall's: others on the machine don't count
     for _ in range(4):
         start = time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            # the best also leaves out the first, which allocates
             loss = step()
         loss.backward()
         best = min(best, time.process_time() - start)
@@ -40,7 +42,9 @@ def milliseconds(step: Callable[[], torch.Tensor], bf16: bool) -> int:
 
 
 def main() -> None:
+    # as many as each step of a small batch makes use of
     torch.set_num_threads(1)
+    # rows of unlike length, or packing would have nothing to save
     lengths = torch.linspace(0.6 * TIME, TIME, ROWS).long()
     mask = (torch.arange(TIME) < lengths[:, None]).long()
     rows = torch.randn(ROWS, TIME, SIZE)
@@ -56,7 +60,9 @@ def main() -> None:
         stack = RecurrentStack(SIZE, config)
         for layer in stack.layers:
             for kernel in layer.kernels:
+                # built layers have undrawn weights, which may be any number
                 draw_kernel(kernel, config)
+        # bound now: a closure would measure the last cell five times
         steps[name] = lambda stack=stack: stack(rows, mask)[0].float().pow(2).mean()
     table = [
         {"layer": name, "float32": milliseconds(step, False), "bf16": milliseconds(step, True)}

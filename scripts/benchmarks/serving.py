@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 SERVE = Path(__file__).parent.parent / "serve.py"
+# of unlike length, so that gathered batches have something to pad
 PROMPTS = (
     "The film was", "In the middle of the night she heard", "The capital of France is",
     "A short recipe for rice and eggs:",
@@ -64,6 +65,7 @@ def main() -> None:
     from finetune.cli.parser import calm_libraries
     from finetune.training.allocator import keep_freed_memory
 
+    # their lines would stand in front of the JSON
     calm_libraries()
     keep_freed_memory()
     import logging
@@ -73,13 +75,16 @@ def main() -> None:
     said: dict[str, Any] = {"load_before": os.getloadavg()[0], "new_tokens": arguments.new_tokens}
     with tempfile.TemporaryDirectory() as root:
         folders = make_adapters(arguments, Path(root))
+        # every prompt by every adapter: the distinct requests
         pairs = [(prompt, f"a{index}") for prompt, index in product(PROMPTS, range(len(folders)))]
         jobs = [pairs[i % len(pairs)] for i in range(arguments.requests)]
+        # before the server starts, so that neither slows the other
         switched, said["set_adapter"] = by_set_adapter(arguments, folders, pairs[: arguments.singles])
         more = [f"a{index}={folder}" for index, folder in enumerate(folders)]
         with serving([SERVE, "--base", arguments.base, "--adapters", *more]) as server:
             alone = by_server(said, server, jobs, pairs, arguments.new_tokens)
             chats = by_chats(server, "base", arguments) if arguments.chats else None
+    # speed of other answers is no comparison
     said["set_adapter"]["answers_unlike_the_server's"] = sum(
         alone[job] != text for job, text in switched.items()
     )
@@ -103,6 +108,7 @@ def make_adapters(arguments: argparse.Namespace, root: Path) -> list[Path]:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in tuned.named_parameters():
+                # zero when new: the base's answer would come from each of them
                 if "lora_B" in name:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.03)
         tuned.save_pretrained(root / f"a{seed}", save_embedding_layers=False)
@@ -136,6 +142,7 @@ def by_set_adapter(
             out = tuned.generate(**inputs, **options)
         return processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
+    # a switched adapter is the whole model's: one request at a time
     answers, found = timed(ask, jobs, at_once=1)
     return dict(zip(jobs, answers, strict=True)), found
 
@@ -147,6 +154,7 @@ class Server:
 
     def memory_mb(self, what: str = "VmRSS") -> int:
         """Memory of the process now (VmRSS) or at most so far (VmHWM)."""
+        # the server's own memory, without this process's
         lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(what))
 
@@ -161,6 +169,7 @@ class Server:
 @contextmanager
 def serving(command: list[Any], python: bool = True) -> Iterator[Server]:
     """A server in a process of its own, from the moment that it answers."""
+    # a port that is free now; the server takes it a moment later
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -169,6 +178,7 @@ def serving(command: list[Any], python: bool = True) -> Iterator[Server]:
     server = Server(f"http://127.0.0.1:{port}", process)
     try:
         for _ in range(600):
+            # ended: waiting would take the two minutes
             if process.poll() is not None:
                 raise RuntimeError(f"{whole[0]} ended with status {process.returncode} before it answered")
             try:
@@ -178,6 +188,7 @@ def serving(command: list[Any], python: bool = True) -> Iterator[Server]:
                 time.sleep(0.2)
         yield server
     finally:
+        # politely first: the server answers what it has begun
         process.terminate()
         try:
             process.wait(20)
@@ -195,13 +206,16 @@ def by_server(
             "texts"
         ][0]
 
+    # a warm-up: the first request loads an adapter
     ask(pairs[0])
     answers, said["one_at_a_time"] = timed(ask, pairs, at_once=1)
+    # memory before the flood, to see what the flood adds
     alone, before = dict(zip(pairs, answers, strict=True)), server.memory_mb()
     together, said["all_at_once"] = timed(ask, jobs, at_once=len(jobs))
     said["all_at_once"] |= {
         "adapters": len({adapter for _, adapter in jobs}),
         "distinct_answers": len(set(alone.values())),
+        # a batch may change no answer; this counts those that it changed
         "answers_unlike_alone": sum(alone[job] != text for job, text in zip(jobs, together, strict=True)),
         "server_memory_mb_before": before,
         "server_memory_mb_peak": server.memory_mb("VmHWM"),
@@ -229,6 +243,7 @@ def by_transformers(arguments: argparse.Namespace) -> dict[str, Any]:
     from finetune.models.load import resolve
 
     model, found = resolve(arguments.base)[0], {}
+    # asked for last and allowed to fail: not every version starts on a CPU
     ways = {"transformers serve": [], "transformers serve --continuous-batching": ["--continuous-batching"]}
     for name, further in ways.items():
         command = [
@@ -247,6 +262,7 @@ def by_transformers(arguments: argparse.Namespace) -> dict[str, Any]:
                     "memory_mb_peak": server.memory_mb("VmHWM")
                 }
         except (OSError, RuntimeError, KeyError, TypeError) as error:
+            # the server's own words say why it refused
             body = (
                 error.read().decode(errors="replace")[:300]
                 if isinstance(error, urllib.error.HTTPError)
@@ -259,6 +275,7 @@ def by_transformers(arguments: argparse.Namespace) -> dict[str, Any]:
 def timed(ask: Callable[[Any], str], jobs: Any, at_once: int) -> tuple[list[str], dict[str, Any]]:
     """Answers in order, and how fast they came; an error of one is an error of all."""
     started = time.perf_counter()
+    # as many threads as requests at once: each waits for its own answer
     with ThreadPoolExecutor(at_once) as many:
         answers = list(many.map(ask, jobs))
     seconds = time.perf_counter() - started

@@ -28,6 +28,7 @@ LOSS_ROWS = 4
 LORA = {
     "r": 16,
     "lora_alpha": 32,
+    # losses can only be compared without chance
     "lora_dropout": 0.0,
     "target_modules": "all-linear",
     "task_type": "CAUSAL_LM",
@@ -75,7 +76,9 @@ def rows_of(ask: argparse.Namespace):
     )
     if not ask.losses:
         return rows
+    # special tokens are the collators' matter on both sides
     ids = functools.partial(load_processor(ask.model_name_or_path), add_special_tokens=False)
+    # where a token spans the seam, sides that tokenise together and apart see other rows
     apart = rows.filter(
         lambda row: (
             ids(row["prompt"] + row["completion"]).input_ids
@@ -92,12 +95,14 @@ def trainer_of(ask: argparse.Namespace):
     settings = {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": LOSS_ROWS if ask.losses else ask.batch_size,
+        # constant, and three epochs: every side trains until its seconds are over
         "learning_rate": 5e-4, "num_train_epochs": 3, "save_strategy": "no", "logging_steps": 1,
         "disable_tqdm": True, "seed": 42, "include_num_input_tokens_seen": "non_padding",
         "max_length": ask.max_length, "lr_scheduler_type": "constant", "dataloader_pin_memory": False,
     }  # fmt: skip
     if not torch.cuda.is_available():
         settings["use_cpu"] = True  # TRL stops without it
+    # bf16's rounding is larger than what is looked for
     if ask.losses:
         settings["bf16"] = False
     return (ours if ask.side == "ours" else trl)(ask, rows, settings)
@@ -117,6 +122,7 @@ def trl(ask, rows, settings):
         tokens = sum(
             len(ids) for ids in tokenizer([row["prompt"] + row["completion"] for row in rows]).input_ids
         )
+        # full lines, as many as hold the tokens of an unpacked batch
         settings["per_device_train_batch_size"] = max(
             1, round(ask.batch_size * tokens / len(rows) / ask.max_length)
         )
@@ -139,9 +145,12 @@ def ours(ask, rows, settings):
     from finetune.training.sft import SftArguments, make_instruct_trainer
 
     set_seed(settings["seed"])
+    # what sft.py does by itself where the model keeps texts apart
     row = packed(TASKS["sft"])
     dtype = "float32" if ask.losses else "bfloat16"
+    # frozen weights need no float32 masters
     processor, network = load_model(ModelArguments(ask.model_name_or_path, dtype=dtype), AutoModelForCausalLM)
+    # before LoRA wraps the layers
     pack(network)
     network = attach(network, "lora", None, row.peft)
     features = row.encode(
@@ -159,10 +168,12 @@ def clock(marks: list[tuple[float, int]], seconds: float):
 
     class Clock(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
+            # tokens of the first step count from here
             marks.append((time.perf_counter(), 0))
 
         def on_step_end(self, args, state, control, **kwargs):
             marks.append((time.perf_counter(), state.num_input_tokens_seen))
+            # an end of its own, the last step's, stays one
             control.should_training_stop = (
                 control.should_training_stop or marks[-1][0] - marks[0][0] > seconds
             )
@@ -174,12 +185,14 @@ def train_side(ask: argparse.Namespace) -> dict:
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import peak_memory_mb
 
+    # packed TRL gets it too: the comparison is of the trainers, not of allocators
     if ask.side != "trl":
         keep_freed_memory()
     trainer = trainer_of(ask)
     marks: list[tuple[float, int]] = []
     trainer.add_callback(clock(marks, math.inf if ask.losses else ask.seconds))
     trainer.train()
+    # steps of the first quarter touch memory for the first time
     warm = [mark for mark in marks[1:-1] if mark[0] - marks[0][0] > ask.seconds / 4]
     (start, before), (end, after) = (warm or marks[-2:])[0], marks[-1]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -203,6 +216,7 @@ def run_side(side: str) -> dict:
 
 def compare_losses(ask: argparse.Namespace) -> None:
     found = {side: run_side(side)["losses"] for side in (SIDES[0], SIDES[-1])}
+    # step by step: an error in the first one's gradient shows in the second's loss
     apart = max(abs(one - other) for one, other in zip(*found.values(), strict=True))
     for side, losses in found.items():
         print(f"{side:11} " + "  ".join(f"{loss:.5f}" for loss in losses))
@@ -227,6 +241,7 @@ def compare_speed(ask: argparse.Namespace) -> None:
                 flush=True,
             )
     for side in SIDES[:-1]:
+        # of each round, whose sides ran one after the other under the same load
         ratios = [one / other for one, other in zip(speeds["ours"], speeds[side], strict=True)]
         print(
             f"ours / {side:11} {statistics.median(ratios):5.2f} (from {min(ratios):.2f} to {max(ratios):.2f})"

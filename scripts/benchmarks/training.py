@@ -45,6 +45,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each side")
     parser.add_argument("--round_rows", type=int, default=96, help="rows a timed round")
     parser.add_argument(
+        # speed that costs accuracy is none: both are compared
         "--accuracy_rows",
         type=int,
         default=800,
@@ -61,6 +62,7 @@ def train_side(ask: argparse.Namespace) -> dict[str, float]:
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import peak_memory_mb
 
+    # a setting of the process; the peer's is left as libraries have it
     if ask.side == "ours":
         keep_freed_memory()
     from finetune.data.sources import DataArguments, load_rows
@@ -71,11 +73,13 @@ def train_side(ask: argparse.Namespace) -> dict[str, float]:
     )
     rows, columns, labels, *_ = examine(load_rows(data), data, pair=False)
     trainer, features = (make_ours if ask.side == "ours" else make_peer)(ask, rows, columns, labels)
+    # real tokens: the peer's padding is work that nobody asked for
     lengths = (
         [sum(mask) for mask in features["attention_mask"]]
         if "attention_mask" in features.column_names
         else features["length"][:]
     )
+    # loading and tokenising stand before, on both sides
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
@@ -88,6 +92,7 @@ def train_side(ask: argparse.Namespace) -> dict[str, float]:
         from finetune.metrics.bootstrap import interval
 
         classifier = Classifier(trainer.model, trainer.processing_class, labels, ask.max_length)
+        # both sides' models are assessed by the same code
         said = classifier.logits(rows.eval[columns.text][:]).argmax(-1).numpy()
         right = said == np.array(class_ids(rows.eval, columns.label, labels))
         low, high = interval(right)
@@ -106,7 +111,11 @@ def make_peer(ask, rows, columns, labels):
     network = AutoModelForSequenceClassification.from_pretrained(source, num_labels=len(labels))
     features = rows.train.map(
         lambda batch: tokenizer(
-            batch[columns.text], padding="max_length", truncation=True, max_length=ask.max_length
+            # as the example script does by default
+            batch[columns.text],
+            padding="max_length",
+            truncation=True,
+            max_length=ask.max_length,
         ),
         batched=True,
     ).rename_column(columns.label, "labels")
@@ -131,6 +140,7 @@ def make_ours(ask, rows, columns, labels):
     training = TrainingArguments(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=ask.batch_size,
         learning_rate=ask.learning_rate, num_train_epochs=1,
+        # the peer's default: same learning rate at every step
         warmup_steps=0, save_strategy="no", eval_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     return make_trainer(row, network, processor, training, features, labels=labels), features["train"]
@@ -138,6 +148,7 @@ def make_ours(ask, rows, columns, labels):
 
 def run_side(side: str, rows: int) -> dict[str, float]:
     """A side in a process of its own; its figures are the last line that it prints."""
+    # the user's own words over again, and which side
     own = [a for a in sys.argv[1:] if a]
     command = [sys.executable, __file__, *own, "--side", side, "--rows", str(rows)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -152,6 +163,7 @@ def matrix_peak(seconds: float = 2.0) -> float:
 
     size = 2048
     one, other = torch.randn(size, size, dtype=torch.bfloat16), torch.randn(size, size, dtype=torch.bfloat16)
+    # the first product chooses a kernel
     one @ other
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -169,6 +181,7 @@ def operations_a_token(name: str) -> float:
     from finetune.models.load import resolve
 
     network = AutoModel.from_pretrained(resolve(name)[0])
+    # embeddings are looked up, not multiplied by
     return 6 * sum(p.numel() for n, p in network.named_parameters() if "embeddings" not in n)
 
 
@@ -176,11 +189,13 @@ def foreign_load() -> float:
     """Share of all cores that others use at this moment, 0 to 1."""
     import psutil
 
+    # a second: long enough for a figure, short enough to be run each time
     return psutil.cpu_percent(interval=1.0) / 100
 
 
 def asked_task() -> str:
     """--task alone: instruction tuning has options of its own."""
+    # the rest belongs to the benchmark that is chosen by it
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task", default="classification")
     return parser.parse_known_args()[0].task
@@ -198,6 +213,7 @@ def main() -> None:
         print(f"warning: others use {load:.0%} of the cores; figures and ratios will be off")
     speeds: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(ask.rounds):
+        # by turns, so that a machine that warms up favours neither
         for side in SIDES if number % 2 == 0 else SIDES[::-1]:
             figures = run_side(side, ask.round_rows)
             speeds[side].append(figures["tokens"] / figures["seconds"])
@@ -206,6 +222,7 @@ def main() -> None:
                 f"{figures['memory_mb']:,.0f} MB",
                 flush=True,
             )
+    # of each round, whose sides ran one after the other under the same load
     ratios = sorted(ours / peer for ours, peer in zip(speeds["ours"], speeds["peer"], strict=True))
     median = ratios[len(ratios) // 2]
     print(
@@ -214,6 +231,7 @@ def main() -> None:
     )
     peak, need = matrix_peak(), operations_a_token(ask.model_name_or_path)
     for side in SIDES:
+        # the median round; the best would be the luckiest
         best = sorted(speeds[side])[len(speeds[side]) // 2]
         print(
             f"{side}: {best:,.0f} tokens/s, {best * need / peak:.1%} of the measured bf16 matrix-product "

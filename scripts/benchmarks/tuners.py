@@ -47,6 +47,7 @@ LORA: dict[str, dict[str, Any]] = {
     "LoRA, PiSSA": {"init_lora_weights": "pissa"},
     "LoRA on embeddings": {"embeddings": True}, "LoRA, embeddings and head whole": {"whole": True},
 }  # fmt: skip
+# these know themselves where they go
 OWN_TARGETS = ("LN_TUNING", "TRAINABLE_TOKENS", "BEFT", "BITFIT", "BOTTLENECK", "ADAPTION_PROMPT")
 EMBEDDINGS = {"encoder": "word_embeddings", "decoder": "embed_tokens", "encoder-decoder": "shared"}
 
@@ -62,6 +63,7 @@ def tiny(family: str) -> Any:
         T5Config,
     )
 
+    # the same base each time: adapters of one are put on another instance of it
     torch.manual_seed(0)
     sizes = {
         "hidden_size": 16,
@@ -108,6 +110,7 @@ def tuned(kind: str, family: str, further: dict[str, Any]) -> Any:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     kinds = PEFT_TYPE_TO_CONFIG_MAPPING
+    # PEFT's own table, so that a method of its next version shows up by itself
     made = kinds[kind]  # type: ignore[index]
     known = made.__dataclass_fields__
     options = {"task_type": TASKS[family]} | OPTIONS.get(kind, {}) | further
@@ -124,6 +127,7 @@ def tuned(kind: str, family: str, further: dict[str, Any]) -> Any:
         }[family]
     if whole:
         options["modules_to_save"] = [EMBEDDINGS[family], *(["lm_head"] if family != "encoder" else [])]
+    # the new classifier is trained and has to be saved, in every method that can
     if family == "encoder" and not whole and "modules_to_save" in known:
         options["modules_to_save"] = ["classifier"]
     if kind == "CPT":
@@ -131,9 +135,11 @@ def tuned(kind: str, family: str, further: dict[str, Any]) -> Any:
     if kind == "BOTTLENECK":
         options["reduction_factor"] = 4
     network = peft.get_peft_model(tiny(family), made(**options))
+    # methods begin as the identity: undrawn, a pool that ignored them would pass
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
+            # DoRA's magnitudes are lengths: noise could make them negative
             if parameter.requires_grad and parameter.is_floating_point() and "magnitude" not in name:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return network.eval()
@@ -167,18 +173,22 @@ def verdict(kind: str, family: str, further: dict[str, Any] | None = None) -> st
 def _served(network: Any, pool_of: Any, refused: Any, folder: Path, family: str) -> str:
     base, processor = tiny(family), words()
     pool = pool_of(base, processor)
+    # mixed serving must leave the base as it was, to the bit
     before = {name: p.detach().clone() for name, p in base.named_parameters()}
     try:
         pool.add("it", folder)
     except refused as error:
         text = str(error).replace(f"{folder} ", "").replace(str(folder), "it")
         return f"refused: {text.splitlines()[0][:110]}"
+    # two rows of the adapter, and the bare base in the same batch where the head allows it
     texts, names = ["a b c", "d e f g h", "a b c"], ["it", "it", None if family != "encoder" else "it"]
     if family == "encoder":
         for text, found in zip(texts, pool.logits(texts, names), strict=True):
             right = network(**processor(text, return_tensors="pt")).logits[0]
+            # float32, other orders of sums
             assert torch.allclose(found, right, rtol=1e-4, atol=1e-5), "another answer than PEFT's"
     else:
+        # alone: a batch may change no answer
         own = [
             pool.generate([text], [name], max_new_tokens=6)[0]
             for text, name in zip(texts, names, strict=True)
@@ -187,6 +197,7 @@ def _served(network: Any, pool_of: Any, refused: Any, folder: Path, family: str)
         for text, found in zip(texts[:2], own, strict=False):
             ids = processor(text, return_tensors="pt")
             made = network.generate(**ids, max_new_tokens=6, do_sample=False)[0]
+            # an encoder-decoder's output begins with its start token, a decoder's with the prompt
             new = made[1:] if family == "encoder-decoder" else made[ids["input_ids"].shape[1] :]
             assert processor.decode(new, skip_special_tokens=True) == found, "another text than PEFT's"
     assert all(torch.equal(p, before[name]) for name, p in base.named_parameters()), "the base has changed"
@@ -207,6 +218,7 @@ def main() -> None:
     print("<!-- python scripts/benchmarks/tuners.py > docs/adapters.md -->\n# Which adapters a pool serves\n")
     print("| method | " + " | ".join(FAMILIES) + " |\n|---|---|---|---|")
     for name, kind, further in rows():
+        # line by line: refusals of later methods may take a while
         print(
             f"| {name} | " + " | ".join(verdict(kind, family, further) for family in FAMILIES) + " |",
             flush=True,

@@ -52,6 +52,13 @@ class TrlOptions:
         default=None, metadata={"help": "The old name of activation_checkpointing."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    resume_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "A run's folder, to train longer (--num_train_epochs, --max_steps): all else is as in "
+            "its arguments.yaml, and weights, optimizer and schedule go on from its last checkpoint."
+        },
+    )
     time_limit: str | None = field(
         default=None,
         metadata={

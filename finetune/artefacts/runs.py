@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ FREE = {"output_dir", "logging_dir", "logging_steps", "logging_strategy", "repor
         "per_device_batch_size",
         "generation_batch_size", "dataloader_num_workers", "dataloader_pin_memory",
         "dataloader_persistent_workers"}  # fmt: skip
+# what a longer run may have other than the one that it goes on from: its length, and when it looks and saves
+LONGER = {"num_train_epochs", "max_steps", "resume_from", "eval_strategy", "eval_steps", "save_strategy",
+          "save_steps"}  # fmt: skip
 _held: dict[Path, int] = {}  # locks of this process, by folder
 
 
@@ -62,7 +66,7 @@ def open_run(options: dict[str, Any], fingerprint: str, network: Any = None) -> 
     Raises:
         InputError: the folder holds another run, a finished one, or files that are no run's; another process
             works in it; or a checkpoint that was named by `resume_from_checkpoint` is damaged or another
-            run's.
+            run's; or the run that was named by `resume_from` can't be made longer.
     """
     state, folder = PartialState(), Path(options["output_dir"])
     identity = {
@@ -171,7 +175,9 @@ def check_vacant(options: dict[str, Any], fingerprint: str) -> None:
     if PartialState().is_main_process:
         rows = _rows_a_step(options, PartialState().num_processes)
         # Before the model is loaded; its weights are looked at later.
-        _check(Path(options["output_dir"]), options, {"data": fingerprint, "rows_a_step": rows, "base": None})
+        identity = {"data": fingerprint, "rows_a_step": rows, "base": None}
+        _check(Path(options["output_dir"]), options, identity)
+        _longer(options, identity)
 
 
 def _check(folder: Path, options: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -185,7 +191,8 @@ def _check(folder: Path, options: dict[str, Any], identity: dict[str, Any]) -> N
     if claimed and (folder / METRICS).is_file():
         raise InputError(
             f"The output folder {folder} already holds a finished run. {other}. To train on from it, set "
-            f"--model_name_or_path {folder} and another --output_dir"
+            f"another --output_dir, and --resume_from {folder} with more epochs or steps, or "
+            f"--model_name_or_path {folder} for its weights alone"
         )
     reason = _other_run(folder, options, identity) if claimed else None
     if reason:
@@ -194,6 +201,7 @@ def _check(folder: Path, options: dict[str, Any], identity: dict[str, Any]) -> N
 
 def _claim(folder: Path, options: dict[str, Any], identity: dict[str, Any]) -> Path | None:
     _check(folder, options, identity)
+    shorter = _longer(options, identity)
     folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
     _check(folder, options, identity)  # another process may have been there until now
@@ -206,7 +214,11 @@ def _claim(folder: Path, options: dict[str, Any], identity: dict[str, Any]) -> P
             "Continuing the unfinished run in %s from %s", folder, found.name if found else "its start"
         )
     # As at the first start: how last rows are dealt out follows from it.
-    started = _read(folder).get("processes", PartialState().num_processes)
+    before = _read(folder) or (_read(shorter.parent) if shorter else {})
+    started = before.get("processes", PartialState().num_processes)
+    if found is None and shorter is not None:
+        found = shorter
+        logger.warning("%s", _carried_on(shorter, options))
     # this order: a folder with arguments is a claimed one
     write_atomically(folder / RUN, json.dumps(identity | {"processes": started}))
     write_atomically(folder / ARGUMENTS, yaml.safe_dump(options, sort_keys=True, allow_unicode=True))
@@ -247,21 +259,80 @@ def _named(options: dict[str, Any], identity: dict[str, Any]) -> Path | None:
     return checkpoint
 
 
-def _other_run(folder: Path, options: dict[str, Any], identity: dict[str, Any]) -> str | None:
-    """In what the run in a folder is another one, in words; None where it is this one, unfinished or not."""
-    differing, before = difference(folder, options), _read(folder)
+def _longer(options: dict[str, Any], identity: dict[str, Any]) -> Path | None:
+    """The last checkpoint of the run that `resume_from` names, which this one makes longer and no other.
+
+    Raises:
+        InputError: there is none, the run differs in more than its length, or nothing is left to train.
+    """
+    named = options.get("resume_from")
+    if not named:
+        return None
+    run = Path(named).expanduser()
+    checkpoint = newest(run)
+    if checkpoint is None:
+        reason: str | None = "it keeps no whole checkpoint, so that optimizer and schedule can't go on"
+    else:
+        other = _other_run(run, options, identity, LONGER)
+        reason = (f"it is {other}" if other else None) or _nothing_left(checkpoint, options)
+    if reason:
+        raise InputError(
+            f"Can't train on from {run}: {reason}. To start anew from its weights, set --model_name_or_path "
+            f"{run} instead of --resume_from"
+        )
+    return checkpoint
+
+
+def _nothing_left(checkpoint: Path, options: dict[str, Any]) -> str | None:
+    """Why a run that goes on from a checkpoint would make no step; None where it makes some."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    done, epochs = state["global_step"], state["epoch"] or 0
+    told = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+    if told.get("should_training_stop") and done < state["max_steps"]:
+        return f"it stopped early at step {done}, and would stop there again"
+    steps = options.get("max_steps") or -1
+    if steps > done or (steps < 0 and options["num_train_epochs"] > epochs):
+        return None
+    asked = f"--max_steps {steps}" if steps > 0 else f"--num_train_epochs {options['num_train_epochs']}"
+    return f"its {checkpoint.name} has made {done} steps ({epochs:g} epochs), and {asked} asks for no more"
+
+
+def _carried_on(checkpoint: Path, options: dict[str, Any]) -> str:
+    """What a longer run takes over from a checkpoint, and in what it isn't the uninterrupted one."""
+    schedule, warmup = str(options.get("lr_scheduler_type")), options.get("warmup_steps") or 0
+    said = f"Training on from {checkpoint}: weights, optimizer, schedule and streams of chance go on"
+    # the one warm-up that doesn't grow with the run is one in steps
+    if schedule == "constant" or (schedule == "constant_with_warmup" and not 0 < warmup < 1):
+        return said
+    return (
+        f"{said}. The steps until there went by '{schedule}' over the shorter run, and those to come go by "
+        "it over the longer one, so that the weights are not those of an uninterrupted run (those of "
+        "--lr_scheduler_type constant are)"
+    )
+
+
+def _other_run(
+    folder: Path, options: dict[str, Any], identity: dict[str, Any], free: Collection[str] = ()
+) -> str | None:
+    """In what the run in a folder is another one, in words; None where it is this one, unfinished or not.
+
+    Args:
+        free: options that may differ besides FREE.
+    """
+    differing, before = difference(folder, options, free), _read(folder)
+    a, another = ("a run", "another run") if free else ("an unfinished run", "another, unfinished run")
     if differing:
-        return f"another, unfinished run ({differing})"
+        return f"{another} ({differing})"
     for name, words in (
-        ("data", "an unfinished run on other rows"),
-        ("base", "an unfinished run on a base with other weights"),
+        ("data", f"{a} on other rows"),
+        ("base", f"{a} on a base with other weights"),
     ):
         # What either side doesn't say can't differ.
         if before.get(name) is not None and identity[name] is not None and before[name] != identity[name]:
             return words
     rows, now = before.get("rows_a_step"), identity["rows_a_step"]
     if rows is not None and now is not None and rows != now:
-        return (f"another, unfinished run (rows a step over all processes: {rows} there, {now} now; "
+        return (f"{another} (rows a step over all processes: {rows} there, {now} now; "
                 "--per_device_train_batch_size × --gradient_accumulation_steps × processes)")  # fmt: skip
     return None
 
@@ -285,7 +356,7 @@ def started_with(folder: Path) -> int | None:
     return _read(folder).get("processes")
 
 
-def difference(folder: Path, options: dict[str, Any]) -> str:
+def difference(folder: Path, options: dict[str, Any], free: Collection[str] = ()) -> str:
     """In which options, free ones aside, the run in a folder is another one; nothing where it is the same."""
     try:
         before = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8")) or {}
@@ -293,5 +364,7 @@ def difference(folder: Path, options: dict[str, Any]) -> str:
         raise InputError(
             f"{folder / ARGUMENTS} can't be read ({error}). Set --output_dir to a new folder"
         ) from error
-    differing = sorted(k for k in (set(before) | set(options)) - FREE if before.get(k) != options.get(k))
+    differing = sorted(
+        k for k in (set(before) | set(options)) - FREE - set(free) if before.get(k) != options.get(k)
+    )
     return "; ".join(f"{k}: {before.get(k)!r} there, {options.get(k)!r} now" for k in differing[:5])

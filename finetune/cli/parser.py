@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import importlib
 import inspect
-import json
 import logging
 import os
 import sys
@@ -24,7 +23,8 @@ from typing import Any, NoReturn
 
 from finetune.cli.declarations import classes_of, option_classes, options_of
 from finetune.cli.help import usage
-from finetune.cli.places import did_you_mean, find_recipe, verbs
+from finetune.cli.places import did_you_mean, verbs
+from finetune.cli.recipes import OF_ONE_RUN, as_arguments, read_recipe, split_recipe
 from finetune.errors import InputError
 
 # Names from other tools and from haste → the options that they mean; the first that the verb has is offered.
@@ -50,12 +50,13 @@ MEANT = {
     "rank": ("method_kwargs",),
     "lora_r": ("method_kwargs",), "lora_alpha": ("method_kwargs",), "target_modules": ("method_kwargs",),
     "torch_dtype": ("dtype", "bf16"), "random_seed": ("seed", "seeds"), "recipe": ("config",),
-    "split": ("eval_split",),
+    "split": ("eval_split",), "resume": ("resume_from",), "continue_from": ("resume_from",),
 }  # fmt: skip
 
 
 # What has no meaning for a verb that lacks it, said instead of "unknown".
 NOT_HERE = {
+    "resume_from": "this verb makes no checkpoints that a longer run could go on from",
     "streaming": "this verb reads all its rows before the start; train, sft, pretrain, dpo, kto and reward "
     "stream",
     "shuffle_buffer": "it is for streams, and this verb reads all its rows before the start",
@@ -180,9 +181,9 @@ def main_of(main: Callable[..., Any], arguments: Sequence[str]) -> Callable[...,
         return main
     told = list(arguments)
     with suppress(InputError):  # `parse` meets it again and says what is wrong
-        recipe, rest = _split_recipe(told)
+        recipe, rest = split_recipe(told)
         # In front, since the command line beats the recipe: the last value counts.
-        told = told if recipe is None else [*as_arguments(_read_recipe(recipe)), *rest]
+        told = told if recipe is None else [*as_arguments(read_recipe(recipe)), *rest]
     for name in ("algorithm", "loss_type", "task"):
         values = [_value_of(told, place) for place, word in enumerate(told) if _names(word, name)]
         if values and values[-1] in table:
@@ -256,8 +257,11 @@ def parse_into(types: list[type], arguments: Sequence[str], *meant: str) -> list
 
     # Abbreviations would change their meaning with each new option.
     parser = Parser(types, allow_abbrev=False, add_help=False)
-    recipe, rest = _split_recipe(list(arguments))
     known = {option.name for kind in types for option in fields(kind) if option.init}
+    resumed = any(_names(word, "resume_from") for word in arguments)
+    if resumed and "resume_from" not in known:
+        raise InputError(_complain("--resume_from", known, {}))
+    recipe, rest = split_recipe(list(arguments))
     # words in front of all options are the values of the one that a verb is about: finetune check FILE
     leading = next((vars(kind)["LEADING"] for kind in types if "LEADING" in vars(kind)), None)
     if leading is not None and rest and not rest[0].startswith("-"):
@@ -267,7 +271,7 @@ def parse_into(types: list[type], arguments: Sequence[str], *meant: str) -> list
         o.name: o.default for kind in types for o in fields(kind) if not o.init and o.name not in known
     }
     # The recipe first: of two values argparse takes the later.
-    words = [*_from_recipe(recipe, known, settled, meant), *rest]
+    words = [*_from_recipe(recipe, known, settled, meant, OF_ONE_RUN if resumed else ()), *rest]
     words += _unwritten(words, known)
     _, unknown = parser.parse_known_args(words)  # a misspelled option before what its absence leads to
     if unknown:
@@ -289,48 +293,23 @@ def _unwritten(words: Sequence[str], known: set[str]) -> list[str]:
     return [f"--output_dir={Path(tempfile.gettempdir()) / 'unwritten'}"]
 
 
-def _split_recipe(arguments: list[str]) -> tuple[str | None, list[str]]:
-    named, rest, waiting = [], [], iter(arguments)
-    for argument in waiting:
-        if argument == "--config":
-            named.append(next(waiting, ""))
-        elif argument.startswith("--config="):
-            named.append(argument.partition("=")[2])
-        else:
-            rest.append(argument)
-    # Of two recipes the later would win without a word.
-    if len(named) > 1:
-        raise InputError(f"--config is given {len(named)} times ({', '.join(named)}); wanted one recipe")
-    if named and (not named[0] or named[0].startswith("--")):
-        raise InputError("--config names no recipe; wanted --config NAME or --config FILE.yaml")
-    return (named[0] if named else None), rest
-
-
-def _read_recipe(given: str) -> dict[str, Any]:
-    """A recipe's options by name."""
-    import yaml  # a help text need not pay for it
-
-    recipe = find_recipe(given)
-    try:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise InputError(f"Cannot read the recipe {recipe} given by --config: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"The recipe {recipe} holds a {type(content).__name__}; wanted `option: value` lines"
-        )
-    return content
-
-
 def _from_recipe(
-    given: str | None, known: set[str], settled: dict[str, Any], meant: Sequence[str]
+    given: str | None,
+    known: set[str],
+    settled: dict[str, Any],
+    meant: Sequence[str],
+    without: Sequence[str] = (),
 ) -> list[str]:
     """A recipe as the command line that says the same, so that both go through the same checks.
 
     What is settled may stand in it with the value that it has: arguments.yaml of earlier versions listed more
     options.
+
+    Args:
+        without: options that aren't taken from it.
     """
-    content = {} if given is None else _read_recipe(given)
+    content = {} if given is None else read_recipe(given)
+    content = {key: value for key, value in content.items() if key not in without}
     of = content.pop("verb", None)
     if meant and of is not None and of not in meant:
         raise InputError(f"The recipe {given} is one of `finetune {of}`, and this is `finetune {meant[-1]}`")
@@ -351,27 +330,6 @@ def _other_verbs(content: dict[str, Any]) -> str:
         if set(content) <= {o.name for place in classes_of(script) for o in options_of(*place)}
     ]
     return f" All of its keys are options of: finetune {', finetune '.join(fitting)}" if fitting else ""
-
-
-def as_arguments(options: dict[str, Any]) -> list[str]:
-    """Options by name → the command line that says the same; None and empty lists leave an option at
-    its default.
-    """
-    arguments = []
-    for key, value in options.items():
-        if isinstance(value, list | tuple):
-            arguments += [f"--{key}", *_as_text(value)] if value else []
-        elif value is not None:  # with `=`, a text that begins with a dash is no option
-            arguments.append(f"--{key}={_as_text(value)[0]}")
-    return arguments
-
-
-def _as_text(value: Any) -> list[str]:
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in _as_text(item)]
-    if isinstance(value, dict):
-        return [json.dumps(value)]
-    return [str(value).lower()] if isinstance(value, bool) else [str(value)]
 
 
 def _complain(argument: str, known: set[str], settled: dict[str, Any]) -> str:

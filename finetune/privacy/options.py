@@ -107,6 +107,8 @@ def check_private(
         why = (
             "--fsdp and --deepspeed cut a row's gradient to pieces; leave them out (copies of the model work)"
         )
+    elif training.resume_from:
+        why = "the noise was made for the steps of the shorter run; leave --resume_from out"
     elif training.torch_compile:
         why = "a compiled step has no gradients by row; leave --torch_compile out"
     elif batching is not None and batching.tokens_per_batch is not None:

@@ -164,6 +164,16 @@ class Resuming(Trainer):
     transformers' own takes one step more from either, at a learning rate of its own choice.
     """
 
+    _asked_for = 0  # steps that the run which a checkpoint is of was to make
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """transformers' own."""
+        if isinstance(resume_from_checkpoint, (str, Path)):
+            state = Path(resume_from_checkpoint) / "trainer_state.json"
+            # read here: transformers overwrites it by the new run's before the first step
+            self._asked_for = TrainerState.load_from_json(str(state)).max_steps
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         if self.state.global_step >= self.state.max_steps > 0 or self._stopped_early():
             self.control.should_training_stop = True
@@ -176,7 +186,9 @@ class Resuming(Trainer):
         told = self.state.stateful_callbacks.get("TrainerControl", {})
         # only at the point of resuming: afterwards the flag is this run's own
         fresh = self.state.global_step == self._initial_global_step
-        return fresh and self.state.global_step > 0 and bool(told.get("args", {}).get("should_training_stop"))
+        # at its last step a run is told to stop too, and a longer one goes on from there
+        early = 0 < self.state.global_step < self._asked_for
+        return fresh and early and bool(told.get("args", {}).get("should_training_stop"))
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint

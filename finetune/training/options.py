@@ -81,6 +81,13 @@ class TrainingArguments(transformers.TrainingArguments):
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that collate batches; the main one where 0."}
     )
+    resume_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "A run's folder, to train longer (--num_train_epochs, --max_steps): all else is as in "
+            "its arguments.yaml, and weights, optimizer and schedule go on from its last checkpoint."
+        },
+    )
     time_limit: str | None = field(
         default=None,
         metadata={

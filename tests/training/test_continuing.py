@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from finetune.adapters import load
 from finetune.cli.parser import parse
@@ -20,8 +20,8 @@ from finetune.errors import InputError
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-def train(*arguments: object) -> None:
-    spec = importlib.util.spec_from_file_location("train", SCRIPTS / "train.py")
+def train(*arguments: object, verb: str = "train") -> None:
+    spec = importlib.util.spec_from_file_location(verb, SCRIPTS / f"{verb}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.main(*parse(module.main, [str(one) for one in arguments]))
@@ -100,3 +100,66 @@ def test_optimizers_and_hubs_that_are_not_there_are_said_in_a_sentence(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="--push_to_hub true: the hub can't be reached"):
         start(base, review_file, tmp_path / "hub", "--method", "full", "--push_to_hub", "true")
+
+
+ROWS = {
+    "sft": [{"prompt": f"say {n}", "completion": f"film {n}"} for n in range(12)],
+    "dpo": [{"prompt": f"say {n}", "chosen": f" film {n}", "rejected": " story"} for n in range(12)],
+    "reward": [{"prompt": f"say {n}", "chosen": f" film {n}", "rejected": " story"} for n in range(12)],
+    "pretrain": [{"text": f"a great film {n} of its own kind"} for n in range(12)],
+}
+
+
+@pytest.fixture
+def begin(saved, review_file, tmp_path):
+    """Verb and folder and further options → the folder of a run of one epoch at a constant rate, with a
+    checkpoint."""
+
+    def made(verb: str, folder: str, *further: object) -> Path:
+        rows = review_file
+        if verb in ROWS:
+            rows = tmp_path / f"{verb}.jsonl"
+            rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS[verb]))
+        causal = verb != "train"
+        base = saved("llama", AutoModelForCausalLM) if causal else saved("bert", AutoModel)
+        train(
+            "--model_name_or_path", base, "--dataset_name", rows, "--output_dir", tmp_path / folder,
+            "--method", "lora", "--bf16", "false", "--lr_scheduler_type", "constant", "--learning_rate", 0.05,
+            "--per_device_train_batch_size", 4, "--eval_strategy", "no", "--max_length", 16,
+            *(["--objective", "clm"] if verb == "pretrain" else []),
+            *further, verb=verb,
+        )  # fmt: skip
+        return tmp_path / folder
+
+    return made
+
+
+@pytest.mark.parametrize("verb", ["train", "sft", "dpo", "reward", "pretrain"])
+def test_a_run_made_longer_is_the_uninterrupted_one(verb, begin, tmp_path):
+    first = begin(verb, "first", "--num_train_epochs", 1)
+    train("--resume_from", first, "--num_train_epochs", 2, "--output_dir", tmp_path / "longer", verb=verb)
+    whole = weights(begin(verb, "whole", "--num_train_epochs", 2))
+    longer = weights(tmp_path / "longer")
+    assert any(not torch.equal(longer[name], value) for name, value in weights(first).items())
+    assert all(torch.allclose(longer[name], value, atol=1e-6) for name, value in whole.items())
+
+
+def test_what_a_longer_run_cannot_be_is_said(begin, tmp_path, caplog):
+    first, bare = begin("train", "first"), begin("train", "bare", "--save_strategy", "no")
+    out = ("--output_dir", tmp_path / "x")
+    for options, message in (
+        ((first, *out), "has made .* steps.*asks for no more.*--model_name_or_path"),
+        ((first, *out, "--num_train_epochs", 9, "--learning_rate", 0.1), "another run .learning_rate: 0.05"),
+        ((bare, *out, "--num_train_epochs", 9), "keeps no whole checkpoint"),
+        ((first / "checkpoint-3", *out), "names a checkpoint; wanted its run"),
+        ((tmp_path, *out), "no run's folder: it holds no arguments.yaml"),
+        ((first, "--num_train_epochs", 9), "No output folder; set --output_dir"),
+        ((first, "--config", "x", *out), "leave one out"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            train("--resume_from", *options)
+    linear = begin("train", "linear", "--lr_scheduler_type", "linear", "--max_steps", 2)
+    train("--resume_from", linear, *out, "--max_steps", 3)
+    assert "not those of an uninterrupted run" in caplog.text
+    with pytest.raises(InputError, match="already holds a finished run.*--resume_from"):
+        train("--resume_from", linear, "--output_dir", linear, "--max_steps", 3)

@@ -49,7 +49,7 @@ class AccessArguments:
     )
     connections_per_address: int = field(
         default=64,
-        metadata={"help": ("Open connections of one address; beyond, its longest idle one is closed.")},
+        metadata={"help": ("Open connections of one address; beyond, its oldest idle ones are closed.")},
     )
     tls_certificate: str | None = field(default=None, metadata={"help": "A PEM file: speak HTTPS."})
     tls_key: str | None = field(default=None, metadata={"help": "The certificate's key, a PEM file."})

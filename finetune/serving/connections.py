@@ -15,27 +15,30 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 class Patient(H11Protocol):
     """uvicorn's HTTP/1.1 with an end to patience; alone it waits for a head, or for a reader, for ever.
 
-    Where an address has too many connections, its longest idle one makes room: whoever opens many and says
-    nothing keeps nobody out, a probe from the same address neither.
+    Where an address has too many connections, those that have long said nothing make room: whoever opens
+    many and says nothing keeps nobody out, a probe from the same address neither; whoever sends many requests
+    at once gets an answer to each.
     """
 
     seconds = 20.0
     per_address = 64
+    # Seconds without a request that are no silence: of a hundred requests sent at once, the last ones' heads
+    # are read after all hundred connections are made.
+    grace = 1.0
+    # Times `per_address`; beyond, nobody has grace, or a flood would take every file handle of the process.
+    flood = 8
     open: dict[str, list[Patient]]
     _head: asyncio.TimerHandle | None = None
     _reader: asyncio.TimerHandle | None = None
+    _idle_since = 0.0
 
     def connection_made(self, transport: Any) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.address = self.client[0] if self.client else ""
         mine = self.open[self.address]
         mine.append(self)
-        # Between two requests or before the first: nobody waits for an answer on it.
-        idle = [one for one in mine if one.cycle is None or one.cycle.response_complete]
-        if len(mine) > self.per_address and idle:
-            mine.remove(idle[0])  # at once: many may come before its end is heard of
-            # No goodbye: a polite close would wait for a peer that says nothing.
-            idle[0].transport.abort()
+        self._idle_since = self.loop.time()
+        self._make_room(mine)
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
@@ -63,6 +66,23 @@ class Patient(H11Protocol):
         for timer in (self._head, self._reader):
             if timer is not None:
                 timer.cancel()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._idle_since = self.loop.time()
+
+    def _make_room(self, mine: list[Patient]) -> None:
+        """End the oldest of this address's idle connections, until as many are left as it may have."""
+        old = self.loop.time() - self.grace
+        for one in mine[:-1]:
+            if len(mine) <= self.per_address:
+                return
+            # Between two requests or before the first: nobody waits for an answer on it.
+            idle = one.cycle is None or one.cycle.response_complete
+            if idle and (one._idle_since < old or len(mine) > self.flood * self.per_address):
+                mine.remove(one)  # at once: many may come before its end is heard of
+                # No goodbye: a polite close would wait for a peer that says nothing.
+                one.transport.abort()
 
     def _watch_head(self) -> None:
         """One timer from the first byte (or the connection) to the head's end; more bytes buy no more

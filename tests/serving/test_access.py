@@ -13,6 +13,7 @@ from test_pool import TEXTS, make
 from finetune.errors import InputError
 from finetune.serving import app
 from finetune.serving.access import Meter, parse_keys
+from finetune.serving.connections import Patient
 from finetune.serving.rescan import rescan
 
 ASK = {"texts": TEXTS[:1], "adapter": "films"}
@@ -82,6 +83,7 @@ def test_half_sent_heads_keep_no_probe_out(folders):
             for _ in range(200):
                 held.append(running.connect())
                 held[-1].sendall(b"GET / HTTP/1.1\r\nHost: loc")
+            time.sleep(Patient.grace + 0.1)
             for path in ("/health", "/ready"):
                 assert running.client.get(path).status_code == 200
             assert running.client.post("/v1/classify", json=ASK).status_code == 200
@@ -96,6 +98,17 @@ def test_half_sent_heads_keep_no_probe_out(folders):
         finally:
             for one in held:
                 one.close()
+
+
+def test_many_connections_at_once_are_all_answered(folders):
+    """A client that sends a hundred requests together opens its connections before the first head is read."""
+    with serving(filled(folders), connections_per_address=20) as running:
+        held = [running.connect() for _ in range(100)]
+        for one in held:
+            one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert all(b" 200 " in one.recv(100) for one in held)
+        for one in held:
+            one.close()
 
 
 def test_another_s_name_for_a_local_server_is_refused_and_probes_go_by_any(folders):

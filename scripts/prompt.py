@@ -23,7 +23,7 @@ from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.data.sources import ColumnArguments
-    from prompts.scoring.endpoint import EndpointArguments
+    from prompts.scoring.connection import EndpointArguments
     from prompts.scoring.load import ScoringArguments
     from prompts.study.instruct import InstructArguments
     from prompts.study.options import AnswerArguments, StudyArguments, StudyRunArguments

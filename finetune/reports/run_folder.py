@@ -131,9 +131,9 @@ class RunFolder:
         """`classification · lora · minilm · imdb`, as far as the options say."""
         # made anew, a model has the name of its configuration
         model = "from_config" if self.options.get("from_config") else "model_name_or_path"
-        names = ("method", model, "dataset_name")
+        names = ("method", model, "prompts", "dataset_name")
         parts = [self.kind, *(self.options.get(name) for name in names)]
-        return " · ".join(_short(part) for part in parts if part)
+        return " · ".join(short_name(part) for part in parts if part)
 
 
 def read_run(folder: str | Path) -> RunFolder:
@@ -173,9 +173,11 @@ def _changed(folder: Path) -> float:
     return max(file.stat().st_mtime for name in KNOWN if (file := folder / name).is_file())
 
 
-def _short(value: Any) -> str:
+def short_name(value: Any) -> str:
     """A name as people say it: of a path its last part, so that no page tells of somebody's home."""
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(short_name, value))
+    text = str(value)
     # of a path that begins at the root, and not of a hub name with a slash in it
     return Path(text).name if "/" in text and Path(text).is_absolute() else text
 

@@ -11,7 +11,7 @@ from finetune.reports.alignment import alignment_sections
 from finetune.reports.blocks import Chart, Section, Table, Words, cut_text, is_picture
 from finetune.reports.privacy import privacy_rows, uncovered
 from finetune.reports.run_folder import RunFolder
-from finetune.reports.study import study_sections
+from finetune.reports.study import study_headline, study_sections
 from finetune.reports.tables import with_interval
 
 SHOWN = 12  # rows of the tables of texts: enough to see a pattern, few enough to be read
@@ -45,6 +45,8 @@ def headline(run: RunFolder) -> str:
         # lines of the whole training have no step
         done = [line for line in run.history if "step" in line]
         return f"Not finished: step {done[-1]['step']}." if done else "Not finished."
+    if run.findings.get("heading"):
+        return study_headline(run)
     intervals = run.metrics.get("intervals", {})
     # the first with an interval is the task's own figure
     for name, bounds in intervals.items():

@@ -1,5 +1,5 @@
 """A study of prompts → sections: each prompt with its interval and the line of guessing, tests between
-prompts, texts.
+prompts, what went wrong, texts.
 
 Knows `figures.csv`, `pairs.csv` and `findings.json`; asks no model.
 """
@@ -10,51 +10,116 @@ from typing import Any
 
 from finetune.reports import charts
 from finetune.reports.blocks import Chart, Section, Table, Words, cut_text
-from finetune.reports.run_folder import RunFolder
+from finetune.reports.run_folder import RunFolder, short_name
+from finetune.reports.tables import with_interval
 
 SHOWN = 24  # prompts of the chart and lines of a table
+Blocks = list[Table | Chart | Words]
 
 
 def study_sections(run: RunFolder) -> list[Section]:
     """What a study found out, as its files say it."""
-    made = [Section("Prompts", _spread(run)), Section("Differences", _differences(run)), *_templates(run)]
+    makers = {
+        "Prompts": _prompts,
+        "Differences": _differences,
+        "What didn't go as asked": _notes,
+        "How the models were asked": _models,
+        "Texts": _texts,
+    }
+    made = [Section(title, blocks(run)) for title, blocks in makers.items()]
     return [section for section in made if section.blocks]
 
 
-def _spread(run: RunFolder) -> list[Table | Chart | Words]:
-    lines = run.table("figures.csv")
+def study_headline(run: RunFolder) -> str:
+    """The heading prompt's figure with its interval; "" where the files don't say it."""
+    metric, line = str(run.findings.get("metric", "")), run.findings.get("heading") or {}
+    figure = _figure(line, metric)
+    return f"{metric.replace('_', ' ')} {figure}, {_prompt(run, line)} of {_model(line)}" if figure else ""
+
+
+def _prompts(run: RunFolder) -> Blocks:
     metric = str(run.findings.get("metric", "accuracy"))
-    # F1 has bounds of its own in the file
-    low, high = ("f1_low", "f1_high") if metric == "macro_f1" else ("low", "high")
     # prompts that were refused have no figure
-    known = [line for line in lines if _number(line.get(metric)) is not None]
+    known = [line for line in run.table("figures.csv") if _number(line.get(metric)) is not None]
     if not known:
         return []
     best = sorted(known, key=lambda line: -float(line[metric]))
-    dots = [(_name(line), float(line[metric]), _bounds(line, low, high)) for line in best[:SHOWN]]
-    labels = run.findings.get("labels") or []
-    # guessing is right as often only where accuracy counts
-    chance = 1 / len(labels) if labels and metric == "accuracy" else None
-    blocks: list[Table | Chart | Words] = [
+    # the first way alone: a dot for each prompt, and not for each of its calibrations
+    first = known[0].get("calibration")
+    dots = [
+        (f"{_model(line)} · {_prompt(run, line)}", float(line[metric]), _bounds(line, metric))
+        for line in best
+        if line.get("calibration") == first and line.get("template") != "ensemble"
+    ]
+    shown, guess = dots[:SHOWN], _guess(run, metric)
+    words = f"Each prompt's {metric} ({first}) with its 95 % interval, the best {len(shown)} of {len(dots)}"
+    table = [
+        {
+            "model": _model(line),
+            "prompt": _prompt(run, line),
+            "way": line.get("calibration", ""),
+            "rows": line.get("rows", ""),
+            metric: _figure(line, metric),
+        }
+        for line in best[:SHOWN]
+    ]
+    return [
+        *_head(run),
         Chart(
-            charts.dots(dots, f"{metric}, 95 % interval", chance),
-            f"The best {len(dots)} of {len(known)}" + (", dashed: guessing." if chance else "."),
+            charts.dots(shown, f"{metric}, 95 % interval", guess),
+            words + ("; dashed: without reading." if guess is not None else "."),
         ),
         Table(
-            [{k: cut_text(v, 40) for k, v in line.items()} for line in best[:SHOWN]],
-            "All figures of the same.",
+            table,
+            f"All ways, the best {len(table)} of {len(best)}; every figure is in figures.csv.",
+            best[:SHOWN],
         ),
     ]
-    return blocks
 
 
-def _name(line: dict[str, str]) -> str:
-    parts = [line.get(key, "") for key in ("model", "template", "verbalizer", "shots", "calibration")]
-    return " · ".join(part for part in parts if part)
+def _head(run: RunFolder) -> Blocks:
+    drawn, known = run.findings.get("population") or {}, run.findings.get("baseline") or {}
+    lines = []
+    if drawn:
+        lines.append(
+            f"{drawn['asked']} of {drawn['rows']} rows of {short_name(drawn['name'])}, {drawn['split']}, "
+            f"{drawn['how']}."
+        )
+    metric = str(run.findings.get("metric"))
+    if metric in known:
+        lines.append(f"Always saying {known['majority']}: {metric} {known[metric]:.3f}.")
+    chosen = run.findings.get("chosen")
+    lines.append("Chosen on training rows." if chosen else "Nothing was chosen on training rows.")
+    lines += [str(run.findings[key]).replace("**", "") for key in ("judge", "gain") if run.findings.get(key)]
+    return [Words(code=" ".join(lines))]
 
 
-def _bounds(line: dict[str, str], low: str, high: str) -> list[float] | None:
-    ends = [_number(line.get(low)), _number(line.get(high))]
+def _guess(run: RunFolder, metric: str) -> float | None:
+    """What one gets without reading: by chance where accuracy counts, else by one answer for all."""
+    known = run.findings.get("baseline") or {}
+    return _number(known.get("chance" if metric == "accuracy" else metric))
+
+
+def _prompt(run: RunFolder, line: dict[str, Any]) -> str:
+    entry = f"{run.findings.get('entry', '')}/"
+    shots = str(line.get("shots") or "0")
+    behind = f", {shots} shots, seed {line.get('seed')}" if shots != "0" else ""
+    return f"{str(line.get('template', '')).removeprefix(entry)}/{line.get('verbalizer', '')}{behind}"
+
+
+def _model(line: dict[str, Any]) -> str:
+    return short_name(line.get("model", ""))
+
+
+def _figure(line: dict[str, Any], metric: str) -> str:
+    value, bounds = _number(line.get(metric)), _bounds(line, metric)
+    if value is None:
+        return ""
+    return with_interval(value, bounds) if bounds else f"{value:.3f}"
+
+
+def _bounds(line: dict[str, Any], metric: str) -> list[float] | None:
+    ends = [_number(line.get(f"{metric}_{end}")) for end in ("low", "high")]
     # both or none: half an interval would be drawn as a whole one
     return None if None in ends else [float(end) for end in ends if end is not None]
 
@@ -67,14 +132,69 @@ def _number(text: Any) -> float | None:
         return None
 
 
-def _differences(run: RunFolder) -> list[Table | Chart | Words]:
+def _differences(run: RunFolder) -> Blocks:
     pairs = run.table("pairs.csv")
-    rows = [{k: cut_text(v, 60) for k, v in line.items()} for line in pairs[:SHOWN]]
-    return [Table(rows, f"{len(rows)} of {len(pairs)} comparisons on the same rows.")] if rows else []
+    rows = [
+        {
+            "against": cut_text(_against(run, line["second"]), 60),
+            "difference": with_interval(*_difference(line)),
+            "better on": f"{line['only_first']} : {line['only_second']}",
+            "p (Holm)": f"{float(line['p_holm']):.3g}",
+            "the first is": line["verdict"].removeprefix("first is "),
+        }
+        for line in pairs[:SHOWN]
+    ]
+    if not rows:
+        return []
+    words = (
+        f"{_against(run, pairs[0]['first'])} against others on the same rows, {len(rows)} of {len(pairs)}."
+    )
+    return [Table(rows, words, pairs[:SHOWN])]
 
 
-def _templates(run: RunFolder) -> list[Section]:
-    found = run.findings.get("templates")
-    texts = found.items() if isinstance(found, dict) else []
-    blocks: list[Table | Chart | Words] = [Words(str(name), str(text)) for name, text in texts]
-    return [Section("Texts", blocks)] if blocks else []
+def _difference(line: dict[str, str]) -> tuple[float, list[float]]:
+    return float(line["difference"]), [float(line["low"]), float(line["high"])]
+
+
+def _against(run: RunFolder, name: str) -> str:
+    """`model entry/template/words, way` without the entry and the model's path."""
+    model, _, rest = name.partition(" ")
+    return f"{short_name(model)} {rest.removeprefix(str(run.findings.get('entry', '')) + '/')}"
+
+
+def _notes(run: RunFolder) -> Blocks:
+    lines = run.findings.get("notes") or []
+    rows = [
+        {
+            "": "as asked" if line["ends_well"] else "trouble",
+            "model": short_name(line["model"]),
+            "prompt": line["prompt"],
+            "what": cut_text(line["what"], 200),
+            "rows": line["rows"],
+            "first": line["first"],
+        }
+        for line in lines[:SHOWN]
+    ]
+    return [Table(rows, f"{len(rows)} of {len(lines)}; all stand in findings.json.")] if rows else []
+
+
+def _models(run: RunFolder) -> Blocks:
+    rows = [
+        {"model": short_name(name), "how": how} for name, how in (run.findings.get("models") or {}).items()
+    ]
+    return [Table(rows)] if rows else []
+
+
+def _texts(run: RunFolder) -> Blocks:
+    blocks: Blocks = []
+    for one in run.findings.get("templates") or []:
+        if one["text"]:
+            blocks.append(Words(f"{one['name']} ({one['hash']})", one["text"]))
+        # long ones by both ends: the question stands at the end
+        asked = (
+            one["example"]
+            if len(one["example"]) < 1200
+            else f"{one['example'][:600]} … {one['example'][-600:]}"
+        )
+        blocks.append(Words(f"as it was asked (▁ is the slot; {one['answers']})", asked))
+    return blocks

@@ -1,5 +1,5 @@
-"""A model behind an OpenAI-compatible address, asked as a local one is. Knows HTTP and JSON; knows no
-weights.
+"""A model behind an OpenAI-compatible address, asked as a local one is. Knows the JSON of such servers; knows
+no weights.
 
 Log-probabilities come from `echo` where the server gives them, else from the likeliest first tokens, else
 from counts of drawn answers; `how` says which. The key is read from the environment and goes nowhere else.
@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import random
 import threading
-import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
-import httpx
 import numpy as np
 
 from finetune.errors import InputError
+from prompts.scoring.connection import Connection, EndpointArguments, Fault, is_finite, reads_json
 from prompts.scoring.drawn import LETTERS, LONG, named, with_letters
 from prompts.scoring.generate import Drawing, cut
 from prompts.scoring.score import Request
@@ -34,49 +29,12 @@ from prompts.templates.entries import Ending
 logger = logging.getLogger(__name__)
 ENDPOINT_PREFIX = "openai:"
 WAYS = ("echo", "top", "counts")
-# 4xx of other kinds stay as they are
-AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # answers that another try may mend
 TOP = (20, 5)  # likeliest tokens asked for; some servers give fewer
 IN_WORDS = {
     "echo": "log-probabilities of the whole answers (echo)",
     "top": "log-probabilities of the answers' first tokens, among the likeliest (top_logprobs)",
     "counts": "counts of {samples} drawn answers",
 }
-
-
-@dataclass
-class EndpointArguments:
-    """Models behind an address: `--models openai:NAME --base_url http://…`."""
-
-    base_url: str | None = field(
-        default=None,
-        metadata={
-            "help": "Address of an OpenAI-compatible server, with its /v1: this project's, vLLM, "
-            "llama.cpp, Ollama, hosted."
-        },
-    )
-    api_key_env: str = field(
-        default="OPENAI_API_KEY",
-        metadata={"help": "Environment variable that holds the key, if one is wanted."},
-    )
-    concurrency: int = field(default=4, metadata={"help": "Requests under way at once."})
-    retries: int = field(default=5, metadata={"help": "Tries after a failed one, with growing pauses."})
-    request_timeout: float = field(default=60.0, metadata={"help": "Seconds that one request may take."})
-    weigh_by: str = field(
-        default="auto",
-        metadata={
-            "help": "How answers are weighed: echo, top, counts, or auto (the first that the server gives)."
-        },
-    )
-    samples: int = field(default=20, metadata={"help": "Answers drawn for each row where they are counted."})
-    price_in: float = field(
-        default=0.0, metadata={"help": "Price of a million tokens read, for the count of costs."}
-    )
-    price_out: float = field(default=0.0, metadata={"help": "Price of a million tokens written."})
-
-
-class Fault(Exception):
-    """A request that came to nothing, and why."""
 
 
 class Endpoint:
@@ -100,18 +58,11 @@ class Endpoint:
         if options.weigh_by not in ("auto", *WAYS):
             raise InputError(f"--weigh_by {options.weigh_by}; wanted auto or one of: {', '.join(WAYS)}")
         self.name, self.options = name, options
-        key = os.environ.get(options.api_key_env, "")  # never kept in an object that is shown
-        self.client = httpx.Client(
-            base_url=options.base_url.rstrip("/") + "/",
-            timeout=options.request_timeout,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=options.concurrency),
-        )
-        weakref.finalize(self, self.client.close)  # threads may hold it until the end
-        self.tokens = Counter({"prompt_tokens": 0, "completion_tokens": 0, "requests": 0, "retries": 0})
+        self.connection = Connection(name, options)
+        self.tokens = self.connection.tokens
         self.silent: dict[str, int] = {}
         self.reasons: dict[str, str] = {}  # of the last failure, by the prompt's text
-        self.lock, self.failed = threading.Lock(), 0
+        self.lock = threading.Lock()
         self.completes = True  # whether there are plain completions, or chats alone
         self.how = options.weigh_by if options.weigh_by != "auto" else self._find_way()
 
@@ -129,7 +80,7 @@ class Endpoint:
     def fingerprint(self) -> str:
         """What a kept answer depends on besides its request; the key isn't part of it."""
         made_of = [
-            str(self.client.base_url),
+            str(self.connection.client.base_url),
             self.name,
             self.how,
             self.options.samples if self.how == "counts" else 0,
@@ -186,9 +137,9 @@ class Endpoint:
             InputError: the server doesn't answer at all.
         """
         try:
-            self._post("completions", {"prompt": "One, two,", "max_tokens": 1})
+            self.connection.post("completions", {"prompt": "One, two,", "max_tokens": 1})
         except Fault as fault:
-            if "404" not in str(fault) and "405" not in str(fault):
+            if not self._chats(fault):
                 raise InputError(
                     f"{ENDPOINT_PREFIX}{self.name}: {fault}. Set --base_url or --models"
                 ) from fault
@@ -206,68 +157,35 @@ class Endpoint:
         self.silent.clear()  # of trials alone
         return "counts"
 
-    def _post(self, path: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """The server's answer, tried again with growing pauses where that may help.
-
-        Raises:
-            Fault: it doesn't come, or is no JSON object.
-        """
-        if self.failed > 3 * self.options.concurrency:
-            raise Fault("the server has stopped answering")
-        for attempt in range(self.options.retries + 1):
-            reason, pause = self._try(path, asked)
-            if reason is None:
-                self.failed = 0  # one that answers is alive
-                return pause
-            if pause is None:  # another try is no use
-                break
-            if attempt < self.options.retries:
-                self.tokens["retries"] += 1
-                # a server that names a pause is given it; others twice the last, not all at once
-                time.sleep(pause or min(0.25 * 2**attempt, 30) * random.uniform(0.5, 1.0))
-        self.failed += pause is not None
-        raise Fault(reason)
-
-    def _try(self, path: str, asked: dict[str, Any]) -> tuple[str | None, Any]:
-        """(None, the answer), or (reason, seconds to wait, 0 for as many as usual, None where another try is
-        no use)."""
+    def _chats(self, fault: Fault) -> bool:
+        """Whether a server that refused a completion answers chats; some say so by 400."""
+        if not str(fault).startswith(("status 400", "status 404", "status 405", "status 422")):
+            return False
         try:
-            response = self.client.post(path, json={"model": self.name, **asked})
-        except httpx.TimeoutException:
-            return f"no answer within {self.options.request_timeout:g} s (--request_timeout)", 0
-        except httpx.HTTPError as error:
-            return f"{type(error).__name__}: {error}", 0
-        if response.status_code != 200:
-            text = " ".join(response.text[:200].split())
-            wait = response.headers.get("retry-after", "")
-            # seconds; dates are left
-            pause = min(float(wait), 60.0) if wait.replace(".", "", 1).isdigit() else 0
-            return f"status {response.status_code}: {text}", pause if response.status_code in AGAIN else None
-        try:
-            found = response.json()
-            choices = found["choices"]
-            if not isinstance(choices, list) or not choices:
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            return f"other JSON than wanted: {' '.join(response.text[:120].split())}", None
-        usage = found.get("usage") or {}
-        with self.lock:
-            self.tokens["requests"] += 1
-            for kind in ("prompt_tokens", "completion_tokens"):
-                self.tokens[kind] += int(usage.get(kind) or 0)
-        return None, found
+            turns = [{"role": "user", "content": "One, two,"}]
+            self.connection.post("chat/completions", {"messages": turns, "max_tokens": 1})
+        except Fault:
+            return False
+        return True
 
     # a chat lays turns out by itself
     def _ask(self, request: Request, asked: dict[str, Any]) -> dict[str, Any]:
         """A request as a chat where it has turns, or where there is nothing else, and as a text otherwise."""
         if self.completes and not request.turns:
-            return self._post("completions", {"prompt": request.context, **asked})
+            try:
+                return self.connection.post("completions", {"prompt": request.context, **asked})
+            except Fault as fault:
+                # a server of chats alone; with --weigh_by nothing was tried before
+                if not _elsewhere(fault):
+                    raise
+                self.completes = False
         turns = request.turns or (("user", request.context),)
         messages = [{"role": role, "content": content} for role, content in turns]
         if request.prefill:
             messages.append({"role": "assistant", "content": request.prefill})
-        return self._post("chat/completions", {"messages": messages, **asked})
+        return self.connection.post("chat/completions", {"messages": messages, **asked})
 
+    @reads_json
     def _texts(self, request: Request, asked: dict[str, Any]) -> list[str]:
         texts = []
         for choice in self._ask(request, asked)["choices"]:
@@ -277,6 +195,7 @@ class Endpoint:
             texts.append(text)
         return texts
 
+    @reads_json
     def _echoed(self, pair: tuple[Request, str]) -> np.ndarray:
         """Log-probabilities of an answer's tokens, from the text said back with them."""
         request, answer = pair
@@ -285,11 +204,13 @@ class Endpoint:
         text = request.context + answer
         asked = {"prompt": text, "max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}
         try:
-            found = self._post("completions", asked)
+            found = self.connection.post("completions", asked)
         except Fault as fault:
             if "status 4" not in str(fault):
                 raise
-            found = self._post("completions", asked | {"max_tokens": 1})  # some write one token at least
+            found = self.connection.post(
+                "completions", asked | {"max_tokens": 1}
+            )  # some write one token at least
         told = found["choices"][0].get("logprobs") or {}
         tokens, values = told.get("tokens"), told.get("token_logprobs")
         if not isinstance(tokens, list) or not isinstance(values, list) or len(tokens) != len(values):
@@ -301,15 +222,17 @@ class Endpoint:
             for v, (start, end) in zip(values, ends, strict=True)
             if end > len(request.context) and start < len(text)
         ]
-        if not kept or any(not isinstance(value, (int, float)) for value in kept):
+        if not kept or not all(map(is_finite, kept)):
             raise Fault("no log-probabilities of the answer's tokens (echo)")
         return np.array(kept, dtype=np.float32)
 
+    @reads_json
     def _likeliest(self, request: Request) -> dict[str, float]:
         """The likeliest first tokens and their log-probabilities."""
-        chat = bool(request.turns) or not self.completes
         fault = Fault("no top_logprobs")
         for most in TOP:
+            # a server may turn out to have chats alone
+            chat = bool(request.turns) or not self.completes
             asked = {
                 "max_tokens": 1,
                 "temperature": 0,
@@ -320,13 +243,16 @@ class Endpoint:
             except Fault as error:
                 fault = error
                 continue
+            pairs: list[tuple[str, Any]] = []
             if told.get("content"):
-                return {
-                    one["token"]: float(one["logprob"])
-                    for one in told["content"][0].get("top_logprobs") or []
-                }
-            if told.get("top_logprobs"):
-                return {token: float(value) for token, value in (told["top_logprobs"][0] or {}).items()}
+                pairs = [
+                    (one["token"], one["logprob"]) for one in told["content"][0].get("top_logprobs") or []
+                ]
+            elif told.get("top_logprobs"):
+                pairs = list((told["top_logprobs"][0] or {}).items())
+            found = {token: float(value) for token, value in pairs if is_finite(value)}
+            if found:
+                return found
             fault = Fault("no top_logprobs in the answer")
         raise fault
 
@@ -334,8 +260,6 @@ class Endpoint:
         """Each answer by the likeliest token that it begins with; one that isn't among them is below them
         all."""
         top = self._likeliest(request)
-        if not top:
-            raise Fault("no top_logprobs in the answer")
         found: list[float | None] = []
         taken: dict[str, str] = {}
         for answer in request.answers:
@@ -377,6 +301,10 @@ class Endpoint:
             np.array([np.log((counts[a] + 0.5) / (known + 0.5 * len(answers)))], dtype=np.float32)
             for a in answers
         ]
+
+
+def _elsewhere(fault: Fault) -> bool:
+    return str(fault).startswith(("status 404", "status 405"))
 
 
 def _ends(tokens: list[str], offsets: Any, text: str) -> list[tuple[int, int]]:

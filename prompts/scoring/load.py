@@ -29,7 +29,8 @@ from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor, resolve
 from finetune.training.machine import has_fast_bf16
-from prompts.scoring.endpoint import ENDPOINT_PREFIX, Endpoint, EndpointArguments
+from prompts.scoring.connection import EndpointArguments
+from prompts.scoring.endpoint import ENDPOINT_PREFIX, Endpoint
 from prompts.scoring.prefix_tree import batches
 from prompts.scoring.score import Scorer
 

@@ -4,6 +4,7 @@ files."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,45 +12,65 @@ from typing import Any
 import numpy as np
 import yaml
 
+from finetune.artefacts.files import write_atomically
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import draws
 from finetune.metrics.significance import Comparison, compare
+from finetune.reports.page import write_page
 from prompts.study.archive import read_study
 from prompts.study.asking import Notes
 from prompts.study.findings import Findings, Population
 from prompts.study.outcomes import Outcome, outcomes
 from prompts.study.prompts import named_entry
 from prompts.study.report import write_report
-from prompts.study.run import Options
+from prompts.study.run import ENTRIES, Options, keep_entry
+from prompts.study.study import Trial, together
+from prompts.templates.entries import Entry
+from prompts.templates.prompt import split_name
+from prompts.templates.reading import entry_file
 from prompts.templates.template import Template
 
 
-def stored_findings(folder: Path, metric: str | None = None, power: float | None = None) -> Findings:
-    """A run's findings, made anew from its rows by its entry as it stands now.
+def stored_findings(
+    folder: Path, metric: str | None = None, power: float | None = None, *, as_kept: bool = False
+) -> Findings:
+    """A run's findings, made anew from its folder alone, by its entry as it stands now where that is there.
+
+    Args:
+        as_kept: by the entry as the run had it, so that figures are those of its report.
 
     Raises:
-        InputError: no run there, or its prompts are gone.
+        InputError: no run there, or answers that the figure can't be had of.
     """
-    arguments = folder / "arguments.yaml"
-    if not arguments.is_file():
-        # of an entry of several kinds, which has a folder for each
-        arguments = folder.parent / "arguments.yaml"
+    arguments = _arguments_of(folder)
     if not arguments.is_file() or not (folder / "findings.json").is_file():
         raise InputError(f"{folder} is no run of prompts: it lacks arguments.yaml or findings.json")
     given = yaml.safe_load(arguments.read_text(encoding="utf-8"))
     known = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
-    entry = named_entry(given["prompts"])
+    entry = _entry_of((folder, arguments.parent), given["prompts"], as_kept)
     kind, parts, labels, answers = read_study(folder, entry)
     # scores of labels and choices were kept for one figure; texts can be judged by another
     heading = metric or (entry.metric_of(kind) if kind == "text" else known["metric"])
     # type: ignore[call-arg]
     # the metric is part of a cell of texts, which computes it
     answers = [replace(one, metric=heading) for one in answers] if kind == "text" else answers
+    # a filter that takes out something else now makes answers that the judge never saw
+    if heading == "judge" and any(
+        how not in one.judged.get("unseen", {}) for one in answers for how in one.hows
+    ):
+        raise InputError(
+            f"{folder}: the judge didn't see these answers, which the entry takes out otherwise now; run it "
+            "again (what was asked is in its cache), or set --metric"
+        )
     notes = Notes()
     # kept with their sort, since a run with troubles ends with status 1 again
     for one in known["notes"]:
         (notes.expect if one["ends_well"] else notes.trouble)(one["model"], one["prompt"], one["what"])
     found = outcomes(answers, parts, labels, heading)
+    combined = {}
+    if kind == "labels":
+        for model in dict.fromkeys(one.cell.model for one in answers):
+            combined[model] = together([one for one in answers if one.cell.model == model], parts)
     population = Population(**known["population"])
     templates = {one["name"]: Template(one["name"], one["text"]) for one in known["templates"] if one["text"]}
     return Findings(
@@ -60,11 +81,33 @@ def stored_findings(folder: Path, metric: str | None = None, power: float | None
         parts,
         found,
         population,
+        ensembles=combined,
         notes=notes,
         models=known["models"],
+        judge=known.get("judge", ""),
         power=power,
+        trial=Trial(**known["trial"]) if known.get("trial") else None,
         templates=templates,
     )
+
+
+def _arguments_of(folder: Path) -> Path:
+    own = folder / "arguments.yaml"
+    # an entry of several kinds has a folder for each below the run's
+    return own if own.is_file() else folder.parent / own.name
+
+
+def _entry_of(folders: Sequence[Path], names: list[str], as_kept: bool) -> Entry:
+    """The entry that a run asked, as it is now or as the run kept it; the other where one isn't there.
+
+    Raises:
+        InputError: neither is there.
+    """
+    file = entry_file(split_name(names[0])[0])
+    kept = next((own for folder in folders if (own := folder / ENTRIES / file.name).is_file()), None)
+    if kept and (as_kept or not file.is_file()):
+        return named_entry([str(kept)])
+    return named_entry(names)
 
 
 def rescore(options: Options) -> bool:
@@ -78,6 +121,12 @@ def rescore(options: Options) -> bool:
         else Path(options.study.output_dir)
     )
     write_report(found, target)
+    arguments = _arguments_of(folder)
+    # a run of its own, which can be judged again and compared
+    if target != folder:
+        write_atomically(target / arguments.name, arguments.read_text(encoding="utf-8"))
+    keep_entry(target, yaml.safe_load(arguments.read_text(encoding="utf-8"))["prompts"], arguments.parent)
+    write_page(target)
     print((target / "report.md").read_text(encoding="utf-8"))
     return bool(found.notes.troubles)
 
@@ -91,7 +140,7 @@ def compare_runs(
     Raises:
         InputError: no run, no rows in common, figures of different kinds.
     """
-    one, other = (stored_findings(folder, metric) for folder in (first, second))
+    one, other = (stored_findings(folder, metric, as_kept=True) for folder in (first, second))
     # a difference of two figures is none
     if one.metric != other.metric:
         raise InputError(f"{first} is headed by {one.metric}, {second} by {other.metric}; set --metric")

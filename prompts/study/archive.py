@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from prompts.study.outcomes import AnyAnswers, in_words
 from prompts.study.rows import StudyRow
 from prompts.study.weighed import ChoiceAnswers, StoredAnswers, said
 from prompts.study.written import TextPrompt, Written
-from prompts.templates.entries import Entry
-from prompts.templates.template import SLOT
+from prompts.templates.entries import Ending, Entry
+from prompts.templates.template import SLOT, Template
 from prompts.templates.verbalizer import probabilities
 
 OWN = (
@@ -133,6 +133,8 @@ def _values(found: Findings, answers: AnyAnswers, part: str, index: int, row: St
             "wanted": answers.wanted[part][index],
             "written": ["" if text is None else text for text in answers.texts[part][index]],
             "answered": all(text is not None for text in answers.texts[part][index]),
+            # a judge isn't asked again when a run is judged by another figure
+            **{f"judged_{how}": given[index].tolist() for how, given in answers.judged.get(part, {}).items()},
         }
     scores = {f"scores_{how}": [float(v) for v in answers.scores(how, part)[index]] for how in answers.hows}
     raw = answers.scores(answers.hows[0], part)[index]
@@ -250,13 +252,31 @@ def _read_text(
     entry: Entry,
 ) -> Written:
     short = cell.template.removeprefix(f"{entry.name}/")
-    # an ending that the entry no longer has gives way to its first
-    ending = entry.endings.get(cell.verbalizer) or next(iter(entry.endings.values()))
-    prompt = TextPrompt(entry.template(short), entry.targets[short], ending)
+    # what the entry no longer has, or never had (an instruction that was found), isn't needed: all is written
+    ending = entry.endings.get(cell.verbalizer) or Ending(cell.verbalizer, (), 0)
+    prompt = TextPrompt(
+        entry.templates.get(short) or Template(cell.template, ""),
+        entry.targets.get(short) or Template(cell.template, ""),
+        ending,
+    )
     texts: dict[str, list[list[str | None]]] = {
         # a missing text was written as an empty one
         part: [[text if line["answered"] else None for text in _texts(line["written"])] for line in own]
         for part, own in by_part.items()
     }
     wanted = {part: [_texts(line["wanted"]) for line in own] for part, own in by_part.items()}
-    return Written(cell, prompt, texts, wanted, requests, places, entry, entry.metric_of("text"))
+    made = Written(cell, prompt, texts, wanted, requests, places, entry, entry.metric_of("text"))
+    return replace(made, judged={part: _judged(made, part, own) for part, own in by_part.items() if own})
+
+
+def _judged(written: Written, part: str, lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """A judge's scores of the answers that it saw: where a filter takes out something else now, there are
+    none."""
+    found = {}
+    for how in written.hows:
+        kept = [line.get(f"judged_{how}") for line in lines]
+        seen = [line.get(f"prediction_{how}") for line in lines]
+        now = [" | ".join(row) for row in written.answers(how, part)]
+        if seen == now and not any(scores is None for scores in kept):
+            found[how] = np.array([_numbers(scores) for scores in kept], dtype=float)
+    return found

@@ -263,6 +263,7 @@ def summary(found: Findings) -> dict[str, Any]:
         "models": found.models,
         "judge": found.judge,
         "gain": found.gain,
+        "trial": asdict(found.trial) if found.trial else None,
         "notes": found.notes.lines(),
         "rows_needed": found.needed,
     }

@@ -3,6 +3,7 @@ findings."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -22,6 +23,13 @@ COLOURS = ("#1f4e79", "#c44e52", "#55a868", "#8172b2", "#937860", "#64b5cd")
 
 def draw_study(found: Findings, path: Path) -> None:
     """A panel a model: each prompt by the heading figure, its 95 % interval, all ways beside one another."""
+    # names are people's: dollar signs are no formula, and a letter that the font lacks is no fault
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        _draw(found, path)
+
+
+def _draw(found: Findings, path: Path) -> None:
     models = list(dict.fromkeys(one.cell.model for one in found.outcomes))
     hows = list(dict.fromkeys(one.how for one in found.outcomes))
     # each model has its own best

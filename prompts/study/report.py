@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune.artefacts.checkpoints import write_atomically
 from finetune.metrics import classification
-from finetune.reports.tables import comma_separated, markdown, with_interval
+from finetune.reports.tables import comma_separated, latex, markdown, with_interval
 from prompts.study.archive import write_rows
 from prompts.study.findings import Findings, spread_of, summary, templates_of
 from prompts.study.outcomes import Outcome
@@ -32,6 +32,9 @@ def write_report(found: Findings, folder: Path) -> None:
     lines = _same_keys(found.lines)
     write_atomically(folder / "figures.csv", comma_separated(lines))
     write_atomically(folder / "pairs.csv", comma_separated([_pair(found, *test) for test in found.tests]))
+    # for papers: the two tables as the report shows them, and not all figures
+    write_atomically(folder / "figures.tex", latex(_cell_rows(found)) + "\n")
+    write_atomically(folder / "pairs.tex", latex(_pair_rows(found, found.tests)) + "\n")
     draw_study(found, folder / "spread.png")
     # findings.json last: a folder without it is no run (see `again.stored_findings`)
     write_atomically(folder / "report.md", in_words(found))
@@ -164,6 +167,11 @@ def _spreads(found: Findings) -> str:
 
 
 def _cells(found: Findings) -> str:
+    note = f"Figures: {found.metric}, with its 95 % interval; in brackets the change against the first.\n\n"
+    return note + markdown(_cell_rows(found))
+
+
+def _cell_rows(found: Findings) -> list[dict[str, Any]]:
     """One line a prompt, all by the same figure on the rows that it was asked."""
     table = []
     for answers in found.answers:
@@ -185,8 +193,7 @@ def _cells(found: Findings) -> str:
         if line.get("nothing_found"):
             row["nothing found"] = line["nothing_found"]
         table.append(row)
-    note = f"Figures: {found.metric}, with its 95 % interval; in brackets the change against the first.\n\n"
-    return note + markdown(_same_keys(table))
+    return _same_keys(table)
 
 
 def _calibrations(found: Findings) -> str:
@@ -251,11 +258,8 @@ def _pair(found: Findings, other: Outcome, test: Any) -> dict[str, Any]:
     }
 
 
-def _pairs(found: Findings) -> str:
-    if not found.tests:
-        return ""
-    one = found.heading
-    shown = [
+def _pair_rows(found: Findings, tests: Sequence[tuple[Outcome, Any]]) -> list[dict[str, Any]]:
+    return [
         {
             "against": f"{Path(other.cell.model).name} "
             f"{other.cell.name.removeprefix(found.entry.name + '/')}, {other.how}",
@@ -263,8 +267,14 @@ def _pairs(found: Findings) -> str:
             "better on": f"{test.only_first} : {test.only_second}",
             "verdict": test.in_words(),
         }
-        for other, test in found.tests[:SHOWN]
+        for other, test in tests
     ]
+
+
+def _pairs(found: Findings) -> str:
+    if not found.tests:
+        return ""
+    one, shown = found.heading, _pair_rows(found, found.tests[:SHOWN])
     # not significant: how often chance may be all there is
     chance = sum(not test.is_significant for _, test in found.tests)
     kinds = ", ".join(dict.fromkeys(test.test for _, test in found.tests))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from prompts.templates.entries import Entry, Source
 
 ANY = "any"  # what an entry says of data sets that it doesn't name
 IDS = ("id", "idx", "guid", "_id")
+STRANGE = -2  # of a row whose label the entry doesn't know; -1 has none
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class StudyTable:
-    """Rows with the names of their labels, and what stands in the data for each."""
+    """Rows with the names of their labels, what stands in the data for each, and rows of no known label."""
 
     rows: list[StudyRow]
     labels: tuple[str, ...]
     values: tuple[Any, ...] = ()
+    # name → places of the rows that have a label which the entry doesn't know, and are left out
+    strange: dict[str, list[int]] = field(default_factory=dict)
 
 
 def source_of(entry: Entry, dataset_name: str) -> Source:
@@ -135,8 +138,10 @@ def _plain(
     labels: tuple[str, ...] = ()
     values: tuple[Any, ...] = ()
     ids = [-1] * len(data)
+    names_of: list[str] = []
     if entry.words:
-        labels, values, ids = _labels(data, entry, source, label_column, splits)
+        labels, values, ids, names_of = _labels(data, entry, source, label_column, splits)
+    strange: dict[str, list[int]] = {}
     # each stored column is read once, however many paths go into it
     roots = {column.split(".")[0] for column in columns.values()}
     stored = {root: data[root][:] for root in roots}
@@ -146,12 +151,15 @@ def _plain(
     names = [str(value) for value in data[named][:]] if named else [""] * len(data)
     rows = []
     for index in range(len(data)):
+        if ids[index] == STRANGE:
+            strange.setdefault(names_of[index], []).append(places[index])
+            continue
         fields = {
             name: _reach({root: stored[root][index] for root in roots}, path)
             for name, path in columns.items()
         }
         rows.append(StudyRow(fields, ids[index], _identity(fields), places[index], names[index]))
-    return StudyTable(rows, labels, values)
+    return StudyTable(rows, labels, values, strange)
 
 
 def _places(data: Dataset) -> list[int]:
@@ -165,8 +173,12 @@ def _places(data: Dataset) -> list[int]:
 
 def _labels(
     data: Dataset, entry: Entry, source: Source, label_column: str | None, splits: Sequence[Dataset]
-) -> tuple[tuple[str, ...], tuple[Any, ...], list[int]]:
-    """Names of the labels, what stands in the data for each, and each row's number."""
+) -> tuple[tuple[str, ...], tuple[Any, ...], list[int], list[str]]:
+    """Names of the labels, what stands in the data for each, each row's number, and its label by name.
+
+    Raises:
+        InputError: no such column, or fewer than two of its labels are the entry's.
+    """
     column = label_column or source.columns.get("label", "label")
     if column not in columns_of(data):
         raise InputError(
@@ -176,19 +188,28 @@ def _labels(
     # of all splits: training rows may have labels that the measured ones lack
     names, values = _classes([split for split in splits if column in columns_of(split)] or [data], column)
     renamed = [source.labels.get(name, name) for name in names]
-    # an entry without labels takes the data's own
-    if entry.labels is None:
-        return tuple(renamed), values, class_ids(data, column, names)
-    strange = [name for name in renamed if name not in entry.labels]
-    if strange:
+    # an entry without labels takes the data's own, as far as it has words for them
+    worded = entry.labels or entry.worded
+    known = [name for name in renamed if worded is None or name in worded]
+    # one label among many may be a slip of the data; with fewer than two nothing fits
+    if len(set(known)) < min(2, len(set(renamed))):
+        strange = next(name for name in renamed if name not in known)
         raise InputError(
-            f"{entry.name}: no label '{strange[0]}'; it has {', '.join(entry.labels)}. Rename it under "
+            f"{entry.name}: no label '{strange}'; it has {', '.join(worded or ())}. Rename it under "
             "`data` in the entry's file"
         )
     # the entry's order is what verbalizers go by
-    place = [entry.labels.index(name) for name in renamed]
+    order = entry.labels or tuple(known)
+    place = [order.index(name) if name in known else STRANGE for name in renamed]
+    ids = class_ids(data, column, names)
+    kept = tuple(value for name, value in zip(renamed, values, strict=True) if name in known)
     # rows without a label stay without
-    return entry.labels, (), [place[i] if i >= 0 else -1 for i in class_ids(data, column, names)]
+    return (
+        order,
+        () if entry.labels else kept,
+        [place[i] if i >= 0 else -1 for i in ids],
+        [renamed[i] if i >= 0 else "" for i in ids],
+    )
 
 
 def _classes(splits: Sequence[Dataset], column: str) -> tuple[list[str], tuple[Any, ...]]:

@@ -16,7 +16,8 @@ from finetune.artefacts.files import write_atomically
 from finetune.artefacts.folder import resolved_options
 from finetune.errors import InputError
 from prompts.scoring.cache import Memory
-from prompts.scoring.endpoint import Endpoint, EndpointArguments
+from prompts.scoring.connection import EndpointArguments
+from prompts.scoring.endpoint import Endpoint
 from prompts.scoring.load import ScoringArguments, embed, load_asked, model_fingerprint
 from prompts.study.asking import Asking, Notes
 from prompts.study.findings import Findings
@@ -29,14 +30,16 @@ from prompts.study.report import write_report
 from prompts.study.rows import StudyRow
 from prompts.study.search import searched, write_entry
 from prompts.study.soft import soft_cells
-from prompts.study.study import Loaded, ensembles
+from prompts.study.study import Loaded, together
 from prompts.study.weighed import Answers, choice_cells, label_cells
 from prompts.study.written import text_cells
 from prompts.templates.entries import Entry
 from prompts.templates.lint import refusals
-from prompts.templates.prompt import Prompt
+from prompts.templates.prompt import Prompt, split_name
+from prompts.templates.reading import entry_file
 
 logger = logging.getLogger(__name__)
+ENTRIES = "prompts"  # folder of the entry's file, in the run's
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,18 @@ def keep_options(folder: Path, *groups: Any) -> None:
     )
 
 
+def keep_entry(folder: Path, prompts: Sequence[str], other: Path | None = None) -> None:
+    """The file of the prompts as it is now, in the run's folder, for --rescore where the file is gone."""
+    source = entry_file(split_name(prompts[0])[0])
+    kept = folder / ENTRIES / source.name
+    # where it is gone, what another run kept of it
+    source = source if source.is_file() or other is None else other / ENTRIES / source.name
+    if source == kept:
+        return
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(kept, source.read_text(encoding="utf-8"))
+
+
 def study_all(loaded: Loaded, options: Options) -> list[Findings]:
     """Ask every model every prompt; the main process writes a report for each kind of prompts that the entry
     has.
@@ -70,7 +85,7 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
     """
     entry, prompts, parts, notes = loaded.entry, loaded.prompts, loaded.parts, loaded.notes
     asked: dict[str, list[AnyAnswers]] = {}
-    together: dict[str, dict[str, np.ndarray]] = {}
+    combined: dict[str, dict[str, np.ndarray]] = {}
     templates = {template.name: template for template in entry.templates.values()}
     told: dict[str, str] = {}
     texts = text_prompts(entry, options.study.prompts)
@@ -109,22 +124,14 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
             notes.trouble(name, "all", str(error))
             logger.error("%s: %s", name, error)
             continue
-        whole = [
-            one
-            for one in own
-            # prompts are combined row by row: all of them on all rows
-            if len(one.rows()) == len(parts.unseen) and not np.isnan(one.scores("raw")).any()
-        ]
-        # a combination of some would hide the others
-        if len(whole) > 1 and len(whole) == len(own):
-            together[name] = ensembles(whole, parts.training)
+        combined[name] = together(own, {"unseen": parts.unseen, "training": parts.training})
         told[name] = _told(memory)
         logger.warning("%s: %d rows, %d answers computed", name, len(parts.unseen), memory.computed)
     found = []
     # a kind that nothing could be asked of has no report
     for kind in [kind for kind, answers in asked.items() if answers]:
         findings = _findings(loaded, kind, asked[kind], options)
-        extra = together if kind == "labels" else {}
+        extra = combined if kind == "labels" else {}
         found.append(replace(findings, ensembles=extra, models=told, templates=templates))
     if not found:
         reasons = "; ".join(dict.fromkeys(what for _, _, what in notes.troubles))

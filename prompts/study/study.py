@@ -4,7 +4,7 @@ model."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -126,6 +126,7 @@ def read_parts(
     account_for(asked, entry, source, label, names=study.prompts, where=f"{measured}, rows to measure on")
     unseen = read_rows(asked, entry, source, label, splits)
     notes = Notes()
+    _note_strange(notes, entry, unseen)
     prompts = named_prompts(entry, study.prompts, unseen.labels, unseen.values, notes) if entry.words else []
     how = "drawn evenly over the classes" if even and len(asked) < len(rows.eval) else "drawn plainly"
     population = Population(
@@ -139,6 +140,8 @@ def read_parts(
     # the data set to choose on may have columns of its own
     other = source if rows.train is None else renamed(source_of(entry, data.name), given, rows.train)
     training = _training(rows.train, data, column, lambda part: read_rows(part, entry, other, label, splits))
+    if training is not None:
+        _note_strange(notes, entry, training)
     if training is not None and training.labels != unseen.labels:
         raise InputError(
             f"{data.name} tells {', '.join(training.labels)} apart, {measured} {', '.join(unseen.labels)}; "
@@ -146,6 +149,14 @@ def read_parts(
         )
     parts = split_rows(training, unseen, study, tuning.tune_rows if tuning.tune else 0, bool(entry.words))
     return Loaded(entry, prompts, parts, unseen.labels, population, notes)
+
+
+def _note_strange(notes: Notes, entry: Entry, table: StudyTable) -> None:
+    for name, places in table.strange.items():
+        for place in places:
+            notes.trouble(
+                "", entry.name, f"left out: the label '{name}' is none of {', '.join(table.labels)}", place
+            )
 
 
 def _training(train: Dataset | None, data: ColumnArguments, column: str, read: object) -> StudyTable | None:
@@ -176,6 +187,15 @@ def _chooses(entry: Entry, study: StudyArguments, data: ColumnArguments) -> bool
         and measured != data.train_split.partition("[")[0]
         and data.train_split.partition("[")[0] in splits
     )
+
+
+def together(found: Sequence[Answers], parts: Mapping[str, Sequence[StudyRow]]) -> dict[str, np.ndarray]:
+    """`ensembles` of one model's prompts; none where one of them, or a row of one, has no answer."""
+    # prompts are combined row by row, and a combination of some would hide the others
+    whole = all(
+        len(one.rows()) == len(parts["unseen"]) and not np.isnan(one.scores("raw")).any() for one in found
+    )
+    return ensembles(found, parts["training"]) if len(found) > 1 and whole else {}
 
 
 def ensembles(found: Sequence[Answers], training: Sequence[StudyRow]) -> dict[str, np.ndarray]:

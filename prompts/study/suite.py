@@ -18,12 +18,13 @@ from finetune.artefacts.checkpoints import write_atomically
 from finetune.data.places import short_names
 from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
+from finetune.reports.page import write_page
 from finetune.reports.tables import markdown, with_interval
 from prompts.study.check import check
 from prompts.study.findings import Findings
 from prompts.study.instruct import InstructArguments, instructed
 from prompts.study.prompts import named_entry
-from prompts.study.run import Options, keep_options, study_all
+from prompts.study.run import Options, keep_entry, keep_options, study_all
 from prompts.study.shown import show_asked
 from prompts.study.study import read_parts
 from prompts.study.tune import TuneArguments, tune_first
@@ -47,7 +48,15 @@ def study_once(
         ]
         return _run_each(options, each, f"{len(sets)} evaluation sets")
     found = one_study(options, data, tuning, instruct)
+    _leave_pages(found, Path(options.study.output_dir))
     return any(one.notes.troubles for one in found)
+
+
+def _leave_pages(found: Sequence[Findings], folder: Path) -> None:
+    """`report.html` beside each report: one process writes, as it wrote what the page is made of."""
+    if PartialState().is_main_process:
+        for one in found:
+            write_page(folder / (one.kind if len(found) > 1 else ""))
 
 
 def one_study(
@@ -70,6 +79,7 @@ def one_study(
         check(loaded, study, options.scoring)
         return []
     if PartialState().is_main_process:
+        keep_entry(folder, study.prompts)
         # every option as it stands now, before an adapter joins the models
         keep_options(
             folder,
@@ -143,6 +153,7 @@ def _run_each(options: Options, runs: Sequence[tuple[str, dict[str, Any]]], titl
         )
         try:
             found = one_study(one, own["data"], own["tuning"], own["instruct"])
+            _leave_pages(found, folder)
             failed |= any(part.notes.troubles for part in found)
             table += [_row(name, part, folder) for part in found]
         # the others go on; the table says what failed

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from finetune.errors import InputError
-from prompts.scoring.endpoint import ENDPOINT_PREFIX, EndpointArguments
+from prompts.scoring.connection import EndpointArguments
+from prompts.scoring.endpoint import ENDPOINT_PREFIX
 from prompts.study.options import AnswerArguments, StudyArguments
 from prompts.templates.entries import Entry
 from prompts.templates.layout import ON_LONG
@@ -68,9 +69,17 @@ def check_used(
         ),
         (study.search, study, ("search_rows",), "--search"),
     ]
+    # an address shows no tokens to count, and asking other models shorter texts would compare unlike things
+    behind = [name for name in study.models if name.startswith(ENDPOINT_PREFIX)]
+    if behind and study.max_length is not None:
+        raise InputError(
+            f"--max_length counts tokens, which {behind[0]} behind an address doesn't show; leave it out, or "
+            "ask local models in a run of their own"
+        )
+    rules.append((len(behind) < len(study.models), answers, ("on_long",), "a local model"))
     # the entry's own judge is asked by the endpoint's options
     if entry.judge is not None and entry.judge.model.startswith(ENDPOINT_PREFIX):
-        rules = rules[1:]
+        rules.pop(0)
     for group in others:
         # a group's own switch is what turns the rest on
         switch = next((name for name in ("tune", "instruct") if name in vars(group)), "")

@@ -323,7 +323,11 @@ def _choice_answers(
             lines["bytes"].append(sums / [len(choice.encode()) for choice in choices])
             lines["tokens"].append(sums / tokens)
             if "pmi" in lines:
-                lines["pmi"].append(sums - [a.sum(dtype=np.float64) for a in next(counted)])
+                bare = next(counted)
+                # an endpoint may have answered the one and not the other
+                lines["pmi"].append(
+                    sums * np.nan if bare is None else sums - [a.sum(dtype=np.float64) for a in bare]
+                )
         # as many columns as the most choices; -inf wins nothing
         width = max((len(choices) for choices in texts[part]), default=1)
         for how, values in lines.items():

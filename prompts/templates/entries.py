@@ -110,6 +110,17 @@ class Entry:
         """Those of all templates, each once."""
         return tuple(dict.fromkeys(map(self.kind, self.templates)))
 
+    @property
+    def worded(self) -> tuple[str, ...] | None:
+        """Labels that some verbalizer has words for; None where one says all, as a pattern of names does."""
+        found: dict[str, None] = {}
+        for given in self.words.values():
+            words = given.get("words", given) if isinstance(given, dict) else given
+            if not isinstance(words, dict):
+                return None
+            found |= dict.fromkeys(map(str, words))
+        return tuple(found)
+
     def metric_of(self, kind: str) -> str:
         """What heads the report of one kind of answers."""
         known = {"labels": FIGURES, "choices": CHOICE_FIGURES}.get(kind)

@@ -94,11 +94,12 @@ def load(path: Path, seen: frozenset[Path] = frozenset()) -> dict[str, Any]:
         raise InputError(f"Cannot read {path}: {error}. Name another file") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}; wanted a task")
-    below = content.get("include")
-    if isinstance(below, str):
-        # a task's own entries go over those that it includes
-        content = load(path.parent / below, seen | {path}) | content
-    return content
+    below = content.get("include") or []
+    under: dict[str, Any] = {}
+    # the first of several goes over those behind it, and a task's own entries over all
+    for name in reversed([below] if isinstance(below, str) else list(below)):
+        under |= load(path.parent / str(name), seen | {path})
+    return under | content
 
 
 def imported(path: Path) -> Imported:
@@ -109,6 +110,9 @@ def imported(path: Path) -> Imported:
             isn't asked here.
     """
     task = load(path)
+    if isinstance(task.get("task"), list):
+        members = ", ".join(str(one.get("task") if isinstance(one, dict) else one) for one in task["task"])
+        raise InputError(f"{path} is a group of tasks ({members[:200]}); import each by its own file")
     name = re.sub(r"[^\w.-]+", "_", str(task.get("task") or path.stem))
     made = Imported(name, {})
     for key in ("doc_to_text", "doc_to_target", "doc_to_choice", "process_docs"):
@@ -121,20 +125,25 @@ def imported(path: Path) -> Imported:
     made.left += [
         f"`{key}` (Python, {value.name})" for key, value in task.items() if isinstance(value, Python)
     ]
+    # what is left out must not be read as if it were a text
+    task = {key: value for key, value in task.items() if not isinstance(value, Python)}
     # said and not dropped: another figure may come of what is missing
-    made.left += [f"`{key}`" for key in task if key not in ASIDE | READ and not isinstance(task[key], Python)]
+    made.left += [f"`{key}`" for key in task if key not in ASIDE | READ]
     kind = task.get("output_type", "generate_until")
     if kind not in ("multiple_choice", "generate_until"):
         raise InputError(
             f"{path}: output_type {kind}; what is asked here is multiple_choice or generate_until"
         )
-    delimiter = task.get("target_delimiter", " ")
+    missing = next((key for key in ("doc_to_text", "doc_to_target") if task.get(key) is None), None)
+    if missing:
+        raise InputError(f"{path} has no `{missing}`; wanted a task with its prompt and what is right")
+    delimiter = str(task.get("target_delimiter", " "))
     asked = _template(task.get("doc_to_text", ""))
     content: dict[str, Any] = {}
     if kind == "multiple_choice":
         content |= _choices(path, task)
     else:
-        content |= _written(task, made)
+        content |= _written(path, task, made)
     if task.get("description"):
         # the description brings its own blank lines there
         content |= {"description": str(task["description"]), "description_separator": ""}
@@ -177,17 +186,25 @@ def _choices(path: Path, task: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _written(task: dict[str, Any], made: Imported) -> dict[str, Any]:
+def _written(path: Path, task: dict[str, Any], made: Imported) -> dict[str, Any]:
     how = task.get("generation_kwargs") or {}
     # its own defaults
-    until = how.get("until", [str(task.get("fewshot_delimiter", "\n\n"))])
+    until = how.get("until") or [str(task.get("fewshot_delimiter", "\n\n"))]
     tokens = how.get("max_gen_toks", how.get("max_new_tokens", 256))
+    numbers = {
+        "tokens": tokens,
+        "temperature": how.get("temperature") or 0,
+        "repeats": task.get("repeats") or 1,
+    }
+    wrong = next((f"{key}: {value!r}" for key, value in numbers.items() if not _is_number(value)), None)
+    if wrong:
+        raise InputError(f"{path}: `{wrong}` is no number. Mend the file")
     content: dict[str, Any] = {
         "target": _target(task.get("doc_to_target", "")),
         "endings": {
             "task": {
                 # one text or a list of them
-                "until": [until] if isinstance(until, str) else list(until),
+                "until": [until] if isinstance(until, str) else [str(mark) for mark in until],
                 "tokens": int(tokens),
                 "keep": True,
             }
@@ -216,6 +233,13 @@ def _written(task: dict[str, Any], made: Imported) -> dict[str, Any]:
         # a filter that can't be carried whole would take another answer out
         content["filters"] = {name: found for name, found in filters.items() if found is not None}
     return content
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return float(value) >= 0
+    except (TypeError, ValueError):
+        return False
 
 
 def _name(metric: dict[str, Any]) -> str:

@@ -37,13 +37,18 @@ OF_TEMPLATE = {"text", "follows", "target", "choices"}
 TARGET_IS = ("index", "text", "key", "index_first")
 
 
+def entry_file(name: str) -> Path:
+    """Where an entry of that name stands, in the library or in a file of its own."""
+    return Path(name).expanduser() if name.endswith((".yaml", ".yml")) else LIBRARY / f"{name}.yaml"
+
+
 def read_entry(name: str) -> Entry:
     """The library's entry of that name, or that in a YAML file.
 
     Raises:
         InputError: no such entry or file, or one that doesn't say what it should.
     """
-    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else LIBRARY / f"{name}.yaml"
+    path = entry_file(name)
     if not path.is_file():
         raise InputError(
             f"No prompts '{name}': no such file, and the library has {', '.join(library())}. Set --prompts"

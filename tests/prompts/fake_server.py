@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -28,7 +28,12 @@ class Fake:
 
 
 @contextmanager
-def fake_server(answer: Answer, seconds: float = 0.0) -> Iterator[Fake]:
+def fake_server(answer: Answer, seconds: float = 0.0, drip: float = 0.0) -> Iterator[Fake]:
+    """
+    Args:
+        seconds: before an answer.
+        drip: seconds between its bytes.
+    """
     fake, lock = Fake(answer), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -48,7 +53,10 @@ def fake_server(answer: Answer, seconds: float = 0.0) -> Iterator[Fake]:
             if status == 429:
                 self.send_header("retry-after", "0.01")
             self.end_headers()
-            self.wfile.write(data)
+            with suppress(OSError):  # who asked may have gone
+                for byte in (bytes([one]) for one in data) if drip else [data]:
+                    self.wfile.write(byte)
+                    time.sleep(drip)
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -14,7 +14,8 @@ from fake_server import echoed, fake_server, text
 from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
 from prompts.scoring.cache import Memory
-from prompts.scoring.endpoint import Endpoint, EndpointArguments
+from prompts.scoring.connection import EndpointArguments
+from prompts.scoring.endpoint import Endpoint
 from prompts.scoring.generate import Drawing
 from prompts.scoring.load import ScoringArguments
 from prompts.scoring.score import Request, Scorer
@@ -156,6 +157,10 @@ def test_a_busy_server_is_asked_again() -> None:
         (200, {"choices": []}, "other JSON than wanted"),
         (200, {"choices": [{"text": None}]}, "an answer without text"),
         (200, [1], "other JSON than wanted"),
+        (200, {"choices": ["a"]}, "other JSON than wanted"),
+        (200, 'data: {"choices": [{"text": "a"}]}\n\ndata: [DONE]\n\n', "other JSON than wanted"),
+        (200, {"choices": [{"message": "a"}]}, "an answer of another form"),
+        (200, "[" * 100_000, "other JSON than wanted"),
     ],
 )
 def test_what_goes_wrong_is_counted_and_named(status: int, said: Any, reason: str) -> None:
@@ -163,6 +168,40 @@ def test_what_goes_wrong_is_counted_and_named(status: int, said: Any, reason: st
         scorer = endpoint(fake.url, weigh_by="counts", retries=1)
         assert scorer.write([Request("x", ("",)), Request("y", ("",))], LINE) == [None, None]
         assert reason in next(iter(scorer.silent)) and sum(scorer.silent.values()) == 2
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [],
+        "none",
+        {"tokens": ["x"], "token_logprobs": "?"},
+        {"top_logprobs": ["?"]},
+        {"top_logprobs": [{"a": "b"}]},
+        {"content": [{}]},
+        {"content": [{"top_logprobs": [{"token": "a"}]}]},
+        {"top_logprobs": [{" good": float("nan")}]},
+    ],
+)
+def test_log_probabilities_of_another_form_give_way_to_counts(told: Any) -> None:
+    said = {"choices": [{"text": " good", "logprobs": told}], "usage": [1]}
+    with fake_server(lambda path, body: (200, said)) as fake:
+        scorer = endpoint(fake.url, retries=0, samples=2)
+        assert scorer.how == "counts" and scorer([ASKED])[0] is not None
+        scorer.how = "top"
+        assert scorer([ASKED]) == [None]
+
+
+@pytest.mark.parametrize(("status", "way"), [(404, "counts"), (404, "auto"), (400, "auto")])
+def test_a_server_of_chats_alone_is_asked_chats(status: int, way: str) -> None:
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path.endswith("/chat/completions"):
+            return 200, {"choices": [{"message": {"content": "good"}}]}
+        return status, "this is a chat model"
+
+    with fake_server(answer) as fake:
+        scorer = endpoint(fake.url, retries=0, samples=1, weigh_by=way)
+        assert scorer([ASKED])[0] is not None and not scorer.completes and scorer.how == "counts"
 
 
 def test_a_server_that_is_down_or_slow_is_named() -> None:
@@ -176,6 +215,11 @@ def test_a_server_that_is_down_or_slow_is_named() -> None:
         scorer = endpoint(fake.url, weigh_by="counts", retries=0, request_timeout=0.2)
         assert scorer.write([Request("x", ("",))], LINE) == [None]
         assert "no answer within 0.2 s" in next(iter(scorer.silent))
+    # a byte now and then is no answer either
+    with fake_server(lambda path, body: (200, " " * 50 + json.dumps(text("a"))), drip=0.02) as fake:
+        scorer = endpoint(fake.url, weigh_by="counts", retries=0, request_timeout=0.3)
+        assert scorer.write([Request("x", ("",))], LINE) == [None]
+        assert "no answer within 0.3 s" in next(iter(scorer.silent))
 
 
 def test_a_run_goes_on_from_what_it_kept(tmp_path: Path) -> None:

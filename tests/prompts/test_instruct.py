@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
-from prompts.scoring.endpoint import EndpointArguments
+from prompts.scoring.connection import EndpointArguments
 from prompts.scoring.load import ScoringArguments
 from prompts.study.instruct import InstructArguments
 from prompts.study.options import StudyArguments

@@ -227,6 +227,10 @@ def test_labels_are_renamed_by_name_not_by_place() -> None:
     )
     table = read_rows(data, read_entry("sentiment"), read_entry("sentiment").data["imdb"])
     assert table.labels == ("negative", "positive") and [row.label for row in table.rows] == [1, 0]
+    # a label that the entry doesn't know leaves its rows out, unless too few are left to tell apart
+    texts = {"text": ["a", "b", "c"], "label": ["pos", "meh", "neg"]}
+    table = read_rows(Dataset.from_dict(texts), read_entry("sentiment"), read_entry("sentiment").data["imdb"])
+    assert [row.columns["text"] for row in table.rows] == ["a", "c"] and table.strange == {"meh": [1]}
     strange = data.cast_column("label", ClassLabel(names=["pos", "meh"]))
     with pytest.raises(InputError, match="sentiment: no label 'meh'; it has negative, positive"):
         read_rows(strange, read_entry("sentiment"), read_entry("sentiment").data["imdb"])

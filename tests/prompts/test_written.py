@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM
 from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import draws
-from prompts.scoring.endpoint import EndpointArguments
+from prompts.scoring.connection import EndpointArguments
 from prompts.scoring.generate import Drawing, generate
 from prompts.scoring.load import ScoringArguments
 from prompts.scoring.score import Request, Scorer
+from prompts.study import again
 from prompts.study.again import compare_runs, rescore
 from prompts.study.archive import read_table
 from prompts.study.asking import Notes
@@ -248,15 +249,26 @@ def test_written_answers_get_all_that_labels_get(saved, rows: Path) -> None:
 def test_a_run_is_judged_again_without_asking(saved, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = options(rows, saved("llama", AutoModelForCausalLM, initializer_range=0.3))
     one_study(given, ColumnArguments(dataset_name=str(rows)), TuneArguments(), InstructArguments())
-    from prompts.study import again, run
+    from prompts.study import run
 
     (rows / "own.yaml").write_text(
         ENTRY.replace("first: [", "other: [lower, ").replace("metric: exact_match", "metric: token_f1")
     )
     monkeypatch.setattr(run, "load_asked", None)
+    kept = again.stored_findings(rows / "out", as_kept=True)
+    assert kept.metric == "exact_match" and {one.how for one in kept.outcomes} == {"first", "digits"}
     assert rescore(replace(given, run=StudyRunArguments(rescore=str(rows / "out")))) is False
     found = again.stored_findings(rows / "out")
     assert found.metric == "token_f1" and {one.how for one in found.outcomes} == {"other", "digits"}
+    # the folder is enough, and one that it was judged into
+    (rows / "own.yaml").unlink()
+    moved = replace(given.study, output_dir=str(rows / "again"))
+    assert not rescore(replace(given, study=moved, run=StudyRunArguments(rescore=str(rows / "out"))))
+    for folder in (rows / "out", rows / "again"):
+        assert [one.said for one in again.stored_findings(folder).outcomes] == [
+            o.said for o in found.outcomes
+        ]
+        assert "token f1" in (folder / "report.html").read_text()
 
 
 def test_two_runs_are_compared_by_row(saved, rows: Path) -> None:
@@ -300,6 +312,13 @@ def test_a_judged_entry_says_what_its_judge_is_worth(saved, rows: Path) -> None:
     found = one_study(given, ColumnArguments(dataset_name=str(rows)), TuneArguments(), InstructArguments())[0]
     assert found.metric == "judge" and "unmeasured (--judge_rows)" in (rows / "out" / "report.md").read_text()
     assert all(0 <= line["judge"] <= 1 for line in found.lines)
+    # judged again by its own figure without a judge, but not where it would see other answers
+    assert again.stored_findings(rows / "out").lines == found.lines
+    own = (rows / "own.yaml").read_text()
+    (rows / "own.yaml").write_text(own.replace("first: [", "first: [upper, "))
+    with pytest.raises(InputError, match="the judge didn't see these answers"):
+        again.stored_findings(rows / "out")
+    assert again.stored_findings(rows / "out", "token_f1").metric == "token_f1"
 
 
 def test_entries_say_what_is_wrong_with_them(tmp_path: Path) -> None:
@@ -334,6 +353,8 @@ def test_entries_say_what_is_wrong_with_them(tmp_path: Path) -> None:
         ({"search_rows": 3}, {}, {}, "--search_rows is read with --search"),
         ({}, {"on_long": "keep"}, {}, "--on_long keep; wanted one of"),
         ({}, {"top_p": 0.0}, {}, "--top_p above 0"),
+        ({"models": ["openai:m", "x"], "max_length": 9}, {}, {}, "openai:m behind an address doesn't show"),
+        ({"models": ["openai:m"]}, {"on_long": "drop"}, {}, "--on_long is read with a local model"),
     ],
 )
 def test_options_that_nothing_reads_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from finetune.errors import InputError
@@ -30,6 +31,26 @@ def named_entry(names: Sequence[str]) -> Entry:
             "--prompts, or --suite"
         )
     return read_entry(files.pop())
+
+
+def with_choices(entry: Entry, labels: Sequence[str], values: Sequence[Any], notes: Notes) -> Entry:
+    """promptsource's entry for this data: templates whose answers don't follow from the label one to one are
+    asked by their choices, each row's right one beside them."""
+    if not entry.paired:
+        return entry
+    words, targets, choices = dict(entry.words), dict(entry.targets), dict(entry.choices)
+    for name in entry.words:
+        fixed = entry.templates[name].choices
+        try:
+            entry.verbalizer(name, labels, values)
+        except InputError as error:
+            # without choices there is nothing else to weigh
+            if len(fixed) < 2:
+                continue
+            targets[name] = words.pop(name)
+            choices[name] = Template(f"{entry.name}/{name} (choices)", "|||".join(fixed))
+            notes.expect("", f"{entry.name}/{name}", f"asked by its choices, since {error}", -1)
+    return replace(entry, words=words, targets=targets, choices=choices)
 
 
 def _asked(entry: Entry, names: Sequence[str], kind: str) -> list[tuple[str, str | None]]:

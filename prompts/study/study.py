@@ -19,7 +19,7 @@ from prompts.study.asking import Notes
 from prompts.study.findings import Population
 from prompts.study.options import AnswerArguments, StudyArguments, check_numbers, study_columns
 from prompts.study.parts import Parts, split_rows
-from prompts.study.prompts import named_entry, named_prompts
+from prompts.study.prompts import named_entry, named_prompts, with_choices
 from prompts.study.rows import StudyRow, StudyTable, read_rows, renamed, source_of
 from prompts.study.tune import TuneArguments
 from prompts.study.weighed import Answers
@@ -127,6 +127,7 @@ def read_parts(
     unseen = read_rows(asked, entry, source, label, splits)
     notes = Notes()
     _note_strange(notes, entry, unseen)
+    entry = with_choices(entry, unseen.labels, unseen.values, notes)
     prompts = named_prompts(entry, study.prompts, unseen.labels, unseen.values, notes) if entry.words else []
     how = "drawn evenly over the classes" if even and len(asked) < len(rows.eval) else "drawn plainly"
     population = Population(

@@ -100,12 +100,17 @@ def compared(templates: Path, file: str, data: Path, rows: int) -> list[dict[str
 
 
 def _each(line: dict[str, Any], given: Mapping[str, Any], found: Any, name: str) -> None:
+    from finetune.errors import InputError
     from prompts.templates.template import Skipped
 
     words = {p.template.name.rpartition("/")[2]: p.verbalizer for p in found.prompts}
     template = found.entry.templates[name]
     for row in found.parts.unseen:
-        wanted = theirs(given, row.columns)
+        try:
+            wanted = theirs(given, row.columns)
+        except jinja2.TemplateError as error:
+            line["note"] = line["note"] or f"theirs can't render it on these rows: {error}"
+            continue
         try:
             question = template.render(row.columns).before.strip()
             answer = (
@@ -117,6 +122,9 @@ def _each(line: dict[str, Any], given: Mapping[str, Any], found: Any, name: str)
         except Skipped:
             # theirs gives an empty text, which nobody is asked
             own = [""]
+        except InputError as error:
+            line["note"] = line["note"] or str(error)
+            continue
         line["rows"] += 1
         line["alike"] += own == wanted
         if own != wanted and not line["note"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prompts.study.asking import Notes
-from prompts.study.prompts import named_entry, named_prompts
+from prompts.study.prompts import named_entry, named_prompts, with_choices
 from prompts.templates.prompt import Prompt
 from prompts.templates.reading import read_entry
 from prompts.templates.template import Rendered, Skipped
@@ -106,3 +106,25 @@ def test_promptsource_templates_that_write_have_their_own_answers(tmp_path: Path
     ) == ["line"]
     with pytest.raises(Skipped, match="says nothing of the row"):
         entry.templates["two"].render({"text": "", "summary": "short"})
+
+
+def test_answers_that_do_not_follow_from_the_label_are_asked_by_choices(tmp_path: Path) -> None:
+    path = tmp_path / "templates.yaml"
+    path.write_text(
+        "dataset: a\ntemplates:\n"
+        "  1: !Template {name: plain, answer_choices: a ||| b ||| c, "
+        "jinja: '{{ text }} ||| {{ answer_choices[label] }}'}\n"
+        "  2: !Template {name: twice, answer_choices: no ||| yes, "
+        "jinja: '{{ text }} ||| {{ answer_choices[[0, 1, 1][label]] }}'}\n"
+        "  3: !Template {name: other, answer_choices: no ||| yes, "
+        'jinja: \'{{ text }} ||| {{ {"n": answer_choices[0], "y": answer_choices[1]}[said] }}\'}\n'
+    )
+    given, notes = read_entry(str(path)), Notes()
+    assert given.kinds == ("labels",)
+    entry = with_choices(given, ["a", "b", "c"], [0, 1, 2], notes)
+    kinds = {name: entry.kind(name) for name in entry.templates}
+    assert kinds == {"plain": "labels", "twice": "choices", "other": "choices"}
+    row = {"text": "Fun.", "label": 2, "said": "n"}
+    assert [entry.choices[name].listed(row) for name in ("twice", "other")] == [["no", "yes"]] * 2
+    assert [entry.targets[name].listed(row) for name in ("twice", "other")] == [["yes"], ["no"]]
+    assert [prompt for _, prompt, _ in notes.expected] == ["a/twice", "a/other"]

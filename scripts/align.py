@@ -1,5 +1,5 @@
-"""Align a model by any row of ALIGNMENTS: finetune align --algorithm NAME. Those with a verb of their own run
-as that verb does.
+"""Align a model by any algorithm there is: online DPO, distillation, and by name those of grpo and dpo, which
+run as these verbs do.
 
 python scripts/align.py --algorithm online_dpo --model_name_or_path smollm2 \\
     --reward classifier:runs/reviews_lora --output_dir runs/online
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    # inside, as in every script: `--help` shall answer before torch is imported
     from finetune.alignment.online import DistillArguments, OnlineDPOArguments
     from finetune.alignment.prompts import PromptArguments
     from finetune.alignment.rewards import RewardArguments
@@ -32,6 +31,7 @@ def main(
     reward: RewardArguments,
     training: OnlineDPOArguments,
 ) -> None:
+    # inside, as in every script: `--help` shall answer before torch is imported
     from finetune.alignment.online import align_online
 
     align_online(data, prompt, model, method, reward=reward, training=training)

@@ -1,4 +1,4 @@
-"""GRPO, its later losses and RLOO on TRL's trainers with the rewards of scripts/ppo.py.
+"""GRPO, its later losses and RLOO on TRL's trainers, with any reward, or several.
 
 python scripts/grpo.py --model_name_or_path smollm2 --reward classifier:runs/reviews_lora \\
     --output_dir runs/grpo

@@ -101,11 +101,14 @@ class DistillationTrainer(Resuming, trl.DistillationTrainer):
     """TRL's."""
 
 
-def align_online(
-    data: DataArguments, prompt: PromptArguments, model: ModelArguments, method: MethodArguments,
-    *, reward: RewardArguments, training: OnlineDPOArguments,
-) -> None:  # fmt: skip
-    """The whole of online DPO; figures are of held-out prompts, before and after."""
+def begin(
+    data: DataArguments, prompt: PromptArguments, model: ModelArguments, training: Any
+) -> tuple[Any, Any, list[AskedRewards], list[AskedRewards]]:
+    """Processor and model to start from, prompts to learn on and prompts held out, with the seed set.
+
+    Raises:
+        InputError: rows with tools of their own.
+    """
     keep_freed_memory()
     processes("align")
     set_seed(training.seed)
@@ -114,6 +117,15 @@ def align_online(
         processor, network = load_start(model)
         rows, held_out = read_prompts(data, prompt, processor)
         check_no_tools((*rows, *held_out))
+    return processor, network, rows, held_out
+
+
+def align_online(
+    data: DataArguments, prompt: PromptArguments, model: ModelArguments, method: MethodArguments,
+    *, reward: RewardArguments, training: OnlineDPOArguments,
+) -> None:  # fmt: skip
+    """The whole of online DPO; figures are of held-out prompts, before and after."""
+    processor, network, rows, held_out = begin(data, prompt, model, training)
     # Before the policy is made: a folder that holds another run is refused at once.
     checkpoint = open_run(
         resolved_options(data, prompt, model, method, reward, training), prompts_fingerprint(rows), network
@@ -167,13 +179,7 @@ def distill(
     Raises:
         InputError: a teacher of another vocabulary.
     """
-    keep_freed_memory()
-    processes("align")
-    set_seed(training.seed)
-    with training.main_process_first(desc="reading prompts"):
-        processor, network = load_start(model)
-        rows, held_out = read_prompts(data, prompt, processor)
-        check_no_tools((*rows, *held_out))
+    processor, network, rows, held_out = begin(data, prompt, model, training)
     teacher = load_teacher(model, training, processor)
     checkpoint = open_run(
         resolved_options(data, prompt, model, method, training), prompts_fingerprint(rows), network

@@ -10,6 +10,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +65,25 @@ def prompts_table(arguments: list[str]) -> str:
 
 
 def as_table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
-    """Rows as columns that fit the terminal; the last column's text goes on in further lines."""
-    # The last column is wrapped, and needs no width.
-    *first, _ = zip(heads, *rows, strict=True)
+    """Rows as columns that fit the terminal; texts of the last two go on in further lines where they must."""
+    *first, before, _ = zip(heads, *rows, strict=True)
     widths = [max(map(len, column)) for column in first]
+    # a terminal of any width; below 30 for each nothing could be read
+    room = shutil.get_terminal_size((110, 24)).columns - sum(widths) - 2 * len(widths)
+    # the last column gets what the one before it needs not, and never less than a third
+    widths.append(min(max(map(len, before)), max(30, room * 2 // 3 - 2)))
     start = sum(widths) + 2 * len(widths)
-    # A terminal of any width; below 30 nothing could be read.
-    room = max(30, shutil.get_terminal_size((110, 24)).columns - start)
+    last = max(30, room - widths[-1] - 2)
     lines = []
     for row in [heads, *rows]:
-        cells = "".join(cell.ljust(width + 2) for cell, width in zip(row, widths, strict=False))
-        wrapped = textwrap.wrap(row[-1], room) or [""]
-        lines += [(cells + wrapped[0]).rstrip(), *(" " * start + text for text in wrapped[1:])]
+        wrapped = zip_longest(
+            *([cell] for cell in row[:-2]), textwrap.wrap(row[-2], widths[-1]), textwrap.wrap(row[-1], last)
+        )
+        for cells in wrapped:
+            padded = [(cell or "").ljust(width + 2) for cell, width in zip(cells, widths, strict=False)]
+            lines.append(("".join(padded) + (cells[-1] or "")).rstrip())
         if row is heads:
-            lines.append("-" * min(start + max(len(r[-1]) for r in [heads, *rows]), start + room))
+            lines.append("-" * min(start + max(len(r[-1]) for r in [heads, *rows]), start + last))
     return "\n".join(lines)
 
 

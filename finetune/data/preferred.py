@@ -4,7 +4,7 @@ verdict. Knows columns alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -71,16 +71,8 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
         isinstance(value, str) or value is None
         for name in filter(None, (better, worse, fields and fields.asked)) for value in rows[name][:1]
     )  # fmt: skip
-    made: dict[str, list[Any]] = {"chosen": [], "rejected": []}
-    for index, row in enumerate(rows):
-        try:
-            one = _texts(row, fields, (better, worse)) if texts else _chats(row, fields, (better, worse))
-        except MessageError as error:
-            raise InputError(
-                f"In {place_of(rows, index)} stands {error}. Mend the row or leave it out"
-            ) from error
-        for name, value in one.items():
-            made.setdefault(name, []).append(value)
+    read = _texts if texts else _chats
+    made = _each(rows, ("chosen", "rejected"), lambda row: read(row, fields, (better, worse)))
     rest = rows.select_columns([name for name in rows.column_names if name in kept or name.startswith("__")])
     used = {**(fields.used() if fields else {}), "chosen": [better], "rejected": [worse]}
     # without an answer's column `used` names the question's again, as its label
@@ -91,6 +83,27 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
         fields.layout if fields else "", aside=tuple(kept), turns={"prompt": "user", **SIDES},
         further=(*kept, "tools"),
     )  # fmt: skip
+
+
+def _each(
+    rows: Dataset, names: Sequence[str], read: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, list[Any]]:
+    """What each row becomes, as columns: those of `names`, and further ones that its readings have.
+
+    Raises:
+        InputError: a row that can't be read, with its place.
+    """
+    made: dict[str, list[Any]] = {name: [] for name in names}
+    for index, row in enumerate(rows):
+        try:
+            one = read(row)
+        except MessageError as error:
+            raise InputError(
+                f"In {place_of(rows, index)} stands {error}. Mend the row or leave it out"
+            ) from error
+        for name, value in one.items():
+            made.setdefault(name, []).append(value)
+    return made
 
 
 def _question(rows: Dataset, data: DataArguments, answers: Sequence[str]) -> Fields | None:
@@ -196,19 +209,13 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
         raise InputError(
             f"No column with a question in {data.name}; it has {', '.join(there)}. Set --text_column"
         )
-    made: dict[str, list[Any]] = {"prompt": [], "completion": [], "label": []}
     plain = fields.plain and isinstance(rows[0][said], str) and isinstance(rows[0][fields.asked or ""], str)
-    for index, row in enumerate(rows):
-        try:
-            one = _answered(row, fields, said, plain) | {"label": as_verdict(row[verdict])}
-            if fields.tools:
-                one["tools"] = as_tools(row[fields.tools])
-        except MessageError as error:
-            raise InputError(
-                f"In {place_of(rows, index)} stands {error}. Mend the row or leave it out"
-            ) from error
-        for name, value in one.items():
-            made.setdefault(name, []).append(value)
+
+    def judged(row: dict[str, Any]) -> dict[str, Any]:
+        one = _answered(row, fields, said, plain) | {"label": as_verdict(row[verdict])}
+        return one | ({"tools": as_tools(row[fields.tools])} if fields.tools else {})
+
+    made = _each(rows, ("prompt", "completion", "label"), judged)
     rest = rows.select_columns([name for name in rows.column_names if name == "id" or name.startswith("__")])
     used = {**fields.used(), "completion": [said or str(chat)], "label": [verdict]}
     return Laid(

@@ -149,8 +149,8 @@ class RecurrentModel(RecurrentPreTrainedModel):
         )
 
 
-class RecurrentForSequenceClassification(RecurrentPreTrainedModel):
-    """One vector of a text → its classes: its last states, the mean or the largest of all."""
+class RecurrentClassifier(RecurrentPreTrainedModel):
+    """The body with a linear layer over the classes; what that layer reads is the subclass's."""
 
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__(config)
@@ -159,6 +159,10 @@ class RecurrentForSequenceClassification(RecurrentPreTrainedModel):
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(config.width, config.num_labels)
         self.post_init()
+
+
+class RecurrentForSequenceClassification(RecurrentClassifier):
+    """One vector of a text → its classes: its last states, the mean or the largest of all."""
 
     def forward(
         self,
@@ -189,16 +193,8 @@ def pooled(states: Tensor, mask: Tensor | None, how: str) -> Tensor:
     return (states * there[..., None]).sum(dim=1) / there.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-class RecurrentForTokenClassification(RecurrentPreTrainedModel):
+class RecurrentForTokenClassification(RecurrentClassifier):
     """Each token's state → its classes."""
-
-    def __init__(self, config: RecurrentConfig) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.model = RecurrentModel(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.width, config.num_labels)
-        self.post_init()
 
     def forward(
         self,
@@ -239,14 +235,6 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # its states are its cache
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The layer over the vocabulary."""
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        """Another in its place."""
-        self.lm_head = value
 
     def forward(
         self,

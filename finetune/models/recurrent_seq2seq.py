@@ -200,14 +200,6 @@ class RecurrentForSeq2SeqLM(WordVectorModel, GenerationMixin):
         # both names, or the encoder would go on with the old one
         self.shared = self.encoder.embeddings = value  # type: ignore[assignment]
 
-    def get_output_embeddings(self) -> nn.Module:
-        """The layer over the vocabulary."""
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        """Another in its place."""
-        self.lm_head = value
-
     def forward(
         self,
         input_ids: Tensor | None = None,

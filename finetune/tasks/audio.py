@@ -18,14 +18,14 @@ from torch import Tensor
 from finetune.data import sounds
 from finetune.data.cells import content_of
 from finetune.data.collate import Batch, Features
-from finetune.data.columns import Columns, row_classes
+from finetune.data.columns import Columns
 from finetune.data.media import file_features, lay_out_files, without_broken
 from finetune.data.sources import DataArguments, Rows
 from finetune.metrics.baselines import linear_classes, majority
 from finetune.models.audio import USUAL_RATE, longest_heard
 from finetune.models.heads import core
 from finetune.tasks.classification import Inputs, examine_classes
-from finetune.tasks.task import Examined
+from finetune.tasks.task import Examined, both_splits
 
 logger = logging.getLogger(__name__)
 
@@ -140,11 +140,10 @@ def show(rows: Dataset, columns: Columns) -> list[str]:
 
 def baselines(found: Examined) -> list[dict[str, Any]]:
     """The commonest class, and a linear model on log-mel bands."""
-    assert found.rows.train is not None and found.rows.eval is not None
-    parts = (found.rows.train, found.rows.eval)
-    train, gold = (row_classes(part, found.columns.label) for part in parts)
-    if train is None or gold is None:
+    both = both_splits(found)
+    if both is None:
         return []
+    parts, train, gold = both
     learnt, asked = (sounds.mel_vectors(part[found.columns.text], USUAL_RATE) for part in parts)
     made = (majority(gold, train), linear_classes("log-mel + linear", (learnt, train), (asked, gold)))
     return [one for one in made if one is not None]

@@ -14,7 +14,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from finetune.data.checks import few_shots, overlap, without_empty
-from finetune.data.columns import Columns, class_ids, class_names, row_classes, with_classes
+from finetune.data.columns import Columns, class_ids, class_names, with_classes
 from finetune.data.labelled import labelled, lay_out_classes, say_classes, settled_labels
 from finetune.data.laying import laid_out
 from finetune.data.places import places_of
@@ -24,7 +24,7 @@ from finetune.errors import InputError
 from finetune.metrics import classification
 from finetune.metrics.baselines import bag_of_words, composition, majority
 from finetune.metrics.bootstrap import each, macro_f1_interval, mean_figure
-from finetune.tasks.task import Answer, Asked, Examined, shown_texts, softmax
+from finetune.tasks.task import Answer, Asked, Examined, both_splits, shown_texts, softmax
 
 
 @dataclass(frozen=True)
@@ -231,12 +231,10 @@ def details(answers: Sequence[Answer], labels: list[str], samples: int = 2000) -
 
 def baselines(found: Examined) -> list[dict[str, Any]]:
     """Always the commonest class, and a bag of words, learnt on the training rows."""
-    assert found.rows.train is not None and found.rows.eval is not None
-    parts = (found.rows.train, found.rows.eval)
-    train, gold = (row_classes(part, found.columns.label) for part in parts)
-    # baselines count declared classes
-    if train is None or gold is None:
+    both = both_splits(found)
+    if both is None:
         return []
+    parts, train, gold = both
     learnt, asked = (_whole_texts(part, found.columns) for part in parts)
     # told from the rows, as the task doesn't say what its texts are
     words = any(any(sign.isspace() for sign in text) for text in learnt)

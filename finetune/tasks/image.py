@@ -15,13 +15,13 @@ from datasets import Dataset, Image
 from finetune.data import pictures
 from finetune.data.cells import content_of
 from finetune.data.collate import Batch, Features
-from finetune.data.columns import Columns, row_classes
+from finetune.data.columns import Columns
 from finetune.data.media import file_features, lay_out_files, without_broken
 from finetune.data.sources import DataArguments, Rows
 from finetune.metrics.baselines import majority, nearest_neighbours, support_vectors
 from finetune.models.images import channels
 from finetune.tasks.classification import Inputs, examine_classes
-from finetune.tasks.task import Examined
+from finetune.tasks.task import Examined, both_splits
 
 
 def examine(rows: Rows, data: DataArguments) -> Examined:
@@ -75,12 +75,10 @@ def show(rows: Dataset, columns: Columns) -> list[str]:
 
 def baselines(found: Examined) -> list[dict[str, Any]]:
     """The commonest class, the nearest neighbours and a support vector machine on grey pixels."""
-    assert found.rows.train is not None and found.rows.eval is not None
-    parts = (found.rows.train, found.rows.eval)
-    train, gold = (row_classes(part, found.columns.label) for part in parts)
-    # baselines count declared classes
-    if train is None or gold is None:
+    both = both_splits(found)
+    if both is None:
         return []
+    parts, train, gold = both
     # [pictures, 784] grey values
     learnt, asked = (np.asarray(pictures.pixels(part[found.columns.text])) for part in parts)
     made = (

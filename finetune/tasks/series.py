@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from finetune.data.collate import Batch, Features
-from finetune.data.columns import LABELS, Columns, class_ids, first_there, row_classes
+from finetune.data.columns import LABELS, Columns, class_ids, first_there
 from finetune.data.labelled import named_classes
 from finetune.data.places import columns_of, place_of, places_of
 from finetune.data.questions import Laid
@@ -29,7 +29,7 @@ from finetune.models.forecasters import check_sizes, resized, sizes
 from finetune.models.series_processor import SeriesProcessor
 from finetune.tasks.classification import Inputs, examine_classes
 from finetune.tasks.options import TaskArguments
-from finetune.tasks.task import Examined
+from finetune.tasks.task import Examined, both_splits
 
 logger = logging.getLogger(__name__)
 
@@ -234,11 +234,10 @@ def baselines(found: Examined) -> list[dict[str, Any]]:
     """Always the commonest class, random kernels with ridge regression, and the nearest neighbour under time
     warping; what would take long is left out.
     """
-    assert found.rows.train is not None and found.rows.eval is not None
-    parts = (found.rows.train, found.rows.eval)
-    train, gold = (row_classes(part, found.columns.label) for part in parts)
-    if train is None or gold is None:
+    both = both_splits(found)
+    if both is None:
         return []
+    parts, train, gold = both
     learnt, asked = padded(*([channels_of(cell) for cell in part[found.columns.text]] for part in parts))
     made = [majority(gold, train)]
     steps = learnt.shape[-1]

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from finetune.data.checks import not_trained
-from finetune.data.columns import Columns
+from finetune.data.columns import Columns, row_classes
 from finetune.data.encode import fingerprint
 from finetune.data.sources import Rows, load_rows
 from finetune.loss import everything, same_labels
@@ -41,6 +41,16 @@ class Examined(NamedTuple):
         rows = self.rows.train if self.rows.train is not None else self.rows.eval
         assert rows is not None
         return fingerprint(rows, self.columns)
+
+
+def both_splits(found: Examined) -> tuple[tuple[Dataset, Dataset], list[str], list[str]] | None:
+    """Training and evaluation rows, and the class of each of their rows by name: what a baseline learns and
+    is held against. None where the rows have no declared classes.
+    """
+    assert found.rows.train is not None and found.rows.eval is not None
+    parts = (found.rows.train, found.rows.eval)
+    train, gold = (row_classes(part, found.columns.label) for part in parts)
+    return None if train is None or gold is None else (parts, train, gold)
 
 
 def shown_texts(rows: Dataset, columns: Columns) -> list[Any]:

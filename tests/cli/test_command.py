@@ -208,6 +208,9 @@ def test_tables_have_a_line_for_every_row(name, capsys):
 def test_long_texts_go_on_below_their_column():
     text = as_table([("a", "word " * 40)], ("name", "what"))
     assert text.splitlines()[2].startswith("a     word") and text.splitlines()[3].startswith("      word")
+    wide = as_table([("a", "one " * 60, "two " * 60), ("b", "", "")], ("name", "first", "second"))
+    assert max(map(len, wide.splitlines())) <= 110
+    assert (wide.count("one"), wide.count("two")) == (60, 60) and wide.splitlines()[-1] == "b"
 
 
 def test_launching_on_cpus_joins_processes_and_shares_the_processors():

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import SHARED_DATA
 from datasets import Dataset
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -23,7 +22,7 @@ from finetune.data.encode import sequence
 from finetune.data.layouts import LAYOUTS
 from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.errors import InputError
-from finetune.tasks import choice, classification, multilabel, seq2seq, sft, spans, tokens
+from finetune.tasks import choice, classification, sft
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson "
@@ -334,33 +333,6 @@ def test_texts_that_are_read_already_stop_nothing(processor, tmp_path, capsys):
         )
     encoded(write(tmp_path / "rows.jsonl", rows), processor)
     assert "as their texts are read already: prompt, answer" in capsys.readouterr().out
-
-
-CASES = SHARED_DATA.parent / "cases" / "rows"
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="the small inputs are not here")
-@pytest.mark.parametrize(
-    ("file", "examine", "rows"),
-    [
-        *((name, sft.examine, count) for name, count in (
-            ("alpaca.json", 12), ("alpaca_system_history.jsonl", 6), ("dolly.jsonl", 12),
-            ("system_prompt_question.jsonl", 12),
-            ("sharegpt.jsonl", 12), ("messages_human_gpt.jsonl", 12), ("messages_parts.jsonl", 12),
-            ("input_output.jsonl", 12),
-            ("sharegpt_tools.jsonl", 12), ("messages_weight.jsonl", 12))),
-        ("dolly.jsonl", seq2seq.examine, 12), ("alpaca.json", seq2seq.examine, 12), ("multi_hot.jsonl",
-        multilabel.examine, 12),
-        ("snli_minus_one.jsonl", partial(classification.examine, pair=True), 18), ("semicolon_bom.csv",
-        partial(classification.examine, pair=False), 24),
-        ("none_is_a_label.csv", partial(classification.examine, pair=False), 24), ("squad_own.json",
-        spans.examine, 12),
-        ("ner_bioes.jsonl", tokens.examine, 12), ("ner_spans.jsonl", tokens.examine, 12),
-    ],
-)  # fmt: skip
-def test_small_inputs_are_read(file, examine, rows):
-    data = DataArguments(str(CASES / file), eval_split="train")
-    assert len(examine(load_rows(data), data).rows.train) == rows
 
 
 def test_every_layout_of_the_table_is_read(processor):

@@ -37,6 +37,7 @@ from finetune.models.load import ModelArguments
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.interrupts import Resuming
 from finetune.training.machine import processes
+from finetune.training.optimizers import check_optimizer
 
 
 def as_trl_reward(
@@ -267,6 +268,7 @@ def align(
     # Before the policy is made: a folder that holds another run is refused at once.
     checkpoint = open_run(options, prompts_fingerprint(rows), network)
     policy = make_policy(network, method.method, method.method_kwargs, bool(training.bf16))
+    check_optimizer(training, policy.network)
     rewards = load_rewards(reward, policy, model)
     held_out = held_out[: training.held_out_prompts]
     watch = Watch(

@@ -39,6 +39,7 @@ from finetune.models.load import ModelArguments
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.interrupts import Resuming
 from finetune.training.machine import processes
+from finetune.training.optimizers import check_optimizer
 
 
 @dataclass
@@ -131,6 +132,7 @@ def align_online(
         resolved_options(data, prompt, model, method, reward, training), prompts_fingerprint(rows), network
     )
     policy = make_policy(network, method.method, method.method_kwargs, bool(training.bf16))
+    check_optimizer(training, policy.network)
     rewards = load_rewards(reward, policy, model)
     sampling = SamplingArguments(
         training.max_new_tokens or 48, training.temperature, training.top_k or 0, training.top_p
@@ -185,6 +187,7 @@ def distill(
         resolved_options(data, prompt, model, method, training), prompts_fingerprint(rows), network
     )
     network = make_policy(network, method.method, method.method_kwargs).network
+    check_optimizer(training, network)
     parts = [
         Dataset.from_dict({"prompt": [row.prompt for row in part]})
         for part in (rows, held_out[: training.held_out_prompts])

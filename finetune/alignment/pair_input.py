@@ -24,9 +24,8 @@ from finetune.alignment.preferences import (
     sound_answers,
 )
 from finetune.data.laying import laid_out
-from finetune.data.layouts import first_of
-from finetune.data.places import SET, columns_of, short_names
-from finetune.data.preferred import BETTER, lay_out_pairs, lay_out_unpaired
+from finetune.data.places import SET, short_names
+from finetune.data.preferred import are_pairs, lay_out_pairs, lay_out_unpaired
 from finetune.data.preview import marked, show_texts
 from finetune.data.sources import DataArguments, Rows, load_rows, sample
 from finetune.data.streaming import StreamingArguments
@@ -75,7 +74,7 @@ def _ready(
 ) -> Dataset:
     """Rows of both splits alike, laid out and checked."""
     assert rows.eval is not None
-    if single and not first_of(BETTER, columns_of(rows.eval)):
+    if single and not are_pairs(rows.eval):
         laid, _ = laid_out(rows, data, lay_out_unpaired)
         assert laid.eval is not None
         return sound_answers(laid.eval, processor, max_length, settings.drop_faulty_pairs, where)

@@ -26,6 +26,7 @@ from finetune.models.load import ModelArguments
 from finetune.privacy.options import PrivacyArguments, check_private
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.machine import processes
+from finetune.training.optimizers import check_optimizer
 from finetune.training.options import settled
 from finetune.training.streamed import check_stream
 
@@ -74,6 +75,7 @@ def train_on_pairs(
     if show_pairs(train, held_out, processor, data):
         return None
     network = attach(network, method.method, method.method_kwargs, task)
+    check_optimizer(training, network)
     options = resolved_options(data, pairs, stream, model, method, training, *further)
     checkpoint = open_run(options, pairs_fingerprint(train, data), network)
     trainer = make(network, processor, training, train, held_out)

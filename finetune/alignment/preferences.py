@@ -19,9 +19,8 @@ from datasets import Dataset
 
 from finetune.data.chats import template_ids
 from finetune.data.laying import laid_out
-from finetune.data.layouts import first_of
 from finetune.data.places import PLACE, SET, columns_of, places_of
-from finetune.data.preferred import BETTER, lay_out_pairs, lay_out_unpaired
+from finetune.data.preferred import are_pairs, lay_out_pairs, lay_out_unpaired
 from finetune.data.sources import DataArguments, load_rows, sample
 from finetune.errors import InputError
 
@@ -84,6 +83,8 @@ def read_pairs(
         (rows.train, data.max_train_rows, "training"),
         (rows.eval, data.max_eval_rows, "held-out"),
     ):
+        # before the sample, which would be drawn from pairs that go, and be smaller than was asked for
+        part = _with_margin(part, settings.min_margin) if settings.min_margin else part
         part = sample(part, limit, data.sample_seed)
         parts.append(ready_pairs(part, settings, processor, max_length, where))
     return parts[0], parts[1]
@@ -123,7 +124,7 @@ def read_unpaired(
     """
     rows = load_rows(data)
     assert rows.train is not None and rows.eval is not None
-    if first_of(BETTER, columns_of(rows.train)):
+    if are_pairs(rows.train):
         return read_pairs(data, settings, processor, max_length)
     rows, _ = laid_out(rows, data, lay_out_unpaired)
     assert rows.train is not None and rows.eval is not None

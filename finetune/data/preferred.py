@@ -10,8 +10,10 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
+from finetune.data.accounting import cell_texts
 from finetune.data.cells import with_json
 from finetune.data.columns import Columns
+from finetune.data.compared import better_and_worse, is_compared
 from finetune.data.conversations import Message, MessageError, as_chat, is_chat, said_in
 from finetune.data.layouts import ASKED, CHATS, Fields, find_fields, first_of, holds
 from finetune.data.places import columns_of, place_of
@@ -44,6 +46,12 @@ TRUE, FALSE = (
 )
 
 
+def are_pairs(rows: Dataset) -> bool:
+    """Whether rows hold a better and a worse answer, and not answers with a verdict each."""
+    there = columns_of(rows)
+    return first_of(BETTER, there) is not None or is_compared(there)
+
+
 def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
     """A question with a better and a worse answer → prompt, chosen, rejected, and tools, margins and scores
     where there are any.
@@ -56,12 +64,22 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
     """
     there = columns_of(rows)
     better, worse = first_of(BETTER, there), first_of(WORSE, there)
+    compared = better_and_worse(rows, data) if better is None and worse is None else None
+    if compared is not None:
+        laid = lay_out_pairs(compared.rows, replace(data, label_column=None))
+        used = compared.used({role: columns for role, columns in laid.used.items() if role not in SIDES})
+        named = [name for columns in used.values() for name in columns]
+        # read of the file's own columns, which the laid rows no longer have
+        return replace(
+            laid, used=used, texts=lambda row: "\x00".join(cell_texts([row[name] for name in named]))
+        )
     if better is None or worse is None:
         raise InputError(
             f"No column '{'chosen' if better is None else 'rejected'}' in {data.name}; it has "
             f"{', '.join(there)}; wanted a better answer as one of: {', '.join(BETTER)}; and a worse one as "
             "one of: "
-            f"{', '.join(WORSE)}. Rename the columns, or set --dataset_name to preference pairs"
+            f"{', '.join(WORSE)}; or two answers and a verdict (response_0, response_1, better_response_id). "
+            "Rename the columns, or set --dataset_name to preference pairs"
         )
     # None where both answers are whole chats that hold the question
     fields = _question(rows, data, (better, worse))

@@ -31,6 +31,7 @@ from finetune.data.records import shape_of
 from finetune.data.tables import dialect, ending, guessed, skipping_mark, typed, zst_stream
 from finetune.errors import InputError
 
+ROWS_FIRST = 256  # rows that say what each column is for, before anything is trained
 HEAD = 1000  # records that tell a table's delimiter and its columns of numbers
 SNIFFED = 200_000  # characters of the beginning that are looked at
 OPENED: dict[str, Callable[[Path], Any]] = {

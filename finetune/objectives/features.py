@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from datasets import Dataset, IterableDataset, Value, concatenate_datasets
 from numpy.random import Generator
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data.files import as_dataset
 from finetune.data.laying import laid_out
 from finetune.data.mixing import weighted
 from finetune.data.places import SET, columns_of
 from finetune.data.sources import TextArguments, load_rows
-from finetune.data.streaming import open_stream
+from finetune.data.streaming import ROWS_FIRST, open_stream
 from finetune.errors import InputError
 from finetune.objectives import contrastive, documents, inputs
 from finetune.objectives.options import ObjectiveArguments
@@ -187,11 +189,20 @@ def _source(
                 "--positive_label wants rows that are read before the start; leave --streaming out"
             )
         rows = inputs.with_label(rows, apart.positive_label, chosen)
-    # the names of columns are known by a row: a stream need not declare them
-    first = next(iter(rows), None)
-    if first is None:
+    # what columns there are is known by their rows: a stream need not declare them
+    first = list(islice(rows, ROWS_FIRST))
+    if not first:
         raise InputError(f"'{source}' has no rows to train on; set --train_split or --mixture")
-    there = find_inputs(name, apart, list(first), chosen, train=True)
+    names = dict.fromkeys(key for row in first for key in row)
+    there = find_inputs(name, apart, list(names), chosen, train=True)
+    told = there | ({"label": data.label_column or "label"} if apart.positive_label else {})
+    # of rows that can be counted all are looked at, and of a stream its beginning
+    looked = (
+        rows
+        if isinstance(rows, Dataset)
+        else as_dataset({key: [row.get(key) for row in first] for key in names}, source)
+    )
+    inputs.account_roles(looked, told, chosen, "training")
     # all sources alike by their roles, or rows of two could not share a batch
     rows = rows.select_columns(list(there.values())).rename_columns(
         {column: role for role, column in there.items() if column != role}

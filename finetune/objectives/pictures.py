@@ -24,6 +24,7 @@ from finetune.data.columns import Columns
 from finetune.data.encode import fingerprint
 from finetune.data.laying import laid_out
 from finetune.data.media import as_files, file_column, file_features, without_broken
+from finetune.data.places import SET
 from finetune.data.questions import Laid
 from finetune.data.sources import TextArguments, load_rows, sample
 from finetune.errors import InputError
@@ -66,9 +67,13 @@ def load_pictures(data: TextArguments, processor: Any) -> tuple[dict[str, Datase
     mode, size = pictures.mode_of(channels(processor)), processor.to_dict().get("size", {})
     for part in chosen.values():
         pictures.say_kinds(part[columns.text], mode, size)
-    return {
+    features = {
         split: file_features(part, columns, "image", [1] * len(part), None) for split, part in chosen.items()
-    }, fingerprint(chosen["train"], Columns(columns.text, None, ""))
+    }
+    # several evaluation sets are told apart by this column, up to `sets_apart`
+    if SET in chosen["eval"].column_names:
+        features["eval"] = features["eval"].add_column(SET, chosen["eval"][SET][:])
+    return features, fingerprint(chosen["train"], Columns(columns.text, None, ""))
 
 
 def _lay_out(rows: Dataset, data: TextArguments) -> Laid:

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
 from finetune.errors import InputError
-from finetune.training.options import TrainingArguments
+
+OWN_WARMUP = (
+    "schedule_free_adamw",
+    "schedule_free_sgd",
+)  # transformers hands them `warmup_steps` as it stands
 
 
-def check_optimizer(training: TrainingArguments, network: Any) -> None:
+def check_optimizer(training: transformers.TrainingArguments, network: Any) -> None:
     """The optimizer that was asked for can be made here; said before the first step and not at it.
 
     Raises:
-        InputError: its package is missing, or options that it needs.
+        InputError: its package is missing, or options that it needs, or a warm-up that it takes for another.
     """
+    # an enum's value is what the user wrote
+    name = training.optim.value if isinstance(training.optim, OptimizerNames) else str(training.optim)
+    if name in OWN_WARMUP and 0 < training.warmup_steps < 1:
+        raise InputError(
+            f"--optim {name} warms up by itself, over a number of steps, and a share of them "
+            f"(--warmup_steps {training.warmup_steps:g}) would multiply the first step's rate. Set "
+            "--warmup_steps 0, or a number of steps"
+        )
     try:
         # made by transformers' own look-up and thrown away: importing its package is what may fail
         Trainer.get_optimizer_cls_and_kwargs(training, network)
     except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
-        # an enum's value is what the user wrote
-        name = training.optim.value if isinstance(training.optim, OptimizerNames) else training.optim
         raise InputError(
             # messages of several lines would tear the error's one line
             f"--optim {name} can't be used: {' '.join(str(error).split())} Set --optim"

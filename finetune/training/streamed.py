@@ -20,14 +20,13 @@ from finetune.data.files import Reading, as_dataset
 from finetune.data.licences import with_licences
 from finetune.data.mixing import weighted
 from finetune.data.sources import FewShotArguments, Rows, TextArguments, load_rows
-from finetune.data.streaming import StreamingArguments, open_stream
+from finetune.data.streaming import ROWS_FIRST, StreamingArguments, open_stream
 from finetune.errors import InputError
 from finetune.objectives.streams import Stream
 from finetune.tasks.limits import check_lines
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Examined, Task
 
-ROWS_FIRST = 256  # rows that say what each column is for, before anything is trained
 Batch = dict[str, list[Any]]
 
 

@@ -111,8 +111,19 @@ def _entry_of(folders: Sequence[Path], names: list[str], as_kept: bool) -> Entry
 
 
 def rescore(options: Options) -> bool:
-    """Write a run's report anew, in --output_dir or in place; whether anything in it couldn't be asked."""
+    """Write a run's report anew, in --output_dir or in place; whether anything in it couldn't be asked.
+
+    Raises:
+        InputError: no run, or options that show rows.
+    """
     folder = Path(str(options.run.rescore)).expanduser()
+    # both look at rows as templates ask them, and here nothing is asked
+    for name, given in (("show_rows", options.run.show_rows), ("check", options.study.check)):
+        if given:
+            raise InputError(
+                f"--rescore judges the answers that {folder} holds and asks none of its rows; --{name} has "
+                "nothing to show. Leave one out"
+            )
     found = stored_findings(folder, options.answers.metric, options.run.power)
     # left at its default, --output_dir means the run's own folder
     target = (

@@ -244,6 +244,10 @@ def test_pairs_are_read_from_a_folder_and_small_margins_left_out(tmp_path: Path)
     assert train["margin"][:] == held_out["margin"][:] == [0.5]
     with pytest.raises(InputError, match="lower --min_margin"):
         read_pairs(data, PairArguments(min_margin=0.6), make_tokenizer("llama"), 32)
+    # the sample is drawn from the pairs that stay
+    for seed in range(3):
+        few = DataArguments(dataset_name=str(tmp_path), max_train_rows=1, sample_seed=seed)
+        assert len(read_pairs(few, PairArguments(min_margin=0.3), make_tokenizer("llama"), 32)[0]) == 1
     with pytest.raises(InputError, match="--drop_faulty_pairs"):
         read_pairs(
             data, PairArguments(), make_tokenizer("llama"), 32

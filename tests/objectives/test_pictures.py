@@ -92,15 +92,19 @@ def test_the_next_pixel_is_that_of_the_picture():
     [("masked_patches", "vit", TINY, "explained"), ("clm", "imagegpt", PIXELS, "perplexity")],
 )
 def test_pretraining_starts_a_task(objective, family, overrides, figure, tmp_path):
-    for n in range(12):
-        folder = tmp_path / "rows" / ("train" if n < 8 else "test") / "ab"[n % 2]
+    for n in range(24):
+        folder = tmp_path / ("rows", "more")[n // 12] / ("train" if n % 12 < 8 else "test") / "ab"[n % 2]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{n}.pgm").write_bytes(picture(n)["bytes"])
     main, out = script("pretrain").main, tmp_path / "run"
     given = f"--objective {objective} --from_config {family} --config_overrides {overrides} --bf16 false "
     given += f"--dataset_name {tmp_path / 'rows'} --output_dir {out} --max_steps 2 --learning_rate 1e-2"
-    main(*parse(main, given.split()))
-    assert np.isfinite(json.loads((out / "metrics.json").read_text())[figure])
+    main(
+        *parse(main, [*given.split(), "--eval_dataset_name", *(str(tmp_path / x) for x in ("rows", "more"))])
+    )
+    figures = json.loads((out / "metrics.json").read_text())
+    # of all pictures, and of each evaluation set
+    assert np.isfinite([figures[figure], figures[f"rows_{figure}"], figures[f"more_{figure}"]]).all()
     main = script("train").main
     given = f"--task image --method full --model_name_or_path {out} --dataset_name {tmp_path / 'rows'} "
     given += f"--output_dir {tmp_path / 'task'} --max_steps 1 --bf16 false"

@@ -251,6 +251,18 @@ def test_sources_of_no_texts_are_named(streaming, saved, review_file, tmp_path):
         )  # fmt: skip
 
 
+def test_a_streams_column_of_texts_that_nothing_reads_stops_the_run(saved, tmp_path, capsys):
+    base, rows = saved("bert", AutoModelForMaskedLM), tmp_path / "rows"
+    rows.mkdir()
+    lines = [json.dumps({"text": f"a film {n}", "notes": f"seen on day {n} by us all"}) for n in range(8)]
+    (rows / "train.jsonl").write_text("\n".join(lines))
+    (rows / "test.jsonl").write_text('{"text": "a film"}\n{"text": "good"}')
+    options = ("--model_name_or_path", str(base), "--dataset_name", str(rows), "--max_length", "32",
+               "--streaming", "true", "--max_steps", "1", "--check", "true")  # fmt: skip
+    with pytest.raises(InputError, match="training rows: the column 'notes' holds text that nothing reads"):
+        pretrain(tmp_path / "run", *options)
+
+
 def test_empty_texts_are_named(saved, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(

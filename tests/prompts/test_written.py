@@ -258,6 +258,8 @@ def test_a_run_is_judged_again_without_asking(saved, rows: Path, monkeypatch: py
     kept = again.stored_findings(rows / "out", as_kept=True)
     assert kept.metric == "exact_match" and {one.how for one in kept.outcomes} == {"first", "digits"}
     assert rescore(replace(given, run=StudyRunArguments(rescore=str(rows / "out")))) is False
+    with pytest.raises(InputError, match="--show_rows has nothing to show"):
+        rescore(replace(given, run=StudyRunArguments(rescore=str(rows / "out"), show_rows=2)))
     found = again.stored_findings(rows / "out")
     assert found.metric == "token_f1" and {one.how for one in found.outcomes} == {"other", "digits"}
     # the folder is enough, and one that it was judged into

@@ -118,8 +118,11 @@ def begin(saved, review_file, tmp_path):
     def made(verb: str, folder: str, *further: object) -> Path:
         rows = review_file
         if verb in ROWS:
-            rows = tmp_path / f"{verb}.jsonl"
-            rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS[verb]))
+            rows = tmp_path / verb
+            rows.mkdir(exist_ok=True)
+            lines = [json.dumps(row) + "\n" for row in ROWS[verb]]
+            (rows / "train.jsonl").write_text("".join(lines[:8]))
+            (rows / "test.jsonl").write_text("".join(lines[8:]))
         causal = verb != "train"
         base = saved("llama", AutoModelForCausalLM) if causal else saved("bert", AutoModel)
         train(
@@ -134,11 +137,19 @@ def begin(saved, review_file, tmp_path):
     return made
 
 
-@pytest.mark.parametrize("verb", ["train", "sft", "dpo", "reward", "pretrain"])
-def test_a_run_made_longer_is_the_uninterrupted_one(verb, begin, tmp_path):
-    first = begin(verb, "first", "--num_train_epochs", 1)
-    train("--resume_from", first, "--num_train_epochs", 2, "--output_dir", tmp_path / "longer", verb=verb)
-    whole = weights(begin(verb, "whole", "--num_train_epochs", 2))
+STREAMED = ("--streaming", "true", "--shuffle_buffer", 4, "--save_strategy", "steps", "--save_steps", 2)
+
+
+@pytest.mark.parametrize(
+    ("verb", "streamed"),
+    [(verb, ()) for verb in ("train", "sft", "dpo", "reward", "pretrain")]
+    + [(verb, STREAMED) for verb in ("train", "sft")],
+)
+def test_a_run_made_longer_is_the_uninterrupted_one(verb, streamed, begin, tmp_path):
+    length, short, long = ("--max_steps", 2, 4) if streamed else ("--num_train_epochs", 1, 2)
+    first = begin(verb, "first", length, short, *streamed)
+    train("--resume_from", first, length, long, "--output_dir", tmp_path / "longer", verb=verb)
+    whole = weights(begin(verb, "whole", length, long, *streamed))
     longer = weights(tmp_path / "longer")
     assert any(not torch.equal(longer[name], value) for name, value in weights(first).items())
     assert all(torch.allclose(longer[name], value, atol=1e-6) for name, value in whole.items())

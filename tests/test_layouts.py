@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -239,58 +237,6 @@ def test_the_same_classified_texts_have_the_same_ids_and_classes(name, processor
     assert Counter(zip(texts, [found.labels[n] for n in features["labels"]], strict=True)) == Counter(
         CLASSIFIED
     )
-
-
-WORD = st.text(alphabet="abcdefgäöé", min_size=3, max_size=8)
-TEXT = st.lists(WORD, min_size=2, max_size=6).map(" ".join)
-NAMES = (
-    "instruction",
-    "input",
-    "output",
-    "context",
-    "response",
-    "system",
-    "prompt",
-    "completion",
-    "question",
-    "answer",
-    "query",
-    "notes",
-    "rationale",
-)
-
-
-@settings(
-    max_examples=40,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(names=st.lists(st.sampled_from(NAMES), min_size=1, max_size=6, unique=True), rows=st.data())
-def test_every_word_of_every_text_is_rendered_or_the_run_stops(names, rows, processor):
-    cells = {
-        name: rows.draw(st.lists(TEXT, min_size=3, max_size=3, unique=True), label=name) for name in names
-    }
-    part = Dataset.from_dict(cells)
-    data = DataArguments("rows")
-    try:
-        found = sft.examine(Rows(part, part, "rows"), data)
-    except InputError:
-        return
-    features = sft.encode(found.rows.train, found.columns, processor, 100_000, None)
-    said = [
-        set(
-            processor.decode([*ids, labels[-1]])
-            .replace("<|", " <|")
-            .replace("|>", "|> ")
-            .replace("</s>", " ")
-            .split()
-        )
-        for ids, labels in zip(features["input_ids"], features["labels"], strict=True)
-    ]
-    for place in range(3):
-        words = {word for name in names for word in cells[name][place].split()}
-        assert any(words <= row for row in said), (names, place)
 
 
 def test_a_text_that_nothing_reads_stops_and_can_be_left_out(processor, tmp_path, capsys):

@@ -100,7 +100,7 @@ def better_and_worse(rows: Dataset, data: DataArguments) -> Compared | None:
     bare = rows.select(kept).remove_columns([*answers, *verdict])
     bare, asked = _with_question(bare, data)
     for name, values in (("chosen", chosen), ("rejected", rejected)):
-        bare = bare.add_column(name, values) if isinstance(values[0], str) else with_json(bare, name, values)
+        bare = _with_column(bare, name, values)
     return Compared(bare, answers, verdict, asked)
 
 
@@ -208,5 +208,12 @@ def _with_question(rows: Dataset, data: DataArguments) -> tuple[Dataset, list[st
             cell if isinstance(cell, str) else "\n\n".join(cell[part] for part in parts if cell.get(part))
             for cell in rows[name]
         ]
-        return rows.remove_columns(name).add_column("prompt", texts), [name]
+        return _with_column(rows.remove_columns(name), "prompt", texts), [name]
     return rows, []
+
+
+def _with_column(rows: Dataset, name: str, values: list[Any]) -> Dataset:
+    # rows that have lost all their columns have no length either
+    if isinstance(values[0], str):
+        return rows.add_column(name, values) if rows.column_names else Dataset.from_dict({name: values})
+    return with_json(rows, name, values)

@@ -133,7 +133,7 @@ def test_every_word_is_read_or_the_run_stops(verb, drawn):
 def test_rows_of_the_plainest_layout_are_read(verb):
     """A reader that refused everything would lose nothing either."""
     reader = READERS[verb]
-    names = {
+    two = {
         "sft": ("prompt", "completion"),
         "seq2seq": ("question", "answer"),
         "pairs": ("premise", "hypothesis"),

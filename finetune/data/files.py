@@ -38,6 +38,7 @@ FILE_KINDS = {
     "text": "text", "conll": "conll", "conllu": "conll", "iob": "conll", "iob2": "conll", "bio": "conll",
     "xlsx": "excel", "ts": "ts",
 }  # fmt: skip
+ARCHIVES = {"zip", "tar", "tgz", "7z", "rar"}  # of which several files may come out
 DOCUMENTS = ("lines", "paragraphs", "files")
 Columns = dict[str, list[Any]]
 
@@ -85,7 +86,9 @@ def read_files(files: Sequence[Path], reading: Reading) -> Dataset:
 def _read_file(file: Path, reading: Reading, alone: bool) -> Dataset:
     kind = kind_of(file)
     if kind is None:
-        raise InputError(f"{file} ends in '{file.suffix}'; wanted one of: {endings()}")
+        packed = set(file.name.lower().split(".")[1:]) & ARCHIVES
+        hint = "Unpack the archive, and name what was in it" if packed else f"wanted one of: {endings()}"
+        raise InputError(f"{file} ends in '{file.suffix}'; {hint}")
     name = "" if alone else f" of {file.name}"
     if kind in ("parquet", "arrow"):
         rows = _foreign(file, kind)

@@ -171,6 +171,12 @@ def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
     strange = column if named and data.text_column is None and data.layout is None else None
     column = first_of(ASKED, there) if strange else column
     # `text` comes last: a file with both a question and `text` (Alpaca) repeats the question there
+    if column is None and data.layout is None and {"role", "parent_id"} <= {one.lower() for one in there}:
+        raise InputError(
+            f"{data.name} has a message a row ({', '.join(there)}); wanted a chat a row. Join the messages "
+            "by their parents into a column 'messages' of role and content, or set --layout text to learn "
+            "each message as a bare text"
+        )
     if column is None and data.layout in (None, "text") and "text" in there:
         return Fields("text", asked="text")
     if column is None:

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 TURN = {"role", "from", "speaker"}  # what a message has and a row has not
 KEYS = ("data", "rows", "examples", "instances", "items", "records")  # under which rows stand beside lists
+TWICE = "stands twice in one record"
 Columns = dict[str, list[Any]]
 
 
@@ -34,13 +35,12 @@ def read_records(text: str, file: Path) -> tuple[Columns, list[int] | None]:
     if ending(file) in ("jsonl", "ndjson") and stripped[:1] != "[":
         return _json_lines(text, file)
     try:
-        whole = json.loads(stripped) if stripped[:1] in ("[", "{") else None
+        whole = read_json(stripped) if stripped[:1] in ("[", "{") else None
     except json.JSONDecodeError as error:
         # one record a line, whatever the name says; a list that breaks off is no line
-        if stripped[:1] == "[" or not stripped:
-            raise InputError(
-                f"Cannot read {file}: {error}. Mend it or name others by --data_files"
-            ) from error
+        if stripped[:1] == "[" or not stripped or TWICE in error.msg:
+            said = error.msg if TWICE in error.msg else error
+            raise InputError(f"Cannot read {file}: {said}. Mend it or name others by --data_files") from error
         return _json_lines(text, file)
     if whole is None:
         return _json_lines(text, file)
@@ -59,14 +59,34 @@ def read_records(text: str, file: Path) -> tuple[Columns, list[int] | None]:
     return _columns(records), None
 
 
+def read_json(text: str) -> Any:
+    """JSON whose objects name each key once.
+
+    Raises:
+        JSONDecodeError: it is none, or a key stands twice, of which Python would keep the last.
+    """
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise json.JSONDecodeError(f"the key {twice!r} {TWICE}", "", 0)
+    return made
+
+
 def _json_lines(text: str, file: Path) -> tuple[Columns, list[int]]:
     records, lines, faults = [], [], []
     # not splitlines(): JSON texts may hold separators that it parts at
-    for number, line in enumerate(text.split("\n"), start=1):
+    # line ends of old Macs, which no JSON text holds as such
+    parts = text.split("\n") if "\n" in text else text.split("\r")
+    for number, line in enumerate(parts, start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = read_json(line)
         except json.JSONDecodeError as error:
             comma = " (a comma at its end)" if line.rstrip().endswith("},") else ""
             # all faults are gathered: a user mends them in one go

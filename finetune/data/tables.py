@@ -8,6 +8,7 @@ whether quotes mean anything, what an empty cell is, and which cells are numbers
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -102,6 +103,7 @@ def decoded(data: bytes, name: str, encoding: str | None = None) -> str:
     try:
         return data.decode(guessed(data))
     except UnicodeDecodeError:
+        _check_one_encoding(data, name)
         text, codec = _legacy(data)
     logger.warning("%s is no UTF-8: read as %s (--encoding names another)", name, codec)
     return text
@@ -112,6 +114,30 @@ def guessed(data: bytes) -> str:
     return next((codec for mark, codec in MARKS if data.startswith(mark)), None) or _without_mark(data)
 
 
+def _check_one_encoding(data: bytes, name: str) -> None:
+    """Bytes that are no UTF-8 are none anywhere.
+
+    Raises:
+        InputError: some lines are UTF-8 and some are not: files of two encodings were put together.
+    """
+    foreign = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if not line.isascii()]
+    wrong = [number for number, line in foreign if not _is_utf8(line)]
+    # a line of an older encoding may look like UTF-8 by chance, a quarter of them doesn't
+    if len(foreign) - len(wrong) >= max(1, len(foreign) / 4):
+        raise InputError(
+            f"{name} is UTF-8 in some lines and not in others ({len(wrong)} of {len(foreign)} with letters "
+            f"beyond ASCII; the first is line {wrong[0]}). Save it in one encoding, or name one by --encoding"
+        )
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _without_mark(data: bytes) -> str:
     """UTF-8, or UTF-16 where 0 stands among the bytes: blanks, line breaks and delimiters have one there, in
     any language, and no text in another encoding has.
@@ -119,9 +145,24 @@ def _without_mark(data: bytes) -> str:
     start = data[:20_000]
     # the high byte of Latin letters is 0: it comes first or second
     even, odd = start[::2].count(0), start[1::2].count(0)
-    if even or odd:
+    if (even or odd) and not _is_utf8_with_zeros(start, even + odd):
         return "utf-16-be" if even > odd else "utf-16-le"
     return "utf-8"
+
+
+def _is_utf8_with_zeros(start: bytes, zeros: int) -> bool:
+    """Whether a few zeros stand in a text: in UTF-16 half of Latin bytes are 0, and of other letters' bytes
+    some are signs that no text has.
+    """
+    rest = start.replace(b"\0", b"")
+    if zeros > len(start) / 4 or set(rest) & (set(range(32)) - set(b"\t\n\r\f")):
+        return False
+    try:
+        # not to its end: the beginning may part a letter
+        codecs.getincrementaldecoder("utf-8")().decode(rest)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _legacy(data: bytes) -> tuple[str, str]:
@@ -158,6 +199,8 @@ def delimited(
     records, lines = _records(text, delimiter, quoting)
     if not records:
         return {}, []
+    records, lines = _without_headers(records, lines, name)
+    header_line = lines[0]
     # an index that pandas wrote has no name
     header = [cell.strip() or f"column_{place}" for place, cell in enumerate(records[0])]
     twice = next((cell for cell in header if header.count(cell) > 1), None)
@@ -171,7 +214,12 @@ def delimited(
         raise InputError(
             f"{name}: {len(beyond)} records have more cells than the header's {len(header)}, parted by "
             f"{delimiter!r}: {named}"
-            f"{', ...' if len(beyond) > 5 else ''}. Put texts that hold the delimiter into double quotes"
+            f"{', ...' if len(beyond) > 5 else ''}. "
+            + (
+                f"Line {header_line} begins with '#': remove what stands before the header"
+                if header[0].startswith("#")
+                else "Put texts that hold the delimiter into double quotes"
+            )
         )
     if beyond and wide is not None:
         gone = {line for line, _ in beyond}
@@ -180,6 +228,28 @@ def delimited(
         records, lines = [record for record, _ in kept], [line for _, line in kept]
     cells = [record + [""] * (len(header) - len(record)) for record in records[1:]]
     return {column: typed([row[place] for row in cells]) for place, column in enumerate(header)}, lines[1:]
+
+
+def _without_headers(
+    records: list[list[str]], lines: list[int], name: str
+) -> tuple[list[list[str]], list[int]]:
+    """Records without the header's repetitions, which files that were put together have; they are counted."""
+    header = [cell.strip() for cell in records[0]]
+    again = [
+        place
+        for place, cells in enumerate(records[1:], start=1)
+        # the mark at a file's beginning stands before its header
+        if [cell.strip().removeprefix("\ufeff") for cell in cells] == header
+    ]
+    # one column of words may say its own name
+    if not again or len(header) < 2:
+        return records, lines
+    logger.warning(
+        "%s repeats its header in line %s: left out", name, ", ".join(str(lines[p]) for p in again[:5])
+    )
+    gone = set(again)
+    kept = [place for place in range(len(records)) if place not in gone]
+    return [records[place] for place in kept], [lines[place] for place in kept]
 
 
 def dialect(text: str, delimiters: Sequence[str]) -> tuple[str, int]:

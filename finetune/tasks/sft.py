@@ -116,7 +116,7 @@ def no_check(rows: Dataset, columns: Columns, where: str) -> None:
 
 
 def check_messages(rows: Dataset, columns: Columns, where: str) -> None:
-    """Every chat has roles and an answer of the assistant's."""
+    """Every chat has roles and an answer of the assistant's; turns behind the last one are named."""
     for index, messages in enumerate(rows[columns.text]):
         if not all(isinstance(message, dict) and message.get("role") for message in messages):
             raise InputError(
@@ -146,6 +146,9 @@ def check_messages(rows: Dataset, columns: Columns, where: str) -> None:
                     f"The {where} {place_of(rows, index)} has an answer without content. Mend the row or "
                     "leave it out"
                 )
+    if ends := [i for i, chat in enumerate(rows[columns.text]) if chat[-1]["role"] == "user"]:
+        said = f"{len(ends)} {where} chats end with a turn that nothing answers: it is left out"
+        logger.warning("%s (%s)", said, places_of(rows, ends))
 
 
 def encode(

@@ -36,5 +36,6 @@ def check_optimizer(training: transformers.TrainingArguments, network: Any) -> N
     except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
         raise InputError(
             # messages of several lines would tear the error's one line
-            f"--optim {name} can't be used: {' '.join(str(error).split())} Set --optim"
+            f"--optim {name} can't be used: {' '.join(str(error).split()).rstrip('.')}. "
+            "Set --optim to another"
         ) from error

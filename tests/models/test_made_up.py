@@ -4,7 +4,6 @@ each method trains it and saves it, or is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +56,13 @@ class Case:
         return f"{self.name}-{self.family}"
 
 
-def cases() -> Iterator[Case]:
+def cases() -> list[Case]:
+    found = []
     for name, row in ROWS.items():
         # rows that differ in what they read of a row alone have the same model
         if name not in ("pairs", "multilabel", "choice"):
-            yield from (Case(name, one) for one in FAMILIES.get(name, ENCODERS if row.reads == TEXT else ()))
+            found += [Case(name, one) for one in FAMILIES.get(name, ENCODERS if row.reads == TEXT else ())]
+    return found
 
 
 def bare(family: str, reads: str, folder: Path) -> Path:

@@ -1,0 +1,93 @@
+"""Files as people have them: put together, with comments, odd signs, keys twice; read as meant, or named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from finetune.data.sources import DataArguments, Rows, load_rows
+from finetune.errors import InputError
+from finetune.tasks import sft
+
+TOWNS = ["Oslo", "Bern", "Rome", "Paris"]
+LINES = "".join(f"{town} größer,{'ab'[n % 2]}\n" for n, town in enumerate(TOWNS))
+
+
+def read(path: Path, content: bytes | str) -> Dataset:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = load_rows(DataArguments(str(path), eval_split="train")).train
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_header_that_is_repeated_is_no_row(mark, tmp_path, caplog):
+    rows = read(tmp_path / "a.csv", f"text,label\n{LINES}{mark}text,label\n{LINES}")
+    assert rows["label"][:] == list("abab") * 2 and "repeats its header in line 6" in caplog.text
+
+
+def test_a_word_under_its_own_name_is_a_row(tmp_path):
+    assert read(tmp_path / "a.csv", "word\nOslo\nword\n")["word"][:] == ["Oslo", "word"]
+
+
+@pytest.mark.parametrize("zeros", ["\0", "\0\0\0"])
+def test_a_few_zeros_make_no_other_encoding(zeros, tmp_path):
+    rows = read(tmp_path / "a.csv", f"text,label\n{LINES}".replace("Oslo", f"Oslo{zeros}"))
+    assert rows["text"][:] == [f"Oslo{zeros} größer", *(f"{town} größer" for town in TOWNS[1:])]
+
+
+def test_two_encodings_in_one_file_are_refused(tmp_path):
+    halves = b"text,label\n" + LINES.encode() + LINES.encode("cp1252")
+    with pytest.raises(InputError, match=r"UTF-8 in some lines.*4 of 8 .*the first is line 6.*--encoding"):
+        read(tmp_path / "a.csv", halves)
+    whole = read(tmp_path / "b.csv", b"text,label\n" + LINES.encode("cp1252"))
+    assert whole["text"][0] == "Oslo größer"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "b.json"])
+def test_a_key_that_stands_twice_is_named(name, tmp_path):
+    record = '{"text": "one", "text": "two", "label": 1}'
+    content = f'{{"data": [\n{record}\n]}}' if name == "b.json" else record
+    with pytest.raises(InputError, match="the key 'text' stands twice in one record"):
+        read(tmp_path / name, content)
+
+
+def test_records_parted_by_old_line_ends(tmp_path):
+    rows = read(tmp_path / "a.jsonl", "\r".join(json.dumps({"text": town}) for town in TOWNS))
+    assert rows["text"][:] == TOWNS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", f"# made by a tool\ntext,label\n{LINES}", "Line 1 begins with '#': remove what"),
+        ("a.zip", "PK", "ends in '.zip'; Unpack the archive"),
+        ("a.tar.gz", "x", "Unpack the archive"),
+    ],
+)  # fmt: skip
+def test_what_is_no_table_says_what_to_do(name, content, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / name, content)
+
+
+def both(rows: list[dict]) -> Rows:
+    part = Dataset.from_list(rows)
+    return Rows(part, part, "rows")
+
+
+def test_a_message_a_row_is_no_bare_text():
+    rows = [{"message_id": str(n), "parent_id": str(n - 1), "role": "prompter", "text": f"{town} is far"}
+            for n, town in enumerate(TOWNS)]  # fmt: skip
+    with pytest.raises(InputError, match="a message a row .*Join the messages by their parents"):
+        sft.examine(both(rows), DataArguments("rows"))
+    assert sft.examine(both(rows), DataArguments("rows", layout="text")).columns.text == "text"
+
+
+def test_a_turn_behind_the_last_answer_is_counted(caplog):
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    sft.examine(both([{"messages": [*chat, {"role": "user", "content": "Bye"}]}, {"messages": chat}]),
+                DataArguments("rows"))  # fmt: skip
+    assert "1 training chats end with a turn that nothing answers: it is left out (rows 0)" in caplog.text

@@ -21,6 +21,14 @@ def with_json(rows: Dataset | None, name: str, values: list[Any]) -> Dataset:
     return made if rows is None or not rows.column_names else concatenate_datasets([rows, made], axis=1)
 
 
+def with_cells(rows: Dataset, name: str, values: list[Any]) -> Dataset:
+    """The rows with a further column, of texts as they are and of anything else as JSON keeps it."""
+    if values and not isinstance(values[0], str):
+        return with_json(rows, name, values)
+    # rows that have lost all their columns have no length either
+    return rows.add_column(name, values) if rows.column_names else Dataset.from_dict({name: values})
+
+
 def is_file(cell: Any) -> bool:
     """Whether a cell is a file's content, or the path of one: a picture or a sound."""
     return isinstance(cell, dict) and cell.keys() == {"bytes", "path"}

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from finetune.data.accounting import Used
-from finetune.data.cells import with_json
+from finetune.data.cells import with_cells
 from finetune.data.places import columns_of, place_of
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
@@ -100,7 +100,7 @@ def better_and_worse(rows: Dataset, data: DataArguments) -> Compared | None:
     bare = rows.select(kept).remove_columns([*answers, *verdict])
     bare, asked = _with_question(bare, data)
     for name, values in (("chosen", chosen), ("rejected", rejected)):
-        bare = _with_column(bare, name, values)
+        bare = with_cells(bare, name, values)
     return Compared(bare, answers, verdict, asked)
 
 
@@ -208,12 +208,5 @@ def _with_question(rows: Dataset, data: DataArguments) -> tuple[Dataset, list[st
             cell if isinstance(cell, str) else "\n\n".join(cell[part] for part in parts if cell.get(part))
             for cell in rows[name]
         ]
-        return _with_column(rows.remove_columns(name), "prompt", texts), [name]
+        return with_cells(rows.remove_columns(name), "prompt", texts), [name]
     return rows, []
-
-
-def _with_column(rows: Dataset, name: str, values: list[Any]) -> Dataset:
-    # rows that have lost all their columns have no length either
-    if isinstance(values[0], str):
-        return rows.add_column(name, values) if rows.column_names else Dataset.from_dict({name: values})
-    return with_json(rows, name, values)

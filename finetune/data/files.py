@@ -62,6 +62,13 @@ def kind_of(file: Path) -> str | None:
     return FILE_KINDS.get(ending(file))
 
 
+def other_kind(file: Path) -> str:
+    """What to do with a file that is none of these kinds, for messages."""
+    if set(file.name.lower().split(".")[1:]) & ARCHIVES:
+        return "unpack the archive, and name what was in it"
+    return f"wanted one of: {endings()}"
+
+
 def endings() -> str:
     """The endings that are read, for messages."""
     return f"{', '.join(sorted(FILE_KINDS))} (also {', '.join(f'.{one}' for one in sorted(COMPRESSED))})"
@@ -86,9 +93,7 @@ def read_files(files: Sequence[Path], reading: Reading) -> Dataset:
 def _read_file(file: Path, reading: Reading, alone: bool) -> Dataset:
     kind = kind_of(file)
     if kind is None:
-        packed = set(file.name.lower().split(".")[1:]) & ARCHIVES
-        hint = "Unpack the archive, and name what was in it" if packed else f"wanted one of: {endings()}"
-        raise InputError(f"{file} ends in '{file.suffix}'; {hint}")
+        raise InputError(f"{file} ends in '{file.suffix}'; {other_kind(file)}")
     name = "" if alone else f" of {file.name}"
     if kind in ("parquet", "arrow"):
         rows = _foreign(file, kind)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
-from finetune.data.files import FILE_KINDS, Reading, endings, kind_of, read_files
+from finetune.data.files import FILE_KINDS, Reading, endings, kind_of, other_kind, read_files
 from finetune.data.places import PLACE
 from finetune.errors import InputError
 
@@ -34,7 +34,7 @@ def files_of(path: Path, data_files: list[str] | None) -> dict[str, list[Path]]:
         return _named_files(path, data_files)
     if path.is_file():
         if kind_of(path) is None:
-            raise InputError(f"{path} ends in '{path.suffix}'; wanted one of: {endings()}")
+            raise InputError(f"{path} ends in '{path.suffix}'; {other_kind(path)}")
         return {"train": [path]}
     if not path.is_dir():
         return {}

@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset, Features, Json, List, Value
 
 from finetune.data.accounting import Used
-from finetune.data.cells import with_json
+from finetune.data.cells import with_cells, with_json
 from finetune.data.columns import Columns
 from finetune.data.conversations import (
     Message,
@@ -219,7 +219,7 @@ def lay_out_prompts(rows: Dataset, data: DataArguments, texts: Sequence[str] = (
             ) from error
     kept = rows.remove_columns([name for name in rows.column_names if name in ("prompt", fields.tools)])
     kept = with_json(kept, "tools", tools) if fields.tools else kept
-    laid = kept.add_column("prompt", made) if plain else with_json(kept, "prompt", made)
+    laid = with_cells(kept, "prompt", made)
     used = {role: columns for role, columns in fields.used().items() if role != "label"}
     rest = [name for name in there if name not in fields.columns()]
     return Laid(

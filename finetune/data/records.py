@@ -35,7 +35,7 @@ def read_records(text: str, file: Path) -> tuple[Columns, list[int] | None]:
     if ending(file) in ("jsonl", "ndjson") and stripped[:1] != "[":
         return _json_lines(text, file)
     try:
-        whole = read_json(stripped) if stripped[:1] in ("[", "{") else None
+        whole = strict_json(stripped) if stripped[:1] in ("[", "{") else None
     except json.JSONDecodeError as error:
         # one record a line, whatever the name says; a list that breaks off is no line
         if stripped[:1] == "[" or not stripped or TWICE in error.msg:
@@ -59,7 +59,7 @@ def read_records(text: str, file: Path) -> tuple[Columns, list[int] | None]:
     return _columns(records), None
 
 
-def read_json(text: str) -> Any:
+def strict_json(text: str) -> Any:
     """JSON whose objects name each key once.
 
     Raises:
@@ -86,7 +86,7 @@ def _json_lines(text: str, file: Path) -> tuple[Columns, list[int]]:
         if not line.strip():
             continue
         try:
-            record = read_json(line)
+            record = strict_json(line)
         except json.JSONDecodeError as error:
             comma = " (a comma at its end)" if line.rstrip().endswith("},") else ""
             # all faults are gathered: a user mends them in one go

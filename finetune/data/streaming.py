@@ -27,7 +27,7 @@ from finetune.data.corpora import CORPORA
 from finetune.data.files import Reading, kind_of, read_files
 from finetune.data.folders import files_of, split_of
 from finetune.data.places import PLACE
-from finetune.data.records import read_json, shape_of
+from finetune.data.records import shape_of, strict_json
 from finetune.data.tables import dialect, ending, guessed, skipping_mark, typed, zst_stream
 from finetune.errors import InputError
 
@@ -168,7 +168,7 @@ def _json_lines(file: Path, reading: Reading) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            record = read_json(line)
+            record = strict_json(line)
         except json.JSONDecodeError as error:
             raise InputError(f"Cannot read {file}: line {number}: {error.msg}. Mend it") from error
         if not isinstance(record, dict):

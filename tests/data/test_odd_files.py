@@ -64,8 +64,8 @@ def test_records_parted_by_old_line_ends(tmp_path):
     ("name", "content", "message"),
     [
         ("a.csv", f"# made by a tool\ntext,label\n{LINES}", "Line 1 begins with '#': remove what"),
-        ("a.zip", "PK", "ends in '.zip'; Unpack the archive"),
-        ("a.tar.gz", "x", "Unpack the archive"),
+        ("a.zip", "PK", "ends in '.zip'; unpack the archive"),
+        ("a.tar.gz", "x", "unpack the archive"),
     ],
 )  # fmt: skip
 def test_what_is_no_table_says_what_to_do(name, content, message, tmp_path):
@@ -90,4 +90,4 @@ def test_a_turn_behind_the_last_answer_is_counted(caplog):
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     sft.examine(both([{"messages": [*chat, {"role": "user", "content": "Bye"}]}, {"messages": chat}]),
                 DataArguments("rows"))  # fmt: skip
-    assert "1 training chats end with a turn that nothing answers: it is left out (rows 0)" in caplog.text
+    assert "1 evaluation chats end with a turn that nothing answers: it is left out (rows 0)" in caplog.text

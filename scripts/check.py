@@ -19,11 +19,11 @@ def main(check: CheckArguments) -> None:
     from itertools import combinations
     from pathlib import Path
 
-    from finetune.data.doctor import look, mended, report, shared
+    from finetune.data.doctor import look, mended, next_command, report, shared
     from finetune.errors import InputError
 
     if not check.files:
-        raise InputError("No file; set --files to one or several")
+        raise InputError("No file; wanted `finetune check FILE.csv`, or several files")
     # rows of several files in one would lose which file they came from
     if check.mend and len(check.files) > 1:
         raise InputError("--mend writes one file, and --files names several; leave one out")
@@ -47,6 +47,7 @@ def main(check: CheckArguments) -> None:
             print(f"! {len(lines)} texts of {other.name} also stand in {one.name}: {', '.join(lines[:8])}")
     if check.mend:
         print("\n".join(mended(found[0], Path(check.mend))))
+    print(f"next: {next_command(found[0], Path(check.files[0]), Path(check.mend) if check.mend else None)}")
 
 
 if __name__ == "__main__":

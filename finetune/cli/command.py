@@ -27,6 +27,15 @@ OTHERS: dict[str, tuple[str, str, str]] = {
     "completion": ("finetune.cli.completion", "completion",
     "Completion for a shell: finetune completion bash|zsh|tcsh"),
 }  # fmt: skip
+# What one types in the first hour; each prints what comes after it.
+FIRST = (
+    "To begin:",
+    "  finetune check FILE.csv    what is wrong with a file of texts and labels, and what then",
+    "  finetune recipes           data sets that are known: finetune train --config imdb_lora",
+    "  finetune prompts           prompts that are there, and how to ask them",
+    "  finetune sft, finetune dpo a model that writes: by examples, by pairs of a better and a worse answer",
+    "  finetune board runs        all that was run, in the browser",
+)
 
 
 def main() -> None:
@@ -77,6 +86,8 @@ def overview() -> str:
     width = max(map(len, [*lines, *OTHERS])) + 2
     return "\n".join(
         [
+            *FIRST,
+            "",
             "finetune VERB --help tells a verb's options; finetune --version",
             "",
             *(f"  {verb.ljust(width)}{text}" for verb, text in lines.items()),

@@ -35,10 +35,7 @@ def usage(script: Path, everything: bool = False, installed: bool = False, main:
         installed: name commands as `finetune VERB`, not as `python scripts/VERB.py`.
         main: the script's function that the options are for, where it has several.
     """
-    text = description(script)
-    # A docstring is written for a clone; the wheel has no scripts folder.
-    for pattern, name in INSTALLED if installed else ():
-        text = re.sub(pattern, name, text)
+    text = told(script, installed)
     config = Option("config", "",
     "A recipe, by name (`finetune recipes`) or as a YAML file: any of the options below "
                     "as keys. The command line beats it; it beats the defaults.", "finetune")  # fmt: skip
@@ -54,6 +51,21 @@ def usage(script: Path, everything: bool = False, installed: bool = False, main:
     if hidden:
         lines += ["", f"{hidden} further options are transformers' and trl's own, by their names: --help all"]
     return "\n".join(lines)
+
+
+def told(script: Path, installed: bool) -> str:
+    """What a script says of itself, with its commands as the reader can type them."""
+    text = description(script)
+    # A docstring is written for a clone; the wheel has no scripts folder.
+    for pattern, name in INSTALLED if installed else ():
+        text = re.sub(pattern, name, text)
+    return text
+
+
+def examples(script: Path, installed: bool) -> str:
+    """The commands that a script's docstring shows."""
+    parts = told(script, installed).split("\n\n")
+    return next((part for part in parts[1:] if part.startswith(("python ", "finetune "))), "")
 
 
 def _entry(option: Option) -> list[str]:

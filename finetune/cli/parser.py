@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune.cli.declarations import classes_of, option_classes, options_of
-from finetune.cli.help import usage
+from finetune.cli.help import examples, usage
 from finetune.cli.places import did_you_mean, verbs
 from finetune.cli.recipes import OF_ONE_RUN, as_arguments, read_recipe, split_recipe
 from finetune.errors import InputError
@@ -91,6 +91,8 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
         main(*parse(main, arguments, called))
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
+        if not arguments:  # nothing was said, so what one may say is worth more than what is missing
+            print(f"\n{examples(Path(inspect.getfile(main)), installed)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(

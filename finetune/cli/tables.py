@@ -21,7 +21,11 @@ from finetune.errors import InputError
 def recipes_table(arguments: list[str]) -> str:
     """Name, verb and first comment of each recipe of the package."""
     _nothing_further(arguments, "recipes")
-    return as_table([(name, *_head(path)) for name, path in recipes().items()], ("recipe", "verb", "what"))
+    lines = [(name, *_head(path)) for name, path in recipes().items()]
+    return (
+        as_table(lines, ("recipe", "verb", "what"))
+        + "\n\nnext: finetune VERB --config RECIPE    (of a data set that lies here: --dataset_name FOLDER)"
+    )
 
 
 def tasks_table(arguments: list[str]) -> str:
@@ -61,7 +65,11 @@ def prompts_table(arguments: list[str]) -> str:
     for name in names:
         entry = read(name)
         lines.append((name, entry.metric, " ".join(entry.templates), " ".join(entry.words)))
-    return as_table(lines, ("prompts", "figure", "templates", "label words"))
+    return (
+        as_table(lines, ("prompts", "figure", "templates", "label words"))
+        + "\n\nnext: finetune prompt --prompts NAME --models smollm2 --dataset_name FILE "
+        "--max_eval_rows 200 --output_dir runs/prompts    (NAME/TEMPLATE asks by one of them)"
+    )
 
 
 def as_table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> str:

@@ -63,7 +63,22 @@ def find_columns(rows: Dataset, data: DataArguments, pair: bool = False) -> Colu
         named = vars(data)[flag]
         if named is not None and named not in there:
             raise InputError(f"No column '{named}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
-    # found before the texts: its error names the flag that is most often missing
+    missing = [
+        (kind, flag)
+        for kind, flag, named, usual in (
+            ("a text", "--text_column", data.text_column, TEXTS),
+            ("a label", "--label_column", data.label_column, LABELS),
+        )
+        if named is None and not {name.lower() for name in usual} & {name.lower() for name in there}
+    ]
+    # all that is missing at once, and what finds it
+    if len(missing) == 2 and not pair:
+        kinds, flags = zip(*missing, strict=True)
+        raise InputError(
+            f"No column in {data.name} has a usual name for {' or '.join(kinds)}; it has "
+            f"{', '.join(there)}. Set {' and '.join(flags)} (`finetune check FILE` finds them), and "
+            "--ignore_columns to what is not wanted"
+        )
     label = data.label_column or first_there(LABELS, there, data.name, "--label_column")
     if not pair:
         return Columns(data.text_column or first_there(TEXTS, there, data.name, "--text_column"), None, label)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, ClassVar
 
 from finetune.data.accounting import holds_text
@@ -111,13 +112,16 @@ class Found:
         return twins(Counter(label for label in self.labels if label.strip()))
 
     def repeated(self) -> tuple[list[int], list[int]]:
-        """Rows whose text stands before them, with the same label and with another; blanks and case aside."""
+        """Rows whose text stands before them, with the same label and with another; blanks and case aside.
+
+        Rows without a label are no part of it: they would take a labelled row's place.
+        """
         # labels that differ by blanks alone are no contradiction
         usual = {name: one for one, names in self.near().items() for name in names}
         first: dict[str, str] = {}
         same, other = [], []
         for place, (text, label) in enumerate(zip(self.texts, self.labels, strict=True)):
-            key, label = plain(text), usual.get(label, label)
+            key, label = plain(text) if label.strip() else "", usual.get(label, label)
             # the first row sets a text's label; it counts as `same` here and is taken out below
             if key and first.setdefault(key, label) == label:
                 same.append(place)
@@ -126,8 +130,8 @@ class Found:
         seen: set[str] = set()
         firsts = {
             place
-            for place, text in enumerate(self.texts)
-            if plain(text) not in seen and not seen.add(plain(text))  # type: ignore[func-returns-value]
+            for place, (text, label) in enumerate(zip(self.texts, self.labels, strict=True))
+            if label.strip() and plain(text) not in seen and not seen.add(plain(text))  # type: ignore[func-returns-value]
         }
         # the first of each text is the one to keep
         return [place for place in same if place not in firsts], other
@@ -262,6 +266,22 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
     if not any(line.startswith("  !") for line in said):
         said.append("  nothing is wrong with it")
     return said
+
+
+def next_command(found: Found, file: Path, mended_file: Path | None = None) -> str:
+    """What one types after this look: mend a file with faults, train on one without."""
+    if mended_file is None and any(line.startswith("  !") for line in report(found)):
+        return f"finetune check {quote(str(file))} --mend {quote(f'{file.stem}_mended.csv')}"
+    rows, language = mended_file or file, language_of(found.texts)
+    rest = [name for name in found.columns if name not in (found.text, found.label)]
+    words = ["finetune train", f"--dataset_name {quote(str(rows))}", f"--text_column {quote(found.text)}"]
+    words += [f"--label_column {quote(found.label)}"]
+    words += [f"--ignore_columns {' '.join(map(quote, rest))}"] if rest else []
+    base = "minilm" if language in (None, "English") else BASES.get(language, MULTILINGUAL)
+    words += [f"--model_name_or_path {base}", f"--method lora --output_dir {quote(f'runs/{file.stem}')}"]
+    # what needs a network says so, with the way without
+    local = "" if base == "minilm" else "\n      (the base is downloaded; minilm, packaged, reads English)"
+    return " ".join(words) + local
 
 
 def language_of(texts: Sequence[str]) -> str | None:

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from finetune.reports.blocks import Section, is_picture
+from finetune.reports.blocks import Section, Table, is_picture
 from finetune.reports.card import CARD, write_card
+from finetune.reports.following import next_commands
 from finetune.reports.run_folder import RunFolder, read_run
 from finetune.reports.sections import headline, sections_of
 from finetune.reports.tables import comma_separated, latex
@@ -32,6 +33,9 @@ class ReportArguments:
     )
     output_file: str | None = field(
         default=None, metadata={"help": "The page (default: report.html in the folder of a single run)."}
+    )
+    tables: bool = field(
+        default=False, metadata={"help": "Write each table beside the page too, as CSV and as LaTeX."}
     )
 
 
@@ -68,17 +72,38 @@ def write_page(folder: str | Path) -> Path:
     return path
 
 
-def leave_behind(folder: str | Path) -> None:
-    """Page and card of a run that has just finished. A card of the user's own stays as it is.
+def write_tables(run: RunFolder, folder: Path) -> list[Path]:
+    """Each table of a run's page as `figures_1.csv` and `figures_1.tex`, named after its section."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for section in sections_of(run):
+        name = "_".join("".join(c if c.isalnum() else " " for c in section.title.lower()).split())
+        tables = [block for block in section.blocks if isinstance(block, Table)]
+        for number, table in enumerate(tables, 1):
+            for ending, text in (
+                ("csv", comma_separated(table.raw or table.rows)),
+                ("tex", latex(table.rows) + "\n"),
+            ):
+                written.append(folder / f"{name}_{number}.{ending}")
+                written[-1].write_text(text, encoding="utf-8")
+    return written
+
+
+def leave_behind(folder: str | Path, card: bool = True) -> None:
+    """Page and card of a run that has just finished, and what to do next. A card of the user's own stays as
+    it is.
 
     Neither is a reason to lose a run: what goes wrong here is logged, and `finetune report` makes the page
     again.
     """
     try:
-        write_page(folder)
+        page = write_page(folder)
         # the user may have written into it since
-        if not (Path(folder) / CARD).is_file():
+        if card and not (Path(folder) / CARD).is_file():
             write_card(folder)
+        logger.warning("finished: %s%s", page, f", model card in {CARD}" if card else "")
+        for step in next_commands(read_run(folder)):
+            logger.warning("next: %s", step)
     except Exception:  # whatever it is, the weights are saved and the run is finished
         logger.exception("The run is finished, but its page could not be made; `finetune report` tries again")
 

@@ -16,7 +16,7 @@ from finetune.artefacts.files import write_atomically
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import draws
 from finetune.metrics.significance import Comparison, compare
-from finetune.reports.page import write_page
+from finetune.reports.page import leave_behind
 from prompts.study.archive import read_study
 from prompts.study.asking import Notes
 from prompts.study.findings import Findings, Population
@@ -137,8 +137,8 @@ def rescore(options: Options) -> bool:
     if target != folder:
         write_atomically(target / arguments.name, arguments.read_text(encoding="utf-8"))
     keep_entry(target, yaml.safe_load(arguments.read_text(encoding="utf-8"))["prompts"], arguments.parent)
-    write_page(target)
     print((target / "report.md").read_text(encoding="utf-8"))
+    leave_behind(target, card=False)
     return bool(found.notes.troubles)
 
 

@@ -50,6 +50,13 @@ def test_without_a_verb_all_are_listed_a_line_each(capsys):
     assert max(map(len, lines)) <= 110
 
 
+def test_a_verb_alone_is_answered_by_commands_that_work(capsys):
+    with pytest.raises(SystemExit):
+        run(["check"])
+    said = capsys.readouterr().err
+    assert "error: No file" in said and "\nfinetune check tickets.csv\n" in said
+
+
 def test_an_unknown_verb_is_answered_by_the_closest():
     with pytest.raises(InputError, match="Unknown verb 'trian'. Did you mean train?"):
         run(["trian"])
@@ -201,6 +208,7 @@ def test_tables_have_a_line_for_every_row(name, capsys):
         named = list(places.recipes()) if name == "recipes" else ["sentiment", "topic"]
     for row in named:
         assert any(line.startswith(f"{row} ") for line in lines), row
+    assert (name in ("recipes", "prompts")) == lines[-1].startswith("next: finetune ")
     with pytest.raises(InputError, match="takes no options; got --x"):
         run([name, "--x"])
 

@@ -34,6 +34,8 @@ def test_good_rows():
     [
         ({"body": TEXTS, "label": [0, 1, 0, 1]}, None, {},
         r"No column 'text' in rows; it has body, label. Set --text_column"),
+        ({"body": TEXTS, "mark": [0, 1, 0, 1]}, None, {},
+        r"usual name for a text or a label; it has body, mark. Set --text_column and --label_column"),
         ({"text": TEXTS, "label": [0, 1, 0, 1]}, None, {"text_column": "review"},
         r"No column 'review' in rows; it has text, label."),
         ({"text": TEXTS, "mark": [0, 1, 0, 1]}, None, {}, r"Set --label_column"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune.cli.parser import parse
-from finetune.data.doctor import language_of, look, mended, report
+from finetune.data.doctor import language_of, look, mended, next_command, report
 from finetune.data.sources import DataArguments, load_rows
 from finetune.errors import InputError
 from finetune.tasks import classification
@@ -60,6 +60,24 @@ def test_the_mended_file_trains(tickets, tmp_path, capsys):
     found = classification.examine(load_rows(data), data, pair=False)
     assert found.labels == ["Rechnung", "Versand"] and len(found.rows.train) == 4
     assert report(look(tmp_path / "mended.csv", None, None))[-1] == "  nothing is wrong with it"
+
+
+def test_a_row_without_a_label_hides_no_labelled_one(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\nSame words.,\nSame words.,a\nSame words.,\nOther words.,b\nMore words.,a\n")
+    found = look(file, None, None)
+    assert found.repeated() == ([], []) and found.unlabelled() == [0, 2]
+    assert "3 rows" in mended(found, tmp_path / "mended.csv")[0]
+
+
+def test_what_to_type_next_is_said(tickets, tmp_path):
+    assert next_command(look(tickets, None, None), tickets).endswith("--mend tickets_mended.csv")
+    said = next_command(look(tickets, None, None), tickets, tmp_path / "m.csv")
+    assert "--text_column Text --label_column Klasse --ignore_columns Datum" in said
+    assert "--model_name_or_path deepset/gbert-base" in said and f"{tmp_path / 'm.csv'}" in said
+    clean = tmp_path / "clean.csv"
+    clean.write_text("text,label\n" + "".join(f"the film of {n} is that,{n % 2}\n" for n in range(6)))
+    assert "--model_name_or_path minilm" in next_command(look(clean, None, None), clean)
 
 
 def test_texts_that_two_files_share_are_named(tickets, tmp_path, capsys):

@@ -115,12 +115,22 @@ def test_damaged_and_empty_files(tmp_path, content, name, complaint):
         load_rows(DataArguments(str(tmp_path)))
 
 
-def test_names_that_are_nothing(tmp_path):
+def test_names_that_are_nothing(tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match="No data set 'imbd': not a file or folder here, not a built-in corpus"
     ):
         load_rows(DataArguments("imbd"))
-    (tmp_path / "notes.pdf").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tickets.csv").write_text("text,label\n")
+    # what can only be a file's name is not asked for elsewhere
+    for name, said in (
+        ("ticket.csv", r"No file or folder 'ticket.csv' in .*; there are tickets.csv. Set --dataset_name"),
+        (str(tmp_path / "none"), "No file or folder"),
+        (r"C:\Users\me\tickets.csv", "a path of Windows, and this is none. Under WSL"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_rows(DataArguments(name))
+    (tmp_path / "tickets.csv").rename(tmp_path / "notes.pdf")
     with pytest.raises(InputError, match="holds no file that can be read"):
         load_rows(DataArguments(str(tmp_path)))
     with pytest.raises(InputError, match=r"ends in '\.pdf'"):

@@ -106,7 +106,7 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     for given, said in (
         ({}, "Two data sets are wanted"),
         ({"first": mine}, "has no other split than 'train'"),
-        ({"first": mine, "second": str(tmp_path / "no.jsonl")}, "No data set"),
+        ({"first": mine, "second": str(tmp_path / "no.jsonl")}, "No file or folder"),
         ({"first": mine, "near": 0.3}, "wanted a share from 0.6 to 1"),
     ):
         with pytest.raises(InputError, match=said):

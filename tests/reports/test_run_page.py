@@ -14,7 +14,8 @@ import yaml
 from finetune.errors import InputError
 from finetune.metrics.calibration import expected_calibration_error, reliability
 from finetune.reports.blocks import Section, Table, Words
-from finetune.reports.page import page_of, sections_page, write_page
+from finetune.reports.following import next_commands
+from finetune.reports.page import page_of, sections_page, write_page, write_tables
 from finetune.reports.run_folder import find_runs, read_run
 from finetune.reports.tables import comma_separated, latex
 
@@ -74,6 +75,23 @@ def test_nothing_in_a_page_runs_or_is_fetched(tmp_path):
     links = re.findall(r"""(?:src|href)=["']([^"'#][^"']*)""", text)
     assert not links, links
     assert "@import" not in text and "url(http" not in text
+
+
+def test_each_table_is_written_as_csv_and_latex(tmp_path):
+    run = read_run(lay_out(tmp_path / "run"))
+    written = write_tables(run, tmp_path / "tables")
+    assert {file.suffix for file in written} == {".csv", ".tex"}
+    figures = list(csv.DictReader((tmp_path / "tables" / "figures_1.csv").open()))
+    assert {"figure": "accuracy", "value": "0.75", "low": "0.6", "high": "0.9"} in figures
+    assert (tmp_path / "tables" / "figures_1.tex").read_text().startswith(r"\begin{tabular}")
+
+
+def test_what_to_type_next_follows_from_the_run(tmp_path):
+    folder = lay_out(tmp_path / "run")
+    said = "\n".join(next_commands(read_run(folder)))
+    assert f"finetune assess --artefact {folder}" in said and "serve" not in said
+    (folder / "adapter_config.json").write_text("{}")
+    assert f"finetune serve --base minilm --adapters run={folder}" in next_commands(read_run(folder))
 
 
 def test_two_runs_stand_side_by_side(tmp_path):

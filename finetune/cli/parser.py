@@ -161,8 +161,11 @@ def calm_libraries() -> None:
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
         ("TRL_EXPERIMENTAL_SILENCE", "1"),  # versions are pinned
         ("TQDM_MININTERVAL", "1"),
+        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),  # rows are shuffled and cut in a moment
     ):
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():  # a bar for each model that is loaded or fetched, of no use in a file
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     for name in ("bitsandbytes", "torchao"):  # they miss a kernel at every import
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -17,28 +17,13 @@ from finetune.data.accounting import holds_text
 from finetune.data.columns import LABELS, TEXTS
 from finetune.data.files import Reading, kind_of, read_files
 from finetune.data.labelled import twins
+from finetune.data.languages import BASES, MULTILINGUAL, language_hint, language_of
 from finetune.data.layouts import first_of
 from finetune.data.places import PLACE
 from finetune.data.tables import content, decoded, delimited, ending
 from finetune.errors import InputError
 
 SHOWN = 30
-# words that hardly any text of a language does without; no two languages share three of them
-LANGUAGES = {
-    "English": "the and of is was with that for this not",
-    "German": "der die und ist nicht das mit ein eine für auf ich",
-    "French": "le la les et est une pas que pour dans je",
-    "Spanish": "el los las y es una que por para con no",
-    "Italian": "il gli e è una che per non con di sono", "Dutch": "de het en een is niet van dat op voor ik",
-    "Portuguese": "o os as e é uma que não para com em",
-}  # fmt: skip
-BASES = {
-    "German": "deepset/gbert-base",
-    "French": "almanach/camembert-base",
-    "Spanish": "dccuchile/bert-base-spanish-wwm-cased",
-    "Italian": "dbmdz/bert-base-italian-cased",
-}
-MULTILINGUAL = "FacebookAI/xlm-roberta-base"
 
 
 @dataclass
@@ -256,13 +241,8 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
         for name, count in counts.items()
         if count == 1 and name not in near
     ]
-    language = language_of(found.texts)
-    if language not in (None, "English"):
-        base = f"{BASES[language]} or " if language in BASES else ""
-        said.append(
-            f"  the texts look {language}: a base such as {base}{MULTILINGUAL} knows it "
-            "(--model_name_or_path)"
-        )
+    hint = language_hint(found.texts)
+    said += [f"  {hint}"] if hint else []
     if not any(line.startswith("  !") for line in said):
         said.append("  nothing is wrong with it")
     return said
@@ -282,15 +262,6 @@ def next_command(found: Found, file: Path, mended_file: Path | None = None) -> s
     # what needs a network says so, with the way without
     local = "" if base == "minilm" else "\n      (the base is downloaded; minilm, packaged, reads English)"
     return " ".join(words) + local
-
-
-def language_of(texts: Sequence[str]) -> str | None:
-    """The language whose usual words stand in most texts; None where few do."""
-    # each word once a text: long texts count as short ones
-    words = Counter(word for text in texts[:2000] for word in set(text.lower().split()))
-    scores = {name: sum(words[word] for word in usual.split()) for name, usual in LANGUAGES.items()}
-    best = max(scores, key=lambda name: scores[name])
-    return best if scores[best] > 0.3 * min(len(texts), 2000) else None
 
 
 def shared(one: Found, other: Found) -> list[str]:

@@ -6,6 +6,7 @@ Knows tasks, models and folders; knows no method's or script's name.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -21,12 +22,14 @@ from finetune.artefacts.provenance import provenance_of, save_provenance
 from finetune.artefacts.runs import check_vacant, open_run
 from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.batching import BatchingArguments, check_budget
+from finetune.data.languages import language_hint
 from finetune.data.places import SET, short_names
 from finetune.data.sources import DataArguments
 from finetune.data.streaming import StreamingArguments
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import bootstrap, mean_figure
 from finetune.models.load import ModelArguments
+from finetune.models.names import PACKAGED
 from finetune.models.processors import TEXT
 from finetune.models.scratch import ScratchArguments, prepare
 from finetune.models.sharded import make_whole
@@ -40,6 +43,9 @@ from finetune.training.description import describe_rows
 from finetune.training.options import TrainingArguments
 from finetune.training.streamed import examine_stream, stream_of
 from finetune.training.trainer import ExactTrainer, Sets, by_length
+
+logger = logging.getLogger(__name__)
+SAMPLED = 500  # rows whose language is looked at: columns may hold pictures or long documents
 
 
 def examine_rows(
@@ -70,6 +76,12 @@ def examine_rows(
             found = row.examine(rows, data)._replace(provenance=provenance_of(rows, data))
     # the fingerprint is part of what makes two runs the same, so that it comes after the rows
     check_vacant(dict(options), found.fingerprint)
+    # of other bases nobody here knows what they read
+    if options.get("model_name_or_path") in PACKAGED and found.rows.train is not None:
+        texts = found.rows.train[:SAMPLED][found.columns.text]
+        hint = language_hint([text for text in texts if isinstance(text, str)])
+        if hint and training.process_index == 0:
+            logger.warning("%s reads English, and %s", options["model_name_or_path"], hint)
     return found
 
 

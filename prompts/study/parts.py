@@ -64,7 +64,11 @@ def split_rows(
     if choose is None:
         # what the other parts don't need
         room = max(0, len(pool) - max(study.shots) - tuning - study.soft_rows)
-        choose = WEIGHED if labelled else min(WRITTEN, room)
+        usual = WEIGHED if labelled else WRITTEN
+        # with none at all nothing could be chosen, which is refused below
+        choose = min(usual, room) if room or not labelled else usual
+        if 0 < choose < usual:
+            logger.warning("%d rows to choose on, as there are no more (--choose_rows)", choose)
     wanted = (choose, study.search_rows if study.search else 0, tuning, study.soft_rows)
     if len(pool) < sum(wanted) + max(study.shots):
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -128,6 +129,15 @@ def test_every_recipe_says_its_verb_and_holds_options_of_it():
         recipe = yaml.safe_load(path.read_text())
         known = {o.name for place in classes_of(VERBS[recipe.pop("verb")]) for o in options_of(*place)}
         assert set(recipe) <= known, name
+
+
+def test_every_recipe_says_what_it_costs():
+    for path in places.recipes().values():
+        head = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        assert re.match(
+            r"# Rows, time, memory: .+(; memory not measured|time and memory not measured| GB at most)\.$",
+            head[-1],
+        ), path
 
 
 def test_a_recipe_of_another_verb_is_refused(tmp_path):

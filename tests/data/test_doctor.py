@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from finetune.cli.parser import parse
-from finetune.data.doctor import language_of, look, mended, next_command, report
+from finetune.data.doctor import look, mended, next_command, report
+from finetune.data.languages import language_hint, language_of
 from finetune.data.sources import DataArguments, load_rows
 from finetune.errors import InputError
 from finetune.tasks import classification
@@ -103,3 +104,5 @@ def test_languages():
         language_of(["le film est bon et je ne dors pas"] * 3) == "French"
         and language_of(["xyz"] * 3) is None
     )
+    assert language_hint(["der Film ist gut und das ist nicht alles"]).startswith("the texts look German")
+    assert language_hint([]) is None

@@ -107,15 +107,22 @@ def align_on_pairs(
     if trained is None:
         return
     trainer, held_out = trained
-    figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    figures = {name.removeprefix("eval_"): value for name, value in last_evaluation(trainer).items()}
     figures |= figures_by_set(trainer, held_out)
     if trainer.is_world_process_zero():
         network, folder = trainer.accelerator.unwrap_model(trainer.model), Path(training.output_dir)
         save_artefact(network, trainer.processing_class, folder, None, figures)
-        print(
-            "\n".join(f"{name}: {value:.4f}" for name, value in figures.items() if isinstance(value, float))
-        )
         print(folder)
+
+
+def last_evaluation(trainer: Any) -> dict[str, Any]:
+    """TRL's figures of the model as it is: the last step's, where it was evaluated."""
+    logged = trainer.state.log_history
+    # the best checkpoint may be another step's
+    known = [] if trainer.args.load_best_model_at_end else [line for line in logged if "eval_loss" in line]
+    if known and known[-1]["step"] == trainer.state.global_step:
+        return {name: value for name, value in known[-1].items() if name != "step"}
+    return dict(trainer.evaluate())
 
 
 def figures_by_set(trainer: Any, held_out: Dataset) -> dict[str, Any]:

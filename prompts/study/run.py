@@ -15,7 +15,6 @@ import yaml
 from finetune.artefacts.files import write_atomically
 from finetune.artefacts.folder import resolved_options
 from finetune.errors import InputError
-from finetune.reports.page import leave_behind
 from prompts.scoring.cache import Memory
 from prompts.scoring.connection import EndpointArguments
 from prompts.scoring.endpoint import Endpoint
@@ -146,7 +145,6 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
             folder = Path(options.study.output_dir) / (one.kind if len(found) > 1 else "")
             write_report(one, folder)
             print((folder / "report.md").read_text(encoding="utf-8"))
-            leave_behind(folder, card=False)
     return found
 
 

@@ -18,7 +18,7 @@ from finetune.artefacts.checkpoints import write_atomically
 from finetune.data.places import short_names
 from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
-from finetune.reports.page import write_page
+from finetune.reports.page import leave_behind
 from finetune.reports.tables import markdown, with_interval
 from prompts.study.check import check
 from prompts.study.findings import Findings
@@ -56,7 +56,7 @@ def _leave_pages(found: Sequence[Findings], folder: Path) -> None:
     """`report.html` beside each report: one process writes, as it wrote what the page is made of."""
     if PartialState().is_main_process:
         for one in found:
-            write_page(folder / (one.kind if len(found) > 1 else ""))
+            leave_behind(folder / (one.kind if len(found) > 1 else ""), card=False)
 
 
 def one_study(

@@ -1,4 +1,4 @@
-"""Train several methods on one task and show what each costs and gives: Markdown, CSV and PNG.
+"""Train several methods on one task and show what each costs and gives: a page, Markdown, CSV and PNG.
 
 python scripts/compare.py --methods full lora bottleneck --dataset_name reviews --num_train_epochs 3 \\
     --output_dir runs/compare
@@ -37,7 +37,14 @@ def main(
     from finetune.artefacts.folder import read_artefact, resolved_options
     from finetune.errors import InputError
     from finetune.methods import find_method
-    from finetune.reports.compare import comparison_row, for_people, read_metrics, write_recipe
+    from finetune.reports.compare import (
+        comparison_row,
+        comparison_sections,
+        for_people,
+        read_metrics,
+        write_recipe,
+    )
+    from finetune.reports.page import sections_page
     from finetune.reports.plots import draw_comparison
     from finetune.reports.tables import comma_separated, markdown
 
@@ -72,7 +79,9 @@ def main(
     (root / "comparison.md").write_text(text + "\n", encoding="utf-8")
     (root / "comparison.csv").write_text(comma_separated(table), encoding="utf-8")
     draw_comparison(table, root / "comparison.png")
-    print(f"\n{text}\n\n{root / 'comparison.md'}, .csv and .png")
+    page = sections_page(f"{len(table)} methods on {data.name}", "", comparison_sections(table))
+    (root / "comparison.html").write_text(page, encoding="utf-8")
+    print(f"\n{text}\n\n{root / 'comparison.md'}, .html, .csv and .png")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def main(export: ExportArguments, data: ExportRowsArguments) -> None:
 
     from finetune.artefacts.files import write_atomically
     from finetune.formats.measured import Export, export_all
-    from finetune.reports.exports import as_table, beyond, export_lines
+    from finetune.reports.exports import as_table, beyond, export_lines, export_sections
+    from finetune.reports.page import sections_page
     from finetune.reports.tables import markdown
 
     exports: list[Export] = []
@@ -45,7 +46,9 @@ def main(export: ExportArguments, data: ExportRowsArguments) -> None:
     table, folder = markdown(as_table(lines)), Path(export.output_dir or f"{export.artefact}/exports")
     write_atomically(folder / "exports.json", json.dumps(lines, indent=1))
     write_atomically(folder / "exports.md", table + "\n")
-    print(f"\n{table}\n\n{folder / 'exports.md'}")
+    page = sections_page(f"exports of {Path(str(export.artefact)).name}", "", export_sections(lines))
+    write_atomically(folder / "exports.html", page)
+    print(f"\n{table}\n\n{folder / 'exports.md'} and .html")
     # after the files are written: who looks for the reason finds them
     if beyond(lines, export.tolerance):
         sys.exit(1)

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from finetune.errors import InputError
+from finetune.reports import charts
+from finetune.reports.blocks import Chart, Section, Table
 from finetune.reports.tables import with_interval
 
 
@@ -93,6 +95,16 @@ def for_people(row: dict[str, Any]) -> dict[str, Any]:
         "seconds": f"{row['seconds']:.0f}",
         "peak memory": f"{row['memory_mb']:.0f} MB",
     }
+
+
+def comparison_sections(rows: list[dict[str, Any]]) -> list[Section]:
+    """The page of a comparison: quality with intervals, and what it cost."""
+    dots = [(row["method"], row["accuracy"], (row["low"], row["high"])) for row in rows]
+    caption = "Each method on the same evaluation rows; intervals by bootstrap over rows."
+    return [
+        Section("Accuracy", [Chart(charts.dots(dots, "accuracy, 95 % interval"), caption)]),
+        Section("What each costs and gives", [Table([for_people(row) for row in rows], "", rows)]),
+    ]
 
 
 def write_recipe(path: Path, options: dict[str, Any], finished: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from finetune.metrics.bootstrap import draws
 from finetune.metrics.significance import compare
+from finetune.reports import charts
+from finetune.reports.blocks import Chart, Section, Table
 from finetune.reports.tables import with_interval
 
 SAMPLES = 2000
@@ -64,6 +66,18 @@ def as_table(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             f"against {first}": _verdict(line) if place else "",
         }
         for place, line in enumerate(lines)
+    ]
+
+
+def export_sections(lines: Sequence[dict[str, Any]]) -> list[Section]:
+    """The same as a page: each format's accuracy with its interval, and what it costs."""
+    dots = [(line["format"], line["accuracy"], line["interval"]) for line in lines]
+    caption = "On the same rows, each in its own runtime; the first is what the others are held against."
+    # a format for one runtime has figures that another lacks; CSV wants the same keys
+    raw = [{k: v for k, v in line.items() if not isinstance(v, list)} for line in lines]
+    return [
+        Section("Accuracy", [Chart(charts.dots(dots, "accuracy, 95 % interval"), caption)]),
+        Section("What it costs", [Table(as_table(lines), "", raw)]),
     ]
 
 

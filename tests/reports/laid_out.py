@@ -131,7 +131,8 @@ def study_run(folder: Path) -> Path:
     pairs = [
         {"first": figures[0]["template"],
          "second": f"{one['model']} {one['template']}/{one['verbalizer']}, raw", "metric": "accuracy",
-         "difference": 0.03, "low": -0.02, "high": 0.08, "level": 0.95, "only_first": 20, "only_second": 14, "rows": 200, "test": "McNemar, exact", "p": 0.2, "p_holm": 1.0,
+         "difference": 0.03, "low": -0.02, "high": 0.08, "level": 0.95, "only_first": 20,
+         "only_second": 14, "rows": 200, "test": "McNemar, exact", "p": 0.2, "p_holm": 1.0,
          "verdict": "first is not significantly better"}
         for one in figures[1:20]
     ]  # fmt: skip

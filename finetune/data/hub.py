@@ -31,8 +31,8 @@ def read_hub(name: str, config: str | None) -> DatasetDict:
     # the hub's names end in no known ending, and what it would say of a file that isn't there helps nobody
     of_owner = name.count("/") == 1 and not Path(name).parent.exists()  # as owner/set.json may be
     if Path(name).is_absolute() or (kind_of(Path(name)) and not of_owner):
-        near = sorted(file.name for file in Path().glob(f"*{Path(name).suffix}") if file.is_file())[:8]
-        there = f"; there are {', '.join(near)}" if near else ""
+        like = sorted(file.name for file in Path().glob(f"*{Path(name).suffix}") if file.is_file())[:8]
+        there = f"; there are {', '.join(like)}" if like else ""
         raise InputError(f"No file or folder '{name}' in {Path.cwd()}{there}. Set --dataset_name")
     try:
         found = datasets.load_dataset(name, config)

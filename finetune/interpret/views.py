@@ -236,7 +236,10 @@ def show_gradients(subject: Subject, show: ShowArguments) -> View:
             # completeness is what the method promises: a larger rest makes the picture doubtful
             if missing > 0.05:
                 blocks.append(
-                    Words(f"{missing:.0%} of the difference is not accounted for; set --steps higher")
+                    Words(
+                        f"{missing:.0%} of the difference is not accounted for; set --steps higher",
+                        warns=True,
+                    )
                 )
         if subject.architecture == "encoder-decoder":
             batch = with_target(subject, batch, show.target_text)

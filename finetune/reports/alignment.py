@@ -30,7 +30,7 @@ def alignment_sections(run: RunFolder) -> list[Section]:
     # what the run said of itself, where it came to its end
     said = [one["text"] for one in run.mapping("alignment.json").get("warnings", [])]
     # of a run that goes on there is no last word yet, so that the curves are judged here
-    blocks: list[Table | Chart | Words] = [Words(text) for text in said or warnings(steps)]
+    blocks: list[Table | Chart | Words] = [Words(text, warns=True) for text in said or warnings(steps)]
     # parts of a reward that is put together, each under a name of its own
     parts = sorted(
         {key for line in steps for key in line if key.startswith("rewards/") and key.endswith("/mean")}

@@ -31,10 +31,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Words:
-    """A sentence or two; `code` is something to copy."""
+    """A sentence or two; `code` is something to copy; what `warns` stands out."""
 
     text: str = ""
     code: str = ""
+    warns: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ def cut_text(value: Any, most: int) -> str:
     # white space of all kinds, or one text would tear a table's line
     text = " ".join(str(value).split())
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def is_long(value: Any) -> bool:
+    """Whether a cell's text goes on in further lines; shorter ones are torn nowhere."""
+    return not is_picture(value) and len(str(value)) > 28
 
 
 def is_picture(value: Any) -> bool:

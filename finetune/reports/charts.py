@@ -35,6 +35,7 @@ STYLE = {
     "text.parse_math": False,  # a label may hold dollar signs
     "axes.prop_cycle": cycler(color=[FIRST, SECOND, THIRD, FAINT]),
 }  # fmt: skip
+LEAST = 0.85  # of a drawing's own width: letters of 8 points stay readable
 
 
 def as_svg(figure: Figure, said: str) -> str:
@@ -50,10 +51,16 @@ def as_svg(figure: Figure, said: str) -> str:
     for colour, name in THEME.items():
         # matplotlib writes colours in small letters
         text = re.sub(re.escape(colour), f"var(--{name})", text, flags=re.IGNORECASE)
-    # a width of its own would burst a telephone; the view box keeps the proportions
+    # a width of its own would burst a telephone; the view box keeps the proportions, and the frame scrolls
+    # where letters would become too small to read
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', r'\1 style="max-width:\2pt;width:100%"', text, count=1)
+    text = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', _fluid, text, count=1)
     return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(said)}"', 1)
+
+
+def _fluid(head: re.Match[str]) -> str:
+    width = float(head[2])
+    return f'{head[1]} style="width:100%;min-width:{LEAST * width:.0f}pt;max-width:{width:.0f}pt"'
 
 
 def _attribute(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from finetune.reports.blocks import Section, Table, is_picture
+from finetune.reports.blocks import Section, Table, is_long, is_picture
 from finetune.reports.card import CARD, write_card
 from finetune.reports.following import next_commands
 from finetune.reports.run_folder import RunFolder, read_run
@@ -119,7 +119,12 @@ def _render(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"csv": comma_separated, "latex": latex, "is_picture": is_picture}
+    environment.globals |= {
+        "csv": comma_separated,
+        "latex": latex,
+        "is_picture": is_picture,
+        "is_long": is_long,
+    }
     # StrictUndefined wants every name, and each page has others
     defaults: dict[str, Any] = {"runs": [], "list": [], "refresh": None}
     return environment.get_template("page.html").render(defaults | values)

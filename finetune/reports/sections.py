@@ -92,7 +92,7 @@ def _privacy(run: RunFolder) -> tuple[str, Iterator[Any]]:
     def blocks() -> Iterator[Any]:
         if run.privacy:
             yield Table(privacy_rows(run.privacy), "Differential privacy of the training rows.")
-            yield Words(f"Not covered: {'; '.join(uncovered(run.privacy))}.")
+            yield Words(f"Not covered: {'; '.join(uncovered(run.privacy))}.", warns=True)
 
     return "Privacy", blocks()
 
@@ -144,7 +144,7 @@ def _learning(run: RunFolder) -> tuple[str, Iterator[Any]]:
         }
         # one point is no curve
         if figures and len(measured) > 1:
-            yield Chart(charts.curves(figures, "step", "figure", marked=tuple(figures)))
+            yield Chart(charts.curves(figures, "step", " · ".join(figures), marked=tuple(figures)))
         further = {
             title: (
                 [line["step"] for line in trained if key in line],

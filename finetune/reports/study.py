@@ -91,7 +91,7 @@ def _head(run: RunFolder) -> Blocks:
     chosen = run.findings.get("chosen")
     lines.append("Chosen on training rows." if chosen else "Nothing was chosen on training rows.")
     lines += [str(run.findings[key]).replace("**", "") for key in ("judge", "gain") if run.findings.get(key)]
-    return [Words(code=" ".join(lines))]
+    return [Words(" ".join(lines))]
 
 
 def _guess(run: RunFolder, metric: str) -> float | None:

@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from installed import environment, wheel  # noqa: F401  fixtures
 
 from finetune.data.corpora import reviews
 

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from installed import environment, wheel  # noqa: F401  fixtures
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

@@ -35,7 +35,7 @@ STYLE = {
     "text.parse_math": False,  # a label may hold dollar signs
     "axes.prop_cycle": cycler(color=[FIRST, SECOND, THIRD, FAINT]),
 }  # fmt: skip
-LEAST = 0.85  # of a drawing's own width: letters of 8 points stay readable
+LEAST = 0.7  # of a drawing's own width: its letters are no smaller than 6 points
 
 
 def as_svg(figure: Figure, said: str) -> str:

@@ -11,13 +11,14 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import installed
 import pytest
-from installed import environment, wheel  # noqa: F401  fixtures
 
 from finetune.data.corpora import reviews
 
 pytestmark = pytest.mark.slow
 MOST = 6
+wheel, environment = installed.wheel, installed.environment  # fixtures
 CLASSES = {  # class → how often, and what people write
     "Rechnung": (900, "die Rechnung ist falsch", "der Betrag auf der Rechnung stimmt nicht"),
     "Lieferung": (600, "das Paket ist nicht angekommen", "die Lieferung kam zu spät"),

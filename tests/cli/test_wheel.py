@@ -10,10 +10,11 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import installed
 import pytest
-from installed import environment, wheel  # noqa: F401  fixtures
 
 ROOT = Path(__file__).parents[2]
+wheel, environment = installed.wheel, installed.environment  # fixtures
 pytestmark = pytest.mark.slow
 FEW = ("--config", "reviews_lora", "--max_train_rows", "32", "--max_eval_rows", "16", "--max_steps", "2")
 

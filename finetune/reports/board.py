@@ -83,10 +83,10 @@ def make_server(root: str, host: str, port: int) -> ThreadingHTTPServer:
 
 
 def listing(top: Path, by: str) -> str:
-    """The list, newest first, or in order of one of its columns (`?by=run|figure|method`)."""
+    """The list, newest first, or in order of one of its columns (`?by=run|figure|...`)."""
     # at each request: runs come and go
     rows = [_row(run, top) for run in find_runs(top)]
-    if by in ("run", "figure", "method", "data"):
+    if rows and by in rows[0]["cells"]:
         # names of columns alone: what a browser sends is never looked up otherwise; figures the largest first
         rows.sort(key=lambda row: row["cells"][by], reverse=by == "figure")
     going = any(row["cells"]["state"] == "goes on" for row in rows)
@@ -105,7 +105,7 @@ def _row(run: RunFolder, top: Path) -> dict[str, Any]:
         "data": ", ".join(Path(str(one)).name for one in (data if isinstance(data, list) else [data])),
         "state": "finished" if run.is_finished else "goes on",
     }
-    return {"link": f"/run?at={quote(name)}", "cells": cells}
+    return {"name": name, "link": f"/run?at={quote(name)}", "cells": cells}
 
 
 def _pages(top: Path, names: list[str]) -> str:

@@ -56,7 +56,8 @@ def sections_page(title: str, headline: str, sections: Sequence[Section]) -> str
 
 
 def list_page(rows: Sequence[dict[str, Any]], title: str, refresh: int | None = None) -> str:
-    """A page that lists runs: rows of {"link": address, "cells": {heading: text}}."""
+    """A page that lists runs: rows of {"name": what asks for it, "link": address, "cells":
+    {heading: text}}."""
     return _render(title=title, list=list(rows), refresh=refresh)
 
 

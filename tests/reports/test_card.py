@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -83,6 +84,9 @@ def test_the_board_lists_runs_and_shows_them(tmp_path):
         assert status == 200 and "2 runs" in text and "goes on" in text and "http-equiv" in text
         assert "Confusion" in ask(at + "/run?at=x")[1]
         assert ask(at + "/run?at=x&at=y")[1].count("<article>") == 2
+        assert 'name="at" value="x"' in text and 'href="/?by=figure"' in text
+        first = re.findall(r'name="at" value="(\w)"', ask(at + "/?by=run")[1])
+        assert first == ["x", "y"] and ask(at + "/?by=nothing")[0] == 200
         for bad in ("/run?at=../..", "/run?at=nothing", "/run", "/etc/passwd"):
             assert ask(at + bad)[0] == 404
 

@@ -119,6 +119,19 @@ def window():
         yield opened
 
 
+def test_runs_of_the_board_are_sorted_and_put_side_by_side(pages, window):
+    window.look(1366)
+    window.open(pages["board"])
+    window.click("th a[href='/?by=run']")
+    names = "[...document.querySelectorAll('td a')].map(a => a.innerText)"
+    assert window.run(f"return {names}") == ["dpo", "ppo", "prompt", "sft", "train"]
+    for name in ("ppo", "train"):
+        window.click(f"input[value='{name}']")
+    window.click("button")
+    assert window.run("return document.querySelectorAll('article').length") == 2
+    assert window.messages() == []
+
+
 @pytest.mark.parametrize(
     "name",
     ["train", "sft", "dpo", "ppo", "prompt", "two", "ladder", "audit", "export", "compare", "show", "board"],

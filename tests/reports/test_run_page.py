@@ -81,7 +81,7 @@ def test_each_table_is_written_as_csv_and_latex(tmp_path):
     run = read_run(lay_out(tmp_path / "run"))
     written = write_tables(run, tmp_path / "tables")
     assert {file.suffix for file in written} == {".csv", ".tex"}
-    figures = list(csv.DictReader((tmp_path / "tables" / "figures_1.csv").open()))
+    figures = list(csv.DictReader((tmp_path / "tables" / "figures_1.csv").read_text().splitlines()))
     assert {"figure": "accuracy", "value": "0.75", "low": "0.6", "high": "0.9"} in figures
     assert (tmp_path / "tables" / "figures_1.tex").read_text().startswith(r"\begin{tabular}")
 

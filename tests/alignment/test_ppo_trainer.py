@@ -117,7 +117,7 @@ def test_the_right_token_is_found(family, method, further):
     assert figures[-1]["kl"] > 1
 
 
-@pytest.mark.parametrize("coefficient", [10.0, 100.0, 1000.0])
+@pytest.mark.parametrize("coefficient", [10.0, 1000.0])
 def test_a_huge_coefficient_holds_the_policy_at_the_reference(coefficient):
     held = learner(
         kl=KLArguments(kl_coefficient=coefficient)

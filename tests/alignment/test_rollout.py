@@ -8,10 +8,12 @@ from bounds import assert_near
 from conftest import make_model, make_tokenizer
 from torch import tensor
 from transformers import AutoModelForCausalLM
+from trl.trainer import add_fused_lm_head
 
 from finetune.alignment import rollout
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, pick, sample_answers
 from finetune.errors import InputError
+from finetune.models.frozen_head import plain_head
 
 FAMILIES = ("gpt2", "llama")  # learned and rotary positions
 PROMPTS = [[7, 8, 9], [10], [11, 12, 13, 14, 15], [16, 17]]
@@ -119,6 +121,22 @@ def test_padding_changes_no_log_probability(family):
         )
         assert_near(found[i, :length], expected)
         assert found[i, length:].eq(0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_two_tiled_heads_give_the_same(family):
+    """PPO's log-probabilities and entropies are those of the head that TRL's trainers put on a model."""
+    network, trls = lively(family), lively(family)
+    add_fused_lm_head(trls, outputs=("log_probs", "entropy"))
+    prompts, answers = tensor([[7, 8, 9], [11, 12, 7]]), tensor([[9, 8, 7], [12, 10, 8]])
+    head = plain_head(network.requires_grad_(False))
+    ours = rollout.answer_log_probs(
+        network, prompts, torch.ones_like(prompts), answers, torch.ones(2, 3), head=head
+    )
+    labels = torch.cat([torch.full_like(prompts, -100), answers], 1)
+    theirs = trls(input_ids=torch.cat([prompts, answers], 1), labels=labels, fused_lm_head=True)
+    assert_near(ours[0], theirs.log_probs[:, -3:])
+    assert_near(ours[1], theirs.entropy[:, -3:])
 
 
 def test_an_answer_keeps_its_stop_token_and_nothing_after_it():

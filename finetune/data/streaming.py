@@ -28,7 +28,7 @@ from finetune.data.files import Reading, kind_of, read_files
 from finetune.data.folders import files_of, split_of
 from finetune.data.places import PLACE
 from finetune.data.records import shape_of, strict_json
-from finetune.data.tables import dialect, ending, guessed, skipping_mark, typed, zst_stream
+from finetune.data.tables import dialect, ending, guessed, is_header, skipping_mark, typed, zst_stream
 from finetune.errors import InputError
 
 ROWS_FIRST = 256  # rows that say what each column is for, before anything is trained
@@ -204,7 +204,12 @@ def _records(file: Path, reading: Reading) -> Iterator[Row]:
         twice = next(cell for cell in header if header.count(cell) > 1)
         raise InputError(f"{file} has two columns named '{twice}'; rename one")
     # one generator for head and rest: chained below, no record is read twice
-    filled = (record for record in _numbered(cells) if any(cell.strip() for cell in record[1]))
+    filled = (
+        record
+        for record in _numbered(cells)
+        # as in reading whole files, where the header's repetitions are counted too
+        if any(cell.strip() for cell in record[1]) and not is_header(record[1], header)
+    )
     head = list(itertools.islice(filled, HEAD))
     # before kinds are told: a record that is too wide shifts cells into columns of another kind
     for line, record in head:

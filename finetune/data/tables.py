@@ -235,14 +235,8 @@ def _without_headers(
 ) -> tuple[list[list[str]], list[int]]:
     """Records without the header's repetitions, which files that were put together have; they are counted."""
     header = [cell.strip() for cell in records[0]]
-    again = [
-        place
-        for place, cells in enumerate(records[1:], start=1)
-        # the mark at a file's beginning stands before its header
-        if [cell.strip().removeprefix("\ufeff") for cell in cells] == header
-    ]
-    # one column of words may say its own name
-    if not again or len(header) < 2:
+    again = [place for place, cells in enumerate(records[1:], start=1) if is_header(cells, header)]
+    if not again:
         return records, lines
     logger.warning(
         "%s repeats its header in line %s: left out", name, ", ".join(str(lines[p]) for p in again[:5])
@@ -250,6 +244,12 @@ def _without_headers(
     gone = set(again)
     kept = [place for place in range(len(records)) if place not in gone]
     return [records[place] for place in kept], [lines[place] for place in kept]
+
+
+def is_header(cells: Sequence[str], header: Sequence[str]) -> bool:
+    """Whether a record says the header again; one column of words may say its own name."""
+    # the mark at a file's beginning stands before its header
+    return len(header) > 1 and [cell.strip().removeprefix("\ufeff") for cell in cells] == list(header)
 
 
 def dialect(text: str, delimiters: Sequence[str]) -> tuple[str, int]:

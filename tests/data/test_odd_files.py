@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset
 
 from finetune.data.sources import DataArguments, Rows, load_rows
+from finetune.data.streaming import open_stream
 from finetune.errors import InputError
 from finetune.tasks import sft
 
@@ -27,6 +28,8 @@ def read(path: Path, content: bytes | str) -> Dataset:
 def test_a_header_that_is_repeated_is_no_row(mark, tmp_path, caplog):
     rows = read(tmp_path / "a.csv", f"text,label\n{LINES}{mark}text,label\n{LINES}")
     assert rows["label"][:] == list("abab") * 2 and "repeats its header in line 6" in caplog.text
+    streamed = open_stream(str(tmp_path / "a.csv"), None, None, "train")
+    assert [row["label"] for row in streamed] == list("abab") * 2
 
 
 def test_a_word_under_its_own_name_is_a_row(tmp_path):

@@ -24,12 +24,6 @@ def check_optimizer(training: transformers.TrainingArguments, network: Any) -> N
     """
     # an enum's value is what the user wrote
     name = training.optim.value if isinstance(training.optim, OptimizerNames) else str(training.optim)
-    if name in OWN_WARMUP and 0 < training.warmup_steps < 1:
-        raise InputError(
-            f"--optim {name} warms up by itself, over a number of steps, and a share of them "
-            f"(--warmup_steps {training.warmup_steps:g}) would multiply the first step's rate. Set "
-            "--warmup_steps 0, or a number of steps"
-        )
     try:
         # made by transformers' own look-up and thrown away: importing its package is what may fail
         Trainer.get_optimizer_cls_and_kwargs(training, network)
@@ -39,3 +33,9 @@ def check_optimizer(training: transformers.TrainingArguments, network: Any) -> N
             f"--optim {name} can't be used: {' '.join(str(error).split()).rstrip('.')}. "
             "Set --optim to another"
         ) from error
+    if name in OWN_WARMUP and 0 < training.warmup_steps < 1:
+        raise InputError(
+            f"--optim {name} warms up by itself, over a number of steps, and a share of them "
+            f"(--warmup_steps {training.warmup_steps:g}) would multiply the first step's rate. Set "
+            "--warmup_steps 0, or a number of steps"
+        )

@@ -83,7 +83,7 @@ def better_and_worse(rows: Dataset, data: DataArguments) -> Compared | None:
         try:
             found = choose(row)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            said = ", ".join(f"'{name}' {row[name]!r:.60}" for name in verdict)
+            said = " and ".join(f"'{name}' {row[name]!r:.60}" for name in verdict) or "what is said of them"
             raise InputError(
                 f"In {place_of(rows, index)} {said} tells no better answer of {' and '.join(answers)}"
                 f"{f' ({error})' if isinstance(error, ValueError) else ''}. Mend the row or leave it out"

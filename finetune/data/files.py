@@ -233,9 +233,9 @@ def _form(value: Any) -> str:
         return "{" + ",".join(f"{key}:{_form(value[key])}" for key in sorted(value)) + "}"
     if isinstance(value, list):
         return "[" + "|".join(sorted({_form(one) for one in value})) + "]"
-    return (
-        "" if isinstance(value, (str, int, float)) and not isinstance(value, bool) else type(value).__name__
-    )
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "number"
+    return "" if isinstance(value, str) else type(value).__name__
 
 
 def _check_mixture(column: str, values: list[Any], columns: Columns, name: str) -> None:

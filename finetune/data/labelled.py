@@ -246,7 +246,18 @@ def lay_out_label_sets(rows: Dataset, data: DataArguments) -> Laid:
             )
         sets = [[place for place, one in enumerate(value or ()) if one] for value in values]
         return as_read(_with_lists(rows, columns.label, sets, names), columns)
+    entries = (one for value in values if isinstance(value, list) for one in value)
+    shares = next((one for one in entries if _is_share(one)), None)
+    if shares is not None:
+        raise InputError(
+            f"The lists of '{columns.label}' hold numbers such as {shares}, which are no labels; wanted "
+            "names, or 0 and 1 for each class. Mend the rows, or set --label_column"
+        )
     return as_read(named_classes(rows, columns.label, data.class_names), columns)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float) and not value.is_integer()
 
 
 def _is_told(value: Any) -> bool:

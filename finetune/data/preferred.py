@@ -86,7 +86,7 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
     kept = [name for name in (*ABOUT, "id") if name in there]
     # the first row tells a column's kind, as Arrow has one for all
     texts = (fields is None or fields.plain) and all(
-        isinstance(value, str) or value is None
+        (isinstance(value, str) and not is_chat(value)) or value is None  # a chat may come as JSON
         for name in filter(None, (better, worse, fields and fields.asked)) for value in rows[name][:1]
     )  # fmt: skip
     read = _texts if texts else _chats
@@ -227,7 +227,9 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
         raise InputError(
             f"No column with a question in {data.name}; it has {', '.join(there)}. Set --text_column"
         )
-    plain = fields.plain and isinstance(rows[0][said], str) and isinstance(rows[0][fields.asked or ""], str)
+    plain = fields.plain and all(
+        isinstance(rows[0][name], str) and not is_chat(rows[0][name]) for name in (said, fields.asked)
+    )
 
     def judged(row: dict[str, Any]) -> dict[str, Any]:
         one = _answered(row, fields, said, plain) | {"label": as_verdict(row[verdict])}

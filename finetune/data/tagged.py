@@ -31,6 +31,8 @@ STARTS, ENDS, KINDS = (
     ("label", "type", "entity", "tag", "entity_type", "entity_group", "labels"),
 )
 SURFACE = ("text", "word", "value", "mention", "surface")  # what an entity says of its own words
+ENTRY = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+"""  # of a list in a table's cell
+LISTED = re.compile(rf"\[\s*(?:{ENTRY})(?:[\s,]+(?:{ENTRY}))*\s*\]")
 PIECE = re.compile(r"\w+|[^\w\s]")
 ENDING, SINGLE, INNER = ("E-", "L-"), ("S-", "U-"), ("I-", "M-")  # BIOES, BILOU, BMES
 
@@ -68,12 +70,20 @@ def lay_out_tags(rows: Dataset, data: DataArguments) -> Laid:
     return Laid(laid.rows, laid.columns, laid.used, laid.texts, aside=layers)
 
 
+def _parts(cell: str) -> list[str]:
+    """The words of a cell: between blanks, or in a list as Python, numpy or JSON write it into a table."""
+    if not LISTED.fullmatch(cell.strip()):
+        return cell.split()
+    found = re.findall(ENTRY, cell)
+    return [re.sub(r"\\(.)", r"\1", one[1:-1]) if one[0] in "\"'" else one for one in found]
+
+
 def _parted_words(rows: Dataset, columns: Columns) -> Dataset:
     """Words and tags as lists where both are texts with as many parts between blanks."""
     pair = (columns.text, columns.label)
     if not all(isinstance(rows.features[n], Value) and rows.features[n].dtype == "string" for n in pair):
         return rows
-    parts = [[str(cell or "").split() for cell in rows[name]] for name in pair]
+    parts = [[_parts(str(cell or "")) for cell in rows[name]] for name in pair]
     uneven = next((n for n, (a, b) in enumerate(zip(*parts, strict=True)) if len(a) != len(b)), None)
     if uneven is not None:
         raise InputError(

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from finetune.data.preferred import lay_out_pairs
 from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.data.streaming import open_stream
 from finetune.errors import InputError
-from finetune.tasks import sft
+from finetune.tasks import multilabel, sft, tokens
 
 TOWNS = ["Oslo", "Bern", "Rome", "Paris"]
 LINES = "".join(f"{town} größer,{'ab'[n % 2]}\n" for n, town in enumerate(TOWNS))
@@ -94,3 +95,47 @@ def test_a_turn_behind_the_last_answer_is_counted(caplog):
     sft.examine(both([{"messages": [*chat, {"role": "user", "content": "Bye"}]}, {"messages": chat}]),
                 DataArguments("rows"))  # fmt: skip
     assert "1 evaluation chats end with a turn that nothing answers: it is left out (rows 0)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "tags"),
+    [
+        ("\"['In', 'Oslo', '[x]']\"", "\"['O', 'B-LOC', 'O']\""),
+        ("\"['In' 'Oslo' '[x]']\"", "\"['O' 'B-LOC' 'O']\""),
+        ('"[""In"", ""Oslo"", ""[x]""]"', '"[""O"", ""B-LOC"", ""O""]"'),
+        ("In Oslo [x]", "O B-LOC O"),
+    ],
+    ids=["python", "numpy", "json", "blanks"],
+)
+def test_lists_of_words_in_a_tables_cells(words, tags, tmp_path):
+    rows = read(tmp_path / "a.csv", f"tokens,ner_tags\n{words},{tags}\n{words},{tags}\n")
+    found = tokens.examine(Rows(rows, rows, "rows"), DataArguments("rows")).rows.train
+    assert found["tokens"][0] == ["In", "Oslo", "[x]"] and found["ner_tags"][0] == ["O", "B-LOC", "O"]
+
+
+def test_words_in_brackets_are_no_list(tmp_path):
+    rows = read(tmp_path / "a.csv", "tokens,ner_tags\n" + "[CLS] Oslo [SEP],O B-LOC O\n" * 2)
+    found = tokens.examine(Rows(rows, rows, "rows"), DataArguments("rows")).rows.train
+    assert found["tokens"][0] == ["[CLS]", "Oslo", "[SEP]"]
+
+
+def test_shares_of_classes_are_no_labels():
+    with pytest.raises(InputError, match="hold numbers such as 0.2, which are no labels"):
+        multilabel.examine(both([{"text": f"{t} is far", "labels": [0.2, 0.8]} for t in TOWNS]),
+                           DataArguments("rows"))  # fmt: skip
+
+
+def test_a_content_that_is_a_number_is_named(tmp_path):
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": town}, {"role": "assistant", "content": n}]})
+        for n, town in enumerate(TOWNS)
+    ]
+    rows = read(tmp_path / "a.jsonl", "\n".join(lines))
+    with pytest.raises(InputError, match="row 0 .* stands the content 0; wanted a text"):
+        sft.examine(Rows(rows, rows, "rows"), DataArguments("rows"))
+
+
+def test_a_question_that_is_a_chat_in_json_is_a_chat():
+    asked = [{"role": "user", "content": "Name a town."}]
+    rows = Dataset.from_list([{"prompt": json.dumps(asked), "chosen": "Oslo", "rejected": "No."}] * 2)
+    assert lay_out_pairs(rows, DataArguments("rows")).rows["prompt"][0] == asked

@@ -32,6 +32,7 @@ MARKS = (
     (b"\xfe\xff", "utf-16"),
 )
 WHOLE, DECIMAL = re.compile(r"-?(0|[1-9]\d{0,17})"), re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][-+]?\d+)?")
+FOR_EXCEL = re.compile(r"sep=(.)\r?\n")  # a first line that names the delimiter
 LOOKED_AT = 200  # records that tell the delimiter
 
 
@@ -195,10 +196,20 @@ def delimited(
     Raises:
         InputError: a header with a name twice, or records with more cells than the header.
     """
+    told = FOR_EXCEL.match(text)
+    if told:
+        text, delimiters = text[told.end() :], (told[1],)
     delimiter, quoting = dialect(text, delimiters)
     records, lines = _records(text, delimiter, quoting)
+    lines = [line + 1 for line in lines] if told else lines
     if not records:
         return {}, []
+    # a quote that is closed stands at the end of its cell, and nothing follows the last one
+    if quoting == csv.QUOTE_MINIMAL and "\n" in records[-1][-1] and not text.rstrip().endswith('"'):
+        raise InputError(
+            f"{name}: line {lines[-1]} opens a quote that is closed nowhere, and all that follows would be "
+            "one cell. Close it, or double it where it is a sign of the text"
+        )
     records, lines = _without_headers(records, lines, name)
     header_line = lines[0]
     # an index that pandas wrote has no name

@@ -68,6 +68,7 @@ def test_records_parted_by_old_line_ends(tmp_path):
     ("name", "content", "message"),
     [
         ("a.csv", f"# made by a tool\ntext,label\n{LINES}", "Line 1 begins with '#': remove what"),
+        ("a.csv", f'text,label\n"Oslo is far,a\n{LINES}', "line 2 opens a quote that is closed nowhere"),
         ("a.zip", "PK", "ends in '.zip'; unpack the archive"),
         ("a.tar.gz", "x", "unpack the archive"),
     ],
@@ -75,6 +76,15 @@ def test_records_parted_by_old_line_ends(tmp_path):
 def test_what_is_no_table_says_what_to_do(name, content, message, tmp_path):
     with pytest.raises(InputError, match=message):
         read(tmp_path / name, content)
+
+
+def test_a_line_for_excel_names_the_delimiter(tmp_path):
+    rows = read(tmp_path / "a.csv", "sep=;\ntext;label\n" + LINES.replace(",", ";"))
+    assert rows.column_names[:2] == ["text", "label"] and rows["__place__"][0] == "row 0 (line 3)"
+
+
+def test_a_last_cell_of_two_lines_is_one(tmp_path):
+    assert read(tmp_path / "a.csv", 'label,text\na,x y\nb,"one\ntwo"\n')["text"][:] == ["x y", "one\ntwo"]
 
 
 def both(rows: list[dict]) -> Rows:

@@ -56,7 +56,8 @@ MEANT = {
 
 # What has no meaning for a verb that lacks it, said instead of "unknown".
 NOT_HERE = {
-    "resume_from": "this verb makes no checkpoints that a longer run could go on from",
+    "resume_from": "this verb can't make a finished run longer; train, sft, pretrain, dpo, kto, reward, grpo "
+    "and rloo can",
     "streaming": "this verb reads all its rows before the start; train, sft, pretrain, dpo, kto and reward "
     "stream",
     "shuffle_buffer": "it is for streams, and this verb reads all its rows before the start",

@@ -219,6 +219,7 @@ def _is_free(values: list[Any]) -> bool:
     return any(isinstance(one, (dict, list)) for one in inner) and (
         len({_form(one) for one in inner if one is not None}) > 1
         or any(_is_mixed(one) for one in inner if isinstance(one, list))
+        or _clash(inner)
     )
 
 
@@ -233,9 +234,18 @@ def _form(value: Any) -> str:
         return "{" + ",".join(f"{key}:{_form(value[key])}" for key in sorted(value)) + "}"
     if isinstance(value, list):
         return "[" + "|".join(sorted({_form(one) for one in value})) + "]"
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return "number"
-    return "" if isinstance(value, str) else type(value).__name__
+    return (
+        "" if isinstance(value, (str, int, float)) and not isinstance(value, bool) else type(value).__name__
+    )
+
+
+def _clash(records: list[Any]) -> bool:
+    """Whether a key holds a text in one record and a number in another, for which Arrow has no type."""
+    kinds: dict[str, set[str]] = {}
+    for record in records:
+        for key, value in record.items() if isinstance(record, dict) else ():
+            kinds.setdefault(key, set()).add(_kind(value))
+    return any({"text", "number"} <= found for found in kinds.values())
 
 
 def _check_mixture(column: str, values: list[Any], columns: Columns, name: str) -> None:

@@ -63,8 +63,8 @@ def asked_messages(
     earlier = earlier if fields.turns == "all" else not_learnt(earlier)
     if fields.chat:
         said = as_dialogue(row[fields.chat], strange)
-    # decided row by row: a prompt may be a text in one and messages in another
-    elif isinstance(row[fields.asked or ""], str) or row[fields.asked or ""] is None:
+    # decided row by row: a prompt may be a text in one and messages, or JSON that says them, in another
+    elif isinstance(row[fields.asked or ""], (str, type(None))) and not is_chat(row[fields.asked or ""]):
         text = asked_text(row, fields)
         said = [{"role": "user", "content": text}] if text else []
     else:

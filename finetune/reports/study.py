@@ -46,35 +46,43 @@ def _prompts(run: RunFolder) -> Blocks:
     best = sorted(known, key=lambda line: -float(line[metric]))
     # the first way alone: a dot for each prompt, and not for each of its calibrations
     first = known[0].get("calibration")
-    dots = [
-        (f"{_model(line)} · {_prompt(run, line)}", float(line[metric]), _bounds(line, metric))
-        for line in best
-        if line.get("calibration") == first and line.get("template") != "ensemble"
-    ]
-    shown, guess = dots[:SHOWN], _guess(run, metric)
-    words = f"Each prompt's {metric} ({first}) with its 95 % interval, the best {len(shown)} of {len(dots)}"
+    mine = [line for line in best if line.get("calibration") == first and line.get("template") != "ensemble"]
     table = [
         {
-            "model": _model(line),
-            "prompt": _prompt(run, line),
-            "way": line.get("calibration", ""),
+            "prompt": f"{_model(line)} · {_prompt(run, line)}, {line.get('calibration', '')}",
             "rows": line.get("rows", ""),
             metric: _figure(line, metric),
         }
         for line in best[:SHOWN]
     ]
-    return [
-        *_head(run),
-        Chart(
-            charts.dots(shown, f"{metric}, 95 % interval", guess),
-            words + ("; dashed: without reading." if guess is not None else "."),
-        ),
-        Table(
-            table,
-            f"All ways, the best {len(table)} of {len(best)}; every figure is in figures.csv.",
-            best[:SHOWN],
-        ),
+    # no page tells where somebody keeps their models
+    raw = [line | {"model": _model(line)} for line in best[:SHOWN]]
+    words = f"All ways, the best {len(table)} of {len(best)}; every figure is in figures.csv."
+    # a drawing for each model: names of both would be too long to be told apart
+    drawn = [
+        _chart(run, metric, str(first), [line for line in mine if line.get("model") == model])
+        for model in dict.fromkeys(line.get("model") for line in mine)
     ]
+    return [*_head(run), *drawn, Table(table, words, raw)]
+
+
+def _chart(run: RunFolder, metric: str, way: str, lines: list[dict[str, Any]]) -> Chart:
+    dots = [
+        (_both_ends(_prompt(run, line)), float(line[metric]), _bounds(line, metric)) for line in lines[:SHOWN]
+    ]
+    guess = _guess(run, metric)
+    words = (
+        f"{_model(lines[0])}: {metric} ({way}) with its 95 % interval, the best {len(dots)} of {len(lines)}"
+    )
+    return Chart(
+        charts.dots(dots, f"{metric}, 95 % interval", guess),
+        words + ("; dashed: without reading." if guess is not None else "."),
+    )
+
+
+def _both_ends(name: str, most: int = 40) -> str:
+    # names of prompts differ in both ends, and the chart would cut the last
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 
 def _head(run: RunFolder) -> Blocks:
@@ -137,9 +145,8 @@ def _differences(run: RunFolder) -> Blocks:
     rows = [
         {
             "against": cut_text(_against(run, line["second"]), 60),
-            "difference": with_interval(*_difference(line)),
+            "difference": _difference(line),
             "better on": f"{line['only_first']} : {line['only_second']}",
-            "p (Holm)": f"{float(line['p_holm']):.3g}",
             "the first is": line["verdict"].removeprefix("first is "),
         }
         for line in pairs[:SHOWN]
@@ -149,11 +156,12 @@ def _differences(run: RunFolder) -> Blocks:
     words = (
         f"{_against(run, pairs[0]['first'])} against others on the same rows, {len(rows)} of {len(pairs)}."
     )
-    return [Table(rows, words, pairs[:SHOWN])]
+    raw = [line | {key: _against(run, line[key]) for key in ("first", "second")} for line in pairs[:SHOWN]]
+    return [Table(rows, words, raw)]
 
 
-def _difference(line: dict[str, str]) -> tuple[float, list[float]]:
-    return float(line["difference"]), [float(line["low"]), float(line["high"])]
+def _difference(line: dict[str, str]) -> str:
+    return "{:+.3f} ({:+.3f} to {:+.3f})".format(*(float(line[key]) for key in ("difference", "low", "high")))
 
 
 def _against(run: RunFolder, name: str) -> str:

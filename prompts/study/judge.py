@@ -39,7 +39,7 @@ class Verdicts:
 
     Attributes:
         labels: the label of each answer from both orders together, None where the judge named none.
-        consistent: share of answers whose label stayed when the places were swapped.
+        consistent: share of answers whose label stayed when the places were swapped; NaN where none has one.
     """
 
     scores: np.ndarray
@@ -56,8 +56,13 @@ class Judging:
         self.layout = Layout(chat=chat)
         self.words: Verbalizer = make_verbalizer("judge", list(judge.words), judge.words)
 
-    def verdicts(self, rows: Sequence[tuple[Mapping[str, Any], str, str]], prompt: str) -> Verdicts:
-        """(columns, written, wanted) of each answer → its label."""
+    def verdicts(
+        self,
+        rows: Sequence[tuple[Mapping[str, Any], str, str]],
+        prompt: str,
+        places: Sequence[int] | None = None,
+    ) -> Verdicts:
+        """(columns, written, wanted) of each answer → its label; `places` are their rows' in the file."""
         # both orders, because a judge may prefer a place
         passes = [self._pass(rows, swapped) for swapped in (False, True)]
         good = list(self.judge.words).index(self.judge.good)
@@ -69,8 +74,9 @@ class Judging:
         both = np.stack(passes)
         # an answer that is silent in one order has no verdict
         silent = np.isnan(both).any(axis=(0, 2))
-        for _ in range(int(silent.sum())):
-            self.notes.trouble(self.judge.model, prompt, "the judge named none of its labels")
+        for number in np.flatnonzero(silent):
+            row = -1 if places is None else places[number]
+            self.notes.trouble(self.judge.model, prompt, "the judge named none of its labels", row)
         # half of the good label where the orders disagree
         scores = np.where(silent, np.nan, np.mean([c == good for c in chosen], axis=0))
         # both orders' probabilities added up
@@ -81,7 +87,7 @@ class Judging:
         ]
         # of answers that have both
         agree = (chosen[0] == chosen[1])[~silent]
-        return Verdicts(scores, labels, float(agree.mean()) if len(agree) else 0.0)
+        return Verdicts(scores, labels, float(agree.mean()) if len(agree) else float("nan"))
 
     def _pass(self, rows: Sequence[tuple[Mapping[str, Any], str, str]], swapped: bool) -> np.ndarray:
         """Log-probabilities of the labels, [answers, labels], NaN where it named none; labels of places
@@ -171,7 +177,7 @@ def judged(
     written: Written, judging: Judging, parts: Mapping[str, Sequence[Any]]
 ) -> tuple[dict[str, dict[str, np.ndarray]], float]:
     """A cell's scores by the judge: part → how → [rows, repeats]; and how often the label stayed when
-    swapped."""
+    swapped, NaN where the judge named no label."""
     found: dict[str, dict[str, np.ndarray]] = {}
     stayed = []
     for part, rows in parts.items():
@@ -188,7 +194,9 @@ def judged(
                 for place, row, wanted in zip(written.rows(part), answers, written.wanted[part], strict=True)
                 for i in range(width)
             ]
-            verdicts = judging.verdicts(flat, written.cell.name)
+            numbers = [rows[place].place for place in written.rows(part) for _ in range(width)]
+            verdicts = judging.verdicts(flat, written.cell.name, numbers)
             found[part][how] = verdicts.scores.reshape(len(answers), width)
             stayed.append(verdicts.consistent)
-    return found, float(np.mean(stayed)) if stayed else 0.0
+    known = [share for share in stayed if not np.isnan(share)]
+    return found, float(np.mean(known)) if known else float("nan")

@@ -263,7 +263,7 @@ def _pair_rows(found: Findings, tests: Sequence[tuple[Outcome, Any]]) -> list[di
         {
             "against": f"{Path(other.cell.model).name} "
             f"{other.cell.name.removeprefix(found.entry.name + '/')}, {other.how}",
-            "difference": with_interval(test.difference, (test.low, test.high)),
+            "difference": f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f})",
             "better on": f"{test.only_first} : {test.only_second}",
             "verdict": test.in_words(),
         }

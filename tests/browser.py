@@ -78,9 +78,9 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._devtools("Emulation.setEmulatedMedia", features=[scheme])
 
-    def whole_picture(self, file: Path) -> None:
-        """The page from top to bottom, also what lies below the window."""
-        shot = self._devtools("Page.captureScreenshot", captureBeyondViewport=True)
+    def whole_picture(self, file: Path, below: bool = True) -> None:
+        """The page from top to bottom; what lies below the window if that is wanted."""
+        shot = self._devtools("Page.captureScreenshot", captureBeyondViewport=below)
         file.write_bytes(base64.b64decode(shot["data"]))
 
     def _devtools(self, command: str, **values: Any) -> Any:

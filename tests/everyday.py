@@ -1,9 +1,33 @@
-"""Twenty everyday sentences about films, written before the corpus that the demo learns from; it holds none
-of them.
+"""Everyday sentences about films. The first twenty were written before the corpus that the demo learns
+from; it holds none of them.
 
 All twenty were in sight when the number of epochs was chosen. From then on the first ten may be looked at
-while the demo is changed; the others only tell what it is worth.
+while the demo is changed; the others only tell what it is worth. FRESH was written after all of that, and
+nothing was asked with it before it stood here; its first ten may be looked at from now on.
 """
+
+FRESH = [
+    ("We laughed the whole way through and went home happy.", "pos"),
+    ("I was bored before the opening credits had finished.", "neg"),
+    ("My daughter talked about it all the way home.", "pos"),
+    ("Even the friend who chose it was yawning.", "neg"),
+    ("The best two hours I've spent at the cinema this year.", "pos"),
+    ("I regret choosing this one.", "neg"),
+    ("I cried at the end, and so did everyone around me.", "pos"),
+    ("My grandmother tells better stories than this.", "neg"),
+    ("I'm buying it as soon as it's out.", "pos"),
+    ("Half the audience was looking at their phones.", "neg"),
+    ("Great cast, great music, and a story that moves you.", "pos"),
+    ("The jokes fell flat and nobody in the room laughed.", "neg"),
+    ("It's a small film with a big heart.", "pos"),
+    ("The acting is wooden and the story makes no sense.", "neg"),
+    ("I couldn't look away.", "pos"),
+    ("A waste of a good cast.", "neg"),
+    ("I was on the edge of my seat until the credits.", "pos"),
+    ("It goes on and on and then it just stops.", "neg"),
+    ("Funny, warm and never boring.", "pos"),
+    ("Don't bother, wait until it's on television.", "neg"),
+]
 
 LOOKED_AT = [
     ("I laughed so hard I cried.", "pos"),

@@ -150,7 +150,13 @@ def load_network(
             kept = (read_passport(artefact.folder) or {}).get(KEPT, model.keep_layers)
             model = replace(model, keep_layers=kept)
         _, network = load_model(
-            model, task.model, artefact.labels, reads=task.reads, quantized=quantized, **task.config
+            model,
+            task.model,
+            artefact.labels,
+            reads=task.reads,
+            quantized=quantized,
+            trains=False,
+            **task.config,
         )
         processor = load_processor(str(artefact.folder), reads=task.reads)
         if task.reads == TEXT:

@@ -139,6 +139,7 @@ def load_model(
     reads: str = TEXT,
     chats: bool = False,
     quantized: bool = False,
+    trains: bool = True,
     **config: Any,
 ) -> tuple[Any, Any]:
     """Processor and model, ready for training in float32 masters unless `dtype` says otherwise.
@@ -149,6 +150,7 @@ def load_model(
         reads: what its inputs are (see `Task.reads`).
         quantized: whether the base is held in 4 bits.
         chats: whether the rows are chats, for which a tokenizer without a template gets the default one.
+        trains: whether what is changed for training's sake is worth a line in the log.
         config: further entries of the model's configuration (`num_labels`, `problem_type`, ...).
 
     Raises:
@@ -166,7 +168,7 @@ def load_model(
         # read twice: what there is says which entries can be set
         settings = AutoConfig.from_pretrained(source, **source_options)
         config |= (_own_pad(settings, processor) if reads == TEXT else {}) | _fused_attention(
-            settings, model.keep_attention_dropout
+            settings, model.keep_attention_dropout, trains
         )
         settings = AutoConfig.from_pretrained(source, **source_options, **config)
         network, report = auto_class.from_pretrained(
@@ -289,7 +291,7 @@ def refuse_tokens(model: ModelArguments, reads: str) -> None:
             raise InputError(f"A model that reads {reads} has no use for --{name}; leave it out")
 
 
-def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
+def _fused_attention(settings: Any, keep: bool, trains: bool) -> dict[str, float]:
     """On a CPU, dropout inside attention off (and said in the log): with it the fused kernel is not used, 2.6
     times slower."""
     # on a GPU the fused kernels have dropout
@@ -298,7 +300,8 @@ def _fused_attention(settings: Any, keep: bool) -> dict[str, float]:
     present = {
         name: value for name, value in settings.to_dict().items() if name in ATTENTION_DROPOUT and value
     }
-    for name, value in present.items():
+    # a model that only answers has no dropout anyway
+    for name, value in present.items() if trains else ():
         logger.warning(
             "%s %s → 0 for the fused attention kernel on a CPU (--keep_attention_dropout keeps it)",
             name,

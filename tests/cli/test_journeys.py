@@ -117,7 +117,7 @@ def test_a_student_learns_from_imdb(newcomer: Newcomer, tmp_path: Path):
     newcomer.types("finetune train --config imdb_lora", "--dataset_name imdb --num_train_epochs 1")
     assert "accuracy" in newcomer.page("runs/imdb_lora")
     said = newcomer.types("finetune assess --artefact runs/imdb_lora --dataset_name FILE", FILE="imdb")
-    assert re.search(r"accuracy +\| +[01]\.\d+ \(", said)
+    assert re.search(r"accuracy +\| +[01]\.\d+ \(", said) and "attention_probs_dropout" not in said
     told = newcomer.types(newcomer.was_told(r"next: (python -c .*)"), **{"A TEXT": "I loved it."})
     assert "'label': 'pos'" in told or "'label': 'neg'" in told
 

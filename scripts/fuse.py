@@ -37,6 +37,7 @@ def main(
     from finetune.adapters.fusion import LEARNING_RATE, fuse_folders, save_fused, with_drift
     from finetune.adapters.loading import base_of
     from finetune.artefacts.folder import resolved_options
+    from finetune.artefacts.provenance import save_provenance
     from finetune.artefacts.runs import open_run
     from finetune.models.load import ModelArguments, architecture
     from finetune.tasks.table import settle
@@ -58,6 +59,7 @@ def main(
     tuned = fuse_folders(network, folders, processor, found.labels, fusion.allow_mismatch)
     features = steps.encode_rows(row, task, found, processor, network, training=training)
     checkpoint = open_run(options, found.fingerprint, network)
+    save_provenance(training.output_dir, found.provenance or {}, found.rows.train)
     # the model under PEFT's: its checkpoints hold everything that runs, fusion included
     trainer = make_trainer(
         with_drift(row, network, fusion.drift_weight), network, processor, training, features,

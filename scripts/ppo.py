@@ -50,7 +50,9 @@ def main(
     from finetune.alignment.run import make_accelerator, save_policy
     from finetune.alignment.run import run as run_steps
     from finetune.artefacts.folder import resolved_options
+    from finetune.artefacts.provenance import provenance_of, save_provenance
     from finetune.artefacts.runs import open_run
+    from finetune.data.sources import load_rows
     from finetune.training.machine import describe
 
     # made first: it joins the processes, and the lines below ask which one they are
@@ -58,12 +60,14 @@ def main(
     # one process fills the caches that the others read
     with accelerator.main_process_first():
         processor, network = load_start(model)
-        prompts, held_out = read_prompts(data, prompt, processor)
+        read = load_rows(data)
+        prompts, held_out = read_prompts(data, prompt, processor, read)
     # --check ends here, with nothing written
     if show_prompts(prompts, held_out, processor, data):
         return
     options = resolved_options(data, prompt, model, method, reward, sampling, ppo, value, kl, run)
     checkpoint = open_run(options, prompts_fingerprint(prompts), network)
+    save_provenance(run.output_dir, provenance_of(read, data), prompts)
     accelerator.init_trackers("ppo", {name: str(value) for name, value in options.items()})
     torch.manual_seed(run.seed)  # the adapter's first weights
     policy = make_policy(network, method.method, method.method_kwargs, bool(run.bf16))

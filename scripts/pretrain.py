@@ -53,13 +53,14 @@ def main(
     from finetune.privacy.options import check_objective_is_private, check_private
     from finetune.privacy.trainer import private_parts
     from finetune.training.options import settled
-    from finetune.training.pretraining import FreshTrainer, prepare_tuned, save_pretrained, settle_pretraining
+    from finetune.training.pretraining import FreshTrainer, leave_rows, prepare_tuned, save_pretrained
+    from finetune.training.pretraining import settle_pretraining as settle
     from finetune.training.run import sets_apart
     from finetune.training.trainer import make_trainer
 
     processes("pretrain")
     # the objective's row, once all options that change it are known
-    row = settle_pretraining(
+    row = settle(
         objective, contrastive, stream, data,
         batching=batching, training=training, method=tuning.method, family=family(model, scratch),
     )  # fmt: skip
@@ -74,7 +75,8 @@ def main(
     processor, network = prepare_tuned(row, objective, contrastive, model, scratch=scratch, tuning=tuning)
     # one process fills the cache that the others read
     with training.main_process_first(desc="reading and tokenising"):
-        features, key = load_features(row, objective, contrastive, data, stream=stream, processor=processor)
+        found = load_features(row, objective, contrastive, data, stream=stream, processor=processor)
+        features = found.features
     if show_features(features, processor, None, data):
         return
     # which figure says the best model follows from the rows: pairs may have no scores
@@ -84,7 +86,8 @@ def main(
         objective, contrastive, data, stream, model, scratch, tuning, batching, privacy, training
     )
     # last of the refusals, when the rows' fingerprint and the model are known
-    checkpoint = open_run(options, key, network)
+    checkpoint = open_run(options, found.key, network)
+    leave_rows(found, data, stream, training.output_dir)
     # said in the privacy statement: a long text's pieces are protected one by one
     unit = f"a piece of a text of at most {objective.max_length} tokens; a longer text is several"
     started = model.model_name_or_path

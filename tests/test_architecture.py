@@ -36,8 +36,8 @@ ORDER = (
     ("training",),
     ("privacy",),
     ("adapters", "prompts"),
-    ("pool", "alignment", "audit", "formats", "interpret", "provenance"),
-    ("serving", "experiments"),
+    ("pool", "alignment", "formats", "interpret", "provenance"),
+    ("serving", "experiments", "audit"),
     ("scripts",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -28,9 +28,10 @@ from finetune.alignment.tools import load_tools
 from finetune.alignment.trl_options import callbacks, made_by_trl, quiet
 from finetune.alignment.watch import Watch
 from finetune.artefacts.folder import resolved_options, save_artefact
+from finetune.artefacts.provenance import provenance_of, save_provenance
 from finetune.artefacts.runs import open_run
 from finetune.data.chats import Chats
-from finetune.data.sources import DataArguments
+from finetune.data.sources import DataArguments, load_rows
 from finetune.errors import InputError
 from finetune.methods import MethodArguments
 from finetune.models.load import ModelArguments
@@ -259,7 +260,8 @@ def align(
     # One process fills the caches that the others read.
     with training.main_process_first(desc="reading prompts"):
         processor, network = load_start(model)
-        rows, held_out = read_prompts(data, prompt, processor)
+        read = load_rows(data)
+        rows, held_out = read_prompts(data, prompt, processor, read)
     if show_prompts(rows, held_out, processor, data):
         return
     options = resolved_options(data, prompt, model, method, reward, training)
@@ -267,6 +269,7 @@ def align(
     options.pop("generation_batch_size")
     # Before the policy is made: a folder that holds another run is refused at once.
     checkpoint = open_run(options, prompts_fingerprint(rows), network)
+    save_provenance(options["output_dir"], provenance_of(read, data), rows)
     policy = make_policy(network, method.method, method.method_kwargs, bool(training.bf16))
     check_optimizer(training, policy.network)
     rewards = load_rewards(reward, policy, model)

@@ -31,8 +31,9 @@ from finetune.alignment.rollout import SamplingArguments, stop_tokens
 from finetune.alignment.trl_options import TrlOptions, callbacks, made_by_trl, quiet
 from finetune.alignment.watch import Watch
 from finetune.artefacts.folder import resolved_options, save_artefact
+from finetune.artefacts.provenance import provenance_of, save_provenance
 from finetune.artefacts.runs import open_run
-from finetune.data.sources import DataArguments
+from finetune.data.sources import DataArguments, load_rows
 from finetune.errors import InputError
 from finetune.methods import MethodArguments
 from finetune.models.load import ModelArguments
@@ -104,8 +105,9 @@ class DistillationTrainer(Resuming, trl.DistillationTrainer):
 
 def begin(
     data: DataArguments, prompt: PromptArguments, model: ModelArguments, training: Any
-) -> tuple[Any, Any, list[AskedRewards], list[AskedRewards]]:
-    """Processor and model to start from, prompts to learn on and prompts held out, with the seed set.
+) -> tuple[Any, Any, list[AskedRewards], list[AskedRewards], dict[str, Any]]:
+    """Processor and model to start from, prompts to learn on and prompts held out, with the seed set; and
+    where the rows are from.
 
     Raises:
         InputError: rows with tools of their own.
@@ -116,9 +118,10 @@ def begin(
     with training.main_process_first(desc="reading prompts"):
         # One process fills the caches that the others read.
         processor, network = load_start(model)
-        rows, held_out = read_prompts(data, prompt, processor)
+        read = load_rows(data)
+        rows, held_out = read_prompts(data, prompt, processor, read)
         check_no_tools((*rows, *held_out))
-    return processor, network, rows, held_out
+    return processor, network, rows, held_out, provenance_of(read, data)
 
 
 def align_online(
@@ -126,11 +129,12 @@ def align_online(
     *, reward: RewardArguments, training: OnlineDPOArguments,
 ) -> None:  # fmt: skip
     """The whole of online DPO; figures are of held-out prompts, before and after."""
-    processor, network, rows, held_out = begin(data, prompt, model, training)
+    processor, network, rows, held_out, told = begin(data, prompt, model, training)
     # Before the policy is made: a folder that holds another run is refused at once.
     checkpoint = open_run(
         resolved_options(data, prompt, model, method, reward, training), prompts_fingerprint(rows), network
     )
+    save_provenance(str(training.output_dir), told, rows)
     policy = make_policy(network, method.method, method.method_kwargs, bool(training.bf16))
     check_optimizer(training, policy.network)
     rewards = load_rewards(reward, policy, model)
@@ -181,11 +185,12 @@ def distill(
     Raises:
         InputError: a teacher of another vocabulary.
     """
-    processor, network, rows, held_out = begin(data, prompt, model, training)
+    processor, network, rows, held_out, told = begin(data, prompt, model, training)
     teacher = load_teacher(model, training, processor)
     checkpoint = open_run(
         resolved_options(data, prompt, model, method, training), prompts_fingerprint(rows), network
     )
+    save_provenance(str(training.output_dir), told, rows)
     network = make_policy(network, method.method, method.method_kwargs).network
     check_optimizer(training, network)
     parts = [

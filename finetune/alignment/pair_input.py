@@ -23,6 +23,7 @@ from finetune.alignment.preferences import (
     ready_pairs,
     sound_answers,
 )
+from finetune.data.columns import Columns
 from finetune.data.laying import laid_out
 from finetune.data.places import SET, short_names
 from finetune.data.preferred import are_pairs, lay_out_pairs, lay_out_unpaired
@@ -42,17 +43,19 @@ def read_preferences(
     *,
     stream: StreamingArguments,
     single: bool = False,
+    rows: Rows | None = None,
 ) -> tuple[Pairs, Dataset]:
     """Training and held-out pairs, checked; training pairs as they are needed where they are a stream.
 
     Args:
+        rows: those of `data`, where they were read already.
         single: also answers with a verdict each (KTO).
 
     Raises:
         InputError: columns that are missing, pairs that can't teach anything, none left.
     """
     if not stream.streaming:
-        return (read_unpaired if single else read_pairs)(data, settings, processor, max_length)
+        return (read_unpaired if single else read_pairs)(data, settings, processor, max_length, rows)
     ready = partial(_ready, settings=settings, processor=processor, max_length=max_length, single=single)
     held_out = load_rows(data, train=False, fallback=None)
     tested = ready(replace(held_out, train=held_out.eval), data, where="held-out")
@@ -88,6 +91,23 @@ def _as_batch(
 ) -> dict[str, list[Any]]:
     found = ready(rows, own)
     return (unpaired(found) if splitting and "chosen" in found.column_names else found).to_dict()
+
+
+def learnt_answers(rows: Dataset) -> tuple[Dataset, Columns]:
+    """The answers that shall become likelier, with their prompts, as rows of instruction tuning: the chosen
+    ones of pairs, those with a good verdict of others.
+    """
+    answer = "chosen" if "chosen" in rows.column_names else "completion"
+    if answer == "completion":
+        rows = rows.select([place for place, good in enumerate(rows["label"]) if good])
+    prompts, answers = rows["prompt"][:], rows[answer][:]
+    further = {name: rows[name][:] for name in ("tools",) if name in rows.column_names}
+    # conversations become one chat, as the template writes both together
+    if len(rows) and isinstance(prompts[0], list):
+        chats = [[*prompt, *said] for prompt, said in zip(prompts, answers, strict=True)]
+        return Dataset.from_dict({"messages": chats, **further}), Columns("messages", None, "messages")
+    texts = Dataset.from_dict({"prompt": prompts, "completion": answers})
+    return texts, Columns("prompt", None, "completion")
 
 
 def is_endless(rows: Pairs) -> bool:

@@ -13,13 +13,22 @@ from datasets import Dataset
 from transformers import set_seed
 
 from finetune.alignment.dpo import PairTraining, for_stream, make_dpo_trainer
-from finetune.alignment.pair_input import pairs_fingerprint, places_by_set, read_preferences, show_pairs
+from finetune.alignment.pair_input import (
+    is_endless,
+    learnt_answers,
+    pairs_fingerprint,
+    places_by_set,
+    read_preferences,
+    show_pairs,
+)
 from finetune.alignment.pair_options import KTOTrainingArguments
 from finetune.alignment.policy import load_start
 from finetune.alignment.preferences import PairArguments
 from finetune.artefacts.folder import resolved_options, save_artefact
+from finetune.artefacts.provenance import provenance_of, save_provenance
 from finetune.artefacts.runs import open_run
-from finetune.data.sources import DataArguments
+from finetune.artefacts.trained_rows import save_trained_rows
+from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.data.streaming import StreamingArguments
 from finetune.methods import MethodArguments, attach, find_method
 from finetune.models.load import ModelArguments
@@ -68,8 +77,9 @@ def train_on_pairs(
     # One process fills the caches that the others read.
     with training.main_process_first(desc="reading pairs"):
         processor, network = load(model)
+        read = Rows(None, None, data.name) if stream.streaming else load_rows(data)
         train, held_out = read_preferences(
-            data, pairs, processor, training.max_length, stream=stream, single=single
+            data, pairs, processor, training.max_length, stream=stream, single=single, rows=read
         )
     # Before the adapter is made: `--check` ends here and should be quick.
     if show_pairs(train, held_out, processor, data):
@@ -78,6 +88,11 @@ def train_on_pairs(
     check_optimizer(training, network)
     options = resolved_options(data, pairs, stream, model, method, training, *further)
     checkpoint = open_run(options, pairs_fingerprint(train, data), network)
+    used = None if is_endless(train) else cast(Dataset, train)
+    save_provenance(options["output_dir"], provenance_of(read, data), used)
+    # an audit asks for them; a scorer writes no answer that it could ask for
+    if used is not None and task == "CAUSAL_LM" and training.process_index == 0:
+        save_trained_rows(options["output_dir"], *learnt_answers(used))
     trainer = make(network, processor, training, train, held_out)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return trainer, held_out

@@ -21,7 +21,7 @@ from finetune.data.chats import template_ids
 from finetune.data.laying import laid_out
 from finetune.data.places import PLACE, SET, columns_of, places_of
 from finetune.data.preferred import are_pairs, lay_out_pairs, lay_out_unpaired
-from finetune.data.sources import DataArguments, load_rows, sample
+from finetune.data.sources import DataArguments, Rows, load_rows, sample
 from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -70,15 +70,18 @@ class PairArguments:
 
 
 def read_pairs(
-    data: DataArguments, settings: PairArguments, processor: Any, max_length: int
+    data: DataArguments, settings: PairArguments, processor: Any, max_length: int, rows: Rows | None = None
 ) -> tuple[Dataset, Dataset]:
     """Training and held-out pairs, checked; columns prompt, chosen, rejected, and margin where
     `settings.margin`.
 
+    Args:
+        rows: those of `data`, where they were read already.
+
     Raises:
         InputError: columns that are missing, pairs that can't teach anything, none left.
     """
-    rows, _ = laid_out(load_rows(data), data, lay_out_pairs)
+    rows, _ = laid_out(rows or load_rows(data), data, lay_out_pairs)
     assert rows.train is not None and rows.eval is not None
     parts = []
     for part, limit, where in (
@@ -112,7 +115,7 @@ def ready_pairs(
 
 
 def read_unpaired(
-    data: DataArguments, settings: PairArguments, processor: Any, max_length: int
+    data: DataArguments, settings: PairArguments, processor: Any, max_length: int, rows: Rows | None = None
 ) -> tuple[Dataset, Dataset]:
     """Training and held-out answers with a verdict each: prompt, completion, label; pairs where the data set
     has them.
@@ -120,14 +123,17 @@ def read_unpaired(
     Answers without text or room, and those that stand there before, are named; one verdict alone stops the
     run.
 
+    Args:
+        rows: those of `data`, where they were read already.
+
     Raises:
         InputError: columns that are missing, answers that can't teach anything, training answers that are all
             good or all bad.
     """
-    rows = load_rows(data)
+    rows = rows or load_rows(data)
     assert rows.train is not None and rows.eval is not None
     if are_pairs(rows.train):
-        return read_pairs(data, settings, processor, max_length)
+        return read_pairs(data, settings, processor, max_length, rows)
     rows, _ = laid_out(rows, data, lay_out_unpaired)
     assert rows.train is not None and rows.eval is not None
     train, held_out = (

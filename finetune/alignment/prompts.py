@@ -21,7 +21,7 @@ from finetune.data.laying import laid_out
 from finetune.data.places import columns_of, place_of
 from finetune.data.preview import marked, show_texts
 from finetune.data.questions import lay_out_prompts
-from finetune.data.sources import DataArguments, load_rows, sample
+from finetune.data.sources import DataArguments, Rows, load_rows, sample
 from finetune.errors import InputError, check_least
 
 logger = logging.getLogger(__name__)
@@ -57,17 +57,20 @@ class PromptArguments:
 
 
 def read_prompts(
-    data: DataArguments, settings: PromptArguments, processor: Any
+    data: DataArguments, settings: PromptArguments, processor: Any, rows: Rows | None = None
 ) -> tuple[list[AskedRewards], list[AskedRewards]]:
     """Training and held-out prompts with the columns of their rows: texts, or conversations that end before
     the assistant's turn.
 
     The column is the one named by --text_column, else `prompt`, `messages`, or a usual name of a text.
 
+    Args:
+        rows: those of `data`, where they were read already.
+
     Raises:
         InputError: no such column, a cell that is neither text nor conversation, no prompt left.
     """
-    rows, _ = laid_out(load_rows(data), data, partial(lay_out_prompts, texts=TEXTS))
+    rows, _ = laid_out(rows or load_rows(data), data, partial(lay_out_prompts, texts=TEXTS))
     assert rows.train is not None and rows.eval is not None
     train = _prompts(
         sample(rows.train, data.max_train_rows, data.sample_seed), data, settings, processor, "training"

@@ -6,9 +6,12 @@ Knows options and rows; knows no task. No text of a row is in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
 
 from finetune.artefacts.files import write_atomically
 from finetune.data.corpora import CORPORA
@@ -16,17 +19,17 @@ from finetune.data.folders import files_of
 from finetune.data.licences import counted, declared_licence, file_entry
 from finetune.data.mixing import weighted
 from finetune.data.places import LICENCE, SOURCE
-from finetune.data.sources import DataArguments, Rows
+from finetune.data.sources import Rows, TextArguments
 
 PROVENANCE = "provenance.json"
 
 
-def provenance_of(rows: Rows, data: DataArguments) -> dict[str, Any]:
+def provenance_of(rows: Rows, data: TextArguments) -> dict[str, Any]:
     """Each data set's files, declared licence, and how many of its training rows stand under each licence and
     come from each source.
 
     Args:
-        rows: as they were read, before a task samples and mixes them.
+        rows: as they were read, before a task samples and mixes them; none where they are a stream.
     """
     # Without parts all rows are of the one set.
     sets = {part.name: part.rows for part in rows.train_parts} or {data.name: rows.train}
@@ -45,7 +48,7 @@ def provenance_of(rows: Rows, data: DataArguments) -> dict[str, Any]:
                 "split": data.train_split,
                 "files": [file_entry(file, path) for file in files.get(split, ())],
                 "licence": declared_licence(name),
-                "rows": 0 if part is None else len(part),
+                "rows": None if part is None else len(part),
                 "licences": {} if part is None else counted(part, LICENCE),
                 "sources": {} if part is None else counted(part, SOURCE),
             }
@@ -53,15 +56,22 @@ def provenance_of(rows: Rows, data: DataArguments) -> dict[str, Any]:
     return {"licences_wanted": data.licences, "data": entries}
 
 
-def save_provenance(folder: str | Path, told: Mapping[str, Any], rows: Rows) -> None:
-    """Write `provenance.json`; `rows` are those that are trained on, after any sample."""
-    used = {} if rows.train is None else {
-        "rows_used": len(rows.train),
-        "licences_used": counted(rows.train, LICENCE),
-        "sources_used": counted(rows.train, SOURCE),
-    }  # fmt: skip
+def save_provenance(folder: str | Path, told: Mapping[str, Any], used: Sized | None) -> None:
+    """Write `provenance.json`, once the folder is claimed; the main process does.
+
+    Args:
+        told: see `provenance_of`.
+        used: what is trained on, after any sample: rows, pairs or prompts; None of a stream.
+    """
+    # one writer; the others read nothing of this file
+    if not PartialState().is_main_process:
+        return
+    found = dict(told) if used is None else {**told, "rows_used": len(used)}
+    # of what was made of rows only their number is known
+    if isinstance(used, Dataset):
+        found |= {"licences_used": counted(used, LICENCE), "sources_used": counted(used, SOURCE)}
     # With what was told before sampling: which files, and how many of them were used.
-    write_atomically(Path(folder) / PROVENANCE, json.dumps({**told, **used}, indent=1, ensure_ascii=False))
+    write_atomically(Path(folder) / PROVENANCE, json.dumps(found, indent=1, ensure_ascii=False))
 
 
 def licence_of(told: Mapping[str, Any]) -> str | None:

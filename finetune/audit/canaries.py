@@ -149,14 +149,29 @@ def exposures(
     subject: Attacked, network: Any, processor: Any, canaries: list[dict[str, Any]], candidates: int
 ) -> list[dict[str, Any]]:
     """Of each canary its exposure in bits, the most that so many candidates can show, and how often it was
-    planted."""
+    planted.
+
+    Raises:
+        InputError: rows that are chats.
+    """
     # always the same candidates, so that two audits compare
     rng = np.random.default_rng(SEED)
+    columns = subject.found.columns
+    bare = columns.text == columns.label
+    if bare and not isinstance(subject.rows[columns.text][0], str):
+        raise InputError("--canaries: the run's rows are chats, in which none is planted; leave it out")
     found = []
     for canary in canaries:
         # the planted one first; a candidate may by chance be it, one time in a million
         secrets = [canary["secret"], *(secret(rng) for _ in range(candidates))]
-        rows = _like(subject, [written(canary, one) for one in secrets])
+        whole = [f"{canary['text']} {one}" for one in secrets]
+        # a bare text has one column for both
+        told = (
+            [{"text": one, "label": one} for one in whole]
+            if bare
+            else [written(canary, one) for one in secrets]
+        )
+        rows = _like(subject, told)
         losses = costs(subject.row, network, processor, subject.features(processor, rows)).losses
         bits = exposure(float(losses[0]), losses[1:])
         found.append(

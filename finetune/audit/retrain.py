@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from transformers import set_seed
 
+from finetune.adapters.classifier import load_network
+from finetune.alignment.policy import load_start
 from finetune.audit.options import AuditArguments
+from finetune.audit.reading import told
 from finetune.audit.scores import Costs, costs
-from finetune.audit.subject import Attacked, told
+from finetune.audit.subject import Attacked
 from finetune.data.batching import BatchingArguments
 from finetune.data.sources import Rows
 from finetune.errors import InputError
-from finetune.methods import MethodArguments, find_method
+from finetune.methods import MethodArguments, attach, find_method
 from finetune.models.load import ModelArguments
 from finetune.models.scratch import ScratchArguments
 from finetune.privacy.options import PrivacyArguments
@@ -34,21 +37,24 @@ TRAINED_WITH = (
 )  # fmt: skip
 
 
-def fresh(subject: Attacked, seed: int) -> tuple[Any, Any]:
-    """Processor and model as the run's training began, with chance of its own.
+def finished(subject: Attacked) -> tuple[Any, Any]:
+    """Processor and model as the run's training left them."""
+    if subject.aligned:
+        return load_start(ModelArguments(model_name_or_path=str(subject.artefact.folder)))
+    return load_network(subject.artefact, row=subject.row)
 
-    Raises:
-        InputError: the run went on from another's adapter, whose rows would be members too.
+
+def fresh(subject: Attacked, seed: int) -> tuple[Any, Any]:
+    """Processor and model as the run's training began, with chance of its own; an adapter that it went on
+    from is there already.
     """
     options = subject.artefact.options
     set_seed(seed)
-    model, before = foundation(told(options, ModelArguments))
-    if before is not None:
-        raise InputError(
-            f"The run in {subject.artefact.folder} went on from the adapter in {before}, so that its recipe "
-            "can't be repeated on other rows. Set --shadows 0 --overfit_rows 0"
-        )
-    method = told(options, MethodArguments)
+    model, method = told(options, ModelArguments), told(options, MethodArguments)
+    if subject.aligned:
+        processor, network = load_start(model)
+        return processor, attach(network, method.method, method.method_kwargs, subject.row.peft)
+    model, before = foundation(model)
     found = subject.found._replace(rows=Rows(subject.rows, subject.rows, ""))
     quantized = find_method(method.method).quantized
     processor, network = load_for(
@@ -56,7 +62,7 @@ def fresh(subject: Attacked, seed: int) -> tuple[Any, Any]:
         quantized=quantized,
     )  # fmt: skip
     task, labels, reads = subject.row.peft, subject.found.labels, subject.row.reads
-    return tune(network, processor, method, task, None, labels=labels, reads=reads)
+    return tune(network, processor, method, task, before, labels=labels, reads=reads)
 
 
 def retrained(
@@ -95,7 +101,21 @@ def shadow_costs(subject: Attacked, audit: AuditArguments) -> tuple[np.ndarray, 
     """Losses of all rows under each shadow [shadows, rows], and whether it was trained on them.
 
     Half of the shadows know each row, drawn for each row by itself (Carlini et al. 2022, section 4).
+
+    Raises:
+        InputError: the run's recipe can't be repeated on other rows.
     """
+    why = None
+    if not subject.repeatable:
+        why = "is none of train or sft"
+    # its rows would be known to every shadow
+    elif (before := foundation(told(subject.artefact.options, ModelArguments))[1]) is not None:
+        why = f"went on from the adapter in {before}"
+    if why is not None:
+        raise InputError(
+            f"--shadows {audit.shadows}: the run in {subject.artefact.folder} {why}, so that its recipe "
+            "can't be repeated on other rows. Set --shadows 0"
+        )
     rows, count = len(subject.rows), audit.shadows
     rng = np.random.default_rng(audit.audit_seed + 1)
     # the ranks of random numbers: just half of each column is true

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForCausalLM
 
-from finetune.adapters.classifier import load_network
 from finetune.artefacts.files import PRIVACY
 from finetune.artefacts.folder import read_artefact
 from finetune.audit.canaries import exposures, read_canaries, written
 from finetune.audit.extraction import distances, extraction_shares
 from finetune.audit.options import AuditArguments, CanaryArguments
-from finetune.audit.retrain import all_costs, fresh, overfitted_costs, shadow_costs, untrained_costs
+from finetune.audit.retrain import all_costs, finished, fresh, overfitted_costs, shadow_costs, untrained_costs
 from finetune.audit.scores import Costs
 from finetune.audit.subject import Attacked, find_attacked
 from finetune.data.places import PLACE
@@ -31,10 +30,10 @@ def audited(audit: AuditArguments, canary: CanaryArguments) -> dict[str, Any]:
         InputError: no artefact, one that doesn't say what it was trained on, or held-out rows that it knows.
     """
     if audit.artefact is None:
-        raise InputError("No artefact; set --artefact to the --output_dir of train or sft")
+        raise InputError("No artefact; set --artefact to the --output_dir of train, sft, pretrain or dpo")
     # all that can be refused is refused before any model is loaded
     subject = find_attacked(read_artefact(audit.artefact), audit)
-    processor, network = load_network(subject.artefact, row=subject.row)
+    processor, network = finished(subject)
     planted = read_canaries(canary.canaries) if canary.canaries else []
     # planted rows are members that any attack finds, and would flatter it
     texts = {written(one, one["secret"])["text"] for one in planted}
@@ -51,7 +50,8 @@ def audited(audit: AuditArguments, canary: CanaryArguments) -> dict[str, Any]:
     # the strongest attack that was run ranks the exposed rows
     best = "lira" if "lira" in scores else "reference" if "reference" in scores else "loss"
     return {
-        "artefact": str(audit.artefact), "task": subject.artefact.options["task"],
+        "artefact": str(audit.artefact),
+        "task": subject.artefact.options.get("task") or subject.artefact.options["objective"],
         "method": subject.artefact.options.get("method", "full"), "private": private(subject),
         "trained_rows": subject.trained, "members": subject.members,
         "others": len(subject.rows) - subject.members, "attacks": attacks,

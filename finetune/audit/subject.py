@@ -5,24 +5,22 @@ artefacts and tasks; knows no attack.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from finetune.adapters.assess import evaluation_rows, trained_as
 from finetune.artefacts.folder import Artefact
 from finetune.artefacts.trained_rows import read_trained_rows, row_hashes
 from finetune.audit.options import AuditArguments
-from finetune.data.sources import DataArguments, FewShotArguments
+from finetune.audit.reading import read_run
 from finetune.errors import InputError
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Examined, Task
 
 logger = logging.getLogger(__name__)
 
-Group = TypeVar("Group")
 LEAST_OTHERS = 8  # held-out rows that an interval can be of
 
 
@@ -34,6 +32,7 @@ class Attacked:
         found: members first, then the others; labels are the artefact's.
         places: of the members among the run's training rows, [members].
         trained: how many rows the run was trained on.
+        aligned, repeatable: see `audit.reading.Reading`.
     """
 
     artefact: Artefact
@@ -42,6 +41,8 @@ class Attacked:
     found: Examined
     places: np.ndarray
     trained: int
+    aligned: bool = False
+    repeatable: bool = True
 
     @property
     def members(self) -> int:
@@ -62,6 +63,9 @@ class Attacked:
 
     def without(self, texts: set[str]) -> Attacked:
         """The same without rows of these texts, such as planted ones, which are like no other."""
+        # chats are lists, which no set can be asked for, and hold no planted text
+        if not texts:
+            return self
         found = enumerate(self.rows[self.found.columns.text])
         return self.kept([place for place, text in found if text not in texts])
 
@@ -80,13 +84,6 @@ class Attacked:
         )
 
 
-def told(options: dict[str, Any], kind: type[Group], **changes: Any) -> Group:
-    """A group of options as an artefact's arguments.yaml has them."""
-    # old runs lack options that came later: defaults stand in
-    known = {one.name: options[one.name] for one in fields(kind) if one.init and one.name in options}  # type: ignore[arg-type]
-    return kind(**(known | changes))
-
-
 def find_attacked(artefact: Artefact, audit: AuditArguments) -> Attacked:
     """Members, rebuilt from what the run says of its rows and told by their hashes, and held-out rows: those
     that were named, else the run's evaluation rows.
@@ -95,30 +92,25 @@ def find_attacked(artefact: Artefact, audit: AuditArguments) -> Attacked:
         InputError: the run doesn't say which rows it was trained on, or they are not there any more; held-out
             rows that were trained on.
     """
-    row, options = trained_as(artefact)
     known = read_trained_rows(artefact.folder)
     if known is None:
         raise InputError(
             f"{artefact.folder} does not say which rows it was trained on (no trained_rows.safetensors), so "
-            "that nobody can be told from others. Set --artefact to a run of train or sft"
+            "that nobody can be told from others. Set --artefact to a run of train, sft, pretrain or dpo, "
+            "not on a stream"
         )
-    # as the run read its rows, without what only its printing and repeating asked for
-    kind = told(artefact.options, FewShotArguments, seeds=1, check=False, show_rows=0)
-    # the same seeds give the same samples and splits as then
-    whole = row.examine(row.load(kind), kind)
+    run = read_run(artefact)
+    whole = run.whole
     members = whole.rows.train
     # every row is looked up: a file that has changed would make strangers of members
     there = np.array([one in known for one in row_hashes(members, whole.columns)])
     if not there.all() or not len(there):
         raise InputError(
-            f"Of the {len(there)} training rows that {kind.name} gives now, {artefact.folder} was trained on "
+            f"Of the {len(there)} training rows that {run.name} gives now, {artefact.folder} was trained on "
             f"{int(there.sum())}: they are others than then. Bring back the file that dataset_name in its "
             "arguments.yaml names"
         )
-    others = whole.rows.eval
-    if audit.held_out:
-        named = DataArguments(dataset_name=[audit.held_out])
-        others = evaluation_rows(artefact, row, named, keep_trained_rows=True)[0].rows.eval
+    others = run.others(audit.held_out) if audit.held_out else whole.rows.eval
     # by hash, too: named rows may hold some that were trained on
     others = without_overlap(artefact, others, whole, known, audit)
     rng = np.random.default_rng(audit.audit_seed)
@@ -126,7 +118,7 @@ def find_attacked(artefact: Artefact, audit: AuditArguments) -> Attacked:
     places = np.sort(rng.permutation(len(members))[: audit.max_rows])
     apart = rng.permutation(len(others))
     # classes differ in loss: in other shares they would be told apart instead of members
-    if row.classes:
+    if run.row.classes:
         column = whole.columns.label
         apart = as_shared(apart, np.asarray(others[column]), np.asarray(members.select(places)[column]))
     apart = np.sort(apart[: audit.max_rows])
@@ -137,7 +129,7 @@ def find_attacked(artefact: Artefact, audit: AuditArguments) -> Attacked:
     )
     # one object for both splits, members first
     found = whole._replace(rows=replace(whole.rows, train=both, eval=both), labels=artefact.labels)
-    return Attacked(artefact, row, options, found, places, len(members))
+    return Attacked(artefact, run.row, run.options, found, places, len(members), run.aligned, run.repeatable)
 
 
 def without_overlap(

@@ -7,18 +7,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, IterableDataset, Value, concatenate_datasets
 from numpy.random import Generator
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data.columns import Columns
 from finetune.data.files import as_dataset
 from finetune.data.laying import laid_out
 from finetune.data.mixing import weighted
 from finetune.data.places import SET, columns_of
-from finetune.data.sources import TextArguments, load_rows
+from finetune.data.sources import Rows, TextArguments, load_rows
 from finetune.data.streaming import ROWS_FIRST, open_stream
 from finetune.errors import InputError
 from finetune.objectives import contrastive, documents, inputs
@@ -27,6 +28,24 @@ from finetune.objectives.streams import Stream, StreamArguments, parse_mixture
 from finetune.objectives.table import Objective
 
 logger = logging.getLogger(__name__)
+
+
+class Loaded(NamedTuple):
+    """What an objective learns from.
+
+    Attributes:
+        features: {"train": ..., "eval": ...}; several evaluation sets are told apart by a column SET.
+        key: the fingerprint of the training rows.
+        read: rows as they were read; without training rows of a stream, a mixture, pictures and series.
+        rows: the texts that are trained on, after any sample; None where `read` has no training rows.
+        columns: of `rows`.
+    """
+
+    features: dict[str, Any]
+    key: str
+    read: Rows
+    rows: Dataset | None = None
+    columns: Columns = Columns("text", None, "text")
 
 
 def find_inputs(
@@ -65,9 +84,8 @@ def load_features(
     *,
     stream: StreamArguments,
     processor: PreTrainedTokenizerBase,
-) -> tuple[dict[str, Any], str]:
-    """Features {"train": ..., "eval": ...} and the fingerprint of the training rows; several evaluation sets
-    are told apart by a column SET.
+) -> Loaded:
+    """Rows, or a stream, and their features.
 
     Raises:
         InputError: columns that are missing, rows without text, sources that can't be read.
@@ -76,12 +94,13 @@ def load_features(
         if stream.streaming or stream.mixture is not None:
             flag = "streaming" if stream.streaming else "mixture"
             raise InputError(f"--{flag} is for texts; leave it out to learn from rows of {row.reads}")
-        return row.load(data, processor)
+        return Loaded(*row.load(data, processor), Rows(None, None, data.name))
     name, length, seed = options.objective, options.max_length, data.sample_seed
     endless = stream.streaming or stream.mixture is not None
     # a stream's training rows are not loaded here; and no fallback, which would evaluate on them
     rows = load_rows(data, train=not stream.streaming, fallback=None)
     # contrastive rows have several texts, which `find_inputs` accounts for
+    read = rows
     if name != "contrastive":
         rows, _ = laid_out(rows, data, inputs.lay_out_texts)
     elif max(len(rows.train_parts) if not endless else 0, len(rows.eval_parts)) > 1:
@@ -109,7 +128,8 @@ def load_features(
         ]
         encoders = [encode] * len(sources)
         endless_rows = Stream(sources, list(weights.values()), encoders, seed, stream.shuffle_buffer)
-        return {"train": endless_rows, "eval": held_out}, repr((weights, known))
+        features = {"train": endless_rows, "eval": held_out}
+        return Loaded(features, repr((weights, known)), Rows(None, None, data.name))
     assert rows.train is not None
     train = (
         rows.train
@@ -122,10 +142,12 @@ def load_features(
         told = there | {"label": data.label_column or "label"} if apart.positive_label else there
         inputs.account_roles(train, told, data, "training")
     train = inputs.settled_rows(train, there, data, "training", data.max_train_rows)
-    return {
+    features = {
         "train": inputs.encoded(train, there, row.encode, processor, max_length=length, seed=seed),
         "eval": held_out,
-    }, inputs.content_hash(train, there)
+    }
+    columns = Columns(there["text"], there.get("pair"), there["text"])
+    return Loaded(features, inputs.content_hash(train, there), read, train, columns)
 
 
 def encoded_sets(rows: Dataset, roles: inputs.Roles, encode: Callable, processor: Any, **how: Any) -> Dataset:

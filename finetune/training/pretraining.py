@@ -5,13 +5,17 @@ no objective.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from finetune.artefacts.folder import save_artefact
+from finetune.artefacts.provenance import provenance_of, save_provenance
+from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches
 from finetune.data.sources import TextArguments
 from finetune.errors import InputError
@@ -21,8 +25,9 @@ from finetune.models.processors import TEXT
 from finetune.models.scratch import ScratchArguments, check_method_from_scratch, prepare
 from finetune.models.sharded import make_whole
 from finetune.objectives.contrastive import ContrastiveArguments, save_sentence_encoder
+from finetune.objectives.features import Loaded
 from finetune.objectives.options import ObjectiveArguments, TuningArguments
-from finetune.objectives.streams import Stream, StreamArguments
+from finetune.objectives.streams import Stream, StreamArguments, parse_mixture
 from finetune.objectives.table import Objective, check_method, check_model, check_objective, settle_objective
 from finetune.training.options import TrainingArguments
 from finetune.training.streamed import check_stream
@@ -145,6 +150,14 @@ def prepare_tuned(
     if length is not None:
         check_length(network, length)
     return processor, network
+
+
+def leave_rows(found: Loaded, data: TextArguments, stream: StreamArguments, folder: str) -> None:
+    """What a run leaves of its rows, once its folder is claimed: provenance.json, and hashes of its texts."""
+    named = list(parse_mixture(stream.mixture)) if stream.mixture else data.dataset_name
+    save_provenance(folder, provenance_of(found.read, replace(data, dataset_name=named)), found.rows)
+    if found.rows is not None and PartialState().is_main_process:
+        save_trained_rows(folder, found.rows, found.columns)
 
 
 def save_pretrained(

@@ -24,7 +24,7 @@ from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.batching import BatchingArguments, check_budget
 from finetune.data.languages import language_hint
 from finetune.data.places import SET, short_names
-from finetune.data.sources import DataArguments
+from finetune.data.sources import DataArguments, Rows
 from finetune.data.streaming import StreamingArguments
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import bootstrap, mean_figure
@@ -70,10 +70,12 @@ def examine_rows(
     # the others then read what the main process has put into the cache
     with training.main_process_first(desc="reading rows"):
         if stream is not None and stream.streaming:
-            found = examine_stream(row, data, stream)
+            found, rows = examine_stream(row, data, stream), Rows(None, None, data.name)
         else:
             rows = row.load(data)
-            found = row.examine(rows, data)._replace(provenance=provenance_of(rows, data))
+            found = row.examine(rows, data)
+        # of the rows as they were read: a task samples and mixes them
+        found = found._replace(provenance=provenance_of(rows, data))
     # the fingerprint is part of what makes two runs the same, so that it comes after the rows
     check_vacant(dict(options), found.fingerprint)
     # of other bases nobody here knows what they read
@@ -243,10 +245,10 @@ def open_folder(
         InputError: the folder holds another run.
     """
     checkpoint = open_run(dict(options), found.fingerprint, network)
+    if found.provenance is not None:
+        save_provenance(options["output_dir"], found.provenance, found.rows.train)
     # one writer; the others read nothing of these files
     if PartialState().is_main_process:
-        if found.provenance is not None:
-            save_provenance(options["output_dir"], found.provenance, found.rows)
         describe_rows(found, features, options["output_dir"], row.baselines)
     return str(checkpoint) if checkpoint else None
 

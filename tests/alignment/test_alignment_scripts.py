@@ -31,12 +31,21 @@ def test_from_prompts_to_an_aligned_model(aligning, capsys):  # each step reads 
     assert len(pairs) > 20
     assert all(pair["chosen_score"] > pair["rejected_score"] for pair in pairs)
 
-    run("reward", model + f"{folder}/pairs", TRAINING, f"--output_dir {folder}/reward")
+    for place, pair in enumerate(pairs):
+        pair["licence"] = ("MIT", "unknown")[place % 2]
+    (folder / "pairs" / "train.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    licensed = f"{TRAINING} --licences mit"
+    run("reward", model + f"{folder}/pairs", licensed, f"--output_dir {folder}/reward")
     figures = json.loads((folder / "reward" / "metrics.json").read_text())
     assert 0 <= figures["interval"][0] <= figures["accuracy"] <= figures["interval"][1] <= 1
     assert (folder / "reward" / "calibration.png").is_file()
 
-    run("dpo", model + f"{folder}/pairs", TRAINING, f"--output_dir {folder}/dpo")
+    run("dpo", model + f"{folder}/pairs", licensed, f"--output_dir {folder}/dpo")
+    for name in ("reward", "dpo"):
+        told = json.loads((folder / name / "provenance.json").read_text())
+        (entry,) = told["data"]
+        assert entry["licences"] == {"MIT": (len(pairs) + 1) // 2} and 0 < told["rows_used"] <= entry["rows"]
+        assert entry["files"][0]["file"] == "train.jsonl"
     assert json.loads((folder / "dpo" / "metrics.json").read_text())["loss"] > 0
     assert not (folder / "dpo" / "ref").exists()  # TRL's second adapter
     assert "trl" not in (folder / "dpo" / "README.md").read_text()  # nor its form: the card is this project's
@@ -57,6 +66,8 @@ def test_from_prompts_to_an_aligned_model(aligning, capsys):  # each step reads 
     assert "generation" in said and "scoring" in said and "update" in said
     metrics = json.loads((folder / "ppo" / "metrics.json").read_text())
     assert metrics["steps"] == 2
+    told = json.loads((folder / "ppo" / "provenance.json").read_text())
+    assert told["rows_used"] == 48 and told["data"][0]["files"][0]["bytes"] > 0
     assert metrics["before"]["held_out_kl"] == pytest.approx(0, abs=1e-5)
     assert "| score" in (folder / "ppo" / "samples-2.md").read_text()
     assert not (folder / "ppo" / "reward").exists()  # the borrowed adapter is no part of the policy
@@ -72,6 +83,7 @@ def test_policy_gradients_without_values(aligning, algorithm, method):
     sizes = "--per_device_train_batch_size 4 --num_generations 4 --logging_steps 1 --save_steps 1"
     told += f" --algorithm {algorithm}"
     run("grpo", model + reviews, reward, told, sizes, f"--output_dir {folder}/one")
+    assert json.loads((folder / "one" / "provenance.json").read_text())["rows_used"] == 48
     figures = json.loads((folder / "one" / "metrics.json").read_text())
     assert abs(figures["kl"]) > 1e-4  # to the model that training started from, not to the one it ended with
     recipe = folder / "one" / "arguments.yaml"  # of the time when RLOO was a script of its own
@@ -79,6 +91,15 @@ def test_policy_gradients_without_values(aligning, algorithm, method):
     (folder / "old.yaml").write_text("".join(line for line in lines if not line.startswith("algorithm")))
     run("grpo", f"--config {folder}/old.yaml --output_dir {folder}/two")
     assert json.loads((folder / "two" / "metrics.json").read_text()) == figures
+
+
+@pytest.mark.parametrize("verb", ["ppo", "dpo", "reward", "grpo", "align --algorithm online_dpo"])
+def test_rows_whose_licence_nobody_says_are_refused_by_every_verb(aligning, verb):
+    folder, model, reviews, reward = aligning
+    name, *further = verb.split()
+    told = reward if name not in ("dpo", "reward") else ""
+    with pytest.raises(InputError, match="--licences MIT: nothing says the licence of"):
+        run(name, *further, model + reviews, told, f"--licences MIT --output_dir {folder}/run")
 
 
 @pytest.mark.parametrize("script", ["ppo", "dpo", "reward", "grpo", "prefer"])

@@ -35,6 +35,7 @@ def test_kto_on_answers_without_pairs(aligning):
     told = f"{KTO} --desirable_weight 1.5 --undesirable_weight 0.5 --output_dir {folder}/kto"
     run("dpo", model + verdicts(folder, "++-+-+--"), told)
     assert "loss" in json.loads((folder / "kto" / "metrics.json").read_text())
+    assert json.loads((folder / "kto" / "provenance.json").read_text())["rows_used"] > 0
     run("dpo", f"--config {folder}/kto/arguments.yaml --output_dir {folder}/again")
 
 
@@ -67,6 +68,7 @@ def test_online_dpo_by_any_reward(aligning):
     run("align", model + reviews, reward, told, f"--output_dir {folder}/online")
     log = [json.loads(line) for line in (folder / "online" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [0, 1, 2] and "reward" in log[1]
+    assert json.loads((folder / "online" / "provenance.json").read_text())["rows_used"] == 48
     assert {"before", "after", "difference"} <= set(
         json.loads((folder / "online" / "metrics.json").read_text())
     )
@@ -87,6 +89,7 @@ def test_a_student_learns_a_teachers_distribution(aligning, saved):
     )
     figures = json.loads((folder / "student" / "metrics.json").read_text())
     assert figures["after"] < figures["before"]
+    assert json.loads((folder / "student" / "provenance.json").read_text())["rows_used"] == 48
     with pytest.raises(InputError, match="No teacher"):
         run("align", model + reviews, told, f"--output_dir {folder}/none")
 

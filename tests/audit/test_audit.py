@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import WORDS, make_tokenizer
+from scripted import run as run_verb
 from test_train import script, train
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -215,6 +217,66 @@ def tuned_writer(model: Path, rows: Path, folder: Path, epochs: int) -> Path:
         )
     )
     return folder
+
+
+def copied(run: Path, folder: Path, **changes: object) -> Path:
+    """The same run with other words in its arguments.yaml."""
+    shutil.copytree(run, folder)
+    told = yaml.safe_load((run / "arguments.yaml").read_text()) | changes
+    (folder / "arguments.yaml").write_text(yaml.safe_dump(told))
+    return folder
+
+
+LEARNT = (
+    "--method full --bf16 false --learning_rate 1e-2 --max_length 32 --disable_tqdm true "
+    "--eval_strategy no --save_strategy no"
+)
+
+
+def test_texts_of_a_pretraining_are_audited(saved, tmp_path):
+    model, rows = saved("llama", AutoModelForCausalLM), rows_of_chance(tmp_path / "rows")
+    told = f"--objective clm --layout rows --model_name_or_path {model} --dataset_name {rows} {LEARNT}"
+    run_verb("pretrain", told, f"--ignore_columns label --num_train_epochs 30 --output_dir {tmp_path}/run")
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["rows_used"] == 30
+    said = audited("--artefact", tmp_path / "run", "--prefix_tokens", "4", "--overfit_rows", "0")
+    assert (said["task"], said["members"], said["others"]) == ("clm", 30, 60)
+    assert set(said["attacks"]) == {"loss", "min_k", "reference"}
+    assert all(one["auc_interval"][0] > 0.6 for one in said["attacks"].values())
+    assert said["controls"]["untrained"]["holds"]
+    held = audited("--artefact", tmp_path / "run", "--held_out", rows / "test.jsonl", "--extract_rows", "0",
+                   "--overfit_rows", "0", "--output_dir", tmp_path / "held")  # fmt: skip
+    assert held["attacks"]["loss"] == said["attacks"]["loss"]
+    with pytest.raises(InputError, match="is none of train or sft.*--shadows 0"):
+        audited("--artefact", tmp_path / "run", "--shadows", "2", "--extract_rows", "0")
+    with pytest.raises(InputError, match="learnt the objective 'mlm'.*--objective clm"):
+        audited("--artefact", copied(tmp_path / "run", tmp_path / "mlm", objective="mlm"))
+    with pytest.raises(InputError, match="holds a run of 'reward'.*train, sft, pretrain or dpo"):
+        audited("--artefact", copied(tmp_path / "run", tmp_path / "reward", objective=None, task="reward"))
+
+
+@pytest.mark.parametrize("chats", [False, True])
+def test_chosen_answers_of_preferences_are_audited(saved, tmp_path, chats):
+    model = saved("llama", AutoModelForCausalLM)
+    if chats:
+        tokenizer = make_tokenizer("llama")
+        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
+        tokenizer.save_pretrained(model)
+    rng, rows = np.random.default_rng(7), tmp_path / "pairs"
+    rows.mkdir()
+    for split in ("train", "test"):
+        lines = []
+        for _ in range(24):
+            texts = [" ".join(rng.choice(WORDS, count)) for count in (4, 10, 10)]
+            if chats:
+                roles = ("user", "assistant", "assistant")
+                texts = [[{"role": role, "content": text}] for role, text in zip(roles, texts, strict=True)]
+            lines.append(json.dumps(dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))))
+        (rows / f"{split}.jsonl").write_text("\n".join(lines))
+    told = f"--algorithm orpo --model_name_or_path {model} --dataset_name {rows} {LEARNT}"
+    run_verb("dpo", told, f"--num_train_epochs 25 --output_dir {tmp_path}/run")
+    said = audited("--artefact", tmp_path / "run", "--extract_rows", "0", "--overfit_rows", "0")
+    assert (said["task"], said["members"], said["others"]) == ("dpo", 24, 24)
+    assert said["attacks"]["loss"]["auc_interval"][0] > 0.6 and said["controls"]["untrained"]["holds"]
 
 
 def test_a_tuned_writer_is_audited(saved, tmp_path):

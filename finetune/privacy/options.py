@@ -16,6 +16,10 @@ from finetune.artefacts.files import ARGUMENTS, PRIVACY
 from finetune.data.batching import BatchingArguments
 from finetune.errors import InputError
 
+SERIES = (
+    "series are scaled by means and deviations of all training rows, which have no noise, and windows of one "
+    "series share their steps, so that no row is the unit"
+)
 DELTA, CLIP_NORM, ACCOUNTANT = 1e-5, 1.0, "prv"
 ACCOUNTANTS = ("prv", "rdp")
 
@@ -188,6 +192,8 @@ def check_objective_is_private(
         why = "each row of 'contrastive' is told from the others of its batch; set another --objective"
     elif objective == "nsp":
         why = "a pair of 'nsp' may hold two texts; set another --objective"
+    elif objective == "masked_series":
+        why = f"{SERIES}; leave --epsilon out"
     elif layout == "blocks":
         why = "a block holds pieces of several texts, so that no text is the unit; set --layout rows"
     elif endless:
@@ -196,7 +202,16 @@ def check_objective_is_private(
         raise InputError(f"--epsilon {privacy.epsilon}: {why}")
 
 
-def blind(start: Callable | None, privacy: PrivacyArguments) -> Callable | None:
-    """How a task tells a new head of its training targets; not at all where they are private."""
+def blind(start: Callable | None, privacy: PrivacyArguments, reads: str) -> Callable | None:
+    """How a task tells a new head of its training targets; not at all where they are private.
+
+    Args:
+        reads: what its inputs are (see `Task.reads`).
+
+    Raises:
+        InputError: series, which can't be read without what all training rows say.
+    """
+    if privacy.wanted and reads == "series":
+        raise InputError(f"--epsilon {privacy.epsilon}: {SERIES}; leave --epsilon out")
     # a head that begins at the targets' mean would give that away without noise
     return None if privacy.wanted else start

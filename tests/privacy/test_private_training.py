@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from finetune.cli.parser import parse
 from finetune.errors import InputError
 from finetune.privacy.accounting import epsilon_spent, noise_multiplier
-from finetune.privacy.options import PrivacyArguments, check_network
+from finetune.privacy.options import PrivacyArguments, blind, check_network, check_objective_is_private
 from finetune.privacy.sampling import Chance, PoissonSteps, drawn
 from finetune.privacy.trainer import continued, noise_of, steps_an_epoch
 from finetune.reports.card import card_of
@@ -190,6 +190,15 @@ def test_a_run_that_was_not_private_is_no_start(saved, review_file, tmp_path):
     plain = train(model, review_file, tmp_path / "plain", "--num_train_epochs", "1")
     with pytest.raises(InputError, match="trained before without it"):
         train(plain, review_file, tmp_path / "run", *PRIVATE)
+
+
+def test_series_are_named():
+    asked = PrivacyArguments(epsilon=8.0)
+    with pytest.raises(InputError, match="--epsilon 8.*share their steps"):
+        blind(None, asked, "series")
+    with pytest.raises(InputError, match="--epsilon 8.*share their steps"):
+        check_objective_is_private(asked, "masked_series", None, endless=False)
+    assert blind(len, asked, "text") is None and blind(len, PrivacyArguments(), "series") is len
 
 
 def test_batch_statistics_are_named():

@@ -52,7 +52,9 @@ class CanaryArguments:
 class AuditArguments:
     """What is attacked, and how hard."""
 
-    artefact: str | None = field(default=None, metadata={"help": "Output folder of a training script."})
+    artefact: str | None = field(
+        default=None, metadata={"help": "Output folder of train, sft, pretrain (clm) or dpo."}
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of the page and audit.json (default: audit in the artefact)."}
     )

@@ -60,8 +60,7 @@ def main(
     # one process fills the caches that the others read
     with accelerator.main_process_first():
         processor, network = load_start(model)
-        read = load_rows(data)
-        prompts, held_out = read_prompts(data, prompt, processor, read)
+        prompts, held_out = read_prompts(data, prompt, processor, read := load_rows(data))
     # --check ends here, with nothing written
     if show_prompts(prompts, held_out, processor, data):
         return

@@ -44,7 +44,6 @@ def main(
     from transformers import set_seed
 
     from finetune.artefacts.folder import resolved_options
-    from finetune.artefacts.runs import open_run
     from finetune.data.preview import show_features
     from finetune.methods import find_method
     from finetune.models.scratch import FROM_NOTHING, family
@@ -53,7 +52,7 @@ def main(
     from finetune.privacy.options import check_objective_is_private, check_private
     from finetune.privacy.trainer import private_parts
     from finetune.training.options import settled
-    from finetune.training.pretraining import FreshTrainer, leave_rows, prepare_tuned, save_pretrained
+    from finetune.training.pretraining import FreshTrainer, claim, prepare_tuned, save_pretrained
     from finetune.training.pretraining import settle_pretraining as settle
     from finetune.training.run import sets_apart
     from finetune.training.trainer import make_trainer
@@ -76,8 +75,7 @@ def main(
     # one process fills the cache that the others read
     with training.main_process_first(desc="reading and tokenising"):
         found = load_features(row, objective, contrastive, data, stream=stream, processor=processor)
-        features = found.features
-    if show_features(features, processor, None, data):
+    if show_features(features := found.features, processor, None, data):
         return
     # which figure says the best model follows from the rows: pairs may have no scores
     row = fitted(row, features["eval"])
@@ -86,8 +84,7 @@ def main(
         objective, contrastive, data, stream, model, scratch, tuning, batching, privacy, training
     )
     # last of the refusals, when the rows' fingerprint and the model are known
-    checkpoint = open_run(options, found.key, network)
-    leave_rows(found, data, stream, training.output_dir)
+    checkpoint = claim(options, found, network, data=data, stream=stream)
     # said in the privacy statement: a long text's pieces are protected one by one
     unit = f"a piece of a text of at most {objective.max_length} tokens; a longer text is several"
     started = model.model_name_or_path

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from finetune.artefacts.folder import save_artefact
 from finetune.artefacts.provenance import provenance_of, save_provenance
+from finetune.artefacts.runs import open_run
 from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.batching import BatchingArguments, EpochLoader, LengthBatches
 from finetune.data.sources import TextArguments
@@ -152,12 +154,21 @@ def prepare_tuned(
     return processor, network
 
 
-def leave_rows(found: Loaded, data: TextArguments, stream: StreamArguments, folder: str) -> None:
-    """What a run leaves of its rows, once its folder is claimed: provenance.json, and hashes of its texts."""
+def claim(
+    options: dict[str, Any], found: Loaded, network: Any, *, data: TextArguments, stream: StreamArguments
+) -> Path | None:
+    """The checkpoint to go on from, or None, once the folder is claimed and holds what is told of the rows:
+    provenance.json, and hashes of the texts.
+
+    Raises:
+        InputError: see `artefacts.runs.open_run`.
+    """
+    checkpoint, folder = open_run(options, found.key, network), options["output_dir"]
     named = list(parse_mixture(stream.mixture)) if stream.mixture else data.dataset_name
     save_provenance(folder, provenance_of(found.read, replace(data, dataset_name=named)), found.rows)
     if found.rows is not None and PartialState().is_main_process:
         save_trained_rows(folder, found.rows, found.columns)
+    return checkpoint
 
 
 def save_pretrained(

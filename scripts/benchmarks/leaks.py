@@ -47,11 +47,14 @@ def main() -> None:
 
 def measured(method: str, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures of a run and of its audit."""
+    # imported late: --help should not wait for torch
     from finetune.methods import find_method
 
+    # method and privacy in the name: both tables may go into one folder
     folder = Path(options.output_dir) / f"{method}_{options.epsilon or 'plain'}"
     private = []
     if options.epsilon:
+        # few steps with noise want larger ones
         rate = find_method(method).learning_rate * options.rate
         private = ["--epsilon", options.epsilon, "--gradient_accumulation_steps", 8, "--learning_rate", rate]
     run(
@@ -67,6 +70,7 @@ def measured(method: str, options: argparse.Namespace) -> tuple[dict[str, Any], 
 
 
 def run(script: str, *given: Any) -> None:
+    # a process each: seeds, caches and the allocator begin alike
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / script), *map(str, given)], capture_output=True, text=True
     )
@@ -75,6 +79,7 @@ def run(script: str, *given: Any) -> None:
 
 
 def line(method: str, epsilon: str, figures: dict[str, Any], said: dict[str, Any]) -> str:
+    # the loss alone: the one attack that every task has
     found, controls = said["attacks"]["loss"], said["controls"].values()
     cells = [
         f"`{method}`", f"{figures['trainable']:,}", epsilon,

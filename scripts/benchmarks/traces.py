@@ -37,10 +37,12 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(options.output_dir)
     own, others = texts(options)
+    # marked rows take the place of others: all runs learn from as many rows
     count = round(options.rows * options.marked)
     clean = own[: options.rows]
     print("| trace | tuned with it: p | tuned without: p | controls: p < 0.05 | uniform: p |")
     print("|---|---:|---:|---:|---:|")
+    # one model is the clean one of all traces
     without = tuned(clean, folder / "clean", options)
     for how in options.parts:
         if how == "inference":
@@ -75,6 +77,7 @@ def texts(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 def mark(how: str, own: list[str], count: int, folder: Path, options: argparse.Namespace) -> list[str]:
     source = folder.with_suffix(".source.jsonl")
     written(source, own)
+    # a key that is told makes the same rows again
     run(
         "trace.py", "mark", "--dataset_name", source, "--how", how, "--marked_rows", count, "--key", 1234567,
         "--writer", options.model_name_or_path, "--max_new_tokens", options.tokens, "--output_dir", folder,
@@ -84,6 +87,7 @@ def mark(how: str, own: list[str], count: int, folder: Path, options: argparse.N
 
 def tuned(rows: list[str], folder: Path, options: argparse.Namespace) -> Path:
     """The model after pretraining goes on with these texts."""
+    # rows, no blocks: a window of the watermark must not go over two texts
     source = folder.with_suffix(".jsonl")
     written(source, rows)
     run(
@@ -101,6 +105,7 @@ def written(file: Path, rows: list[str]) -> None:
 
 
 def run(script: str, *given: Any) -> None:
+    # a process each: seeds, caches and the allocator begin alike
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / script), *map(str, given)], capture_output=True, text=True
     )
@@ -125,6 +130,7 @@ def controls(how: str, model: Path, folder: Path, options: argparse.Namespace) -
     from finetune.provenance.canaries import CANDIDATES, draw_canaries, rank_test
     from finetune.provenance.watermark import new_grams, radioactivity, read_secret, watermark_of
 
+    # read once: the controls differ in what is asked, not in the model
     processor, network = asking.suspect(str(model))
     secret = read_secret(folder / how, "secret.json")
     if how == "canaries":
@@ -139,6 +145,7 @@ def controls(how: str, model: Path, folder: Path, options: argparse.Namespace) -
         return [rank_test(part, seed)["p"] for seed, part in enumerate(table)]
     mark = watermark_of(secret)
     marked = [json.loads(row)["text"] for row in (folder / how / "rows.jsonl").read_text().splitlines()]
+    # the marked texts themselves: for another key they are as good as any
     seen: set[tuple[int, ...]] = set()
     grams: list[tuple[int, ...]] = []
     for _, ids, likeliest, _ in asking.read_texts(processor, network, marked, 128):
@@ -164,6 +171,7 @@ def inferred(
     for rows in (own, others):
         read = asking.read_texts(processor, network, rows, options.tokens)
         tables.append(measured_texts([(nats, rows[place]) for place, _, _, nats in read]))
+    # rows that the model hasn't seen, cut in two again and again: nothing to find
     halves = []
     for seed in range(options.controls + 1):
         mixed = np.random.default_rng(seed).permutation(tables[1])

@@ -126,9 +126,8 @@ def run(
     model, before = (model, None) if scratch.from_config else foundation(model)
     row = settle(task, planned(model, scratch))
     # further figures are computed wherever the task's own are
-    row = replace(
-        row, figures=with_metrics(row.figures, metric.metrics), start=blind(row.start, privacy, row.reads)
-    )
+    start = blind(row.start, privacy, row.reads)
+    row = replace(row, figures=with_metrics(row.figures, metric.metrics), start=start)
     found = steps.examine_rows(row, data, training, options, stream)
     processor, network = steps.load_for(
         row, model, found, scratch=scratch, quantized=find_method(method.method).quantized

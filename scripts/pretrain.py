@@ -52,7 +52,7 @@ def main(
     from finetune.privacy.options import check_objective_is_private, check_private
     from finetune.privacy.trainer import private_parts
     from finetune.training.options import settled
-    from finetune.training.pretraining import FreshTrainer, claim, prepare_tuned, save_pretrained
+    from finetune.training.pretraining import FreshTrainer, claim_pretraining, prepare_tuned, save_pretrained
     from finetune.training.pretraining import settle_pretraining as settle
     from finetune.training.run import sets_apart
     from finetune.training.trainer import make_trainer
@@ -84,7 +84,7 @@ def main(
         objective, contrastive, data, stream, model, scratch, tuning, batching, privacy, training
     )
     # last of the refusals, when the rows' fingerprint and the model are known
-    checkpoint = claim(options, found, network, data=data, stream=stream)
+    checkpoint = claim_pretraining(options, found, network, data=data, stream=stream)
     # said in the privacy statement: a long text's pieces are protected one by one
     unit = f"a piece of a text of at most {objective.max_length} tokens; a longer text is several"
     started = model.model_name_or_path

@@ -44,7 +44,7 @@ def told(options: dict[str, Any], kind: type[Group], **changes: Any) -> Group:
 
 
 @dataclass(frozen=True)
-class Reading:
+class RunRows:
     """How a run's rows are read.
 
     Attributes:
@@ -65,7 +65,7 @@ class Reading:
     repeatable: bool = True
 
 
-def read_run(artefact: Artefact) -> Reading:
+def rows_of_run(artefact: Artefact) -> RunRows:
     """The rows of a run of train, sft, pretrain or dpo.
 
     Raises:
@@ -93,10 +93,10 @@ def read_run(artefact: Artefact) -> Reading:
         assert found is not None
         return found
 
-    return Reading(row, settings, whole, others, data.name)
+    return RunRows(row, settings, whole, others, data.name)
 
 
-def _texts(artefact: Artefact) -> Reading:
+def _texts(artefact: Artefact) -> RunRows:
     """A run of pretraining on texts, each of which is a row."""
     options = artefact.options
     if options["objective"] != "clm":
@@ -119,10 +119,10 @@ def _texts(artefact: Artefact) -> Reading:
         return Examined(Rows(*kept, rows.name), Columns(text, None, text), None)
 
     whole = read(load_rows(data, fallback=None), data)
-    return Reading(row, settings, whole, partial(_named, read, data), data.name, repeatable=False)
+    return RunRows(row, settings, whole, partial(_named, read, data), data.name, repeatable=False)
 
 
-def _answers(artefact: Artefact) -> Reading:
+def _answers(artefact: Artefact) -> RunRows:
     """A run on preferences, of which an answer that was to become likelier is a row with its prompt."""
     options = artefact.options
     data, pairs = told(options, DataArguments, check=False, show_rows=0), told(options, PairArguments)
@@ -139,7 +139,7 @@ def _answers(artefact: Artefact) -> Reading:
 
     whole = read(load_rows(data), data)
     others = partial(_named, read, data)
-    return Reading(row, settings, whole, others, data.name, aligned=True, repeatable=False)
+    return RunRows(row, settings, whole, others, data.name, aligned=True, repeatable=False)
 
 
 def _language(artefact: Artefact) -> tuple[Task, TaskArguments]:

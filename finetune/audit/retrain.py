@@ -37,7 +37,7 @@ TRAINED_WITH = (
 )  # fmt: skip
 
 
-def finished(subject: Attacked) -> tuple[Any, Any]:
+def trained_network(subject: Attacked) -> tuple[Any, Any]:
     """Processor and model as the run's training left them."""
     if subject.aligned:
         return load_start(ModelArguments(model_name_or_path=str(subject.artefact.folder)))

@@ -12,7 +12,14 @@ from finetune.artefacts.folder import read_artefact
 from finetune.audit.canaries import exposures, read_canaries, written
 from finetune.audit.extraction import distances, extraction_shares
 from finetune.audit.options import AuditArguments, CanaryArguments
-from finetune.audit.retrain import all_costs, finished, fresh, overfitted_costs, shadow_costs, untrained_costs
+from finetune.audit.retrain import (
+    all_costs,
+    fresh,
+    overfitted_costs,
+    shadow_costs,
+    trained_network,
+    untrained_costs,
+)
 from finetune.audit.scores import Costs
 from finetune.audit.subject import Attacked, find_attacked
 from finetune.data.places import PLACE
@@ -33,7 +40,7 @@ def audited(audit: AuditArguments, canary: CanaryArguments) -> dict[str, Any]:
         raise InputError("No artefact; set --artefact to the --output_dir of train, sft, pretrain or dpo")
     # all that can be refused is refused before any model is loaded
     subject = find_attacked(read_artefact(audit.artefact), audit)
-    processor, network = finished(subject)
+    processor, network = trained_network(subject)
     planted = read_canaries(canary.canaries) if canary.canaries else []
     # planted rows are members that any attack finds, and would flatter it
     texts = {written(one, one["secret"])["text"] for one in planted}

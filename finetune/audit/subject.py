@@ -14,7 +14,7 @@ from datasets import Dataset, concatenate_datasets
 from finetune.artefacts.folder import Artefact
 from finetune.artefacts.trained_rows import read_trained_rows, row_hashes
 from finetune.audit.options import AuditArguments
-from finetune.audit.reading import read_run
+from finetune.audit.reading import rows_of_run
 from finetune.errors import InputError
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Examined, Task
@@ -32,7 +32,7 @@ class Attacked:
         found: members first, then the others; labels are the artefact's.
         places: of the members among the run's training rows, [members].
         trained: how many rows the run was trained on.
-        aligned, repeatable: see `audit.reading.Reading`.
+        aligned, repeatable: see `audit.reading.RunRows`.
     """
 
     artefact: Artefact
@@ -99,7 +99,7 @@ def find_attacked(artefact: Artefact, audit: AuditArguments) -> Attacked:
             "that nobody can be told from others. Set --artefact to a run of train, sft, pretrain or dpo, "
             "not on a stream"
         )
-    run = read_run(artefact)
+    run = rows_of_run(artefact)
     whole = run.whole
     members = whole.rows.train
     # every row is looked up: a file that has changed would make strangers of members

@@ -30,7 +30,7 @@ from finetune.objectives.table import Objective
 logger = logging.getLogger(__name__)
 
 
-class Loaded(NamedTuple):
+class ObjectiveRows(NamedTuple):
     """What an objective learns from.
 
     Attributes:
@@ -84,7 +84,7 @@ def load_features(
     *,
     stream: StreamArguments,
     processor: PreTrainedTokenizerBase,
-) -> Loaded:
+) -> ObjectiveRows:
     """Rows, or a stream, and their features.
 
     Raises:
@@ -94,7 +94,7 @@ def load_features(
         if stream.streaming or stream.mixture is not None:
             flag = "streaming" if stream.streaming else "mixture"
             raise InputError(f"--{flag} is for texts; leave it out to learn from rows of {row.reads}")
-        return Loaded(*row.load(data, processor), Rows(None, None, data.name))
+        return ObjectiveRows(*row.load(data, processor), Rows(None, None, data.name))
     name, length, seed = options.objective, options.max_length, data.sample_seed
     endless = stream.streaming or stream.mixture is not None
     # a stream's training rows are not loaded here; and no fallback, which would evaluate on them
@@ -129,7 +129,7 @@ def load_features(
         encoders = [encode] * len(sources)
         endless_rows = Stream(sources, list(weights.values()), encoders, seed, stream.shuffle_buffer)
         features = {"train": endless_rows, "eval": held_out}
-        return Loaded(features, repr((weights, known)), Rows(None, None, data.name))
+        return ObjectiveRows(features, repr((weights, known)), Rows(None, None, data.name))
     assert rows.train is not None
     train = (
         rows.train
@@ -147,7 +147,7 @@ def load_features(
         "eval": held_out,
     }
     columns = Columns(there["text"], there.get("pair"), there["text"])
-    return Loaded(features, inputs.content_hash(train, there), read, train, columns)
+    return ObjectiveRows(features, inputs.content_hash(train, there), read, train, columns)
 
 
 def encoded_sets(rows: Dataset, roles: inputs.Roles, encode: Callable, processor: Any, **how: Any) -> Dataset:

@@ -10,7 +10,7 @@ from finetune.reports.tables import with_interval
 
 ATTACKS = {
     "loss": "loss (Yeom et al. 2018)",
-    "min_k": "Min-K%, the least likely fifth (Shi et al. 2024)",
+    "min_k": "Min-K% (Shi et al. 2024), the least likely fifth",
     "reference": "loss beside a reference's (Watson et al. 2022)",
     "lira": "LiRA, shadow runs (Carlini et al. 2022)",
 }
@@ -70,8 +70,8 @@ def _membership(said: dict[str, Any]) -> Section:
         f"trained by {said['method']}, {how}. By chance the AUC is 0.5, and 1 % false positives come with "
         "1 % true ones."
     )
-    # the same names as in the table
-    dots = [(name, one["auc"], one["auc_interval"]) for name, one in attacks.items()]
+    # the names of the table without who published them: a chart has room for a word or two
+    dots = [(name.partition(" (")[0], one["auc"], one["auc_interval"]) for name, one in attacks.items()]
     return Section(
         "Who was there?",
         [Words(told), Table([attack_row(*one) for one in attacks.items()], "Membership inference."),

@@ -27,7 +27,7 @@ from finetune.models.processors import TEXT
 from finetune.models.scratch import ScratchArguments, check_method_from_scratch, prepare
 from finetune.models.sharded import make_whole
 from finetune.objectives.contrastive import ContrastiveArguments, save_sentence_encoder
-from finetune.objectives.features import Loaded
+from finetune.objectives.features import ObjectiveRows
 from finetune.objectives.options import ObjectiveArguments, TuningArguments
 from finetune.objectives.streams import Stream, StreamArguments, parse_mixture
 from finetune.objectives.table import Objective, check_method, check_model, check_objective, settle_objective
@@ -154,8 +154,13 @@ def prepare_tuned(
     return processor, network
 
 
-def claim(
-    options: dict[str, Any], found: Loaded, network: Any, *, data: TextArguments, stream: StreamArguments
+def claim_pretraining(
+    options: dict[str, Any],
+    found: ObjectiveRows,
+    network: Any,
+    *,
+    data: TextArguments,
+    stream: StreamArguments,
 ) -> Path | None:
     """The checkpoint to go on from, or None, once the folder is claimed and holds what is told of the rows:
     provenance.json, and hashes of the texts.

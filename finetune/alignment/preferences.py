@@ -123,9 +123,6 @@ def read_unpaired(
     Answers without text or room, and those that stand there before, are named; one verdict alone stops the
     run.
 
-    Args:
-        rows: those of `data`, where they were read already.
-
     Raises:
         InputError: columns that are missing, answers that can't teach anything, training answers that are all
             good or all bad.

@@ -68,6 +68,8 @@ ALGORITHMS = {
     "orpo": "dpo",
     "cpo": "dpo",
     "simpo": "dpo",
+    "attributes": "reward",
+    "process": "reward",
 }
 
 

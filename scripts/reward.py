@@ -1,7 +1,12 @@
-"""Train a Bradley–Terry reward model on preference pairs; accuracy on held-out pairs with its interval, and a
-calibration plot.
+"""Train a reward model: of Bradley and Terry on preference pairs, with accuracy on held-out pairs, its
+interval and a calibration plot; with a head for each attribute of an answer; or with a verdict on each
+of its steps.
 
 python scripts/reward.py --model_name_or_path smollm2 --dataset_name pairs --output_dir runs/reward
+python scripts/reward.py --algorithm attributes --attributes helpfulness verbosity \\
+    --model_name_or_path smollm2 --dataset_name answers.jsonl --output_dir runs/attributes
+python scripts/reward.py --algorithm process --model_name_or_path smollm2 --dataset_name steps.jsonl \\
+    --output_dir runs/process
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
+    from finetune.alignment.graded_options import AttributeArguments, ProcessArguments
     from finetune.alignment.preferences import PairArguments
     from finetune.alignment.reward_model import RewardTrainingArguments
     from finetune.data.sources import DataArguments
@@ -70,6 +76,26 @@ def main(
             f"accuracy on {len(margins)} held-out pairs: {figures['accuracy']:.3f} "
             f"({low:.3f}–{high:.3f})\n{folder}"
         )
+
+
+def attributes(
+    data: DataArguments, model: ModelArguments, method: MethodArguments, training: AttributeArguments
+) -> None:
+    from finetune.alignment.graded import train_on_grades
+
+    train_on_grades(data, model, method, training)
+
+
+def process(
+    data: DataArguments, model: ModelArguments, method: MethodArguments, training: ProcessArguments
+) -> None:
+    from finetune.alignment.graded import train_on_grades
+
+    train_on_grades(data, model, method, training)
+
+
+# further mains, each with options of its own, by --algorithm
+ALGORITHMS = {"attributes": attributes, "process": process}
 
 
 if __name__ == "__main__":

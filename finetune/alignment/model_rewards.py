@@ -31,6 +31,7 @@ from finetune.alignment.policy import (
     trunk_states,
 )
 from finetune.alignment.ready_rewards import filled, rows_of
+from finetune.alignment.reward_heads import folder_and_rest, head_weights, heads_of, one_head
 from finetune.alignment.rewards import Reward, RewardArguments, RewardPrompt, Rewards, as_text
 from finetune.alignment.rollout import log_probabilities, longest_input
 from finetune.artefacts.files import ARGUMENTS
@@ -167,13 +168,18 @@ def score_texts(
 
 
 def model_reward(rest: str, settings: RewardArguments) -> Reward:
-    """`FOLDER` of scripts/reward.py (whole or adapter), or any saved sequence classifier with one output."""
-    processor, network, max_length = load_reward_model(rest)
+    """`FOLDER[:HEAD=WEIGHT,...]` of scripts/reward.py (whole or adapter), or any saved sequence classifier
+    with one output; several heads are added up by weights.
+    """
+    folder, told = folder_and_rest(rest)
+    processor, network, max_length = load_reward_model(folder)
+    weights = head_weights(told, heads_of(options_of(folder)), folder).to(device())
     network.to(device()).eval()
 
     @torch.inference_mode()
     def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits[:, 0]
+        logits = network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits
+        return logits.float() @ weights
 
     inner = core(network)
     # Values can begin only from one layer on states.
@@ -189,15 +195,18 @@ def model_reward(rest: str, settings: RewardArguments) -> Reward:
         }
         return body(inner)(**read, use_cache=False).last_hidden_state
 
-    return RewardModel(score, processor, max_length, settings, trunk=trunk, head=inner.score)
+    return RewardModel(
+        score, processor, max_length, settings, trunk=trunk, head=one_head(inner.score, weights)
+    )
 
 
 def on_policy_base(
-    policy: Policy, model: ModelArguments, folder: str, settings: RewardArguments
+    policy: Policy, model: ModelArguments, rest: str, settings: RewardArguments
 ) -> RewardModel | None:
-    """A reward model that is an adapter of the policy's own base, put on that base; None where it is
-    anything else.
+    """A reward model (`FOLDER[:HEAD=WEIGHT,...]`) that is an adapter of the policy's own base, put on that
+    base; None where it is anything else.
     """
+    folder, told = folder_and_rest(rest)
     if not (settings.reward_on_policy_base and has_adapter(policy.network) and is_adapter(folder)):
         return None
     # PEFT keeps adapters by name; a second reward model gets a base of its own.
@@ -218,7 +227,8 @@ def on_policy_base(
         model.model_revision,
     ):
         return None
-    head = attach_reward(policy, folder)
+    check_kind(options, folder, "")
+    head = one_head(attach_reward(policy, folder), head_weights(told, heads_of(options), folder))
     logger.warning("The reward model in %s is an adapter of the policy's base and shares it", folder)
 
     def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -265,19 +275,45 @@ def values_from(policy: Policy, processor: Any, rewards: Rewards) -> None:
     policy.value_from(model.trunk, head)
 
 
-def load_reward_model(folder: str) -> tuple[Any, Any, int]:
-    """Tokenizer, model with one output, and the longest text it was trained on."""
-    # A classifier from elsewhere has no options of this project.
-    options = read_artefact(folder).options if (Path(folder) / ARGUMENTS).is_file() else {}
+def options_of(folder: str) -> dict[str, Any]:
+    """Options of this project's run in a folder; a classifier from elsewhere has none."""
+    return read_artefact(folder).options if (Path(folder) / ARGUMENTS).is_file() else {}
+
+
+def check_kind(options: dict[str, Any], folder: str, wanted: str) -> None:
+    """Whether a folder's model scores whole answers, or steps where `wanted` is process.
+
+    Raises:
+        InputError: it is of the other kind.
+    """
+    steps = options.get("algorithm") == "process"
+    if steps != (wanted == "process"):
+        raise InputError(
+            f"The model in {folder} scores {'each step of an answer' if steps else 'whole answers'}. Set "
+            f"--reward {'process' if steps else 'model'}:{folder}"
+        )
+
+
+def load_reward_model(folder: str, wanted: str = "") -> tuple[Any, Any, int]:
+    """Tokenizer, model with an output for each of its heads, and the longest text it was trained on.
+
+    Raises:
+        InputError: a classifier, or a model of another kind than `wanted`.
+    """
+    options = options_of(folder)
+    check_kind(options, folder, wanted)
+    heads = len(heads_of(options))
     if is_adapter(folder):
-        processor, network = load_scorer(ModelArguments(model_name_or_path=options["model_name_or_path"]))
+        processor, network = load_scorer(
+            ModelArguments(model_name_or_path=options["model_name_or_path"]), heads
+        )
         check_passport(folder, network, processor)
         network = peft.PeftModel.from_pretrained(network, folder)
     else:
         processor, network = load_model(
             ModelArguments(model_name_or_path=folder), AutoModelForSequenceClassification
         )
-    if network.config.num_labels != 1:
+    if network.config.num_labels != heads:
         outputs = network.config.num_labels
         raise InputError(
             f"The model in {folder} has {outputs} outputs; a reward model has one. Set --reward "

@@ -228,17 +228,18 @@ def load_start(model: ModelArguments) -> tuple[Any, Any]:
     return processor, peft.PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
 
 
-def load_scorer(model: ModelArguments) -> tuple[Any, Any]:
-    """Tokenizer and a model with one score a text, its head new, on the same base that `load_start` gives.
+def load_scorer(model: ModelArguments, heads: int = 1) -> tuple[Any, Any]:
+    """Tokenizer and a model with one score a text, or several, its head new, on the base that `load_start`
+    gives.
 
     A classifier of this toolkit (a folder with a head for several labels) is refused by transformers: its
     head has another size.
     """
     if not is_adapter(model.model_name_or_path):
-        return load_model(model, AutoModelForSequenceClassification, num_labels=1)
+        return load_model(model, AutoModelForSequenceClassification, num_labels=heads)
     processor, tuned = load_start(model)
     settings = copy.deepcopy(tuned.config)
-    settings.update({"num_labels": 1, "pad_token_id": processor.pad_token_id})
+    settings.update({"num_labels": heads, "pad_token_id": processor.pad_token_id})
     # The pad's id finds a text's last token in transformers' scoring heads.
     scorer = AutoModelForSequenceClassification.from_config(settings)
     # The body alone: the writing head has no place in a scorer.

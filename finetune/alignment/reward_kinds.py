@@ -9,6 +9,7 @@ from dataclasses import replace
 from finetune.alignment.judge import judge_reward
 from finetune.alignment.model_rewards import classifier_reward, model_reward, on_policy_base, prompt_reward
 from finetune.alignment.policy import Policy
+from finetune.alignment.process_reward import process_reward
 from finetune.alignment.ready_rewards import format_reward, length_reward, regex_reward, same_number
 from finetune.alignment.rewards import Reward, RewardArguments, Rewards, weighed
 from finetune.alignment.tools import load_module
@@ -41,6 +42,7 @@ def function_reward(rest: str, settings: RewardArguments) -> Reward:
 MAKERS: dict[str, Callable[[str, RewardArguments], Reward]] = {
     "classifier": classifier_reward,
     "model": model_reward,
+    "process": process_reward,
     "function": function_reward,
     "prompt": prompt_reward,
     "judge": judge_reward,

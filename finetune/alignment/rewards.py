@@ -56,7 +56,8 @@ class RewardArguments:
         metadata={
             "help": "One or several of: classifier:FOLDER[:LABEL] (probability of a label, by default the "
             "last), "
-            "model:FOLDER (a reward model), function:FILE.py:NAME or function:MODULE:NAME (f(prompts, "
+            "model:FOLDER[:HEAD=WEIGHT,...] (a reward model), process:FOLDER[:min|product|last] (one that "
+            "judges steps), function:FILE.py:NAME or function:MODULE:NAME (f(prompts, "
             "completions, "
             "**columns) → numbers), prompt:MODEL:TEXT|GOOD|BAD (how much likelier GOOD is than BAD after "
             "TEXT, which holds "

@@ -59,4 +59,10 @@ ALIGNMENTS = {
     "cpo": Alignment("dpo", "Xu et al. 2024", "pairs", "none"),
     "simpo": Alignment("dpo", "Meng et al. 2024", "pairs", "none"),
     "reward": Alignment("reward", "Bradley & Terry 1952; Christiano et al. 2017", "pairs", "none"),
+    "attributes": Alignment(
+        "reward", "Wang et al. 2023, HelpSteer; Wang et al. 2024, ArmoRM", "answers with numbers", "none"
+    ),
+    "process": Alignment(
+        "reward", "Uesato et al. 2022; Lightman et al. 2023", "answers in steps, a verdict each", "none"
+    ),
 }

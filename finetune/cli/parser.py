@@ -239,21 +239,36 @@ def parse(
         InputError: an unknown key, a value of the wrong type, a recipe that can't be read or is of another
             verb.
     """
-    script = Path(inspect.getfile(main))
-    names = [str(parameter.annotation) for parameter in inspect.signature(main).parameters.values()]
-    classes = option_classes(script, names)
-    types = [vars(importlib.import_module(module))[name] for module, name in classes]
     meant = dict.fromkeys(Path(inspect.getfile(one)).stem for one in (main, called or main))
-    return parse_into(types, arguments, *meant)
+    # Only a recipe may hold another algorithm's options; a help text or a plain call need not load them.
+    others = _other_mains(main) if split_recipe(list(arguments))[0] else []
+    idle = {o.name: o.default for one in others for kind in _types_of(one) for o in fields(kind) if o.init}
+    return parse_into(_types_of(main), arguments, *meant, idle=idle)
 
 
-def parse_into(types: list[type], arguments: Sequence[str], *meant: str) -> list[Any]:
+def _types_of(main: Callable[..., Any]) -> list[type]:
+    names = [str(parameter.annotation) for parameter in inspect.signature(main).parameters.values()]
+    classes = option_classes(Path(inspect.getfile(main)), names)
+    return [vars(importlib.import_module(module))[name] for module, name in classes]
+
+
+def _other_mains(main: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The other mains of a script that has several."""
+    table = main.__globals__.get("ALGORITHMS", {})
+    mains = [main.__globals__.get("main"), *table.values()] if table else []
+    return [one for one in dict.fromkeys(mains) if callable(one) and one is not main]
+
+
+def parse_into(
+    types: list[type], arguments: Sequence[str], *meant: str, idle: dict[str, Any] | None = None
+) -> list[Any]:
     """The same for given dataclasses: `[--config RECIPE] [--name value ...]` → one instance of each.
 
     Args:
         types: the option classes.
         arguments: of the command line.
         meant: the verbs whose recipes are taken; one that says it is another verb's is refused.
+        idle: options that a recipe may hold with these values, and that are not read here.
     """
     from transformers import HfArgumentParser  # half a second, which a help text need not pay
 
@@ -277,7 +292,10 @@ def parse_into(types: list[type], arguments: Sequence[str], *meant: str) -> list
         o.name: o.default for kind in types for o in fields(kind) if not o.init and o.name not in known
     }
     # The recipe first: of two values argparse takes the later.
-    words = [*_from_recipe(recipe, known, settled, meant, OF_ONE_RUN if resumed else ()), *rest]
+    words = [
+        *_from_recipe(recipe, known, (idle or {}) | settled, meant, OF_ONE_RUN if resumed else ()),
+        *rest,
+    ]
     words += _unwritten(words, known)
     _, unknown = parser.parse_known_args(words)  # a misspelled option before what its absence leads to
     if unknown:
@@ -319,7 +337,8 @@ def _from_recipe(
     of = content.pop("verb", None)
     if meant and of is not None and of not in meant:
         raise InputError(f"The recipe {given} is one of `finetune {of}`, and this is `finetune {meant[-1]}`")
-    content = {k: v for k, v in content.items() if k not in settled or v != settled[k]}
+    # What is known is read, whatever another algorithm's default for it is.
+    content = {k: v for k, v in content.items() if k in known or k not in settled or v != settled[k]}
     for key in content:
         if key not in known:
             raise InputError(

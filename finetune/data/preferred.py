@@ -82,7 +82,7 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
             "Rename the columns, or set --dataset_name to preference pairs"
         )
     # None where both answers are whole chats that hold the question
-    fields = _question(rows, data, (better, worse))
+    fields = question_of(rows, data, (better, worse))
     kept = [name for name in (*ABOUT, "id") if name in there]
     # the first row tells a column's kind, as Arrow has one for all
     texts = (fields is None or fields.plain) and all(
@@ -90,7 +90,7 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
         for name in filter(None, (better, worse, fields and fields.asked)) for value in rows[name][:1]
     )  # fmt: skip
     read = _texts if texts else _chats
-    made = _each(rows, ("chosen", "rejected"), lambda row: read(row, fields, (better, worse)))
+    made = as_made(rows, ("chosen", "rejected"), lambda row: read(row, fields, (better, worse)))
     rest = rows.select_columns([name for name in rows.column_names if name in kept or name.startswith("__")])
     used = {**(fields.used() if fields else {}), "chosen": [better], "rejected": [worse]}
     # without an answer's column `used` names the question's again, as its label
@@ -103,7 +103,7 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
     )  # fmt: skip
 
 
-def _each(
+def as_made(
     rows: Dataset, names: Sequence[str], read: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, list[Any]]:
     """What each row becomes, as columns: those of `names`, and further ones that its readings have.
@@ -124,7 +124,7 @@ def _each(
     return made
 
 
-def _question(rows: Dataset, data: DataArguments, answers: Sequence[str]) -> Fields | None:
+def question_of(rows: Dataset, data: DataArguments, answers: Sequence[str]) -> Fields | None:
     """The question's columns; a list of messages beside a prompt says what the better answer says."""
     # without the answers: `chosen` may be a list of messages and would pass for the chat
     rest = rows.select_columns([name for name in columns_of(rows) if name not in answers])
@@ -222,7 +222,7 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
         )
     # --label_column names the verdict here, not an answer
     bare = replace(data, label_column=None, text_column=chat or data.text_column)
-    fields = _question(rows, bare, (verdict, *([said] if said else [])))
+    fields = question_of(rows, bare, (verdict, *([said] if said else [])))
     if fields is None:
         raise InputError(
             f"No column with a question in {data.name}; it has {', '.join(there)}. Set --text_column"
@@ -232,10 +232,10 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
     )
 
     def judged(row: dict[str, Any]) -> dict[str, Any]:
-        one = _answered(row, fields, said, plain) | {"label": as_verdict(row[verdict])}
+        one = answered(row, fields, said, plain) | {"label": as_verdict(row[verdict])}
         return one | ({"tools": as_tools(row[fields.tools])} if fields.tools else {})
 
-    made = _each(rows, ("prompt", "completion", "label"), judged)
+    made = as_made(rows, ("prompt", "completion", "label"), judged)
     rest = rows.select_columns([name for name in rows.column_names if name == "id" or name.startswith("__")])
     used = {**fields.used(), "completion": [said or str(chat)], "label": [verdict]}
     return Laid(
@@ -245,7 +245,7 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
     )  # fmt: skip
 
 
-def _answered(row: dict[str, Any], fields: Fields, said: str | None, plain: bool) -> dict[str, Any]:
+def answered(row: dict[str, Any], fields: Fields, said: str | None, plain: bool) -> dict[str, Any]:
     """Prompt and completion of a row: texts where they are `plain`; of a chat without a column for its
     answer the last turn.
     """

@@ -1,8 +1,10 @@
-"""What alignment costs: memory of a PPO step beside supervised fine-tuning's, and DPO's speed beside TRL's
-with the best of its options.
+"""What alignment costs: memory of a PPO step beside supervised fine-tuning's, DPO's and GRPO's speed beside
+TRL's with the best of its options, and three ways to sample answers.
 
 python scripts/benchmarks/alignment.py memory
 python scripts/benchmarks/alignment.py dpo --rounds 2
+python scripts/benchmarks/alignment.py grpo --rounds 2 --batch 16
+python scripts/benchmarks/alignment.py rollouts --rounds 2 --batch 32
 
 Each part runs in a process of its own, the sides of a comparison by turns: same model, LoRA of rank 16,
 batch, lengths, bf16 autocast over float32 masters, no checkpointing, and the allocator's setting that
@@ -23,34 +25,37 @@ from typing import Any
 
 # PPO twice: a reward that is a function costs nothing, a learnt one shares the policy's base
 MEMORY, SPEED = ("sft", "ppo", "ppo, learnt reward"), ("trl", "ours")
+ROLLOUTS = ("generate", "continuous batching", "ours")
+PARTS = {"memory": MEMORY, "dpo": SPEED, "grpo": SPEED, "rollouts": ROLLOUTS}
+GROUP = 8  # answers a prompt, as TRL has it
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("what", choices=("memory", "dpo"))
+    parser.add_argument("what", choices=tuple(PARTS))
     parser.add_argument(
-        "--part", choices=(*MEMORY, *SPEED), help="Measure one part in this process (without it: all)."
+        "--part",
+        choices=(*MEMORY, *SPEED, *ROLLOUTS),
+        help="Measure one part in this process (without it: all).",
     )
     parser.add_argument("--model_name_or_path", default="smollm2")
-    parser.add_argument("--batch", type=int, default=8, help="Texts or pairs a step.")
+    parser.add_argument("--batch", type=int, default=8, help="Texts, pairs or answers a step.")
     parser.add_argument(
         "--length", type=int, default=128, help="memory: tokens a text, half prompt, half answer."
     )
-    parser.add_argument("--prompt", type=int, default=150, help="dpo: tokens of a prompt.")
-    parser.add_argument("--answer", type=int, default=75, help="dpo: tokens of an answer.")
+    parser.add_argument("--prompt", type=int, default=150, help="dpo, grpo, rollouts: tokens of a prompt.")
+    parser.add_argument("--answer", type=int, default=75, help="The same of an answer, at most.")
     parser.add_argument("--steps", type=int, default=3, help="Steps that are measured, after one that isn't.")
     parser.add_argument("--rounds", type=int, default=1, help="How often each part is measured.")
     options = parser.parse_args()
     if options.part:
         print(json.dumps(measured(options)))
         return
-    parts = MEMORY if options.what == "memory" else SPEED
     # by turns, so that a machine that slows down slows all parts
-    rows = [in_a_process(part) for _ in range(options.rounds) for part in parts]
-    report = memory_report if options.what == "memory" else speed_report
-    print("\n".join(report(rows, options)))
+    rows = [in_a_process(part) for _ in range(options.rounds) for part in PARTS[options.what]]
+    print("\n".join(REPORTS[options.what](rows, options)))
 
 
 def in_a_process(part: str) -> dict[str, Any]:
@@ -92,6 +97,37 @@ def speed_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> lis
     ]
 
 
+def grpo_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
+    names = ("steps_a_minute", "tokens_a_second", "peak_mb")
+    best = {
+        part: {name: (min if name == "peak_mb" else max)(row[name] for row in rows if row["part"] == part)
+               for name in names}
+        for part in SPEED
+    }  # fmt: skip
+    ratios = [f"{best['ours'][name] / best['trl'][name]:.2f} ×" for name in names]
+    return [
+        f"batch {options.batch}, {GROUP} answers a prompt, prompts of {options.prompt} tokens, "
+        f"answers of at most {options.answer}",
+        "| GRPO, answers and update | steps a minute | sampled tokens/s | peak memory, MB |",
+        "|---|---:|---:|---:|",
+        *(f"| {row['part']} | " + " | ".join(f"{row[name]:.1f}" for name in names) + " |" for row in rows),
+        "| ours / TRL, best of each | " + " | ".join(ratios) + " |",
+    ]
+
+
+def rollout_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
+    return [
+        f"{options.batch} answers, {GROUP} a prompt, prompts of {options.prompt} tokens, answers of "
+        f"{options.answer}",
+        "| answers by | tokens/s | peak memory, MB |",
+        "|---|---:|---:|",
+        *(f"| {row['part']} | {row['tokens_a_second']:.0f} | {row['peak_mb']:.0f} |" for row in rows),
+    ]
+
+
+REPORTS = {"memory": memory_report, "dpo": speed_report, "grpo": grpo_report, "rollouts": rollout_report}
+
+
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import peak_memory_mb
@@ -109,18 +145,16 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     logging.set_verbosity_error()
     torch.manual_seed(0)
     # TRL's side has none of this project's layers
-    if options.part == "trl":
+    if options.part != "ours" and options.what != "memory":
         processor, network = plain(options.model_name_or_path)
     else:
         processor, network = load_start(ModelArguments(model_name_or_path=options.model_name_or_path))
         # this project's LoRA layers, whose kernel is part of what is measured
         network = attach(network, "lora", None, "CAUSAL_LM")
-    if options.part in SPEED:
-        figures: dict[str, Any] = dpo(network, processor, options)
-    else:
-        figures = (
-            sft(network, processor, options) if options.part == "sft" else ppo(network, processor, options)
-        )
+    measures: dict[str, Callable[..., dict[str, float]]] = {
+        "memory": sft if options.part == "sft" else ppo, "dpo": dpo, "grpo": grpo, "rollouts": rollouts
+    }  # fmt: skip
+    figures = measures[options.what](network, processor, options)
     return {"part": options.part, "peak_mb": peak_memory_mb(), **figures}
 
 
@@ -224,17 +258,11 @@ def reward_on(policy: Any, processor: Any) -> Any:
 def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, float]:
     import trl
     from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
+    from transformers import PrinterCallback
 
     from finetune.alignment.dpo import CachedDPOTrainer
 
-    moments: list[float] = []
-
-    class Stopwatch(TrainerCallback):
-        # steps by their ends: the first one's start has warming up in it
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            moments.append(time.perf_counter())
-
+    watch, moments = stopwatch()
     count = options.batch * (options.steps + 1)
     sides = {
         "prompt": (options.prompt, 0),
@@ -255,7 +283,7 @@ def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
             args=trl.DPOConfig(
                 **shared_options(folder, options), precompute_ref_log_probs=True, max_length=None
             ),
-            callbacks=[Stopwatch()],
+            callbacks=[watch],
         )  # fmt: skip
         references = time.perf_counter() - started
         # it prints where the figures go
@@ -266,24 +294,120 @@ def dpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
             "pairs_a_second": options.batch * options.steps / (moments[-1] - moments[0])}  # fmt: skip
 
 
+def grpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, float]:
+    """Answers and their update: TRL's trainer on PEFT's layers, or this project's on its own."""
+    import trl
+    from datasets import Dataset
+    from transformers import PrinterCallback
+
+    from finetune.alignment.grpo import make_group_trainer
+    from finetune.alignment.grpo_options import GRPOArguments
+    from finetune.alignment.policy import Policy
+    from finetune.alignment.rewards import AskedRewards, Rewards
+
+    watch, moments = stopwatch()
+    count = (options.steps + 1) * options.batch // GROUP
+    prompts = [words(processor, options.prompt, i) for i in range(count)]
+    with tempfile.TemporaryDirectory() as folder:
+        # a log a step, which says how many tokens were sampled
+        told = shared_options(folder, options) | {
+            "max_completion_length": options.answer, "num_generations": GROUP,
+            "logging_strategy": "steps", "logging_steps": 1,
+        }  # fmt: skip
+        if options.part == "ours":
+            args = GRPOArguments(**told)
+            rows = [AskedRewards(prompt, {}) for prompt in prompts]
+            # it makes the policy, whose frozen weights are cast once
+            trainer = make_group_trainer(
+                Policy(network, args.bf16), processor, args, rows, Rewards.of(length=lengths)
+            )
+            trainer.add_callback(watch)
+        else:
+            trainer = trl.GRPOTrainer(
+                model=network, args=trl.GRPOConfig(**told), processing_class=processor, callbacks=[watch],
+                train_dataset=Dataset.from_dict({"prompt": prompts}), reward_funcs=lengths,
+            )  # fmt: skip
+            trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    seconds = moments[-1] - moments[0]
+    # the first step warms up, and its tokens are left out with its time
+    logs = [line["completions/mean_length"] for line in trainer.state.log_history if "reward" in line]
+    return {
+        "steps_a_minute": 60 * options.steps / seconds,
+        "tokens_a_second": sum(logs[1:]) * options.batch / seconds,
+    }
+
+
+def rollouts(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, float]:
+    """Answers of full length, after one pass that isn't measured."""
+    import torch
+
+    from finetune.alignment.policy import Policy
+    from finetune.training.machine import has_fast_bf16
+
+    prompts = [
+        processor(words(processor, options.prompt, i // GROUP))["input_ids"] for i in range(options.batch)
+    ]
+    if options.part == "ours":
+        policy = Policy(network, has_fast_bf16())
+    elif has_fast_bf16():
+        # where TRL samples with continuous batching, it casts the whole network
+        network.to(torch.bfloat16)
+    network.eval()
+    seconds = 0.0
+    # the last pass alone counts
+    for _ in range(2):
+        started = time.perf_counter()
+        with policy.autocast() if options.part == "ours" else torch.no_grad():
+            sampled(network, prompts, options)
+        seconds = time.perf_counter() - started
+    return {"tokens_a_second": options.batch * options.answer / seconds}
+
+
+def sampled(network: Any, prompts: list[list[int]], options: argparse.Namespace) -> None:
+    """One pass by one of ROLLOUTS, in which nothing ends an answer before its full length."""
+    import torch
+    from transformers import GenerationConfig
+
+    from finetune.alignment.rollout import SamplingArguments, draw_uniforms, pad_left, sample_answers
+
+    if options.part == "ours":
+        uniforms = draw_uniforms(0, 0, range(len(prompts)), options.answer)
+        sample_answers(network, prompts, uniforms, SamplingArguments(max_new_tokens=options.answer), [-1])
+        return
+    settings = GenerationConfig(
+        max_new_tokens=options.answer, do_sample=True, top_k=0, eos_token_id=-1, pad_token_id=0,
+        disable_compile=True,
+    )  # fmt: skip
+    if options.part == "generate":
+        ids, mask = pad_left(prompts, 0)
+        network.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    else:
+        with torch.no_grad():
+            network.generate_batch(prompts, generation_config=settings, progress_bar=False)
+
+
+def lengths(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    return [float(len(completion)) for completion in completions]
+
+
+def stopwatch() -> tuple[Any, list[float]]:
+    """A callback of transformers' and the moments at which steps ended."""
+    from transformers import TrainerCallback
+
+    moments: list[float] = []
+
+    class Stopwatch(TrainerCallback):
+        # steps by their ends: the first one's start has warming up in it
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            moments.append(time.perf_counter())
+
+    return Stopwatch(), moments
+
+
 def words(processor: Any, tokens: int, seed: int) -> str:
     """A text of about so many tokens, other words for other seeds."""
-    vocabulary = (
-        "film",
-        "story",
-        "actor",
-        "scene",
-        "music",
-        "plot",
-        "ending",
-        "camera",
-        "never",
-        "always",
-        "loved",
-        "dull",
-        "was",
-        "and",
-    )
+    vocabulary = ("film", "story", "actor", "scene", "music", "plot", "never", "always", "loved", "dull")
     return " " + " ".join(
         # strides without a common divisor, so that texts differ from their first words on
         vocabulary[(seed * 7 + i * (3 + seed % 5)) % len(vocabulary)]

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from finetune.alignment.grpo_options import PRESETS
 from finetune.alignment.table import ALIGNMENTS
+from finetune.cli.parser import main_of, parse
 from finetune.errors import InputError
+from finetune.scripts import dpo
 
 
 def verdicts(folder: Path, labels: str) -> str:
@@ -44,6 +46,21 @@ def test_kto_on_one_verdict_alone_is_refused(aligning, labels):
     folder, model, _, _ = aligning
     with pytest.raises(InputError, match="All 4 training answers are (un)?desirable"):
         run("dpo", model + verdicts(folder, labels), KTO, f"--output_dir {folder}/kto")
+
+
+@pytest.mark.parametrize("loss", ["kto", "orpo"])
+def test_a_run_of_when_all_losses_had_dpos_options_is_a_recipe(tmp_path: Path, loss):
+    old = {"task": "dpo", "loss_type": [loss], "label_smoothing": 0.0, "precompute_ref_log_probs": True,
+           "dataset_name": ["pairs"], "output_dir": "out", "bf16": False, "beta": 0.3}  # fmt: skip
+    recipe = tmp_path / "arguments.yaml"
+    recipe.write_text(json.dumps(old))
+    main = main_of(dpo.main, ["--config", str(recipe)])
+    training = parse(main, ["--config", str(recipe)])[-1]
+    assert training.algorithm == loss and training.beta == 0.3
+    # an option that would have been idle is said, where it says something
+    recipe.write_text(json.dumps(old | {"label_smoothing": 0.1}))
+    with pytest.raises(InputError, match="Unknown option 'label_smoothing'"):
+        parse(main, ["--config", str(recipe)])
 
 
 @pytest.mark.parametrize("algorithm", ["orpo", "cpo", "simpo"])

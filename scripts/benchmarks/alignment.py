@@ -1,10 +1,9 @@
 """What alignment costs: memory of a PPO step beside supervised fine-tuning's, DPO's and GRPO's speed beside
-TRL's with the best of its options, and three ways to sample answers.
+TRL's with the best of its options.
 
 python scripts/benchmarks/alignment.py memory
 python scripts/benchmarks/alignment.py dpo --rounds 2
 python scripts/benchmarks/alignment.py grpo --rounds 2 --batch 16
-python scripts/benchmarks/alignment.py rollouts --rounds 2 --batch 32
 
 Each part runs in a process of its own, the sides of a comparison by turns: same model, LoRA of rank 16,
 batch, lengths, bf16 autocast over float32 masters, no checkpointing, and the allocator's setting that
@@ -25,8 +24,7 @@ from typing import Any
 
 # PPO twice: a reward that is a function costs nothing, a learnt one shares the policy's base
 MEMORY, SPEED = ("sft", "ppo", "ppo, learnt reward"), ("trl", "ours")
-ROLLOUTS = ("generate", "continuous batching", "ours")
-PARTS = {"memory": MEMORY, "dpo": SPEED, "grpo": SPEED, "rollouts": ROLLOUTS}
+PARTS = {"memory": MEMORY, "dpo": SPEED, "grpo": SPEED}
 GROUP = 8  # answers a prompt, as TRL has it
 
 
@@ -37,7 +35,7 @@ def main() -> None:
     parser.add_argument("what", choices=tuple(PARTS))
     parser.add_argument(
         "--part",
-        choices=(*MEMORY, *SPEED, *ROLLOUTS),
+        choices=(*MEMORY, *SPEED),
         help="Measure one part in this process (without it: all).",
     )
     parser.add_argument("--model_name_or_path", default="smollm2")
@@ -45,7 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--length", type=int, default=128, help="memory: tokens a text, half prompt, half answer."
     )
-    parser.add_argument("--prompt", type=int, default=150, help="dpo, grpo, rollouts: tokens of a prompt.")
+    parser.add_argument("--prompt", type=int, default=150, help="dpo, grpo: tokens of a prompt.")
     parser.add_argument("--answer", type=int, default=75, help="The same of an answer, at most.")
     parser.add_argument("--steps", type=int, default=3, help="Steps that are measured, after one that isn't.")
     parser.add_argument("--rounds", type=int, default=1, help="How often each part is measured.")
@@ -115,17 +113,7 @@ def grpo_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> list
     ]
 
 
-def rollout_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
-    return [
-        f"{options.batch} answers, {GROUP} a prompt, prompts of {options.prompt} tokens, answers of "
-        f"{options.answer}",
-        "| answers by | tokens/s | peak memory, MB |",
-        "|---|---:|---:|",
-        *(f"| {row['part']} | {row['tokens_a_second']:.0f} | {row['peak_mb']:.0f} |" for row in rows),
-    ]
-
-
-REPORTS = {"memory": memory_report, "dpo": speed_report, "grpo": grpo_report, "rollouts": rollout_report}
+REPORTS = {"memory": memory_report, "dpo": speed_report, "grpo": grpo_report}
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
@@ -152,7 +140,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         # this project's LoRA layers, whose kernel is part of what is measured
         network = attach(network, "lora", None, "CAUSAL_LM")
     measures: dict[str, Callable[..., dict[str, float]]] = {
-        "memory": sft if options.part == "sft" else ppo, "dpo": dpo, "grpo": grpo, "rollouts": rollouts
+        "memory": sft if options.part == "sft" else ppo, "dpo": dpo, "grpo": grpo,
     }  # fmt: skip
     figures = measures[options.what](network, processor, options)
     return {"part": options.part, "peak_mb": peak_memory_mb(), **figures}
@@ -336,55 +324,6 @@ def grpo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str,
         "steps_a_minute": 60 * options.steps / seconds,
         "tokens_a_second": sum(logs[1:]) * options.batch / seconds,
     }
-
-
-def rollouts(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, float]:
-    """Answers of full length, after one pass that isn't measured."""
-    import torch
-
-    from finetune.alignment.policy import Policy
-    from finetune.training.machine import has_fast_bf16
-
-    prompts = [
-        processor(words(processor, options.prompt, i // GROUP))["input_ids"] for i in range(options.batch)
-    ]
-    if options.part == "ours":
-        policy = Policy(network, has_fast_bf16())
-    elif has_fast_bf16():
-        # where TRL samples with continuous batching, it casts the whole network
-        network.to(torch.bfloat16)
-    network.eval()
-    seconds = 0.0
-    # the last pass alone counts
-    for _ in range(2):
-        started = time.perf_counter()
-        with policy.autocast() if options.part == "ours" else torch.no_grad():
-            sampled(network, prompts, options)
-        seconds = time.perf_counter() - started
-    return {"tokens_a_second": options.batch * options.answer / seconds}
-
-
-def sampled(network: Any, prompts: list[list[int]], options: argparse.Namespace) -> None:
-    """One pass by one of ROLLOUTS, in which nothing ends an answer before its full length."""
-    import torch
-    from transformers import GenerationConfig
-
-    from finetune.alignment.rollout import SamplingArguments, draw_uniforms, pad_left, sample_answers
-
-    if options.part == "ours":
-        uniforms = draw_uniforms(0, 0, range(len(prompts)), options.answer)
-        sample_answers(network, prompts, uniforms, SamplingArguments(max_new_tokens=options.answer), [-1])
-        return
-    settings = GenerationConfig(
-        max_new_tokens=options.answer, do_sample=True, top_k=0, eos_token_id=-1, pad_token_id=0,
-        disable_compile=True,
-    )  # fmt: skip
-    if options.part == "generate":
-        ids, mask = pad_left(prompts, 0)
-        network.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-    else:
-        with torch.no_grad():
-            network.generate_batch(prompts, generation_config=settings, progress_bar=False)
 
 
 def lengths(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:

@@ -54,7 +54,7 @@ def verdict_cost(scores: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
 
 
-def joined(features: Sequence[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
+def joined_marks(features: Sequence[dict[str, Any]], processor: Any) -> dict[str, Tensor]:
     """Marks of several answers → input_ids and attention_mask [rows, time], places [rows, read], targets
     [rows, read, heads], NaN where there is none; labels mark those that are, for transformers to count.
     """
@@ -126,7 +126,7 @@ def make_graded_trainer(
         GradedTrainer(
             cost=verdict_cost if isinstance(training, ProcessArguments) else squares, model=network,
             args=training, train_dataset=train, eval_dataset=held_out,
-            data_collator=partial(joined, processor=processor), callbacks=callbacks(training),
+            data_collator=partial(joined_marks, processor=processor), callbacks=callbacks(training),
         )
     )  # fmt: skip
 
@@ -138,7 +138,9 @@ def graded_scores(network: Any, processor: Any, rows: Dataset, size: int) -> lis
     found: list[np.ndarray] = []
     for start in range(0, len(rows), size):
         features = [rows[i] for i in range(start, min(start + size, len(rows)))]
-        batch = {name: tensor.to(network.device) for name, tensor in joined(features, processor).items()}
+        batch = {
+            name: tensor.to(network.device) for name, tensor in joined_marks(features, processor).items()
+        }
         scores = scores_at(network, batch).cpu().numpy()
         found += [one[: len(row["places"])] for one, row in zip(scores, features, strict=True)]
     return found

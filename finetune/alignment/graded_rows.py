@@ -56,7 +56,7 @@ def read_graded(
         separator, limit = training.step_separator, int(training.max_length or 0)
         mark = partial(mark_steps, processor=processor, separator=separator, limit=limit)
     else:
-        scale = [spread_of(name, train[name][:]) for name in names]
+        scale = [grade_spread(name, train[name][:]) for name in names]
         mark = partial(mark_whole, processor=processor, scale=dict(zip(names, scale, strict=True)),
                        limit=int(training.max_length or 0))  # fmt: skip
     parts = [
@@ -65,7 +65,7 @@ def read_graded(
     return parts[0], parts[1], scale
 
 
-def spread_of(name: str, grades: Sequence[float | None]) -> tuple[float, float]:
+def grade_spread(name: str, grades: Sequence[float | None]) -> tuple[float, float]:
     """Mean and deviation of a column's grades, those that are missing aside.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.alignment.graded import joined, scores_at
+from finetune.alignment.graded import joined_marks, scores_at
 from finetune.alignment.graded_rows import step_places
 from finetune.alignment.model_rewards import load_reward_model
 from finetune.alignment.reward_heads import folder_and_rest
@@ -59,7 +59,9 @@ def process_reward(rest: str, settings: RewardArguments) -> Reward:
             front = max(0, len(ids) - limit)
             seen = [place - front for place in places if place >= front]
             row = {"input_ids": ids[front:], "places": seen, "targets": [[0.0]] * len(seen)}
-            batch = {name: tensor.to(network.device) for name, tensor in joined([row], processor).items()}
+            batch = {
+                name: tensor.to(network.device) for name, tensor in joined_marks([row], processor).items()
+            }
             found.append(float(reduce(scores_at(network, batch)[0, :, 0].sigmoid())))
         return found
 

@@ -13,8 +13,8 @@ from scripted import run
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from finetune.alignment.graded import GradedTrainer, joined, scores_at, squares, verdict_cost
-from finetune.alignment.graded_rows import spread_of, step_places
+from finetune.alignment.graded import GradedTrainer, joined_marks, scores_at, squares, verdict_cost
+from finetune.alignment.graded_rows import grade_spread, step_places
 from finetune.alignment.policy import make_policy
 from finetune.alignment.reward_heads import head_weights, one_head
 from finetune.alignment.reward_kinds import load_reward, load_rewards
@@ -55,7 +55,7 @@ def test_numbers_may_be_missing_and_must_be_numbers():
     with pytest.raises(InputError, match="No column 'kind'.*--attributes"):
         lay_out_graded(rows, DATA, ["helpful", "kind"])
     with pytest.raises(InputError, match="says nothing.*--attributes"):
-        spread_of("helpful", [2.0, None, 2.0])
+        grade_spread("helpful", [2.0, None, 2.0])
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_the_loss_is_a_mean_over_grades_whatever_the_batch():
         {"input_ids": [5, 6, 7], "places": [2], "targets": [[1.0, float("nan")]]},
         {"input_ids": [5, 6, 7, 8], "places": [3], "targets": [[0.5, -1.0]]},
     ]
-    whole = joined(rows, processor)
+    whole = joined_marks(rows, processor)
     costs = [
-        ((scores_at(network, joined([row], processor)) - torch.tensor([row["targets"]])) ** 2).nansum()
+        ((scores_at(network, joined_marks([row], processor)) - torch.tensor([row["targets"]])) ** 2).nansum()
         for row in rows
     ]
     trainer = GradedTrainer(cost=squares, model=network)

@@ -59,7 +59,7 @@ def test_numbers_may_be_missing_and_must_be_numbers():
 
 
 @pytest.mark.parametrize(
-    "labels", [[True], [True, "perhaps"], None], ids=["another number", "no verdict", "none"]
+    "labels", [[True], ["true", "perhaps"], None], ids=["another number", "no verdict", "none"]
 )
 def test_steps_without_a_verdict_each_are_named(labels):
     rows = Dataset.from_dict({"prompt": ["1+1"], "completions": [["one", "two"]], "labels": [labels]})

@@ -133,7 +133,8 @@ def test_a_model_of_steps_and_what_it_rewards(tmp_path: Path, saved):
         {"prompt": "the story", "completions": ["was good"], "labels": [True]},
         {"prompt": "the story", "completions": ["was dull"], "labels": [False]},
     ]
-    run("reward", f"--algorithm process --model_name_or_path {base}", TRAINING, as_file(tmp_path, rows))
+    told = f"--algorithm process --model_name_or_path {base}"
+    run("reward", told, TRAINING, "--num_train_epochs 40", as_file(tmp_path, rows))
     figures = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert figures["accuracy"] == 1.0 and figures["steps"] == 6 and figures["commoner"] == 0.5
     folder = str(tmp_path / "out")

@@ -82,7 +82,7 @@ def lay_out_steps(rows: Dataset, data: DataArguments) -> Laid:
     return Laid(
         _beside(_kept(rows), made), Columns("prompt", None, "completions"), used,
         lambda row: "\x00".join([str(row.get(fields.asked or "")), *(row[steps] or [])]), fields.layout,
-        further=("labels",),
+        turns={"prompt": "user"}, further=("completions", "labels"),
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ TRAINERS = {
     "ORPOTrainingArguments": "experimental/orpo/orpo", "CPOTrainingArguments": "experimental/cpo/cpo",
     "OnlineDPOArguments": "experimental/online_dpo/online_dpo",
 }  # fmt: skip
+PLAIN = ("AttributeArguments", "ProcessArguments")  # transformers' trainer, TRL having none
 VERBS = ("ppo", "grpo", "dpo", "reward", "prefer", "frontier", "align")
 
 
@@ -78,6 +79,8 @@ def test_every_option_is_read(verb, name, classes):
             known |= read_anywhere(
                 [*trainers, TRL / f"{TRAINERS[kind]}_trainer.py", TRL / f"{TRAINERS[kind]}_config.py"]
             )
+        if kind in PLAIN:
+            known |= read_anywhere(trainers)
         options = vars(importlib.import_module(module))[kind]
         listed = [entry.name for entry in options.__dataclass_fields__.values() if entry.init]
         idle = [option for option in listed if option not in known and not option.startswith("_")]

@@ -255,7 +255,8 @@ def _types_of(main: Callable[..., Any]) -> list[type]:
 def _other_mains(main: Callable[..., Any]) -> list[Callable[..., Any]]:
     """The other mains of a script that has several."""
     table = main.__globals__.get("ALGORITHMS", {})
-    mains = [main.__globals__.get("main"), *table.values()] if table else []
+    # The script's own main last: of two defaults of an option it is the one that old recipes have.
+    mains = [*table.values(), main.__globals__.get("main")] if table else []
     return [one for one in dict.fromkeys(mains) if callable(one) and one is not main]
 
 

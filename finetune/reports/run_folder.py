@@ -147,6 +147,12 @@ def read_run(folder: str | Path) -> RunFolder:
         raise InputError(f"{path} is no folder; wanted the --output_dir of a run")
     # anything else may hold a file of one of the other names
     if not any((path / name).is_file() for name in KNOWN):
+        inner = sorted(str(one.path) for one in find_runs(path))
+        if inner:
+            raise InputError(
+                f"{path} is no run and holds {len(inner)}: {', '.join(inner[:8])}. Name one of them, or see "
+                f"all with `finetune board {path}`"
+            )
         raise InputError(f"{path} holds none of {', '.join(KNOWN)}; wanted the --output_dir of a run")
     return RunFolder(path, _yaml(path / "arguments.yaml"))
 

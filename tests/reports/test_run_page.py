@@ -145,6 +145,9 @@ def test_what_is_no_run_is_named(tmp_path):
         read_run(tmp_path / "nothing")
     with pytest.raises(InputError, match="holds none of"):
         read_run(tmp_path)
+    lay_out(tmp_path / "runs" / "x")
+    with pytest.raises(InputError, match=r"is no run and holds 1: .*x\. Name one .*finetune board"):
+        read_run(tmp_path / "runs")
 
 
 def test_expected_calibration_error_by_hand():

@@ -1,6 +1,9 @@
 """The pages in headless Chromium: what a person chooses and asks is answered, and nothing is fetched from
 elsewhere."""
 
+import os
+from pathlib import Path
+
 import pytest
 from browser import browser
 from served import filled, make_folders, serving
@@ -147,3 +150,13 @@ def test_it_fits_the_window(page, size, tmp_path):
     page.picture(tmp_path / "page.png", *size)
     assert page.run("return document.documentElement.scrollWidth <= window.innerWidth")
     page.messages()
+
+
+def test_it_fits_a_screen_and_a_telephone_by_day_and_night(page, served):
+    for width, dark in ((390, False), (390, True), (1366, True), (1366, False)):
+        page.look(width, dark)
+        ask(page, TEXTS[0], "write0", "")
+        wide = page.run("return document.documentElement.scrollWidth")
+        assert wide <= width, f"{wide} px in a window of {width}"
+        if kept := os.environ.get("PICTURES"):
+            page.whole_picture(Path(kept) / f"server-{width}{'-dark' if dark else ''}.png")

@@ -153,6 +153,7 @@ def test_it_fits_the_window(page, size, tmp_path):
 
 
 def test_it_fits_a_screen_and_a_telephone_by_day_and_night(page, served):
+    page.type("#most", "6")
     for width, dark in ((390, False), (390, True), (1366, True), (1366, False)):
         page.look(width, dark)
         ask(page, TEXTS[0], "write0", "")

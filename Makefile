@@ -57,11 +57,9 @@ test-browser: $(VENV)/ready  ## the server's pages in headless Chromium; install
 	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 	$(BIN)/python -m pytest -q -m browser
 
-pictures: $(VENV)/ready  ## the docs' screenshots, of a fresh run of the demo's recipe and of a study
+pictures: $(VENV)/ready  ## the docs' screenshot, of a fresh run of the demo's recipe
 	$(BIN)/finetune train --config films_bottleneck --output_dir $(RUN)
-	$(BIN)/finetune prompt --prompts sentiment --models smollm2 --dataset_name films --max_eval_rows 100 --output_dir $(RUN)-prompts
 	$(BIN)/python tests/pictures.py $(RUN)/report.html docs/pictures/run.png
-	$(BIN)/python tests/pictures.py $(RUN)-prompts/report.html docs/pictures/study.png
 
 docs: $(VENV)/ready  ## the documentation as a site in build/site; warnings are errors
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

@@ -1,7 +1,10 @@
 """The pages in headless Chromium: what a person chooses and asks is answered, and nothing is fetched from
 elsewhere."""
 
+import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -150,6 +153,19 @@ def test_it_fits_the_window(page, size, tmp_path):
     page.picture(tmp_path / "page.png", *size)
     assert page.run("return document.documentElement.scrollWidth <= window.innerWidth")
     page.messages()
+
+
+def test_what_was_asked_can_be_asked_by_curl(page, served):
+    page.type("#most", "6")
+    ask(page, "the film's great", "write0", "")
+    command = page.run("return document.querySelector('#left details pre').textContent")
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    if shutil.which("curl"):
+        assert json.loads(done.stdout)["texts"] == served.pool.generate(
+            ["the film's great"], ["write0"], max_new_tokens=6
+        )
+    code = page.run("return document.querySelectorAll('#left details pre')[1].textContent")
+    assert json.loads(code.split("json=")[1].rpartition(").json")[0])["texts"] == ["the film's great"]
 
 
 def test_it_fits_a_screen_and_a_telephone_by_day_and_night(page, served):

@@ -187,7 +187,10 @@ def _check(folder: Path, options: dict[str, Any], identity: dict[str, Any]) -> N
     claimed = (folder / ARGUMENTS).is_file()
     # Without options it was never claimed; with other files it is somebody's.
     if folder.is_dir() and not claimed and _strange(folder):
-        raise InputError(f"The output folder {folder} holds files that are no run's. {other}")
+        raise InputError(
+            f"The output folder {folder} holds files that are no run's. Set --output_dir to a new one, as "
+            f"{folder / 'run'}; nothing in it was touched"
+        )
     if claimed and (folder / METRICS).is_file():
         raise InputError(
             f"The output folder {folder} already holds a finished run. {other}. To train on from it, set "

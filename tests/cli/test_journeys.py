@@ -96,7 +96,7 @@ def tickets(file: Path, rows: int = 3000) -> None:
         if drawn > 0.99:
             text = ""
         cells = f'"{text}";{label}'
-        if drawn > 0.96 and number > 5:
+        if 0.96 < drawn <= 0.99 and number > 5:
             cells = ";".join(lines[rng.randrange(1, len(lines))].split(";")[2:])
         lines.append(f"{number};Ticket {number};{cells}")
     file.write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n").encode())
@@ -171,7 +171,7 @@ def test_a_researcher_compares_prompts_and_aligns(newcomer: Newcomer, tmp_path: 
         **{"smollm2": "smollm2 ./small ./wide", "FILE": "films.jsonl"},
     )
     page = newcomer.page("runs/prompts")
-    assert "Differences" in page and "guessing" in page
+    assert "Differences" in page and "dashed: without reading" in page
     newcomer.types(newcomer.was_told("next: (finetune prompt --rescore [^#\n]*)").strip())
     newcomer.types("finetune dpo", fails=True)
     newcomer.types(

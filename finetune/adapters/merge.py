@@ -231,12 +231,15 @@ def _check(adapters: Sequence[Adapter], weights: Sequence[float], options: Merge
             "Bottleneck adapters are not linear: their sum is no bottleneck. Stack or fuse them instead"
         )
     for adapter in adapters:
-        # DoRA's lengths and trained biases are more than a product.
         if adapter.kind == "LORA" and not is_exact_lora(adapter):
-            what = "DoRA's lengths" if adapter.magnitudes else "biases"
-            raise InputError(
-                f"{adapter.folder} has {what}, which don't add up; wanted LoRA or rsLoRA without biases"
+            why = (
+                # m (W + BA) / |W + BA| scales the base's own rows: the change has full rank, and no factors.
+                "is DoRA: it scales the base's own rows, so that its change is no product of two factors, "
+                "and a sum with it no adapter. Write it into the base by --action into_base"
+                if adapter.magnitudes
+                else "has biases, which don't add up; wanted LoRA or rsLoRA without biases"
             )
+            raise InputError(f"{adapter.folder} {why}")
     _check_bases(adapters)
 
 

@@ -64,6 +64,14 @@ class Rewriting:
 
     def join(self, rows: Sequence[Row]) -> list[tuple[Row, str]]:
         """Read the sources of new rows and write their first tokens."""
+        # Nothing is to be written: no source need be read.
+        done = [row for row in rows if row.sampling.max_new_tokens == 0]
+        for row in done:
+            row.ended = "length"
+        rows = [row for row in rows if row.ended is None]
+        return [(row, "") for row in done] + (self._begin(rows) if rows else [])
+
+    def _begin(self, rows: list[Row]) -> list[tuple[Row, str]]:
         longest = max(len(row.prompt) for row in rows)
         ids = torch.tensor(
             [row.prompt + [0] * (longest - len(row.prompt)) for row in rows], device=self.network.device
@@ -77,7 +85,7 @@ class Rewriting:
             plan, lambda: self.network.get_encoder()(input_ids=ids, attention_mask=mask)["last_hidden_state"]
         )
         self.groups.append(
-            Group(list(rows), read, mask, plan, EncoderDecoderCache(DynamicCache(), DynamicCache()))
+            Group(rows, read, mask, plan, EncoderDecoderCache(DynamicCache(), DynamicCache()))
         )
         return self._go(self.groups[-1])
 

@@ -3,6 +3,7 @@ makes no batches."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import Any
 
@@ -45,7 +46,8 @@ def add_vectors(app: FastAPI, served: Served) -> None:
         the cosine of the embeddings."""
         texts, name, counts = ask.texts(), served.adapter_of(ask.model), list[int]()
         ignored = served.ignored(ask)
-        if name is not None and served.task_of(name) == "SEQ_CLS":
+        # In a thread: an adapter that was put aside is read from the disk again.
+        if name is not None and await asyncio.to_thread(served.task_of, name) == "SEQ_CLS":
             pairs = [(ask.query, text) for text in texts]
             answers = await served.ask("score", pairs, [name] * len(texts), counts=counts)
             # One number has no other label to be weighed against.

@@ -215,7 +215,7 @@ def test_wrong_options_say_what_was_wanted(tmp_path, options, message):
 def test_what_does_not_add_up_is_refused(tmp_path):
     plain = read_adapter(lora(tmp_path / "plain"))
     dora = read_adapter(lora(tmp_path / "dora", use_dora=True))
-    with pytest.raises(InputError, match="has DoRA's lengths"):
+    with pytest.raises(InputError, match="is DoRA: it scales the base's own rows"):
         combine([plain, dora], MergeArguments())
     bottleneck = read_adapter(
         save(tmp_path / "bottleneck", BottleneckConfig(task_type="CAUSAL_LM", reduction_factor=4))

@@ -230,6 +230,7 @@ def test_encoder_decoders_write_in_mixed_batches(tmp_path, family):
     while writing.rows:
         writing.step()
     assert [row.ids for row in rows[:-1]] == wanted[:-1] and rows[-1].ended == "stop"
+    assert pool.generate([TEXTS[0]], ["lora"], max_new_tokens=0) == [""], "nothing asked for, nothing written"
     assert pool.embed([TEXTS[0]] * 2, ["lora", None]).shape == (2, 16)
     with pytest.raises(InputError, match="the context holds"):
         pool.generate(["the film"], max_new_tokens=9999)

@@ -7,7 +7,10 @@ largest entry fits all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -64,3 +67,18 @@ def _array(value: Any) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         value = value.detach().to("cpu", torch.float64).numpy()
     return np.asarray(value, dtype=np.float64)
+
+
+@contextmanager
+def soon(seconds: float = 2.0, megabytes: float = 500.0) -> Iterator[None]:
+    """What is done here takes no more of a processor's time, and no more memory on top of what was held."""
+    begun, before = time.process_time(), _peak()
+    yield
+    # A processor's time, which other processes on the machine don't lengthen.
+    assert time.process_time() - begun < seconds
+    assert _peak() - before < megabytes
+
+
+def _peak() -> float:
+    """The most memory that this process ever held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -84,9 +84,7 @@ class Rewriting:
         read = self.run(
             plan, lambda: self.network.get_encoder()(input_ids=ids, attention_mask=mask)["last_hidden_state"]
         )
-        self.groups.append(
-            Group(rows, read, mask, plan, EncoderDecoderCache(DynamicCache(), DynamicCache()))
-        )
+        self.groups.append(Group(rows, read, mask, plan, EncoderDecoderCache(DynamicCache(), DynamicCache())))
         return self._go(self.groups[-1])
 
     def step(self) -> list[tuple[Row, str]]:

@@ -7,6 +7,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -75,16 +76,23 @@ def add_openai(app: FastAPI, served: Served) -> None:
         most = ask.max_completion_tokens or ask.max_tokens or served.answer_tokens
         noted = ask.top_logprobs or 0 if ask.logprobs else None
         sampling = _sampling(served, ask, most, noted=noted, form=ask.response_format)
+        if ask.must_call:
+            # One named tool is called once, as OpenAI's own servers do it.
+            several = ask.called is None and ask.parallel_tool_calls is not False
+            schema = tool_calls.forced_schema(tools, ask.called, several)
+            sampling = replace(sampling, grammar=served.pool.grammars.json(schema))
         ignored = served.ignored(ask)
         # A template has written the special tokens.
         written = await served.orders([prompt] * (ask.n or 1), ask.model, sampling, special=False)
-        names = {tool["function"]["name"] for tool in tools}
+        offer = tool_calls.Offer(
+            {tool["function"]["name"] for tool in tools}, ask.parallel_tool_calls is not False
+        )
         if ask.stream:
             head = _head("chatcmpl", "chat.completion.chunk", ask.model)
-            return events(_chat_chunks(served, written, head, ask, names), served.plain, "[DONE]", ignored)
+            return events(_chat_chunks(served, written, head, ask, offer), served.plain, "[DONE]", ignored)
         texts = await all_whole(written, served.options.timeout_seconds)
         choices = [
-            _chat_choice(i, text, one, names)
+            _chat_choice(i, text, one, offer)
             | {"logprobs": _noted(served, one, ask) if ask.logprobs else None}
             for i, (text, one) in enumerate(zip(texts, written, strict=True))
         ]
@@ -211,15 +219,15 @@ async def _completion_chunks(
         yield head | {"choices": [], "usage": token_usage(written, ask.n or 1)}
 
 
-def _chat_choice(index: int, text: str, one: WrittenPart, names: set[str]) -> dict[str, Any]:
-    content, calls = tool_calls.parse_calls(text, names) if names else (text, [])
+def _chat_choice(index: int, text: str, one: WrittenPart, offer: tool_calls.Offer) -> dict[str, Any]:
+    content, calls = offer.read(text)
     message: dict[str, Any] = {"role": "assistant", "content": content}
     message |= {"tool_calls": calls} if calls else {}
     return {"index": index, "message": message, "finish_reason": "tool_calls" if calls else one.row.ended}
 
 
 async def _chat_chunks(
-    served: Served, written: list[WrittenPart], head: dict, ask: Chat, names: set[str]
+    served: Served, written: list[WrittenPart], head: dict, ask: Chat, offer: tool_calls.Offer
 ) -> AsyncIterator[dict[str, Any]]:
     words, held = [_words(served, ask) for _ in written], [""] * len(written)
     # The role alone, as OpenAI's first chunk.
@@ -228,10 +236,10 @@ async def _chat_chunks(
     async for piece in merged(written, served.options.timeout_seconds):
         index, ended = piece.index, piece.ended
         delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
-        if names:
+        if offer.names:
             # what may be a call is held back until it is known whether it is one
             held[index] += piece.text
-            delta, ended = _held(held, piece, names)
+            delta, ended = _held(held, piece, offer)
             if not delta and ended is None:
                 continue
         said = logprobs.of_chat(piece.noted, words[index]) if ask.logprobs else None
@@ -240,13 +248,13 @@ async def _chat_chunks(
         yield head | {"choices": [], "usage": token_usage(written, len(written))}
 
 
-def _held(held: list[str], piece: Piece, names: set[str]) -> tuple[dict[str, Any], str | None]:
+def _held(held: list[str], piece: Piece, offer: tool_calls.Offer) -> tuple[dict[str, Any], str | None]:
     text = held[piece.index]
     if piece.ended is None and tool_calls.may_call(text):
         return {}, None
     # Told once: what is held begins anew.
     held[piece.index] = ""
-    content, calls = tool_calls.parse_calls(text, names) if piece.ended else (text, [])
+    content, calls = offer.read(text) if piece.ended else (text, [])
     # Streamed calls carry their number, by which clients put pieces together.
     numbered = [{"index": i} | call for i, call in enumerate(calls)]
     delta = ({"content": content} if content else {}) | ({"tool_calls": numbered} if calls else {})

@@ -209,13 +209,24 @@ class Tool(Lenient):
         return {"type": "function", "function": inner}
 
 
+class ChosenFunction(Lenient):
+    name: str = Field(max_length=256)
+
+
+class ChosenTool(Lenient):
+    """The one tool that must be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
 class Chat(ChatOptions):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)]
     max_tokens: Most | None = None
     max_completion_tokens: Most | None = None
     response_format: Format | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -224,7 +235,19 @@ class Chat(ChatOptions):
     def _together(self) -> Chat:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
+        if self.must_call and self.response_format is not None and self.response_format.type != "text":
+            raise ValueError("an answer that must be a call has no response_format beside it")
         return self
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is a call and nothing else."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, ChosenTool)
+
+    @property
+    def called(self) -> str | None:
+        """Name of the tool that must be called, where one is named."""
+        return self.tool_choice.function.name if isinstance(self.tool_choice, ChosenTool) else None
 
 
 class Turn(Lenient):

@@ -1,18 +1,70 @@
-"""Calls of tools in a text that a model wrote, by the formats of common families. Knows texts; knows no
-models."""
+"""Calls of tools in a text that a model wrote, by the formats of common families, and the schema of an answer
+that must be a call. Knows texts; knows no models."""
 
 from __future__ import annotations
 
 import json
 import re
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from finetune.errors import InputError
 
 # Hermes, Qwen, SmolLM2 and their kin: <tool_call>{...}</tool_call>; the end is missing where a text was cut
 TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 MISTRAL = re.compile(r"\[TOOL_CALLS\]\s*(.*)", re.DOTALL)
 LLAMA = re.compile(r"<\|python_tag\|>(.*)", re.DOTALL)
+MOST = 8  # calls of an answer that is held to calls: no end is in sight of an open list
 STARTS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "{", "[")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The tools that an answer may call, and whether it may call several at a time."""
+
+    names: set[str]
+    several: bool = True
+
+    def read(self, text: str) -> tuple[str | None, list[dict[str, Any]]]:
+        """What stands beside the calls of an answer, and the calls."""
+        if not self.names:
+            return text, []
+        content, calls = parse_calls(text, self.names)
+        # A model that wrote more was asked for one: clients that can run but one get the first.
+        return content, calls if self.several else calls[:1]
+
+
+def forced_schema(tools: Sequence[dict[str, Any]], name: str | None, several: bool) -> dict[str, Any]:
+    """JSON schema of an answer that calls a tool and says nothing else.
+
+    Args:
+        tools: as OpenAI's objects, `function` inside.
+        name: the tool to be called; None for any of them.
+        several: whether the answer may be a list of calls.
+
+    Raises:
+        InputError: no tools, or none of that name.
+    """
+    offered = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
+    if not offered:
+        named = ", ".join(tool["function"]["name"] for tool in tools) or "none"
+        raise InputError(f"tool_choice asks for {name or 'a call'}, and the tools on offer are: {named}")
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": function["name"]},
+                "arguments": function.get("parameters") or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for function in offered
+    ]
+    call = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return {"type": "array", "items": call, "minItems": 1, "maxItems": MOST} if several else call
 
 
 def may_call(text: str) -> bool:

@@ -2,17 +2,16 @@
 hurt."""
 
 import json
-import resource
 import shutil
 import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from bounds import soon
 from conftest import make_tokenizer
 from served import filled, make_folders, serving
 from test_pool import TEXTS, make
@@ -105,21 +104,6 @@ HURT = {
 @pytest.fixture(scope="module")
 def pool(folders):
     return filled(folders)
-
-
-@contextmanager
-def soon():
-    """What is done here takes no more than 2 seconds of a processor and 500 MB of memory."""
-    begun, before = time.process_time(), _peak()
-    yield
-    # A processor's time, which other processes on the machine don't lengthen.
-    assert time.process_time() - begun < 2
-    assert _peak() - before < 500
-
-
-def _peak() -> float:
-    """The most memory that this process ever held, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @pytest.mark.parametrize("name", HURT)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from finetune.pool.pool import AdapterPool
-from finetune.serving.tool_calls import parse_calls
+from finetune.serving.tool_calls import Offer, parse_calls
 
 openai = pytest.importorskip("openai", reason="the client library is not installed")
 
@@ -196,6 +196,67 @@ def test_tools_reach_the_template_and_their_calls_come_back(client, served, monk
     assert found.usage.prompt_tokens == len("weather and in Rome?  weatherRome rain ")
     with pytest.raises(openai.UnprocessableEntityError, match="content may be null"):
         client.chat.completions.create(model="base", messages=[{"role": "user", "content": None}])
+
+
+STARS = {
+    "type": "function",
+    "function": {
+        "name": "stars",
+        "parameters": {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"],
+                       "additionalProperties": False},
+    },
+}  # fmt: skip
+ASKED = {"model": "base", "messages": [{"role": "user", "content": "x"}], "max_tokens": 400, "temperature": 0}
+
+
+@pytest.mark.parametrize(
+    ("choice", "parallel", "most"),
+    [
+        ("required", True, 8),
+        ("required", False, 1),
+        ({"type": "function", "function": {"name": "stars"}}, True, 1),
+    ],
+)
+def test_an_answer_that_must_be_a_call_is_one(client, choice, parallel, most):
+    options = {"tools": [STARS], "tool_choice": choice, "parallel_tool_calls": parallel}
+    answer = client.chat.completions.create(**ASKED, **options).choices[0]
+    assert answer.finish_reason == "tool_calls" and answer.message.content is None
+    calls = answer.message.tool_calls
+    assert 1 <= len(calls) <= most
+    assert all(
+        call.function.name == "stars" and json.loads(call.function.arguments)["n"] in (1, 2) for call in calls
+    )
+    if most > 1:  # as below, and twice the time
+        return
+    streamed = [
+        call
+        for chunk in client.chat.completions.create(**ASKED, **options, stream=True)
+        for call in chunk.choices[0].delta.tool_calls or []
+    ]
+    assert [call.function.arguments for call in streamed] == [call.function.arguments for call in calls]
+
+
+def test_calls_that_nothing_offers_are_refused_and_none_means_none(client):
+    named = {"type": "function", "function": {"name": "moon"}}
+    for options, message in (
+        ({"tools": [STARS], "tool_choice": named}, "asks for moon, and the tools on offer are: stars"),
+        ({"tool_choice": "required"}, "asks for a call, and the tools on offer are: none"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=message):
+            client.chat.completions.create(**ASKED, **options)
+    form = {"tools": [STARS], "tool_choice": "required", "response_format": {"type": "json_object"}}
+    with pytest.raises(openai.UnprocessableEntityError, match="no response_format beside it"):
+        client.chat.completions.create(**ASKED, **form)
+    answer = client.chat.completions.create(**(ASKED | {"max_tokens": 4}), tools=[STARS], tool_choice="none")
+    assert answer.choices[0].message.tool_calls is None
+
+
+def test_of_several_calls_a_client_that_runs_one_gets_the_first():
+    text = "".join(f'<tool_call>{{"name": "weather", "arguments": {{"n": {n}}}}}</tool_call>' for n in (1, 2))
+    assert [c["function"]["arguments"] for c in Offer({"weather"}, several=False).read(text)[1]] == [
+        '{"n": 1}'
+    ]
+    assert len(Offer({"weather"}).read(text)[1]) == 2
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from bounds import soon
 from jinja2 import TemplateError
 
 from finetune.templating import FAULTS, LimitError, compile_template, render, render_chat, strict_environment
@@ -69,10 +70,8 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_in_time(name):
-    began = time.monotonic()
-    with pytest.raises(FAULTS):
+    with soon(), pytest.raises(FAULTS):
         render(compile_template(ENVIRONMENT, BOMBS[name]), {"text": "hello"})
-    assert time.monotonic() - began < 8
 
 
 def test_what_people_write_is_rendered():

@@ -1,5 +1,5 @@
-"""A script of this project, killed at its KILL_AT-th training step on the second process as a machine
-would kill it.
+"""A script of this project, killed at its KILL_AT-th training step on the second process as a machine would
+kill it, or by another signal: KILL_BY=SIGSTOP hangs it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Killed:
     def __get__(self, trainer: Any, owner: type) -> Any:
         self.left -= 1
         if self.left == 0 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, os.environ.get("KILL_BY", "SIGKILL")))
         return self.step.__get__(trainer, owner)
 
 

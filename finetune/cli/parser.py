@@ -66,6 +66,8 @@ NOT_HERE = {
 
 # What a disk says that takes no more, whichever library wrote to it.
 FULL_DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system", "failed writing file")
+# What gloo says where another process is gone, or says nothing for --ddp_timeout.
+LOST_PEER = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer")
 
 
 def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, installed: bool = False) -> None:
@@ -102,17 +104,30 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
         )
         sys.exit(130)
     except Exception as error:  # libraries hand on the system's words in errors of their own
-        words = next((words for words in FULL_DISK if words in str(error)), None)
-        if words is None:
+        remedy = _remedy(str(error))
+        if remedy is None:
             raise
-        print(
-            f"\nerror: {words}: {str(error).splitlines()[0]}\nCheckpoints before it are whole. Make room, "
-            "or set --output_dir to another disk, and start the same command again",
-            file=sys.stderr,
-        )
+        print(f"\nerror: {remedy}", file=sys.stderr)
         sys.exit(2)
     finally:
         leave_processes()
+
+
+def _remedy(said: str) -> str | None:
+    """What to do about an error of a disk or of another process, by a library's words; None for any other."""
+    if any(words in said for words in LOST_PEER) and "gloo" in said:
+        return (
+            "Another process of this run is gone or does not answer; what stopped it stands above, if it "
+            f"could say so. {said.splitlines()[0]}\nStart the same command again: it goes on from the last "
+            "checkpoint. --ddp_timeout is how many seconds an answer is waited for"
+        )
+    words = next((words for words in FULL_DISK if words in said), None)
+    if words is None:
+        return None
+    return (
+        f"{words}: {said.splitlines()[0]}\nCheckpoints before it are whole. Make room, or set "
+        "--output_dir to another disk, and start the same command again"
+    )
 
 
 def by_name(main: Callable[..., Any], arguments: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import sys
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -42,6 +43,10 @@ def keep_to_cpu(options: Any) -> None:
         # accelerate, which starts later, reads the environment and not these options
         os.environ["ACCELERATE_USE_CPU"] = "true"
     options.use_cpu = device().type == "cpu"
+    if options.use_cpu and world_size() > 1:
+        # transformers hands its time on to accelerators alone; without it a peer that hangs is waited for
+        # half an hour, whatever was asked for
+        PartialState(cpu=True, timeout=timedelta(seconds=options.ddp_timeout))
 
 
 # How several processes may share a verb's work. What isn't here is refused at the start, by name.

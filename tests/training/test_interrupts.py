@@ -147,6 +147,18 @@ def test_one_of_two_is_killed_and_one_goes_on_alone(command, tmp_path):
 
 
 @pytest.mark.slow
+def test_one_that_hangs_is_waited_for_as_long_as_asked(command, tmp_path):
+    """A stopped process closes no connection, as a machine whose link is cut."""
+    shares = ("--per_device_train_batch_size", "4", "--ddp_timeout", "5")
+    script, start = ROOT / "tests" / "killed_run.py", time.monotonic()
+    hung = run(command("shared", *shares), processes=2, script=script, KILL_AT="8", KILL_BY="SIGSTOP")
+    assert hung.returncode != 0 and "does not answer" in hung.stderr
+    # the launcher gives the stopped one half a minute, and its start takes time too
+    assert time.monotonic() - start < 120
+    assert [path.name for path in checkpoints(tmp_path / "shared")] == ["checkpoint-5"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "end",
     [("--max_steps", "10"), ("--max_steps", "7", "--save_steps", "7", "--lr_scheduler_type", "constant")],

@@ -3,6 +3,7 @@
 python scripts/export.py --artefact runs/films
 python scripts/export.py --artefact runs/films --to int8 executorch --tolerance 0.01
 python scripts/export.py --artefact runs/chat --to gguf int4 --beside runs/chat_distilled
+python scripts/export.py --artefact runs/chat --to vllm --output_dir runs/chat_vllm
 
 With --tolerance, for tests in CI: status 1 where a format drops more of the accuracy.
 """
@@ -29,11 +30,17 @@ def main(export: ExportArguments, data: ExportRowsArguments) -> None:
     from pathlib import Path
 
     from finetune.artefacts.files import write_atomically
+    from finetune.formats.engines import ENGINES, serve_elsewhere
     from finetune.formats.measured import Export, export_all
     from finetune.reports.exports import as_table, beyond, export_lines, export_sections
     from finetune.reports.page import sections_page
     from finetune.reports.tables import markdown
 
+    # an engine's folder holds no table: it is served, and measured there
+    if any(name in ENGINES for name in export.to):
+        for line in serve_elsewhere(export):
+            print(line)
+        return
     exports: list[Export] = []
     # one after the other as it is done; a format that fails is a line, not the end
     for found in export_all(export, data):

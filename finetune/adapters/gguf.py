@@ -1,5 +1,5 @@
 """A Llama-like model → one GGUF file, read back and compared by logits. Knows the format by the package
-`gguf`; knows no adapters."""
+`gguf`, and LoRA's factors in it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from finetune.adapters.probe import Probe, compare_models, logits_of
+from finetune.adapters.weights import Adapter
 from finetune.errors import InputError
 
-FILE = "model.gguf"
+FILE, LORA_FILE = "model.gguf", "adapter.gguf"
 TYPES = {
     "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
     "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
@@ -142,18 +143,52 @@ def _add_weights(writer: gguf.GGUFWriter, network: Any, kind: str) -> None:
         found = names.get_name(name, try_suffixes=(".weight",))
         if found is None:
             raise InputError(f"GGUF has no name for the weight '{name}' of this model")
-        values = tensor.detach().float().cpu().numpy()
-        if ".attn_q." in found:
-            # transformers and GGUF pair a head's dimensions differently for rotation.
-            values = _turned(values, config.num_attention_heads)
-        elif ".attn_k." in found:
-            values = _turned(values, config.num_key_value_heads)
+        values = _placed(found, tensor.detach().float().cpu().numpy(), config)
         wanted = TYPES[kind][0]
         block = gguf.GGML_QUANT_SIZES[wanted][0]
         # Vectors (norms) are tiny and sensitive; a row that doesn't fill its blocks can't be rounded.
         if values.ndim == 1 or values.shape[-1] % block:
             wanted = gguf.GGMLQuantizationType.F32
         writer.add_tensor(found, gguf.quantize(values, wanted), raw_dtype=wanted)
+
+
+def export_lora(adapter: Adapter, config: Any, folder: Path) -> Path:
+    """Write `adapter.gguf`: LoRA's factors in float32 for llama.cpp's `--lora`.
+
+    Args:
+        config: the base's.
+
+    Raises:
+        InputError: a layer that GGUF has no name for.
+    """
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    writer = gguf.GGUFWriter(folder / LORA_FILE, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    # Zero is llama.cpp's word for a scaling of one; ours is in `up` already.
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
+    for name, factors in adapter.factors.items():
+        found = names.get_name(f"{name}.weight", try_suffixes=(".weight",))
+        if found is None:
+            raise InputError(f"GGUF has no name for the layer '{name}'")
+        up = _placed(found, factors.up.float().cpu().numpy(), config)
+        for part, values in (("lora_a", factors.down.float().cpu().numpy()), ("lora_b", up)):
+            writer.add_tensor(f"{found}.{part}", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / LORA_FILE
+
+
+def _placed(name: str, values: np.ndarray, config: Any) -> np.ndarray:
+    """Rows of queries and keys as GGUF has them; transformers pairs a head's dimensions differently for
+    rotation."""
+    if ".attn_q." in name:
+        return _turned(values, config.num_attention_heads)
+    if ".attn_k." in name:
+        return _turned(values, config.num_key_value_heads)
+    return values
 
 
 def _turned(values: np.ndarray, heads: int) -> np.ndarray:

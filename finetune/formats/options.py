@@ -17,11 +17,16 @@ class ExportArguments:
         default_factory=lambda: ["all"],
         metadata={
             "help": "Rows of FORMATS: float32, bf16, int8, int4, onnx, q8_0, q5_k, q4_k, executorch; gguf "
-            "for its three; all for whatever the model and this installation can be written as."
+            "for its three; all for whatever the model and this installation can be written as. Or one "
+            "engine, vllm or llama_cpp: a folder that it serves, with the command and a smoke test."
         },
     )
     output_dir: str | None = field(
         default=None, metadata={"help": "A new folder for the files and their table (default: RUN/exports)."}
+    )
+    merged: bool = field(
+        default=False,
+        metadata={"help": "vllm, llama_cpp: a whole model, where LoRA would be served beside its base."},
     )
     tolerance: float | None = field(
         default=None,

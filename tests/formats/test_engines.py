@@ -123,8 +123,8 @@ def test_llama_cpp_gets_the_same_factors(base, tmp_path):
 def test_what_an_engine_does_not_take_is_merged_or_refused_by_name(base, tmp_path, engine):
     cases = {
         "is DoRA": {"use_dora": True}, "has trained biases": {"bias": "all"},
-        "changes 'lm_head'": {"target_modules": ["lm_head"]},
-        "changes 'model.embed_tokens'": {"target_modules": ["embed_tokens"]},
+        "'lm_head": {"target_modules": ["lm_head"]},
+        "'model.embed_tokens": {"target_modules": ["embed_tokens"]},
         "brings 'lm_head' whole": {"modules_to_save": ["lm_head"]}, "has rank 600": {"r": 600},
     }  # fmt: skip
     for number, (message, options) in enumerate(cases.items()):

@@ -1,7 +1,7 @@
 """A checkpoint of AdapterHub's library (adapters 1.x) → a folder that PEFT and this project load. Knows both
 layouts; knows no models.
 
-Taken are bottleneck adapters in their three published shapes, LoRA, and heads for classes and tags. What
+Taken are bottleneck adapters in their three published shapes, LoRA, IA3, and heads for classes and tags. What
 can't be said in this project's terms is refused by its name: another formula under the same name would be
 another model.
 """
@@ -26,7 +26,11 @@ from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import CONFIG, WEIGHTS
 from finetune.errors import InputError
 
+FUSION = "adapter_fusion_config.json"
 THEIRS, THEIR_HEAD = "adapter.safetensors", "model_head.safetensors"
+# what the base's own head writes; an encoder without head gives vectors
+WRITES = {"gpt2": "CAUSAL_LM", "llama": "CAUSAL_LM", "mistral": "CAUSAL_LM", "bart": "SEQ_2_SEQ_LM",
+          "t5": "SEQ_2_SEQ_LM"}  # fmt: skip
 ACTIVATIONS = {"gelu_orig": "gelu", "leakyrelu": "leaky_relu"}
 # where a family's blocks for bottlenecks lie → our module: behind attention, behind the feed-forward
 # (houlsby), where its residual is added (pfeiffer), beside it (parallel, where it reads what theirs reads)
@@ -45,12 +49,18 @@ PLACES: dict[str, dict[str, tuple[str, str | None, str | None]]] = {
         "attention_adapters": ("self_attn.out_proj", None, None), "output_adapters": ("fc2",
         "final_layer_norm", None),
     },
+    # A block's parts are numbered; the feed-forward is the encoder's second and the decoder's third.
+    "t5": {
+        "layer.0": ("layer.0.SelfAttention.o", None, None),
+        "layer.1": ("layer.1.DenseReluDense.wo", "layer.1", None),
+        "layer.2": ("layer.2.DenseReluDense.wo", "layer.2", None),
+    },
 }  # fmt: skip
 # options that change the formula, with the one value that ours is
 FORMULA = {
     "ln_before": False, "ln_after": False, "use_gating": False, "phm_layer": False, "inv_adapter": None,
     "residual_before_ln": True, "adapter_residual_before_ln": False, "original_ln_after": True,
-    "stochastic_depth": 0.0,
+    "stochastic_depth": 0.0, "cross_adapter": False,
 }  # fmt: skip
 
 
@@ -64,6 +74,11 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None) -> 
         InputError: no such checkpoint, or one that can't be said in this project's terms.
     """
     source, folder = Path(source), Path(folder)
+    if (source / FUSION).is_file():
+        raise InputError(
+            f"{source} is an AdapterFusion, whose queries have biases that fusion here has not; take in its "
+            "adapters one by one, and fuse them anew by scripts/fuse.py"
+        )
     # Theirs and PEFT's configuration have one file name; the keys below tell them apart.
     said = read_json(source / CONFIG) if (source / CONFIG).is_file() else None
     if not isinstance(said, dict) or "model_type" not in said or not isinstance(said.get("config"), dict):
@@ -73,7 +88,8 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None) -> 
         raise InputError(f"{source} does not say which base it belongs on; set --base")
     tensors, settings = _read(source / THEIRS), said["config"]
     if settings.get("architecture") == "lora":
-        config, weights = _lora(source, said, tensors)
+        scaled = settings.get("composition_mode", "add") == "scale"
+        config, weights = (_ia3 if scaled else _lora)(source, said, tensors)
     elif settings.get("architecture") is None:
         config, weights = _bottleneck(source, said, tensors)
     else:
@@ -93,7 +109,7 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None) -> 
     # Their folder may lack a tokenizer; ours then takes the base's.
     for file in source.glob("tokenizer*"):
         shutil.copy2(file, folder / file.name)
-    kind = config.get("shape") or "lora"
+    kind = config.get("shape") or config["peft_type"].lower()
     return [f"{source}: {kind} on {len(config['target_modules'])} modules of '{name}'"] + (
         [f"head for {len(labels)} labels: {', '.join(labels)}"] if labels else []
     )
@@ -175,8 +191,7 @@ def _module(source: Path, family: str, shape: str, block: str) -> str:
             if own is None:
                 raise InputError(
                     f"{source}: in '{family}' their parallel adapter reads the feed-forward's input before "
-                    "its norm, ours "
-                    "after it; it is not converted"
+                    "its norm or elsewhere than ours; it is not converted"
                 )
             return f"{block.removesuffix(ending)}{own}".rstrip(".")
     raise InputError(f"{source} has a block at '{block}', which is not built here")
@@ -186,20 +201,9 @@ def _lora(
     source: Path, said: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     settings = said["config"]
-    if (
-        settings.get("composition_mode", "add") != "add"
-        or settings.get("use_gating")
-        or settings.get("vera_d")
-    ):
-        raise InputError(f"{source} is IA3, gated or VeRA under LoRA's name, which is not converted")
-    parts: dict[str, dict[str, Tensor]] = {}
-    # The adapter's own name stands in each key; ours has one adapter a folder.
-    for key, tensor in tensors.items():
-        match = re.fullmatch(r"(.+)\.loras\.[^.]+\.lora_([AB])", key)
-        if match is None and not key.startswith("heads."):
-            raise InputError(f"{source} also holds '{key}', which is not built here")
-        if match is not None:
-            parts.setdefault(match.group(1), {})[match.group(2)] = tensor
+    if settings.get("use_dora"):
+        raise InputError(f"{source} is DoRA under LoRA's name, which is not converted")
+    parts = _factors(source, settings, tensors)
     rank = int(settings["r"])
     weights: dict[str, Any] = {}
     ranks: dict[str, int] = {}
@@ -223,6 +227,51 @@ def _lora(
     }, weights  # fmt: skip
 
 
+def _factors(
+    source: Path, settings: dict[str, Any], tensors: dict[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """Module → its A and B, of which IA3 has B alone."""
+    if settings.get("use_gating") or settings.get("vera_d"):
+        raise InputError(f"{source} is gated or VeRA under LoRA's name, which is not converted")
+    parts: dict[str, dict[str, Tensor]] = {}
+    # The adapter's own name stands in each key; ours has one adapter a folder.
+    for key, tensor in tensors.items():
+        match = re.fullmatch(r"(.+)\.loras\.[^.]+\.lora_([AB])", key)
+        if match is None and not key.startswith("heads."):
+            raise InputError(f"{source} also holds '{key}', which is not built here")
+        if match is not None:
+            parts.setdefault(match.group(1), {})[match.group(2)] = tensor
+    return parts
+
+
+def _ia3(
+    source: Path, said: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """IA3: every factor scales what its layer gives, also within the feed-forward, where PEFT's own default
+    scales what the last layer reads."""
+    settings = said["config"]
+    weights, fused = {}, said["model_type"] == "gpt2"
+    for module, both in _factors(source, settings, tensors).items():
+        scale = both["B"].reshape(-1, 1) * settings["alpha"]
+        if fused and module.endswith("c_attn"):
+            scale = _fused_scale(source, settings, scale)
+        weights[f"{module}.ia3_l"] = scale
+    modules = sorted(name.removesuffix(".ia3_l") for name in weights)
+    return {
+        "peft_type": "IA3", "target_modules": modules, "feedforward_modules": [], "fan_in_fan_out": fused,
+    }, weights  # fmt: skip
+
+
+def _fused_scale(source: Path, settings: dict[str, Any], scale: Tensor) -> Tensor:
+    """Factors of parts of a fused layer for the whole of it: one where a part has none."""
+    order = [part for part in ("q", "k", "v") if part in settings["attn_matrices"]]
+    if len(scale) % len(order):
+        raise InputError(f"{source} has factors of a fused layer whose parts can't be told apart")
+    width = len(scale) // len(order)
+    own = dict(zip(order, scale.split(width), strict=True))
+    return torch.cat([own.get(part, torch.ones(width, 1)) for part in ("q", "k", "v")])
+
+
 def _beside(source: Path, settings: dict[str, Any], down: Tensor, up: Tensor) -> Tensor:
     """Factors of parts of a fused layer as one pair: up [3 · width, parts · rank], zero where a part has
     none."""
@@ -243,18 +292,13 @@ def _head(source: Path, family: str, tensors: dict[str, Tensor]) -> dict[str, An
     """Weights of the head under transformers' names, with its configuration and labels; nothing where there
     is none."""
     if not (source / THEIR_HEAD).is_file():
-        return {
-            # Decoders write by the base's own head; an encoder without head gives vectors.
-            "config": {
-                "task_type": "CAUSAL_LM" if family in ("gpt2", "llama", "mistral") else "FEATURE_EXTRACTION"
-            }
-        }
+        return {"config": {"task_type": WRITES.get(family, "FEATURE_EXTRACTION")}}
     said = read_json(source / "head_config.json")["config"]
     weights = _read(source / THEIR_HEAD)
     if not any(key.startswith("heads.") for key in weights):
         # a model of transformers with its own head: names are as they are here; a language model's is the
         # base's
-        return _static_head(weights, read_json(source / "head_config.json"))
+        return _static_head(weights, read_json(source / "head_config.json"), family)
     # Their keys are heads.NAME.LAYER.PART; the layer's number and the part are what counts.
     layers = {key.split(".", 2)[2]: tensor for key, tensor in weights.items()}
     plain = said.get("activation_function") == "tanh" and not said.get("use_pooler")
@@ -288,9 +332,9 @@ def _head(source: Path, family: str, tensors: dict[str, Tensor]) -> dict[str, An
     return found | {"labels": labels, "config": {"task_type": task, "modules_to_save": saved}}
 
 
-def _static_head(weights: dict[str, Tensor], said: dict[str, Any]) -> dict[str, Any]:
+def _static_head(weights: dict[str, Tensor], said: dict[str, Any], family: str) -> dict[str, Any]:
     if any(name.startswith("lm_head") for name in weights):
-        return {"config": {"task_type": "CAUSAL_LM"}}
+        return {"config": {"task_type": WRITES.get(family, "CAUSAL_LM")}}
     task = "TOKEN_CLS" if "TokenClassification" in str(said.get("model_class")) else "SEQ_CLS"
     labels = [label for label, _ in sorted((said.get("label2id") or {}).items(), key=lambda item: item[1])]
     saved = sorted({name.split(".")[0] for name in weights})

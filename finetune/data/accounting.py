@@ -118,16 +118,13 @@ def unread(
     named = {name for columns in used.values() for name in columns}
     # a dotted name stands for a part of a column, whose rest is then read too
     taken = named | {name.partition(".")[0] for name in named}
-    # evenly over all rows, since published files are often sorted
-    places = range(0, len(rows), max(1, len(rows) // LOOKED_AT))
     found = {}
     for column in columns_of(rows):
         if column in taken:
             continue
         feature = rows.features[column]
-        values: Sequence[Any] = (
-            [None] * len(places) if _is_no_text(feature) else [rows[place][column] for place in places]
-        )
+        places = [] if _is_no_text(feature) else _filled(rows[column][:])
+        values = [rows[place][column] for place in places]
         if not holds_text(values, column):
             found[column] = ""
         else:
@@ -142,6 +139,14 @@ def unread(
     for name, values in (among or {}).items():
         found[name] = "text" if holds_text(list(values), name) else ""
     return found
+
+
+def _filled(values: Sequence[Any]) -> list[int]:
+    """Places of cells that hold something: evenly over all of them, since published files are often sorted,
+    and of these alone, since a column may be empty in all rows but a few.
+    """
+    filled = [place for place, value in enumerate(values) if value not in (None, "", [], {})]
+    return filled[:: max(1, len(filled) // LOOKED_AT)]
 
 
 def _is_no_text(feature: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from finetune.data.places import columns_of
+from finetune.data.places import columns_of, place_of
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 
@@ -30,8 +30,8 @@ PAIRS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("premise", "
          ("text", "aspect"), ("question", "context"), ("question", "sentence"), ("text1", "text2"), ("query",
          "document"))  # fmt: skip
 LABELS = (
-    "label", "labels", "intent", "sentiment", "category", "class", "target", "relatedness_score", "klasse",
-    "kategorie", "classe", "categoria",
+    "label", "labels", "gold_label", "intent", "sentiment", "category", "class", "target",
+    "relatedness_score", "klasse", "kategorie", "classe", "categoria",
 )  # fmt: skip
 
 
@@ -226,8 +226,13 @@ def pick_columns(
     return Columns(str(found[0]), found[1], str(found[2]))
 
 
-def label_lists(feature: Any, values: Sequence[Sequence[Any] | None]) -> list[list[str]]:
+def label_lists(
+    feature: Any, values: Sequence[Sequence[Any] | None], rows: Dataset | None = None
+) -> list[list[str]]:
     """Lists of a column of lists → lists of names, whether it holds classes or strings.
+
+    Args:
+        rows: that the values are a column of, for messages.
 
     Raises:
         InputError: a class that has no name, such as -1, or none at all.
@@ -238,8 +243,10 @@ def label_lists(feature: Any, values: Sequence[Sequence[Any] | None]) -> list[li
         for one in row or ():
             # a negative place would silently take a name from the end of the list
             if one is None or (names is not None and not 0 <= one < len(names)):
+                said = place_of(rows, place)
                 raise InputError(
-                    f"Row {place} has the label {one}, which is no class; wanted one or none. Mend the row"
+                    f"{said[:1].upper()}{said[1:]} has the label {one}, which is no class; wanted one or "
+                    "none. Mend the row"
                 )
     if names is not None:
         return [[names[index] for index in row or []] for row in values]

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 SETS = ("labels", "label", "categories", "tags", "topics")
 PARTS = ("|", ";", ",")  # between the labels of a text, the first that stands in any
 SHOWN = 30  # classes in the table
+DASH = "-"  # the label of a row that nobody agreed on, in SNLI's own files
 
 
 def lay_out_classes(rows: Dataset, data: DataArguments, pair: bool) -> Laid:
@@ -35,7 +36,7 @@ def lay_out_classes(rows: Dataset, data: DataArguments, pair: bool) -> Laid:
     """
     columns = find_columns(rows, data, pair)
     # before anything looks at classes: names decide what -1 may mean
-    rows = named_classes(rows, columns.label, data.class_names)
+    rows = without_blank_labels(named_classes(rows, columns.label, data.class_names), columns.label)
     # the second text would be reported as unread: the hint says which task reads it
     two = next((p for p in PAIRS if set(p) <= set(columns_of(rows))), None)
     hint = ", or set --task pairs to read both" if two and not pair else ""
@@ -91,25 +92,28 @@ def labelled(
     """Splits, each with its name, of rows that have a class: where -1 says that nobody gave one (see
     `is_unlabelled`), such rows are left out and counted.
 
-    Rows without any are left out where `drop`. Rows of which none would be left stay, for whoever looks at
-    classes to say.
+    The same holds for `-` among names (SNLI's own files). Rows without any are left out where `drop`. Rows
+    of which none would be left stay, for whoever looks at classes to say.
 
     Raises:
         InputError: -1 could be a class or none, and --minus_one doesn't say.
     """
     # told from all splits: one alone may have no -1 by chance
-    marked = {-1} if is_unlabelled([rows for rows, _ in parts], column, data.minus_one) else set()
+    unlabelled = is_unlabelled([rows for rows, _ in parts], column, data.minus_one)
+    marked: set[Any] = {-1, DASH} if unlabelled else set()
     return [_with_label(rows, column, where, marked, drop) for rows, where in parts]
 
 
 def is_unlabelled(parts: Sequence[Dataset], column: str, minus_one: str | None) -> bool:
-    """Whether -1 stands for no label: always among classes with names, and beside 0, 1, 2, ... (SNLI). Beside
-    0 or 0 and 1 it could be a scale (negative, neutral, positive); other numbers are classes.
+    """Whether -1, or `-` among names, stands for no label: always among classes with names, and beside three
+    or more (SNLI). Beside fewer it could be a scale (negative, neutral, positive); other numbers are classes.
 
     Raises:
         InputError: it could be either, and `minus_one` doesn't say.
     """
     given = {value for rows in parts for value in rows[column][:] if value is not None}
+    if DASH in given:
+        return _is_no_name(given - {DASH}, column, minus_one)
     if -1 not in given or not all(isinstance(one, int) for one in given):
         return False
     # a declared class has no name for -1, so that it can't be one
@@ -126,7 +130,21 @@ def is_unlabelled(parts: Sequence[Dataset], column: str, minus_one: str | None) 
     return others == list(range(len(others))) and len(others) > 2
 
 
-def _with_label(rows: Dataset, column: str, where: str, marked: set[int], drop: bool) -> Dataset:
+def _is_no_name(names: set[Any], column: str, minus_one: str | None) -> bool:
+    """Whether `-` beside these names stands for no label; beside other signs (`+`) it is a class."""
+    if minus_one is not None:
+        return minus_one != "keep"
+    if not all(isinstance(name, str) and any(map(str.isalpha, name)) for name in names):
+        return False
+    if len(names) < 3:
+        raise InputError(
+            f"The labels in '{column}' are '{DASH}', {', '.join(sorted(names))}: '{DASH}' may be a class, or "
+            f"say that nobody gave one. Set --minus_one keep, or --minus_one drop to leave its rows out"
+        )
+    return True
+
+
+def _with_label(rows: Dataset, column: str, where: str, marked: set[Any], drop: bool) -> Dataset:
     values = rows[column][:]
     gone = [place for place, value in enumerate(values) if value in marked or (drop and value is None)]
     # an all-unlabelled split is a wrong column rather than rows to leave out
@@ -134,7 +152,8 @@ def _with_label(rows: Dataset, column: str, where: str, marked: set[int], drop: 
         return rows
     logger.warning(
         "%d of %d %s rows have no label (%s in '%s') and are left out (%s)", len(gone), len(rows), where,
-        " or ".join(["-1"] * bool(marked) + ["nothing"] * drop), column, places_of(rows, gone),
+        " or ".join(sorted({"nothing" if values[n] is None else str(values[n]) for n in gone})), column,
+        places_of(rows, gone),
     )  # fmt: skip
     away = set(gone)
     return rows.select([place for place in range(len(rows)) if place not in away])
@@ -157,24 +176,12 @@ def settled_labels(parts: Sequence[Dataset], column: str, data: TextArguments) -
     Raises:
         InputError: labels that don't, where --near_labels does not say what to do with them.
     """
-    if (
-        any(not isinstance(rows.features[column], (Value, ClassLabel)) for rows in parts)
-        or data.near_labels == "keep"
-    ):
+    named = [_named(rows, column) for rows in parts]
+    # numbers have no blanks or case to differ by
+    if data.near_labels == "keep" or None in named:
         return list(parts)
-    counts: Counter[str] = Counter()
-    for rows in parts:
-        feature = rows.features[column]
-        names = feature.names if isinstance(feature, ClassLabel) else None
-        # numbers have no blanks or case to differ by
-        if names is None and not str(feature.dtype).endswith("string"):
-            return list(parts)
-        # over all splits together: a spelling may stand in one alone
-        counts.update(
-            v if names is None else names[v]
-            for v in rows[column]
-            if v is not None and (names is None or 0 <= v < len(names))
-        )
+    # over all splits together: a spelling may stand in one alone
+    counts = Counter(name for some in named for cell in some or () for name in cell)
     found = twins(counts)
     if not found:
         return list(parts)
@@ -190,14 +197,43 @@ def settled_labels(parts: Sequence[Dataset], column: str, data: TextArguments) -
     return [_renamed(rows, column, one) for rows in parts]
 
 
-def _renamed(rows: Dataset, column: str, one: dict[str, str]) -> Dataset:
+def _named(rows: Dataset, column: str) -> list[list[str]] | None:
+    """Each row's class or classes by name; None where the column has no names."""
     feature = rows.features[column]
-    names = feature.names if isinstance(feature, ClassLabel) else None
-    values = [v if names is None else names[v] if v is not None and v >= 0 else None for v in rows[column]]
-    made = rows.remove_columns(column).add_column(
-        column, [one.get(v, v) for v in values], feature=Value("string")
+    inner = feature.feature if isinstance(feature, List) else feature
+    cells = [cell if isinstance(feature, List) else [cell] for cell in rows[column][:]]
+    if isinstance(inner, ClassLabel):
+        # without a class: None and -1
+        return [[inner.names[v] for v in cell or () if v is not None and v >= 0] for cell in cells]
+    if not str(getattr(inner, "dtype", "")).endswith("string"):
+        return None
+    return [[v for v in cell or () if v is not None] for cell in cells]
+
+
+def _renamed(rows: Dataset, column: str, one: dict[str, str]) -> Dataset:
+    lists = isinstance(rows.features[column], List)
+    cells = [list(dict.fromkeys(one.get(n, n) for n in cell)) for cell in _named(rows, column) or ()]
+    values = cells if lists else [cell[0] if cell else None for cell in cells]
+    kind = List(Value("string")) if lists else Value("string")
+    return _with_column(rows, column, values, kind)
+
+
+def _with_column(rows: Dataset, column: str, values: list[Any], kind: Any) -> Dataset:
+    """The rows with other values in a column, which stays where it is."""
+    return (
+        rows.remove_columns(column).add_column(column, values, feature=kind).select_columns(rows.column_names)
     )
-    return made.select_columns(rows.column_names)
+
+
+def without_blank_labels(rows: Dataset, column: str) -> Dataset:
+    """The rows with no label where theirs is an empty text."""
+    feature = rows.features[column]
+    if not isinstance(feature, Value) or not str(feature.dtype).endswith("string"):
+        return rows
+    values = rows[column][:]
+    if not any(value is not None and not value.strip() for value in values):
+        return rows
+    return _with_column(rows, column, [v if v is not None and v.strip() else None for v in values], feature)
 
 
 def say_classes(names: Sequence[str], counted: Sequence[tuple[str, Counter[str]]]) -> None:
@@ -310,8 +346,7 @@ def _with_lists(
     """
     # declared names give a class its place even if no training row has it
     inner = Value("string") if names is None else ClassLabel(names=names)
-    made = rows.remove_columns(column).add_column(column, lists, feature=List(inner))
-    return made.select_columns(rows.column_names)
+    return _with_column(rows, column, lists, List(inner))
 
 
 def _columns_of_labels(rows: Dataset) -> list[str]:

@@ -163,7 +163,8 @@ class ColumnArguments(LicenceArguments, SourceArguments):
     minus_one: str | None = field(
         default=None,
         metadata={
-            "help": "Label -1: drop its rows, or keep it (default: drop beside 0 to 2 or more, else ask)."
+            "help": "Label -1, or - among names: drop its rows, or keep it (default: drop beside three "
+            "classes or more, else ask)."
         },
     )
     drop_empty_rows: bool = field(

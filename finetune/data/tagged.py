@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from datasets import ClassLabel, Dataset, List, Value
@@ -58,7 +58,9 @@ def lay_out_tags(rows: Dataset, data: DataArguments) -> Laid:
     rows = _parted_words(rows, columns)
     for column in (columns.text, columns.label):
         want_lists(rows, column)
+    rows = _with_numbers(rows, columns.label)
     rows = named_classes(rows, columns.label, data.class_names)
+    _check_named(rows, columns.label)
     rows = in_iob2(rows, columns.label)
     laid = as_read(rows, columns)
     # other layers of tags on the same words are known companions, not unread text
@@ -98,6 +100,33 @@ def _parted_words(rows: Dataset, columns: Columns) -> Dataset:
     return rows
 
 
+def _with_numbers(rows: Dataset, column: str) -> Dataset:
+    """Tags that a table holds as texts of numbers, as numbers."""
+    feature = rows.features[column]
+    tags = {tag for row in rows[column] for tag in row or ()}
+    if not tags or not all(isinstance(tag, str) and re.fullmatch(r"-?\d+", tag) for tag in tags):
+        return rows
+    return rows.cast_column(column, List(Value("int64"))) if isinstance(feature, List) else rows
+
+
+def _check_named(rows: Dataset, column: str) -> None:
+    """Tags have names: of numbers alone nobody could tell which begin an entity.
+
+    Raises:
+        InputError: they have none.
+    """
+    inner = rows.features[column].feature
+    if isinstance(inner, ClassLabel) or not str(getattr(inner, "dtype", "")).startswith(("int", "uint")):
+        return
+    found = sorted({tag for row in rows[column] for tag in row or () if tag is not None})
+    named = ", ".join([*map(str, found[:5]), *["..."] * bool(found[5:])])
+    raise InputError(
+        f"The tags in '{column}' are numbers ({named}) without names, which say what begins an "
+        "entity. Set --class_names in the order of the numbers, as O B-PER I-PER (or 0 1 2 where they mark "
+        "no entities), or --label_column"
+    )
+
+
 def _as_long(rows: Dataset, column: str, words: str) -> bool:
     """Whether a column says something of each word, as parts of speech do."""
     feature = rows.features[column]
@@ -109,18 +138,33 @@ def _as_long(rows: Dataset, column: str, words: str) -> bool:
 def in_iob2(rows: Dataset, column: str) -> Dataset:
     """Rows with their tags in IOB2, whatever scheme they are in; tags that mark no entities stay."""
     feature = rows.features[column]
-    tags = label_lists(feature, rows[column][:])
+    tags = label_lists(feature, rows[column][:], rows)
     declared = isinstance(feature.feature, ClassLabel)
+    other = in_usual_signs({t for row in tags for t in row} | set(feature.feature.names if declared else ()))
+    if other:
+        tags, declared = [[other[tag] for tag in row] for row in tags], False
     # declared names count too: a split may lack the S- or E- that tell the scheme
     scheme = scheme_of([*tags, *([name] for name in feature.feature.names)] if declared else tags)
     # names that were declared with the data are IOB2's, and an I- that begins is a fault of its row
-    if scheme in (None, "IOB2") or (declared and scheme == "IOB1"):
+    if not other and (scheme in (None, "IOB2") or (declared and scheme == "IOB1")):
         return rows
     logger.warning("Tags in '%s' are %s and read as IOB2", column, scheme)
     made = rows.remove_columns(column).add_column(
         column, [to_iob2(row) for row in tags], feature=List(Value("string"))
     )
     return made.select_columns(rows.column_names)
+
+
+def in_usual_signs(names: Set[str]) -> dict[str, str] | None:
+    """Tags that are written `B_LOC`, `LOC-B` or `LOC_B` → as `B-LOC`; None where any is of no such kind."""
+    for sign in (r"(?P<at>[BILUESM])_(?P<kind>.+)", r"(?P<kind>.+)[-_](?P<at>[BILUESM])"):
+        found = {name: re.fullmatch(sign, name) for name in names - {"O"}}
+        parts = {name: f"{part['at']}-{part['kind']}" for name, part in found.items() if part}
+        # without a beginning or an inside they may be any names
+        usual = any(name[:2] in ("B-", *INNER) for name in parts.values())
+        if usual and len(parts) == len(found) and not all(name[1:2] == "-" for name in found):
+            return parts | {"O": "O"}
+    return None
 
 
 def scheme_of(tags: Sequence[Sequence[str]]) -> str | None:

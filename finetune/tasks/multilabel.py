@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from datasets import ClassLabel, Dataset, List
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune.data.checks import checked_splits, want_lists
 from finetune.data.columns import Columns, label_lists
 from finetune.data.encode import sequence
-from finetune.data.labelled import lay_out_label_sets, say_classes
+from finetune.data.labelled import lay_out_label_sets, say_classes, settled_labels
 from finetune.data.laying import laid_out
 from finetune.data.places import place_of
 from finetune.data.sources import DataArguments, Rows
@@ -38,9 +39,13 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     # each split, since files may differ
     for part in (rows.train, rows.eval):
         want_lists(part, columns.label)
+    whole, held_out = settled_labels((rows.train, rows.eval), columns.label, data)
+    # one split stays one: then nothing is trained
+    rows = replace(rows, train=whole, eval=whole if rows.train is rows.eval else held_out)
+    assert rows.train is not None and rows.eval is not None
     present = [
         names
-        for names in label_lists(rows.train.features[columns.label], rows.train[columns.label][:])
+        for names in label_lists(rows.train.features[columns.label], rows.train[columns.label][:], rows.train)
         if names
     ]
     inner = rows.train.features[columns.label].feature
@@ -51,7 +56,9 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
         raise InputError(f"No training row has a label in '{columns.label}'; set --label_column")
 
     def check(part: Dataset, columns: Columns, where: str) -> None:
-        for index, names in enumerate(label_lists(part.features[columns.label], part[columns.label][:])):
+        for index, names in enumerate(
+            label_lists(part.features[columns.label], part[columns.label][:], part)
+        ):
             if not set(names) <= set(labels):
                 strange = sorted(set(names) - set(labels))
                 raise InputError(
@@ -66,7 +73,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
             Counter(
                 n
                 for names in label_lists(part.features[columns.label], part[columns.label][:])
-                for n in names
+                for n in set(names)  # a label that a row says twice is one
             ),
         )
         for where, part in examined.splits()

@@ -51,6 +51,11 @@ def lay_out_numbers(rows: Dataset, data: DataArguments) -> Laid:
 def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:
     """Every target is a finite number."""
     values = rows[columns.label][:]
+    if any(isinstance(value, bool) for value in values):
+        raise InputError(
+            f"The column '{columns.label}' of the {where} rows holds true and false; wanted numbers. Set "
+            "--task classification (or pairs, for two texts) to tell them apart, or --label_column"
+        )
     strange = [i for i, v in enumerate(values) if not isinstance(v, (int, float)) or not math.isfinite(v)]
     # ids of classes are numbers without an order
     if isinstance(rows.features[columns.label], ClassLabel) or strange:

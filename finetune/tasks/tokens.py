@@ -44,7 +44,9 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     assert rows.train is not None and rows.eval is not None
     feature = rows.train.features[columns.label]
     # before the sample, so that tags keep their ids in all samples
-    seen = {name for names in label_lists(feature, rows.train[columns.label][:]) for name in names}
+    seen = {
+        name for names in label_lists(feature, rows.train[columns.label][:], rows.train) for name in names
+    }
     listed = isinstance(feature.feature, ClassLabel)
     # O first, by custom; the others by name
     labels = list(feature.feature.names) if listed else sorted(seen, key=lambda name: (name != "O", name))
@@ -52,7 +54,7 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     check_scheme(labels)
 
     def check(part: Dataset, columns: Columns, where: str) -> None:
-        tags = label_lists(part.features[columns.label], part[columns.label][:])
+        tags = label_lists(part.features[columns.label], part[columns.label][:], part)
         check_tags(
             part[columns.text][:], tags, labels, [f"{where} {place_of(part, i)}" for i in range(len(tags))]
         )

@@ -78,7 +78,7 @@ def test_policy_gradients_without_values(aligning, algorithm, method):
     folder, model, reviews, reward = aligning
     told = (
         "--bf16 false --disable_tqdm true --prompt_tokens 3 --max_completion_length 4 --max_steps 2 "
-        f"--learning_rate 1e-2 --method {method}"
+        f"--learning_rate 1e-2 --lr_scheduler_type constant --method {method}"
     )
     sizes = "--per_device_train_batch_size 4 --num_generations 4 --logging_steps 1 --save_steps 1"
     told += f" --algorithm {algorithm}"
@@ -89,8 +89,10 @@ def test_policy_gradients_without_values(aligning, algorithm, method):
     recipe = folder / "one" / "arguments.yaml"  # of the time when RLOO was a script of its own
     lines = recipe.read_text().splitlines(keepends=True)
     (folder / "old.yaml").write_text("".join(line for line in lines if not line.startswith("algorithm")))
-    run("grpo", f"--config {folder}/old.yaml --output_dir {folder}/two")
-    assert json.loads((folder / "two" / "metrics.json").read_text()) == figures
+    run("grpo", f"--config {folder}/old.yaml --max_steps 3 --output_dir {folder}/whole")
+    run("grpo", f"--resume_from {folder}/one --max_steps 3 --output_dir {folder}/longer")
+    whole, longer = (json.loads((folder / name / "metrics.json").read_text()) for name in ("whole", "longer"))
+    assert longer["kl"] == pytest.approx(whole["kl"], rel=1e-4) and longer["kl"] != figures["kl"]
 
 
 @pytest.mark.parametrize("verb", ["ppo", "dpo", "reward", "grpo", "align --algorithm online_dpo"])

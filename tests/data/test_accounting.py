@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 from datasets import ClassLabel, Dataset, List
 
-from finetune.data.accounting import holds_text
+from finetune.data.accounting import holds_text, unread
 from finetune.data.labelled import is_multi_hot, lay_out_label_sets, settled_labels, twins
 from finetune.data.sources import DataArguments, Rows
-from finetune.data.tagged import tagged, to_iob2
+from finetune.data.tagged import in_usual_signs, tagged, to_iob2
 from finetune.errors import InputError
-from finetune.tasks import classification, multilabel
+from finetune.tasks import classification, multilabel, tokens
 
 TOWNS = [
     "Oslo",
@@ -62,6 +62,13 @@ def test_what_holds_no_text(name, values):
 )  # fmt: skip
 def test_what_holds_text(name, values):
     assert holds_text(values, name)
+
+
+def test_a_text_in_one_row_of_many_is_seen():
+    rows = Dataset.from_dict(
+        {"text": ["a"] * 5000, "notes": [""] * 4001 + ["Seen by a reader of it."] + [""] * 998}
+    )
+    assert unread(rows, {"text": ["text"]}, lambda row: row["text"]) == {"notes": "text"}
 
 
 def both(rows: Dataset) -> Rows:
@@ -146,6 +153,30 @@ def test_vectors_are_told_from_lists_of_classes():
 )  # fmt: skip
 def test_tags_of_every_scheme(tags, wanted):
     assert " ".join(to_iob2(tags.split())) == wanted
+
+
+def test_other_signs_of_the_same_schemes_are_entities():
+    for tags in ("O B_LOC I_LOC S_PER", "O LOC-B LOC-I PER-S", "O LOC_B LOC_I PER_S"):
+        rows = Dataset.from_list([{"tokens": ["In", "New", "York", "Ann"], "ner_tags": tags.split()}] * 2)
+        assert tokens.examine(both(rows), DataArguments("rows")).rows.train[0]["ner_tags"] == (
+            ["O", "B-LOC", "I-LOC", "B-PER"]
+        )
+    assert in_usual_signs({"NN", "NN-S", "VB-B"}) is None and in_usual_signs({"O", "B-LOC-I"}) is None
+
+
+def test_an_empty_label_is_no_class():
+    rows = Dataset.from_dict({"text": [f"text of {t}" for t in TOWNS], "label": ["a", "b", " "] * 4})
+    with pytest.raises(InputError, match=r"4 evaluation rows .*or none: 'no label' \(4 rows\)"):
+        classification.examine(both(rows), DataArguments("rows"), pair=False)
+    found = classification.examine(both(rows), DataArguments("rows", drop_empty_rows=True), pair=False)
+    assert found.labels == ["a", "b"] and len(found.rows.train) == 8
+
+
+def test_near_twins_in_sets_are_named():
+    rows = Dataset.from_dict({"text": TOWNS, "labels": [["neg"], ["pos", "Neg"], []] * 4})
+    with pytest.raises(InputError, match=r"differ by blanks or case alone: 'neg' \(8\), 'Neg' \(8\)"):
+        multilabel.examine(both(rows), DataArguments("rows"))
+    assert multilabel.examine(both(rows), DataArguments("rows", near_labels="merge")).labels == ["neg", "pos"]
 
 
 def test_places_of_entities_become_tags():

@@ -170,7 +170,23 @@ def test_minus_one_is_a_class_or_none(values, minus_one, labels):
     assert found.labels == labels
 
 
+@pytest.mark.parametrize(
+    ("values", "minus_one", "labels"),
+    [("no maybe yes -", None, ["maybe", "no", "yes"]),
+     ("no maybe yes -", "keep", ["-", "maybe", "no", "yes"]),
+     ("+ - + -", None, ["+", "-"]), ("no yes no -", "drop", ["no", "yes"])],
+)  # fmt: skip
+def test_a_dash_among_names_is_no_class(values, minus_one, labels):
+    rows = Dataset.from_dict({"text": [f"{t} is far" for t in TOWNS], "gold_label": values.split()})
+    data = DataArguments("rows", minus_one=minus_one)
+    found = classification.examine(both(rows), data, pair=False)
+    assert found.labels == labels
+
+
 def test_minus_one_that_could_be_either_is_asked_for():
+    signs = Dataset.from_dict({"text": [f"{t} is far" for t in TOWNS], "label": ["no", "yes", "no", "-"]})
+    with pytest.raises(InputError, match="are '-', no, yes: '-' may be a class"):
+        classification.examine(both(signs), DataArguments("rows"), pair=False)
     rows = Dataset.from_dict({"text": [f"{t} is far" for t in TOWNS], "label": [-1, 0, 1, 0]})
     with pytest.raises(InputError, match="Set --minus_one keep, or --minus_one drop"):
         classification.examine(both(rows), DataArguments("rows"), pair=False)

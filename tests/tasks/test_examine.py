@@ -128,12 +128,19 @@ def test_columns_inside_columns_are_named_with_a_dot():
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(None, "has None"), (float("nan"), "has nan"), (2.0, "nothing could be learnt")]
+    ("value", "message"),
+    [
+        (None, "has None"),
+        (float("nan"), "has nan"),
+        (2.0, "nothing could be learnt"),
+        (True, "holds true and false; wanted numbers. Set --task classification"),
+    ],
 )
 def test_targets_that_are_no_numbers_are_refused(value, message):
     with pytest.raises(InputError, match=message):
         regression.examine(
-            both([{"text": "a", "score": 2.0}, {"text": "b", "score": value}]), DataArguments()
+            both([{"text": "a", "score": value if value is True else 2.0}, {"text": "b", "score": value}]),
+            DataArguments(),
         )
 
 
@@ -151,6 +158,21 @@ def test_a_regression_takes_two_texts_where_there_are_two():
         "relatedness_score",
         None,
     )
+
+
+def test_a_label_that_a_row_says_twice_is_counted_once(capsys):
+    found = multilabel.examine(both([{"text": "a", "labels": ["x", "x"]}, {"text": "b", "labels": ["y"]}]),
+                               DataArguments())  # fmt: skip
+    assert found.labels == ["x", "y"] and "  x 1, 1\n" in capsys.readouterr().out
+
+
+def test_tags_that_are_numbers_want_names():
+    for tags in ([0, 1, 2], ["0", "1", "2"]):
+        rows = both([{"tokens": ["In", "New", "York"], "ner_tags": tags}] * 2)
+        with pytest.raises(InputError, match=r"numbers \(0, 1, 2\) without names.*Set --class_names"):
+            tokens.examine(rows, DataArguments())
+        found = tokens.examine(rows, DataArguments(class_names=["O", "B-LOC", "I-LOC"]))
+        assert found.labels == ["O", "B-LOC", "I-LOC"]
 
 
 def test_sets_of_labels_take_their_names_from_training():

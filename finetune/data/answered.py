@@ -251,7 +251,9 @@ def _how_answered(rows: Dataset, column: str, offers: Sequence[str]) -> str:
     Raises:
         InputError: two of these fit all rows and mean different choices.
     """
-    every = [(offered_in(row, offers), row[column]) for row in rows]
+    # a row without an answer says nothing on how the others are written; it is named by itself
+    told = (row for row in rows if row[column] is not None and str(row[column]).strip())
+    every = [(offered_in(row, offers), row[column]) for row in told]
     # a way counts only if it reads every row
     fit = [how for how in ("name", "text") if all(_place(said, *one, how) is not None for one, said in every)]
     # two ways may fit as long as they mean the same choices

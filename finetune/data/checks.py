@@ -33,7 +33,7 @@ def without_empty(rows: Dataset, columns: Columns, drop: bool, where: str, lists
         if kind not in ("string", "large_string", "null", *(["list"] if lists else [])):
             raise InputError(
                 f"The column '{column}' of the {where} rows holds {feature!s:.120}; wanted texts. Set "
-                f"--{flag}_column"
+                f"--{'label' if column == columns.label else flag}_column"
             )
     # whole columns: row by row every access would decode all other columns
     values = list(zip(*(rows[column][:] for column in texts), strict=True))

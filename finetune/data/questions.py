@@ -64,7 +64,9 @@ def asked_messages(
     if fields.chat:
         said = as_dialogue(row[fields.chat], strange)
     # decided row by row: a prompt may be a text in one and messages, or JSON that says them, in another
-    elif isinstance(row[fields.asked or ""], (str, type(None))) and not is_chat(row[fields.asked or ""]):
+    elif isinstance(_worded(row[fields.asked or ""]), (str, type(None))) and not is_chat(
+        row[fields.asked or ""]
+    ):
         text = asked_text(row, fields)
         said = [{"role": "user", "content": text}] if text else []
     else:
@@ -103,13 +105,20 @@ def asked_text(row: dict[str, Any], fields: Fields) -> str:
     return BREAK.join(texts)
 
 
+def _worded(value: Any) -> Any:
+    """A whole number as its text: a table can't say whether the answer 42 is one. Decimals stay, as 4.50 and
+    4.5 are no longer told apart.
+    """
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def conversation(
     row: dict[str, Any], fields: Fields, strange: dict[str, list[Any]] | None = None
 ) -> list[Message]:
     """A whole chat, its answer too."""
     messages = asked_messages(row, fields, strange)
     if fields.answer:
-        messages += as_chat(row[fields.answer], strange, role="assistant")
+        messages += as_chat(_worded(row[fields.answer]), strange, role="assistant")
     return last_learnt(messages) if fields.turns == "last" else messages
 
 
@@ -150,7 +159,8 @@ def lay_out_chats(rows: Dataset, data: DataArguments) -> Laid:
         return Laid(rows, Columns("text", None, "text"), fields.used(), lambda row: str(row["text"]), "text")
     # texts alone stay texts: whether they go into a template is then the user's choice
     if fields.plain and not any(
-        holds(rows, str(name), lambda v: not isinstance(v, str)) for name in (fields.asked, fields.answer)
+        holds(rows, str(name), lambda v: not isinstance(_worded(v), str))
+        for name in (fields.asked, fields.answer)
     ):
         features = {"prompt": Value("string"), "completion": Value("string")}
         made = mapped_rows(
@@ -257,6 +267,10 @@ def lay_out_questions(
         and other is not None
         and (named or (asked in (None, one) and not first_of((*SYSTEM, *HISTORY), there)))
     ) and (named or not [name for name in there if name.lower() in BESIDE and name != one]):
+        for name in (one, other):
+            # whole numbers are answers as their texts are
+            if name in there and str(getattr(rows.features[name], "dtype", "")).startswith(("int", "uint")):
+                rows = rows.cast_column(name, Value("string"))
         return Laid(
             rows,
             Columns(one, None, other),

@@ -8,12 +8,21 @@ import transformers
 from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
+from finetune.device import device
 from finetune.errors import InputError
 
 OWN_WARMUP = (
     "schedule_free_adamw",
     "schedule_free_sgd",
 )  # transformers hands them `warmup_steps` as it stands
+
+
+# made or stepped by `.cuda()` in their packages' own code → what learns likewise anywhere
+ON_CUDA = {
+    "galore_adamw_8bit": "galore_adamw",
+    "galore_adamw_8bit_layerwise": "galore_adamw_layerwise",
+    "adalomo": "lomo",
+}
 
 
 def check_optimizer(training: transformers.TrainingArguments, network: Any) -> None:
@@ -24,6 +33,11 @@ def check_optimizer(training: transformers.TrainingArguments, network: Any) -> N
     """
     # an enum's value is what the user wrote
     name = training.optim.value if isinstance(training.optim, OptimizerNames) else str(training.optim)
+    if name in ON_CUDA and device().type != "cuda":
+        raise InputError(
+            f"--optim {name} can't be used: its package works on NVIDIA's GPUs alone, and this run is on "
+            f"{device().type.upper()}. Set --optim {ON_CUDA[name]}"
+        )
     try:
         # made by transformers' own look-up and thrown away: importing its package is what may fail
         Trainer.get_optimizer_cls_and_kwargs(training, network)

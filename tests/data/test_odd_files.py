@@ -12,7 +12,7 @@ from finetune.data.preferred import lay_out_pairs
 from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.data.streaming import open_stream
 from finetune.errors import InputError
-from finetune.tasks import multilabel, sft, tokens
+from finetune.tasks import multilabel, seq2seq, sft, tokens
 
 TOWNS = ["Oslo", "Bern", "Rome", "Paris"]
 LINES = "".join(f"{town} größer,{'ab'[n % 2]}\n" for n, town in enumerate(TOWNS))
@@ -143,6 +143,18 @@ def test_a_content_that_is_a_number_is_named(tmp_path):
     rows = read(tmp_path / "a.jsonl", "\n".join(lines))
     with pytest.raises(InputError, match="row 0 .* stands the content 0; wanted a text"):
         sft.examine(Rows(rows, rows, "rows"), DataArguments("rows"))
+
+
+def test_answers_of_a_table_that_are_whole_numbers_are_texts(tmp_path):
+    rows = read(tmp_path / "a.csv", "question,answer\n" + "".join(f"2 + {n}?,{n + 2}\n" for n in range(4)))
+    whole = Rows(rows, rows, "rows")
+    found = sft.examine(whole, DataArguments("rows"))
+    assert found.rows.train[0]["completion"] == "2" and found.columns.text == "prompt"
+    found = seq2seq.examine(whole, DataArguments("rows"))
+    assert found.rows.train[found.columns.label][:] == ["2", "3", "4", "5"]
+    halves = rows.map(lambda row: {"answer": row["answer"] / 2})
+    with pytest.raises(InputError, match="'answer' of the evaluation rows holds .*Set --label_column"):
+        seq2seq.examine(Rows(halves, halves, "rows"), DataArguments("rows"))
 
 
 def test_a_question_that_is_a_chat_in_json_is_a_chat():

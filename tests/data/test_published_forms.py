@@ -208,6 +208,13 @@ def test_choices_with_letters_and_in_columns(form):
     assert (row["text"], row["choices"], row["answer"]) == ("Which?", ["Oslo", "Bern"], 1)
 
 
+def test_a_row_without_an_answer_is_named_and_no_other():
+    rows = [{"question": f"Where {n}?", "option1": "here", "option2": "there", "answer": said}
+            for n, said in enumerate(("1", "2", ""))]  # fmt: skip
+    with pytest.raises(InputError, match="In row 2: the answer '' is none"):
+        choice.examine(both(Dataset.from_list(rows)), DataArguments("rows"))
+
+
 def test_what_stands_before_a_question_is_read():
     form = {"article": "Bern lies far.", "question": "Which?", "options": ["Oslo", "Bern"], "answer": "B"}
     found = choice.examine(both(Dataset.from_list([form, form])), DataArguments("rows"))

@@ -124,7 +124,7 @@ def unread(
             continue
         feature = rows.features[column]
         places = [] if _is_no_text(feature) else _filled(rows[column][:])
-        values = [rows[place][column] for place in places]
+        values: Sequence[Any] = [rows[place][column] for place in places]
         if not holds_text(values, column):
             found[column] = ""
         else:

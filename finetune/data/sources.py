@@ -163,8 +163,7 @@ class ColumnArguments(LicenceArguments, SourceArguments):
     minus_one: str | None = field(
         default=None,
         metadata={
-            "help": "Label -1, or - among names: drop its rows, or keep it (default: drop beside three "
-            "classes or more, else ask)."
+            "help": "Label -1, or -: drop its rows, or keep it (default: drop beside 3 classes, else ask)."
         },
     )
     drop_empty_rows: bool = field(

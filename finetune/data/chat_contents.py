@@ -89,6 +89,12 @@ def left_out(messages: Sequence[Message], prompt: str, said: str | None = None) 
     Args:
         said: the answer that the last message is; None where the chat ends with a question.
     """
+    whole = prompt + (said or "")
+    for place, message in enumerate(messages):
+        if _as_written_down(message["content"], whole):
+            return (
+                f"the content of message {place} ({message['role']}): {_texts(message['content'])[0]!r:.60}"
+            )
     # the answer itself is looked for in what is said, not in its prompt
     before = messages if said is None else messages[:-1]
     for place, message in enumerate(before):
@@ -110,6 +116,17 @@ def left_out(messages: Sequence[Message], prompt: str, said: str | None = None) 
         return f"the {key} of message {place}"
     gone = _gone(_texts(last["content"]), said)
     return None if gone is None else f"the content of message {place} (assistant): {gone!r:.60}"
+
+
+def _as_written_down(content: Any, text: str) -> bool:
+    """Whether a content's parts stand in a text as Python or JSON writes a list down: a template that knows no
+    parts shows them so, and the model would learn to answer in brackets.
+    """
+    if not isinstance(content, list) or not content:
+        return False
+    return any(
+        form in text for form in (str(content), *(json.dumps(content, ensure_ascii=a) for a in (0, 1)))
+    )
 
 
 def _calls_gone(place: int, message: Message, text: str) -> str | None:

@@ -181,6 +181,16 @@ def test_what_a_template_leaves_out_is_named():
         Chats(tokenizer_for(TEMPLATES["lfm2"])).lines(*CHATS["tools"])
 
 
+@pytest.mark.parametrize("written", ["m.content[:9]", "(m.content | string)[:60]", "m.content[:9] | tojson"])
+def test_parts_that_a_template_writes_down_as_a_list_are_not_rendered(written):
+    template = "{% for m in messages %}<|im_start|>{{ WRITTEN }}<|im_end|>{% endfor %}<|im_start|>"
+    processor = tokenizer_for(template.replace("WRITTEN", written))
+    chat = [{"role": "user", "content": "a question of many words"}, {"role": "assistant", "content": "yes"}]
+    for asked in (lambda: Chats(processor).lines(chat), lambda: Chats(processor).prompt(chat[:1])):
+        with pytest.raises(ChatError, match="does not render the content of message 0"):
+            asked()
+
+
 def test_calls_in_every_shape_give_the_same_ids():
     processor = tokenizer_for(TEMPLATES["qwen2_5"])
     question, bare = said("user", "Weather in Oslo?"), {"name": "weather", "arguments": {"town": "Oslo"}}

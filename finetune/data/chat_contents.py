@@ -119,8 +119,8 @@ def left_out(messages: Sequence[Message], prompt: str, said: str | None = None) 
 
 
 def _as_written_down(content: Any, text: str) -> bool:
-    """Whether a content's parts stand in a text as Python or JSON writes a list down: a template that knows no
-    parts shows them so, and the model would learn to answer in brackets.
+    """Whether a content's parts stand in a text as Python or JSON writes a list down: a template that knows
+    no parts shows them so, and the model would learn to answer in brackets.
     """
     if not isinstance(content, list) or not content:
         return False

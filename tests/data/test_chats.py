@@ -181,7 +181,7 @@ def test_what_a_template_leaves_out_is_named():
         Chats(tokenizer_for(TEMPLATES["lfm2"])).lines(*CHATS["tools"])
 
 
-@pytest.mark.parametrize("written", ["m.content[:9]", "(m.content | string)[:60]", "m.content[:9] | tojson"])
+@pytest.mark.parametrize("written", ["m.content[:9]", "m.content[:9] | tojson"])
 def test_parts_that_a_template_writes_down_as_a_list_are_not_rendered(written):
     template = "{% for m in messages %}<|im_start|>{{ WRITTEN }}<|im_end|>{% endfor %}<|im_start|>"
     processor = tokenizer_for(template.replace("WRITTEN", written))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -116,15 +116,16 @@ def unread(
         among: further values that nothing reads, as those under a message's key.
     """
     named = {name for columns in used.values() for name in columns}
-    # a dotted name stands for a part of a column, whose rest is then read too
-    taken = named | {name.partition(".")[0] for name in named}
+    # a dotted name stands for a part of a column of lists, whose rest is then read too
+    outer = {name.partition(".")[0] for name in named if "." in name} & set(rows.column_names)
+    taken = named | {name for name in outer if not _holds_records(rows, name)}
     found = {}
     for column in columns_of(rows):
         if column in taken:
             continue
         feature = rows.features[column]
         places = [] if _is_no_text(feature) else _filled(rows[column][:])
-        values: Sequence[Any] = [rows[place][column] for place in places]
+        values: Sequence[Any] = [_rest(rows[place][column], column, named) for place in places]
         if not holds_text(values, column):
             found[column] = ""
         else:
@@ -139,6 +140,19 @@ def unread(
     for name, values in (among or {}).items():
         found[name] = "text" if holds_text(list(values), name) else ""
     return found
+
+
+def _holds_records(rows: Dataset, column: str) -> bool:
+    return isinstance(next((cell for cell in rows[column] if cell), None), dict)
+
+
+def _rest(cell: Any, column: str, named: Set[str]) -> Any:
+    """What a cell holds but for what is read of it by dotted names."""
+    inside = [name.removeprefix(f"{column}.") for name in named if name.startswith(f"{column}.")]
+    if not inside or not isinstance(cell, dict):
+        return cell
+    parts = {name.partition(".")[0] for name in inside}
+    return {key: one for key, one in cell.items() if key not in parts}
 
 
 def _filled(values: Sequence[Any]) -> list[int]:

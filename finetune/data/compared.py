@@ -59,6 +59,15 @@ class Compared:
         return used | asked | {"chosen, rejected": self.answers, "verdict": self.verdict}
 
 
+GRADED = {
+    "scores": 1.0,
+    "ratings": 1.0,
+    "rewards": 1.0,
+    "ranks": -1.0,
+    "rankings": -1.0,
+}  # lists beside answers
+
+
 def is_compared(there: Sequence[str]) -> bool:
     """Whether columns hold answers beside each other, of which one is better."""
     return _form(there, None) is not None
@@ -123,6 +132,9 @@ def _form(there: Sequence[str], named: str | None) -> tuple[list[str], list[str]
     choice = next((name for name in CHOICE if name in there), None)
     if choice is not None:
         return [answers], [choice], _by_choice(answers, choice)
+    graded = next((name for name in GRADED if name in there), None)
+    if graded is not None:
+        return [answers], [graded], _by_list(answers, graded, GRADED[graded])
     # ranked among themselves: anything else under such a name is no comparison
     return ([answers], [], _by_rank(answers)) if {"prompt", "instruction"} & set(there) else None
 
@@ -172,13 +184,28 @@ def _by_rank(answers: str) -> Choose:
     return choose
 
 
+def _by_list(answers: str, graded: str, sign: float) -> Choose:
+    def choose(row: dict[str, Any]) -> tuple[Any, Any] | None:
+        grades = [sign * float(grade) for grade in row[graded]]
+        if len(grades) != len(row[answers]) or not all(map(math.isfinite, grades)):
+            raise ValueError("wanted a number for each answer")
+        best, worst = (grades.index(kind(grades)) for kind in (max, min))
+        return (
+            None if grades[best] == grades[worst] else (_said(row[answers][best]), _said(row[answers][worst]))
+        )
+
+    return choose
+
+
 def _said(answer: Any) -> str:
     if isinstance(answer, str):
         return answer
     return next(answer[name] for name in SAID_IN if isinstance(answer.get(name), str))
 
 
-def _rank(answer: dict[str, Any]) -> float:
+def _rank(answer: Any) -> float:
+    if not isinstance(answer, dict):
+        raise ValueError(f"an answer without {', '.join((*RANKS, *GRADES))}")
     for names, sign in ((RANKS, 1.0), (GRADES, -1.0)):
         for name in names:
             if answer.get(name) is not None:

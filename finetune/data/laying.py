@@ -81,7 +81,7 @@ def laid_out(rows: Rows, data: DataArguments, lay_out: LayOut) -> tuple[Rows, Co
 
 def _laid(part: Part, data: DataArguments, lay_out: LayOut, where: str, said: list[str] | None) -> Laid:
     # dropped before the layout is told, so that an ignored `context` is no part of the question
-    own = without(part.rows, data.ignore_columns or ())
+    own = without(with_inner(part.rows, data), data.ignore_columns or ())
     laid = lay_out(own, replace(data, dataset_name=[part.name]))
     unused = unread(own.remove_columns(list(laid.aside)), laid.used, laid.texts, laid.strange)
     # known companions are listed as not used, but never stop the run
@@ -96,6 +96,23 @@ def _laid(part: Part, data: DataArguments, lay_out: LayOut, where: str, said: li
     if said is not None:
         said.append(key)
     return laid
+
+
+def with_inner(rows: Dataset, data: DataArguments) -> Dataset:
+    """The rows with a column `record.key` for each that is named so and stands in a column of records."""
+    for named in (data.text_column, data.text_pair_column, data.label_column):
+        outer, *keys = (named or "").split(".")
+        if named is None or not keys or named in rows.column_names or outer not in rows.column_names:
+            continue
+        cells = rows[outer][:]
+        for key in keys:
+            cells = [cell.get(key) if isinstance(cell, dict) else None for cell in cells]
+        # a key that no row has is no column: what is there is said where it is looked for
+        first = next((cell for cell in cells if cell is not None), None)
+        if first is not None:
+            records = isinstance(first, (list, dict))
+            rows = with_json(rows, named, cells) if records else rows.add_column(named, cells)
+    return rows
 
 
 def _names(laid: Sequence[Laid]) -> Columns:

@@ -14,7 +14,7 @@ from typing import Any
 from datasets import Dataset
 
 from finetune.data.accounting import Used
-from finetune.data.conversations import ROLE_KEYS, is_chat, is_dialogue, unpacked
+from finetune.data.conversations import ROLE_KEYS, as_chat, is_chat, is_dialogue, unpacked
 from finetune.data.places import columns_of
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
@@ -159,12 +159,18 @@ def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
         else first_of(wanted[:1], there)
     )
     # under a chat's name looser forms count (pairs, texts in turn), which elsewhere are lists of anything
-    named = column is not None and column.lower() in CHATS and data.label_column is None
+    named = column is not None and _name(column) in CHATS and data.label_column is None
     if column is not None and holds(rows, column, is_dialogue if named else is_chat):
         # the first filled cell: an empty chat has no keys to tell the style by
         style = _style(next(v for v in rows[column] if v))
         # a prompt that is a chat has its answer in a column of its own
-        if column.lower() in CHATS and data.label_column is None:
+        # (a chat under another name holds its own where it ends with one)
+        whole = _name(column) in CHATS or (
+            column == data.text_column
+            and not first_of(ANSWERS, [name for name in there if name != column])
+            and holds(rows, column, lambda chat: as_chat(chat)[-1]["role"] == "assistant")
+        )
+        if whole and data.label_column is None:
             return Fields(data.layout or style, chat=column)
         return Fields("prompt_completion", asked=column)
     # `conversation` may hold an id or a title: a question's column is then looked for before giving up
@@ -203,6 +209,11 @@ def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
         "question_answer",
     )
     return Fields(data.layout or told, asked=column)
+
+
+def _name(column: str) -> str:
+    """A column's own name, without those of the records that it stands in."""
+    return column.rpartition(".")[2].lower()
 
 
 def _style(chat: Any) -> str:

@@ -84,6 +84,17 @@ def test_a_dialogue_beside_another_has_its_question():
     assert rows["chosen"][0][-1]["content"] == GOOD
 
 
+@pytest.mark.parametrize(("name", "grades"), [("scores", [0.1, 0.9, 0.5]), ("ranks", [3, 1, 2])])
+def test_answers_with_a_list_of_grades(name, grades):
+    row = {"prompt": "Name a town.", "responses": [BAD, GOOD, "Town."], name: grades}
+    rows = laid([row] * 2)
+    assert rows["chosen"][0] == GOOD and rows["rejected"][0] == BAD
+    with pytest.raises(InputError, match="row 0 .*tells no better answer .*a number for each answer"):
+        laid([row | {name: grades[:2]}] * 2)
+    with pytest.raises(InputError, match="tells no better answer of responses .an answer without rank"):
+        laid([{key: row[key] for key in ("prompt", "responses")}] * 2)
+
+
 def test_verdicts_that_say_nothing_are_named():
     with pytest.raises(InputError, match="row 1 'better_response_id' 3 tells no better.*wanted 0 or 1"):
         laid([FORMS["safe_rlhf"][0], FORMS["safe_rlhf"][1] | {"better_response_id": 3}])

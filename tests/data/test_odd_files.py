@@ -12,7 +12,7 @@ from finetune.data.preferred import lay_out_pairs
 from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.data.streaming import open_stream
 from finetune.errors import InputError
-from finetune.tasks import multilabel, seq2seq, sft, tokens
+from finetune.tasks import classification, multilabel, seq2seq, sft, tokens
 
 TOWNS = ["Oslo", "Bern", "Rome", "Paris"]
 LINES = "".join(f"{town} größer,{'ab'[n % 2]}\n" for n, town in enumerate(TOWNS))
@@ -143,6 +143,24 @@ def test_a_content_that_is_a_number_is_named(tmp_path):
     rows = read(tmp_path / "a.jsonl", "\n".join(lines))
     with pytest.raises(InputError, match="row 0 .* stands the content 0; wanted a text"):
         sft.examine(Rows(rows, rows, "rows"), DataArguments("rows"))
+
+
+def test_a_column_inside_a_column_is_named_with_a_dot(capsys):
+    chat = [{"role": "user", "content": "Name a town."}, {"role": "assistant", "content": "Oslo"}]
+    rows = both([{"custom_id": str(n), "body": {"messages": chat, "model": "m"}} for n in range(3)])
+    found = sft.examine(rows, DataArguments("rows", text_column="body.messages"))
+    assert found.rows.train["messages"][0] == chat and "text ← body.messages" in capsys.readouterr().out
+    classes = both([{"text": f"{t} is far", "about": {"kind": n % 2}} for n, t in enumerate(TOWNS)])
+    found = classification.examine(classes, DataArguments("rows", label_column="about.kind"), pair=False)
+    assert found.labels == ["0", "1"]
+    noted = both([{"body": {"messages": chat, "note": f"Seen by a reader of {t}."}} for t in TOWNS])
+    with pytest.raises(InputError, match="'body' holds text that nothing reads"):
+        sft.examine(noted, DataArguments("rows", text_column="body.messages"))
+    sft.examine(noted, DataArguments("rows", text_column="body.messages", ignore_columns=["body"]))
+    other = both([{"log": chat}] * 2)
+    assert sft.examine(other, DataArguments("rows", text_column="log")).rows.train["messages"][0] == chat
+    with pytest.raises(InputError, match="No column 'body.chat'"):
+        sft.examine(rows, DataArguments("rows", text_column="body.chat"))
 
 
 def test_answers_of_a_table_that_are_whole_numbers_are_texts(tmp_path):

@@ -114,7 +114,8 @@ def _want_text(folder: str, action: str) -> None:
     if reads != TEXT:
         raise InputError(
             f"The run in {folder} reads {reads}, and --action {action} tries models on texts. Use it by "
-            "finetune.adapters.load, or by transformers and PEFT, which read its folder as it stands"
+            "finetune.adapters.load, write it as ONNX by `finetune export`, or read its folder as it stands "
+            "by transformers and PEFT"
         )
 
 

@@ -1,5 +1,5 @@
-"""Pictures and sounds as an app has them (bytes, paths, Pillow's pictures, waves) → cells. Knows formats;
-knows no model.
+"""Pictures, sounds and series as an app has them (bytes, paths, Pillow's pictures, waves, arrays) → cells.
+Knows formats; knows no model.
 """
 
 from __future__ import annotations
@@ -46,6 +46,28 @@ def sound_cell(given: Any) -> dict[str, Any]:
     return _checked(
         cell, sound_fault, "the bytes or the path of a sound, or a tuple of its wave and its rate"
     )
+
+
+def series_cell(given: Any) -> np.ndarray:
+    """A series given as numbers [time], or as channels of them, → [channels, time], float32.
+
+    Raises:
+        InputError: one without steps, with more axes, or with a value that is no finite number.
+        TypeError, ValueError: what is no array of numbers.
+    """
+    if isinstance(given, str):  # which NumPy would read as one number, where it is one
+        raise TypeError("a text")
+    found = np.atleast_2d(np.asarray(given, np.float32))
+    if found.ndim != 2 or not found.size:
+        raise InputError(f"A series has the shape {found.shape}; wanted [time] or [channels, time]")
+    gaps = np.argwhere(~np.isfinite(found))
+    if len(gaps):
+        channel, step = gaps[0]
+        raise InputError(
+            f"A series has {found[channel, step]} at step {step} of channel {channel}; fill the gaps "
+            "(numpy.interp)"
+        )
+    return found
 
 
 def _file(given: Any) -> dict[str, Any] | None:

@@ -66,6 +66,10 @@ class Forecaster:
         missing = [name for name in self.channels if name not in past]
         if missing:
             raise InputError(f"No channel '{missing[0]}'; wanted {', '.join(self.channels)}")
+        counts = {name: len(past[name]) for name in self.channels}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise InputError(f"The channels have unlike numbers of steps ({told}); wanted one for each time")
         found = []
         # In the order of training: the columns of a data frame may come in any.
         for name in self.channels:
@@ -92,7 +96,12 @@ class Forecaster:
         if times is None or len(times) != count:
             raise InputError(f"The model reads times; wanted one for each of the {count} steps as `times`")
         # Of the last steps alone: an uneven step before the window does no harm.
-        moments = np.asarray(times, dtype="datetime64[ms]")[-self.context_length :]
+        try:
+            moments = np.asarray(times, dtype="datetime64[ms]")[-self.context_length :]
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"`times` holds what is no time ({error}); wanted such as 2026-11-30T14:00"
+            ) from error
         step = even_step(moments, None, "times")
         # The calendar goes on past the last value: the future's times are known.
         places = np.arange(self.context_length + self.prediction_length)

@@ -107,8 +107,8 @@ def want_texts(folder: str | Path) -> None:
     row = TASKS.get(str(task))
     if row is not None and row.reads != TEXT:
         raise InputError(
-            f"{folder} was trained for '{task}', whose inputs are no texts: pools, merges and exports take "
-            "none such. Ask it by finetune.adapters.load, assess it, or serve it by --runs"
+            f"{folder} was trained for '{task}', whose inputs are no texts: pools and merges take none such. "
+            "Ask it by finetune.adapters.load, assess it, export it, or serve it by --runs"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune.adapters.probe import PROBES, Probe, compare_models, logits_of
+from finetune.adapters.probe import EXACT, PROBES, Probe, compare_models, logits_of
 from finetune.data.encode import as_columns
 from finetune.errors import InputError
 
@@ -63,28 +63,12 @@ def export_onnx(network: Any, processor: Any, folder: Path, int8: bool = False) 
     Raises:
         InputError: the extra 'export' is not installed, or the model can't be traced.
     """
-    try:
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"ONNX needs the extra 'export', and {error.name} is not installed: pip install '.[export]'"
-        ) from error
+    want_exporter()
     # Ones of a small shape: the exporter only follows the operations.
     inputs = {name: torch.ones(2, 5, dtype=torch.long) for name in _inputs(network, processor)}
     # Rows and time are left open, or the file would take this shape alone.
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    try:
-        with silent(), torch.no_grad():
-            torch.onnx.export(
-                _Logits(network).eval(), tuple(inputs.values()), str(folder / MODEL), dynamo=True,
-                dynamic_shapes=(free,) * len(inputs),
-                input_names=list(inputs), output_names=["logits"], verbose=False,
-            )  # fmt: skip
-    except (torch.onnx.OnnxExporterError, RuntimeError, TypeError) as error:
-        # The exporter's message is pages long; its first line says which operation.
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{type(network).__name__} can't be exported to ONNX: {first}") from error
+    _write(_Logits(network), network, inputs, (free,) * len(inputs), folder)
     processor.save_pretrained(folder)
     # Of the model in this process, before the file is read by another program.
     before = logits_of(network, processor)
@@ -95,7 +79,82 @@ def export_onnx(network: Any, processor: Any, folder: Path, int8: bool = False) 
     return found
 
 
-def _quantise(folder: Path) -> None:
+def export_row(network: Any, example: dict[str, torch.Tensor], folder: Path, int8: bool = False) -> None:
+    """Write `model.onnx` of a model of pictures, sounds or series (any batch; waves of any length), with
+    `int8` also `model.int8.onnx`; held to PyTorch's logits on the example.
+
+    Args:
+        example: a row as a batch of one, [1, ...] by the model's names.
+
+    Raises:
+        InputError: the extra 'export' is not installed, the model can't be traced, or the file answers
+            otherwise.
+    """
+    want_exporter()
+    # two rows: one alone is taken for a fixed size
+    inputs = {name: torch.cat([one, one]) for name, one in example.items()}
+    free = {0: torch.export.Dim.DYNAMIC}
+    # waves [batch, samples] have lengths of their own; all else has the model's size
+    waves = free | {1: torch.export.Dim.DYNAMIC}
+    shapes = [waves if one.dim() == 2 and one.is_floating_point() else free for one in inputs.values()]
+    graph = _Answer(network, list(inputs)).eval()
+    _write(graph, network, inputs, (tuple(shapes),), folder)
+    with torch.inference_mode():
+        wanted = graph(*inputs.values())
+    session = _session(folder / MODEL)
+    given = {entry.name: inputs[entry.name].numpy() for entry in session.get_inputs()}
+    apart = float((torch.from_numpy(session.run(None, given)[0]) - wanted).abs().max())
+    # not `>`: NaN must be refused too
+    if not apart <= EXACT * max(1.0, float(wanted.abs().max())):
+        raise InputError(f"{MODEL} of {type(network).__name__} answers {apart:.2g} beside the model's logits")
+    if int8:
+        # onnxruntime has no kernel for convolutions of signed bytes
+        _quantise(folder, ["MatMul", "Gemm"])
+
+
+class _Answer(nn.Module):
+    """What a graph for rows that are no texts computes: the model's inputs in order → logits."""
+
+    def __init__(self, network: Any, names: list[str]) -> None:
+        super().__init__()
+        self.network, self.names = network, names
+
+    def forward(self, *values: torch.Tensor) -> torch.Tensor:
+        out = self.network(**dict(zip(self.names, values, strict=True)))
+        return out["logits" if "logits" in out else "prediction_logits"]
+
+
+def want_exporter() -> None:
+    """The packages that write and read ONNX are there.
+
+    Raises:
+        InputError: they are not.
+    """
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"ONNX needs the extra 'export', and {error.name} is not installed: pip install '.[export]'"
+        ) from error
+
+
+def _write(
+    graph: nn.Module, network: Any, inputs: dict[str, torch.Tensor], shapes: tuple[Any, ...], folder: Path
+) -> None:
+    try:
+        with silent(), torch.no_grad():
+            torch.onnx.export(
+                graph.eval(), tuple(inputs.values()), str(folder / MODEL), dynamo=True,
+                dynamic_shapes=shapes, input_names=list(inputs), output_names=["logits"], verbose=False,
+            )  # fmt: skip
+    except (torch.onnx.OnnxExporterError, RuntimeError, TypeError) as error:
+        # The exporter's message is pages long; its first line says which operation.
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"{type(network).__name__} can't be exported to ONNX: {first}") from error
+
+
+def _quantise(folder: Path, operations: list[str] | None = None) -> None:
     """Weights as int8, activations quantised as they come."""
     import onnx
 
@@ -105,7 +164,7 @@ def _quantise(folder: Path) -> None:
     graph = onnx.load(folder / MODEL)
     del graph.graph.value_info[:]  # the exporter's notes on shapes contradict what the quantiser infers
     with silent():
-        quantize_dynamic(graph, folder / INT8, weight_type=QuantType.QInt8)
+        quantize_dynamic(graph, folder / INT8, op_types_to_quantize=operations, weight_type=QuantType.QInt8)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.trainer_pt_utils import nested_concat
 
 from finetune.adapters import classifier
-from finetune.adapters.file_inputs import picture_cell, sound_cell
+from finetune.adapters.file_inputs import picture_cell, series_cell, sound_cell
 from finetune.adapters.forecaster import Forecaster
 from finetune.artefacts.folder import Artefact, read_artefact
 from finetune.data.batching import LengthBatches, Shares
@@ -110,7 +110,7 @@ SHAPES = {
         {"audio": FILE_CELL, "label": TEXT}, Columns("audio", None, "label"), "a sound", _as_files,
     ),
     "series": Shape(
-        lambda given, labels: {"series": np.atleast_2d(np.asarray(given, np.float32)), "label": labels[0]},
+        lambda given, labels: {"series": series_cell(given), "label": labels[0]},
         {"series": List(List(Value("float32"))), "label": TEXT}, Columns("series", None, "label"),
         "an array of numbers, [time] or [channels, time],",
     ),

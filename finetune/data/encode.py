@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.data.cells import content_of
 from finetune.data.columns import Columns, class_ids
+from finetune.data.letters import check_letters
 from finetune.data.places import place_of
 from finetune.errors import InputError
 
@@ -43,6 +44,7 @@ def sequence(
         features = {name: encoded[name] for name in encoded}
         return features | {"length": [len(ids) for ids in encoded["input_ids"]], "cut": _cut(encoded)}
 
+    check_letters(rows, columns.text, processor)
     features = mapped(rows, columns, encode, processor, {"max_length": max_length})
     if labels is not None:
         # outside the cached map: other label names must not make the tokens anew

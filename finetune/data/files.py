@@ -240,11 +240,12 @@ def _form(value: Any) -> str:
 
 
 def _clash(records: list[Any]) -> bool:
-    """Whether a key holds a text in one record and a number in another, for which Arrow has no type."""
+    """Whether a key holds texts and numbers, in several records or in a list, for which Arrow has no type."""
     kinds: dict[str, set[str]] = {}
     for record in records:
         for key, value in record.items() if isinstance(record, dict) else ():
-            kinds.setdefault(key, set()).add(_kind(value))
+            held = value if isinstance(value, list) else [value]
+            kinds.setdefault(key, set()).update(map(_kind, held))
     return any({"text", "number"} <= found for found in kinds.values())
 
 

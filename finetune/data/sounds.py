@@ -19,6 +19,8 @@ from scipy.signal import resample_poly
 from finetune.data.cells import file_bytes
 from finetune.errors import InputError
 
+# samples a second of any format there is; beyond, resampling would take filters of gigabytes
+SLOWEST, FASTEST = 1, 768_000
 MELS, SEGMENTS = 40, 8  # bands, and parts of a sound, of the vector that a linear model reads
 
 
@@ -83,7 +85,7 @@ def sound_fault(cell: dict[str, Any] | None) -> str | None:
     if cell is None or (cell["bytes"] is None and not cell["path"]):
         return "no sound"
     try:
-        wave, _, _ = heard(cell)
+        wave, rate, _ = heard(cell)
     except FileNotFoundError:
         return f"no file {cell['path']}"
     # a missing package is no fault of the sound
@@ -93,6 +95,8 @@ def sound_fault(cell: dict[str, Any] | None) -> str | None:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:100] or 'damaged'}"
     if len(wave) == 0:
         return "0 samples"
+    if not SLOWEST <= rate <= FASTEST:
+        return f"{rate:,} samples a second; wanted {SLOWEST} to {FASTEST:,}"
     return None if np.isfinite(wave).all() else "samples that are no numbers"
 
 

@@ -10,7 +10,7 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from datasets import Dataset
 from finetune.adapters.assess import evaluation_rows, rows_as_trained, trained_as
 from finetune.adapters.classifier import load_network
 from finetune.adapters.export import claimed, merge_into_base
-from finetune.adapters.loading import want_texts
 from finetune.artefacts.folder import Artefact, read_artefact
 from finetune.artefacts.trained_rows import unseen_rows
 from finetune.data.sources import Rows
@@ -32,10 +31,12 @@ from finetune.formats.table import FORMATS, WHOLE, Exportable, FileFormat, find_
 from finetune.loss import IGNORED
 from finetune.metrics.bootstrap import mean_figure
 from finetune.metrics.measure import Measure, mean_of
+from finetune.models.processors import TEXT
 from finetune.tasks.task import Examined, Task
 
 logger = logging.getLogger(__name__)
-COUNTED = ("classification", "pairs", "sft")
+COUNTED = ("classification", "pairs", "sft", "image", "audio", "series")
+UNREAD = {"labels", "row", "attention_mask", "samples"}  # of a batch of one, by models
 LEAST = 2  # tokens of a row: a program for any length is not one for length 1
 
 
@@ -66,16 +67,19 @@ class Export:
 
 @dataclass(frozen=True)
 class Questions:
-    """Rows as token ids, ready for any runtime: [rows] lists, and what is right at each labelled place."""
+    """Rows as models take them, ready for any runtime, and what is right at each labelled place.
 
-    ids: list[list[int]]
-    types: list[list[int]]
+    Attributes:
+        inputs: by the model's own names, an array (or list of ids) a row, [time], [channels, height, width],
+            ...; a mask of padding is left out, as rows are asked one at a time.
+    """
+
+    inputs: dict[str, Sequence[Any]]
     labels: list[list[int]]
-    has_types: bool
 
     @property
     def longest(self) -> int:
-        return max(map(len, self.ids))
+        return max(map(len, next(iter(self.inputs.values()))))
 
     @property
     def gold(self) -> np.ndarray:
@@ -84,16 +88,20 @@ class Questions:
         # prompts and padding have no label that counts
         return flat[flat != IGNORED]
 
+    @property
+    def example(self) -> dict[str, torch.Tensor]:
+        """The first row by itself, [1, ...] each."""
+        return {name: torch.tensor(np.asarray(rows[0]))[None] for name, rows in self.inputs.items()}
+
     def save(self, file: Path) -> None:
         """As `runtimes.read_rows` takes them."""
         # rows of unlike lengths in one line, as NumPy's files hold no ragged arrays without pickle
-        starts = np.cumsum([0, *map(len, self.ids)])
+        held = {f"of {name}": rows for name, rows in self.inputs.items()} | {"labels": self.labels}
         np.savez(
-            file, ids=np.concatenate(self.ids).astype(np.int64), starts=starts,
-            types=np.concatenate(self.types).astype(np.int64),
-            labels=np.concatenate([np.asarray(one) for one in self.labels]).astype(np.int64),
-            label_starts=np.cumsum([0, *map(len, self.labels)]),
-        )  # fmt: skip
+            file,
+            **{name: np.concatenate([np.asarray(one) for one in rows]) for name, rows in held.items()},
+            **{f"{name} start": np.cumsum([0, *map(len, rows)]) for name, rows in held.items()},
+        )
 
 
 def export_all(export: ExportArguments, data: ExportRowsArguments) -> Iterator[Export | str]:
@@ -107,14 +115,13 @@ def export_all(export: ExportArguments, data: ExportRowsArguments) -> Iterator[E
     if export.artefact is None:
         raise InputError("No artefact; set --artefact to the --output_dir of a training script")
     formats, artefact = find_formats(export.to), read_artefact(export.artefact)
-    want_texts(artefact.folder)
     row = counted_task(artefact)
     others = [read_artefact(folder) for folder in export.beside]
     found = _rows(artefact, row, others, data)
     processor, network = whole_network(artefact, row, export.allow_mismatch)
     asked = questions(artefact, row, found, processor)
     folder = Path(export.output_dir or Path(export.artefact) / "exports")
-    what = Exportable(network, processor, asked.longest, asked.has_types)
+    what = exportable(network, processor, row, asked)
     # refused if it holds something; removed again where the export itself is refused
     with claimed(folder):
         for name in formats:
@@ -140,7 +147,7 @@ def counted_task(artefact: Artefact) -> Task:
     if artefact.options["task"] not in COUNTED:
         raise InputError(
             f"{artefact.folder} holds the task '{artefact.options['task']}'; exports are measured for one "
-            "class a text (classification, pairs) and for language models (sft)"
+            "class a row (classification, pairs, image, audio, series) and for language models (sft)"
         )
     return row
 
@@ -167,25 +174,56 @@ def _rows(artefact: Artefact, row: Task, others: list[Artefact], data: ExportRow
     return found._replace(rows=Rows(kept, kept, found.rows.name))
 
 
+def exportable(network: Any, processor: Any, row: Task, asked: Questions) -> Exportable:
+    """What is written, for rows such as these."""
+    example = None if row.reads == TEXT else asked.example
+    return Exportable(network, processor, asked.longest, "token_type_ids" in asked.inputs, example)
+
+
 def questions(artefact: Artefact, row: Task, found: Examined, processor: Any) -> Questions:
-    """The rows as the run's tokenizer reads them."""
+    """The rows as the run's tokenizer or processor reads them."""
     _, options = trained_as(artefact)
     features: Dataset = row.encode(
         found.rows.eval, found.columns, processor, options.max_length, found.labels
     )
     # in the order of rows, whichever way a task makes features
     features = features.select(np.argsort(features["row"][:], kind="stable"))
+    if row.reads != TEXT:
+        return _of_batches(features, row, processor)
     ids = features["input_ids"][:]
     long = [place for place, one in enumerate(ids) if len(one) >= LEAST]
     if len(long) < len(ids):
         logger.warning("%d of %d rows have one token and are left out", len(ids) - len(long), len(ids))
         features = features.select(long)
-        ids = features["input_ids"][:]
     labels = features["labels"][:]
-    has_types = "token_type_ids" in features.column_names
-    # zeros take the place, so that a file of rows has one form
-    types = features["token_type_ids"][:] if has_types else [[0] * len(one) for one in ids]
-    return Questions(ids, types, [one if isinstance(one, list) else [one] for one in labels], has_types)
+    inputs = {
+        name: features[name][:] for name in ("input_ids", "token_type_ids") if name in features.column_names
+    }
+    return Questions(inputs, [one if isinstance(one, list) else [one] for one in labels])
+
+
+def _of_batches(features: Dataset, row: Task, processor: Any) -> Questions:
+    """Pictures, sounds and series as a batch of one holds each, without what tells padding apart."""
+    collate, inputs, labels = row.collate(processor), {}, []
+    for one in features:
+        batch = collate([one])
+        labels.append(batch["labels"].tolist())
+        for name in batch.keys() - UNREAD:
+            inputs.setdefault(name, []).append(batch[name][0].numpy())
+    return Questions(inputs, labels)
+
+
+def want_kind(name: str, what: Exportable, row: Task) -> None:
+    """The format holds models of this kind of input.
+
+    Raises:
+        InputError: it holds models of texts alone.
+    """
+    if FORMATS[name].texts and what.example is not None:
+        raise InputError(
+            f"'{name}' holds models of texts; one that reads {row.reads} goes into float32, bf16, int8, int4 "
+            "or onnx. Set --to"
+        )
 
 
 def _exported(name: str, what: Exportable, folder: Path | None, row: Task, asked: Questions) -> Export:
@@ -193,6 +231,7 @@ def _exported(name: str, what: Exportable, folder: Path | None, row: Task, asked
     format_ = FORMATS[name]
     if not format_.is_installed:
         raise InputError(f"{format_.needs} is not installed (pip install '.[{format_.extra}]')")
+    want_kind(name, what, row)
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch) / name
         place.mkdir(parents=True)
@@ -233,7 +272,7 @@ def ask_file(format_: FileFormat, file: Path, row: Task, asked: Questions) -> Ma
         asked.save(rows)
         settled = {
             "runtime": format_.runtime, "file": str(file), "rows": str(rows), "answers": str(answers),
-            "model": row.model.__name__, "types": asked.has_types, "longest": asked.longest,
+            "model": row.model.__name__, "longest": asked.longest,
             "threads": torch.get_num_threads(),
         }  # fmt: skip
         spec.write_text(json.dumps(settled), encoding="utf-8")
@@ -282,5 +321,5 @@ def _beside(
             f"{other.folder} reads the rows as other tokens than {first.folder}, so that they can't be "
             "counted together; wanted the same tokenizer and --max_length"
         )
-    what = Exportable(network, processor, own.longest, own.has_types)
+    what = exportable(network, processor, row, own)
     return replace(_exported(WHOLE, what, None, row, own), name=other.folder.name)

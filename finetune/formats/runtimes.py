@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray
-Answer = Callable[[Array, Array], Array]  # token ids and types [time] → logits [classes] or [time, classes]
+Inputs = dict[
+    str, Array
+]  # of one row by the model's names: input_ids [time], pixel_values [3, 224, 224], ...
+Answer = Callable[[Inputs], Array]  # → logits [classes] or [time, classes]
 WARM = 3  # rows answered before any is timed: allocations, kernels chosen for their sizes
 _IGNORED = -100  # as finetune.loss says, which would bring torch
 
@@ -25,31 +28,42 @@ def open_torch(file: Path, spec: dict[str, Any]) -> Answer:
     """A folder of transformers', in the type of its weights."""
     import transformers
 
-    kind = getattr(transformers, spec["model"])  # it makes its names when they are asked for
+    from finetune.models import forecasters, own_families  # noqa: F401  (families that are not transformers')
+
+    # transformers makes its names when they are asked for; it has no class for classes of series
+    holder = forecasters if hasattr(forecasters, spec["model"]) else transformers
     transformers.utils.logging.set_verbosity_error()
-    return _of_network(kind.from_pretrained(file, dtype="auto").eval(), spec)
+    return _of_network(getattr(holder, spec["model"]).from_pretrained(file, dtype="auto").eval())
 
 
 def open_int4(file: Path, spec: dict[str, Any]) -> Answer:
     """Weights of 4 bits, unpacked for this processor's kernel."""
     from finetune.formats.int4 import load_int4
 
-    return _of_network(load_int4(file, spec["model"]), spec)
+    return _of_network(load_int4(file, spec["model"]))
 
 
-def _of_network(network: Any, spec: dict[str, Any]) -> Answer:
+def _of_network(network: Any) -> Answer:
     import torch
 
-    def answer(ids: Array, types: Array) -> Array:
-        given = {"input_ids": torch.from_numpy(ids)[None]}
-        # one row at a time: no padding
-        given["attention_mask"] = torch.ones_like(given["input_ids"])
-        if spec["types"]:
-            given["token_type_ids"] = torch.from_numpy(types)[None]
+    def answer(inputs: Inputs) -> Array:
+        given = {name: torch.from_numpy(one)[None] for name, one in _whole(inputs).items()}
+        # what is no id goes into the type of the weights
+        given = {
+            name: one.to(network.dtype) if one.is_floating_point() else one for name, one in given.items()
+        }
         with torch.inference_mode():
-            return network(**given).logits[0].float().numpy()
+            out = network(**given)
+        # by which name a model of series answers
+        return out["logits" if "logits" in out else "prediction_logits"][0].float().numpy()
 
     return answer
+
+
+def _whole(inputs: Inputs) -> Inputs:
+    """With the mask that models of texts want: one row at a time has no padding."""
+    ids = inputs.get("input_ids")
+    return inputs if ids is None else inputs | {"attention_mask": np.ones_like(ids)}
 
 
 def open_onnx(file: Path, spec: dict[str, Any]) -> Answer:
@@ -63,8 +77,8 @@ def open_onnx(file: Path, spec: dict[str, Any]) -> Answer:
     # graphs of models without token types have no such input
     wanted = [entry.name for entry in session.get_inputs()]
 
-    def answer(ids: Array, types: Array) -> Array:
-        there = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
+    def answer(inputs: Inputs) -> Array:
+        there = _whole(inputs)
         return session.run(None, {name: there[name][None] for name in wanted})[0][0]
 
     return answer
@@ -80,7 +94,8 @@ def open_llama_cpp(file: Path, spec: dict[str, Any]) -> Answer:
         n_threads_batch=spec["threads"], logits_all=True, verbose=False,
     )  # fmt: skip
 
-    def answer(ids: Array, types: Array) -> Array:
+    def answer(inputs: Inputs) -> Array:
+        ids = inputs["input_ids"]
         # else a row would go on from the one before
         model.reset()
         model.eval(ids.tolist())
@@ -97,8 +112,9 @@ def open_executorch(file: Path, spec: dict[str, Any]) -> Answer:
 
     method = Runtime.get().load_program(str(file)).load_method("forward")
 
-    def answer(ids: Array, types: Array) -> Array:
-        given = [torch.from_numpy(one)[None] for one in ((ids, types) if spec["types"] else (ids,))]
+    def answer(inputs: Inputs) -> Array:
+        names = ("input_ids", "token_type_ids")
+        given = [torch.from_numpy(inputs[name])[None] for name in names if name in inputs]
         # the runtime's own memory, which the next row overwrites
         return method.execute(given)[0][0].numpy().copy()
 
@@ -111,13 +127,15 @@ RUNTIMES: dict[str, Callable[[Path, dict[str, Any]], Answer]] = {
 }  # fmt: skip
 
 
-def read_rows(file: Path) -> Iterator[tuple[Array, Array, Array]]:
-    """Token ids, token types and labels of each row; [time], [time], [time] or [1]."""
-    held = np.load(file, allow_pickle=False)
-    starts, ends = held["starts"], held["label_starts"]
-    for row in range(len(starts) - 1):
-        part = slice(starts[row], starts[row + 1])
-        yield held["ids"][part], held["types"][part], held["labels"][ends[row] : ends[row + 1]]
+def read_rows(file: Path) -> Iterator[tuple[Inputs, Array]]:
+    """Inputs and labels of each row; the labels are [time] or [1]."""
+    with np.load(file, allow_pickle=False) as archive:
+        held = dict(archive)
+    starts = {name.removesuffix(" start"): held.pop(name) for name in list(held) if name.endswith(" start")}
+    for row in range(len(starts["labels"]) - 1):
+        part = {name: whole[starts[name][row] : starts[name][row + 1]] for name, whole in held.items()}
+        labels = part.pop("labels")
+        yield {name.removeprefix("of "): one for name, one in part.items()}, labels
 
 
 def marked(logits: Array, labels: Array) -> tuple[Array, float]:
@@ -152,13 +170,13 @@ def main(spec_file: str) -> None:
         torch.set_num_threads(spec["threads"])
     answer = RUNTIMES[spec["runtime"]](Path(spec["file"]), spec)
     rows = list(read_rows(Path(spec["rows"])))
-    for ids, types, _ in rows[:WARM]:
-        answer(ids, types)
+    for inputs, _ in rows[:WARM]:
+        answer(inputs)
     said, nats, seconds, busy = [], [], [], []
-    for ids, types, labels in rows:
+    for inputs, labels in rows:
         # the clock's time, and that of all this process's threads
         start, before = time.perf_counter(), time.process_time()
-        logits = answer(ids, types)
+        logits = answer(inputs)
         seconds.append(time.perf_counter() - start)
         busy.append(time.process_time() - before)
         found, cost = marked(logits, labels)

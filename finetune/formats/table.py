@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from finetune.adapters.onnx import INT8, MODEL, export_onnx
+from finetune.adapters.onnx import INT8, MODEL, export_onnx, export_row
 from finetune.errors import InputError
 from finetune.formats import executorch, int4, llama_cpp
 
@@ -22,12 +22,15 @@ WHOLE = "float32"
 
 
 class Exportable(NamedTuple):
-    """What is written: a model with its tokenizer, for texts of at most `longest` tokens."""
+    """What is written: a model with its tokenizer, for texts of at most `longest` tokens, or with its
+    processor and an example of what that makes (a row, [1, ...] by name).
+    """
 
     network: Any
     processor: Any
     longest: int
     types: bool
+    example: dict[str, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class FileFormat:
         runtime: the row of `runtimes.RUNTIMES` that reads it.
         needs: the package that writes and reads it, where it is no dependency of this project.
         extra: the extra of this project that brings the package.
+        texts: whether it holds models of texts alone.
         says: what it is, for tables.
     """
 
@@ -47,6 +51,7 @@ class FileFormat:
     says: str
     needs: str | None = None
     extra: str | None = None
+    texts: bool = False
 
     @property
     def is_installed(self) -> bool:
@@ -71,7 +76,10 @@ def _transformers(dtype: torch.dtype, what: Exportable, folder: Path) -> Path:
 
 def _onnx(int8: bool, what: Exportable, folder: Path) -> Path:
     # writes float32 first, of which int8 is made
-    export_onnx(what.network, what.processor, folder, int8)
+    if what.example is None:
+        export_onnx(what.network, what.processor, folder, int8)
+    else:
+        export_row(what.network, what.example, folder, int8)
     if int8:  # the device has one of the two
         for file in folder.glob(f"{MODEL}*"):
             file.unlink()
@@ -99,13 +107,13 @@ FORMATS: dict[str, FileFormat] = {
             lambda what, folder, kind=kind: llama_cpp.save_k_quants(
                 what.network, what.processor, folder, kind
             ),
-            "llama.cpp", f"GGUF, {kind.upper()}_M", "llama_cpp", "llama_cpp",
+            "llama.cpp", f"GGUF, {kind.upper()}_M", "llama_cpp", "llama_cpp", texts=True,
         )
         for kind in ("q5_k", "q4_k")
     },
     "executorch": FileFormat(
         lambda what, folder: executorch.save_executorch(what.network, folder, what.longest, what.types),
-        "executorch", "ExecuTorch .pte, XNNPACK, float32", "executorch", "executorch",
+        "executorch", "ExecuTorch .pte, XNNPACK, float32", "executorch", "executorch", texts=True,
     ),
 }  # fmt: skip
 # names for several formats; `all` leaves out what isn't installed, a name doesn't

@@ -24,7 +24,8 @@ PIPELINES = {
     "seq2seq": "text2text-generation", "sft": "text-generation", "choice": "multiple-choice",
     "clm": "text-generation",
     "mlm": "fill-mask", "contrastive": "sentence-similarity", "ppo": "text-generation",
-    "dpo": "text-generation",
+    "dpo": "text-generation", "image": "image-classification", "audio": "audio-classification",
+    "forecast": "time-series-forecasting",
 }  # fmt: skip
 # names by which the hub knows what comes in packages
 PACKAGED = {
@@ -76,7 +77,8 @@ def _base(run: RunFolder) -> str | None:
     """A name that means the same elsewhere; a folder of this machine is named by its last part in the
     text alone.
     """
-    named = run.options.get("model_name_or_path")
+    # what was made from a configuration has no base, whatever the option's default says
+    named = None if run.options.get("from_config") else run.options.get("model_name_or_path")
     # a folder of this machine means nothing elsewhere
     if not named or Path(str(named)).exists():
         return None
@@ -117,11 +119,13 @@ def _results(run: RunFolder) -> list[EvalResult] | None:
 def _made(run: RunFolder) -> str:
     rows = run.data.get("rows", {})
     counted = f", {rows['training']:,} rows" if "training" in rows else ""
-    base = Path(str(run.options.get("model_name_or_path", "a model"))).name
+    anew = run.options.get("from_config")
+    base = Path(str(anew or run.options.get("model_name_or_path", "a model"))).name
     data = run.options.get("dataset_name", "rows")
     named = ", ".join(Path(str(one)).name for one in (data if isinstance(data, list) else [data]))
     how = run.options.get("method", "full")
-    text = f"`{base}`, tuned by `{how}` for `{run.kind}` on `{named}`{counted}."
+    told = f"`{base}` from its configuration, trained" if anew else f"`{base}`, tuned by `{how}`"
+    text = f"{told} for `{run.kind}` on `{named}`{counted}."
     labels = f" Labels: {', '.join(f'`{name}`' for name in run.labels[:40])}." if run.labels else ""
     return (
         text + labels + (f" Licence of the data: {run.data['licence']}." if run.data.get("licence") else "")
@@ -166,7 +170,12 @@ def _privacy(run: RunFolder) -> str:
 
 
 def _use(run: RunFolder) -> str:
-    own = 'from finetune.adapters import load\n\nmodel = load("PATH")\nprint(model("..."))'
+    given = {"image": '"picture.png"', "audio": '"sound.wav"', "series": "[0.5, 1.2, 0.9]"}
+    given["forecast"] = '{"CHANNEL": [0.5, 1.2, 0.9]}'
+    own = f"""from finetune.adapters import load
+
+model = load("PATH")
+print(model({given.get(run.kind, '"..."')}))"""
     parts = ["## Use", "```python\n" + own + "\n```"]
     # an adapter loads with plain PEFT too; a whole model needs no second way
     base = _base(run)

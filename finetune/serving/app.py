@@ -28,7 +28,7 @@ from finetune.serving.openai_routes import add_openai
 from finetune.serving.openai_schemas import LoadAdapter, UnloadAdapter
 from finetune.serving.rescan import rescan
 from finetune.serving.responses_routes import add_responses
-from finetune.serving.schemas import AddAdapter, Ask, Attribute, Classify, Generate
+from finetune.serving.schemas import AddAdapter, Ask, AskForecast, Attribute, Classify, Generate
 from finetune.serving.service import ServeArguments, Served
 from finetune.serving.streaming import all_whole, events, numbered
 from finetune.serving.vector_routes import add_vectors
@@ -183,13 +183,20 @@ def _add_pages(app: FastAPI, served: Served) -> None:
 def _add_own(app: FastAPI, served: Served) -> None:
     @app.post("/v1/classify")
     async def classify(ask: Classify) -> dict[str, Any]:
-        if ask.images is not None:
-            return {"answers": await served.ask_run("image", ask.images, ask.adapter)}
-        if ask.sounds is not None:
-            return {"answers": await served.ask_run("audio", ask.sounds, ask.adapter)}
+        of_run = ask.of_run()
+        if of_run is not None:
+            reads, inputs = of_run
+            answers = await served.ask_run(len(inputs), served.finished.classify, reads, inputs, ask.adapter)
+            return {"answers": answers}
         assert ask.texts is not None
         texts = ask.texts if ask.pairs is None else _paired(ask.texts, ask.pairs)
         return {"answers": await served.ask("classify", texts, ask.names(), ask.truncate)}
+
+    @app.post("/v1/forecast")
+    async def forecast(ask: AskForecast) -> dict[str, Any]:
+        """What comes next in each channel, in its own unit."""
+        asked = served.finished.forecast
+        return {"forecast": await served.ask_run(len(ask.past), asked, ask.past, ask.times, ask.adapter)}
 
     @app.post("/v1/attribute")
     async def attribute(ask: Attribute) -> dict[str, Any]:
@@ -237,7 +244,9 @@ def _add_adapters(app: FastAPI, served: Served) -> None:
     @app.get("/v1/adapters")
     async def listed() -> dict[str, Any]:
         known = {name: _told(served, entry) for name, entry in pool.adapters().items()}
-        return {"base": served.base, "writes": pool.writes, "adapters": known}
+        runs = served.finished.names()
+        about = {"base": served.base, "writes": pool.writes, "adapters": known}
+        return about | ({"runs": runs} if runs else {})
 
     @app.post("/v1/adapters", status_code=201)
     async def add(ask: AddAdapter, request: Request) -> Any:

@@ -1,25 +1,33 @@
-"""Finished runs that read pictures or sounds, asked by name beside the pool. Knows base64 and predictors;
-knows no routes.
+"""Finished runs that read pictures, sounds or series, asked by name beside the pool. Knows base64 and
+predictors; knows no routes.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from finetune.adapters import load
+from finetune.adapters.forecaster import Forecaster
 from finetune.adapters.predictor import Predictor
 from finetune.data.pictures import kinds, picture_fault
+from finetune.data.sounds import heard, sound_fault
 from finetune.errors import InputError
 
 MOST_PIXELS = 2**24  # of one picture: a small file may hold a very large one
+MOST_SECONDS = 600  # of one sound: at a few samples a second a small file lasts for days
+SHARED = 1024  # values of a weight, from which on equal ones of several runs are held once
 
 
 class FinishedRuns:
-    """Names → predictors.
+    """Names → predictors and forecasters. Weights that several runs have alike, as adapters on one base do,
+    are held once.
 
     Args:
         entries: `name=folder`, as `--runs` has them.
@@ -29,41 +37,86 @@ class FinishedRuns:
     """
 
     def __init__(self, entries: Sequence[str]) -> None:
-        self._known: dict[str, Predictor] = {}
+        self._known: dict[str, Predictor | Forecaster] = {}
+        held: dict[tuple[Any, ...], torch.Tensor] = {}
         for entry in entries:
             name, _, folder = entry.partition("=")
             if not name or not folder:
                 raise InputError(f"--runs {entry}; wanted name=folder")
             found = load(Path(folder).expanduser())
-            if not isinstance(found, Predictor) or found.row.reads not in ("image", "audio"):
-                raise InputError(f"--runs {entry} reads neither pictures nor sounds; serve it by --adapters")
+            if not isinstance(found, (Predictor, Forecaster)) or found.row.reads == "text":
+                raise InputError(
+                    f"--runs {entry} reads neither pictures, sounds nor series; serve it by --adapters"
+                )
+            share_weights(found.network, held)
             self._known[name] = found
 
     def names(self) -> dict[str, str]:
-        """What each run reads: image or audio."""
-        return {name: found.row.reads for name, found in self._known.items()}
+        """What each run does: image, audio, series or forecast."""
+        return {
+            name: "forecast" if isinstance(found, Forecaster) else found.row.reads
+            for name, found in self._known.items()
+        }
 
-    def classify(self, reads: str, contents: Sequence[str], name: str | None) -> list[dict[str, Any]]:
-        """Files in base64 → label, its probability, and the probability of every label.
+    def classify(self, reads: str, contents: Sequence[Any], name: str | None) -> list[dict[str, Any]]:
+        """Files in base64, or series as lists → label, its probability, and the probability of every label.
 
         Args:
-            reads: what the files are: image or audio.
+            reads: what the inputs are: image, audio or series.
 
         Raises:
-            InputError: no such run, one that reads something else, or a file that can't be read.
+            InputError: no such run, one that reads something else, or an input that can't be read.
         """
-        if name not in self._known:
-            known = ", ".join(self._known) or "none (--runs)"
-            raise InputError(f"No run {name!r} that reads files; there are: {known}. Name it by 'adapter'")
-        asked = self._known[name]
+        asked = self._asked(name)
+        if isinstance(asked, Forecaster):
+            raise InputError(f"'{name}' forecasts, and tells no classes apart; ask /v1/forecast")
         if asked.row.reads != reads:
             raise InputError(f"'{name}' reads {asked.row.reads}, and the request holds {reads}")
-        files = [_content(place, one, reads) for place, one in enumerate(contents)]
+        inputs = [
+            one if reads == "series" else _content(place, one, reads) for place, one in enumerate(contents)
+        ]
         found = []
-        for chances in asked.chances(files):
+        for chances in asked.chances(inputs):
             best = max(chances, key=lambda label: chances[label])
             found.append({"label": best, "probability": chances[best], "probabilities": chances})
         return found
+
+    def forecast(
+        self, past: Mapping[str, Sequence[float]], times: Sequence[str] | None, name: str | None
+    ) -> dict[str, list[float]]:
+        """What comes next in each channel, by its name, in its own unit.
+
+        Raises:
+            InputError: no such run, one that forecasts nothing, or a past that it can't read.
+        """
+        asked = self._asked(name)
+        if not isinstance(asked, Forecaster):
+            raise InputError(f"'{name}' tells classes apart, and forecasts nothing; ask /v1/classify")
+        return asked(past, times)
+
+    def _asked(self, name: str | None) -> Predictor | Forecaster:
+        if name not in self._known:
+            known = ", ".join(self._known) or "none (--runs)"
+            raise InputError(
+                f"No run {name!r} that reads files or series; there are: {known}. Name it by 'adapter'"
+            )
+        return self._known[name]
+
+
+@torch.no_grad()
+def share_weights(network: torch.nn.Module, held: dict[tuple[Any, ...], torch.Tensor]) -> None:
+    """Put earlier networks' weights in the place of equal ones, told by their content.
+
+    Args:
+        held: what there is by now; gains the network's own.
+    """
+    for weight in network.parameters():
+        if weight.numel() < SHARED:
+            continue
+        # bytes, as NumPy has no bfloat16
+        content = weight.detach().cpu().contiguous().view(torch.uint8).numpy()
+        key = (weight.shape, weight.dtype, hashlib.sha256(content).digest())
+        weight.set_(held.setdefault(key, weight.detach()))
 
 
 def _content(place: int, given: str, reads: str) -> bytes:
@@ -74,8 +127,7 @@ def _content(place: int, given: str, reads: str) -> bytes:
     except (binascii.Error, ValueError) as error:
         raise InputError(f"Input {place} is no base64 ({error})") from error
     if reads == "audio":
-        if content[:4] != b"RIFF":
-            raise InputError(f"Input {place} is no WAV; wanted the bytes of one in base64")
+        _check_sound(place, content)
         return content
     cell = {"bytes": content, "path": None}
     try:
@@ -88,3 +140,17 @@ def _content(place: int, given: str, reads: str) -> bytes:
     if reason:
         raise InputError(f"Input {place} can't be read: {reason}")
     return content
+
+
+def _check_sound(place: int, content: bytes) -> None:
+    if content[:4] != b"RIFF":
+        raise InputError(f"Input {place} is no WAV; wanted the bytes of one in base64")
+    cell = {"bytes": content, "path": None}
+    reason = sound_fault(cell)
+    if reason:
+        raise InputError(f"Input {place} can't be read: {reason}")
+    wave, rate, _ = heard(cell)
+    if len(wave) > MOST_SECONDS * rate:
+        raise InputError(
+            f"Input {place} lasts {len(wave) / rate:,.0f} seconds; wanted {MOST_SECONDS} at most"
+        )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, model_validator
 
 Texts = Annotated[list[str], Field(min_length=1, max_length=256)]
 Files = Annotated[list[str], Field(min_length=1, max_length=64)]
+Numbers = Annotated[list[FiniteFloat], Field(min_length=1)]
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=8)]
@@ -49,14 +50,31 @@ class Classify(Ask):
     images: Files | None = Field(default=None, description="Pictures in base64, for a run of --runs")
     sounds: Files | None = Field(default=None, description="WAV files in base64, for a run of --runs")
 
+    series: Annotated[list[Numbers | list[Numbers]], Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="Series as numbers, or as a list for each channel, for a run of --runs"
+    )
+
     @model_validator(mode="after")
     def _one_kind(self) -> Classify:
-        given = [one for one in ("texts", "images", "sounds") if vars(self)[one] is not None]
+        given = [one for one in ("texts", "images", "sounds", "series") if vars(self)[one] is not None]
         if len(given) != 1:
-            raise ValueError("wanted one of 'texts', 'images' and 'sounds'")
+            raise ValueError("wanted one of 'texts', 'images', 'sounds' and 'series'")
         if given != ["texts"] and (self.adapters is not None or self.pairs is not None or self.truncate):
-            raise ValueError("images and sounds take one 'adapter' for all, and nothing beside")
+            raise ValueError("images, sounds and series take one 'adapter' for all, and nothing beside")
         return self
+
+    def of_run(self) -> tuple[str, list[Any]] | None:
+        """What a finished run reads, and the inputs; None for texts."""
+        kinds = {"image": self.images, "audio": self.sounds, "series": self.series}
+        return next(((reads, given) for reads, given in kinds.items() if given is not None), None)
+
+
+class AskForecast(Strict):
+    """What was, by channel, oldest first; and when, for models that read times."""
+
+    past: Annotated[dict[str, Numbers], Field(min_length=1)]
+    times: list[str] | None = None
+    adapter: str = Field(description="A run of --runs that forecasts")
 
 
 class Generate(Ask):

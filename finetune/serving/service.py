@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ class ServeArguments:
     runs: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Finished runs that read pictures or sounds, each as name=folder, for /v1/classify with "
-            "images or sounds."
+            "help": "Finished runs that read pictures, sounds or series, each as name=folder, for "
+            "/v1/classify with images, sounds or series, and /v1/forecast."
         },
     )
     adapters_dir: str | None = field(
@@ -98,11 +99,10 @@ class Served:
         self.batcher = Batcher(pool, budget)
         self.finished = FinishedRuns(options.runs)
 
-    async def ask_run(self, reads: str, contents: list[str], name: str | None) -> list[Any]:
-        """The answer of a finished run to each file, in a batch of their own."""
-        charge(len(contents))
-        answer = asyncio.to_thread(self.finished.classify, reads, contents, name)
-        return await asyncio.wait_for(answer, self.options.timeout_seconds)
+    async def ask_run(self, count: int, ask: Callable[..., Any], *given: Any) -> Any:
+        """The answer of a finished run to so many inputs, in a batch of their own."""
+        charge(count)
+        return await asyncio.wait_for(asyncio.to_thread(ask, *given), self.options.timeout_seconds)
 
     async def ask(
         self,

@@ -19,6 +19,7 @@ from finetune.data.checks import checked_splits
 from finetune.data.columns import Columns, label_lists
 from finetune.data.encode import mapped
 from finetune.data.laying import laid_out
+from finetune.data.letters import check_letters, letters_of
 from finetune.data.places import place_of
 from finetune.data.sources import DataArguments, Rows
 from finetune.data.tagged import lay_out_tags
@@ -151,19 +152,23 @@ def encode(
     room = max_length - len(front) - len(back)
     overlap = shared_tokens(stride, max_length, room)
     place = {name: index for index, name in enumerate(labels)}
+    check_letters(rows, columns.text, processor)
+    # between letters of a sequence a blank would be a token that means nothing
+    known = letters_of(processor)
+    gap = " " if known is None or " " in known else ""
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         features: dict[str, list] = {
             name: [] for name in ("input_ids", "labels", "words", "length", "source")
         }
         # as running text: tokens in a sentence are what the model was pretrained on
-        texts = [" ".join(words) for words in batch[columns.text]]
+        texts = [gap.join(words) for words in batch[columns.text]]
         encoded = processor(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         tagged = label_lists(rows.features[columns.label], batch[columns.label])
         for index, (words, tags) in enumerate(zip(batch[columns.text], tagged, strict=True)):
             ids = encoded["input_ids"][index]
             # [words], None for those without a token
-            firsts = first_pieces(words, encoded["offset_mapping"][index])
+            firsts = first_pieces(words, encoded["offset_mapping"][index], gap)
             begins = {position: word for word, position in enumerate(firsts) if position is not None}
             for start, end, first, last in split_windows(sorted(begins), len(ids), room, overlap):
                 owned = [
@@ -186,15 +191,16 @@ def encode(
     return _report_windows(features, len(rows), max_length)
 
 
-def first_pieces(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
-    """Position of each word's first sub-word in the tokens of `" ".join(words)`; None for a word that the
+def first_pieces(
+    words: Sequence[str], offsets: Sequence[tuple[int, int]], gap: str = " "
+) -> list[int | None]:
+    """Position of each word's first sub-word in the tokens of `gap.join(words)`; None for a word that the
     tokenizer drops.
     """
     starts, place = [], 0
     for word in words:
-        # of `" ".join(words)`: one blank between two
         starts.append(place)
-        place += len(word) + 1
+        place += len(word) + len(gap)
     found: list[int | None] = [None] * len(words)
     for position, (start, end) in enumerate(offsets):
         # a token without characters is no word's

@@ -10,9 +10,11 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.data import encode
 from finetune.data.columns import Columns
+from finetune.data.letters import letters_of
 from finetune.errors import InputError
 from finetune.objectives import documents, inputs
-from finetune.tasks import sft
+from finetune.objectives.tokenizer import train_tokenizer
+from finetune.tasks import sft, tokens
 
 BOTH = Columns("text", None, "label")
 
@@ -121,3 +123,31 @@ def test_a_length_that_leaves_no_room_for_text_is_named():
     rows = Dataset.from_dict({"text": ["a film"], "label": [0]})
     with pytest.raises(InputError, match=r"Within 2 tokens nothing is left of the text 'a film'"):
         encode.sequence(rows, BOTH, make_tokenizer("bert"), 2, ["0", "1"])
+
+
+RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+
+
+def of_letters():
+    return train_tokenizer([RESIDUES] * 2, "mlm", "characters", 40)
+
+
+def test_letters_that_a_tokenizer_of_letters_does_not_know_are_named(caplog):
+    assert letters_of(of_letters()) == set(RESIDUES) and letters_of(make_tokenizer("bert")) is None
+    rows = Dataset.from_dict({"text": ["ACD", "AC*BD", "GGX"], "label": ["a", "b", "a"]})
+    encode.sequence(rows, BOTH, of_letters(), 16, ["a", "b"])
+    assert "2 of 3 rows hold letters" in caplog.text and "first '*' 'B' in row 1" in caplog.text
+    assert "finetune tokenizer --kind characters" in caplog.text
+    low = Dataset.from_dict({"text": ["ACD", "acd"], "label": ["a", "b"]})
+    with pytest.raises(InputError, match=r"^Row 1: the tokenizer knows no letter of 'acd'; it has A C D E"):
+        encode.sequence(low, BOTH, of_letters(), 16, ["a", "b"])
+
+
+def test_residues_are_read_without_blanks_between(caplog):
+    rows = Dataset.from_dict({"tokens": [list("ACDA")], "tags": [["x", "y", "x", "x"]]})
+    (row,) = tokens.encode(rows, Columns("tokens", None, "tags"), of_letters(), 16, ["x", "y"])
+    processor = of_letters()
+    assert (
+        row["input_ids"] == processor("ACDA")["input_ids"] and processor.unk_token_id not in row["input_ids"]
+    )
+    assert row["labels"] == [-100, 0, 1, 0, 0, -100] and "letters" not in caplog.text

@@ -106,6 +106,8 @@ def test_faulty_lines_are_all_named(tmp_path):
 def test_records_keep_their_own_keys_and_nulls():
     calls = [[{"arguments": {"town": "Oslo", "when": None}}], [{"arguments": {"n": 1}}]]
     assert as_dataset({"calls": calls}, "x")["calls"][:] == calls
+    mixed = [{"found": ["ab", 3]}, {"found": [4]}]  # texts and numbers in a record's list
+    assert as_dataset({"spans": mixed}, "x")["spans"][:] == mixed
 
 
 def test_conll(tmp_path):

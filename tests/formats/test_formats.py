@@ -16,8 +16,14 @@ import torch
 import yaml
 from bounds import assert_near
 from conftest import make_model, make_tokenizer
+from datasets import Dataset
+from field_models import FIELD_CONFIGS, make_field_model, picture, sound
 from test_gguf import byte_level, model_for
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 
 from finetune.adapters.gguf import FILE as GGUF
 from finetune.errors import InputError
@@ -28,6 +34,7 @@ from finetune.formats.table import FORMATS, Exportable, FileFormat, find_formats
 from finetune.metrics.measure import mean_of
 from finetune.reports.exports import as_table, beyond, export_lines
 from finetune.tasks.table import TASKS
+from finetune.tasks.task import Task
 
 # How far the mean nats a row may be from the model's own, as a share: types of fewer bits are further away.
 NEAR = {"bf16": 2e-2, "int8": 5e-2, "int4": 0.1, "q8_0": 2e-2, "q5_k": 0.1, "q4_k": 0.2}
@@ -52,7 +59,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def classifier() -> tuple[Exportable, Questions]:
     network = make_model("bert", AutoModelForSequenceClassification, hidden_size=32, num_labels=3)
     ids = [[2, 8, 9, 3], [2, 10, 11, 12, 13, 3], [2, 7, 3]]
-    asked = Questions(ids, [[0] * len(one) for one in ids], [[0], [1], [2]], False)
+    asked = Questions({"input_ids": ids}, [[0], [1], [2]])
     return Exportable(network, make_tokenizer("bert"), asked.longest, False), asked
 
 
@@ -60,14 +67,14 @@ def writer(hidden: int = 64) -> tuple[Exportable, Questions]:
     tokenizer = byte_level()
     network = model_for(tokenizer, hidden_size=hidden, head_dim=hidden // 4, intermediate_size=hidden)
     ids = [[5, 9, 33, 40, 41], [77, 3, 9]]
-    asked = Questions(ids, [[0] * len(one) for one in ids], [[9, 33, -100, 41, 8], [-100, 9, 4]], False)
+    asked = Questions({"input_ids": ids}, [[9, 33, -100, 41, 8], [-100, 9, 4]])
     return Exportable(network, tokenizer, asked.longest, False), asked
 
 
 def by_model(network: torch.nn.Module, asked: Questions) -> tuple[np.ndarray, list[float]]:
     """Predictions and nats, as the network itself gives them."""
     said, nats = [], []
-    for ids, labels in zip(asked.ids, asked.labels, strict=True):
+    for ids, labels in zip(asked.inputs["input_ids"], asked.labels, strict=True):
         with torch.no_grad():
             logits = network(input_ids=torch.tensor([ids])).logits[0]
         gold = torch.tensor(labels)
@@ -95,7 +102,48 @@ def test_a_file_answers_in_its_runtime_as_the_model(name, kind, tmp_path, in_pro
     said, nats = by_model(what.network, asked)
     assert_near(float(found["nats"].sum()), sum(nats), NEAR.get(name, 1e-4))
     assert name in NEAR or np.array_equal(found["said"], said)
-    assert len(found["milliseconds"]) == len(asked.ids) and found["memory"] > 10
+    assert len(found["milliseconds"]) == len(asked.labels) and found["memory"] > 10
+
+
+def of_field(family: str, auto_class: type) -> tuple[Task, Exportable, Questions]:
+    """A tiny model of pictures or sounds, and three rows as it takes them."""
+    task = FIELD_CONFIGS[family][0]
+    network, processor = make_field_model(family, auto_class)
+    cells = [picture(n) if task == "image" else sound(n, 0.1 + 0.05 * n) for n in range(3)]
+    rows = Dataset.from_dict({task: cells, "labels": [0, 1, 0], "row": [0, 1, 2]})
+    asked = measured._of_batches(rows, TASKS[task], processor)
+    return TASKS[task], measured.exportable(network, processor, TASKS[task], asked), asked
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "names"),
+    [
+        ("vit", AutoModelForImageClassification, ("bf16", "onnx")),
+        pytest.param("vit", AutoModelForImageClassification, ("int8",), marks=pytest.mark.slow),
+        pytest.param("resnet", AutoModelForImageClassification, ("onnx",), marks=pytest.mark.slow),
+        pytest.param("ast", AutoModelForAudioClassification, ("float32", "onnx"), marks=pytest.mark.slow),
+        # waves of unlike lengths
+        pytest.param("wav2vec2", AutoModelForAudioClassification, ("onnx",), marks=pytest.mark.slow),
+    ],
+)
+def test_pictures_and_sounds_are_answered_in_each_runtime(family, kind, names, tmp_path, in_process):
+    pytest.importorskip("PIL", reason="pictures want the extra 'images'")
+    row, what, asked = of_field(family, kind)
+    said = []
+    for place in range(3):
+        given = {name: torch.from_numpy(rows[place])[None] for name, rows in asked.inputs.items()}
+        with torch.no_grad():
+            said.append(what.network(**given).logits[0])
+    nats = sum(float(-one.log_softmax(-1)[gold[0]]) for one, gold in zip(said, asked.labels, strict=True))
+    for name in names:
+        if not FORMATS[name].is_installed:
+            pytest.skip(f"{name} needs the extra '{FORMATS[name].extra}'")
+        (tmp_path / name).mkdir()
+        found = ask_file(FORMATS[name], FORMATS[name].write(what, tmp_path / name), row, asked)
+        assert_near(float(found["nats"].sum()), nats, NEAR.get(name, 1e-4))
+        assert name in NEAR or found["said"].tolist() == [int(one.argmax()) for one in said]
+    with pytest.raises(InputError, match="'q8_0' holds models of texts.*Set --to"):
+        measured.want_kind("q8_0", what, row)
 
 
 @pytest.mark.slow
@@ -104,7 +152,9 @@ def test_token_types_reach_every_runtime(tmp_path, in_process):
     tokenizer = make_tokenizer("bert")
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     torch.nn.init.normal_(what.network.bert.embeddings.token_type_embeddings.weight)
-    paired = Questions(asked.ids, [[0, 0, *[1] * (len(one) - 2)] for one in asked.ids], asked.labels, True)
+    ids = asked.inputs["input_ids"]
+    types = [[0, 0, *[1] * (len(one) - 2)] for one in ids]
+    paired = Questions({"input_ids": ids, "token_type_ids": types}, asked.labels)
     for name in ("float32", "onnx", "executorch"):
         if not FORMATS[name].is_installed:
             continue
@@ -114,7 +164,7 @@ def test_token_types_reach_every_runtime(tmp_path, in_process):
         found = ask_file(FORMATS[name], FORMATS[name].write(given, folder), TASKS["pairs"], paired)
         with torch.no_grad():
             logits = what.network(
-                input_ids=torch.tensor(paired.ids[:1]), token_type_ids=torch.tensor(paired.types[:1])
+                input_ids=torch.tensor(ids[:1]), token_type_ids=torch.tensor(types[:1])
             ).logits
         assert_near(float(found["nats"][0]), float(-logits.log_softmax(-1)[0, 0]), 1e-4)
 

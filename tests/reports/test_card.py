@@ -45,6 +45,17 @@ def test_a_card_names_no_folder_of_this_machine(tmp_path):
     assert str(tmp_path) not in text and "`base`" in text
 
 
+def test_a_model_from_a_configuration_has_no_base(tmp_path):
+    folder = lay_out(tmp_path / "run")
+    options = yaml.safe_load((folder / "arguments.yaml").read_text())
+    made = {"from_config": "vit", "task": "image", "method": "full"}
+    (folder / "arguments.yaml").write_text(yaml.safe_dump(options | made))
+    card = ModelCard.load(write_card(folder))
+    assert card.data.base_model is None and "MiniLM" not in card.content
+    assert "`vit` from its configuration, trained for `image`" in card.text
+    assert card.data.pipeline_tag == "image-classification" and 'model("picture.png")' in card.text
+
+
 def test_a_card_says_when_a_baseline_is_as_good(tmp_path):
     folder = lay_out(tmp_path / "run")
     (folder / "baselines.json").write_text(

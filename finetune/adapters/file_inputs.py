@@ -57,7 +57,8 @@ def series_cell(given: Any) -> np.ndarray:
     """
     if isinstance(given, str):  # which NumPy would read as one number, where it is one
         raise TypeError("a text")
-    found = np.atleast_2d(np.asarray(given, np.float32))
+    with np.errstate(over="ignore"):  # what float32 can't hold is named below
+        found = np.atleast_2d(np.asarray(given, np.float32))
     if found.ndim != 2 or not found.size:
         raise InputError(f"A series has the shape {found.shape}; wanted [time] or [channels, time]")
     gaps = np.argwhere(~np.isfinite(found))

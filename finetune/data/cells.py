@@ -5,6 +5,7 @@ Knows Arrow and bytes alone.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def is_file(cell: Any) -> bool:
 def file_bytes(cell: dict[str, Any]) -> bytes:
     """What the file of a cell holds; an OSError where there is none."""
     return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+
+
+def file_fault(error: Exception) -> str:
+    """What a reader of files says of one, without addresses in memory."""
+    plain = re.sub(r"\s*<_io\.\w+ object at 0x\w+>", "", str(error))
+    return f"{type(error).__name__}: {' '.join(plain.split())[:100] or 'damaged'}"
 
 
 def content_of(cell: Any) -> Any:

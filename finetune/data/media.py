@@ -43,6 +43,11 @@ def lay_out_files(rows: Dataset, data: DataArguments, usual: tuple[str, ...], ty
         raise InputError(
             f"No column '{data.label_column}' in {data.name}; it has {', '.join(there)}. Set --label_column"
         )
+    if data.label_column is None and there == [column] and Path(data.name).expanduser().is_dir():
+        raise InputError(
+            f"{data.name} holds files without a class; wanted them in a folder of their class each "
+            "(train/cat/7.png), or a table with paths and labels"
+        )
     label = data.label_column or first_there(LABELS, there, data.name, "--label_column")
     rows = named_classes(as_files(rows, column, typed, data), label, data.class_names)
     return Laid(rows, Columns(column, None, label), {usual[0]: [column], "label": [label]}, lambda row: "")

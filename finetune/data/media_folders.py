@@ -4,6 +4,7 @@ opens none of them.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -11,6 +12,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from finetune.data.cells import FILE_CELL
 from finetune.data.folders import SPLIT_NAMES, SPLITS
 from finetune.data.places import PLACE
+
+logger = logging.getLogger(__name__)
 
 PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
 SOUNDS = ("wav", "flac", "ogg", "mp3", "aiff", "au")
@@ -25,8 +28,7 @@ def read_media_folder(folder: Path) -> DatasetDict | None:
     """
     if not folder.is_dir():
         return None
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    column, kept = _kind(files)
+    column, kept = _kind(_files(folder))
     if not kept:
         return None
     placed = [(file, *_placed(file.relative_to(folder).parts)) for file in kept]
@@ -41,6 +43,36 @@ def read_media_folder(folder: Path) -> DatasetDict | None:
     kinds = {column: FILE_CELL} | ({"label": ClassLabel(names=names)} if labelled else {})
     features = Features(kinds | {PLACE: Value("string")})
     return DatasetDict({split: Dataset.from_list(rows, features=features) for split, rows in splits.items()})
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files but hidden ones and those of hidden folders."""
+    whole = (file for file in folder.rglob("*") if file.is_file())
+    hidden = (".", "__MACOSX")
+    return sorted(
+        file for file in whole if not any(p.startswith(hidden) for p in file.relative_to(folder).parts)
+    )
+
+
+def are_strays(folder: Path, parts: dict[str, list[Path]]) -> bool:
+    """Whether text files in a folder only lie beside its pictures or sounds, a README or notes in a class,
+    and are no tables of them; said in the log.
+    """
+    files = [file for part in parts.values() for file in part]
+    if not folder.is_dir() or not _kind(_files(folder))[1]:
+        return False
+    strays = [
+        file
+        for file in files
+        if file.suffix.lower() in (".txt", ".text") or _placed(file.relative_to(folder).parts)[1] is not None
+    ]
+    if not strays or len(strays) < len(files):
+        return False
+    logger.warning(
+        "%s holds pictures or sounds; %d text files beside them, as %s, are not read",
+        folder, len(strays), strays[0].relative_to(folder),
+    )  # fmt: skip
+    return True
 
 
 def _kind(files: list[Path]) -> tuple[str, list[Path]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.cells import file_bytes
+from finetune.data.cells import file_bytes, file_fault
 from finetune.errors import InputError
 
 USUAL = ("image", "img", "picture", "photo", "pixels", "file_name", "file", "path")
@@ -77,7 +77,7 @@ def picture_fault(cell: dict[str, Any] | None) -> str | None:
     except FileNotFoundError:
         return f"no file {cell['path']}"
     except Exception as error:  # Pillow's readers of damaged files raise whatever they stumble over
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:100] or 'damaged'}"
+        return file_fault(error)
     return None if min(size) > 0 else "a picture without pixels"
 
 
@@ -116,7 +116,16 @@ def say_kinds(cells: Sequence[dict[str, Any]], mode: str, wanted: dict[str, int]
 
 
 def mode_of(channels: int) -> str:
-    """Pillow's name of the mode of pictures with so many channels."""
+    """Pillow's name of the mode of pictures with so many channels.
+
+    Raises:
+        InputError: as many as no picture is read with.
+    """
+    if channels not in (1, 3):
+        raise InputError(
+            f"The model wants pictures of {channels} channels; they are read as grey (1) or colours (3). Set "
+            "--config_overrides num_channels=3"
+        )
     return GREY if channels == 1 else COLOUR
 
 

@@ -19,6 +19,7 @@ from finetune.errors import InputError
 logger = logging.getLogger(__name__)
 
 TIMES = ("date", "time", "timestamp", "datetime", "ds")
+DOTTED = r"\d{1,2}\.\d{1,2}\.\d{4}\b"
 NUMBERS = ("int", "uint", "float", "double", "halffloat")
 
 
@@ -120,11 +121,13 @@ def find_channels(
             kind = feature.dtype if isinstance(feature, Value) else str(feature)
             raise InputError(
                 f"The column '{column}' of {name} holds {_sample(rows, column)} (type {kind}); a channel "
-                f"wants numbers. Mend the column, leave it out by --ignore_columns {column}, or name the "
-                f"channels by --series_columns{'' if time else ' and the times by --time_column'}"
+                "wants numbers (decimals with a point). Mend the column, leave it out by "
+                f"--ignore_columns {column}, or name the channels by --series_columns"
+                f"{'' if time else ' and the times by --time_column'}"
             )
     if not channels:
-        raise InputError(f"{name} has no column of numbers; it has {', '.join(there)}. Set --series_columns")
+        held = ", ".join(columns_of(rows))
+        raise InputError(f"{name} has no column of numbers; it has {held}. Set --series_columns")
     return channels
 
 
@@ -197,8 +200,11 @@ def read_times(rows: Dataset, column: str, name: str) -> np.ndarray:
         return (years - 1970).astype("datetime64[Y]").astype("datetime64[ms]")
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         cells = cells.astype(object)
+        # dots stand behind days, 31.12.2026
+        dotted = bool(cells.astype(str).str.match(DOTTED).all())
         # one format: guessing would read 01/02 as it falls
-        found = pd.to_datetime(cells, format="ISO8601", errors="coerce", utc=True)
+        form = "mixed" if dotted else "ISO8601"
+        found = pd.to_datetime(cells, format=form, dayfirst=dotted, errors="coerce", utc=True)
     else:
         found = pd.to_datetime(cells, errors="coerce", utc=True)
     _every(found.notna().to_numpy(), cells, rows, column)
@@ -212,8 +218,8 @@ def _every(fine: np.ndarray, cells: Any, rows: Dataset, column: str) -> None:
     first = int(np.flatnonzero(~fine)[0])
     raise InputError(
         f"The time in '{column}' of {place_of(rows, first)} is {cells.iloc[first]!r:.60}, which can't be "
-        f"read ({int((~fine).sum())} of {len(rows)} rows); wanted a year or a date as 2016-07-01 13:00:00. "
-        "Mend the rows, or set --time_column"
+        f"read ({int((~fine).sum())} of {len(rows)} rows); wanted a year or a date as 2016-07-01 13:00:00 or "
+        "1.7.2016. Mend the rows, or set --time_column"
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
-from finetune.data.cells import file_bytes
+from finetune.data.cells import file_bytes, file_fault
 from finetune.errors import InputError
 
 # samples a second of any format there is; beyond, resampling would take filters of gigabytes
@@ -92,7 +92,7 @@ def sound_fault(cell: dict[str, Any] | None) -> str | None:
     except InputError:
         raise
     except Exception as error:  # readers of damaged files raise whatever they stumble over
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:100] or 'damaged'}"
+        return file_fault(error)
     if len(wave) == 0:
         return "0 samples"
     if not SLOWEST <= rate <= FASTEST:

@@ -27,7 +27,7 @@ from finetune.data.folders import (
 )
 from finetune.data.hub import read_hub
 from finetune.data.licences import LicenceArguments, with_licences
-from finetune.data.media_folders import read_media_folder
+from finetune.data.media_folders import are_strays, read_media_folder
 from finetune.data.mixing import Part, weighted
 from finetune.data.places import columns_of
 from finetune.errors import InputError
@@ -360,7 +360,7 @@ def _splits(name: str, config: str | None, data_files: list[str] | None, reading
     if name in CORPORA and not data_files:  # whatever lies in the current folder
         return numbered(CORPORA[name]())
     files = files_of(path, data_files)
-    if files:
+    if files and (data_files or not are_strays(path, files)):
         return read_folder(files, reading)
     if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
         saved = datasets.load_from_disk(str(path))  # of one split or of several

@@ -204,7 +204,9 @@ def questions(artefact: Artefact, row: Task, found: Examined, processor: Any) ->
 
 def _of_batches(features: Dataset, row: Task, processor: Any) -> Questions:
     """Pictures, sounds and series as a batch of one holds each, without what tells padding apart."""
-    collate, inputs, labels = row.collate(processor), {}, []
+    collate = row.collate(processor)
+    inputs: dict[str, list[np.ndarray]] = {}
+    labels = []
     for one in features:
         batch = collate([one])
         labels.append(batch["labels"].tolist())

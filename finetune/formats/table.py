@@ -100,7 +100,7 @@ FORMATS: dict[str, FileFormat] = {
     ),
     "q8_0": FileFormat(
         lambda what, folder: llama_cpp.save_q8_0(what.network, what.processor, folder), "llama.cpp",
-        "GGUF, 8 bits", "llama_cpp", "llama_cpp",
+        "GGUF, 8 bits", "llama_cpp", "llama_cpp", texts=True,
     ),
     **{
         kind: FileFormat(

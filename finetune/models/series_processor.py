@@ -57,7 +57,8 @@ class SeriesProcessor(FeatureExtractionMixin):
         if flat:
             raise InputError(
                 f"The channel '{flat[0]}' has the value {means[list(channels).index(flat[0])]:g} in all "
-                f"training rows, so that it has no scale. Leave it out by --ignore_columns {' '.join(flat)}"
+                f"training rows, so that it has no scale. Leave it out: of a table by --ignore_columns "
+                f"{' '.join(flat)}, of lists of channels by writing them without it"
             )
         self.channels = list(channels)
         # numbers of Python's, which JSON can hold

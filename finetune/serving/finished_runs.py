@@ -69,7 +69,7 @@ class FinishedRuns:
         """
         asked = self._asked(name)
         if isinstance(asked, Forecaster):
-            raise InputError(f"'{name}' forecasts, and tells no classes apart; ask /v1/forecast")
+            raise InputError(f"'{name}' forecasts, and tells no classes apart; ask v1/forecast")
         if asked.row.reads != reads:
             raise InputError(f"'{name}' reads {asked.row.reads}, and the request holds {reads}")
         inputs = [
@@ -91,7 +91,7 @@ class FinishedRuns:
         """
         asked = self._asked(name)
         if not isinstance(asked, Forecaster):
-            raise InputError(f"'{name}' tells classes apart, and forecasts nothing; ask /v1/classify")
+            raise InputError(f"'{name}' tells classes apart, and forecasts nothing; ask v1/classify")
         return asked(past, times)
 
     def _asked(self, name: str | None) -> Predictor | Forecaster:

@@ -30,7 +30,7 @@ from finetune.tasks.task import Examined, both_splits
 logger = logging.getLogger(__name__)
 
 USUAL = ("audio", "sound", "wav", "wave", "speech", "file_name", "file", "path")
-SHORTEST = 40  # a part of a second: below it, convolutions have nothing to work on
+SHORTEST = 400  # samples, of a window at any rate: below it, filters and convolutions have nothing to work on
 
 
 def examine(rows: Rows, data: DataArguments) -> Examined:
@@ -89,8 +89,8 @@ def collate(processor: Any) -> Callable[[Features], Batch]:
 
     def batch_of(features: Features) -> Batch:
         waves = [sounds.heard(f["audio"], rate)[0] for f in features]
-        # silence behind sounds of less than 25 ms
-        waves = [np.pad(wave, (0, max(0, rate // SHORTEST - len(wave)))) for wave in waves]
+        # silence behind sounds of less than a window
+        waves = [np.pad(wave, (0, max(0, SHORTEST - len(wave)))) for wave in waves]
         fixed = longest_heard(processor) is not None
         # extractors of fixed length pad by themselves
         filled = {} if fixed else {"padding": True}

@@ -54,6 +54,12 @@ def test_years_are_times_and_rows_without_times_are_even():
     assert read(hourly().drop(columns="date")).step is None
 
 
+def test_dots_stand_behind_days():
+    frame = hourly()
+    dotted = pd.to_datetime(frame["date"]).dt.strftime("%d.%m.%Y %H:%M")
+    assert read(frame.assign(date=dotted)).start == read(frame).start
+
+
 def swapped() -> pd.DataFrame:
     frame = hourly()
     frame.loc[[7, 8], "date"] = frame.loc[[8, 7], "date"].to_numpy()

@@ -131,7 +131,7 @@ def test_series_and_forecasts_are_answered_as_by_the_run(client, runs):
         ({"past": {"heat": [1.0] * 12}, "adapter": "load"}, 400, "No channel 'load'"),
         ({"past": {"load": [1.0] * 5}, "adapter": "load"}, 400, "has 5 steps; a forecast is made from 12"),
         ({"past": {"load": ["a"] * 12}, "adapter": "load"}, 422, "past.load.0"),
-        ({"past": {"load": [1.0] * 12}, "adapter": "beats"}, 400, "ask /v1/classify"),
+        ({"past": {"load": [1.0] * 12}, "adapter": "beats"}, 400, "ask v1/classify"),
         ({"past": {"load": [1.0] * 12}, "adapter": "x"}, 400, "there are: digits, words, beats, load"),
     ],
 )
@@ -176,9 +176,9 @@ def test_equal_weights_of_several_runs_are_held_once():
         ({"sounds": [wav(np.ones(9, np.uint8), 2**30)], "adapter": "words"}, 400, "samples a second; wanted"),
         ({"series": [["a"]], "adapter": "beats"}, 422, "series.0"),
         ({"series": [[[1.0], [1.0, 2.0]]], "adapter": "beats"}, 400, "wanted an array of numbers"),
-        ({"series": [[[1.0], [1.0]]], "adapter": "beats"}, 400, "has the channels channel 0"),
+        ({"series": [[[1.0], [1.0]]], "adapter": "beats"}, 400, "have the channels channel 0, channel 1"),
         ({"series": [[1.0, 1e300]], "adapter": "beats"}, 400, "inf at step 1 of channel 0"),
-        ({"series": [[1.0]], "adapter": "load"}, 400, "ask /v1/forecast"),
+        ({"series": [[1.0]], "adapter": "load"}, 400, "ask v1/forecast"),
     ],
 )
 def test_what_is_wrong_with_a_request_is_said(client, body, status, said):

@@ -14,7 +14,12 @@ from bounds import assert_near
 from datasets import ClassLabel, Dataset, Features, Value
 from scipy.io import wavfile
 from test_train import script
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
+from transformers import (
+    ASTFeatureExtractor,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForSequenceClassification,
+)
 
 from finetune.adapters.assess import assess_task
 from finetune.artefacts.folder import read_artefact
@@ -150,6 +155,13 @@ def test_a_sound_that_cant_be_heard_is_named_with_its_row(content, said, tmp_pat
     data = DataArguments([str(tmp_path / "rows.parquet")], eval_split="train")
     with pytest.raises(InputError, match=rf"1 of 6 training rows.*row 2: .*{said}.*--drop_empty_rows"):
         audio.examine(load_rows(data), data)
+
+
+def test_a_sound_shorter_than_a_window_is_padded():
+    processor = ASTFeatureExtractor(sampling_rate=RATE, num_mel_bins=8, max_length=16)
+    cells = [{"bytes": wav(wave(300, seconds)), "path": None} for seconds in (0.001, 0.2)]
+    batch = audio.collate(processor)([{"audio": cell} for cell in cells])
+    assert batch["input_values"].isfinite().all() and len(batch["input_values"]) == 2
 
 
 def test_flac_is_read_by_soundfile():

@@ -105,6 +105,25 @@ def test_rows_of_bytes_paths_and_records_are_one(folder, tmp_path):
     assert found[0] == found[1] == found[2] == sorted(held)
 
 
+def test_what_lies_beside_pictures_is_no_row_and_no_class(folder, caplog):
+    train = folder / "train"
+    for name in ("bright/readme.txt", "dark/notes.csv", ".cache/7.png", "__MACOSX/bright/7.png"):
+        (train / name).parent.mkdir(exist_ok=True, parents=True)
+        (train / name).write_bytes(b"text" if name[-1] in "tv" else encoded(np.zeros((8, 8), np.uint8)))
+    whole = image.examine(load_rows(DataArguments([str(folder)])), DataArguments([str(folder)]))
+    assert whole.labels == ["bright", "dark"] and len(whole.rows.train) == 24
+    assert "2 text files beside them" in caplog.text
+    with pytest.raises(InputError, match="4 channels.*num_channels=3"):
+        pictures.mode_of(4)
+
+
+def test_pictures_without_folders_of_classes_are_named(tmp_path):
+    (tmp_path / "0.png").write_bytes(encoded(np.zeros((8, 8), np.uint8)))
+    (tmp_path / "1.png").write_bytes(encoded(np.ones((8, 8), np.uint8)))
+    with pytest.raises(InputError, match="files without a class; wanted them in a folder of their class"):
+        image.examine(load_rows(DataArguments([str(tmp_path)])), DataArguments([str(tmp_path)]))
+
+
 @pytest.mark.parametrize(
     ("values", "options", "grey"),
     [

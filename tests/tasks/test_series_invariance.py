@@ -9,7 +9,7 @@ import pytest
 import torch
 from bounds import assert_near
 from gradients import relative_difference
-from series_gradients import CASES, prepared, step_gradients
+from series_gradients import BOUND, CASES, prepared, step_gradients
 
 from finetune.metrics.forecasts import seasonal_naive
 from finetune.tasks.task import Asked
@@ -45,7 +45,7 @@ def evaluated(size: int, folder, case: tuple[str, str]):
     return figures, trainer, asked
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *(("forecast", family) for family in BOUND)])
 def test_figures_are_the_same_at_any_batch_size(case, tmp_path):
     wanted, _, asked = evaluated(1, tmp_path, case)
     names = {"forecast": ("mse", "mae", "loss"), "series": ("accuracy", "loss")}[case[0]]

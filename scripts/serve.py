@@ -30,6 +30,7 @@ def main(serve: ServeArguments, access: AccessArguments) -> None:
     from finetune.pool.pool import AdapterPool
     from finetune.serving.app import make_app
     from finetune.serving.connections import configure
+    from finetune.serving.tracing import begin_tracing
 
     # keys on a command line stand in the process list, where every user reads them
     if not access.api_keys and os.environ.get("API_KEY"):
@@ -41,6 +42,7 @@ def main(serve: ServeArguments, access: AccessArguments) -> None:
     logger.setLevel(logging.INFO)
     # or the root's handler would print each line again
     logger.propagate = False
+    begin_tracing()
     pool = AdapterPool(
         serve.base, memory_limit_mb=serve.memory_limit_mb, allow_mismatch=serve.allow_mismatch,
         require_passport=serve.require_passport,

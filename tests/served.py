@@ -3,6 +3,7 @@ happened in it.
 """
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ class Running:
     client: httpx.Client
     served: Served
     port: int
+    server: uvicorn.Server
 
     @property
     def pool(self) -> AdapterPool:
@@ -57,6 +59,10 @@ def serving(pool: AdapterPool, **options: Any) -> Iterator[Running]:
     arguments = ServeArguments(**({"base": "tiny"} | further))
     app = make_app(pool, arguments, access)
     settings = {"seconds": arguments.patience(), "per_address": access.connections_per_address}
+    if "drain_seconds" in options:
+        settings["drain"] = access.drain_seconds
+    if access.tls_certificate:
+        settings |= {"ssl_certfile": access.tls_certificate, "ssl_keyfile": access.tls_key}
     server = uvicorn.Server(configure(app, port=0, log_level="critical", **settings))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -68,8 +74,10 @@ def serving(pool: AdapterPool, **options: Any) -> Iterator[Running]:
         while not server.started:
             assert thread.is_alive() and time.monotonic() < end, "the server did not start"
             time.sleep(0.01)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-            yield Running(client, app.state.served, port)
+        trust = ssl.create_default_context(cafile=access.tls_certificate) if access.tls_certificate else True
+        address = f"{'https' if access.tls_certificate else 'http'}://127.0.0.1:{port}"
+        with httpx.Client(base_url=address, timeout=120, verify=trust) as client:
+            yield Running(client, app.state.served, port, server)
     finally:
         server.should_exit = True
         thread.join(30)

@@ -168,7 +168,7 @@ def _add_pages(app: FastAPI, served: Served) -> None:
     async def ready() -> Any:
         """Whether it takes new requests; send them elsewhere where not."""
         waiting = served.batcher.waiting
-        if served.draining or not served.working or waiting >= served.options.max_queue:
+        if not served.working or waiting >= served.options.max_queue:
             return _failure(503, "This server takes no requests at the moment", **{"Retry-After": "1"})
         return {"status": "ready", "waiting": waiting}
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from finetune.serving.access import Key, current_key, key_of
 from finetune.serving.prometheus import Figures
+from finetune.serving.tracing import RequestSpan
 
 logger = logging.getLogger("finetune.serving.access")  # one line of JSON a request
 
@@ -112,7 +113,7 @@ class RequestLimits:
             return await self.app(scope, receive, send)
         # Unless an answer begins, the client has hung up.
         started, seen, body = time.monotonic(), HUNG_UP, b""
-        name = _request_id(scope)
+        name, span = _request_id(scope), RequestSpan(scope)
         self.figures.running += 1
 
         async def noting(message: dict[str, Any]) -> None:
@@ -145,6 +146,7 @@ class RequestLimits:
             # By the route and not by the path, or everyone could make new series in the figures.
             route, passed = scope.get("route"), time.monotonic() - started
             self.figures.note(route.path if route else "other", seen, passed)
+            span.end(name, route.path if route else "other", seen)
             key = current_key.get()
             # Cut: a path may be of any length.
             said = {"id": name, "path": scope["path"][:200], "status": seen, "seconds": round(passed, 4)}

@@ -90,7 +90,6 @@ class Served:
         self, pool: AdapterPool, options: ServeArguments, access: AccessArguments | None = None
     ) -> None:
         self.access = access or AccessArguments()
-        self.draining = False
         self.pool, self.options, self.figures = pool, options, Figures()
         self.since = int(time.time())
         budget = BatchBudget(

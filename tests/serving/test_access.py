@@ -2,15 +2,19 @@
 
 import asyncio
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
+import huggingface_hub
 import pytest
 from served import filled, make_folders, serving
 from test_pool import TEXTS, make
 
 from finetune.errors import InputError
+from finetune.pool.loading import fetched
 from finetune.serving import app
 from finetune.serving.access import Meter, parse_keys
 from finetune.serving.connections import Patient
@@ -208,3 +212,101 @@ def test_looking_for_adapters_goes_on_after_a_folder_that_was_gone(tmp_path, mon
 
     asyncio.run(asyncio.wait_for(a_while(), 20))
     assert len(looks) == 3
+
+
+def test_https_by_two_files(folders, tmp_path):
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    made = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-subj",
+        "/CN=tiny",
+    ]
+    told = ["-keyout", key, "-out", certificate, "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([program, *made, *told], check=True, capture_output=True)
+    with serving(filled(folders), tls_certificate=certificate, tls_key=key) as running:
+        assert running.client.post("/v1/classify", json=ASK).status_code == 200
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{running.port}/health")
+
+
+def test_who_is_being_answered_is_answered_after_a_signal_to_stop(folders):
+    body = {"texts": TEXTS[:1], "adapter": "write0", "max_new_tokens": 40, "stream": True}
+    with serving(filled(folders), drain_seconds=20.0) as running:
+        wanted = [line for line in running.client.post("/v1/generate", json=body).text.splitlines() if line]
+        with running.client.stream("POST", "/v1/generate", json=body) as answer:
+            lines = answer.iter_lines()
+            first = next(line for line in lines if line)
+            # What uvicorn does on SIGTERM, in a thread where no signal arrives.
+            running.server.should_exit = True
+            said = [first, *(line for line in lines if line)]
+        assert said == wanted
+        assert running.until(lambda: not _answers(running.port)), "nobody new is let in"
+
+
+def _answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_an_adapter_of_the_hub_is_fetched_at_its_commit_alone(folders, monkeypatch):
+    asked = []
+
+    def fetch(repository, revision, allow_patterns):
+        asked.append((repository, revision))
+        assert not any(pattern.endswith((".bin", ".py", ".pt")) for pattern in allow_patterns)
+        return str(folders / "films")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    commit = "0123456789" * 4
+    name, folder = fetched(f"theirs=hub:some/films@{commit}")
+    assert (name, folder, asked) == ("theirs", folders / "films", [("some/films", commit)])
+    for entry in (
+        "theirs=hub:some/films",
+        "theirs=hub:some/films@main",
+        f"theirs=hub:some/films@{commit[:39]}",
+    ):
+        with pytest.raises(InputError, match="names no commit"):
+            fetched(entry)
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("no net"))
+    )
+    with pytest.raises(InputError, match="Cannot fetch some/films at .* no net"):
+        fetched(f"theirs=hub:some/films@{commit}")
+
+
+def test_a_span_a_request_below_the_callers(folders, monkeypatch):
+    trace = pytest.importorskip("opentelemetry.sdk.trace", reason="spans need the extra 'tracing'")
+    from opentelemetry import trace as api
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    kept, provider = InMemorySpanExporter(), trace.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    monkeypatch.setattr(api, "get_tracer", provider.get_tracer)
+    parent = f"00-{'a' * 32}-{'b' * 16}-01"
+    with serving(filled(folders)) as running:
+        running.client.post("/v1/classify", json=ASK, headers={"traceparent": parent, "X-Request-Id": "mine"})
+        running.client.post("/v1/classify", json={})
+        assert running.until(lambda: len(kept.get_finished_spans()) == 2)
+    first, second = kept.get_finished_spans()
+    assert first.attributes == {
+        "http.route": "/v1/classify",
+        "http.response.status_code": 200,
+        "request.id": "mine",
+    }
+    assert (
+        format(first.context.trace_id, "032x") == "a" * 32
+        and format(first.parent.span_id, "016x") == "b" * 16
+    )
+    assert second.attributes["http.response.status_code"] == 422 and second.parent is None

@@ -43,7 +43,9 @@ def main(show: ShowArguments, data: UnshownArguments) -> Path:
         (folder / f"{drawing.name}.png").write_bytes(drawing.png)
     page = folder / f"{show.what}.html"
     page.write_text(
-        sections_page(f"{show.what} of {subject.name}", view.headline, view.sections), encoding="utf-8"
+        # a folder by its last part: the rest is this machine's affair
+        sections_page(f"{show.what} of {Path(subject.name).name}", view.headline, view.sections),
+        encoding="utf-8",
     )
     print(f"{view.headline}\n{page} and {len(view.drawings)} drawings beside it")
     return folder

@@ -62,17 +62,19 @@ def picture_attention(subject: Subject, given: Opened, place: int) -> tuple[Sect
     """What the class token looks at in each layer, and the rollout, over the picture."""
     maps = attention_maps(subject.network, given.batch)["self"]
     rows, columns = patch_grid(subject, given, maps.shape[-1])
-    drawings = [
-        interpretation.over_picture(
-            f"{place}-rollout", given.pixels, over_patches(rollout(maps), rows, columns).numpy(),
-            "Rollout: how much of each patch reaches the class token of the last layer.",
-        )
-    ]  # fmt: skip
+    heat = over_patches(rollout(maps), rows, columns).numpy()
+    said = f"Rollout: how much of each patch reaches the class token of the last layer{_range(heat)}."
+    drawings = [interpretation.over_picture(f"{place}-rollout", given.pixels, heat, said)]
     for layer, heads in enumerate(maps):
         heat = over_patches(heads.mean(0), rows, columns).numpy()
-        said = f"Layer {layer}: what the class token looks at, mean of {len(heads)} heads."
+        said = f"Layer {layer}: what the class token looks at, mean of {len(heads)} heads{_range(heat)}."
         drawings.append(interpretation.over_picture(f"{place}-layer{layer}", given.pixels, heat, said))
     return Section(given.name, [one.chart for one in drawings]), drawings
+
+
+def _range(heat: np.ndarray) -> str:
+    # colours alone make an even map look like a finding
+    return f" ({heat.min():.2g} to {heat.max():.2g} a patch)"
 
 
 def patch_grid(subject: Subject, given: Opened, tokens: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ KIND_SAID = {
     "self": "Each word looks at the words of its own text.",
     "encoder": "Each word of the source looks at the source.",
     "decoder": "Each written word looks at those before it.",
-    "cross": "Each written word looks at the source: rows are written, columns are read.",
+    "cross": "Where the model looks in the source as it writes: rows are written, columns are read.",
 }
 
 
@@ -73,6 +73,9 @@ def show_attention(subject: Subject, show: ShowArguments) -> View:
             queries = source if kind in ("self", "encoder") else written
             # columns are what is looked at; cross-attention looks at the source
             keys = _keys(maps, written if kind == "decoder" else source)
+            if kind == "cross" and len(written) > 1:
+                # a place's weights are those with which the next word is written
+                queries, maps = written[1:], maps[..., :-1, :]
             blocks, made = _maps_section(f"{place + 1}-{kind}", kind, maps, keys, queries)
             sections.append(Section(f"{cut_text(text, 50)}: {kind}", blocks))
             drawings += made
@@ -91,12 +94,15 @@ def _keys(maps: Tensor, words: Sequence[str]) -> list[str]:
 def _maps_section(
     name: str, kind: str, maps: Tensor, keys: Sequence[str], queries: Sequence[str]
 ) -> tuple[list[Any], list[Picture]]:
+    alone = maps.shape[0] * maps.shape[1] == 1
+    how = (
+        "One layer, one head." if alone else f"Mean over {maps.shape[0]} layers, {maps.shape[1]} heads each."
+    )
     drawings = [
         interpretation.one_map(
-            f"{name}-mean", maps.mean((0, 1)).numpy(), keys, queries,
-            f"{KIND_SAID[kind]} Mean over {maps.shape[0]} layers and {maps.shape[1]} heads.",
+            f"{name}-mean", maps.mean((0, 1)).numpy(), keys, queries, f"{KIND_SAID[kind]} {how}"
         )
-    ]  # fmt: skip
+    ]
     # layers multiply only where a place looks at places of its own kind
     if maps.shape[-2] == maps.shape[-1] - (len(keys) - len(queries)) and kind != "cross":
         drawings.append(
@@ -111,6 +117,7 @@ def _maps_section(
             f"{name}-layer{layer}", heads.numpy(), keys, queries, f"Layer {layer}"
         )
         for layer, heads in enumerate(maps)
+        if not alone  # it is the mean's drawing
     ]
     table = Table(_heads_in_numbers(maps), "What each head looks at, averaged over the places of this text.")
     return [*[one.chart for one in drawings], table], drawings

@@ -6,6 +6,7 @@ two cores.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
@@ -179,3 +180,50 @@ def test_instructions_lower_the_loss_of_answers(shared_data, tmp_path):
         return figures(tmp_path / name)["loss"]
 
     assert loss_of("after", 96) < loss_of("before", 8, "--learning_rate", 1e-9) - 0.2
+
+
+def residues(folder: Path) -> float:
+    """Whether each residue of a protein lies at the surface, by the package aaanalysis, as rows; the share
+    that is right by the letter alone.
+    """
+    spec = importlib.util.find_spec("aaanalysis")
+    if spec is None or spec.origin is None:
+        pytest.skip("the sequences come with the package aaanalysis, which is not installed")
+    file = Path(spec.origin).parent / "_data" / "benchmarks" / "AA_SA.tsv"
+    lines = [line.split("\t") for line in file.read_text().splitlines()[1:]]
+    cells = [{"sequence": one[2], "tokens": list(one[2]), "tags": one[3].split(",")} for one in lines]
+    # a row of each letter's own tags: those of the training rows decide
+    found: dict[str, Counter[str]] = {}
+    for cell in cells[:180]:
+        for letter, tag in zip(cell["tokens"], cell["tags"], strict=True):
+            found.setdefault(letter, Counter())[tag] += 1
+    folder.mkdir()
+    for split, part in (("train", cells[:180]), ("validation", cells[180:])):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    told = [
+        found[letter].most_common(1)[0][0] == tag
+        for cell in cells[180:]
+        for letter, tag in zip(cell["tokens"], cell["tags"], strict=True)
+    ]
+    return sum(told) / len(told)
+
+
+def test_residues_at_the_surface_are_told(tmp_path):
+    rows = tmp_path / "rows"
+    by_letter = residues(rows)
+    run(
+        "tokenizer", "--objective", "mlm", "--kind", "characters", "--dataset_name", rows, "--text_column",
+        "sequence", "--ignore_columns", "tokens", "tags", "--output_dir", tmp_path / "letters",
+    )  # fmt: skip
+    options = (
+        "--task tokens --method full --from_config esm --config_overrides hidden_size=64,num_hidden_layers=3,"
+        "num_attention_heads=4,intermediate_size=128,max_position_embeddings=260,"
+        "position_embedding_type=rotary --max_length 256 --per_device_train_batch_size 8 "
+        "--learning_rate 1e-3 --num_train_epochs 6 "
+        "--eval_strategy no --save_strategy no --ignore_columns sequence"
+    )
+    run(
+        "train", *options.split(), "--dataset_name", rows, "--tokenizer_name", tmp_path / "letters",
+        "--output_dir", tmp_path / "run",
+    )  # fmt: skip
+    assert figures(tmp_path / "run")["f1"] > 0.95 * by_letter

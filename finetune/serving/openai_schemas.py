@@ -190,7 +190,7 @@ class ChatMessage(Lenient):
 
 
 class Function(Lenient):
-    name: str = Field(max_length=256)
+    name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
@@ -200,7 +200,14 @@ class Tool(Lenient):
 
     type: Literal["function"]
     function: Function | None = None
-    name: str | None = None
+    name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Tool:
+        # A call goes by it.
+        if self.function is None and self.name is None:
+            raise ValueError("a tool needs a function with a name")
+        return self
 
     def plain(self) -> dict[str, Any]:
         inner = self.function.model_dump(exclude_none=True) if self.function else self.model_dump(

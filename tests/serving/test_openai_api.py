@@ -244,6 +244,9 @@ def test_calls_that_nothing_offers_are_refused_and_none_means_none(client):
     ):
         with pytest.raises(openai.BadRequestError, match=message):
             client.chat.completions.create(**ASKED, **options)
+    for nameless in ({"type": "function"}, {"type": "function", "function": {"name": ""}}):
+        with pytest.raises(openai.UnprocessableEntityError, match="tools.0"):
+            client.chat.completions.create(**ASKED, tools=[nameless])
     form = {"tools": [STARS], "tool_choice": "required", "response_format": {"type": "json_object"}}
     with pytest.raises(openai.UnprocessableEntityError, match="no response_format beside it"):
         client.chat.completions.create(**ASKED, **form)

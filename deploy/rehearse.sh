@@ -6,7 +6,12 @@ root=$(mktemp -d); source=$(cd "$(dirname "$0")/.." && pwd)
 trap 'kill "${server:-}" 2>/dev/null || true; rm -rf "$root"' EXIT
 python3 -m venv "$root/opt"
 mkdir -p "$root/src" "$root/adapters"
-cp -r "$source"/{pyproject.toml,constraints.txt,README.md,LICENSE,finetune,prompts,scripts} "$root/src"
+# the Dockerfile's own COPY lines: what it forgets is missing here too
+while read -r _ parts; do
+    read -ra names <<< "$parts"
+    last=$((${#names[@]} - 1)); to=${names[$last]}
+    for one in "${names[@]:0:$last}"; do cp -r "$source/$one" "$root/src/${to#./}"; done
+done < <(grep '^COPY ' "$source/deploy/Dockerfile")
 (cd "$root/src" && "$root/opt/bin/pip" install --quiet --no-cache-dir -c constraints.txt "${@:2}" ".[serve]")
 cd "$root"
 "$root/opt/bin/finetune" serve --host 127.0.0.1 --port 18000 --adapters_dir "$root/adapters" --rescan_seconds 10 \

@@ -181,7 +181,8 @@ def lay_out_choices(rows: Dataset, data: DataArguments) -> Laid:
         and _is_numbers(rows, picked.label)
         and rows.features[column].feature == Value("string")
     ):
-        return as_read(rows, Columns(picked.text, column, picked.label))
+        used = {"text": [picked.text], "choices": [column], "label": [picked.label]}
+        return replace(as_read(rows, Columns(picked.text, column, picked.label)), used=used)
     # SWAG's second sentence is begun in a column of its own, and the endings go on from it
     goes_on = "sent2" if picked.text == "sent1" and "sent2" in there else None
     parts = [*before, picked.text, *([goes_on] if goes_on else [])]

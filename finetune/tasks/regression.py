@@ -62,7 +62,7 @@ def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:
         index = strange[0] if strange else 0
         raise InputError(
             f"The {where} {place_of(rows, index)} has {values[index]!r} in '{columns.label}'; wanted a "
-            "number. Set --label_column"
+            "number, without quotes. Mend the row, or set --label_column"
         )
     # evaluation rows may well be all alike
     if where == "training" and len(set(values)) < 2:

@@ -208,6 +208,12 @@ def test_choices_with_letters_and_in_columns(form):
     assert (row["text"], row["choices"], row["answer"]) == ("Which?", ["Oslo", "Bern"], 1)
 
 
+def test_choices_are_said_as_choices(capsys):
+    rows = [{"question": f"Where {n}?", "choices": ["here", "there"], "answer": n % 2} for n in range(4)]
+    choice.examine(both(Dataset.from_list(rows)), DataArguments("rows"))
+    assert "  text ← question\n  choices ← choices\n  label ← answer\n" in capsys.readouterr().out
+
+
 def test_a_row_without_an_answer_is_named_and_no_other():
     rows = [{"question": f"Where {n}?", "option1": "here", "option2": "there", "answer": said}
             for n, said in enumerate(("1", "2", ""))]  # fmt: skip

@@ -51,15 +51,17 @@ def write_rows(field: str, rows: int, folder: Path) -> None:
     """Noise of two classes, or a noisy wave in seven channels, as files."""
     rng = np.random.default_rng(0)
     if field == "series":
-        steps = rows + CONTEXT + HORIZON - 1
-        values = np.sin(np.arange(steps) / 4)[:, None] + rng.normal(0, 0.3, (steps, CHANNELS))
-        times = np.datetime64("2020-01-01T00") + np.arange(steps)
+        ends = (rows + CONTEXT + HORIZON - 1, rows + CONTEXT + 2 * HORIZON)
+        values = np.sin(np.arange(ends[1]) / 4)[:, None] + rng.normal(0, 0.3, (ends[1], CHANNELS))
+        times = np.datetime64("2020-01-01T00") + np.arange(ends[1])
         lines = [
             f"{when}," + ",".join(f"{one:.4f}" for one in row)
             for when, row in zip(times, values, strict=True)
         ]
         head = "date," + ",".join(f"channel{place}" for place in range(CHANNELS))
-        (folder / "train.csv").write_text("\n".join([head, *lines]))
+        # as many training windows as rows; a single one is evaluated
+        for split, part in (("train", lines[: ends[0]]), ("validation", lines[ends[0] :])):
+            (folder / f"{split}.csv").write_text("\n".join([head, *part]))
         return
     for number in range(rows):
         where = folder / "train" / "ab"[number % 2]

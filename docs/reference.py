@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune.cli.declarations import OURS, classes_of, description, options_of, title_of
+from finetune.cli.declarations import OURS, classes_of, description, options_of, required_of, title_of
 from finetune.cli.help import one_line
 from finetune.cli.places import recipes, verbs
 from finetune.methods import METHODS
@@ -39,10 +39,13 @@ def verbs_page() -> str:
         "`finetune VERB --help` prints the same, `--help all` also transformers' and TRL's.",
     ]
     for verb, script in verbs().items():
+        required = required_of(script)
         parts += [f"## {verb}", one_line(script) + ".", "```text\n" + description(script) + "\n```"]
         for module, name in classes_of(script):
             rows = [
-                {"option": f"`--{option.name}`", "default": f"`{option.default}`" if option.default else "",
+                {"option": f"`--{option.name}`",
+                 "default": "required" if option.name in required
+                 else option.default and f"`{option.default}`",
                  "what": option.help.replace("<", "&lt;").replace("{{", "{ {")}
                 for option in options_of(module, name)
                 if option.package in OURS  # the libraries' own keep the documentation that they have there

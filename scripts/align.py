@@ -2,9 +2,9 @@
 run as these verbs do.
 
 python scripts/align.py --algorithm online_dpo --model_name_or_path smollm2 \\
-    --reward classifier:runs/reviews_lora --output_dir runs/online
+    --dataset_name prompts.jsonl --reward classifier:runs/reviews_lora --output_dir runs/online
 python scripts/align.py --algorithm distill --model_name_or_path smollm2 \\
-    --teacher_model_name_or_path LARGER --output_dir runs/distill
+    --dataset_name prompts.jsonl --teacher_model_name_or_path LARGER --output_dir runs/distill
 python scripts/align.py --algorithm dr_grpo --config scripts/recipes/gsm8k_grpo.yaml
 """
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from finetune.data.sources import DataArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
+
+# asked for at once: no default of these would fit
+REQUIRED = ("model_name_or_path", "dataset_name", "reward", "output_dir")
 
 
 def main(

@@ -4,7 +4,8 @@ model.
 python scripts/dpo.py --model_name_or_path runs/sft --dataset_name pairs --beta 0.1 --output_dir runs/dpo
 python scripts/dpo.py --algorithm kto --model_name_or_path smollm2 --dataset_name answers.jsonl \\
     --output_dir runs/kto
-python scripts/dpo.py --algorithm simpo --simpo_gamma 0.5 --dataset_name pairs --output_dir runs/simpo
+python scripts/dpo.py --algorithm simpo --simpo_gamma 0.5 --model_name_or_path smollm2 --dataset_name pairs \\
+    --output_dir runs/simpo
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ if TYPE_CHECKING:
         ORPOTrainingArguments,
     )
     from finetune.alignment.preferences import PairArguments
-    from finetune.data.sources import DataArguments
+    from finetune.data.narrowed import PreferenceArguments
     from finetune.data.streaming import StreamingArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
     from finetune.privacy.options import PrivacyArguments
 
+# asked for at once: no default of these would fit
+REQUIRED = ("model_name_or_path", "dataset_name", "output_dir")
+
 
 def main(
-    data: DataArguments,
+    data: PreferenceArguments,
     pairs: PairArguments,
     stream: StreamingArguments,
     model: ModelArguments,
@@ -45,7 +49,7 @@ def main(
 
 # one main an algorithm, since a launcher shows the options of the one that was asked for
 def kto(
-    data: DataArguments,
+    data: PreferenceArguments,
     pairs: PairArguments,
     stream: StreamingArguments,
     model: ModelArguments,
@@ -59,7 +63,7 @@ def kto(
 
 
 def orpo(
-    data: DataArguments,
+    data: PreferenceArguments,
     pairs: PairArguments,
     stream: StreamingArguments,
     model: ModelArguments,
@@ -72,7 +76,7 @@ def orpo(
 
 
 def cpo(
-    data: DataArguments,
+    data: PreferenceArguments,
     pairs: PairArguments,
     stream: StreamingArguments,
     model: ModelArguments,

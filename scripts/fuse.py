@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from finetune.tasks.options import TaskArguments
     from finetune.training.options import TrainingArguments
 
+# asked for at once: no default of these would fit
+REQUIRED = ("adapters", "output_dir")
+
 
 def main(
     fusion: FusionArguments,

@@ -1,9 +1,9 @@
 """GRPO, its later losses and RLOO on TRL's trainers, with any reward, or several.
 
-python scripts/grpo.py --model_name_or_path smollm2 --reward classifier:runs/reviews_lora \\
-    --output_dir runs/grpo
-python scripts/grpo.py --algorithm rloo --model_name_or_path smollm2 --reward model:runs/reward \\
-    --output_dir runs/rloo
+python scripts/grpo.py --model_name_or_path smollm2 --dataset_name prompts.jsonl \\
+    --reward classifier:runs/reviews_lora --output_dir runs/grpo
+python scripts/grpo.py --algorithm rloo --model_name_or_path smollm2 --dataset_name prompts.jsonl \\
+    --reward model:runs/reward --output_dir runs/rloo
 python scripts/grpo.py --config scripts/recipes/gsm8k_grpo.yaml
 """
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from finetune.data.sources import DataArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
+
+# asked for at once: no default of these would fit
+REQUIRED = ("model_name_or_path", "dataset_name", "reward", "output_dir")
 
 
 def main(

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from finetune.models.load import ModelArguments
     from prompts.ladder.options import LadderArguments
 
+# asked for at once: no default of these would fit
+REQUIRED = ("dataset_name",)
+
 
 def main(ladder: LadderArguments, data: UnshownArguments, model: ModelArguments) -> None:
     from finetune.training.allocator import keep_freed_memory

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
 
+# asked for at once: no default of these would fit
+REQUIRED = ("model_name_or_path", "dataset_name", "reward", "output_dir")
+
 
 def main(
     data: DataArguments,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from finetune.data.sources import DataArguments
     from finetune.models.load import ModelArguments
 
+# asked for at once: no default of these would fit
+REQUIRED = ("model_name_or_path", "dataset_name", "reward", "output_dir")
+
 
 def main(
     data: DataArguments,

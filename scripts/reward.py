@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from finetune.alignment.graded_options import AttributeArguments, ProcessArguments
     from finetune.alignment.preferences import PairArguments
     from finetune.alignment.reward_model import RewardTrainingArguments
-    from finetune.data.sources import DataArguments
+    from finetune.data.narrowed import AskedArguments, PreferenceArguments
     from finetune.data.streaming import StreamingArguments
     from finetune.methods import MethodArguments
     from finetune.models.load import ModelArguments
 
+# asked for at once: no default of these would fit
+REQUIRED = ("model_name_or_path", "dataset_name", "output_dir")
+
 
 def main(
-    data: DataArguments,
+    data: PreferenceArguments,
     pairs: PairArguments,
     stream: StreamingArguments,
     model: ModelArguments,
@@ -79,7 +82,7 @@ def main(
 
 
 def attributes(
-    data: DataArguments, model: ModelArguments, method: MethodArguments, training: AttributeArguments
+    data: AskedArguments, model: ModelArguments, method: MethodArguments, training: AttributeArguments
 ) -> None:
     from finetune.alignment.graded import train_on_grades
 
@@ -87,7 +90,7 @@ def attributes(
 
 
 def process(
-    data: DataArguments, model: ModelArguments, method: MethodArguments, training: ProcessArguments
+    data: AskedArguments, model: ModelArguments, method: MethodArguments, training: ProcessArguments
 ) -> None:
     from finetune.alignment.graded import train_on_grades
 

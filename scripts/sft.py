@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from finetune.tasks.sft import InstructionArguments
     from finetune.training.sft import SftArguments
 
+# asked for at once: no default of these would fit
+REQUIRED = ("model_name_or_path", "dataset_name", "output_dir")
+
 
 def main(
     instruct: InstructionArguments,

@@ -77,7 +77,7 @@ def _ready(
 ) -> Dataset:
     """Rows of both splits alike, laid out and checked."""
     assert rows.eval is not None
-    if single and not are_pairs(rows.eval):
+    if single and not are_pairs(rows.eval, data):
         laid, _ = laid_out(rows, data, lay_out_unpaired)
         assert laid.eval is not None
         return sound_answers(laid.eval, processor, max_length, settings.drop_faulty_pairs, where)

@@ -129,7 +129,7 @@ def read_unpaired(
     """
     rows = rows or load_rows(data)
     assert rows.train is not None and rows.eval is not None
-    if are_pairs(rows.train):
+    if are_pairs(rows.train, data):
         return read_pairs(data, settings, processor, max_length, rows)
     rows, _ = laid_out(rows, data, lay_out_unpaired)
     assert rows.train is not None and rows.eval is not None

@@ -18,9 +18,10 @@ from finetune.adapters.assess import evaluation_rows, trained_as
 from finetune.alignment.pair_input import learnt_answers, read_preferences
 from finetune.alignment.preferences import PairArguments
 from finetune.artefacts.folder import Artefact
+from finetune.cli.recipes import renamed_of
 from finetune.data.columns import Columns
 from finetune.data.laying import laid_out
-from finetune.data.narrowed import CorpusArguments
+from finetune.data.narrowed import CorpusArguments, PreferenceArguments
 from finetune.data.sources import DataArguments, FewShotArguments, Rows, load_rows
 from finetune.data.streaming import StreamingArguments
 from finetune.errors import InputError
@@ -39,6 +40,8 @@ WHICH = ("dataset_config", "data_files", "eval_dataset_name", "hold_out", "max_t
 def told(options: dict[str, Any], kind: type[Group], **changes: Any) -> Group:
     """A group of options as an artefact's arguments.yaml has them."""
     # old runs lack options that came later: defaults stand in
+    renamed = renamed_of([kind])
+    options = options | {new: options[old] for old, new in renamed.items() if options.get(old) is not None}
     known = {one.name: options[one.name] for one in fields(kind) if one.init and one.name in options}  # type: ignore[arg-type]
     return kind(**(known | changes))
 
@@ -125,7 +128,7 @@ def _texts(artefact: Artefact) -> RunRows:
 def _answers(artefact: Artefact) -> RunRows:
     """A run on preferences, of which an answer that was to become likelier is a row with its prompt."""
     options = artefact.options
-    data, pairs = told(options, DataArguments, check=False, show_rows=0), told(options, PairArguments)
+    data, pairs = told(options, PreferenceArguments, check=False, show_rows=0), told(options, PairArguments)
     row, settings = _language(artefact)
     processor = load_processor(str(artefact.folder))
 

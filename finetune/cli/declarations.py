@@ -116,6 +116,14 @@ def _algorithms(script: Path) -> list[ast.expr]:
     return []
 
 
+def required_of(script: Path) -> tuple[str, ...]:
+    """Options that a script's REQUIRED names: they have no default that would fit."""
+    for node in parsed(script).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REQUIRED":
+            return tuple(ast.literal_eval(node.value))
+    return ()
+
+
 def description(script: Path) -> str:
     """A script's docstring."""
     return ast.get_docstring(parsed(script)) or ""

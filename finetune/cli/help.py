@@ -9,7 +9,15 @@ import shutil
 import textwrap
 from pathlib import Path
 
-from finetune.cli.declarations import OURS, Option, classes_of, description, options_of, title_of
+from finetune.cli.declarations import (
+    OURS,
+    Option,
+    classes_of,
+    description,
+    options_of,
+    required_of,
+    title_of,
+)
 
 # transformers' options that every run is about: they stand among the own ones.
 USUAL = (
@@ -39,7 +47,7 @@ def usage(script: Path, everything: bool = False, installed: bool = False, main:
     config = Option("config", "",
     "A recipe, by name (`finetune recipes`) or as a YAML file: any of the options below "
                     "as keys. The command line beats it; it beats the defaults.", "finetune")  # fmt: skip
-    lines, hidden = [text, "", *_entry(config)], 0
+    lines, hidden, required = [text, "", *_entry(config)], 0, required_of(script)
     for module, name in classes_of(script, main):
         options = options_of(module, name)
         shown = [o for o in options if everything or o.package in OURS or o.name in USUAL]
@@ -47,7 +55,7 @@ def usage(script: Path, everything: bool = False, installed: bool = False, main:
         lines += ["", title_of(module, name)]
         # what is said here before what is only handed on
         for option in sorted(shown, key=lambda o: (o.package not in OURS, o.name not in USUAL)):
-            lines += _entry(option)
+            lines += _entry(option, option.name in required)
     if hidden:
         lines += ["", f"{hidden} further options are transformers' and trl's own, by their names: --help all"]
     return "\n".join(lines)
@@ -68,8 +76,9 @@ def examples(script: Path, installed: bool) -> str:
     return next((part for part in parts[1:] if part.startswith(("python ", "finetune "))), "")
 
 
-def _entry(option: Option) -> list[str]:
-    head = f"  --{option.name}" + (f"  (default: {option.default})" if option.default else "")
+def _entry(option: Option, required: bool = False) -> list[str]:
+    said = "required" if required else f"default: {option.default}" if option.default else ""
+    head = f"  --{option.name}" + (f"  ({said})" if said else "")
     # Never wider than 110: long lines are hard to read however wide the screen.
     width = min(shutil.get_terminal_size((110, 24)).columns, 110)
     return [head, *textwrap.wrap(option.help, width, initial_indent=" " * 6, subsequent_indent=" " * 6)]

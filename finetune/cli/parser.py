@@ -24,7 +24,8 @@ from typing import Any, NoReturn
 from finetune.cli.declarations import classes_of, option_classes, options_of
 from finetune.cli.help import examples, usage
 from finetune.cli.places import did_you_mean, verbs
-from finetune.cli.recipes import OF_ONE_RUN, as_arguments, read_recipe, split_recipe
+from finetune.cli.recipes import OF_ONE_RUN, as_arguments, read_recipe, renamed_of, split_recipe
+from finetune.cli.required import MissingOptions, check_required
 from finetune.errors import InputError
 
 # Names from other tools and from haste → the options that they mean; the first that the verb has is offered.
@@ -50,7 +51,8 @@ MEANT = {
     "rank": ("method_kwargs",),
     "lora_r": ("method_kwargs",), "lora_alpha": ("method_kwargs",), "target_modules": ("method_kwargs",),
     "torch_dtype": ("dtype", "bf16"), "random_seed": ("seed", "seeds"), "recipe": ("config",),
-    "split": ("eval_split",), "resume": ("resume_from",), "continue_from": ("resume_from",),
+    "prompt_column": ("text_column",), "split": ("eval_split",), "resume": ("resume_from",),
+    "continue_from": ("resume_from",),
 }  # fmt: skip
 
 
@@ -94,7 +96,8 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
         main(*parse(main, arguments, called))
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
-        if not arguments:  # nothing was said, so what one may say is worth more than what is missing
+        # where nothing or too little was said, what one may say is worth more than what is missing
+        if not arguments or isinstance(error, MissingOptions):
             print(f"\n{examples(Path(inspect.getfile(main)), installed)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -258,7 +261,8 @@ def parse(
     # Only a recipe may hold another algorithm's options; a help text or a plain call need not load them.
     others = _other_mains(main) if split_recipe(list(arguments))[0] else []
     idle = {o.name: o.default for one in others for kind in _types_of(one) for o in fields(kind) if o.init}
-    return parse_into(_types_of(main), arguments, *meant, idle=idle)
+    required = main.__globals__.get("REQUIRED", ())
+    return parse_into(_types_of(main), arguments, *meant, idle=idle, required=required)
 
 
 def _types_of(main: Callable[..., Any]) -> list[type]:
@@ -276,7 +280,11 @@ def _other_mains(main: Callable[..., Any]) -> list[Callable[..., Any]]:
 
 
 def parse_into(
-    types: list[type], arguments: Sequence[str], *meant: str, idle: dict[str, Any] | None = None
+    types: list[type],
+    arguments: Sequence[str],
+    *meant: str,
+    idle: dict[str, Any] | None = None,
+    required: Sequence[str] = (),
 ) -> list[Any]:
     """The same for given dataclasses: `[--config RECIPE] [--name value ...]` → one instance of each.
 
@@ -285,6 +293,7 @@ def parse_into(
         arguments: of the command line.
         meant: the verbs whose recipes are taken; one that says it is another verb's is refused.
         idle: options that a recipe may hold with these values, and that are not read here.
+        required: options that have no default that would fit.
     """
     from transformers import HfArgumentParser  # half a second, which a help text need not pay
 
@@ -307,15 +316,15 @@ def parse_into(
     settled = {
         o.name: o.default for kind in types for o in fields(kind) if not o.init and o.name not in known
     }
+    renamed = renamed_of(types)
     # The recipe first: of two values argparse takes the later.
-    words = [
-        *_from_recipe(recipe, known, (idle or {}) | settled, meant, OF_ONE_RUN if resumed else ()),
-        *rest,
-    ]
+    taken = _from_recipe(recipe, known, (idle or {}) | settled, meant, OF_ONE_RUN if resumed else (), renamed)
+    words = [*taken, *rest]
     words += _unwritten(words, known)
     _, unknown = parser.parse_known_args(words)  # a misspelled option before what its absence leads to
     if unknown:
-        raise InputError(_complain(unknown[0], known, settled))
+        raise InputError(_complain(unknown[0], known, settled, renamed))
+    check_required(required, words, types)
     return list(parser.parse_args_into_dataclasses(words, look_for_args_file=False))
 
 
@@ -339,6 +348,7 @@ def _from_recipe(
     settled: dict[str, Any],
     meant: Sequence[str],
     without: Sequence[str] = (),
+    renamed: dict[str, str] | None = None,
 ) -> list[str]:
     """A recipe as the command line that says the same, so that both go through the same checks.
 
@@ -347,8 +357,10 @@ def _from_recipe(
 
     Args:
         without: options that aren't taken from it.
+        renamed: names of earlier versions → the options that they are now.
     """
     content = {} if given is None else read_recipe(given)
+    content |= {new: content.pop(old) for old, new in (renamed or {}).items() if content.get(old) is not None}
     content = {key: value for key, value in content.items() if key not in without}
     of = content.pop("verb", None)
     if meant and of is not None and of not in meant:
@@ -373,12 +385,16 @@ def _other_verbs(content: dict[str, Any]) -> str:
     return f" All of its keys are options of: finetune {', finetune '.join(fitting)}" if fitting else ""
 
 
-def _complain(argument: str, known: set[str], settled: dict[str, Any]) -> str:
+def _complain(
+    argument: str, known: set[str], settled: dict[str, Any], renamed: dict[str, str] | None = None
+) -> str:
     if not argument.startswith("--") and argument not in known and " " in argument:
         return f"Unexpected value '{argument}'"
     name = argument.lstrip("-").partition("=")[0].replace("-", "_")
     if name in NOT_HERE:
         return f"--{name} has no meaning here: {NOT_HERE[name]}. Leave it out"
+    if name in (renamed or {}):
+        return f"--{name} is for texts; this verb's option is --{(renamed or {})[name]}"
     if name in settled:
         return (
             f"--{name} has no effect here: what it sets in other tools is settled by this verb. Leave it out"

@@ -5,6 +5,7 @@ class.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,16 @@ OF_ONE_RUN = (
     "resume_from",
     "resume_from_checkpoint",
 )  # what a run that goes on doesn't take over
+
+
+def renamed_of(types: Sequence[type]) -> dict[str, str]:
+    """Names that options had in earlier versions → those of now, as RENAMED of option classes has them."""
+    return {
+        old: new
+        for kind in types
+        for one in kind.__mro__
+        for old, new in vars(one).get("RENAMED", {}).items()
+    }
 
 
 def split_recipe(arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -15,7 +15,15 @@ from finetune.data.columns import Columns
 from finetune.data.conversations import MessageError
 from finetune.data.layouts import Fields, first_of
 from finetune.data.places import columns_of
-from finetune.data.preferred import SAID, answered, as_made, as_verdict, question_of, with_columns
+from finetune.data.preferred import (
+    SAID,
+    answered,
+    as_made,
+    as_verdict,
+    of_questions,
+    question_of,
+    with_columns,
+)
 from finetune.data.questions import Laid, as_tools, asked_text
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
@@ -88,11 +96,11 @@ def lay_out_steps(rows: Dataset, data: DataArguments) -> Laid:
 
 def _asked(rows: Dataset, data: DataArguments, others: Sequence[str]) -> Fields:
     # --label_column names verdicts here, not an answer
-    fields = question_of(rows, replace(data, label_column=None), others)
+    fields = question_of(rows, replace(of_questions(data), label_column=None), others)
     if fields is None:
         raise InputError(
             f"No column with a question in {data.name}; it has {', '.join(columns_of(rows))}. Set "
-            "--text_column"
+            f"{of_questions(data).text_option}"
         )
     return fields
 

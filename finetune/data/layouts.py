@@ -116,9 +116,9 @@ def find_fields(rows: Dataset, data: DataArguments, answer: bool = True) -> Fiel
         InputError: no such columns, or none of the layout that was named.
     """
     there = columns_of(rows)
-    for flag, named in (("text_column", data.text_column), ("label_column", data.label_column)):
+    for flag, named in ((data.text_option, data.text_column), ("--label_column", data.label_column)):
         if named is not None and named not in there:
-            raise InputError(f"No column '{named}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
+            raise InputError(f"No column '{named}' in {data.name}; it has {', '.join(there)}. Set {flag}")
     found = _question(rows, data, there)
     # the question's own column can't be its answer as well: `input` beside `output`, `query` beside `reply`
     rest = [column for column in there if column not in (found.chat, found.asked)]
@@ -193,11 +193,11 @@ def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
                 f"The column '{strange}' of {data.name} holds {first!r:.80}; wanted a list of messages with "
                 "role "
                 "and content, of pairs of question and answer, or of texts said in turn. Mend it, or set "
-                "--text_column"
+                f"{data.text_option}"
             )
         raise InputError(
             f"No column with a question in {data.name}; it has {', '.join(there)}; wanted one of: {names}. "
-            "Set --text_column"
+            f"Set {data.text_option}"
         )
     # the two chats' layouts are told by their cells, above
     told = next(

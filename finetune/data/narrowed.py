@@ -4,9 +4,11 @@ it. Knows options alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 from finetune.data.sources import DataArguments, TextArguments
+from finetune.errors import InputError
 
 
 @dataclass
@@ -16,6 +18,60 @@ class UnshownArguments(DataArguments):
     show_rows: int = field(default=0, init=False)
     check: bool = field(default=False, init=False)
     licences: list[str] | None = field(default=None, init=False)
+
+
+@dataclass
+class QuestionArguments(DataArguments):
+    """The rows of preferences as those of questions."""
+
+    text_option = "--prompt_column"
+
+
+@dataclass
+class AskedArguments(DataArguments):
+    """Which rows of a prompt and answers with marks, or steps with verdicts"""
+
+    RENAMED: ClassVar[dict[str, str]] = {"text_column": "prompt_column"}
+
+    text_column: str | None = field(default=None, init=False)
+    prompt_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column with the prompt, a text or messages (default: prompt, question, ...; "
+            "without one, what both answers begin with)."
+        },
+    )
+
+    def of_questions(self) -> QuestionArguments:
+        """The same for what reads a question alone."""
+        same = {
+            one.name: vars(self)[one.name] for one in fields(QuestionArguments) if one.name != "text_column"
+        }
+        return QuestionArguments(**same | {"text_column": self.prompt_column})
+
+
+@dataclass
+class PreferenceArguments(AskedArguments):
+    """Which rows: prompt, chosen, rejected; or two answers and a verdict; KTO also: prompt, completion, label
+
+    Columns of other names are named; two answers and a verdict are response_0, response_1 and
+    better_response_id, and others that are published.
+    """
+
+    chosen_column: str | None = field(
+        default=None,
+        metadata={"help": "Column with the better answer (default: chosen, preferred, better, ...)."},
+    )
+    rejected_column: str | None = field(
+        default=None,
+        metadata={"help": "Column with the worse answer (default: rejected, dispreferred, worse, ...)."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.chosen_column is None) != (self.rejected_column is None):
+            there, missing = ("chosen", "rejected") if self.chosen_column else ("rejected", "chosen")
+            raise InputError(f"--{there}_column names one of two answers. Set --{missing}_column too")
 
 
 @dataclass

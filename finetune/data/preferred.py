@@ -16,6 +16,7 @@ from finetune.data.columns import Columns
 from finetune.data.compared import better_and_worse, is_compared
 from finetune.data.conversations import Message, MessageError, as_chat, is_chat, said_in
 from finetune.data.layouts import ASKED, CHATS, Fields, find_fields, first_of, holds
+from finetune.data.narrowed import AskedArguments, PreferenceArguments
 from finetune.data.places import columns_of, place_of
 from finetune.data.questions import Laid, as_tools, asked_messages, asked_text
 from finetune.data.sources import DataArguments
@@ -46,10 +47,30 @@ TRUE, FALSE = (
 )
 
 
-def are_pairs(rows: Dataset) -> bool:
+def are_pairs(rows: Dataset, data: DataArguments) -> bool:
     """Whether rows hold a better and a worse answer, and not answers with a verdict each."""
     there = columns_of(rows)
-    return first_of(BETTER, there) is not None or is_compared(there)
+    return any(named_sides(data, there)) or first_of(BETTER, there) is not None or is_compared(there)
+
+
+def named_sides(data: DataArguments, there: Sequence[str]) -> tuple[str | None, str | None]:
+    """The columns of the better and the worse answer, where the user named them.
+
+    Raises:
+        InputError: one that isn't there, the prompt's too.
+    """
+    if not isinstance(data, PreferenceArguments):
+        return None, None
+    for flag in ("prompt_column", "chosen_column", "rejected_column"):
+        named = vars(data)[flag]
+        if named is not None and named not in there:
+            raise InputError(f"No column '{named}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
+    return data.chosen_column, data.rejected_column
+
+
+def of_questions(data: DataArguments) -> DataArguments:
+    """What a question is read by: preferences call its column --prompt_column."""
+    return data.of_questions() if isinstance(data, AskedArguments) else data
 
 
 def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
@@ -63,7 +84,9 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
         InputError: columns that are missing, or rows that can't be read, with their place.
     """
     there = columns_of(rows)
-    better, worse = first_of(BETTER, there), first_of(WORSE, there)
+    better, worse = named_sides(data, there)
+    # before the usual names: other columns may have those too
+    better, worse = better or first_of(BETTER, there), worse or first_of(WORSE, there)
     compared = better_and_worse(rows, data) if better is None and worse is None else None
     if compared is not None:
         laid = lay_out_pairs(compared.rows, replace(data, label_column=None))
@@ -79,10 +102,10 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
             f"{', '.join(there)}; wanted a better answer as one of: {', '.join(BETTER)}; and a worse one as "
             "one of: "
             f"{', '.join(WORSE)}; or two answers and a verdict (response_0, response_1, better_response_id). "
-            "Rename the columns, or set --dataset_name to preference pairs"
+            "Set --chosen_column and --rejected_column, or --dataset_name to preference pairs"
         )
     # None where both answers are whole chats that hold the question
-    fields = question_of(rows, data, (better, worse))
+    fields = question_of(rows, of_questions(data), (better, worse))
     kept = [name for name in (*ABOUT, "id") if name in there]
     # the first row tells a column's kind, as Arrow has one for all
     texts = (fields is None or fields.plain) and all(
@@ -221,11 +244,12 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
             "wanted prompt, completion and label, or messages and label. Set --dataset_name"
         )
     # --label_column names the verdict here, not an answer
-    bare = replace(data, label_column=None, text_column=chat or data.text_column)
+    asked = of_questions(data)
+    bare = replace(asked, label_column=None, text_column=chat or asked.text_column)
     fields = question_of(rows, bare, (verdict, *([said] if said else [])))
     if fields is None:
         raise InputError(
-            f"No column with a question in {data.name}; it has {', '.join(there)}. Set --text_column"
+            f"No column with a question in {data.name}; it has {', '.join(there)}. Set {asked.text_option}"
         )
     plain = fields.plain and all(
         isinstance(rows[0][name], str) and not is_chat(rows[0][name]) for name in (said, fields.asked)

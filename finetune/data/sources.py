@@ -117,6 +117,7 @@ class SourceArguments:
 class ColumnArguments(LicenceArguments, SourceArguments):
     """Which rows, and which of their columns."""
 
+    text_option = "--text_column"  # what messages call it; no option itself
     text_column: str | None = field(
         default=None,
         metadata={"help": "Column with the text, picture or sound (default: found by its usual names)."},
@@ -127,10 +128,7 @@ class ColumnArguments(LicenceArguments, SourceArguments):
     label_column: str | None = field(default=None, metadata={"help": "Column with the label or target."})
     ignore_columns: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "Columns with text that are not wanted; without it a run stops at a text that nothing "
-            "reads."
-        },
+        metadata={"help": "Columns with text that are not wanted; else a run stops at a text nothing reads."},
     )
     max_train_rows: int | None = field(
         default=None,
@@ -144,10 +142,7 @@ class ColumnArguments(LicenceArguments, SourceArguments):
     )
     balance_eval_rows: bool = field(
         default=False,
-        metadata={
-            "help": "Draw max_eval_rows evenly over the classes: figures of another population than the "
-            "file's."
-        },
+        metadata={"help": "Draw max_eval_rows evenly over the classes: figures of another population."},
     )
     class_names: list[str] | None = field(
         default=None,

@@ -21,6 +21,8 @@ from finetune.alignment.preferences import (
     sound_pairs,
     with_prompt,
 )
+from finetune.data.narrowed import PreferenceArguments
+from finetune.data.preferred import are_pairs, lay_out_pairs, lay_out_unpaired
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 
@@ -267,6 +269,37 @@ def test_columns_that_are_missing_are_named(tmp_path: Path):
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "a"}) + "\n" + json.dumps({"text": "b"}))
     with pytest.raises(InputError, match=r"No column 'chosen'.*it has text"):
         read_pairs(DataArguments(dataset_name=str(tmp_path)), PairArguments(), make_tokenizer("llama"), 32)
+
+
+def test_columns_of_any_name_are_read_where_they_are_named():
+    rows = Dataset.from_list(
+        [
+            {
+                "id": 1,
+                "prompt": "an id, not asked",
+                "frage": "Wie spät?",
+                "gut": "Es ist zwei.",
+                "nein": "Weiß nicht.",
+            }
+        ]
+    )
+    named = {"prompt_column": "frage", "chosen_column": "gut", "rejected_column": "nein"}
+    data = PreferenceArguments("rows", ignore_columns=["prompt"], **named)
+    assert are_pairs(rows, data)
+    laid = lay_out_pairs(rows.remove_columns("prompt"), data).rows
+    assert [laid[0][name] for name in ("prompt", "chosen", "rejected")] == [
+        "Wie spät?",
+        "Es ist zwei.",
+        "Weiß nicht.",
+    ]
+    for flag in named:
+        with pytest.raises(InputError, match=f"No column 'x' in rows; it has .*frage.*Set --{flag}"):
+            lay_out_pairs(rows, PreferenceArguments("rows", **named | {flag: "x"}))
+    with pytest.raises(InputError, match="Set --rejected_column too"):
+        PreferenceArguments("rows", chosen_column="gut")
+    single = Dataset.from_list([{"frage": "Wie spät?", "answer": "Zwei.", "label": True}])
+    laid = lay_out_unpaired(single, PreferenceArguments("rows", prompt_column="frage")).rows
+    assert laid[0] == {"prompt": "Wie spät?", "completion": "Zwei.", "label": True}
 
 
 def test_margins_come_from_the_scores_of_a_file(tmp_path: Path):

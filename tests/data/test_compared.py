@@ -16,7 +16,7 @@ BOTH = [(0, GOOD, BAD), (1, BAD, GOOD)]
 
 def laid(rows: list[dict], **options: object):
     part = Dataset.from_list(rows)
-    assert are_pairs(part)
+    assert are_pairs(part, DataArguments("rows"))
     return laid_out(Rows(part, part, "rows"), DataArguments("rows", **options), lay_out_pairs)[0].train
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune.cli.command import OTHERS as TABLES
-from finetune.cli.declarations import classes_of, options_of
+from finetune.cli.declarations import classes_of, options_of, required_of
 from finetune.cli.places import find_recipe, launchers, verbs
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +79,9 @@ def test_commands_name_what_there_is(page, words):
             assert word[2:].partition("=")[0] in known, f"{page}: {verb} has no {word}"
         if word == "--config":
             find_recipe(rest[i + 1])
+    given = {word.partition("=")[0].lstrip("-") for word in rest}
+    if not given & {"config", "resume_from", "check"} and "algorithm" not in given:
+        assert given >= set(required_of(verbs()[verb])), f"{page}: {verb} can't start"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

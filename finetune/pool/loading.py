@@ -4,6 +4,7 @@ batches."""
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,25 @@ def load_named_base(base: Any) -> tuple[Any, Any]:
         (kind for ending, kind in WRITING.items() if any(name.endswith(ending) for name in names)), AutoModel
     )
     return load_model(ModelArguments(model_name_or_path=base), model)
+
+
+def figures_in(passport: dict[str, Any]) -> dict[str, list[float]]:
+    """What a passport says that its adapter is worth: name → value, and the bounds of its interval. Figures
+    without an interval are times and sizes.
+    """
+    said = passport.get("metrics")
+    bounds = said.get("intervals") if isinstance(said, dict) else None
+    # the file may be anybody's: what is no number is left out
+    rows = {
+        name: [said.get(name), *pair]
+        for name, pair in (bounds.items() if isinstance(bounds, dict) else ())
+        if isinstance(pair, list) and len(pair) == 2 and name != "loss"
+    }
+    return {
+        name: row
+        for name, row in rows.items()
+        if all(isinstance(value, (int, float)) and math.isfinite(value) for value in row)
+    }
 
 
 def digest(folder: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import InputError
-from finetune.pool.loading import digest, stamp_of
+from finetune.pool.loading import digest, figures_in, stamp_of
 from finetune.pool.mixing import Chain, Ready
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
@@ -36,6 +36,7 @@ class Entry:
     labels: list[str] | None
     alone: str | None
     stamp: tuple[int, int]
+    figures: dict[str, list[float]]
     ready: Ready | None = None
     used: int = 0
 
@@ -72,7 +73,8 @@ class Registry:
         # Before reading: a file rewritten meanwhile then shows as changed, not as current.
         stamp = stamp_of(path)
         ready = self._read(path)
-        entry = Entry(path, digest(path), ready.task, ready.labels, _reason(ready), stamp, ready)
+        figures = figures_in(ready.adapter.passport)
+        entry = Entry(path, digest(path), ready.task, ready.labels, _reason(ready), stamp, figures, ready)
         with self._lock:
             self._check_free(name, replace)
             self._entries[name] = entry
@@ -94,14 +96,16 @@ class Registry:
             del self._entries[name]
 
     def listed(self) -> dict[str, dict[str, Any]]:
-        """Name → folder, kind of task, labels, whether its tensors are in memory, why it is run by itself
-        (None: it mixes), and whether its file has changed since it was read (what was read is served)."""
+        """Name → folder, kind of task, labels, figures of its training (value, lower and upper bound),
+        whether its tensors are in memory, why it is run by itself (None: it mixes), and whether its file has
+        changed since it was read (what was read is served)."""
         with self._lock:
             return {
                 name: {
                     "folder": str(e.folder),
                     "task": e.task,
                     "labels": e.labels,
+                    "figures": e.figures,
                     "in_memory": e.ready is not None,
                     "by_itself": e.alone,
                     "changed": stamp_of(e.folder) != e.stamp,

@@ -19,6 +19,10 @@ DONE = "!document.getElementById('ask').disabled"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     folders = make_folders(tmp_path_factory.mktemp("adapters"))
+    passport = folders / "films" / "passport.json"
+    told = json.loads(passport.read_text()) if passport.is_file() else {}
+    told["metrics"] = {"accuracy": 0.875, "intervals": {"accuracy": [0.8, 0.95], "f1": ["<b>", 1]}}
+    passport.write_text(json.dumps(told))
     with serving(filled(folders), adapters_dir=str(folders)) as running:
         yield running
 
@@ -33,6 +37,9 @@ def page(served):
 def fresh(page, served):
     page.open(f"http://127.0.0.1:{served.port}/")
     page.until("document.querySelectorAll('#left .adapter option').length > 1")
+    page.until(DONE)  # the example that is asked at once
+    assert page.run("return document.querySelector('#right .said').childElementCount")
+    page.messages()  # whose 64 tokens have no room in the tiny base
     yield
     assert page.messages() == []
 
@@ -62,7 +69,7 @@ def test_two_answers_stream_side_by_side(page, served):
     assert said == wanted
     sizes = page.run("return grown")
     assert len(set(sizes)) > 3  # it grew piece by piece
-    assert "s" in page.text("#left .note")
+    assert "s" in page.text("#left .said .note")
 
 
 def test_a_prompt_and_a_chat_of_one_s_own(page, served):
@@ -107,6 +114,9 @@ def test_labels_are_bars_and_words_are_coloured(page, served):
         "return [...document.querySelectorAll('#right .words span')].map(span => span.textContent)"
     )
     assert tags == TEXTS[0].split()
+    # what it may answer, and what its training found it to be worth
+    assert page.text("#left .about").endswith("On rows kept aside: accuracy 0.875 (0.800–0.950).")
+    assert page.text("#left .about").startswith(f"Answers: {', '.join(found['probabilities'])}.")
     assert page.run("return document.querySelector('#right .prompt').closest('label').hidden")
 
 

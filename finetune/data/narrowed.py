@@ -5,7 +5,7 @@ it. Knows options alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from types import MappingProxyType
 
 from finetune.data.sources import DataArguments, TextArguments
 from finetune.errors import InputError
@@ -31,7 +31,7 @@ class QuestionArguments(DataArguments):
 class AskedArguments(DataArguments):
     """Which rows of a prompt and answers with marks, or steps with verdicts"""
 
-    RENAMED: ClassVar[dict[str, str]] = {"text_column": "prompt_column"}
+    RENAMED = MappingProxyType({"text_column": "prompt_column"})
 
     text_column: str | None = field(default=None, init=False)
     prompt_column: str | None = field(
@@ -41,6 +41,11 @@ class AskedArguments(DataArguments):
             "without one, what both answers begin with)."
         },
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # on the object too, for who reads its options by name
+        self.text_column = None
 
     def of_questions(self) -> QuestionArguments:
         """The same for what reads a question alone."""

@@ -61,8 +61,10 @@ def named_sides(data: DataArguments, there: Sequence[str]) -> tuple[str | None, 
     """
     if not isinstance(data, PreferenceArguments):
         return None, None
-    for flag in ("prompt_column", "chosen_column", "rejected_column"):
-        named = vars(data)[flag]
+    for flag, named in (
+        ("prompt_column", data.prompt_column), ("chosen_column", data.chosen_column),
+        ("rejected_column", data.rejected_column),
+    ):  # fmt: skip
         if named is not None and named not in there:
             raise InputError(f"No column '{named}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
     return data.chosen_column, data.rejected_column

@@ -106,8 +106,10 @@ def test_rows_whose_licence_nobody_says_are_refused_by_every_verb(aligning, verb
 
 @pytest.mark.parametrize("script", ["ppo", "dpo", "reward", "grpo", "prefer"])
 def test_the_recipe_of_another_script_is_refused(aligning, script):
+    folder, model, reviews, reward = aligning
+    told = "" if script in ("dpo", "reward") else reward
     with pytest.raises(InputError, match=f"--task sft.*{script}"):
-        run(script, f"--task sft --output_dir {aligning[0]}/other")
+        run(script, model + reviews, told, f"--task sft --output_dir {folder}/other")
 
 
 def test_a_frontier_is_drawn_by_one_process(aligning, monkeypatch):

@@ -51,7 +51,8 @@ def test_kto_on_one_verdict_alone_is_refused(aligning, labels):
 @pytest.mark.parametrize("loss", ["kto", "orpo"])
 def test_a_run_of_when_all_losses_had_dpos_options_is_a_recipe(tmp_path: Path, loss):
     old = {"task": "dpo", "loss_type": [loss], "label_smoothing": 0.0, "precompute_ref_log_probs": True,
-           "dataset_name": ["pairs"], "output_dir": "out", "bf16": False, "beta": 0.3}  # fmt: skip
+           "model_name_or_path": "smollm2", "dataset_name": ["pairs"], "output_dir": "out", "bf16": False,
+           "beta": 0.3}  # fmt: skip
     recipe = tmp_path / "arguments.yaml"
     recipe.write_text(json.dumps(old))
     main = main_of(dpo.main, ["--config", str(recipe)])

@@ -28,7 +28,7 @@ RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
 # From the ground up: a room imports only from rooms of earlier lines, and nothing from its neighbours on its
 # own line.
 ORDER = (
-    ("device", "errors", "loss", "templating", "tuners"),
+    ("device", "errors", "loss", "packaged", "templating", "tuners"),
     ("data", "metrics", "models", "cli"),
     ("reports",),  # pages are made of figures
     ("methods",),

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune.artefacts.files import ARGUMENTS, METRICS, RUN, write_atomically
 from finetune.artefacts.passport import base_named, write_passport
 from finetune.errors import InputError
+from finetune.packaged import hub_name
 from finetune.reports.page import leave_behind
 
 LABELS_FILE = "labels.json"
@@ -110,7 +111,7 @@ def save_artefact(
         data_fingerprint=json.loads((folder / RUN).read_text(encoding="utf-8"))["data"], metrics=metrics,
     )  # fmt: skip
     # After the passport, which names the same base.
-    _make_portable(folder, base or named)
+    _make_portable(folder, hub_name(base or named))
     if labels is not None:
         write_atomically(folder / LABELS_FILE, json.dumps(labels, ensure_ascii=False))
     write_atomically(folder / METRICS, json.dumps(metrics, indent=1))

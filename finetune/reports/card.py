@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from finetune.packaged import hub_name
 from finetune.reports.privacy import privacy_rows, uncovered
 from finetune.reports.run_folder import RunFolder, read_run
 from finetune.reports.tables import markdown, with_interval
@@ -27,11 +28,6 @@ PIPELINES = {
     "dpo": "text-generation", "image": "image-classification", "audio": "audio-classification",
     "forecast": "time-series-forecasting",
 }  # fmt: skip
-# names by which the hub knows what comes in packages
-PACKAGED = {
-    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
-    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
-}
 
 
 def write_card(folder: str | Path) -> Path:
@@ -82,7 +78,7 @@ def _base(run: RunFolder) -> str | None:
     # a folder of this machine means nothing elsewhere
     if not named or Path(str(named)).exists():
         return None
-    return PACKAGED.get(str(named), str(named))
+    return hub_name(str(named))
 
 
 def _data_sets(run: RunFolder) -> list[str] | None:

@@ -29,11 +29,11 @@ from finetune.data.streaming import StreamingArguments
 from finetune.errors import InputError
 from finetune.metrics.bootstrap import bootstrap, mean_figure
 from finetune.models.load import ModelArguments
-from finetune.models.names import PACKAGED
 from finetune.models.processors import TEXT
 from finetune.models.scratch import ScratchArguments, prepare
 from finetune.models.sharded import make_whole
 from finetune.objectives.streams import Stream
+from finetune.packaged import PACKAGED
 from finetune.tasks.answers import answerer, save_answers
 from finetune.tasks.limits import check_features, check_max_length
 from finetune.tasks.options import TaskArguments

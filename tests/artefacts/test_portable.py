@@ -19,6 +19,8 @@ def test_weights_are_readable_and_the_base_goes_by_its_name(tmp_path):
     base.name_or_path = str(tmp_path / "cache" / "somewhere")
     network = attach(base, "lora", {}, "SEQ_CLS")
     save_artefact(network, make_tokenizer("bert"), tmp_path, ["no", "yes"], {})
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "minilm"
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == (
+        "sentence-transformers/all-MiniLM-L6-v2"  # what plain PEFT finds anywhere
+    )
     weights = (tmp_path / "adapter_model.safetensors").stat().st_mode
     assert stat.S_IMODE(weights) == stat.S_IMODE((tmp_path / "arguments.yaml").stat().st_mode)

@@ -23,7 +23,7 @@ from finetune.cli.completion import completion
 from finetune.cli.declarations import OURS, as_typed, classes_of, options_of
 from finetune.cli.help import usage
 from finetune.cli.launcher import Machine, launcher_command
-from finetune.cli.parser import as_arguments, launch, main_of, parse, parse_into
+from finetune.cli.parser import as_arguments, main_of, parse, parse_into
 from finetune.cli.tables import as_table
 from finetune.errors import InputError
 
@@ -190,41 +190,6 @@ def test_the_commonest_mistakes_are_told_the_real_option(verb, given, meant):
     with pytest.raises(InputError, match=f"Unknown option '{given}'. Did you mean") as error:
         parse_into(types, [given, "1"])
     assert f"Did you mean {meant}?" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("verb", "given", "missing"),
-    [
-        ("dpo", ["--beta", "0.2"], ["model_name_or_path", "dataset_name", "output_dir"]),
-        ("dpo", ["--algorithm", "kto", "--dataset_name", "a"], ["model_name_or_path", "output_dir"]),
-        ("sft", ["--dataset-name=a", "--check", "true"], ["model_name_or_path"]),
-        ("grpo", ["--output_dir", "a", "--dataset_name", "a"], ["model_name_or_path", "reward"]),
-        ("align", ["--algorithm", "distill", "--output_dir", "a"], ["model_name_or_path", "dataset_name"]),
-        ("ladder", [], ["dataset_name"]),
-    ],
-)
-def test_all_that_is_missing_is_asked_for_at_once(verb, given, missing, capsys):
-    with pytest.raises(SystemExit):
-        launch(importlib.import_module(f"finetune.scripts.{verb}").main, given, installed=True)
-    said = capsys.readouterr().err
-    assert f"Missing: {', '.join(f'--{name}' for name in missing)}\n" in said
-    assert f"\nfinetune {verb} " in said  # a command that would start
-
-
-def test_the_text_of_other_verbs_is_the_prompt_of_preferences():
-    words = [
-        "--model_name_or_path",
-        "smollm2",
-        "--dataset_name",
-        "a",
-        "--output_dir",
-        "a",
-        "--text_column",
-        "q",
-    ]
-    for verb in ("dpo", "reward"):
-        with pytest.raises(InputError, match="this verb's option is --prompt_column"):
-            parse(importlib.import_module(f"finetune.scripts.{verb}").main, words)
 
 
 def test_what_is_refused_is_not_offered():

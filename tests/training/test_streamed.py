@@ -184,7 +184,8 @@ def test_streams_that_make_no_sense_are_refused_at_the_start(verb, further, mess
     folder = chats(tmp_path / "chats", "alpaca")
     words = QUIET if verb != "ppo" else "--streaming true"
     with pytest.raises(InputError, match=message):
-        run(verb, f"{words} {further}", "--dataset_name", folder, "--output_dir", tmp_path / "run")
+        named = ("--dataset_name", folder, "--model_name_or_path", "minilm", "--output_dir", tmp_path / "run")
+        run(verb, f"{words} {further}", *named)
 
 
 @pytest.mark.parametrize(("verb", "further"), [("dpo", ""), ("reward", ""), ("dpo", "--algorithm kto")])

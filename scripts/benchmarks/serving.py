@@ -6,6 +6,7 @@ that the server gave to that request alone. `transformers serve` knows no adapte
 asked the same chats of the base. Prints one JSON object.
 
   python scripts/benchmarks/serving.py --base smollm2 --requests 200 --adapters 8
+  python scripts/benchmarks/serving.py --base smollm2 --requests 200 --adapters 64 --fewer 8 --chats 0
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--base", default="smollm2", help="a causal base")
     parser.add_argument(
         "--adapters", type=int, default=8, help="number of random LoRA adapters (rank 16, every linear layer)"
+    )
+    parser.add_argument(
+        "--fewer", type=int, default=0, help="ask as often over this many of them too; 0 leaves it out"
     )
     parser.add_argument("--requests", type=int, default=200, help="requests at once")
     parser.add_argument(
@@ -83,6 +88,9 @@ def main() -> None:
         more = [f"a{index}={folder}" for index, folder in enumerate(folders)]
         with serving([SERVE, "--base", arguments.base, "--adapters", *more]) as server:
             alone = by_server(said, server, jobs, pairs, arguments.new_tokens)
+            if arguments.fewer:
+                fewer = [job for job in jobs if int(job[1][1:]) < arguments.fewer]
+                by_fewer(said, server, (fewer * len(jobs))[: len(jobs)], arguments.new_tokens)
             chats = by_chats(server, "base", arguments) if arguments.chats else None
     # speed of other answers is no comparison
     said["set_adapter"]["answers_unlike_the_server's"] = sum(
@@ -200,12 +208,7 @@ def by_server(
     said: dict[str, Any], server: Server, jobs: list[Job], pairs: list[Job], most: int
 ) -> dict[Job, str]:
     """Each distinct request alone, then all requests at once; gives back what was answered alone."""
-
-    def ask(job: Job) -> str:
-        return server.post("/v1/generate", {"texts": [job[0]], "adapter": job[1], "max_new_tokens": most})[
-            "texts"
-        ][0]
-
+    ask = partial(generate, server, most)
     # a warm-up: the first request loads an adapter
     ask(pairs[0])
     answers, said["one_at_a_time"] = timed(ask, pairs, at_once=1)
@@ -220,8 +223,31 @@ def by_server(
         "server_memory_mb_before": before,
         "server_memory_mb_peak": server.memory_mb("VmHWM"),
     }
+    # its p50 and p95 are times to the first token, all requests at once
+    said["first_token"] = timed(partial(begun, server, most), jobs, at_once=len(jobs))[1]
     said["all_at_once_over_one_at_a_time"] = ratio(said["all_at_once"], said["one_at_a_time"])
     return alone
+
+
+def by_fewer(said: dict[str, Any], server: Server, jobs: list[Job], most: int) -> None:
+    """As many requests over fewer adapters: what more of them cost."""
+    said["all_at_once_over_fewer"] = timed(partial(generate, server, most), jobs, at_once=len(jobs))[1]
+    said["more_adapters_cost"] = ratio(said["all_at_once_over_fewer"], said["all_at_once"])
+
+
+def generate(server: Server, most: int, job: Job) -> str:
+    body = {"texts": [job[0]], "adapter": job[1], "max_new_tokens": most}
+    return server.post("/v1/generate", body)["texts"][0]
+
+
+def begun(server: Server, most: int, job: Job) -> str:
+    """The first line of a streamed answer; the rest is given up."""
+    body = {"texts": [job[0]], "adapter": job[1], "max_new_tokens": most, "stream": True}
+    request = urllib.request.Request(
+        f"{server.address}/v1/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=600) as answer:
+        return answer.readline().decode()
 
 
 def by_chats(server: Server, model: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -273,16 +299,26 @@ def by_transformers(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def timed(ask: Callable[[Any], str], jobs: Any, at_once: int) -> tuple[list[str], dict[str, Any]]:
-    """Answers in order, and how fast they came; an error of one is an error of all."""
-    started = time.perf_counter()
+    """Answers in order, how fast they came, and how long one took (half of them, and 95 in 100, less); an
+    error of one is an error of all."""
+    started, took = time.perf_counter(), list[float]()
+
+    def clocked(job: Any) -> str:
+        begun = time.perf_counter()
+        answer = ask(job)
+        took.append(time.perf_counter() - begun)
+        return answer
+
     # as many threads as requests at once: each waits for its own answer
     with ThreadPoolExecutor(at_once) as many:
-        answers = list(many.map(ask, jobs))
+        answers = list(many.map(clocked, jobs))
     seconds = time.perf_counter() - started
     return answers, {
         "requests": len(jobs),
         "seconds": round(seconds, 2),
         "per_second": round(len(jobs) / seconds, 3),
+        "p50_seconds": round(sorted(took)[len(took) // 2], 3),
+        "p95_seconds": round(sorted(took)[min(len(took) - 1, len(took) * 95 // 100)], 3),
     }
 
 

@@ -51,6 +51,7 @@ test-latest:  ## the plain tests on the latest versions of the dependencies that
 
 test-slow: $(VENV)/ready  ## tests that train real models
 	$(BIN)/python -m pytest -q -m slow -o faulthandler_timeout=7200
+	FUZZ_CASES=120 $(BIN)/python -m pytest -q tests/serving/test_fuzz.py -o faulthandler_timeout=7200
 
 test-browser: $(VENV)/ready  ## the server's pages in headless Chromium; installs Debian's chromium and chromium-driver where they are missing
 	command -v chromedriver >/dev/null && command -v chromium >/dev/null || \

@@ -89,6 +89,7 @@ def main() -> None:
         with serving([SERVE, "--base", arguments.base, "--adapters", *more]) as server:
             alone = by_server(said, server, jobs, pairs, arguments.new_tokens)
             if arguments.fewer:
+                # the same prompts and as many requests: only the number of adapters differs
                 fewer = [job for job in jobs if int(job[1][1:]) < arguments.fewer]
                 by_fewer(said, server, (fewer * len(jobs))[: len(jobs)], arguments.new_tokens)
             chats = by_chats(server, "base", arguments) if arguments.chats else None
@@ -236,6 +237,7 @@ def by_fewer(said: dict[str, Any], server: Server, jobs: list[Job], most: int) -
 
 
 def generate(server: Server, most: int, job: Job) -> str:
+    # greedy by default: every way must give the same words
     body = {"texts": [job[0]], "adapter": job[1], "max_new_tokens": most}
     return server.post("/v1/generate", body)["texts"][0]
 
@@ -243,6 +245,7 @@ def generate(server: Server, most: int, job: Job) -> str:
 def begun(server: Server, most: int, job: Job) -> str:
     """The first line of a streamed answer; the rest is given up."""
     body = {"texts": [job[0]], "adapter": job[1], "max_new_tokens": most, "stream": True}
+    # leaving closes the connection, by which the server drops the row at its next step
     request = urllib.request.Request(
         f"{server.address}/v1/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -303,6 +306,7 @@ def timed(ask: Callable[[Any], str], jobs: Any, at_once: int) -> tuple[list[str]
     error of one is an error of all."""
     started, took = time.perf_counter(), list[float]()
 
+    # from when its own request leaves, not from when the flood begins
     def clocked(job: Any) -> str:
         begun = time.perf_counter()
         answer = ask(job)

@@ -18,6 +18,7 @@ from typing import Any
 from datasets import Dataset
 
 from finetune.data.chats import template_ids
+from finetune.data.compared import with_one_question
 from finetune.data.laying import laid_out
 from finetune.data.places import PLACE, SET, columns_of, places_of
 from finetune.data.preferred import are_pairs, lay_out_pairs, lay_out_unpaired
@@ -206,11 +207,11 @@ def with_prompt(rows: Dataset, name: str) -> Dataset:
     told_twice = (
         "prompt" in columns_of(rows)
         and isinstance(rows[0]["prompt"], str)
-        # UltraFeedback's pairs tell the prompt as text and again inside both conversations.
-        and isinstance(rows[0]["chosen"], list)
+        and isinstance(rows[0]["chosen"], list)  # UltraFeedback's prompt stands in both conversations too
     )
     if "prompt" not in columns_of(rows) or told_twice:
-        return rows.remove_columns(["prompt"] if told_twice else []).map(_apart, desc="Finding prompts")
+        bare = rows.remove_columns(["prompt"] if told_twice else [])
+        return with_one_question(bare.map(_apart, desc="Finding prompts"))
     # In all rows or in none: an answer that happens to begin with its prompt may be meant so.
     if not all(map(_holds_prompt, rows)):
         return rows
@@ -229,7 +230,7 @@ def _apart(row: dict[str, Any]) -> dict[str, Any]:
     """
     chosen, rejected = row["chosen"] or "", row["rejected"] or ""
     most = max(0, min(len(chosen), len(rejected)) - 1)  # something is left to answer
-    # The first difference may lie within a word, which then belongs to the answers as a whole.
+    # a difference within a word leaves the whole word to the answers
     shared = next((i for i in range(most) if chosen[i] != rejected[i]), most)
     if isinstance(chosen, str):
         # Up to a blank, which itself stays with the answer: tokenizers join it to the word after.

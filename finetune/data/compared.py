@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from finetune.data.accounting import Used
 from finetune.data.cells import with_cells
-from finetune.data.places import columns_of, place_of
+from finetune.data.places import columns_of, place_of, places_of
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 
@@ -111,6 +111,21 @@ def better_and_worse(rows: Dataset, data: DataArguments) -> Compared | None:
     for name, values in (("chosen", chosen), ("rejected", rejected)):
         bare = with_cells(bare, name, values)
     return Compared(bare, answers, verdict, asked)
+
+
+def with_one_question(rows: Dataset) -> Dataset:
+    """Pairs of conversations that have a prompt in common.
+
+    Raises:
+        InputError: two that begin with different messages.
+    """
+    unlike = [n for n, row in enumerate(rows) if row["prompt"] == [] and row["chosen"] and row["rejected"]]
+    if unlike:
+        raise InputError(
+            f"{len(unlike)} pairs begin with two questions ({places_of(rows, unlike)}); wanted the same one "
+            "for chosen and rejected. Mend the rows or leave them out"
+        )
+    return rows
 
 
 Choose = Callable[[dict[str, Any]], tuple[Any, Any] | None]

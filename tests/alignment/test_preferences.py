@@ -151,6 +151,14 @@ def test_a_prompt_is_what_both_sides_begin_with_in_whole_words(chosen, rejected,
     assert (found["prompt"], found["chosen"], found["rejected"]) == expected
 
 
+def test_conversations_with_two_questions_are_named():
+    pairs = Dataset.from_list(
+        [{"chosen": [QUESTION, NICE], "rejected": [QUESTION | {"content": "r"}, RUDE]}] * 2
+    )
+    with pytest.raises(InputError, match="2 pairs begin with two questions .rows 0, 1.; wanted the same"):
+        with_prompt(pairs, "pairs")
+
+
 def test_a_prompt_told_twice_beside_conversations_is_left_aside():
     found = with_prompt(
         Dataset.from_list([{"prompt": "q", "chosen": [QUESTION, NICE], "rejected": [QUESTION, RUDE]}]),

@@ -81,8 +81,12 @@ class Patient(H11Protocol):
             idle = one.cycle is None or one.cycle.response_complete
             if idle and (one._idle_since < old or len(mine) > self.flood * self.per_address):
                 mine.remove(one)  # at once: many may come before its end is heard of
-                # No goodbye: a polite close would wait for a peer that says nothing.
-                one.transport.abort()
+                # A client keeps a connection for its next request: it hears an end, and opens another. But
+                # where something is still to be sent, a polite end would wait for a peer that doesn't read.
+                if one.transport.get_write_buffer_size():
+                    one.transport.abort()
+                else:
+                    one.transport.close()
 
     def _watch_head(self) -> None:
         """One timer from the first byte (or the connection) to the head's end; more bytes buy no more

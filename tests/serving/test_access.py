@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,6 +114,17 @@ def test_many_connections_at_once_are_all_answered(folders):
         assert all(b" 200 " in one.recv(100) for one in held)
         for one in held:
             one.close()
+
+
+def test_a_client_may_go_on_with_the_connections_of_a_burst(folders):
+    """Those that made room were ended in a way that its pool hears of before it asks again."""
+    with serving(filled(folders), connections_per_address=5) as running:
+        url = f"http://127.0.0.1:{running.port}/health"
+        with httpx.Client() as client, ThreadPoolExecutor(20) as threads:
+            for _ in range(3):
+                found = list(threads.map(lambda _: client.get(url).status_code, range(40)))
+                assert found == [200] * 40
+                time.sleep(Patient.grace + 0.1)
 
 
 def test_another_s_name_for_a_local_server_is_refused_and_probes_go_by_any(folders):

@@ -148,6 +148,7 @@ def calm_libraries() -> None:
         os.environ.setdefault(name, value)
     if not sys.stderr.isatty():  # a bar for each model that is loaded or fetched, of no use in a file
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # also those inside other libraries' steps
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     for name in ("bitsandbytes", "torchao"):  # they miss a kernel at every import
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from finetune.cli.places import did_you_mean
 from finetune.errors import InputError
 from prompts.templates import promptsource
 from prompts.templates.entries import CHOICE_FIGURES, FIGURES, LIBRARY, Ending, Entry, Judge, Source, library
@@ -73,7 +74,8 @@ def read_entry(name: str) -> Entry:
     strange = set(content) - KEYS
     if strange:
         raise InputError(
-            f"{path}: unknown key '{sorted(strange)[0]}'; wanted some of: {', '.join(sorted(KEYS))}"
+            f"{path}: unknown key '{sorted(strange)[0]}'.{did_you_mean(sorted(strange)[0], KEYS)} "
+            f"Wanted some of: {', '.join(sorted(KEYS))}"
         )
     return _native(path, content)
 

@@ -8,6 +8,7 @@ largest entry fits all.
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,8 +75,8 @@ def soon(seconds: float = 2.0, megabytes: float = 500.0) -> Iterator[None]:
     """What is done here takes no more of a processor's time, and no more memory on top of what was held."""
     begun, before = time.process_time(), _peak()
     yield
-    # A processor's time, which other processes on the machine don't lengthen.
-    assert time.process_time() - begun < seconds
+    # A processor's time, which other processes on the machine don't lengthen; but coverage's tracer does.
+    assert time.process_time() - begun < seconds * (1 if sys.gettrace() is None else 5)
     assert _peak() - before < megabytes
 
 

@@ -178,9 +178,13 @@ def test_a_run_forecasts_in_the_channels_own_units(file, tmp_path):
     assert np.mean((off / scale) ** 2) == pytest.approx(last["channels"]["load"]["mse"], rel=1e-4)
     for broken, wanted in (
         ({"load": past["load"]}, "No channel 'heat'"),
-        ({"load": past["load"], "heat": past["heat"][:20]}, "'heat' has 20 steps; .* from 24"),
-        ({"load": past["load"], "heat": [float("nan")] * 30}, "'heat' has no finite number 24 steps"),
-        ({"load": past["load"], "heat": ["warm"] * 30}, "'heat' holds what is no number"),
+        (
+            {"load": past["load"], "heat": past["heat"][:20]},
+            "unlike numbers of steps \\(load 154, heat 20\\)",
+        ),
+        ({"load": past["load"][:20], "heat": past["heat"][:20]}, "'load' has 20 steps; .* from 24"),
+        ({"load": past["load"][:30], "heat": [float("nan")] * 30}, "'heat' has no finite number 24 steps"),
+        ({"load": past["load"][:30], "heat": ["warm"] * 30}, "'heat' holds what is no number"),
     ):
         with pytest.raises(InputError, match=wanted):
             model(broken)

@@ -270,6 +270,20 @@ def test_what_stands_under_a_strange_key_of_a_message_stops(processor, tmp_path)
     assert len(encoded(path, processor, ignore_columns=["messages.critique"])) == 24
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_name_that_the_template_drops_stops_and_can_be_left_out(as_json, processor, tmp_path):
+    rows = chats("messages")
+    for row in rows:
+        row["messages"][-2]["name"] = "Ann"
+        row |= {"messages": json.dumps(row["messages"])} if as_json else {}
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(InputError, match=r"does not render the name of message \d+ \(user\): 'Ann'"):
+        encoded(path, processor)
+    found = encoded(path, processor, ignore_columns=["messages.name"])
+    plain = encoded(write(tmp_path / "plain.jsonl", chats("messages")), processor)
+    assert found["input_ids"][:] == plain["input_ids"][:] and found["labels"][:] == plain["labels"][:]
+
+
 def test_texts_that_are_read_already_stop_nothing(processor, tmp_path, capsys):
     rows = []
     for row, (_, turns) in zip(chats("messages"), CHATS, strict=True):

@@ -11,7 +11,6 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +21,7 @@ from finetune.data.compared import with_one_question
 from finetune.data.laying import laid_out
 from finetune.data.places import PLACE, SET, columns_of, places_of
 from finetune.data.preferred import are_pairs, lay_out_pairs, lay_out_unpaired
+from finetune.data.rendered import check_rendered
 from finetune.data.sources import DataArguments, Rows, load_rows, sample
 from finetune.errors import InputError
 
@@ -160,6 +160,7 @@ def sound_answers(rows: Dataset, processor: Any, max_length: int, drop: bool, wh
     Raises:
         InputError: answers that can't, where `drop` doesn't allow to leave them out, or none left.
     """
+    check_rendered(rows, ("completion",), processor, where)
     faults: dict[str, list[int]] = {"empty": [], "no room": [], "duplicate": []}
     seen: set[str] = set()
     for index, row in enumerate(rows):
@@ -181,7 +182,7 @@ def sound_answers(rows: Dataset, processor: Any, max_length: int, drop: bool, wh
         "duplicate": "the same row stands before it",
     }
     bad = {index for found in faults.values() for index in found}
-    told = "; ".join(f"{len(v)}: {said[k]} ({_named(rows, v)})" for k, v in faults.items() if v)
+    told = "; ".join(f"{len(v)}: {said[k]} ({places_of(rows, v)})" for k, v in faults.items() if v)
     if bad and not drop:
         raise InputError(
             f"Of {len(rows)} {where} answers, {told}. Mend them, or set --drop_faulty_pairs to leave them out"
@@ -260,7 +261,7 @@ def _with_margin(rows: Dataset, least: float) -> Dataset:
     ]
     if bad:
         raise InputError(
-            f"{len(bad)} pairs have a margin that is no number ({_named(rows, bad)}). Mend the column "
+            f"{len(bad)} pairs have a margin that is no number ({places_of(rows, bad)}). Mend the column "
             "'margin'"
         )
     kept = rows.filter(lambda row: row["margin"] >= least) if least else rows
@@ -284,6 +285,7 @@ def sound_pairs(rows: Dataset, processor: Any, max_length: int, drop: bool, wher
             "The tokenizer has no EOS, with which TRL ends each answer. Name its eos_token in "
             "tokenizer_config.json"
         )
+    check_rendered(rows, ("chosen", "rejected"), processor, where)
     faults = examine_pairs(rows, processor, max_length)
     for name, said in NOTED.items():
         if faults[name]:
@@ -293,13 +295,13 @@ def sound_pairs(rows: Dataset, processor: Any, max_length: int, drop: bool, wher
                 len(rows),
                 where,
                 said,
-                _named(rows, faults[name]),
+                places_of(rows, faults[name]),
             )
     bad = {index for name in UNUSABLE for index in faults[name]}
     if not bad:
         return rows
     said = "; ".join(
-        f"{len(faults[name])}: {UNUSABLE[name]} ({_named(rows, faults[name])})"
+        f"{len(faults[name])}: {UNUSABLE[name]} ({places_of(rows, faults[name])})"
         for name in UNUSABLE
         if faults[name]
     )
@@ -312,10 +314,6 @@ def sound_pairs(rows: Dataset, processor: Any, max_length: int, drop: bool, wher
     if not kept:
         raise InputError(f"No {where} pair is left of {len(rows)}; mend them or set --dataset_name")
     return rows.select(kept)
-
-
-def _named(rows: Dataset, found: Sequence[int]) -> str:
-    return places_of(rows, found)
 
 
 def examine_pairs(rows: Dataset, processor: Any, max_length: int) -> dict[str, list[int]]:

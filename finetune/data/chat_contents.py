@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
+
+from finetune.templating import FAULTS
 
 Message = dict[str, Any]
 REASONING = ("reasoning_content", "thinking", "reasoning")  # a template is given all for any of them
@@ -135,6 +137,49 @@ def _calls_gone(place: int, message: Message, text: str) -> str | None:
         return None
     named = ", ".join(str(call.get("function", {}).get("name")) for call in message["tool_calls"])
     return f"the tool_calls of message {place} ({named})"
+
+
+def names_gone(messages: Sequence[Message], render: Callable[[list[Message]], str]) -> str | None:
+    """The first name of who speaks (OpenAI's `name`) that a template doesn't read, in words; None where it
+    reads all.
+
+    A name is not looked for in the text, where it may stand by chance: without it the text is another one.
+
+    Args:
+        render: messages → the template's text.
+    """
+    named = {place: message["role"] for place, message in enumerate(messages) if _speaks(messages, place)}
+    # by roles, since templates write the names of some roles alone
+    for role in dict.fromkeys(named.values()):
+        bare = [
+            {key: one for key, one in message.items() if key != "name" or named.get(place) != role}
+            for place, message in enumerate(messages)
+        ]
+        try:
+            if render(bare) != render(list(messages)):
+                continue
+        # a template that asks for the name reads it
+        except FAULTS:
+            continue
+        place = next(place for place, one in named.items() if one == role)
+        return (
+            f"the name of message {place} ({role}): {messages[place]['name']!r:.60}, which --ignore_columns "
+            "messages.name leaves out (or the name of their own column)"
+        )
+    return None
+
+
+def _speaks(messages: Sequence[Message], place: int) -> bool:
+    """Whether a message has a name that nothing else says: its role and the call that it answers do."""
+    message = messages[place]
+    name = str(message.get("name") or "").strip()
+    called = [
+        call["function"].get("name")
+        for earlier in messages[:place]
+        for call in earlier.get("tool_calls") or ()
+        if isinstance(call, dict) and isinstance(call.get("function"), dict)
+    ]
+    return bool(name) and name != message["role"] and not (message["role"] == "tool" and name in called)
 
 
 def reasoning_of(message: Message) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.chat_contents import REASONING, left_out, plain, present, reasoning_of, shapes
+from finetune.data.chat_contents import REASONING, left_out, names_gone, plain, present, reasoning_of, shapes
 from finetune.errors import InputError
 from finetune.templating import FAULTS, render_chat
 
@@ -88,7 +88,7 @@ class Chats:
             except FAULTS as error:
                 reasons.append((0, self._refused(shaped, error)))  # 0 refused, 1 came further but lost a part
                 continue
-            gone = left_out(shaped, text) or self._tools_gone(shaped, as_tools(tools))
+            gone = left_out(shaped, text) or self._unread(shaped, shaped, as_tools(tools))
             if gone is None:
                 return text
             reasons.append((1, f"The chat template does not render {gone}"))
@@ -170,13 +170,17 @@ class Chats:
             gone = left_out(messages[: place + 1], turn.prompt, turn.said)
             if gone is not None:
                 return gone
-        return self._tools_gone(messages[: max(turns, default=0)] or messages, tools)
+        last = max(turns, default=len(messages))  # behind it nothing is rendered
+        return self._unread(messages[: max(turns, default=0)] or messages, messages[: last + 1], tools)
 
-    def _tools_gone(self, messages: list[Message], tools: Any) -> str | None:
-        def text(given: Any) -> str:
-            return self._render(messages, given, False, {})[0]
+    def _unread(self, asked: list[Message], messages: list[Message], tools: Any) -> str | None:
+        """Tools and names that change nothing in the text of what is asked, or of a chat."""
 
-        return "the column 'tools'" if tools is not None and text(tools) == text(None) else None
+        def text(said: list[Message], given: Any = tools) -> str:
+            return self._render(said, given, False, {})[0]
+
+        lost = tools is not None and text(asked) == text(asked, None)
+        return "the column 'tools'" if lost else names_gone(messages, text)
 
     def _refused(self, messages: list[Message], error: Exception) -> str:
         roles = ", ".join(message["role"] for message in messages)
@@ -194,8 +198,7 @@ class Chats:
         return self._closed(messages, place, tools)
 
     def _thinking(self) -> Iterator[dict[str, Any]]:
-        """What the template is told about thinking: nothing, and then either, where the turn doesn't follow
-        its own prompt."""
+        """What the template is told of thinking: nothing; either, where a turn doesn't follow its prompt."""
         yield {}  # first: a template that needs no telling is told nothing
         if THINKING in self.template(None) and THINKING not in self.options:
             yield {THINKING: False}  # a user's own setting stands, by the test above
@@ -257,8 +260,7 @@ class Chats:
     def _ended(
         self, messages: list[Message], place: int, turn: Turn, marks: Sequence[tuple[int, int]]
     ) -> Turn:
-        """The turn with the token that ends it and the spans to be learnt: those between {% generation %}
-        marks, or all."""
+        """The turn with the token that ends it and its learnt spans: {% generation %} marks, or all."""
         start, said = len(turn.prompt), turn.said.rstrip()
         inside = [(max(a - start, 0), b - start) for a, b in marks if b > start]
         if marks and not inside:  # nothing of the answer would be learnt
@@ -276,8 +278,7 @@ class Chats:
 
     @cached_property
     def _ends_itself(self) -> bool:
-        """Whether the template writes an end behind an answer; GLM-4.5 leaves it to the next message's
-        header."""
+        """Whether the template ends an answer; GLM-4.5 leaves it to the next message's header."""
         for shaped in shapes([{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}]):
             try:
                 text = self._render(shaped, None, False, {})[0].rstrip()
@@ -288,8 +289,7 @@ class Chats:
         return True
 
     def _following(self, role: str) -> str:
-        """What ends an answer that its template leaves open: the token that the next message begins with, or
-        the text's end."""
+        """What ends an answer that its template leaves open: the next message's first token, or the end's."""
         asked: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}]
         for shaped in shapes([*asked, {"role": role, "content": "y", "name": "y", "tool_call_id": "y"}]):
             try:

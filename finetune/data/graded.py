@@ -24,7 +24,7 @@ from finetune.data.preferred import (
     question_of,
     with_columns,
 )
-from finetune.data.questions import Laid, as_tools, asked_text
+from finetune.data.questions import Laid, as_tools, asked_text, strange_keys
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 
@@ -60,6 +60,7 @@ def lay_out_graded(rows: Dataset, data: DataArguments, names: Sequence[str]) -> 
     return Laid(
         _beside(with_columns(_kept(rows), made), grades), Columns("prompt", None, "completion"), used,
         lambda row: f"{row.get(fields.asked or '')}\x00{row[said]}", fields.layout,
+        strange=strange_keys(rows, fields, (said,)),
         turns={"prompt": "user", "completion": "assistant"}, further=(*names, "tools"),
     )  # fmt: skip
 

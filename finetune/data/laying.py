@@ -4,16 +4,18 @@ layouts; knows no tokenizer.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Json, List, Value, concatenate_datasets
 
 from finetune.data.accounting import account, check_ignored, unread, without
-from finetune.data.cells import with_json
+from finetune.data.cells import with_cells, with_json
 from finetune.data.columns import Columns
-from finetune.data.conversations import as_chat
+from finetune.data.conversations import as_chat, unpacked
 from finetune.data.corpora import CORPORA
 from finetune.data.mixing import Part, mixed
 from finetune.data.places import SET, columns_of
@@ -81,7 +83,8 @@ def laid_out(rows: Rows, data: DataArguments, lay_out: LayOut) -> tuple[Rows, Co
 
 def _laid(part: Part, data: DataArguments, lay_out: LayOut, where: str, said: list[str] | None) -> Laid:
     # dropped before the layout is told, so that an ignored `context` is no part of the question
-    own = without(with_inner(part.rows, data), data.ignore_columns or ())
+    ignored = data.ignore_columns or ()
+    own = without_keys(without(with_inner(part.rows, data), ignored), ignored)
     laid = lay_out(own, replace(data, dataset_name=[part.name]))
     unused = unread(own.remove_columns(list(laid.aside)), laid.used, laid.texts, laid.strange)
     # known companions are listed as not used, but never stop the run
@@ -113,6 +116,27 @@ def with_inner(rows: Dataset, data: DataArguments) -> Dataset:
             records = isinstance(first, (list, dict))
             rows = with_json(rows, named, cells) if records else rows.add_column(named, cells)
     return rows
+
+
+def without_keys(rows: Dataset, ignored: Sequence[str]) -> Dataset:
+    """The rows without what their messages, or records, hold under keys named `column.key`."""
+    order = rows.column_names
+    for named in ignored:
+        column, _, key = named.partition(".")
+        if key and named not in order and column in order:
+            cells = [_without_key(cell, key) for cell in rows[column][:]]
+            rows = with_cells(rows.remove_columns(column), column, cells).select_columns(order)
+    return rows
+
+
+def _without_key(cell: Any, key: str) -> Any:
+    if isinstance(cell, dict):
+        return {name: value for name, value in cell.items() if name != key}
+    if isinstance(cell, list):
+        return [_without_key(one, key) for one in cell]
+    found = unpacked(cell)
+    # a chat that comes as JSON stays a text, as other rows of its column may be
+    return cell if isinstance(found, str) or found is None else json.dumps(_without_key(found, key))
 
 
 def _names(laid: Sequence[Laid]) -> Columns:

@@ -82,7 +82,6 @@ class Fields:
     tools: str | None = None
     history: str | None = None
     answer: str | None = None
-    ignored: tuple[str, ...] = ()
     turns: str | None = None
 
     def used(self) -> Used:
@@ -144,7 +143,7 @@ def find_fields(rows: Dataset, data: DataArguments, answer: bool = True) -> Fiel
     return replace(
         found, layout="dolly" if dolly else found.layout, beside=beside, answer=label, system=first_of(SYSTEM,
         rest), tools=first_of(TOOLS, rest),
-        history=first_of(HISTORY, rest), ignored=tuple(data.ignore_columns or ()), turns=data.learn_turns,
+        history=first_of(HISTORY, rest), turns=data.learn_turns,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from finetune.data.conversations import Message, MessageError, as_chat, is_chat,
 from finetune.data.layouts import ASKED, CHATS, Fields, find_fields, first_of, holds
 from finetune.data.narrowed import AskedArguments, PreferenceArguments
 from finetune.data.places import columns_of, place_of
-from finetune.data.questions import Laid, as_tools, asked_messages, asked_text
+from finetune.data.questions import Laid, as_tools, asked_messages, asked_text, strange_keys
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 
@@ -96,8 +96,9 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
         named = [name for columns in used.values() for name in columns]
         # read of the file's own columns, which the laid rows no longer have
         return replace(
-            laid, used=used, texts=lambda row: "\x00".join(cell_texts([row[name] for name in named]))
-        )
+            laid, used=used, texts=lambda row: "\x00".join(cell_texts([row[name] for name in named])),
+            strange=strange_keys(rows, None, named),
+        )  # fmt: skip
     if better is None or worse is None:
         raise InputError(
             f"No column '{'chosen' if better is None else 'rejected'}' in {data.name}; it has "
@@ -124,7 +125,7 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
         with_columns(rest, made), Columns("prompt", None, "chosen"), used, lambda row: _read(row, fields,
         (better, worse)),
         fields.layout if fields else "", aside=tuple(kept), turns={"prompt": "user", **SIDES},
-        further=(*kept, "tools"),
+        strange={} if texts else strange_keys(rows, fields, (better, worse)), further=(*kept, "tools"),
     )  # fmt: skip
 
 
@@ -266,7 +267,7 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
     used = {**fields.used(), "completion": [said or str(chat)], "label": [verdict]}
     return Laid(
         with_columns(rest, made), Columns("prompt", None, "completion"), used, lambda row: _read(row, fields,
-        (said,) if said else ()), fields.layout,
+        (said,) if said else ()), fields.layout, strange=strange_keys(rows, fields, (said,) if said else ()),
         turns={"prompt": "user", "completion": "assistant"}, further=("label", "tools"),
     )  # fmt: skip
 

@@ -234,7 +234,8 @@ def lay_out_prompts(rows: Dataset, data: DataArguments, texts: Sequence[str] = (
     rest = [name for name in there if name not in fields.columns()]
     return Laid(
         laid, Columns("prompt", None, ""), used | {"rewards see": rest}, lambda row: "", fields.layout,
-        turns={"prompt": "user"}, further=tuple(n for n in laid.column_names if not n.startswith("__")),
+        strange={} if plain else strange_keys(rows, fields), turns={"prompt": "user"},
+        further=tuple(n for n in laid.column_names if not n.startswith("__")),
     )  # fmt: skip
 
 
@@ -325,12 +326,17 @@ def as_tools(given: Any) -> Any:
         raise MessageError(f"tools that are no JSON ({error}): {given!r:.60}") from error
 
 
-def strange_keys(rows: Dataset, fields: Fields) -> dict[str, list[Any]]:
-    """What messages hold under keys that nobody reads, by dotted names; without those that aren't wanted."""
+def strange_keys(rows: Dataset, fields: Fields | None, answers: Sequence[str] = ()) -> dict[str, list[Any]]:
+    """What messages hold under keys that nobody reads, by dotted names.
+
+    Args:
+        answers: further columns that may hold messages.
+    """
     found: dict[str, list[Any]] = {}
-    for column in (fields.chat, fields.history, fields.asked, fields.answer):
-        # under these names pairs and texts in turn are chats too
-        loose = column in (fields.chat, fields.history)
+    # under these names pairs and texts in turn are chats too
+    chats = (fields.chat, fields.history) if fields else ()
+    for column in dict.fromkeys((*chats, *((fields.asked, fields.answer) if fields else ()), *answers)):
+        loose = column in chats
         if column is None or not holds(
             rows, column, is_dialogue if loose else lambda value: is_chat(value) or is_message(value)
         ):
@@ -338,11 +344,7 @@ def strange_keys(rows: Dataset, fields: Fields) -> dict[str, list[Any]]:
         inner: dict[str, list[Any]] = {}
         for value in rows[column]:
             (as_dialogue if loose else as_chat)(value, inner)
-        found |= {
-            f"{column}.{key}": values
-            for key, values in inner.items()
-            if f"{column}.{key}" not in fields.ignored
-        }
+        found |= {f"{column}.{key}": values for key, values in inner.items()}
     return found
 
 

@@ -136,6 +136,10 @@ class AdapterPool(AdapterSet):
         """
         return self.texts.chat(messages, tools)
 
+    def names_unread(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> bool:
+        """Whether the template leaves out who speaks (OpenAI's `name`) in a chat that it takes."""
+        return self.texts.names_unread(messages, tools)
+
     def check(self, texts: Sequence[Text], adapters: Sequence[Name], task: str | None = None) -> list[Chain]:
         """The adapters of each text, ready for use.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from finetune.data.chat_contents import names_gone
 from finetune.data.encode import as_columns
 from finetune.errors import InputError
 from finetune.templating import FAULTS, Limits, render_chat
@@ -83,21 +84,35 @@ class TextProcessor:
             InputError: the tokenizer has no chat template, or the template refuses the messages, leaves the
                 tools out, or takes too long over them.
         """
-        template = self.processor.chat_template
-        if isinstance(template, dict):
-            template = template.get("tool_use" if tools else "default") or template.get("default")
-        if template is None:
-            raise InputError("This base has no chat template; ask for completions of plain text")
-        # Templates write the marks themselves, so that the text is encoded without special tokens after it.
-        marks = {key: str(value) for key, value in self.processor.special_tokens_map.items()}
-        given = marks | {"messages": list(messages), "add_generation_prompt": True}
+        template = self._template(tools)
         try:
-            text, _ = render_chat(template, given | {"tools": list(tools) or None}, BOUNDS)
+            text = self._rendered(template, messages, tools)
             # A template that drops them would answer as though no tool were there, and nobody would know.
-            if tools and text == render_chat(template, given | {"tools": None}, BOUNDS)[0]:
+            if tools and text == self._rendered(template, messages, ()):
                 raise InputError(
                     "This base's chat template says nothing of tools; wanted a request without them"
                 )
         except FAULTS as error:
             raise InputError(f"The chat template refuses these messages: {error}") from error
         return text
+
+    def names_unread(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> bool:
+        """Whether the template leaves out who speaks (OpenAI's `name`) in a chat that it takes."""
+        template = self._template(tools)
+        return names_gone(messages, lambda said: self._rendered(template, said, tools)) is not None
+
+    def _template(self, tools: Sequence[dict[str, Any]]) -> str:
+        template = self.processor.chat_template
+        if isinstance(template, dict):
+            template = template.get("tool_use" if tools else "default") or template.get("default")
+        if template is None:
+            raise InputError("This base has no chat template; ask for completions of plain text")
+        return template
+
+    def _rendered(
+        self, template: str, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]
+    ) -> str:
+        # Templates write the marks themselves, so that the text is encoded without special tokens after it.
+        marks = {key: str(value) for key, value in self.processor.special_tokens_map.items()}
+        given = marks | {"messages": list(messages), "add_generation_prompt": True}
+        return render_chat(template, given | {"tools": list(tools) or None}, BOUNDS)[0]

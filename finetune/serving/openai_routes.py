@@ -73,6 +73,7 @@ def add_openai(app: FastAPI, served: Served) -> None:
         messages = [message.plain() for message in ask.messages]
         # In a thread: templates of others may take their time.
         prompt = await asyncio.to_thread(chat_prompt, served, messages, tools)
+        unread = await asyncio.to_thread(served.pool.names_unread, messages, tools)
         most = ask.max_completion_tokens or ask.max_tokens or served.answer_tokens
         noted = ask.top_logprobs or 0 if ask.logprobs else None
         sampling = _sampling(served, ask, most, noted=noted, form=ask.response_format)
@@ -81,7 +82,7 @@ def add_openai(app: FastAPI, served: Served) -> None:
             several = ask.called is None and ask.parallel_tool_calls is not False
             schema = tool_calls.forced_schema(tools, ask.called, several)
             sampling = replace(sampling, grammar=served.pool.grammars.json(schema))
-        ignored = served.ignored(ask)
+        ignored = served.ignored(ask, ["messages.name"] if unread else [])
         # A template has written the special tokens.
         written = await served.orders([prompt] * (ask.n or 1), ask.model, sampling, special=False)
         offer = tool_calls.Offer(

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,14 +189,14 @@ class Served:
         """What an adapter was trained for, by PEFT's name."""
         return self.pool.chain(name)[0].task
 
-    def ignored(self, ask: Any) -> dict[str, str]:
-        """A head that names the fields of a request that this server doesn't know.
+    def ignored(self, ask: Any, unread: Sequence[str] = ()) -> dict[str, str]:
+        """A head that names the fields of a request that this server doesn't know, or that go `unread`.
 
         Raises:
             InputError: there are some, and --strict is set.
         """
         # As JSON, without its quotes: a name may hold line breaks, which would end the header.
-        names = [json.dumps(name)[1:-1][:80] for name in ask.model_extra or {}][:32]
+        names = [*unread, *(json.dumps(name)[1:-1][:80] for name in ask.model_extra or {})][:32]
         if names and self.options.strict:
             raise InputError(f"Unknown fields: {', '.join(names)}; this server is strict. Leave them out")
         return {"X-Ignored-Fields": ", ".join(names)} if names else {}

@@ -18,7 +18,7 @@ from finetune.data.checks import checked_splits
 from finetune.data.columns import Columns
 from finetune.data.encode import mapped, report_cut
 from finetune.data.laying import laid_out
-from finetune.data.places import columns_of
+from finetune.data.places import columns_of, places_of
 from finetune.data.questions import Laid, lay_out_questions
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
@@ -122,7 +122,8 @@ def encode_targets(
         "prefix": source_prefix,
         "suffix": source_suffix,
     }
-    return _report(mapped(rows, columns, encode, processor, options), max_length, max_target_length)
+    features = mapped(rows, columns, encode, processor, options)
+    return _report(features, rows, max_length, max_target_length)
 
 
 def encode_continuations(
@@ -196,7 +197,8 @@ def encode_continuations(
         "prefix": source_prefix,
         "suffix": suffix,
     }
-    return _report(mapped(rows, columns, encode, processor, options), max_length, max_target_length)
+    features = mapped(rows, columns, encode, processor, options)
+    return _report(features, rows, max_length, max_target_length)
 
 
 def bind_targets(options: TaskArguments) -> dict[str, Callable]:
@@ -321,14 +323,14 @@ def _lost(ids: Sequence[int], goal: Sequence[int], eos: int | None) -> int:
     return max(bare - len(goal), 0)
 
 
-def _report(features: Dataset, max_length: int, max_target_length: int) -> Dataset:
-    """Says in the log how many sources and how many targets were cut; drops the counts' columns."""
-    many = sum(count > 0 for count in features["cut_target"][:])
-    if many:
+def _report(features: Dataset, rows: Dataset, max_length: int, max_target_length: int) -> Dataset:
+    """Says in the log how many sources, and which targets, were cut; drops the counts' columns."""
+    cut = [row for row, lost in zip(features["row"][:], features["cut_target"][:], strict=True) if lost]
+    if cut:
         logger.warning(
             "%d of %d targets are longer than %d tokens and were cut; they have no end to learn "
-            "(--max_target_length)",
-            many, len(features), max_target_length,
+            "(%s; --max_target_length)",
+            len(cut), len(features), max_target_length, places_of(rows, cut),
         )  # fmt: skip
     return report_cut(features.remove_columns("cut_target"), max_length)
 

@@ -316,8 +316,8 @@ def _report(features: Dataset, rows: Dataset, max_length: int) -> Dataset:
     cut = {row for row, count in zip(features["row"][:], features["cut"][:], strict=True) if count}
     if cut:
         logger.warning(
-            "%d of %d rows are longer than %d tokens and lost their end (--max_length)",
-            len(cut), len(rows), max_length,
+            "%d of %d rows are longer than %d tokens and lost their end (%s; --max_length)",
+            len(cut), len(rows), max_length, places_of(rows, sorted(cut)),
         )  # fmt: skip
     merged = sum(features["merged"][:])
     if merged:

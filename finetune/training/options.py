@@ -17,6 +17,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from finetune.device import device
 from finetune.errors import InputError
+from finetune.training.hub import check_hub
 from finetune.training.interrupts import check_stops
 from finetune.training.machine import has_fast_bf16, keep_to_cpu
 
@@ -155,8 +156,10 @@ def settled(
     the best model.
 
     Raises:
-        InputError: early stopping without evaluations, or with checkpoints at other times than evaluations.
+        InputError: early stopping without evaluations, or with checkpoints at other times than evaluations;
+            a hub that isn't to be reached where the run shall push.
     """
+    check_hub(training)
     changes: dict[str, Any] = {}
     if training.learning_rate is None:
         changes["learning_rate"] = learning_rate

@@ -33,6 +33,7 @@ from finetune.models.heads import core
 from finetune.objectives.streams import Stream
 from finetune.tasks.task import Task
 from finetune.training.energy import ENERGY, EnergyMeter, has_meter
+from finetune.training.hub import UNREACHED, unreached
 from finetune.training.interrupts import Interrupts, Resuming
 from finetune.training.machine import peak_memory_mb
 from finetune.training.optimizers import check_optimizer
@@ -382,14 +383,10 @@ def _made(make: Callable[..., ExactTrainer], **arguments: Any) -> ExactTrainer:
     """
     try:
         return make(**arguments)
-    except OSError as error:
+    except UNREACHED as error:
         if not arguments["args"].push_to_hub:  # a full disk is an OSError too
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"--push_to_hub true: the hub can't be reached or doesn't know you ({reason}). Leave it out, or "
-            "log in with `hf auth login` where there is a network"
-        ) from error
+        raise unreached(error) from error
 
 
 def by_length(features: Dataset) -> Dataset:

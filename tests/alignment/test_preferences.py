@@ -231,6 +231,38 @@ def test_conversations_are_examined_by_the_template():
     assert examine_pairs(Dataset.from_list([pair]), processor, 32)["equal"] == [0]
 
 
+ASKED = {"role": "user", "content": "the film"}
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"name": "Ann"}, "does not render the name of message 1"),
+        ({"reasoning_content": "I have seen it."}, "does not render the reasoning_content of message 1"),
+        (
+            {"tool_calls": [{"function": {"name": "look"}}]},
+            r"does not render the tool_calls of message 1 .look",
+        ),
+        ({"critique": "Too short for this film."}, "'chosen.critique' holds text that nothing reads"),
+    ],
+)
+def test_what_a_template_leaves_out_of_pairs_is_named(further, message, tmp_path):
+    processor = make_tokenizer("llama")
+    processor.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}"
+    answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    row = {"prompt": [ASKED], **answers, "chosen": [{**answers["chosen"][0], **further}]}
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row))
+    data = PreferenceArguments(dataset_name=str(tmp_path))
+    with pytest.raises(InputError, match=message):
+        read_pairs(data, PairArguments(), processor, 64)
+    ignored = PreferenceArguments(
+        dataset_name=str(tmp_path), ignore_columns=[f"chosen.{next(iter(further))}"]
+    )
+    train, _ = read_pairs(ignored, PairArguments(), processor, 64)
+    assert train[0]["chosen"] == answers["chosen"]
+
+
 def test_pairs_take_the_best_and_the_worst():
     pairs = pairs_of(["p", "q"], [["a", "b", "c"], ["d", "d", "e"]], [[0.1, 0.9, 0.5], [0.3, 0.3, 0.3]],
                      [[False, True, True], [True] * 3])  # fmt: skip

@@ -181,6 +181,27 @@ def test_what_a_template_leaves_out_is_named():
         Chats(tokenizer_for(TEMPLATES["lfm2"])).lines(*CHATS["tools"])
 
 
+def test_a_name_that_a_template_does_not_read_is_named():
+    plain = Chats(tokenizer_for(OWN["smollm2"]))
+    named = [said("user", "Is it one?", name="one"), said("assistant", "It is.", name="Ann")]
+    for asked in (lambda: plain.lines(named), lambda: plain.line(named), lambda: plain.prompt(named[:1])):
+        # `one` stands in what is said, by chance
+        with pytest.raises(
+            ChatError, match=r"render the name of message 0 \(user\): 'one'.*--ignore_columns"
+        ):
+            asked()
+    with pytest.raises(ChatError, match=r"the name of message 1 \(assistant\): 'Ann'"):
+        plain.lines([TURNS[0], named[1]])
+    reads = OWN["smollm2"].replace("+ m.role +", "+ m.role + (' ' + m.name if m.name else '') +")
+    processor = tokenizer_for(reads)
+    (line,) = Chats(processor).lines([named[0], TURNS[1]])
+    assert "user one\nIs it one?" in texts(processor, line)[0]
+    # what a role, or the call that is answered, says already is no loss
+    assert plain.lines([said("user", "Is it one?", name="user"), TURNS[1]]) == plain.lines(TURNS[:2])
+    messages, tools = CHATS["tools"]
+    assert Chats(tokenizer_for(TEMPLATES["qwen2_5"])).lines(messages, tools)
+
+
 @pytest.mark.parametrize("written", ["m.content[:9]", "m.content[:9] | tojson"])
 def test_parts_that_a_template_writes_down_as_a_list_are_not_rendered(written):
     template = "{% for m in messages %}<|im_start|>{{ WRITTEN }}<|im_end|>{% endfor %}<|im_start|>"

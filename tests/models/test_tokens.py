@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -18,10 +24,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from finetune.adapters import load
+from finetune.adapters.actions import ActionArguments, into_base
+from finetune.adapters.merge import MergeArguments
+from finetune.cli.parser import parse
 from finetune.errors import InputError
 from finetune.methods import METHODS, attach
 from finetune.models.load import ModelArguments, load_model, load_processor
 from finetune.models.tokens import MADE_UP_ROWS, fit_embeddings, rows_needed
+from finetune.pool import AdapterPool
 
 DECODERS = (
     "llama",
@@ -167,6 +178,58 @@ def step(network: torch.nn.Module, ids: torch.Tensor, labels: dict[str, torch.Te
         for weight in network.parameters():
             if weight.grad is not None:
                 weight -= 0.1 * weight.grad
+
+
+ASKED_AGAIN = """
+import sys
+from finetune.adapters import load
+print(repr(load(sys.argv[1], device="cpu")("a b", max_new_tokens=3)))
+"""
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_adapter_with_new_rows_answers_alike_wherever_it_is(family, tmp_path):
+    """Loaded, moved and loaded in another process, in a pool, merged: a base without a pad token, as many ids
+    as rows, and an adapter that learns to say a token which the base hasn't."""
+    base, out, moved = decoder(family, tmp_path / "base"), tmp_path / "run", tmp_path / "elsewhere" / "it"
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for split in ("train", "validation"):
+        lines = [{"prompt": "a b", "completion": " <x> c"}, {"prompt": "c d", "completion": " e f"}] * 4
+        (rows / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sft = script("sft")
+    given = (
+        f"--model_name_or_path {base} --dataset_name {rows} --output_dir {out} --method lora "
+        "--add_tokens <x> --chat false --max_steps 60 --learning_rate 0.05 --bf16 false "
+        "--save_strategy no --eval_strategy no"
+    )
+    sft.main(*parse(sft.main, given.split()))
+    said = load(out, device="cpu")("a b", max_new_tokens=3)
+    assert "<x>" in said
+    shutil.copytree(out, moved)
+    shutil.rmtree(out)
+    asked = [sys.executable, "-c", ASKED_AGAIN, str(moved)]
+    other = subprocess.run(asked, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert other.stdout.strip().splitlines()[-1] == repr(said)
+    pool = AdapterPool(str(base), device="cpu")
+    pool.add("it", moved)
+    (served,) = pool.generate(["a b"], ["it"], max_new_tokens=3)
+    assert served.split() == said.split()
+    assert "<x>" not in pool.generate(["a b"], [None], max_new_tokens=3)[0]  # the base stays as it is
+    action = ActionArguments("into_base", [str(moved)], str(tmp_path / "whole"))
+    assert list(into_base(action, MergeArguments()))
+    processor, whole = load_model(ModelArguments(str(tmp_path / "whole")), AutoModelForCausalLM)
+    ids = processor("a b", return_tensors="pt", add_special_tokens=False)
+    written = whole.generate(**ids, max_new_tokens=3, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert processor.decode(written, skip_special_tokens=True).split() == said.split()
+
+
+def script(verb: str) -> Any:
+    file = Path(__file__).parents[2] / "scripts" / f"{verb}.py"
+    spec = importlib.util.spec_from_file_location(verb, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_a_checkpoint_of_something_else_is_refused(saved):

@@ -329,6 +329,9 @@ def test_unknown_fields_are_named_or_refused(served):
     body = {"model": "base", "prompt": "a", "max_tokens": 1, "wings": 2, "n": 1}
     said = served.client.post("/v1/completions", json=body)
     assert said.status_code == 200 and said.headers["x-ignored-fields"] == "wings"
+    chat = {"model": "base", "messages": [{"role": "user", "content": "a", "name": "Ann"}], "max_tokens": 1}
+    said = served.client.post("/v1/chat/completions", json=chat)
+    assert said.status_code == 200 and said.headers["x-ignored-fields"] == "messages.name"
     served.served.options.strict = True
     try:
         refused = served.client.post("/v1/completions", json=body)

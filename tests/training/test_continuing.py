@@ -8,6 +8,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -97,9 +98,12 @@ def test_optimizers_and_hubs_that_are_not_there_are_said_in_a_sentence(
         ):
             with pytest.raises(InputError, match=f"(?i)--optim {name} can't be used: .*{wanted}"):
                 start(base, review_file, tmp_path / name, "--method", "full", "--optim", name)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # nobody listens there: no connection, which is no OSError of the hub's client
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    hub = ("--method", "full", "--push_to_hub", "true", "--hub_token", "hf_none")
     with pytest.raises(InputError, match="--push_to_hub true: the hub can't be reached"):
-        start(base, review_file, tmp_path / "hub", "--method", "full", "--push_to_hub", "true")
+        # at the start: before the rows, which aren't there
+        start(base, tmp_path / "nowhere", tmp_path / "hub", *hub)
 
 
 ROWS = {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from objective_gradients import prepared
+from torch._inductor import config as inductor
 from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
 from finetune.errors import InputError
-from finetune.training.optimizers import ON_CUDA, OWN_WARMUP, check_optimizer
+from finetune.training.optimizers import COMPILED, ON_CUDA, OWN_WARMUP, check_optimizer
 from finetune.training.options import TrainingArguments
 from finetune.training.pretraining import FreshTrainer
 from finetune.training.trainer import make_trainer
@@ -50,6 +52,18 @@ def test_an_optimizer_takes_steps_or_says_why_not(name, made, tmp_path):
     assert {key for key in before if not before[key].equal(after[key])} >= {
         key for key in before if ".attention." in key and not key.endswith("key.bias")
     }
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_an_optimizer_that_is_compiled_wants_a_compiler(name, made, tmp_path, monkeypatch):
+    # whether its package is here or not
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", lambda *given: (None, {}))
+    monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "none"),))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    with pytest.raises(InputError, match=f"^--optim {name} can't be used: .*Install a C.. compiler") as said:
+        check_optimizer(options(tmp_path, name), made[2])
+    torch.compiler.reset()
+    assert "\n" not in str(said.value) and len(str(said.value)) < 400
 
 
 @pytest.mark.parametrize("name", OWN_WARMUP)

@@ -16,12 +16,14 @@ from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import base_named, check_passport, read_passport
 from finetune.errors import InputError
 from finetune.methods import MethodArguments, attach
+from finetune.models.chat_template import give_template
 from finetune.models.load import ModelArguments, load_processor
 from finetune.models.processors import TEXT
 from finetune.models.pruned import KEPT
 from finetune.models.tokens import fit_embeddings
 
 logger = logging.getLogger(__name__)
+_TOKENIZER = "tokenizer_config.json"
 
 
 def foundation(model: ModelArguments) -> tuple[ModelArguments, Path | None]:
@@ -30,7 +32,8 @@ def foundation(model: ModelArguments) -> tuple[ModelArguments, Path | None]:
     A run that tuned all weights is a model like any other.
 
     Raises:
-        InputError: an adapter that doesn't say which base it belongs on.
+        InputError: an adapter that doesn't say which base it belongs on, or that was trained with another
+            chat template than the one that is asked for.
     """
     folder = Path(model.model_name_or_path).expanduser()
     if not (folder / "adapter_config.json").is_file():
@@ -42,6 +45,16 @@ def foundation(model: ModelArguments) -> tuple[ModelArguments, Path | None]:
             "a "
             "run of this toolkit, or merge it first"
         )
+    if model.chat_template_path is not None and (folder / _TOKENIZER).is_file():
+        own = load_processor(str(folder))
+        template = own.chat_template
+        give_template(own, model.chat_template_path)
+        # its tokenizer is the one that is trained on with
+        if own.chat_template != template:
+            raise InputError(
+                f"The adapter in {folder} was trained with another chat template than "
+                f"--chat_template_path {model.chat_template_path}; leave it out, or merge the adapter first"
+            )
     # an adapter fits the layers that its base had after pruning, wherever the user doesn't say them again
     kept = model.keep_layers or (read_passport(folder) or {}).get(KEPT)  # of a base that was pruned
     return replace(model, model_name_or_path=base, keep_layers=kept), folder
@@ -65,7 +78,8 @@ def tune(
         reads: what the model's inputs are (see `Task.reads`).
 
     Raises:
-        InputError: an adapter by another method, for other classes, or of another base.
+        InputError: an adapter by another method, for other classes, of another base, or without a token that
+            the options add.
     """
     if before is None:
         return processor, attach(network, method.method, method.method_kwargs, task)
@@ -90,8 +104,14 @@ def tune(
             f"{', '.join(labels or ['none'])}. Set --model_name_or_path to a base, or mend the rows"
         )
     # the adapter's own: tokens that it gained have no row in the base's embeddings yet
-    if reads == TEXT and (before / "tokenizer_config.json").is_file():
-        processor = load_processor(str(before))
+    if reads == TEXT and (before / _TOKENIZER).is_file():
+        asked, processor = processor, load_processor(str(before))
+        lacking = sorted(set(asked.get_vocab()) - set(processor.get_vocab()))
+        if lacking:
+            raise InputError(
+                f"The adapter in {before} has no row for {', '.join(lacking[:5])} (--add_tokens, a chat "
+                "template's), and gains none. Leave them out, or merge it into a model first and tune that"
+            )
         fit_embeddings(network, processor)
     check_passport(before, network, processor, False)
     logger.warning("Training on with the adapter in %s", before)

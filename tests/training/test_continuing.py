@@ -159,6 +159,17 @@ def test_a_run_made_longer_is_the_uninterrupted_one(verb, streamed, begin, tmp_p
     assert all(torch.allclose(longer[name], value, atol=1e-6) for name, value in whole.items())
 
 
+def test_tokens_and_templates_that_an_adapter_lacks_are_refused(begin, tmp_path):
+    # its own tokenizer is trained on with: what options add to the base's would be dropped
+    first = begin("sft", "first")
+    for options, message in (
+        (("--add_tokens", "<x>"), "no row for <x> .*merge it into a model first"),
+        (("--chat_template_path", "chatml"), "another chat template than --chat_template_path chatml"),
+    ):
+        with pytest.raises(InputError, match=message):
+            begin("sft", "x", "--model_name_or_path", first, *options)
+
+
 def test_what_a_longer_run_cannot_be_is_said(begin, tmp_path, caplog):
     first, bare = begin("train", "first"), begin("train", "bare", "--save_strategy", "no")
     out = ("--output_dir", tmp_path / "x")

@@ -249,7 +249,8 @@ ASKED = {"role": "user", "content": "the film"}
 def test_what_a_template_leaves_out_of_pairs_is_named(further, message, tmp_path):
     processor = make_tokenizer("llama")
     processor.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}"
-    answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    said = (("chosen", "great"), ("rejected", "bad"))
+    answers = {side: [{"role": "assistant", "content": word}] for side, word in said}
     row = {"prompt": [ASKED], **answers, "chosen": [{**answers["chosen"][0], **further}]}
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(row))

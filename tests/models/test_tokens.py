@@ -187,6 +187,7 @@ print(repr(load(sys.argv[1], device="cpu")("a b", max_new_tokens=3)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_an_adapter_with_new_rows_answers_alike_wherever_it_is(family, tmp_path):
     """Loaded, moved and loaded in another process, in a pool, merged: a base without a pad token, as many ids

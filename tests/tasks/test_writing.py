@@ -95,7 +95,7 @@ def test_a_long_target_is_cut_without_an_end_and_counted_apart(caplog):
     )
     assert words(processor, [t for t in row["labels"] if t >= 0]) == ["the", "film", "was"]
     assert "1 of 1 targets are longer than 3 tokens" in caplog.text and "texts are longer" not in caplog.text
-    assert "no end to learn (row 0; --max_target_length)" in caplog.text
+    assert "no end to learn (rows 0; --max_target_length)" in caplog.text
     bart = make_tokenizer("bart")
     (whole,) = seq2seq.encode_targets(
         rows(("a", "the film was")), COLUMNS, bart, 16, None, max_target_length=4

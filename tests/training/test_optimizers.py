@@ -58,9 +58,9 @@ def test_an_optimizer_takes_steps_or_says_why_not(name, made, tmp_path):
 def test_an_optimizer_that_is_compiled_wants_a_compiler(name, made, tmp_path, monkeypatch):
     # whether its package is here or not
     monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", lambda *given: (None, {}))
-    monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "none"),))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
-    with pytest.raises(InputError, match=f"^--optim {name} can't be used: .*Install a C.. compiler") as said:
+    lacking = inductor.patch({"cpp.cxx": (str(tmp_path / "none"),), "force_disable_caches": True})
+    wanted = f"^--optim {name} can't be used: .*Install a C.. compiler"
+    with lacking, pytest.raises(InputError, match=wanted) as said:
         check_optimizer(options(tmp_path, name), made[2])
     torch.compiler.reset()
     assert "\n" not in str(said.value) and len(str(said.value)) < 400

@@ -99,7 +99,9 @@ def test_a_task_trains_and_leaves_figures_and_predictions(task, saved, folder_of
         {"id", "text", "gold", "prediction", "score"} <= line.keys() for line in lines
     )
     answered(out, task, lines)
-    assessed(out, folder_of_rows, found)
+    # classifiers are assessed with intervals of their own
+    if task != "pairs":
+        assessed(out, folder_of_rows, found)
 
 
 def answered(out: Path, task: str, lines: list[dict]) -> None:

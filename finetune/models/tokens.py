@@ -43,7 +43,7 @@ def add_tokens(processor: PreTrainedTokenizerBase, tokens: Collection[str], spec
     processor.add_tokens(list(tokens), special_tokens=special)
 
 
-def rows_needed(processor: PreTrainedTokenizerBase) -> int:
+def token_rows(processor: PreTrainedTokenizerBase) -> int:
     """Rows that embeddings need for every token; vocabularies have gaps, so that this isn't their length."""
     return max(max(processor.get_vocab().values(), default=-1) + 1, len(processor))
 
@@ -61,7 +61,7 @@ def fit_embeddings(
     Args:
         added: tokens that were given to the tokenizer on the way; a checkpoint may have spare rows for them.
     """
-    held, size = network.get_input_embeddings().num_embeddings, rows_needed(processor)
+    held, size = network.get_input_embeddings().num_embeddings, token_rows(processor)
     # rows beyond the vocabulary are left: many checkpoints round their number up
     if size > held:
         _grow(network, held, size)

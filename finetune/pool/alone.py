@@ -23,7 +23,7 @@ from finetune.adapters.weights import PREFIX, Adapter, read_tensors
 from finetune.artefacts.passport import read_passport
 from finetune.errors import InputError
 from finetune.methods import head_names
-from finetune.models.tokens import fit_embeddings, rows_needed
+from finetune.models.tokens import fit_embeddings, token_rows
 from finetune.pool.loading import context_of
 from finetune.pool.mixing import Ready
 from finetune.pool.task_heads import TaskHeads
@@ -161,7 +161,7 @@ def _own_texts(folder: Path, base: Any, network: Any) -> TextProcessor | None:
     processor = tokenizer_of(folder)
     if processor is None:
         return None
-    if rows_needed(processor) > base.get_input_embeddings().num_embeddings:
+    if token_rows(processor) > base.get_input_embeddings().num_embeddings:
         fit_embeddings(network, processor)
     return TextProcessor(processor, context_of(base, processor))
 

@@ -31,7 +31,7 @@ from finetune.cli.parser import parse
 from finetune.errors import InputError
 from finetune.methods import METHODS, attach
 from finetune.models.load import ModelArguments, load_model, load_processor
-from finetune.models.tokens import MADE_UP_ROWS, fit_embeddings, rows_needed
+from finetune.models.tokens import MADE_UP_ROWS, fit_embeddings, token_rows
 from finetune.pool import AdapterPool
 
 DECODERS = (
@@ -106,7 +106,7 @@ def test_vocabularies_with_gaps_get_a_row_for_their_last_token():
     processor = make_tokenizer("llama")
     words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "z": 70}, unk_token="<unk>"))
     gaps = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<unk>")
-    assert rows_needed(gaps) == 71 and rows_needed(processor) == len(processor)
+    assert token_rows(gaps) == 71 and token_rows(processor) == len(processor)
 
 
 def test_new_rows_are_the_same_at_every_loading(saved):

@@ -199,32 +199,18 @@ def test_a_series_of_few_shot_runs_gives_mean_and_deviation(saved, review_file, 
 def test_more_shots_than_rows_are_refused(saved, review_file, tmp_path):
     with pytest.raises(InputError, match=r"--shots_per_class 99: the class '.*' has 24 rows"):
         run(
-            "train",
-            "--method full",
-            "--model_name_or_path",
-            saved("bert", AutoModel),
-            "--dataset_name",
-            review_file,
-            "--output_dir",
-            tmp_path / "run",
-            "--shots_per_class",
-            99,
-        )
+            "train", "--method full", "--model_name_or_path", saved("bert", AutoModel),
+            "--dataset_name", review_file, "--output_dir", tmp_path / "run", "--shots_per_class", 99,
+        )  # fmt: skip
 
 
 def test_early_stopping_keeps_the_best_model(saved, review_file, tmp_path):
     out = tmp_path / "run"
     run(
-        "train",
-        "--method full",
-        "--model_name_or_path",
-        saved("bert", AutoModel),
-        "--dataset_name",
-        review_file,
-        "--output_dir",
-        out,
+        "train", "--method full", "--model_name_or_path", saved("bert", AutoModel),
+        "--dataset_name", review_file, "--output_dir", out,
         "--num_train_epochs 12 --early_stopping_patience 2 --bf16 false --learning_rate 0.02",
-    )
+    )  # fmt: skip
     state = json.loads(
         sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[-1]
         .joinpath("trainer_state.json")
@@ -251,16 +237,10 @@ def test_early_stopping_of_instructions(chats, tmp_path):
 def test_early_stopping_wants_evaluations(saved, review_file, tmp_path):
     with pytest.raises(InputError, match="--early_stopping_patience with --eval_strategy no"):
         run(
-            "train",
-            "--method full",
-            "--model_name_or_path",
-            saved("bert", AutoModel),
-            "--dataset_name",
-            review_file,
-            "--output_dir",
-            tmp_path / "run",
+            "train", "--method full", "--model_name_or_path", saved("bert", AutoModel),
+            "--dataset_name", review_file, "--output_dir", tmp_path / "run",
             "--early_stopping_patience 2 --eval_strategy no",
-        )
+        )  # fmt: skip
 
 
 CHATS = (

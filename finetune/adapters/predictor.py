@@ -289,7 +289,8 @@ class Embedder:
 
 
 def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = False) -> Any:
-    """What does the task of a finished run: a Classifier, Predictor, Writer or Embedder.
+    """What does the task of a finished run: a Classifier, Predictor, Writer or Embedder; a Writer too where
+    it learnt from preferences or rewards.
 
     Raises:
         InputError: the folder is no artefact, is unfinished, or holds what answers nothing by itself; an
@@ -303,6 +304,9 @@ def load(folder: str | Path, device: str | None = None, allow_mismatch: bool = F
     name = options.get("task")
     if name in ("classification", "pairs"):
         return classifier.load_classifier(folder, device, allow_mismatch)
+    # The second is an option of every verb that asks prompts.
+    if name == "dpo" or "as_chat" in options:
+        return _aligned(artefact, place, allow_mismatch)
     if name not in (*SHAPES, "seq2seq", "sft", "forecast"):
         raise InputError(f"{folder} holds a run of '{name}', which answers nothing by itself")
     kind = architecture(as_trained(options, artefact.source))
@@ -338,6 +342,15 @@ def _of_objective(artefact: Artefact, place: Any, allow_mismatch: bool) -> Any:
     if name == "contrastive":
         return Embedder(network, processor, options.get("pooling", "mean"), options["max_length"])
     return Writer(network, processor, _text_encoder(processor), 128)
+
+
+def _aligned(artefact: Artefact, place: Any, allow_mismatch: bool) -> Writer:
+    """A run of preferences or of rewards: it writes, asked as its prompts were."""
+    row: Any = SimpleNamespace(model=AutoModelForCausalLM, config={}, reads="text")
+    processor, network = classifier.load_network(artefact, allow_mismatch, row)
+    # Its prompts that are texts stood bare, unless they were made questions.
+    told = artefact.options | {"chat": bool(artefact.options.get("as_chat"))}
+    return Writer(network.to(place), processor, _chat_encoder(processor, told), 128)
 
 
 def _text_encoder(

@@ -12,6 +12,7 @@ import pytest
 from conftest import WORDS
 from scripted import ROOT, TINY, TRAINING, run
 
+from finetune.adapters import load
 from finetune.alignment.policy import load_start
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments
@@ -72,6 +73,10 @@ def test_from_prompts_to_an_aligned_model(aligning, capsys):  # each step reads 
     assert metrics["before"]["held_out_kl"] == pytest.approx(0, abs=1e-5)
     assert "| score" in (folder / "ppo" / "samples-2.md").read_text()
     assert not (folder / "ppo" / "reward").exists()  # the borrowed adapter is no part of the policy
+    for name in ("dpo", "ppo"):
+        assert isinstance(load(folder / name)("tok1 tok2", max_new_tokens=3), str)
+    with pytest.raises(InputError, match="answers nothing by itself"):
+        load(folder / "reward")
 
 
 @pytest.mark.parametrize(("algorithm", "method"), [("grpo", "full"), ("rloo", "lora")])
@@ -94,6 +99,7 @@ def test_policy_gradients_without_values(aligning, algorithm, method):
     run("grpo", f"--resume_from {folder}/one --max_steps 3 --output_dir {folder}/longer")
     whole, longer = (json.loads((folder / name / "metrics.json").read_text()) for name in ("whole", "longer"))
     assert longer["kl"] == pytest.approx(whole["kl"], rel=1e-4) and longer["kl"] != figures["kl"]
+    assert isinstance(load(folder / "one")("tok1 tok2", max_new_tokens=3), str)
 
 
 @pytest.mark.parametrize("verb", ["ppo", "dpo", "reward", "grpo", "align --algorithm online_dpo"])

@@ -80,6 +80,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 # matrices this small are ten times faster in one thread than in two that wait for each other
 torch.set_num_threads(1)
+# what made-up rows speak of
+TOWNS = ["Oslo", "Bern", "Rome", "Paris", "Kiev", "Lima"]
+TOWNS += ["Cairo", "Quito", "Accra", "Minsk", "Hanoi", "Dakar"]
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 WORDS = [

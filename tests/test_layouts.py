@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import TOWNS
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -28,20 +29,6 @@ TEMPLATE = (
     "{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<|assistant|>{% "
     "endif %}"
 )
-TOWNS = [
-    "Oslo",
-    "Bern",
-    "Rome",
-    "Paris",
-    "Kiev",
-    "Lima",
-    "Cairo",
-    "Quito",
-    "Accra",
-    "Minsk",
-    "Hanoi",
-    "Dakar",
-]
 # 24 chats: words of the system, questions (in two parts) and answers
 CHATS = [
     (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from conftest import TOWNS
 from datasets import ClassLabel, Dataset, List
 
 from finetune.data.accounting import holds_text, unread
@@ -13,21 +14,6 @@ from finetune.data.sources import DataArguments, Rows
 from finetune.data.tagged import in_usual_signs, tagged, to_iob2
 from finetune.errors import InputError
 from finetune.tasks import classification, multilabel, tokens
-
-TOWNS = [
-    "Oslo",
-    "Bern",
-    "Rome",
-    "Paris",
-    "Kiev",
-    "Lima",
-    "Cairo",
-    "Quito",
-    "Accra",
-    "Minsk",
-    "Hanoi",
-    "Dakar",
-]
 
 
 @pytest.mark.parametrize(

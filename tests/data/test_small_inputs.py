@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 from chat_rows import TEMPLATES, tokenizer_for
-from conftest import SHARED_DATA
+from conftest import SHARED_DATA, TOWNS
 from seqeval.metrics.sequence_labeling import get_entities
 
 from finetune.alignment.preferences import pair_ids, with_prompt
@@ -25,20 +25,6 @@ from finetune.tasks import classification, multilabel, seq2seq, sft, spans, toke
 CASES = SHARED_DATA.parent / "cases" / "rows"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the small inputs (../shared/cases) are not here")
 
-TOWNS = (
-    "Oslo",
-    "Bern",
-    "Rome",
-    "Paris",
-    "Kiev",
-    "Lima",
-    "Cairo",
-    "Quito",
-    "Accra",
-    "Minsk",
-    "Hanoi",
-    "Dakar",
-)
 GERMAN = {"Rome": "Rom", "Kiev": "Kiew", "Cairo": "Kairo"}
 
 

@@ -37,6 +37,11 @@ def launchers() -> dict[str, Path]:
     return _by_stem("accelerate")
 
 
+def prompt_entries() -> dict[str, Path]:
+    """The library's prompts by name: `sentiment` → `prompts/library/sentiment.yaml`."""
+    return {path.stem: path for path in sorted((PACKAGE.parent / "prompts" / "library").glob("*.yaml"))}
+
+
 def _by_stem(folder: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((scripts_folder() / folder).glob("*.yaml"))}
 

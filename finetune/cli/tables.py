@@ -14,7 +14,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from finetune.cli.places import recipes
+import yaml
+
+from finetune.cli.places import prompt_entries, recipes
 from finetune.errors import InputError
 
 
@@ -59,12 +61,12 @@ def objectives_table(arguments: list[str]) -> str:
 def prompts_table(arguments: list[str]) -> str:
     """The library's entries with their templates and sets of label words."""
     _nothing_further(arguments, "prompts")
-    names = importlib.import_module("prompts.templates.entries").library()
-    read = importlib.import_module("prompts.templates.reading").read_entry
     lines = []
-    for name in names:
-        entry = read(name)
-        lines.append((name, entry.metric, " ".join(entry.templates), " ".join(entry.words)))
+    for name, path in prompt_entries().items():
+        # the files alone: the package that asks by them stands above this one
+        entry = yaml.safe_load(path.read_text(encoding="utf-8"))
+        words = " ".join(entry.get("verbalizers", {}))
+        lines.append((name, entry["metric"], " ".join(entry["templates"]), words))
     return (
         as_table(lines, ("prompts", "figure", "templates", "label words"))
         + "\n\nnext: finetune prompt --prompts NAME --models smollm2 --dataset_name FILE "

@@ -22,6 +22,7 @@ from finetune.alignment.ppo import entropy
 from finetune.errors import InputError, check_least
 from finetune.models.frozen_head import token_log_probs
 from finetune.models.heads import body, core
+from finetune.models.lora_kernel import folded
 
 
 @dataclass
@@ -191,15 +192,17 @@ def sample_answers(
     )
     # Like lengths together: padding is computed in every layer. Results go back to their own rows.
     order = sorted(range(len(prompts)), key=lengths.__getitem__)
-    for start in range(0, len(order), sampling.generation_batch_size):
-        part = order[start : start + sampling.generation_batch_size]
-        ids, mask = pad_left([prompts[i] for i in part], pad)
-        answers, ended = _continue(network, ids, mask, uniforms[part], sampling=sampling, stops=stops)
-        for row, answer, end in zip(part, answers, ended, strict=True):
-            # The rest stays padding, so that answers of all batches have one width.
-            result.ids[row, : len(answer)] = torch.tensor(answer)
-            result.mask[row, : len(answer)] = 1
-            result.ended[row] = end
+    # The adapter inside the weights, for all batches at once: a token is a call of every layer.
+    with folded(network):
+        for start in range(0, len(order), sampling.generation_batch_size):
+            part = order[start : start + sampling.generation_batch_size]
+            ids, mask = pad_left([prompts[i] for i in part], pad)
+            answers, ended = _continue(network, ids, mask, uniforms[part], sampling=sampling, stops=stops)
+            for row, answer, end in zip(part, answers, ended, strict=True):
+                # The rest stays padding, so that answers of all batches have one width.
+                result.ids[row, : len(answer)] = torch.tensor(answer)
+                result.mask[row, : len(answer)] = 1
+                result.ended[row] = end
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 
@@ -90,3 +91,40 @@ def test_a_copy_has_weights_of_its_own_and_a_saved_adapter_is_plain_pefts(tmp_pa
     again = peft.PeftModel.from_pretrained(make_model("llama", AutoModelForCausalLM), tmp_path)
     assert {type(m) for m in again.modules() if isinstance(m, lora.LoraLayer)} == {lora.Linear}
     torch.testing.assert_close(again(input_ids=IDS).logits, network(input_ids=IDS).logits)
+
+
+def test_folded_it_is_the_same_model_and_afterwards_the_same_bits():
+    network = tuned()
+    network.base_model.model.lm_head.weight.requires_grad_(False)
+    state = {name: weight.clone() for name, weight in network.state_dict().items()}
+    flags = {name: weight.requires_grad for name, weight in network.named_parameters()}
+    before = network(input_ids=IDS).logits
+    with lora_kernel.folded(network), torch.no_grad():
+        # no adapter is asked any more: what it would add stands in the weights
+        assert all(layer.disable_adapters for layer in network.modules() if isinstance(layer, lora.Linear))
+        assert_near(network(input_ids=IDS).logits, before.detach())
+    assert all(torch.equal(weight, state[name]) for name, weight in network.state_dict().items())
+    assert flags == {name: weight.requires_grad for name, weight in network.named_parameters()}
+    assert torch.equal(network(input_ids=IDS).logits, before)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}, {"off": True}])
+@pytest.mark.filterwarnings("ignore:`lora_bias=True`")
+def test_what_is_more_than_a_sum_is_not_folded(options):
+    switched_off = options.pop("off", False)
+    network = tuned(**options)
+    weights = [
+        layer.base_layer.weight.clone() for layer in network.modules() if isinstance(layer, lora.Linear)
+    ]
+    with network.disable_adapter() if switched_off else contextlib.nullcontext(), lora_kernel.folded(network):
+        layers = [layer for layer in network.modules() if isinstance(layer, lora.Linear)]
+        assert all(torch.equal(layer.base_layer.weight, w) for layer, w in zip(layers, weights, strict=True))
+        assert all(layer.disable_adapters == switched_off for layer in layers)
+
+
+def test_an_error_within_leaves_nothing_folded():
+    network = tuned()
+    before = network(input_ids=IDS).logits
+    with pytest.raises(RuntimeError, match="within"), lora_kernel.folded(network):
+        raise RuntimeError("within")
+    assert torch.equal(network(input_ids=IDS).logits, before)

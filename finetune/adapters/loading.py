@@ -22,8 +22,9 @@ from transformers import (
 from transformers.utils import logging
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
+from finetune.adapters.export import merge_into_base
 from finetune.artefacts.folder import LABELS_FILE
-from finetune.artefacts.passport import base_named, check_files, check_passport, read_passport
+from finetune.artefacts.passport import CONFIG, base_named, check_files, check_passport, read_passport
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
 from finetune.models.processors import TEXT
@@ -63,6 +64,30 @@ def base_of(folder: str | Path) -> str:
     if not name:
         raise InputError(f"{folder} does not say which base it belongs on; set --base")
     return name
+
+
+def adapters_below(folder: str | Path) -> list[Path]:
+    """The adapters that a folder's adapter stands on, nearest first: its base is named and is an adapter's
+    folder itself.
+
+    PEFT's folders say so where training began from a mounted adapter (DPO over a chat model's LoRA).
+
+    Raises:
+        InputError: they go round in a circle.
+    """
+    found: list[Path] = []
+    here = Path(folder)
+    while name := base_named(here):
+        # As it stands first, then beside the adapter: both folders may have been moved together.
+        places = (Path(name).expanduser(), here / name)
+        below = next((place.resolve() for place in places if (place / CONFIG).is_file()), None)
+        if below is None:
+            break
+        if below in (*found, Path(folder).resolve()):
+            raise InputError(f"{folder} stands on {below}, which stands on itself: no base comes first")
+        found.append(below)
+        here = below
+    return found
 
 
 def labels_of(folder: str | Path) -> list[str] | None:
@@ -113,7 +138,9 @@ def want_texts(folder: str | Path) -> None:
 
 
 def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
-    """Tokenizer and bare base of an adapter, with a head of the right size where its task has one."""
+    """Tokenizer and base of an adapter, with a head of the right size where its task has one; adapters
+    that it stands on are merged into the base.
+    """
     path, config = Path(folder), check_files(folder)
     want_texts(path)
     task = config.get("task_type")
@@ -121,19 +148,31 @@ def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
         raise InputError(
             f"{path} is an adapter for the task '{task}'; wanted one of: {', '.join(str(t) for t in MODELS)}"
         )
-    name = base or base_of(path)
+    below = [] if base else adapters_below(path)
+    name = base or base_of(below[-1] if below else path)
     labels = labels_of(path) if task in ("SEQ_CLS", "TOKEN_CLS") else None
     # an adapter belongs on what it was trained on: rounded weights are other weights
     passport = read_passport(path) or {}
     quantized = passport.get("method") == "qlora"
     model = ModelArguments(model_name_or_path=name, keep_layers=passport.get(KEPT))
     processor, network = load_model(model, MODELS[task], labels, quantized=quantized)
-    own = tokenizer_of(path)
-    # Its own tokenizer counts: a chat template may have come with training.
-    if own is not None:
-        processor = own
-        fit_embeddings(network, processor)
+    for one in (*reversed(below), path):
+        # Its own tokenizer counts: a chat template may have come with training.
+        own = tokenizer_of(one)
+        if own is not None:
+            processor = own
+            fit_embeddings(network, processor)
+        if one is not path:
+            check_passport(one, network, processor)
+            network = _merged(network, one)
     return processor, network.eval()
+
+
+def _merged(network: Any, folder: Path) -> Any:
+    try:
+        return merge_into_base(peft.PeftModel.from_pretrained(network, str(folder)))
+    except InputError as error:
+        raise InputError(f"{folder} can't be the base of another adapter: {error}") from error
 
 
 def mount(

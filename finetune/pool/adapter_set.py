@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from finetune.adapters.loading import MODELS, labels_of, quietly, want_texts
+from finetune.adapters.loading import MODELS, adapters_below, labels_of, quietly, want_texts
 from finetune.adapters.weights import ADAPTER_KINDS, Unmixable, read_adapter
 from finetune.artefacts.passport import WEIGHTS, check_files, check_passport
 from finetune.device import device as here
@@ -20,7 +20,7 @@ from finetune.pool import virtual_tokens
 from finetune.pool.alone import stand_alone
 from finetune.pool.grammar import Grammars
 from finetune.pool.lanes import Lanes
-from finetune.pool.loading import DAMAGED, context_of, load_named_base, max_length
+from finetune.pool.loading import DAMAGED, context_of, folders_within, load_named_base, max_length
 from finetune.pool.mixing import Chain, Mixture, Plan, Ready
 from finetune.pool.prefixes import Prefixes
 from finetune.pool.registry import Name, Registry
@@ -53,6 +53,8 @@ class AdapterSet:
         require_passport: bool = False,
     ) -> None:
         with quietly():
+            # adapters whose change is in the base's own weights already
+            self._within = folders_within(base)
             processor, network = load_named_base(base) if processor is None else (processor, base)
         self.processor, self.allow_mismatch, self.require_passport = (
             processor,
@@ -172,9 +174,37 @@ class AdapterSet:
             ready = self._mixed(folder)
         except Unmixable as reason:
             ready = self._by_itself(folder, config, str(reason).replace(f"{folder} ", "it "))
+        ready.below = self._below(folder, ready)
         ready.trained_for = ready.adapter.passport.get("task")
         ready.max_length = max_length(folder)
         return ready
+
+    def _below(self, folder: Path, ready: Ready) -> Chain:
+        """The adapters that one was trained on top of, lowest first, without those that are merged into
+        the base.
+
+        Raises:
+            InputError: one of them, or the adapter itself, is of a kind that can't be run so.
+        """
+        lower = [one for one in adapters_below(folder) if one not in self._within]
+        if not lower:
+            return ()
+        try:
+            chain = tuple(self._mixed(one) for one in reversed(lower))
+        except Unmixable:
+            chain = ()
+        # Plain LoRA adds to a layer's output, so that it can't matter whether it is merged below or runs
+        # beside; DoRA above would need the merged weight's norm, and other kinds below their own place.
+        if (
+            not chain
+            or any(one.adapter.kind != "LORA" or one.ratios for one in chain)
+            or (ready.ratios or ready.alone or ready.virtual)
+        ):
+            raise InputError(
+                f"{folder} stands on the adapter in {lower[0]}, and the two can't be run in one pass; "
+                "merge the lower one (finetune adapter --action into_base) and serve that as --base"
+            )
+        return chain
 
     def _mixed(self, folder: Path) -> Ready:
         """An adapter whose rows go through the base together with all others'.

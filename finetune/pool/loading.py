@@ -12,8 +12,10 @@ from typing import Any
 import yaml
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from finetune.adapters.export import merge_into_base
+from finetune.adapters.loading import adapters_below, mount
 from finetune.artefacts.files import ARGUMENTS
-from finetune.artefacts.passport import WEIGHTS
+from finetune.artefacts.passport import CONFIG, WEIGHTS
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, load_model, resolve
 from finetune.models.own_families import WITHOUT_ADAPTERS
@@ -42,7 +44,8 @@ def context_of(network: Any, processor: Any) -> int:
 
 
 def load_named_base(base: Any) -> tuple[Any, Any]:
-    """Processor and model of a base by its name, with its language-model head where it has one.
+    """Processor and model of a base by its name, with its language-model head where it has one; an adapter's
+    folder is its base with the adapter merged in.
 
     Raises:
         InputError: a base that is no name, a name that is nothing, or a model that can't be a base.
@@ -52,6 +55,11 @@ def load_named_base(base: Any) -> tuple[Any, Any]:
             f"A base given as a {type(base).__name__} needs its processor; wanted AdapterPool(network, "
             "processor)"
         )
+    if (Path(base) / CONFIG).is_file():
+        processor, tuned = mount(base)
+        whole = merge_into_base(tuned)
+        # A head for classes stays behind: each adapter on this base brings its own.
+        return processor, whole if whole.can_generate() else whole.base_model
     source, further = resolve(base)
     try:
         settings = AutoConfig.from_pretrained(source, **further)
@@ -69,6 +77,13 @@ def load_named_base(base: Any) -> tuple[Any, Any]:
         (kind for ending, kind in WRITING.items() if any(name.endswith(ending) for name in names)), AutoModel
     )
     return load_model(ModelArguments(model_name_or_path=base), model)
+
+
+def folders_within(base: Any) -> set[Path]:
+    """The adapters' folders that a base named so holds merged: its own, and those below it."""
+    if not isinstance(base, str) or not (Path(base) / CONFIG).is_file():
+        return set()
+    return {Path(base).resolve(), *adapters_below(base)}
 
 
 def figures_in(passport: dict[str, Any]) -> dict[str, list[float]]:

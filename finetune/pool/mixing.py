@@ -44,6 +44,7 @@ class Ready:
         ratios: DoRA's length of each row over that of the changed weight [out].
         trained_for: its row of TASKS, where its folder says.
         alone: a network of its own (see finetune.pool.alone), where it can't be mixed.
+        below: adapters that it was trained on top of, lowest first; they go through the batch with it.
     """
 
     adapter: Adapter
@@ -55,10 +56,12 @@ class Ready:
     trained_for: str | None = None
     max_length: int | None = None
     alone: Any = None
+    below: Chain = ()
 
     def size(self) -> int:
         """Bytes that it holds beside the base."""
-        return self.adapter.size() + (self.alone.bytes if self.alone else 0)
+        own = self.adapter.size() + (self.alone.bytes if self.alone else 0)
+        return own + sum(ready.size() for ready in self.below)
 
     @property
     def task(self) -> str | None:

@@ -134,7 +134,7 @@ class Registry:
                 entry.ready = ready
             # A chain larger than the limit stands whole while it is used.
             self._put_aside(keep=entries)
-        return tuple(found)
+        return tuple(one for ready in found for one in (*ready.below, ready))
 
     def _back(self, name: str, entry: Entry) -> Ready:
         """Read again what was put aside."""

@@ -144,6 +144,9 @@ class Memory:
             (replace(alike, answers=tuple(answer for _, answer in pairs)), [key for key, _ in pairs])
             for alike, pairs in grouped.items()
         ]
+        # texts that begin alike stand in one block, whichever prompt they came from: what they share is
+        # computed once a block
+        items.sort(key=lambda item: item[0].context)
         # cut before they are handed out: a batch's rounding must not depend on the number of processes
         return [items[i : i + BLOCK] for i in range(0, len(items), BLOCK)]
 

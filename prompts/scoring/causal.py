@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 KEPT_ROWS = 256  # rows of the head's output, [rows, vocabulary], that are held at once
 # attention over a multiple of so many keys takes two thirds of the time of others (torch's CPU kernel, bf16)
 BLOCK = 16
+FULL = 448  # tokens of a pass from which on more go no faster, in float32 on a CPU
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -45,6 +46,11 @@ class Causal:
         self.positions = min(
             (config[name] for name in POSITIONS if isinstance(config.get(name), int)), default=0
         )
+        slow = network.device.type == "cpu" and self.trunk.dtype == torch.float32
+        # float32 has nothing of round numbers, and loses by padding what 16 bits do in no time
+        self.block = 1 if slow else BLOCK
+        self.full = FULL if slow else None
+        self.kept: tuple[tuple[int, ...], Layers] = ((), [])  # the last prefix, and its keys and values
         self.share = share and self._agrees()
 
     def __call__(self, sequences: Sequence[Scored]) -> list[np.ndarray]:
@@ -132,10 +138,7 @@ class Causal:
     ) -> None:
         """Score a segment's own sequences behind its prefix, then those of the segments below."""
         if segment.tokens:
-            # the prefix once, without its head
-            cache: Any = _cache(past, 1)
-            self.trunk(input_ids=self._tensor([segment.tokens]), past_key_values=cache, use_cache=True)
-            past, cut = [(layer.keys, layer.values) for layer in cache.layers], cut + len(segment.tokens)
+            past, cut = self._behind(segment.tokens, past), cut + len(segment.tokens)
         forest = sorted(
             trees(sequences, segment.members, cut, self.batch_tokens), key=lambda tree: len(tree.tokens)
         )
@@ -147,10 +150,23 @@ class Causal:
             [(self._width(len(tree.tokens), cut), i) for i, tree in enumerate(forest)],
             self.batch_tokens,
             held,
+            self.full,
         ):
             self._score([forest[i] for i in batch], past, cut, found)
         for below in segment.below:
             self._descend(below, sequences, past, cut, found)
+
+    def _behind(self, tokens: tuple[int, ...], past: Layers) -> Layers:
+        """Keys and values of a prefix behind another, computed once, without the head."""
+        # work comes in blocks of rows, and the same examples stand before those of the next one
+        if not past and tokens == self.kept[0]:
+            return self.kept[1]
+        cache: Any = _cache(past, 1)
+        self.trunk(input_ids=self._tensor([tokens]), past_key_values=cache, use_cache=True)
+        found = [(layer.keys, layer.values) for layer in cache.layers]
+        if not past:
+            self.kept = (tokens, found)
+        return found
 
     def _score(self, batch: list[Tree], past: Layers, cut: int, found: list[np.ndarray]) -> None:
         further: dict[str, Any] = {"past_key_values": _cache(past, len(batch))} if past else {}
@@ -197,9 +213,9 @@ class Causal:
     def _width(self, tokens: int, cut: int) -> int:
         """What a row behind a prefix of `cut` tokens is padded to: whole blocks of keys, where that adds
         little."""
-        whole = tokens + -(cut + tokens) % BLOCK
+        whole = tokens + -(cut + tokens) % self.block
         # only where padding is a small part, and positions last
-        return whole if tokens > 8 * BLOCK and cut + whole <= self.positions else tokens
+        return whole if tokens > 8 * self.block and cut + whole <= self.positions else tokens
 
     def _whole(self, sequences: Sequence[Scored], found: list[np.ndarray]) -> None:
         """Every sequence through the model's own forward, nothing shared."""

@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 MIN_PREFIX = 32  # a shorter prefix costs about as much to look up as to compute again
+SPARE = 0.02  # of a pass's tokens that may be padding where it is full
 
 
 @dataclass(frozen=True)
@@ -167,12 +168,23 @@ def ancestors(tree: Tree) -> np.ndarray:
     return seen
 
 
-def batches(sized: list[tuple[int, int]], tokens: int, rows: int | None = None) -> list[list[int]]:
+def batches(
+    sized: list[tuple[int, int]], tokens: int, rows: int | None = None, full: int | None = None
+) -> list[list[int]]:
     """(size, item), smallest first → batches of at most `tokens` after padding (a larger item stands
-    alone)."""
+    alone).
+
+    Args:
+        full: tokens of a pass from which on more go no faster: padding is loss alone there, and kept SPARE.
+    """
     found: list[list[int]] = []
+    own = 0  # tokens of the last batch without its padding
     for size, item in sized:
-        if not found or size * (len(found[-1]) + 1) > tokens or (rows and len(found[-1]) >= rows):
+        wide = size * (len(found[-1]) + 1) if found else 0
+        padded = bool(full) and own >= full and wide - own - size > SPARE * wide
+        if not found or wide > tokens or padded or (rows and len(found[-1]) >= rows):
             found.append([])
+            own = 0
         found[-1].append(item)
+        own += size
     return found

@@ -1,5 +1,5 @@
 """Prompt scoring beside lm-evaluation-harness: same model, rows, prompts, type and tokens a pass, in one run;
-scores compared.
+scores compared, and the tokens that went through either's model counted.
 
   pip install lm-eval==0.4.13
   python scripts/benchmarks/prompting.py --dataset_name ../shared/data/imdb --rows 48
@@ -115,14 +115,17 @@ def in_own_process(ask: argparse.Namespace, side: str, dtype: str, output: Path)
 def run_side(ask: argparse.Namespace) -> dict[str, Any]:
     """What the child process does: case → seconds and log-probabilities, in the order of the work."""
     tasks = json.loads(ask.work_file.read_text(encoding="utf-8"))
-    score = load_own(ask) if ask.side == "own" else load_peer(ask)
+    score, network = load_own(ask) if ask.side == "own" else load_peer(ask)
+    tokens: list[int] = []  # of each pass, padding included
+    network.get_input_embeddings().register_forward_pre_hook(lambda _, ids: tokens.append(ids[0].numel()))
     # a warm-up of two, on each side alike
     score(next(iter(tasks.values()))[:2])
     found = {}
     for case, asked in tasks.items():
+        tokens.clear()
         began = time.perf_counter()
         scores = score(asked)
-        found[case] = {"seconds": time.perf_counter() - began, "scores": scores}
+        found[case] = {"seconds": time.perf_counter() - began, "scores": scores, "tokens": sum(tokens)}
     return found
 
 
@@ -137,6 +140,7 @@ def compared(rounds: list[dict[str, Any]], case: str, rows: int) -> dict[str, An
         "own, rows/s": round(rows / best["own"], 2),
         "peer, rows/s": round(rows / best["peer"], 2),
         "ratio": round(best["peer"] / best["own"], 2),
+        **{f"{side}, tokens": rounds[0][side][case]["tokens"] for side in SIDES},
         "largest difference": float(f"{max(abs(a - b) for a, b in pairs):.2g}"),
     }
 
@@ -185,7 +189,7 @@ def work(case: str, texts: list[str], shots: list[tuple[str, int]]) -> list[tupl
     return [(f"{head}{text}\n{LINES[0]}", answers) for text in texts]
 
 
-def load_own(ask: argparse.Namespace) -> Callable[[list[Any]], list[float]]:
+def load_own(ask: argparse.Namespace) -> tuple[Callable[[list[Any]], list[float]], Any]:
     from finetune.training.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -202,10 +206,10 @@ def load_own(ask: argparse.Namespace) -> Callable[[list[Any]], list[float]]:
         found = scorer([Request(context, tuple(answers)) for context, answers in asked])
         return [float(tokens.sum()) for row in found for tokens in row]
 
-    return score
+    return score, scorer.network
 
 
-def load_peer(ask: argparse.Namespace) -> Callable[[list[Any]], list[float]]:
+def load_peer(ask: argparse.Namespace) -> tuple[Callable[[list[Any]], list[float]], Any]:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
@@ -226,7 +230,7 @@ def load_peer(ask: argparse.Namespace) -> Callable[[list[Any]], list[float]]:
         ]
         return [value for value, _ in peer.loglikelihood(instances, disable_tqdm=True)]
 
-    return score
+    return score, peer.model
 
 
 if __name__ == "__main__":

@@ -98,9 +98,10 @@ def test_rows_are_padded_to_whole_blocks_of_keys_up_to_the_models_positions(
 
     def scores(share: bool) -> np.ndarray:
         size = {"n_positions" if name == "gpt2" else "max_position_embeddings": positions}
-        return flat(
-            Scorer(make_model(name, CAUSAL, initializer_range=0.2, **size), tokenizer, 1024, share)(long)
-        )
+        network = make_model(name, CAUSAL, initializer_range=0.2, **size)
+        scorer = Scorer(network, tokenizer, 1024, share)
+        scorer.model.block = 16  # as in 16 bits, whose rounding would hide what is looked for
+        return flat(scorer(long))
 
     assert_near(scores(True), scores(False))
 
@@ -225,6 +226,20 @@ def test_a_model_that_cannot_share_is_scored_whole(
     assert_near(flat(scorer(requests())), flat(scorer_of("llama", share=False)(requests())))
 
 
+def test_examples_before_two_blocks_of_rows_go_through_the_model_once() -> None:
+    scorer = scorer_of("llama", batch_tokens=32)
+    asked = requests(count=20, head="the film was bad and i hated it " * 5)
+    reference = flat(scorer(asked))
+    lengths = []
+    hook = scorer.model.trunk.register_forward_pre_hook(
+        lambda _, args, told: lengths.append(told["input_ids"].numel()), with_kwargs=True
+    )
+    again = [*scorer(asked[:30]), *scorer(asked[30:])]
+    hook.remove()
+    assert_near(flat(again), reference)
+    assert max(lengths) <= 32  # no pass holds the examples, which are longer
+
+
 def test_distributions_hold_the_scores_of_all_words() -> None:
     for name in FAMILIES:
         scorer = scorer_of(name)
@@ -346,4 +361,8 @@ def test_small_parts() -> None:
     ] == [2, 0, 2, 0]
     assert batches([(2, 0), (2, 1), (3, 2), (9, 3)], 6) == [[0, 1], [2], [3]]
     assert batches([(1, i) for i in range(5)], 100, rows=2) == [[0, 1], [2, 3], [4]]
+    sized = [(10, 0), (10, 1), (11, 2), (11, 3), (30, 4)]
+    assert batches(sized, 1000) == [[0, 1, 2, 3, 4]]
+    assert batches(sized, 1000, full=20) == [[0, 1], [2, 3], [4]]  # full, and then no padding
+    assert batches(sized, 1000, full=40) == [[0, 1, 2, 3], [4]]  # not yet full: padding costs less than calls
     assert Tree().is_chain

@@ -201,6 +201,7 @@ def test_an_interrupted_run_keeps_its_blocks(scorer: Scorer, tmp_path: Path) -> 
         Request(f"the film was {'good ' * (i % 7)}{'bad ' * (i // 7 % 5)}{'in ' * (i // 35)}", (" dull",))
         for i in range(3 * BLOCK)
     ]
+    asked.sort(key=lambda request: request.context)  # as blocks are cut: what begins alike stands together
     calls = []
 
     def until_third(requests: list[Request]) -> list[list[np.ndarray]]:
@@ -218,6 +219,18 @@ def test_an_interrupted_run_keeps_its_blocks(scorer: Scorer, tmp_path: Path) -> 
         np.concatenate([r[0] for r in answers]),
         np.concatenate([r[0] for i in range(3) for r in scorer(asked[i * BLOCK : (i + 1) * BLOCK])]),
     )
+
+
+def test_prompts_of_one_row_stand_in_one_block_whatever_order_they_come_in() -> None:
+    asked = [Request(f"row {i:03} asks {way}", (" dull",)) for way in ("one", "two") for i in range(BLOCK)]
+    blocks: list[list[str]] = []
+
+    def seen(requests: list[Request]) -> list[list[np.ndarray]]:
+        blocks.append([request.context for request in requests])
+        return [[np.zeros(1, dtype=np.float32)] for _ in requests]
+
+    Memory(seen, "x")(asked)  # type: ignore[arg-type]
+    assert [len({text[:8] for text in block}) for block in blocks] == [BLOCK // 2, BLOCK // 2]
 
 
 def test_texts_are_written_up_to_their_ending(scorer: Scorer, tmp_path: Path) -> None:

@@ -30,12 +30,14 @@ from transformers import (
 )
 
 from finetune.models.recurrent_config import RecurrentConfig, RecurrentSeq2SeqConfig, TextCNNConfig
+from finetune.reports import charts
 
 datasets.disable_progress_bars()
 
 
-def pytest_collection_finish() -> None:
-    """Leave what imports made out of later garbage collections.
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_no_garbage() -> None:
+    """Leave what imports made out of later garbage collections; verbs import as they go.
 
     accelerate collects at the start of each training, which took a second each time, two thirds of a test's
     time.
@@ -256,6 +258,31 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def _same_chance() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks():
+    """A run waits some thirty times for the disk to hold what it wrote; no test cuts the machine's power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+# rooms whose tests look at charts
+DRAWN = ("reports", "interpret", "prompts")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _charts_undrawn(request):
+    """Elsewhere charts are laid out and not rendered: matplotlib's work on the page that each run leaves was
+    a third of a tiny training's time.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name not in DRAWN:
+            patch.setattr(
+                charts, "as_svg", lambda figure, said: f'<svg role="img" aria-label="{said}"></svg>'
+            )
+        yield
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from finetune.packaged import hub_name
 from finetune.reports.privacy import privacy_rows, uncovered
-from finetune.reports.run_folder import RunFolder, read_run
+from finetune.reports.run_folder import RunFolder
 from finetune.reports.tables import markdown, with_interval
 
 CARD = "README.md"
@@ -30,13 +30,8 @@ PIPELINES = {
 }  # fmt: skip
 
 
-def write_card(folder: str | Path) -> Path:
-    """The card of a finished run, beside its weights.
-
-    Raises:
-        InputError: a folder that no script of this project wrote.
-    """
-    run = read_run(folder)
+def write_card(run: RunFolder) -> Path:
+    """The card of a finished run, beside its weights."""
     path = run.path / CARD
     path.write_text(str(card_of(run)), encoding="utf-8")
     return path

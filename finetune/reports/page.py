@@ -7,10 +7,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from finetune.reports.blocks import Section, Table, is_long, is_picture
 from finetune.reports.card import CARD, write_card
@@ -67,7 +68,10 @@ def write_page(folder: str | Path) -> Path:
     Raises:
         InputError: a folder that no script of this project wrote.
     """
-    run = read_run(folder)
+    return _write_page(read_run(folder))
+
+
+def _write_page(run: RunFolder) -> Path:
     path = run.path / REPORT
     path.write_text(page_of([run]), encoding="utf-8")
     return path
@@ -98,21 +102,23 @@ def leave_behind(folder: str | Path, card: bool = True) -> None:
     again.
     """
     try:
-        page = write_page(folder)
+        run = read_run(folder)
+        page = _write_page(run)
         # the user may have written into it since
-        if card and not (Path(folder) / CARD).is_file():
-            write_card(folder)
+        if card and not (run.path / CARD).is_file():
+            write_card(run)
         logger.warning("finished: %s%s", page, f", model card in {CARD}" if card else "")
-        for step in next_commands(read_run(folder)):
+        for step in next_commands(run):
             logger.warning("next: %s", step)
     except Exception:  # whatever it is, the weights are saved and the run is finished
         logger.exception("The run is finished, but its page could not be made; `finetune report` tries again")
 
 
-# the loader reads beside this file, wherever the package lies
-def _render(**values: Any) -> str:
+@cache  # a program that makes many runs compiles the page once
+def _template() -> Template:
     # autoescape holds for labels and texts of any origin: what a data set says is shown, never run
     environment = Environment(
+        # beside this file, wherever the package lies
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         # a name that is misspelt in the template is an error and no empty page
@@ -126,6 +132,10 @@ def _render(**values: Any) -> str:
         "is_picture": is_picture,
         "is_long": is_long,
     }
+    return environment.get_template("page.html")
+
+
+def _render(**values: Any) -> str:
     # StrictUndefined wants every name, and each page has others
     defaults: dict[str, Any] = {"runs": [], "list": [], "refresh": None}
-    return environment.get_template("page.html").render(defaults | values)
+    return _template().render(defaults | values)

@@ -17,12 +17,13 @@ from test_run_page import lay_out
 from finetune.errors import InputError
 from finetune.reports.board import make_server
 from finetune.reports.card import write_card
+from finetune.reports.run_folder import read_run
 
 
 def test_a_card_is_the_hubs(tmp_path):
     folder = lay_out(tmp_path / "run")
     (folder / "adapter_config.json").write_text("{}")
-    card = ModelCard.load(write_card(folder))
+    card = ModelCard.load(write_card(read_run(folder)))
     assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert card.data.pipeline_tag == "text-classification"
     assert card.data.eval_results[0].metric_value == 0.75
@@ -41,7 +42,7 @@ def test_a_card_names_no_folder_of_this_machine(tmp_path):
     base.mkdir()
     options = yaml.safe_load((folder / "arguments.yaml").read_text())
     (folder / "arguments.yaml").write_text(yaml.safe_dump(options | {"model_name_or_path": str(base)}))
-    text = write_card(folder).read_text()
+    text = write_card(read_run(folder)).read_text()
     assert str(tmp_path) not in text and "`base`" in text
 
 
@@ -50,7 +51,7 @@ def test_a_model_from_a_configuration_has_no_base(tmp_path):
     options = yaml.safe_load((folder / "arguments.yaml").read_text())
     made = {"from_config": "vit", "task": "image", "method": "full"}
     (folder / "arguments.yaml").write_text(yaml.safe_dump(options | made))
-    card = ModelCard.load(write_card(folder))
+    card = ModelCard.load(write_card(read_run(folder)))
     assert card.data.base_model is None and "MiniLM" not in card.content
     assert "`vit` from its configuration, trained for `image`" in card.text
     assert card.data.pipeline_tag == "image-classification" and 'model("picture.png")' in card.text
@@ -61,7 +62,7 @@ def test_a_card_says_when_a_baseline_is_as_good(tmp_path):
     (folder / "baselines.json").write_text(
         json.dumps([{"name": "bag of words", "accuracy": 0.74, "interval": [0.7, 0.78]}])
     )
-    assert "Not shown to be better than: bag of words" in write_card(folder).read_text()
+    assert "Not shown to be better than: bag of words" in write_card(read_run(folder)).read_text()
 
 
 @contextmanager

@@ -228,13 +228,11 @@ def saved(tmp_path: Path):
     return save
 
 
-@pytest.fixture
-def review_file(tmp_path: Path) -> Path:
+def write_reviews(folder: Path) -> Path:
     """A folder with train.jsonl and test.jsonl: texts of 2 to 14 words whose label follows from one
     of them.
     """
     generator = torch.Generator().manual_seed(0)
-    folder = tmp_path / "rows"
     folder.mkdir()
     for split, count in (("train", 48), ("test", 24)):
         lines = []
@@ -246,6 +244,11 @@ def review_file(tmp_path: Path) -> Path:
             lines.append(json.dumps({"text": " ".join(words), "label": ("neg", "pos")[label]}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
     return folder
+
+
+@pytest.fixture
+def review_file(tmp_path: Path) -> Path:
+    return write_reviews(tmp_path / "rows")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from finetune.cli.parser import main_of, parse
 
@@ -16,11 +17,17 @@ TRAINING = (
 TINY = "--max_new_tokens 4 --prompt_tokens 5 --max_train_rows 8 --max_eval_rows 8"
 
 
-def run(name: str, *told: str) -> None:
+def script(name: str) -> ModuleType:
+    """A file of scripts/ as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def run(name: str, *told: str) -> None:
+    module = script(name)
     words = [word for part in told for word in part.split()]
     main = main_of(module.main, words)
     main(*parse(main, words))

@@ -104,7 +104,11 @@ EXPLORING = {"reward": each_good, "kl": KLArguments(kl_coefficient=0.05)}
 
 @pytest.mark.parametrize(
     ("family", "method", "further"),
-    [("llama", "lora", {}), ("gpt2", "full", EXPLORING), ("llama", "bottleneck", EXPLORING)],
+    [
+        ("llama", "lora", {}),
+        pytest.param("gpt2", "full", EXPLORING, marks=pytest.mark.slow),
+        pytest.param("llama", "bottleneck", EXPLORING, marks=pytest.mark.slow),
+    ],
 )
 def test_the_right_token_is_found(family, method, further):
     subject = learner(family=family, method=method, **further)
@@ -117,7 +121,7 @@ def test_the_right_token_is_found(family, method, further):
     assert figures[-1]["kl"] > 1
 
 
-@pytest.mark.parametrize("coefficient", [10.0, 1000.0])
+@pytest.mark.parametrize("coefficient", [10.0, pytest.param(1000.0, marks=pytest.mark.slow)])
 def test_a_huge_coefficient_holds_the_policy_at_the_reference(coefficient):
     held = learner(
         kl=KLArguments(kl_coefficient=coefficient)

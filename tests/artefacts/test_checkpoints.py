@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -14,7 +12,7 @@ from conftest import make_model
 from transformers import AutoModelForCausalLM
 
 from finetune.artefacts.checkpoints import fault, newest, rotate, seal
-from finetune.artefacts.runs import open_run
+from finetune.artefacts.runs import LOCK, open_run
 from finetune.errors import InputError
 
 
@@ -181,14 +179,17 @@ def test_a_claim_that_was_killed_leaves_a_fresh_folder(tmp_path, left):
 
 
 def test_two_starts_never_share_a_folder(tmp_path):
-    start = (
-        f"from finetune.artefacts.runs import open_run; import time; open_run({options(tmp_path)!r}, 'rows')"
+    locking = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); "
+        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB); print('mine', flush=True); time.sleep(60)"
     )
-    command = [sys.executable, "-c", start + "; print('mine', flush=True); time.sleep(60)"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as other:
+    # what `open_run` does, without the seconds that its imports take
+    command = [sys.executable, "-c", locking, str(tmp_path / LOCK)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "mine\n"
         with pytest.raises(InputError, match="Another process works in"):
             open_run(options(tmp_path), "rows")
         other.kill()
     assert open_run(options(tmp_path), "rows") is None  # its lock went with it
+    late = subprocess.run(command, capture_output=True, text=True)
+    assert "BlockingIOError" in late.stderr and not late.stdout

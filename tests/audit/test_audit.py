@@ -50,13 +50,14 @@ def overfitted(tmp_path_factory):
     make_model("bert", AutoModelForSequenceClassification).save_pretrained(root / "model")
     make_tokenizer("bert").save_pretrained(root / "model")
     rows = rows_of_chance(root / "rows")
-    return train(root / "model", rows, root / "run", "--method", "full", "--num_train_epochs", "40"), rows
+    by_heart = ("--method", "full", "--num_train_epochs", "40", "--per_device_train_batch_size", "32")
+    return train(root / "model", rows, root / "run", *by_heart), rows
 
 
 def test_what_was_learnt_by_heart_is_found(overfitted):
     run, rows = overfitted
     said = audited("--artefact", run, "--shadows", "4", "--overfit_rows", "16", "--overfit_epochs", "40")
-    assert (said["members"], said["others"], said["trained_rows"]) == (30, 60, 30)
+    assert (said["members"], said["others"], said["trained_rows"]) == (30, 60, 30) and not said["private"]
     for attack in ("loss", "reference", "lira"):
         assert said["attacks"][attack]["auc_interval"][0] > 0.6, attack
     low, high = said["controls"]["untrained"]["auc_interval"]
@@ -70,16 +71,19 @@ def test_what_was_learnt_by_heart_is_found(overfitted):
 
 
 def test_what_was_not_learnt_is_not_found(saved, tmp_path):
+    pytest.importorskip("opacus")
     rows = rows_of_chance(tmp_path / "rows")
     model = saved("bert", AutoModelForSequenceClassification)
-    run = train(model, rows, tmp_path / "run", "--num_train_epochs", "1", "--learning_rate", "1e-6")
+    privately = ("--epsilon", "2", "--delta", "1e-2", "--num_train_epochs", "1", "--learning_rate", "1e-6")
+    run = train(model, rows, tmp_path / "run", *privately)
     said = audited("--artefact", run, "--overfit_rows", "0")
     low, high = said["attacks"]["loss"]["auc_interval"]
-    assert low < 0.5 < high
+    assert low < 0.5 < high and said["private"]
     assert "No attack tells" in audit_headline(said)
     assert "overfitted" not in said["controls"]
 
 
+@pytest.mark.slow
 def test_privacy_lowers_what_is_found(saved, tmp_path):
     pytest.importorskip("opacus")
     rows, model = rows_of_chance(tmp_path / "rows"), saved("bert", AutoModelForSequenceClassification)
@@ -210,6 +214,7 @@ def tuned_writer(model: Path, rows: Path, folder: Path, epochs: int) -> Path:
     main = script("sft").main
     given = f"--model_name_or_path {model} --dataset_name {rows} --output_dir {folder} --max_length 32 "
     given += f"--method full --num_train_epochs {epochs} --learning_rate 1e-2 --bf16 false "
+    given += "--per_device_train_batch_size 16 "
     main(
         *parse(
             main,
@@ -237,7 +242,8 @@ LEARNT = (
 def test_texts_of_a_pretraining_are_audited(saved, tmp_path):
     model, rows = saved("llama", AutoModelForCausalLM), rows_of_chance(tmp_path / "rows")
     told = f"--objective clm --layout rows --model_name_or_path {model} --dataset_name {rows} {LEARNT}"
-    run_verb("pretrain", told, f"--ignore_columns label --num_train_epochs 40 --output_dir {tmp_path}/run")
+    often = "--num_train_epochs 40 --per_device_train_batch_size 32"
+    run_verb("pretrain", told, often, f"--ignore_columns label --output_dir {tmp_path}/run")
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["rows_used"] == 30
     said = audited("--artefact", tmp_path / "run", "--prefix_tokens", "4", "--overfit_rows", "0")
     assert (said["task"], said["members"], said["others"]) == ("clm", 30, 60)

@@ -133,6 +133,7 @@ def test_sixteen_bits_give_the_same_answer(family):
     assert packed.pack(made(family).bfloat16()) == (family in APART)
 
 
+@pytest.mark.slow
 def test_a_trained_decoder_in_sixteen_bits_is_packed():
     """Its special tokens' activations are so large that bfloat16 keeps little of the rest."""
     assert packed.pack(load_model(ModelArguments("smollm2", dtype="bfloat16"), AutoModelForCausalLM)[1])

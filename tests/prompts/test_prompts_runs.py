@@ -274,19 +274,6 @@ def test_calibration_keeps_what_is_no_text(saved, review_file: Path, tmp_path: P
     )
 
 
-def test_processes_know_of_each_other(tmp_path: Path) -> None:
-    (tmp_path / "told.py").write_text(
-        "from finetune.cli.parser import leave_processes\n"
-        "from finetune.training.machine import join_processes\n"
-        "state = join_processes('prompt')\n"
-        "open(f'{state.process_index} of {state.num_processes}', 'w')\n"
-        "leave_processes()\n"
-    )
-    done = launched(["told.py"], tmp_path)
-    assert done.returncode == 0 and "gives the same bytes" in done.stderr, done.stderr[-3000:]
-    assert {"0 of 2", "1 of 2"} <= {file.name for file in tmp_path.iterdir()}
-
-
 def launched(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """A script in two processes, as the README launches it."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

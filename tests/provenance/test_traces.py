@@ -15,7 +15,7 @@ from finetune.provenance.dataset_inference import infer, measured_texts, measure
 from finetune.provenance.watermark import Watermark, new_grams, radioactivity
 
 VOCABULARY = 400
-CONTROLS = 60
+CONTROLS = 40
 
 
 def uniform(p_values: list[float]) -> float:
@@ -69,7 +69,7 @@ def test_watermarks_of_models_that_never_saw_them_are_uniform(scheme):
     network, found = writer(0), []
     for number in range(CONTROLS):
         watermark = Watermark(scheme, 15_485_863 + 7919 * number, 4.0, VOCABULARY, "")
-        found.append(trace_of(network, watermark, written(network, watermark, 4, 30))["p"])
+        found.append(trace_of(network, watermark, written(network, watermark, 12, 12))["p"])
     assert uniform(found) > 0.01, np.sort(found)
     assert min(found) > 1e-4
 

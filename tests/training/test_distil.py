@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from bounds import assert_near
+from conftest import make_model, make_tokenizer, write_reviews
 from safetensors.torch import load_file
 from test_train import train
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -48,10 +50,13 @@ def test_places_without_label_count_for_nothing():
     assert_near(found, torch.stack([each[0][0] + each[2][0], each[2][1]]))
 
 
-@pytest.fixture
-def teacher(saved, review_file, tmp_path):
-    source = saved("bert", AutoModelForSequenceClassification, seed=1)
-    return train(source, review_file, tmp_path / "teacher", "--method", "full", "--num_train_epochs", "8")
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    make_model("bert", AutoModelForSequenceClassification, seed=1).save_pretrained(folder / "model")
+    make_tokenizer("bert").save_pretrained(folder / "model")
+    rows = write_reviews(folder / "rows")
+    return train(folder / "model", rows, folder / "run", "--method", "full", "--num_train_epochs", "8")
 
 
 def test_a_student_learns_what_its_teacher_says(saved, review_file, tmp_path, teacher):
@@ -116,9 +121,11 @@ def test_what_cannot_teach_is_named(saved, review_file, tmp_path, teacher):
     source = saved("bert", AutoModelForSequenceClassification)
     with pytest.raises(InputError, match="is no artefact"):
         train(source, review_file, tmp_path / "a", "--teacher", str(tmp_path / "nowhere"))
-    (teacher / "labels.json").write_text('["bad", "good"]')
+    other = tmp_path / "other"
+    shutil.copytree(teacher, other)
+    (other / "labels.json").write_text('["bad", "good"]')
     with pytest.raises(InputError, match="tells bad, good apart, and the rows have neg, pos"):
-        train(source, review_file, tmp_path / "b", "--teacher", str(teacher))
+        train(source, review_file, tmp_path / "b", "--teacher", str(other))
     assert not (tmp_path / "b").exists()  # refused before the folder is made
     with pytest.raises(InputError, match="--teacher with --epsilon"):
         taught_by(lambda *given: torch.zeros(1), DistilArguments("x"), {"mechanism": None})

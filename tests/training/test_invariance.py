@@ -13,9 +13,12 @@ import pytest
 import series_gradients
 import task_gradients
 from bounds import assert_near, near
+from conftest import make_model, make_tokenizer, write_reviews
 from gradients import relative_difference, written
 from safetensors.torch import load_file
 from test_ppo_trainer import learner, sampled, steps
+from test_train import arguments, train
+from transformers import AutoModelForSequenceClassification
 from two_processes import launched
 
 TASKS, OBJECTIVES = task_gradients.CASES, tuple(objective_gradients.FAMILIES)
@@ -25,7 +28,12 @@ ROUNDING = {"wav2vec2": 5e-5}
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
-    return launched(tmp_path_factory.mktemp("two"))
+    folder = tmp_path_factory.mktemp("two")
+    rows, model = write_reviews(folder / "rows"), folder / "model"
+    make_model("bert", AutoModelForSequenceClassification).save_pretrained(model)
+    make_tokenizer("bert").save_pretrained(model)
+    half = ("--method", "lora", "--per_device_train_batch_size", "4")
+    return launched(folder, arguments(model, rows, folder / "run", *half))
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +103,18 @@ def test_shards_are_put_together_saved_and_written_with(two):
 def test_two_processes_change_no_gradient_of_a_series(two, task, family, tmp_path):
     found = written(two / "series_gradients")[f"{task}/{family}"]
     assert relative_difference(series_gradients.step_gradients(task, family, "batch", tmp_path), found) < 1e-5
+
+
+def test_two_processes_train_as_one(two, tmp_path):
+    """By `accelerate launch` and this project's file for it."""
+    one = train(two / "model", two / "rows", tmp_path / "one", "--method", "lora")
+    assert "2 processes" in (two / "said").read_text()
+    ours, theirs = (json.loads((run / "metrics.json").read_text()) for run in (one, two / "run"))
+    assert ours["steps"] == theirs["steps"]
+    assert theirs["accuracy"] == ours["accuracy"]
+    assert near(theirs["loss"], ours["loss"], 1e-4)
+
+
+def test_processes_of_prompts_know_of_each_other(two):
+    assert "gives the same bytes" in (two / "said").read_text()
+    assert {"0 of 2", "1 of 2"} <= {file.name for file in two.iterdir()}

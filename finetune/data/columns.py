@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
@@ -35,6 +35,9 @@ LABELS = (
 )  # fmt: skip
 
 
+FINDS = " (`finetune check FILE` finds them)"
+
+
 @dataclass(frozen=True)
 class Columns:
     """Names of the columns that a task reads; `pair` is None for tasks on one text, and `further` are those
@@ -58,49 +61,78 @@ def find_columns(rows: Dataset, data: DataArguments, pair: bool = False) -> Colu
     Raises:
         InputError: a named column that is not there, or none with a usual name.
     """
-    there = columns_of(rows)
-    for flag in ("text_column", "text_pair_column", "label_column"):
-        named = vars(data)[flag]
-        if named is not None and named not in there:
-            raise InputError(f"No column '{named}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
-    missing = [
-        (kind, flag)
-        for kind, flag, named, usual in (
-            ("a text", "--text_column", data.text_column, TEXTS),
-            ("a label", "--label_column", data.label_column, LABELS),
-        )
-        if named is None and not {name.lower() for name in usual} & {name.lower() for name in there}
-    ]
-    # all that is missing at once, and what finds it
-    if len(missing) == 2 and not pair:
-        kinds, flags = zip(*missing, strict=True)
-        raise InputError(
-            f"No column in {data.name} has a usual name for {' or '.join(kinds)}; it has "
-            f"{', '.join(there)}. Set {' and '.join(flags)} (`finetune check FILE` finds them), and "
-            "--ignore_columns to what is not wanted"
-        )
-    label = data.label_column or first_there(LABELS, there, data.name, "--label_column")
+    there, (text, second, label) = columns_of(rows), named_columns(data)
     if not pair:
-        return Columns(data.text_column or first_there(TEXTS, there, data.name, "--text_column"), None, label)
-    text, second = data.text_column, data.text_pair_column
-    if text is None or second is None:
-        # both must stand there, and a named one in its own place of the pair
-        found = next(
-            (
-                p
-                for p in PAIRS
-                if set(p) <= set(there) and (text in (None, p[0])) and (second in (None, p[1]))
-            ),
+        found = settle_columns((text.of(TEXTS), label.of(LABELS)), there, data.name, FINDS)
+        return Columns(found[0], None, found[1])
+    # both must stand there, and a named one in its own place of the pair
+    names = next(
+        (
+            one
+            for one in PAIRS
+            if set(one) <= set(there) and text.named in (None, one[0]) and second.named in (None, one[1])
+        ),
+        None,
+    )
+    usual = ((names[0],), (names[1],)) if names else (TEXTS, ("text_pair",))
+    wanted = (text.of(usual[0]), second.of(usual[1]), label.of(LABELS))
+    return Columns(*settle_columns(wanted, there, data.name))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A column that is needed: the user's name for it, else its usual names; and the flag that names it."""
+
+    flag: str
+    named: str | None
+    usual: tuple[str, ...] = ()
+
+    def of(self, usual: tuple[str, ...]) -> Wanted:
+        """The same with usual names."""
+        return replace(self, usual=usual)
+
+    def found(self, there: Sequence[str]) -> str | None:
+        """The column that is meant, capitals aside; None where there is none."""
+        if self.named is not None:
+            return self.named if self.named in there else None
+        # reversed, so that of `Text` and `text` the first in the file wins; the same letters go first
+        known = {column.lower(): column for column in reversed(there)}
+        return next(
+            (name if name in there else known[name.lower()] for name in self.usual if name.lower() in known),
             None,
         )
-        if found is None:
-            wanted = "two columns with texts"
-            raise InputError(
-                f"No {wanted} found in {data.name}; it has {', '.join(there)}. Set --text_column and "
-                "--text_pair_column"
-            )
-        text, second = found
-    return Columns(text, second, label)
+
+
+def named_columns(data: DataArguments) -> tuple[Wanted, Wanted, Wanted]:
+    """Text, second text and label, as far as the user named them."""
+    return (
+        Wanted("--text_column", data.text_column), Wanted("--text_pair_column", data.text_pair_column),
+        Wanted("--label_column", data.label_column),
+    )  # fmt: skip
+
+
+def settle_columns(wanted: Sequence[Wanted], there: Sequence[str], name: str, hint: str = "") -> list[str]:
+    """The column that is meant by each.
+
+    Raises:
+        InputError: some are missing; all of them are named at once.
+    """
+    found = [(one, one.found(there)) for one in wanted]
+    missing = [one for one, column in found if column is None]
+    if missing:
+        names = listed([repr(one.named or one.usual[0]) for one in missing])
+        several = len(missing) > 1
+        raise InputError(
+            f"No column{'s' if several else ''} {names} in {name}; it has {', '.join(there)}. Set "
+            f"{listed([one.flag for one in missing])}{hint if several else ''}"
+            f"{', and --ignore_columns to what is not wanted' if several else ''}"
+        )
+    return [column for _, column in found if column is not None]
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def first_there(usual: tuple[str, ...], there: list[str], name: str, flag: str) -> str:
@@ -109,15 +141,7 @@ def first_there(usual: tuple[str, ...], there: list[str], name: str, flag: str) 
     Raises:
         InputError: none has any.
     """
-    # reversed, so that of `Text` and `text` the first in the file wins
-    known = {column.lower(): column for column in reversed(there)}
-    found = next(
-        (column if column in there else known[column.lower()] for column in usual if column.lower() in known),
-        None,
-    )
-    if found is None:
-        raise InputError(f"No column '{usual[0]}' in {name}; it has {', '.join(there)}. Set {flag}")
-    return found
+    return settle_columns([Wanted(flag, None, usual)], there, name)[0]
 
 
 def class_names(rows: Dataset, column: str) -> list[str]:
@@ -211,19 +235,10 @@ def pick_columns(
     Raises:
         InputError: a named column that is not there, or none with one of the names.
     """
-    there = columns_of(rows)
-    found: list[str | None] = []
-    for named_column, usual, flag in (
-        (data.text_column, text, "--text_column"),
-        (data.text_pair_column, pair, "--text_pair_column"),
-        (data.label_column, label, "--label_column"),
-    ):
-        if named_column is not None and named_column not in there:
-            raise InputError(
-                f"No column '{named_column}' in {data.name}; it has {', '.join(there)}. Set {flag}"
-            )
-        found.append(None if usual is None else named_column or first_there(usual, there, data.name, flag))
-    return Columns(str(found[0]), found[1], str(found[2]))
+    first, second, mark = named_columns(data)
+    wanted = [first.of(text), *([second.of(pair)] if pair else []), mark.of(label)]
+    found = settle_columns(wanted, columns_of(rows), data.name)
+    return Columns(found[0], found[1] if pair else None, found[-1])
 
 
 def label_lists(

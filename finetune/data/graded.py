@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from finetune.data.columns import Columns
+from finetune.data.columns import Columns, listed
 from finetune.data.conversations import MessageError
 from finetune.data.layouts import Fields, first_of
 from finetune.data.places import columns_of
@@ -42,9 +42,10 @@ def lay_out_graded(rows: Dataset, data: DataArguments, names: Sequence[str]) -> 
     said = first_of(SAID, there)
     lacking = [name for name in names if name not in there]
     if said is None or lacking:
+        missing = [repr(name) for name in (*lacking, *(["completion"] if said is None else []))]
         raise InputError(
-            f"No column '{lacking[0] if lacking else 'completion'}' in {data.name}; it has "
-            f"{', '.join(there)}; wanted prompt, completion and numbers. Set --attributes or --dataset_name"
+            f"No column {listed(missing)} in {data.name}; it has {', '.join(there)}; wanted prompt, "
+            "completion and numbers. Set --attributes or --dataset_name"
         )
     fields = _asked(rows, data, (said, *names))
     plain = fields.plain and isinstance(rows[0][said], str) and isinstance(rows[0][fields.asked or ""], str)
@@ -76,8 +77,8 @@ def lay_out_steps(rows: Dataset, data: DataArguments) -> Laid:
     steps, verdicts = first_of(STEPS, there), data.label_column or first_of(STEP_VERDICTS, there)
     if steps is None or verdicts is None:
         raise InputError(
-            f"No column '{'completions' if steps is None else 'labels'}' in {data.name}; it has "
-            f"{', '.join(there)}; wanted prompt, completions (a list of steps) and labels (true or false for "
+            f"No columns with steps and a verdict for each in {data.name}; it has {', '.join(there)}; "
+            "wanted prompt, completions (a list of steps) and labels (true or false for "
             "each). Set --dataset_name or --label_column"
         )
     fields = _asked(rows, data, (steps, verdicts))

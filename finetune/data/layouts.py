@@ -118,7 +118,7 @@ def find_fields(rows: Dataset, data: DataArguments, answer: bool = True) -> Fiel
     for flag, named in ((data.text_option, data.text_column), ("--label_column", data.label_column)):
         if named is not None and named not in there:
             raise InputError(f"No column '{named}' in {data.name}; it has {', '.join(there)}. Set {flag}")
-    found = _question(rows, data, there)
+    found = _question(rows, data, there, answer)
     # the question's own column can't be its answer as well: `input` beside `output`, `query` beside `reply`
     rest = [column for column in there if column not in (found.chat, found.asked)]
     label = data.label_column or (first_of(ANSWERS, rest) if answer and found.chat is None else None)
@@ -147,7 +147,7 @@ def find_fields(rows: Dataset, data: DataArguments, answer: bool = True) -> Fiel
     )  # fmt: skip
 
 
-def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
+def _question(rows: Dataset, data: DataArguments, there: list[str], answer: bool) -> Fields:
     if data.layout is not None and data.layout not in LAYOUTS:
         raise InputError(f"Unknown layout '{data.layout}'; wanted one of: {', '.join(LAYOUTS)}. Set --layout")
     wanted = LAYOUTS[data.layout].columns if data.layout else None
@@ -194,9 +194,13 @@ def _question(rows: Dataset, data: DataArguments, there: list[str]) -> Fields:
                 "and content, of pairs of question and answer, or of texts said in turn. Mend it, or set "
                 f"{data.text_option}"
             )
+        # both at once, where the answer would be asked for next
+        no_answer = answer and not (data.label_column or first_of(ANSWERS, there))
+        answers = f"; and one of: {', '.join(ANSWERS)}" if no_answer else ""
         raise InputError(
-            f"No column with a question in {data.name}; it has {', '.join(there)}; wanted one of: {names}. "
-            f"Set {data.text_option}"
+            f"No column with a question{' or an answer' if no_answer else ''} in {data.name}; it has "
+            f"{', '.join(there)}; wanted one of: {names}{answers}. "
+            f"Set {data.text_option}{' and --label_column' if no_answer else ''}"
         )
     # the two chats' layouts are told by their cells, above
     told = next(

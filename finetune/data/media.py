@@ -5,7 +5,7 @@ files and columns; knows no format.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ import pyarrow as pa
 from datasets import Dataset
 
 from finetune.data.cells import FILE_CELL
-from finetune.data.columns import LABELS, Columns, class_ids, first_there
+from finetune.data.columns import LABELS, Columns, Wanted, class_ids, named_columns, settle_columns
 from finetune.data.files import without_bars
 from finetune.data.labelled import named_classes
-from finetune.data.layouts import first_of
 from finetune.data.places import columns_of, place_of
 from finetune.data.questions import Laid
 from finetune.data.sources import DataArguments, TextArguments
@@ -38,27 +37,29 @@ def lay_out_files(rows: Dataset, data: DataArguments, usual: tuple[str, ...], ty
         InputError: a column that is missing, or that holds no files.
     """
     # `--text_column` names it too: the input is the text's place
-    there, column = columns_of(rows), file_column(rows, data, usual, typed)
-    if data.label_column is not None and data.label_column not in there:
-        raise InputError(
-            f"No column '{data.label_column}' in {data.name}; it has {', '.join(there)}. Set --label_column"
-        )
-    if data.label_column is None and there == [column] and Path(data.name).expanduser().is_dir():
+    there, mark = columns_of(rows), named_columns(data)[2].of(LABELS)
+    # a folder of files alone has no column to name
+    bare = data.label_column is None and len(there) == 1 and Path(data.name).expanduser().is_dir()
+    column = file_column(rows, data, usual, typed, () if bare or mark.found(there) else (mark,))
+    if bare:
         raise InputError(
             f"{data.name} holds files without a class; wanted them in a folder of their class each "
             "(train/cat/7.png), or a table with paths and labels"
         )
-    label = data.label_column or first_there(LABELS, there, data.name, "--label_column")
+    label = settle_columns((mark,), there, data.name)[0]
     rows = named_classes(as_files(rows, column, typed, data), label, data.class_names)
     return Laid(rows, Columns(column, None, label), {usual[0]: [column], "label": [label]}, lambda row: "")
 
 
-def file_column(rows: Dataset, data: TextArguments, usual: tuple[str, ...], typed: Any) -> str:
+def file_column(
+    rows: Dataset, data: TextArguments, usual: tuple[str, ...], typed: Any, others: Sequence[Wanted] = ()
+) -> str:
     """The column that was named, else the first of a type, else the first with a usual name.
 
     Args:
         usual: names that such a column usually has.
         typed: what `datasets` calls such a column, undecoded.
+        others: what is missing beside it, to be said at once.
 
     Raises:
         InputError: there is none.
@@ -66,13 +67,8 @@ def file_column(rows: Dataset, data: TextArguments, usual: tuple[str, ...], type
     there = columns_of(rows)
     # a typed column is surer than a name such as `file`
     of_type = next((name for name in there if isinstance(rows.features[name], type(typed))), None)
-    column = data.text_column or of_type or first_of(usual, there)
-    if column is None or column not in there:
-        raise InputError(
-            f"No column '{column or usual[0]}' in {data.name}; it has {', '.join(there)}. Set "
-            "--text_column to the one that holds it"
-        )
-    return column
+    files = Wanted("--text_column", data.text_column or of_type, usual)
+    return settle_columns((files, *others), there, data.name)[0]
 
 
 def as_files(rows: Dataset, column: str, typed: Any, data: TextArguments) -> Dataset:

@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 
 from finetune.data.accounting import cell_texts
 from finetune.data.cells import with_json
-from finetune.data.columns import Columns
+from finetune.data.columns import Columns, listed
 from finetune.data.compared import better_and_worse, is_compared
 from finetune.data.conversations import Message, MessageError, as_chat, is_chat, said_in
 from finetune.data.layouts import ASKED, CHATS, Fields, find_fields, first_of, holds
@@ -105,7 +105,8 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
             f"{', '.join(there)}; wanted a better answer as one of: {', '.join(BETTER)}; and a worse one as "
             "one of: "
             f"{', '.join(WORSE)}; or two answers and a verdict (response_0, response_1, better_response_id). "
-            "Set --chosen_column and --rejected_column, or --dataset_name to preference pairs"
+            "Set --chosen_column and --rejected_column (and --prompt_column where the question has one), or "
+            "--dataset_name to preference pairs"
         )
     # None where both answers are whole chats that hold the question
     fields = question_of(rows, of_questions(data), (better, worse))
@@ -241,10 +242,14 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
     verdict, said = data.label_column or first_of(VERDICTS, there), first_of(SAID, there)
     chat = first_of(CHATS, there) if said is None else None
     if verdict is None or (said is None and chat is None):
+        # an answer has no option to name it by
+        mends = [
+            *(["set --label_column"] if verdict is None else []),
+            *([f"call the answer's column one of: {', '.join(SAID)}"] if said is None else []),
+        ]
         raise InputError(
-            f"No column '{'label' if verdict is None else 'completion'}' in {data.name}; it has "
-            f"{', '.join(there)}; "
-            "wanted prompt, completion and label, or messages and label. Set --dataset_name"
+            f"No columns with an answer and its verdict in {data.name}; it has {', '.join(there)}; wanted "
+            f"prompt, completion and label, or messages and label. To mend it, {listed(mends)}"
         )
     # --label_column names the verdict here, not an answer
     asked = of_questions(data)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.data.accounting import account, unread, without
 from finetune.data.checks import without_empty
-from finetune.data.columns import LABELS, PAIRS, TEXTS, Columns, first_there
+from finetune.data.columns import LABELS, PAIRS, TEXTS, Columns, Wanted, first_there, settle_columns
 from finetune.data.corpora import CORPORA
 from finetune.data.encode import cached, fingerprint
 from finetune.data.places import columns_of
@@ -33,14 +33,12 @@ def find_roles(there: list[str], data: TextArguments, wanted: dict[str, str | No
     Raises:
         InputError: a column that is not there, or none with a usual name.
     """
-    roles = {"text": data.text_column or first_there(TEXTS, there, data.name, "--text_column")}
-    roles |= {role: column for role, column in wanted.items() if column is not None}
-    for role, column in roles.items():
-        if column not in there:
-            # `pair` is --text_pair_column, the other roles go by their own names
-            flag = {"pair": "text_pair_column"}.get(role, f"{role}_column")
-            raise InputError(f"No column '{column}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
-    return roles
+    # `pair` is --text_pair_column, the other roles go by their own names
+    flags = {"pair": "--text_pair_column"}
+    named = {role: column for role, column in wanted.items() if column is not None}
+    sought = [Wanted("--text_column", data.text_column, TEXTS)]
+    sought += [Wanted(flags.get(role, f"--{role}_column"), column) for role, column in named.items()]
+    return dict(zip(("text", *named), settle_columns(sought, there, data.name), strict=True))
 
 
 def lay_out_texts(rows: Dataset, data: TextArguments) -> Laid:

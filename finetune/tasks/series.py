@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from finetune.data.collate import Batch, Features
-from finetune.data.columns import LABELS, Columns, class_ids, first_there
+from finetune.data.columns import LABELS, Columns, class_ids, named_columns, settle_columns
 from finetune.data.labelled import named_classes
 from finetune.data.places import columns_of, place_of, places_of
 from finetune.data.questions import Laid
@@ -58,11 +58,8 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
 
 def lay_out(rows: Dataset, data: DataArguments) -> Laid:
     """A column of series and a class a row; a series of one channel may be a list of numbers."""
-    there = columns_of(rows)
-    for name, flag in ((data.text_column, "text_column"), (data.label_column, "label_column")):
-        if name is not None and name not in there:
-            raise InputError(f"No column '{name}' in {data.name}; it has {', '.join(there)}. Set --{flag}")
-    column = data.text_column or first_there(USUAL, there, data.name, "--text_column")
+    text, _, mark = named_columns(data)
+    column, label = settle_columns((text.of(USUAL), mark.of(LABELS)), columns_of(rows), data.name)
     # depth is told from a filled cell: 1 is a single channel, 2 several
     first = next((cell for cell in rows[column] if cell is not None), None)
     inner, depth = first, 0
@@ -74,7 +71,6 @@ def lay_out(rows: Dataset, data: DataArguments) -> Laid:
             f"The column '{column}' of {data.name} holds {rows.features[column]!s:.120} ({first!r:.60} in "
             f"{place_of(rows, 0)}); wanted a list of numbers a row, or a list of channels. Set --text_column"
         )
-    label = data.label_column or first_there(LABELS, there, data.name, "--label_column")
     return Laid(named_classes(rows, label, data.class_names), Columns(column, None, label),
                 {USUAL[0]: [column], "label": [label]}, lambda row: "")  # fmt: skip
 

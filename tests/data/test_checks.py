@@ -11,6 +11,7 @@ from finetune.data.columns import class_ids, class_names, find_columns
 from finetune.data.sources import DataArguments, FewShotArguments, Rows
 from finetune.errors import InputError
 from finetune.tasks import classification
+from finetune.tasks.table import TASKS
 
 TEXTS = ["good film", "bad film", "fine film", "dull film"]
 
@@ -35,7 +36,9 @@ def test_good_rows():
         ({"body": TEXTS, "label": [0, 1, 0, 1]}, None, {},
         r"No column 'text' in rows; it has body, label. Set --text_column"),
         ({"body": TEXTS, "mark": [0, 1, 0, 1]}, None, {},
-        r"usual name for a text or a label; it has body, mark. Set --text_column and --label_column"),
+        r"No columns 'text' and 'label' in rows; it has body, mark. Set --text_column and --label_column"),
+        ({"body": TEXTS, "label": [0, 1, 0, 1]}, None, {"text_column": "Body", "label_column": "Label"},
+        r"No columns 'Body' and 'Label' in rows; .* Set --text_column and --label_column"),
         ({"text": TEXTS, "label": [0, 1, 0, 1]}, None, {"text_column": "review"},
         r"No column 'review' in rows; it has text, label."),
         ({"text": TEXTS, "mark": [0, 1, 0, 1]}, None, {}, r"Set --label_column"),
@@ -59,12 +62,35 @@ def test_bad_rows(train, evaluation, options, complaint):
 def test_a_pair_needs_two_texts():
     good = {"sentence_A": TEXTS, "sentence_B": TEXTS[::-1], "label": [0, 1, 0, 1]}
     assert examine(good, pair=True)[1].pair == "sentence_B"
-    with pytest.raises(
-        InputError, match="No two columns with texts found .*--text_column and --text_pair_column"
-    ):
+    with pytest.raises(InputError, match="No column 'text_pair' .*Set --text_pair_column"):
         examine({"text": TEXTS, "label": [0, 1, 0, 1]}, pair=True)
+    with pytest.raises(InputError, match="Set --text_column, --text_pair_column and --label_column"):
+        examine({"one": TEXTS, "two": TEXTS, "mark": [0, 1, 0, 1]}, pair=True)
     named = DataArguments("rows", text_column="sentence_B", text_pair_column="sentence_A")
     assert find_columns(Dataset.from_dict(good), named, pair=True).text == "sentence_B"
+
+
+@pytest.mark.parametrize(
+    ("task", "flags"),
+    [
+        ("classification", "--text_column and --label_column"),
+        ("pairs", "--text_column, --text_pair_column and --label_column"),
+        ("multilabel", "--text_column and --label_column"),
+        ("regression", "--text_column and --label_column"),
+        ("tokens", "--text_column and --label_column"),
+        ("spans", "--text_column, --text_pair_column and --label_column"),
+        ("choice", "--text_column, --text_pair_column and --label_column"),
+        ("image", "--text_column and --label_column"),
+        ("audio", "--text_column and --label_column"),
+        ("series", "--text_column and --label_column"),
+        ("seq2seq", "--text_column and --label_column"),
+    ],
+)
+def test_all_missing_columns_are_asked_for_at_once(task, flags):
+    part = Dataset.from_dict({"foo": TEXTS, "bar": TEXTS[::-1]})
+    with pytest.raises(InputError, match=f"Set {flags}") as caught:
+        TASKS[task].examine(Rows(part, part.select(range(4)), "rows"), DataArguments("rows"))
+    assert "foo, bar" in str(caught.value)
 
 
 def test_empty_rows_can_be_left_out():

@@ -195,8 +195,9 @@ def _labels(
     if len(set(known)) < min(2, len(set(renamed))):
         strange = next(name for name in renamed if name not in known)
         raise InputError(
-            f"{entry.name}: no label '{strange}'; it has {', '.join(worded or ())}. Rename it under "
-            "`data` in the entry's file"
+            f"{entry.name}: no label '{strange}'; it has {', '.join(worded or ())}. "
+            f"{'Set --class_names, or rename' if strange.isdigit() else 'Rename'} it under `data` in the "
+            "entry's file"
         )
     # the entry's order is what verbalizers go by
     order = entry.labels or tuple(known)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from datasets import Dataset
 
 from finetune.data.folders import default_eval
-from finetune.data.sources import ColumnArguments, load_rows, read_splits, sample
+from finetune.data.labelled import named_classes
+from finetune.data.sources import ColumnArguments, Rows, load_rows, read_splits, sample
 from finetune.errors import InputError
 from prompts.study import ensemble
 from prompts.study.accounted import account_for
@@ -62,7 +63,6 @@ UNREAD = (
     "text_pair_column",
     "ignore_columns",
     "drop_empty_rows",
-    "class_names",
     "near_labels",
     "minus_one",
 )
@@ -85,6 +85,17 @@ def check_read(data: ColumnArguments) -> None:
             "Prompts are chosen on one data set a run; name one by --dataset_name, those to measure on by "
             "--eval_dataset_name, or several runs in a --suite"
         )
+
+
+def _named(rows: Rows, column: str, data: ColumnArguments) -> Rows:
+    """The rows with names for their classes 0, 1, ..., where --class_names gives them."""
+    train, measured = (
+        part
+        if part is None or column not in part.column_names
+        else named_classes(part, column, data.class_names)
+        for part in (rows.train, rows.eval)
+    )
+    return replace(rows, train=train, eval=measured)
 
 
 def read_parts(
@@ -119,6 +130,8 @@ def read_parts(
     source = renamed(source_of(entry, measured), given, rows.eval)
     label = data.label_column or given.get("label")
     column = label or source.columns.get("label", "label")
+    rows = _named(rows, column, data)
+    assert rows.eval is not None
     splits = [split for split in (rows.eval, rows.train) if split is not None]
     # the column may be named otherwise in the data
     even = data.balance_eval_rows and column in rows.eval.column_names

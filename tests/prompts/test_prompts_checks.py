@@ -104,6 +104,30 @@ def test_tables_bear_any_label_and_the_cache_any_file(saved, tmp_path: Path) -> 
         finish(study, ColumnArguments(dataset_name=str(tmp_path)))
 
 
+def test_text_and_label_that_are_missing_are_asked_for_at_once(saved, tmp_path: Path) -> None:
+    study, _ = run(saved("llama", AutoModelForCausalLM), tmp_path / "no.jsonl", tmp_path / "a")
+    (tmp_path / "odd.jsonl").write_text('{"foo": "a film", "bar": "pos"}\n' * 4)
+    data = ColumnArguments(dataset_name=str(tmp_path / "odd.jsonl"))
+    wanted = (
+        r"no columns '\w+' and 'label' in the data; it has foo, bar. Set --columns \w+=COLUMN and --label"
+    )
+    with pytest.raises(InputError, match=wanted):
+        finish(study, data)
+
+
+def test_classes_that_are_numbers_get_names(saved, tmp_path: Path) -> None:
+    study, _ = run(saved("llama", AutoModelForCausalLM), tmp_path / "no.jsonl", tmp_path / "a")
+    rows = [{"text": f"film {number}", "label": number % 2} for number in range(8)]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    study = replace(study, choose_rows=0)
+    data = ColumnArguments(dataset_name=str(tmp_path / "test.jsonl"))
+    with pytest.raises(InputError, match="no label '0'; it has neg, pos. Set --class_names"):
+        read_parts(study, data, TuneArguments())
+    loaded = read_parts(study, replace(data, class_names=["neg", "pos"]), TuneArguments())
+    assert loaded.labels == ("neg", "pos")
+    assert {row.columns["text"][-1]: row.label for row in loaded.parts.unseen}["3"] == 1
+
+
 def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Path) -> None:
     study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
     with pytest.raises(InputError, match="48 training rows for 60 to choose on"):

@@ -5,12 +5,14 @@ lost. Sums by hand.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import math
 import time
 
 import numpy as np
 import pytest
+import torch
 from test_rewards import asked
 
 from finetune.alignment.rewards import AskedRewards, Part, RewardArguments, Rewards, centre, weighed
@@ -79,6 +81,76 @@ def test_a_word_for_one_row_is_named_or_left_out():
     with pytest.raises(InputError, match=r"1 of 3 answers.*'high'"):
         asked(says, "abc")
     assert nan_equal(asked(says, "abc", reward_errors="none"), [1.0, math.nan, 1.0])
+
+
+def test_a_reward_that_reads_what_no_row_has_is_told_what_they_have():
+    for reward in (lambda completions, gold: [1.0], lambda prompts, texts, gold: [1.0]):
+        with pytest.raises(InputError, match="reads 'gold'.*they have answer, name. Mend --reward"):
+            asked(reward, "abc")
+    assert asked(lambda prompts, texts, gold=0.5, **more: [gold] * len(texts), "abc") == [0.5] * 3
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("it has no words either")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(SystemExit(0), "SystemExit"), (asyncio.CancelledError(), "CancelledError"), (Mute(), "Mute")],
+)
+def test_whatever_a_reward_raises_is_its_rows_affair(error, said):
+    def leaves(prompts, completions, **columns):
+        if "b" in completions:
+            raise error
+        return [1.0] * len(completions)
+
+    with pytest.raises(InputError, match=rf"number 1 of the batch.*{said}"):
+        asked(leaves, "abc")
+    assert nan_equal(asked(leaves, "abc", reward_errors="none"), [1.0, math.nan, 1.0])
+
+
+def test_a_keyboards_interrupt_ends_the_run():
+    def interrupted(prompts, completions, **columns):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asked(interrupted, "abc", reward_errors="none")
+
+
+@pytest.mark.parametrize(
+    "found", [b"abc", "abc", {0: 1, 1: 1, 2: 1}, {1, 2, 3}, (1.0 for _ in "abc"), 1.0, None, [1.0], [1.0] * 9]
+)
+def test_what_is_no_list_of_a_score_an_answer_is_refused(found):
+    with pytest.raises(InputError, match=r"wanted (a list|one each).*--reward"):
+        asked(lambda prompts, completions, **columns: found, "abc")
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, 10**400, 1j, "0.5", [1.0], torch.ones(1)])
+def test_what_is_no_number_is_named(score):
+    def says(prompts, completions, **columns):
+        return [score if text == "b" else 1 for text in completions]
+
+    with pytest.raises(InputError, match="number 1 of the batch.*wanted a finite number"):
+        asked(says, "abc")
+    assert nan_equal(asked(says, "abc", reward_errors="none"), [1.0, math.nan, 1.0])
+
+
+def test_a_reward_that_writes_into_what_it_gets_changes_no_row():
+    def writes(prompts, completions, tags, **columns):
+        for prompt, tag in zip(prompts, tags, strict=True):
+            prompt.append({"role": "user", "content": "more"})
+            prompt[0]["content"], tag["a"] = "other", [2]
+        prompts.clear()
+        completions[:] = ["other"]
+        return [1.0, 2.0]
+
+    rows = [
+        AskedRewards([{"role": "user", "content": word}], {"tags": {"a": [1]}}) for word in ("one", "two")
+    ]
+    before, answers = copy.deepcopy(rows), ["x", "y"]
+    assert Rewards.of(mine=writes).ask(rows, answers).tolist() == [[1.0], [2.0]]
+    assert rows == before and answers == ["x", "y"]
 
 
 def test_a_reward_that_hangs_on_a_row_is_stopped():

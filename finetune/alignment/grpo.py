@@ -8,6 +8,7 @@ row) alone. Knows TRL; knows no reward's kind.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, rea
 from finetune.alignment.reward_kinds import load_rewards
 from finetune.alignment.rewards import Array, AskedRewards, RewardArguments, Rewards
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, sample_answers, stop_tokens
+from finetune.alignment.shared_prompt import SharedPrompt, can_share, group_lines
 from finetune.alignment.tools import load_tools
 from finetune.alignment.trl_options import callbacks, made_by_trl, quiet
 from finetune.alignment.watch import Watch
@@ -34,6 +36,7 @@ from finetune.data.chats import Chats
 from finetune.data.sources import DataArguments, load_rows
 from finetune.errors import InputError
 from finetune.methods import MethodArguments
+from finetune.models.heads import core
 from finetune.models.load import ModelArguments
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.interrupts import Resuming
@@ -103,11 +106,12 @@ def everybody(
 
 
 class SharedSampling:
-    """Stands before one of TRL's trainers and samples where it would call `generate`, as far as its
-    options allow.
+    """Stands before one of TRL's trainers, samples where it would call `generate`, as far as its options
+    allow, and computes a prompt once for all answers to it.
     """
 
     _turn = (-1, 0)  # the step, and how often it has sampled: conversations with tools take several turns
+    shares = False  # whether a prompt's part of the update is computed once, see `can_share`
     rendered = False  # whether prompts are a template's own text, special tokens and all
 
     def _tokenize_prompts(self, prompts: Any) -> Any:
@@ -145,13 +149,28 @@ class SharedSampling:
         # GRPO's wants what an engine says of the samples too, which is nothing here
         return (ids, None) if isinstance(self, trl.GRPOTrainer) else ids
 
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *more: Any, **named: Any
+    ) -> Any:
+        # Pictures and a mixture's balance are of rows as they are.
+        plain = all(
+            value is None or value is False or name == "compute_entropy" for name, value in named.items()
+        )
+        if self.shares and plain:
+            width = core(model).config.get_text_config().to_dict().get("hidden_size", 0)
+            prompt = input_ids.shape[1] - logits_to_keep
+            model = SharedPrompt(model, partial(group_lines, prompt=prompt, wide=width))
+        return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
+            model, input_ids, attention_mask, logits_to_keep, *more, **named
+        )
+
 
 class GRPOTrainer(SharedSampling, Resuming, trl.GRPOTrainer):
-    """TRL's, sampling as PPO does."""
+    """TRL's, with a prompt computed once for all answers to it."""
 
 
 class RLOOTrainer(SharedSampling, Resuming, trl.RLOOTrainer):
-    """TRL's, sampling as PPO does."""
+    """TRL's, with a prompt computed once for all answers to it."""
 
 
 def plain_sampling(args: Any) -> bool:
@@ -220,6 +239,9 @@ def make_group_trainer(
         )  # fmt: skip
     trainer.rendered = rendered
     drop_copy(policy.network)
+    # Now: inside a step a distributed model's weights may be scattered.
+    with trainer.accelerator.autocast():
+        trainer.shares = can_share(policy.network)
     return quiet(trainer)
 
 

@@ -100,10 +100,21 @@ def scored_answers(
 def make_pairs(
     network: Any, processor: Any, rows: Sequence[AskedRewards], rewards: Rewards, each: int, **options: Any
 ) -> list[dict[str, Any]]:
-    """Preference pairs from `each` answers to each prompt; options as of `scored_answers`."""
+    """Preference pairs from `each` answers to each prompt; options as of `scored_answers`.
+
+    Raises:
+        InputError: there is none.
+    """
     found = scored_answers(network, processor, rows, rewards, each=each, **options)
     tools = [row.tools for row in rows]
-    return pairs_of([row.prompt for row in rows], found.texts, found.scores, found.ended, tools)
+    pairs = pairs_of([row.prompt for row in rows], found.texts, found.scores, found.ended, tools)
+    # An empty file would be met as such only when it is trained on.
+    if not pairs:
+        raise InputError(
+            f"No pair from {len(rows)} prompts: the answers to each score alike, read alike or have no "
+            "score. Mend --reward, or raise --temperature or --answers_per_prompt"
+        )
+    return pairs
 
 
 def claim_pairs(folder: Path, options: dict[str, Any]) -> None:

@@ -147,7 +147,22 @@ def warnings_of(log: Sequence[RecordLine]) -> list[dict[str, str]]:
         "flat": all(line.get("reward_std", 1.0) == 0 for line in steps)
         and "The reward was the same for all answers of every step: there was nothing to learn.",
     }  # fmt: skip
+    found |= {
+        f"unscored {name}": f"The reward {name} applied to no answer of any step: nothing was learnt from "
+        "it, and its mean of 0 stands for no figure."
+        for name in _unscored(steps)
+    }
     return [{"name": name, "text": str(text)} for name, text in found.items() if text]
+
+
+def _unscored(steps: Sequence[RecordLine]) -> list[str]:
+    """Rewards that said nothing of any answer; lines name their shares `rewards/NAME/applies`."""
+    shares: dict[str, list[float]] = {}
+    for line in steps:
+        for key, value in line.items():
+            if key.startswith("rewards/") and key.endswith("/applies"):
+                shares.setdefault(key.split("/")[1], []).append(value)
+    return [name for name, values in shares.items() if not any(values)]
 
 
 def _means(lines: Sequence[RecordLine]) -> dict[str, float]:

@@ -1,17 +1,18 @@
-"""Two answers to one prompt in one line, the prompt computed once. Knows how models are called; knows no
-loss.
+"""Answers to one prompt in one line, the prompt computed once. Knows how models are called; knows no loss.
 
-TRL hands both sides of a pair to the model as two rows, prompt and all. Here they become one line
+TRL hands the sides of a pair, or the answers of a group, to the model as rows, prompt and all. Here they
+become one line
 
     p₀ … pₖ₋₁ │ pₖ  chosen │ pₖ  rejected
 
 in which each answer sees the prompt and itself, at the positions that it would have alone. The prompt's last
-token stands in each branch, since it predicts the answer's first. What comes back is laid out as TRL's two
-rows, so that every loss stays TRL's own.
+token stands in each branch, since it predicts the answer's first. What comes back is laid out as TRL's rows,
+so that every loss stays TRL's own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from finetune.alignment.rollout import positions
+from finetune.alignment.rollout import alike, positions
 from finetune.loss import IGNORED
 from finetune.models.heads import core, unwrapped
 
@@ -27,13 +28,17 @@ ATTENTION = ("sdpa", "eager", "products")  # those that take any mask
 
 
 class SharedPrompt:
-    """A model that is called as TRL's DPO calls it: rows [chosen; rejected] with labels → numbers a token."""
+    """A model that is called as TRL calls it: rows with labels → numbers a token.
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    Args:
+        lay_out: ids, mask, labels → the lines to compute instead, or None to compute the rows as they are.
+    """
+
+    def __init__(self, model: Any, lay_out: Callable[[Tensor, Tensor, Tensor], Line | None]) -> None:
+        self.model, self.lay_out = model, lay_out
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **options: Any) -> Any:
-        line = one_line(input_ids, attention_mask, labels)
+        line = self.lay_out(input_ids, attention_mask, labels)
         if line is None:
             return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options)
         # A mask to be added: 0 where a token may look. Heads get one dimension, shared by all.
@@ -50,40 +55,43 @@ class SharedPrompt:
         # Only what is there is given on, as a dataclass of outputs takes it.
         told = {f.name: outputs[f.name] for f in fields(outputs) if outputs.get(f.name) is not None}
         return type(outputs)(
-            # What has a number for each predicted token goes back to two rows; losses and the like stay.
+            # What has a number for each predicted token goes back to rows; losses and the like stay.
             **{name: line.rows(value) if value.shape == shape else value for name, value in told.items()}
         )
 
 
 class Line:
-    """Pairs as one line each: ids, labels, positions [pairs, time], seen [pairs, time, time] (true
-    where a token may look).
+    """Rows of one prompt as one line each: ids, labels, positions [lines, time], seen [lines, time, time]
+    (true where a token may look).
+
+    Args:
+        at: the row and the column that each token comes from, [lines, time] each.
+        branch: 0 for the prompt, 1, 2, ... for its answers, -1 for padding, [lines, time].
+        ids, mask, labels: [rows, width].
     """
 
-    def __init__(self, source: Tensor, ids: Tensor, labels: Tensor, places: Tensor, branch: Tensor) -> None:
-        # Branch 2 reads from the rejected rows, which stand behind all chosen ones.
-        rows = torch.arange(len(source), device=ids.device)[:, None] + len(source) * (branch == 2)
-        self.ids = ids[rows, source].masked_fill(branch < 0, 0)
-        self.positions = places[rows, source].masked_fill(branch < 0, 0)
+    def __init__(
+        self, at: tuple[Tensor, Tensor], branch: Tensor, ids: Tensor, mask: Tensor, labels: Tensor
+    ) -> None:
+        self.ids = ids[at].masked_fill(branch < 0, 0)
+        self.positions = positions(mask)[at].masked_fill(branch < 0, 0)
         # The prompt teaches nothing, its last token in each branch neither.
-        self.labels = labels[rows, source].masked_fill(branch < 1, IGNORED)
-        time = torch.arange(source.shape[1], device=ids.device)
-        # A token sees the shared prompt and its own branch, never the other answer.
+        self.labels = labels[at].masked_fill(branch < 1, IGNORED)
+        time = torch.arange(branch.shape[1], device=ids.device)
+        # A token sees the shared prompt and its own branch, never another answer.
         kin = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
         self.seen = kin & (time[None, None, :] <= time[None, :, None])
-        # where each label of the two rows stands in the line
-        self._shape, self._at = labels.shape, (rows, source, self.labels.ne(IGNORED))
+        # where each label of the rows stands in the line
+        self._shape, self._at = labels.shape, (*at, self.labels.ne(IGNORED))
 
     def rows(self, values: Tensor) -> Tensor:
-        """Numbers a predicted token of the line, [pairs, time - 1] → of TRL's rows [2 × pairs, width
-        - 1], 0 elsewhere.
+        """Numbers a predicted token of the lines, [lines, time - 1] → of TRL's rows, [rows, width - 1], 0
+        elsewhere.
         """
         rows, source, labelled = self._at
         whole = values.new_zeros(self._shape[0], self._shape[1] - 1)
         # A shift by one: the number at a place is of the token after it.
-        return whole.index_put(
-            (rows.expand_as(source)[labelled], source[labelled] - 1), values[labelled[:, 1:]]
-        )
+        return whole.index_put((rows[labelled], source[labelled] - 1), values[labelled[:, 1:]])
 
 
 def one_line(ids: Tensor, mask: Tensor, labels: Tensor) -> Line | None:
@@ -101,17 +109,51 @@ def one_line(ids: Tensor, mask: Tensor, labels: Tensor) -> Line | None:
     # Pairs that don't begin alike go as two rows; one of them sends the whole batch that way.
     if bool((prompts[:pairs] != prompts[pairs:]).any()) or bool((prompts == 0).any()) or not bool(same.all()):
         return None
-    sources, branches = [], []
-    for shared, chosen, rejected in zip(
-        prompts[:pairs].tolist(), lengths[:pairs].tolist(), lengths[pairs:].tolist(), strict=True
-    ):
-        # The prompt's last token stands in both branches: it predicts each answer's first.
-        sources.append([*range(shared - 1), *range(shared - 1, chosen), *range(shared - 1, rejected)])
-        branches.append([0] * (shared - 1) + [1] * (chosen - shared + 1) + [2] * (rejected - shared + 1))
+    return _joined([(i, pairs + i) for i in range(pairs)], prompts.tolist(), ids, mask, labels)
+
+
+def group_lines(ids: Tensor, mask: Tensor, labels: Tensor, *, prompt: int, wide: int) -> Line | None:
+    """The layout of answers of which several share a prompt, in any order; None where rows cost less.
+
+    Args:
+        prompt: columns of the prompts, which are padded on the left; answers follow, padded on the right.
+        wide: the model's width, by which products are told from attention.
+    """
+    first, group = alike(ids[:, :prompt], mask[:, :prompt])
+    groups = [[row for row, one in enumerate(group) if one == place] for place in range(len(first))]
+    real = mask.sum(1)
+    # a prompt of its own token at least, and no hole, whose place a line would close
+    column = torch.arange(ids.shape[1], device=ids.device)
+    ends = torch.where(mask.bool(), column, -1).amax(1) + 1
+    starts = mask.argmax(1)
+    if not bool(mask[:, prompt - 1].all()) or not bool((ends - starts == real).all()):
+        return None
+    line = _joined(groups, [prompt] * len(ids), ids, mask, labels)
+    # Products grow with the tokens (24 · wide² a layer), attention with their square (4 · wide): a group of
+    # long answers to a short prompt costs more together than apart.
+    costs = [rows * time * (6 * wide + time) for rows, time in (line.ids.shape, ids.shape)]
+    return line if costs[0] < costs[1] else None
+
+
+def _joined(
+    groups: Sequence[Sequence[int]], prompts: Sequence[int], ids: Tensor, mask: Tensor, labels: Tensor
+) -> Line:
+    """A line for each group of rows; row i's prompt ends before column prompts[i]."""
+    starts, lengths = mask.argmax(1).tolist(), mask.sum(1).tolist()
+    rows, sources, branches = [], [], []
+    for group in groups:
+        shared = range(starts[group[0]], prompts[group[0]] - 1)
+        # The prompt's last token stands in every branch: it predicts each answer's first.
+        answers = [(row, range(prompts[row] - 1, starts[row] + lengths[row])) for row in group]
+        rows.append([group[0]] * len(shared) + [row for row, own in answers for _ in own])
+        sources.append([*shared, *(column for _, own in answers for column in own)])
+        branches.append([0] * len(shared) + [i for i, (_, own) in enumerate(answers, 1) for _ in own])
     time = max(map(len, sources))
-    source = torch.tensor([row + [0] * (time - len(row)) for row in sources], device=ids.device)
-    branch = torch.tensor([row + [-1] * (time - len(row)) for row in branches], device=ids.device)
-    return Line(source, ids, labels, positions(mask), branch)
+
+    def padded(lines: list[list[int]], filler: int) -> Tensor:
+        return torch.tensor([line + [filler] * (time - len(line)) for line in lines], device=ids.device)
+
+    return Line((padded(rows, 0), padded(sources, 0)), padded(branches, -1), ids, mask, labels)
 
 
 @torch.no_grad()
@@ -142,6 +184,7 @@ def can_share(model: Any) -> bool:
         "use_cache": False,
         "fused_lm_head": True,
     }
-    apart, together = model(**pair).log_probs, SharedPrompt(model)(**pair).log_probs
+    apart, together = model(**pair).log_probs, SharedPrompt(model, one_line)(**pair).log_probs
     # bf16 products in another order differ in the third digit.
-    return torch.allclose(apart, together, atol=1e-4 if network.dtype == torch.float32 else 5e-2, rtol=1e-3)
+    exact = network.dtype == torch.float32 and not torch.is_autocast_enabled(network.device.type)
+    return torch.allclose(apart, together, atol=1e-4 if exact else 5e-2, rtol=1e-3)

@@ -52,6 +52,12 @@ def test_a_reward_that_never_differs_is_said():
     assert [warning["name"] for warning in record.warnings_of(lines)] == ["flat"]
 
 
+def test_a_reward_that_applies_to_nothing_is_said():
+    told = {"rewards/mine/applies": 0.0, "rewards/other/applies": 0.5}
+    found = record.warnings_of([line | told for line in log(10, CALM, CALM)])
+    assert [warning["name"] for warning in found] == ["unscored mine"]
+
+
 def test_differences_are_paired_by_prompt():
     found = record.paired([0.0, 1.0, 2.0, None], [0.5, 1.5, 2.5, 9.0])
     assert found == {"mean": 0.5, "interval": [0.5, 0.5], "prompts": 3}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,14 +18,20 @@ def load_module(file: str, option: str) -> ModuleType:
     """A Python file, run.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or what is in it fails.
     """
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     if spec is None or spec.loader is None or not Path(file).is_file():
         raise InputError(f"No file {file}; set {option}")
     # Not put among the imported modules: a user's file may have a library's name.
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: the run would end as if it were done
+        told = "".join(traceback.format_exception_only(error)).strip()
+        raise InputError(f"{file} can't be run: {told}. Mend it, or set {option} to another") from error
     return module
 
 

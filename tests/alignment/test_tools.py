@@ -69,6 +69,15 @@ def test_a_files_own_public_functions_are_the_tools(tmp_path: Path):
     assert load_tools(None) == {}
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("def f(:", "SyntaxError"), ("import sys\nsys.exit(0)", "SystemExit"), ("1 / 0", "ZeroDiv")],
+)
+def test_a_file_that_fails_is_named(tmp_path: Path, text, said):
+    with pytest.raises(InputError, match=rf"(?s)tools.py can't be run: .*{said}.*--tools FILE.py"):
+        load_tools(written(tmp_path, text))
+
+
 def test_a_class_environment_makes_them_for_each_conversation(tmp_path: Path):
     made = load_tools(written(tmp_path, ENVIRONMENT))["environment_factory"]()
     assert made.result() == 1

@@ -27,7 +27,7 @@ from finetune.alignment.pair_options import CPOTrainingArguments, KTOTrainingArg
 from finetune.alignment.pair_rows import CutAnswers, SameIds, as_ids, unpaired
 from finetune.alignment.policy import drop_copy, has_adapter
 from finetune.alignment.reward_model import check_pairs_fit
-from finetune.alignment.shared_prompt import SharedPrompt, can_share, one_line
+from finetune.alignment.shared_prompt import SharedPrompt, can_share, pair_lines
 from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.errors import InputError
 from finetune.models.heads import unwrapped
@@ -86,7 +86,7 @@ class CachedDPOTrainer(CutAnswers, Resuming, trl.DPOTrainer):
         # Once a run: the probe costs a pass, and a model doesn't change its kind.
         if self._shares is None:
             self._shares = can_share(model)
-        return SharedPrompt(model, one_line) if self._shares else model
+        return SharedPrompt(model, pair_lines) if self._shares else model
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """TRL's, on one line a pair."""

@@ -94,7 +94,7 @@ class Line:
         return whole.index_put((rows[labelled], source[labelled] - 1), values[labelled[:, 1:]])
 
 
-def one_line(ids: Tensor, mask: Tensor, labels: Tensor) -> Line | None:
+def pair_lines(ids: Tensor, mask: Tensor, labels: Tensor) -> Line | None:
     """The layout of a batch [chosen; rejected], padded on the right; None where two sides don't begin
     with one prompt.
     """
@@ -184,7 +184,7 @@ def can_share(model: Any) -> bool:
         "use_cache": False,
         "fused_lm_head": True,
     }
-    apart, together = model(**pair).log_probs, SharedPrompt(model, one_line)(**pair).log_probs
+    apart, together = model(**pair).log_probs, SharedPrompt(model, pair_lines)(**pair).log_probs
     # bf16 products in another order differ in the third digit.
     exact = network.dtype == torch.float32 and not torch.is_autocast_enabled(network.device.type)
     return torch.allclose(apart, together, atol=1e-4 if exact else 5e-2, rtol=1e-3)

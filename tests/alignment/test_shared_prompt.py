@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
 from finetune.alignment.grpo import GRPOTrainer
 from finetune.alignment.grpo_options import GRPOArguments
-from finetune.alignment.shared_prompt import can_share, group_lines, one_line
+from finetune.alignment.shared_prompt import can_share, group_lines, pair_lines
 from finetune.loss import IGNORED
 from finetune.methods import attach
 
@@ -84,7 +84,7 @@ def test_references_are_those_of_two_rows(tmp_path: Path, monkeypatch):
 def test_a_line_by_hand():
     ids = tensor([[1, 2, 3, 4], [1, 2, 5, 0]])
     labels = tensor([[IGNORED, IGNORED, 3, 4], [IGNORED, IGNORED, 5, IGNORED]])
-    line = one_line(ids, ids.ne(0).long(), labels)
+    line = pair_lines(ids, ids.ne(0).long(), labels)
     assert line.ids.tolist() == [[1, 2, 3, 4, 2, 5]]
     assert line.positions.tolist() == [[0, 1, 2, 3, 1, 2]]
     assert line.labels.tolist() == [[IGNORED, IGNORED, 3, 4, IGNORED, 5]]
@@ -152,7 +152,7 @@ def test_numbers_and_gradients_of_groups_are_those_of_rows(family):
 def test_sides_that_begin_differently_stay_apart():
     ids = tensor([[1, 2, 3], [1, 4, 3]])
     labels = tensor([[IGNORED, IGNORED, 3], [IGNORED, IGNORED, 3]])
-    assert one_line(ids, torch.ones_like(ids), labels) is None
+    assert pair_lines(ids, torch.ones_like(ids), labels) is None
 
 
 def test_a_sliding_window_is_not_shared():

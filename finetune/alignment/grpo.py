@@ -45,18 +45,22 @@ from finetune.training.optimizers import check_optimizer
 
 
 def as_trl_reward(
-    rewards: Rewards, rows: Sequence[AskedRewards], stops: Sequence[int]
+    rewards: Rewards,
+    rows: Sequence[AskedRewards],
+    stops: Sequence[int],
+    note: Callable[[str, float], None] = lambda name, value: None,
 ) -> Callable[..., list[float | None]]:
     """Several rewards as TRL calls one: completions are texts or messages, and `row` says which row a prompt
     is of.
 
-    Scores follow from the answers of all processes; what each reward said goes to TRL's log.
+    Scores follow from the answers of all processes; what each reward said goes to TRL's log, or to `note`
+    where TRL's trainer takes none.
     """
 
     def score(
         prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]],
         row: Sequence[int],
-        log_metric: Callable[[str, float], None] = lambda name, value: None, **_: Any,
+        log_metric: Callable[[str, float], None] = note, **_: Any,
     ) -> list[float | None]:  # fmt: skip
         texts = [text_of(completion) for completion in completions]
         # Of a row with tools TRL has the rendered text; rewards see its conversation.

@@ -143,10 +143,11 @@ def align_online(
     )
     held_out = held_out[: training.held_out_prompts]
     watch = Watch(policy, processor, held_out, rewards, sampling=sampling, every=training.measure_steps)
+    # TRL hands a prompt's text on; the number finds its row's columns again. It takes no figures of a reward.
+    score = as_trl_reward(rewards, rows, stop_tokens(network, processor), watch.note)
     with made_by_trl():
         trainer = OnlineDPOTrainer(
-            # TRL hands a prompt's text on; the number finds its row's columns again.
-            model=policy.network, reward_funcs=as_trl_reward(rewards, rows, stop_tokens(network, processor)),
+            model=policy.network, reward_funcs=score,
             args=training,
             train_dataset=numbered(rows), processing_class=processor, callbacks=[*callbacks(training), watch],
         )  # fmt: skip

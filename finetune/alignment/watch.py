@@ -39,6 +39,11 @@ class Watch(TrainerCallback):
         self.policy, self.processor, self.held_out, self.rewards = policy, processor, held_out, rewards
         self.sampling, self.every = sampling, every
         self.folder, self.log, self.answers = Path(), list[record.RecordLine](), list[record.RecordLine]()
+        self.noted: record.RecordLine = {}  # of the step that is being made
+
+    def note(self, name: str, value: float) -> None:
+        """A figure of the step that is being made, which TRL's own log has no place for."""
+        self.noted[name] = value
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -68,7 +73,8 @@ class Watch(TrainerCallback):
         told = {name: value for name, value in (logs or {}).items() if isinstance(value, (int, float))}
         # The last log sums up the run and belongs to no step.
         if state.is_world_process_zero and "train_runtime" not in told:
-            self._line(state.global_step).update(step_figures(told))
+            self._line(state.global_step).update(step_figures(told) | self.noted)
+            self.noted = {}
             self._write()
 
     def _line(self, step: int) -> record.RecordLine:

@@ -27,10 +27,10 @@ def alignment_sections(run: RunFolder) -> list[Section]:
     steps = [line for line in run.steps if "reward" in line]
     if not steps:
         return []
-    # what the run said of itself, where it came to its end
-    said = [one["text"] for one in run.mapping("alignment.json").get("warnings", [])]
-    # of a run that goes on there is no last word yet, so that the curves are judged here
-    blocks: list[Table | Chart | Words] = [Words(text, warns=True) for text in said or warnings(steps)]
+    summary = run.mapping("alignment.json")
+    # what the run said of itself at its end; of one that goes on the curves are judged here
+    said = [one["text"] for one in summary.get("warnings", [])] if summary else warnings(steps)
+    blocks: list[Table | Chart | Words] = [Words(text, warns=True) for text in said]
     # parts of a reward that is put together, each under a name of its own
     parts = sorted(
         {key for line in steps for key in line if key.startswith("rewards/") and key.endswith("/mean")}
@@ -42,6 +42,20 @@ def alignment_sections(run: RunFolder) -> list[Section]:
     }
     blocks.append(Chart(charts.panels(series, "step")))
     return [Section("Learning by reward", blocks), *_held_out(run), *_answers(run)]
+
+
+def reward_headline(run: RunFolder) -> str:
+    """The held-out reward before and after with the paired difference's interval; nothing for other runs."""
+    summary = run.mapping("alignment.json")
+    bounds = summary.get("difference", {}).get("interval")
+    # too few prompts with a score have none
+    if not bounds:
+        return ""
+    before, after = (summary[moment]["true_reward"] for moment in ("before", "after"))
+    return (
+        f"reward {before:.3f} → {after:.3f}, by prompt {summary['difference']['mean']:+.3f} "
+        f"({bounds[0]:+.3f} to {bounds[1]:+.3f})"
+    )
 
 
 def warnings(steps: Sequence[dict[str, Any]]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.metrics.calibration import expected_calibration_error, reliability
 from finetune.reports import charts
-from finetune.reports.alignment import alignment_sections
+from finetune.reports.alignment import alignment_sections, reward_headline
 from finetune.reports.blocks import Chart, Section, Table, Words, cut_text, is_picture
 from finetune.reports.privacy import privacy_rows, uncovered
 from finetune.reports.run_folder import RunFolder
@@ -47,6 +47,9 @@ def headline(run: RunFolder) -> str:
         return f"Not finished: step {done[-1]['step']}." if done else "Not finished."
     if run.findings.get("heading"):
         return study_headline(run)
+    # what a run of alignment is judged by stands in two groups of its figures, before and after
+    if told := reward_headline(run):
+        return told
     intervals = run.metrics.get("intervals", {})
     # the first with an interval is the task's own figure
     for name, bounds in intervals.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from finetune.alignment.grpo_options import PRESETS
 from finetune.alignment.table import ALIGNMENTS
 from finetune.cli.parser import main_of, parse
 from finetune.errors import InputError
+from finetune.reports.run_folder import read_run
+from finetune.reports.sections import headline
 from finetune.scripts import dpo
 
 
@@ -86,10 +89,13 @@ def test_online_dpo_by_any_reward(aligning):
     run("align", model + reviews, reward, told, f"--output_dir {folder}/online")
     log = [json.loads(line) for line in (folder / "online" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [0, 1, 2] and "reward" in log[1]
+    assert log[1]["rewards/vowels/mean"] > 0 and log[2]["rewards/vowels/applies"] > 0
     assert json.loads((folder / "online" / "provenance.json").read_text())["rows_used"] == 48
     assert {"before", "after", "difference"} <= set(
         json.loads((folder / "online" / "metrics.json").read_text())
     )
+    finished = read_run(folder / "online")
+    assert re.fullmatch(r"reward [\d.]+ → [\d.]+, by prompt [+-].* \([+-].*\)", headline(finished))
 
 
 def test_a_student_learns_a_teachers_distribution(aligning, saved):

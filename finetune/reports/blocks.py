@@ -12,13 +12,14 @@ PICTURES = ("data:image/png;base64,", "data:image/jpeg;base64,")
 @dataclass(frozen=True)
 class Table:
     """Rows with the same keys, for people; `raw` are the same as numbers for CSV and LaTeX where they
-    differ.
+    differ; `links` are where the first cell of each row leads ("" for nowhere).
     """
 
     rows: list[dict[str, Any]]
     caption: str = ""
     # an own list for each table, and not one for all
     raw: list[dict[str, Any]] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -220,14 +220,21 @@ class Asking:
         return made.request
 
     def text_request(
-        self, template: Template, target: Template, row: StudyRow, setting: tuple[int, int], room: int
+        self,
+        template: Template,
+        wanted: Callable[[StudyRow], Sequence[str]],
+        row: StudyRow,
+        setting: tuple[int, int],
+        room: int,
     ) -> Request:
         """One row's question behind its (examples, seed), with room for a text of so many tokens."""
         # nothing is weighed here: one empty answer stands for it
-        shown = self.shown(template, lambda example: _first_of(target, example), row, setting)
-        return self.compose(template, row, shown, [""], reserve=" the" * room)
+        shown = self.shown(template, lambda example: wanted(example)[0], row, setting)
+        # so many short words hold the room that the text will need
+        made = self.compose(template, row, shown, [""], reserve=" the" * room)
+        # one space is the first word's; further ones are the prompt's own
+        return replace(made, context=made.context + made.answers[0][:-1])
 
-    # so many short words hold the room that the text will need
     def shown(
         self, template: Template, answer: Callable[[StudyRow], str], row: StudyRow, setting: tuple[int, int]
     ) -> list[tuple[Rendered, str]]:
@@ -250,13 +257,6 @@ class Asking:
             # evenly over the classes, as calibration wants to know what no content gives
             way = "balanced"
         return choose(way, self.pool, shots, seed, text=row.identity, vector=vector)
-
-
-def _first_of(target: Template, example: StudyRow) -> str:
-    wanted = target.listed(example.columns)
-    if not wanted:
-        raise Skipped(f"{target.name}: no text")
-    return wanted[0].strip()
 
 
 def _filled(rows: list[Any], words: int) -> list[Any]:

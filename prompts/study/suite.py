@@ -18,7 +18,8 @@ from finetune.artefacts.checkpoints import write_atomically
 from finetune.data.places import short_names
 from finetune.data.sources import ColumnArguments
 from finetune.errors import InputError
-from finetune.reports.page import leave_behind
+from finetune.reports.blocks import Section, Table, Words
+from finetune.reports.page import REPORT, leave_behind, sections_page
 from finetune.reports.tables import markdown, with_interval
 from prompts.study.check import check
 from prompts.study.findings import Findings
@@ -143,7 +144,9 @@ def _groups(
 def _run_each(options: Options, runs: Sequence[tuple[str, dict[str, Any]]], title: str) -> bool:
     """Runs by name, each with its groups of options, in folders of their own, and a table of them; whether
     anything couldn't be done."""
-    table, failed = [], False
+    table: list[dict[str, Any]] = []
+    pages: list[str] = []
+    failed = False
     for number, (name, own) in enumerate(runs):
         # numbered, since two runs may be of one entry
         folder = Path(options.study.output_dir) / f"{number + 1:02d}_{name}"
@@ -156,6 +159,7 @@ def _run_each(options: Options, runs: Sequence[tuple[str, dict[str, Any]]], titl
             _leave_pages(found, folder)
             failed |= any(part.notes.troubles for part in found)
             table += [_row(name, part, folder) for part in found]
+            pages += [_page_of(part, found, folder) for part in found]
         # the others go on; the table says what failed
         except (InputError, OSError) as error:
             logger.error("%s: %s", name, error)
@@ -170,13 +174,33 @@ def _run_each(options: Options, runs: Sequence[tuple[str, dict[str, Any]]], titl
                     "folder": folder.name,
                 }
             )
+            pages.append("")
     # one process writes
     if PartialState().is_main_process and table:
+        above = Path(options.study.output_dir)
+        above.mkdir(parents=True, exist_ok=True)
         report = f"# {title}\n\n{markdown(table)}\n"
-        Path(options.study.output_dir).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(options.study.output_dir) / "report.md", report)
+        write_atomically(above / "report.md", report)
+        write_atomically(above / REPORT, _suite_page(title, table, pages))
         print(report)
     return failed
+
+
+def _page_of(part: Findings, found: Sequence[Findings], folder: Path) -> str:
+    """Where a run's own page lies, from the suite's folder (as `_leave_pages` leaves it)."""
+    return "/".join([folder.name, *([part.kind] if len(found) > 1 else []), REPORT])
+
+
+def _suite_page(title: str, table: Sequence[dict[str, Any]], pages: Sequence[str]) -> str:
+    """HTML: the table, each run's name a link to its own page."""
+    # the sign of a failure is Markdown's
+    plain = [{key: str(value).replace("**", "") for key, value in row.items()} for row in table]
+    lost = sum(not page for page in pages)
+    words = (
+        f"{lost} of {len(pages)} failed: why stands beside each." if lost else "Each name leads to its page."
+    )
+    blocks: list[Any] = [Words(words, warns=bool(lost)), Table(plain, links=list(pages))]
+    return sections_page(title, "", [Section("Runs", blocks)])
 
 
 def _row(name: str, found: Findings, folder: Path) -> dict[str, Any]:

@@ -195,4 +195,4 @@ def text_cells(
 def _request(asking: Asking, prompt: TextPrompt, setting: tuple[int, int], row: StudyRow) -> Request:
     # before it is asked: nothing could be said of its answer
     prompt.wanted(row)  # a row without anything to compare with isn't asked
-    return asking.text_request(prompt.template, prompt.target, row, setting, prompt.ending.tokens)
+    return asking.text_request(prompt.template, prompt.wanted, row, setting, prompt.ending.tokens)

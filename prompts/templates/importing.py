@@ -52,14 +52,22 @@ def import_task(file: str, output: str | None = None) -> str:
     # the task itself would be overwritten
     if target.resolve() == path.resolve():
         raise InputError(f"{target} is the task itself; set --output")
-    target.parent.mkdir(parents=True, exist_ok=True)
     note = f"# From lm-evaluation-harness's task {made.name}.\n"
     note += "".join(f"# Not carried: {what}\n" for what in made.left)
-    write_atomically(
-        target, note + yaml.safe_dump(made.content, sort_keys=False, allow_unicode=True, width=1000)
-    )
-    # read at once: what was written is an entry, or it is said now
-    read_entry(str(target))
+    text = note + yaml.safe_dump(made.content, sort_keys=False, allow_unicode=True, width=1000)
+    # somebody may have gone on writing in it
+    if target.is_file() and target.read_text(encoding="utf-8") != text:
+        raise InputError(f"{target} is there and holds something else. Set --output, or take it away")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = target.is_file()
+    write_atomically(target, text)
+    # read at once: what was written is an entry, or it is said now and doesn't stay
+    try:
+        read_entry(str(target))
+    except InputError:
+        if not written:
+            target.unlink()
+        raise
     lines = [f"{target}: prompts of the task {made.name}"]
     lines += [f"not carried: {what}" for what in made.left]
     lines.append(f"finetune prompt --prompts {target} {' '.join(made.hints)}".rstrip())

@@ -21,7 +21,7 @@ class Layout:
         description: said once, before the examples; the system turn of a chat.
         separator: between examples; description_separator stands after the description.
         example: how examples are written, where not as the row.
-        prefill: how the answer begins.
+        prefill: how the answer begins, in the examples too.
     """
 
     limit: int | None = None
@@ -32,3 +32,10 @@ class Layout:
     separator: str = "\n\n"
     example: Template | None = None
     prefill: str = ""
+
+    def begun(self, answer: str) -> str:
+        """An example's answer behind the prefill: what the model sees done, it is asked to go on with."""
+        if not self.prefill or not answer:
+            return self.prefill or answer
+        parted = self.prefill[-1].isspace() or answer[0].isspace()
+        return self.prefill + ("" if parted else " ") + answer

@@ -53,9 +53,8 @@ def check_template(
     raw = template.plain(rows[0].columns).partition(SLOT)[0] if not template.side else ""
     if raw.endswith("  "):
         lines.append(
-            f"{template.name}: {len(raw) - len(raw.rstrip(' '))} spaces before its slot, which are kept "
-            "as one space of the "
-            "answer; leave one"
+            f"{template.name}: {len(raw) - len(raw.rstrip(' '))} spaces before its slot, which stand in the "
+            "answer's tokens; leave one"
         )
     lines += [*_empty(template, rows, rendered), *_doubled(template, first, tokenizer)]
     long = sum(count_tokens(tokenizer, text.filled(answer)) > limit for text in rendered)

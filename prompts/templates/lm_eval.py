@@ -13,14 +13,8 @@ import yaml
 
 from finetune.errors import InputError
 
-METRICS = {
-    "acc": "accuracy",
-    "acc_norm": "accuracy",
-    "exact_match": "exact_match",
-    "bleu": "bleu",
-    "chrf": "chrf",
-    "f1": "token_f1",
-}
+METRICS = {"exact_match": "exact_match", "bleu": "bleu", "chrf": "chrf", "f1": "token_f1"}  # of texts
+WEIGHED = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # of choices, all of which are reported
 # what says nothing of the prompts, or what this project has other ways for
 ASIDE = {
     *(
@@ -140,8 +134,10 @@ def imported(path: Path) -> Imported:
     delimiter = str(task.get("target_delimiter", " "))
     asked = _template(task.get("doc_to_text", ""))
     content: dict[str, Any] = {}
+    if kind == "generate_until" and not delimiter and asked.endswith(" "):
+        made.left.append("the blank at the prompt's end, where a written answer begins here")
     if kind == "multiple_choice":
-        content |= _choices(path, task)
+        content |= _choices(path, task, made)
     else:
         content |= _written(path, task, made)
     if task.get("description"):
@@ -165,8 +161,12 @@ def _template(value: Any) -> str:
     return f"{{{{ {text} }}}}" if NAMED.fullmatch(text) else text
 
 
-def _choices(path: Path, task: dict[str, Any]) -> dict[str, Any]:
+def _choices(path: Path, task: dict[str, Any], made: Imported) -> dict[str, Any]:
     given = task.get("doc_to_choice")
+    metrics = [one for one in task.get("metric_list") or () if isinstance(one, dict)]
+    # another figure heads the report here than there, which has to be said
+    made.left += [f"the metric {_name(one)}" for one in metrics if str(one.get("metric")) not in WEIGHED]
+    made.left += ["`filter_list`, of choices"] if task.get("filter_list") else []
     if given is None:
         raise InputError(f"{path}: multiple_choice without `doc_to_choice`")
     if isinstance(given, dict):
@@ -200,7 +200,7 @@ def _written(path: Path, task: dict[str, Any], made: Imported) -> dict[str, Any]
     if wrong:
         raise InputError(f"{path}: `{wrong}` is no number. Mend the file")
     content: dict[str, Any] = {
-        "target": _target(task.get("doc_to_target", "")),
+        "target": _of_choices(path, task) if task.get("doc_to_choice") else _target(task["doc_to_target"]),
         "endings": {
             "task": {
                 # one text or a list of them
@@ -233,6 +233,32 @@ def _written(path: Path, task: dict[str, Any], made: Imported) -> dict[str, Any]
         # a filter that can't be carried whole would take another answer out
         content["filters"] = {name: found for name, found in filters.items() if found is not None}
     return content
+
+
+def _of_choices(path: Path, task: dict[str, Any]) -> str:
+    """What is right of a written answer whose target is the place of a choice: that choice.
+
+    Raises:
+        InputError: choices or a target that are more than one expression.
+    """
+    choices, target = _expression(task["doc_to_choice"]), _expression(task["doc_to_target"])
+    if choices is None or target is None:
+        raise InputError(
+            f"{path}: written answers with `doc_to_choice` are read where it and `doc_to_target` are a list, "
+            "a column or a single {{ … }}; write `doc_to_target` as the right text"
+        )
+    return "{{ (" + choices + ")[(" + target + ") | int] }}"
+
+
+def _expression(value: Any) -> str | None:
+    """What a template gives, as an expression of Jinja; None where it is more than one."""
+    if not isinstance(value, str):
+        return json.dumps(list(value.values()) if isinstance(value, dict) else value, ensure_ascii=False)
+    if NAMED.fullmatch(value):
+        return value
+    inside = re.fullmatch(r"\s*\{\{(.*)\}\}\s*", value, re.DOTALL)
+    # two expressions side by side are no single one
+    return inside[1].strip("-+ ") if inside and "{{" not in inside[1] and "{%" not in value else None
 
 
 def _is_number(value: Any) -> bool:
@@ -270,7 +296,8 @@ def _steps(filters: list[Any], made: Imported) -> list[Any] | None:
         elif function == "map" and isinstance(one.get("mapping_dict"), dict):
             steps.append({"map": {str(k): str(v) for k, v in one["mapping_dict"].items()}})
         else:
-            made.left.append(f"the filter {function}")
+            called = f"Python, {function.name}" if isinstance(function, Python) else function
+            made.left.append(f"the filter {called}")
             return None
     return steps
 

@@ -171,7 +171,7 @@ def compose(
 def _plain(layout: Layout, parts: Parts, answers: Sequence[str]) -> Request:
     description, shown, rendered = parts
     head = description + layout.description_separator if description else ""
-    head += "".join(example.filled(answer) + layout.separator for example, answer in shown)
+    head += "".join(example.filled(layout.begun(answer)) + layout.separator for example, answer in shown)
     before, gap = head + rendered.before, rendered.gap
     if layout.prefill:  # the answer's first words stand there already
         before = before + gap + layout.prefill.rstrip(" ")
@@ -192,7 +192,7 @@ def _chat(
     turns = [("system", description)] if description else []
     for example, answer in shown:
         # an example's answer is a turn of the assistant's
-        turns += [("user", example.before), ("assistant", answer)]
+        turns += [("user", example.before), ("assistant", layout.begun(answer))]
     turns.append(("user", rendered.before))
     if tokenizer is None:  # an endpoint lays its chats out itself
         return Request(

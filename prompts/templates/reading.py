@@ -4,6 +4,7 @@ rows."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ def _native(path: Path, content: dict[str, Any]) -> Entry:
             # choices alone don't say which of them is right
             if key not in targets:
                 raise InputError(f"{path}: '{key}' has `choices` and no `target`, which says what is right")
+            # sentences that stand for themselves have nothing before them
+            templates[key] = replace(templates[key], of_choices=True)
             choices[key] = Template(
                 f"{name}/{key} (choices)" if "choices" in value else f"{name}/choices",
                 _as_text(path, "choices", listed),

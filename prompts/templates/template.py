@@ -110,6 +110,9 @@ class Template:
         follows: the paper or collection that it is taken after.
         choices: what the text may name as `answer_choices`.
         row_choices: a text that names them for each row, parted by `|||`.
+        of_choices: whether rows name their own answers. Then nothing but the slot may be asked, as whole
+            sentences are weighed, and all white space before it is the answer's, as lm-evaluation-harness has
+            it.
         side: of a text in two parts (PARTED): "" for the one before, which is asked, "answer" for the one
             after.
     """
@@ -120,6 +123,7 @@ class Template:
     choices: tuple[str, ...] = ()
     side: str = ""
     row_choices: str = ""
+    of_choices: bool = False
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -130,13 +134,7 @@ class Template:
         """
         try:
             tree = _environment.parse(self.text)
-            asked_after = {
-                test.node.name
-                # columns that are asked for by `is defined` may be missing
-                for test in tree.find_all(nodes.Test)
-                if test.name in ("defined", "undefined") and isinstance(test.node, nodes.Name)
-            }
-            return tuple(sorted(meta.find_undeclared_variables(tree) - GIVEN - asked_after))
+            return tuple(sorted(meta.find_undeclared_variables(tree) - GIVEN - _may_lack(tree)))
         except (TemplateError, RecursionError) as error:
             raise InputError(f"{self.name}: no valid template ({error}). Mend its text") from error
 
@@ -176,15 +174,17 @@ class Template:
             )
         before, after = text.split(SLOT)
         # nothing around the slot is right where all columns are empty
-        if not (before + after).strip() and not (
-            self.columns and all(is_empty(row[column]) for column in self.columns)
-        ):
+        bare = not (before + after).strip()
+        empty = self.columns and all(is_empty(row[column]) for column in self.columns)
+        if bare and not empty and not self.of_choices:
             raise InputError(
                 f"{self.name}: renders to nothing but its slot. Mend its text or leave the row out"
             )
-        # a space before the slot belongs to the answer's first token in nearly every tokenizer
-        stripped = before.rstrip(" ")
-        return Rendered(stripped, " " if len(before) > len(stripped) and stripped else "", after)
+        # a space before the slot belongs to the answer's first token in nearly every tokenizer; several stay
+        # several, as lm-evaluation-harness weighs them
+        stripped = before.rstrip() if self.of_choices else before.rstrip(" ")
+        # a row of empty columns leaves no space; a text that has none keeps its own
+        return Rendered(stripped, before[len(stripped) :] if stripped or not self.columns else "", after)
 
     @property
     def _has_conditions(self) -> bool:
@@ -219,6 +219,9 @@ class Template:
         # an expression gives its value, not the text that Jinja would make of it
         if self._is_expression:
             value = json.loads(self._rendered(self._as_json, row))
+            if isinstance(value, str):
+                # with the white space around the expression
+                value = self.text.partition("{{")[0] + value + self.text.rpartition("}}")[2]
             value = value.split("|||") if isinstance(value, str) and "|||" in value else value
         else:
             value = _listed(self._rendered(self._compiled, row))
@@ -328,7 +331,26 @@ def _listed(text: str) -> list[Any]:
     if bare.startswith("[") and bare.endswith("]") and "|||" not in bare:
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             return list(ast.literal_eval(bare))  # literals alone: nothing is called
-    return [part.strip() for part in text.split("|||")]
+    # one text stays as it was written: white space may count in it
+    return [part.strip() for part in text.split("|||")] if "|||" in text else [text]
+
+
+def _may_lack(tree: nodes.Template) -> set[str]:
+    """Columns that a row needn't have: those asked after by `is defined`, and all that is said one way or the
+    other as it is."""
+
+    def asked_after(node: nodes.Node) -> set[str]:
+        tests = [*node.find_all(nodes.Test), *([node] if isinstance(node, nodes.Test) else [])]
+        return {
+            test.node.name
+            for test in tests
+            if test.name in ("defined", "undefined") and isinstance(test.node, nodes.Name)
+        }
+
+    branches: list[nodes.CondExpr | nodes.If] = [*tree.find_all(nodes.CondExpr), *tree.find_all(nodes.If)]
+    either = [branch for branch in branches if asked_after(branch.test)]
+    named = {name.name for branch in either for name in branch.find_all(nodes.Name)}
+    return asked_after(tree) | named
 
 
 def is_empty(value: Any) -> bool:

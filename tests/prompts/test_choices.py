@@ -147,6 +147,9 @@ def test_the_description_stands_once_before_the_examples(scorer: Scorer) -> None
         template, scorer, {"text": "it"}, [], answers=["bad"], layout=Layout(prefill="it was ")
     ).request
     assert begun.context == "it: it was" and begun.answers == (" bad",)
+    layout = Layout(prefill="it was", separator="\n")
+    begun = compose(template, scorer, {"text": "it"}, shown, answers=["bad"], layout=layout).request
+    assert begun.context == "a story: it was good\nthe actor: it was good\nit: it was"
 
 
 def test_a_description_is_the_system_turn_of_a_chat(scorer: Scorer) -> None:
@@ -162,7 +165,7 @@ def test_a_description_is_the_system_turn_of_a_chat(scorer: Scorer) -> None:
         answers=["bad"],
         layout=layout,
     ).request
-    assert request.context == "s the film u a story: a good u it: a was" and request.answers == (" bad",)
+    assert request.context == "s the film u a story: a was good u it: a was" and request.answers == (" bad",)
     assert [role for role, _ in request.turns] == ["system", "user", "assistant", "user"]
 
 

@@ -83,3 +83,86 @@ def test_filters_that_cannot_be_carried_are_named(tmp_path: Path) -> None:
     )
     assert "not carried: the filter custom" in said
     assert list(read_entry(str(tmp_path / "made.yaml")).filters) == ["kept"]
+
+
+def test_figures_that_this_project_has_not_are_named(tmp_path: Path) -> None:
+    chosen = {"output_type": "multiple_choice", "doc_to_choice": ["no", "yes"]}
+    for kind, metrics, lost in (
+        (chosen, ("mcc", "acc"), ["mcc"]),
+        (chosen, ("acc", "acc_norm"), []),
+        # what is right of a text is no accuracy here
+        ({}, ("acc",), ["acc"]),
+        ({}, ("f1", "ter"), ["ter"]),
+    ):
+        task = TASK | kind | {"metric_list": [{"metric": name} for name in metrics]}
+        (tmp_path / "made.yaml").unlink(missing_ok=True)
+        said = import_task(write(tmp_path, "own.yaml", task), str(tmp_path / "made.yaml"))
+        assert [line for line in said.splitlines() if "the metric" in line] == [
+            f"not carried: the metric {name}" for name in lost
+        ]
+
+
+def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    task, made = write(tmp_path, "own.yaml", TASK), tmp_path / "made.yaml"
+    import_task(task, str(made))
+    import_task(task, str(made))  # the same again is no loss
+    made.write_text(made.read_text() + "# mine\n")
+    with pytest.raises(InputError, match="holds something else. Set --output"):
+        import_task(task, str(made))
+    assert made.read_text().endswith("# mine\n")
+
+
+def test_blanks_and_empty_prompts_are_kept_to_the_letter(tmp_path: Path) -> None:
+    row = {"question": "q", "answer": "a"}
+    for changed, text, right in (
+        ({"doc_to_text": "{{question}}: "}, "q:  a", "a"),  # the delimiter stands behind the text's own blank
+        ({"doc_to_target": " {{answer}}", "target_delimiter": ""}, "Q: q\nA: a", " a"),
+        ({"doc_to_target": "{% if answer %} {{answer}}{% endif %}"}, "Q: q\nA:  a", " a"),
+    ):
+        (tmp_path / "made.yaml").unlink(missing_ok=True)
+        import_task(write(tmp_path, "own.yaml", TASK | changed), str(tmp_path / "made.yaml"))
+        entry = read_entry(str(tmp_path / "made.yaml"))
+        wanted = entry.targets["task"].listed(row)
+        assert wanted == [right]
+        assert entry.templates["task"].render(row).filled(wanted[0]) == text
+
+
+def test_columns_that_a_task_asks_after_may_be_missing(tmp_path: Path) -> None:
+    either = "{{ answer.split('#')[-1] if answer is defined else target }}"
+    import_task(write(tmp_path, "own.yaml", TASK | {"doc_to_target": either}), str(tmp_path / "made.yaml"))
+    target = read_entry(str(tmp_path / "made.yaml")).targets["task"]
+    assert target.listed({"answer": "so#2"}) == ["2"]
+    assert target.listed({"target": "3"}) == ["3"]
+    with pytest.raises(InputError, match="cannot be rendered"):
+        target.listed({"question": "x"})
+
+
+def test_sentences_that_stand_for_themselves_are_weighed_whole(tmp_path: Path) -> None:
+    both = {"output_type": "multiple_choice", "doc_to_choice": "{{[good, bad]}}", "doc_to_target": 0}
+    import_task(write(tmp_path, "own.yaml", TASK | both | {"doc_to_text": ""}), str(tmp_path / "made.yaml"))
+    entry, row = read_entry(str(tmp_path / "made.yaml")), {"good": "He sees.", "bad": "He see."}
+    rendered = entry.templates["task"].render(row)
+    assert [rendered.filled(choice) for choice in entry.choices["task"].listed(row)] == [
+        " He sees.",
+        " He see.",
+    ]
+
+
+def test_all_white_space_before_a_choice_is_weighed_with_it(tmp_path: Path) -> None:
+    both = {"output_type": "multiple_choice", "doc_to_choice": ["no", "yes"], "doc_to_target": "label"}
+    task = TASK | both | {"doc_to_text": "{{question}}\n"}
+    import_task(write(tmp_path, "own.yaml", task), str(tmp_path / "made.yaml"))
+    rendered = read_entry(str(tmp_path / "made.yaml")).templates["task"].render({"question": "q"})
+    assert (rendered.before, rendered.gap) == ("q", "\n ")
+
+
+def test_a_place_among_choices_stands_for_its_text(tmp_path: Path) -> None:
+    for choices, target in (([" no", " yes"], "label"), ("{{ ways }}", "{{ label }}"), ("ways", "label")):
+        (tmp_path / "made.yaml").unlink(missing_ok=True)
+        changed = {"doc_to_choice": choices, "doc_to_target": target}
+        import_task(write(tmp_path, "own.yaml", TASK | changed), str(tmp_path / "made.yaml"))
+        target_of = read_entry(str(tmp_path / "made.yaml")).targets["task"]
+        assert target_of.listed({"label": 1, "ways": [" no", " yes"], "question": "q"}) == [" yes"]
+    changed = {"doc_to_choice": ["no", "yes"], "doc_to_target": "{{a}} or {{b}}"}
+    with pytest.raises(InputError, match="a single {{ … }}"):
+        import_task(write(tmp_path, "own.yaml", TASK | changed), str(tmp_path / "made.yaml"))

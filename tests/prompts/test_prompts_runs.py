@@ -241,8 +241,14 @@ def test_texts_are_written_behind_examples_of_texts(saved, tmp_path: Path) -> No
     loaded = read_parts(study, data, TuneArguments())
     asking = Asking(Memory(load_prompt_scorer(study.models[0]), "x"), study, loaded.parts.examples)
     entry, row = loaded.entry, loaded.parts.unseen[0]
-    request = asking.text_request(entry.templates["a"], entry.targets["a"], row, (2, 0), 4)
+    wanted = entry.targets["a"]
+    request = asking.text_request(
+        entry.templates["a"], lambda one: wanted.listed(one.columns), row, (2, 0), 4
+    )
     assert request.context.endswith("\n\nthe film") and request.context.count("very good\n\n") == 2
+    blanks = replace(entry.templates["a"], text="{{ text }}   {{ mask }}")  # one of them is the answer's
+    shown = asking.text_request(blanks, lambda one: wanted.listed(one.columns), row, (0, 0), 4)
+    assert shown.context == "the film  "
     for options, message in (
         ({"search": True}, "leave out --search"),
         ({"shots": [4]}, "3 training rows for .* 4 examples"),

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -299,6 +300,10 @@ def test_a_suite_goes_on_behind_what_fails(saved, rows: Path, capsys: pytest.Cap
     assert run_suite(given, data, TuneArguments(), InstructArguments()) is True
     table = (rows / "out" / "report.md").read_text()
     assert "**failed**" in table and "token_f1" in table and table.count("\n|") == 5
+    page = (rows / "out" / "report.html").read_text()
+    assert "1 of 3 failed" in page and "**" not in page
+    links = re.findall(r'<td><a href="([^"]*)">', page)
+    assert len(links) == 2 and all((rows / "out" / link).is_file() for link in links)
     suite.write_text("- {prompt: x}")
     with pytest.raises(InputError, match="unknown option 'prompt'"):
         run_suite(given, data, TuneArguments(), InstructArguments())

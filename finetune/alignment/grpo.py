@@ -239,7 +239,8 @@ def make_group_trainer(
         trainer = kind(
             model=policy.network, reward_funcs=score, args=training, train_dataset=parts[0],
             processing_class=processor,
-            callbacks=[*callbacks(training), *([watch] if watch else [])], **further,
+            # first: what it measures at the start is no step, by whose length a --time_limit is kept
+            callbacks=[*([watch] if watch else []), *callbacks(training)], **further,
         )  # fmt: skip
     trainer.rendered = rendered
     drop_copy(policy.network)

@@ -149,7 +149,7 @@ def align_online(
         trainer = OnlineDPOTrainer(
             model=policy.network, reward_funcs=score,
             args=training,
-            train_dataset=numbered(rows), processing_class=processor, callbacks=[*callbacks(training), watch],
+            train_dataset=numbered(rows), processing_class=processor, callbacks=[watch, *callbacks(training)],
         )  # fmt: skip
     quiet(trainer).train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.is_world_process_zero():

@@ -198,14 +198,15 @@ def ppo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
     from finetune.alignment.policy import Policy
     from finetune.alignment.ppo_options import KLArguments, PPOArguments
     from finetune.alignment.ppo_trainer import Learner
+    from finetune.alignment.rewards import AskedRewards, Rewards
     from finetune.alignment.rollout import SamplingArguments
     from finetune.training.machine import has_fast_bf16
 
     policy = Policy(network, has_fast_bf16())
-    reward: Callable[..., list[float]] = lambda prompts, answers: [float(len(answer)) for answer in answers]  # noqa: E731
+    reward: Any = lengths if options.part == "ppo" else reward_on(policy, processor)
     # one minibatch and one epoch: the memory of a step, not of a schedule
     learner = Learner(
-        policy, processor, reward if options.part == "ppo" else reward_on(policy, processor),
+        policy, processor, Rewards.of(reward=reward),
         Accelerator(cpu=not torch.cuda.is_available()),
         settings=PPOArguments(rollout_batch_size=options.batch, minibatch_size=options.batch,
                               per_device_batch_size=options.batch, epochs=1),
@@ -213,7 +214,7 @@ def ppo(network: Any, processor: Any, options: argparse.Namespace) -> dict[str, 
     )  # fmt: skip
     # the first step warms up
     for _ in range(options.steps + 1):
-        learner.learn([words(processor, options.length // 2, i) for i in range(options.batch)])
+        learner.learn([AskedRewards(words(processor, options.length // 2, i)) for i in range(options.batch)])
     return {}
 
 
@@ -222,8 +223,9 @@ def reward_on(policy: Any, processor: Any) -> Any:
     import peft
     from torch import nn
 
+    from finetune.alignment.model_rewards import RewardModel
     from finetune.alignment.policy import REWARD, trunk_scores
-    from finetune.alignment.rewards import RewardArguments, RewardModel
+    from finetune.alignment.rewards import RewardArguments
 
     # adding an adapter makes peft freeze and unfreeze: what was trainable is put back
     flags = [(p, p.requires_grad) for p in policy.network.parameters()]

@@ -161,15 +161,21 @@ def stamp(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
 
 
 def take_in(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
-    """One checkpoint of AdapterHub's library → a folder of this project."""
+    """One checkpoint of AdapterHub's library, or a fusion with its adapters → a folder of this project."""
     # Late: reading AdapterHub's format is rarely wanted.
     from finetune.adapters.adapterhub import convert
+    from finetune.adapters.adapterhub_fusion import convert_fusion, is_fusion
     from finetune.adapters.export import claimed
 
     folder = output_of(action)
+    fused = any(is_fusion(one) for one in action.adapters)
     with claimed(folder):
-        yield from convert(one_of(action), folder, action.base)
-    yield f"{folder}; --action stamp gives it a passport once its base is at hand"
+        if fused:
+            yield from convert_fusion(action.adapters, folder, action.base)
+        else:
+            yield from convert(one_of(action), folder, action.base)
+    # A fusion's passport is written by training alone.
+    yield str(folder) if fused else f"{folder}; --action stamp gives it a passport once its base is at hand"
 
 
 def add_up(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers.activations import ACT2FN
 
+from finetune.adapters.adapterhub_heads import check_sizes, read_head, read_theirs
 from finetune.adapters.weights import PREFIX
 from finetune.artefacts.bounds import read_json
 from finetune.artefacts.files import write_atomically
@@ -26,11 +28,7 @@ from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import CONFIG, WEIGHTS
 from finetune.errors import InputError
 
-FUSION = "adapter_fusion_config.json"
-THEIRS, THEIR_HEAD = "adapter.safetensors", "model_head.safetensors"
-# what the base's own head writes; an encoder without head gives vectors
-WRITES = {"gpt2": "CAUSAL_LM", "llama": "CAUSAL_LM", "mistral": "CAUSAL_LM", "bart": "SEQ_2_SEQ_LM",
-          "t5": "SEQ_2_SEQ_LM"}  # fmt: skip
+THEIRS = "adapter.safetensors"
 ACTIVATIONS = {"gelu_orig": "gelu", "leakyrelu": "leaky_relu"}
 # where a family's blocks for bottlenecks lie → our module: behind attention, behind the feed-forward
 # (houlsby), where its residual is added (pfeiffer), beside it (parallel, where it reads what theirs reads)
@@ -48,6 +46,7 @@ PLACES: dict[str, dict[str, tuple[str, str | None, str | None]]] = {
     "bart": {
         "attention_adapters": ("self_attn.out_proj", None, None), "output_adapters": ("fc2",
         "final_layer_norm", None),
+        "cross_attention_adapters": ("encoder_attn.out_proj", "encoder_attn_layer_norm", None),
     },
     # A block's parts are numbered; the feed-forward is the encoder's second and the decoder's third.
     "t5": {
@@ -56,29 +55,38 @@ PLACES: dict[str, dict[str, tuple[str, str | None, str | None]]] = {
         "layer.2": ("layer.2.DenseReluDense.wo", "layer.2", None),
     },
 }  # fmt: skip
+# what a decoder has at a place where its encoder has something else: attention to the encoder
+DECODERS = {"t5": {"layer.1": ("layer.1.EncDecAttention.o", "layer.1", None)}}
+CROSSING = ("bart", "t5")
+Converter = Callable[
+    [Path, dict[str, Any], dict[str, Tensor]], tuple[dict[str, Any], dict[str, Tensor]]
+]  # source, configuration, tensors → ours
+# why methods that have a name here too are others
+REFUSED = {
+    "prompt_tuning": (
+        "whose made-up tokens enter behind the embeddings' positions and norm, where PEFT's enter before "
+        "them, and read padding"
+    ),
+}
 # options that change the formula, with the one value that ours is
 FORMULA = {
     "ln_before": False, "ln_after": False, "use_gating": False, "phm_layer": False, "inv_adapter": None,
     "residual_before_ln": True, "adapter_residual_before_ln": False, "original_ln_after": True,
-    "stochastic_depth": 0.0, "cross_adapter": False,
+    "stochastic_depth": 0.0,
 }  # fmt: skip
 
 
-def convert(source: str | Path, folder: str | Path, base: str | None = None) -> list[str]:
+def convert(source: str | Path, folder: str | Path, base: str | None = None, heads: bool = True) -> list[str]:
     """Write the folder; gives back what was taken, in lines.
 
     Args:
         base: the base's name, where the checkpoint doesn't say it.
+        heads: take its head along, where it has one.
 
     Raises:
         InputError: no such checkpoint, or one that can't be said in this project's terms.
     """
     source, folder = Path(source), Path(folder)
-    if (source / FUSION).is_file():
-        raise InputError(
-            f"{source} is an AdapterFusion, whose queries have biases that fusion here has not; take in its "
-            "adapters one by one, and fuse them anew by scripts/fuse.py"
-        )
     # Theirs and PEFT's configuration have one file name; the keys below tell them apart.
     said = read_json(source / CONFIG) if (source / CONFIG).is_file() else None
     if not isinstance(said, dict) or "model_type" not in said or not isinstance(said.get("config"), dict):
@@ -86,20 +94,14 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None) -> 
     name = base or said.get("model_name")
     if not name:
         raise InputError(f"{source} does not say which base it belongs on; set --base")
-    tensors, settings = _read(source / THEIRS), said["config"]
-    if settings.get("architecture") == "lora":
-        scaled = settings.get("composition_mode", "add") == "scale"
-        config, weights = (_ia3 if scaled else _lora)(source, said, tensors)
-    elif settings.get("architecture") is None:
-        config, weights = _bottleneck(source, said, tensors)
-    else:
-        raise InputError(
-            f"{source} holds {settings['architecture']}, which is not converted; train it anew here"
-        )
-    # Before anything is written.
-    head = _head(source, said["model_type"], tensors)
-    config |= {"base_model_name_or_path": name, "inference_mode": True} | head.pop("config", {})
-    labels = head.pop("labels", None)
+    try:
+        config, weights = _kind(source, said["config"])(source, said, read_theirs(source / THEIRS))
+        # Before anything is written.
+        found = read_head(source, said["model_type"], said["hidden_size"]) if heads else ({}, {}, [])
+    except KeyError as error:
+        raise InputError(f"{source / CONFIG} does not say {error}; save it anew by their library") from error
+    head, more, labels = found
+    config |= {"base_model_name_or_path": name, "inference_mode": True} | more
     folder.mkdir(parents=True, exist_ok=True)
     whole = {PREFIX + key: tensor.contiguous() for key, tensor in (weights | head).items()}
     save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
@@ -115,16 +117,14 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None) -> 
     )
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise InputError(
-            f"There is no {file}; pickled weights are not opened. Save it by AdapterHub's library with "
-            "use_safetensors=True"
-        )
-    try:
-        return load(file.read_bytes())
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"Cannot read {file}: {error}") from error
+def _kind(source: Path, settings: dict[str, Any]) -> Converter:
+    kind = settings.get("architecture")
+    if kind == "lora":
+        return _ia3 if settings.get("composition_mode", "add") == "scale" else _lora
+    if kind is not None:
+        why = REFUSED.get(kind, "which is not converted")
+        raise InputError(f"{source} holds {kind}, {why}; train it anew here")
+    return _bottleneck
 
 
 def _bottleneck(
@@ -135,27 +135,39 @@ def _bottleneck(
     other = [
         f"{key}={settings[key]!r}" for key, value in FORMULA.items() if settings.get(key, value) != value
     ]
+    if settings.get("cross_adapter") and family not in CROSSING:
+        other.append("cross_adapter=True")
     # A learnt scaling stands there as a word.
     if other or not isinstance(settings.get("scaling", 1.0), float):
         raise InputError(f"{source} has {', '.join(other) or 'a learnt scaling'}, which is not built here")
     if family not in PLACES:
         raise InputError(f"{source} is for '{family}'; bottlenecks are converted for: {', '.join(PLACES)}")
     shape = _shape(source, settings)
+    # Another name's weights would stand in the place of its own.
+    name = re.escape(str(said["name"]))
     weights: dict[str, Tensor] = {}
     modules = set()
     for key, tensor in tensors.items():
-        match = re.fullmatch(r"(.+)\.adapters\.[^.]+\.adapter_(down\.0|up)\.(weight|bias)", key)
+        match = re.fullmatch(rf"(.+)\.adapters\.{name}\.adapter_(down\.0|up)\.(weight|bias)", key)
         if match is None:
             if key.startswith("heads."):
                 continue
             raise InputError(f"{source} also holds '{key}', which is not built here")
         block, part, kind = match.groups()
-        module = _module(source, family, shape, block)
+        module = find_module(source, family, shape, block)
         modules.add(module)
         weights[f"{module}.bottleneck_{part.removesuffix('.0')}.{kind}"] = tensor
+    factor, width = _factor(source, settings), said["hidden_size"]
+    if not modules:
+        raise InputError(f"{source} holds no weight of an adapter '{said['name']}'")
+    units = width // factor
+    for module in sorted(modules):
+        down, up = f"{module}.bottleneck_down", f"{module}.bottleneck_up"
+        wanted = {f"{down}.weight": (units, width), f"{down}.bias": (units,)}
+        check_sizes(source, weights, wanted | {f"{up}.weight": (width, units), f"{up}.bias": (width,)})
     return {
-        "peft_type": "BOTTLENECK", "shape": shape, "reduction_factor": _factor(source, settings),
-        "non_linearity": ACTIVATIONS.get(settings["non_linearity"], settings["non_linearity"]),
+        "peft_type": "BOTTLENECK", "shape": shape, "reduction_factor": factor,
+        "non_linearity": _activation(source, settings),
         # Ours writes None where the shape decides.
         "scaling": settings.get("scaling", 1.0), "original_ln_before": True if shape == "pfeiffer" else None,
         "dropout": settings.get("dropout", 0.0), "target_modules": sorted(modules),
@@ -173,6 +185,14 @@ def _shape(source: Path, settings: dict[str, Any]) -> str:
     return shapes[sites]
 
 
+def _activation(source: Path, settings: dict[str, Any]) -> str:
+    name = str(settings["non_linearity"]).lower()
+    name = ACTIVATIONS.get(name, name)
+    if name not in ACT2FN:
+        raise InputError(f"{source} has the non_linearity '{name}', which transformers does not have")
+    return name
+
+
 def _factor(source: Path, settings: dict[str, Any]) -> int:
     factor = settings["reduction_factor"]
     # A mapping gives each layer a factor of its own.
@@ -183,9 +203,17 @@ def _factor(source: Path, settings: dict[str, Any]) -> int:
     return int(factor)
 
 
-def _module(source: Path, family: str, shape: str, block: str) -> str:
+def find_module(source: Path, family: str, shape: str, block: str) -> str:
+    """Our module for a block of theirs.
+
+    Raises:
+        InputError: there is none.
+    """
+    # T5's model with their heads holds the one that is bare here.
+    block = block.removeprefix("transformer.") if family == "t5" else block
+    here = PLACES[family] | (DECODERS.get(family, {}) if block.startswith("decoder.") else {})
     # The longest ending first: "output" is the end of "attention.output" too.
-    for ending, places in sorted(PLACES[family].items(), key=lambda item: -len(item[0])):
+    for ending, places in sorted(here.items(), key=lambda item: -len(item[0])):
         if block.endswith(f".{ending}"):
             own = places[("houlsby", "pfeiffer", "parallel").index(shape)]
             if own is None:
@@ -203,7 +231,7 @@ def _lora(
     settings = said["config"]
     if settings.get("use_dora"):
         raise InputError(f"{source} is DoRA under LoRA's name, which is not converted")
-    parts = _factors(source, settings, tensors)
+    parts = _factors(source, said, tensors, "AB")
     rank = int(settings["r"])
     weights: dict[str, Any] = {}
     ranks: dict[str, int] = {}
@@ -228,19 +256,27 @@ def _lora(
 
 
 def _factors(
-    source: Path, settings: dict[str, Any], tensors: dict[str, Tensor]
+    source: Path, said: dict[str, Any], tensors: dict[str, Tensor], wanted: str
 ) -> dict[str, dict[str, Tensor]]:
     """Module → its A and B, of which IA3 has B alone."""
+    settings, name = said["config"], re.escape(str(said["name"]))
     if settings.get("use_gating") or settings.get("vera_d"):
         raise InputError(f"{source} is gated or VeRA under LoRA's name, which is not converted")
     parts: dict[str, dict[str, Tensor]] = {}
     # The adapter's own name stands in each key; ours has one adapter a folder.
     for key, tensor in tensors.items():
-        match = re.fullmatch(r"(.+)\.loras\.[^.]+\.lora_([AB])", key)
+        match = re.fullmatch(rf"(.+)\.loras\.{name}\.lora_([AB])", key)
         if match is None and not key.startswith("heads."):
             raise InputError(f"{source} also holds '{key}', which is not built here")
         if match is not None:
             parts.setdefault(match.group(1), {})[match.group(2)] = tensor
+    if not parts:
+        raise InputError(f"{source} holds no weight of an adapter '{said['name']}'")
+    for module, both in parts.items():
+        if set(both) != set(wanted):
+            raise InputError(
+                f"{source} holds {', '.join(sorted(both))} for '{module}'; wanted {', '.join(wanted)}"
+            )
     return parts
 
 
@@ -251,7 +287,7 @@ def _ia3(
     scales what the last layer reads."""
     settings = said["config"]
     weights, fused = {}, said["model_type"] == "gpt2"
-    for module, both in _factors(source, settings, tensors).items():
+    for module, both in _factors(source, said, tensors, "B").items():
         scale = both["B"].reshape(-1, 1) * settings["alpha"]
         if fused and module.endswith("c_attn"):
             scale = _fused_scale(source, settings, scale)
@@ -286,56 +322,3 @@ def _beside(source: Path, settings: dict[str, Any], down: Tensor, up: Tensor) ->
         own = up[index * width : (index + 1) * width]
         whole[row : row + width, index * rank : (index + 1) * rank] = own
     return whole
-
-
-def _head(source: Path, family: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Weights of the head under transformers' names, with its configuration and labels; nothing where there
-    is none."""
-    if not (source / THEIR_HEAD).is_file():
-        return {"config": {"task_type": WRITES.get(family, "FEATURE_EXTRACTION")}}
-    said = read_json(source / "head_config.json")["config"]
-    weights = _read(source / THEIR_HEAD)
-    if not any(key.startswith("heads.") for key in weights):
-        # a model of transformers with its own head: names are as they are here; a language model's is the
-        # base's
-        return _static_head(weights, read_json(source / "head_config.json"), family)
-    # Their keys are heads.NAME.LAYER.PART; the layer's number and the part are what counts.
-    layers = {key.split(".", 2)[2]: tensor for key, tensor in weights.items()}
-    plain = said.get("activation_function") == "tanh" and not said.get("use_pooler")
-    bert = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}.get(
-        family
-    )
-    named: dict[str, str] = {}
-    task = "TOKEN_CLS"
-    if said["head_type"] == "classification" and said.get("layers") == 2 and plain and bert:
-        # Two layers with tanh between are BERT's pooler and classifier, and RoBERTa's dense and out_proj.
-        first, last = (
-            ("bert.pooler.dense", "classifier")
-            if bert == "bert"
-            else ("classifier.dense", "classifier.out_proj")
-        )
-        named, task = {"1": first, "4": last}, "SEQ_CLS"
-    elif said["head_type"] == "tagging" and said.get("layers") == 1:
-        named = {"1": "classifier"}
-    else:
-        raise InputError(
-            f"{source} has a head '{said['head_type']}' with {said.get('layers')} layers, which no model of "
-            "transformers has; "
-            "take its file away to convert the adapter alone"
-        )
-    # By number: `label2id` stands in any order.
-    labels = [label for label, _ in sorted((said.get("label2id") or {}).items(), key=lambda item: item[1])]
-    found: dict[str, Any] = {
-        f"{named[key.split('.')[0]]}.{key.split('.')[1]}": t for key, t in layers.items()
-    }
-    saved = ["classifier", "pooler"] if "bert.pooler.dense.weight" in found else ["classifier"]
-    return found | {"labels": labels, "config": {"task_type": task, "modules_to_save": saved}}
-
-
-def _static_head(weights: dict[str, Tensor], said: dict[str, Any], family: str) -> dict[str, Any]:
-    if any(name.startswith("lm_head") for name in weights):
-        return {"config": {"task_type": WRITES.get(family, "CAUSAL_LM")}}
-    task = "TOKEN_CLS" if "TokenClassification" in str(said.get("model_class")) else "SEQ_CLS"
-    labels = [label for label, _ in sorted((said.get("label2id") or {}).items(), key=lambda item: item[1])]
-    saved = sorted({name.split(".")[0] for name in weights})
-    return weights | {"labels": labels, "config": {"task_type": task, "modules_to_save": saved}}

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
 from finetune.adapters.fusion import mount_fusion
-from finetune.adapters.loading import quietly
+from finetune.adapters.loading import TOKENIZER, quietly
 from finetune.artefacts.folder import Artefact, read_artefact
 from finetune.artefacts.passport import check_passport, read_passport
 from finetune.data.batching import LengthBatches, Shares
@@ -158,7 +158,9 @@ def load_network(
             trains=False,
             **task.config,
         )
-        processor = load_processor(str(artefact.folder), reads=task.reads)
+        # A fusion of another library's may lack a tokenizer: its base's is the one it was trained with.
+        own = not artefact.is_fusion or (artefact.folder / TOKENIZER).is_file()
+        processor = load_processor(str(artefact.folder) if own else artefact.base, reads=task.reads)
         if task.reads == TEXT:
             # Before the adapter: its file may bring rows for tokens that were added.
             fit_embeddings(network, processor)

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from finetune.adapters.loading import labels_of
 from finetune.adapters.weights import read_adapter, read_tensors
 from finetune.artefacts import passport
+from finetune.artefacts.bounds import read_json
 from finetune.artefacts.files import ARGUMENTS, METRICS, RUN, write_atomically
 from finetune.artefacts.folder import LABELS_FILE
 from finetune.errors import InputError
@@ -40,6 +41,7 @@ COPIED = (passport.CONFIG, passport.WEIGHTS, passport.PASSPORT)
 LEARNING_RATE = 5e-5  # the paper's, section 4.2
 SEQUENTIAL = (Sequential, AfterNorm, AfterLayer)
 PARTS = ("query", "key", "value")
+FORMULA = ("query_bias", "residual")  # options of `Fused` that a folder holds
 
 
 @dataclass
@@ -72,15 +74,23 @@ class Fused(nn.Module):
     """A layer with several sequential adapters, mixed by attention instead of run one after the other.
 
     Shapes: hidden [..., width]; the adapters' outputs [..., adapters, width].
+
+    Args:
+        query_bias: whether the query has a bias. A key's would change nothing: it adds the same to all of a
+            position's scores.
+        residual: whether keys and values are the adapters' outputs with what they read added, as in the
+            paper, or what they add alone, as in AdapterHub's library.
     """
 
-    def __init__(self, layer: BottleneckLayer, names: Sequence[str]) -> None:
+    def __init__(
+        self, layer: BottleneckLayer, names: Sequence[str], query_bias: bool = False, residual: bool = True
+    ) -> None:
         super().__init__()
-        self.layer, self.names = layer, list(names)
+        self.layer, self.names, self.residual = layer, list(names), residual
         down: Any = layer.bottleneck_down[self.names[0]]
         width = down.in_features
         self.query, self.key, self.value = (
-            nn.Linear(width, width, bias=False).to(down.weight) for _ in range(3)
+            nn.Linear(width, width, bias=query_bias and part == "query").to(down.weight) for part in PARTS
         )
         # the paper's start: values as they are, so that the mean of the adapters is where learning begins
         nn.init.eye_(self.value.weight)
@@ -93,11 +103,21 @@ class Fused(nn.Module):
 
     def _change(self, hidden: Tensor) -> Tensor:
         """What the mixture adds to what the adapters read."""
-        # Their outputs with the residual, as the paper's keys and values have it.
-        outputs = torch.stack([hidden + self.layer.change(name, hidden) for name in self.names], dim=-2)
+        outputs = torch.stack([self.layer.change(name, hidden) for name in self.names], dim=-2)
+        if self.residual:
+            outputs = outputs + hidden[..., None, :]
         scores = (self.query(hidden)[..., None, :] * self.key(outputs)).sum(-1)
+        mixed = (scores.softmax(-1)[..., None] * self.value(outputs)).sum(-2)
         # The residual is taken off again: the layer adds it by itself.
-        return (scores.softmax(-1)[..., None] * self.value(outputs)).sum(-2) - hidden
+        return mixed - hidden if self.residual else mixed
+
+    def matrices(self) -> dict[str, Tensor]:
+        """What fusion itself learns, by name: the layer and its adapters stay as they were."""
+        return {
+            f"{part}.{name}": tensor
+            for part in PARTS
+            for name, tensor in getattr(self, part).state_dict().items()
+        }
 
     def drift(self) -> Tensor:
         """Squared distance of the values from the identity: the paper's regulariser, to be added to the loss
@@ -105,9 +125,9 @@ class Fused(nn.Module):
         return (self.value.weight - torch.eye(len(self.value.weight)).to(self.value.weight)).square().sum()
 
 
-def fuse(network: PeftModel, names: Sequence[str]) -> list[Fused]:
+def fuse(network: PeftModel, names: Sequence[str], **formula: bool) -> list[Fused]:
     """Put fusion over the named adapters of a model, and leave nothing but fusion (and the task's head) to
-    train.
+    train; `formula` as `Fused` takes it.
 
     Raises:
         InputError: adapters that aren't there, or aren't sequential bottlenecks on the same layers.
@@ -134,7 +154,7 @@ def fuse(network: PeftModel, names: Sequence[str]) -> list[Fused]:
     fused = []
     for path, layer in layers.items():
         parent, _, child = path.rpartition(".")
-        fused.append(Fused(layer, names))
+        fused.append(Fused(layer, names, **formula))
         # In its place, so that the model calls fusion where it called the layer.
         setattr(network.get_submodule(parent), child, fused[-1])
     return fused
@@ -247,20 +267,26 @@ def save_fusion(network: PeftModel, folder: str | Path, adapters: Sequence[Path]
             if (source / file).is_file():
                 shutil.copy2(source / file, path / ADAPTERS / name / file)
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"{name}.{part}": getattr(layer, part).weight.detach()
-        # Detached: safetensors takes no tensors with a graph.
-        for name, layer in layers.items()
-        for part in PARTS
-    }
     base = network.get_base_model()
-    heads = {
-        f"{head}.{key}": t
-        for head in _trained_whole(base)
-        for key, t in base.get_submodule(head).state_dict().items()
+    heads = _trained_whole(base)
+    tensors = _matrices(layers) | _weights_of(base, heads)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / WEIGHTS)
+    first = next(iter(layers.values()))
+    said = {"query_bias": first.query.bias is not None, "residual": first.residual, "heads": heads}
+    write_atomically(path / CONFIG, json.dumps({"adapters": names} | said))
+
+
+def _matrices(layers: dict[str, Fused]) -> dict[str, Tensor]:
+    # A weight goes by its part alone, as in folders from when there was nothing else.
+    return {
+        f"{name}.{key.removesuffix('.weight')}": tensor
+        for name, layer in layers.items()
+        for key, tensor in layer.matrices().items()
     }
-    save_file({name: tensor.contiguous() for name, tensor in (tensors | heads).items()}, path / WEIGHTS)
-    write_atomically(path / CONFIG, json.dumps({"adapters": names}))
+
+
+def _weights_of(base: nn.Module, heads: Sequence[str]) -> dict[str, Tensor]:
+    return {f"{head}.{key}": t for head in heads for key, t in base.get_submodule(head).state_dict().items()}
 
 
 def save_fused(
@@ -306,24 +332,21 @@ def load_fusion(network: PeftModel, folder: str | Path) -> list[Fused]:
     path = Path(folder)
     if not (path / CONFIG).is_file():
         raise InputError(f"{path} holds no {CONFIG}; wanted a folder that save_fusion wrote")
-    fused = fuse(network, json.loads((path / CONFIG).read_text(encoding="utf-8"))["adapters"])
-    tensors, layers, base = load((path / WEIGHTS).read_bytes()), _fused(network), network.get_base_model()
-    heads = {
-        f"{head}.{key}": t
-        for head in _trained_whole(base)
-        for key, t in base.get_submodule(head).state_dict().items()
-    }
+    said = _read_config(path)
+    fused = fuse(network, said["adapters"], **{key: said[key] for key in FORMULA if key in said})
+    base = network.get_base_model()
+    # Folders from before they said their heads have what a run here trains.
+    heads = said.get("heads", _trained_whole(base))
+    tensors = load((path / WEIGHTS).read_bytes())
+    own = _matrices(_fused(network)) | _weights_of(base, heads)
     # Both ways: missing matrices would stay untrained, foreign ones be left out.
-    if {f"{name}.{part}" for name in layers for part in PARTS} | set(heads) != tensors.keys():
+    if own.keys() != tensors.keys() or any(own[key].shape != tensors[key].shape for key in own):
         raise InputError(
             f"The fusion in {path} belongs to other layers; wanted the base and adapters it was trained with"
         )
-    with torch.no_grad():
-        for name, layer in layers.items():
-            for part in PARTS:
-                getattr(layer, part).weight.copy_(tensors[f"{name}.{part}"])
-        for name, parameter in heads.items():
-            parameter.copy_(tensors[name])
+    for name, parameter in own.items():
+        # Of a state, which shares the model's memory and has no gradient.
+        parameter.copy_(tensors[name])
     return fused
 
 
@@ -335,10 +358,17 @@ def mount_fusion(
     Raises:
         InputError: adapters that don't belong on this base, or a folder that isn't whole.
     """
-    names = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["adapters"]
+    names = _read_config(folder)["adapters"]
     tuned, _ = mount_all(network, [folder / ADAPTERS / name for name in names], processor, allow_mismatch)
     load_fusion(tuned, folder)
     return tuned.eval()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    said = read_json(folder / CONFIG)
+    if not isinstance(said, dict) or not isinstance(said.get("adapters"), list):
+        raise InputError(f"{folder / CONFIG} names no adapters; wanted what save_fusion wrote")
+    return said
 
 
 def _fused(network: nn.Module) -> dict[str, Fused]:

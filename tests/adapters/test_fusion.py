@@ -97,6 +97,25 @@ def test_only_fusion_moves_and_it_learns(two, tmp_path):
     again = two()
     load_fusion(again, tmp_path / "fusion")
     assert near(ask(again), ask(network))
+    # Folders from before there was a choice of formulas name their adapters alone.
+    (tmp_path / "fusion" / "fusion.json").write_text(json.dumps({"adapters": NAMES}))
+    old = two()
+    load_fusion(old, tmp_path / "fusion")
+    assert near(ask(old), ask(network))
+
+
+def test_another_formula_comes_back_as_it_was_saved(two, tmp_path):
+    network = two()
+    for layer in fuse(network, NAMES, query_bias=True, residual=False):
+        torch.nn.init.normal_(layer.query.bias, std=3.0)
+        torch.nn.init.normal_(layer.value.weight)
+    save_fusion(network, tmp_path / "fusion")
+    again = two()
+    load_fusion(again, tmp_path / "fusion")
+    assert near(ask(again), ask(network))
+    plain = two()
+    fuse(plain, NAMES)
+    assert not near(ask(plain), ask(network))
 
 
 def fuse_by_script(tmp_path, saved, rows, *options: object):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import adapters
 import torch
-from adapters import AutoAdapterModel, IA3Config
+from adapters import AutoAdapterModel, DoubleSeqBnConfig, IA3Config, SeqBnConfig
+from adapters.composition import Fuse
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -46,7 +47,54 @@ CONFIGS = {
 READING = ("bart", "t5")  # encoder-decoders
 METHODS = {"houlsby": "double_seq_bn", "pfeiffer": "seq_bn", "parallel": "par_bn", "lora": "lora"}
 METHODS["ia3"] = IA3Config()
+# behind attention to the encoder too
+CROSSING = {
+    "houlsby_cross": DoubleSeqBnConfig(cross_adapter=True),
+    "pfeiffer_cross": SeqBnConfig(cross_adapter=True),
+}
+# families with a fusion of each sequential shape → those without values of their own
+FUSED = {"bert": ("houlsby_fused",), "roberta": (), "gpt2": ()}
 IDS = torch.tensor([[2, 7, 8, 9, 10, 3], [2, 9, 11, 12, 13, 3]])
+
+
+def add(model, family: str, method: str, kind, seed: int) -> None:
+    model.add_adapter(method, config=kind)
+    dress(model, family, method, seed)
+
+
+def dress(model, family: str, name: str, seed: int) -> None:
+    """A head for it where the family has one, and weights that do something."""
+    own = family in ("bert", "roberta")
+    if name == "qa":
+        model.add_qa_head(name)
+    elif own:
+        model.add_classification_head(name, num_labels=3)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            heads = key.startswith(f"heads.{name}.") and own
+            if heads or (f".{name}." in key and not key.startswith("heads")):
+                # IA3's are factors, which change nothing at one.
+                start = float(name == "ia3" and ".loras." in key)
+                parameter.copy_(start + 0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+def save(model, family: str, name: str, folder: Path, setup=None) -> None:
+    """The library's files of an adapter or a fusion, and the logits beside them."""
+    own = family in ("bert", "roberta")
+    model.set_active_adapters(setup or name)
+    if own:
+        model.active_head = name
+    with torch.no_grad():
+        more = {"decoder_input_ids": IDS[:, :4]} if family in READING else {}
+        found = model(input_ids=IDS, attention_mask=torch.ones_like(IDS), **more)
+    logits = torch.stack((found.start_logits, found.end_logits), -1) if name == "qa" else found.logits
+    if setup is None:
+        model.save_adapter(str(folder), name, use_safetensors=True)
+    else:
+        heads = {"with_head": True} if own else {}
+        model.save_adapter_fusion(str(folder), name, use_safetensors=True, **heads)
+    save_file({"logits": logits.contiguous()}, folder / "logits.safetensors")
 
 
 def main() -> None:
@@ -58,31 +106,29 @@ def main() -> None:
             auto = AutoModelForSeq2SeqLM if family in READING else AutoModelForCausalLM
             model = auto.from_config(config).eval()
             adapters.init(model)
+            # What `init` has added trains, with dropout over a fusion's scores.
+            model.eval()
         folder = HERE / family
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for number, (method, kind) in enumerate(METHODS.items()):
-            model.add_adapter(method, config=kind)
-            if family in ("bert", "roberta"):
-                model.add_classification_head(method, num_labels=3)
-            generator = torch.Generator().manual_seed(number)
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if (f".{method}." in name and not name.startswith("heads")) or (
-                        name.startswith(f"heads.{method}.") and family in ("bert", "roberta")
-                    ):
-                        # IA3's are factors, which change nothing at one.
-                        start = float(method == "ia3" and ".loras." in name)
-                        parameter.copy_(start + 0.3 * torch.randn(parameter.shape, generator=generator))
-            model.set_active_adapters(method)
-            if family in ("bert", "roberta"):
-                model.active_head = method
-            with torch.no_grad():
-                more = {"decoder_input_ids": IDS[:, :4]} if family in READING else {}
-                logits = model(input_ids=IDS, attention_mask=torch.ones_like(IDS), **more).logits
-            model.save_adapter(str(folder / method), method, use_safetensors=True)
-            save_file({"logits": logits.contiguous()}, folder / method / "logits.safetensors")
-        own = ("adapters.", "heads.", "loras.", "shared_parameters")
+            add(model, family, method, kind, number)
+            save(model, family, method, folder / method)
+        for number, (method, kind) in enumerate(CROSSING.items() if family in READING else ()):
+            add(model, family, method, kind, 20 + number)
+            save(model, family, method, folder / method)
+        if family == "bert":
+            add(model, family, "qa", "seq_bn", 50)
+            save(model, family, "qa", folder / "qa")
+        for number, method in enumerate(("houlsby", "pfeiffer") if family in FUSED else ()):
+            second, name = f"{method}_2", f"{method}_fused"
+            add(model, family, second, METHODS[method], 30 + number)
+            model.save_adapter(str(folder / second), second, with_head=False, use_safetensors=True)
+            kind = "static" if name in FUSED[family] else "dynamic"
+            model.add_adapter_fusion([method, second], kind, name=name)
+            dress(model, family, name, 40 + number)
+            save(model, family, name, folder / name, Fuse(method, second, name=name))
+        own = ("adapters.", "adapter_fusion_layer.", "heads.", "loras.", "shared_parameters")
         base = {k: v.clone() for k, v in model.state_dict().items() if not any(part in k for part in own)}
         save_file(base, folder / "base.safetensors")
         config.save_pretrained(folder)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from finetune.adapters.adapterhub_heads import check_sizes, read_head, read_theirs
+from finetune.adapters.adapterhub_heads import want_shapes, read_head, read_theirs
 from finetune.adapters.weights import PREFIX
 from finetune.artefacts.bounds import read_json
 from finetune.artefacts.files import write_atomically
@@ -164,7 +164,7 @@ def _bottleneck(
     for module in sorted(modules):
         down, up = f"{module}.bottleneck_down", f"{module}.bottleneck_up"
         wanted = {f"{down}.weight": (units, width), f"{down}.bias": (units,)}
-        check_sizes(source, weights, wanted | {f"{up}.weight": (width, units), f"{up}.bias": (width,)})
+        want_shapes(source, weights, wanted | {f"{up}.weight": (width, units), f"{up}.bias": (width,)})
     return {
         "peft_type": "BOTTLENECK", "shape": shape, "reduction_factor": factor,
         "non_linearity": _activation(source, settings),

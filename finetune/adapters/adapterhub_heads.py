@@ -99,7 +99,7 @@ def _flexible(
     for place, module in named.items():
         # The last layer gives a number for each label, one before it keeps the width.
         rows = count if place == max(named) else width
-        check_sizes(source, found, {f"{module}.weight": (rows, width), f"{module}.bias": (rows,)})
+        want_shapes(source, found, {f"{module}.weight": (rows, width), f"{module}.bias": (rows,)})
     labels = [] if task == "QUESTION_ANS" else _labels(source, settings.get("label2id"), count)
     # A pooler is the base's own, and a module to save beside the classifier.
     saved = ["classifier", "pooler"] if "bert.pooler.dense.weight" in found else [named["1"].split(".")[0]]
@@ -145,7 +145,7 @@ def _labels(source: Path, numbers: Any, count: int) -> list[str]:
     return sorted(numbers, key=numbers.__getitem__)
 
 
-def check_sizes(source: Path, tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:
+def want_shapes(source: Path, tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:
     """Refuse weights that aren't there or are of another size.
 
     Raises:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from finetune.adapters.adapterhub_heads import want_shapes, read_head, read_theirs
+from finetune.adapters.adapterhub_heads import read_head, read_theirs, want_shapes
 from finetune.adapters.weights import PREFIX
 from finetune.artefacts.bounds import read_json
 from finetune.artefacts.files import write_atomically

@@ -19,10 +19,9 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from finetune.adapters import fusion
 from finetune.adapters.adapterhub import convert, find_module
-from finetune.adapters.adapterhub_heads import want_shapes, read_head, read_theirs
-from finetune.adapters.fusion import ADAPTERS, PARTS
+from finetune.adapters.adapterhub_heads import read_head, read_theirs, want_shapes
+from finetune.adapters.fusion import ADAPTERS, FUSION_FILE, FUSION_WEIGHTS, PARTS
 from finetune.adapters.weights import PREFIX
 from finetune.artefacts import passport
 from finetune.artefacts.bounds import read_json
@@ -76,12 +75,12 @@ def convert_fusion(sources: Sequence[str | Path], folder: str | Path, base: str 
         lines += convert(adapter, folder / ADAPTERS / f"adapter{index}", name, heads=False)
     shape, modules = _sites(adapters, [folder / ADAPTERS / f"adapter{i}" for i in range(len(adapters))])
     tensors = _matrices(source, said, shape, modules) | head
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / fusion.WEIGHTS)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / FUSION_WEIGHTS)
     # The pooler lies in the base, other heads on it.
     heads = {"bert.pooler" if key.startswith("bert.pooler.") else key.split(".")[0] for key in head}
     ours = {"query_bias": True, "residual": False, "heads": sorted(heads)}
     names = [f"adapter{index}" for index in range(len(adapters))]
-    write_atomically(folder / fusion.CONFIG, json.dumps({"adapters": names} | ours))
+    write_atomically(folder / FUSION_FILE, json.dumps({"adapters": names} | ours))
     options = run | {"model_name_or_path": name, "method": "fusion"}
     write_atomically(folder / ARGUMENTS, yaml.safe_dump(options))
     if labels:

@@ -36,7 +36,7 @@ from finetune.tasks.task import Task
 from finetune.tuners import BottleneckConfig
 from finetune.tuners.bottleneck.layer import AfterLayer, AfterNorm, BottleneckLayer, Sequential
 
-CONFIG, WEIGHTS, ADAPTERS = "fusion.json", "fusion.safetensors", "adapters"
+FUSION_FILE, FUSION_WEIGHTS, ADAPTERS = "fusion.json", "fusion.safetensors", "adapters"
 COPIED = (passport.CONFIG, passport.WEIGHTS, passport.PASSPORT)
 LEARNING_RATE = 5e-5  # the paper's, section 4.2
 SEQUENTIAL = (Sequential, AfterNorm, AfterLayer)
@@ -270,10 +270,10 @@ def save_fusion(network: PeftModel, folder: str | Path, adapters: Sequence[Path]
     base = network.get_base_model()
     heads = _trained_whole(base)
     tensors = _matrices(layers) | _weights_of(base, heads)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / WEIGHTS)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / FUSION_WEIGHTS)
     first = next(iter(layers.values()))
     said = {"query_bias": first.query.bias is not None, "residual": first.residual, "heads": heads}
-    write_atomically(path / CONFIG, json.dumps({"adapters": names} | said))
+    write_atomically(path / FUSION_FILE, json.dumps({"adapters": names} | said))
 
 
 def _matrices(layers: dict[str, Fused]) -> dict[str, Tensor]:
@@ -330,14 +330,14 @@ def load_fusion(network: PeftModel, folder: str | Path) -> list[Fused]:
         InputError: no fusion there, or one of other adapters or layers.
     """
     path = Path(folder)
-    if not (path / CONFIG).is_file():
-        raise InputError(f"{path} holds no {CONFIG}; wanted a folder that save_fusion wrote")
+    if not (path / FUSION_FILE).is_file():
+        raise InputError(f"{path} holds no {FUSION_FILE}; wanted a folder that save_fusion wrote")
     said = _read_config(path)
     fused = fuse(network, said["adapters"], **{key: said[key] for key in FORMULA if key in said})
     base = network.get_base_model()
     # Folders from before they said their heads have what a run here trains.
     heads = said.get("heads", _trained_whole(base))
-    tensors = load((path / WEIGHTS).read_bytes())
+    tensors = load((path / FUSION_WEIGHTS).read_bytes())
     own = _matrices(_fused(network)) | _weights_of(base, heads)
     # Both ways: missing matrices would stay untrained, foreign ones be left out.
     if own.keys() != tensors.keys() or any(own[key].shape != tensors[key].shape for key in own):
@@ -365,9 +365,9 @@ def mount_fusion(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    said = read_json(folder / CONFIG)
+    said = read_json(folder / FUSION_FILE)
     if not isinstance(said, dict) or not isinstance(said.get("adapters"), list):
-        raise InputError(f"{folder / CONFIG} names no adapters; wanted what save_fusion wrote")
+        raise InputError(f"{folder / FUSION_FILE} names no adapters; wanted what save_fusion wrote")
     return said
 
 

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-from finetune.cli.parser import main_of, parse
+from finetune.cli.parser import by_name, main_of, parse
 
 ROOT = Path(__file__).parents[2]
 # Options of training, and of sampling, that take no time.
@@ -30,4 +30,4 @@ def run(name: str, *told: str) -> None:
     module = script(name)
     words = [word for part in told for word in part.split()]
     main = main_of(module.main, words)
-    main(*parse(main, words))
+    main(*parse(main, by_name(main, words)))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +180,28 @@ def test_projection_keeps_what_varies():
         project(flat[:2])
     with pytest.raises(InputError, match="wanted one of: pca, umap"):
         project(flat, "tsne")
+
+
+def test_umap_is_asked_for_neighbours_that_there_are(monkeypatch):
+    flat, asked = np.eye(5), {}
+
+    class Projection:
+        def __init__(self, **told):
+            asked.update(told)
+
+        def fit_transform(self, vectors):
+            return vectors[:, :2]
+
+    monkeypatch.setitem(
+        sys.modules, "umap", SimpleNamespace(UMAP=Projection, __spec__=ModuleSpec("umap", None))
+    )
+    points, shares = project(flat, "umap", seed=3)
+    assert points.shape == (5, 2) and shares is None
+    assert (asked["n_neighbors"], asked["random_state"], asked["n_jobs"]) == (4, 3, 1)
+    monkeypatch.delitem(sys.modules, "umap")
+    if find_spec("umap") is None:
+        with pytest.raises(InputError, match="pip install umap-learn, or set --projection pca"):
+            project(flat, "umap")
 
 
 def vit(tmp_path):

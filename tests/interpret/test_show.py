@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from conftest import make_model, make_tokenizer
+from test_train import train
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from finetune.data.narrowed import UnshownArguments
 from finetune.errors import InputError
 from finetune.interpret.options import ShowArguments
+from finetune.interpret.subject import find_subject, network_is_causal, target_of
 from scripts.show import main
 
 TEXT = "the film was not very good"
@@ -92,3 +94,24 @@ def test_what_cant_be_shown_is_named(saved, options, said):
         named["model_name_or_path"] = saved[named["model_name_or_path"]]
     with pytest.raises(InputError, match=said):
         main(ShowArguments(**named), UnshownArguments())
+
+
+def test_a_runs_own_model_classes_and_words_are_looked_at(saved, tmp_path, review_file):
+    run = train(saved["bert"], review_file, tmp_path / "run", "--method", "lora")
+    subject = find_subject(ShowArguments(what="attention", artefact=str(run)))
+    assert (subject.labels, subject.architecture, subject.max_length) == (["neg", "pos"], "encoder", 16)
+    assert target_of(subject, "pos") == 1 and target_of(subject, None) is None
+    with pytest.raises(InputError, match="Class 'good'; wanted one of: neg, pos"):
+        target_of(subject, "good")
+    with pytest.raises(InputError, match="Set --artefact .* or --model_name_or_path"):
+        find_subject(ShowArguments(what="attention", artefact=str(run), model_name_or_path="x"))
+
+
+def test_a_decoder_is_known_by_what_it_computes_and_told_by_a_word(saved):
+    subject = find_subject(ShowArguments(what="attention", model_name_or_path=saved["llama"]))
+    assert network_is_causal(subject.network) and subject.architecture == "decoder"
+    assert target_of(subject, "good film") == subject.processor("good")["input_ids"][-1]
+    with pytest.raises(InputError, match="'' is no word"):
+        target_of(subject, "")
+    encoder = find_subject(ShowArguments(what="attention", model_name_or_path=saved["bert"]))
+    assert not network_is_causal(encoder.network)

@@ -53,7 +53,6 @@ def test_a_json_file_of_records_a_line_is_streamed(tmp_path):
     ("name", "content", "said"),
     [
         ("a.jsonl", b'{"text": "a"}\n[1]\n', r"line 2 holds \[1\]; wanted a record with named columns"),
-        ("a.jsonl.gz", gzip.compress(json.dumps({"text": "a" * 999}).encode())[:-9], "Cannot read .*Mend it"),
         ("a.csv", b"text,text\na,b\n", "two columns named 'text'"),
         ("a.csv", b"text,label\na,1\nb,2,more\n", "line 3 has 3 cells, the header 2"),
         ("a.json", b'[\n{"text": "a"}\n]\n', "can only be read whole"),
@@ -63,6 +62,13 @@ def test_faults_are_named_where_they_stand(name, content, said, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=said):
         streamed(tmp_path / name)
+
+
+def test_a_damaged_archive_is_named_when_its_end_is_reached(tmp_path):
+    packed = gzip.compress(json.dumps({"text": "a" * 999}).encode() + b"\n")
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[:-9])
+    with pytest.raises(InputError, match="Cannot read .*Mend it"):
+        streamed(tmp_path / "a.jsonl.gz")
 
 
 def test_bytes_of_another_encoding_name_the_option(tmp_path):

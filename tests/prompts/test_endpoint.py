@@ -165,7 +165,7 @@ def test_a_busy_server_is_asked_again() -> None:
 )
 def test_what_goes_wrong_is_counted_and_named(status: int, said: Any, reason: str) -> None:
     with fake_server(lambda path, body: (status, said)) as fake:
-        scorer = endpoint(fake.url, weigh_by="counts", retries=1)
+        scorer = endpoint(fake.url, weigh_by="counts", retries=0)
         assert scorer.write([Request("x", ("",)), Request("y", ("",))], LINE) == [None, None]
         assert reason in next(iter(scorer.silent)) and sum(scorer.silent.values()) == 2
 

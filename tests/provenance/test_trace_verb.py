@@ -95,11 +95,10 @@ def learn(source: Path, rows: list[str], folder: Path, steps: int = 80, rate: fl
 def test_planted_canaries_are_found_and_others_are_not(own_rows, writer, tmp_path, capsys):
     folder = marked(own_rows, tmp_path / "marked", how="canaries", marked_rows=12, key=7)
     planted = [json.loads(line)["text"] for line in (folder / "rows.jsonl").read_text().splitlines()]
-    plain = [words(seed, 10) for seed in range(48)]
-    taught = learn(writer, [*planted, *plain], tmp_path / "taught", 160, 3e-3)  # a fifth is planted
-    clean = learn(
-        writer, [*(words(seed, 10) for seed in range(900, 912)), *plain], tmp_path / "clean", 160, 3e-3
-    )
+    plain = [words(seed, 8) for seed in range(24)]
+    taught = learn(writer, [*planted, *plain], tmp_path / "taught", 120, 4e-3)  # a third is planted
+    others = [words(seed, 8) for seed in range(900, 912)]
+    clean = learn(writer, [*others, *plain], tmp_path / "clean", 120, 4e-3)
     run(["trace", "test", "--trace", str(folder), "--model", str(taught)])
     said = capsys.readouterr().out
     assert "was trained on these rows" in said and "no sign" not in said

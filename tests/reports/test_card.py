@@ -68,7 +68,7 @@ def test_a_card_says_when_a_baseline_is_as_good(tmp_path):
 @contextmanager
 def served(root):
     server = make_server(str(root), "127.0.0.1", 0)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -62,7 +62,11 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
     from finetune.models.load import ModelArguments
 
     logging.set_verbosity_error()
-    _, network = load_start(ModelArguments(model_name_or_path=options.model_name_or_path))
+    # continuous batching pages its own kinds of attention alone, and shall not be slowed by a worse one
+    kind = "sdpa" if options.way == "continuous batching" else None
+    _, network = load_start(
+        ModelArguments(model_name_or_path=options.model_name_or_path, attn_implementation=kind)
+    )
     network.to(device(), torch.bfloat16 if has_fast_bf16() else torch.float32).eval()
     # any ids will do: time depends on their number alone
     numbers = torch.Generator().manual_seed(0)

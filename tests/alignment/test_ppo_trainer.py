@@ -374,7 +374,8 @@ def test_the_offset_table(seed):
         subject = learner(
             reward=lambda p, a, offset=offset: [offset + score for score in share_of_good(p, a)],
             seed=seed,
-            learning_rate=5e-3,
+            # as users have it: without, a rare empty answer can undo at this rate what was learnt
+            stop_kl=0.1,
         )
         shares[offset] = steps(subject, 30)[-1]["reward"] - offset
     assert shares[0.0] > 0.85, shares

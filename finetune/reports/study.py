@@ -204,5 +204,7 @@ def _texts(run: RunFolder) -> Blocks:
             if len(one["example"]) < 1200
             else f"{one['example'][:600]} … {one['example'][-600:]}"
         )
-        blocks.append(Words(f"as it was asked (▁ is the slot; {one['answers']})", asked))
+        # written answers are none that could be named
+        named = f"; {one['answers']}" if one["answers"].strip() else ""
+        blocks.append(Words(f"as it was asked (▁ is the slot{named})", asked))
     return blocks

@@ -386,7 +386,7 @@ def _templates(found: Findings) -> str:
         )
         text = f"{fence}\n{one['text']}\n{fence}\n\n" if one["text"] else ""
         parts.append(
-            f"### {one['name']} ({one['hash']})\n\n{text}as it was asked (▁ is the slot; "
-            f"{one['answers']}):\n\n{fence}\n{shown}\n{fence}"
+            f"### {one['name']} ({one['hash']})\n\n{text}as it was asked (▁ is the slot"
+            f"{'; ' + one['answers'] if one['answers'].strip() else ''}):\n\n{fence}\n{shown}\n{fence}"
         )
     return "\n\n".join(parts)

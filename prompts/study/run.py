@@ -122,7 +122,7 @@ def study_all(loaded: Loaded, options: Options) -> list[Findings]:
         # one model's trouble ends that model alone
         except InputError as error:
             notes.trouble(name, "all", str(error))
-            logger.error("%s: %s", name, error)
+            logger.error("%s: %s", name, str(error).removeprefix(f"{name}: "))
             continue
         combined[name] = together(own, {"unseen": parts.unseen, "training": parts.training})
         told[name] = _told(memory)
@@ -257,7 +257,7 @@ def _memories(options: Options, notes: Notes) -> Iterator[tuple[str, Memory]]:
             memory = memory_of(name, options)
         except InputError as error:
             notes.trouble(name, "all", str(error))
-            logger.error("%s: %s", name, error)
+            logger.error("%s: %s", name, str(error).removeprefix(f"{name}: "))
             continue
         yield name, memory
 

@@ -189,11 +189,15 @@ def _judged(
         made.append(replace(one, judged=scores))  # type: ignore[arg-type]
         stayed.append(consistent)
     known_shares = [share for share in stayed if not np.isnan(share)]
-    word = f"Judge: {judge.model}; " + (
-        f"its label stayed in {100 * np.mean(known_shares):.0f} % of answers when places were swapped. "
-        if known_shares
-        else "it named none of its labels, so that nothing is judged. "
+    # a template that names no place asks the same in both orders, which shows nothing
+    share = 100 * float(np.mean(known_shares or [0.0]))
+    swapped = (
+        f"its label stayed in {share:.0f} % of answers when places were swapped. "
+        if {"first", "second"} & set(judge.template.columns)
+        else "its template names no `first` and `second`, so that no places were swapped. "
     )
+    silent = "it named none of its labels, so that nothing is judged. "
+    word = f"Judge: {judge.model}; {swapped if known_shares else silent}"
     if options.answers.judge_rows:
         known = judging.agreement(options.answers.judge_rows)
         word += (

@@ -317,7 +317,9 @@ def test_a_judged_entry_says_what_its_judge_is_worth(saved, rows: Path) -> None:
     model = saved("llama", AutoModelForCausalLM, initializer_range=0.3)
     given = options(rows, model, entry.replace("MODEL", str(model)))
     found = one_study(given, ColumnArguments(dataset_name=str(rows)), TuneArguments(), InstructArguments())[0]
-    assert found.metric == "judge" and "unmeasured (--judge_rows)" in (rows / "out" / "report.md").read_text()
+    report = (rows / "out" / "report.md").read_text()
+    assert found.metric == "judge" and "unmeasured (--judge_rows)" in report
+    assert "no places were swapped" in report and "label stayed" not in report
     assert all(0 <= line["judge"] <= 1 for line in found.lines)
     # judged again by its own figure without a judge, but not where it would see other answers
     assert again.stored_findings(rows / "out").lines == found.lines

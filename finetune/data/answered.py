@@ -186,7 +186,9 @@ def lay_out_choices(rows: Dataset, data: DataArguments) -> Laid:
     for index, row in enumerate(rows):
         try:
             names, offered = offered_in(row, offers)
-            answers.append(place_of_answer(row[picked.label], names, offered, how))
+            # nobody said which: counted and named later
+            given = row[picked.label]
+            answers.append(None if given is None else place_of_answer(given, names, offered, how))
         except (ValueError, TypeError) as error:
             raise InputError(
                 f"In {place_of(rows, index)}: {error}. Mend the row, or set --label_column"

@@ -46,12 +46,42 @@ def without_empty(rows: Dataset, columns: Columns, drop: bool, where: str, lists
             f"{len(empty)} of {len(rows)} {where} rows have no text in {' or '.join(texts)} ({named}). Mend "
             "them, or set --drop_empty_rows to leave them out"
         )
-    logger.warning("%d of %d %s rows have no text and are left out (%s)", len(empty), len(rows), where, named)
-    gone = set(empty)
-    kept = rows.select([index for index in range(len(rows)) if index not in gone])
+    kept = _left_out(rows, empty, where, "text")
     if len(kept) == 0:
         raise InputError(f"No {where} row has any text in {' or '.join(texts)}; set --text_column")
     return kept
+
+
+def without_unlabelled(rows: Dataset, columns: Columns, drop: bool, where: str) -> Dataset:
+    """Rows with a label; none at all in any row, and labels that are texts, are for other checks to say.
+
+    Raises:
+        InputError: rows without one, where `drop` does not allow to leave them out; lists may be missing,
+            which can say that nothing is named.
+    """
+    if columns.label in (columns.text, columns.pair):
+        return rows
+    # NaN is what a table has in an empty cell
+    bare = [place for place, one in enumerate(rows[columns.label][:]) if one is None or one != one]
+    if not bare or len(bare) == len(rows):
+        return rows
+    if drop:
+        return _left_out(rows, bare, where, "label")
+    if isinstance(rows.features[columns.label], Value):
+        raise InputError(
+            f"{len(bare)} of {len(rows)} {where} rows have no label in '{columns.label}' "
+            f"({places_of(rows, bare)}). Mend them, or set --drop_empty_rows to leave them out"
+        )
+    return rows
+
+
+def _left_out(rows: Dataset, gone: list[int], where: str, what: str) -> Dataset:
+    logger.warning(
+        "%d of %d %s rows have no %s and are left out (%s)", len(gone), len(rows), where, what,
+        places_of(rows, gone),
+    )  # fmt: skip
+    away = set(gone)
+    return rows.select([place for place in range(len(rows)) if place not in away])
 
 
 def _has_text(value: object) -> bool:
@@ -117,6 +147,7 @@ def checked_splits(
             )
         # checked before sampling: a fault outside the sample is a fault of the file
         part = without_empty(part, columns, data.drop_empty_rows, where, lists)
+        part = without_unlabelled(part, columns, data.drop_empty_rows, where)
         check(part, columns, where)
         parts.append(sample(part, limit, seed))
     if not alone:

@@ -281,6 +281,12 @@ def lay_out_questions(
     # a chat beside a question and its answer says the same once more
     chats = [name for name in there if name.lower() in CHATS] if asked and first_of(ANSWERS, there) else []
     fields = find_fields(rows.remove_columns(chats), data)
+    # bare texts are learnt whole by sft; here they lack what is to be written
+    if fields.layout == "text":
+        raise InputError(
+            f"No column with an answer to '{fields.asked}' in {data.name}; it has {', '.join(there)}; wanted "
+            f"one of: {', '.join(dict.fromkeys((*targets, *ANSWERS)))}. Set --label_column"
+        )
     # one source and one target can't hold several turns
     if fields.chat or fields.tools:
         raise InputError(

@@ -45,7 +45,8 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
     assert rows.train is not None
     examined = checked_splits(rows, data, columns, check_answers)
     # on all rows, before the sample: a few of them may all be unanswered by chance
-    count = sum(not answers["text"] for answers in rows.train[columns.label][:])
+    # rows without any answers at all were left out where that was asked for
+    count = sum(not (answers or {}).get("text") for answers in rows.train[columns.label][:])
     # a set to be assessed may well hold none
     if count == len(rows.train) and rows.train is not rows.eval:
         raise InputError(f"No training row has an answer in '{columns.label}'; set --label_column")

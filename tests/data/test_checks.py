@@ -93,6 +93,46 @@ def test_all_missing_columns_are_asked_for_at_once(task, flags):
     assert "foo, bar" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("task", "good"),
+    [
+        ("regression", {"text": "fine", "score": 1.5}),
+        ("multilabel", {"text": "fine", "labels": ["a"]}),
+        ("tokens", {"tokens": ["In", "Oslo"], "ner_tags": ["O", "B-LOC"]}),
+        ("spans", {"question": "Where?", "context": "In Oslo.",
+        "answers": {"text": ["Oslo"], "answer_start": [3]}}),
+        ("choice", {"question": "Capital?", "choices": ["Oslo", "Bergen"], "answer": 0}),
+        ("choice", {"question": "Capital?", "choices": {"text": ["Oslo", "Rome"], "label": ["A", "B"]},
+        "answerKey": "A"}),
+    ],
+)  # fmt: skip
+def test_rows_without_text_or_label_are_left_out_in_every_task(task, good, caplog):
+    text, label = next(iter(good)), list(good)[-1]
+    other = good | ({"score": 2.0} if task == "regression" else {"labels": ["b"]} if "labels" in good else {})
+    part = Dataset.from_list([good, other, good | {text: None}, good | {label: None}, good])
+    with caplog.at_level(logging.WARNING):
+        found = TASKS[task].examine(
+            Rows(part, Dataset.from_list([good, other]), "rows"), DataArguments("rows", drop_empty_rows=True)
+        )
+    assert len(found.rows.train) == 3
+    assert "1 of 5 training rows have no text" in caplog.text
+    assert "1 of 4 training rows have no label and are left out" in caplog.text
+
+
+def test_numbers_that_are_missing_are_counted():
+    part = Dataset.from_list([{"text": "a", "score": 1.0}, {"text": "b", "score": None}] * 2)
+    with pytest.raises(
+        InputError, match=r"2 of 4 training rows have no label in 'score' .*--drop_empty_rows"
+    ):
+        TASKS["regression"].examine(Rows(part, part.select([0, 1]), "rows"), DataArguments("rows"))
+
+
+def test_texts_alone_are_no_rows_for_writing():
+    part = Dataset.from_list([{"text": "a", "label": "b"}])
+    with pytest.raises(InputError, match="No column with an answer to 'text' .*Set --label_column"):
+        TASKS["seq2seq"].examine(Rows(part, part.select([0]), "rows"), DataArguments("rows"))
+
+
 def test_empty_rows_can_be_left_out():
     rows, *_ = examine(
         {"text": ["a", " ", "", "b"], "label": [0, 1, 0, 1]},

@@ -130,8 +130,8 @@ def test_columns_inside_columns_are_named_with_a_dot():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "has None"),
-        (float("nan"), "has nan"),
+        (None, "1 of 2 training rows have no label in 'score'"),
+        (float("nan"), "have no label in 'score'"),
         (2.0, "nothing could be learnt"),
         (True, "holds true and false; wanted numbers. Set --task classification"),
     ],

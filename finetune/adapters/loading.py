@@ -12,6 +12,7 @@ from typing import Any
 
 import peft
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
@@ -23,13 +24,15 @@ from transformers.utils import logging
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
 from finetune.adapters.export import merge_into_base
+from finetune.adapters.input_reader import reads_of
 from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import CONFIG, base_named, check_files, check_passport, read_passport
 from finetune.errors import InputError
-from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
+from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor, resolve
 from finetune.models.processors import TEXT
 from finetune.models.pruned import KEPT
 from finetune.tasks.table import TASKS
+from finetune.tasks.task import Task
 
 MODELS: dict[str | None, Any] = {
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -40,7 +43,7 @@ MODELS: dict[str | None, Any] = {
     "FEATURE_EXTRACTION": AutoModel,
     None: AutoModel,
 }
-TOKENIZER = "tokenizer_config.json"
+TOKENIZER, READER = "tokenizer_config.json", "preprocessor_config.json"
 
 
 @contextmanager
@@ -122,19 +125,27 @@ def tokenizer_of(folder: str | Path) -> Any:
         ) from error
 
 
-def want_texts(folder: str | Path) -> None:
-    """An adapter's inputs are texts.
+def field_of(folder: str | Path, base: str) -> Task | None:
+    """The row of TASKS of an adapter that reads pictures, sounds or series, None of one that reads texts: by
+    its passport, else by what its base is.
 
-    Raises:
-        InputError: it was trained on pictures, sounds or series.
+    Args:
+        base: name of the base.
     """
     task = (read_passport(folder) or {}).get("task")
-    row = TASKS.get(str(task))
-    if row is not None and row.reads != TEXT:
-        raise InputError(
-            f"{folder} was trained for '{task}', whose inputs are no texts: pools and merges take none such. "
-            "Ask it by finetune.adapters.load, assess it, export it, or serve it by --runs"
-        )
+    if task in TASKS:
+        return TASKS[task] if TASKS[task].reads != TEXT else None
+    source, further = resolve(base)
+    try:
+        reads = reads_of(AutoConfig.from_pretrained(source, **further))
+    except (OSError, ValueError):  # which loading it says
+        return None
+    return None if reads == TEXT else TASKS[reads]
+
+
+def own_processor(folder: str | Path, processor: Any, reads: str) -> Any:
+    """The processor that lies beside an adapter: a run on series has its own scale. Else the base's."""
+    return load_processor(str(folder), reads=reads) if (Path(folder) / READER).is_file() else processor
 
 
 def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
@@ -142,7 +153,6 @@ def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
     that it stands on are merged into the base.
     """
     path, config = Path(folder), check_files(folder)
-    want_texts(path)
     task = config.get("task_type")
     if task not in MODELS:
         raise InputError(
@@ -150,11 +160,17 @@ def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
         )
     below = [] if base else adapters_below(path)
     name = base or base_of(below[-1] if below else path)
-    labels = labels_of(path) if task in ("SEQ_CLS", "TOKEN_CLS") else None
+    field = field_of(path, name)
+    labels = labels_of(path) if field or task in ("SEQ_CLS", "TOKEN_CLS") else None
     # an adapter belongs on what it was trained on: rounded weights are other weights
     passport = read_passport(path) or {}
     quantized = passport.get("method") == "qlora"
     model = ModelArguments(model_name_or_path=name, keep_layers=passport.get(KEPT))
+    if field is not None:
+        processor, network = load_model(
+            model, field.model, labels, reads=field.reads, trains=False, **field.config
+        )
+        return own_processor(path, processor, field.reads), network.eval()
     processor, network = load_model(model, MODELS[task], labels, quantized=quantized)
     for one in (*reversed(below), path):
         # Its own tokenizer counts: a chat template may have come with training.

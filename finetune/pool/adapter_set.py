@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from finetune.adapters.loading import MODELS, adapters_below, labels_of, quietly, want_texts
+from finetune.adapters.input_reader import INPUTS, InputReader, reads_of
+from finetune.adapters.loading import MODELS, READER, adapters_below, labels_of, own_processor, quietly
 from finetune.adapters.weights import ADAPTER_KINDS, Unmixable, read_adapter
-from finetune.artefacts.passport import WEIGHTS, check_files, check_passport
+from finetune.artefacts.passport import WEIGHTS, check_files, check_passport, read_passport
 from finetune.device import device as here
 from finetune.errors import InputError
+from finetune.models.processors import TEXT
 from finetune.pool import virtual_tokens
 from finetune.pool.alone import stand_alone
 from finetune.pool.grammar import Grammars
@@ -26,6 +29,7 @@ from finetune.pool.prefixes import Prefixes
 from finetune.pool.registry import Name, Registry
 from finetune.pool.task_heads import TaskHeads
 from finetune.pool.text_processor import TextProcessor
+from finetune.tasks.table import TASKS
 
 
 class AdapterSet:
@@ -66,12 +70,33 @@ class AdapterSet:
         self.trunk = self.network.base_model
         self.prefix = f"{self.network.base_model_prefix}."
         self.mixture = Mixture(self.trunk)
-        self.task_heads = TaskHeads(self.network, self.trunk, self.mixture, self.processor.pad_token_id)
-        self.texts = TextProcessor(self.processor, context_of(self.network, self.processor))
+        self.reads = reads_of(self.network.config)
+        if self.reads == TEXT:
+            self._texts = TextProcessor(self.processor, context_of(self.network, self.processor))
+            self.reader = None
+            models, pad = MODELS, self.processor.pad_token_id
+        else:
+            self._texts, self.reader = None, InputReader(self.reads, self.processor)
+            models, pad = {"SEQ_CLS": TASKS[self.reads].model}, None
+        self.task_heads = TaskHeads(self.network, self.trunk, self.mixture, pad, models)
         self.prefixes = Prefixes(int(prefix_cache_mb * 2**20))
         # One model, and one plan for all of its hooks: two threads at once would swap their adapters.
         self._turn = threading.Lock()
         self._registry = Registry(self._read, int(memory_limit_mb * 2**20))
+
+    @property
+    def texts(self) -> TextProcessor:
+        """The base's tokenizer.
+
+        Raises:
+            InputError: it reads no texts.
+        """
+        if self._texts is None:
+            raise InputError(
+                f"This base reads {INPUTS[self.reads]} and gives them a class; wanted v1/classify with such, "
+                "or a base that reads texts"
+            )
+        return self._texts
 
     @property
     def writes(self) -> bool:
@@ -165,7 +190,7 @@ class AdapterSet:
 
     def _read_whole(self, folder: Path) -> Ready:
         config = check_files(folder)
-        want_texts(folder)
+        self._check_kind(folder, config)
         if config.get("task_type") not in MODELS:
             raise InputError(
                 f"{folder} is an adapter for the task '{config.get('task_type')}', which a pool can't answer"
@@ -173,11 +198,53 @@ class AdapterSet:
         try:
             ready = self._mixed(folder)
         except Unmixable as reason:
-            ready = self._by_itself(folder, config, str(reason).replace(f"{folder} ", "it "))
+            ready = self._by_itself(
+                folder, self._as_classes(config), str(reason).replace(f"{folder} ", "it ")
+            )
         ready.below = self._below(folder, ready)
         ready.trained_for = ready.adapter.passport.get("task")
         ready.max_length = max_length(folder)
         return ready
+
+    def _check_kind(self, folder: Path, config: dict[str, Any]) -> None:
+        """Refuse an adapter whose inputs are not what this base reads."""
+        task = (read_passport(folder) or {}).get("task")
+        row = TASKS.get(str(task))
+        # Of plain PEFT, which says nothing of its task; whether it fits the base is seen by its weights.
+        if row is None and self.reads == TEXT:
+            return
+        if row is not None and (row.reads != self.reads or task == "forecast"):
+            ours = "texts" if self.reader is None else f"{INPUTS[self.reads]} and gives them a class"
+            raise InputError(
+                f"{folder} was trained for '{task}', and this base reads {ours}. Serve it on its own base, "
+                "ask it by finetune.adapters.load, or serve it by --runs"
+            )
+        if self.reader is not None and config["peft_type"] in virtual_tokens.VIRTUAL_KINDS:
+            raise InputError(
+                f"{folder} holds a {config['peft_type']} adapter, whose made-up tokens stand before a text; "
+                f"this base reads {INPUTS[self.reads]}. Wanted LoRA, bottleneck, BitFit or a linear probe"
+            )
+
+    def _as_classes(self, config: dict[str, Any]) -> dict[str, Any]:
+        """An adapter's options; PEFT has no name for the task of one that gives pictures a class."""
+        return config if self.reader is None else config | {"task_type": "SEQ_CLS"}
+
+    def _reader(self, folder: Path) -> InputReader | None:
+        """What reads an adapter's inputs: its run's own processor where it lies beside it.
+
+        Raises:
+            InputError: one for series without the scale of the training.
+        """
+        if self.reader is None:
+            return None
+        own = own_processor(folder, self.processor, self.reads)
+        if self.reads == "series" and not own.channels:
+            raise InputError(
+                f"{folder} lacks {READER}, which holds the scale of its training's series; train it again"
+            )
+        # Pictures and sounds are mostly read as the base reads them: one reader for all such.
+        same = own is self.processor or own.to_dict() == self.processor.to_dict()
+        return self.reader if same else InputReader(self.reads, own)
 
     def _below(self, folder: Path, ready: Ready) -> Chain:
         """The adapters that one was trained on top of, lowest first, without those that are merged into
@@ -213,22 +280,22 @@ class AdapterSet:
             Unmixable: PEFT may run it, and a batch with others can't.
         """
         adapter = read_adapter(folder, (*ADAPTER_KINDS, *virtual_tokens.VIRTUAL_KINDS))
+        adapter = replace(adapter, config=self._as_classes(adapter.config))
+        reader = self._reader(folder)
         # Only this part waits for the model: hooks are put on its layers, and virtual tokens are read by it.
         with self._turn:
-            self._check(folder, self.processor)
+            self._check(folder, reader.processor if reader else self.processor)
             ready = self.mixture.lay_out(adapter, self.prefix)
             if adapter.kind in virtual_tokens.VIRTUAL_KINDS:
                 with torch.inference_mode():
                     ready.virtual = virtual_tokens.make_virtual_tokens(
                         adapter.kind, adapter.config, ready.adapter.prompt, self.network
                     )
-        ready.labels = labels_of(folder)
+        ready.labels, ready.reader = labels_of(folder), reader
         if ready.task in ("SEQ_CLS", "TOKEN_CLS"):
             ready.heads = self.task_heads.heads(ready)
             ready.parts = self.task_heads.parts(ready)
-            # Heads of several layers (dense, then out_proj) end in the one that counts labels.
-            last = list(ready.heads.values())[-1].state_dict()["weight"]
-            ready.labels = ready.labels or [f"LABEL_{i}" for i in range(len(last))]
+            ready.labels = ready.labels or [f"LABEL_{i}" for i in range(self.task_heads.width(ready))]
         # A writing adapter with modules of its own would change them for all rows of a batch.
         elif adapter.heads:
             raise Unmixable(f"it brings '{next(iter(adapter.heads))}' whole")
@@ -238,10 +305,10 @@ class AdapterSet:
         """An adapter whose rows are run by themselves, through PEFT on the same base."""
         with self._turn:
             ready = stand_alone(folder, config, self.task_heads, reason)
-            alone = ready.alone
+            alone, ready.reader = ready.alone, self._reader(folder)
             assert alone is not None
             # An adapter with a tokenizer of its own is checked against that one, which its passport names.
-            self._check(folder, (alone.texts or self.texts).processor)
+            self._check(folder, (ready.reader or alone.texts or self.texts).processor)
         return ready
 
     def _check(self, folder: Path, processor: Any) -> None:

@@ -13,12 +13,17 @@ import yaml
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from finetune.adapters.export import merge_into_base
+from finetune.adapters.input_reader import reads_of
 from finetune.adapters.loading import adapters_below, mount
 from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.passport import CONFIG, WEIGHTS
 from finetune.errors import InputError
+from finetune.methods import head_names
 from finetune.models.load import ModelArguments, load_model, resolve
 from finetune.models.own_families import WITHOUT_ADAPTERS
+from finetune.models.processors import TEXT
+from finetune.tasks.table import TASKS
+from finetune.tasks.task import Task
 
 WRITING = {
     "ForCausalLM": AutoModelForCausalLM,
@@ -58,6 +63,8 @@ def load_named_base(base: Any) -> tuple[Any, Any]:
     if (Path(base) / CONFIG).is_file():
         processor, tuned = mount(base)
         whole = merge_into_base(tuned)
+        if reads_of(whole.config) != TEXT:
+            return processor, trunk_of(base, whole)
         # A head for classes stays behind: each adapter on this base brings its own.
         return processor, whole if whole.can_generate() else whole.base_model
     source, further = resolve(base)
@@ -72,11 +79,40 @@ def load_named_base(base: Any) -> tuple[Any, Any]:
             "batch half-way: no base for a pool or a server. Use it by finetune.adapters.load"
         )
     names = (settings.architectures if settings is not None else None) or []
+    if settings is not None and (reads := reads_of(settings)) != TEXT:
+        return load_trunk(base, TASKS[reads])
     # By the checkpoint's own class: as a causal model BERT would get a head of chance.
     model = next(
         (kind for ending, kind in WRITING.items() if any(name.endswith(ending) for name in names)), AutoModel
     )
     return load_model(ModelArguments(model_name_or_path=base), model)
+
+
+def load_trunk(base: str, row: Task) -> tuple[Any, Any]:
+    """Processor and model of a base that reads pictures, sounds or series, without a head.
+
+    Raises:
+        InputError: a model whose head can't be told from its base.
+    """
+    # As the task's model: an AutoModel of the same weights may have been made otherwise inside.
+    processor, network = load_model(
+        ModelArguments(model_name_or_path=base), row.model, reads=row.reads, trains=False, **row.config
+    )
+    return processor, trunk_of(base, network)
+
+
+def trunk_of(base: Any, network: Any) -> Any:
+    """A model that gives pictures, sounds or series a class, without its head.
+
+    Raises:
+        InputError: its head can't be told from its base.
+    """
+    if network.base_model is network and head_names(network):
+        raise InputError(
+            f"'{base}' is a {type(network).__name__}, whose base can't be run without its head: no base for "
+            "a pool. Serve finished runs of it by --runs"
+        )
+    return network.base_model
 
 
 def folders_within(base: Any) -> set[Path]:

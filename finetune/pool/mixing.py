@@ -43,6 +43,7 @@ class Ready:
         virtual: made-up tokens that stand before each text.
         ratios: DoRA's length of each row over that of the changed weight [out].
         trained_for: its row of TASKS, where its folder says.
+        reader: what brings its inputs into the model's form, where they are no texts.
         alone: a network of its own (see finetune.pool.alone), where it can't be mixed.
         below: adapters that it was trained on top of, lowest first; they go through the batch with it.
     """
@@ -56,6 +57,7 @@ class Ready:
     trained_for: str | None = None
     max_length: int | None = None
     alone: Any = None
+    reader: Any = None
     below: Chain = ()
 
     def size(self) -> int:
@@ -71,6 +73,10 @@ class Ready:
 Chain = tuple[Ready, ...]
 
 
+class Folded(InputError):
+    """A layer sees other rows than the batch has, so that several chains can't go through it at once."""
+
+
 class Plan:
     """Which chain of adapters each row of a batch goes through; rows without any stay the base's.
 
@@ -83,8 +89,12 @@ class Plan:
         places: dict[Chain, list[int]] = {}
         for index, chain in enumerate(rows):
             places.setdefault(chain, []).append(index)
-        # Rows of one chain together: what can't be stacked runs once a chain and not once a row.
-        self.groups = [(chain, torch.tensor(indices)) for chain, indices in places.items()]
+        # Rows of one chain together: what can't be stacked runs once a chain and not once a row. A single
+        # chain takes all there is, so that a layer which folds the batch needs no row told from another.
+        self.groups: list[tuple[Chain, Any]] = [
+            (chain, torch.tensor(indices) if len(places) > 1 else slice(None))
+            for chain, indices in places.items()
+        ]
         # Each once, in the order of rows; a set's order, and with it sums, would differ from run to run.
         self.adapters = list(dict.fromkeys(ready for chain in rows for ready in chain))
         self._beside: dict[str, tuple[Tensor, Tensor, Tensor | None] | None] = {}
@@ -106,7 +116,9 @@ class Plan:
         factors = [ready.adapter.factors[name] for ready in having]
         down, up = torch.cat([f.down for f in factors]), torch.cat([f.up for f in factors], dim=1)
         # A count and no mark: a chain may hold the same adapter twice, and then its change counts twice.
-        counts = torch.tensor([[float(row.count(ready)) for ready in having] for row in self.rows])
+        # Of a single chain one row says it all, however many rows a layer makes of the batch.
+        rows = self.rows if len(self.groups) > 1 else self.rows[:1]
+        counts = torch.tensor([[float(row.count(ready)) for ready in having] for row in rows])
         # One entry a rank, since the ranks of all adapters stand side by side: what a row must not see is
         # zeroed between the two products, where it is narrow, and not in the output, where it would cost a
         # tensor of the layer's width for each adapter.
@@ -241,10 +253,10 @@ class Mixture:
         """A layer's output after what each row's adapters change of it."""
         plan = self.plan
         assert plan is not None
-        # Some layers fold or repeat the batch (experts, beams); a mask by rows would then silently give one
-        # row another's adapter.
-        if len(output) != len(plan.rows):
-            raise InputError(
+        # Some layers fold or repeat the batch (experts, beams, channels of a series); a mask by rows would
+        # then silently give one row another's adapter.
+        if len(output) != len(plan.rows) and len(plan.groups) > 1:
+            raise Folded(
                 f"The layer '{name}' sees {len(output)} rows in a batch of {len(plan.rows)}: no adapters "
                 "can be mixed here"
             )
@@ -306,13 +318,13 @@ def _put(result: Tensor, original: Tensor, rows: Tensor, values: Tensor) -> Tens
 
 
 def _low_rank(inputs: Tensor, beside: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-    """Changes of a linear layer's output for inputs [rows, time, in], or of an embedding's for ids [rows,
+    """Changes of a linear layer's output for inputs [rows, ..., in], or of an embedding's for ids [rows,
     time]."""
     down, up, mask = beside
     inner = F.linear(inputs, down) if inputs.is_floating_point() else F.embedding(inputs, down.T)
     if mask is not None:
-        # Vectors without time come from poolers and heads.
-        inner = inner * (mask if inner.dim() == 2 else mask[:, None])
+        # Vectors without time come from poolers and heads, places in two directions from pictures.
+        inner = inner * mask.view(len(mask), *[1] * (inner.dim() - 2), -1)
     return F.linear(inner, up)
 
 

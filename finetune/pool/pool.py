@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.adapters.input_reader import InputReader
 from finetune.errors import InputError
 from finetune.pool.adapter_set import AdapterSet
 from finetune.pool.decoding import Row
-from finetune.pool.mixing import Chain, Plan
+from finetune.pool.mixing import Chain, Folded, Plan
 from finetune.pool.registry import Name
 from finetune.pool.sampling import Sampling
 from finetune.pool.text_processor import Text, TextProcessor
@@ -35,12 +36,14 @@ class AdapterPool(AdapterSet):
         self, texts: Sequence[Text], adapters: Sequence[Name], truncate: bool = False
     ) -> list[dict[str, Any]]:
         """One text (or pair) and one adapter each → label, its probability, and the probability of every
-        label.
+        label. On a base that reads pictures, sounds or series, these in place of texts, as
+        `finetune.adapters.load` takes them.
 
         Raises:
-            InputError: an unknown adapter or one that doesn't classify, an empty text, or one that is too
-                long.
+            InputError: an unknown adapter or one that doesn't classify, an empty text, one that is too
+                long, or an input that can't be read.
         """
+        texts = self.read(texts)
         chains = self.check(texts, adapters, "SEQ_CLS")
         # Float32 first: labels' chances in bf16 don't add up to one.
         found = []
@@ -53,9 +56,24 @@ class AdapterPool(AdapterSet):
 
     def logits(self, texts: Sequence[Text], adapters: Sequence[Name], truncate: bool = False) -> list[Tensor]:
         """Logits [labels] of each text under its adapter, float32 on the CPU."""
+        texts = self.read(texts)
         chains = self._asked(texts, adapters, "SEQ_CLS")
         rows = self._ask("SEQ_CLS", texts, chains, truncate)
         return [row[: len(chain[-1].labels or [])] for (row, _), chain in zip(rows, chains, strict=True)]
+
+    def read(self, inputs: Sequence[Any]) -> list[Any]:
+        """Pictures, sounds or series, looked at and ready to be asked about; texts as they are.
+
+        Raises:
+            InputError: one that can't be read, with its place.
+        """
+        return list(inputs) if self.reader is None else self.reader.read(inputs)
+
+    def notes(self, inputs: Sequence[Any], adapters: Sequence[Name]) -> list[str]:
+        """What is made of inputs (after `read`) that aren't as their model wants them, each said once."""
+        pairs = zip(inputs, map(self.chain, adapters), strict=True)
+        said = (reader.note(one) for one, chain in pairs if (reader := self._reads(chain)) is not None)
+        return list(dict.fromkeys(note for note in said if note))
 
     def tag(
         self, texts: Sequence[str], adapters: Sequence[Name], truncate: bool = False
@@ -149,15 +167,18 @@ class AdapterPool(AdapterSet):
         chains = self._asked(texts, adapters, task)
         if task == "SEQ_CLS":
             for index, (text, chain) in enumerate(zip(texts, chains, strict=True)):
-                _check_class(index, text, chain)
+                if self.reader is None:
+                    _check_class(index, text, chain)
         return chains
 
     def check_tokens(self, ids: Sequence[int]) -> None:
         """See that these are tokens of the base.
 
         Raises:
-            InputError: one that isn't.
+            InputError: one that isn't, or a base that reads none.
         """
+        if self.reader is not None and ids:
+            self.reader.check(0, ids)
         wrong = next((token for token in ids if not 0 <= token < self.vocabulary), None)
         if wrong is not None:
             raise InputError(f"There is no token {wrong}; this base has {self.vocabulary}, counted from 0")
@@ -170,6 +191,10 @@ class AdapterPool(AdapterSet):
         """
         lengths = []
         for text, chain in zip(texts, chains, strict=True):
+            reader = self._reads(chain)
+            if reader is not None:
+                lengths.append(reader.length(text))
+                continue
             batch, _ = self._texts_of(chain).encode([text], self._limits([chain]), truncate)
             lengths.append(int(batch["attention_mask"].sum()))
         return lengths
@@ -205,8 +230,8 @@ class AdapterPool(AdapterSet):
             )
         chains = []
         for index, (text, name) in enumerate(zip(texts, adapters, strict=True)):
-            _check_text(index, text)
             chain = self.chain(name)
+            (self._reads(chain) or self.texts).check(index, text)
             # Both take the whole batch: neither is a change that hooks could add to one row.
             single = "made-up tokens in front of the text" if any(r.virtual for r in chain) else None
             single = "a network of its own" if any(r.alone for r in chain) else single
@@ -229,6 +254,10 @@ class AdapterPool(AdapterSet):
         alone = chain[0].alone if chain else None
         return (alone and alone.texts) or self.texts
 
+    def _reads(self, chain: Chain) -> InputReader | None:
+        # The last of a stack decides, as of its head.
+        return (chain[-1].reader if chain else None) or self.reader
+
     def _limits(self, chains: Sequence[Chain]) -> list[int]:
         """Most tokens of a text under each chain: what the base has places for and its adapters were trained
         on."""
@@ -249,14 +278,14 @@ class AdapterPool(AdapterSet):
         """What the task's model says of each text, [labels] or [time, width] without padding, and which word
         each token is of. Rows with made-up tokens in front, or a network of their own, go in batches of their
         own."""
+        if self.reader is not None:
+            return [(line, []) for line in self._ask_inputs(texts, chains)]
         found: list[Any] = [None] * len(chains)
         for chosen in _groups(chains):
             own = [chains[row] for row in chosen]
             texts_of = self._texts_of(own[0])
             batch, words = texts_of.encode([texts[row] for row in chosen], self._limits(own), truncate, split)
-            out = self._through(
-                task, own, {k: v.to(self.network.device) for k, v in batch.items() if k in INPUTS}
-            )
+            out = self._through(task, own, {k: v for k, v in batch.items() if k in INPUTS})
             sizes = batch["attention_mask"].sum(1).tolist()
             # Encoders' made-up tokens stand in the output; decoders' are in the cache alone.
             whole = out.shape[1] - batch["attention_mask"].shape[1] if out.dim() == 3 else 0
@@ -264,6 +293,29 @@ class AdapterPool(AdapterSet):
             for row, line, size, places in zip(chosen, out, sizes, words, strict=True):
                 found[row] = (line[whole : whole + size] if out.dim() == 3 else line, places)
         return found
+
+    def _ask_inputs(self, inputs: Sequence[Any], chains: list[Chain]) -> list[Tensor]:
+        """Logits of each picture, sound or series [labels]."""
+        read = [self._reads(chain).tensors(one) for one, chain in zip(inputs, chains, strict=True)]
+        found: dict[int, Tensor] = {}
+        for chosen in _groups(chains, [tuple(value.shape for value in one.values()) for one in read]):
+            batch = {name: torch.cat([read[row][name] for row in chosen]) for name in read[chosen[0]]}
+            lines = self._folding([chains[row] for row in chosen], batch)
+            found |= dict(zip(chosen, lines, strict=True))
+        return [found[row] for row in range(len(chains))]
+
+    def _folding(self, chains: list[Chain], batch: dict[str, Tensor]) -> list[Tensor]:
+        """The same for one batch; where a layer folds it, the rows of each chain by themselves."""
+        try:
+            return list(self._through("SEQ_CLS", chains, batch))
+        except Folded:
+            lines: dict[int, Tensor] = {}
+            for _, rows in Plan(chains).groups:
+                own = self._through(
+                    "SEQ_CLS", [chains[row] for row in rows], {k: v[rows] for k, v in batch.items()}
+                )
+                lines |= dict(zip(rows.tolist(), own, strict=True))
+            return [lines[row] for row in range(len(chains))]
 
     def _through(self, task: str | None, chains: list[Chain], inputs: dict[str, Tensor]) -> Tensor:
         alone = chains[0][0].alone if chains[0] else None
@@ -276,25 +328,23 @@ class AdapterPool(AdapterSet):
             model = trunk.get_encoder() if self.reads_first else trunk
         else:
             model = alone.network if alone else self.task_heads.model(task)
+        inputs = {name: value.to(self.network.device) for name, value in inputs.items()}
+        if self.reader is not None:
+            # The task's own: its model may call its logits otherwise.
+            return self.run(plan, partial(self.reader.row.forward, model, inputs, None)).float().cpu()
         given = inputs if ahead is None else ahead.before(inputs, self.network)
         out = self.run(plan, partial(model, **given))
         return out["last_hidden_state" if task is None else "logits"].float().cpu()
 
 
-def _groups(chains: Sequence[Chain]) -> list[list[int]]:
-    """Which rows go together: all that mix, and those of each adapter that doesn't."""
+def _groups(chains: Sequence[Chain], shapes: Sequence[Any] | None = None) -> list[list[int]]:
+    """Which rows go together: all that mix, and those of each adapter that doesn't; of one shape, where
+    inputs have one."""
     found: dict[Any, list[int]] = {}
     for row, chain in enumerate(chains):
-        found.setdefault((chain[0].virtual or chain[0].alone) if chain else None, []).append(row)
+        apart = (chain[0].virtual or chain[0].alone) if chain else None
+        found.setdefault((apart, shapes and shapes[row]), []).append(row)
     return list(found.values())
-
-
-def _check_text(index: int, text: Any) -> None:
-    if isinstance(text, list) and text:  # tokens
-        return
-    for part in text if isinstance(text, tuple) else (text,):
-        if not isinstance(part, str) or not part.strip():
-            raise InputError(f"Text {index} is empty; wanted one or more words")
 
 
 def _check_class(index: int, text: Text, chain: Chain) -> None:

@@ -4,6 +4,7 @@ texts."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,10 +22,13 @@ class TaskHeads:
         network: the base, with or without a head of its own.
         trunk: the base without it.
         pad: id of the padding token, by which decoders find a text's last one.
+        models: task → the auto class of its models.
     """
 
-    def __init__(self, network: Any, trunk: Any, mixture: Mixture, pad: int | None) -> None:
-        self.network, self.trunk, self.mixture, self.pad = network, trunk, mixture, pad
+    def __init__(
+        self, network: Any, trunk: Any, mixture: Mixture, pad: int | None, models: Mapping[Any, Any] = MODELS
+    ) -> None:
+        self.network, self.trunk, self.mixture, self.pad, self.models = network, trunk, mixture, pad, models
         self._made: dict[str, Any] = {}
 
     def model(self, task: str) -> Any:
@@ -52,7 +56,7 @@ class TaskHeads:
                 "for heads"
             )
         weights = ready.adapter.heads
-        model = self.bare(str(ready.task), _width(ready))
+        model = self.bare(str(ready.task), self.width(ready))
         heads = {}
         for name in head_names(model):
             head = model.get_submodule(name)
@@ -107,6 +111,25 @@ class TaskHeads:
         self.mixture.watch(name)
         return part.eval()
 
+    def width(self, ready: Ready) -> int:
+        """How many labels an adapter's head tells apart.
+
+        Raises:
+            InputError: its folder has no such head.
+        """
+        if ready.labels:
+            return len(ready.labels)
+        # Which weight has one row for each label the model tells: heads may end in a norm, or be two.
+        two, three = (self.bare(str(ready.task), width).state_dict() for width in (2, 3))
+        counting = [name for name in two if two[name].shape != three[name].shape]
+        found = next((ready.adapter.heads[name] for name in counting if name in ready.adapter.heads), None)
+        if found is None:
+            raise InputError(
+                f"There is no head for {ready.task} in {ready.adapter.folder}; save it with its head in "
+                "modules_to_save"
+            )
+        return found.shape[0]
+
     def bare(self, task: str, width: int) -> Any:
         """A model for the task without weights."""
         labels = {index: f"LABEL_{index}" for index in range(width)}
@@ -118,10 +141,4 @@ class TaskHeads:
         config = type(self.network.config).from_dict(self.network.config.to_dict() | further)
         # No memory for a second base: its trunk is thrown away at once.
         with torch.device("meta"):
-            return MODELS[task].from_config(config)
-
-
-def _width(ready: Ready) -> int:
-    if ready.labels:
-        return len(ready.labels)
-    return next(t.shape[0] for n, t in reversed(ready.adapter.heads.items()) if n.endswith("weight"))
+            return self.models[task].from_config(config)

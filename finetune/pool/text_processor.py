@@ -67,6 +67,18 @@ class TextProcessor:
                 )
         return dict(whole), [words for _, words in rows]
 
+    def check(self, place: int, text: Any) -> None:
+        """A text (or pair, or tokens) holds something.
+
+        Raises:
+            InputError: it doesn't.
+        """
+        if isinstance(text, list) and text:  # tokens
+            return
+        for part in text if isinstance(text, tuple) else (text,):
+            if not isinstance(part, str) or not part.strip():
+                raise InputError(f"Text {place} is empty; wanted one or more words")
+
     def ids(self, text: str, special: bool = True) -> list[int]:
         """Tokens of one text, with what the tokenizer adds around it or without."""
         with self._turn:

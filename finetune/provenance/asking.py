@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from finetune.adapters.classifier import Classifier, load_classifier, load_network
 from finetune.adapters.loading import mount
@@ -45,6 +45,8 @@ def suspect(name: str) -> tuple[Any, Any]:
             return processor, network.to(device()).eval()
     if (folder / "adapter_config.json").is_file():
         processor, network = mount(name)
+        if not isinstance(processor, PreTrainedTokenizerBase):
+            raise InputError(f"{name} reads no texts; wanted an adapter of a language model")
     else:
         processor, network = load_model(ModelArguments(name), AutoModelForCausalLM)
     return processor, network.to(device()).eval()

@@ -183,11 +183,9 @@ def _add_pages(app: FastAPI, served: Served) -> None:
 def _add_own(app: FastAPI, served: Served) -> None:
     @app.post("/v1/classify")
     async def classify(ask: Classify) -> dict[str, Any]:
-        of_run = ask.of_run()
-        if of_run is not None:
-            reads, inputs = of_run
-            answers = await served.ask_run(len(inputs), served.finished.classify, reads, inputs, ask.adapter)
-            return {"answers": answers}
+        fields = ask.fields()
+        if fields is not None:
+            return await served.ask_fields(*fields, ask.names())
         assert ask.texts is not None
         texts = ask.texts if ask.pairs is None else _paired(ask.texts, ask.pairs)
         return {"answers": await served.ask("classify", texts, ask.names(), ask.truncate)}
@@ -245,7 +243,7 @@ def _add_adapters(app: FastAPI, served: Served) -> None:
     async def listed() -> dict[str, Any]:
         known = {name: _told(served, entry) for name, entry in pool.adapters().items()}
         runs = served.finished.names()
-        about = {"base": served.base, "writes": pool.writes, "adapters": known}
+        about = {"base": served.base, "reads": pool.reads, "writes": pool.writes, "adapters": known}
         return about | ({"runs": runs} if runs else {})
 
     @app.post("/v1/adapters", status_code=201)
@@ -289,6 +287,8 @@ def _add_adapters(app: FastAPI, served: Served) -> None:
 async def _add(served: Served, name: str, folder: Any, replace: bool) -> None:
     if name == served.base:
         raise InputError(f"'{name}' is the base's own name; wanted another for an adapter")
+    if served.finished.taken(name, served.pool.reads):
+        raise InputError(f"'{name}' is a finished run's name here; wanted another for an adapter")
     try:
         # Reading files and laying out tensors takes seconds, in which the loop answers others.
         await asyncio.to_thread(served.pool.add, name, folder, replace)

@@ -58,6 +58,10 @@ class FinishedRuns:
             for name, found in self._known.items()
         }
 
+    def taken(self, name: Any, reads: str) -> bool:
+        """Whether a run of that name answers requests that a base reading so would be asked."""
+        return isinstance(name, str) and self.names().get(name) == reads
+
     def classify(self, reads: str, contents: Sequence[Any], name: str | None) -> list[dict[str, Any]]:
         """Files in base64, or series as lists → label, its probability, and the probability of every label.
 
@@ -72,11 +76,8 @@ class FinishedRuns:
             raise InputError(f"'{name}' forecasts, and tells no classes apart; ask v1/forecast")
         if asked.row.reads != reads:
             raise InputError(f"'{name}' reads {asked.row.reads}, and the request holds {reads}")
-        inputs = [
-            one if reads == "series" else _content(place, one, reads) for place, one in enumerate(contents)
-        ]
         found = []
-        for chances in asked.chances(inputs):
+        for chances in asked.chances(file_contents(contents, reads)):
             best = max(chances, key=lambda label: chances[label])
             found.append({"label": best, "probability": chances[best], "probabilities": chances})
         return found
@@ -96,7 +97,7 @@ class FinishedRuns:
 
     def _asked(self, name: str | None) -> Predictor | Forecaster:
         if name not in self._known:
-            known = ", ".join(self._known) or "none (--runs)"
+            known = ", ".join(self._known) or "none (--runs, or a --base that reads such)"
             raise InputError(
                 f"No run {name!r} that reads files or series; there are: {known}. Name it by 'adapter'"
             )
@@ -117,6 +118,15 @@ def share_weights(network: torch.nn.Module, held: dict[tuple[Any, ...], torch.Te
         content = weight.detach().cpu().contiguous().view(torch.uint8).numpy()
         key = (weight.shape, weight.dtype, hashlib.sha256(content).digest())
         weight.set_(held.setdefault(key, weight.detach()))
+
+
+def file_contents(given: Sequence[Any], reads: str) -> list[Any]:
+    """Files in base64 → their bytes; series as they are.
+
+    Raises:
+        InputError: one that can't be read, or is too large, with its place.
+    """
+    return [one if reads == "series" else _content(place, one, reads) for place, one in enumerate(given)]
 
 
 def _content(place: int, given: str, reads: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, model_validator
@@ -37,8 +38,13 @@ class Ask(Strict):
         return self
 
     def names(self) -> list[Any]:
+        """The adapter of each input."""
+        return self.each_of(self.texts)
+
+    def each_of(self, inputs: Sequence[Any]) -> list[Any]:
+        """The adapter of each of these."""
         # A list in the list is a stack of adapters, which the pool knows as a tuple.
-        each = self.adapters if self.adapters is not None else [self.adapter] * len(self.texts)
+        each = self.adapters if self.adapters is not None else [self.adapter] * len(inputs)
         return [tuple(name) if isinstance(name, list) else name for name in each]
 
 
@@ -47,11 +53,11 @@ class Classify(Ask):
     pairs: Annotated[list[str], Field(max_length=256)] | None = Field(
         default=None, description="Second texts, one each"
     )
-    images: Files | None = Field(default=None, description="Pictures in base64, for a run of --runs")
-    sounds: Files | None = Field(default=None, description="WAV files in base64, for a run of --runs")
+    images: Files | None = Field(default=None, description="Pictures in base64")
+    sounds: Files | None = Field(default=None, description="WAV files in base64")
 
     series: Annotated[list[Numbers | list[Numbers]], Field(min_length=1, max_length=64)] | None = Field(
-        default=None, description="Series as numbers, or as a list for each channel, for a run of --runs"
+        default=None, description="Series as numbers, or as a list for each channel"
     )
 
     @model_validator(mode="after")
@@ -59,14 +65,18 @@ class Classify(Ask):
         given = [one for one in ("texts", "images", "sounds", "series") if vars(self)[one] is not None]
         if len(given) != 1:
             raise ValueError("wanted one of 'texts', 'images', 'sounds' and 'series'")
-        if given != ["texts"] and (self.adapters is not None or self.pairs is not None or self.truncate):
-            raise ValueError("images, sounds and series take one 'adapter' for all, and nothing beside")
+        if given != ["texts"] and (self.pairs is not None or self.truncate):
+            raise ValueError("images, sounds and series take adapters, and nothing beside")
         return self
 
-    def of_run(self) -> tuple[str, list[Any]] | None:
-        """What a finished run reads, and the inputs; None for texts."""
+    def fields(self) -> tuple[str, list[Any]] | None:
+        """What reads the inputs, and these; None for texts."""
         kinds = {"image": self.images, "audio": self.sounds, "series": self.series}
         return next(((reads, given) for reads, given in kinds.items() if given is not None), None)
+
+    def names(self) -> list[Any]:
+        fields = self.fields()
+        return self.each_of(fields[1]) if fields else super().names()
 
 
 class AskForecast(Strict):

@@ -17,7 +17,7 @@ from finetune.pool.registry import BASE
 from finetune.pool.sampling import Sampling
 from finetune.serving.access import AccessArguments, charge
 from finetune.serving.batcher import BatchBudget, Batcher, Busy, Question
-from finetune.serving.finished_runs import FinishedRuns
+from finetune.serving.finished_runs import FinishedRuns, file_contents
 from finetune.serving.prometheus import Figures
 from finetune.serving.streaming import WrittenPart
 
@@ -37,8 +37,8 @@ class ServeArguments:
     runs: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Finished runs that read pictures, sounds or series, each as name=folder, for "
-            "/v1/classify with images, sounds or series, and /v1/forecast."
+            "help": "Finished runs that read pictures, sounds or series beside the base, each as "
+            "name=folder, for /v1/classify with images, sounds or series, and /v1/forecast."
         },
     )
     adapters_dir: str | None = field(
@@ -97,11 +97,35 @@ class Served:
         )
         self.batcher = Batcher(pool, budget)
         self.finished = FinishedRuns(options.runs)
+        twice = next((name for name in pool.adapters() if self.finished.taken(name, pool.reads)), None)
+        if twice is not None:
+            raise InputError(f"'{twice}' is in --runs and in --adapters; give one another name")
 
     async def ask_run(self, count: int, ask: Callable[..., Any], *given: Any) -> Any:
         """The answer of a finished run to so many inputs, in a batch of their own."""
         charge(count)
         return await asyncio.wait_for(asyncio.to_thread(ask, *given), self.options.timeout_seconds)
+
+    async def ask_fields(self, reads: str, inputs: list[Any], names: list[Any]) -> dict[str, Any]:
+        """Classes of pictures, sounds or series, by adapters on the base or by one finished run; and what was
+        made of inputs that came in another form than their model wants.
+
+        Raises:
+            InputError: names of which some are runs, or an input that can't be read.
+        """
+        # A base of texts has no adapter for these, so that whatever is named can but be a run.
+        if self.pool.reads != reads or any(self.finished.taken(name, reads) for name in names):
+            if len(set(names)) != 1:
+                raise InputError("A finished run answers a request of its own; wanted one 'adapter' for all")
+            answers = await self.ask_run(len(inputs), self.finished.classify, reads, inputs, names[0])
+            return {"answers": answers}
+        read = await asyncio.to_thread(self._read, reads, inputs)
+        answers = await self.ask("classify", read, names)
+        notes = await asyncio.to_thread(self.pool.notes, read, names)
+        return {"answers": answers} | ({"notes": notes} if notes else {})
+
+    def _read(self, reads: str, inputs: list[Any]) -> list[Any]:
+        return self.pool.read(file_contents(inputs, reads))
 
     async def ask(
         self,

@@ -52,6 +52,13 @@ class BitFitConfig(PeftConfig):
             self.target_modules = set(self.target_modules)
 
 
+def is_additive(layer: nn.Module) -> bool:
+    """Whether a vector added to a layer's output is the same as one added to its bias."""
+    # ConvNeXt's norm of pictures is a LayerNorm by type, with its channels before their places: a vector
+    # would meet the picture's columns.
+    return isinstance(layer, ADDITIVE) and vars(layer).get("data_format") != "channels_first"
+
+
 def features(layer: Any) -> tuple[int, int]:
     """Width of what goes into a layer, and of what comes out."""
     if isinstance(layer, nn.Linear):
@@ -176,7 +183,7 @@ class BitFitModel(LayerTuner):
             if isinstance(module, BitFitLayer):
                 layers[name] = module.get_base_layer()
             # Below another adapter's wrapper the layer has been counted by its wrapper.
-            elif "base_layer" not in name.split(".") and isinstance(module, ADDITIVE):
+            elif "base_layer" not in name.split(".") and is_additive(module):
                 layers[name] = module
         return {
             name
@@ -186,7 +193,7 @@ class BitFitModel(LayerTuner):
         }
 
     def _wrap(self, config: BitFitConfig, adapter_name: str, target: nn.Module, name: str) -> BitFitLayer:
-        if not isinstance(target, ADDITIVE) or target.bias is None:
+        if not is_additive(target) or target.bias is None:
             raise TypeError(
                 f"'{name}' is a {type(target).__name__} without a bias to shift; wanted linear layers or "
                 "layer norms that "

@@ -19,7 +19,6 @@ from served import filled, make_folders, serving
 from test_train import script
 
 from finetune.adapters import load
-from finetune.adapters.loading import want_texts
 from finetune.cli.parser import parse
 from finetune.errors import InputError
 from finetune.serving.finished_runs import FinishedRuns, share_weights
@@ -170,7 +169,8 @@ def test_equal_weights_of_several_runs_are_held_once():
             "one of 'texts', 'images', 'sounds' and 'series'",
         ),
         ({"adapter": "digits"}, 422, "one of 'texts', 'images', 'sounds' and 'series'"),
-        ({"images": ["QUJD"], "adapters": ["digits"]}, 422, "one 'adapter' for all"),
+        ({"images": ["QUJD"] * 2, "adapters": ["digits", "words"]}, 400, "one 'adapter' for all"),
+        ({"images": ["QUJD"], "adapter": "digits", "truncate": True}, 422, "and nothing beside"),
         # an hour of one sample a second, 44 kB, which would be 29 million samples at 8,000 Hz
         ({"sounds": [wav(np.ones(3600, np.uint8), 1)], "adapter": "words"}, 400, "lasts 3,600 seconds"),
         ({"sounds": [wav(np.ones(9, np.uint8), 2**30)], "adapter": "words"}, 400, "samples a second; wanted"),
@@ -191,6 +191,3 @@ def test_what_reads_no_files_is_refused_by_name(tmp_path):
         FinishedRuns(["digits"])
     with pytest.raises(InputError, match="is no artefact"):
         FinishedRuns([f"digits={tmp_path}"])
-    (tmp_path / "passport.json").write_text('{"task": "image"}')
-    with pytest.raises(InputError, match="trained for 'image', whose inputs are no texts.*--runs"):
-        want_texts(tmp_path)

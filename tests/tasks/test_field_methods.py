@@ -54,6 +54,11 @@ def test_exactly_what_the_method_names_has_moved(family, method):
         assert all(any(head in name for head in heads) for name in moved)
 
 
+def test_bitfit_leaves_out_norms_with_channels_before_places():
+    moved, may, _ = two_steps("convnext", "bitfit")
+    assert moved == may and not any("embeddings.layernorm" in name for name in may)
+
+
 def test_a_frozen_base_keeps_its_running_means():
     moved, may, _ = two_steps("resnet", "linear_probe")
     assert moved == may and len(may) == 2

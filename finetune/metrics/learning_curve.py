@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 Array = np.ndarray
+LEAST_GAIN = 0.001  # of accuracy, that is worth a word
+QUANTILES = (0.025, 0.5, 0.975)
 LEAST_SIZES = 3  # a line through two points knows no doubt
 
 
@@ -23,6 +25,8 @@ class Forecast:
     Attributes:
         gain, low, high: median and 95 % interval over bootstrap samples.
         exponent: median of b.
+        since: number of labels from which the end of the curve is looked at.
+        rise, rise_low, rise_high: what accuracy gained from there to the largest number, and its interval.
     """
 
     labels: int
@@ -31,6 +35,16 @@ class Forecast:
     low: float
     high: float
     exponent: float
+    since: int
+    rise: float
+    rise_low: float
+    rise_high: float
+
+    @property
+    def is_likely(self) -> bool:
+        """Whether the curve still rises at its end, so that its law may be carried on."""
+        # The fit alone would promise a gain after any steep beginning, and it can't tell a fall at all.
+        return self.low > LEAST_GAIN and self.rise_low > 0
 
 
 def resampled_means(scores: Array, samples: int, seed: int) -> Array:
@@ -88,5 +102,11 @@ def outlook(scores: Mapping[int, Array], more: int, samples: int = 1000, seed: i
         a, b = power_law(np.array(sizes), column)
         gains.append(a * (sizes[-1] ** -b - (sizes[-1] + more) ** -b))
         exponents.append(b)
-    low, middle, high = np.quantile(gains, [0.025, 0.5, 0.975])
-    return Forecast(sizes[-1], more, float(middle), float(low), float(high), float(np.median(exponents)))
+    low, middle, high = np.quantile(gains, QUANTILES)
+    # Over the last fourfold at least: neighbouring sizes differ by less than their noise.
+    since = max((place for place, size in enumerate(sizes) if size <= sizes[-1] / 4), default=0)
+    fallen, rise, risen = np.quantile(errors[since] - errors[-1], QUANTILES)
+    return Forecast(
+        sizes[-1], more, float(middle), float(low), float(high), float(np.median(exponents)),
+        sizes[since], float(rise), float(fallen), float(risen),
+    )  # fmt: skip

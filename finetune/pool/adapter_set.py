@@ -71,13 +71,15 @@ class AdapterSet:
         self.prefix = f"{self.network.base_model_prefix}."
         self.mixture = Mixture(self.trunk)
         self.reads = reads_of(self.network.config)
+        self._texts: TextProcessor | None = None
+        self.reader: InputReader | None = None
+        models, pad = MODELS, None
         if self.reads == TEXT:
             self._texts = TextProcessor(self.processor, context_of(self.network, self.processor))
-            self.reader = None
-            models, pad = MODELS, self.processor.pad_token_id
+            pad = self.processor.pad_token_id
         else:
-            self._texts, self.reader = None, InputReader(self.reads, self.processor)
-            models, pad = {"SEQ_CLS": TASKS[self.reads].model}, None
+            self.reader = InputReader(self.reads, self.processor)
+            models = {"SEQ_CLS": TASKS[self.reads].model}
         self.task_heads = TaskHeads(self.network, self.trunk, self.mixture, pad, models)
         self.prefixes = Prefixes(int(prefix_cache_mb * 2**20))
         # One model, and one plan for all of its hooks: two threads at once would swap their adapters.

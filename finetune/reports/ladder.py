@@ -269,10 +269,23 @@ def _more(page: LadderPage, cell: Cell) -> str:
     outlook = page.outlook(cell.way)
     if outlook is None:
         return f"{cell.way}: too few numbers of labels were tried to say what more would bring (three do)."
-    likely = "likely bring" if outlook.low > 0.001 else "bring little that could be told from none:"
+    if outlook.is_likely:
+        return (
+            f"Another {outlook.more} labels would likely bring {cell.way} {outlook.gain:+.3f} accuracy "
+            f"({outlook.low:+.3f} to {outlook.high:+.3f}), if its error goes on falling as it did."
+        )
+    seen = (
+        f"from {outlook.since} to {outlook.labels} labels its accuracy changed by {outlook.rise:+.3f} "
+        f"({outlook.rise_low:+.3f} to {outlook.rise_high:+.3f})"
+    )
+    if outlook.rise_high < 0:
+        return (
+            f"{cell.way} became worse with more labels: {seen}. Another {outlook.more} promise nothing; look "
+            "at the labels that came last, and at how it is trained."
+        )
     return (
-        f"Another {outlook.more} labels would {likely} {cell.way} {outlook.gain:+.3f} accuracy "
-        f"({outlook.low:+.3f} to {outlook.high:+.3f}), if its error goes on falling as it did."
+        f"Nothing says that another {outlook.more} labels would bring {cell.way} more: {seen}, which can't "
+        "be told from none. More unseen rows or draws would narrow that."
     )
 
 
@@ -298,14 +311,16 @@ def _outlooks(page: LadderPage) -> list[Table]:
             rows.append(
                 {
                     "way": cell.way, "accuracy now": f"{cell.accuracy:.3f}", "labels now": one.labels,
-                    f"with {one.more} more": f"{one.gain:+.3f}",
-                    "95 % interval": f"{one.low:+.3f} to {one.high:+.3f}", "exponent": f"{one.exponent:.2f}",
+                    "at its end": f"{one.rise:+.3f} from {one.since} labels on "
+                    f"({one.rise_low:+.3f} to {one.rise_high:+.3f})",
+                    f"with {one.more} more": f"{one.gain:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
+                    if one.is_likely else "no gain that is likely", "exponent": f"{one.exponent:.2f}",
                 }
             )  # fmt: skip
     caption = (
         "Error = a · labels^-exponent, fitted through the sizes that were tried, anew for each resampling "
-        "of rows "
-        "and draws. An extrapolation: it holds as long as the curve goes on as it did."
+        "of rows and draws. An extrapolation: it holds as long as the curve goes on as it did, and is left "
+        "out where the curve no longer rises at its end."
     )
     return [Table(rows, caption)] if rows else []
 

@@ -59,6 +59,38 @@ def test_what_more_labels_bring_with_its_doubt():
     assert outlook({16: scores[16], 64: scores[64]}, 500) is None
 
 
+def accuracies(*shares, rows=400, draws=2, noise=0):
+    """A page of one way whose accuracies at 16, 64, 256, ... labels are these; `noise` lies between draws."""
+    points = [
+        point("way", 16 * 4**place, right(share + noise * (-1) ** (place + draw), rows, seed=7), seed=draw)
+        for place, share in enumerate(shares)
+        for draw in range(draws)
+    ]
+    return page(*points, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("shares", "noise", "said"),
+    [
+        ((0.5, 0.7, 0.8, 0.87), 0, "would likely bring way +0."),
+        ((0.8, 0.8, 0.8, 0.8), 0, "Nothing says that another 500 labels would bring way more"),
+        # steep at first, and then no more
+        ((0.5, 0.85, 0.85, 0.85), 0, "Nothing says that another 500 labels would bring way more"),
+        ((0.9, 0.85, 0.8, 0.7), 0, "way became worse with more labels: from 256 to 1024 labels"),
+        ((0.5, 0.9, 0.9, 0.75), 0, "way became worse with more labels"),
+        ((0.6, 0.62, 0.61, 0.63), 0.15, "Nothing says that another 500 labels"),
+        ((0.5, 0.8), 0, "too few numbers of labels were tried"),
+        ((0.5,), 0, "too few numbers of labels were tried"),
+    ],
+)
+def test_more_labels_are_promised_nothing_where_the_curve_does_not_rise(shares, noise, said):
+    made = accuracies(*shares, noise=noise)
+    words, html = " ".join(advice(made)), ladder_page(made)
+    assert said in words and ("would likely bring" in words) == ("likely bring" in said)
+    # the table says the same as the words
+    assert ("no gain that is likely" in html) == (len(shares) > 2 and "likely bring" not in said)
+
+
 def test_intervals_know_rows_and_draws():
     alike = np.tile((np.arange(100) < 60).astype(float), (3, 1))
     apart = np.stack([np.full(100, 0.0), np.full(100, 0.5), np.full(100, 1.0)])

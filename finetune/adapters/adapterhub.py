@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from finetune.adapters.adapterhub_heads import read_head, read_theirs, want_shapes
+from finetune.adapters.adapterhub_heads import read_head, read_theirs, want_shapes, want_words
 from finetune.adapters.weights import PREFIX
-from finetune.artefacts.bounds import read_json
+from finetune.artefacts.bounds import LARGEST, read_json
 from finetune.artefacts.files import write_atomically
 from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import CONFIG, WEIGHTS
@@ -61,6 +61,10 @@ CROSSING = ("bart", "t5")
 Converter = Callable[
     [Path, dict[str, Any], dict[str, Tensor]], tuple[dict[str, Any], dict[str, Tensor]]
 ]  # source, configuration, tensors → ours
+WORDS: dict[str | None, dict[str, Any]] = {
+    None: {"mh_adapter": bool, "output_adapter": bool, "non_linearity": str},
+    "lora": {"r": int, "alpha": (int, float), "attn_matrices": list},
+}
 # why methods that have a name here too are others
 REFUSED = {
     "prompt_tuning": (
@@ -94,12 +98,10 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None, hea
     name = base or said.get("model_name")
     if not name:
         raise InputError(f"{source} does not say which base it belongs on; set --base")
-    try:
-        config, weights = _kind(source, said["config"])(source, said, read_theirs(source / THEIRS))
-        # Before anything is written.
-        found = read_head(source, said["model_type"], said["hidden_size"]) if heads else ({}, {}, [])
-    except KeyError as error:
-        raise InputError(f"{source / CONFIG} does not say {error}; save it anew by their library") from error
+    want_words(source / CONFIG, said, {"model_type": str, "name": str, "hidden_size": int})
+    config, weights = _kind(source, said["config"])(source, said, read_theirs(source / THEIRS))
+    # Before anything is written.
+    found = read_head(source, said["model_type"], said["hidden_size"]) if heads else ({}, {}, [])
     head, more, labels = found
     config |= {"base_model_name_or_path": name, "inference_mode": True} | more
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,10 +121,13 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None, hea
 
 def _kind(source: Path, settings: dict[str, Any]) -> Converter:
     kind = settings.get("architecture")
+    if kind in ("lora", None):
+        # Words without which the formula isn't known.
+        want_words(source / CONFIG, settings, WORDS[kind])
     if kind == "lora":
         return _ia3 if settings.get("composition_mode", "add") == "scale" else _lora
     if kind is not None:
-        why = REFUSED.get(kind, "which is not converted")
+        why = REFUSED.get(str(kind), "which is not converted")
         raise InputError(f"{source} holds {kind}, {why}; train it anew here")
     return _bottleneck
 
@@ -176,7 +181,8 @@ def _bottleneck(
 
 def _shape(source: Path, settings: dict[str, Any]) -> str:
     # Which blocks have an adapter, and whether it reads behind the norm: the three shapes differ in these.
-    sites = (settings["mh_adapter"], settings["output_adapter"], settings.get("original_ln_before", False))
+    normed = bool(settings.get("original_ln_before", False))
+    sites = (settings["mh_adapter"], settings["output_adapter"], normed)
     if settings.get("is_parallel") and sites[:2] == (False, True):
         return "parallel"
     shapes = {(True, True, False): "houlsby", (False, True, True): "pfeiffer"}
@@ -194,9 +200,9 @@ def _activation(source: Path, settings: dict[str, Any]) -> str:
 
 
 def _factor(source: Path, settings: dict[str, Any]) -> int:
-    factor = settings["reduction_factor"]
+    factor = settings.get("reduction_factor")
     # A mapping gives each layer a factor of its own.
-    if not isinstance(factor, (int, float)) or factor != int(factor) or factor < 1:
+    if not isinstance(factor, (int, float)) or not 1 <= factor < LARGEST or factor != int(factor):
         raise InputError(
             f"{source} has the reduction_factor {factor!r}; wanted one whole number for all layers"
         )
@@ -232,11 +238,15 @@ def _lora(
     if settings.get("use_dora"):
         raise InputError(f"{source} is DoRA under LoRA's name, which is not converted")
     parts = _factors(source, said, tensors, "AB")
-    rank = int(settings["r"])
+    rank = settings["r"]
     weights: dict[str, Any] = {}
     ranks: dict[str, int] = {}
     for module, both in parts.items():
         down, up = both["A"], both["B"]
+        if up.shape[1] != rank or len(down) % rank:
+            raise InputError(
+                f"{source} holds {tuple(down.shape)} and {tuple(up.shape)} for '{module}'; wanted rank {rank}"
+            )
         if (
             len(down) != up.shape[1]
         ):  # one layer for query, key and value, of which some have factors of their own
@@ -273,9 +283,10 @@ def _factors(
     if not parts:
         raise InputError(f"{source} holds no weight of an adapter '{said['name']}'")
     for module, both in parts.items():
-        if set(both) != set(wanted):
+        held = {part: tuple(tensor.shape) for part, tensor in sorted(both.items())}
+        if set(both) != set(wanted) or any(len(shape) != 2 or 0 in shape for shape in held.values()):
             raise InputError(
-                f"{source} holds {', '.join(sorted(both))} for '{module}'; wanted {', '.join(wanted)}"
+                f"{source} holds {held} for '{module}'; wanted a matrix for each of {', '.join(wanted)}"
             )
     return parts
 
@@ -288,7 +299,7 @@ def _ia3(
     settings = said["config"]
     weights, fused = {}, said["model_type"] == "gpt2"
     for module, both in _factors(source, said, tensors, "B").items():
-        scale = both["B"].reshape(-1, 1) * settings["alpha"]
+        scale = both["B"].reshape(-1, 1) * float(settings["alpha"])
         if fused and module.endswith("c_attn"):
             scale = _fused_scale(source, settings, scale)
         weights[f"{module}.ia3_l"] = scale
@@ -301,7 +312,7 @@ def _ia3(
 def _fused_scale(source: Path, settings: dict[str, Any], scale: Tensor) -> Tensor:
     """Factors of parts of a fused layer for the whole of it: one where a part has none."""
     order = [part for part in ("q", "k", "v") if part in settings["attn_matrices"]]
-    if len(scale) % len(order):
+    if not order or not len(scale) or len(scale) % len(order):
         raise InputError(f"{source} has factors of a fused layer whose parts can't be told apart")
     width = len(scale) // len(order)
     own = dict(zip(order, scale.split(width), strict=True))
@@ -312,9 +323,10 @@ def _beside(source: Path, settings: dict[str, Any], down: Tensor, up: Tensor) ->
     """Factors of parts of a fused layer as one pair: up [3 · width, parts · rank], zero where a part has
     none."""
     order = [part for part in ("q", "k", "v") if part in settings["attn_matrices"]]
-    rank, width = up.shape[1], len(up) // len(order)
-    if len(down) != rank * len(order):
+    rank = up.shape[1]
+    if not order or len(down) != rank * len(order) or len(up) % len(order):
         raise InputError(f"{source} has factors of a fused layer whose parts can't be told apart")
+    width = len(up) // len(order)
     # Zeros for parts without factors: the product then changes nothing there.
     whole = torch.zeros(3 * width, len(down), dtype=up.dtype)
     for index, part in enumerate(order):

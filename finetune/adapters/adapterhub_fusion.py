@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.adapters.adapterhub import convert, find_module
-from finetune.adapters.adapterhub_heads import read_head, read_theirs, want_shapes
+from finetune.adapters.adapterhub_heads import read_head, read_theirs, want_shapes, want_words
 from finetune.adapters.fusion import ADAPTERS, FUSION_FILE, FUSION_WEIGHTS, PARTS
 from finetune.adapters.weights import PREFIX
 from finetune.artefacts import passport
@@ -96,15 +96,8 @@ def convert_fusion(sources: Sequence[str | Path], folder: str | Path, base: str 
 def _said(source: Path) -> dict[str, Any]:
     said = read_json(source / THEIRS)
     wanted = {"adapter_names": list, "config": dict, "model_type": str, "hidden_size": int, "name": str}
-    lacking = [
-        key
-        for key, kind in wanted.items()
-        if not isinstance(said, dict) or not isinstance(said.get(key), kind)
-    ]
-    if lacking:
-        raise InputError(
-            f"{source / THEIRS} does not say {', '.join(lacking)}; save it anew by their library"
-        )
+    want_words(source / THEIRS, said, wanted)
+    want_words(source / THEIRS, said["config"], dict.fromkeys(PARTS, bool))
     other = [
         f"{key}={said['config'][key]!r}"
         for key, value in FORMULA.items()

@@ -7,6 +7,7 @@ classes have the names that they have here.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,34 @@ def read_theirs(file: Path) -> dict[str, Tensor]:
             "use_safetensors=True"
         )
     try:
-        return load(file.read_bytes())
+        tensors = load(file.read_bytes())
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"Cannot read {file}: {error}") from error
+    for name, tensor in tensors.items():
+        # A run that broke leaves such; every answer would be none.
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise InputError(f"{file} holds values for '{name}' that are no finite real numbers")
+    return tensors
+
+
+def want_words(file: Path, said: Any, kinds: dict[str, Any]) -> None:
+    """Refuse a configuration without these words, or with other kinds of values.
+
+    Raises:
+        InputError: names them.
+    """
+    lacking = [
+        word for word, kind in kinds.items() if not isinstance(said, dict) or not _fits(said.get(word), kind)
+    ]
+    if lacking:
+        raise InputError(f"{file} does not say {', '.join(lacking)} as their library writes it; save it anew")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    # True is a number to Python, and JSON takes NaN for one.
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    return isinstance(value, kind) and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def read_head(source: Path, family: str, width: int) -> Head:
@@ -61,8 +87,6 @@ def read_head(source: Path, family: str, width: int) -> Head:
             read_theirs(source / THEIR_HEAD)
         return {}, {"task_type": WRITES.get(family, "FEATURE_EXTRACTION")}, []
     said, weights = read_json(source / THEIR_CONFIG), read_theirs(source / THEIR_HEAD)
-    if not isinstance(said, dict):
-        raise InputError(f"{source / THEIR_CONFIG} holds no settings; save the head anew by their library")
     if any(key.startswith("heads.") for key in weights):
         return _flexible(source, family, width, said, weights)
     if any(name.startswith("lm_head") for name in weights):
@@ -73,7 +97,9 @@ def read_head(source: Path, family: str, width: int) -> Head:
 def _flexible(
     source: Path, family: str, width: int, said: dict[str, Any], weights: dict[str, Tensor]
 ) -> Head:
-    settings = said.get("config") or {}
+    want_words(source / THEIR_CONFIG, said, {"name": str, "config": dict})
+    settings = said["config"]
+    want_words(source / THEIR_CONFIG, settings, {"head_type": str, "layers": int})
     kind, layers = settings.get("head_type"), settings.get("layers")
     tanh = settings.get("activation_function") == "tanh" and not settings.get("use_pooler")
     if kind == "classification" and settings.get("num_labels") == 1:
@@ -92,10 +118,11 @@ def _flexible(
     found = {}
     # The layer's number and the part count; a head whose name begins alike may be saved beside it.
     for key, tensor in weights.items():
-        match = re.fullmatch(rf"heads\.{re.escape(str(said.get('name')))}\.(\d+)\.(weight|bias)", key)
+        match = re.fullmatch(rf"heads\.{re.escape(said['name'])}\.(\d+)\.(weight|bias)", key)
         if match is not None and match[1] in named:
             found[f"{named[match[1]]}.{match[2]}"] = tensor
-    count = 2 if task == "QUESTION_ANS" else int(settings.get("num_labels") or 0)
+    want_words(source / THEIR_CONFIG, settings, {"num_labels": int})
+    count = 2 if task == "QUESTION_ANS" else settings["num_labels"]
     for place, module in named.items():
         # The last layer gives a number for each label, one before it keeps the width.
         rows = count if place == max(named) else width
@@ -116,14 +143,16 @@ def _static(source: Path, said: dict[str, Any], weights: dict[str, Tensor]) -> H
         ),
         "SEQ_CLS",
     )
+    want_words(source / THEIR_CONFIG, said, {"model_class": str})
     saved = sorted({name.split(".")[0] for name in weights})
     config = {"task_type": task, "modules_to_save": saved}
     if task == "QUESTION_ANS":
         return weights, config, []
-    count = max(len(tensor) for name, tensor in weights.items() if name.endswith("bias"))
     # The last layer of several is the one with a row for each label.
-    ends = [key for key in weights if key.endswith(("classifier.weight", "out_proj.weight"))]
-    count = len(weights[ends[0]]) if ends else count
+    ends = [t for key, t in weights.items() if key.endswith(("classifier.weight", "out_proj.weight"))]
+    if not ends or ends[0].dim() != 2:
+        raise InputError(f"{source} has a head without a layer for its labels; {_alone(source)}")
+    count = len(ends[0])
     if count == 1:
         raise InputError(f"{source} has a head for a number (one label), not for classes; {_alone(source)}")
     return weights, config, _labels(source, said.get("label2id"), count)
@@ -137,12 +166,12 @@ def _labels(source: Path, numbers: Any, count: int) -> list[str]:
     """Names by number: `label2id` stands in any order."""
     # transformers' own names where none were given
     numbers = numbers or {f"LABEL_{index}": index for index in range(count)}
-    if not isinstance(numbers, dict) or set(numbers.values()) != set(range(count)) or len(numbers) != count:
+    if not isinstance(numbers, dict) or sorted(map(str, numbers.values())) != sorted(map(str, range(count))):
         raise InputError(
             f"{source} has a head for {count} labels, and label2id says {numbers!r:.200}; wanted a name for "
             f"each number from 0. Mend {THEIR_CONFIG}"
         )
-    return sorted(numbers, key=numbers.__getitem__)
+    return sorted(numbers, key=lambda name: int(numbers[name]))
 
 
 def want_shapes(source: Path, tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:

@@ -201,10 +201,14 @@ def reweighted(file: Path, change) -> None:
         ("head_config.json", {"num_labels": 4}, r"holds \(3, 16\) for 'classifier.weight'; wanted \(4, 16\)"),
         ("head_config.json", {"activation_function": "relu"}, "with 2 layers for 'bert', which is not"),
         ("adapter_config.json", {"hidden_size": 32}, r"wanted \(2, 32\)"),
-        ("adapter_config.json", {"hidden_size": None}, "does not say 'hidden_size'"),
+        ("adapter_config.json", {"hidden_size": None}, "does not say hidden_size"),
         ("adapter_config.json", {"reduction_factor": 4}, r"wanted \(4, 16\)"),
         ("adapter_config.json", {"name": "other"}, "also holds"),
-        ("adapter_config.json", {"non_linearity": None}, "does not say 'non_linearity'"),
+        ("adapter_config.json", {"model_type": ["bert"]}, "does not say model_type"),
+        ("adapter_config.json", {"mh_adapter": "no"}, "does not say mh_adapter"),
+        ("head_config.json", {"num_labels": "3"}, "does not say num_labels"),
+        ("head_config.json", {"config": []}, "does not say config"),
+        ("adapter_config.json", {"non_linearity": None}, "does not say non_linearity"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_named(tmp_path, file, changes, message):
@@ -227,11 +231,14 @@ def test_broken_files_and_missing_words_are_named(tmp_path):
         with pytest.raises(InputError, match=f"Cannot read .*{name}"):
             convert(it, tmp_path / "out", base="tiny")
         (it / name).write_bytes(whole)
+    reweighted(it / "model_head.safetensors", lambda name, t: t * float("nan"))
+    with pytest.raises(InputError, match="no finite real numbers"):
+        convert(it, tmp_path / "out", base="tiny")
     (it / "model_head.safetensors").unlink()
     with pytest.raises(InputError, match="There is no .*model_head.safetensors; pickled"):
         convert(it, tmp_path / "out", base="tiny")
     reweighted(lora / "adapter.safetensors", lambda name, t: t[:, :1] if name.endswith("lora_B") else t)
-    with pytest.raises(InputError, match="can't be told apart"):
+    with pytest.raises(InputError, match="for .*; wanted rank 8"):
         convert(lora, tmp_path / "out", base="tiny")
 
 

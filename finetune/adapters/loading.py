@@ -135,10 +135,16 @@ def field_of(folder: str | Path, base: str) -> Task | None:
     task = (read_passport(folder) or {}).get("task")
     if task in TASKS:
         return TASKS[task] if TASKS[task].reads != TEXT else None
+    return row_of_base(base)
+
+
+def row_of_base(base: str) -> Task | None:
+    """The row of TASKS by which a base gives pictures, sounds or series a class; None where it reads texts,
+    or is nothing (which loading it says)."""
     source, further = resolve(base)
     try:
         reads = reads_of(AutoConfig.from_pretrained(source, **further))
-    except (OSError, ValueError):  # which loading it says
+    except (OSError, ValueError):
         return None
     return None if reads == TEXT else TASKS[reads]
 

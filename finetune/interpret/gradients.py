@@ -94,7 +94,9 @@ def gradients_through_time(network: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
     inner = core(network)
     frozen = {name: weight.requires_grad for name, weight in inner.named_parameters()}
-    hook = network.get_input_embeddings().register_forward_hook(keep)
+    # The source's own table: BART's encoder has one of its own beside the shared one, whose hook never runs.
+    source = inner.get_encoder() if inner.config.is_encoder_decoder else inner
+    hook = source.get_input_embeddings().register_forward_hook(keep)
     try:
         inner.requires_grad_(False)  # the inputs' gradients alone are wanted
         with torch.enable_grad():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finetune.errors import InputError
 from finetune.models.heads import core
 
 
@@ -103,6 +104,11 @@ def relative_bias(network: Any, places: int) -> Tensor | None:
 def position_views(network: Any, places: int) -> list[PositionView]:
     """The four encodings side by side for the first `places` places, the model's own ones by its weights."""
     config = core(network).config.get_text_config()
+    if "num_attention_heads" not in config.to_dict() and "num_attention_heads" not in config.attribute_map:
+        raise InputError(
+            f"A model of the kind '{config.model_type}' encodes no positions: it has no attention. `show "
+            "gradients` tells how far back it looks"
+        )
     width, heads = config.hidden_size, config.num_attention_heads
     table = learnt_table(network)
     views = [_of_table("sinusoidal", sinusoidal(places, width), own=False)]

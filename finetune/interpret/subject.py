@@ -19,12 +19,13 @@ from transformers import (
 
 from finetune.adapters.assess import trained_as
 from finetune.adapters.classifier import load_network
-from finetune.adapters.loading import quietly
+from finetune.adapters.loading import quietly, row_of_base
 from finetune.artefacts.folder import read_artefact
 from finetune.errors import InputError
 from finetune.interpret.options import ShowArguments
-from finetune.models.heads import core
+from finetune.models.heads import core, shifted_right
 from finetune.models.load import ModelArguments, architecture, load_model
+from finetune.models.processors import TEXT
 
 BARE = {"encoder": AutoModel, "decoder": AutoModelForCausalLM, "encoder-decoder": AutoModelForSeq2SeqLM}
 OF_OBJECTIVE = {"contrastive": AutoModel, "clm": AutoModelForCausalLM, "mlm": AutoModelForMaskedLM}
@@ -78,8 +79,15 @@ def find_subject(show: ShowArguments) -> Subject:
         raise InputError("Set --artefact to a run's folder, or --model_name_or_path to a model: one of them")
     if show.artefact is None:
         model = ModelArguments(model_name_or_path=str(show.model_name_or_path))
-        kind = architecture(model)
+        kind, field = architecture(model), row_of_base(model.model_name_or_path)
         with quietly():
+            if field is not None:
+                # With the head that it has: pixels speak for a class of its own.
+                processor, network = load_model(
+                    model, field.model, reads=field.reads, trains=False, **field.config
+                )
+                labels = [str(name) for _, name in sorted(network.config.id2label.items())]
+                return Subject(model.model_name_or_path, network.eval(), processor, labels, "encoder", 128)
             processor, network = load_model(model, BARE[kind])
         return Subject(str(show.model_name_or_path), network.eval(), processor, None, kind, 128)
     artefact = read_artefact(show.artefact)
@@ -92,8 +100,8 @@ def find_subject(show: ShowArguments) -> Subject:
             raise InputError(
                 f"{show.artefact} was pretrained by '{options['objective']}', which has no view yet"
             )
-        # a pretrained run has no task: of a row the loader reads these two
-        row = SimpleNamespace(model=known, config={})
+        # a pretrained run has no task: of a row the loader reads these
+        row = SimpleNamespace(model=known, config={}, reads=TEXT)
     processor, network = load_network(artefact, show.allow_mismatch, row)
     config = core(network).config
     kind = "encoder-decoder" if config.is_encoder_decoder else "encoder"
@@ -119,8 +127,9 @@ def with_target(subject: Subject, batch: Mapping[str, Tensor], written: str | No
     if written is not None:
         # some tokenizers write targets otherwise than sources
         ids = subject.processor(text_target=written, return_tensors="pt")["input_ids"]
-        made = core(subject.network).prepare_decoder_input_ids_from_labels(
-            labels=ids.to(subject.network.device)
+        config = core(subject.network).config
+        made = shifted_right(
+            ids.to(subject.network.device), config.decoder_start_token_id, config.pad_token_id
         )
     else:
         made = subject.network.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=48)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import pytest
 from conftest import make_model, make_tokenizer
+from field_models import make_field_model
 from test_train import train
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 from finetune.data.narrowed import UnshownArguments
 from finetune.errors import InputError
 from finetune.interpret.options import ShowArguments
 from finetune.interpret.subject import find_subject, network_is_causal, target_of
+from finetune.models.recurrent_config import RecurrentConfig
 from scripts.show import main
 
 TEXT = "the film was not very good"
@@ -115,3 +122,23 @@ def test_a_decoder_is_known_by_what_it_computes_and_told_by_a_word(saved):
         target_of(subject, "")
     encoder = find_subject(ShowArguments(what="attention", model_name_or_path=saved["bert"]))
     assert not network_is_causal(encoder.network)
+
+
+def test_gradients_of_an_encoder_decoder(saved, tmp_path):
+    page, drawings = shown(tmp_path, "gradients", saved["bart"], texts=[TEXT], target_text="a good film")
+    assert drawings == ["1-through-time.png"] and "forgets fast" in page
+
+
+def test_a_bare_model_of_pictures_is_known_by_its_kind(tmp_path):
+    for part in make_field_model("vit", AutoModelForImageClassification, num_labels=2):
+        part.save_pretrained(tmp_path / "vit")
+    page, drawings = shown(tmp_path, "positions", str(tmp_path / "vit"), places=4)
+    assert "learnt (its own)" in page and "positions.png" in drawings
+
+
+def test_a_recurrent_network_has_no_positions(tmp_path):
+    network = AutoModelForSequenceClassification.from_config(RecurrentConfig(vocab_size=36, hidden_size=8))
+    network.save_pretrained(tmp_path / "lstm")
+    make_tokenizer("llama").save_pretrained(tmp_path / "lstm")
+    with pytest.raises(InputError, match="'recurrent' encodes no positions.*show gradients"):
+        shown(tmp_path, "positions", str(tmp_path / "lstm"))

@@ -6,17 +6,22 @@ from typing import Any
 
 from finetune.cli.places import did_you_mean
 
+# A verb that asks finished runs calls its model an artefact; one that sets no batch of rows counts tokens.
+MODEL = ("model_name_or_path", "models", "base", "artefact")
+BATCH = (
+    "per_device_train_batch_size", "per_device_batch_size", "batch_size", "per_device_eval_batch_size",
+    "generation_batch_size", "tune_batch_size", "batch_tokens",
+)  # fmt: skip
+RATE = ("learning_rate", "tune_learning_rate")
 # Names from other tools and from haste → the options that they mean; the first that the verb has is offered.
 MEANT = {
     "dataset": ("dataset_name",), "data": ("dataset_name",), "train_file": ("dataset_name",),
     "file": ("dataset_name",),
-    "model": ("model_name_or_path", "models", "base"), "model_name": ("model_name_or_path", "models", "base"),
-    "base_model": ("model_name_or_path", "models", "base"), "batch_size": ("per_device_train_batch_size",
-    "batch_size",
-    "per_device_eval_batch_size"), "bs": ("per_device_train_batch_size", "batch_size"), "train_batch_size":
+    "model": MODEL, "model_name": MODEL, "base_model": MODEL, "batch_size": BATCH, "bs": BATCH,
+    "train_batch_size":
     ("per_device_train_batch_size",), "eval_batch_size": ("per_device_eval_batch_size",),
-    "epochs": ("num_train_epochs",),
-    "num_epochs": ("num_train_epochs",), "lr": ("learning_rate",), "rate": ("learning_rate",),
+    "epochs": ("num_train_epochs", "tune_epochs"),
+    "num_epochs": ("num_train_epochs", "tune_epochs"), "lr": RATE, "rate": RATE,
     "steps": ("max_steps", "steps"),
     "num_steps": ("max_steps", "steps"), "output": ("output_dir",), "out": ("output_dir",),
     "save_dir": ("output_dir",),

@@ -184,7 +184,8 @@ def test_a_recipe_of_another_verb_is_refused(tmp_path):
      ("train", "--batch_size", "--per_device_train_batch_size"), ("train", "--epochs", "--num_train_epochs"),
      ("train", "--lr", "--learning_rate"), ("sft", "--lora-r", "--method_kwargs '{\"r\": ...}'"), ("serve",
      "--model", "--base"), ("assess", "--model", "--artefact"), ("prompt", "--lr", "--tune_learning_rate"),
-     ("prefer", "--batch_size", "--generation_batch_size"), ("ppo", "--batch_size", "--per_device_batch_size")],
+     ("prefer", "--batch_size", "--generation_batch_size"),
+     ("ppo", "--batch_size", "--per_device_batch_size")],
 )  # fmt: skip
 def test_the_commonest_mistakes_are_told_the_real_option(verb, given, meant):
     types = [vars(importlib.import_module(module))[name] for module, name in classes_of(VERBS[verb])]

@@ -1,5 +1,5 @@
 """A checkpoint of AdapterHub's library (adapters 1.x) → a folder that PEFT and this project load. Knows both
-layouts; knows no models.
+layouts; of models, whether a head is its base's own.
 
 Taken are bottleneck adapters in their three published shapes, LoRA, IA3, and heads for classes and tags. What
 can't be said in this project's terms is refused by its name: another formula under the same name would be
@@ -20,13 +20,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from finetune.adapters.adapterhub_heads import read_head, read_theirs, want_shapes, want_words
+from finetune.adapters.adapterhub_heads import (
+    Head,
+    left_alone,
+    read_head,
+    read_theirs,
+    want_shapes,
+    want_words,
+)
+from finetune.adapters.loading import MODELS, quietly
 from finetune.adapters.weights import PREFIX
 from finetune.artefacts.bounds import LARGEST, read_json
 from finetune.artefacts.files import write_atomically
 from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import CONFIG, WEIGHTS
 from finetune.errors import InputError
+from finetune.models.names import resolve
 
 THEIRS = "adapter.safetensors"
 ACTIVATIONS = {"gelu_orig": "gelu", "leakyrelu": "leaky_relu"}
@@ -102,7 +111,7 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None, hea
     config, weights = _kind(source, said["config"])(source, said, read_theirs(source / THEIRS))
     # Before anything is written.
     found = read_head(source, said["model_type"], said["hidden_size"]) if heads else ({}, {}, [])
-    head, more, labels = found
+    head, more, labels, told = kept_head(source, name, found)
     config |= {"base_model_name_or_path": name, "inference_mode": True} | more
     folder.mkdir(parents=True, exist_ok=True)
     whole = {PREFIX + key: tensor.contiguous() for key, tensor in (weights | head).items()}
@@ -115,8 +124,51 @@ def convert(source: str | Path, folder: str | Path, base: str | None = None, hea
         shutil.copy2(file, folder / file.name)
     kind = config.get("shape") or config["peft_type"].lower()
     return [f"{source}: {kind} on {len(config['target_modules'])} modules of '{name}'"] + (
-        [f"head for {len(labels)} labels: {', '.join(labels)}"] if labels else []
+        [f"head for {len(labels)} labels: {', '.join(labels)}"] if labels else told
     )
+
+
+def kept_head(
+    source: Path, base: str, found: Head
+) -> tuple[dict[str, Tensor], dict[str, Any], list[str], list[str]]:
+    """The head, without one over the vocabulary that is the base's own; and a line on what became of that.
+
+    Raises:
+        InputError: a part of it that PEFT can't hold differs from the base's.
+    """
+    head, config, labels = found
+    saved = {key for key in head if key.startswith("lm_head")}
+    if not saved:
+        return head, config, labels, []
+    theirs = _of_base(base, config["task_type"])
+    differ = [key for key, tensor in head.items() if theirs is None or _unlike(tensor, theirs.get(key))]
+    # BART's shift of its logits is a buffer, and zero in a base that isn't there to be asked.
+    lost = [key for key in differ if key not in saved and (theirs is not None or bool(head[key].any()))]
+    if lost:
+        raise InputError(
+            f"{source} has a '{lost[0]}' that differs from '{base}', and an adapter has no place for it; "
+            f"{left_alone(source)}"
+        )
+    if saved & set(differ):
+        why = "is not at hand to compare" if theirs is None else "has another"
+        return {key: head[key] for key in saved}, config, labels, [f"its lm_head is kept: '{base}' {why}"]
+    return {}, {"task_type": config["task_type"]}, labels, [f"its lm_head is that of '{base}'"]
+
+
+def _unlike(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is None or other.shape != tensor.shape or not torch.equal(other.to(tensor), tensor)
+
+
+def _of_base(base: str, task: str) -> dict[str, Tensor] | None:
+    """Weights of the base, or None where it doesn't lie here: a hub is not asked for gigabytes to compare."""
+    source, further = resolve(base)
+    if not Path(source).is_dir():
+        return None
+    try:
+        with quietly():
+            return dict(MODELS[task].from_pretrained(source, **further).state_dict())
+    except (OSError, ValueError):
+        return None
 
 
 def _kind(source: Path, settings: dict[str, Any]) -> Converter:

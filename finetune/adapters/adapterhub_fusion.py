@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from finetune.adapters.adapterhub import convert, find_module
+from finetune.adapters.adapterhub import convert, find_module, kept_head
 from finetune.adapters.adapterhub_heads import read_head, read_theirs, want_shapes, want_words
 from finetune.adapters.fusion import ADAPTERS, FUSION_FILE, FUSION_WEIGHTS, PARTS
 from finetune.adapters.weights import PREFIX
@@ -37,6 +37,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "SEQ_CLS": {"task": "classification", "max_length": 512},
     "TOKEN_CLS": {"task": "tokens", "max_length": 512},
     "CAUSAL_LM": {"objective": "clm"},
+}
+# why fusions with other heads are none of these runs
+UNREADABLE = {
+    "SEQ_2_SEQ_LM": "is a fusion on an encoder-decoder, which no run here loads; take in its adapters alone",
+    "QUESTION_ANS": "has a head for questions, and no run here loads such a fusion; take in its adapters",
+    "FEATURE_EXTRACTION": "has no head, by which a fusion is loaded; save it with its head (with_head=True)",
 }
 
 
@@ -63,13 +69,12 @@ def convert_fusion(sources: Sequence[str | Path], folder: str | Path, base: str 
     if not name:
         raise InputError(f"{source} does not say which base it belongs on; set --base")
     adapters = _adapters(source, [Path(one) for one in sources if Path(one) != source], said["adapter_names"])
-    head, config, labels = read_head(source, said["model_type"], said["hidden_size"])
-    run = RUNS.get(config["task_type"])
+    found = read_head(source, said["model_type"], said["hidden_size"])
+    run = RUNS.get(found[1]["task_type"])
     if run is None:
-        raise InputError(
-            f"{source} has no head, and its base writes no texts; save it with its head (with_head=True)"
-        )
-    lines = [f"{source}: AdapterFusion of {len(adapters)} adapters on '{name}'"]
+        raise InputError(f"{source} {UNREADABLE[found[1]['task_type']]}")
+    head, _, labels, told = kept_head(source, name, found)
+    lines = [f"{source}: AdapterFusion of {len(adapters)} adapters on '{name}'", *told]
     for index, adapter in enumerate(adapters):
         # Without heads: the fusion has its own.
         lines += convert(adapter, folder / ADAPTERS / f"adapter{index}", name, heads=False)

@@ -76,7 +76,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def read_head(source: Path, family: str, width: int) -> Head:
     """Weights of the head under transformers' names, PEFT's configuration of it, and its labels; no weights
-    where there is none, or where it is the base's own.
+    where there is none.
 
     Raises:
         InputError: a head that no model of transformers has, or one whose weights and labels don't fit.
@@ -90,7 +90,8 @@ def read_head(source: Path, family: str, width: int) -> Head:
     if any(key.startswith("heads.") for key in weights):
         return _flexible(source, family, width, said, weights)
     if any(name.startswith("lm_head") for name in weights):
-        return {}, {"task_type": WRITES.get(family, "CAUSAL_LM")}, []
+        # It may have been trained; whether it is the base's own, `kept_head` says.
+        return weights, {"task_type": WRITES.get(family, "CAUSAL_LM"), "modules_to_save": ["lm_head"]}, []
     return _static(source, said, weights)
 
 
@@ -103,7 +104,9 @@ def _flexible(
     kind, layers = settings.get("head_type"), settings.get("layers")
     tanh = settings.get("activation_function") == "tanh" and not settings.get("use_pooler")
     if kind == "classification" and settings.get("num_labels") == 1:
-        raise InputError(f"{source} has a head for a number (one label), not for classes; {_alone(source)}")
+        raise InputError(
+            f"{source} has a head for a number (one label), not for classes; {left_alone(source)}"
+        )
     if kind == "classification" and layers == 2 and tanh and family in TWO_LAYERS:
         named, task = TWO_LAYERS[family], "SEQ_CLS"
     elif kind == "tagging" and layers == 1:
@@ -113,7 +116,7 @@ def _flexible(
     else:
         raise InputError(
             f"{source} has a head '{kind}' with {layers} layers for '{family}', which is not converted; "
-            f"{_alone(source)}"
+            f"{left_alone(source)}"
         )
     found = {}
     # The layer's number and the part count; a head whose name begins alike may be saved beside it.
@@ -151,14 +154,16 @@ def _static(source: Path, said: dict[str, Any], weights: dict[str, Tensor]) -> H
     # The last layer of several is the one with a row for each label.
     ends = [t for key, t in weights.items() if key.endswith(("classifier.weight", "out_proj.weight"))]
     if not ends or ends[0].dim() != 2:
-        raise InputError(f"{source} has a head without a layer for its labels; {_alone(source)}")
+        raise InputError(f"{source} has a head without a layer for its labels; {left_alone(source)}")
     count = len(ends[0])
     if count == 1:
-        raise InputError(f"{source} has a head for a number (one label), not for classes; {_alone(source)}")
+        raise InputError(
+            f"{source} has a head for a number (one label), not for classes; {left_alone(source)}"
+        )
     return weights, config, _labels(source, said.get("label2id"), count)
 
 
-def _alone(source: Path) -> str:
+def left_alone(source: Path) -> str:
     return f"take {THEIR_HEAD} and {THEIR_CONFIG} away to convert the adapter alone"
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -337,7 +338,10 @@ def load_fusion(network: PeftModel, folder: str | Path) -> list[Fused]:
     base = network.get_base_model()
     # Folders from before they said their heads have what a run here trains.
     heads = said.get("heads", _trained_whole(base))
-    tensors = load((path / FUSION_WEIGHTS).read_bytes())
+    tensors = _read_weights(path / FUSION_WEIGHTS)
+    lacking = [head for head in heads if head not in dict(base.named_modules())]
+    if lacking:
+        raise InputError(f"The fusion in {path} has a head '{lacking[0]}', which this model has not")
     own = _matrices(_fused(network)) | _weights_of(base, heads)
     # Both ways: missing matrices would stay untrained, foreign ones be left out.
     if own.keys() != tensors.keys() or any(own[key].shape != tensors[key].shape for key in own):
@@ -366,9 +370,25 @@ def mount_fusion(
 
 def _read_config(folder: Path) -> dict[str, Any]:
     said = read_json(folder / FUSION_FILE)
-    if not isinstance(said, dict) or not isinstance(said.get("adapters"), list):
+    if not isinstance(said, dict) or not _are_names(said.get("adapters")):
         raise InputError(f"{folder / FUSION_FILE} names no adapters; wanted what save_fusion wrote")
+    # `heads` are asked of the model by name, the others are switches.
+    if not _are_names(said.get("heads", [])) or any(
+        not isinstance(said.get(key, True), bool) for key in FORMULA
+    ):
+        raise InputError(f"{folder / FUSION_FILE} is damaged: {said!s:.200}; save the fusion again")
     return said
+
+
+def _are_names(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(name, str) for name in given)
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return load(file.read_bytes())
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"Cannot read {file}: {error}; save the fusion again") from error
 
 
 def _fused(network: nn.Module) -> dict[str, Fused]:

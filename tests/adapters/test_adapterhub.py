@@ -287,3 +287,41 @@ def test_a_fusion_lacks_none_of_its_parts(tmp_path):
     with pytest.raises(InputError, match="with_head=True"):
         convert_fusion([fused, first, shutil.copytree(HERE / "bert" / "pfeiffer_2", tmp_path / "2")],
                        tmp_path / "out", base="tiny")  # fmt: skip
+
+
+def test_a_fusion_is_refused_for_the_reason_that_it_has(tmp_path):
+    for family, reason in (("bart", "encoder-decoder"), ("bert", "head for questions")):
+        fused, *_ = copied(tmp_path / family, *FUSED)
+        for file in ("model_head.safetensors", "head_config.json"):
+            shutil.copy2(HERE / family / ("pfeiffer" if family == "bart" else "qa") / file, fused / file)
+        reworded(fused / "adapter_fusion_config.json", model_type=family)
+        with pytest.raises(InputError, match=reason):
+            convert_fusion([fused], tmp_path / "out", base="tiny")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("family", ["llama", "bart"])
+def test_a_head_over_the_vocabulary_is_kept_unless_it_is_the_bases(family, tmp_path):
+    (it,) = copied(tmp_path, "lora", family=family)
+    # An untied base: there the head is trained beside the adapter.
+    network = base(HERE / family)
+    network.config.tie_word_embeddings = False
+    network.lm_head.weight = torch.nn.Parameter(load_file(it / "model_head.safetensors")["lm_head.weight"])
+    network.save_pretrained(tmp_path / "base")
+    said = convert(it, tmp_path / "same", base=str(tmp_path / "base"))
+    assert said[1] == f"its lm_head is that of '{tmp_path / 'base'}'"
+    assert not [name for name in load_file(tmp_path / "same" / "adapter_model.safetensors") if "head" in name]
+    # Where the base isn't at hand nobody knows, and nothing is lost.
+    assert "kept: 'tiny' is not at hand" in convert(it, tmp_path / "unknown", base="tiny")[1]
+    reweighted(it / "model_head.safetensors", lambda name, t: t + 1 if name == "lm_head.weight" else t)
+    assert "has another" in convert(it, tmp_path / "other", base=str(tmp_path / "base"))[1]
+    trained = peft.PeftModel.from_pretrained(network, tmp_path / "other").eval()
+    assert torch.equal(
+        trained.get_submodule("base_model.model.lm_head.modules_to_save.default").weight,
+        load_file(it / "model_head.safetensors")["lm_head.weight"],
+    )
+    reweighted(it / "model_head.safetensors", lambda name, t: t + 1 if name == "final_logits_bias" else t)
+    if family == "bart":
+        for name in ("tiny", str(tmp_path / "base")):
+            with pytest.raises(InputError, match="'final_logits_bias' that differs .* no place for it"):
+                convert(it, tmp_path / "shifted", base=name)

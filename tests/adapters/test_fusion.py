@@ -218,3 +218,33 @@ def test_what_cannot_be_fused_is_refused(two, tmp_path):
         FusionArguments(["one"]).checked()
     with pytest.raises(InputError, match="LORA adapter; fusion takes bottleneck adapters"):
         mount_all(make_model("bert", AutoModel), [tmp_path / "lora"], None)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("fusion.safetensors", lambda held: held[:-9], r"Cannot read .*fusion\.safetensors"),
+        ("fusion.safetensors", lambda held: b"", r"Cannot read .*fusion\.safetensors"),
+        ("fusion.json", lambda held: held[:9], r"Cannot read .*fusion\.json"),
+        ("fusion.json", lambda held: b"\xff", r"Cannot read .*fusion\.json"),
+        ("fusion.json", lambda held: b'{"adapters": [["a"]]}', r"fusion\.json names no adapters"),
+        ("fusion.json", lambda held: held.replace(b"true", b'"yes"'), r"fusion\.json is damaged"),
+        (
+            "fusion.json",
+            lambda held: held.replace(b'["classifier"]', b'"classifier"'),
+            r"fusion\.json is dam",
+        ),
+        ("fusion.json", lambda held: held.replace(b'["classifier"]', b'["score"]'), "has a head 'score'"),
+    ],
+    ids=["cut", "empty", "cut words", "no text", "no names", "no switch", "no list", "another head"],
+)
+def test_damaged_files_of_a_fusion_are_named(two, tmp_path, file, content, message):
+    network = two()
+    fuse(network, NAMES)
+    save_fusion(network, tmp_path)
+    (tmp_path / file).write_bytes(content((tmp_path / file).read_bytes()))
+    with pytest.raises(InputError, match=message):
+        load_fusion(two(), tmp_path)
+    (tmp_path / file).unlink()
+    with pytest.raises(InputError, match=file):
+        load_fusion(two(), tmp_path)

@@ -5,7 +5,6 @@ one when it is called.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
@@ -99,6 +98,9 @@ def overview() -> str:
 
 def version() -> str:
     """Of the installed distribution."""
+    # late: it costs a tenth of what --help may take
+    import importlib.metadata
+
     # In a clone that was not installed there are no metadata.
     try:
         return importlib.metadata.version("finetune-and-prompt")

@@ -45,6 +45,10 @@ class RecurrentEncoder(nn.Module):
         self.stack = RecurrentStack(config.embedding_size, config)
         self.dropout = nn.Dropout(config.dropout)
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of the source's tokens, under transformers' name for it."""
+        return self.embeddings
+
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -61,8 +61,8 @@ def parsed(path: Path) -> ast.Module:
 
 @cache
 def imports_of(tree: ast.AST, module: str, is_package: bool = False) -> dict[str, tuple[str, str]]:
-    """Names that a module imports from others → (module, name there), also those under TYPE_CHECKING; not what
-    its functions import.
+    """Names that a module imports from others → (module, name there), also those under TYPE_CHECKING; not
+    what its functions import.
     """
     package = module.split(".") if is_package else module.split(".")[:-1]
     found = {}

@@ -24,6 +24,9 @@ from finetune.data.tables import content, decoded, delimited, ending
 from finetune.errors import InputError
 
 SHOWN = 30
+NAMES = {name.lower() for name in TEXTS}
+DIGITS = str.maketrans("", "", "0123456789")
+LONG = 5  # letters: shorter names, as cat and car, differ by one for a reason
 
 
 @dataclass
@@ -96,6 +99,19 @@ class Found:
         """Labels that differ by blanks or case alone."""
         return twins(Counter(label for label in self.labels if label.strip()))
 
+    def close(self) -> list[tuple[str, str]]:
+        """Labels that differ by a letter, the more usual one first."""
+        usual = {name: one for one, names in self.near().items() for name in names}
+        return a_letter_apart(Counter(usual.get(name, name) for name in self.labels if name.strip()))
+
+    def nameless(self) -> bool:
+        """Whether the first line reads as a row: a text of several words, and a label that rows have."""
+        return len(self.text.split()) > 1 and self.text.lower() not in NAMES and self.label in self.labels
+
+    def zeros(self) -> list[int]:
+        """Rows whose text holds NUL bytes, which no tokenizer knows and editors don't show."""
+        return [place for place, text in enumerate(self.texts) if "\0" in text]
+
     def repeated(self) -> tuple[list[int], list[int]]:
         """Rows whose text stands before them, with the same label and with another; blanks and case aside.
 
@@ -125,6 +141,28 @@ class Found:
 def plain(text: str) -> str:
     """A text without what two copies of it may differ by."""
     return " ".join(text.split()).casefold()
+
+
+def a_letter_apart(counts: Counter[str]) -> list[tuple[str, str]]:
+    """Names that are one but for a letter too much, too few, another one or one elsewhere.
+
+    Names that differ by a digit are counted classes, and none of these.
+    """
+    # two such names have a spelling without one letter in common: no pair has to be compared
+    spellings: dict[str, str] = {}
+    pairs = []
+    for name, _ in counts.most_common():
+        plain_name = plain(name)
+        bare = plain_name.translate(DIGITS)
+        if len(bare) < LONG:
+            continue
+        shorter = {bare} | {bare[:place] + bare[place + 1 :] for place in range(len(bare))}
+        other = next((spellings[one] for one in sorted(shorter) if one in spellings), None)
+        if other is not None and plain(other).translate(DIGITS) != bare:
+            pairs.append((other, name))
+        for one in shorter:
+            spellings.setdefault(one, name)
+    return pairs
 
 
 def look(path: Path, text: str | None, label: str | None, encoding: str | None = None) -> Found:
@@ -218,6 +256,7 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
     faults = [
         (found.wide, "lines have more cells than the header (quote texts that hold the delimiter)",
         [f"line {line}" for line in found.wide]),
+        (found.zeros(), "rows hold NUL bytes in their text", None),
         (found.empty(), "rows have no text", None), (found.unlabelled(), "rows have no label", None),
         (same, "rows repeat an earlier text with the same label", None), (other,
         "rows repeat an earlier text with another label", None),
@@ -234,6 +273,16 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
             "  ! labels differ by blanks or case alone: "
             f"{', '.join(f'{name!r} ({counts[name]})' for name in names)} → {usual!r}"
         )
+    if found.nameless():
+        said.append(
+            f"  ! the first line reads as a row ({found.label!r} is a label below it too): put a line with "
+            "the columns' names before it, as text,label"
+        )
+    # two names may be two classes: a person knows, and nothing is mended
+    said += [
+        f"  ? labels differ by a letter: {one!r} ({counts[one]}) and {other!r} ({counts[other]})"
+        for one, other in found.close()
+    ]
     # a class of one row that is a twin is a slip of writing, said above
     near = {name for names in found.near().values() for name in names}
     said += [
@@ -243,14 +292,15 @@ def report(found: Found, lengths: Sequence[int] | None = None) -> list[str]:
     ]
     hint = language_hint(found.texts)
     said += [f"  {hint}"] if hint else []
-    if not any(line.startswith("  !") for line in said):
+    if not any(line.startswith(("  !", "  ?")) for line in said):
         said.append("  nothing is wrong with it")
     return said
 
 
 def next_command(found: Found, file: Path, mended_file: Path | None = None) -> str:
     """What one types after this look: mend a file with faults, train on one without."""
-    if mended_file is None and any(line.startswith("  !") for line in report(found)):
+    # what only a person can mend, as a class of one row, would lead here again and again
+    if mended_file is None and (found.wide or found.near() or left_out(found)):
         return f"finetune check {quote(str(file))} --mend {quote(f'{file.stem}_mended.csv')}"
     rows, language = mended_file or file, language_of(found.texts)
     rest = [name for name in found.columns if name not in (found.text, found.label)]
@@ -270,15 +320,25 @@ def shared(one: Found, other: Found) -> list[str]:
     return [other.lines[place] for place, text in enumerate(other.texts) if plain(text) in known]
 
 
-def mended(found: Found, path: Path) -> list[str]:
-    """Write the rows that can teach something, with one name for each label; lines that say what was
-    changed.
-    """
-    usual = {name: one for one, names in found.near().items() for name in names}
+def left_out(found: Found) -> dict[int, str]:
+    """Places of rows that can teach nothing, and why."""
     same, other = found.repeated()
     reasons = dict.fromkeys(found.empty(), "no text") | dict.fromkeys(found.unlabelled(), "no label")
     # later reasons win; a text without words can't be among the repeated
-    reasons |= dict.fromkeys((*same, *other), "a text that stands before it")
+    return reasons | dict.fromkeys((*same, *other), "a text that stands before it")
+
+
+def mended(found: Found, path: Path) -> list[str]:
+    """Write the rows that can teach something, with one name for each label; lines that say what was
+    changed.
+
+    Raises:
+        InputError: a file that is there already, or of a kind that isn't written.
+    """
+    if path.exists():
+        raise InputError(f"--mend {path} is there already, and stays as it is; name a new file")
+    usual = {name: one for one, names in found.near().items() for name in names}
+    reasons = left_out(found)
     kept = [place for place in range(len(found.lines)) if place not in reasons]
     renamed = sum(
         found.labels[place] in usual and found.labels[place] != usual[found.labels[place]] for place in kept

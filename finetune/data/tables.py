@@ -31,6 +31,14 @@ MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+# what other programs' files begin with, whatever their names say
+FOREIGN = (
+    (b"PK\x03\x04", "a zip archive or an Excel file", "Name it .xlsx, or unpack it"),
+    (b"\x1f\x8b", "packed by gzip", "Let its name end in .gz, as rows.csv.gz"),
+    (b"\xd0\xcf\x11\xe0", "an Excel file of the old kind", "Save it as .xlsx or .csv"),
+    (b"PAR1", "a Parquet file", "Let its name end in .parquet"),
+    (b"%PDF", "a PDF", "Save its table as .csv"),
+)
 WHOLE, DECIMAL = re.compile(r"-?(0|[1-9]\d{0,17})"), re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][-+]?\d+)?")
 FOR_EXCEL = re.compile(r"sep=(.)\r?\n")  # a first line that names the delimiter
 LOOKED_AT = 200  # records that tell the delimiter
@@ -94,8 +102,11 @@ def decoded(data: bytes, name: str, encoding: str | None = None) -> str:
     best.
 
     Raises:
-        InputError: bytes that the named encoding doesn't have, or an encoding that there isn't.
+        InputError: bytes that the named encoding doesn't have, an encoding that there isn't, or no text.
     """
+    for mark, what, mend in FOREIGN:
+        if data.startswith(mark):
+            raise InputError(f"{name} is {what}, whatever its name says. {mend}")
     if encoding is not None:
         try:
             return data.decode(skipping_mark(encoding))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from finetune.cli.parser import parse
-from finetune.data.doctor import look, mended, next_command, report
+from finetune.data.doctor import a_letter_apart, look, mended, next_command, report
 from finetune.data.languages import language_hint, language_of
 from finetune.data.sources import DataArguments, load_rows
 from finetune.errors import InputError
@@ -69,6 +70,35 @@ def test_a_row_without_a_label_hides_no_labelled_one(tmp_path):
     found = look(file, None, None)
     assert found.repeated() == ([], []) and found.unlabelled() == [0, 2]
     assert "3 rows" in mended(found, tmp_path / "mended.csv")[0]
+
+
+def test_labels_that_differ_by_a_letter_are_asked_about():
+    names = Counter({"Rechnung": 9, "Rechnug": 2, "Rechnnug": 1, "Rechmung": 1, "card": 5, "cart": 5})
+    assert a_letter_apart(names) == [("Rechnung", name) for name in ("Rechnug", "Rechnnug", "Rechmung")]
+    assert a_letter_apart(Counter(["class 1", "class 2", "class 12", "positive", "negative"])) == []
+
+
+def test_a_question_or_a_class_of_one_row_is_not_mended_again_and_again(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\nOne.,Rechnung\nTwo.,Rechnung\nThree.,Rechnug\n")
+    found = look(file, None, None)
+    said = "\n".join(report(found))
+    assert "? labels differ by a letter: 'Rechnung' (2) and 'Rechnug' (1)" in said
+    assert "! the class 'Rechnug' has one row" in said and "--mend" not in next_command(found, file)
+
+
+def test_a_file_without_names_of_columns_and_with_nul_bytes(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("A fine day.,a\nA bad day.,b\nA \0 day.,a\nA long day.,b\n")
+    said = "\n".join(report(look(file, None, None)))
+    assert "the first line reads as a row ('a' is a label below it too)" in said
+    assert "1 rows hold NUL bytes in their text: line 3" in said
+
+
+def test_no_file_is_written_over(tickets):
+    with pytest.raises(InputError, match="is there already, and stays as it is"):
+        check(tickets, "--mend", tickets)
+    assert tickets.read_text(encoding="utf-8") == TICKETS
 
 
 def test_what_to_type_next_is_said(tickets, tmp_path):

@@ -71,6 +71,8 @@ def test_records_parted_by_old_line_ends(tmp_path):
         ("a.csv", f'text,label\n"Oslo is far,a\n{LINES}', "line 2 opens a quote that is closed nowhere"),
         ("a.zip", "PK", "ends in '.zip'; unpack the archive"),
         ("a.tar.gz", "x", "unpack the archive"),
+        ("a.csv", "PK\x03\x04rest", "a zip archive or an Excel file, whatever its name says. Name it .xlsx"),
+        ("a.jsonl", "PAR1rest", "is a Parquet file, whatever its name says"),
     ],
 )  # fmt: skip
 def test_what_is_no_table_says_what_to_do(name, content, message, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
+from finetune.data.corpora import CORPORA
 from finetune.data.sources import DataArguments, load_rows
 from finetune.errors import InputError
 from prompts.study.prompts import named_entry, named_prompts
@@ -185,11 +186,18 @@ def test_the_library_has_ten_tasks_with_templates_and_words() -> None:
         assert len(entry.words) >= 2 or of_rows or (entry.targets and len(entry.endings) >= 2)
 
 
+@pytest.mark.parametrize("corpus", sorted(CORPORA))
+def test_the_entry_of_sentiments_knows_the_built_in_corpora(corpus: str) -> None:
+    rows = load_rows(DataArguments(dataset_name=corpus), train=False).eval
+    source = read_entry("sentiment").data[corpus]
+    assert {source.labels[name] for name in rows.features["label"].names} == {"negative", "positive"}
+
+
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_every_template_renders_on_its_data(name: str, shared_data: Path) -> None:
     entry = read_entry(name)
     for dataset in entry.data:
-        folder = dataset if dataset == "reviews" else str(shared_data / dataset)
+        folder = dataset if dataset in CORPORA else str(shared_data / dataset)
         rows = load_rows(DataArguments(dataset_name=folder), train=False).eval.select(range(20))
         table = read_rows(rows, entry, source_of(entry, folder))
         if not entry.targets:

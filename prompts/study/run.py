@@ -37,6 +37,7 @@ from prompts.templates.entries import Entry
 from prompts.templates.lint import refusals
 from prompts.templates.prompt import Prompt, split_name
 from prompts.templates.reading import entry_file
+from prompts.templates.template import Skipped
 
 logger = logging.getLogger(__name__)
 ENTRIES = "prompts"  # folder of the entry's file, in the run's
@@ -214,7 +215,8 @@ def _fit(asking: Asking, loaded: Loaded, options: Options) -> list[Prompt]:
     scorer, name = asking.memory.scorer, asking.model
     entry, parts, labels = loaded.entry, loaded.parts, loaded.labels
     fit = []
-    for prompt in for_family(loaded.prompts, scorer.family, parts.unseen, asking.notes, name):
+    askable = _askable(loaded.prompts, parts.unseen, asking.notes, name)
+    for prompt in for_family(askable, scorer.family, parts.unseen, asking.notes, name) if askable else []:
         # one row is enough to see whether words and slot fit the tokenizer
         rendered = first_rendered(prompt, parts.unseen)
         faults = refusals(prompt, rendered, scorer.tokenizer) if rendered and scorer.tokenizer else []
@@ -229,6 +231,27 @@ def _fit(asking: Asking, loaded: Loaded, options: Options) -> list[Prompt]:
         if asking.memory.state.is_main_process:
             write_entry(entry, fit, labels, Path(options.study.output_dir) / "searched.yaml")
     return fit
+
+
+def _askable(prompts: Sequence[Prompt], rows: Sequence[StudyRow], notes: Notes, model: str) -> list[Prompt]:
+    """The prompts whose template renders for some row, or skips all; the others are noted, once a template."""
+    faults: dict[str, str] = {}
+    for template in {prompt.template.name: prompt.template for prompt in prompts}.values():
+        for row in rows:
+            try:
+                template.render(row.columns)
+            # on purpose: each such row is noted where it is asked
+            except Skipped:
+                pass
+            except InputError as error:
+                faults.setdefault(template.name, str(error))
+                continue
+            # one row is enough: those that it can't be asked of are noted by themselves
+            faults.pop(template.name, None)
+            break
+    for name, fault in faults.items():
+        notes.trouble(model, name, fault)
+    return [prompt for prompt in prompts if prompt.template.name not in faults]
 
 
 def write_winner(found: Findings, path: Path) -> None:

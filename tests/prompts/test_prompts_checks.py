@@ -128,6 +128,26 @@ def test_classes_that_are_numbers_get_names(saved, tmp_path: Path) -> None:
     assert {row.columns["text"][-1]: row.label for row in loaded.parts.unseen}["3"] == 1
 
 
+@pytest.mark.parametrize("kind", ["labels", "choices", "text"])
+def test_templates_that_can_not_be_asked_end_no_other(
+    saved, review_file: Path, tmp_path: Path, kind: str
+) -> None:
+    study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
+    bad = '  broken: "{{ text } {{ mask }}"\n  other: "{{ txt }} was {{ mask }}"\n  bare: "{{ text }} was"\n'
+    entry = ENTRY.replace("templates:\n", f"templates:\n{bad}")
+    if kind != "labels":
+        more = {"choices": 'choices: ["neg", "pos"]\n', "text": 'endings: {x: {until: ["."], tokens: 2}}\n'}[
+            kind
+        ]
+        entry = f'target: "{{{{ label }}}}"\n{more}' + entry.partition("verbalizers:")[0].partition("]\n")[2]
+    Path(study.prompts[0]).write_text(entry)
+    found = finish(replace(study, choose_rows=0), data)
+    assert {one.cell.template for one in found.outcomes} == {"own/is", "own/film"}
+    told = " ".join(what for _, _, what in found.notes.troubles)
+    for reason in ("own/broken: no valid template", "own/other: no column 'txt'", "own/bare: no slots"):
+        assert reason in told
+
+
 def test_what_a_study_cannot_do_is_named(saved, review_file: Path, tmp_path: Path) -> None:
     study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
     with pytest.raises(InputError, match="48 training rows for 60 to choose on"):

@@ -234,7 +234,7 @@ def _fit(asking: Asking, loaded: Loaded, options: Options) -> list[Prompt]:
 
 
 def _askable(prompts: Sequence[Prompt], rows: Sequence[StudyRow], notes: Notes, model: str) -> list[Prompt]:
-    """The prompts whose template renders for some row, or skips all; the others are noted, once a template."""
+    """The prompts whose template renders for some row, or skips it; the others are noted, once a template."""
     faults: dict[str, str] = {}
     for template in {prompt.template.name: prompt.template for prompt in prompts}.values():
         for row in rows:

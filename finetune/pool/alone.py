@@ -78,7 +78,8 @@ def stand_alone(folder: Path, config: dict[str, Any], heads: TaskHeads, reason: 
         raise InputError(f"{folder} holds a {kind} adapter, which can't be served: {reason}")
     tensors, labels = _own_heads(folder, read_tensors(folder)), labels_of(folder)
     shares = not str(config.get("init_lora_weights") or "").startswith(REDRAWN)
-    network = _network(heads, task, tensors, labels, shares)
+    whole = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    network = _network(heads, task, Ready(Adapter(folder, config, {}, heads=whole), labels=labels), shares)
     texts = _own_texts(folder, heads.network, network)
     # Torch counts writes to a tensor: a version that moved tells that PEFT has changed the base itself.
     shared = {id(p): (p, p._version) for p in heads.network.parameters()}
@@ -130,9 +131,7 @@ def _is_shared(parameter: torch.Tensor, base: nn.Module) -> bool:
     return parameter.data_ptr() in {p.data_ptr() for p in base.parameters()}
 
 
-def _network(
-    heads: TaskHeads, task: Any, tensors: dict[str, Any], labels: list[str] | None, shares: bool
-) -> Any:
+def _network(heads: TaskHeads, task: Any, asked: Ready, shares: bool) -> Any:
     """A twin of the base with the task's head, whose weights are the adapter's to bring."""
     if task not in ("SEQ_CLS", "TOKEN_CLS"):
         writes = task in ("CAUSAL_LM", "SEQ_2_SEQ_LM", None) and heads.network.can_generate()
@@ -143,13 +142,7 @@ def _network(
                 f"An adapter for {task} can't be served; wanted one of: {', '.join(map(str, MODELS))}"
             )
         return twin(heads.network if writes else heads.trunk, shares)
-    # Nothing else tells how many labels there are: the last matrix of a head has one row for each.
-    last = [t for name, t in tensors.items() if name.endswith("weight") and t.dim() == 2]
-    if not labels and not last:
-        raise InputError(
-            f"There is no head for {task} in the adapter; save it with its head in modules_to_save"
-        )
-    width = len(labels) if labels else last[-1].shape[0]
+    width = heads.width(asked)
     model = _with_room(heads.bare(task, width))
     setattr(model, model.base_model_prefix, twin(heads.trunk, shares))
     return model

@@ -168,6 +168,22 @@ def test_what_cannot_be_mixed_runs_by_itself(tmp_path, settings):
         assert_near(found[place], alone(tuned, processor, "vit", inputs[place]), 1e-4)
 
 
+def test_labels_without_names_are_counted_by_the_head_also_by_itself(tmp_path):
+    network, processor = make_base("wav2vec2", num_labels=3)
+    # The projector before the classifier is saved behind it, and has another number of rows.
+    settings = peft.LoHaConfig(
+        target_modules=["q_proj"], r=2, modules_to_save=["classifier", "projector"], init_weights=False
+    )
+    tuned = peft.get_peft_model(network, settings).eval()
+    tuned.save_pretrained(tmp_path)
+    pool = pool_of("wav2vec2")
+    pool.add("odd", tmp_path)
+    assert pool.adapters()["odd"]["by_itself"]
+    assert pool.adapters()["odd"]["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    one = given("wav2vec2", 1)
+    assert_near(pool.logits([one], ["odd"])[0], alone(tuned, processor, "wav2vec2", one), 1e-4)
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")

@@ -26,6 +26,9 @@ from finetune.models.processors import TEXT
 from finetune.tasks.table import find_task
 from finetune.tasks.task import shown_texts
 
+# of adapters on pictures, sounds and series too; the other formats are of texts
+ASKING = ("check", "stamp", "merge", "into_base")
+
 
 @dataclass
 class ActionArguments:
@@ -92,7 +95,7 @@ def act(
         raise InputError("No adapters; name their folders by --adapters")
     # All of them before the first: half of a list done helps nobody.
     for folder in action.adapters:
-        _want_text(folder, action.action)
+        _want_asked(folder, action.action)
     # The one action that reads rows; the others have no use for their options.
     if action.action == "int8":
         yield from to_onnx(action, merge)
@@ -101,8 +104,8 @@ def act(
         yield from ACTIONS[action.action](action, merge)
 
 
-def _want_text(folder: str, action: str) -> None:
-    """Actions ask a model on probe texts.
+def _want_asked(folder: str, action: str) -> None:
+    """Actions ask a model on probe texts, those in ASKING on made-up pictures, sounds and series too.
 
     Raises:
         InputError: the folder's model reads something else.
@@ -111,7 +114,8 @@ def _want_text(folder: str, action: str) -> None:
         return  # of plain PEFT, or no folder, which the action says
     task = read_artefact(folder).options.get("task")
     reads = find_task(task).reads if task else TEXT
-    if reads != TEXT:
+    # A forecast's task reads series as another does, and gives no classes to compare.
+    if reads != TEXT and not (action in ASKING and task == reads):
         raise InputError(
             f"The run in {folder} reads {reads}, and --action {action} tries models on texts. Use it by "
             "finetune.adapters.load, write it as ONNX by `finetune export`, or read its folder as it stands "

@@ -40,8 +40,12 @@ def untie(network: PeftModel) -> None:
     """Give embeddings and head a weight each, where they share one and an adapter changes either: a change
     merged into the shared weight would change both."""
     whole = network.get_base_model()
-    table, head = whole.get_input_embeddings(), whole.get_output_embeddings()
-    if head is None or not any(isinstance(one, BaseTunerLayer) for one in (table, head)):
+    head = whole.get_output_embeddings()
+    # First, since models of sounds and series have no table to ask for either.
+    if head is None:
+        return
+    table = whole.get_input_embeddings()
+    if not any(isinstance(one, BaseTunerLayer) for one in (table, head)):
         return
     # Under LoRA the weight is the wrapped layer's.
     inner: list[Any] = [

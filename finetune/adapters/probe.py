@@ -1,5 +1,5 @@
-"""Whether two models say the same, asked on a few texts. Knows models and changes of weights; knows no rows
-and no training."""
+"""Whether two models say the same, asked on a few texts, or on made-up pictures, sounds or series. Knows
+models and changes of weights; knows no rows and no training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.adapters.file_inputs import picture_cell, sound_cell
+from finetune.adapters.input_reader import reads_of
 from finetune.adapters.merge import MergeArguments, weighted_sum
 from finetune.adapters.weights import Adapter
 from finetune.errors import InputError
+from finetune.models.processors import TEXT
+from finetune.tasks.table import TASKS
 
 PROBES = (
     "A warm, funny film with a fine cast.", "Two hours that I will never get back.",
@@ -54,20 +59,52 @@ class Probe:
 def logits_of(
     network: Any, processor: Any, texts: Sequence[str] = PROBES
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [texts, (time,) classes] in float32, and which of them count (padding doesn't)."""
-    # Padding on the right: decoders' positions then begin at 0 without asking.
-    batch = processor(
-        list(texts), padding=True, padding_side="right", truncation=True, max_length=64, return_tensors="pt"
-    )
-    # Types of all zeros say nothing, and decoders don't take them.
-    inputs = {k: v.to(network.device) for k, v in batch.items() if k != "token_type_ids" or v.any()}
-    out = network(**inputs)
-    logits = (out["logits"] if "logits" in out else out["last_hidden_state"]).float().cpu()
+    """Logits [texts, (time,) classes] in float32, and which of them count (padding doesn't); a model that
+    reads something else is asked on as many made-up inputs of its kind."""
+    reads = reads_of(network.config)
+    if reads == TEXT:
+        # Padding on the right: decoders' positions then begin at 0 without asking.
+        batch = processor(
+            list(texts),
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=64,
+            return_tensors="pt",
+        )
+        # Types of all zeros say nothing, and decoders don't take them.
+        inputs = {k: v.to(network.device) for k, v in batch.items() if k != "token_type_ids" or v.any()}
+        out = network(**inputs)
+        logits = (out["logits"] if "logits" in out else out["last_hidden_state"]).float().cpu()
+    else:
+        batch = TASKS[reads].collate(processor)(made_up(reads, network.config, processor, len(texts)))
+        inputs = {name: tensor.to(network.device) for name, tensor in batch.items()}
+        logits = TASKS[reads].forward(network, inputs, None).float().cpu()
     # Classifiers give one line a text; elsewhere padding would count as disagreement.
     counted = (
         batch["attention_mask"].bool() if logits.dim() == 3 else torch.ones(len(logits), dtype=torch.bool)
     )
     return logits, counted
+
+
+def made_up(reads: str, config: Any, processor: Any, count: int) -> list[dict[str, Any]]:
+    """Rows of noise as pictures, sounds or series, the same ones each time."""
+    # Fixed, since two models are asked one after the other.
+    draw = np.random.default_rng(0)
+    if reads == "image":
+        from PIL import Image  # Late: pictures are an extra.
+
+        # The processor brings any size into the model's own.
+        kinds = [draw.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(count)]
+        return [{reads: picture_cell(Image.fromarray(one))} for one in kinds]
+    if reads == "audio":
+        rate = processor.sampling_rate
+        # A second: longer than the window that any of these models begins with.
+        waves = draw.normal(scale=0.1, size=(count, rate)).astype(np.float32)
+        return [{reads: sound_cell((wave, rate))} for wave in waves]
+    # On the standard scale, which a model reads: a processor of plain PEFT has none of its own.
+    series = draw.normal(size=(count, config.context_length, config.num_input_channels))
+    return [{"past_values": one.tolist()} for one in series]
 
 
 def compare_models(

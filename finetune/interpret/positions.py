@@ -106,7 +106,7 @@ def position_views(network: Any, places: int) -> list[PositionView]:
     config = core(network).config.get_text_config()
     if "num_attention_heads" not in config.to_dict() and "num_attention_heads" not in config.attribute_map:
         raise InputError(
-            f"A model of the kind '{config.model_type}' encodes no positions: it has no attention. `show "
+            f"A model of the kind '{config.model_type}' encodes no positions: it reads in order. `show "
             "gradients` tells how far back it looks"
         )
     width, heads = config.hidden_size, config.num_attention_heads

@@ -205,6 +205,12 @@ def _labelled_texts(
         return list(show.texts), None
     # a bare model names no rows of its own
     if show.artefact is None:
+        # Pictures have views of their own, and this is none of them.
+        if not hasattr(subject.processor, "decode"):
+            raise InputError(
+                f"{subject.name} reads no texts, which embeddings are shown of; look at it with attention or "
+                "gradients, and --images"
+            )
         raise InputError("No text to look at; set --texts, or --artefact and --dataset_name")
     artefact = read_artefact(show.artefact)
     # rows that were trained on may be looked at: nothing is scored

@@ -17,7 +17,7 @@ from finetune.data.narrowed import UnshownArguments
 from finetune.errors import InputError
 from finetune.interpret.options import ShowArguments
 from finetune.interpret.subject import find_subject, network_is_causal, target_of
-from finetune.models.recurrent_config import RecurrentConfig
+from finetune.models.recurrent_config import RecurrentConfig, RecurrentSeq2SeqConfig
 from scripts.show import main
 
 TEXT = "the film was not very good"
@@ -134,6 +134,8 @@ def test_a_bare_model_of_pictures_is_known_by_its_kind(tmp_path):
         part.save_pretrained(tmp_path / "vit")
     page, drawings = shown(tmp_path, "positions", str(tmp_path / "vit"), places=4)
     assert "learnt (its own)" in page and "positions.png" in drawings
+    with pytest.raises(InputError, match="reads no texts, which embeddings are shown of; .* and --images"):
+        shown(tmp_path, "embeddings", str(tmp_path / "vit"), images=["a.png"])
 
 
 def test_a_recurrent_network_has_no_positions(tmp_path):
@@ -142,3 +144,27 @@ def test_a_recurrent_network_has_no_positions(tmp_path):
     make_tokenizer("llama").save_pretrained(tmp_path / "lstm")
     with pytest.raises(InputError, match="'recurrent' encodes no positions.*show gradients"):
         shown(tmp_path, "positions", str(tmp_path / "lstm"))
+
+
+@pytest.mark.parametrize("attention", ["additive", "none"])
+def test_a_recurrent_encoder_decoder_is_looked_at(tmp_path, attention):
+    tokenizer = make_tokenizer("bart")
+    config = RecurrentSeq2SeqConfig(
+        vocab_size=len(tokenizer), hidden_size=8, embedding_size=8, attention=attention,
+        decoder_start_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "it")
+    tokenizer.save_pretrained(tmp_path / "it")
+    model = str(tmp_path / "it")
+    if attention == "none":
+        with pytest.raises(InputError, match="attention=none"):
+            shown(tmp_path, "attention", model, texts=[TEXT])
+    else:
+        page, drawings = shown(tmp_path, "attention", model, texts=[TEXT])
+        assert drawings == ["1-cross-mean.png"] and "columns are read" in page
+    with pytest.raises(InputError, match="encodes no positions: it reads in order"):
+        shown(tmp_path, "positions", model)
+    for what in ("embeddings", "gradients"):
+        options = {"texts": [TEXT, "a good film", "fine"]}
+        show = ShowArguments(what=what, model_name_or_path=model, output_dir=str(tmp_path / what), **options)
+        assert list(main(show, UnshownArguments()).glob("*.png"))

@@ -157,6 +157,8 @@ class Memory:
             for (_, keys), row in zip(block, answers, strict=True)
             if row is not None
             for key, value in zip(keys, row, strict=True)
+            # of an endpoint that is asked answer by answer, some may have come
+            if value is not None
         }
 
     def _share(self, blocks: list[Any], work: Callable[[Any], dict[bytes, Any]]) -> Any:

@@ -45,6 +45,22 @@ def test_echo_gives_the_whole_answers_log_probabilities() -> None:
         assert scorer.tokens["prompt_tokens"] > 0
 
 
+def test_an_answer_that_came_is_kept_though_another_of_its_prompt_failed(tmp_path: Path) -> None:
+    dead = [True]
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if dead[0] and body["prompt"].endswith("bad"):
+            return 400, {"error": "too long"}
+        return 200, echoed(body)
+
+    with fake_server(answer) as fake:
+        scorer = endpoint(fake.url, weigh_by="echo", retries=0)
+        assert Memory(scorer, "x", tmp_path / "c.sqlite")([ASKED]) == [None]
+        dead[0], before = False, len(fake.asked)
+        assert len(Memory(scorer, "x", tmp_path / "c.sqlite")([ASKED])[0]) == 2
+        assert [body["prompt"] for _, body, _ in fake.asked[before:]] == ["The film was very bad"]
+
+
 def top(path: str, body: dict[str, Any]) -> tuple[int, Any]:
     if body.get("echo"):
         return 400, {"error": "echo isn't supported"}

@@ -53,7 +53,7 @@ def main(
     options = Options(study, scoring, answers, endpoint, run)
     # answers are in the folder: figures follow from them without a model
     if run.rescore:
-        failed = rescore(options)
+        failed = rescore(options, data, tuning, instruct)
     elif run.suite:
         failed = run_suite(options, data, tuning, instruct)
     else:

@@ -25,6 +25,7 @@ from prompts.study.prompts import named_entry
 from prompts.study.report import write_report
 from prompts.study.run import ENTRIES, Options, keep_entry
 from prompts.study.study import Trial, together
+from prompts.study.unused import check_rescored
 from prompts.templates.entries import Entry
 from prompts.templates.prompt import split_name
 from prompts.templates.reading import entry_file
@@ -110,11 +111,14 @@ def _entry_of(folders: Sequence[Path], names: list[str], as_kept: bool) -> Entry
     return named_entry(names)
 
 
-def rescore(options: Options) -> bool:
+def rescore(options: Options, *others: Any) -> bool:
     """Write a run's report anew, in --output_dir or in place; whether anything in it couldn't be asked.
 
+    Args:
+        others: further groups of options, of which none is read here.
+
     Raises:
-        InputError: no run, or options that show rows.
+        InputError: no run, or options that are not read.
     """
     folder = Path(str(options.run.rescore)).expanduser()
     # both look at rows as templates ask them, and here nothing is asked
@@ -124,6 +128,7 @@ def rescore(options: Options) -> bool:
                 f"--rescore judges the answers that {folder} holds and asks none of its rows; --{name} has "
                 "nothing to show. Leave one out"
             )
+    check_rescored([*vars(options).values(), *others], str(folder))
     found = stored_findings(folder, options.answers.metric, options.run.power)
     # left at its default, --output_dir means the run's own folder
     target = (

@@ -149,6 +149,7 @@ def _plain(
     places = _places(data)
     named = next((name for name in IDS if name in data.column_names), None)
     names = [str(value) for value in data[named][:]] if named else [""] * len(data)
+    classes = {name: data.features[column] for name, column in columns.items() if _is_class(data, column)}
     rows = []
     for index in range(len(data)):
         if ids[index] == STRANGE:
@@ -158,8 +159,22 @@ def _plain(
             name: _reach({root: stored[root][index] for root in roots}, path)
             for name, path in columns.items()
         }
-        rows.append(StudyRow(fields, ids[index], _identity(fields), places[index], names[index]))
+        rows.append(
+            StudyRow(fields, ids[index], _identity(_named(fields, classes)), places[index], names[index])
+        )
     return StudyTable(rows, labels, values, strange)
+
+
+def _is_class(data: Dataset, column: str) -> bool:
+    return column in data.column_names and isinstance(data.features[column], ClassLabel)
+
+
+def _named(fields: dict[str, Any], classes: Mapping[str, ClassLabel]) -> dict[str, Any]:
+    """The columns with classes by name: a row is the same one, and draws the same examples, from a file
+    that holds its class as a number."""
+    # -1 and nothing are no class's number
+    known = {name: made for name, made in classes.items() if fields[name] is not None and fields[name] >= 0}
+    return {**fields, **{name: made.int2str(fields[name]) for name, made in known.items()}}
 
 
 def _places(data: Dataset) -> list[int]:

@@ -209,7 +209,8 @@ def _row(name: str, found: Findings, folder: Path) -> dict[str, Any]:
     troubles = f" ({len(found.notes.troubles)} troubles)" if found.notes.troubles else ""
     return {
         "run": name,
-        "rows": len(found.rows),
+        # those that its figure is of: some may not have been asked
+        "rows": line["rows"],
         "metric": found.metric,
         "figure": with_interval(line[found.metric], bounds),
         "prompt": found.heading.name + troubles,

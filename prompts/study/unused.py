@@ -14,6 +14,7 @@ from prompts.templates.entries import Entry
 from prompts.templates.layout import ON_LONG
 
 OF_ENDPOINTS = tuple(EndpointArguments.__dataclass_fields__)
+OF_RESCORING = ("metric", "power", "rescore", "output_dir")
 OF_WRITING = ("repeats", "temperature", "top_p", "draw_seed", "judge", "judge_rows")
 
 
@@ -28,6 +29,21 @@ def check_answers(answers: AnswerArguments) -> None:
         raise InputError(
             "Wanted --repeats of 1 or more, --temperature of 0 or more, --top_p above 0 and at most 1"
         )
+
+
+def check_rescored(groups: Iterable[Any], folder: str) -> None:
+    """
+    Raises:
+        InputError: an option that a run which is judged again doesn't read.
+    """
+    for group in groups:
+        default = vars(type(group)())
+        idle = next((n for n, v in vars(group).items() if n not in OF_RESCORING and v != default[n]), None)
+        if idle:
+            raise InputError(
+                f"--rescore judges the answers that {folder} holds, by {', '.join(OF_RESCORING[:2])} alone; "
+                f"--{idle} has nothing to change. Leave it out"
+            )
 
 
 def check_used(

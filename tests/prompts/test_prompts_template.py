@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from finetune.data.sources import DataArguments, load_rows
 from finetune.errors import InputError
 from prompts.study.prompts import named_entry, named_prompts
 from prompts.study.rows import read_rows, source_of
-from prompts.templates.entries import library
+from prompts.templates.entries import Source, library
 from prompts.templates.prompt import Prompt, split_name
 from prompts.templates.reading import read_entry
 from prompts.templates.template import Rendered, Template, shortened
@@ -369,3 +370,17 @@ def test_bad_names_and_options_are_named() -> None:
     assert split_name("x/y.yaml/t/v") == ("x/y.yaml", "t", "v") and split_name("s") == ("s", None, None)
     with pytest.raises(InputError, match="several entries"):
         named_entry(["sentiment", "topic"])
+
+
+def test_a_row_is_the_same_one_whether_its_class_is_a_name_or_a_number() -> None:
+    named = Dataset.from_dict(
+        {"text": ["a", "b", "c"], "kind": ["pos", None, "neg"], "label": ["pos", "neg", "pos"]}
+    )
+    classes = ClassLabel(names=["neg", "pos"])
+    numbered = named.cast_column("kind", classes).cast_column("label", classes)
+    entry = read_entry("sentiment")
+    entry = replace(entry, labels=("neg", "pos"), words={"w": "{name}"})
+    tables = [read_rows(data, entry, Source()) for data in (named, numbered)]
+    assert [row.identity for row in tables[0].rows] == [row.identity for row in tables[1].rows]
+    # templates see what the file has
+    assert [row.columns["kind"] for row in tables[1].rows] == [1, None, 0]

@@ -258,15 +258,24 @@ def test_a_run_is_judged_again_without_asking(saved, rows: Path, monkeypatch: py
     monkeypatch.setattr(run, "load_asked", None)
     kept = again.stored_findings(rows / "out", as_kept=True)
     assert kept.metric == "exact_match" and {one.how for one in kept.outcomes} == {"first", "digits"}
-    assert rescore(replace(given, run=StudyRunArguments(rescore=str(rows / "out")))) is False
+    told = Options(StudyArguments(), run=StudyRunArguments(rescore=str(rows / "out")))
+    assert rescore(told) is False
     with pytest.raises(InputError, match="--show_rows has nothing to show"):
-        rescore(replace(given, run=StudyRunArguments(rescore=str(rows / "out"), show_rows=2)))
+        rescore(replace(told, run=replace(told.run, show_rows=2)))
+    # what a run that asks nothing wouldn't read is refused, of each group of options
+    for option, others in (
+        ({"study": StudyArguments(models=["other"])}, ()),
+        ({"answers": AnswerArguments(judge="smollm2")}, ()),
+        ({"run": replace(told.run, suite="suite.yaml")}, ()),
+        ({}, (ColumnArguments(max_eval_rows=3),)),
+    ):
+        with pytest.raises(InputError, match="--(models|judge|suite|max_eval_rows) has nothing to change"):
+            rescore(replace(told, **option), *others)
     found = again.stored_findings(rows / "out")
     assert found.metric == "token_f1" and {one.how for one in found.outcomes} == {"other", "digits"}
     # the folder is enough, and one that it was judged into
     (rows / "own.yaml").unlink()
-    moved = replace(given.study, output_dir=str(rows / "again"))
-    assert not rescore(replace(given, study=moved, run=StudyRunArguments(rescore=str(rows / "out"))))
+    assert not rescore(replace(told, study=StudyArguments(output_dir=str(rows / "again"))))
     for folder in (rows / "out", rows / "again"):
         assert [one.said for one in again.stored_findings(folder).outcomes] == [
             o.said for o in found.outcomes

@@ -6,6 +6,11 @@ python scripts/dpo.py --algorithm kto --model_name_or_path smollm2 --dataset_nam
     --output_dir runs/kto
 python scripts/dpo.py --algorithm simpo --simpo_gamma 0.5 --model_name_or_path smollm2 --dataset_name pairs \\
     --output_dir runs/simpo
+
+Rows, as JSON lines or as a table with these columns (others, and files: docs/data_layouts.md):
+
+    pairs  {"prompt": "Capital of Norway?", "chosen": "Oslo", "rejected": "Bergen"}
+    kto    {"prompt": "Capital of Norway?", "completion": "Oslo", "label": true}
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@ prompt.
 
 python scripts/prefer.py --model_name_or_path smollm2 --dataset_name reviews --prompt_tokens 8 \
     --reward classifier:runs/reviews_lora --output_dir pairs
+
+Rows, as JSON lines or as a table with these columns (others, and files: docs/data_layouts.md):
+
+    {"prompt": "Capital of Norway?", "answer": "Oslo"}
 """
 
 from __future__ import annotations

@@ -5,6 +5,10 @@ python scripts/pretrain.py --objective mlm --model_name_or_path minilm --dataset
 python scripts/pretrain.py --objective clm --from_config llama \\
     --config_overrides hidden_size=256,num_hidden_layers=4 --tokenizer_name runs/tokenizer \\
     --dataset_name FOLDER --output_dir runs/y
+
+Rows, as JSON lines or as a table with these columns (others, and files: docs/data_layouts.md):
+
+    {"text": "Oslo is the capital of Norway."}
 """
 
 from __future__ import annotations

@@ -12,6 +12,10 @@ accelerate launch --config_file scripts/accelerate/two_cpus.yaml scripts/prompt.
     --config scripts/recipes/imdb_prompts.yaml
 
 Ends with status 1 where a prompt, model or row couldn't be asked; the report names it.
+
+Rows, as JSON lines or as a table with these columns (others, and files: docs/data_layouts.md):
+
+    {"text": "a fine film", "label": "pos"}
 """
 
 from __future__ import annotations

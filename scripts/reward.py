@@ -7,6 +7,10 @@ python scripts/reward.py --algorithm attributes --attributes helpfulness verbosi
     --model_name_or_path smollm2 --dataset_name answers.jsonl --output_dir runs/attributes
 python scripts/reward.py --algorithm process --model_name_or_path smollm2 --dataset_name steps.jsonl \\
     --output_dir runs/process
+
+Rows, as JSON lines or as a table with these columns (others, and files: docs/data_layouts.md):
+
+    {"prompt": "Capital of Norway?", "chosen": "Oslo", "rejected": "Bergen"}
 """
 
 from __future__ import annotations

@@ -3,6 +3,11 @@ exact losses.
 
 python scripts/sft.py --model_name_or_path smollm2 --dataset_name chats.jsonl --output_dir runs/alpaca
 python scripts/sft.py --config scripts/recipes/gsm8k_lora.yaml --output_dir runs/gsm8k
+
+Rows, as JSON lines or as a table with these columns (others, and files: docs/data_layouts.md):
+
+    {"prompt": "Capital of Norway?", "completion": "Oslo"}
+    {"instruction": "Name the capital.", "input": "Norway", "output": "Oslo"}
 """
 
 from __future__ import annotations

@@ -4,6 +4,17 @@ python scripts/train.py --task classification --method lora --model_name_or_path
     --dataset_name reviews --output_dir runs/x
 accelerate launch --config_file scripts/accelerate/two_cpus.yaml scripts/train.py \\
     --config scripts/recipes/reviews_lora.yaml
+
+A row of each task, as a JSON line or with these columns in a table (others: docs/data_layouts.md):
+
+    classification  {"text": "a fine film", "label": "pos"}
+    pairs           {"premise": "A man sings.", "hypothesis": "Somebody sings.", "label": 0}
+    multilabel      {"text": "hills and snow", "labels": ["hills", "snow"]}
+    regression      {"text": "a fine film", "score": 4.5}
+    tokens          {"tokens": ["In", "New", "York"], "ner_tags": ["O", "B-LOC", "I-LOC"]}
+    spans           {"question": "Where?", "context": "It is in Oslo.", "answer": "Oslo"}
+    seq2seq         {"instruction": "Translate.", "input": "Rome", "output": "Rom"}
+    choice          {"question": "Capital?", "choices": ["Oslo", "Bergen"], "answer": 0}
 """
 
 from __future__ import annotations

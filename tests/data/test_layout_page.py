@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from finetune.alignment.preferences import with_prompt
+from finetune.cli.help import told
 from finetune.data.answered import lay_out_choices, lay_out_spans
 from finetune.data.columns import label_lists
 from finetune.data.files import as_dataset
@@ -73,3 +74,12 @@ def test_the_page_has_every_layout_and_verb():
 @pytest.mark.parametrize(("name", "verb", "row", "read"), on_page() if PAGE.is_file() else [])
 def test_rows_are_read_as_the_page_says(name, verb, row, read):
     assert becomes(verb, row) == read
+
+
+@pytest.mark.parametrize("verb", ["train", "sft", "pretrain", "prompt", "prefer", "dpo", "reward"])
+def test_the_rows_that_a_verbs_help_shows_are_the_pages(verb: str) -> None:
+    script = PAGE.parents[1] / "scripts" / f"{verb}.py"
+    shown = re.findall(r"^ +(?:\w+ +)?(\{.*\})$", told(script, True), re.MULTILINE)
+    # the page's rows are read by their verbs above
+    known = [json.loads(row.replace(r"\|", "|")) for _, _, row, _ in ROW.findall(PAGE.read_text("utf-8"))]
+    assert shown and all(json.loads(row) in known for row in shown)

@@ -26,6 +26,8 @@ from prompts.templates.filters import Step, normalised
 Array = np.ndarray
 Counts = Callable[[Sequence[str], Sequence[Sequence[str]]], Array]
 RESAMPLED = 200  # times that a metric of the evaluate library is computed anew, for its interval
+# signs as people and models type them → those that comparisons know
+TYPED = str.maketrans({**dict.fromkeys("“”„«»", '"'), **dict.fromkeys("‘’", "'"), "\u2212": "-"})
 HUNDRED = ("bleu", "chrf")  # from 0 to 100
 
 
@@ -76,10 +78,14 @@ def _best(score: Callable[[str, str], float]) -> Counts:
 def same_answer(said: str, wanted: str) -> float:
     """Whether two short answers say the same: by the last number where a number is wanted, else but for case,
     punctuation and articles."""
+    said, wanted = said.translate(TYPED), wanted.translate(TYPED)
     # a sign and thousands' commas are no part of the number
     plain = wanted.strip().replace(",", "").lstrip("-$")
     if plain.replace(".", "", 1).isdigit():
         return float(texts.ends_in_same_number(said, wanted))
+    # without its article nothing is left of it, and an empty answer would be right
+    if wanted.strip() and not spans.normalised_answer(wanted):
+        return float(said.strip().rstrip(".").casefold() == wanted.strip().rstrip(".").casefold())
     return spans.exact_match(said, wanted)
 
 

@@ -49,6 +49,9 @@ HERE = Path("entry.yaml")
         ("1,234 pens", "1234", 1), ("It is 12, no: 13.", "13", 1), ("46", "460", 0), ("", "Paris", 0), ("-5",
         "5", 0),
         ("costs $5", "$5", 1), ("no", "7", 0), ("Paris and Rome", "Paris", 0),
+        # an article that is the whole answer, as a choice's letter, is none; signs as people type them
+        ("", "A", 0), ("the.", "A", 0), ("a.", "A", 1), ("B", "A", 0), ("“Paris”", "Paris", 1),
+        ("-7", "\u22127", 1),
     ],
 )  # fmt: skip
 def test_short_answers_say_the_same(said: str, wanted: str, right: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import (
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
 from finetune.artefacts.passport import check_files, check_passport, hash_processor
+from finetune.artefacts.trained_rows import TRAINED_ROWS
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor, resolve
@@ -33,6 +35,8 @@ from prompts.scoring.connection import EndpointArguments
 from prompts.scoring.endpoint import ENDPOINT_PREFIX, Endpoint
 from prompts.scoring.prefix_tree import batches
 from prompts.scoring.score import Scorer
+
+logger = logging.getLogger(__name__)
 
 PLACES = ("_name_or_path", "base_model_name_or_path")  # where a model lies says nothing of what it answers
 HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
@@ -96,6 +100,13 @@ def load_asked(name: str, options: ScoringArguments, endpoint: EndpointArguments
     """
     if name.startswith(ENDPOINT_PREFIX):
         return Endpoint(name.removeprefix(ENDPOINT_PREFIX), endpoint)
+    if (Path(name).expanduser() / TRAINED_ROWS).is_file():
+        # a template reads other columns than training did, so that rows can't be told by their hashes here
+        logger.warning(
+            "%s was trained on rows of its own, and nothing here tells which of these are among them: ask "
+            "about rows that it has not seen (--eval_split, --dataset_name)",
+            name,
+        )
     return load_prompt_scorer(name, options)
 
 

@@ -61,18 +61,11 @@ def parsed(path: Path) -> ast.Module:
 
 @cache
 def imports_of(tree: ast.AST, module: str, is_package: bool = False) -> dict[str, tuple[str, str]]:
-    """Names that a module imports from others → (module, name there), also those under TYPE_CHECKING; not
-    what its functions import.
-    """
+    """Names that a module imports from others → (module, name there), also those under TYPE_CHECKING."""
     package = module.split(".") if is_package else module.split(".")[:-1]
     found = {}
-    # Blocks of statements alone: transformers' options are files of many thousand expressions.
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Module | ast.If | ast.Try):
-            waiting += [*node.body, *getattr(node, "orelse", [])]
-        elif isinstance(node, ast.ImportFrom):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
             # A dot is the package itself, each further one its parent.
             parents = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*parents, *([node.module] if node.module else [])])

@@ -80,8 +80,12 @@ def load_prompt_scorer(name: str, options: ScoringArguments | None = None) -> Sc
     """
     options = options or ScoringArguments()
     # an adapter may stand on another one
-    base = name
+    base, above = name, set()
     while _is_adapter(base):
+        # folders may be anybody's: two that name each other would be followed for ever
+        if base in above:
+            raise InputError(f"The adapter in {base} stands on itself: no base comes first. Set --models")
+        above.add(base)
         base = _base_of(Path(base).expanduser())
     head = _head_of(base)
     dtype = options.dtype

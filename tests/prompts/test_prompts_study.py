@@ -210,6 +210,16 @@ def test_a_tuned_model_is_said_to_have_seen_rows(tmp_path: Path, caplog: pytest.
     assert f"{folder} was trained on rows of its own" in caplog.text
 
 
+def test_adapters_that_stand_on_each_other_are_named(tmp_path: Path) -> None:
+    for folder, other in ((tmp_path / "one", "two"), (tmp_path / "two", "one")):
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+        said = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / other)}
+        (folder / "adapter_config.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match="stands on itself"):
+        load_prompt_scorer(str(tmp_path / "one"))
+
+
 def test_an_interrupted_run_keeps_its_blocks(scorer: Scorer, tmp_path: Path) -> None:
     asked = [
         Request(f"the film was {'good ' * (i % 7)}{'bad ' * (i // 7 % 5)}{'in ' * (i // 35)}", (" dull",))

@@ -35,7 +35,8 @@ ORDER = (
     ("tasks", "objectives", "artefacts"),
     ("training",),
     ("privacy",),
-    ("adapters", "prompts"),
+    ("adapters",),
+    ("prompts",),  # which ask adapters too
     ("pool", "alignment", "formats", "interpret", "provenance"),
     ("serving", "experiments", "audit"),
     ("scripts",),

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from finetune.artefacts.passport import hash_weights
+from finetune.artefacts.hashes import hash_weights
 from finetune.methods import attach
 from finetune.models import generate
 from finetune.models.heads import core

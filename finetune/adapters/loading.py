@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,7 +27,14 @@ import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so
 from finetune.adapters.export import merge_into_base
 from finetune.adapters.input_reader import reads_of
 from finetune.artefacts.folder import LABELS_FILE
-from finetune.artefacts.passport import CONFIG, base_named, check_files, check_passport, read_passport
+from finetune.artefacts.passport import (
+    CONFIG,
+    base_named,
+    check_files,
+    check_passport,
+    is_adapter,
+    read_passport,
+)
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor, resolve
 from finetune.models.processors import TEXT
@@ -65,7 +73,10 @@ def base_of(folder: str | Path) -> str:
     """Name of the base that an adapter belongs on: the passport's word, else PEFT's own."""
     name = base_named(folder)
     if not name:
-        raise InputError(f"{folder} does not say which base it belongs on; set --base")
+        raise InputError(
+            f"{folder} does not say which base it belongs on: its {CONFIG} lacks base_model_name_or_path. "
+            "Name it there, or by --base where the command has that"
+        )
     return name
 
 
@@ -82,8 +93,8 @@ def adapters_below(folder: str | Path) -> list[Path]:
     here = Path(folder)
     while name := base_named(here):
         # As it stands first, then beside the adapter: both folders may have been moved together.
-        places = (Path(name).expanduser(), here / name)
-        below = next((place.resolve() for place in places if (place / CONFIG).is_file()), None)
+        places = (Path(name).expanduser(), here / name, here.resolve().parent / Path(name).name)
+        below = next((place.resolve() for place in places if is_adapter(place)), None)
         if below is None:
             break
         if below in (*found, Path(folder).resolve()):
@@ -154,11 +165,23 @@ def own_processor(folder: str | Path, processor: Any, reads: str) -> Any:
     return load_processor(str(folder), reads=reads) if (Path(folder) / READER).is_file() else processor
 
 
-def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
+def load_base(
+    folder: str | Path,
+    base: str | None = None,
+    *,
+    model_class: Any = None,
+    dtype: str = "float32",
+    allow_mismatch: bool | None = None,
+) -> tuple[Any, Any]:
     """Tokenizer and base of an adapter, with a head of the right size where its task has one; adapters
     that it stands on are merged into the base.
+
+    Args:
+        model_class: the AutoModelFor... that is asked for; None takes that of the adapter's task.
+        dtype: of the base's weights, as `--dtype` takes it; sums with adapters below are rounded once.
+        allow_mismatch: of the adapters below; see `check_passport`.
     """
-    path, config = Path(folder), check_files(folder)
+    path, config = Path(folder).expanduser(), check_files(Path(folder).expanduser())
     task = config.get("task_type")
     if task not in MODELS:
         raise InputError(
@@ -171,40 +194,64 @@ def load_base(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
     # an adapter belongs on what it was trained on: rounded weights are other weights
     passport = read_passport(path) or {}
     quantized = passport.get("method") == "qlora"
-    model = ModelArguments(model_name_or_path=name, keep_layers=passport.get(KEPT))
+    model = ModelArguments(
+        model_name_or_path=name, dtype="float32" if below else dtype, keep_layers=passport.get(KEPT)
+    )
     if field is not None:
         processor, network = load_model(
             model, field.model, labels, reads=field.reads, trains=False, **field.config
         )
         return own_processor(path, processor, field.reads), network.eval()
-    processor, network = load_model(model, MODELS[task], labels, quantized=quantized)
-    for one in (*reversed(below), path):
-        # Its own tokenizer counts: a chat template may have come with training.
-        own = tokenizer_of(one)
-        if own is not None:
-            processor = own
-            fit_embeddings(network, processor)
-        if one is not path:
-            check_passport(one, network, processor)
-            network = _merged(network, one)
-    return processor, network.eval()
+    processor, network = load_model(
+        model, model_class or MODELS[task], labels, quantized=quantized, trains=False
+    )
+    if below:
+        processor, network = merged(processor, network, reversed(below), allow_mismatch)
+        network = network.to(getattr(torch, dtype))
+    return with_tokens(path, processor, network), network.eval()
 
 
-def _merged(network: Any, folder: Path) -> Any:
-    try:
-        return merge_into_base(peft.PeftModel.from_pretrained(network, str(folder)))
-    except InputError as error:
-        raise InputError(f"{folder} can't be the base of another adapter: {error}") from error
+def merged(
+    processor: Any, network: Any, folders: Iterable[Path], allow_mismatch: bool | None = None
+) -> tuple[Any, Any]:
+    """Tokenizer and model with each folder's adapter merged into it in turn, the first one on the bare base.
+
+    Raises:
+        InputError: one that doesn't belong there, or can't be merged.
+    """
+    for folder in folders:
+        processor = with_tokens(folder, processor, network)
+        check_passport(folder, network, processor, allow_mismatch)
+        try:
+            network = merge_into_base(peft.PeftModel.from_pretrained(network, str(folder)))
+        except InputError as error:
+            raise InputError(f"{folder} can't be the base of another adapter: {error}") from error
+    return processor, network
+
+
+def with_tokens(folder: Path, processor: Any, network: Any) -> Any:
+    """The tokenizer that lies beside an adapter, for which there is room in the model afterwards; the other
+    one where there is none."""
+    # Its own counts: tokens and a chat template may have come with training.
+    own = tokenizer_of(folder)
+    if own is None:
+        return processor
+    fit_embeddings(network, own)
+    return own
 
 
 def mount(
-    folder: str | Path, base: str | None = None, allow_mismatch: bool = False
+    folder: str | Path, base: str | None = None, allow_mismatch: bool = False, **asked: Any
 ) -> tuple[Any, peft.PeftModel]:
     """Tokenizer, and the base with the adapter on it, checked against its passport.
+
+    Args:
+        asked: `model_class` and `dtype` of `load_base`.
 
     Raises:
         InputError: no adapter, no base, or an adapter that doesn't belong on it.
     """
-    processor, network = load_base(folder, base)
-    check_passport(folder, network, processor, allow_mismatch)
-    return processor, peft.PeftModel.from_pretrained(network, str(folder)).eval()
+    path = Path(folder).expanduser()
+    processor, network = load_base(path, base, allow_mismatch=allow_mismatch, **asked)
+    check_passport(path, network, processor, allow_mismatch)
+    return processor, peft.PeftModel.from_pretrained(network, str(path)).eval()

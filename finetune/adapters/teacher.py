@@ -10,7 +10,7 @@ from torch import Tensor
 from finetune.adapters.assess import trained_as
 from finetune.adapters.classifier import load_classifier, load_network
 from finetune.artefacts.folder import Artefact, read_artefact
-from finetune.artefacts.passport import hash_processor
+from finetune.artefacts.hashes import hash_processor
 from finetune.artefacts.trained_rows import read_trained_rows, row_hashes
 from finetune.device import device
 from finetune.errors import InputError

@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
-from finetune.alignment.policy import Policy, drop_copy, is_adapter, load_start, make_policy
+from finetune.alignment.policy import Policy, drop_copy, load_start, make_policy
 from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts, show_prompts
 from finetune.alignment.reward_kinds import load_rewards
 from finetune.alignment.rewards import Array, AskedRewards, RewardArguments, Rewards
@@ -30,6 +30,7 @@ from finetune.alignment.tools import load_tools
 from finetune.alignment.trl_options import callbacks, made_by_trl, quiet
 from finetune.alignment.watch import Watch
 from finetune.artefacts.folder import resolved_options, save_artefact
+from finetune.artefacts.passport import is_adapter
 from finetune.artefacts.provenance import provenance_of, save_provenance
 from finetune.artefacts.runs import open_run
 from finetune.data.chats import Chats

@@ -25,7 +25,6 @@ from finetune.alignment.policy import (
     Trunk,
     attach_reward,
     has_adapter,
-    is_adapter,
     load_scorer,
     trunk_scores,
     trunk_states,
@@ -36,7 +35,7 @@ from finetune.alignment.rewards import Reward, RewardArguments, RewardPrompt, Re
 from finetune.alignment.rollout import log_probabilities, longest_input
 from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
-from finetune.artefacts.passport import check_passport
+from finetune.artefacts.passport import check_passport, is_adapter
 from finetune.data.chats import template_ids
 from finetune.device import device
 from finetune.errors import InputError

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks)
+from finetune.adapters.loading import adapters_below, base_of, merged
 from finetune.alignment.rollout import answer_log_probs, positions
-from finetune.artefacts.files import ARGUMENTS
-from finetune.artefacts.folder import read_artefact
-from finetune.artefacts.passport import check_passport
+from finetune.artefacts.passport import is_adapter, read_passport
 from finetune.errors import InputError
 from finetune.methods import METHODS, attach
 from finetune.models.frozen_head import cast_frozen, plain_head
 from finetune.models.heads import core
-from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor
+from finetune.models.load import ModelArguments, load_model
+from finetune.models.pruned import KEPT
 from finetune.models.value import ValueHead, hidden_width
 
 REWARD = "reward"
@@ -132,11 +133,6 @@ class Policy(nn.Module):
         return super().to(*args, **kwargs)
 
 
-def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds an adapter and not a whole model."""
-    return (Path(folder) / "adapter_config.json").is_file()
-
-
 def has_adapter(network: Any) -> bool:
     """Whether a model carries an adapter that can be switched off."""
     return isinstance(network, peft.PeftModel)
@@ -210,22 +206,13 @@ def load_start(model: ModelArguments) -> tuple[Any, Any]:
     Raises:
         InputError: no such model, or an adapter folder that doesn't name its base.
     """
-    folder = Path(model.model_name_or_path)
+    folder = Path(model.model_name_or_path).expanduser()
     if not is_adapter(folder):
         return load_model(model, AutoModelForCausalLM)
-    if not (folder / ARGUMENTS).is_file():
-        raise InputError(
-            f"{folder} holds an adapter and no {ARGUMENTS} naming its base. Set --model_name_or_path to a "
-            "merged model"
-        )
-    base = read_artefact(folder).options["model_name_or_path"]
-    # By way of itself: the base may be an adapter in turn.
-    _, network = load_start(ModelArguments(**(vars(model) | {"model_name_or_path": base})))
-    processor = load_processor(str(folder))  # tuning may have brought a chat template
-    # New tokens have rows in the adapter's file, for which there must be room before it is read.
-    fit_embeddings(network, processor)
-    check_passport(folder, network, processor)
-    return processor, peft.PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
+    stack = [folder, *adapters_below(folder)]
+    kept = model.keep_layers or (read_passport(folder) or {}).get(KEPT)
+    below = replace(model, model_name_or_path=base_of(stack[-1]), keep_layers=kept)
+    return merged(*load_model(below, AutoModelForCausalLM), reversed(stack))
 
 
 def load_scorer(model: ModelArguments, heads: int = 1) -> tuple[Any, Any]:

@@ -7,7 +7,6 @@ doesn't fit it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -19,6 +18,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune.artefacts.files import SEAL, flush, write_atomically
+from finetune.artefacts.hashes import hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,7 @@ def fault(folder: Path) -> str | None:
 
 
 def _stamp(file: Path) -> list[Any]:
-    with file.open("rb") as content:
-        # In pieces: weights may be larger than memory.
-        return [file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest()]
+    return [file.stat().st_size, hash_file(file)]
 
 
 def checkpoints(folder: Path) -> list[Path]:

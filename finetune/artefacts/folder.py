@@ -15,7 +15,7 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from finetune.artefacts.files import ARGUMENTS, METRICS, RUN, write_atomically
-from finetune.artefacts.passport import base_named, write_passport
+from finetune.artefacts.passport import base_named, is_adapter, write_passport
 from finetune.errors import InputError
 from finetune.packaged import hub_name
 from finetune.reports.page import leave_behind
@@ -34,7 +34,7 @@ class Artefact:
 
     @property
     def is_adapter(self) -> bool:
-        return (self.folder / "adapter_config.json").is_file()
+        return is_adapter(self.folder)
 
     @property
     def base(self) -> str:
@@ -79,12 +79,18 @@ def save_artefact(
     folder: Path | str,
     labels: list[str] | None,
     metrics: dict[str, Any],
+    *,
+    went_on: bool = False,
 ) -> None:
     """Write weights, tokenizer, passport, label names and figures; `metrics.json` comes last and marks the
     run as finished. Its page and card are made of these files.
 
     Call on the main process only, with the unwrapped model. `arguments.yaml` and `run.json` stand there since
     `open_run`.
+
+    Args:
+        went_on: whether an adapter that the run began with is the one that was trained. Otherwise it is a
+            part of the base, and a new one stands on it.
     """
     folder = Path(folder)
     # A model that was tuned whole has no such thing.
@@ -99,11 +105,9 @@ def save_artefact(
     options = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8"))
     # Made from a configuration alone, it has no base.
     named = options.get("from_config") or options["model_name_or_path"]
-    started = Path(named)
-    # The adapter that training began with names the base below it.
-    base = (
-        base_named(started) if (started / "adapter_config.json").is_file() else None
-    )  # an adapter trained on
+    started = Path(named).expanduser()
+    # The adapter that training went on with names the base below it.
+    base = base_named(started) if went_on and is_adapter(started) else None
     write_passport(
         folder, network, processor, base=base or named,
         method=options.get("method", "full"),

@@ -8,38 +8,34 @@ without a word, and is wrong.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from finetune.artefacts.bounds import check_bounds, read_json
 from finetune.artefacts.files import write_atomically
+from finetune.artefacts.hashes import (
+    SAMPLES,
+    architecture_of,
+    bare_base,
+    hash_file,
+    hash_processor,
+    hash_weights,
+)
 from finetune.errors import InputError
 from finetune.methods import HEAD_TASKS, head_names
-from finetune.models.load import MADE_UP
 from finetune.models.pruned import KEPT
 
 logger = logging.getLogger(__name__)
 
 PASSPORT, CONFIG, WEIGHTS = "passport.json", "adapter_config.json", "adapter_model.safetensors"
-SAMPLES = 64
-# What changes a model's function although names and shapes of its weights stay the same.
-ARCHITECTURE = ("model_type", "hidden_act", "activation_function", "num_attention_heads",
-                "num_key_value_heads", "rope_theta",
-                "rope_parameters", "rope_scaling", "layer_norm_eps", "rms_norm_eps", "sliding_window",
-                "is_decoder")  # fmt: skip
 STACK = ("torch", "transformers", "peft")
 
 
@@ -61,7 +57,8 @@ def write_passport(
 
     Args:
         network: the trained model, still with its adapter on the base (or a fully tuned model).
-        base: the base's name, as `--model_name_or_path` takes it.
+        base: the base's name, as `--model_name_or_path` takes it; of an adapter over another one, the
+            folder of that one.
         data_fingerprint: of the training rows.
         full: hash every weight of the base, not a sample of each tensor (seconds for each billion of
             weights).
@@ -69,11 +66,13 @@ def write_passport(
     tuned_whole = not isinstance(network, PeftModel)
     passport = {
         "base": base,
+        # what stands on an adapter can be told to do so without that one merged into its base
+        **({"below": hash_file(Path(base).expanduser() / WEIGHTS)} if is_adapter(base) else {}),
         # a fully tuned model is its own base: what it started from isn't there any more
         "weights": None if tuned_whole else hash_weights(network),
         "all_weights": hash_weights(network, samples=None) if full and not tuned_whole else None,
         "architecture": architecture_of(network),
-        "dtype": str(_unwrapped(network).dtype).removeprefix("torch."),
+        "dtype": str(bare_base(network).dtype).removeprefix("torch."),
         **hash_processor(processor),
         "method": method,
         "method_kwargs": method_kwargs or {},
@@ -83,7 +82,7 @@ def write_passport(
         "data": data_fingerprint,
         "metrics": metrics or {},
         "versions": {name: version(name) for name in STACK},
-        **({KEPT: kept} if (kept := _unwrapped(network).config.to_dict().get(KEPT)) else {}),
+        **({KEPT: kept} if (kept := bare_base(network).config.to_dict().get(KEPT)) else {}),
     }
     passport = json.loads(json.dumps(passport, default=str))
     write_atomically(Path(folder) / PASSPORT, json.dumps(passport, indent=1, ensure_ascii=False))
@@ -105,6 +104,11 @@ def read_passport(folder: str | Path) -> dict[str, Any] | None:
     return content
 
 
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter, and not a whole model."""
+    return (Path(folder).expanduser() / CONFIG).is_file()
+
+
 def base_named(folder: str | Path) -> str | None:
     """Name of the base that an adapter belongs on: the passport's word, else PEFT's own."""
     # PEFT's own word is a path of the training machine where none was given.
@@ -120,6 +124,7 @@ def check_passport(
     *,
     full: bool = False,
     required: bool = False,
+    below: Path | None = None,
 ) -> None:
     """Refuse an adapter that doesn't belong on this base, with this tokenizer, or that lost its head.
 
@@ -130,6 +135,8 @@ def check_passport(
             called.
         full: compare every weight, where the passport holds hashes of all.
         required: refuse a folder without passport.
+        below: the adapter that it stands on, where that one isn't merged into `network`: its file is
+            compared in place of the base's weights, on which it is checked itself.
 
     Raises:
         InputError: names what differs.
@@ -146,7 +153,8 @@ def check_passport(
         logger.warning("%s has no %s: nothing tells whether it belongs on this base", folder, PASSPORT)
         faults = _missing_heads(Path(folder), {})
     else:
-        faults = [*differences(passport, network, processor, full), *_missing_heads(Path(folder), passport)]
+        faults = differences(passport, network, processor, full, below)
+        faults += _missing_heads(Path(folder), passport)
     if not faults:
         return
     belongs = f" It was trained on '{passport.get('base')}'." if passport else ""
@@ -157,7 +165,9 @@ def check_passport(
     logger.warning("%s Loaded all the same (--allow_mismatch)", message)
 
 
-def differences(passport: dict[str, Any], network: Any, processor: Any, full: bool = False) -> list[str]:
+def differences(
+    passport: dict[str, Any], network: Any, processor: Any, full: bool = False, below: Path | None = None
+) -> list[str]:
     """What differs between a passport and a base with its tokenizer, each in words; empty where all is as in
     training."""
     found = []
@@ -169,14 +179,17 @@ def differences(passport: dict[str, Any], network: Any, processor: Any, full: bo
     ]
     if changed:
         found.append("another architecture (" + ", ".join(changed) + ")")
-    found += _different_weights(passport, network, full)
+    if below is None or "below" not in passport:
+        found += _different_weights(passport, network, full)
+    elif passport["below"] != hash_file(below / WEIGHTS):
+        found.append(f"the adapter in {below}, on which it stands, has changed since")
     if processor is not None:
         names = {"tokenizer": "another tokenizer", "chat_template": "another chat template"}
         now = hash_processor(processor)
         found += [words for key, words in names.items() if key in passport and passport[key] != now.get(key)]
-    config = _unwrapped(network).config
+    config = bare_base(network).config
     labels = passport.get("labels")
-    if labels and type(_unwrapped(network)).__name__.endswith("Classification"):
+    if labels and type(bare_base(network)).__name__.endswith("Classification"):
         mine = [config.id2label[i] for i in sorted(config.id2label)]
         if mine != labels:
             found.append(f"other labels ({', '.join(labels)} in training, {', '.join(map(str, mine))} here)")
@@ -192,7 +205,7 @@ def check_files(folder: str | Path) -> dict[str, Any]:
             foreign code.
     """
     path = Path(folder)
-    if not (path / CONFIG).is_file():
+    if not is_adapter(path):
         state = "holds no adapter_config.json" if path.is_dir() else "does not exist"
         raise InputError(f"{path} is no adapter: it {state}. Wanted an output folder of training, or of PEFT")
     config = read_json(path / CONFIG)
@@ -218,110 +231,6 @@ def check_files(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def hash_weights(network: Any, samples: int | None = SAMPLES) -> dict[str, str]:
-    """Name → hash of each weight of the base, seen without adapters and heads, so that every task on one base
-    has the same.
-
-    Args:
-        samples: numbers taken from each tensor, evenly spaced; None takes all.
-
-    Values count as bfloat16: the same base loaded in float32 and in bfloat16 is the same. Left out are biases
-        (BitFit and LoRA's
-    `bias` train them), whole numbers (quantised weights) and modules that the checkpoint lacked, which come
-    with the adapter.
-    """
-    base = _unwrapped(network)
-    made_up = (
-        tuple(f"{name}." for name in base.config.to_dict().get(MADE_UP, []))
-        if isinstance(base, PreTrainedModel)
-        else ()
-    )
-    table = _table(base) if isinstance(base, PreTrainedModel) else None
-    base = base.base_model if isinstance(base, PreTrainedModel) else base
-    hashes = {}
-    for name, tensor in _base_tensors(base):
-        # Biases may be trained with the adapter; whole numbers are a quantiser's own.
-        if name.endswith("bias") or name.startswith(made_up) or not tensor.is_floating_point():
-            continue
-        hashes[name] = _hash_tensor(tensor.detach(), samples, tensor is table)
-    return hashes
-
-
-def _table(base: PreTrainedModel) -> torch.Tensor | None:
-    """The weight of the tokens' embeddings without what trains rows of it; None where it reads no tokens."""
-    try:
-        layer = base.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
-        return None
-    # Under a wrapper that trains single rows the table itself is inside.
-    layer = layer.original_module if isinstance(layer, AuxiliaryTrainingWrapper) else layer
-    return layer.weight if isinstance(layer, nn.Embedding) else None
-
-
-def _hash_tensor(tensor: torch.Tensor, samples: int | None, is_table: bool) -> str:
-    shape = tuple(tensor.shape)
-    if is_table:
-        # Rows at the end are made up when a tokenizer gains a pad token; below a power of two none of them
-        # is reached.
-        tensor, shape = tensor[: 1 << max(0, (len(tensor) - 1).bit_length() - 1)], shape[1:]
-    flat = tensor.reshape(-1)
-    if samples is not None and flat.numel() > samples:
-        # Evenly over the whole tensor, its first and last included.
-        flat = flat[torch.arange(samples, device=flat.device) * (flat.numel() - 1) // (samples - 1)]
-    # bf16, so that the type a base is loaded in changes nothing; as integers, since numpy has no bf16.
-    content = flat.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
-    return hashlib.sha256(repr(shape).encode() + content).hexdigest()[:16]
-
-
-def _base_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights as they are named without any adapter, whatever adapters there are."""
-    if isinstance(module, BaseTunerLayer):
-        yield from _base_tensors(module.get_base_layer(), prefix)
-    elif isinstance(module, AuxiliaryTrainingWrapper):
-        # A module that was trained whole: the base's own is kept beside it.
-        yield from _base_tensors(module.original_module, prefix)
-    else:
-        for name, tensor in module.named_parameters(prefix.rstrip("."), recurse=False):
-            yield name, tensor
-        for name, child in module.named_children():
-            yield from _base_tensors(child, f"{prefix}{name}.")
-
-
-def hash_processor(processor: Any) -> dict[str, str | None]:
-    """Hashes of a tokenizer (vocabulary, merges, special tokens, normalising) and its chat template, or of
-    another processor."""
-    if not isinstance(processor, PreTrainedTokenizerBase):
-        return {
-            "tokenizer": hashlib.sha256(
-                json.dumps(processor.to_dict(), sort_keys=True, default=str).encode()
-            ).hexdigest()
-        }
-    if processor.is_fast:
-        content = json.loads(processor.backend_tokenizer.to_str())
-        for state in ("truncation", "padding"):  # a call's own settings stay behind in it
-            content.pop(state, None)
-    else:
-        content = {"class": type(processor).__name__, "vocabulary": processor.get_vocab()}
-    content["special"] = {k: str(v) for k, v in processor.special_tokens_map.items()}
-    template = processor.chat_template
-    return {
-        "tokenizer": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
-        "chat_template": None
-        if template is None
-        else hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest(),
-    }
-
-
-def architecture_of(network: Any) -> dict[str, Any]:
-    """What a base's configuration says that its weights don't show."""
-    config = _unwrapped(network).config.to_dict()
-    return json.loads(json.dumps({key: config[key] for key in ARCHITECTURE if key in config}, default=str))
-
-
-def _unwrapped(network: Any) -> Any:
-    return network.get_base_model() if isinstance(network, PeftModel) else network
-
-
 def _different_weights(passport: dict[str, Any], network: Any, full: bool) -> list[str]:
     key, samples = ("all_weights", None) if full and passport.get("all_weights") else ("weights", SAMPLES)
     if full and samples:
@@ -339,7 +248,7 @@ def _different_weights(passport: dict[str, Any], network: Any, full: bool) -> li
     changed = sorted(name for name in set(there) & set(here) if there[name] != here[name])
     if not changed:
         return [f"another base ({len(missing)} weights are missing, as {missing[0]})"] if missing else []
-    dtypes = passport.get("dtype"), str(_unwrapped(network).dtype).removeprefix("torch.")
+    dtypes = passport.get("dtype"), str(bare_base(network).dtype).removeprefix("torch.")
     hint = (
         f"; trained in {dtypes[0]}, loaded in {dtypes[1]}"
         # Half precision rounds weights on loading, which alone may make hashes differ.

@@ -29,7 +29,7 @@ from finetune.artefacts.files import (
     remove_half_written,
     write_atomically,
 )
-from finetune.artefacts.passport import hash_weights
+from finetune.artefacts.hashes import hash_weights
 from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from finetune.adapters.loading import base_of, load_base, mount, tokenizer_of
 from finetune.adapters.weights import Adapter, Factors, is_exact_lora, read_adapter, write_adapter
 from finetune.artefacts.bounds import read_json
 from finetune.artefacts.files import write_atomically
-from finetune.artefacts.passport import CONFIG
+from finetune.artefacts.passport import is_adapter
 from finetune.errors import InputError
 from finetune.formats.options import ExportArguments
 from finetune.models.load import ModelArguments, load_model
@@ -83,12 +83,12 @@ def serve_elsewhere(export: ExportArguments) -> Iterator[str]:
     row, folder = ENGINES[engine], Path(export.output_dir or path / "exports" / engine)
     # A name for `model` in requests: an engine's command line splits at "=" and blanks.
     name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in path.resolve().name)
-    adapter = _lora(engine, path) if not merged and (path / CONFIG).is_file() else None
+    adapter = _lora(engine, path) if not merged and is_adapter(path) else None
     processor, network = _tuned(path, export.allow_mismatch)
     wanted = _continued(processor, network)
     with claimed(folder):
         if adapter is None:
-            whole = merge_into_base(network) if (path / CONFIG).is_file() else network
+            whole = merge_into_base(network) if is_adapter(path) else network
             command = row.whole(processor, whole, folder, name)
         else:
             _check_tokens(engine, path)
@@ -164,7 +164,7 @@ def _check_tokens(engine: str, folder: Path) -> None:
 
 def _tuned(folder: Path, allow_mismatch: bool) -> tuple[Any, Any]:
     """Tokenizer and model of a run, with its adapter on it."""
-    if (folder / CONFIG).is_file():
+    if is_adapter(folder):
         processor, network = mount(folder, allow_mismatch=allow_mismatch)
         task = network.active_peft_config.task_type
         if task != "CAUSAL_LM":

@@ -255,7 +255,7 @@ class AdapterSet:
         Raises:
             InputError: one of them, or the adapter itself, is of a kind that can't be run so.
         """
-        lower = [one for one in adapters_below(folder) if one not in self._within]
+        lower = self._lower(folder)
         if not lower:
             return ()
         try:
@@ -314,7 +314,14 @@ class AdapterSet:
         return ready
 
     def _check(self, folder: Path, processor: Any) -> None:
-        check_passport(folder, self.network, processor, self.allow_mismatch, required=self.require_passport)
+        below = next(iter(self._lower(folder)), None)
+        check_passport(
+            folder, self.network, processor, self.allow_mismatch, required=self.require_passport, below=below
+        )
+
+    def _lower(self, folder: Path) -> list[Path]:
+        """The adapters that one stands on, nearest first, without those that are merged into the base."""
+        return [one for one in adapters_below(folder) if one not in self._within]
 
 
 def _check_size(folder: Path, limit: int) -> None:

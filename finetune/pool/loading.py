@@ -3,7 +3,6 @@ batches."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from pathlib import Path
@@ -16,7 +15,8 @@ from finetune.adapters.export import merge_into_base
 from finetune.adapters.input_reader import reads_of
 from finetune.adapters.loading import adapters_below, mount
 from finetune.artefacts.files import ARGUMENTS
-from finetune.artefacts.passport import CONFIG, WEIGHTS
+from finetune.artefacts.hashes import hash_file
+from finetune.artefacts.passport import WEIGHTS, is_adapter
 from finetune.errors import InputError
 from finetune.methods import head_names
 from finetune.models.load import ModelArguments, load_model, resolve
@@ -60,7 +60,7 @@ def load_named_base(base: Any) -> tuple[Any, Any]:
             f"A base given as a {type(base).__name__} needs its processor; wanted AdapterPool(network, "
             "processor)"
         )
-    if (Path(base) / CONFIG).is_file():
+    if is_adapter(base):
         processor, tuned = mount(base)
         whole = merge_into_base(tuned)
         if reads_of(whole.config) != TEXT:
@@ -117,7 +117,7 @@ def trunk_of(base: Any, network: Any) -> Any:
 
 def folders_within(base: Any) -> set[Path]:
     """The adapters' folders that a base named so holds merged: its own, and those below it."""
-    if not isinstance(base, str) or not (Path(base) / CONFIG).is_file():
+    if not isinstance(base, str) or not is_adapter(base):
         return set()
     return {Path(base).resolve(), *adapters_below(base)}
 
@@ -144,8 +144,7 @@ def figures_in(passport: dict[str, Any]) -> dict[str, list[float]]:
 def digest(folder: Path) -> str:
     """Hash of an adapter's weights as they stand on the disk."""
     # By content: a copy or a checkout changes the time, and a rewrite within a second may keep the size.
-    with (folder / WEIGHTS).open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return hash_file(folder / WEIGHTS)
 
 
 def stamp_of(folder: Path) -> tuple[int, int]:

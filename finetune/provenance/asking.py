@@ -16,6 +16,7 @@ from finetune.adapters.classifier import Classifier, load_classifier, load_netwo
 from finetune.adapters.loading import mount
 from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
+from finetune.artefacts.passport import is_adapter
 from finetune.data.batching import LengthBatches, Shares
 from finetune.device import device
 from finetune.errors import InputError
@@ -43,7 +44,7 @@ def suspect(name: str) -> tuple[Any, Any]:
         if "task" in artefact.options:
             processor, network = load_network(artefact)
             return processor, network.to(device()).eval()
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         processor, network = mount(name)
         if not isinstance(processor, PreTrainedTokenizerBase):
             raise InputError(f"{name} reads no texts; wanted an adapter of a language model")

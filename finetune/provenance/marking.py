@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune.adapters.export import claimed
 from finetune.artefacts.files import write_atomically
-from finetune.artefacts.passport import hash_processor
+from finetune.artefacts.hashes import hash_processor
 from finetune.data.columns import TEXTS, first_there
 from finetune.data.places import columns_of
 from finetune.data.sources import load_rows

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.artefacts.passport import hash_processor
+from finetune.artefacts.hashes import hash_processor
 from finetune.data.sources import load_rows, read_splits
 from finetune.errors import InputError
 from finetune.provenance import asking

@@ -32,7 +32,7 @@ def next_commands(run: RunFolder) -> list[str]:
             f'python -c "from finetune.adapters import load; print(load({str(run.path)!r})({given!r}))"'
         )
     if (run.path / "adapter_config.json").is_file() and kind in (*ANSWERING, *WRITING):
-        base = quote(str(run.options.get("model_name_or_path")))
+        base = quote(str(run.mapping("passport.json").get("base") or run.options.get("model_name_or_path")))
         steps.append(f"finetune serve --base {base} --adapters {quote(f'{run.path.name}={run.path}')}")
     if kind in (*FILES, "series", "forecast"):
         steps.append(f"finetune serve --base minilm --runs {quote(f'{run.path.name}={run.path}')}")

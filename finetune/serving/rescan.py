@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from finetune.artefacts.passport import CONFIG, WEIGHTS
+from finetune.artefacts.passport import WEIGHTS, is_adapter
 from finetune.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -21,9 +21,7 @@ def rescan(pool: Any, root: Path) -> None:
     """
     root = root.resolve()
     # With weights: a folder that is still being copied has a config first.
-    there = {
-        path.name: path for path in root.iterdir() if (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
-    }
+    there = {path.name: path for path in root.iterdir() if is_adapter(path) and (path / WEIGHTS).is_file()}
     known = pool.adapters()
     for name, path in sorted(there.items()):
         entry = known.get(name)

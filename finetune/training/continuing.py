@@ -13,7 +13,7 @@ import peft
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
 from finetune.artefacts.folder import LABELS_FILE
-from finetune.artefacts.passport import base_named, check_passport, read_passport
+from finetune.artefacts.passport import base_named, check_passport, is_adapter, read_passport
 from finetune.errors import InputError
 from finetune.methods import MethodArguments, attach
 from finetune.models.chat_template import give_template
@@ -36,7 +36,7 @@ def foundation(model: ModelArguments) -> tuple[ModelArguments, Path | None]:
             chat template than the one that is asked for.
     """
     folder = Path(model.model_name_or_path).expanduser()
-    if not (folder / "adapter_config.json").is_file():
+    if not is_adapter(folder):
         return model, None
     base = base_named(folder)
     if base is None:

@@ -289,5 +289,7 @@ def save_run(
         if found.rows.train is not None:
             save_trained_rows(folder, found.rows.train, found.columns)
         # last: metrics.json marks the run as finished, so that a kill before it is seen
-        save_artefact(trainer.unwrapped(), trainer.processing_class, folder, asked.labels, metrics)
+        save_artefact(
+            trainer.unwrapped(), trainer.processing_class, folder, asked.labels, metrics, went_on=True
+        )
     return metrics

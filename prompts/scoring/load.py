@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import torch
-import yaml
-from peft.tuners.tuners_utils import BaseTuner
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -24,12 +21,13 @@ from transformers import (
     AutoModelForSeq2SeqLM,
 )
 
-import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
-from finetune.artefacts.passport import check_files, check_passport, hash_processor
+from finetune.adapters.loading import adapters_below, base_of, mount
+from finetune.artefacts.hashes import hash_processor
+from finetune.artefacts.passport import check_files, is_adapter
 from finetune.artefacts.trained_rows import TRAINED_ROWS
 from finetune.device import device
 from finetune.errors import InputError
-from finetune.models.load import ModelArguments, fit_embeddings, load_model, load_processor, resolve
+from finetune.models.load import ModelArguments, load_model, resolve
 from finetune.training.machine import has_fast_bf16
 from prompts.scoring.connection import EndpointArguments
 from prompts.scoring.endpoint import ENDPOINT_PREFIX, Endpoint
@@ -79,19 +77,22 @@ def load_prompt_scorer(name: str, options: ScoringArguments | None = None) -> Sc
         InputError: no such model, an adapter with a classifier's head, one that belongs on another base.
     """
     options = options or ScoringArguments()
-    # an adapter may stand on another one
-    base, above = name, set()
-    while _is_adapter(base):
-        # folders may be anybody's: two that name each other would be followed for ever
-        if base in above:
-            raise InputError(f"The adapter in {base} stands on itself: no base comes first. Set --models")
-        above.add(base)
-        base = _base_of(Path(base).expanduser())
+    folder = Path(name).expanduser()
+    stack = [folder, *adapters_below(folder)] if is_adapter(name) else []
+    for one in stack:
+        _refuse_heads(one)
+    base = base_of(stack[-1]) if stack else name
     head = _head_of(base)
     dtype = options.dtype
     if dtype == "auto":
         dtype = "bfloat16" if head is AutoModelForCausalLM and has_fast_bf16() else "float32"
-    tokenizer, network = _load(name, head, dtype, options.allow_mismatch)
+    if stack:
+        tokenizer, network = mount(
+            folder, allow_mismatch=options.allow_mismatch, model_class=head, dtype=dtype
+        )
+    else:
+        asked = ModelArguments(name, dtype=dtype, keep_attention_dropout=True)
+        tokenizer, network = load_model(asked, head)
     network.to(device()).requires_grad_(False)
     return Scorer(network, tokenizer, options.batch_tokens, options.share, options.fill)
 
@@ -114,54 +115,13 @@ def load_asked(name: str, options: ScoringArguments, endpoint: EndpointArguments
     return load_prompt_scorer(name, options)
 
 
-def _load(name: str, head: Any, dtype: str, allow_mismatch: bool) -> tuple[Any, Any]:
-    """Tokenizer and model; an adapter on its base, one below it merged into that, as alignment after tuning
-    had it."""
-    if not _is_adapter(name):
-        return load_model(ModelArguments(name, dtype=dtype, keep_attention_dropout=True), head)
-    folder = Path(name).expanduser()
-    below = _base_of(folder)
-    stacked = _is_adapter(below)
-    # merged in float32, and rounded once
-    tokenizer, network = _load(below, head, "float32" if stacked else dtype, allow_mismatch)
-    if stacked:
-        # virtual tokens can't be merged into weights
-        if not isinstance(network.base_model, BaseTuner):
-            kind = network.active_peft_config.peft_type.value
-            raise InputError(
-                f"{folder} belongs on {below}, whose {kind} adapter can't be merged into a base. Set --models"
-            )
-        network = network.merge_and_unload().to(getattr(torch, dtype))
-    # its own tokens, which the base below needn't have
-    if any(folder.glob("tokenizer*.json")):
-        tokenizer = load_processor(str(folder))
-        fit_embeddings(network, tokenizer)
-    check_passport(folder, network, tokenizer, allow_mismatch)
-    return tokenizer, peft.PeftModel.from_pretrained(network, str(folder))
-
-
-def _is_adapter(name: str) -> bool:
-    return (Path(name).expanduser() / "adapter_config.json").is_file()
-
-
-def _base_of(folder: Path) -> str:
-    config = check_files(folder)
-    if config.get("task_type") in HEADS:
-        kind = config["task_type"]
+def _refuse_heads(folder: Path) -> None:
+    kind = check_files(folder).get("task_type")
+    if kind in HEADS:
         raise InputError(
             f"{folder} holds a {kind} adapter, which answers by a head of its own; wanted one of a "
             "language model"
         )
-    # the run's own word goes before PEFT's, which names the base by a place
-    arguments = folder / "arguments.yaml"
-    if arguments.is_file():
-        return str(yaml.safe_load(arguments.read_text(encoding="utf-8"))["model_name_or_path"])
-    if not config.get("base_model_name_or_path"):
-        raise InputError(
-            f"{folder} doesn't say which base it belongs on; its adapter_config.json lacks "
-            "base_model_name_or_path"
-        )
-    return str(config["base_model_name_or_path"])
 
 
 def _head_of(name: str) -> Any:

@@ -11,8 +11,10 @@ import torch
 from bounds import assert_near, near
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from finetune.adapters.loading import mount
 from finetune.alignment import dpo
 from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
 from finetune.alignment.pair_options import CPOTrainingArguments, KTOTrainingArguments, ORPOTrainingArguments
@@ -23,10 +25,14 @@ from finetune.alignment.reward_model import (
     make_reward_trainer,
 )
 from finetune.artefacts.folder import save_artefact
-from finetune.artefacts.passport import hash_processor
+from finetune.artefacts.hashes import hash_processor
+from finetune.artefacts.passport import read_passport
 from finetune.errors import InputError
 from finetune.methods import attach
 from finetune.models.load import ModelArguments
+from finetune.pool.mixing import Plan
+from finetune.pool.pool import AdapterPool
+from prompts.scoring.load import ScoringArguments, load_prompt_scorer
 
 PAIRS = Dataset.from_list(
     [
@@ -107,16 +113,51 @@ def test_the_gradient_raises_the_chosen_side_and_lowers_the_other(tmp_path: Path
 
 def save_sft(folder: Path, base: Path):
     """An adapter that changes its base, in a folder as scripts/sft.py leaves it."""
-    network = attach(AutoModelForCausalLM.from_pretrained(base), "lora", {"r": 4}, "CAUSAL_LM")
+    return save_changed(AutoModelForCausalLM.from_pretrained(base), folder, base)
+
+
+def save_changed(start, folder: Path, named: Path, seed: int = 1, went_on: bool = False):
+    """A new adapter that changes its start, or the one that is on it, as a run that began with `named` saves
+    it."""
+    network = start if went_on else attach(start, "lora", {"r": 4}, "CAUSAL_LM")
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(generator=torch.Generator().manual_seed(1))
+                parameter.normal_(generator=torch.Generator().manual_seed(seed))
     folder.mkdir()
     (folder / "run.json").write_text('{"data": "none"}')
-    (folder / "arguments.yaml").write_text(f"task: sft\nmodel_name_or_path: {base}\n")
-    save_artefact(network, make_tokenizer("llama"), folder, None, {})
+    (folder / "arguments.yaml").write_text(f"task: sft\nmodel_name_or_path: {named}\n")
+    save_artefact(network, make_tokenizer("llama"), folder, None, {}, went_on=went_on)
     return network.eval()
+
+
+def test_an_adapter_over_another_is_read_on_it_by_whatever_loads_it(tmp_path: Path, saved):
+    base = saved("llama", AutoModelForCausalLM)
+    sft = save_sft(tmp_path / "sft", base)
+    _, start = load_start(ModelArguments(model_name_or_path=str(tmp_path / "sft")))
+    aligned = save_changed(start, tmp_path / "dpo", tmp_path / "sft", seed=2)
+    assert read_passport(tmp_path / "dpo")["base"] == str(tmp_path / "sft")
+    ids = torch.tensor([[7, 8, 9, 10]])
+    # trained on, the first adapter is the same one, on the same base
+    longer = save_changed(sft, tmp_path / "longer", tmp_path / "sft", seed=3, went_on=True)
+    assert read_passport(tmp_path / "longer")["base"] == str(base)
+    for folder, network in ((tmp_path / "dpo", aligned), (tmp_path / "longer", longer)):
+        with torch.no_grad():
+            expected = network(input_ids=ids).logits
+            again = load_start(ModelArguments(model_name_or_path=str(folder)))[1]
+            scorer = load_prompt_scorer(str(folder), ScoringArguments(dtype="float32"))
+            for found in (mount(folder)[1], again.eval(), scorer.network):
+                assert_near(found(input_ids=ids).logits, expected)
+    pool = AdapterPool(str(base))
+    pool.add("dpo", tmp_path / "dpo")
+    plan = Plan([pool.chain("dpo")])
+    with torch.no_grad():
+        expected = aligned(input_ids=ids).logits
+        assert_near(pool.run(plan, lambda: pool.network(input_ids=ids)).logits, expected)
+    file = tmp_path / "sft" / "adapter_model.safetensors"
+    save_file({name: value * 2 for name, value in load_file(file).items()}, file)
+    with pytest.raises(InputError, match="on which it stands, has changed since"):
+        AdapterPool(str(base)).add("dpo", tmp_path / "dpo")
 
 
 def test_after_supervised_tuning_the_reference_is_the_tuned_model(tmp_path: Path, saved):
@@ -168,7 +209,7 @@ def test_a_reward_model_stands_on_the_tuned_trunk(tmp_path: Path, saved):
 
 def test_an_adapter_without_the_name_of_its_base_is_refused(tmp_path: Path):
     tuned().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="naming its base"):
+    with pytest.raises(InputError, match="which base it belongs on"):
         load_start(ModelArguments(model_name_or_path=str(tmp_path)))
 
 

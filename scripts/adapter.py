@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.adapters.actions import AccuracyArguments, ActionArguments
+    from finetune.adapters.actions import ActionArguments
     from finetune.adapters.merge import MergeArguments
+    from finetune.data.narrowed import OwnRowsArguments
 
 
-def main(action: ActionArguments, merge: MergeArguments, data: AccuracyArguments) -> None:
+def main(action: ActionArguments, merge: MergeArguments, data: OwnRowsArguments) -> None:
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import processes
 

@@ -13,10 +13,10 @@ from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
     from finetune.adapters.assess import AssessArguments
-    from finetune.data.narrowed import UnshownArguments
+    from finetune.data.narrowed import OwnRowsArguments
 
 
-def main(assess: AssessArguments, data: UnshownArguments) -> Path:
+def main(assess: AssessArguments, data: OwnRowsArguments) -> Path:
     from finetune.training.allocator import keep_freed_memory
     from finetune.training.machine import processes
 
@@ -25,7 +25,7 @@ def main(assess: AssessArguments, data: UnshownArguments) -> Path:
     processes("assess")
     import json
 
-    from finetune.adapters.assess import assess_task, assessment_folder
+    from finetune.adapters.assess import assess_task, assessment_folder, rows_as_trained
     from finetune.artefacts.files import write_atomically
     from finetune.artefacts.folder import read_artefact
     from finetune.errors import InputError
@@ -34,11 +34,13 @@ def main(assess: AssessArguments, data: UnshownArguments) -> Path:
 
     if assess.artefact is None:
         raise InputError("No artefact; set --artefact to the --output_dir of a training script")
+    artefact = read_artefact(assess.artefact)
+    rows = rows_as_trained(artefact, data)
     # named by data and split, so that assessments of one artefact stand beside each other
-    folder = assessment_folder(assess, data)
-    figures = assess_task(read_artefact(assess.artefact), data, assess, folder)
+    folder = assessment_folder(assess, rows)
+    figures = assess_task(artefact, rows, assess, folder)
     # what they are figures of, since files are moved and mailed
-    figures |= {"artefact": assess.artefact, "dataset_name": data.name, "eval_split": data.eval_split}
+    figures |= {"artefact": assess.artefact, "dataset_name": rows.name, "eval_split": rows.eval_split}
     folder.mkdir(parents=True, exist_ok=True)
     # whole or not at all: a page that reads it meanwhile finds no half file
     write_atomically(folder / "metrics.json", json.dumps(figures, indent=1))

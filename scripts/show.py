@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from finetune.cli.parser import launch
 
 if TYPE_CHECKING:
-    from finetune.data.narrowed import UnshownArguments
+    from finetune.data.narrowed import OwnRowsArguments
     from finetune.interpret.options import ShowArguments
 
 POSITIONAL = ("what",)  # finetune show attention
 
 
-def main(show: ShowArguments, data: UnshownArguments) -> Path:
+def main(show: ShowArguments, data: OwnRowsArguments) -> Path:
     from finetune.errors import InputError
     from finetune.interpret import views
     from finetune.interpret.options import VIEWS

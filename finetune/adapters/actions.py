@@ -20,7 +20,7 @@ from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
 from finetune.artefacts.passport import check_passport, read_passport, write_passport
 from finetune.data.columns import class_ids
-from finetune.data.narrowed import UnshownArguments
+from finetune.data.narrowed import OwnRowsArguments
 from finetune.errors import InputError
 from finetune.models.processors import TEXT
 from finetune.tasks.table import find_task
@@ -64,23 +64,8 @@ class ActionArguments:
     )
 
 
-@dataclass
-class AccuracyArguments(UnshownArguments):
-    """Labelled rows on which int8 states the accuracy that it costs."""
-
-    dataset_name: list[str] | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": (
-                "int8: labelled rows to state the accuracy lost on (default: the adapter's own evaluation "
-                "rows)."
-            )
-        },
-    )
-
-
 def act(
-    action: ActionArguments, merge: MergeArguments, data: AccuracyArguments | None = None
+    action: ActionArguments, merge: MergeArguments, data: OwnRowsArguments | None = None
 ) -> Iterator[str]:
     """Lines that say what was done.
 
@@ -99,7 +84,7 @@ def act(
     # The one action that reads rows; the others have no use for their options.
     if action.action == "int8":
         yield from to_onnx(action, merge)
-        yield accuracy_lost(action, data or AccuracyArguments())
+        yield accuracy_lost(action, data or OwnRowsArguments())
     else:
         yield from ACTIONS[action.action](action, merge)
 
@@ -248,7 +233,7 @@ def to_onnx(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
             )
 
 
-def accuracy_lost(action: ActionArguments, data: AccuracyArguments) -> str:
+def accuracy_lost(action: ActionArguments, data: OwnRowsArguments) -> str:
     """Accuracy of a classifier in PyTorch, as ONNX and as int8, on the same labelled rows."""
     from finetune.adapters.assess import evaluation_rows, rows_as_trained
     from finetune.adapters.onnx import INT8, MODEL, onnx_predictions

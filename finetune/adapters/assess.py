@@ -13,7 +13,7 @@ from typing import Any
 from finetune.adapters.classifier import load_network
 from finetune.artefacts.folder import Artefact
 from finetune.artefacts.trained_rows import unseen_rows
-from finetune.data.narrowed import UnshownArguments
+from finetune.data.narrowed import OwnRowsArguments, UnshownArguments
 from finetune.data.sources import DataArguments, Rows, sample
 from finetune.errors import InputError
 from finetune.metrics.further import MetricArguments, with_metrics
@@ -113,15 +113,17 @@ def evaluation_rows(
     return found._replace(rows=Rows(kept, kept, data.name), labels=artefact.labels), count
 
 
-def rows_as_trained(artefact: Artefact, data: UnshownArguments) -> UnshownArguments:
-    """Which rows: those that are named, or those that the run was evaluated on, but for the split and the
-    number that were asked for.
-    """
-    given = vars(data)
+def rows_as_trained(artefact: Artefact, data: OwnRowsArguments) -> UnshownArguments:
+    """Which rows: those that are named, or those that the run was evaluated on, but for what else is asked
+    for."""
+    given, plain = vars(data), vars(type(data)())
     # The run's own rows, but for what was asked for here.
     if data.dataset_name is None:
         own = {name: artefact.options[name] for name in given if name in artefact.options}
-        asked = {name: given[name] for name in ("eval_split", "max_eval_rows") if given[name] is not None}
+        asked = {name: value for name, value in given.items() if value != plain[name]}
+        if "eval_split" in asked:
+            # a named split is no part of the training file
+            own.pop("hold_out", None)
         given = own | asked
     return UnshownArguments(**{name: value for name, value in given.items() if name not in UNSHOWN})
 

@@ -21,6 +21,16 @@ class UnshownArguments(DataArguments):
 
 
 @dataclass
+class OwnRowsArguments(UnshownArguments):
+    """Labelled rows for a finished run; where none are named, those that it was evaluated on."""
+
+    dataset_name: list[str] | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Labelled rows (default: those that the run was evaluated on)."},
+    )
+
+
+@dataclass
 class QuestionArguments(DataArguments):
     """The rows of preferences as those of questions."""
 

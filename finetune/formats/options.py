@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from finetune.data.narrowed import UnshownArguments
+from finetune.data.narrowed import OwnRowsArguments
 from finetune.errors import InputError
 
 
@@ -55,13 +55,9 @@ class ExportArguments:
 
 
 @dataclass
-class ExportRowsArguments(UnshownArguments):
-    """Rows that each file answers: the run's own evaluation rows where nothing else is named."""
+class ExportRowsArguments(OwnRowsArguments):
+    """Rows that each file answers."""
 
-    dataset_name: list[str] | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={"help": "Labelled rows to answer (default: those that the run was evaluated on)."},
-    )
     max_eval_rows: int | None = field(
         default=500, metadata={"help": "Answer this many rows, one at a time: a seeded sample."}
     )

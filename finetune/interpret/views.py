@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.adapters.assess import evaluation_rows, trained_as
+from finetune.adapters.assess import evaluation_rows, rows_as_trained, trained_as
 from finetune.artefacts.folder import read_artefact
-from finetune.data.sources import DataArguments
+from finetune.data.narrowed import OwnRowsArguments
 from finetune.errors import InputError
 from finetune.interpret.attention import attention_maps, head_entropy, rollout
 from finetune.interpret.gradients import answer, gradients_through_time, integrated_gradients
@@ -176,7 +176,7 @@ def show_positions(subject: Subject, show: ShowArguments) -> View:
     return View(f"positions are told apart by: {own}", [Section("Encodings side by side", blocks)], drawings)
 
 
-def show_embeddings(subject: Subject, show: ShowArguments, data: DataArguments) -> View:
+def show_embeddings(subject: Subject, show: ShowArguments, data: OwnRowsArguments) -> View:
     """Texts on a plane, by the mean of their last states; with a run's own data, coloured by label."""
     texts, labels = _labelled_texts(subject, show, data)
     # text by text: no padding takes part in a mean
@@ -198,7 +198,7 @@ def show_embeddings(subject: Subject, show: ShowArguments, data: DataArguments) 
 
 
 def _labelled_texts(
-    subject: Subject, show: ShowArguments, data: DataArguments
+    subject: Subject, show: ShowArguments, data: OwnRowsArguments
 ) -> tuple[list[str], list[str] | None]:
     # texts by hand have no labels to colour them by
     if show.texts:
@@ -214,7 +214,8 @@ def _labelled_texts(
         raise InputError("No text to look at; set --texts, or --artefact and --dataset_name")
     artefact = read_artefact(show.artefact)
     # rows that were trained on may be looked at: nothing is scored
-    found, _ = evaluation_rows(artefact, trained_as(artefact)[0], data, keep_trained_rows=True)
+    wanted = rows_as_trained(artefact, data)
+    found, _ = evaluation_rows(artefact, trained_as(artefact)[0], wanted, keep_trained_rows=True)
     rows, columns = found.rows.eval, found.columns
     texts = [str(text) for text in rows[columns.text][:]]
     if found.labels is None:

@@ -63,12 +63,17 @@ def import_task(file: str, output: str | None = None) -> str:
     write_atomically(target, text)
     # read at once: what was written is an entry, or it is said now and doesn't stay
     try:
-        read_entry(str(target))
+        entry = read_entry(str(target))
+        # named one by one, since each is parsed when it is first used
+        columns = {
+            name for one in (*entry.templates.values(), *entry.targets.values()) for name in one.columns
+        }
     except InputError:
         if not written:
             target.unlink()
         raise
     lines = [f"{target}: prompts of the task {made.name}"]
     lines += [f"not carried: {what}" for what in made.left]
+    lines.append(f"columns: {', '.join(sorted(columns))}")
     lines.append(f"finetune prompt --prompts {target} {' '.join(made.hints)}".rstrip())
     return "\n".join(lines)

@@ -197,6 +197,8 @@ def reweighted(file: Path, change) -> None:
         ("head_config.json", {"head_type": "similarity"}, "a head 'similarity' with 2"),
         ("head_config.json", {"head_type": "multilabel_classification"}, "a head 'multilabel_"),
         ("head_config.json", {"num_labels": 1}, "for a number"),
+        ("head_config.json", {"layers": float("nan")}, "does not say layers as their library"),
+        ("head_config.json", {"layers": True}, "does not say layers as their library"),
         ("head_config.json", {"label2id": {"a": 0, "b": 2, "c": 3}}, "a name for each number from 0"),
         ("head_config.json", {"num_labels": 4}, r"holds \(3, 16\) for 'classifier.weight'; wanted \(4, 16\)"),
         ("head_config.json", {"activation_function": "relu"}, "with 2 layers for 'bert', which is not"),

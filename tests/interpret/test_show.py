@@ -13,7 +13,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from finetune.data.narrowed import UnshownArguments
+from finetune.data.narrowed import OwnRowsArguments
 from finetune.errors import InputError
 from finetune.interpret.options import ShowArguments
 from finetune.interpret.subject import find_subject, network_is_causal, target_of
@@ -41,7 +41,7 @@ def saved(tmp_path_factory):
 
 def shown(tmp_path, what, model, **options):
     show = ShowArguments(what=what, model_name_or_path=model, output_dir=str(tmp_path / "out"), **options)
-    folder = main(show, UnshownArguments())
+    folder = main(show, OwnRowsArguments())
     return (folder / f"{what}.html").read_text(), sorted(path.name for path in folder.glob("*.png"))
 
 
@@ -100,7 +100,7 @@ def test_what_cant_be_shown_is_named(saved, options, said):
     if "model_name_or_path" in named:
         named["model_name_or_path"] = saved[named["model_name_or_path"]]
     with pytest.raises(InputError, match=said):
-        main(ShowArguments(**named), UnshownArguments())
+        main(ShowArguments(**named), OwnRowsArguments())
 
 
 def test_a_runs_own_model_classes_and_words_are_looked_at(saved, tmp_path, review_file):
@@ -167,4 +167,11 @@ def test_a_recurrent_encoder_decoder_is_looked_at(tmp_path, attention):
     for what in ("embeddings", "gradients"):
         options = {"texts": [TEXT, "a good film", "fine"]}
         show = ShowArguments(what=what, model_name_or_path=model, output_dir=str(tmp_path / what), **options)
-        assert list(main(show, UnshownArguments()).glob("*.png"))
+        assert list(main(show, OwnRowsArguments()).glob("*.png"))
+
+
+def test_embeddings_of_a_runs_own_rows_are_coloured_by_class(saved, tmp_path, review_file):
+    run = train(saved["bert"], review_file, tmp_path / "run", "--method", "lora")
+    show = ShowArguments(what="embeddings", artefact=str(run), output_dir=str(tmp_path / "out"))
+    page = (main(show, OwnRowsArguments()) / "embeddings.html").read_text()
+    assert "24 texts by the mean of their last states" in page and "neg" in page and "pos" in page

@@ -166,3 +166,23 @@ def test_a_place_among_choices_stands_for_its_text(tmp_path: Path) -> None:
     changed = {"doc_to_choice": ["no", "yes"], "doc_to_target": "{{a}} or {{b}}"}
     with pytest.raises(InputError, match="a single {{ … }}"):
         import_task(write(tmp_path, "own.yaml", TASK | changed), str(tmp_path / "made.yaml"))
+
+
+def test_what_is_no_task_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No file 'nowhere.yaml'; wanted a task's YAML"):
+        import_task("nowhere.yaml", str(tmp_path / "made.yaml"))
+    task = write(tmp_path, "own.yaml", TASK)
+    with pytest.raises(InputError, match="is the task itself; set --output"):
+        import_task(task, task)
+    broken = write(tmp_path, "broken.yaml", TASK | {"doc_to_text": "{{ question"})
+    with pytest.raises(InputError, match="made/task: no valid template"):
+        import_task(broken, str(tmp_path / "made.yaml"))
+    assert not (tmp_path / "made.yaml").exists()
+
+
+def test_a_file_of_promptsource_is_read_as_it_is(tmp_path: Path) -> None:
+    template = "!Template\n    name: ask\n    answer_choices: no ||| yes\n    jinja: '{{ text }} |||"
+    source = tmp_path / "theirs.yaml"
+    source.write_text(f"dataset: films\ntemplates:\n  one: {template} {{{{ answer_choices[label] }}}}'\n")
+    said = import_task(str(source))
+    assert f"read as it is: --prompts {source}" in said and "1 templates: 1 by labels" in said

@@ -71,6 +71,10 @@ def test_an_artefact_like_any_other(name, review_file, tmp_path):
     assert "accuracy" in figures["intervals"]
     assert not list((tmp_path / "run").glob("*.pkl")) and (tmp_path / "run" / "model.safetensors").is_file()
     run_script("assess", "--artefact", folder, *rows, "--keep_trained_rows", "true")
+    # where no rows are named, those that the run was evaluated on
+    run_script("assess", "--artefact", folder, "--output_dir", str(tmp_path / "own"))
+    own = json.loads((tmp_path / "own" / "metrics.json").read_text())
+    assert (own["accuracy"], own["dataset_name"]) == (figures["accuracy"], str(review_file))
     if name == "bag_of_words":
         answers = load(folder)(["the film was great", "awful"])
         assert [answer["label"] for answer in answers] == ["pos", "neg"]

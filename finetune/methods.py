@@ -22,6 +22,7 @@ from finetune.errors import InputError
 from finetune.models.load import FROM_TWO, MADE_UP, MADE_UP_HEADS, POSITIONS
 from finetune.models.lora_kernel import LowRankLinear
 from finetune.models.own_families import WITHOUT_ADAPTERS
+from finetune.models.rounded import RoundedLinear, check_rounded
 from finetune.models.tokens import MADE_UP_ROWS
 from finetune.tuners.bitfit import BitFitConfig
 from finetune.tuners.bottleneck import BottleneckConfig
@@ -63,6 +64,7 @@ METHODS: dict[str, Method] = {
     "rslora": Method(peft.LoraConfig, LORA | {"use_rslora": True}, 2e-4, "Kalajdzievski 2023", linear=True),
     "dora": Method(peft.LoraConfig, LORA | {"use_dora": True}, 5e-4, "Liu et al. 2024", linear=True),
     "qlora": Method(peft.LoraConfig, LORA, 2e-4, "Dettmers et al. 2023", linear=True, quantized=True),
+    "qat_lora": Method(peft.LoraConfig, LORA, 5e-4, "Jacob et al. 2018; Liu et al. 2024", linear=True),
     "bottleneck": Method(BottleneckConfig, {"shape": "houlsby"}, 1e-3,
         "Houlsby et al. 2019; Pfeiffer et al. 2021; He et al. 2022"),
     "prefix": Method(peft.PrefixTuningConfig, {"num_virtual_tokens": 20}, 1e-2, "Li & Liang 2021",
@@ -84,8 +86,8 @@ class MethodArguments:
     method: str = field(
         default="lora",
         metadata={
-            "help": "A row of METHODS: full, lora, rslora, dora, qlora, bottleneck, prefix, prompt, "
-            "ptuning, ia3, bitfit, linear_probe."
+            "help": "A row of METHODS: full, lora, rslora, dora, qlora, qat_lora, bottleneck, prefix, "
+            "prompt, ptuning, ia3, bitfit, linear_probe."
         },
     )
     method_kwargs: dict[str, Any] | str | None = field(
@@ -165,9 +167,7 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
         ) from error
     _keep_statistics(network)
     try:
-        # a layer of one step of autograd; DoRA and 4-bit bases need PEFT's own
-        if name in ("lora", "rslora") and not getattr(network, "is_quantized", False):
-            config._register_custom_module({nn.Linear: LowRankLinear})
+        choose_layers(config, name, network)
         tuned = peft.get_peft_model(network, config)
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -175,6 +175,20 @@ def attach(network: PreTrainedModel, name: str, options: dict[str, Any] | None, 
             "--method_kwargs"
         ) from error
     return tuned
+
+
+def choose_layers(config: Any, name: str, network: PreTrainedModel) -> None:
+    """Have PEFT make the layers that a method computes otherwise than PEFT's own.
+
+    Raises:
+        InputError: the model or the options have no such layer.
+    """
+    # a layer of one step of autograd; DoRA and 4-bit bases need PEFT's own
+    if name in ("lora", "rslora") and not getattr(network, "is_quantized", False):
+        config._register_custom_module({nn.Linear: LowRankLinear})
+    if name == "qat_lora":
+        check_rounded(network, config)
+        config._register_custom_module({nn.Linear: RoundedLinear})
 
 
 def _keep_statistics(network: nn.Module) -> None:

@@ -16,18 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finetune.errors import InputError
+from finetune.models.rounded import GROUP, MULTIPLE, takes_int4
 
-FILE, GROUP, MULTIPLE = "int4.safetensors", 32, 16
+FILE = "int4.safetensors"
 PACKED, SCALE = ".weight.int4", ".weight.scale"
-
-
-def takes_int4(module: nn.Module) -> bool:
-    """Whether a layer's sizes fit the groups and the kernel."""
-    return (
-        isinstance(module, nn.Linear)
-        and module.in_features % GROUP == 0
-        and module.out_features % MULTIPLE == 0
-    )
 
 
 def quantised_names(network: Any) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,11 @@ def open_llama_cpp(file: Path, spec: dict[str, Any]) -> Answer:
 def open_executorch(file: Path, spec: dict[str, Any]) -> Answer:
     """A program in ExecuTorch's runtime."""
     import torch
-    from executorch.runtime import Runtime
+
+    # its import warns that it may change
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(str(file)).load_method("forward")
 

@@ -15,7 +15,7 @@ import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so
 from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import base_named, check_passport, is_adapter, read_passport
 from finetune.errors import InputError
-from finetune.methods import MethodArguments, attach
+from finetune.methods import MethodArguments, attach, choose_layers
 from finetune.models.chat_template import give_template
 from finetune.models.load import ModelArguments, load_processor
 from finetune.models.processors import TEXT
@@ -115,5 +115,9 @@ def tune(
         fit_embeddings(network, processor)
     check_passport(before, network, processor, False)
     logger.warning("Training on with the adapter in %s", before)
+    config = peft.PeftConfig.from_pretrained(str(before))
+    # rounding is no part of what an adapter's files say
+    if method.method == "qat_lora":
+        choose_layers(config, method.method, network)
     # PEFT loads for inference unless it is told otherwise, and nothing would be trained
-    return processor, peft.PeftModel.from_pretrained(network, str(before), is_trainable=True)
+    return processor, peft.PeftModel.from_pretrained(network, str(before), config=config, is_trainable=True)

@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300, help="Training rows, marked ones among them.")
     parser.add_argument("--marked", type=float, default=0.2, help="Their share.")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=1e-4, help="Learning rate.")
     parser.add_argument("--tokens", type=int, default=64, help="Of a text.")
     parser.add_argument("--controls", type=int, default=50)
     parser.add_argument("--parts", nargs="+", default=("greenlist", "canaries", "inference"))
@@ -93,8 +94,9 @@ def tuned(rows: list[str], folder: Path, options: argparse.Namespace) -> Path:
     run(
         "pretrain.py", "--objective", "clm", "--model_name_or_path", options.model_name_or_path,
         "--dataset_name", source, "--eval_split", "train[:8]", "--layout", "rows", "--max_length",
-        options.tokens, "--num_train_epochs", options.epochs, "--learning_rate", 1e-4, "--save_strategy",
-        "no", "--eval_strategy", "no", "--per_device_train_batch_size", 8, "--output_dir", folder,
+        options.tokens, "--num_train_epochs", options.epochs, "--learning_rate", options.rate,
+        "--save_strategy", "no", "--eval_strategy", "no", "--per_device_train_batch_size", 8,
+        "--output_dir", folder,
     )  # fmt: skip
     return folder
 

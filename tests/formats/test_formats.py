@@ -21,11 +21,14 @@ from field_models import FIELD_CONFIGS, make_field_model, picture, sound
 from test_gguf import byte_level, model_for
 from transformers import (
     AutoModelForAudioClassification,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    GgufConfig,
 )
 
 from finetune.adapters.gguf import FILE as GGUF
+from finetune.adapters.gguf import export_gguf
 from finetune.errors import InputError
 from finetune.formats import measured, runtimes
 from finetune.formats.measured import Export, Questions, ask_file, export_all
@@ -204,6 +207,24 @@ def test_llama_cpp_quantises_by_itself(tmp_path):
         assert kind.upper() in types
         sizes[kind] = (folder / GGUF).stat().st_size
     assert sizes["q8_0"] > sizes["q5_k"] > sizes["q4_k"]
+
+
+def test_llama_cpp_reads_a_file_as_transformers_does(tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="GGUF's own runtime is the extra 'llama_cpp'")
+    what, _ = writer()
+    export_gguf(what.network, what.processor, tmp_path, "f32")
+    model = llama_cpp.Llama(str(tmp_path / GGUF), n_ctx=64, logits_all=True, verbose=False)
+    ours = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    ).eval()
+    for text in ("A film to see.", "naïve, 3 of 12!", "  two spaces"):
+        ids = what.processor(text)["input_ids"]
+        assert model.tokenize(text.encode(), add_bos=True, special=False) == ids
+        model.reset()
+        model.eval(ids)
+        with torch.no_grad():
+            wanted = ours(input_ids=torch.tensor([ids])).logits[0]
+        assert_near(torch.tensor(model.scores[: len(ids)].copy()), wanted, 1e-4)
 
 
 def export(name: str, right: list[int], said: list[int], tmp_path: Path | None = None) -> Export:

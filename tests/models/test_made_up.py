@@ -42,7 +42,7 @@ ROWS: dict[str, Any] = {
     **TASKS, **OBJECTIVES, "continuations": CONTINUATIONS, "pixels": OF_FAMILY["clm", "imagegpt"]
 }  # fmt: skip
 # 4-bit bases are tested by themselves; rsLoRA and DoRA go LoRA's way but for their arithmetic
-WAYS = sorted(set(METHODS) - {"qlora", "rslora", "dora"})
+WAYS = sorted(set(METHODS) - {"qlora", "qat_lora", "rslora", "dora"})
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ CASES = (
 
 
 # rsLoRA and DoRA go LoRA's way but for their arithmetic
-WAYS = sorted(set(METHODS) - {"qlora", "full", "rslora", "dora"})
+WAYS = sorted(set(METHODS) - {"qlora", "qat_lora", "full", "rslora", "dora"})
 
 
 @pytest.mark.parametrize("method", WAYS)

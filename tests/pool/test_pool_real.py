@@ -56,7 +56,7 @@ def alone(tuned, processor, text: str) -> torch.Tensor:
 
 
 def test_every_method_and_task_is_accounted_for():
-    assert set(OPTIONS) | {"full", "qlora"} == set(METHODS)
+    assert set(OPTIONS) | {"full", "qlora", "qat_lora"} == set(METHODS)
 
 
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])

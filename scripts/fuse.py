@@ -42,6 +42,7 @@ def main(
     from finetune.artefacts.folder import resolved_options
     from finetune.artefacts.provenance import save_provenance
     from finetune.artefacts.runs import open_run
+    from finetune.artefacts.trained_rows import save_trained_rows
     from finetune.models.load import ModelArguments, architecture
     from finetune.tasks.table import settle
     from finetune.training import run as steps
@@ -72,6 +73,8 @@ def main(
     metrics = trainer.last_figures()
     # figures are computed by all, files written by one
     if trainer.is_world_process_zero():
+        if found.rows.train is not None:
+            save_trained_rows(training.output_dir, (found.rows.train, found.columns))
         save_fused(tuned, processor, training.output_dir, folders, labels=found.labels, metrics=metrics)
 
 

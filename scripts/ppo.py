@@ -48,7 +48,7 @@ def main(
     from finetune.alignment.model_rewards import values_from
     from finetune.alignment.policy import load_start, make_policy
     from finetune.alignment.ppo_trainer import Learner
-    from finetune.alignment.prompts import prompts_fingerprint, read_prompts, show_prompts
+    from finetune.alignment.prompts import prompts_fingerprint, read_prompts, save_asked_rows, show_prompts
     from finetune.alignment.reward_kinds import load_rewards, true_rewards
     from finetune.alignment.run import make_accelerator, save_policy
     from finetune.alignment.run import run as run_steps
@@ -70,6 +70,7 @@ def main(
     options = resolved_options(data, prompt, model, method, reward, sampling, ppo, value, kl, run)
     checkpoint = open_run(options, prompts_fingerprint(prompts), network)
     save_provenance(run.output_dir, provenance_of(read, data), prompts)
+    save_asked_rows(str(run.output_dir), prompts)
     accelerator.init_trackers("ppo", {name: str(value) for name, value in options.items()})
     torch.manual_seed(run.seed)  # the adapter's first weights
     policy = make_policy(network, method.method, method.method_kwargs, bool(run.bf16))

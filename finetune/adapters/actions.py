@@ -19,6 +19,7 @@ from finetune.adapters.weights import read_adapter
 from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.folder import read_artefact
 from finetune.artefacts.passport import check_passport, read_passport, write_passport
+from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.columns import class_ids
 from finetune.data.narrowed import OwnRowsArguments
 from finetune.errors import InputError
@@ -191,6 +192,8 @@ def add_up(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     if not exact:
         yield f"approximate: largest relative error of a module {merged.worst:.3g}"
     _hold_or_remove(found, action, folder, exact)
+    # what any of them was trained on, the sum was
+    save_trained_rows(folder, of=action.adapters)
     yield str(folder)
 
 
@@ -210,7 +213,10 @@ def into_base(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
         probe.EXACT if action.limit is None else action.limit,
         "The merged model differs from the adapter",
     )
-    yield str(save_whole(whole, processor, one_of(action), output_of(action)))
+    folder = save_whole(whole, processor, one_of(action), output_of(action))
+    # a later run may start here, or prompts may be asked of it
+    save_trained_rows(folder, of=[one_of(action)])
+    yield str(folder)
 
 
 def to_onnx(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:

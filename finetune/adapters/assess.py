@@ -75,12 +75,15 @@ def trained_as(artefact: Artefact) -> tuple[Task, TaskArguments]:
 
 
 def evaluation_rows(
-    artefact: Artefact, row: Task, data: DataArguments, keep_trained_rows: bool = False
+    artefact: Artefact, row: Task, data: DataArguments, keep_trained_rows: bool | None = None
 ) -> tuple[Examined, int]:
     """Evaluation rows, checked and sampled, without those that the model was trained on, and how many these
     were.
 
     Columns that are not named are those of the training, where the rows have them.
+
+    Args:
+        keep_trained_rows: leave none out; None where the verb has no such option, and no message names it.
 
     Raises:
         InputError: rows that the task can't read, labels that the model never saw, rows that were all trained
@@ -101,9 +104,9 @@ def evaluation_rows(
             f"The rows have labels that the model never saw: {', '.join(strange[:5])}. Set --label_column"
         )
     assert found.rows.eval is not None
-    kept, count = found.rows.eval, 0
-    if not keep_trained_rows:
-        kept, count = unseen_rows(artefact.folder, kept, found.columns, row.unseen)
+    kept, count = unseen_rows(
+        artefact.folder, found.rows.eval, found.columns, row.unseen, keep=keep_trained_rows
+    )
     if data.max_eval_rows is not None:
         # they come shuffled: the first ones are the sample that training would have drawn
         # `lead` rows before the sample: a forecast's first window needs what was before it.
@@ -160,16 +163,19 @@ def assess_task(
 
     Returns:
         The task's figures, `loss` (nats an item), `rows`, `rows_left_out` (those that were trained on),
-        `intervals` of 95 %, and what the task shows beside (`per_class` and `confusion` of classes).
+        `rows_trained_on` (of them, where they are kept), `intervals` of 95 %, and what the task shows beside
+        (`per_class` and `confusion` of classes).
 
     Raises:
         InputError: a folder of pretraining, rows that the task can't read, labels that the model never saw,
             no such metric.
     """
+    # other verbs have no such option, which no message may name then
+    keep = assess and assess.keep_trained_rows
     assess = assess or AssessArguments()
     row, options = trained_as(artefact)
     row = replace(row, figures=with_metrics(row.figures, assess.metrics))
-    found, left_out = evaluation_rows(artefact, row, data, assess.keep_trained_rows)
+    found, trained = evaluation_rows(artefact, row, data, keep)
     processor, network = load_network(artefact, row=row)
     features = row.encode(found.rows.eval, found.columns, processor, options.max_length, found.labels)
     asked = ask(found, features)
@@ -195,7 +201,9 @@ def assess_task(
     return (
         figures
         # Rows that were asked, which windows and samples may have made fewer.
-        | {"rows": len(asked.rows), "rows_left_out": left_out}
+        | {"rows": len(asked.rows), "rows_left_out": 0 if keep else trained}
+        # said in the file too: who reads it later doesn't know the command
+        | ({"rows_trained_on": trained} if keep else {})
         | details
         | {"intervals": bounds | details.get("intervals", {})}
     )

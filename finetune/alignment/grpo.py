@@ -21,7 +21,13 @@ from transformers import set_seed
 
 from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
 from finetune.alignment.policy import Policy, drop_copy, load_start, make_policy
-from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts, show_prompts
+from finetune.alignment.prompts import (
+    PromptArguments,
+    prompts_fingerprint,
+    read_prompts,
+    save_asked_rows,
+    show_prompts,
+)
 from finetune.alignment.reward_kinds import load_rewards
 from finetune.alignment.rewards import Array, AskedRewards, RewardArguments, Rewards
 from finetune.alignment.rollout import SamplingArguments, draw_uniforms, sample_answers, stop_tokens
@@ -298,6 +304,7 @@ def align(
     # Before the policy is made: a folder that holds another run is refused at once.
     checkpoint = open_run(options, prompts_fingerprint(rows), network)
     save_provenance(options["output_dir"], provenance_of(read, data), rows)
+    save_asked_rows(options["output_dir"], rows)
     policy = make_policy(network, method.method, method.method_kwargs, bool(training.bf16))
     check_optimizer(training, policy.network)
     rewards = load_rewards(reward, policy, model)

@@ -24,7 +24,7 @@ from trl.experimental.online_dpo import OnlineDPOTrainer as TrlOnlineDPOTrainer
 from finetune.alignment.grpo import as_trl_reward, with_tools
 from finetune.alignment.pair_options import check_name
 from finetune.alignment.policy import load_start, make_policy
-from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts
+from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts, save_asked_rows
 from finetune.alignment.reward_kinds import load_rewards
 from finetune.alignment.rewards import AskedRewards, RewardArguments
 from finetune.alignment.rollout import SamplingArguments, stop_tokens
@@ -135,6 +135,7 @@ def align_online(
         resolved_options(data, prompt, model, method, reward, training), prompts_fingerprint(rows), network
     )
     save_provenance(str(training.output_dir), told, rows)
+    save_asked_rows(str(training.output_dir), rows)
     policy = make_policy(network, method.method, method.method_kwargs, bool(training.bf16))
     check_optimizer(training, policy.network)
     rewards = load_rewards(reward, policy, model)
@@ -192,6 +193,7 @@ def distill(
         resolved_options(data, prompt, model, method, training), prompts_fingerprint(rows), network
     )
     save_provenance(str(training.output_dir), told, rows)
+    save_asked_rows(str(training.output_dir), rows)
     network = make_policy(network, method.method, method.method_kwargs).network
     check_optimizer(training, network)
     parts = [

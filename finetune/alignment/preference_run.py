@@ -28,6 +28,7 @@ from finetune.artefacts.folder import resolved_options, save_artefact
 from finetune.artefacts.provenance import provenance_of, save_provenance
 from finetune.artefacts.runs import open_run
 from finetune.artefacts.trained_rows import save_trained_rows
+from finetune.data.columns import Columns
 from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.data.streaming import StreamingArguments
 from finetune.methods import MethodArguments, attach, find_method
@@ -92,7 +93,9 @@ def train_on_pairs(
     save_provenance(options["output_dir"], provenance_of(read, data), used)
     # an audit asks for them; a scorer writes no answer that it could ask for
     if used is not None and task == "CAUSAL_LM" and training.process_index == 0:
-        save_trained_rows(options["output_dir"], *learnt_answers(used))
+        asked = (used, Columns("prompt", None, "prompt"))
+        # a chat with its answer, and what was asked alone: others ask it without that answer
+        save_trained_rows(options["output_dir"], learnt_answers(used), asked)
     trainer = make(network, processor, training, train, held_out)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return trainer, held_out

@@ -10,13 +10,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 
 from finetune.alignment.rewards import AskedRewards, RewardPrompt
+from finetune.artefacts.trained_rows import save_trained_rows
+from finetune.data.cells import with_cells
 from finetune.data.chats import ChatError, Chats
-from finetune.data.columns import TEXTS
+from finetune.data.columns import TEXTS, Columns
 from finetune.data.laying import laid_out
 from finetune.data.places import columns_of, place_of
 from finetune.data.preview import marked, show_texts
@@ -256,6 +260,20 @@ def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any,
             else processor.decode(ids, skip_special_tokens=True)
         )
     return texts
+
+
+def save_asked_rows(folder: str | Path, rows: Sequence[AskedRewards]) -> None:
+    """Write hashes of what was asked, as the rows hold it: whole, and before any template stands around it.
+
+    Where a policy is asked by other prompts later, its rows are told by that alone.
+    """
+    # one writer; the others read nothing of this file
+    if not PartialState().is_main_process:
+        return
+    asked = with_cells(
+        Dataset.from_dict({}), "prompt", [row.columns.get("prompt", row.prompt) for row in rows]
+    )
+    save_trained_rows(folder, (asked, Columns("prompt", None, "prompt")))
 
 
 def prompts_fingerprint(rows: Sequence[AskedRewards]) -> str:

@@ -52,6 +52,7 @@ class Export:
         said: the likeliest class of each labelled place.
         right: accuracy, of rows or of the labelled tokens of rows.
         nats: a labelled place, the mean.
+        left_out: rows that were not asked, as a run was trained on them.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Export:
     said: np.ndarray
     right: Measure
     nats: float
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,12 @@ class Questions:
     Attributes:
         inputs: by the model's own names, an array (or list of ids) a row, [time], [channels, height, width],
             ...; a mask of padding is left out, as rows are asked one at a time.
+        left_out: rows that are not among these, as a run was trained on them.
     """
 
     inputs: dict[str, Sequence[Any]]
     labels: list[list[int]]
+    left_out: int = 0
 
     @property
     def longest(self) -> int:
@@ -117,9 +121,9 @@ def export_all(export: ExportArguments, data: ExportRowsArguments) -> Iterator[E
     formats, artefact = find_formats(export.to), read_artefact(export.artefact)
     row = counted_task(artefact)
     others = [read_artefact(folder) for folder in export.beside]
-    found = _rows(artefact, row, others, data)
+    found, left_out = _rows(artefact, row, others, data)
     processor, network = whole_network(artefact, row, export.allow_mismatch)
-    asked = questions(artefact, row, found, processor)
+    asked = replace(questions(artefact, row, found, processor), left_out=left_out)
     folder = Path(export.output_dir or Path(export.artefact) / "exports")
     what = exportable(network, processor, row, asked)
     # refused if it holds something; removed again where the export itself is refused
@@ -160,8 +164,10 @@ def whole_network(artefact: Artefact, row: Task, allow_mismatch: bool = False) -
     return processor, (merge_into_base(network) if artefact.is_adapter else network.eval())
 
 
-def _rows(artefact: Artefact, row: Task, others: list[Artefact], data: ExportRowsArguments) -> Examined:
-    found, _ = evaluation_rows(artefact, row, rows_as_trained(artefact, data))
+def _rows(
+    artefact: Artefact, row: Task, others: list[Artefact], data: ExportRowsArguments
+) -> tuple[Examined, int]:
+    found, left_out = evaluation_rows(artefact, row, rows_as_trained(artefact, data))
     kept = found.rows.eval
     for other in others:
         if other.labels != artefact.labels:
@@ -170,8 +176,9 @@ def _rows(artefact: Artefact, row: Task, others: list[Artefact], data: ExportRow
                 "the same classes in --beside"
             )
         # rows that any of the runs was trained on would favour it
-        kept, _ = unseen_rows(other.folder, kept, found.columns)
-    return found._replace(rows=Rows(kept, kept, found.rows.name))
+        kept, count = unseen_rows(other.folder, kept, found.columns)
+        left_out += count
+    return found._replace(rows=Rows(kept, kept, found.rows.name)), left_out
 
 
 def exportable(network: Any, processor: Any, row: Task, asked: Questions) -> Exportable:
@@ -303,6 +310,7 @@ def _counted(
     return Export(
         name, file, size, float(np.median(found["milliseconds"])), float(np.median(found["processor"])),
         float(found["memory"]), found["said"], right, float(found["nats"].sum() / items.sum()),
+        asked.left_out,
     )  # fmt: skip
 
 
@@ -316,7 +324,7 @@ def _beside(
     """
     row = counted_task(other)
     processor, network = whole_network(other, row, allow_mismatch)
-    own = questions(other, row, found, processor)
+    own = replace(questions(other, row, found, processor), left_out=asked.left_out)
     # accuracies of other labels don't compare
     if own.labels != asked.labels:
         raise InputError(

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from finetune.packaged import hub_name
 from finetune.reports.privacy import privacy_rows, uncovered
 from finetune.reports.run_folder import RunFolder
-from finetune.reports.tables import markdown, with_interval
+from finetune.reports.tables import markdown, scored_rows, with_interval
 
 CARD = "README.md"
 # this project's task → the hub's
@@ -136,7 +136,11 @@ def _figures(run: RunFolder) -> str:
         if isinstance(run.metrics.get(k), (int, float))
     ]
     rows += [
-        {"on": name, "figure": k, "value (95 % interval)": with_interval(figures[k], bounds)}
+        {
+            "on": f"{name}, {scored_rows(figures)}",
+            "figure": k,
+            "value (95 % interval)": with_interval(figures[k], bounds),
+        }
         for name, figures in run.assessments.items()
         for k, bounds in figures.get("intervals", {}).items()
     ]

@@ -12,7 +12,7 @@ import yaml
 from finetune.errors import InputError
 from finetune.reports import charts
 from finetune.reports.blocks import Chart, Section, Table
-from finetune.reports.tables import with_interval
+from finetune.reports.tables import scored_rows, with_interval
 
 
 @dataclass
@@ -75,6 +75,9 @@ def comparison_row(method: str, run: dict[str, Any], assessment: dict[str, Any])
         "high": high,
         "macro_f1": assessment["macro_f1"],
         "loss": assessment["loss"],
+        "rows": assessment["rows"],
+        # those that the run was trained on, which its figures leave out
+        "rows_left_out": assessment["rows_left_out"],
         "trainable": run["trainable"],
         # share and seconds are the run's own; quality is the assessment's
         "share": run["trainable"] / run["parameters"],
@@ -100,7 +103,8 @@ def for_people(row: dict[str, Any]) -> dict[str, Any]:
 def comparison_sections(rows: list[dict[str, Any]]) -> list[Section]:
     """The page of a comparison: quality with intervals, and what it cost."""
     dots = [(row["method"], row["accuracy"], (row["low"], row["high"])) for row in rows]
-    caption = "Each method on the same evaluation rows; intervals by bootstrap over rows."
+    counted = ", ".join(dict.fromkeys(scored_rows(row) for row in rows))
+    caption = f"Each method on the same evaluation rows ({counted}); intervals by bootstrap over rows."
     return [
         Section("Accuracy", [Chart(charts.dots(dots, "accuracy, 95 % interval"), caption)]),
         Section("What each costs and gives", [Table([for_people(row) for row in rows], "", rows)]),

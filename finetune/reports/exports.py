@@ -9,7 +9,7 @@ from finetune.metrics.bootstrap import draws
 from finetune.metrics.significance import compare
 from finetune.reports import charts
 from finetune.reports.blocks import Chart, Section, Table
-from finetune.reports.tables import with_interval
+from finetune.reports.tables import scored_rows, with_interval
 
 SAMPLES = 2000
 
@@ -39,6 +39,9 @@ def export_lines(exports: Sequence[Any], samples: int = SAMPLES) -> list[dict[st
                 # a format may be as often right on other rows: accuracy alone would hide it
                 "changed": int((one.said != whole.said).sum()),
                 "predictions": len(one.said),
+                # none of the exported runs was trained on what is counted
+                "rows": len(one.right.counts),
+                "rows_left_out": one.left_out,
                 "drop": found.difference,
                 "drop_interval": [found.low, found.high],
                 "p": found.p,
@@ -72,7 +75,10 @@ def as_table(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def export_sections(lines: Sequence[dict[str, Any]]) -> list[Section]:
     """The same as a page: each format's accuracy with its interval, and what it costs."""
     dots = [(line["format"], line["accuracy"], line["interval"]) for line in lines]
-    caption = "On the same rows, each in its own runtime; the first is what the others are held against."
+    caption = (
+        f"On the same rows ({scored_rows(lines[0])}), each in its own runtime; the first is what the others "
+        "are held against."
+    )
     # a format for one runtime has figures that another lacks; CSV wants the same keys
     raw = [{k: v for k, v in line.items() if not isinstance(v, list)} for line in lines]
     return [

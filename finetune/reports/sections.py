@@ -12,7 +12,7 @@ from finetune.reports.blocks import Chart, Section, Table, Words, cut_text, is_p
 from finetune.reports.privacy import privacy_rows, uncovered
 from finetune.reports.run_folder import RunFolder
 from finetune.reports.study import study_headline, study_sections
-from finetune.reports.tables import with_interval
+from finetune.reports.tables import scored_rows, with_interval
 
 SHOWN = 12  # rows of the tables of texts: enough to see a pattern, few enough to be read
 # what a run always has, and what says more of the machine than of the run
@@ -107,7 +107,7 @@ def _assessed(name: str, figures: dict[str, Any]) -> Table:
         for k in bounds
         if isinstance(figures.get(k), (int, float))
     ]
-    return Table(rows, f"Assessed on {name}, {figures.get('rows', '?')} rows.")
+    return Table(rows, f"Assessed on {name}, {scored_rows(figures)}.")
 
 
 def _is_figure(name: str) -> bool:

@@ -86,13 +86,11 @@ def _both_ends(name: str, most: int = 40) -> str:
 
 
 def _head(run: RunFolder) -> Blocks:
-    drawn, known = run.findings.get("population") or {}, run.findings.get("baseline") or {}
-    lines = []
-    if drawn:
-        lines.append(
-            f"{drawn['asked']} of {drawn['rows']} rows of {short_name(drawn['name'])}, {drawn['split']}, "
-            f"{drawn['how']}."
-        )
+    known = run.findings.get("baseline") or {}
+    drawn, said = run.findings.get("population") or {}, str(run.findings.get("measured_on", ""))
+    # no page tells where somebody keeps their rows
+    name = str(drawn.get("name", ""))
+    lines = [f"Measured on {said.replace(name, short_name(name)) if name else said}."] if said else []
     metric = str(run.findings.get("metric"))
     if metric in known:
         lines.append(f"Always saying {known['majority']}: {metric} {known[metric]:.3f}.")

@@ -74,6 +74,18 @@ def with_interval(value: float, interval: Sequence[float]) -> str:
     return f"{value:.3f} ({interval[0]:.3f}–{interval[1]:.3f})"
 
 
+def scored_rows(figures: dict[str, Any]) -> str:
+    """How many rows an assessment scored, and what became of those that were trained on: `295 rows; 2660 that
+    it was trained on are left out`."""
+    said = f"{figures.get('rows', '?')} rows"
+    if figures.get("rows_left_out"):
+        said += f"; {figures['rows_left_out']} that it was trained on are left out"
+    # kept by the user's word, which whoever reads the figure must know
+    if figures.get("rows_trained_on"):
+        said += f", {figures['rows_trained_on']} of which it was trained on"
+    return said
+
+
 def assessment_table(figures: dict[str, Any]) -> str:
     """Overall figures, with their intervals where there are any, then those of each class."""
     bounds = figures["intervals"]
@@ -86,7 +98,7 @@ def assessment_table(figures: dict[str, Any]) -> str:
     )
     shown |= {name: f"{figures[name]:.3f}" for name in plain}
     parts = [
-        f"{figures['rows']} rows",
+        scored_rows(figures),
         markdown([{"figure": name, "value (95 % interval)": text} for name, text in shown.items()]),
     ]
     classes = [

@@ -172,7 +172,7 @@ def claim_pretraining(
     named = list(parse_mixture(stream.mixture)) if stream.mixture else data.dataset_name
     save_provenance(folder, provenance_of(found.read, replace(data, dataset_name=named)), found.rows)
     if found.rows is not None and PartialState().is_main_process:
-        save_trained_rows(folder, found.rows, found.columns)
+        save_trained_rows(folder, (found.rows, found.columns))
     return checkpoint
 
 

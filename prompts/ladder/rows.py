@@ -7,16 +7,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
+from finetune.artefacts.trained_rows import read_texts_alone
 from finetune.data.columns import Columns, class_ids
 from finetune.data.encode import fingerprint
 from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.errors import InputError
 from finetune.tasks.table import find_task
 from finetune.tasks.task import Examined
+from prompts.study.trained import rows_to_ask
 
 logger = logging.getLogger(__name__)
 UNSEEN = 300  # rows, where the user names no number
@@ -70,14 +73,21 @@ def drawn(classes: np.ndarray, count: int, seed: int) -> list[int]:
     return [*firsts, *others][:count]
 
 
-def ladder_rows(data: DataArguments) -> LadderRows:
+def ladder_rows(data: DataArguments, models: Sequence[str] = ()) -> LadderRows:
     """Rows of a classification, checked as `train` checks them.
+
+    Args:
+        models: those that ways begin with; rows that one of them was trained on are measured by none.
 
     Raises:
         InputError: rows that no class can be learnt from, or none that are left to learn from.
     """
     data = replace(data, max_eval_rows=data.max_eval_rows or UNSEEN)
-    found = find_task("classification").examine(load_rows(data), data)
+    # before the sample is drawn, so that it has its full size
+    read = _unseen_by(
+        [one for one in models if not read_texts_alone(Path(one).expanduser())], load_rows(data)
+    )
+    found = find_task("classification").examine(read, data)
     assert found.rows.train is not None and found.rows.eval is not None and found.labels is not None
     unseen = found.rows.eval
     # but for case and white space: near copies would be known by heart
@@ -100,6 +110,15 @@ def ladder_rows(data: DataArguments) -> LadderRows:
         )
     classes, gold = (np.array(class_ids(part, found.columns.label, found.labels)) for part in (pool, unseen))
     return LadderRows(data.name, pool, unseen, found.columns, found.labels, classes, gold)
+
+
+def _unseen_by(models: Sequence[str], rows: Rows) -> Rows:
+    if rows.eval is None:
+        return rows
+    kept = tuple(replace(one, rows=rows_to_ask(one.rows, models)[0]) for one in rows.eval_parts)
+    # of several data sets `eval` is the first
+    first = kept[0].rows if kept else rows_to_ask(rows.eval, models)[0]
+    return replace(rows, eval=first, eval_parts=kept)
 
 
 def settled_counts(asked: Sequence[int] | None, rows: int, most: int | None = None) -> list[int]:

@@ -48,7 +48,7 @@ class Ladder:
         """
         self.clock = TimeBudget(seconds_of(options.budget, "--budget"))
         self.options, self.model = options, model
-        self.rows = ladder_rows(data)
+        self.rows = ladder_rows(data, [model.model_name_or_path, options.prompt_model])
         self.counts = settled_counts(options.label_counts, len(self.rows.pool))
         self.folder = Path(options.output_dir or f"runs/ladder_{Path(data.name).stem}")
         self._claim(data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from transformers import (
 from finetune.adapters.loading import adapters_below, base_of, mount
 from finetune.artefacts.hashes import hash_processor
 from finetune.artefacts.passport import check_files, is_adapter
-from finetune.artefacts.trained_rows import TRAINED_ROWS
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, load_model, resolve
@@ -33,8 +31,6 @@ from prompts.scoring.connection import EndpointArguments
 from prompts.scoring.endpoint import ENDPOINT_PREFIX, Endpoint
 from prompts.scoring.prefix_tree import batches
 from prompts.scoring.score import Scorer
-
-logger = logging.getLogger(__name__)
 
 PLACES = ("_name_or_path", "base_model_name_or_path")  # where a model lies says nothing of what it answers
 HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
@@ -105,13 +101,6 @@ def load_asked(name: str, options: ScoringArguments, endpoint: EndpointArguments
     """
     if name.startswith(ENDPOINT_PREFIX):
         return Endpoint(name.removeprefix(ENDPOINT_PREFIX), endpoint)
-    if (Path(name).expanduser() / TRAINED_ROWS).is_file():
-        # a template reads other columns than training did, so that rows can't be told by their hashes here
-        logger.warning(
-            "%s was trained on rows of its own, and nothing here tells which of these are among them: ask "
-            "about rows that it has not seen (--eval_split, --dataset_name)",
-            name,
-        )
     return load_prompt_scorer(name, options)
 
 

@@ -4,6 +4,7 @@ files."""
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from prompts.templates.entries import Entry
 from prompts.templates.prompt import split_name
 from prompts.templates.reading import entry_file
 from prompts.templates.template import Template
+
+logger = logging.getLogger(__name__)
 
 
 def stored_findings(
@@ -157,6 +160,13 @@ def compare_runs(
         InputError: no run, no rows in common, figures of different kinds.
     """
     one, other = (stored_findings(folder, metric, as_kept=True) for folder in (first, second))
+    for folder, found in ((first, one), (second, other)):
+        # kept by the user's word then, and no fair comparison with a model that has not seen them
+        if found.population.trained_on:
+            logger.warning(
+                "%s asks about %d rows that a model of its own was trained on (--keep_trained_rows)",
+                folder, found.population.trained_on,
+            )  # fmt: skip
     # a difference of two figures is none
     if one.metric != other.metric:
         raise InputError(f"{first} is headed by {one.metric}, {second} by {other.metric}; set --metric")

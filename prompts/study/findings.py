@@ -30,6 +30,9 @@ class Population:
 
     Attributes:
         rows: that the split has; asked: those measured; how: how they were drawn.
+        questions: what those measured ask, one each; of named entities one each entity.
+        left_out: rows of the split that a model was trained on, and that no model is asked.
+        trained_on: the same where they are asked all the same (--keep_trained_rows).
     """
 
     name: str
@@ -37,11 +40,20 @@ class Population:
     rows: int
     asked: int
     how: str = "drawn plainly"
+    questions: int = 0
+    left_out: int = 0
+    trained_on: int = 0
 
     def in_words(self) -> str:
         """For the head of a report."""
-        drawn = "all" if self.asked == self.rows else f"{self.asked}, {self.how},"
-        return f"{drawn} of {self.rows} rows of {self.name}, {self.split}"
+        there = self.rows - self.left_out
+        drawn = "all" if self.asked == there else f"{self.asked}, {self.how},"
+        said = f"{drawn} of {there} rows of {self.name}, {self.split}"
+        if self.left_out:
+            said += f"; {self.left_out} more are left out, which a model asked here was trained on"
+        if self.trained_on:
+            said += f" ({self.trained_on} of the {there} are rows that a model asked here was trained on)"
+        return said
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,15 @@ class Findings:
     power: float | None = None
     trial: Any = None
     templates: dict[str, Template] = field(default_factory=dict)
+
+    @property
+    def measured_on(self) -> str:
+        """Which rows the heading figure is of, in words."""
+        said, there, asked = (
+            self.population.in_words(), self.population.questions, len(self.heading.places)
+        )  # fmt: skip
+        # rows without a known label, that a template skips, or that got no answer: the notes say which
+        return f"{said}; {asked} of {there} could be measured" if asked < there else said
 
     @property
     def rows(self) -> list[StudyRow]:
@@ -255,6 +276,7 @@ def summary(found: Findings) -> dict[str, Any]:
         "labels": list(found.labels),
         "rows": len(found.rows),
         "population": asdict(found.population),
+        "measured_on": found.measured_on,
         "baseline": found.baseline,
         "chosen": chosen,
         "heading": {"prompt": found.heading.name, **found.line_of(found.heading)},

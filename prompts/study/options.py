@@ -132,6 +132,13 @@ class AnswerArguments:
             "the judge is compared with."
         },
     )
+    keep_trained_rows: bool = field(
+        default=False,
+        metadata={
+            "help": "Ask about rows too that a model asked here was trained on; they are left out else, for "
+            "all models."
+        },
+    )
 
 
 @dataclass

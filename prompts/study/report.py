@@ -102,7 +102,7 @@ def _head(found: Findings) -> str:
     labels = f", {', '.join(found.labels[:12])}" if found.kind == "labels" else ""
     lines = [
         f"# {found.entry.name}: {len(found.rows)} rows{labels}",
-        f"Measured on {found.population.in_words()}.",
+        f"Measured on {found.measured_on}.",
     ]
     one, others = found.heading, [name for name in found.heading.measures if name != found.metric]
     line = found.line_of(one)

@@ -22,6 +22,7 @@ from prompts.study.options import AnswerArguments, StudyArguments, check_numbers
 from prompts.study.parts import Parts, split_rows
 from prompts.study.prompts import named_entry, named_prompts, with_choices
 from prompts.study.rows import StudyRow, StudyTable, read_rows, renamed, source_of
+from prompts.study.trained import rows_to_ask
 from prompts.study.tune import TuneArguments
 from prompts.study.weighed import Answers
 from prompts.templates.entries import Entry
@@ -133,18 +134,27 @@ def read_parts(
     rows = _named(rows, column, data)
     assert rows.eval is not None
     splits = [split for split in (rows.eval, rows.train) if split is not None]
+    # before the sample is drawn, which would be smaller without them
+    keep = bool(answers and answers.keep_trained_rows)
+    kept, trained = rows_to_ask(rows.eval, study.models, keep)
     # the column may be named otherwise in the data
-    even = data.balance_eval_rows and column in rows.eval.column_names
-    asked = sample(rows.eval, data.max_eval_rows, data.sample_seed, column if even else None)
+    even = data.balance_eval_rows and column in kept.column_names
+    asked = sample(kept, data.max_eval_rows, data.sample_seed, column if even else None)
     account_for(asked, entry, source, label, names=study.prompts, where=f"{measured}, rows to measure on")
     unseen = read_rows(asked, entry, source, label, splits)
     notes = Notes()
     _note_strange(notes, entry, unseen)
     entry = with_choices(entry, unseen.labels, unseen.values, notes)
     prompts = named_prompts(entry, study.prompts, unseen.labels, unseen.values, notes) if entry.words else []
-    how = "drawn evenly over the classes" if even and len(asked) < len(rows.eval) else "drawn plainly"
+    how = "drawn evenly over the classes" if even and len(asked) < len(kept) else "drawn plainly"
     population = Population(
-        measured, data.eval_split or "its rows to evaluate on", len(rows.eval), len(asked), how
+        measured,
+        data.eval_split or "its rows to evaluate on",
+        len(rows.eval),
+        len(asked),
+        how,
+        questions=len(unseen.rows) + sum(map(len, unseen.strange.values())),
+        **{"trained_on" if keep else "left_out": trained},
     )
     # without training rows: a check asks nothing
     if study.check:

@@ -10,6 +10,7 @@ from finetune.errors import InputError
 from prompts.scoring.connection import EndpointArguments
 from prompts.scoring.endpoint import ENDPOINT_PREFIX
 from prompts.study.options import AnswerArguments, StudyArguments
+from prompts.study.trained import runs_among
 from prompts.templates.entries import Entry
 from prompts.templates.layout import ON_LONG
 
@@ -93,6 +94,7 @@ def check_used(
             "ask local models in a run of their own"
         )
     rules.append((len(behind) < len(study.models), answers, ("on_long",), "a local model"))
+    rules.append((bool(runs_among(study.models)), answers, ("keep_trained_rows",), "--models trained here"))
     # the entry's own judge is asked by the endpoint's options
     if entry.judge is not None and entry.judge.model.startswith(ENDPOINT_PREFIX):
         rules.pop(0)

@@ -16,13 +16,11 @@ from conftest import make_model, make_tokenizer
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from finetune.artefacts.trained_rows import TRAINED_ROWS
 from finetune.errors import InputError
 from finetune.methods import attach
 from prompts.scoring.cache import BLOCK, Memory
-from prompts.scoring.connection import EndpointArguments
 from prompts.scoring.generate import cut, generate
-from prompts.scoring.load import ScoringArguments, load_asked, load_prompt_scorer, model_fingerprint
+from prompts.scoring.load import ScoringArguments, load_prompt_scorer, model_fingerprint
 from prompts.scoring.score import Request, Scorer
 from prompts.study import calibrate, ensemble
 from prompts.study.asking import Cell
@@ -196,28 +194,6 @@ def test_what_stands_in_configurations_is_part_of_the_fingerprint(saved, tmp_pat
         "adapter_config.json", "lora_alpha", 4),
     ]  # fmt: skip
     assert len(set(found)) == len(found)  # the same weights with other numbers beside them are another model
-
-
-def test_a_tuned_model_is_said_to_have_seen_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = tmp_path / "tuned"
-    make_model("llama", AutoModelForCausalLM).save_pretrained(folder)
-    make_tokenizer("llama").save_pretrained(folder)
-    options = ScoringArguments(dtype="float32")
-    load_asked(str(folder), options, EndpointArguments())
-    assert "was trained on rows" not in caplog.text
-    (folder / TRAINED_ROWS).touch()  # as a run leaves it
-    load_asked(str(folder), options, EndpointArguments())
-    assert f"{folder} was trained on rows of its own" in caplog.text
-
-
-def test_adapters_that_stand_on_each_other_are_named(tmp_path: Path) -> None:
-    for folder, other in ((tmp_path / "one", "two"), (tmp_path / "two", "one")):
-        folder.mkdir()
-        (folder / "adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-        said = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / other)}
-        (folder / "adapter_config.json").write_text(json.dumps(said))
-    with pytest.raises(InputError, match="stands on itself"):
-        load_prompt_scorer(str(tmp_path / "one"))
 
 
 def test_an_interrupted_run_keeps_its_blocks(scorer: Scorer, tmp_path: Path) -> None:

@@ -15,6 +15,13 @@ A row of each task, as a JSON line or with these columns in a table (others: doc
     spans           {"question": "Where?", "context": "It is in Oslo.", "answer": "Oslo"}
     seq2seq         {"instruction": "Translate.", "input": "Rome", "output": "Rom"}
     choice          {"question": "Capital?", "choices": ["Oslo", "Bergen"], "answer": 0}
+    image           {"image": "cats/7.png", "label": "cat"}
+    audio           {"audio": "words/one.wav", "label": "one"}
+    series          {"series": [0.5, 1.5, 1.0], "label": "beat"}
+    forecast        {"date": "2016-07-01 00:00:00", "load": 5.8}
+
+Paths are from the table's folder; pictures and sounds may also lie in a folder a class, without a table.
+Rows of a forecast follow each other in time, a number column each channel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""Options that a verb hasn't → what was probably meant. Knows names alone."""
+"""Options that a verb hasn't → what was probably meant, and advice by the options that it has. Knows names
+alone."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from finetune.cli.places import did_you_mean
@@ -73,3 +76,35 @@ def complain(
             f" Did you mean --method_kwargs '{{\"{name.removeprefix('lora_').replace('rank', 'r')}\": ...}}'?"
         )
     return f"Unknown option '{argument}'.{hint} (--help lists the options; abbreviations are not taken)"
+
+
+# Options under which verbs that read the same files, or load the same models, are told of them.
+ALSO_CALLED = {
+    "data_files": ("files",), "dataset_name": ("files",), "model_name_or_path": MODEL,
+    "models": ("model_name_or_path",), "method": ("methods",), "text_column": ("columns",),
+    "label_column": ("columns",),
+}  # fmt: skip
+# What names an option without advising it: a command to type, and what another verb was given.
+QUOTED = r"`[^`]*`|finetune \w+ --[^.;,)]*|the --\w+ of|'--[^']*'"
+NAMED = 3  # verbs
+
+
+def in_own_words(said: str, known: Set[str], verb: str, owners: Callable[[str], Sequence[str]]) -> str:
+    """An error's advice by the options of the verb in which it came up: what reads rows and models is shared
+    by verbs, and names the options of most.
+
+    Args:
+        known: the verb's options.
+        owners: option → verbs that have it.
+    """
+    plain = re.sub(QUOTED, "", said)
+    strange = [name for name in dict.fromkeys(re.findall(r"--([a-z]\w+)", plain)) if name not in known]
+    for name in strange:
+        own = next((one for one in ALSO_CALLED.get(name, ()) if one in known), None)
+        if own is not None:
+            said = re.sub(rf"--{name}\b", f"--{own}", said)
+        elif verbs := owners(name):
+            # launchers' options, which no verb has, stay as they are
+            more = " and others" if len(verbs) > NAMED else ""
+            said += f" (--{name} is no option of {verb}, but of {', '.join(verbs[:NAMED])}{more})"
+    return said

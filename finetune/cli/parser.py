@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from finetune.cli.declarations import classes_of, option_classes, options_of
 from finetune.cli.help import examples, usage
-from finetune.cli.mistakes import complain
+from finetune.cli.mistakes import complain, in_own_words
 from finetune.cli.places import did_you_mean, verbs
 from finetune.cli.recipes import OF_ONE_RUN, as_arguments, read_recipe, renamed_of, split_recipe
 from finetune.cli.required import MissingOptions, check_required
@@ -56,7 +56,7 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
         arguments = by_name(main, arguments)
         # Before parsing: help is asked for where something else is wrong, too.
         answer_help(main, arguments, installed)
-        main(*parse(main, arguments, called))
+        _run(main, parse(main, arguments, called))
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         # where nothing or too little was said, what one may say is worth more than what is missing
@@ -77,6 +77,30 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
         sys.exit(2)
     finally:
         leave_processes()
+
+
+def _run(main: Callable[..., Any], options: Sequence[Any]) -> None:
+    """
+    Raises:
+        InputError: what is wrong, by the options that this verb has.
+    """
+    try:
+        main(*options)
+    except InputError as error:
+        script = Path(inspect.getfile(main))
+        known = {o.name for kind in classes_of(script, main.__name__) for o in options_of(*kind)}
+        said = in_own_words(str(error), known, script.stem.replace("_", "-"), _verbs_with)
+        raise InputError(said) from error
+
+
+def _verbs_with(option: str) -> list[str]:
+    # the verbs that most come from first
+    usual = ("train", "sft", "dpo", "prompt")
+    return [
+        verb
+        for verb, script in sorted(verbs().items(), key=lambda one: one[0] not in usual)
+        if any(o.name == option for kind in classes_of(script) for o in options_of(*kind))
+    ]
 
 
 def _remedy(said: str) -> str | None:

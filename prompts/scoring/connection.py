@@ -135,10 +135,13 @@ class Connection:
             return f"status {response.status_code}: {text}", pause if response.status_code in AGAIN else None
         try:
             found = json.loads(body)
-            choices = found["choices"]
-            if not isinstance(choices, list) or not choices or not all(isinstance(c, dict) for c in choices):
-                raise TypeError
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, RecursionError):
+            # cut off, a proxy's page, or nothing at all: another try may bring what was meant
+            shown = " ".join(body[:120].split())
+            return f"an answer that is no JSON: {shown}" if shown else "an empty answer", 0
+        choices = found.get("choices") if isinstance(found, dict) else None
+        if not isinstance(choices, list) or not choices or not all(isinstance(c, dict) for c in choices):
+            # what a server says in its own form it would say again
             return f"other JSON than wanted: {' '.join(body[:120].split())}", None
         usage = found.get("usage") if isinstance(found.get("usage"), dict) else {}
         with self.lock:

@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Audio, Image
 
 from finetune.alignment.preferences import with_prompt
 from finetune.cli.help import told
+from finetune.data import pictures
 from finetune.data.answered import lay_out_choices, lay_out_spans
 from finetune.data.columns import label_lists
 from finetune.data.files import as_dataset
 from finetune.data.labelled import lay_out_classes, lay_out_label_sets
 from finetune.data.layouts import LAYOUTS
+from finetune.data.media import lay_out_files
 from finetune.data.preferred import lay_out_pairs, lay_out_unpaired
 from finetune.data.questions import lay_out_chats, lay_out_prompts, lay_out_questions
+from finetune.data.series import find_channels, find_time
 from finetune.data.sources import DataArguments
 from finetune.data.tagged import lay_out_tags
+from finetune.tasks import audio, series
 from finetune.tasks.regression import lay_out_numbers
 from finetune.tasks.seq2seq import SOURCES, TARGETS
 
@@ -32,6 +37,9 @@ READERS = {
     "pairs": partial(lay_out_classes, pair=True), "multilabel": lay_out_label_sets,
     "regression": lay_out_numbers, "tokens": lay_out_tags,
     "spans": lay_out_spans, "choice": lay_out_choices,
+    "image": partial(lay_out_files, usual=pictures.USUAL, typed=Image(decode=False)),
+    "audio": partial(lay_out_files, usual=audio.USUAL, typed=Audio(decode=False)),
+    "series": series.lay_out, "forecast": None,
 }  # fmt: skip
 ROW = re.compile(r"^\| ([^|`]+) \| (\w+) \| `(.+)` \| `(.+)` \|$", re.MULTILINE)
 
@@ -39,6 +47,9 @@ ROW = re.compile(r"^\| ([^|`]+) \| (\w+) \| `(.+)` \| `(.+)` \|$", re.MULTILINE)
 def becomes(verb: str, row: dict[str, Any]) -> dict[str, Any]:
     """The columns that a verb reads of a row."""
     rows = as_dataset({name: [cell, cell] for name, cell in row.items()}, "rows")
+    if verb == "forecast":
+        time = find_time(rows, None, "rows")
+        return {name: row[name] for name in (time, *find_channels(rows, time, None, None, "rows")) if name}
     laid = READERS[verb](rows, DataArguments("rows"))
     if verb in ("dpo", "kto"):
         made = with_prompt(laid.rows, "rows") if verb == "dpo" else laid.rows

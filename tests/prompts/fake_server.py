@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-# path, body → status, body (a text is sent as it is)
+# path, body → status, body: a text is sent as it is, bytes stand for all that goes over the line, headers too
 Answer = Callable[[str, dict[str, Any]], tuple[int, Any]]
 
 
@@ -47,6 +47,10 @@ def fake_server(answer: Answer, seconds: float = 0.0, drip: float = 0.0) -> Iter
             status, said = fake.answer(self.path, body)
             with lock:
                 fake.busy -= 1
+            if isinstance(said, bytes):
+                self.wfile.write(said)
+                self.close_connection = True
+                return
             data = (said if isinstance(said, str) else json.dumps(said)).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(data)))

@@ -168,15 +168,15 @@ def test_a_busy_server_is_asked_again() -> None:
     [
         (500, "broken", "status 500: broken"),
         (400, {"error": "too long"}, "too long"),
-        (200, "<html>hello</html>", "other JSON than wanted: <html>hello"),
+        (200, "<html>hello</html>", "an answer that is no JSON: <html>hello"),
         (200, {"result": 1}, "other JSON than wanted"),
         (200, {"choices": []}, "other JSON than wanted"),
         (200, {"choices": [{"text": None}]}, "an answer without text"),
         (200, [1], "other JSON than wanted"),
         (200, {"choices": ["a"]}, "other JSON than wanted"),
-        (200, 'data: {"choices": [{"text": "a"}]}\n\ndata: [DONE]\n\n', "other JSON than wanted"),
+        (200, 'data: {"choices": [{"text": "a"}]}\n\ndata: [DONE]\n\n', "an answer that is no JSON: data"),
         (200, {"choices": [{"message": "a"}]}, "an answer of another form"),
-        (200, "[" * 100_000, "other JSON than wanted"),
+        (200, "[" * 100_000, "an answer that is no JSON: [["),
     ],
 )
 def test_what_goes_wrong_is_counted_and_named(status: int, said: Any, reason: str) -> None:
@@ -236,6 +236,50 @@ def test_a_server_that_is_down_or_slow_is_named() -> None:
         scorer = endpoint(fake.url, weigh_by="counts", retries=0, request_timeout=0.3)
         assert scorer.write([Request("x", ("",))], LINE) == [None]
         assert "no answer within 0.3 s" in next(iter(scorer.silent))
+
+
+WHOLE = json.dumps(text(" good"))
+OK = b"HTTP/1.1 200 OK\r\nconnection: close\r\n"
+BROKEN = {
+    "closed in the middle": (
+        OK + f"content-length: {len(WHOLE)}\r\n\r\n{WHOLE[:20]}".encode(),
+        "RemoteProtocolError: peer closed connection",
+    ),
+    "cut without a length": (OK + f"\r\n{WHOLE[:20]}".encode(), "an answer that is no JSON: {"),
+    "closed before a word": (b"", "RemoteProtocolError: Server disconnected"),
+    "empty": (OK + b"content-length: 0\r\n\r\n", "an empty answer"),
+    "a page": (OK + b"\r\n<html>Bad gateway</html>", "an answer that is no JSON: <html>Bad gateway"),
+    "chunks that are none": (OK + b"transfer-encoding: chunked\r\n\r\nzz\r\nx", "RemoteProtocolError: "),
+    "half a chunk": (OK + b"transfer-encoding: chunked\r\n\r\nff\r\n{", "RemoteProtocolError: peer closed"),
+    "another encoding": (OK + b"content-encoding: gzip\r\n\r\n{}", "DecodingError: "),
+    "no HTTP": (b"hello\r\n\r\n", "RemoteProtocolError: "),
+    "no UTF-8": (OK + b"\r\n\xff\xfe\x00", "an answer that is no JSON: "),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_breaks_on_the_way_is_asked_again_within_limits_and_then_named(
+    kind: str, tmp_path: Path
+) -> None:
+    said, reason = BROKEN[kind]
+    tries: dict[str, int] = {}
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        row = body["prompt"]
+        tries[row] = tries.get(row, 0) + 1
+        return (200, said) if row == "never" or (row == "once" and tries[row] == 1) else (200, text(row))
+
+    with fake_server(answer) as fake:
+        scorer = endpoint(fake.url, weigh_by="counts", retries=1)
+        memory = Memory(scorer, "x", tmp_path / "c.sqlite")
+        asked = [Request(row, ("",)) for row in ("whole", "once", "never")]
+        assert memory.written(asked, LINE) == ["whole", "once", None]
+        assert tries == {"whole": 1, "once": 2, "never": 2} and scorer.tokens["retries"] == 2
+        assert memory.reason(asked[2]).startswith(reason) and sum(scorer.silent.values()) == 1
+        # a later run asks for that one alone
+        said = b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(text("late")).encode()
+        assert Memory(scorer, "x", tmp_path / "c.sqlite").written(asked, LINE) == ["whole", "once", "late"]
+        assert tries == {"whole": 1, "once": 2, "never": 3}
 
 
 def test_a_run_goes_on_from_what_it_kept(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ that goes on from another."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.columns import Columns
-from finetune.data.sources import DataArguments, Rows
+from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 from finetune.reports.page import page_of
 from finetune.reports.run_folder import read_run
@@ -30,6 +29,7 @@ from prompts.study.suite import one_study
 from prompts.study.tune import TuneArguments
 
 COLUMNS = Columns("text", None, "label")
+KNOWN = 3
 
 
 def rows_of(folder: Path) -> Dataset:
@@ -38,24 +38,24 @@ def rows_of(folder: Path) -> Dataset:
 
 @pytest.fixture
 def tuned(saved, review_file: Path) -> Path:
-    """A model whose folder says that it was trained on eight of the evaluation rows."""
+    """A model whose folder says that it was trained on three of the evaluation rows."""
     folder = saved("llama", AutoModelForCausalLM)
-    save_trained_rows(folder, (rows_of(review_file).select(range(8)), COLUMNS))
+    save_trained_rows(folder, (rows_of(review_file).select(range(KNOWN)), COLUMNS))
     return folder
 
 
 def test_prompts_ask_about_unseen_rows_alone(tuned: Path, review_file: Path, tmp_path: Path) -> None:
     study, data = run(tuned, review_file, tmp_path / "a")
     whole = len(rows_of(review_file))
-    known = set(rows_of(review_file)["text"][:8])
+    known = set(rows_of(review_file)["text"][:KNOWN])
     # other words for the column and other columns beside it make no difference
     found = finish(replace(study, models=[str(tuned), str(tuned)]), data)
     assert not known & {row.columns["text"] for row in found.rows} and len(found.rows) == 20
-    assert (found.population.left_out, found.population.trained_on) == (8, 0)
+    assert (found.population.left_out, found.population.trained_on) == (KNOWN, 0)
     folder = Path(study.output_dir)
-    said = f"20, drawn plainly, of {whole - 8} rows"
+    said = f"20, drawn plainly, of {whole - KNOWN} rows"
     for text in ((folder / "report.md").read_text(), page_of([read_run(folder)])):
-        assert said in text and "8 more are left out, which a model asked here was trained on" in text
+        assert said in text and f"{KNOWN} more are left out, which a model asked here was trained on" in text
     assert stored_findings(folder).population == found.population
 
 
@@ -65,12 +65,12 @@ def test_rows_are_kept_by_the_users_word_and_the_report_says_so(
     study, data = run(tuned, review_file, tmp_path / "a")
     options = options_of(study, keep_trained_rows=True)
     found = one_study(options, data, TuneArguments(), InstructArguments())[0]
-    assert (found.population.left_out, found.population.trained_on) == (0, 8)
+    assert (found.population.left_out, found.population.trained_on) == (0, KNOWN)
     folder = Path(study.output_dir)
-    assert "8 of the" in (folder / "report.md").read_text()
+    assert f"({KNOWN} of the" in (folder / "report.md").read_text()
     # who compares it with another run learns of it
     compare_runs(folder, folder)
-    assert "asks about 8 rows that a model of its own was trained on" in caplog.text
+    assert f"asks about {KNOWN} rows that a model of its own was trained on" in caplog.text
     with pytest.raises(InputError, match="--keep_trained_rows is read with --models trained here alone"):
         one_study(
             replace(options, study=replace(study, models=["smollm2"])),
@@ -90,7 +90,9 @@ def test_nothing_but_trained_rows_is_refused(tuned: Path, review_file: Path, tmp
 def test_a_ladder_measures_nothing_on_rows_that_its_models_know(tuned: Path, review_file: Path) -> None:
     data = DataArguments(dataset_name=[str(review_file)])
     plain, without = ladder_rows(data), ladder_rows(data, ["minilm", str(tuned)])
-    assert set(plain.unseen["text"]) - set(without.unseen["text"]) == set(rows_of(review_file)["text"][:8])
+    assert set(plain.unseen["text"]) - set(without.unseen["text"]) == set(
+        rows_of(review_file)["text"][:KNOWN]
+    )
     # bare texts that a start has read give no answer away
     (tuned / "arguments.yaml").write_text(yaml.safe_dump({"objective": "clm"}))
     assert len(ladder_rows(data, [str(tuned)]).unseen) == len(plain.unseen)
@@ -103,5 +105,5 @@ def test_a_run_that_goes_on_is_not_evaluated_on_rows_of_its_start(
     training = TrainingArguments(output_dir=str(tmp_path / "out"))
     options = {"output_dir": str(tmp_path / "out"), "model_name_or_path": str(tuned)}
     found = examine_rows(row, data, training, options)
-    assert len(found.rows.eval) == len(rows_of(review_file)) - 8
-    assert not set(rows_of(review_file)["text"][:8]) & set(found.rows.eval["text"])
+    assert len(found.rows.eval) == len(rows_of(review_file)) - KNOWN
+    assert not set(rows_of(review_file)["text"][:KNOWN]) & set(found.rows.eval["text"])

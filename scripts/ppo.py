@@ -53,7 +53,7 @@ def main(
     from finetune.alignment.run import make_accelerator, save_policy
     from finetune.alignment.run import run as run_steps
     from finetune.artefacts.folder import resolved_options
-    from finetune.artefacts.provenance import provenance_of, save_provenance
+    from finetune.artefacts.provenance import provenance_of
     from finetune.artefacts.runs import open_run
     from finetune.data.sources import load_rows
     from finetune.training.machine import describe
@@ -69,8 +69,7 @@ def main(
         return
     options = resolved_options(data, prompt, model, method, reward, sampling, ppo, value, kl, run)
     checkpoint = open_run(options, prompts_fingerprint(prompts), network)
-    save_provenance(run.output_dir, provenance_of(read, data), prompts)
-    save_asked_rows(str(run.output_dir), prompts)
+    save_asked_rows(str(run.output_dir), provenance_of(read, data), prompts)
     accelerator.init_trackers("ppo", {name: str(value) for name, value in options.items()})
     torch.manual_seed(run.seed)  # the adapter's first weights
     policy = make_policy(network, method.method, method.method_kwargs, bool(run.bf16))

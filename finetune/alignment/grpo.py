@@ -37,7 +37,7 @@ from finetune.alignment.trl_options import callbacks, made_by_trl, quiet
 from finetune.alignment.watch import Watch
 from finetune.artefacts.folder import resolved_options, save_artefact
 from finetune.artefacts.passport import is_adapter
-from finetune.artefacts.provenance import provenance_of, save_provenance
+from finetune.artefacts.provenance import provenance_of
 from finetune.artefacts.runs import open_run
 from finetune.data.chats import Chats
 from finetune.data.sources import DataArguments, load_rows
@@ -303,8 +303,7 @@ def align(
     options.pop("generation_batch_size")
     # Before the policy is made: a folder that holds another run is refused at once.
     checkpoint = open_run(options, prompts_fingerprint(rows), network)
-    save_provenance(options["output_dir"], provenance_of(read, data), rows)
-    save_asked_rows(options["output_dir"], rows)
+    save_asked_rows(options["output_dir"], provenance_of(read, data), rows)
     policy = make_policy(network, method.method, method.method_kwargs, bool(training.bf16))
     check_optimizer(training, policy.network)
     rewards = load_rewards(reward, policy, model)

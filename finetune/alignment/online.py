@@ -31,7 +31,7 @@ from finetune.alignment.rollout import SamplingArguments, stop_tokens
 from finetune.alignment.trl_options import TrlOptions, callbacks, made_by_trl, quiet
 from finetune.alignment.watch import Watch
 from finetune.artefacts.folder import resolved_options, save_artefact
-from finetune.artefacts.provenance import provenance_of, save_provenance
+from finetune.artefacts.provenance import provenance_of
 from finetune.artefacts.runs import open_run
 from finetune.data.sources import DataArguments, load_rows
 from finetune.errors import InputError
@@ -134,8 +134,7 @@ def align_online(
     checkpoint = open_run(
         resolved_options(data, prompt, model, method, reward, training), prompts_fingerprint(rows), network
     )
-    save_provenance(str(training.output_dir), told, rows)
-    save_asked_rows(str(training.output_dir), rows)
+    save_asked_rows(str(training.output_dir), told, rows)
     policy = make_policy(network, method.method, method.method_kwargs, bool(training.bf16))
     check_optimizer(training, policy.network)
     rewards = load_rewards(reward, policy, model)
@@ -192,8 +191,7 @@ def distill(
     checkpoint = open_run(
         resolved_options(data, prompt, model, method, training), prompts_fingerprint(rows), network
     )
-    save_provenance(str(training.output_dir), told, rows)
-    save_asked_rows(str(training.output_dir), rows)
+    save_asked_rows(str(training.output_dir), told, rows)
     network = make_policy(network, method.method, method.method_kwargs).network
     check_optimizer(training, network)
     parts = [

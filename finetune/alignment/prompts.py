@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from finetune.alignment.rewards import AskedRewards, RewardPrompt
+from finetune.artefacts.provenance import save_provenance
 from finetune.artefacts.trained_rows import save_trained_rows
 from finetune.data.cells import with_cells
 from finetune.data.chats import ChatError, Chats
@@ -262,11 +263,14 @@ def answer_texts(processor: Any, prompts: Sequence[Sequence[int]], answers: Any,
     return texts
 
 
-def save_asked_rows(folder: str | Path, rows: Sequence[AskedRewards]) -> None:
-    """Write hashes of what was asked, as the rows hold it: whole, and before any template stands around it.
+def save_asked_rows(folder: str | Path, told: Mapping[str, Any], rows: Sequence[AskedRewards]) -> None:
+    """Write where prompts are from, and hashes of them as the rows hold them: whole, and before any template
+    stands around them. Where a policy is asked by other prompts later, its rows are told by that alone.
 
-    Where a policy is asked by other prompts later, its rows are told by that alone.
+    Args:
+        told: see `provenance_of`.
     """
+    save_provenance(folder, told, rows)
     # one writer; the others read nothing of this file
     if not PartialState().is_main_process:
         return

@@ -52,6 +52,8 @@ def _prompts(run: RunFolder) -> Blocks:
             "prompt": f"{_model(line)} · {_prompt(run, line)}, {line.get('calibration', '')}",
             "rows": line.get("rows", ""),
             metric: _figure(line, metric),
+            # answers that a filter or an ending took nothing from count as wrong
+            **({"nothing found": line.get("nothing_found", "")} if any(map(_unmatched, best)) else {}),
         }
         for line in best[:SHOWN]
     ]
@@ -128,6 +130,10 @@ def _bounds(line: dict[str, Any], metric: str) -> list[float] | None:
     ends = [_number(line.get(f"{metric}_{end}")) for end in ("low", "high")]
     # both or none: half an interval would be drawn as a whole one
     return None if None in ends else [float(end) for end in ends if end is not None]
+
+
+def _unmatched(line: dict[str, Any]) -> float:
+    return _number(line.get("nothing_found")) or 0.0
 
 
 def _number(text: Any) -> float | None:

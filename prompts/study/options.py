@@ -80,8 +80,11 @@ class StudyArguments:
 def check_numbers(study: StudyArguments) -> None:
     """
     Raises:
-        InputError: a number below what it can be.
+        InputError: a number below what it can be, a model that is named twice.
     """
+    twice = next((name for place, name in enumerate(study.models) if name in study.models[:place]), None)
+    if twice is not None:
+        raise InputError(f"--models names {twice} twice; name each model once")
     # numbers below which nothing could be done
     wanted = {"choose_rows": 0, "search_rows": 1, "soft_rows": 0, "max_length": 1, "shots": 0}
     for name, least in wanted.items():

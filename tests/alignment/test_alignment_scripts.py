@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import WORDS
+from datasets import load_dataset
 from scripted import ROOT, TINY, TRAINING, run
 
 from finetune.adapters import load
 from finetune.alignment.policy import load_start
+from finetune.artefacts.trained_rows import read_trained_rows, trained_among
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments
 
@@ -68,6 +70,7 @@ def test_from_prompts_to_an_aligned_model(aligning, capsys):  # each step reads 
     assert "generation" in said and "scoring" in said and "update" in said
     metrics = json.loads((folder / "ppo" / "metrics.json").read_text())
     assert metrics["steps"] == 2
+    assert len(read_trained_rows(folder / "ppo")) == 48
     told = json.loads((folder / "ppo" / "provenance.json").read_text())
     assert told["rows_used"] == 48 and told["data"][0]["files"][0]["bytes"] > 0
     assert metrics["before"]["held_out_kl"] == pytest.approx(0, abs=1e-5)
@@ -90,6 +93,10 @@ def test_policy_gradients_without_values(aligning, algorithm, method):
     told += f" --algorithm {algorithm}"
     run("grpo", model + reviews, reward, told, sizes, f"--output_dir {folder}/one")
     assert json.loads((folder / "one" / "provenance.json").read_text())["rows_used"] == 48
+    # told by the rows' own texts, of which the policy was asked the first tokens
+    rows = load_dataset("json", data_files=f"{reviews}/train.jsonl", split="train")
+    seen = trained_among(folder / "one", rows, None)
+    assert seen.all() and len(seen) == 48
     figures = json.loads((folder / "one" / "metrics.json").read_text())
     assert abs(figures["kl"]) > 1e-4  # to the model that training started from, not to the one it ended with
     recipe = folder / "one" / "arguments.yaml"  # of the time when RLOO was a script of its own

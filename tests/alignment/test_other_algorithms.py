@@ -91,6 +91,7 @@ def test_online_dpo_by_any_reward(aligning):
     assert [line["step"] for line in log] == [0, 1, 2] and "reward" in log[1]
     assert log[1]["rewards/vowels/mean"] > 0 and log[2]["rewards/vowels/applies"] > 0
     assert json.loads((folder / "online" / "provenance.json").read_text())["rows_used"] == 48
+    assert (folder / "online" / "trained_rows.safetensors").is_file()
     assert {"before", "after", "difference"} <= set(
         json.loads((folder / "online" / "metrics.json").read_text())
     )
@@ -114,6 +115,7 @@ def test_a_student_learns_a_teachers_distribution(aligning, saved):
     figures = json.loads((folder / "student" / "metrics.json").read_text())
     assert figures["after"] < figures["before"]
     assert json.loads((folder / "student" / "provenance.json").read_text())["rows_used"] == 48
+    assert (folder / "student" / "trained_rows.safetensors").is_file()
     with pytest.raises(InputError, match="No teacher"):
         run("align", model + reviews, told, f"--output_dir {folder}/none")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from finetune.cli.command import run
-from finetune.cli.declarations import classes_of, options_of
+from finetune.cli.declarations import classes_of, options_of, parsed
 from finetune.cli.mistakes import QUOTED, in_own_words
 from finetune.cli.places import verbs
 
@@ -23,16 +24,18 @@ KNOWN = {
 }
 
 
+@cache
 def owners(name: str) -> list[str]:
     return [verb for verb, options in KNOWN.items() if name in options]
 
 
+@cache
 def advised() -> dict[str, str]:
     """Each option that any InputError names → where."""
     found = {}
     for room in ("finetune", "prompts", "scripts"):
         for file in (ROOT / room).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for node in ast.walk(parsed(file)):
                 if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("InputError"):
                     texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
                     said = re.sub(QUOTED, "", " ".join(text for text in texts if isinstance(text, str)))
@@ -58,9 +61,9 @@ def test_no_verb_advises_what_it_lacks_without_a_word(verb):
 
 
 def test_advice_names_the_options_of_the_verb(tmp_path, capsys):
-    (tmp_path / "none.csv").write_text("text,label\n")
+    (tmp_path / "broken.parquet").write_bytes(b"half a file")
     with pytest.raises(SystemExit):
-        run(["check", str(tmp_path / "none.csv")])
+        run(["check", str(tmp_path / "broken.parquet")])
     said = capsys.readouterr().err
     assert "--files" in said and "--data_files" not in said
 

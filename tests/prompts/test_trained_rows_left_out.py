@@ -48,8 +48,9 @@ def test_prompts_ask_about_unseen_rows_alone(tuned: Path, review_file: Path, tmp
     study, data = run(tuned, review_file, tmp_path / "a")
     whole = len(rows_of(review_file))
     known = set(rows_of(review_file)["text"][:KNOWN])
-    # other words for the column and other columns beside it make no difference
-    found = finish(replace(study, models=[str(tuned), str(tuned)]), data)
+    with pytest.raises(InputError, match="--models names .* twice"):
+        finish(replace(study, models=[str(tuned), str(tuned)]), data)
+    found = finish(study, data)
     assert not known & {row.columns["text"] for row in found.rows} and len(found.rows) == 20
     assert (found.population.left_out, found.population.trained_on) == (KNOWN, 0)
     folder = Path(study.output_dir)

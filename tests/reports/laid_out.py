@@ -141,6 +141,7 @@ def study_run(folder: Path) -> Path:
         "rows": 200, "heading": {"prompt": "sentiment/review", **figures[0]}, "notes": [],
         "baseline": {"majority": "positive", "accuracy": 0.5, "chance": 0.5},
         "population": {"asked": 200, "rows": 500, "name": "films.jsonl", "split": "test", "how": "drawn"},
+        "measured_on": "200, drawn plainly, of 500 rows of films.jsonl, test",
         "templates": [{"name": "sentiment/review", "text": "{{ text }}\nThis film is {{ mask }}",
                        "hash": "0" * 64, "example": TEXT + "\nThis film is ▁", "answers": "bad / good"}],
         "models": {"smollm2": "here: log-probabilities of the whole answers"},

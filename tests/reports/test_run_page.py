@@ -209,7 +209,8 @@ def test_a_page_of_prompts_has_names_intervals_and_the_line_of_guessing(tmp_path
         "metric": "accuracy",
         "heading": heading | {"accuracy_low": 0.5, "accuracy_high": 0.72},
         "baseline": {"majority": "bad", "accuracy": 0.55, "chance": 0.5},
-        "population": {"name": "x/rows", "split": "test", "rows": 90, "asked": 80, "how": "drawn plainly"},
+        "population": {"name": "/home/me/x/rows", "split": "test", "rows": 90, "asked": 80},
+        "measured_on": "80, drawn plainly, of 90 rows of /home/me/x/rows, test; 78 of 80 could be measured",
         "models": {"openai:big": "counts"},
         "notes": [note],
         "templates": [template],
@@ -218,7 +219,7 @@ def test_a_page_of_prompts_has_names_intervals_and_the_line_of_guessing(tmp_path
     page = page_of([read_run(tmp_path)])
     for part in (
         "accuracy 0.610 (0.500–0.720), is/plain of openai:big",
-        "80 of 90 rows of x/rows",
+        "Measured on 80, drawn plainly, of 90 rows of rows, test; 78 of 80 could be measured.",
         "Always saying bad: accuracy 0.550",
         "small: accuracy (raw) with its 95 % interval, the best 2 of 2; dashed",
         "openai:big · is/plain, batch",
@@ -229,4 +230,9 @@ def test_a_page_of_prompts_has_names_intervals_and_the_line_of_guessing(tmp_path
         "Fun is▁",
     ):
         assert part in page, part
-    assert page.count("<svg") == 2 and "/home/me" not in page
+    assert page.count("<svg") == 2 and "/home/me" not in page and "nothing found" not in page
+    lines = figures.splitlines()
+    unmatched = [",".join([line, str(n and 3)]) for n, line in enumerate(lines[1:])]
+    (tmp_path / "figures.csv").write_text("\n".join([f"{lines[0]},nothing_found", *unmatched]))
+    page = page_of([read_run(tmp_path)])
+    assert "<th>nothing found</th>" in page and "<td>3</td>" in page

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import make_model
+from covering import covering
 from devices import StrayTensor, one_device
 from gradients import one_step
 from objective_gradients import FAMILIES
@@ -49,8 +50,10 @@ def test_weights_of_classes_that_stay_behind_are_found():
             loss.cross_entropy(logits, ids[:, 0], weights=torch.ones(3))
 
 
-@pytest.mark.parametrize(("task", "family"), TASK_CASES)
-@pytest.mark.parametrize("shaped", [False, True])
+@pytest.mark.parametrize(
+    ("task", "family", "shaped"),
+    covering([(*case, shaped) for case in TASK_CASES for shaped in (False, True)]),
+)
 def test_a_step_of_each_task(task, family, shaped, tmp_path):
     if family == "whisper":
         pytest.skip("its spectrogram is made by torch on the host, which here is taken for the device")

@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 from conftest import CONFIGS, make_model, make_tokenizer
+from covering import covering
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoConfig,
@@ -136,10 +137,15 @@ CASES = (
 WAYS = sorted(set(METHODS) - {"qlora", "qat_lora", "full", "rslora", "dora"})
 
 
-@pytest.mark.parametrize("method", WAYS)
 @pytest.mark.parametrize(
-    ("family", "kind", "task", "tied"),
-    [(*case, tied) for case in CASES for tied in (True, False) if tied or case[0] != "bert"],
+    ("family", "kind", "task", "tied", "method"),
+    covering(
+        (*case, tied, method)
+        for case in CASES
+        for tied in (True, False)
+        if tied or case[0] != "bert"
+        for method in WAYS
+    ),
 )
 def test_new_rows_are_trained_and_saved_or_the_run_is_refused(
     family, kind, task, tied, method, saved, tmp_path

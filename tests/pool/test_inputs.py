@@ -103,7 +103,11 @@ def pool_of(family: str, channels: int = 1, **options) -> AdapterPool:
 
 @pytest.mark.parametrize(
     ("family", "channels"),
-    [("vit", 1), ("deit", 1), ("ast", 1), ("wav2vec2", 1), ("convnext", 1), ("patchtst", 1), ("patchtst", 3)],
+    [("vit", 1), ("ast", 1), ("patchtst", 3)]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (("deit", 1), ("wav2vec2", 1), ("convnext", 1), ("patchtst", 1))
+    ],
 )
 def test_a_mixed_batch_equals_one_by_one(tmp_path, family, channels):
     pool, networks = pool_of(family, channels), {}

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from itertools import product
 from pathlib import Path
 
 import peft
@@ -9,6 +10,7 @@ import pytest
 import torch
 from bounds import near
 from conftest import make_model, make_tokenizer
+from covering import covering
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import (
@@ -85,8 +87,9 @@ def alone(network, family: str, text: str) -> torch.Tensor:
     return network(**make_tokenizer(family)(text, return_tensors="pt", return_token_type_ids=False)).logits[0]
 
 
-@pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "distilbert"])
-@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
+@pytest.mark.parametrize(
+    ("family", "task"), covering(product(["bert", "llama", "gpt2", "distilbert"], ["SEQ_CLS", "TOKEN_CLS"]))
+)
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 def test_a_mixed_batch_equals_one_by_one(tmp_path, family, task):
     every = [

@@ -6,6 +6,7 @@ import pytest
 import torch
 from bounds import assert_near
 from conftest import make_model
+from covering import covering
 from gradients import KeepGradients
 from private_steps import CLIP, by_loop, made
 from torch import nn
@@ -49,10 +50,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(case))
-def test_the_clipped_sum_is_that_of_a_loop(case, tmp_path):
-    trainer = made(*case, "uneven", tmp_path)
-    assert trainer.gradients.together is CASES[case]
+@pytest.mark.parametrize(("task", "family", "method"), covering(CASES))
+def test_the_clipped_sum_is_that_of_a_loop(task, family, method, tmp_path):
+    trainer = made(task, family, method, "uneven", tmp_path)
+    assert trainer.gradients.together is CASES[task, family, method]
     wanted = by_loop(trainer)
     keeper = KeepGradients()
     trainer.add_callback(keeper)

@@ -102,7 +102,16 @@ def test_other_series_are_scored_by_the_scale_of_the_training(file, tmp_path):
         assess_task(read_artefact(out), DataArguments([str(tmp_path / "turned.csv")], eval_split="test"))
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "bottleneck", "bitfit", "linear_probe"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "lora",
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in ("full", "bottleneck", "bitfit", "linear_probe")
+        ),
+    ],
+)
 def test_methods_tune_a_trained_model(file, tmp_path, method):
     base, out = tmp_path / "base", tmp_path / "run"
     train(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from bounds import assert_near, near
+from covering import covering
 from task_gradients import CASES, COLUMNS, prepared, rows
 
 from finetune.tasks.answers import answerer
@@ -14,7 +15,7 @@ from finetune.training.options import TrainingArguments
 from finetune.training.trainer import by_length, make_trainer
 
 
-@pytest.mark.parametrize(("task", "family"), CASES)
+@pytest.mark.parametrize(("task", "family"), covering(CASES))
 def test_padding_changes_no_loss(task, family):
     """One row alone has the loss that it has beside longer ones: heads, attention and items all leave
     padding out.
@@ -34,7 +35,7 @@ def test_padding_changes_no_loss(task, family):
     assert_near(together, alone, 2e-5)
 
 
-@pytest.mark.parametrize(("task", "family"), CASES)
+@pytest.mark.parametrize(("task", "family"), covering(CASES))
 def test_evaluation_does_not_change_with_its_batches(task, family, tmp_path):
     """Figures are sums over all rows: transformers' own evaluation loss is a mean of batch means."""
     row, processor, network, labels, features = prepared(task, family, max_target_length=4)

@@ -146,8 +146,10 @@ STREAMED = ("--streaming", "true", "--shuffle_buffer", 4, "--save_strategy", "st
 
 @pytest.mark.parametrize(
     ("verb", "streamed"),
-    [(verb, ()) for verb in ("train", "sft", "dpo", "reward", "pretrain")]
-    + [(verb, STREAMED) for verb in ("train", "sft")],
+    # streams and what isn't tuned by this project's own trainer
+    [("train", STREAMED), ("dpo", ())]
+    + [pytest.param(verb, (), marks=pytest.mark.slow) for verb in ("train", "sft", "reward", "pretrain")]
+    + [pytest.param("sft", STREAMED, marks=pytest.mark.slow)],
 )
 def test_a_run_made_longer_is_the_uninterrupted_one(verb, streamed, begin, tmp_path):
     length, short, long = ("--max_steps", 2, 4) if streamed else ("--num_train_epochs", 1, 2)

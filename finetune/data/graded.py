@@ -20,6 +20,7 @@ from finetune.data.preferred import (
     answered,
     as_made,
     as_verdict,
+    named_answer,
     of_questions,
     question_of,
     with_columns,
@@ -39,13 +40,13 @@ def lay_out_graded(rows: Dataset, data: DataArguments, names: Sequence[str]) -> 
         InputError: columns that are missing, or a grade that is no number, with its place.
     """
     there = columns_of(rows)
-    said = first_of(SAID, there)
+    said = named_answer(data, there) or first_of(SAID, there)
     lacking = [name for name in names if name not in there]
     if said is None or lacking:
         missing = [repr(name) for name in (*lacking, *(["completion"] if said is None else []))]
         raise InputError(
             f"No column {listed(missing)} in {data.name}; it has {', '.join(there)}; wanted prompt, "
-            "completion and numbers. Set --attributes or --dataset_name"
+            "completion and numbers. Set --attributes, --completion_column or --dataset_name"
         )
     fields = _asked(rows, data, (said, *names))
     plain = fields.plain and isinstance(rows[0][said], str) and isinstance(rows[0][fields.asked or ""], str)
@@ -74,12 +75,13 @@ def lay_out_steps(rows: Dataset, data: DataArguments) -> Laid:
         InputError: columns that are missing, steps without a verdict each, with their place.
     """
     there = columns_of(rows)
-    steps, verdicts = first_of(STEPS, there), data.label_column or first_of(STEP_VERDICTS, there)
+    steps = named_answer(data, there) or first_of(STEPS, there)
+    verdicts = data.label_column or first_of(STEP_VERDICTS, there)
     if steps is None or verdicts is None:
         raise InputError(
             f"No columns with steps and a verdict for each in {data.name}; it has {', '.join(there)}; "
             "wanted prompt, completions (a list of steps) and labels (true or false for "
-            "each). Set --dataset_name or --label_column"
+            "each). Set --completion_column, --label_column or --dataset_name"
         )
     fields = _asked(rows, data, (steps, verdicts))
 

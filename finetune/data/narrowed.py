@@ -51,6 +51,13 @@ class AskedArguments(DataArguments):
             "without one, what both answers begin with)."
         },
     )
+    completion_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column with the answer of a row that holds one, or with its steps (default: completion, "
+            "response, ...; pairs have two others)."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +94,11 @@ class PreferenceArguments(AskedArguments):
         if (self.chosen_column is None) != (self.rejected_column is None):
             there, missing = ("chosen", "rejected") if self.chosen_column else ("rejected", "chosen")
             raise InputError(f"--{there}_column names one of two answers. Set --{missing}_column too")
+        if self.chosen_column and self.completion_column:
+            raise InputError(
+                "--completion_column names the answer of rows with one, --chosen_column that of pairs; leave "
+                "one out"
+            )
 
 
 @dataclass

@@ -50,6 +50,8 @@ TRUE, FALSE = (
 def are_pairs(rows: Dataset, data: DataArguments) -> bool:
     """Whether rows hold a better and a worse answer, and not answers with a verdict each."""
     there = columns_of(rows)
+    if named_answer(data, there):
+        return False
     return any(named_sides(data, there)) or first_of(BETTER, there) is not None or is_compared(there)
 
 
@@ -70,6 +72,20 @@ def named_sides(data: DataArguments, there: Sequence[str]) -> tuple[str | None, 
     return data.chosen_column, data.rejected_column
 
 
+def named_answer(data: DataArguments, there: Sequence[str]) -> str | None:
+    """The column of a row's only answer, where the user named it.
+
+    Raises:
+        InputError: it isn't there.
+    """
+    named = data.completion_column if isinstance(data, AskedArguments) else None
+    if named is not None and named not in there:
+        raise InputError(
+            f"No column '{named}' in {data.name}; it has {', '.join(there)}. Set --completion_column"
+        )
+    return named
+
+
 def of_questions(data: DataArguments) -> DataArguments:
     """What a question is read by: preferences call its column --prompt_column."""
     return data.of_questions() if isinstance(data, AskedArguments) else data
@@ -86,6 +102,11 @@ def lay_out_pairs(rows: Dataset, data: DataArguments) -> Laid:
         InputError: columns that are missing, or rows that can't be read, with their place.
     """
     there = columns_of(rows)
+    if named_answer(data, there):
+        raise InputError(
+            f"--completion_column names an answer alone, and {data.name} is read as pairs here. Set "
+            "--chosen_column and --rejected_column"
+        )
     better, worse = named_sides(data, there)
     # before the usual names: other columns may have those too
     better, worse = better or first_of(BETTER, there), worse or first_of(WORSE, there)
@@ -239,17 +260,17 @@ def lay_out_unpaired(rows: Dataset, data: DataArguments) -> Laid:
         InputError: columns that are missing, or verdicts that are neither yes nor no, with their place.
     """
     there = columns_of(rows)
-    verdict, said = data.label_column or first_of(VERDICTS, there), first_of(SAID, there)
+    verdict = data.label_column or first_of(VERDICTS, there)
+    said = named_answer(data, there) or first_of(SAID, there)
     chat = first_of(CHATS, there) if said is None else None
     if verdict is None or (said is None and chat is None):
-        # an answer has no option to name it by
         mends = [
-            *(["set --label_column"] if verdict is None else []),
-            *([f"call the answer's column one of: {', '.join(SAID)}"] if said is None else []),
+            *(["--label_column"] if verdict is None else []),
+            *(["--completion_column"] if said is None else []),
         ]
         raise InputError(
             f"No columns with an answer and its verdict in {data.name}; it has {', '.join(there)}; wanted "
-            f"prompt, completion and label, or messages and label. To mend it, {listed(mends)}"
+            f"prompt, completion and label, or messages and label. Set {listed(mends)}"
         )
     # --label_column names the verdict here, not an answer
     asked = of_questions(data)

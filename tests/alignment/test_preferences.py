@@ -341,6 +341,16 @@ def test_columns_of_any_name_are_read_where_they_are_named():
     single = Dataset.from_list([{"frage": "Wie spät?", "answer": "Zwei.", "label": True}])
     laid = lay_out_unpaired(single, PreferenceArguments("rows", prompt_column="frage")).rows
     assert laid[0] == {"prompt": "Wie spät?", "completion": "Zwei.", "label": True}
+    single = single.rename_column("answer", "antwort").add_column("chosen", ["x"])
+    data = PreferenceArguments("rows", prompt_column="frage", completion_column="antwort")
+    # an answer that is named is the one, whatever else the rows have
+    assert not are_pairs(single, data) and lay_out_unpaired(single, data).rows[0]["completion"] == "Zwei."
+    with pytest.raises(InputError, match="No column 'x' in rows; it has .*Set --completion_column"):
+        lay_out_unpaired(single, PreferenceArguments("rows", completion_column="x"))
+    with pytest.raises(InputError, match="read as pairs here. Set --chosen_column and --rejected_column"):
+        lay_out_pairs(single, data)
+    with pytest.raises(InputError, match="leave one out"):
+        PreferenceArguments("rows", chosen_column="a", rejected_column="b", completion_column="c")
 
 
 def test_margins_come_from_the_scores_of_a_file(tmp_path: Path):

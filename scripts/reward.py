@@ -51,6 +51,7 @@ def main(
     from finetune.artefacts.folder import save_artefact
     from finetune.experiments.frontier_plots import draw_calibration
     from finetune.metrics import bootstrap
+    from finetune.models.sharded import is_sharded, make_whole
 
     # the run is DPO's, with a scalar head and another loss
     trained = train_on_pairs(
@@ -60,11 +61,14 @@ def main(
     if trained is None:
         return
     trainer, held_out = trained
-    # margins are computed once, on the whole model without DDP around it
-    if trainer.is_world_process_zero():
-        network, processor = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
-        size, folder = training.per_device_eval_batch_size, Path(training.output_dir)
+    network, processor = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+    size, folder = training.per_device_eval_batch_size, Path(training.output_dir)
+    # margins are computed once, on the whole model without DDP around it; a model in shards answers all
+    # processes together
+    if trainer.is_world_process_zero() or is_sharded(network):
         margins = pair_margins(network, processor, held_out, training.max_length, size)
+    make_whole(network)
+    if trainer.is_world_process_zero():
         figures = {
             "accuracy": float(np.mean(margins > 0)),
             "interval": bootstrap.interval(margins > 0),

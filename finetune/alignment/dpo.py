@@ -20,6 +20,7 @@ import torch
 import trl
 from datasets import Dataset, IterableDataset
 from safetensors.numpy import load_file, save_file
+from torch.distributed.tensor import DTensor
 from trl.experimental.cpo import CPOTrainer as TrlCPOTrainer
 from trl.experimental.orpo import ORPOTrainer as TrlORPOTrainer
 
@@ -35,6 +36,7 @@ from finetune.models.lora_kernel import without_input_casts
 from finetune.privacy.options import PrivacyArguments
 from finetune.privacy.trainer import private_parts
 from finetune.training.interrupts import Resuming
+from finetune.training.machine import in_shards
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +151,8 @@ def reference_key(dataset: Dataset, reference: Any, made_by: dict[str, Any]) -> 
     for name, tensor in sorted(reference.state_dict().items()):
         if name not in own:
             digest.update(name.encode() + str(tuple(tensor.shape)).encode())
+            # Of shards every process has a part, and all need one key.
+            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             # Float32: numpy knows no bf16. The widening loses nothing, so that the hash stays as strict.
             digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -246,10 +250,10 @@ def _trainer_of(training: PairTraining, parts: dict[str, Any]) -> Any:
         }
         kind = ORPOTrainer if isinstance(training, ORPOTrainingArguments) else CPOTrainer
         return kind(args=training, **(parts | data))
-    # TRL would read a reference from the disk again, where a merged model doesn't stand
-    alone = has_adapter(network) or (
-        isinstance(training, DPOTrainingArguments) and training.precompute_ref_log_probs
-    )
+    # TRL would read a reference from the disk again, where a merged model doesn't stand; of a model that
+    # will be sharded it wants one even if it is asked once, before training
+    asked_once = isinstance(training, DPOTrainingArguments) and training.precompute_ref_log_probs
+    alone = has_adapter(network) or (asked_once and not in_shards())
     # Before training: a reference that shares the weights would move with the policy.
     reference = None if alone else copy.deepcopy(network)
     if isinstance(training, KTOTrainingArguments):

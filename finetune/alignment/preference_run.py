@@ -33,6 +33,7 @@ from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.data.streaming import StreamingArguments
 from finetune.methods import MethodArguments, attach, find_method
 from finetune.models.load import ModelArguments
+from finetune.models.sharded import make_whole
 from finetune.privacy.options import PrivacyArguments, check_private
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.machine import processes
@@ -127,6 +128,8 @@ def align_on_pairs(
     trainer, held_out = trained
     figures = {name.removeprefix("eval_"): value for name, value in last_evaluation(trainer).items()}
     figures |= figures_by_set(trainer, held_out)
+    # every process takes part, before the main one alone goes on to write
+    make_whole(trainer.accelerator.unwrap_model(trainer.model))
     if trainer.is_world_process_zero():
         network, folder = trainer.accelerator.unwrap_model(trainer.model), Path(training.output_dir)
         save_artefact(network, trainer.processing_class, folder, None, figures)

@@ -25,7 +25,7 @@ from finetune.artefacts.checkpoints import Sealer
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.training.interrupts import Interrupts, check_stops
-from finetune.training.machine import has_fast_bf16, keep_to_cpu
+from finetune.training.machine import has_fast_bf16, keep_to_cpu, micro_batches
 from finetune.training.progress import Progress
 
 
@@ -59,6 +59,13 @@ class TrlOptions:
             "its arguments.yaml, and weights, optimizer and schedule go on from its last checkpoint."
         },
     )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of an optimizer step over all processes, however many there are: settles "
+            "--gradient_accumulation_steps (default: what the options for each process come to)."
+        },
+    )
     time_limit: str | None = field(
         default=None,
         metadata={
@@ -76,6 +83,11 @@ class TrlOptions:
         check_task(self.task, type(self).task)
         if self.output_dir is None:  # type: ignore[attr-defined]
             raise InputError("No output folder; set --output_dir")
+        if self.global_batch_size is not None:
+            self.gradient_accumulation_steps = micro_batches(  # type: ignore[attr-defined]
+                self.global_batch_size,
+                self.per_device_train_batch_size,  # type: ignore[attr-defined]
+            )
         check_stops(self)
         keep_to_cpu(self)
         if self.bf16 is None:

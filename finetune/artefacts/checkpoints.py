@@ -60,6 +60,14 @@ def _stamp(file: Path) -> list[Any]:
     return [file.stat().st_size, hash_file(file)]
 
 
+def shared_by(checkpoint: Path) -> str:
+    """How the processes that wrote a checkpoint shared the model, by what they left in it."""
+    if any(checkpoint.glob("pytorch_model_fsdp*")):
+        return "shards (FSDP2)"
+    # DeepSpeed's own word for which of its folders counts.
+    return "DeepSpeed" if (checkpoint / "latest").is_file() else "copies of the model"
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Folders named as checkpoints are, whole or not, the newest first."""
     found = [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name) and path.is_dir()]

@@ -41,7 +41,8 @@ LOCK = ".lock"
 FREE = {"output_dir", "logging_dir", "logging_steps", "logging_strategy", "report_to", "run_name",
 "disable_tqdm", "resume_from_checkpoint",
         "save_total_limit", "local_rank", "deepspeed", "log_level", "ddp_timeout", "overwrite", "time_limit",
-        "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
+        "per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size",
+        "per_device_eval_batch_size",
         "per_device_batch_size",
         "generation_batch_size", "dataloader_num_workers", "dataloader_pin_memory",
         "dataloader_persistent_workers"}  # fmt: skip

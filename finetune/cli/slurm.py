@@ -33,6 +33,8 @@ from finetune.errors import InputError
 
 # Long enough for a step, and for a checkpoint to a shared disk.
 NOTICE_SECONDS = 300
+# A run ends by being finished; what fails is not queued again.
+MOST_STAYS = 10_000
 OWN = {"nodes": "1", "gpus": "1", "processes": "1", "time": "4:00:00", "log_folder": "slurm"}
 SLURMS = ("partition", "account", "qos", "constraint")
 
@@ -123,7 +125,10 @@ def submit(arguments: list[str], cluster: str = "slurm") -> Any:
         # Late: it is an extra.
         import submitit
 
-        executor = submitit.AutoExecutor(folder=settings["log_folder"], cluster=cluster)
+        # submitit's own 3 would leave a run unfinished after its fourth stay without a word
+        executor = submitit.AutoExecutor(
+            folder=settings["log_folder"], cluster=cluster, slurm_max_num_timeout=MOST_STAYS
+        )
     except ImportError as error:
         raise InputError("finetune launch --slurm needs submitit (pip install submitit)") from error
     except RuntimeError as error:

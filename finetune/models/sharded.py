@@ -8,6 +8,8 @@ one at a time: on the main process in its memory, on the others not at all.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from accelerate import PartialState
 from torch import nn
@@ -18,6 +20,24 @@ from torch.distributed.tensor import DTensor
 def is_sharded(network: nn.Module) -> bool:
     """Whether weights lie in shards: every call of the model is then one that all processes make together."""
     return any(isinstance(parameter, DTensor) for parameter in network.parameters())
+
+
+def name_layers(network: nn.Module) -> None:
+    """Tell accelerate which layers to shard, unless the launcher has; call before it makes an Accelerator.
+
+    Left alone, it takes transformers' list of modules not to be split. That of BERT's kin, ModernBERT and ViT
+    holds the module around the input embeddings, which accelerate shards by themselves, and fails at; that of
+    others holds classes that this model lacks.
+    """
+    listed = set(getattr(network, "_no_split_modules", None) or ())
+    embeddings = network.get_input_embeddings()  # type: ignore[operator]
+    # by what a module holds and not by its name: families call it as they like
+    around = {type(module).__name__ for module in network.modules() if embeddings in module.modules()}
+    there = {type(module).__name__ for module in network.modules()}
+    if layers := sorted(listed & there - around):
+        os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", ",".join(layers))
+    else:  # the network as a whole is sharded then
+        os.environ["FSDP_AUTO_WRAP_POLICY"] = "NO_WRAP"
 
 
 @torch.no_grad()

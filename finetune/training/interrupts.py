@@ -18,8 +18,10 @@ import torch
 from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune.artefacts.checkpoints import fault
+from finetune.artefacts.checkpoints import fault, shared_by
 from finetune.errors import InputError
+from finetune.models.sharded import name_layers
+from finetune.training.machine import in_shards
 
 logger = logging.getLogger(__name__)
 
@@ -166,13 +168,30 @@ class Resuming(Trainer):
 
     _asked_for = 0  # steps that the run which a checkpoint is of was to make
 
+    def __init__(self, *, model: Any, **kwargs: Any) -> None:
+        if in_shards():
+            name_layers(model)
+        super().__init__(model=model, **kwargs)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """transformers' own."""
         if isinstance(resume_from_checkpoint, (str, Path)):
+            self._check_way(Path(resume_from_checkpoint))
             state = Path(resume_from_checkpoint) / "trainer_state.json"
             # read here: transformers overwrites it by the new run's before the first step
             self._asked_for = TrainerState.load_from_json(str(state)).max_steps
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _check_way(self, checkpoint: Path) -> None:
+        """A checkpoint's optimizer states are read by the way of sharing that wrote them, and by no other."""
+        ways = {"shards (FSDP2)": self.is_fsdp_enabled, "DeepSpeed": self.is_deepspeed_enabled}
+        here = next((way for way, used in ways.items() if used), "copies of the model")
+        there = shared_by(checkpoint)
+        if here != there:
+            raise InputError(
+                f"{checkpoint} was written by {there}, and this run has {here}. Start it as it was begun "
+                "(any number of processes), or set --output_dir to a new folder"
+            )
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         if self.state.global_step >= self.state.max_steps > 0 or self._stopped_early():

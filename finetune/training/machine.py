@@ -52,7 +52,8 @@ def keep_to_cpu(options: Any) -> None:
 # How several processes may share a verb's work. What isn't here is refused at the start, by name.
 SHARED_BY = {
     "train": ("ddp", "fsdp2", "zero"), "sft": ("ddp", "fsdp2", "zero"), "pretrain": ("ddp", "fsdp2", "zero"),
-    "dpo": ("ddp", "zero"), "reward": ("ddp",), "ppo": ("ddp",), "grpo": ("ddp",), "rloo": ("ddp",),
+    "dpo": ("ddp", "fsdp2", "zero"), "reward": ("ddp", "fsdp2"), "ppo": ("ddp",),
+    "grpo": ("ddp",), "rloo": ("ddp",),
     "prefer": ("ddp",), "align": ("ddp",), "prompt": ("ddp",), "fuse": ("ddp",), "frontier": (), "serve": (),
     "assess": (), "ladder": (), "adapter": (), "compare": (), "tokenizer": (), "board": (), "report": (),
     "compare_runs": (),
@@ -77,13 +78,23 @@ def processes(verb: str) -> int:
         raise InputError(
             f"'{verb}' can't be shared by {WAYS.get(way, way)}; wanted {' or '.join(kept)} (docs/machines.md)"
         )
-    if way != "ddp" and device().type == "cpu":
+    if way == "fsdp2" and os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() == "true":
+        raise InputError(
+            "fsdp_cpu_ram_efficient_loading gives a base's weights to one process alone, and each compares "
+            "its own with the run's; set it to false, as scripts/accelerate/fsdp2.yaml has it"
+        )
+    if way != "ddp" and not has_gpus():
         raise InputError(
             f"{WAYS[way]} need GPUs: on CPUs accelerate would train copies of the model (DDP) without a "
             "word. "
             "Wanted: scripts/accelerate/two_cpus.yaml, without --fsdp and --deepspeed"
         )
     return size
+
+
+def has_gpus() -> bool:
+    """Whether the processes of this run have accelerators, which accelerate shards for alone."""
+    return device().type != "cpu"
 
 
 def _way() -> str | None:
@@ -102,8 +113,15 @@ def _way() -> str | None:
         # ZeRO-3 shards weights and goes by another name, so that no verb's table holds it
         return "DeepSpeed's ZeRO-3" if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3" else "zero"
     if told.get("ACCELERATE_USE_FSDP") or "--fsdp" in words:
-        return "FSDP's first version" if os.environ.get("FSDP_VERSION", "2") != "2" else "fsdp2"
+        # what each takes where nobody says it: accelerate the first version, transformers the second
+        version = os.environ.get("FSDP_VERSION", "2" if "--fsdp" in words else "1")
+        return "fsdp2" if version == "2" else "FSDP's first version"
     return None
+
+
+def in_shards() -> bool:
+    """Whether the launcher was asked to share a model's weights out (FSDP2)."""
+    return _way() == "fsdp2"
 
 
 def world_size() -> int:
@@ -133,6 +151,23 @@ def world_size() -> int:
             "CUDA_VISIBLE_DEVICES=0"
         )
     return size
+
+
+def micro_batches(rows: int, share: int) -> int:
+    """Micro-batches of an optimizer step of so many rows over all processes, `share` rows each.
+
+    A launcher that goes on with fewer processes starts the same command: only the rows of a step can stay.
+
+    Raises:
+        InputError: they don't come out even.
+    """
+    whole, rest = divmod(rows, share * world_size())
+    if rest or whole < 1:
+        raise InputError(
+            f"Got --global_batch_size {rows}; wanted a multiple of {share * world_size()}: "
+            f"--per_device_train_batch_size {share} on {world_size()} processes"
+        )
+    return whole
 
 
 def join_processes(verb: str) -> PartialState:

@@ -19,7 +19,7 @@ from finetune.device import device
 from finetune.errors import InputError
 from finetune.training.hub import check_hub
 from finetune.training.interrupts import check_stops
-from finetune.training.machine import has_fast_bf16, keep_to_cpu
+from finetune.training.machine import has_fast_bf16, keep_to_cpu, micro_batches
 
 # Below these a run stops in mid-air, or trains on nothing without a word.
 LEAST = {
@@ -89,6 +89,13 @@ class TrainingArguments(transformers.TrainingArguments):
             "its arguments.yaml, and weights, optimizer and schedule go on from its last checkpoint."
         },
     )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of an optimizer step over all processes, however many there are: settles "
+            "--gradient_accumulation_steps (default: what the options for each process come to)."
+        },
+    )
     time_limit: str | None = field(
         default=None,
         metadata={
@@ -126,6 +133,10 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.label_smoothing_factor >= 1:
             raise InputError(
                 f"Got --label_smoothing_factor {self.label_smoothing_factor}; wanted a share below 1"
+            )
+        if self.global_batch_size is not None:
+            self.gradient_accumulation_steps = micro_batches(
+                self.global_batch_size, self.per_device_train_batch_size
             )
         # both look at the raw options: super's own initialisation settles device and precision by them
         check_stops(self)

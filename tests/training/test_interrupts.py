@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file
@@ -144,6 +146,90 @@ def test_one_of_two_is_killed_and_one_goes_on_alone(command, tmp_path):
     assert [path.name for path in checkpoints(tmp_path / "shared")] == ["checkpoint-5"]
     done(run(command("shared", *shares, "--gradient_accumulation_steps", "2")))
     assert apart(tmp_path / "whole", tmp_path / "shared") < 1e-6
+
+
+@pytest.mark.slow
+def test_four_are_killed_at_two_and_one_goes_on(command, tmp_path):
+    """Four processes' weights are one's, and those of a run of which two, and then one, were left."""
+    step = ("--global_batch_size", "8")
+    done(run(command("whole", *step)))
+    done(run(command("four", *step, "--per_device_train_batch_size", "2"), processes=4))
+    assert apart(tmp_path / "whole", tmp_path / "four") < 1e-6
+    for processes, at in ((4, "7"), (2, "8")):
+        share = ("--per_device_train_batch_size", str(8 // processes))
+        killed = run(
+            command("less", *step, "--save_steps", "3", *share),
+            processes,
+            ROOT / "tests" / "killed_run.py",
+            KILL_AT=at,
+        )
+        assert killed.returncode != 0
+    assert [path.name for path in checkpoints(tmp_path / "less")] == ["checkpoint-12", "checkpoint-9"]
+    done(run(command("less", *step, "--save_steps", "3")))
+    assert apart(tmp_path / "whole", tmp_path / "less") < 1e-6
+
+
+class Machine:
+    """An agent of torchrun's, as each of two machines starts it, with a worker."""
+
+    def __init__(self, port: int, arguments: list[str], **environment: str) -> None:
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "elastic"]
+        sizes = [
+            "--nnodes",
+            "1:2",
+            "--nproc-per-node",
+            "1",
+            "--max-restarts",
+            "3",
+            "--rdzv-conf",
+            "last_call_timeout=3",
+        ]
+        paths = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
+        words = [sys.executable, "-m", "torch.distributed.run", *meeting, *sizes, *arguments]
+        self.process = subprocess.Popen(
+            words, env=os.environ | paths | environment, stderr=subprocess.PIPE, text=True
+        )
+
+    def ended(self) -> str:
+        said = self.process.communicate(timeout=240)[1]
+        return said if self.process.returncode else ""
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_started_again_by_torchrun(command, tmp_path, port):
+    """torchrun --nnodes 1:2 --max-restarts 3: both agents start their workers anew, from a checkpoint."""
+    step = ("--global_batch_size", "8", "--per_device_train_batch_size", "4")
+    done(run(command("whole", *step)))
+    killed = [str(ROOT / "tests" / "killed_run.py"), *command("elastic", *step)]
+    machines = [Machine(port, killed, KILL_AT="8") for _ in range(2)]  # not again: seven steps are left then
+    assert [machine.ended() for machine in machines] == ["", ""]
+    assert apart(tmp_path / "whole", tmp_path / "elastic") < 1e-6
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_is_gone_on_without(command, tmp_path, port):
+    step = ("--global_batch_size", "8", "--per_device_train_batch_size", "4")
+    done(run(command("whole", *step)))
+    stopped = [str(ROOT / "tests" / "killed_run.py"), *command("elastic", *step)]
+    # the meeting place is with the first, and so is rank 0: ranks go by the agents' numbers
+    first, second = (Machine(port, stopped, KILL_AT="8", KILL_BY="SIGSTOP") for _ in range(2))
+    agent, end = psutil.Process(second.process.pid), time.monotonic() + 120
+    while not any(child.status() == psutil.STATUS_STOPPED for child in agent.children()):
+        assert time.monotonic() < end and first.process.poll() is None
+        time.sleep(0.2)
+    # a machine that is gone is neither agent nor worker
+    for process in (*agent.children(recursive=True), agent):
+        process.kill()
+    second.process.communicate()
+    assert first.ended() == ""
+    assert apart(tmp_path / "whole", tmp_path / "elastic") < 1e-6
 
 
 @pytest.mark.slow

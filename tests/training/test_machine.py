@@ -15,9 +15,10 @@ import pytest
 
 from finetune.cli.places import verbs
 from finetune.errors import InputError
-from finetune.training.machine import SHARED_BY, processes
+from finetune.training.machine import SHARED_BY, micro_batches, processes
 
 ROOT = Path(__file__).parents[2]
+SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 PILING_UP = """
 import sys, time
 import psutil, torch
@@ -69,9 +70,11 @@ def test_freed_memory_is_kept_up_to_half_of_what_there_is():
             {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
             "ZeRO-3; wanted",
         ),
-        ("dpo", {"ACCELERATE_USE_FSDP": "true"}, "'dpo' can't be shared by shards"),
+        ("ppo", SHARDS, "'ppo' can't be shared by shards"),
         ("train", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP's first version"),
-        ("train", {"ACCELERATE_USE_FSDP": "true"}, "need GPUs"),
+        ("train", {"ACCELERATE_USE_FSDP": "true"}, "FSDP's first version"),
+        ("train", SHARDS, "need GPUs"),
+        ("train", SHARDS | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "set it to false"),
         ("sft", {"ACCELERATE_USE_DEEPSPEED": "true"}, "need GPUs"),
         ("serve", {}, "'serve' can't be shared by copies of the model .DDP.; wanted one process alone"),
         ("train", {"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron"),
@@ -101,3 +104,13 @@ def test_every_verb_that_asks_has_a_row():
     asked = {name for path in files for name in re.findall(r"\bprocesses\(\"(\w+)\"\)", path.read_text())}
     assert {"train", "sft", "ppo", "serve"} <= asked <= set(SHARED_BY)
     assert set(verbs()) <= set(SHARED_BY)
+
+
+@pytest.mark.parametrize(("processes", "wanted"), [("1", 4), ("2", 2), ("4", 1)])
+def test_rows_of_a_step_stay_however_many_processes_there_are(monkeypatch, processes, wanted):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    assert micro_batches(16, 4) == wanted
+    for rows in (0, 18):
+        with pytest.raises(InputError, match=f"Got --global_batch_size {rows}; wanted a multiple of"):
+            micro_batches(rows, 4)

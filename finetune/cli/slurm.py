@@ -56,7 +56,10 @@ class Node:
 
     def __call__(self) -> int:
         """The status of the run; 0 where it is finished."""
-        self._torchrun = subprocess.Popen(self.command())
+        # Slurm's notice goes to every process of a step and would end those that don't know it: submitit
+        # alone hears it, and tells the processes that train in their own words.
+        deaf = ["sh", "-c", 'trap "" USR2; exec "$@"', "sh"]
+        self._torchrun = subprocess.Popen([*deaf, *self.command()])
         status = self._torchrun.wait()
         if status:
             # submitit takes an exception for a failure, and no status.
@@ -101,13 +104,14 @@ class Node:
         all have saved and gone.
         """
         # torchrun's own children are the processes that train.
-        for child in psutil.Process(self._torchrun.pid).children():
+        torchrun = psutil.Process(self._torchrun.pid)
+        for child in torchrun.children():
             child.send_signal(signal.SIGUSR1)
-        try:
-            self._torchrun.wait(seconds)
-        except subprocess.TimeoutExpired:
+        # By psutil: this is a signal's handler, and the call that it interrupted holds subprocess's own lock.
+        _, alive = psutil.wait_procs([torchrun], timeout=seconds)
+        for one in alive:
             # Slurm would end it a moment later, without queueing again.
-            self._torchrun.kill()
+            one.kill()
 
 
 def submit(arguments: list[str], cluster: str = "slurm") -> Any:
@@ -142,9 +146,9 @@ def submit(arguments: list[str], cluster: str = "slurm") -> Any:
     executor.update_parameters(
         nodes=nodes, tasks_per_node=1, timeout_min=_minutes(settings["time"]),
         name=f"finetune-{Path(script[0]).stem}",
-        # Appended, or each stay would overwrite the log of the one before.
-        slurm_signal_delay_s=NOTICE_SECONDS, slurm_additional_parameters={"requeue": True,
-        "open_mode": "append"},
+        # The first machine queues the job again after the others have ended: their status must not end it.
+        slurm_signal_delay_s=NOTICE_SECONDS, slurm_srun_args=["--kill-on-bad-exit=0"],
+        slurm_additional_parameters={"requeue": True},
         **({"gpus_per_node": gpus} if gpus else {"cpus_per_task": processes}), **further,
     )  # fmt: skip
     return executor.submit(Node(script, processes, nodes))

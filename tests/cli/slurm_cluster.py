@@ -79,6 +79,14 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
             time.sleep(0.5)
         yield environment
     finally:
+        # a job would outlive its daemons
+        subprocess.run(["scancel", "--state=RUNNING"], env=environment, capture_output=True)
+        end = time.monotonic() + 30
+        while (
+            time.monotonic() < end
+            and subprocess.run(["squeue", "-h"], env=environment, capture_output=True).stdout
+        ):
+            time.sleep(0.5)
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:

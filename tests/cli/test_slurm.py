@@ -4,14 +4,25 @@ nothing had been.
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
 import textwrap
 import time
+from pathlib import Path
 
+import psutil
 import pytest
+from conftest import make_model, make_tokenizer
+from slurm_cluster import cluster, why_not
+from transformers import AutoModel
 
+from finetune.artefacts.checkpoints import checkpoints
 from finetune.cli import slurm
 from finetune.errors import InputError
+
+STARTED = "from finetune.cli.command import main; main()"
 
 
 def test_options_stand_before_the_verb():
@@ -82,7 +93,8 @@ def test_every_process_is_told_and_none_is_killed(tmp_path):
         time.sleep(0.1)
     again = node.checkpoint().function
     assert (tmp_path / "saved-0").exists() and (tmp_path / "saved-1").exists()
-    assert node._torchrun.returncode != 0
+    node._torchrun.wait()  # it is gone: subprocess only has to hear of it
+    assert not psutil.pid_exists(node._torchrun.pid)
     assert (again.script, again.processes) == ([str(script)], 2)
 
 
@@ -106,3 +118,50 @@ def test_a_job_runs_on_this_machine(tmp_path):
     )
     assert job.result() == 0
     assert "--vocab_size" in job.stdout()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(why_not() is not None, reason=f"{why_not()}")
+def test_slurm_starts_a_run_on_two_nodes_queues_it_again_and_ends_it(tmp_path, review_file):
+    pytest.importorskip("submitit", reason="queueing needs the extra 'cluster'")
+    base, run = tmp_path / "base", tmp_path / "run"
+    make_model("bert", AutoModel).save_pretrained(base)
+    make_tokenizer("bert").save_pretrained(base)
+    options = {
+        "model_name_or_path": base, "dataset_name": review_file, "output_dir": run, "method": "full",
+        "bf16": "false", "max_steps": 400, "eval_strategy": "no", "save_strategy": "no", "logging_steps": 5,
+        "global_batch_size": 8, "per_device_train_batch_size": 4, "max_length": 24,
+    }  # fmt: skip
+    words = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    settings = ["--nodes", "2", "--gpus", "0", "--time", "0:20:00", "--log_folder", str(tmp_path / "log")]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", STARTED, "launch", "--slurm", *settings, "train", *words]
+    with cluster(tmp_path / "cluster") as environment:
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+        queued = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert queued.returncode == 0, queued.stderr[-2000:]
+        job = queued.stdout.split()[-1]
+
+        def said(*asked: str) -> str:
+            return subprocess.run(asked, env=environment, capture_output=True, text=True).stdout.strip()
+
+        def wait(until) -> None:
+            end = time.monotonic() + 240
+            while not until():
+                logs = "".join(file.read_text()[-3000:] for file in (tmp_path / "log").glob("*.err"))
+                assert time.monotonic() < end and (said("squeue", "-h") or until()), logs
+                time.sleep(0.2)
+
+        wait(
+            lambda: (
+                (run / "history.jsonl").is_file() and (run / "history.jsonl").read_text().count("loss") > 2
+            )
+        )
+        # Slurm's own notice before the end of a job's time is this signal
+        said("scancel", "--signal=USR2", job)
+        wait(lambda: "PENDING" in said("squeue", "-h", "-o", "%T"))
+        (sealed,) = checkpoints(run)
+        wait(lambda: (run / "metrics.json").is_file())
+    assert json.loads((run / "metrics.json").read_text())["steps"] == 400
+    restarted = "".join(file.read_text() for file in (tmp_path / "log").glob("*.err"))
+    assert f"Continuing the unfinished run in {run} from {sealed.name}" in restarted

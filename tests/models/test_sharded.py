@@ -1,4 +1,4 @@
-"""Which layers accelerate is told to shard: known before a launch on GPUs, where the wrong ones end the run."""
+"""Which layers accelerate is told to shard: wrong ones would end a run on GPUs as it begins."""
 
 import os
 

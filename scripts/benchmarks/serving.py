@@ -80,8 +80,9 @@ def main() -> None:
     said: dict[str, Any] = {"load_before": os.getloadavg()[0], "new_tokens": arguments.new_tokens}
     with tempfile.TemporaryDirectory() as root:
         folders = make_adapters(arguments, Path(root))
-        # every prompt by every adapter: the distinct requests
-        pairs = [(prompt, f"a{index}") for prompt, index in product(PROMPTS, range(len(folders)))]
+        # every prompt by every adapter: the distinct requests, of which no more than are asked
+        every = product(PROMPTS, range(len(folders)))
+        pairs = [(prompt, f"a{index}") for prompt, index in every][: arguments.requests]
         jobs = [pairs[i % len(pairs)] for i in range(arguments.requests)]
         # before the server starts, so that neither slows the other
         switched, said["set_adapter"] = by_set_adapter(arguments, folders, pairs[: arguments.singles])

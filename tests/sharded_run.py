@@ -27,6 +27,7 @@ def pretend() -> None:
     PartialState._prepare_backend = lambda *told, **named: ("gloo", DistributedType.MULTI_GPU)
     # on CPUs both are refused, since without the line above accelerate would train copies
     machine.has_gpus = lambda: True
+    machine.keep_to_cpu = lambda options: None
 
 
 if __name__ == "__main__":

@@ -104,7 +104,8 @@ def test_a_run_in_shards_is_the_whole_one_killed_and_gone_on_with(run, tmp_path,
     )
     done(run(verb, "shared", "--method", method, shards=later))
     whole, shared = weights(tmp_path / "whole"), weights(tmp_path / "shared")
-    assert difference(shared, whole) < 1e-5
+    # Adam divides a gradient by its own size, so that the rounding of those next to nothing shows
+    assert difference(shared, whole) < 1e-4
     figures = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("shared", "whole")]
     assert figures[0]["loss" if verb != "reward" else "margin"] == pytest.approx(
         figures[1]["loss" if verb != "reward" else "margin"], rel=1e-4

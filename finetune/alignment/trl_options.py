@@ -24,13 +24,13 @@ from transformers import (
 from finetune.artefacts.checkpoints import Sealer
 from finetune.device import device
 from finetune.errors import InputError
-from finetune.training.interrupts import Interrupts, check_stops
-from finetune.training.machine import has_fast_bf16, keep_to_cpu, micro_batches
+from finetune.training.interrupts import Interrupts, ResumeOptions, check_stops
+from finetune.training.machine import has_fast_bf16, keep_to_cpu
 from finetune.training.progress import Progress
 
 
 @dataclass
-class TrlOptions:
+class TrlOptions(ResumeOptions):
     """Stands before one of TRL's configurations in a class's bases, and beats it."""
 
     task: str = field(
@@ -52,27 +52,6 @@ class TrlOptions:
         default=None, metadata={"help": "The old name of activation_checkpointing."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    resume_from: str | None = field(
-        default=None,
-        metadata={
-            "help": "A run's folder, to train longer (--num_train_epochs, --max_steps): all else is as in "
-            "its arguments.yaml, and weights, optimizer and schedule go on from its last checkpoint."
-        },
-    )
-    global_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Rows of an optimizer step over all processes, however many there are: settles "
-            "--gradient_accumulation_steps (default: what the options for each process come to)."
-        },
-    )
-    time_limit: str | None = field(
-        default=None,
-        metadata={
-            "help": "Save and stop (exit 143) before so long has passed, as 3h55m; SIGTERM and SIGUSR1 do it "
-            "at once."
-        },
-    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})
     dataloader_pin_memory: bool = field(
         default=device().type == "cuda", metadata={"help": "Pinned memory (default: where there is a GPU)."}
@@ -83,11 +62,7 @@ class TrlOptions:
         check_task(self.task, type(self).task)
         if self.output_dir is None:  # type: ignore[attr-defined]
             raise InputError("No output folder; set --output_dir")
-        if self.global_batch_size is not None:
-            self.gradient_accumulation_steps = micro_batches(  # type: ignore[attr-defined]
-                self.global_batch_size,
-                self.per_device_train_batch_size,  # type: ignore[attr-defined]
-            )
+        self.settle_micro_batches()
         check_stops(self)
         keep_to_cpu(self)
         if self.bf16 is None:

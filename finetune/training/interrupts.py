@@ -11,6 +11,7 @@ import logging
 import re
 import signal
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,50 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from finetune.artefacts.checkpoints import fault, shared_by
 from finetune.errors import InputError
 from finetune.models.sharded import name_layers
-from finetune.training.machine import in_shards
+from finetune.training.machine import in_shards, micro_batches
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 STOPPED = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+@dataclass
+class ResumeOptions:
+    """How a run stops and goes on, whoever's trainer makes its steps."""
+
+    resume_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "A run's folder, to train longer (--num_train_epochs, --max_steps): all else is as in "
+            "its arguments.yaml, and weights, optimizer and schedule go on from its last checkpoint."
+        },
+    )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of an optimizer step over all processes, however many there are: settles "
+            "--gradient_accumulation_steps (default: what the options for each process come to)."
+        },
+    )
+    time_limit: str | None = field(
+        default=None,
+        metadata={
+            "help": "Save and stop (exit 143) before so long has passed, as 3h55m; SIGTERM and SIGUSR1 do it "
+            "at once."
+        },
+    )
+
+    def settle_micro_batches(self) -> None:
+        """Micro-batches that make the rows of a step, where these are what was asked for.
+
+        Raises:
+            InputError: they don't come out even.
+        """
+        if self.global_batch_size is not None:
+            share: int = vars(self)["per_device_train_batch_size"]  # transformers' own
+            vars(self)["gradient_accumulation_steps"] = micro_batches(self.global_batch_size, share)
 
 
 def seconds_of(limit: str, flag: str = "--time_limit") -> float:

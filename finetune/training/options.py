@@ -18,8 +18,8 @@ from transformers.trainer_utils import IntervalStrategy
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.training.hub import check_hub
-from finetune.training.interrupts import check_stops
-from finetune.training.machine import has_fast_bf16, keep_to_cpu, micro_batches
+from finetune.training.interrupts import ResumeOptions, check_stops
+from finetune.training.machine import has_fast_bf16, keep_to_cpu
 
 # Below these a run stops in mid-air, or trains on nothing without a word.
 LEAST = {
@@ -33,7 +33,7 @@ LOWER_IS_BETTER = {"loss", "mse", "mae", "perplexity", "bits_per_byte", "uniform
 
 
 @dataclass
-class TrainingArguments(transformers.TrainingArguments):
+class TrainingArguments(ResumeOptions, transformers.TrainingArguments):
     """transformers' options by their own names; other defaults where those lose accuracy, speed or a run."""
 
     learning_rate: float | None = field(
@@ -82,28 +82,6 @@ class TrainingArguments(transformers.TrainingArguments):
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that collate batches; the main one where 0."}
     )
-    resume_from: str | None = field(
-        default=None,
-        metadata={
-            "help": "A run's folder, to train longer (--num_train_epochs, --max_steps): all else is as in "
-            "its arguments.yaml, and weights, optimizer and schedule go on from its last checkpoint."
-        },
-    )
-    global_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Rows of an optimizer step over all processes, however many there are: settles "
-            "--gradient_accumulation_steps (default: what the options for each process come to)."
-        },
-    )
-    time_limit: str | None = field(
-        default=None,
-        metadata={
-            "help": "Save and stop (exit 143) before so long has passed, as 3h55m; SIGTERM and SIGUSR1 do it "
-            "at "
-            "once."
-        },
-    )
 
     def __post_init__(self) -> None:
         # before super's checks, whose words name no flag of this project
@@ -134,10 +112,7 @@ class TrainingArguments(transformers.TrainingArguments):
             raise InputError(
                 f"Got --label_smoothing_factor {self.label_smoothing_factor}; wanted a share below 1"
             )
-        if self.global_batch_size is not None:
-            self.gradient_accumulation_steps = micro_batches(
-                self.global_batch_size, self.per_device_train_batch_size
-            )
+        self.settle_micro_batches()
         # both look at the raw options: super's own initialisation settles device and precision by them
         check_stops(self)
         keep_to_cpu(self)

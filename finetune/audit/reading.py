@@ -92,6 +92,7 @@ def rows_of_run(artefact: Artefact) -> RunRows:
 
     def others(name: str) -> Dataset:
         named = DataArguments(dataset_name=[name])
+        # all of them: an attack must tell members from others, and those that are both are refused by name
         found = evaluation_rows(artefact, row, named, keep_trained_rows=True)[0].rows.eval
         assert found is not None
         return found

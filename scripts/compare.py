@@ -47,13 +47,14 @@ def main(
     from finetune.reports.page import sections_page
     from finetune.reports.plots import draw_comparison
     from finetune.reports.tables import comma_separated, markdown
+    from finetune.tasks.table import find_task
 
     # all names before the first run, which may take an hour
     for method in compare.methods:
         find_method(method)
     root = Path(training.output_dir)
     root.mkdir(parents=True, exist_ok=True)
-    table = []
+    table, measure = [], find_task(task.task).best
     for method in compare.methods:
         run, recipe = root / method, root / f"{method}.yaml"
         # the shared options, over them the folder, over them what is the method's alone
@@ -74,12 +75,12 @@ def main(
                 )
         # on the rows of --eval_split, the same for all, whatever each run kept for itself
         assessed = assess_task(read_artefact(run), data)
-        table.append(comparison_row(method, read_metrics(run) or {}, assessed))
-    text = markdown([for_people(row) for row in table])
+        table.append(comparison_row(method, read_metrics(run) or {}, assessed, measure))
+    text = markdown([for_people(row, measure) for row in table])
     (root / "comparison.md").write_text(text + "\n", encoding="utf-8")
     (root / "comparison.csv").write_text(comma_separated(table), encoding="utf-8")
-    draw_comparison(table, root / "comparison.png")
-    page = sections_page(f"{len(table)} methods on {data.name}", "", comparison_sections(table))
+    draw_comparison(table, root / "comparison.png", measure)
+    page = sections_page(f"{len(table)} methods on {data.name}", "", comparison_sections(table, measure))
     (root / "comparison.html").write_text(page, encoding="utf-8")
     print(f"\n{text}\n\n{root / 'comparison.md'}, .html, .csv and .png")
 

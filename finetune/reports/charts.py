@@ -24,7 +24,8 @@ from matplotlib.ticker import MaxNLocator
 
 # placeholder → CSS variable; odd values, so that none stands for anything else in a drawing
 INK, FAINT, FIRST, SECOND, THIRD = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
-THEME = {INK: "ink", FAINT: "faint", FIRST: "first", SECOND: "second", THIRD: "third"}
+PAPER = "#101112"
+THEME = {INK: "ink", FAINT: "faint", FIRST: "first", SECOND: "second", THIRD: "third", PAPER: "paper"}
 STYLE = {
     # letters stay text, which can be searched, copied and read aloud
     "svg.fonttype": "none", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
@@ -93,20 +94,27 @@ def dots(
 ) -> str:
     """One line a name: value and its interval, from top to bottom; a dashed line where guessing lies."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 0.6 + 0.3 * len(rows)))
+        figure = Figure(figsize=(4.6, 0.6 + 0.44 * len(rows)))
         axes = figure.subplots()
         # from top to bottom, while the axis counts from below
-        for place, (_, value, bounds) in enumerate(reversed(rows)):
+        for place, (name, value, bounds) in enumerate(reversed(rows)):
             # a bound may lie past its value by a rounding, and matplotlib refuses negative lengths
             error = None if bounds is None else [[max(value - bounds[0], 0)], [max(bounds[1] - value, 0)]]
-            axes.errorbar(value, place, xerr=error, fmt="o", color=FIRST, ecolor=FAINT, capsize=3)
+            axes.errorbar(value, place, xerr=error, fmt="o", color=FIRST, ecolor=FAINT, capsize=3, zorder=4)
+            end = value if bounds is None else max(value, bounds[1])
             axes.annotate(
-                f"{value:.3f}", (value, place), xytext=(0, 5), textcoords="offset points", ha="center"
+                f"{value:.3f}", (end, place), xytext=(5, 0), textcoords="offset points", va="center", zorder=4
             )
+            # above its line and not beside it: names of prompts are as long as a telephone is wide
+            axes.text(
+                0, place + 0.42, _cut(name), transform=axes.get_yaxis_transform(), va="center",
+                # the dashed line must not go through letters
+                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0},
+            )  # fmt: skip
         if chance is not None:
             axes.axvline(chance, color=SECOND, linestyle="--", linewidth=1)
-        names = [_cut(name) for name, *_ in reversed(rows)]
-        axes.set(yticks=range(len(rows)), yticklabels=names, xlabel=xlabel, ylim=(-0.6, len(rows) - 0.2))
+        axes.set(yticks=[], xlabel=xlabel, ylim=(-0.5, len(rows) - 0.3))
+        axes.spines["left"].set_visible(False)
         axes.grid(axis="x", alpha=0.25, color=FAINT)
         return as_svg(figure, "; ".join(f"{name} {value:.3f}" for name, value, _ in rows))
 

@@ -63,21 +63,29 @@ class CompareArguments:
         return further
 
 
-def comparison_row(method: str, run: dict[str, Any], assessment: dict[str, Any]) -> dict[str, Any]:
+def comparison_row(
+    method: str, run: dict[str, Any], assessment: dict[str, Any], measure: str = "accuracy"
+) -> dict[str, Any]:
     """One line of the comparison: what `metrics.json` of the run says of cost, and the assessment of
     quality.
+
+    Args:
+        measure: the task's figure, with its interval; others that have one stand beside it.
     """
-    low, high = assessment["intervals"]["accuracy"]
+    bounds = assessment["intervals"]
+    low, high = bounds[measure]
+    classes = assessment.get("per_class") or {}
     return {
         "method": method,
-        "accuracy": assessment["accuracy"],
+        measure: assessment[measure],
         "low": low,
         "high": high,
-        "macro_f1": assessment["macro_f1"],
-        "loss": assessment["loss"],
+        **{name: assessment[name] for name in bounds if name != measure},
         "rows": assessment["rows"],
         # those that the run was trained on, which its figures leave out
         "rows_left_out": assessment["rows_left_out"],
+        # accuracy of always saying the commonest class of these rows
+        "commonest": max((one["rows"] for one in classes.values()), default=0) / assessment["rows"] or None,
         "trainable": run["trainable"],
         # share and seconds are the run's own; quality is the assessment's
         "share": run["trainable"] / run["parameters"],
@@ -86,13 +94,16 @@ def comparison_row(method: str, run: dict[str, Any], assessment: dict[str, Any])
     }
 
 
-def for_people(row: dict[str, Any]) -> dict[str, Any]:
+COSTS = ("method", "low", "high", "rows", "rows_left_out", "commonest", "trainable", "share", "seconds",
+         "memory_mb")  # fmt: skip
+
+
+def for_people(row: dict[str, Any], measure: str = "accuracy") -> dict[str, Any]:
     """The same line as a person reads it."""
     return {
         "method": row["method"],
-        "accuracy (95 % interval)": with_interval(row["accuracy"], (row["low"], row["high"])),
-        "macro-F1": f"{row['macro_f1']:.3f}",
-        "loss": f"{row['loss']:.3f}",
+        f"{measure} (95 % interval)": with_interval(row[measure], (row["low"], row["high"])),
+        **{name: f"{value:.3f}" for name, value in row.items() if name not in (measure, *COSTS)},
         "trainable": f"{row['trainable']:,}",
         "share": f"{100 * row['share']:.2f} %",
         "seconds": f"{row['seconds']:.0f}",
@@ -100,14 +111,17 @@ def for_people(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def comparison_sections(rows: list[dict[str, Any]]) -> list[Section]:
+def comparison_sections(rows: list[dict[str, Any]], measure: str = "accuracy") -> list[Section]:
     """The page of a comparison: quality with intervals, and what it cost."""
-    dots = [(row["method"], row["accuracy"], (row["low"], row["high"])) for row in rows]
+    dots = [(row["method"], row[measure], (row["low"], row["high"])) for row in rows]
     counted = ", ".join(dict.fromkeys(scored_rows(row) for row in rows))
-    caption = f"Each method on the same evaluation rows ({counted}); intervals by bootstrap over rows."
+    guess = rows[0]["commonest"] if measure == "accuracy" else None
+    caption = f"Each method on the same evaluation rows ({counted}); intervals by bootstrap over rows"
+    caption += "." if guess is None else f"; dashed: always the commonest class ({guess:.3f})."
+    table = Table([for_people(row, measure) for row in rows], "", rows)
     return [
-        Section("Accuracy", [Chart(charts.dots(dots, "accuracy, 95 % interval"), caption)]),
-        Section("What each costs and gives", [Table([for_people(row) for row in rows], "", rows)]),
+        Section(measure, [Chart(charts.dots(dots, f"{measure}, 95 % interval", guess), caption)]),
+        Section("What each costs and gives", [table]),
     ]
 
 

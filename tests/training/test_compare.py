@@ -13,7 +13,14 @@ from transformers import AutoModelForSequenceClassification
 
 from finetune.cli.parser import parse
 from finetune.errors import InputError
-from finetune.reports.compare import CompareArguments, write_recipe
+from finetune.reports.compare import (
+    CompareArguments,
+    comparison_row,
+    comparison_sections,
+    for_people,
+    write_recipe,
+)
+from finetune.reports.page import sections_page
 
 
 def test_a_finished_run_with_other_options_is_no_part_of_a_new_comparison(tmp_path: Path) -> None:
@@ -49,6 +56,19 @@ def test_finished_methods_are_assessed_on_the_same_rows(saved, review_file, tmp_
     monkeypatch.setattr(subprocess, "run", lambda *given, **further: subprocess.CompletedProcess(given, 1))
     with pytest.raises(InputError, match="The run of 'ia3' stopped, see above; the finished ones are kept"):
         main(*parse(main, [*told, "ia3"]))
+
+
+def test_any_tasks_own_figure_is_compared():
+    said = {"pearson": 0.7, "mse": 0.2, "loss": 0.2, "rows": 40, "rows_left_out": 360,
+            "intervals": {"pearson": [0.6, 0.8], "mse": [0.1, 0.3]}}  # fmt: skip
+    run = {"trainable": 10, "parameters": 100, "seconds": 3.0, "peak_memory_mb": 500.0}
+    row = comparison_row("lora", run, said, "pearson")
+    assert for_people(row, "pearson")["pearson (95 % interval)"] == "0.700 (0.600–0.800)"
+    assert for_people(row, "pearson")["mse"] == "0.200"
+    page = sections_page("x", "", comparison_sections([row], "pearson"))
+    assert (
+        "40 rows; 360 that it was trained on are left out" in page and "commonest" not in page.split("CSV")[0]
+    )
 
 
 def test_options_of_single_methods_are_json_by_method():

@@ -54,7 +54,9 @@ def main(
         find_method(method)
     root = Path(training.output_dir)
     root.mkdir(parents=True, exist_ok=True)
-    table, measure = [], find_task(task.task).best
+    table, row = [], find_task(task.task)
+    # the figure that tells better from worse, where it has an interval
+    measure = row.best if row.best in row.intervals else next(iter(row.intervals))
     for method in compare.methods:
         run, recipe = root / method, root / f"{method}.yaml"
         # the shared options, over them the folder, over them what is the method's alone

@@ -17,7 +17,7 @@ from datasets import Dataset, List, Value
 from finetune.data.columns import Columns, named_columns, pick_columns, settle_columns
 from finetune.data.labelled import as_read
 from finetune.data.layouts import first_of
-from finetune.data.places import columns_of, place_of
+from finetune.data.places import columns_of, place_of, unreadable
 from finetune.data.questions import Laid
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
@@ -92,18 +92,19 @@ def lay_out_spans(rows: Dataset, data: DataArguments) -> Laid:
         return Laid(rows, columns, laid.used, laid.texts, aside=aside)
     # starts in a column of their own, beside answers that are bare texts
     start = first_of(("answer_start", "start", "answer_starts"), columns_of(rows))
+    kinds = (ValueError, KeyError, TypeError, IndexError)
+
+    def placed(row: dict[str, Any]) -> dict[str, list]:
+        context = row[columns.pair or ""] or ""
+        return places_of_answers(row[columns.label], context, row[start] if start else None)
+
     made = []
     for index, row in enumerate(rows):
         try:
-            made.append(
-                places_of_answers(
-                    row[columns.label], row[columns.pair or ""] or "", row[start] if start else None
-                )
-            )
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise InputError(
-                f"In {place_of(rows, index)}, column '{columns.label}': {error}. Mend the row or leave it out"
-            ) from error
+            made.append(placed(row))
+        except kinds as error:
+            said = unreadable(rows, index, f", column '{columns.label}': {error}", placed, kinds)
+            raise InputError(f"{said}. Mend what stands there, or leave it out") from error
     kept = rows.remove_columns(columns.label).add_column(columns.label, made, feature=PLACES)
     used = {"text": [columns.text, str(columns.pair)], "label": [columns.label, *([start] if start else [])]}
     return Laid(kept, columns, used, as_read(rows, columns).texts, aside=aside)
@@ -182,18 +183,22 @@ def lay_out_choices(rows: Dataset, data: DataArguments) -> Laid:
     parts = [*before, picked.text, *([goes_on] if goes_on else [])]
     # told from the whole column: one row's `1` may be a place from 0, from 1, or a name
     how = _how_answered(rows, picked.label, offers)
+
+    def read(row: dict[str, Any]) -> tuple[Any, int | None]:
+        names, offered = offered_in(row, offers)
+        # nobody said which: counted and named later
+        given = row[picked.label]
+        return offered, None if given is None else place_of_answer(given, names, offered, how)
+
     choices, answers = [], []
     for index, row in enumerate(rows):
         try:
-            names, offered = offered_in(row, offers)
-            # nobody said which: counted and named later
-            given = row[picked.label]
-            answers.append(None if given is None else place_of_answer(given, names, offered, how))
+            offered, answer = read(row)
         except (ValueError, TypeError) as error:
-            raise InputError(
-                f"In {place_of(rows, index)}: {error}. Mend the row, or set --label_column"
-            ) from error
+            said = unreadable(rows, index, f": {error}", read, (ValueError, TypeError))
+            raise InputError(f"{said}. Mend what stands there, or set --label_column") from error
         choices.append(offered)
+        answers.append(answer)
     # `id` names rows in predictions, `__...` their places in messages
     kept = [name for name in rows.column_names if name == "id" or name.startswith("__")]
     made = Dataset.from_dict(

@@ -5,10 +5,13 @@ since. Knows nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
+
+from finetune.errors import InputError
 
 PLACE = "__place__"  # holds `row 3 (line 5)` for each row; no column of the user's
 LICENCE = "__licence__"  # the licence of each row, where its set or a column says it
@@ -36,6 +39,49 @@ def places_of(rows: Dataset, indices: Sequence[int], most: int = 5) -> str:
     numbers, lines = zip(*(match.groups() for match in found if match), strict=True)
     said = f"lines {', '.join(lines)}{more}; " if all(lines) else ""
     return f"{said}rows {', '.join(numbers)}{more}"
+
+
+def unreadable(
+    rows: Dataset,
+    index: int,
+    said: str,
+    read: Callable[[dict[str, Any]], Any],
+    kinds: type[Exception] | tuple[type[Exception], ...],
+) -> str:
+    """The first row that can't be read, what is `said` of it, and the rows behind it that can't be read
+    either: all are named at once.
+
+    Args:
+        read: what raises one of `kinds` for a row that can't be read.
+    """
+    others = []
+    for place in range(index + 1, len(rows)):
+        try:
+            read(rows[place])
+        except kinds:
+            others.append(place)
+    more = f"; {len(others)} more can't be read either ({places_of(rows, others)})" if others else ""
+    return f"In {place_of(rows, index)}{said}{more}"
+
+
+def check_each(
+    rows: Dataset, where: str, names: Sequence[str], fault: Callable[..., str | None], remedy: str
+) -> None:
+    """Refuse rows with a fault, all of them in one message.
+
+    Args:
+        where: what the rows are for, as `training`.
+        names: columns whose cells `fault` is given; it says what a row has that it shouldn't, or None.
+
+    Raises:
+        InputError: what the first row has, and where the others stand.
+    """
+    cells = zip(*(rows[name] for name in names), strict=True)
+    bad = {index: said for index, row in enumerate(cells) if (said := fault(*row))}
+    if bad:
+        first, *others = bad
+        more = f"; {len(others)} more have such a fault ({places_of(rows, others)})" if others else ""
+        raise InputError(f"The {where} {place_of(rows, first)} {bad[first]}{more}. {remedy}")
 
 
 def columns_of(rows: Dataset) -> list[str]:

@@ -17,7 +17,7 @@ from finetune.data.compared import better_and_worse, is_compared
 from finetune.data.conversations import Message, MessageError, as_chat, is_chat, said_in
 from finetune.data.layouts import ASKED, CHATS, Fields, find_fields, first_of, holds
 from finetune.data.narrowed import AskedArguments, PreferenceArguments
-from finetune.data.places import columns_of, place_of
+from finetune.data.places import columns_of, unreadable
 from finetune.data.questions import Laid, as_tools, asked_messages, asked_text, strange_keys
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
@@ -164,9 +164,8 @@ def as_made(
         try:
             one = read(row)
         except MessageError as error:
-            raise InputError(
-                f"In {place_of(rows, index)} stands {error}. Mend the row or leave it out"
-            ) from error
+            said = unreadable(rows, index, f" stands {error}", read, MessageError)
+            raise InputError(f"{said}. Mend what stands there, or leave it out") from error
         for name, value in one.items():
             made.setdefault(name, []).append(value)
     return made

@@ -43,7 +43,7 @@ from finetune.data.layouts import (
     first_of,
     holds,
 )
-from finetune.data.places import PLACE, columns_of, place_of
+from finetune.data.places import PLACE, columns_of, unreadable
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
 
@@ -218,15 +218,20 @@ def lay_out_prompts(rows: Dataset, data: DataArguments, texts: Sequence[str] = (
             raise
         fields = Fields("text", asked=asked)
     plain = fields.plain and not holds(rows, str(fields.asked), lambda value: not isinstance(value, str))
+
+    def asked_of(row: dict[str, Any]) -> tuple[Any, Any]:
+        own = as_tools(row[fields.tools]) if fields.tools else None
+        return asked_text(row, fields) if plain else unanswered(asked_messages(row, fields)), own
+
     made, tools = [], []
     for index, row in enumerate(rows):
         try:
-            tools.append(as_tools(row[fields.tools]) if fields.tools else None)
-            made.append(asked_text(row, fields) if plain else unanswered(asked_messages(row, fields)))
+            one, own = asked_of(row)
         except MessageError as error:
-            raise InputError(
-                f"In {place_of(rows, index)} stands {error}. Mend the row or set --text_column"
-            ) from error
+            said = unreadable(rows, index, f" stands {error}", asked_of, MessageError)
+            raise InputError(f"{said}. Mend what stands there, or set --text_column") from error
+        made.append(one)
+        tools.append(own)
     kept = rows.remove_columns([name for name in rows.column_names if name in ("prompt", fields.tools)])
     kept = with_json(kept, "tools", tools) if fields.tools else kept
     laid = with_cells(kept, "prompt", made)
@@ -368,9 +373,8 @@ def mapped_rows(
         try:
             return read(row)
         except MessageError as error:
-            raise InputError(
-                f"In {place_of(rows, index)} stands {error}. Mend the row or leave it out"
-            ) from error
+            said = unreadable(rows, index, f" stands {error}", read, MessageError)
+            raise InputError(f"{said}. Mend what stands there, or leave it out") from error
 
     kept = {name: rows.features[name] for name in ("id", PLACE) if name in rows.column_names}
     # `datasets` would hash the closure by its pickle, which differs from process to process

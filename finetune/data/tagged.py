@@ -16,7 +16,7 @@ from finetune.data.checks import want_lists
 from finetune.data.columns import TEXTS, Columns, label_lists, pick_columns
 from finetune.data.labelled import as_read, named_classes
 from finetune.data.layouts import first_of
-from finetune.data.places import columns_of, place_of
+from finetune.data.places import columns_of, place_of, unreadable
 from finetune.data.questions import Laid
 from finetune.data.sources import DataArguments
 from finetune.errors import InputError
@@ -209,16 +209,21 @@ def _from_places(rows: Dataset, data: DataArguments, column: str) -> Laid:
         raise InputError(
             f"No column 'text' in {data.name}; it has {', '.join(columns_of(rows))}. Set --text_column"
         )
+    kinds = (ValueError, KeyError, TypeError)
+
+    def read(row: dict[str, Any]) -> tuple[list[str], list[str]]:
+        said, given = row[text] or "", row[column] or ()
+        return tagged(said, [checked_place(one, said) for one in given])
+
     words, tags = [], []
-    for index, (said, given) in enumerate(zip(rows[text], rows[column], strict=True)):
+    for index, row in enumerate(rows):
         try:
-            row = tagged(said or "", [checked_place(one, said or "") for one in given or ()])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"In {place_of(rows, index)}, column '{column}': {error}. Mend the row or leave it out"
-            ) from error
-        words.append(row[0])
-        tags.append(row[1])
+            found = read(row)
+        except kinds as error:
+            said = unreadable(rows, index, f", column '{column}': {error}", read, kinds)
+            raise InputError(f"{said}. Mend what stands there, or leave it out") from error
+        words.append(found[0])
+        tags.append(found[1])
     # made below under these names
     kept = rows.remove_columns([name for name in rows.column_names if name in (*WORDS, *TAGS)])
     made = kept.add_column("tokens", words, feature=List(Value("string"))).add_column(

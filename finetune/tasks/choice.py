@@ -19,7 +19,7 @@ from finetune.data.collate import Batch, Features, sequences
 from finetune.data.columns import Columns
 from finetune.data.encode import apart, mapped, report_cut, want_tokens
 from finetune.data.laying import laid_out
-from finetune.data.places import place_of
+from finetune.data.places import check_each
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.models.heads import OUT
@@ -41,18 +41,16 @@ def examine(rows: Rows, data: DataArguments) -> Examined:
 
 def check_choices(rows: Dataset, columns: Columns, where: str) -> None:
     """Two or more texts to choose from, and the answer is the place of one of them."""
-    for index, (offered, answer) in enumerate(zip(rows[columns.pair], rows[columns.label], strict=True)):
+
+    def fault(offered: list[Any], answer: Any) -> str | None:
         if len(offered) < 2 or not all(isinstance(text, str) and text.strip() for text in offered):
-            raise InputError(
-                f"The {where} {place_of(rows, index)} offers {offered!r} in '{columns.pair}'; wanted two "
-                "texts or more"
-            )
+            return f"offers {offered!r} in '{columns.pair}'; wanted two texts or more"
         if not isinstance(answer, int) or not 0 <= answer < len(offered):
-            raise InputError(
-                f"The {where} {place_of(rows, index)} has the answer {answer!r} in '{columns.label}'; wanted "
-                f"0 to {len(offered) - 1}. "
-                "Set --label_column"
-            )
+            return f"has the answer {answer!r} in '{columns.label}'; wanted 0 to {len(offered) - 1}"
+        return None
+
+    remedy = "Mend what stands there, or set --text_pair_column and --label_column"
+    check_each(rows, where, [str(columns.pair), columns.label], fault, remedy)
 
 
 def encode(

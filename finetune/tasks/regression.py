@@ -17,7 +17,7 @@ from finetune.data.columns import PAIRS, Columns, pick_columns
 from finetune.data.encode import sequence
 from finetune.data.labelled import as_read
 from finetune.data.laying import laid_out
-from finetune.data.places import columns_of, place_of
+from finetune.data.places import check_each, columns_of
 from finetune.data.questions import Laid
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
@@ -56,14 +56,15 @@ def check_numbers(rows: Dataset, columns: Columns, where: str) -> None:
             f"The column '{columns.label}' of the {where} rows holds true and false; wanted numbers. Set "
             "--task classification (or pairs, for two texts) to tell them apart, or --label_column"
         )
-    strange = [i for i, v in enumerate(values) if not isinstance(v, (int, float)) or not math.isfinite(v)]
     # ids of classes are numbers without an order
-    if isinstance(rows.features[columns.label], ClassLabel) or strange:
-        index = strange[0] if strange else 0
-        raise InputError(
-            f"The {where} {place_of(rows, index)} has {values[index]!r} in '{columns.label}'; wanted a "
-            "number, without quotes. Mend the row, or set --label_column"
-        )
+    classes = isinstance(rows.features[columns.label], ClassLabel)
+
+    def fault(value: Any) -> str | None:
+        if not classes and isinstance(value, (int, float)) and math.isfinite(value):
+            return None
+        return f"has {value!r} in '{columns.label}'; wanted a number, without quotes"
+
+    check_each(rows, where, [columns.label], fault, "Mend what stands there, or set --label_column")
     # evaluation rows may well be all alike
     if where == "training" and len(set(values)) < 2:
         raise InputError(

@@ -22,7 +22,7 @@ from finetune.data.checks import checked_splits
 from finetune.data.columns import Columns
 from finetune.data.encode import RowError, fingerprint, mapped
 from finetune.data.laying import laid_out
-from finetune.data.places import place_of, places_of
+from finetune.data.places import check_each, places_of
 from finetune.data.questions import lay_out_chats
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
@@ -115,37 +115,27 @@ def no_check(rows: Dataset, columns: Columns, where: str) -> None:
     """Texts have no parts to look at."""
 
 
+def fault_of(messages: list[Any]) -> str | None:
+    """What a chat has that nothing could be learnt from; None where it is sound."""
+    if not all(isinstance(message, dict) and message.get("role") for message in messages):
+        return "has messages without a role; wanted role and content in each"
+    said = [message["role"] for message in messages]
+    if "assistant" not in said:
+        return "has no message of the role assistant, so that nothing could be learnt"
+    if not {*said} - {"assistant", "system", "developer"}:
+        return "begins with an answer, and nothing is asked in it; wanted a message of the role user"
+    for message in messages:
+        if message["role"] == "user" and not message.get("content"):
+            return "has a user's message without content"
+        answered = message.get("tool_calls") or str(message.get("content") or "").strip()
+        if message["role"] == "assistant" and not answered:
+            return "has an answer without content"
+    return None
+
+
 def check_messages(rows: Dataset, columns: Columns, where: str) -> None:
     """Every chat has roles and an answer of the assistant's; turns behind the last one are named."""
-    for index, messages in enumerate(rows[columns.text]):
-        if not all(isinstance(message, dict) and message.get("role") for message in messages):
-            raise InputError(
-                f"The {where} {place_of(rows, index)} has messages without a role; wanted role and content "
-                "in each"
-            )
-        if not any(message["role"] == "assistant" for message in messages):
-            raise InputError(
-                f"The {where} {place_of(rows, index)} has no message of the role assistant, so that nothing "
-                "could be learnt"
-            )
-        if all(message["role"] in ("assistant", "system", "developer") for message in messages):
-            raise InputError(
-                f"The {where} {place_of(rows, index)} begins with an answer, and nothing is asked in it; "
-                "wanted a message of the role user. Mend the row or leave it out"
-            )
-        for message in messages:
-            if message["role"] == "user" and not message.get("content"):
-                raise InputError(
-                    f"The {where} {place_of(rows, index)} has a user's message without content. Mend the row "
-                    "or leave it out"
-                )
-            if message["role"] == "assistant" and not (
-                message.get("tool_calls") or str(message.get("content") or "").strip()
-            ):
-                raise InputError(
-                    f"The {where} {place_of(rows, index)} has an answer without content. Mend the row or "
-                    "leave it out"
-                )
+    check_each(rows, where, [columns.text], fault_of, "Mend what stands there, or leave it out")
     if ends := [i for i, chat in enumerate(rows[columns.text]) if chat[-1]["role"] == "user"]:
         said = f"{len(ends)} {where} chats end with a turn that nothing answers: it is left out"
         logger.warning("%s (%s)", said, places_of(rows, ends))

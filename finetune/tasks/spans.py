@@ -20,7 +20,7 @@ from finetune.data.checks import checked_splits
 from finetune.data.columns import Columns
 from finetune.data.encode import mapped, want_tokens
 from finetune.data.laying import laid_out
-from finetune.data.places import place_of
+from finetune.data.places import check_each
 from finetune.data.sources import DataArguments, Rows
 from finetune.errors import InputError
 from finetune.metrics import spans
@@ -65,23 +65,21 @@ def check_answers(rows: Dataset, columns: Columns, where: str) -> None:
     if not isinstance(feature, dict) or not {"text", "answer_start"} <= set(feature):
         wanted = "a mapping of text and answer_start, both lists"
         raise InputError(f"The column '{columns.label}' holds {feature}; wanted {wanted}. Set --label_column")
-    for index, (context, answers) in enumerate(zip(rows[columns.pair], rows[columns.label], strict=True)):
+
+    def fault(context: str, answers: dict[str, Any] | None) -> str | None:
         # Arrow may give None for an empty list
         starts = (answers or {}).get("answer_start") or ()
         if answers is None or len(answers["text"] or ()) != len(starts) or None in starts:
-            raise InputError(
-                f"The {where} {place_of(rows, index)} has the answers {answers!r:.200}; wanted as many texts "
-                "as starts. Mend the row or leave it out"
-            )
-        for text, start in zip(answers["text"] or (), answers["answer_start"] or (), strict=True):
+            return f"has the answers {answers!r:.200}; wanted as many texts as starts"
+        for text, start in zip(answers["text"] or (), starts, strict=True):
             # a negative place would count from the end
             found = context[start : start + len(text)] if start >= 0 else ""
             if found != text or not text.strip():
-                raise InputError(
-                    f"The {where} {place_of(rows, index)} says that {text!r} stands at character {start} of "
-                    f"its context; there is {found!r}. "
-                    "Mend the row or leave it out"
-                )
+                return f"says that {text!r} stands at character {start} of its context; there is {found!r}"
+        return None
+
+    remedy = "Mend what stands there, or leave it out"
+    check_each(rows, where, [str(columns.pair), columns.label], fault, remedy)
 
 
 def encode(

@@ -4,6 +4,7 @@ layouts; knows no tokenizer.
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -44,6 +45,8 @@ def laid_out(rows: Rows, data: DataArguments, lay_out: LayOut) -> tuple[Rows, Co
         [] if rows.silent else [one.partition(".")[0] for one in data.ignore_columns or ()],
         (name for part in (*train, *evaluation) for name in columns_of(part.rows)), rows.name,
     )  # fmt: skip
+    if not rows.silent:
+        _check_keys(data.ignore_columns or (), [part.rows for part in (*train, *evaluation)], rows.name)
     said: list[str] | None = None if rows.silent else []
     # an assessment gives one object for both splits: laying it out twice would say and cost everything twice
     same = rows.train is rows.eval
@@ -137,6 +140,37 @@ def _without_key(cell: Any, key: str) -> Any:
     found = unpacked(cell)
     # a chat that comes as JSON stays a text, as other rows of its column may be
     return cell if isinstance(found, str) or found is None else json.dumps(_without_key(found, key))
+
+
+def _check_keys(ignored: Sequence[str], parts: Sequence[Dataset], name: str) -> None:
+    """Every key of records that isn't wanted is one that some row has.
+
+    Raises:
+        InputError: one is not.
+    """
+    for named in ignored:
+        column, _, key = named.partition(".")
+        held = [part for part in parts if column in part.column_names and named not in part.column_names]
+        if not key or not held:
+            continue
+        # no further than to the first row that has it
+        if any(key in _keys(cell) for part in held for cell in part[column]):
+            continue
+        known = sorted({one for part in held for cell in part[column] for one in _keys(cell)})
+        near = difflib.get_close_matches(key, known, n=1)
+        raise InputError(
+            f"Nothing in the column '{column}' of {name} has the key '{key}', named by --ignore_columns; the "
+            f"keys are {', '.join(known) or 'none'}." + (f" Did you mean {column}.{near[0]}?" if near else "")
+        )
+
+
+def _keys(cell: Any) -> set[str]:
+    if isinstance(cell, list):
+        return set().union(*map(_keys, cell))
+    found = cell if isinstance(cell, dict) else unpacked(cell)
+    if isinstance(found, dict):
+        return {*found}
+    return _keys(found) if isinstance(found, list) else set()
 
 
 def _names(laid: Sequence[Laid]) -> Columns:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import TOWNS
@@ -10,7 +13,9 @@ from datasets import ClassLabel, Dataset, List
 
 from finetune.data.accounting import holds_text, unread
 from finetune.data.labelled import is_multi_hot, lay_out_label_sets, settled_labels, twins
-from finetune.data.sources import DataArguments, Rows
+from finetune.data.laying import laid_out
+from finetune.data.questions import lay_out_chats
+from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.data.tagged import in_usual_signs, tagged, to_iob2
 from finetune.errors import InputError
 from finetune.tasks import classification, multilabel, tokens
@@ -180,3 +185,15 @@ def test_places_of_entities_become_tags():
     for places in ([(0, 4, "A"), (2, 8, "B")], [(4, 4, "A")], [(0, 99, "A")]):
         with pytest.raises(ValueError, match="the entity"):
             tagged("Oslo town", places)
+
+
+def test_a_key_that_no_message_has_is_named(tmp_path: Path):
+    told = [{"role": "user", "content": "a", "note": "x"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "train.jsonl").write_text("\n".join([json.dumps({"messages": told})] * 4))
+    data = DataArguments(str(tmp_path / "train.jsonl"), ignore_columns=["messages.notes"])
+    with pytest.raises(
+        InputError, match=r"the key 'notes', .* keys are content, note, role\. Did you mean messages\.note\?"
+    ):
+        laid_out(load_rows(data), data, lay_out_chats)
+    right = replace(data, ignore_columns=["messages.note"])
+    laid_out(load_rows(right), right, lay_out_chats)

@@ -7,6 +7,7 @@ A field that isn't here is let through and named in the answer's head (`X-Ignore
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
@@ -36,6 +37,18 @@ class Lenient(BaseModel):
     """Fields that are unknown here are kept, so that they can be named."""
 
     model_config = ConfigDict(extra="allow")
+
+    def unknown(self, above: str = "") -> Iterator[str]:
+        """Names of unknown fields, those of what stands inside too: `wings`, `messages.weight`."""
+        for name, value in (self.model_extra or {}).items():
+            # Clients send messages back with what they fill in themselves: nothing is lost by it.
+            if not above or value not in (None, [], {}, ""):
+                yield above + name
+        for name in self.model_fields_set & type(self).model_fields.keys():
+            value = getattr(self, name)
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, Lenient):
+                    yield from one.unknown(f"{above}{name}.")
 
 
 class Streaming(Strict):

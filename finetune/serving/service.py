@@ -220,7 +220,8 @@ class Served:
             InputError: there are some, and --strict is set.
         """
         # As JSON, without its quotes: a name may hold line breaks, which would end the header.
-        names = [*unread, *(json.dumps(name)[1:-1][:80] for name in ask.model_extra or {})][:32]
+        unknown = dict.fromkeys(json.dumps(name)[1:-1][:80] for name in ask.unknown())
+        names = [*unread, *unknown][:32]
         if names and self.options.strict:
             raise InputError(f"Unknown fields: {', '.join(names)}; this server is strict. Leave them out")
         return {"X-Ignored-Fields": ", ".join(names)} if names else {}

@@ -332,6 +332,13 @@ def test_unknown_fields_are_named_or_refused(served):
     chat = {"model": "base", "messages": [{"role": "user", "content": "a", "name": "Ann"}], "max_tokens": 1}
     said = served.client.post("/v1/chat/completions", json=chat)
     assert said.status_code == 200 and said.headers["x-ignored-fields"] == "messages.name"
+    # of a message that a client sends back, what it holds nothing in is no loss
+    turn = {"role": "assistant", "content": "b", "annotations": [], "audio": None, "weight": 0}
+    said = served.client.post("/v1/chat/completions", json=chat | {"messages": [turn, *chat["messages"]]})
+    assert said.headers["x-ignored-fields"] == "messages.name, messages.weight"
+    asked = {"model": "base", "input": [chat["messages"][0]], "max_output_tokens": 1}
+    said = served.client.post("/v1/responses", json=asked)
+    assert said.status_code == 200 and said.headers["x-ignored-fields"] == "input.name"
     served.served.options.strict = True
     try:
         refused = served.client.post("/v1/completions", json=body)

@@ -52,7 +52,14 @@ def processor() -> str:
     # Linux says it; elsewhere Python's own word has to do.
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     able = [key for key, has in torch.cpu.get_capabilities().items() if has is True and key in WIDTHS]
-    return ", ".join(filter(None, [name or platform.processor() or platform.machine(), *able]))
+    # ATEN_CPU_CAPABILITY holds kernels to less than the processor has
+    held = os.environ.get("ATEN_CPU_CAPABILITY")
+    parts = [
+        name or platform.processor() or platform.machine(),
+        *able,
+        *([f"held to {held}"] if held else []),
+    ]
+    return ", ".join(filter(None, parts))
 
 
 WIDTHS = {"avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve"}

@@ -31,6 +31,9 @@ def has_fast_bf16() -> bool:
         return torch.xpu.is_bf16_supported(including_emulation=False)
     if kind == "mps":  # autocast there saves memory and no time
         return False
+    # one held to AVX2 (ATEN_CPU_CAPABILITY) stands for a processor that has no more
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        return False
     able = torch.cpu.get_capabilities()
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 

@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from finetune.cli.places import verbs
 from finetune.errors import InputError
-from finetune.training.machine import SHARED_BY, micro_batches, processes
+from finetune.training.machine import SHARED_BY, has_fast_bf16, micro_batches, processes
 
 ROOT = Path(__file__).parents[2]
 SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -114,3 +115,19 @@ def test_rows_of_a_step_stay_however_many_processes_there_are(monkeypatch, proce
     for rows in (0, 18):
         with pytest.raises(InputError, match=f"Got --global_batch_size {rows}; wanted a multiple of"):
             micro_batches(rows, 4)
+
+
+@pytest.mark.parametrize(
+    ("capability", "able", "fast"),
+    [
+        ("AVX512", {"amx_bf16": True}, True),
+        ("AVX512", {"avx512_bf16": True}, True),
+        ("AVX512", {}, False),
+        ("AVX2", {"amx_bf16": True}, False),
+    ],
+)
+def test_bf16_is_fast_where_kernels_may_use_it(monkeypatch, capability, able, fast):
+    monkeypatch.setattr("finetune.training.machine.device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
+    assert has_fast_bf16() is fast

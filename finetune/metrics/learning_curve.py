@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune.metrics.bootstrap import alike_interval
+
 Array = np.ndarray
 LEAST_GAIN = 0.001  # of accuracy, that is worth a word
 QUANTILES = (0.025, 0.5, 0.975)
@@ -64,6 +66,9 @@ def resampled_means(scores: Array, samples: int, seed: int) -> Array:
 
 def interval_of_means(scores: Array, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean of scores [seeds, rows], rows and seeds resampled."""
+    # the rows alone: seeds that all say the same of them are no further rows
+    if (scores == scores[:1]).all() and (found := alike_interval(scores[0])):
+        return found
     low, high = np.quantile(resampled_means(scores, samples, seed), [0.025, 0.975])
     return float(low), float(high)
 

@@ -44,13 +44,10 @@ class Measure:
     def interval(self, drawn: Array, level: float = 0.95) -> tuple[float, float]:
         """Percentile interval (Efron & Tibshirani 1993, chapter 13).
 
-        Where all rows are right, or all wrong, resampling shows no doubt: the other end is Clopper and
-            Pearson's.
+        Where all rows are right, or all wrong, see `bootstrap.alike_interval`.
         """
-        if self.is_binary and self.value in (0.0, 1.0):
-            # At half the level, since the interval has two ends: what could be there and not have been seen.
-            unseen = 1 - ((1 - level) / 2) ** (1 / len(self.counts))
-            return (0.0, unseen) if self.value == 0 else (1 - unseen, 1.0)
+        if self.is_binary and (found := bootstrap.alike_interval(self.each, level)):
+            return found
         low, high = np.quantile(self.values(drawn), [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
 

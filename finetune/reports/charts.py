@@ -81,8 +81,8 @@ def curves(
         for name, (x, y) in lines.items():
             axes.plot(x, y, label=name, linewidth=1.6, marker="o" if name in marked else None, markersize=4)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        # steps are whole numbers, and matplotlib would put halves between them
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        # steps are whole numbers, and matplotlib would put parts of them around a single one
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25, color=FAINT)
         if len(lines) > 1:
             axes.legend()
@@ -194,7 +194,7 @@ def panels(series: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: s
             axes.plot(x, y, linewidth=1.4)
             axes.set_title(name, fontsize=9)
             axes.set_xlabel(xlabel, fontsize=8)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
             axes.grid(alpha=0.25, color=FAINT)
         # cells that are left over in the last row
         for axes in cells[len(series) :]:
@@ -213,7 +213,7 @@ def learning_curves(
     xlabel: str,
     ylabel: str,
 ) -> str:
-    """Figures over growing numbers, on a logarithmic scale, each line named at its end.
+    """Figures over growing numbers, on a logarithmic scale; the legend says each line's last value.
 
     Args:
         lines: name → (number, value, its interval), ascending.
@@ -222,26 +222,24 @@ def learning_curves(
     # colours of each dash before the next dash: neighbours differ in colour
     styles = [(colour, dash) for dash in ("-", "--", ":") for colour in (FIRST, SECOND, THIRD, INK)]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 4.8))
+        figure = Figure(figsize=(4.8, 3.4))
         axes = figure.subplots()
-        ends, sizes = [], sorted({n for name, line in lines.items() if name not in flat for n, *_ in line})
+        sizes = sorted({n for name, line in lines.items() if name not in flat for n, *_ in line})
         for place, (name, line) in enumerate(lines.items()):
             colour, dash = styles[place % len(styles)]
+            said = f"{_cut(name)} {line[-1][1]:.2f}"
             if name in flat:
-                value = line[-1][1]
-                axes.axhline(value, color=FAINT, linestyle="--", linewidth=1)
-            else:
-                x, y = [n for n, *_ in line], [v for _, v, _ in line]
-                # matplotlib takes the two lengths of all bars as two rows: [2, points]
-                bars = np.array([[max(v - low, 0), max(high - v, 0)] for _, v, (low, high) in line]).T
-                # a share and no length, since the axis is logarithmic
-                shift = 1 + 0.02 * (place - len(lines) / 2)  # bars beside each other, not on each other
-                axes.errorbar(
-                    np.array(x) * shift, y, yerr=bars, color=colour, linestyle=dash, linewidth=1.4,
-                    marker="o", markersize=3.5, elinewidth=0.7, capsize=2,
-                )  # fmt: skip
-                value = y[-1]
-            ends.append((value, name, FAINT if name in flat else colour))
+                axes.axhline(line[-1][1], color=colour, linestyle="--", linewidth=1, label=said)
+                continue
+            x, y = [n for n, *_ in line], [v for _, v, _ in line]
+            # matplotlib takes the two lengths of all bars as two rows: [2, points]
+            bars = np.array([[max(v - low, 0), max(high - v, 0)] for _, v, (low, high) in line]).T
+            # a share and no length, since the axis is logarithmic
+            shift = 1 + 0.02 * (place - len(lines) / 2)  # bars beside each other, not on each other
+            axes.errorbar(
+                np.array(x) * shift, y, yerr=bars, color=colour, linestyle=dash, linewidth=1.4,
+                marker="o", markersize=3.5, elinewidth=0.7, capsize=2, label=said,
+            )  # fmt: skip
         axes.set_xscale("log")
         axes.set(xlabel=xlabel, ylabel=ylabel)
         # ways without a curve alone have no sizes
@@ -251,25 +249,7 @@ def learning_curves(
             axes.set_xlim(sizes[0] / 1.25, sizes[-1] * 1.15)
         axes.minorticks_off()
         axes.grid(alpha=0.2, color=FAINT)
-        # after all lines are drawn: the scale is known now
-        low, high = axes.get_ylim()
-        for (value, name, colour), height in zip(*_apart(sorted(ends), 0.048 * (high - low)), strict=True):
-            axes.annotate(
-                f"{name} {value:.2f}", (1.01, height), xycoords=("axes fraction", "data"), color=colour,
-                va="center", fontsize=8, annotation_clip=False,
-            )  # fmt: skip
-        return as_svg(figure, f"{ylabel} over {xlabel}: " + "; ".join(f"{n} {v:.3f}" for v, n, _ in ends))
-
-
-def _apart(
-    ends: list[tuple[float, str, str]], least: float
-) -> tuple[list[tuple[float, str, str]], list[float]]:
-    """Heights for names that end close to each other: ascending, `least` between two, about where they
-    were."""
-    heights: list[float] = []
-    for value, *_ in ends:
-        # pushed up by those below, and only as far as they need
-        heights.append(max(value, heights[-1] + least) if heights else value)
-    # then all moved down by what they rose in the mean, so that they stand about where they belong
-    over = sum(h - e[0] for h, e in zip(heights, ends, strict=True)) / max(len(ends), 1)
-    return ends, [height - over for height in heights]
+        # below and not at the lines' ends, which a telephone would cut off
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=1 if len(lines) < 4 else 2, fontsize=8)
+        said = "; ".join(f"{name} {line[-1][1]:.3f}" for name, line in lines.items())
+        return as_svg(figure, f"{ylabel} over {xlabel}: {said}")

@@ -5,6 +5,7 @@ fetches nothing.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
 
 from finetune.reports.blocks import Section, Table, is_long, is_picture
 from finetune.reports.card import CARD, write_card
@@ -131,8 +133,15 @@ def _template() -> Template:
         "latex": latex,
         "is_picture": is_picture,
         "is_long": is_long,
+        "breakable": breakable,
     }
     return environment.get_template("page.html")
+
+
+def breakable(cell: Any) -> Markup:
+    """A name that may be broken behind its underscores and dashes, and nowhere within a word."""
+    # escaped first: the sign for a break is the only markup in it
+    return Markup(re.sub(r"([_/·-])(?=\w)", r"\1<wbr>", str(escape(cell))))
 
 
 def _render(**values: Any) -> str:

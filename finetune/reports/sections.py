@@ -27,6 +27,8 @@ UNTOLD = {
     "objective",
 }
 
+PAIRS_RIGHT = "rewards/accuracies"  # as TRL calls it
+
 
 def sections_of(run: RunFolder) -> list[Section]:
     """What there is to say of a run, in the order in which one asks."""
@@ -55,6 +57,9 @@ def headline(run: RunFolder) -> str:
     for name, bounds in intervals.items():
         if name != "loss" and isinstance(run.metrics.get(name), (int, float)):
             return f"{name.replace('_', ' ')} {with_interval(run.metrics[name], bounds)}"
+    # a loss says nothing of preferences: how often the better answer has the higher reward does
+    if (told_apart := run.metrics.get(PAIRS_RIGHT)) is not None:
+        return f"held-out pairs told apart {told_apart:.3f}"
     number = next(
         (f"{k.replace('_', ' ')} {v:.4g}" for k, v in run.metrics.items() if isinstance(v, float)), ""
     )

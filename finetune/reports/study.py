@@ -14,6 +14,7 @@ from finetune.reports.run_folder import RunFolder, short_name
 from finetune.reports.tables import with_interval
 
 SHOWN = 24  # prompts of the chart and lines of a table
+ANSWERED = 4  # rows whose written answers are shown
 Blocks = list[Table | Chart | Words]
 
 
@@ -23,6 +24,7 @@ def study_sections(run: RunFolder) -> list[Section]:
         "Prompts": _prompts,
         "Differences": _differences,
         "What didn't go as asked": _notes,
+        "Answers": _answers,
         "How the models were asked": _models,
         "Texts": _texts,
     }
@@ -195,6 +197,30 @@ def _models(run: RunFolder) -> Blocks:
         {"model": short_name(name), "how": how} for name, how in (run.findings.get("models") or {}).items()
     ]
     return [Table(rows)] if rows else []
+
+
+def _answers(run: RunFolder) -> Blocks:
+    """What was written, of the first rows by every prompt."""
+    lines = run.lines("texts.jsonl")
+    shown = list(dict.fromkeys(line["row"] for line in lines))[:ANSWERED]
+    rows = [
+        {
+            "row": line["row"],
+            "by": f"{short_name(line['model'])} · {line['prompt'].removeprefix(run.findings['entry'] + '/')}",
+            "written": cut_text(_one(line["written"]), 160),
+            "wanted": cut_text(_one(line["wanted"]), 160),
+        }
+        for row in shown
+        for line in lines
+        if line["row"] == row
+    ]
+    words = f"The first {len(shown)} rows, before any filter; all stand in texts.jsonl."
+    return [Table(rows[:SHOWN], words)] if rows else []
+
+
+def _one(said: Any) -> str:
+    # several drawn answers, or several references
+    return " | ".join(map(str, said)) if isinstance(said, list) else str(said)
 
 
 def _texts(run: RunFolder) -> Blocks:

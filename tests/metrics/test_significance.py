@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from finetune.metrics import bootstrap
 from finetune.metrics.bootstrap import draws
 from finetune.metrics.significance import compare, holm, mcnemar
 from prompts.study.measures import Measure, mean_of, of_labels
@@ -80,3 +81,15 @@ def test_figures_of_labels_are_scikit_learns() -> None:
     assert of_labels(silent, gold, 3)["matthews"].value == pytest.approx(
         matthews_corrcoef(gold, silent), abs=0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("right", "wanted"), [(1.0, (0.025 ** (1 / 34), 1.0)), (0.0, (0.0, 1 - 0.025 ** (1 / 34)))]
+)
+def test_rows_that_are_all_alike_leave_a_doubt(right, wanted):
+    rows = np.full(34, right)
+    assert bootstrap.interval(rows) == pytest.approx(wanted)
+    assert mean_of(rows).interval(bootstrap.draws(34, 100, 0)) == pytest.approx(wanted)
+    # other means than a share have none to add
+    assert bootstrap.interval(rows + 2) == (right + 2, right + 2)
+    assert bootstrap.alike_interval(np.array([1.0, 0.0])) is None

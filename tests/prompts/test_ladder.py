@@ -95,6 +95,8 @@ def test_intervals_know_rows_and_draws():
     alike = np.tile((np.arange(100) < 60).astype(float), (3, 1))
     apart = np.stack([np.full(100, 0.0), np.full(100, 0.5), np.full(100, 1.0)])
     narrow, wide = interval_of_means(alike), interval_of_means(apart)
+    # all right: the doubt that is left is that of 100 rows, whatever the number of draws
+    assert interval_of_means(np.ones((3, 100))) == (pytest.approx(0.025 ** (1 / 100)), 1.0)
     assert 0.45 < narrow[0] < 0.6 < narrow[1] < 0.75 and wide[1] - wide[0] > 0.5
 
 

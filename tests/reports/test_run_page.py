@@ -182,6 +182,26 @@ def test_pictures_of_rows_are_drawn_and_nothing_else_is(tmp_path):
     assert f'<img src="{picture}{"A" * 400}"' in write_page(folder).read_text()
 
 
+def test_a_run_of_preferences_is_headed_by_how_often_it_tells_pairs_apart(tmp_path):
+    folder = lay_out(tmp_path / "run")
+    (folder / "metrics.json").write_text(json.dumps({"loss": 0.68, "rewards/accuracies": 0.75}))
+    assert "held-out pairs told apart 0.750" in page_of([read_run(folder)])
+
+
+def test_names_break_behind_their_underscores_alone():
+    text = sections_page("t", "", [Section("s", [Table([{"option": "max_<b>_length", "value": "a_b"}])])])
+    assert "<td>max_&lt;b&gt;_<wbr>length</td>" in text and "<td>a_b</td>" in text
+
+
+def test_what_was_written_stands_on_the_page_beside_what_was_wanted(tmp_path):
+    line = {"model": "/home/me/small", "prompt": "sums/plain", "written": "7 | x", "wanted": ["7", "seven"]}
+    (tmp_path / "findings.json").write_text(json.dumps({"entry": "sums", "heading": {"model": "m"}}))
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps(line | {"row": row}) for row in range(9)))
+    page = page_of([read_run(tmp_path)])
+    assert "The first 4 rows, before any filter" in page and page.count("<td>7 | seven</td>") == 4
+    assert "<td>small · plain</td>" in page and "/home/me" not in page
+
+
 def test_a_page_of_prompts_has_names_intervals_and_the_line_of_guessing(tmp_path):
     line = "{m},films/{t},plain,0,0,{how},80,{v},{low},{high}\n"
     figures = "model,template,verbalizer,shots,seed,calibration,rows,accuracy,accuracy_low,accuracy_high\n"

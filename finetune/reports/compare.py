@@ -120,7 +120,10 @@ def comparison_sections(rows: list[dict[str, Any]], measure: str = "accuracy") -
     caption += "." if guess is None else f"; dashed: always the commonest class ({guess:.3f})."
     table = Table([for_people(row, measure) for row in rows], "", rows)
     return [
-        Section(measure, [Chart(charts.dots(dots, f"{measure}, 95 % interval", guess), caption)]),
+        Section(
+            measure[:1].upper() + measure[1:],
+            [Chart(charts.dots(dots, f"{measure}, 95 % interval", guess), caption)],
+        ),
         Section("What each costs and gives", [table]),
     ]
 

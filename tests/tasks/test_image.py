@@ -64,7 +64,7 @@ def train(folder, out, *further: str) -> dict:
 def test_a_folder_of_pictures_is_learnt_saved_and_assessed(folder, tmp_path):
     out = tmp_path / "run"
     figures = train(folder, out, "--num_train_epochs", "8", "--learning_rate", "5e-3")
-    assert figures["accuracy"] == 1.0 and figures["intervals"]["accuracy"] == [1.0, 1.0]
+    assert figures["accuracy"] == 1.0 and 0.5 < figures["intervals"]["accuracy"][0] < 1
     names = {one["name"] for one in json.loads((out / "baselines.json").read_text())}
     assert {"3 nearest neighbours", "support vector machine"} <= names
     first = json.loads((out / "predictions.jsonl").read_text().splitlines()[0])

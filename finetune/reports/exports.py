@@ -89,8 +89,8 @@ def export_sections(lines: Sequence[dict[str, Any]]) -> list[Section]:
 
 def _verdict(line: dict[str, Any]) -> str:
     """`-0.012, p = 0.03 (McNemar, exact)`."""
-    # a drop is said as the change that it is
-    return f"{-line['drop']:+.4f}, p = {line['p']:.2g} ({line['test']})"
+    # a drop is said as the change that it is, and none as no minus 0
+    return f"{0 - line['drop']:+.4f}, p = {line['p']:.2g} ({line['test']})"
 
 
 def beyond(

@@ -224,7 +224,8 @@ def test_llama_cpp_reads_a_file_as_transformers_does(tmp_path):
         model.eval(ids)
         with torch.no_grad():
             wanted = ours(input_ids=torch.tensor([ids])).logits[0]
-        assert_near(torch.tensor(model.scores[: len(ids)].copy()), wanted, 1e-4)
+        # llama.cpp keeps keys and values in 16 bits
+        assert_near(torch.tensor(model.scores[: len(ids)].copy()), wanted, 1e-3)
 
 
 def export(name: str, right: list[int], said: list[int], tmp_path: Path | None = None) -> Export:
@@ -245,6 +246,8 @@ def test_lines_are_paired_with_the_first():
     assert 0 < low < 0.45 <= high
     table = as_table(lines)
     assert table[1]["against float32"] == "-0.4500, p = 0.0039 (McNemar, exact)"
+    same = as_table(export_lines([whole, export("onnx", [1] * 18 + [0] * 2, [1] * 20)]))
+    assert same[1]["against float32"].startswith("+0.0000, p = 1")
     said: list[str] = []
     assert beyond(lines, 0.44, said.append) and said[0].startswith("int4 drops 0.4500")
     assert not beyond(lines, 0.45) and not beyond(lines, None)

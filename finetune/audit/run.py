@@ -104,17 +104,31 @@ def controls(subject: Attacked, scores: np.ndarray, audit: AuditArguments) -> di
         scores: of the model that is attacked, [rows].
     """
     nothing, others = -untrained_costs(subject, audit).losses, scores[subject.members :]
-    # shuffled: held-out rows are in the order of their file
-    mixed = np.random.default_rng(audit.audit_seed).permutation(others)
+    classes = subject.rows[subject.found.columns.label][subject.members :] if subject.row.classes else None
     found = {"untrained": control(nothing[: subject.members], nothing[subject.members :], empty=True)}
     # intervals of fewer would hold anything
     if len(others) >= HALVED:
-        found["halves"] = control(mixed[::2], mixed[1::2], empty=True)
+        found["halves"] = control(*halved(others, classes, audit.audit_seed), empty=True)
     if audit.overfit_rows:
         by_heart, chosen = overfitted_costs(subject, audit)
         learnt = -by_heart.losses
         found["overfitted"] = control(learnt[chosen], learnt[subject.members :], empty=False)
     return found
+
+
+def halved(scores: np.ndarray, classes: list[Any] | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores in two halves by chance, with the classes in the same shares: else a model that is surer of one
+    class would tell the halves apart, as an attack may not either.
+
+    Args:
+        classes: of the rows that have them, [rows].
+    """
+    # shuffled: held-out rows are in the order of their file
+    order = np.random.default_rng(seed).permutation(len(scores))
+    if classes is not None:
+        # each class's rows in one stretch, still shuffled, of which the halves take turns
+        order = order[np.argsort(np.asarray(classes)[order], kind="stable")]
+    return scores[order[::2]], scores[order[1::2]]
 
 
 def control(members: np.ndarray, others: np.ndarray, *, empty: bool) -> dict[str, Any]:

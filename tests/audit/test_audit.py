@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from finetune.audit.extraction import distances, extraction_shares
 from finetune.audit.options import AuditArguments
+from finetune.audit.run import halved
 from finetune.cli.parser import parse
 from finetune.errors import InputError
 from finetune.reports.audit import audit_headline, audit_sections
@@ -68,6 +69,17 @@ def test_what_was_learnt_by_heart_is_found(overfitted):
     texts = [json.loads(line)["text"] for line in (rows / "train.jsonl").read_text().splitlines()]
     page = (run / "audit" / "audit.html").read_text()
     assert "can be told from others" in page and not any(text in page for text in texts)
+
+
+def test_halves_have_the_classes_in_the_same_shares():
+    classes = ["pos"] * 61 + ["neg"] * 39
+    for seed in range(20):
+        # the class is all that these scores tell
+        one, other = halved(np.array([float(name == "pos") for name in classes]), classes, seed)
+        assert len(one) == len(other) == 50 and abs(one.sum() - other.sum()) <= 1
+    ranks = np.arange(100.0)
+    one, other = halved(ranks, None, 0)
+    assert sorted([*one, *other]) == ranks.tolist() and abs(one.mean() - other.mean()) < 20
 
 
 def test_what_was_not_learnt_is_not_found(saved, tmp_path):

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks, so that their folders load)
 from finetune.adapters.fusion import mount_fusion
-from finetune.adapters.loading import TOKENIZER, quietly
+from finetune.adapters.loading import TOKENIZER, merged, quietly
 from finetune.artefacts.folder import Artefact, read_artefact
-from finetune.artefacts.passport import check_passport, read_passport
+from finetune.artefacts.passport import adapters_below, check_passport, read_passport
 from finetune.data.batching import LengthBatches, Shares
 from finetune.data.encode import as_columns
 from finetune.device import device as here
@@ -144,12 +144,13 @@ def load_network(
     adapted = artefact.is_adapter or artefact.is_fusion
     with quietly():
         quantized = adapted and artefact.options.get("method") == "qlora"
+        below = adapters_below(artefact.folder) if artefact.is_adapter else []
         model = as_trained(artefact.options, artefact.source)
         if artefact.is_adapter:  # one that was trained on has its base's layers from the first run
             # Fewer layers than the base has, where training left some out.
             kept = (read_passport(artefact.folder) or {}).get(KEPT, model.keep_layers)
             model = replace(model, keep_layers=kept)
-        _, network = load_model(
+        first, network = load_model(
             model,
             task.model,
             artefact.labels,
@@ -158,6 +159,8 @@ def load_network(
             trains=False,
             **task.config,
         )
+        # An adapter that was trained over another one, as alignment leaves them.
+        _, network = merged(first, network, reversed(below))
         # A fusion of another library's may lack a tokenizer: its base's is the one it was trained with.
         own = not artefact.is_fusion or (artefact.folder / TOKENIZER).is_file()
         processor = load_processor(str(artefact.folder) if own else artefact.base, reads=task.reads)

@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import finetune.tuners  # noqa: F401  (registers the methods that PEFT lacks)
-from finetune.adapters.loading import adapters_below, base_of, merged
+from finetune.adapters.loading import base_of, merged
 from finetune.alignment.rollout import answer_log_probs, positions
-from finetune.artefacts.passport import is_adapter, read_passport
+from finetune.artefacts.passport import adapters_below, is_adapter, read_passport
 from finetune.errors import InputError
 from finetune.methods import METHODS, attach
 from finetune.models.frozen_head import cast_frozen, plain_head

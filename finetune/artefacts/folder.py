@@ -15,7 +15,7 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from finetune.artefacts.files import ARGUMENTS, METRICS, RUN, write_atomically
-from finetune.artefacts.passport import base_named, is_adapter, write_passport
+from finetune.artefacts.passport import adapters_below, base_named, is_adapter, write_passport
 from finetune.errors import InputError
 from finetune.packaged import hub_name
 from finetune.reports.page import leave_behind
@@ -44,7 +44,10 @@ class Artefact:
 
     @property
     def source(self) -> str:
-        """Where its model is loaded from: the folder itself where all weights were trained, else the base."""
+        """Where its model is loaded from: the folder itself where all weights were trained, else the base,
+        which is no adapter's folder."""
+        if self.is_adapter and (below := adapters_below(self.folder)):
+            return base_named(below[-1]) or self.base
         return self.base if self.is_adapter or self.is_fusion else str(self.folder)
 
     @property

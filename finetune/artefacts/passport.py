@@ -116,6 +116,30 @@ def base_named(folder: str | Path) -> str | None:
     return str(name) if name else None
 
 
+def adapters_below(folder: str | Path) -> list[Path]:
+    """The adapters that a folder's adapter stands on, nearest first: its base is named and is an adapter's
+    folder itself.
+
+    PEFT's folders say so where training began from a mounted adapter (DPO over a chat model's LoRA).
+
+    Raises:
+        InputError: they go round in a circle.
+    """
+    found: list[Path] = []
+    here = Path(folder)
+    while name := base_named(here):
+        # As it stands first, then beside the adapter: both folders may have been moved together.
+        places = (Path(name).expanduser(), here / name, here.resolve().parent / Path(name).name)
+        below = next((place.resolve() for place in places if is_adapter(place)), None)
+        if below is None:
+            break
+        if below in (*found, Path(folder).resolve()):
+            raise InputError(f"{folder} stands on {below}, which stands on itself: no base comes first")
+        found.append(below)
+        here = below
+    return found
+
+
 def check_passport(
     folder: str | Path,
     network: Any,

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from finetune.adapters.input_reader import INPUTS, InputReader, reads_of
-from finetune.adapters.loading import MODELS, READER, adapters_below, labels_of, own_processor, quietly
+from finetune.adapters.loading import MODELS, READER, labels_of, own_processor, quietly
 from finetune.adapters.weights import ADAPTER_KINDS, Unmixable, read_adapter
-from finetune.artefacts.passport import WEIGHTS, check_files, check_passport, read_passport
+from finetune.artefacts.passport import WEIGHTS, adapters_below, check_files, check_passport, read_passport
 from finetune.device import device as here
 from finetune.errors import InputError
 from finetune.models.processors import TEXT

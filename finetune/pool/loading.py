@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from finetune.adapters.export import merge_into_base
 from finetune.adapters.input_reader import reads_of
-from finetune.adapters.loading import adapters_below, mount
+from finetune.adapters.loading import mount
 from finetune.artefacts.files import ARGUMENTS
 from finetune.artefacts.hashes import hash_file
-from finetune.artefacts.passport import WEIGHTS, is_adapter
+from finetune.artefacts.passport import WEIGHTS, adapters_below, is_adapter
 from finetune.errors import InputError
 from finetune.methods import head_names
 from finetune.models.load import ModelArguments, load_model, resolve

@@ -20,9 +20,9 @@ from transformers import (
     AutoModelForSeq2SeqLM,
 )
 
-from finetune.adapters.loading import adapters_below, base_of, mount
+from finetune.adapters.loading import base_of, mount
 from finetune.artefacts.hashes import hash_processor
-from finetune.artefacts.passport import check_files, is_adapter
+from finetune.artefacts.passport import adapters_below, check_files, is_adapter
 from finetune.device import device
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments, load_model, resolve

@@ -14,6 +14,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from finetune.adapters import load
 from finetune.adapters.loading import mount
 from finetune.alignment import dpo
 from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
@@ -146,7 +147,8 @@ def test_an_adapter_over_another_is_read_on_it_by_whatever_loads_it(tmp_path: Pa
             expected = network(input_ids=ids).logits
             again = load_start(ModelArguments(model_name_or_path=str(folder)))[1]
             scorer = load_prompt_scorer(str(folder), ScoringArguments(dtype="float32"))
-            for found in (mount(folder)[1], again.eval(), scorer.network):
+            answering = load(folder, device="cpu").network
+            for found in (mount(folder)[1], again.eval(), scorer.network, answering):
                 assert_near(found(input_ids=ids).logits, expected)
     pool = AdapterPool(str(base))
     pool.add("dpo", tmp_path / "dpo")

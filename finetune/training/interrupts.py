@@ -224,7 +224,13 @@ class Resuming(Trainer):
         """A checkpoint's optimizer states are read by the way of sharing that wrote them, and by no other."""
         ways = {"shards (FSDP2)": self.is_fsdp_enabled, "DeepSpeed": self.is_deepspeed_enabled}
         here = next((way for way, used in ways.items() if used), "copies of the model")
-        there = shared_by(checkpoint)
+        there, processes = shared_by(checkpoint), PartialState().num_processes
+        parts = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+        if here == there == "DeepSpeed" and parts != processes:
+            raise InputError(
+                f"{checkpoint} was written by {parts} processes of DeepSpeed, whose states don't fit "
+                f"{processes}. Start {parts}, or set --output_dir to a new folder"
+            )
         if here != there:
             raise InputError(
                 f"{checkpoint} was written by {there}, and this run has {here}. Start it as it was begun "

@@ -3,6 +3,7 @@ of one process, and a run that was killed goes on, on as many processes as there
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from finetune.artefacts.checkpoints import checkpoints
 
 ROOT = Path(__file__).parents[2]
 SHARDED, KILLED = ROOT / "tests" / "sharded_run.py", ROOT / "tests" / "killed_run.py"
-SHARDS = ROOT / "scripts" / "accelerate" / "fsdp2.yaml"
+SHARDS, ZERO = (ROOT / "scripts" / "accelerate" / f"{name}.yaml" for name in ("fsdp2", "zero2"))
 ROWS = {
     "sft": [{"prompt": f"say {'film ' * (n % 5)}", "completion": f"a great film {n}"} for n in range(40)],
     "dpo": [
@@ -37,7 +38,7 @@ def run(tmp_path, review_file):
     """Verb, folder, further options → what came of the verb's script: alone, or in shards on processes."""
 
     def made(
-        verb: str, folder: str, *further: object, shards: int = 0, **environment: str
+        verb: str, folder: str, *further: object, shards: int = 0, config: Path = SHARDS, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         rows, base, causal = review_file, tmp_path / f"base-{verb}", verb != "train"
         if verb in ROWS:
@@ -65,12 +66,14 @@ def run(tmp_path, review_file):
                 "-m",
                 "accelerate.commands.launch",
                 "--config_file",
-                SHARDS,
+                config,
                 "--num_processes",
                 shards,
             ]
             words = [*map(str, [*launcher, "--main_process_port", 0, *stages]), *words]
-        paths = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
+        # what stands on the path beside, such as DeepSpeed, stays there
+        places = [str(ROOT / "tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
         paths["HF_HOME"] = str(tmp_path / "hub")  # reference log-probabilities of another test would be taken
         words.insert(0, sys.executable)
         return subprocess.run(
@@ -110,3 +113,18 @@ def test_a_run_in_shards_is_the_whole_one_killed_and_gone_on_with(run, tmp_path,
     assert figures[0]["loss" if verb != "reward" else "margin"] == pytest.approx(
         figures[1]["loss" if verb != "reward" else "margin"], rel=1e-4
     )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@pytest.mark.parametrize(("verb", "method"), [("train", "full"), ("dpo", "lora")])
+def test_a_run_under_zero_is_the_whole_one_killed_and_gone_on_with(run, tmp_path, verb, method):
+    on_zero = {"config": ZERO, "DS_ACCELERATOR": "cpu"}
+    done(run(verb, "whole", "--method", method))
+    killed = run(verb, "shared", "--method", method, shards=2, KILL_AT="5", **on_zero)
+    assert killed.returncode != 0
+    assert [path.name for path in checkpoints(tmp_path / "shared")] == ["checkpoint-4", "checkpoint-2"]
+    # its parts of the optimizer's states fit as many processes as wrote them
+    refused = run(verb, "shared", "--method", method, shards=1, **on_zero)
+    assert refused.returncode != 0 and "written by 2 processes" in refused.stderr, refused.stderr[-2000:]
+    done(run(verb, "shared", "--method", method, shards=2, **on_zero))
+    assert difference(weights(tmp_path / "shared"), weights(tmp_path / "whole")) < 1e-4

@@ -35,6 +35,7 @@ from finetune.methods import MethodArguments, attach, find_method
 from finetune.metrics.bootstrap import bootstrap, correlation, mean_figure
 from finetune.models.heads import core
 from finetune.models.load import ModelArguments
+from finetune.models.sharded import is_sharded, make_whole
 from finetune.tasks.regression import moments
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.interrupts import Resuming
@@ -204,9 +205,12 @@ def train_on_grades(
     checkpoint = open_run(resolved_options(data, model, method, training), told, network)
     trainer = make_graded_trainer(network, processor, training, train, held_out)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    if trainer.is_world_process_zero():
-        network = trainer.accelerator.unwrap_model(trainer.model)
+    network = trainer.accelerator.unwrap_model(trainer.model)
+    # a model in shards answers all processes together
+    if trainer.is_world_process_zero() or is_sharded(network):
         scores = graded_scores(network, processor, held_out, training.per_device_eval_batch_size)
+    make_whole(network)
+    if trainer.is_world_process_zero():
         figures = (
             step_figures_of(scores, held_out) if isinstance(training, ProcessArguments)
             else attribute_figures(scores, held_out, dict(zip(names, scale, strict=True)))

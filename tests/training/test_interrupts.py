@@ -193,6 +193,11 @@ class Machine:
         return said if self.process.returncode else ""
 
 
+def _open(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("localhost", port)) == 0
+
+
 @pytest.fixture
 def port() -> int:
     with socket.socket() as free:
@@ -216,9 +221,13 @@ def test_a_machine_that_is_lost_is_gone_on_without(command, tmp_path, port):
     step = ("--global_batch_size", "8", "--per_device_train_batch_size", "4")
     done(run(command("whole", *step)))
     stopped = [str(ROOT / "tests" / "killed_run.py"), *command("elastic", *step)]
-    # the meeting place is with the first, and so is rank 0: ranks go by the agents' numbers
-    first, second = (Machine(port, stopped, KILL_AT="8", KILL_BY="SIGSTOP") for _ in range(2))
-    agent, end = psutil.Process(second.process.pid), time.monotonic() + 120
+    # the meeting place is with the first to come, and so is rank 0: ranks go by the agents' numbers
+    first, end = Machine(port, stopped, KILL_AT="8", KILL_BY="SIGSTOP"), time.monotonic() + 150
+    while not _open(port):
+        assert time.monotonic() < end and first.process.poll() is None
+        time.sleep(0.1)
+    second = Machine(port, stopped, KILL_AT="8", KILL_BY="SIGSTOP")
+    agent = psutil.Process(second.process.pid)
     while not any(child.status() == psutil.STATUS_STOPPED for child in agent.children()):
         assert time.monotonic() < end and first.process.poll() is None
         time.sleep(0.2)

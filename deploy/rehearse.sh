@@ -1,6 +1,6 @@
 #!/bin/bash
 # The Dockerfile's steps without Docker, in a fresh folder: install what it installs, start what it starts, ask its probe.
-# deploy/rehearse.sh [BASE [options of pip]], for example: deploy/rehearse.sh smollm2
+# deploy/rehearse.sh [BASE [options of uv pip]], for example: deploy/rehearse.sh smollm2
 set -euo pipefail
 root=$(mktemp -d); source=$(cd "$(dirname "$0")/.." && pwd)
 trap 'kill "${server:-}" 2>/dev/null || true; rm -rf "$root"' EXIT
@@ -12,7 +12,9 @@ while read -r _ parts; do
     last=$((${#names[@]} - 1)); to=${names[$last]}
     for one in "${names[@]:0:$last}"; do cp -r "$source/$one" "$root/src/${to#./}"; done
 done < <(grep '^COPY ' "$source/deploy/Dockerfile")
-(cd "$root/src" && "$root/opt/bin/pip" install --quiet --no-cache-dir -c constraints.txt "${@:2}" ".[serve]")
+# uv as there, but torch from wherever this machine has its packages
+"$root/opt/bin/pip" install --quiet --no-cache-dir uv
+(cd "$root/src" && "$root/opt/bin/uv" pip install --quiet --no-cache --python "$root/opt/bin/python" -c constraints.txt "${@:2}" ".[serve]")
 cd "$root"
 "$root/opt/bin/finetune" serve --host 127.0.0.1 --port 18000 --adapters_dir "$root/adapters" --rescan_seconds 10 \
     --base "${1:-HuggingFaceTB/SmolLM2-135M-Instruct}" &

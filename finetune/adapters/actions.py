@@ -24,7 +24,7 @@ from finetune.data.columns import class_ids
 from finetune.data.narrowed import OwnRowsArguments
 from finetune.errors import InputError
 from finetune.models.processors import TEXT
-from finetune.tasks.table import find_task
+from finetune.tasks.table import TASKS
 from finetune.tasks.task import shown_texts
 
 # of adapters on pictures, sounds and series too; the other formats are of texts
@@ -99,7 +99,8 @@ def _want_asked(folder: str, action: str) -> None:
     if not (Path(folder) / ARGUMENTS).is_file():
         return  # of plain PEFT, or no folder, which the action says
     task = read_artefact(folder).options.get("task")
-    reads = find_task(task).reads if task else TEXT
+    # Alignment's runs name their trainer there: they read texts.
+    reads = TASKS[task].reads if task in TASKS else TEXT
     # A forecast's task reads series as another does, and gives no classes to compare.
     if reads != TEXT and not (action in ASKING and task == reads):
         raise InputError(
@@ -252,12 +253,13 @@ def accuracy_lost(action: ActionArguments, data: OwnRowsArguments) -> str:
             "read labelled rows"
         )
     artefact = read_artefact(source)
-    if not find_task(artefact.options["task"]).classes:
+    task = TASKS.get(artefact.options.get("task", ""))
+    if task is None or not task.classes:
         return f"the accuracy lost is unknown: the task '{artefact.options['task']}' gives a text no class"
     classifier = load_classifier(source, allow_mismatch=action.allow_mismatch)
     rows_of = rows_as_trained(artefact, data)
     # The rows that the run was judged by, without those it has learnt.
-    examined, _ = evaluation_rows(artefact, find_task(artefact.options["task"]), rows_of)
+    examined, _ = evaluation_rows(artefact, task, rows_of)
     rows, columns = examined.rows.eval, examined.columns
     texts, gold = (
         shown_texts(rows, columns),

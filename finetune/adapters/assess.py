@@ -20,7 +20,7 @@ from finetune.metrics.further import MetricArguments, with_metrics
 from finetune.models.load import architecture, as_trained
 from finetune.tasks.answers import answerer, save_answers
 from finetune.tasks.options import TaskArguments
-from finetune.tasks.table import recalled
+from finetune.tasks.table import TASKS, recalled
 from finetune.tasks.task import Examined, Task
 from finetune.training.run import all_intervals, ask
 from finetune.training.trainer import TrainingArguments, make_trainer
@@ -70,6 +70,12 @@ def trained_as(artefact: Artefact) -> tuple[Task, TaskArguments]:
         raise InputError(
             f"{artefact.folder} holds a model of no task, which answers nothing; tune it with "
             "scripts/train.py"
+        )
+    if artefact.options["task"] not in TASKS:
+        raise InputError(
+            f"The run in {artefact.folder} is one of '{artefact.options['task']}', which has no labelled "
+            f"rows to be right on; its figures stand on its page ({artefact.folder}/report.html). Answers "
+            "are judged by finetune prompt --models"
         )
     return recalled(artefact.options, architecture(as_trained(artefact.options, artefact.source)))
 

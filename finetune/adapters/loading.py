@@ -12,6 +12,7 @@ from typing import Any
 
 import peft
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -29,6 +30,7 @@ from finetune.adapters.input_reader import reads_of
 from finetune.artefacts.folder import LABELS_FILE
 from finetune.artefacts.passport import (
     CONFIG,
+    WEIGHTS,
     adapters_below,
     base_named,
     check_files,
@@ -51,6 +53,7 @@ MODELS: dict[str | None, Any] = {
     "FEATURE_EXTRACTION": AutoModel,
     None: AutoModel,
 }
+HEAD_ENDS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 TOKENIZER, READER = "tokenizer_config.json", "preprocessor_config.json"
 
 
@@ -178,13 +181,23 @@ def load_base(
             model, field.model, labels, reads=field.reads, trains=False, **field.config
         )
         return own_processor(path, processor, field.reads), network.eval()
+    # classes without names, or scores: as many as the adapter's own head has
+    width = head_width(path) if task == "SEQ_CLS" and labels is None else None
     processor, network = load_model(
-        model, model_class or MODELS[task], labels, quantized=quantized, trains=False
-    )
+        model, model_class or MODELS[task], labels, quantized=quantized, trains=False,
+        **({"num_labels": width} if width else {}),
+    )  # fmt: skip
     if below:
         processor, network = merged(processor, network, reversed(below), allow_mismatch)
         network = network.to(getattr(torch, dtype))
     return with_tokens(path, processor, network), network.eval()
+
+
+def head_width(folder: Path) -> int | None:
+    """How many numbers the head beside an adapter gives a text; None where there is none."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        ends = [name for name in file.keys() if name.endswith(HEAD_ENDS)]  # noqa: SIM118
+        return file.get_slice(ends[0]).get_shape()[0] if ends else None
 
 
 def merged(
@@ -198,8 +211,11 @@ def merged(
     for folder in folders:
         processor = with_tokens(folder, processor, network)
         check_passport(folder, network, processor, allow_mismatch)
+        # Whatever the adapter was trained for, it is merged below another's head.
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        config.task_type = None
         try:
-            network = merge_into_base(peft.PeftModel.from_pretrained(network, str(folder)))
+            network = merge_into_base(peft.PeftModel.from_pretrained(network, str(folder), config=config))
         except InputError as error:
             raise InputError(f"{folder} can't be the base of another adapter: {error}") from error
     return processor, network

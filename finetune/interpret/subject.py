@@ -26,6 +26,7 @@ from finetune.interpret.options import ShowArguments
 from finetune.models.heads import core, shifted_right
 from finetune.models.load import ModelArguments, architecture, load_model
 from finetune.models.processors import TEXT
+from finetune.tasks.table import TASKS
 
 BARE = {"encoder": AutoModel, "decoder": AutoModelForCausalLM, "encoder-decoder": AutoModelForSeq2SeqLM}
 OF_OBJECTIVE = {"contrastive": AutoModel, "clm": AutoModelForCausalLM, "mlm": AutoModelForMaskedLM}
@@ -92,7 +93,8 @@ def find_subject(show: ShowArguments) -> Subject:
         return Subject(str(show.model_name_or_path), network.eval(), processor, None, kind, 128)
     artefact = read_artefact(show.artefact)
     options = artefact.options
-    if "task" in options:
+    # alignment's runs name their trainer there, and are looked at as what writes
+    if options.get("task") in TASKS:
         row: Any = trained_as(artefact)[0]
     else:
         known = OF_OBJECTIVE.get(options.get("objective", "clm"))

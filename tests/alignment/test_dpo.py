@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from finetune.adapters import load
+from finetune.adapters.assess import trained_as
 from finetune.adapters.loading import mount
 from finetune.alignment import dpo
 from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
@@ -25,7 +27,7 @@ from finetune.alignment.reward_model import (
     RewardTrainingArguments,
     make_reward_trainer,
 )
-from finetune.artefacts.folder import save_artefact
+from finetune.artefacts.folder import read_artefact, save_artefact
 from finetune.artefacts.hashes import hash_processor
 from finetune.artefacts.passport import read_passport
 from finetune.errors import InputError
@@ -117,10 +119,12 @@ def save_sft(folder: Path, base: Path):
     return save_changed(AutoModelForCausalLM.from_pretrained(base), folder, base)
 
 
-def save_changed(start, folder: Path, named: Path, seed: int = 1, went_on: bool = False):
+def save_changed(
+    start, folder: Path, named: Path, seed: int = 1, went_on: bool = False, task: str = "CAUSAL_LM"
+):
     """A new adapter that changes its start, or the one that is on it, as a run that began with `named` saves
     it."""
-    network = start if went_on else attach(start, "lora", {"r": 4}, "CAUSAL_LM")
+    network = start if went_on else attach(start, "lora", {"r": 4}, task)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "lora_B" in name:
@@ -207,6 +211,17 @@ def test_a_reward_model_stands_on_the_tuned_trunk(tmp_path: Path, saved):
         expected = sft.merge_and_unload().base_model(input_ids=ids).last_hidden_state
         assert_near(scorer.base_model(input_ids=ids).last_hidden_state, expected)
     assert scorer.config.num_labels == 1
+
+
+def test_a_reward_adapter_over_another_is_read_with_its_one_score(tmp_path: Path, saved):
+    save_sft(tmp_path / "sft", saved("llama", AutoModelForCausalLM))
+    _, scorer = load_scorer(ModelArguments(model_name_or_path=str(tmp_path / "sft")))
+    rewarding = save_changed(scorer, tmp_path / "reward", tmp_path / "sft", seed=2, task="SEQ_CLS")
+    ids = torch.tensor([[7, 8, 9, 10]])
+    with torch.no_grad():
+        assert_near(mount(tmp_path / "reward")[1](input_ids=ids).logits, rewarding(input_ids=ids).logits)
+    with pytest.raises(InputError, match="one of 'reward', which has no labelled rows"):
+        trained_as(replace(read_artefact(tmp_path / "reward"), options={"task": "reward"}))
 
 
 def test_an_adapter_without_the_name_of_its_base_is_refused(tmp_path: Path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,8 @@ import torch
 from bounds import assert_near, near
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from finetune.adapters import load
-from finetune.adapters.assess import trained_as
-from finetune.adapters.loading import mount
 from finetune.alignment import dpo
 from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
 from finetune.alignment.pair_options import CPOTrainingArguments, KTOTrainingArguments, ORPOTrainingArguments
@@ -27,15 +22,11 @@ from finetune.alignment.reward_model import (
     RewardTrainingArguments,
     make_reward_trainer,
 )
-from finetune.artefacts.folder import read_artefact, save_artefact
+from finetune.artefacts.folder import save_artefact
 from finetune.artefacts.hashes import hash_processor
-from finetune.artefacts.passport import read_passport
 from finetune.errors import InputError
 from finetune.methods import attach
 from finetune.models.load import ModelArguments
-from finetune.pool.mixing import Plan
-from finetune.pool.pool import AdapterPool
-from prompts.scoring.load import ScoringArguments, load_prompt_scorer
 
 PAIRS = Dataset.from_list(
     [
@@ -136,36 +127,6 @@ def save_changed(
     return network.eval()
 
 
-def test_an_adapter_over_another_is_read_on_it_by_whatever_loads_it(tmp_path: Path, saved):
-    base = saved("llama", AutoModelForCausalLM)
-    sft = save_sft(tmp_path / "sft", base)
-    _, start = load_start(ModelArguments(model_name_or_path=str(tmp_path / "sft")))
-    aligned = save_changed(start, tmp_path / "dpo", tmp_path / "sft", seed=2)
-    assert read_passport(tmp_path / "dpo")["base"] == str(tmp_path / "sft")
-    ids = torch.tensor([[7, 8, 9, 10]])
-    # trained on, the first adapter is the same one, on the same base
-    longer = save_changed(sft, tmp_path / "longer", tmp_path / "sft", seed=3, went_on=True)
-    assert read_passport(tmp_path / "longer")["base"] == str(base)
-    for folder, network in ((tmp_path / "dpo", aligned), (tmp_path / "longer", longer)):
-        with torch.no_grad():
-            expected = network(input_ids=ids).logits
-            again = load_start(ModelArguments(model_name_or_path=str(folder)))[1]
-            scorer = load_prompt_scorer(str(folder), ScoringArguments(dtype="float32"))
-            answering = load(folder, device="cpu").network
-            for found in (mount(folder)[1], again.eval(), scorer.network, answering):
-                assert_near(found(input_ids=ids).logits, expected)
-    pool = AdapterPool(str(base))
-    pool.add("dpo", tmp_path / "dpo")
-    plan = Plan([pool.chain("dpo")])
-    with torch.no_grad():
-        expected = aligned(input_ids=ids).logits
-        assert_near(pool.run(plan, lambda: pool.network(input_ids=ids)).logits, expected)
-    file = tmp_path / "sft" / "adapter_model.safetensors"
-    save_file({name: value * 2 for name, value in load_file(file).items()}, file)
-    with pytest.raises(InputError, match="on which it stands, has changed since"):
-        AdapterPool(str(base)).add("dpo", tmp_path / "dpo")
-
-
 def test_after_supervised_tuning_the_reference_is_the_tuned_model(tmp_path: Path, saved):
     base = saved("llama", AutoModelForCausalLM)
     sft = save_sft(tmp_path / "sft", base)
@@ -211,17 +172,6 @@ def test_a_reward_model_stands_on_the_tuned_trunk(tmp_path: Path, saved):
         expected = sft.merge_and_unload().base_model(input_ids=ids).last_hidden_state
         assert_near(scorer.base_model(input_ids=ids).last_hidden_state, expected)
     assert scorer.config.num_labels == 1
-
-
-def test_a_reward_adapter_over_another_is_read_with_its_one_score(tmp_path: Path, saved):
-    save_sft(tmp_path / "sft", saved("llama", AutoModelForCausalLM))
-    _, scorer = load_scorer(ModelArguments(model_name_or_path=str(tmp_path / "sft")))
-    rewarding = save_changed(scorer, tmp_path / "reward", tmp_path / "sft", seed=2, task="SEQ_CLS")
-    ids = torch.tensor([[7, 8, 9, 10]])
-    with torch.no_grad():
-        assert_near(mount(tmp_path / "reward")[1](input_ids=ids).logits, rewarding(input_ids=ids).logits)
-    with pytest.raises(InputError, match="one of 'reward', which has no labelled rows"):
-        trained_as(replace(read_artefact(tmp_path / "reward"), options={"task": "reward"}))
 
 
 def test_an_adapter_without_the_name_of_its_base_is_refused(tmp_path: Path):

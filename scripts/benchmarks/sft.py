@@ -91,6 +91,8 @@ def rows_of(ask: argparse.Namespace):
 def trainer_of(ask: argparse.Namespace):
     import torch
 
+    from finetune.training.machine import has_fast_bf16
+
     rows = rows_of(ask)
     settings = {
         "output_dir": tempfile.mkdtemp(),
@@ -102,8 +104,8 @@ def trainer_of(ask: argparse.Namespace):
     }  # fmt: skip
     if not torch.cuda.is_available():
         settings["use_cpu"] = True  # TRL stops without it
-    # bf16's rounding is larger than what is looked for
-    if ask.losses:
+    # bf16's rounding is larger than what is looked for; where it isn't fast, no side takes it
+    if ask.losses or not has_fast_bf16():
         settings["bf16"] = False
     return (ours if ask.side == "ours" else trl)(ask, rows, settings)
 
@@ -147,7 +149,7 @@ def ours(ask, rows, settings):
     set_seed(settings["seed"])
     # what sft.py does by itself where the model keeps texts apart
     row = packed(TASKS["sft"])
-    dtype = "float32" if ask.losses else "bfloat16"
+    dtype = "bfloat16" if settings.get("bf16") is not False else "float32"
     # frozen weights need no float32 masters
     processor, network = load_model(ModelArguments(ask.model_name_or_path, dtype=dtype), AutoModelForCausalLM)
     # before LoRA wraps the layers

@@ -7,11 +7,15 @@ import pytest
 import torch
 from bounds import assert_near
 from conftest import make_model, make_tokenizer
+from datasets import ClassLabel, Dataset
 from transformers import AutoModel
 
+from finetune.data.sources import DataArguments
+from finetune.errors import InputError
 from finetune.methods import attach
 from finetune.metrics import embeddings
 from finetune.objectives import contrastive
+from finetune.objectives.inputs import with_label
 
 HIDDEN = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [9.0, 9.0]]])
 MASK = torch.tensor([[1, 1, 0]])
@@ -105,3 +109,16 @@ def test_what_cannot_be_merged_is_said(tmp_path, caplog):
     assert (
         "sentence-transformers won't load it" in caplog.text and not (tmp_path / "sentence_encoder").exists()
     )
+
+
+def test_pairs_of_one_label_are_named_by_class_or_number():
+    texts = {"text": ["a", "b", "c"], "label": [0, 1, 0]}
+    classes = Dataset.from_dict(texts).cast_column("label", ClassLabel(names=["entailment", "neutral"]))
+    data = DataArguments("rows")
+    assert with_label(classes, "entailment", data)["text"][:] == ["a", "c"]
+    # numbers as a file holds them
+    assert with_label(Dataset.from_dict(texts), "1", data)["text"][:] == ["b"]
+    with pytest.raises(
+        InputError, match="No row has the label 'x' in 'label'; there are: entailment, neutral"
+    ):
+        with_label(classes, "x", data)

@@ -129,7 +129,10 @@ def adapters_below(folder: str | Path) -> list[Path]:
     here = Path(folder)
     while name := base_named(here):
         # As it stands first, then beside the adapter: both folders may have been moved together.
-        places = (Path(name).expanduser(), here / name, here.resolve().parent / Path(name).name)
+        places = [Path(name).expanduser(), here / name]
+        # Only where it is known to stand on one: a run is often called as the base that its neighbours name.
+        if "below" in (read_passport(here) or {}):
+            places.append(here.resolve().parent / Path(name).name)
         below = next((place.resolve() for place in places if is_adapter(place)), None)
         if below is None:
             break

@@ -17,7 +17,7 @@ from finetune.adapters.assess import trained_as
 from finetune.adapters.loading import mount
 from finetune.alignment.policy import load_scorer, load_start
 from finetune.artefacts.folder import read_artefact
-from finetune.artefacts.passport import read_passport
+from finetune.artefacts.passport import adapters_below, read_passport
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments
 from finetune.pool.mixing import Plan
@@ -64,3 +64,15 @@ def test_a_reward_adapter_over_another_is_read_with_its_one_score(tmp_path: Path
         assert_near(mount(tmp_path / "reward")[1](input_ids=ids).logits, rewarding(input_ids=ids).logits)
     with pytest.raises(InputError, match="one of 'reward', which has no labelled rows"):
         trained_as(replace(read_artefact(tmp_path / "reward"), options={"task": "reward"}))
+
+
+def test_a_run_called_as_its_base_stands_on_no_adapter_and_moved_ones_are_found(tmp_path: Path, saved):
+    base = saved("llama", AutoModelForCausalLM)
+    (tmp_path / "runs").mkdir()
+    same = tmp_path / "runs" / base.name
+    save_sft(same, base)
+    assert adapters_below(same) == []
+    _, start = load_start(ModelArguments(model_name_or_path=str(same)))
+    save_changed(start, tmp_path / "runs" / "dpo", same, seed=2)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert adapters_below(tmp_path / "moved" / "dpo") == [(tmp_path / "moved" / base.name).resolve()]

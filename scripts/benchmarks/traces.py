@@ -137,7 +137,7 @@ def controls(how: str, model: Path, folder: Path, options: argparse.Namespace) -
     secret = read_secret(folder / how, "secret.json")
     if how == "canaries":
         own = [json.loads(row)["text"] for row in (folder / "clean.jsonl").read_text().splitlines()]
-        few = 10  # canaries of a control
+        few = 5  # canaries of a control: 20 candidates of each are read, 5,000 texts in all
         drawn = draw_canaries(own, few * options.controls, 99)
         asked = [text for one in drawn for text in one["texts"]]
         read = asking.read_texts(processor, network, asked, options.tokens, 32)

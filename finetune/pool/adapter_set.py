@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from finetune.adapters.forecaster import PastReader
 from finetune.adapters.input_reader import INPUTS, InputReader, reads_of
 from finetune.adapters.loading import MODELS, READER, labels_of, own_processor, quietly
 from finetune.adapters.weights import ADAPTER_KINDS, Unmixable, read_adapter
@@ -27,7 +28,7 @@ from finetune.pool.loading import DAMAGED, context_of, folders_within, load_name
 from finetune.pool.mixing import Chain, Mixture, Plan, Ready
 from finetune.pool.prefixes import Prefixes
 from finetune.pool.registry import Name, Registry
-from finetune.pool.task_heads import TaskHeads
+from finetune.pool.task_heads import FORECAST, HEADED, TaskHeads
 from finetune.pool.text_processor import TextProcessor
 from finetune.tasks.table import TASKS
 
@@ -80,6 +81,8 @@ class AdapterSet:
         else:
             self.reader = InputReader(self.reads, self.processor)
             models = {"SEQ_CLS": TASKS[self.reads].model}
+            if self.reads == "series":
+                models[FORECAST] = TASKS["forecast"].model
         self.task_heads = TaskHeads(self.network, self.trunk, self.mixture, pad, models)
         self.prefixes = Prefixes(int(prefix_cache_mb * 2**20))
         # One model, and one plan for all of its hooks: two threads at once would swap their adapters.
@@ -201,7 +204,7 @@ class AdapterSet:
             ready = self._mixed(folder)
         except Unmixable as reason:
             ready = self._by_itself(
-                folder, self._as_classes(config), str(reason).replace(f"{folder} ", "it ")
+                folder, self._with_task(folder, config), str(reason).replace(f"{folder} ", "it ")
             )
         ready.below = self._below(folder, ready)
         ready.trained_for = ready.adapter.passport.get("task")
@@ -215,8 +218,8 @@ class AdapterSet:
         # Of plain PEFT, which says nothing of its task; whether it fits the base is seen by its weights.
         if row is None and self.reads == TEXT:
             return
-        if row is not None and (row.reads != self.reads or task == "forecast"):
-            ours = "texts" if self.reader is None else f"{INPUTS[self.reads]} and gives them a class"
+        if row is not None and row.reads != self.reads:
+            ours = "texts" if self.reader is None else INPUTS[self.reads]
             raise InputError(
                 f"{folder} was trained for '{task}', and this base reads {ours}. Serve it on its own base, "
                 "ask it by finetune.adapters.load, or serve it by --runs"
@@ -227,11 +230,13 @@ class AdapterSet:
                 f"this base reads {INPUTS[self.reads]}. Wanted LoRA, bottleneck, BitFit or a linear probe"
             )
 
-    def _as_classes(self, config: dict[str, Any]) -> dict[str, Any]:
-        """An adapter's options; PEFT has no name for the task of one that gives pictures a class."""
-        return config if self.reader is None else config | {"task_type": "SEQ_CLS"}
+    def _with_task(self, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+        """An adapter's options with the task of its head; PEFT names none that reads no texts."""
+        if self.reader is None:
+            return config
+        return config | {"task_type": FORECAST if _forecasts(folder) else "SEQ_CLS"}
 
-    def _reader(self, folder: Path) -> InputReader | None:
+    def _reader(self, folder: Path) -> InputReader | PastReader | None:
         """What reads an adapter's inputs: its run's own processor where it lies beside it.
 
         Raises:
@@ -244,6 +249,9 @@ class AdapterSet:
             raise InputError(
                 f"{folder} lacks {READER}, which holds the scale of its training's series; train it again"
             )
+        if _forecasts(folder):
+            sizes = self.network.config
+            return PastReader(own, sizes.context_length, sizes.prediction_length, told=False)
         # Pictures and sounds are mostly read as the base reads them: one reader for all such.
         same = own is self.processor or own.to_dict() == self.processor.to_dict()
         return self.reader if same else InputReader(self.reads, own)
@@ -282,7 +290,7 @@ class AdapterSet:
             Unmixable: PEFT may run it, and a batch with others can't.
         """
         adapter = read_adapter(folder, (*ADAPTER_KINDS, *virtual_tokens.VIRTUAL_KINDS))
-        adapter = replace(adapter, config=self._as_classes(adapter.config))
+        adapter = replace(adapter, config=self._with_task(folder, adapter.config))
         reader = self._reader(folder)
         # Only this part waits for the model: hooks are put on its layers, and virtual tokens are read by it.
         with self._turn:
@@ -294,12 +302,13 @@ class AdapterSet:
                         adapter.kind, adapter.config, ready.adapter.prompt, self.network
                     )
         ready.labels, ready.reader = labels_of(folder), reader
-        if ready.task in ("SEQ_CLS", "TOKEN_CLS"):
+        if ready.task in HEADED:
             ready.heads = self.task_heads.heads(ready)
             ready.parts = self.task_heads.parts(ready)
+        if ready.task in ("SEQ_CLS", "TOKEN_CLS"):
             ready.labels = ready.labels or [f"LABEL_{i}" for i in range(self.task_heads.width(ready))]
         # A writing adapter with modules of its own would change them for all rows of a batch.
-        elif adapter.heads:
+        elif ready.task not in HEADED and adapter.heads:
             raise Unmixable(f"it brings '{next(iter(adapter.heads))}' whole")
         return ready
 
@@ -322,6 +331,10 @@ class AdapterSet:
     def _lower(self, folder: Path) -> list[Path]:
         """The adapters that one stands on, nearest first, without those that are merged into the base."""
         return [one for one in adapters_below(folder) if one not in self._within]
+
+
+def _forecasts(folder: Path) -> bool:
+    return (read_passport(folder) or {}).get("task") == "forecast"
 
 
 def _check_size(folder: Path, limit: int) -> None:

@@ -26,7 +26,7 @@ from finetune.methods import head_names
 from finetune.models.tokens import fit_embeddings, token_rows
 from finetune.pool.loading import context_of
 from finetune.pool.mixing import Ready
-from finetune.pool.task_heads import TaskHeads
+from finetune.pool.task_heads import HEADED, TaskHeads
 from finetune.pool.text_processor import TextProcessor
 
 # PEFT draws these anew from the base's weights at each loading, and takes them off the weights: nothing can
@@ -133,7 +133,7 @@ def _is_shared(parameter: torch.Tensor, base: nn.Module) -> bool:
 
 def _network(heads: TaskHeads, task: Any, asked: Ready, shares: bool) -> Any:
     """A twin of the base with the task's head, whose weights are the adapter's to bring."""
-    if task not in ("SEQ_CLS", "TOKEN_CLS"):
+    if task not in HEADED:
         writes = task in ("CAUSAL_LM", "SEQ_2_SEQ_LM", None) and heads.network.can_generate()
         if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and not writes:
             raise InputError(f"An adapter for {task} needs a base that writes; this one has no such head")

@@ -78,6 +78,11 @@ def load_named_base(base: Any) -> tuple[Any, Any]:
             "join a "
             "batch half-way: no base for a pool or a server. Use it by finetune.adapters.load"
         )
+    if type(settings) in TASKS["forecast"].model._model_mapping and reads_of(settings) == TEXT:
+        raise InputError(
+            f"'{base}' is a {settings.model_type} model; of those that forecast a pool takes patchtst alone, "
+            "whose head can be told from its base. Serve finished runs of it by --runs"
+        )
     names = (settings.architectures if settings is not None else None) or []
     if settings is not None and (reads := reads_of(settings)) != TEXT:
         return load_trunk(base, TASKS[reads])

@@ -8,7 +8,7 @@ pool.generate(["A film about", "A film about"], adapters=["films", None])
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.adapters.forecaster import PastReader
 from finetune.adapters.input_reader import InputReader
 from finetune.errors import InputError
 from finetune.pool.adapter_set import AdapterSet
@@ -23,6 +24,7 @@ from finetune.pool.decoding import Row
 from finetune.pool.mixing import Chain, Folded, Plan
 from finetune.pool.registry import Name
 from finetune.pool.sampling import Sampling
+from finetune.pool.task_heads import FORECAST
 from finetune.pool.text_processor import Text, TextProcessor
 from finetune.tasks.table import TASKS
 
@@ -60,6 +62,19 @@ class AdapterPool(AdapterSet):
         chains = self._asked(texts, adapters, "SEQ_CLS")
         rows = self._ask("SEQ_CLS", texts, chains, truncate)
         return [row[: len(chain[-1].labels or [])] for (row, _), chain in zip(rows, chains, strict=True)]
+
+    def forecast(
+        self, pasts: Sequence[Mapping[str, Sequence[float]]], adapters: Sequence[Name]
+    ) -> list[dict[str, list[float]]]:
+        """What was, `{channel: its values, oldest first}`, and one adapter each → the next steps of each
+        channel, in its own unit, as `finetune.adapters.load` gives them.
+
+        Raises:
+            InputError: an unknown adapter or one that doesn't forecast, or a past that can't be read.
+        """
+        chains = self._asked(pasts, adapters, FORECAST)
+        rows = self._ask(FORECAST, pasts, chains, truncate=False)
+        return [chain[-1].reader.own(row) for (row, _), chain in zip(rows, chains, strict=True)]
 
     def read(self, inputs: Sequence[Any]) -> list[Any]:
         """Pictures, sounds or series, looked at and ready to be asked about; texts as they are.
@@ -231,7 +246,11 @@ class AdapterPool(AdapterSet):
         chains = []
         for index, (text, name) in enumerate(zip(texts, adapters, strict=True)):
             chain = self.chain(name)
-            (self._reads(chain) or self.texts).check(index, text)
+            reader = self._reads(chain)
+            # What was, by channel, is read for forecasts alone; what is asked of another adapter is said
+            # below, by the task.
+            if task is None or isinstance(reader, PastReader) == (task == FORECAST):
+                (reader or self.texts).check(index, text)
             # Both take the whole batch: neither is a change that hooks could add to one row.
             single = "made-up tokens in front of the text" if any(r.virtual for r in chain) else None
             single = "a network of its own" if any(r.alone for r in chain) else single
@@ -254,7 +273,7 @@ class AdapterPool(AdapterSet):
         alone = chain[0].alone if chain else None
         return (alone and alone.texts) or self.texts
 
-    def _reads(self, chain: Chain) -> InputReader | None:
+    def _reads(self, chain: Chain) -> InputReader | PastReader | None:
         # The last of a stack decides, as of its head.
         return (chain[-1].reader if chain else None) or self.reader
 
@@ -279,7 +298,7 @@ class AdapterPool(AdapterSet):
         each token is of. Rows with made-up tokens in front, or a network of their own, go in batches of their
         own."""
         if self.reader is not None:
-            return [(line, []) for line in self._ask_inputs(texts, chains)]
+            return [(line, []) for line in self._ask_inputs(task, texts, chains)]
         found: list[Any] = [None] * len(chains)
         for chosen in _groups(chains):
             own = [chains[row] for row in chosen]
@@ -294,25 +313,25 @@ class AdapterPool(AdapterSet):
                 found[row] = (line[whole : whole + size] if out.dim() == 3 else line, places)
         return found
 
-    def _ask_inputs(self, inputs: Sequence[Any], chains: list[Chain]) -> list[Tensor]:
-        """Logits of each picture, sound or series [labels]."""
+    def _ask_inputs(self, task: str | None, inputs: Sequence[Any], chains: list[Chain]) -> list[Tensor]:
+        """Logits of each picture, sound or series [labels], or a forecast [horizon, channels]."""
         read = [self._reads(chain).tensors(one) for one, chain in zip(inputs, chains, strict=True)]
         found: dict[int, Tensor] = {}
         for chosen in _groups(chains, [tuple(value.shape for value in one.values()) for one in read]):
             batch = {name: torch.cat([read[row][name] for row in chosen]) for name in read[chosen[0]]}
-            lines = self._folding([chains[row] for row in chosen], batch)
+            lines = self._folding(task, [chains[row] for row in chosen], batch)
             found |= dict(zip(chosen, lines, strict=True))
         return [found[row] for row in range(len(chains))]
 
-    def _folding(self, chains: list[Chain], batch: dict[str, Tensor]) -> list[Tensor]:
+    def _folding(self, task: str | None, chains: list[Chain], batch: dict[str, Tensor]) -> list[Tensor]:
         """The same for one batch; where a layer folds it, the rows of each chain by themselves."""
         try:
-            return list(self._through("SEQ_CLS", chains, batch))
+            return list(self._through(task, chains, batch))
         except Folded:
             lines: dict[int, Tensor] = {}
             for _, rows in Plan(chains).groups:
                 own = self._through(
-                    "SEQ_CLS", [chains[row] for row in rows], {k: v[rows] for k, v in batch.items()}
+                    task, [chains[row] for row in rows], {k: v[rows] for k, v in batch.items()}
                 )
                 lines |= dict(zip(rows.tolist(), own, strict=True))
             return [lines[row] for row in range(len(chains))]
@@ -331,7 +350,8 @@ class AdapterPool(AdapterSet):
         inputs = {name: value.to(self.network.device) for name, value in inputs.items()}
         if self.reader is not None:
             # The task's own: its model may call its logits otherwise.
-            return self.run(plan, partial(self.reader.row.forward, model, inputs, None)).float().cpu()
+            row = TASKS["forecast"] if task == FORECAST else self.reader.row
+            return self.run(plan, partial(row.forward, model, inputs, None)).float().cpu()
         given = inputs if ahead is None else ahead.before(inputs, self.network)
         out = self.run(plan, partial(model, **given))
         return out["last_hidden_state" if task is None else "logits"].float().cpu()

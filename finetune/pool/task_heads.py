@@ -14,6 +14,11 @@ from finetune.errors import InputError
 from finetune.methods import head_names
 from finetune.pool.mixing import Mixture, Ready, SwitchedHead
 
+# The task of a head that forecasts, for which PEFT has no name.
+FORECAST = "FORECAST"
+# Tasks whose answer is given by a head that an adapter brings.
+HEADED = ("SEQ_CLS", "TOKEN_CLS", FORECAST)
+
 
 class TaskHeads:
     """Models for tasks with a head, made once each around one base.
@@ -112,11 +117,14 @@ class TaskHeads:
         return part.eval()
 
     def width(self, ready: Ready) -> int:
-        """How many labels an adapter's head tells apart.
+        """How many labels an adapter's head tells apart, 0 where it forecasts.
 
         Raises:
             InputError: its folder has no such head.
         """
+        # How much a head forecasts is the base's to say, and no label's.
+        if ready.task == FORECAST:
+            return 0
         if ready.labels:
             return len(ready.labels)
         # Which weight has one row for each label the model tells: heads may end in a norm, or be two.

@@ -193,8 +193,7 @@ def _add_own(app: FastAPI, served: Served) -> None:
     @app.post("/v1/forecast")
     async def forecast(ask: AskForecast) -> dict[str, Any]:
         """What comes next in each channel, in its own unit."""
-        asked = served.finished.forecast
-        return {"forecast": await served.ask_run(len(ask.past), asked, ask.past, ask.times, ask.adapter)}
+        return {"forecast": await served.ask_forecast(ask.past, ask.times, ask.adapter)}
 
     @app.post("/v1/attribute")
     async def attribute(ask: Attribute) -> dict[str, Any]:
@@ -287,7 +286,7 @@ def _add_adapters(app: FastAPI, served: Served) -> None:
 async def _add(served: Served, name: str, folder: Any, replace: bool) -> None:
     if name == served.base:
         raise InputError(f"'{name}' is the base's own name; wanted another for an adapter")
-    if served.finished.taken(name, served.pool.reads):
+    if served.taken(name):
         raise InputError(f"'{name}' is a finished run's name here; wanted another for an adapter")
     try:
         # Reading files and laying out tensors takes seconds, in which the loop answers others.

@@ -188,7 +188,9 @@ class Batcher:
         self.counts["rows"] += len(asked)
         pool, begun = self.pool, time.monotonic()
         kinds: dict[str, Callable] = {
-            "classify": pool.classify, "tag": pool.tag, "embed": pool.embed, "score": pool.logits
+            "classify": pool.classify, "tag": pool.tag, "embed": pool.embed, "score": pool.logits,
+            # a past is always cut at what the model reads
+            "forecast": lambda pasts, names, truncate: pool.forecast(pasts, names),
         }  # fmt: skip
         try:
             texts, adapters = [q.text for q in asked], [q.adapter for q in asked]

@@ -84,7 +84,7 @@ class AskForecast(Strict):
 
     past: Annotated[dict[str, Numbers], Field(min_length=1)]
     times: list[str] | None = None
-    adapter: str = Field(description="A run of --runs that forecasts")
+    adapter: str = Field(description="A run of --runs that forecasts, or an adapter on a base of series")
 
 
 class Generate(Ask):

@@ -15,6 +15,7 @@ from finetune.errors import InputError
 from finetune.pool.pool import AdapterPool
 from finetune.pool.registry import BASE
 from finetune.pool.sampling import Sampling
+from finetune.pool.task_heads import FORECAST
 from finetune.serving.access import AccessArguments, charge
 from finetune.serving.batcher import BatchBudget, Batcher, Busy, Question
 from finetune.serving.finished_runs import FinishedRuns, file_contents
@@ -97,9 +98,15 @@ class Served:
         )
         self.batcher = Batcher(pool, budget)
         self.finished = FinishedRuns(options.runs)
-        twice = next((name for name in pool.adapters() if self.finished.taken(name, pool.reads)), None)
+        twice = next((name for name in pool.adapters() if self.taken(name)), None)
         if twice is not None:
             raise InputError(f"'{twice}' is in --runs and in --adapters; give one another name")
+
+    def taken(self, name: Any) -> bool:
+        """Whether a finished run of that name answers requests that an adapter on the base would be asked."""
+        # adapters on a base of series may give classes or forecasts
+        kinds = (self.pool.reads, "forecast") if self.pool.reads == "series" else (self.pool.reads,)
+        return any(self.finished.taken(name, kind) for kind in kinds)
 
     async def ask_run(self, count: int, ask: Callable[..., Any], *given: Any) -> Any:
         """The answer of a finished run to so many inputs, in a batch of their own."""
@@ -123,6 +130,19 @@ class Served:
         answers = await self.ask("classify", read, names)
         notes = await asyncio.to_thread(self.pool.notes, read, names)
         return {"answers": answers} | ({"notes": notes} if notes else {})
+
+    async def ask_forecast(
+        self, past: dict[str, list[float]], times: list[str] | None, name: str
+    ) -> dict[str, list[float]]:
+        """What comes next in each channel, by an adapter on the base or by a finished run.
+
+        Raises:
+            InputError: neither of that name forecasts, or a past that can't be read.
+        """
+        if self.pool.reads == "series" and not self.finished.taken(name, "forecast"):
+            (answer,) = await self.ask("forecast", [past], [name])
+            return answer
+        return await self.ask_run(len(past), self.finished.forecast, past, times, name)
 
     def _read(self, reads: str, inputs: list[Any]) -> list[Any]:
         return self.pool.read(file_contents(inputs, reads))
@@ -161,7 +181,7 @@ class Served:
                 question.answer.cancel()
 
     def _checked(self, kind: str, texts: list[Any], names: list[Any], truncate: bool) -> list[int]:
-        task = {"classify": "SEQ_CLS", "tag": "TOKEN_CLS"}.get(kind)
+        task = {"classify": "SEQ_CLS", "tag": "TOKEN_CLS", "forecast": FORECAST}.get(kind)
         # Tags and classes need their own head, embeddings none.
         chains = self.pool.check(texts, names, task)
         return self.pool.fit(texts, chains, truncate)

@@ -54,8 +54,8 @@ class ActionArguments:
         default=None,
         metadata={
             "help": (
-                "Largest logit difference allowed on the probe texts (default: 1e-3 where it should be "
-                "exact)."
+                "Largest logit difference allowed on the probe texts (default: 1e-3 of the largest logit "
+                "where it should be exact)."
             )
         },
     )
@@ -211,7 +211,7 @@ def into_base(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     yield f"merged into the base: {found}"
     probe.hold(
         found,
-        probe.EXACT if action.limit is None else action.limit,
+        found.exact if action.limit is None else action.limit,
         "The merged model differs from the adapter",
     )
     folder = save_whole(whole, processor, one_of(action), output_of(action))
@@ -234,7 +234,7 @@ def to_onnx(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
         ).items():
             yield f"{folder / file}: {found}"
             # int8 differs by intent; it says by how much, and only --limit refuses it.
-            limit = float("inf") if file == INT8 else probe.EXACT
+            limit = float("inf") if file == INT8 else found.exact
             probe.hold(
                 found, limit if action.limit is None else action.limit, f"{file} differs from the model"
             )
@@ -294,7 +294,7 @@ def to_gguf(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
         found = export_gguf(merge_into_base(network), processor, folder, action.gguf_type)
         yield f"{folder / FILE} ({action.gguf_type}): {found}"
         # Rounded types differ by intent.
-        limit = probe.EXACT if action.gguf_type == "f32" else float("inf")
+        limit = found.exact if action.gguf_type == "f32" else float("inf")
         probe.hold(
             found, limit if action.limit is None else action.limit, "The GGUF file differs from the model"
         )
@@ -336,7 +336,7 @@ def texts_of(action: ActionArguments) -> list[str]:
 
 def _hold_or_remove(found: probe.Probe, action: ActionArguments, folder: Path, exact: bool) -> None:
     # --limit counts everywhere; what is approximate by intent has none of its own.
-    limit = action.limit if action.limit is not None else probe.EXACT if exact else float("inf")
+    limit = action.limit if action.limit is not None else found.exact if exact else float("inf")
     try:
         probe.hold(found, limit, "The merged adapter differs from the sum of the changes")
     # A folder that isn't what was asked for would be loaded all the same.

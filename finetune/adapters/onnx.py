@@ -105,7 +105,7 @@ def export_row(network: Any, example: dict[str, torch.Tensor], folder: Path, int
     given = {entry.name: inputs[entry.name].numpy() for entry in session.get_inputs()}
     apart = float((torch.from_numpy(session.run(None, given)[0]) - wanted).abs().max())
     # not `>`: NaN must be refused too
-    if not apart <= EXACT * max(1.0, float(wanted.abs().max())):
+    if not apart <= EXACT * float(wanted.abs().max()):
         raise InputError(f"{MODEL} of {type(network).__name__} answers {apart:.2g} beside the model's logits")
     if int8:
         # onnxruntime has no kernel for convolutions of signed bytes

@@ -31,6 +31,8 @@ PROBES = (
     "What should I cook tonight with rice, eggs and spinach?", "The quick brown fox jumps over the lazy dog.",
     "Great actors, dull story, awful sound.", "Der Zug nach Wien fährt um acht Uhr ab.",
 )  # fmt: skip
+# What rounding may make of the largest logit; a share, since logits of 100 are rounded to a hundredfold of
+# what logits of 1 are.
 EXACT = 1e-3
 
 
@@ -40,13 +42,20 @@ class Probe:
 
     Attributes:
         difference: largest distance of two logits.
+        largest: size of the largest logit of the first.
         changed: predictions that differ; one a text for classifiers, one a token elsewhere.
         predictions: how many there were.
     """
 
     difference: float
+    largest: float
     changed: int
     predictions: int
+
+    @property
+    def exact(self) -> float:
+        """The most that rounding makes two models that are the same differ."""
+        return EXACT * self.largest
 
     def __str__(self) -> str:
         return (
@@ -113,7 +122,7 @@ def compare_models(
     """Two answers of `logits_of` → how far they are apart."""
     one, other = before[0][before[1]], after[0][after[1]]
     changed = int((one.argmax(-1) != other.argmax(-1)).sum())
-    return Probe(float((one - other).abs().max()), changed, len(one))
+    return Probe(float((one - other).abs().max()), float(one.abs().max()), changed, len(one))
 
 
 def hold(probe: Probe, limit: float, what: str) -> None:

@@ -316,3 +316,13 @@ def test_wrong_numbers_do_not_pass_the_probe():
     broken[1, 2] = float("nan")
     with pytest.raises(InputError, match="largest logit difference nan"):
         probe.hold(probe.compare_models((logits, counted), (broken, counted)), 1.0, "x")
+
+
+def test_what_counts_as_rounding_is_a_share_of_the_logits():
+    counted = torch.ones(2, dtype=torch.bool)
+    ones = torch.tensor([[1.0, -0.5], [0.2, 0.1]])
+    for size in (0.01, 1.0, 100.0):
+        for share, same in ((0.5e-3, True), (2e-3, False)):
+            apart = size * (ones + torch.tensor([[0.0, 0.0], [share, 0.0]]))
+            found = probe.compare_models((size * ones, counted), (apart, counted))
+            assert (found.difference <= found.exact) == same and found.exact == pytest.approx(1e-3 * size)

@@ -1,6 +1,5 @@
 """Adapters that forecast, on one base: each answers as it does alone, and what can't be forecast is refused
 by name.
-name.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ demo: $(VENV)/ready  ## tune an adapter, score it on rows it never saw, make its
 
 # One process for each core; a module's tests stay together, because they share fixtures, and modules keep the
 # order that tests/conftest.py gives them.
-WORKERS ?= $(shell nproc)
+WORKERS ?= $(shell expr $$(nproc) + 1)
 PLAIN = $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 test: $(VENV)/ready  ## the plain tests: offline; CONTRIBUTING.md says how long they take

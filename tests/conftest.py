@@ -277,7 +277,7 @@ def _no_waiting_for_disks():
 
 
 # rooms whose tests look at charts
-DRAWN = ("reports", "interpret", "prompts")
+DRAWN = ("reports", "interpret")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -54,14 +55,16 @@ def resampled_means(scores: Array, samples: int, seed: int) -> Array:
 
     The same `seed` draws the same rows, so that two curves, or two sizes of one, are resampled together.
     """
-    rows = np.random.default_rng(seed).multinomial(
-        scores.shape[1], np.full(scores.shape[1], 1 / scores.shape[1]), size=samples
-    )
+    rows = drawn(scores.shape[1], samples, seed)
     # Another stream than the rows', or both draws would go together.
-    seeds = np.random.default_rng((seed, scores.shape[0])).multinomial(
-        scores.shape[0], np.full(scores.shape[0], 1 / scores.shape[0]), size=samples
-    )
-    return np.einsum("br,sr,bs->b", rows, scores, seeds) / scores.shape[1] / scores.shape[0]
+    seeds = drawn(scores.shape[0], samples, (seed, scores.shape[0]))
+    return ((rows @ scores.T) * seeds).sum(1) / scores.shape[1] / scores.shape[0]
+
+
+@lru_cache(4)  # a page asks for the same rows once a point
+def drawn(count: int, samples: int, seed: int | tuple[int, int]) -> Array:
+    """How often each of `count` is in each bootstrap sample, [samples, count]."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), samples).astype(float)
 
 
 def interval_of_means(scores: Array, samples: int = 2000, seed: int = 0) -> tuple[float, float]:

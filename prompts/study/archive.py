@@ -20,7 +20,7 @@ from prompts.study.asking import Cell
 from prompts.study.findings import Findings
 from prompts.study.outcomes import AnyAnswers, in_words
 from prompts.study.rows import StudyRow
-from prompts.study.weighed import ChoiceAnswers, StoredAnswers, said
+from prompts.study.weighed import Answers, ChoiceAnswers, StoredAnswers, said
 from prompts.study.written import TextPrompt, Written
 from prompts.templates.entries import Ending, Entry
 from prompts.templates.template import SLOT, Template
@@ -85,6 +85,8 @@ def _lines(
 ) -> Iterable[dict[str, Any]]:
     rows, places = found.parts[part], answers.rows(part)
     words = {how: in_words_of(found, answers, how, part) for how in answers.hows}
+    # once a cell: a calibration looks at all of its rows
+    scores = {} if isinstance(answers, Written) else {how: answers.scores(how, part) for how in answers.hows}
     for index, place in enumerate(places):
         row = rows[place]
         line: dict[str, Any] = {
@@ -104,7 +106,11 @@ def _lines(
         line["identity"] = row.identity
         # the first way heads the row; the others stand beside it
         line["prediction"] = words[answers.hows[0]][index]
-        line |= _values(found, answers, part, index, row)
+        if isinstance(answers, Written):
+            line |= _written(answers, part, index)
+        else:
+            line |= _scored(scores[answers.hows[0]][index], {how: of[index] for how, of in scores.items()})
+            line |= _gold(found, answers, part, index, row)
         for how, texts in words.items():
             line[f"prediction_{how}"] = texts[index]
         for name, value in row.columns.items():
@@ -126,27 +132,34 @@ def in_words_of(found: Findings, answers: AnyAnswers, how: str, part: str) -> li
     return ["" if one < 0 else found.labels[one] for one in chosen]
 
 
-def _values(found: Findings, answers: AnyAnswers, part: str, index: int, row: StudyRow) -> dict[str, Any]:
-    if isinstance(answers, Written):
-        return {
-            "gold": answers.wanted[part][index][0],
-            "wanted": answers.wanted[part][index],
-            "written": ["" if text is None else text for text in answers.texts[part][index]],
-            "answered": all(text is not None for text in answers.texts[part][index]),
-            # a judge isn't asked again when a run is judged by another figure
-            **{f"judged_{how}": given[index].tolist() for how, given in answers.judged.get(part, {}).items()},
-        }
-    scores = {f"scores_{how}": [float(v) for v in answers.scores(how, part)[index]] for how in answers.hows}
-    raw = answers.scores(answers.hows[0], part)[index]
-    line: dict[str, Any] = {"scores": [float(v) for v in raw], **scores}
+def _written(answers: Written, part: str, index: int) -> dict[str, Any]:
+    return {
+        "gold": answers.wanted[part][index][0],
+        "wanted": answers.wanted[part][index],
+        "written": ["" if text is None else text for text in answers.texts[part][index]],
+        "answered": all(text is not None for text in answers.texts[part][index]),
+        # a judge isn't asked again when a run is judged by another figure
+        **{f"judged_{how}": given[index].tolist() for how, given in answers.judged.get(part, {}).items()},
+    }
+
+
+def _scored(raw: np.ndarray, scores: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Scores of one row, the first way's under a name of their own too."""
+    line: dict[str, Any] = {"scores": raw.tolist()}
+    line |= {f"scores_{how}": of.tolist() for how, of in scores.items()}
     # without an answer there is no probability
     if not np.isnan(raw).any():
-        chances = probabilities(raw[None])[0]
-        line["probability"] = float(chances.max())
+        line["probability"] = float(probabilities(raw[None])[0].max())
+    return line
+
+
+def _gold(
+    found: Findings, answers: Answers | ChoiceAnswers, part: str, index: int, row: StudyRow
+) -> dict[str, Any]:
     if isinstance(answers, ChoiceAnswers):
         gold, texts = int(answers.gold[part][index]), answers.texts[part][index]
-        return {**line, "gold": texts[gold], "gold_place": gold, "choices": texts}
-    return {**line, "gold": found.labels[row.label]}
+        return {"gold": texts[gold], "gold_place": gold, "choices": texts}
+    return {"gold": found.labels[row.label]}
 
 
 def read_study(

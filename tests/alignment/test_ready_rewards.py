@@ -72,7 +72,7 @@ def test_code_goes_on_from_its_prompt():
     "code",
     [
         "while True: pass",
-        "import time; time.sleep(60)",
+        pytest.param("import time; time.sleep(60)", marks=pytest.mark.slow),  # as the loop above: 3 s
         "x = 'x' * 10**10",
         "import sys; sys.exit(0)",
         "import os; os._exit(0)",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from bounds import assert_near, near
 from conftest import make_model, make_tokenizer
+from covering import covering
 from datasets import Dataset
 from torch import tensor
 from transformers import AutoModelForCausalLM, MistralConfig
@@ -55,8 +57,9 @@ def loss_and_gradients(trainer):
     return loss.detach(), {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "sigmoid_norm", "sft"])
+@pytest.mark.parametrize(
+    ("family", "loss"), covering(product(["llama", "gpt2"], ["sigmoid", "ipo", "sigmoid_norm", "sft"]))
+)
 def test_losses_and_gradients_are_those_of_two_rows(tmp_path: Path, family, loss):
     together, apart = (
         make(tmp_path / "a", family, loss_type=[loss]),

@@ -82,6 +82,7 @@ def test_halves_have_the_classes_in_the_same_shares():
     assert sorted([*one, *other]) == ranks.tolist() and abs(one.mean() - other.mean()) < 20
 
 
+@pytest.mark.slow
 def test_what_was_not_learnt_is_not_found(saved, tmp_path):
     pytest.importorskip("opacus")
     rows = rows_of_chance(tmp_path / "rows")

@@ -102,6 +102,7 @@ print([name for name in names if "gloo" in name])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads' names come from Linux")
 def test_no_thread_of_the_process_group_outlives_a_run():
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

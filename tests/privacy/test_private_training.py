@@ -259,7 +259,7 @@ def test_options_of_private_training_are_settled_with_epsilon_alone():
     assert (told.delta, told.clip_norm, told.accountant) == (1e-5, 1.0, "prv")
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "sft"])
+@pytest.mark.parametrize("verb", [pytest.param("pretrain", marks=pytest.mark.slow), "sft"])
 def test_texts_are_learnt_privately(saved, review_file, tmp_path, verb):
     pytest.importorskip("opacus")
     rows = tmp_path / "texts"

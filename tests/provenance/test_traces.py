@@ -62,7 +62,7 @@ def trace_of(network, watermark: Watermark, texts: torch.Tensor) -> dict:
     return radioactivity(watermark, grams)
 
 
-@pytest.mark.parametrize("scheme", ["greenlist", "synthid"])
+@pytest.mark.parametrize("scheme", ["greenlist", pytest.param("synthid", marks=pytest.mark.slow)])
 def test_watermarks_of_models_that_never_saw_them_are_uniform(scheme):
     """Texts marked with each of many secrets, read by the very model that wrote them: its habits are the
     texts' own, but it was not trained on any."""
@@ -74,7 +74,7 @@ def test_watermarks_of_models_that_never_saw_them_are_uniform(scheme):
     assert min(found) > 1e-4
 
 
-@pytest.mark.parametrize("scheme", ["greenlist", "synthid"])
+@pytest.mark.parametrize("scheme", ["greenlist", pytest.param("synthid", marks=pytest.mark.slow)])
 def test_a_model_trained_on_marked_rows_is_found(scheme):
     """A fifth of what it was trained on is marked."""
     source, watermark = writer(0), Watermark(scheme, 15_485_863, 4.0, VOCABULARY, "")

@@ -45,7 +45,22 @@ def evaluated(size: int, folder, case: tuple[str, str]):
     return figures, trainer, asked
 
 
-@pytest.mark.parametrize("case", [*CASES, *(("forecast", family) for family in BOUND)])
+# windows and batches are dealt out alike for all: families of one kind of layer, and of batch-bound attention
+OFTEN = {
+    ("forecast", "patchtst"),
+    ("forecast", "dlinear"),
+    ("forecast", "informer/prob"),
+    ("series", "patchtst"),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case in OFTEN else (pytest.mark.slow,))
+        for case in (*CASES, *(("forecast", family) for family in BOUND))
+    ],
+)
 def test_figures_are_the_same_at_any_batch_size(case, tmp_path):
     wanted, _, asked = evaluated(1, tmp_path, case)
     names = {"forecast": ("mse", "mae", "loss"), "series": ("accuracy", "loss")}[case[0]]

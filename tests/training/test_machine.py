@@ -39,6 +39,7 @@ print(full - megabytes(), sum(float(little.sum()) for little in small))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_freed_memory_is_kept_up_to_half_of_what_there_is():
     limits = {400: True, 100_000: False}

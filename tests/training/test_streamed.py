@@ -188,7 +188,14 @@ def test_streams_that_make_no_sense_are_refused_at_the_start(verb, further, mess
         run(verb, f"{words} {further}", *named)
 
 
-@pytest.mark.parametrize(("verb", "further"), [("dpo", ""), ("reward", ""), ("dpo", "--algorithm kto")])
+@pytest.mark.parametrize(
+    ("verb", "further"),
+    [
+        pytest.param("dpo", "", marks=pytest.mark.slow),
+        pytest.param("reward", "", marks=pytest.mark.slow),
+        ("dpo", "--algorithm kto"),
+    ],
+)
 def test_preferences_from_streams_and_figures_of_each_set(verb, further, saved, tmp_path):
     for name, words in (("a", WORDS[:12]), ("b", WORDS[12:24])):
         for split in ("train", "test"):

@@ -26,13 +26,15 @@ def main(export: ExportArguments, data: ExportRowsArguments) -> None:
     # refused under a launcher: times are those of one process
     processes("export")
     import json
+    import signal
     import sys
     from pathlib import Path
 
     from finetune.artefacts.files import write_atomically
     from finetune.formats.engines import ENGINES, serve_elsewhere
-    from finetune.formats.measured import Export, export_all
-    from finetune.reports.exports import as_table, beyond, export_lines, export_sections
+    from finetune.formats.finished import Export
+    from finetune.formats.measured import export_all
+    from finetune.reports.exports import as_table, beyond, export_lines, export_sections, failed_line
     from finetune.reports.page import sections_page
     from finetune.reports.tables import markdown
 
@@ -41,23 +43,28 @@ def main(export: ExportArguments, data: ExportRowsArguments) -> None:
         for line in serve_elsewhere(export):
             print(line)
         return
+    # as Ctrl-C does: half a file goes, and the process that is answering rows ends
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     exports: list[Export] = []
-    # one after the other as it is done; a format that fails is a line, not the end
+    failed, lines, table = list[dict](), list[dict](), ""
+    folder = Path(export.output_dir or f"{export.artefact}/exports")
     for found in export_all(export, data):
         if isinstance(found, Export):
             exports.append(found)
             print(f"{found.name}: {found.megabytes:.1f} MB, {found.milliseconds:.1f} ms a row", flush=True)
         else:
-            print(found, flush=True)
-    lines = export_lines(exports)
-    table, folder = markdown(as_table(lines)), Path(export.output_dir or f"{export.artefact}/exports")
-    write_atomically(folder / "exports.json", json.dumps(lines, indent=1))
-    write_atomically(folder / "exports.md", table + "\n")
-    page = sections_page(f"exports of {Path(str(export.artefact)).name}", "", export_sections(lines))
-    write_atomically(folder / "exports.html", page)
+            failed.append(failed_line(found.name, found.reason))
+            print(f"{found.name}: failed: {found.reason}", flush=True)
+        # after each one: what is done stays where the next one never ends
+        lines = export_lines(exports) + failed
+        table = markdown(as_table(lines))
+        page = sections_page(f"exports of {Path(str(export.artefact)).name}", "", export_sections(lines))
+        write_atomically(folder / "exports.json", json.dumps(lines, indent=1))
+        write_atomically(folder / "exports.md", table + "\n")
+        write_atomically(folder / "exports.html", page)
     print(f"\n{table}\n\n{folder / 'exports.md'} and .html")
     # after the files are written: who looks for the reason finds them
-    if beyond(lines, export.tolerance):
+    if beyond(lines, export.tolerance) or (failed and "all" not in export.to):
         sys.exit(1)
 
 

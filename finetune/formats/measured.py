@@ -5,8 +5,10 @@ Knows artefacts, formats and processes; trains nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,11 +23,13 @@ from datasets import Dataset
 
 from finetune.adapters.assess import evaluation_rows, rows_as_trained, trained_as
 from finetune.adapters.classifier import load_network
-from finetune.adapters.export import claimed, merge_into_base
+from finetune.adapters.export import merge_into_base
 from finetune.artefacts.folder import Artefact, read_artefact
+from finetune.artefacts.hashes import hash_file
 from finetune.artefacts.trained_rows import unseen_rows
 from finetune.data.sources import Rows
 from finetune.errors import InputError
+from finetune.formats.finished import Export, Failed, Finished
 from finetune.formats.options import ExportArguments, ExportRowsArguments
 from finetune.formats.table import FORMATS, WHOLE, Exportable, FileFormat, find_formats
 from finetune.loss import IGNORED
@@ -38,33 +42,6 @@ logger = logging.getLogger(__name__)
 COUNTED = ("classification", "pairs", "sft", "image", "audio", "series")
 UNREAD = {"labels", "row", "attention_mask", "samples"}  # of a batch of one, by models
 LEAST = 2  # tokens of a row: a program for any length is not one for length 1
-
-
-@dataclass(frozen=True)
-class Export:
-    """One format's file and how it answered.
-
-    Attributes:
-        megabytes: of the weights' file or files.
-        milliseconds: a row at batch 1, the median.
-        processor: the same of all processors' time, which other processes on the machine don't lengthen.
-        memory: most that its process held, runtime and all, in MB.
-        said: the likeliest class of each labelled place.
-        right: accuracy, of rows or of the labelled tokens of rows.
-        nats: a labelled place, the mean.
-        left_out: rows that were not asked, as a run was trained on them.
-    """
-
-    name: str
-    file: Path | None
-    megabytes: float
-    milliseconds: float
-    processor: float
-    memory: float
-    said: np.ndarray
-    right: Measure
-    nats: float
-    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,6 +74,16 @@ class Questions:
         """The first row by itself, [1, ...] each."""
         return {name: torch.tensor(np.asarray(rows[0]))[None] for name, rows in self.inputs.items()}
 
+    @property
+    def digest(self) -> str:
+        """What tells these rows, as they are read, from others."""
+        found = hashlib.sha256()
+        for rows in (*self.inputs.values(), self.labels):
+            for one in map(np.asarray, rows):
+                # the shape too: cut elsewhere, the same numbers are other rows
+                found.update(f"{one.shape}".encode() + one.tobytes())
+        return found.hexdigest()
+
     def save(self, file: Path) -> None:
         """As `runtimes.read_rows` takes them."""
         # rows of unlike lengths in one line, as NumPy's files hold no ragged arrays without pickle
@@ -108,13 +95,15 @@ class Questions:
         )
 
 
-def export_all(export: ExportArguments, data: ExportRowsArguments) -> Iterator[Export | str]:
-    """Each format's file in a folder of its name, with what it costs; float32 comes first. A format of `all`
-    that the model can't be written in is told by a line instead.
+def export_all(export: ExportArguments, data: ExportRowsArguments) -> Iterator[Export | Failed]:
+    """Each format's file in a folder of its name, with what it costs; float32 comes first. Formats that were
+    done when an earlier call ended are read back; one that the model can't be written in, or whose runtime
+    ends, is told, and the others go on.
 
     Raises:
-        InputError: no artefact, a task without classes or tokens to count, a folder that holds something, a
-            format by name that the model or the installation can't have, runs beside it of other classes.
+        InputError: no artefact, a task without classes or tokens to count, a folder that holds something
+            else, a format by name that the installation can't have, float32 that fails, runs beside it of
+            other classes.
     """
     if export.artefact is None:
         raise InputError("No artefact; set --artefact to the --output_dir of a training script")
@@ -126,19 +115,29 @@ def export_all(export: ExportArguments, data: ExportRowsArguments) -> Iterator[E
     asked = replace(questions(artefact, row, found, processor), left_out=left_out)
     folder = Path(export.output_dir or Path(export.artefact) / "exports")
     what = exportable(network, processor, row, asked)
-    # refused if it holds something; removed again where the export itself is refused
-    with claimed(folder):
+    # refused if it holds something else
+    finished = Finished.begin(folder, _compared(artefact, asked))
+    try:
         for name in formats:
             # float32 is always measured, but written only where it was asked for
             keep = name in export.to or "all" in export.to or name != WHOLE
-            try:
-                yield _exported(name, what, folder / name if keep else None, row, asked)
-            except InputError as error:
-                if "all" not in export.to or name == WHOLE:  # the others are compared with it
-                    raise
-                yield f"{name}: not written: {error}"
+            one: Export | Failed | None = finished.read(name, keep)
+            if one is None:
+                one = _tried(name, what, folder / name if keep else None, row, asked)
+                if isinstance(one, Export):
+                    finished.write(one)
+            yield one
         for other in others:
             yield _beside(other, artefact, found, asked, export.allow_mismatch)
+    finally:
+        # what was refused leaves no folder that the next run would take for somebody's
+        finished.remove_if_empty()
+
+
+def _compared(artefact: Artefact, asked: Questions) -> dict[str, Any]:
+    """What must be the same for figures to stand in one table."""
+    weights = [hash_file(one) for one in sorted(artefact.folder.glob("*.safetensors"))]
+    return {"weights": weights, "rows": asked.digest, "threads": torch.get_num_threads()}
 
 
 def counted_task(artefact: Artefact) -> Task:
@@ -235,6 +234,18 @@ def want_kind(name: str, what: Exportable, row: Task) -> None:
         )
 
 
+def _tried(name: str, what: Exportable, folder: Path | None, row: Task, asked: Questions) -> Export | Failed:
+    try:
+        return _exported(name, what, folder, row, asked)
+    # whatever a writer or a runtime says of a model that it doesn't take: the other formats go on
+    except Exception as error:
+        # the others are compared with it
+        if name == WHOLE:
+            raise
+        said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        return Failed(name, said.strip().splitlines()[0])
+
+
 def _exported(name: str, what: Exportable, folder: Path | None, row: Task, asked: Questions) -> Export:
     """Write one format and ask its file."""
     format_ = FORMATS[name]
@@ -243,6 +254,9 @@ def _exported(name: str, what: Exportable, folder: Path | None, row: Task, asked
     want_kind(name, what, row)
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch) / name
+        # half of one whose process was killed
+        if place.exists():
+            _remove(place)
         place.mkdir(parents=True)
         try:
             file = format_.write(what, place)
@@ -289,7 +303,11 @@ def ask_file(format_: FileFormat, file: Path, row: Task, asked: Questions) -> Ma
         # a process of its own: its peak memory is the runtime's, and its crash is not ours
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode or not answers.is_file():
-            said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+            # a runtime that crashes says nothing: the signal is all that there is to tell
+            ended = signal.Signals(-done.returncode).name if done.returncode < 0 else None
+            said = f"ended by {ended}" if ended else f"status {done.returncode}"
+            if ended is None and done.stderr.strip():
+                said = done.stderr.strip().splitlines()[-1]
             raise InputError(f"{format_.runtime} does not read {file.name}: {said}")
         with np.load(answers, allow_pickle=False) as held:
             return dict(held)

@@ -11,7 +11,7 @@ from finetune.reports import charts
 from finetune.reports.blocks import Chart, Section, Table
 from finetune.reports.tables import scored_rows, with_interval
 
-SAMPLES = 2000
+SAMPLES, ACCURACY = 2000, "accuracy (95 %)"
 
 
 def export_lines(exports: Sequence[Any], samples: int = SAMPLES) -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def export_lines(exports: Sequence[Any], samples: int = SAMPLES) -> list[dict[st
     paired test of the `drop`.
 
     Args:
-        exports: `formats.measured.Export`s; the first is the reference.
+        exports: `formats.finished.Export`s; the first is the reference.
     """
     whole, lines = exports[0], []
     # the same resampled rows for all formats, so that their differences are paired
@@ -52,35 +52,47 @@ def export_lines(exports: Sequence[Any], samples: int = SAMPLES) -> list[dict[st
     return lines
 
 
+def failed_line(name: str, reason: str) -> dict[str, Any]:
+    """The line of a format that came to nothing."""
+    return {"format": name, "failed": reason}
+
+
 def as_table(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same for people."""
+    """The same for people; a format that failed has its reason where its accuracy would stand."""
     first = lines[0]["format"]
-    return [
-        {
-            "format": line["format"],
-            "MB": f"{line['megabytes']:.4g}",
-            "ms a row": f"{line['milliseconds']:.3g}",
-            "processor ms": f"{line['processor_milliseconds']:.3g}",
-            "peak MB": f"{line['memory_mb']:.0f}",
-            "accuracy (95 %)": with_interval(line["accuracy"], line["interval"]),
-            "loss": f"{line['nats']:.3f}",
-            "changed": f"{line['changed']} of {line['predictions']}",
-            # the first is compared with nothing
-            f"against {first}": _verdict(line) if place else "",
-        }
-        for place, line in enumerate(lines)
-    ]
+    whole = [_cells(line, first) for line in lines if "failed" not in line]
+    blank = dict.fromkeys(whole[0], "")
+    return whole + [
+        blank | {"format": line["format"], ACCURACY: f"failed: {line['failed']}"}
+        for line in lines if "failed" in line
+    ]  # fmt: skip
+
+
+def _cells(line: dict[str, Any], first: str) -> dict[str, Any]:
+    return {
+        "format": line["format"],
+        "MB": f"{line['megabytes']:.4g}",
+        "ms a row": f"{line['milliseconds']:.3g}",
+        "processor ms": f"{line['processor_milliseconds']:.3g}",
+        "peak MB": f"{line['memory_mb']:.0f}",
+        ACCURACY: with_interval(line["accuracy"], line["interval"]),
+        "loss": f"{line['nats']:.3f}",
+        "changed": f"{line['changed']} of {line['predictions']}",
+        # the first is compared with nothing
+        f"against {first}": _verdict(line) if line["format"] != first else "",
+    }
 
 
 def export_sections(lines: Sequence[dict[str, Any]]) -> list[Section]:
     """The same as a page: each format's accuracy with its interval, and what it costs."""
-    dots = [(line["format"], line["accuracy"], line["interval"]) for line in lines]
+    measured = [line for line in lines if "failed" not in line]
+    dots = [(line["format"], line["accuracy"], line["interval"]) for line in measured]
     caption = (
         f"On the same rows ({scored_rows(lines[0])}), each in its own runtime; the first is what the others "
         "are held against."
     )
-    # a format for one runtime has figures that another lacks; CSV wants the same keys
-    raw = [{k: v for k, v in line.items() if not isinstance(v, list)} for line in lines]
+    # cells of CSV hold one number each
+    raw = [{k: v for k, v in line.items() if not isinstance(v, list)} for line in measured]
     return [
         Section("Accuracy", [Chart(charts.dots(dots, "accuracy, 95 % interval"), caption)]),
         Section("What it costs", [Table(as_table(lines), "", raw)]),
@@ -100,7 +112,7 @@ def beyond(
     if tolerance is None:
         return False
     # a bound that is met exactly is not missed by a rounding
-    missed = [line for line in lines if line["drop"] > tolerance + 1e-12]
+    missed = [line for line in lines if "failed" not in line and line["drop"] > tolerance + 1e-12]
     for line in missed:
         low, high = line["drop_interval"]
         say(

@@ -4,16 +4,11 @@ named.
 
 from __future__ import annotations
 
-import runpy
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from bounds import assert_near
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
@@ -30,33 +25,15 @@ from transformers import (
 from finetune.adapters.gguf import FILE as GGUF
 from finetune.adapters.gguf import export_gguf
 from finetune.errors import InputError
-from finetune.formats import measured, runtimes
-from finetune.formats.measured import Export, Questions, ask_file, export_all
-from finetune.formats.options import ExportArguments, ExportRowsArguments
-from finetune.formats.table import FORMATS, Exportable, FileFormat, find_formats
-from finetune.metrics.measure import mean_of
-from finetune.reports.exports import as_table, beyond, export_lines
+from finetune.formats import measured
+from finetune.formats.measured import Questions, ask_file
+from finetune.formats.table import FORMATS, Exportable
 from finetune.tasks.table import TASKS
 from finetune.tasks.task import Task
 
 # How far the mean nats a row may be from the model's own, as a share: types of fewer bits are further away.
 NEAR = {"bf16": 2e-2, "int8": 5e-2, "int4": 0.1, "q8_0": 2e-2, "q5_k": 0.1, "q4_k": 0.2}
 SCRIPT = Path(__file__).parents[2] / "scripts" / "export.py"
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process that asks a file is this one: seconds of imports less for each."""
-
-    whole = subprocess.run
-
-    def run(command: list[str], **options: object) -> object:
-        if "finetune.formats.runtimes" not in command:  # ExecuTorch's own compiler
-            return whole(command, **options)
-        runtimes.main(command[-1])
-        return SimpleNamespace(returncode=0, stderr="")
-
-    monkeypatch.setattr(subprocess, "run", run)
 
 
 def classifier() -> tuple[Exportable, Questions]:
@@ -226,129 +203,6 @@ def test_llama_cpp_reads_a_file_as_transformers_does(tmp_path):
             wanted = ours(input_ids=torch.tensor([ids])).logits[0]
         # llama.cpp keeps keys and values in 16 bits
         assert_near(torch.tensor(model.scores[: len(ids)].copy()), wanted, 1e-3)
-
-
-def export(name: str, right: list[int], said: list[int], tmp_path: Path | None = None) -> Export:
-    measure = mean_of(np.array(right))
-    return Export(name, tmp_path, 10.0, 2.5, 2.4, 300.0, np.array(said), measure, 0.3)
-
-
-def test_lines_are_paired_with_the_first():
-    whole = export("float32", [1] * 18 + [0] * 2, [1] * 20)
-    worse = export("int4", [1] * 9 + [0] * 11, [1] * 11 + [0] * 9)
-    lines = export_lines([whole, worse])
-    assert [line["changed"] for line in lines] == [0, 9]
-    assert lines[1]["drop"] == pytest.approx(0.45) and lines[1]["test"] == "McNemar, exact"
-    assert lines[1]["p"] == pytest.approx(
-        2 * 0.5**9
-    )  # 9 rows that float32 alone has right, none the other way
-    low, high = lines[1]["drop_interval"]
-    assert 0 < low < 0.45 <= high
-    table = as_table(lines)
-    assert table[1]["against float32"] == "-0.4500, p = 0.0039 (McNemar, exact)"
-    same = as_table(export_lines([whole, export("onnx", [1] * 18 + [0] * 2, [1] * 20)]))
-    assert same[1]["against float32"].startswith("+0.0000, p = 1")
-    said: list[str] = []
-    assert beyond(lines, 0.44, said.append) and said[0].startswith("int4 drops 0.4500")
-    assert not beyond(lines, 0.45) and not beyond(lines, None)
-
-
-def test_a_drop_beyond_the_tolerance_is_status_1(tmp_path, monkeypatch, capsys):
-    found = [
-        export("float32", [1, 1, 1, 1], [1] * 4),
-        "onnx: not written: no",
-        export("int8", [1, 0, 1, 1], [1] * 4),
-    ]
-    monkeypatch.setattr(measured, "export_all", lambda export, data: iter(found))
-    for tolerance, status in (("0.2", 1), ("0.25", 0)):
-        arguments = ["export", "--artefact", "x", "--output_dir", str(tmp_path), "--tolerance", tolerance]
-        monkeypatch.setattr(sys, "argv", arguments)
-        if status:
-            with pytest.raises(SystemExit) as left:
-                runpy.run_path(str(SCRIPT), run_name="__main__")
-            assert left.value.code == status
-            assert "int8 drops 0.2500" in capsys.readouterr().out
-        else:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert "| int8" in (tmp_path / "exports.md").read_text()
-
-
-def artefact(folder: Path, rows: Path, **options: object) -> Path:
-    """A finished run that tuned a whole classifier."""
-    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
-    network = make_model("bert", AutoModelForSequenceClassification, hidden_size=32, **names)
-    network.save_pretrained(folder)
-    make_tokenizer("bert").save_pretrained(folder)
-    given = {"task": "classification", "model_name_or_path": "x", "max_length": 16, "method": "full"}
-    (folder / "arguments.yaml").write_text(yaml.safe_dump(given | {"dataset_name": [str(rows)]} | options))
-    (folder / "labels.json").write_text('["neg", "pos"]')
-    (folder / "metrics.json").write_text("{}")
-    return folder
-
-
-def test_a_run_becomes_files_and_lines(tmp_path, review_file, in_process):
-    run = artefact(tmp_path / "run", review_file)
-    twin = artefact(tmp_path / "twin", review_file)
-    asked = ExportArguments(str(run), ["bf16"], str(tmp_path / "out"), beside=[str(twin)])
-    found = list(export_all(asked, ExportRowsArguments()))
-    assert [one.name for one in found] == ["float32", "bf16", "twin"]
-    assert found[0].file is None and found[1].file == tmp_path / "out" / "bf16"
-    assert {one.name for one in (tmp_path / "out").iterdir()} == {"bf16"}  # float32 was asked, not asked for
-    assert found[1].megabytes < 0.6 * found[0].megabytes
-    assert np.array_equal(found[0].said, found[2].said) and len(found[0].said) == 24
-    named = ExportRowsArguments(dataset_name=[str(review_file)], eval_split="test", max_eval_rows=6)
-    few = list(export_all(ExportArguments(str(run), ["float32"], str(tmp_path / "few")), named))
-    assert len(few[0].said) == 6 and few[0].file is not None
-
-
-def test_what_is_refused_leaves_nothing(tmp_path, review_file, monkeypatch, in_process):
-    run = artefact(tmp_path / "run", review_file)
-    monkeypatch.setattr(FileFormat, "is_installed", True)
-    with pytest.raises(InputError, match="'bert' is not written as GGUF"):
-        asked = ExportArguments(str(run), ["q8_0"], str(tmp_path / "gone"))
-        list(export_all(asked, ExportRowsArguments()))
-    assert not (tmp_path / "gone").exists()
-
-
-def test_what_cannot_be_exported_is_named(tmp_path, review_file, monkeypatch):
-    run = artefact(tmp_path / "run", review_file)
-    rows = ExportRowsArguments()
-    with pytest.raises(InputError, match="Unknown format 'torchscript'; wanted one of: float32, bf16"):
-        find_formats(["torchscript"])
-    with pytest.raises(InputError, match="Got --tolerance 1.5; wanted a share"):
-        ExportArguments(str(run), tolerance=1.5)
-    with pytest.raises(InputError, match="No artefact; set --artefact"):
-        list(export_all(ExportArguments(), rows))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="'executorch' needs the extra 'executorch'"):
-        find_formats(["executorch"])
-    assert "executorch" in find_formats(["all"])
-    monkeypatch.undo()
-    tags = artefact(tmp_path / "tags", review_file, task="tokens")
-    with pytest.raises(InputError, match="holds the task 'tokens'; exports are measured for"):
-        list(export_all(ExportArguments(str(tags), ["float32"]), rows))
-    other = artefact(tmp_path / "other", review_file)
-    (other / "labels.json").write_text('["bad", "good"]')
-    with pytest.raises(InputError, match="wanted the same classes in --beside"):
-        list(export_all(ExportArguments(str(run), ["float32"], beside=[str(other)]), rows))
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x").write_text("")
-    with pytest.raises(InputError, match="is not empty; set --output_dir"):
-        list(export_all(ExportArguments(str(run), ["float32"], str(tmp_path / "full")), rows))
-
-
-def test_a_format_of_all_that_fails_is_a_line(tmp_path, review_file, in_process, monkeypatch):
-    run = artefact(tmp_path / "run", review_file)
-    monkeypatch.delitem(FORMATS, "executorch")
-    formats = [name for name, row in FORMATS.items() if row.runtime == "llama.cpp" and row.is_installed]
-    found = list(export_all(ExportArguments(str(run), ["all"], str(tmp_path / "out")), ExportRowsArguments()))
-    lines = [one for one in found if isinstance(one, str)]
-    assert all(" not written: " in line for line in lines)
-    assert [line for line in lines if line.startswith("q8_0: not written")]
-    if formats:
-        assert not (tmp_path / "out" / "q8_0").exists()
-    for one in found:
-        assert isinstance(one, str) or one.file is not None
 
 
 @pytest.mark.slow

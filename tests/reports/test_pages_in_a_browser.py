@@ -12,7 +12,7 @@ import pytest
 from browser import browser
 from laid_out import TEXT, chat_run, ppo_run, study_run, train_run
 
-from finetune.formats.measured import Export
+from finetune.formats.finished import Export
 from finetune.metrics.measure import mean_of
 from finetune.reports.audit import audit_headline, audit_sections
 from finetune.reports.blocks import Section

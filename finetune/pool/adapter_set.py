@@ -25,7 +25,8 @@ from finetune.pool.alone import stand_alone
 from finetune.pool.grammar import Grammars
 from finetune.pool.lanes import Lanes
 from finetune.pool.loading import DAMAGED, context_of, folders_within, load_named_base, max_length
-from finetune.pool.mixing import Chain, Mixture, Plan, Ready
+from finetune.pool.mixing import Mixture
+from finetune.pool.plan import Chain, Plan, Ready
 from finetune.pool.prefixes import Prefixes
 from finetune.pool.registry import Name, Registry
 from finetune.pool.task_heads import FORECAST, HEADED, TaskHeads

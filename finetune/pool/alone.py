@@ -25,7 +25,7 @@ from finetune.errors import InputError
 from finetune.methods import head_names
 from finetune.models.tokens import fit_embeddings, token_rows
 from finetune.pool.loading import context_of
-from finetune.pool.mixing import Ready
+from finetune.pool.plan import Ready
 from finetune.pool.task_heads import HEADED, TaskHeads
 from finetune.pool.text_processor import TextProcessor
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from finetune.pool.kv_cache import KeyValues, padded
-from finetune.pool.mixing import Chain, Plan
+from finetune.pool.plan import Chain, Plan
 from finetune.pool.prefixes import Beginning, Prefixes
 from finetune.pool.sampling import Noted, Sampling, adjusted, draw, note
+from finetune.pool.stacks import Stacks
 from finetune.pool.virtual_tokens import seeded
 
 LOGITS = 2**26  # numbers at most in the logits of whole prompts (256 MB): such rows are read a few at a time
@@ -114,6 +115,7 @@ class Writing:
         self._prefixes = prefixes or Prefixes(0)
         self._cache = KeyValues()
         self._plan: Plan | None = None
+        self._stacks = Stacks()
         # Some families compute all places' logits: on a long prompt the largest tensor of all.
         last = "logits_to_keep" in inspect.signature(network.forward).parameters
         self._last_only = {"logits_to_keep": 1} if last else {}
@@ -128,8 +130,9 @@ class Writing:
     def step(self) -> list[tuple[Row, str]]:
         """One more token for every row. Gives back each row with the text that became certain; ended rows
         leave the batch."""
-        # Kept from step to step: the stacked factors stand in it, and change only when rows come or go.
-        self._plan = self._plan or Plan([row.chain for row in self.rows])
+        # Kept from step to step; when rows come or go, the next one takes over what its adapters' weights
+        # stand in.
+        self._plan = self._plan or Plan([row.chain for row in self.rows], self._stacks)
         self._cache.reserve()
         ids = torch.tensor([[row.ids[-1]] for row in self.rows])
         inputs = (ids, self._cache.mask(1), self._cache.lengths()[:, None])
@@ -173,7 +176,9 @@ class Writing:
             mask = torch.cat([(distance <= lengths[:, None]).long(), mask], dim=1)
         # Padding before a row's first token would count from -1. Cut, since what is in the cache has its own.
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        plan, options = Plan([row.chain for row in own]), {} if echo else self._last_only
+        # Newcomers to an empty batch are the batch of its first step.
+        stacks = None if self.rows else self._stacks
+        plan, options = Plan([row.chain for row in own], stacks), {} if echo else self._last_only
         # A prompt whose own tokens are to be noted needs the logits of all its places.
         logits = self._forward(plan, ids, mask, positions, cache, further=options)
         self._keep(own, cache, mask, lefts)

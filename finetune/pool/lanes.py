@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from finetune.pool.decoding import Row, Writing
-from finetune.pool.mixing import Plan
+from finetune.pool.plan import Plan
 from finetune.pool.prefixes import Prefixes
 from finetune.pool.seq2seq_decoding import Rewriting
 

@@ -2,17 +2,15 @@
 texts or threads.
 
 The base runs once for all rows; hooks on its layers add what each row's adapters change. Low-rank changes of
-several adapters are put side by side and rows see their own part through a mask, so that a step costs the
-same few products for two adapters or ten.
+several adapters are stacked (see finetune.pool.stacks), so that a step costs the same few products for two
+adapters or ten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
@@ -20,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune.adapters.weights import Adapter, Unmixable
 from finetune.errors import InputError
-from finetune.pool.virtual_tokens import VirtualTokens
+from finetune.pool.plan import Chain, Plan, Ready
+from finetune.pool.stacks import low_rank
 from finetune.tuners.bottleneck.layer import (
     AfterNorm,
     BottleneckLayer,
@@ -32,98 +31,8 @@ from finetune.tuners.bottleneck.layer import (
 from finetune.tuners.bottleneck.sites import site_kind
 
 
-@dataclass(eq=False)
-class Ready:
-    """An adapter laid out for use: its tensors in the base's type, under the names that the base gives its
-    layers.
-
-    Attributes:
-        heads: task's heads by name; the last of a chain that has one counts.
-        parts: modules in place of the base's own, by name.
-        virtual: made-up tokens that stand before each text.
-        ratios: DoRA's length of each row over that of the changed weight [out].
-        trained_for: its row of TASKS, where its folder says.
-        reader: what brings its inputs into the model's form, where they are no texts.
-        alone: a network of its own (see finetune.pool.alone), where it can't be mixed.
-        below: adapters that it was trained on top of, lowest first; they go through the batch with it.
-    """
-
-    adapter: Adapter
-    ratios: dict[str, Tensor] = field(default_factory=dict)
-    heads: dict[str, nn.Module] = field(default_factory=dict)
-    parts: dict[str, nn.Module] = field(default_factory=dict)
-    virtual: VirtualTokens | None = None
-    labels: list[str] | None = None
-    trained_for: str | None = None
-    max_length: int | None = None
-    alone: Any = None
-    reader: Any = None
-    below: Chain = ()
-
-    def size(self) -> int:
-        """Bytes that it holds beside the base."""
-        own = self.adapter.size() + (self.alone.bytes if self.alone else 0)
-        return own + sum(ready.size() for ready in self.below)
-
-    @property
-    def task(self) -> str | None:
-        return self.adapter.config.get("task_type")
-
-
-Chain = tuple[Ready, ...]
-
-
 class Folded(InputError):
     """A layer sees other rows than the batch has, so that several chains can't go through it at once."""
-
-
-class Plan:
-    """Which chain of adapters each row of a batch goes through; rows without any stay the base's.
-
-    A plan holds its adapters: one that is taken out of a pool meanwhile still answers the batch it was asked
-        for.
-    """
-
-    def __init__(self, rows: Sequence[Chain]) -> None:
-        self.rows = list(rows)
-        places: dict[Chain, list[int]] = {}
-        for index, chain in enumerate(rows):
-            places.setdefault(chain, []).append(index)
-        # Rows of one chain together: what can't be stacked runs once a chain and not once a row. A single
-        # chain takes all there is, so that a layer which folds the batch needs no row told from another.
-        self.groups: list[tuple[Chain, Any]] = [
-            (chain, torch.tensor(indices) if len(places) > 1 else slice(None))
-            for chain, indices in places.items()
-        ]
-        # Each once, in the order of rows; a set's order, and with it sums, would differ from run to run.
-        self.adapters = list(dict.fromkeys(ready for chain in rows for ready in chain))
-        self._beside: dict[str, tuple[Tensor, Tensor, Tensor | None] | None] = {}
-
-    def beside(self, name: str) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """Low-rank changes of a layer side by side: down [ranks, in], up [out, ranks], and which row sees
-        which [rows, ranks].
-
-        The mask is None where every row sees all; the whole is None where no adapter changes the layer.
-        """
-        if name not in self._beside:
-            # DoRA's changes go apart: they rescale the whole output of their rows, so that they can't be one
-            # more summand.
-            having = [r for r in self.adapters if name in r.adapter.factors and name not in r.ratios]
-            self._beside[name] = self._stacked(having, name) if having else None
-        return self._beside[name]
-
-    def _stacked(self, having: list[Ready], name: str) -> tuple[Tensor, Tensor, Tensor | None]:
-        factors = [ready.adapter.factors[name] for ready in having]
-        down, up = torch.cat([f.down for f in factors]), torch.cat([f.up for f in factors], dim=1)
-        # A count and no mark: a chain may hold the same adapter twice, and then its change counts twice.
-        # Of a single chain one row says it all, however many rows a layer makes of the batch.
-        rows = self.rows if len(self.groups) > 1 else self.rows[:1]
-        counts = torch.tensor([[float(row.count(ready)) for ready in having] for row in rows])
-        # One entry a rank, since the ranks of all adapters stand side by side: what a row must not see is
-        # zeroed between the two products, where it is narrow, and not in the output, where it would cost a
-        # tensor of the layer's width for each adapter.
-        mask = counts.repeat_interleave(torch.tensor([f.rank for f in factors]), dim=1).to(down)
-        return down, up, None if bool((mask == 1).all()) else mask
 
 
 class Mixture:
@@ -160,7 +69,9 @@ class Mixture:
         moved = replace(
             adapter,
             factors={
-                names[k]: replace(f, down=fit(f.down), up=fit(f.up)) for k, f in adapter.factors.items()
+                # In memory the other way round, as stacks keep it: copying into them is quick then.
+                names[k]: replace(f, down=fit(f.down), up=fit(f.up).mT.contiguous().mT)
+                for k, f in adapter.factors.items()
             },
             scales={names[k]: fit(s) for k, s in adapter.scales.items()},
             inward=frozenset(names[k] for k in adapter.inward),
@@ -225,7 +136,7 @@ class Mixture:
         if self.plan is None:
             return None
         changed = list(args)
-        for chain, rows in self.plan.groups:
+        for chain, rows in self.plan.beyond_sums(name):
             for ready in chain:
                 if name in ready.adapter.inward:
                     # Hooks may change what the base computed only in these rows: the others' inputs are the
@@ -261,10 +172,9 @@ class Mixture:
                 "can be mixed here"
             )
         result = output
-        beside = plan.beside(name)
-        if beside is not None:
-            result = result + _low_rank(args[0], beside)
-        for chain, rows in plan.groups:
+        for summand in plan.sums(name):
+            result = summand.added(result, args[0])
+        for chain, rows in plan.beyond_sums(name):
             # Several adapters on one norm add up in front of it, as they would one after the other in PEFT:
             # the norm of a sum isn't the sum of norms, so that it is made again for each.
             summed: Any = None  # what a norm is given, after adapters that add to it
@@ -280,9 +190,8 @@ class Mixture:
                     shift = shift + adapter.shifts[name]
                     result = _put(result, output, rows, result[rows] + adapter.shifts[name])
                 elif name in ready.ratios:
-                    change = _low_rank(
-                        args[0][rows], (adapter.factors[name].down, adapter.factors[name].up, None)
-                    )
+                    factors = adapter.factors[name]
+                    change = low_rank(args[0][rows], factors.down, factors.up)
                     # DoRA scales the product with the weight, never the bias, which the layer has added
                     # already.
                     bias = 0 if module.bias is None else module.bias
@@ -315,17 +224,6 @@ def _put(result: Tensor, original: Tensor, rows: Tensor, values: Tensor) -> Tens
     result = result.clone() if result is original else result
     result[rows] = values
     return result
-
-
-def _low_rank(inputs: Tensor, beside: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-    """Changes of a linear layer's output for inputs [rows, ..., in], or of an embedding's for ids [rows,
-    time]."""
-    down, up, mask = beside
-    inner = F.linear(inputs, down) if inputs.is_floating_point() else F.embedding(inputs, down.T)
-    if mask is not None:
-        # Vectors without time come from poolers and heads, places in two directions from pictures.
-        inner = inner * mask.view(len(mask), *[1] * (inner.dim() - 2), -1)
-    return F.linear(inner, up)
 
 
 def _bottleneck(ready: Ready, name: str, hidden: Tensor) -> Tensor:

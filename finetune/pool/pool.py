@@ -21,7 +21,8 @@ from finetune.adapters.input_reader import InputReader
 from finetune.errors import InputError
 from finetune.pool.adapter_set import AdapterSet
 from finetune.pool.decoding import Row
-from finetune.pool.mixing import Chain, Folded, Plan
+from finetune.pool.mixing import Folded
+from finetune.pool.plan import Chain, Plan
 from finetune.pool.registry import Name
 from finetune.pool.sampling import Sampling
 from finetune.pool.task_heads import FORECAST

@@ -6,17 +6,20 @@ Looking up waits for no model: an adapter is read outside the lock, while others
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import InputError
 from finetune.pool.loading import digest, figures_in, stamp_of
-from finetune.pool.mixing import Chain, Ready
+from finetune.pool.plan import Chain, Ready
 
+logger = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 BASE = "base"
 Name = str | tuple[str, ...] | None
@@ -39,6 +42,9 @@ class Entry:
     figures: dict[str, list[float]]
     ready: Ready | None = None
     used: int = 0
+    # What was put aside and still answers texts that wait or are being written.
+    alive: Callable[[], Ready | None] = lambda: None
+    reading: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Registry:
@@ -52,7 +58,7 @@ class Registry:
     def __init__(self, read: Callable[[Path], Ready], limit: int) -> None:
         self._read, self.limit = read, limit
         self._entries: dict[str, Entry] = {}
-        self._lock, self._clock = threading.Lock(), 0
+        self._lock, self._clock, self._told = threading.Lock(), 0, False
 
     def add(self, name: str, folder: str | Path, replace: bool) -> None:
         """Take an adapter in.
@@ -80,6 +86,18 @@ class Registry:
             self._entries[name] = entry
             # The new one stays, whatever else must go, or adding would end with nothing loaded.
             self._put_aside(keep=[entry])
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say once that memory doesn't hold all adapters: asked for in turn, each is read again each time."""
+        aside = sum(entry.ready is None for entry in self._entries.values())
+        if aside and not self._told:
+            self._told = True
+            logger.warning(
+                "The memory for adapters (%.0f MB) doesn't hold these %d: those not used for longest are "
+                "read again when asked for. Raise --memory_limit_mb",
+                self.limit / 2**20, len(self._entries),
+            )  # fmt: skip
 
     def _check_free(self, name: str, replace: bool) -> None:
         if name in self._entries and not replace:
@@ -127,14 +145,21 @@ class Registry:
                 # A count and not the time, which may stand still between two requests, or be set back.
                 self._clock += 1
                 entry.used = self._clock
-        # Outside the lock: reading takes seconds. Two threads may both read it, which does no harm.
-        found = [entry.ready or self._back(one, entry) for one, entry in zip(names, entries, strict=True)]
+        # Outside the lock: reading takes seconds.
+        found = [self._loaded(one, entry) for one, entry in zip(names, entries, strict=True)]
         with self._lock:
             for entry, ready in zip(entries, found, strict=True):
                 entry.ready = ready
             # A chain larger than the limit stands whole while it is used.
             self._put_aside(keep=entries)
         return tuple(one for ready in found for one in (*ready.below, ready))
+
+    def _loaded(self, name: str, entry: Entry) -> Ready:
+        # One thread reads, and what anybody still holds isn't read at all: a hundred requests that wait would
+        # else hold a copy each, far beyond the limit.
+        with entry.reading:
+            entry.ready = entry.ready or entry.alive() or self._back(name, entry)
+            return entry.ready
 
     def _back(self, name: str, entry: Entry) -> Ready:
         """Read again what was put aside."""
@@ -160,7 +185,7 @@ class Registry:
             if entry.ready is not None and entry not in keep:
                 total -= entry.ready.size()
                 # Rows that are being written hold their own reference, so that they end undisturbed.
-                entry.ready = None
+                entry.alive, entry.ready = weakref.ref(entry.ready), None
 
 
 def _reason(ready: Ready) -> str | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from finetune.pool.decoding import Row, taken
-from finetune.pool.mixing import Plan
+from finetune.pool.plan import Plan
 
 
 @dataclass(eq=False)

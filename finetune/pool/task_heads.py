@@ -12,7 +12,8 @@ import torch
 from finetune.adapters.loading import MODELS
 from finetune.errors import InputError
 from finetune.methods import head_names
-from finetune.pool.mixing import Mixture, Ready, SwitchedHead
+from finetune.pool.mixing import Mixture, SwitchedHead
+from finetune.pool.plan import Ready
 
 # The task of a head that forecasts, for which PEFT has no name.
 FORECAST = "FORECAST"

@@ -82,17 +82,20 @@ def main() -> None:
         folders = make_adapters(arguments, Path(root))
         # every prompt by every adapter: the distinct requests, of which no more than are asked
         every = product(PROMPTS, range(len(folders)))
-        pairs = [(prompt, f"a{index}") for prompt, index in every][: arguments.requests]
+        # numbered, so that fewer adapters are asked as many different texts: equal ones are read once
+        pairs = [(f"{prompt} {index}", f"a{index}") for prompt, index in every][: arguments.requests]
         jobs = [pairs[i % len(pairs)] for i in range(arguments.requests)]
         # before the server starts, so that neither slows the other
         switched, said["set_adapter"] = by_set_adapter(arguments, folders, pairs[: arguments.singles])
         more = [f"a{index}={folder}" for index, folder in enumerate(folders)]
-        with serving([SERVE, "--base", arguments.base, "--adapters", *more]) as server:
+        # all of them stay in memory: reading them again is another measurement
+        holds = ["--memory_limit_mb", 64 + sum(size_mb(folder) for folder in folders)]
+        with serving([SERVE, "--base", arguments.base, *holds, "--adapters", *more]) as server:
             alone = by_server(said, server, jobs, pairs, arguments.new_tokens)
             if arguments.fewer:
                 # the same prompts and as many requests: only the number of adapters differs
-                fewer = [job for job in jobs if int(job[1][1:]) < arguments.fewer]
-                by_fewer(said, server, (fewer * len(jobs))[: len(jobs)], arguments.new_tokens)
+                fewer = [(prompt, f"a{int(adapter[1:]) % arguments.fewer}") for prompt, adapter in jobs]
+                by_fewer(said, server, fewer, arguments.new_tokens)
             chats = by_chats(server, "base", arguments) if arguments.chats else None
     # speed of other answers is no comparison
     said["set_adapter"]["answers_unlike_the_server's"] = sum(
@@ -123,6 +126,10 @@ def make_adapters(arguments: argparse.Namespace, root: Path) -> list[Path]:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.03)
         tuned.save_pretrained(root / f"a{seed}", save_embedding_layers=False)
     return [root / f"a{seed}" for seed in range(arguments.adapters)]
+
+
+def size_mb(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir()) // 2**20 + 1
 
 
 def by_set_adapter(
@@ -167,6 +174,12 @@ class Server:
         # the server's own memory, without this process's
         lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(what))
+
+    def cpu_seconds(self) -> float:
+        """What all its threads have used of the processor so far."""
+        # counted from the bracket that closes the command's name, which may hold blanks
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(
@@ -216,7 +229,7 @@ def by_server(
     answers, said["one_at_a_time"] = timed(ask, pairs, at_once=1)
     # memory before the flood, to see what the flood adds
     alone, before = dict(zip(pairs, answers, strict=True)), server.memory_mb()
-    together, said["all_at_once"] = timed(ask, jobs, at_once=len(jobs))
+    together, said["all_at_once"] = flood(server, ask, jobs)
     said["all_at_once"] |= {
         "adapters": len({adapter for _, adapter in jobs}),
         "distinct_answers": len(set(alone.values())),
@@ -233,8 +246,18 @@ def by_server(
 
 def by_fewer(said: dict[str, Any], server: Server, jobs: list[Job], most: int) -> None:
     """As many requests over fewer adapters: what more of them cost."""
-    said["all_at_once_over_fewer"] = timed(partial(generate, server, most), jobs, at_once=len(jobs))[1]
-    said["more_adapters_cost"] = ratio(said["all_at_once_over_fewer"], said["all_at_once"])
+    fewer = said["all_at_once_over_fewer"] = flood(server, partial(generate, server, most), jobs)[1]
+    said["more_adapters_cost"] = ratio(fewer, said["all_at_once"])
+    # where others use the machine, its own seconds say more than the clock
+    more = said["all_at_once"]["server_cpu_seconds"] / fewer["server_cpu_seconds"]
+    said["more_adapters_cost_in_cpu_seconds"] = round(more, 2)
+
+
+def flood(server: Server, ask: Callable[[Job], str], jobs: list[Job]) -> tuple[list[str], dict[str, Any]]:
+    """All requests at once, and what of the processor the server took for them."""
+    before = server.cpu_seconds()
+    answers, found = timed(ask, jobs, at_once=len(jobs))
+    return answers, found | {"server_cpu_seconds": round(server.cpu_seconds() - before, 1)}
 
 
 def generate(server: Server, most: int, job: Job) -> str:

@@ -20,7 +20,7 @@ from finetune.artefacts.folder import read_artefact
 from finetune.artefacts.passport import adapters_below, read_passport
 from finetune.errors import InputError
 from finetune.models.load import ModelArguments
-from finetune.pool.mixing import Plan
+from finetune.pool.plan import Plan
 from finetune.pool.pool import AdapterPool
 from prompts.scoring.load import ScoringArguments, load_prompt_scorer
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune.adapters.loading import mount
 from finetune.errors import InputError
-from finetune.pool.mixing import Plan
+from finetune.pool.plan import Plan
 from finetune.pool.pool import AdapterPool
 
 TEXTS = ["the film was great", "a dull story", "i loved the very bright actor in it and the film", "awful"]

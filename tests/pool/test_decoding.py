@@ -22,12 +22,14 @@ def prompts(count: int, shortest: int, longest: int, seed: int = 0) -> list[str]
 
 def test_rows_that_come_and_go_write_what_each_writes_alone(tmp_path):
     pool = pool_of("llama", writes=True)
-    for seed, name in enumerate(("lora", "ia3", "prefix")):
-        make(tmp_path / name, "llama", "CAUSAL_LM", name, seed)
+    # Several low-rank ones, so that their stacks are filled, left and moved into.
+    kinds = {"ia3": "ia3", "prefix": "prefix"} | {f"lora{i}": "lora" for i in range(5)} | {"rs": "rslora"}
+    for seed, (name, kind) in enumerate(kinds.items()):
+        make(tmp_path / name, "llama", "CAUSAL_LM", kind, seed)
         pool.add(name, tmp_path / name)
     chance = random.Random(1)
     texts = prompts(24, 1, 30)
-    names = [chance.choice([None, "lora", "ia3", "prefix"]) for _ in texts]
+    names = [chance.choice([None, *kinds]) for _ in texts]
     lengths = [chance.randint(1, 20) for _ in texts]
     asked = zip(texts, names, lengths, strict=True)
     alone = [pool.generate([text], [name], max_new_tokens=size)[0] for text, name, size in asked]

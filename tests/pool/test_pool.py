@@ -292,26 +292,6 @@ def test_embeddings_of_base_and_adapter(tmp_path):
     assert found.norm(dim=1).tolist() == pytest.approx([1, 1])
 
 
-def test_adapters_beyond_the_limit_are_put_aside_and_come_back(tmp_path):
-    for seed, name in enumerate("abc"):
-        make(tmp_path / name, "bert", "SEQ_CLS", "lora", seed)
-    pool = pool_of("bert")
-    for name in "abc":
-        pool.add(name, tmp_path / name)
-    before = pool.logits([TEXTS[0]] * 3, list("abc"))
-    one = pool.chain("a")[0].adapter.size()
-    small = pool_of("bert", memory_limit_mb=2.5 * one / 2**20)
-    for name in "abc":
-        small.add(name, tmp_path / name)
-    assert [entry["in_memory"] for entry in small.adapters().values()] == [False, True, True]
-    for name, wanted in zip("abc", before, strict=True):
-        assert near(small.logits([TEXTS[0]], [name])[0], wanted)
-        assert sum(entry["in_memory"] for entry in small.adapters().values()) == 2
-    make(tmp_path / "a", "bert", "SEQ_CLS", "lora", 9)
-    with pytest.raises(InputError, match="have changed"):
-        small.logits([TEXTS[0]], ["a"])
-
-
 def test_eight_threads_while_adapters_come_and_go(tmp_path):
     for seed, name in enumerate(("a", "b", "x", "y")):
         make(tmp_path / name, "bert", "SEQ_CLS", "houlsby" if seed % 2 else "lora", seed)

@@ -6,6 +6,7 @@ import ast
 import functools
 import io
 import tokenize
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
@@ -108,6 +109,12 @@ def test_sizes():
     lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert {name: length for name, length in lengths.items() if length > 400} == {}
     assert not {path.stem for path in files} & {"utils", "helpers", "common", "misc", "base"}
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """pytest imports them by name alone, and leaves out the second."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_option_classes_are_small_and_say_what_they_do():

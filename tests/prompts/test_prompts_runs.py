@@ -183,6 +183,7 @@ def test_a_study_with_label_vectors(saved, review_file: Path, tmp_path: Path) ->
     }
 
 
+@pytest.mark.slow
 def test_nearest_examples_and_other_families(saved, review_file: Path, tmp_path: Path) -> None:
     embedder = saved("bert", AutoModel, seed=1)
     vectors = embed(str(embedder), ["the film", "the film", "a dull story"])

@@ -49,13 +49,14 @@ def integrated_gradients(
         difference of the two logits, as a share of that difference.
 
     Raises:
-        InputError: captum isn't installed.
+        InputError: captum isn't installed, or no gradient goes back to what the model reads.
     """
+    name = "pixel_values" if "pixel_values" in batch else "input_ids"
+    _check_vectors(network, batch, name)
     if importlib.util.find_spec("captum") is None:
         raise InputError("Integrated gradients come with captum: pip install 'finetune-and-prompt[show]'")
     from captum.attr import IntegratedGradients, LayerIntegratedGradients
 
-    name = "pixel_values" if "pixel_values" in batch else "input_ids"
     rest = {key: value for key, value in batch.items() if key != name}
 
     def logit(given: Tensor) -> Tensor:
@@ -76,6 +77,29 @@ def integrated_gradients(
     # over channels, or over the width of the embeddings
     summed = found[0].sum(0) if name == "pixel_values" else found[0].sum(-1)
     return summed.detach().float().cpu(), float((missing / apart.abs().clamp_min(1e-12)).abs().max())
+
+
+def _check_vectors(network: Any, batch: Mapping[str, Tensor], name: str) -> None:
+    """What the model reads goes through vectors, to which gradients go back.
+
+    Raises:
+        InputError: it counts its tokens.
+    """
+    # pixels are numbers already
+    if name == "pixel_values":
+        return
+    asked: list[bool] = []
+    hook = network.get_input_embeddings().register_forward_hook(lambda *_: asked.append(True))
+    try:
+        with torch.no_grad():
+            network(**batch)
+    finally:
+        hook.remove()
+    if not asked:
+        raise InputError(
+            f"A model of the kind '{core(network).config.model_type}' counts its words, and no gradient goes "
+            "back to a count. /v1/attribute of `finetune serve` leaves out word by word instead"
+        )
 
 
 def gradients_through_time(network: Any, batch: Mapping[str, Tensor]) -> Tensor:

@@ -21,7 +21,8 @@ def last_states(network: Any, batch: Mapping[str, Tensor]) -> Tensor:
     model, found = core(network), []
 
     def keep(_module: Any, _args: Any, output: Any) -> None:
-        found.append(output.get("last_hidden_state"))
+        # some bodies give one vector for a whole text, and no name to it
+        found.append(None if isinstance(output, Tensor) else output.get("last_hidden_state"))
 
     # the body, below any head: its output has a name in all families
     reader = model.get_encoder() if model.config.is_encoder_decoder else body(model)

@@ -23,6 +23,7 @@ from finetune.adapters.loading import quietly, row_of_base
 from finetune.artefacts.folder import read_artefact
 from finetune.errors import InputError
 from finetune.interpret.options import ShowArguments
+from finetune.interpret.states import last_states
 from finetune.models.heads import core, shifted_right
 from finetune.models.load import ModelArguments, architecture, load_model
 from finetune.models.processors import TEXT
@@ -57,7 +58,12 @@ class Subject:
         """
         # image processors have none
         if not hasattr(self.processor, "decode"):
-            raise InputError(f"{self.name} reads no texts; look at it with --images")
+            pictures = "pixel_values" in self.processor.model_input_names
+            raise InputError(
+                f"{self.name} reads no texts; look at it with --images"
+                if pictures
+                else f"{self.name} reads neither texts nor pictures, and there is no view of what it reads"
+            )
         if not text.strip():
             raise InputError("An empty text; wanted one or more words (--texts)")
         given = self.processor(text, truncation=True, max_length=self.max_length, return_tensors="pt")
@@ -120,7 +126,11 @@ def network_is_causal(network: Any) -> bool:
     model = core(network)
     # two texts that differ in the last token alone
     ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=model.device)
-    states = model(input_ids=ids, output_hidden_states=True)["hidden_states"][-1]
+    try:
+        states = last_states(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    except InputError:
+        # one vector for a whole text, so that nothing in it comes before
+        return False
     return bool(torch.equal(states[0, :2], states[1, :2]))
 
 

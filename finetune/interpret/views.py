@@ -240,10 +240,11 @@ def show_gradients(subject: Subject, show: ShowArguments) -> View:
     """What the answer hangs on, word by word, and how far back the last state reaches."""
     sections, drawings = [], []
     for place, text in enumerate(wanted_texts(show)):
-        batch, blocks = subject.batch(text), []
+        blocks: list[Any] = []
+        batch = subject.batch(text)
         words = subject.words(batch["input_ids"][0])
         # an answer of one logit: bodies have none, encoder-decoders write texts
-        if subject.architecture != "encoder-decoder" and "logits" in subject.network(**batch):
+        if subject.architecture != "encoder-decoder" and _one_answer(subject, batch, blocks):
             drawing, row, missing = _integrated(subject, show, batch, words, place)
             blocks += [drawing.chart, Table([row | {"not accounted for": f"{missing:.1%}"}])]
             drawings.append(drawing)
@@ -257,17 +258,41 @@ def show_gradients(subject: Subject, show: ShowArguments) -> View:
                 )
         if subject.architecture == "encoder-decoder":
             batch = with_target(subject, batch, show.target_text)
-        norms = gradients_through_time(subject.network, batch)
-        caption = "What the last state sends back to each word: a line that falls fast forgets fast."
-        fade = interpretation.fading(f"{place + 1}-through-time", norms.numpy(), caption)
-        drawings.append(fade)
-        blocks += [fade.chart]
+        fade = _fade(subject, batch, place)
+        if fade is not None:
+            drawings.append(fade)
+            blocks += [fade.chart]
         sections.append(Section(cut_text(text, 60), blocks))
     for place, file in enumerate(show.images, start=1 + len(show.texts)):
         given = open_picture(subject, file)
         section, made = picture_gradients(subject, given, show.target, show.steps, place)
         sections, drawings = [*sections, section], [*drawings, *made]
     return View(f"{counted(show)}: what the answer hangs on", sections, drawings)
+
+
+@torch.no_grad()
+def _one_answer(subject: Subject, batch: dict[str, Tensor], blocks: list[Any]) -> bool:
+    """Whether a text gets a single answer; a word about taggers goes into the blocks."""
+    outputs = subject.network(**batch)
+    if "logits" not in outputs:
+        return False
+    # a line of logits for each token, and names that are no tokens'
+    if outputs["logits"].dim() == 3 and subject.labels:
+        blocks.append(
+            Words("A tagger gives every word an answer of its own: what each hangs on is not drawn here.")
+        )
+        return False
+    return True
+
+
+def _fade(subject: Subject, batch: dict[str, Tensor], place: int) -> Picture | None:
+    """How far back the last state reaches; None for a model that has one vector for a whole text."""
+    try:
+        norms = gradients_through_time(subject.network, batch)
+    except InputError:
+        return None
+    caption = "What the last state sends back to each word: a line that falls fast forgets fast."
+    return interpretation.fading(f"{place + 1}-through-time", norms.numpy(), caption)
 
 
 def _integrated(

@@ -13,7 +13,7 @@ from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from finetune.reports.blocks import Chart, cut_text
 from finetune.reports.charts import STYLE, as_svg
@@ -190,10 +190,15 @@ def fading(name: str, norms: np.ndarray, caption: str) -> Picture:
         # a logarithm has no 0; what vanished entirely stands at the bottom
         axes.plot(np.arange(len(norms)), np.maximum(norms[::-1], 1e-30), color=COLOURS[0], linewidth=1.6)
         axes.set(xlabel="places before the last one", ylabel="norm of the gradient", yscale="log")
-        for scale in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            scale(
-                FuncFormatter(lambda value, _: f"{value:g}")
-            )  # the page's text knows no powers set as formulas
+        # few enough to be read apart: over many powers of ten each alone, over one or two some between them
+        powers = np.log10(max(norms.max(), 1e-30) / max(norms.min(), 1e-30))
+        between = (1.0,) if powers > 3 else (1.0, 3.0) if powers > 1.5 else (1.0, 2.0, 4.0, 7.0)
+        # less than a power is read off as it is
+        axes.yaxis.set_major_locator(LogLocator(subs=between, numticks=9) if powers > 0.5 else MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        # the page's text knows no powers set as formulas
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
 
     return drawn(name, (5.2, 2.6), caption, draw)

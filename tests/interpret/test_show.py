@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from conftest import make_model, make_tokenizer
 from field_models import make_field_model
 from matplotlib.figure import Figure
-from test_train import train
+from test_train import script, train
 from transformers import (
+    AutoModelForAudioClassification,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )
 
+from finetune.cli.parser import parse
 from finetune.data.narrowed import OwnRowsArguments
 from finetune.errors import InputError
 from finetune.interpret.options import ShowArguments
 from finetune.interpret.subject import find_subject, network_is_causal, target_of
+from finetune.interpret.views import show_gradients
 from finetune.models.recurrent_config import RecurrentConfig, RecurrentSeq2SeqConfig
 from finetune.reports import interpretation
 from scripts.show import main
@@ -191,3 +197,58 @@ def test_embeddings_of_a_runs_own_rows_are_coloured_by_class(saved, tmp_path, re
     show = ShowArguments(what="embeddings", artefact=str(run), output_dir=str(tmp_path / "out"))
     page = (main(show, OwnRowsArguments()) / "embeddings.html").read_text()
     assert "24 texts by the mean of their last states" in page and "neg" in page and "pos" in page
+
+
+def own_run(tmp_path, family: str, saved, review_file) -> str:
+    """A run of `train` on a few reviews, of a family that this project brings."""
+    small = {"lstm": "hidden_size=8,embedding_size=8", "textcnn": "filters=4,embedding_size=8"}
+    out = tmp_path / family
+    given = ["--dataset_name", review_file, "--output_dir", out, "--bf16", "false"]
+    if family in small:
+        given += ["--from_config", family, "--config_overrides", small[family], "--method", "full"]
+        given += ["--tokenizer_name", saved["bert"], "--max_steps", "1", "--max_length", "16"]
+    else:
+        given += ["--model_name_or_path", family]
+    run = script("train").main
+    run(*parse(run, list(map(str, given))))
+    return str(out)
+
+
+@pytest.mark.parametrize("family", ["lstm", "textcnn"])
+def test_runs_of_own_families_are_looked_at(saved, tmp_path, review_file, family):
+    pytest.importorskip("captum")
+    run = own_run(tmp_path, family, saved, review_file)
+    folder = main(ShowArguments(what="gradients", artefact=run, texts=[TEXT]), OwnRowsArguments())
+    drawn = sorted(path.name for path in folder.glob("*.png"))
+    # a text has one vector under filters, and there is no time to go back through
+    assert drawn == ["1-integrated.png", *(["1-through-time.png"] if family == "lstm" else [])]
+
+
+@pytest.mark.parametrize("family", ["lstm", "bag_of_words"])
+def test_what_a_family_does_not_have_is_named(saved, tmp_path, review_file, family):
+    run = own_run(tmp_path, family, saved, review_file)
+    with pytest.raises(InputError, match=r"hands out no attention weights"):
+        main(ShowArguments(what="attention", artefact=run, texts=[TEXT]), OwnRowsArguments())
+    if family == "bag_of_words":
+        for what, said in (("gradients", "counts its words"), ("embeddings", "no state to each place")):
+            show = ShowArguments(what=what, artefact=run, texts=[TEXT, "a good film"])
+            with pytest.raises(InputError, match=said):
+                main(show, OwnRowsArguments())
+
+
+def test_a_tagger_has_no_single_answer(tmp_path):
+    make_model("bert", AutoModelForTokenClassification).save_pretrained(tmp_path / "it")
+    make_tokenizer("bert").save_pretrained(tmp_path / "it")
+    subject = find_subject(ShowArguments(what="gradients", model_name_or_path=str(tmp_path / "it")))
+    network = AutoModelForTokenClassification.from_pretrained(str(tmp_path / "it")).eval()
+    tagger = replace(subject, network=network, labels=["O", "B"])
+    view = show_gradients(tagger, ShowArguments(what="gradients", texts=[TEXT]))
+    assert [one.name for one in view.drawings] == ["1-through-time"]
+    assert "every word an answer of its own" in str(view.sections[0].blocks)
+
+
+def test_what_reads_series_has_no_view(tmp_path):
+    for part in make_field_model("ast", AutoModelForAudioClassification, num_labels=2):
+        part.save_pretrained(tmp_path / "ast")
+    with pytest.raises(InputError, match="reads neither texts nor pictures"):
+        shown(tmp_path, "gradients", str(tmp_path / "ast"), texts=[TEXT])

@@ -37,10 +37,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "SEQ_CLS": {"task": "classification", "max_length": 512},
     "TOKEN_CLS": {"task": "tokens", "max_length": 512},
     "CAUSAL_LM": {"objective": "clm"},
+    "SEQ_2_SEQ_LM": {"task": "seq2seq", "max_length": 512, "max_target_length": 128},
 }
 # why fusions with other heads are none of these runs
 UNREADABLE = {
-    "SEQ_2_SEQ_LM": "is a fusion on an encoder-decoder, which no run here loads; take in its adapters alone",
     "QUESTION_ANS": "has a head for questions, and no run here loads such a fusion; take in its adapters",
     "FEATURE_EXTRACTION": "has no head, by which a fusion is loaded; save it with its head (with_head=True)",
 }

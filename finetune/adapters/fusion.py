@@ -112,6 +112,16 @@ class Fused(nn.Module):
         # The residual is taken off again: the layer adds it by itself.
         return mixed - hidden if self.residual else mixed
 
+    def __getattr__(self, name: str) -> Any:
+        # Models read their layers' attributes: T5's feed-forward asks its last layer's weight for its type.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # Before it is assigned: asking for it would come here again, for ever.
+            if name == "layer":
+                raise
+            return getattr(self.layer, name)
+
     def matrices(self) -> dict[str, Tensor]:
         """What fusion itself learns, by name: the layer and its adapters stay as they were."""
         return {
@@ -183,9 +193,8 @@ def mount_all(
         else:
             tuned.add_adapter(name, config)
         # Heads aside, since the fused model has its own.
-        set_peft_model_state_dict(
-            tuned, {k: v for k, v in read_tensors(folder).items() if "bottleneck_" in k}, name
-        )
+        weights = {k: v for k, v in read_tensors(folder).items() if "bottleneck_" in k}
+        set_peft_model_state_dict(tuned, weights, name)
     if tuned is None:
         raise InputError("No adapters to fuse; name two or more by --adapters")
     return tuned.eval(), names
@@ -241,12 +250,10 @@ def with_drift(row: Task, network: nn.Module, weight: float) -> Task:
         losses = row.loss(logits, labels, **shape)
         # losses are summed and divided by the items of the whole step: with each row's items as its share,
         # one drift is left
-        return (
-            # Evaluation keeps to the task's own loss.
-            losses + weight * drift(network) * row.items(labels).to(losses)
-            if logits.requires_grad
-            else losses
-        )
+        # Evaluation keeps to the task's own loss.
+        if not logits.requires_grad:
+            return losses
+        return losses + weight * drift(network) * row.items(labels).to(losses)
 
     return replace(row, loss=loss)
 
@@ -260,8 +267,8 @@ def save_fusion(network: PeftModel, folder: str | Path, adapters: Sequence[Path]
     path, layers = Path(folder), _fused(network)
     if not layers:
         raise InputError("This model has no fusion to save; wanted one that `fuse` was called on")
-    names = next(iter(layers.values())).names
-    for name, source in zip(names, adapters, strict=False):
+    first = next(iter(layers.values()))
+    for name, source in zip(first.names, adapters, strict=False):
         (path / ADAPTERS / name).mkdir(parents=True, exist_ok=True)
         # Copies, so that a fusion outlives the folders that it was made of.
         for file in COPIED:
@@ -272,9 +279,8 @@ def save_fusion(network: PeftModel, folder: str | Path, adapters: Sequence[Path]
     heads = _trained_whole(base)
     tensors = _matrices(layers) | _weights_of(base, heads)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / FUSION_WEIGHTS)
-    first = next(iter(layers.values()))
     said = {"query_bias": first.query.bias is not None, "residual": first.residual, "heads": heads}
-    write_atomically(path / FUSION_FILE, json.dumps({"adapters": names} | said))
+    write_atomically(path / FUSION_FILE, json.dumps({"adapters": first.names} | said))
 
 
 def _matrices(layers: dict[str, Fused]) -> dict[str, Tensor]:
@@ -306,9 +312,8 @@ def save_fused(
     processor.save_pretrained(path)
     # What the folder says of its rows is of this run; base and tokenizer are the adapters'.
     options = yaml.safe_load((path / ARGUMENTS).read_text(encoding="utf-8"))
-    first = (
-        passport.read_passport(adapters[0]) or {}
-    )  # all of them were checked: base and tokenizer are the same
+    # All of them were checked: base and tokenizer are the same.
+    first = passport.read_passport(adapters[0]) or {}
     own = {
         "base": options["model_name_or_path"], "method": "fusion",
         "method_kwargs": {"adapters": len(adapters)},

@@ -53,7 +53,7 @@ CROSSING = {
     "pfeiffer_cross": SeqBnConfig(cross_adapter=True),
 }
 # families with a fusion of each sequential shape → those without values of their own
-FUSED = {"bert": ("houlsby_fused",), "roberta": (), "gpt2": ()}
+FUSED = {"bert": ("houlsby_fused",), "roberta": (), "gpt2": (), "bart": (), "t5": ()}
 IDS = torch.tensor([[2, 7, 8, 9, 10, 3], [2, 9, 11, 12, 13, 3]])
 
 

@@ -135,15 +135,18 @@ def checked_splits(
     alone = rows.train is rows.eval  # to be assessed: nothing is trained on
     # `alone` is 0 or 1: of one split the training entry is skipped
     for part, where, limit, seed in splits[alone:]:
-        missing = [
-            name
-            for name in (columns.text, columns.pair, columns.label)
-            if name and name not in part.column_names
-        ]
+        flags = {
+            columns.text: "text_column",
+            columns.pair: "text_pair_column",
+            columns.label: "label_column",
+        }
+        missing = [name for name in flags if name and name not in part.column_names]
         if missing:
+            # in the rows of the training a name is wrong; in others the split may be
+            flag = flags[missing[0]] if where == "training" else "eval_split"
             raise InputError(
                 f"No column '{missing[0]}' in the {where} rows; they have {', '.join(columns_of(part))}. "
-                "Set --eval_split"
+                f"Set --{flag}"
             )
         # checked before sampling: a fault outside the sample is a fault of the file
         part = without_empty(part, columns, data.drop_empty_rows, where, lists)

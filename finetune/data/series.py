@@ -5,6 +5,7 @@ model.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,13 +133,16 @@ def find_channels(
 
 
 def _sample(rows: Dataset, column: str) -> str:
-    """The first cell that is there and is no number, for a message."""
+    """The first cell that is there and is no finite number, for a message."""
     for index, value in enumerate(rows[column][:]):
         if value is None:
             continue
         try:
-            float(value)
+            # `nan` and `inf` make a column of texts too, and are not what a channel wants
+            finite = math.isfinite(float(value))
         except (TypeError, ValueError):
+            finite = False
+        if not finite:
             return f"{value!r:.60} in {place_of(rows, index)}"
     return f"{rows[column][0]!r:.60} in {place_of(rows, 0)}"
 

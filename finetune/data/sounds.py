@@ -21,6 +21,7 @@ from finetune.errors import InputError
 
 # samples a second of any format there is; beyond, resampling would take filters of gigabytes
 SLOWEST, FASTEST = 1, 768_000
+STREAMED = 0x7FFFF000  # bytes of sound, from which on a head's number is a placeholder
 MELS, SEGMENTS = 40, 8  # bands, and parts of a sound, of the vector that a linear model reads
 
 
@@ -37,7 +38,7 @@ def heard(cell: dict[str, Any], rate: int | None = None) -> tuple[np.ndarray, in
         InputError: a format that wants soundfile, which is not installed.
     """
     content = file_bytes(cell)
-    wave, own = _read(content)
+    wave, own = _read(content, cell.get("path") or "A sound")
     channels = 1 if wave.ndim == 1 else wave.shape[1]
     wave = wave if wave.ndim == 1 else wave.mean(axis=1)
     if rate is not None and own != rate and len(wave):
@@ -47,10 +48,11 @@ def heard(cell: dict[str, Any], rate: int | None = None) -> tuple[np.ndarray, in
     return wave.astype(np.float32), own, channels
 
 
-def _read(content: bytes) -> tuple[np.ndarray, int]:
+def _read(content: bytes, name: str) -> tuple[np.ndarray, int]:
     fault: Exception | None = None
     # plain WAV wants no extra package
     if content[:4] == b"RIFF":
+        _check_whole(content)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of parts that hold no sound
@@ -64,10 +66,30 @@ def _read(content: bytes) -> tuple[np.ndarray, int]:
         if fault is not None:
             raise ValueError(f"no plain WAV ({fault}); the extra 'audio' reads more") from error
         raise InputError(
-            "Sounds other than plain WAV want the extra 'audio': pip install '.[audio]'"
+            f"{name} is no plain WAV, and other sounds want the extra 'audio': pip install '.[audio]'"
         ) from error
     values, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=False)
     return values, int(rate)
+
+
+def _check_whole(content: bytes) -> None:
+    """A WAV has as much sound as its head says; readers take what is there without a word.
+
+    Raises:
+        ValueError: it was cut off.
+    """
+    start = 12
+    while start + 8 <= len(content):
+        kind, size = struct.unpack("<4sI", content[start : start + 8])
+        there = len(content) - start - 8
+        if kind == b"data":
+            # a recorder that wrote into a pipe didn't know the length, and says the largest that there is
+            if there < size < STREAMED:
+                raise ValueError(f"cut off: {there:,} of the {size:,} bytes of sound that its head tells of")
+            return
+        # parts begin at even places
+        start += 8 + size + size % 2
+    raise ValueError("cut off before any sound")
 
 
 def _shares(values: np.ndarray) -> np.ndarray:

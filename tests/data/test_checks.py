@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Features, Translation
 
 from finetune.data.columns import class_ids, class_names, find_columns
 from finetune.data.sources import DataArguments, FewShotArguments, Rows
@@ -191,3 +191,12 @@ def test_shots_and_a_number_of_rows_contradict_each_other():
     part = Dataset.from_dict({"text": TEXTS, "label": [0, 1, 0, 1]})
     with pytest.raises(InputError, match="leave one out"):
         classification.examine(Rows(part, part.select(range(len(part))), "rows"), data, False)
+
+
+def test_a_column_of_another_name_is_asked_for_by_its_option():
+    cells = [{"en": f"a dog {n}", "de": f"ein Hund {n}"} for n in range(4)]
+    features = Features({"translation": Translation(["de", "en"])})
+    part = Dataset.from_dict({"translation": cells}, features=features)
+    data = DataArguments("rows", text_column="en", label_column="de")
+    with pytest.raises(InputError, match=r"No column 'en' .* translation\.en.*Set --text_column"):
+        TASKS["seq2seq"].examine(Rows(part, part.select([0]), "rows"), data)

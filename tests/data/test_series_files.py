@@ -80,6 +80,8 @@ def swapped() -> pd.DataFrame:
         (hourly(load=[1.0, 1e39, *range(38)]), r"row 1, has the value 1e\+39"),
         (hourly(heat=["1", "2,5", *map(str, range(38))]),
          r"'heat' of x holds '2,5' in row 1.*--ignore_columns heat"),
+        (hourly(heat=["1", "2", "nan", *map(str, range(37))]), r"'heat' of x holds 'nan' in row 2"),
+        (hourly(heat=["1", "2", "-inf", *map(str, range(37))]), r"'heat' of x holds '-inf' in row 2"),
         (hourly(heat=[True] * 40), "type bool"),
         (hourly()[["date"]], "no column of numbers"),
     ],

@@ -141,10 +141,13 @@ def test_conversions_are_said(file, tmp_path, caplog):
     [
         (wav(np.zeros(0, np.int16)), "0 samples"),
         (wav(np.full(100, np.nan, np.float32)), "no numbers"),
-        (b"RIFF", "Error"),
+        (b"RIFF", "cut off before any sound"),
+        (wav(np.ones(100, np.int16))[:30], "cut off before any sound"),
+        (wav(np.ones(100, np.int16))[:143], "cut off: 99 of the 200 bytes of sound"),
+        (wav(np.ones(100, np.int16))[:144], "cut off: 100 of the 200 bytes of sound"),
         (None, "no sound"),
     ],
-    ids=["empty", "nan", "broken", "none"],
+    ids=["empty", "nan", "broken", "head", "odd", "even", "none"],
 )
 def test_a_sound_that_cant_be_heard_is_named_with_its_row(content, said, tmp_path):
     good = wav((wave(440) * 30000).astype(np.int16))
@@ -155,6 +158,14 @@ def test_a_sound_that_cant_be_heard_is_named_with_its_row(content, said, tmp_pat
     data = DataArguments([str(tmp_path / "rows.parquet")], eval_split="train")
     with pytest.raises(InputError, match=rf"1 of 6 training rows.*row 2: .*{said}.*--drop_empty_rows"):
         audio.examine(load_rows(data), data)
+
+
+def test_a_wav_out_of_a_pipe_is_whole():
+    content = bytearray(wav((wave(440) * 30000).astype(np.int16)))
+    for unknown in (0xFFFFFFFF, 0x7FFFFFFF):
+        content[40:44] = unknown.to_bytes(4, "little")
+        found, _, _ = sounds.heard({"bytes": bytes(content), "path": None})
+        assert len(found) == len(wave(440))
 
 
 def test_a_sound_shorter_than_a_window_is_padded():

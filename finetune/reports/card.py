@@ -198,4 +198,4 @@ def _beats(one: dict[str, Any], run: RunFolder) -> bool:
     """Whether a baseline's interval reaches the run's figure."""
     if run.measure == "mse":  # the less the better
         return bool(one["interval"][0] <= run.metrics.get("mse", 0.0))
-    return bool(one["interval"][1] >= run.metrics.get("accuracy", 1.0))
+    return bool(one["interval"][1] >= run.metrics.get(run.measure, 1.0))

@@ -71,7 +71,9 @@ class RunFolder:
     def measure(self) -> str:
         """The figure that baselines are compared by."""
         # the figure that all of them have
-        return next((name for name in ("accuracy", "mse") if all(name in one for one in self.baselines)), "")
+        return next(
+            (name for name in ("accuracy", "mse", "f1") if all(name in one for one in self.baselines)), ""
+        )
 
     @cached_property
     def privacy(self) -> dict[str, Any]:

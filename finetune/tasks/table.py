@@ -85,7 +85,7 @@ TASKS: dict[str, Task] = {
         AutoModelForTokenClassification, tokens.examine, tokens.encode, collate.token_labels,
         loss.cross_entropy, loss.items, metrics.tag_accuracy, "TOKEN_CLS",
         best="f1", read=tokens.read, figures=tokens.figures, intervals=tokens.INTERVALS,
-        takes=WEIGHTED | {"stride"}, bind=tokens.bind,
+        takes=WEIGHTED | {"stride"}, bind=tokens.bind, baselines=tokens.baselines,
     ),
     "spans": Task(
         AutoModelForQuestionAnswering, spans.examine, spans.encode, collate.sequences,

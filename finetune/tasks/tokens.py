@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import bisect
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ from finetune.data.tagged import lay_out_tags
 from finetune.errors import InputError
 from finetune.loss import IGNORED
 from finetune.metrics import classification
-from finetune.metrics.bootstrap import f1_figure
+from finetune.metrics.bootstrap import bootstrap, f1_figure
 from finetune.tasks.options import TaskArguments
 from finetune.tasks.task import Answer, Asked, Examined, softmax
 from finetune.tasks.windows import frame, shared_tokens, split_windows
@@ -299,6 +300,37 @@ def shared_tags(answers: Sequence[Answer]) -> np.ndarray:
 
 def _entities(tags: list[str]) -> set[tuple]:
     return {one.to_tuple() for one in Entities([tags], IOB2).entities[0]}
+
+
+def baselines(found: Examined) -> list[dict[str, Any]]:
+    """Each word's commonest tag in the training rows, whatever stands beside it; that of all words for one
+    that they lack."""
+    assert found.rows.train is not None and found.rows.eval is not None and found.labels is not None
+    text, label = found.columns.text, found.columns.label
+    parts = [
+        (part[text][:], label_lists(part.features[label], part[label][:]))
+        for part in (found.rows.train, found.rows.eval)
+    ]
+    (learnt, tags), (words, gold) = parts
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row, marks in zip(learnt, tags, strict=True):
+        for word, mark in zip(row, marks, strict=True):
+            counts[word][mark] += 1
+    # of equally common tags the one that was seen first
+    usual = {word: seen.most_common(1)[0][0] for word, seen in counts.items()}
+    common = sum(counts.values(), Counter[str]()).most_common(1)[0][0]
+    answers = [
+        {"gold": wanted, "prediction": [usual.get(word, common) for word in row]}
+        for row, wanted in zip(words, gold, strict=True)
+    ]
+    f1 = figures(answers, found.labels)["f1"]
+    return [
+        {
+            "name": "each word's commonest tag",
+            "f1": f1,
+            "interval": bootstrap(shared_tags(answers), f1_figure),
+        }
+    ]
 
 
 INTERVALS = {"f1": (shared_tags, f1_figure)}

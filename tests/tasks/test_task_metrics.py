@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from datasets import Dataset, Features, List, Value
 from scipy import stats
 from seqeval.metrics import classification_report
 from seqeval.scheme import IOB2
 from sklearn.metrics import f1_score
 
+from finetune.data.sources import DataArguments, Rows
 from finetune.metrics import classification
+from finetune.tasks import tokens
 
 
 def test_entities_counted_by_hand():
@@ -95,3 +98,21 @@ def test_choices_with_fewer_offered():
 def test_next_tokens_are_counted_over_all_rows():
     gold = np.array([[4, 5, -100], [6, -100, -100]])
     assert classification.token_figures(np.array([1, 1]), gold) == {"token_accuracy": pytest.approx(2 / 3)}
+
+
+def test_the_commonest_tag_of_each_word_is_a_baseline():
+    feature = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})
+    train = [
+        (["Anna", "runs", "to", "Rome"], ["B-PER", "O", "O", "B-LOC"]),
+        (["Rome", "wins"], ["B-ORG", "O"]),
+        (["to", "Rome"], ["O", "B-LOC"]),
+    ]
+    held = [(["Anna", "likes", "Rome"], ["B-PER", "O", "B-LOC"]), (["Rome", "wins"], ["B-ORG", "O"])]
+    parts = [
+        Dataset.from_list([{"tokens": words, "tags": tags} for words, tags in rows], features=feature)
+        for rows in (train, held)
+    ]
+    found = tokens.examine(Rows(*parts, "rows"), DataArguments("rows"))
+    (one,) = tokens.baselines(found)
+    # Anna and the first Rome are right, the second Rome is a place again: two of three said and wanted
+    assert one["f1"] == pytest.approx(2 / 3) and one["interval"][0] <= 2 / 3 <= one["interval"][1]

@@ -92,7 +92,7 @@ def main(
     # said in the privacy statement: a long text's pieces are protected one by one
     unit = f"a piece of a text of at most {objective.max_length} tokens; a longer text is several"
     started = model.model_name_or_path
-    parts = private_parts(privacy, training, FreshTrainer, features["train"], started, unit=unit)
+    parts = private_parts(privacy, training, FreshTrainer, features, started, unit=unit)
     # the trainer sorts by length; which set a row is of has to follow that order
     features["eval"], parts["sets"] = sets_apart(features["eval"])
     trainer = make_trainer(row, network, processor, training, features, batching=batching, **parts)

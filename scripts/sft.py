@@ -62,7 +62,7 @@ def main(
 
     processes("sft")
     check_stream(stream, data, batching, training, private=privacy.wanted)
-    check_private(privacy, training, model.model_name_or_path, batching)
+    check_private(privacy, training, model.model_name_or_path, batching, own_noise=True)
     # TRL's names for what the table's row has under others
     task, changes = as_task(instruct, training)
     # the folder keeps what the user named, the loader gets the base below an adapter
@@ -89,9 +89,7 @@ def main(
         row, task, processor, features, asked, batching=batching, training=training
     )
     # a private run clips each row's gradient and needs a trainer of its own
-    further |= private_parts(
-        privacy, training, InstructTrainer, features["train"], asked_for.model_name_or_path
-    )
+    further |= private_parts(privacy, training, InstructTrainer, features, asked_for.model_name_or_path)
     # the last refusal: an occupied folder, before the first step
     checkpoint = steps.open_folder(row, options, found, features, network)
     trainer = make_instruct_trainer(row, network, processor, training, features, **further)

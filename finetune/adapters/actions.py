@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from finetune.adapters.classifier import load_classifier
 from finetune.adapters.loading import base_of, labels_of, load_base, mount
 from finetune.adapters.merge import MergeArguments, combine, save_merged
 from finetune.adapters.weights import read_adapter
-from finetune.artefacts.files import ARGUMENTS
+from finetune.artefacts.files import ARGUMENTS, PRIVACY
 from finetune.artefacts.folder import read_artefact
 from finetune.artefacts.passport import check_passport, read_passport, write_passport
 from finetune.artefacts.trained_rows import save_trained_rows
@@ -217,6 +218,9 @@ def into_base(action: ActionArguments, merge: MergeArguments) -> Iterator[str]:
     folder = save_whole(whole, processor, one_of(action), output_of(action))
     # a later run may start here, or prompts may be asked of it
     save_trained_rows(folder, of=[one_of(action)])
+    # what a private run spent is spent in whatever is made of it
+    if (spent := Path(one_of(action)) / PRIVACY).is_file():
+        shutil.copy(spent, folder / PRIVACY)
     yield str(folder)
 
 

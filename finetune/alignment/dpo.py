@@ -214,7 +214,8 @@ def make_dpo_trainer(
         check_pairs_fit(network, processor, training.max_length, train, held_out)
     if privacy is not None and privacy.wanted:
         check_pairs_are_private(privacy, training)
-        parts |= private_parts(privacy, training, CachedDPOTrainer, train, start, unit="a pair of answers")
+        rows = {"train": train, "eval": held_out}
+        parts |= private_parts(privacy, training, CachedDPOTrainer, rows, start, unit="a pair of answers")
     with made_by_trl():
         trainer = _trainer_of(training, parts)
     drop_copy(network)

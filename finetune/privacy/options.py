@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from finetune.artefacts.files import ARGUMENTS, PRIVACY
 from finetune.data.batching import BatchingArguments
 from finetune.errors import InputError
+from finetune.privacy.disclosure import check_start
 
 SERIES = (
     "series are scaled by means and deviations of all training rows, which have no noise, and windows of one "
@@ -90,6 +88,7 @@ def check_private(
     batching: BatchingArguments | None = None,
     *,
     weights: str | None = None,
+    own_noise: bool = False,
 ) -> None:
     """Options that private training can't keep its word with, said before anything is loaded.
 
@@ -97,6 +96,7 @@ def check_private(
         training: transformers' options.
         start: the folder or name of the model that training starts from.
         weights: `--class_weights`.
+        own_noise: whether `--neftune_noise_alpha` goes by the length of each row, and not by the batch's.
 
     Raises:
         InputError: one is set.
@@ -104,55 +104,49 @@ def check_private(
     if not privacy.wanted:
         return
     # one reason at a time: each is fatal by itself
-    why = None
+    why = _broken(training, batching, weights) or _unread(training, own_noise)
+    if why is not None:
+        raise InputError(f"--epsilon {privacy.epsilon}: {why}")
+    check_start(privacy.epsilon, privacy.public_start, start)
+
+
+def _broken(training: Any, batching: BatchingArguments | None, weights: str | None) -> str | None:
+    """Why there would be no gradient by row, or no known chance of a row."""
     if training.fp16:
-        why = "--fp16 scales gradients up, clipped or not; set --bf16, or neither"
-    elif training.fsdp or training.deepspeed:
-        why = (
+        return "--fp16 scales gradients up, clipped or not; set --bf16, or neither"
+    if training.fsdp or training.deepspeed:
+        return (
             "--fsdp and --deepspeed cut a row's gradient to pieces; leave them out (copies of the model work)"
         )
-    elif training.resume_from:
-        why = "the noise was made for the steps of the shorter run; leave --resume_from out"
-    elif training.torch_compile:
-        why = "a compiled step has no gradients by row; leave --torch_compile out"
-    elif batching is not None and batching.tokens_per_batch is not None:
-        why = (
+    if training.resume_from:
+        return "the noise was made for the steps of the shorter run; leave --resume_from out"
+    if training.torch_compile:
+        return "a compiled step has no gradients by row; leave --torch_compile out"
+    if batching is not None and batching.tokens_per_batch is not None:
+        return (
             "rows are sampled one by one, so that --tokens_per_batch can't say how many there are; set "
             "--per_device_train_batch_size and --gradient_accumulation_steps"
         )
-    elif weights == "balanced":
-        why = "balanced weights are counted from the rows, without noise; give --class_weights as JSON"
-    if why is not None:
-        raise InputError(f"--epsilon {privacy.epsilon}: {why}")
-    check_start(privacy, start)
+    if weights == "balanced":
+        return "balanced weights are counted from the rows, without noise; give --class_weights as JSON"
+    if training.ignore_data_skip:
+        return "--ignore_data_skip draws the same rows again after a stop; leave it out"
+    return None
 
 
-def check_start(privacy: PrivacyArguments, start: str | None) -> None:
-    """What training starts from gives nothing away that nobody bounded.
-
-    Raises:
-        InputError: a run that was trained without `--epsilon`.
-    """
-    # a folder without arguments.yaml is a base, of which nothing is known
-    folder = Path(start or "").expanduser()
-    # a run of this toolkit that left no account of what it spent
-    unbounded = (folder / ARGUMENTS).is_file() and not (folder / PRIVACY).is_file()
-    if start and unbounded and not privacy.public_start:
-        raise InputError(
-            f"--epsilon {privacy.epsilon}: the run in {start} was trained before without it, and what it "
-            "gives away nothing takes back. Set --model_name_or_path to a base or a private run; where its "
-            "rows were public, set --public_start true"
+def _unread(training: Any, own_noise: bool) -> str | None:
+    """Why one of transformers' options would say something else than what is done."""
+    if training.neftune_noise_alpha and not own_noise:
+        return (
+            "--neftune_noise_alpha goes by the longest row of a batch, so that rows know of each other; "
+            "leave it out"
         )
-
-
-def spent_before(start: str | None) -> dict[str, Any] | None:
-    """What the private run that training starts from has spent already; None where there is none."""
-    # a start at a private run: both spend on the same rows, and what was spent goes into the new account
-    file = Path(start or "").expanduser() / PRIVACY
-    if not start or not file.is_file():
-        return None
-    said: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return {name: said[name] for name in ("epsilon", "delta")}
+    if training.data_seed is not None:
+        return "rows are drawn by --seed, or by the system's chance; leave --data_seed out"
+    # 1.0 is transformers' default, which nobody asked for; 0 is none
+    if training.max_grad_norm not in (0.0, 1.0):
+        return "--max_grad_norm cuts the mean, noise and all; set --clip_norm, which cuts each row's gradient"
+    return None
 
 
 def check_network(epsilon: float, network: nn.Module) -> None:

@@ -91,11 +91,12 @@ class Units(TorchDataset):
     Args:
         features: rows as they are trained on.
         owners: the row that each feature is of, [features].
-        fresh: whether a feature is told the step it is visited in, so that its noise is another each time.
+        key: where a feature is told the step it is visited in, so that its noise is another each time, what
+            that noise follows from besides; None where it is told nothing.
     """
 
-    def __init__(self, features: Any, owners: Sequence[int], fresh: bool = False) -> None:
-        self.features, self.fresh = features, fresh
+    def __init__(self, features: Any, owners: Sequence[int], key: int | None = None) -> None:
+        self.features, self.key = features, key
         places: dict[int, list[int]] = {}
         for place, owner in enumerate(owners):
             # in the order of rows, so that unit numbers are the same in a continued run
@@ -120,7 +121,7 @@ class Units(TorchDataset):
     def __getitem__(self, visit: Visit) -> tuple[list[dict[str, Any]], bool]:
         unit, step, counts = visit
         # a unit may be visited twice in an epoch, so that the step stands for its number
-        told = {"epoch": step} if self.fresh else {}
+        told = {} if self.key is None else {"epoch": (self.key << 32) + step}
         return [self.features[place] | told for place in self.places[unit]], counts
 
 

@@ -11,18 +11,17 @@ import json
 import logging
 import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
@@ -31,7 +30,8 @@ from finetune.artefacts.files import PRIVACY, write_atomically
 from finetune.data.batching import EpochLoader
 from finetune.errors import InputError
 from finetune.privacy.accounting import epsilon_spent, noise_multiplier
-from finetune.privacy.options import PrivacyArguments, check_network, spent_before
+from finetune.privacy.disclosure import check_apart, spent_before
+from finetune.privacy.options import PrivacyArguments, check_network
 from finetune.privacy.row_gradients import One, Together, agree, fits
 from finetune.privacy.sampling import Chance, PoissonSteps, Units, generator, in_parts
 from finetune.training.pretraining import FreshTrainer
@@ -158,14 +158,16 @@ class PrivateSteps(Trainer):
         args = kwargs["args"]
         self.rows_at_once = args.per_device_train_batch_size
         # a batch of the loader is a whole step here; and the Trainer must not clip noise away
-        kwargs["args"] = replace(args, gradient_accumulation_steps=1, max_grad_norm=0.0)
+        kwargs["args"] = replace(
+            args, gradient_accumulation_steps=1, global_batch_size=None, max_grad_norm=0.0
+        )
         # first, so that its file is there before others look at the checkpoint
         kwargs["callbacks"] = [Ledger(self), *(kwargs.get("callbacks") or [])]
         super().__init__(**kwargs)
         rows = self.train_dataset
         # windows and turns of one row are one unit: the row is what is protected
         owners = rows["row"][:] if "row" in rows.column_names else range(len(rows))
-        self.units = Units(rows, owners, isinstance(self, FreshTrainer))
+        self.units = Units(rows, owners, mechanism.key if isinstance(self, FreshTrainer) else None)
         # without the wrapper of several processes, which would average gradients before they are clipped
         network = self.accelerator.unwrap_model(self.model)
         check_network(mechanism.epsilon, network)
@@ -186,6 +188,8 @@ class PrivateSteps(Trainer):
         rows = min(PROBED, len(self.units))
         # by row needs losses by row, and a batch of one has nothing to gain
         able = isinstance(self, ExactTrainer) and self.units.single and min(rows, self.rows_at_once) > 1
+        # blocks that are computed again can't be listened to
+        able = able and not self.args.activation_checkpointing
         if not able or not fits(self.trained, self.rows_at_once):
             return one
         together = Together(network, self.trained, self.mechanism.clip_norm)
@@ -237,10 +241,10 @@ class PrivateSteps(Trainer):
         # zeros also where no row was drawn: such a step is noise alone, and must be taken
         sums = [blank(p) for p in self.trained]
         total, seen = torch.zeros((), device=self.args.device), 0
-        for part in inputs["parts"]:
+        for number, part in enumerate(inputs["parts"]):
             batch = self._prepare_inputs(part["batch"])
             # set before each part: dropout must not depend on what this process did before
-            self._same_chance(batch)
+            self._same_chance(batch, number)
             losses = partial(self._losses_of, batch, self.gradients.together)
             if part["counts"]:
                 total += self.gradients.add(losses, sums).sum()
@@ -260,6 +264,8 @@ class PrivateSteps(Trainer):
         # a secret key is drawn anew at each start: the checkpoint's goes on
         if isinstance(resume_from_checkpoint, str):
             self.mechanism = continued(self.mechanism, Path(resume_from_checkpoint))
+            if self.units.key is not None:
+                self.units.key = self.mechanism.key
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.is_world_process_zero():
             said = self.mechanism.record(self.state.global_step) | {"together": self.gradients.together}
@@ -280,11 +286,13 @@ class PrivateSteps(Trainer):
             # a mean over the row's own items, as no total over rows may be used without noise
             return losses / items.clamp(min=1)
 
-    def _same_chance(self, batch: dict[str, Any]) -> None:
-        """Dropout that follows from the row, whichever process has it, first or again."""
-        if "row" in batch:
-            told = (self.args.seed, self.state.global_step, int(batch["row"][0]), len(batch["row"]))
-            torch.manual_seed(int(np.random.SeedSequence(told).generate_state(1, np.uint64)[0] >> 1))
+    def _same_chance(self, batch: dict[str, Any], part: int) -> None:
+        """Dropout that follows from the row, whichever process has it, first or again; and from the key, not
+        from a seed that the folder tells: one row more changes whose masks are whose, and who knew them all
+        would see more of it than `clip_norm`."""
+        rows = batch.get("row", [part])
+        told = (self.mechanism.key, self.state.global_step, 2, int(rows[0]), len(rows))
+        torch.manual_seed(int(np.random.SeedSequence(told).generate_state(1, np.uint64)[0] >> 1))
 
     def _leave(self, sums: list[Tensor]) -> None:
         """Sums of all processes → noisy means, as the parameters' gradients."""
@@ -359,17 +367,25 @@ ROW = "a row of the training data"
 
 
 def private_parts(
-    privacy: PrivacyArguments, training: Any, kind: type, rows: Dataset, start: str, *, unit: str = ROW
+    privacy: PrivacyArguments,
+    training: Any,
+    kind: type,
+    features: Mapping[str, Any],
+    start: str,
+    *,
+    unit: str = ROW,
 ) -> dict[str, Any]:
     """What a trainer of this `kind` is made with: {"kind": ...}, and the mechanism where it shall be private.
 
     Args:
-        rows: features; those of one `row` are one unit.
+        features: of `train`, of which those of one `row` are one unit, and of `eval`.
         start: what `--model_name_or_path` said.
         unit: what is protected, in words.
     """
     if not privacy.wanted:
         return {"kind": kind}
+    rows = features["train"]
+    check_apart(cast(float, privacy.epsilon), rows, features.get("eval"))
     # rows, not features: several may be of one row
     units = len(set(rows["row"][:])) if "row" in rows.column_names else len(rows)
     return {"kind": private(kind), "mechanism": plan(privacy, training, units, unit, start)}

@@ -16,6 +16,7 @@ from typing import Any
 UNCOVERED = (
     "the tokenizer and the base model, with whatever they were made of",
     "the choice of hyper-parameters, of the checkpoint and of the number of rows, and the names of classes",
+    "other runs on the same rows, as of --seeds: where they are given away too, what each spent adds up",
     "the evaluation rows, with every figure and prediction on them",
     "files of the folder that tell of training rows without noise (trained_rows.safetensors, data.json, "
     "baselines.json, training losses in history.jsonl and the page, checkpoints): leave them out where the "
@@ -49,7 +50,7 @@ def privacy_rows(said: dict[str, Any]) -> list[dict[str, str]]:
     before = said.get("before")
     if before:
         told["spent before"] = (
-            f"ε = {before['epsilon']:.3f} at δ = {before['delta']:g}, by the run this one went on from; for "
+            f"ε = {before['epsilon']:.3f} at δ = {before['delta']:g}, by the runs this one went on from; for "
             "rows of both the two add up"
         )
     return [{"what": name, "value": value} for name, value in told.items()]

@@ -175,6 +175,11 @@ def test_secret_noise_is_another_each_time(saved, review_file, tmp_path):
         (("--epsilon", "8", "--per_device_train_batch_size", "64"), "there are 48"),
         (("--epsilon", "8", "--tokens_per_batch", "64"), "--tokens_per_batch"),
         (("--epsilon", "8", "--class_weights", "balanced"), "--class_weights"),
+        (("--epsilon", "8", "--neftune_noise_alpha", "5"), "--neftune_noise_alpha"),
+        (("--epsilon", "8", "--ignore_data_skip", "true"), "--ignore_data_skip"),
+        (("--epsilon", "8", "--data_seed", "7"), "--data_seed"),
+        (("--epsilon", "8", "--max_grad_norm", "0.3"), "set --clip_norm"),
+        (("--epsilon", "8", "--eval_split", "train[:8]"), "evaluation rows are training rows"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -231,8 +236,8 @@ def test_private_pairs(saved, tmp_path):
     rows.mkdir()
     line = '{"prompt": "the film was", "chosen": " good and %s", "rejected": " bad and %s"}\n'
     words = ("fine", "great", "sharp", "bright", "slow", "dull", "very good", "not bad")
-    for split in ("train", "test"):
-        (rows / f"{split}.jsonl").write_text("".join(line % (word, word) for word in words))
+    for split, extra in (("train", ""), ("test", "very ")):
+        (rows / f"{split}.jsonl").write_text("".join(line % (extra + word, word) for word in words))
     main = script("dpo").main
     given = ["--model_name_or_path", str(saved("llama", AutoModelForCausalLM)), "--dataset_name", str(rows),
              "--output_dir", str(tmp_path / "run"), "--epsilon", "8", "--delta", "0.01", "--max_steps", "3",

@@ -27,7 +27,7 @@ from finetune.alignment.preferences import PairArguments
 from finetune.artefacts.folder import resolved_options, save_artefact
 from finetune.artefacts.provenance import provenance_of, save_provenance
 from finetune.artefacts.runs import open_run
-from finetune.artefacts.trained_rows import save_trained_rows
+from finetune.artefacts.trained_rows import save_trained_rows, unseen_by_start
 from finetune.data.columns import Columns
 from finetune.data.sources import DataArguments, Rows, load_rows
 from finetune.data.streaming import StreamingArguments
@@ -83,6 +83,9 @@ def train_on_pairs(
         train, held_out = read_preferences(
             data, pairs, processor, training.max_length, stream=stream, single=single, rows=read
         )
+        if held_out is not None:
+            # whatever the start learnt of them: their prompts, or prompts with answers
+            held_out = unseen_by_start(model.model_name_or_path, held_out, None)
     # Before the adapter is made: `--check` ends here and should be quick.
     if show_pairs(train, held_out, processor, data):
         return None

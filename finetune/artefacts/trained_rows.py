@@ -171,6 +171,28 @@ def unseen_rows(
     return Unseen(rows.select(fresh) if count else rows, count)
 
 
+def unseen_by_start(
+    start: Any,
+    rows: Dataset,
+    columns: Columns | None,
+    unseen: Callable[[np.ndarray], np.ndarray] = not_trained,
+) -> Dataset:
+    """Evaluation rows without those that the run which another starts from was trained on.
+
+    Args:
+        start: as --model_name_or_path names it; what is no run of ours, or tells of no rows, has seen none.
+        columns, unseen: see `unseen_rows`.
+
+    Raises:
+        InputError: there are no others.
+    """
+    folder = Path(str(start)).expanduser()
+    # what a start read without answers is no reason: it may have been all texts of a file
+    if not (folder / TRAINED_ROWS).is_file() or read_texts_alone(folder):
+        return rows
+    return unseen_rows(folder, rows, columns, unseen).rows
+
+
 def _among(known: set[int], hashes: Iterable[int]) -> np.ndarray:
     return np.array([one in known for one in hashes], dtype=bool)
 

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from transformers import set_seed
 from finetune.artefacts.folder import save_artefact
 from finetune.artefacts.provenance import provenance_of, save_provenance
 from finetune.artefacts.runs import check_vacant, open_run
-from finetune.artefacts.trained_rows import TRAINED_ROWS, read_texts_alone, save_trained_rows, unseen_rows
+from finetune.artefacts.trained_rows import save_trained_rows, unseen_by_start
 from finetune.data.batching import BatchingArguments, check_budget
 from finetune.data.languages import language_hint
 from finetune.data.places import SET, short_names
@@ -76,7 +75,10 @@ def examine_rows(
         else:
             rows = row.load(data)
             found = row.examine(rows, data)
-        found = _unseen_by_start(row, options.get("model_name_or_path"), found)
+        if found.rows.eval is not None:
+            start = options.get("model_name_or_path")
+            kept = unseen_by_start(start, found.rows.eval, found.columns, row.unseen)
+            found = found._replace(rows=replace(found.rows, eval=kept))
         # of the rows as they were read: a task samples and mixes them
         found = found._replace(provenance=provenance_of(rows, data))
     # the fingerprint is part of what makes two runs the same, so that it comes after the rows
@@ -88,20 +90,6 @@ def examine_rows(
         if hint and training.process_index == 0:
             logger.warning("%s reads English, and %s", options["model_name_or_path"], hint)
     return found
-
-
-def _unseen_by_start(row: Task, start: Any, found: Examined) -> Examined:
-    """Without the evaluation rows that the run which this one starts from was trained on.
-
-    Raises:
-        InputError: there are no others.
-    """
-    folder = Path(str(start)).expanduser()
-    # what a start read without answers is no reason: it may have been all texts of a file
-    if found.rows.eval is None or not (folder / TRAINED_ROWS).is_file() or read_texts_alone(folder):
-        return found
-    kept = unseen_rows(folder, found.rows.eval, found.columns, row.unseen).rows
-    return found._replace(rows=replace(found.rows, eval=kept))
 
 
 def load_for(

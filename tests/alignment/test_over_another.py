@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from bounds import assert_near
+from conftest import WORDS
 from safetensors.torch import load_file, save_file
+from scripted import run
 from test_dpo import save_changed, save_sft
 from transformers import AutoModelForCausalLM
 
@@ -76,3 +79,29 @@ def test_a_run_called_as_its_base_stands_on_no_adapter_and_moved_ones_are_found(
     save_changed(start, tmp_path / "runs" / "dpo", same, seed=2)
     (tmp_path / "runs").rename(tmp_path / "moved")
     assert adapters_below(tmp_path / "moved" / "dpo") == [(tmp_path / "moved" / base.name).resolve()]
+
+
+def test_held_out_pairs_that_the_start_learnt_are_left_out(aligning, caplog):
+    """What it was tuned on: a prompt with some answer, or a pair."""
+    folder, model, _, _ = aligning
+    pairs = [
+        {"prompt": f"the {word} film", "chosen": " was great", "rejected": " was bad"} for word in WORDS[2:22]
+    ]
+    tuned = [{"prompt": pair["prompt"], "completion": " was fine"} for pair in pairs[:14]]
+    for name, rows in (("tuned", tuned), ("train", pairs[:8]), ("test", pairs[8:]), ("seen", pairs[8:12])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    short = "--bf16 false --disable_tqdm true --max_steps 1 --max_length 16"
+    run(
+        "sft",
+        model,
+        f"{folder}/tuned.jsonl --eval_dataset_name {folder}/tuned.jsonl {short} --output_dir {folder}/sft",
+    )
+    start = (
+        f"{short} --model_name_or_path {folder}/sft --dataset_name {folder}/train.jsonl --eval_dataset_name"
+    )
+    for verb, further in (("dpo", ""), ("reward", ""), ("dpo", "--algorithm kto")):
+        caplog.clear()
+        run(verb, start, f"{folder}/test.jsonl", further, f"--output_dir {folder}/{verb}{further[-3:]}")
+        assert "6 of 12 rows are left out" in caplog.text or "12 of 24 rows are left out" in caplog.text
+    with pytest.raises(InputError, match="was trained on all 4 of these rows"):
+        run("dpo", start, f"{folder}/seen.jsonl --output_dir {folder}/none")

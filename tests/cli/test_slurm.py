@@ -120,24 +120,66 @@ def test_a_job_runs_on_this_machine(tmp_path):
     assert "--vocab_size" in job.stdout()
 
 
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "scripts" / "launch" / "slurm.sbatch"
+PATHS = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def options_of(folder: Path, rows: Path) -> list[str]:
+    """Four hundred steps of a tiny model in two processes, into `run`."""
+    base = folder / "base"
+    make_model("bert", AutoModel).save_pretrained(base)
+    make_tokenizer("bert").save_pretrained(base)
+    options = {
+        "model_name_or_path": base, "dataset_name": rows, "output_dir": folder / "run", "method": "full",
+        "bf16": "false", "max_steps": 400, "eval_strategy": "no", "save_strategy": "no", "logging_steps": 5,
+        "global_batch_size": 8, "per_device_train_batch_size": 4, "max_length": 24,
+    }  # fmt: skip
+    return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(why_not() is not None, reason=f"{why_not()}")
+def test_the_file_for_sbatch_ends_with_its_run_and_goes_on_where_its_time_ended(tmp_path, review_file):
+    words = options_of(tmp_path, review_file)
+    settings = ["--gpus-per-node=0", "--cpus-per-task=2", "--time=0:20:00"]
+    with cluster(tmp_path / "cluster") as environment:
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+
+        def said(*asked: str) -> str:
+            return subprocess.run(asked, env=environment, cwd=ROOT, capture_output=True, text=True).stdout
+
+        def queued(name: str, *further: str) -> Path:
+            log = tmp_path / f"{name}.log"
+            own = ("train", *words, "--output_dir", str(tmp_path / name), *further)
+            assert "Submitted" in said("sbatch", *settings, f"--output={log}", str(FILE), *own)
+            return log
+
+        def wait(until, log: Path) -> None:
+            end = time.monotonic() + 240
+            while not until():
+                assert time.monotonic() < end, log.read_text()[-3000:]
+                time.sleep(0.5)
+
+        whole = queued("whole", "--max_steps", "20")
+        wait(lambda: not said("squeue", "-h"), whole)
+        assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["steps"] == 20
+        stopped = queued("stopped", "--max_steps", "100000", "--time_limit", "40s")
+        wait(lambda: stopped.is_file() and "Continuing the unfinished run" in stopped.read_text(), stopped)
+        said("scancel", "--state=RUNNING")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(why_not() is not None, reason=f"{why_not()}")
 def test_slurm_starts_a_run_on_two_nodes_queues_it_again_and_ends_it(tmp_path, review_file):
     pytest.importorskip("submitit", reason="queueing needs the extra 'cluster'")
-    base, run = tmp_path / "base", tmp_path / "run"
-    make_model("bert", AutoModel).save_pretrained(base)
-    make_tokenizer("bert").save_pretrained(base)
-    options = {
-        "model_name_or_path": base, "dataset_name": review_file, "output_dir": run, "method": "full",
-        "bf16": "false", "max_steps": 400, "eval_strategy": "no", "save_strategy": "no", "logging_steps": 5,
-        "global_batch_size": 8, "per_device_train_batch_size": 4, "max_length": 24,
-    }  # fmt: skip
-    words = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    run = tmp_path / "run"
+    words = options_of(tmp_path, review_file)
     settings = ["--nodes", "2", "--gpus", "0", "--time", "0:20:00", "--log_folder", str(tmp_path / "log")]
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", STARTED, "launch", "--slurm", *settings, "train", *words]
     with cluster(tmp_path / "cluster") as environment:
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
         queued = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert queued.returncode == 0, queued.stderr[-2000:]
         job = queued.stdout.split()[-1]

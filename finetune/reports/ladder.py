@@ -134,7 +134,9 @@ class LadderPage:
         for size in sizes:
             # those that learn at this number, and those that can be had without more labels
             there = [c for c in self.cells if c.labels == size and c.points[0].grows]
-            there += [c for c in self.cells if not c.points[0].grows and c.labels <= size]
+            # which class is the commonest a few rows tell: the flat way stands beside all
+            flat = self.cells[0].way
+            there += [c for c in self.cells if not c.points[0].grows and (c.labels <= size or c.way == flat)]
             best = max(there, key=lambda cell: cell.accuracy)
             pairs += [(f"{size} labels", best, other) for other in there if other is not best]
         found = [

@@ -114,6 +114,16 @@ def page(*points, rows=200, **further):
     return LadderPage("x.csv", points, (np.arange(rows) % 2).tolist(), ["a", "b"], **further)
 
 
+def test_the_commonest_class_stands_beside_few_labels_too():
+    few = right(0.5, seed=3)
+    few[np.flatnonzero(~few)[:2]] = True  # two of 200 rows better than to guess
+    made = page(
+        point("guess", 256, right(0.5, seed=3), 0.1, grows=False),
+        point("bag", 16, few, 1.0), point("bag", 256, right(0.9), 1.0),
+    )  # fmt: skip
+    assert f"With 16 labels: bag ({few.mean():.3f}); not significantly behind: guess." in advice(made)
+
+
 def test_the_cheapest_of_those_that_are_alike_is_taken():
     best, near = right(0.90), right(0.90)
     near[np.flatnonzero(near)[:3]] = False  # three of 200 rows apart

@@ -326,3 +326,17 @@ def test_what_counts_as_rounding_is_a_share_of_the_logits():
             apart = size * (ones + torch.tensor([[0.0, 0.0], [share, 0.0]]))
             found = probe.compare_models((size * ones, counted), (apart, counted))
             assert (found.difference <= found.exact) == same and found.exact == pytest.approx(1e-3 * size)
+
+
+@pytest.mark.filterwarnings("ignore:Adapter name:UserWarning")
+def test_pefts_own_sum_of_dora_is_not_the_sum():
+    """Why such sums are refused here: PEFT takes them, and leaves the magnitudes out."""
+    layer = torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False))
+    dora = peft.LoraConfig(r=2, target_modules=["0"], use_dora=True, init_lora_weights=False)
+    network = peft.get_peft_model(layer, dora, adapter_name="one")
+    with torch.no_grad():
+        network.get_submodule("base_model.model.0.lora_magnitude_vector.one").weight.mul_(2)
+        wanted = network(torch.eye(6))
+        network.base_model.add_weighted_adapter(["one"], [1.0], "sum", combination_type="cat")
+        network.set_adapter("sum")
+        assert not near(network(torch.eye(6)), wanted, 0.1)

@@ -160,7 +160,11 @@ def read_adapter(folder: str | Path, kinds: Sequence[str] = ADAPTER_KINDS) -> Ad
             parts.setdefault(module, {})[FACTORS[ending]] = tensor
             # An embedding's factors are PEFT's transposed.
             embeddings |= {module} if "embedding" in ending else set()
+    # An empty file changes nothing, which is no adapter that anybody trained.
+    if not tensors and adapter.prompt is None:
+        raise InputError(f"{path / WEIGHTS} holds no weights; save the adapter again")
     for module, both in parts.items():
+        _check_rank(path, config, module, both["down"].shape[0])
         # In float32: a sum of bf16 factors would lose what small adapters change.
         up = both["up"].float() * _scaling(config, module, both["down"].shape[0])
         adapter.factors[module] = Factors(both["down"].float(), up, module in embeddings)
@@ -177,9 +181,14 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """
     # Sorted, so that sums go in one order on every disk.
     try:
-        return dict(sorted(load((folder / WEIGHTS).read_bytes()).items()))
+        tensors = dict(sorted(load((folder / WEIGHTS).read_bytes()).items()))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"Cannot read {folder / WEIGHTS}: {error}. Save the adapter again") from error
+    for name, tensor in tensors.items():
+        # Of a training that went off: it has no answer, and in a sum or a merge it would spoil the others.
+        if not tensor.isfinite().all():
+            raise InputError(f"'{name}' in {folder / WEIGHTS} holds numbers that are not finite; train again")
+    return tensors
 
 
 def _check_plain(folder: Path, config: dict[str, Any]) -> None:
@@ -213,6 +222,16 @@ def _check_whole(folder: Path, config: dict[str, Any], name: str) -> None:
     if not any(part in (config.get("modules_to_save") or ()) for part in name.split(".")):
         raise Unmixable(
             f"{folder} also holds '{name}', which is neither the adapter's nor a head in modules_to_save"
+        )
+
+
+def _check_rank(folder: Path, config: dict[str, Any], module: str, rank: int) -> None:
+    """See that a module has the rank that the options say, by which PEFT makes room for it and scales it."""
+    patterns = config.get("rank_pattern") or {}
+    said = patterns.get(get_pattern_key(list(patterns), module), config.get("r", rank))
+    if said != rank:
+        raise InputError(
+            f"{folder} is damaged: its options say rank {said} of '{module}', and its weights have {rank}"
         )
 
 

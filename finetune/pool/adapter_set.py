@@ -21,7 +21,7 @@ from finetune.device import device as here
 from finetune.errors import InputError
 from finetune.models.processors import TEXT
 from finetune.pool import virtual_tokens
-from finetune.pool.alone import stand_alone
+from finetune.pool.alone import check_runs, stand_alone
 from finetune.pool.grammar import Grammars
 from finetune.pool.lanes import Lanes
 from finetune.pool.loading import DAMAGED, context_of, folders_within, load_named_base, max_length
@@ -321,6 +321,8 @@ class AdapterSet:
             assert alone is not None
             # An adapter with a tokenizer of its own is checked against that one, which its passport names.
             self._check(folder, (ready.reader or alone.texts or self.texts).processor)
+            if self.reader is None:
+                check_runs(folder, alone.network)
         return ready
 
     def _check(self, folder: Path, processor: Any) -> None:

@@ -105,6 +105,21 @@ def stand_alone(folder: Path, config: dict[str, Any], heads: TaskHeads, reason: 
     return Ready(adapter, labels=labels, alone=Alone(plain, reason, own, texts))
 
 
+def check_runs(folder: Path, network: Any) -> None:
+    """Try a network on two tokens: PEFT puts some methods on layers that they then can't be run on.
+
+    Raises:
+        InputError: it doesn't run.
+    """
+    ids = torch.zeros(1, 2, dtype=torch.long, device=network.device)
+    further = {"decoder_input_ids": ids} if network.config.is_encoder_decoder else {}
+    try:
+        with torch.inference_mode():
+            network(input_ids=ids, attention_mask=ids + 1, **further)
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise InputError(f"PEFT puts {folder} on this base, and it doesn't run there: {error}") from error
+
+
 def _settings(folder: Path, task: str | None) -> Any:
     try:
         settings = peft.PeftConfig.from_pretrained(str(folder))

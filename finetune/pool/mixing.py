@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from finetune.adapters.weights import Adapter, Unmixable
 from finetune.errors import InputError
 from finetune.pool.plan import Chain, Plan, Ready
+from finetune.pool.shapes import check_shapes
 from finetune.pool.stacks import low_rank
 from finetune.tuners.bottleneck.layer import (
     AfterNorm,
@@ -82,11 +83,12 @@ class Mixture:
             magnitudes={names[k]: fit(m) for k, m in adapter.magnitudes.items()},
             prompt=None if adapter.prompt is None else fit(adapter.prompt),
         )
-        # By the moved factors: a ratio belongs to the weights that are served, after their rounding.
-        ratios = {name: self._ratio(name, moved) for name in moved.magnitudes}
         # All of them are looked at before any gets a hook: what is refused leaves no trace.
         for name in names.values():
             self._check(name, moved)
+            check_shapes(moved, name, self.modules[name])
+        # By the moved factors: a ratio belongs to the weights that are served, after their rounding.
+        ratios = {name: self._ratio(name, moved) for name in moved.magnitudes}
         for name in names.values():
             self.watch(name)
         return Ready(moved, ratios)
@@ -112,6 +114,8 @@ class Mixture:
             raise Unmixable(f"it changes '{name}', a {type(module).__name__}")
         elif adapter.config.get("bias", "none") != "none":
             raise Unmixable("it trains biases of the base")
+        elif isinstance(module, nn.Embedding) and name in adapter.magnitudes:
+            raise Unmixable(f"it is DoRA on '{name}', an embedding")
 
     def _ratio(self, name: str, adapter: Adapter) -> Tensor:
         weight: Any = self.modules[name].weight

@@ -71,6 +71,9 @@ def make_virtual_tokens(
         )
     if prompt is None:
         raise InputError(f"There are no tokens in this {kind} adapter; save it again by PEFT")
+    said = config.get("num_virtual_tokens", len(prompt))
+    if len(prompt) != said:
+        raise InputError(f"Its options say {said} made-up tokens, and its weights have {len(prompt)}")
     if kind == "PREFIX_TUNING":
         layers, heads = config["num_layers"], config["num_attention_heads"]
         # PEFT's order: for each layer its keys, then its values.

@@ -129,6 +129,11 @@ def _broken(training: Any, batching: BatchingArguments | None, weights: str | No
         )
     if weights == "balanced":
         return "balanced weights are counted from the rows, without noise; give --class_weights as JSON"
+    if training.push_to_hub and training.hub_strategy in ("checkpoint", "all_checkpoints"):
+        return (
+            "--hub_strategy pushes checkpoints, which hold what the noise follows from; set it to end or "
+            "every_save"
+        )
     if training.ignore_data_skip:
         return "--ignore_data_skip draws the same rows again after a stop; leave it out"
     return None

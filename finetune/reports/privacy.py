@@ -22,7 +22,8 @@ UNCOVERED = (
     "baselines.json, training losses in history.jsonl and the page, checkpoints): leave them out where the "
     "model is given away",
     "several rows of one person or of one text: k of them are protected k times less",
-    "rounding of floating-point numbers, which an attacker of the noise itself could use (Mironov 2012)",
+    "rounding of floating-point numbers, and torch's generator, which is none of cryptography: an attacker "
+    "of the noise itself could use them (Mironov 2012)",
 )
 SEED = (
     "sampling and noise, which follow from --seed here: who knows it can take the noise off "

@@ -19,7 +19,9 @@ from finetune.artefacts.trained_rows import TRAINED_ROWS
 from finetune.cli.parser import parse
 from finetune.errors import InputError
 from finetune.privacy.disclosure import check_start, spent_before
+from finetune.privacy.options import PrivacyArguments, check_private
 from finetune.privacy.sampling import in_parts
+from finetune.training.options import TrainingArguments
 
 BERT, MLM = ("classification", "bert", "lora"), ("mlm", "", "full")
 
@@ -118,3 +120,13 @@ def test_a_private_adapter_that_is_merged_takes_its_account_along(saved, review_
     (run / PRIVACY).write_text(json.dumps(account))
     check_start(8.0, False, merged("private"))
     assert spent_before(str(tmp_path / "private")) == account
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints", "end"])
+def test_checkpoints_are_not_pushed_with_what_the_noise_follows_from(strategy, tmp_path):
+    training = TrainingArguments(output_dir=str(tmp_path), hub_strategy=strategy)
+    training.push_to_hub = True  # which the constructor asks a hub about
+    if strategy == "end":
+        return check_private(PrivacyArguments(epsilon=8.0), training, None)
+    with pytest.raises(InputError, match="--hub_strategy pushes checkpoints"):
+        check_private(PrivacyArguments(epsilon=8.0), training, None)

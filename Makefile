@@ -27,7 +27,7 @@ demo: $(VENV)/ready  ## tune an adapter, score it on rows it never saw, make its
 	@echo; $(BIN)/python scripts/apps/five_lines.py $(RUN) $(SAID)
 	@echo
 	@echo "You have: an adapter of 1 MB in $(RUN), its figures and page ($(RUN)/report.html), its model card."
-	@echo "It was taught composed sentences; real reviews are harder for it: docs/results.md says by how much."
+	@echo "It was taught remarks that were written for it; real reviews are harder for it: docs/results.md says by how much."
 	@echo "Next:  1. your own file:     $(BIN)/finetune check FILE.csv"
 	@echo "       2. prompts instead:   $(BIN)/finetune prompt --prompts sentiment --models smollm2 --dataset_name films --max_eval_rows 100 --output_dir runs/prompts"
 	@echo "       3. serve it:          $(BIN)/finetune serve --base minilm --adapters films=$(RUN)"

@@ -5,7 +5,32 @@ All twenty were in sight when the number of epochs was chosen. From then on the 
 while the demo is changed; the others only tell what it is worth. FRESH was written after all of that, and
 nothing was asked with it before it stood here; its first ten may be looked at from now on. LATER was written
 before mean pooling and a wider corpus were tried; the demo, which kept to neither, was asked with it once.
+The 3,000 whole remarks that the demo learns from now were written without any of these lists in sight; LAST
+was written before they were, and is asked after all was chosen.
 """
+
+LAST = [
+    ("My wife and I haven't stopped talking about it.", "pos"),
+    ("I'd rather have stayed at home and cleaned the kitchen.", "neg"),
+    ("Great popcorn film, exactly what I needed.", "pos"),
+    ("The trailer showed all the good bits.", "neg"),
+    ("Already planning to see it again with my sister.", "pos"),
+    ("I've no idea what that was supposed to be about.", "neg"),
+    ("One of those rare films where everything comes together.", "pos"),
+    ("Save your money.", "neg"),
+    ("The little girl who plays the lead is astonishing.", "pos"),
+    ("You can see the ending coming from the first minute.", "neg"),
+    ("It had me smiling from ear to ear.", "pos"),
+    ("Nobody in our group liked it.", "neg"),
+    ("Not perfect, but I had a really good time.", "pos"),
+    ("They ruined a wonderful book.", "neg"),
+    ("A quiet film that gets under your skin.", "pos"),
+    ("Three hours of people shouting at each other.", "neg"),
+    ("If you only see one film this year, make it this one.", "pos"),
+    ("I gave up after half an hour and put something else on.", "neg"),
+    ("The kids want to watch it every single day now.", "pos"),
+    ("The special effects look like they were made on a phone.", "neg"),
+]
 
 LATER = [
     ("We stayed in our seats until the lights came on, it was that good.", "pos"),

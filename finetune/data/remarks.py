@@ -1,7 +1,7 @@
 """Everyday remarks about films, a sentence or two each: whole ones as they were written, and words of praise
 or blame in frames.
 
-Knows no files; the wording is remarks.yaml's.
+Knows no files; the wording is facing_remarks.yaml's and remarks.yaml's.
 """
 
 from __future__ import annotations
@@ -9,20 +9,33 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from finetune.data.reviews import facing
+
 SIDES = ("neg", "pos")
-WHOLE = 0.4  # share of remarks that stand as they were written: they say it without a word of praise or blame
+# share of whole remarks: they say it without a word of praise or blame, which frames teach
+WHOLE = 0.85
 
 
-def remark(rng: random.Random, bank: dict[str, Any], side: str) -> str:
-    """One remark of that side, `neg` or `pos`; now and then two, one after the other."""
-    said = [_sentence(rng, bank, side, WHOLE)]
-    if rng.random() < 0.25:
-        said.append(_sentence(rng, bank, side, 0.5))
-    return " ".join(dict.fromkeys(said))
+def remarks(
+    rng: random.Random, bank: dict[str, Any], lines: list[str], number: int, texts: set[str]
+) -> list[tuple[str, int]]:
+    """So many remarks with their sides, as many of praise as of blame (one more of blame where the number is
+    odd): WHOLE of them whole, or as many as the lines have, and the others words in frames.
 
-
-def _sentence(rng: random.Random, bank: dict[str, Any], side: str, whole: float) -> str:
-    return rng.choice(bank["remarks"][side]) if rng.random() < whole else framed(rng, bank, side)
+    Each line is drawn once, and both its sides are said: what one of them teaches about a topic, the other
+    takes back. None of them is among `texts`; all are added there.
+    """
+    whole = min(len(lines), round(number * WHOLE / 2))
+    said = [(facing(line, side), side) for line in rng.sample(lines, whole) for side in (0, 1)]
+    # lower-cased, as overlap between splits is counted
+    texts.update(text.lower() for text, _ in said)
+    while len(said) < number:
+        side = len(said) % 2
+        text = framed(rng, bank, SIDES[side])
+        if text.lower() not in texts:
+            texts.add(text.lower())
+            said.append((text, side))
+    return said
 
 
 def framed(rng: random.Random, bank: dict[str, Any], side: str) -> str:

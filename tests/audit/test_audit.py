@@ -252,7 +252,6 @@ LEARNT = (
 )
 
 
-@pytest.mark.slow
 def test_texts_of_a_pretraining_are_audited(saved, tmp_path):
     model, rows = saved("llama", AutoModelForCausalLM), rows_of_chance(tmp_path / "rows")
     told = f"--objective clm --layout rows --model_name_or_path {model} --dataset_name {rows} {LEARNT}"

@@ -144,7 +144,6 @@ def test_options_are_kept_as_config_takes_them(tmp_path: Path) -> None:
     assert again == [study, ColumnArguments(), ScoringArguments(), TuneArguments()]
 
 
-@pytest.mark.slow
 def test_a_study_with_a_tuned_prompt(saved, review_file: Path, tmp_path: Path) -> None:
     study, data = run(saved("llama", AutoModelForCausalLM), review_file, tmp_path / "a")
     found = finish(study, data, TuneArguments(tune="prompt", tune_rows=16))
@@ -164,7 +163,6 @@ def test_a_study_with_a_tuned_prompt(saved, review_file: Path, tmp_path: Path) -
     assert first < second < trained(tune_epochs=2)  # what is asked for is another adapter
 
 
-@pytest.mark.slow
 def test_a_study_with_label_vectors(saved, review_file: Path, tmp_path: Path) -> None:
     model = saved("llama", AutoModelForCausalLM, initializer_range=0.2)
     study, data = run(model, review_file, tmp_path / "a", soft_rows=16, shots=[0, 1])

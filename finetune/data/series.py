@@ -275,7 +275,8 @@ def _same_day(times: np.ndarray) -> bool:
     days = times.astype("datetime64[D]")
     first = days.astype("datetime64[M]").astype("datetime64[D]")
     # the first of the next month, less a day
-    last = (days.astype("datetime64[M]") + 1).astype("datetime64[D]") - 1
+    following = days.astype("datetime64[M]") + np.timedelta64(1, "M")
+    last = following.astype("datetime64[D]") - np.timedelta64(1, "D")
     return len(np.unique(days - first)) == 1 or bool((days == last).all())
 
 

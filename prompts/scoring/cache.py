@@ -13,6 +13,7 @@ import json
 import logging
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,8 @@ class Memory:
         if path is not None and self.state.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = sqlite3.connect(path, timeout=60)  # another study may keep answers in the same file
+            # whoever asks last closes it, not the interpreter's end
+            weakref.finalize(self, self.file.close)
             try:
                 self.file.execute(
                     "create table if not exists answers (key blob primary key, value blob not null)"

@@ -32,8 +32,8 @@ demo: $(VENV)/ready  ## tune an adapter, score it on rows it never saw, make its
 	@echo "       2. prompts instead:   $(BIN)/finetune prompt --prompts sentiment --models smollm2 --dataset_name films --max_eval_rows 100 --output_dir runs/prompts"
 	@echo "       3. serve it:          $(BIN)/finetune serve --base minilm --adapters films=$(RUN)"
 
-# One process more than cores, as a third of their time is waiting; a module's tests stay together, because they share fixtures, and modules keep the
-# order that tests/conftest.py gives them.
+# One process more than cores, as a third of their time is waiting; a module's tests stay together, because they
+# share fixtures, and modules keep the order that tests/conftest.py gives them.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 PLAIN = $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 

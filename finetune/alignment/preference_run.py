@@ -83,9 +83,8 @@ def train_on_pairs(
         train, held_out = read_preferences(
             data, pairs, processor, training.max_length, stream=stream, single=single, rows=read
         )
-        if held_out is not None:
-            # whatever the start learnt of them: their prompts, or prompts with answers
-            held_out = unseen_by_start(model.model_name_or_path, held_out, None)
+        # whatever the start learnt of them: their prompts, or prompts with answers
+        held_out = unseen_by_start(model.model_name_or_path, held_out, None)
     # Before the adapter is made: `--check` ends here and should be quick.
     if show_pairs(train, held_out, processor, data):
         return None

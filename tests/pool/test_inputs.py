@@ -53,6 +53,15 @@ def make_base(family: str, channels: int = 1, **config):
     return make_series_model(channels, **config), SeriesProcessor(context_length=STEPS)
 
 
+def move_apart(tuned, seed: int) -> None:
+    """Random weights for whatever is trained, as fresh adapters change nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if parameter.requires_grad and "magnitude" not in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+
 def make_adapter(folder, family: str, method: str, seed: int, labels: int = 2, channels: int = 1):
     """An adapter with random weights in a folder; the model that PEFT makes of it, and what reads for it."""
     names = dict(enumerate(LABELS[:labels]))
@@ -64,11 +73,7 @@ def make_adapter(folder, family: str, method: str, seed: int, labels: int = 2, c
         processor.fit(np.full(channels, seed), np.full(channels, 1.0 + seed), places)
     network.base_model.load_state_dict(make_base(family, channels)[0].base_model.state_dict())
     tuned = attach(network, method, METHODS[method], NO_TOKENS)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            if parameter.requires_grad and "magnitude" not in name:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    move_apart(tuned, seed)
     tuned.save_pretrained(folder)
     processor.save_pretrained(folder)
     reads = "series" if family == "patchtst" else FIELD_CONFIGS[family][0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from bounds import assert_near
 from served import serving
-from test_inputs import METHODS, make_adapter
+from test_inputs import METHODS, make_adapter, move_apart
 from test_inputs import given as series
 from transformers import InformerConfig, PatchTSTConfig
 
@@ -51,11 +51,7 @@ def make_forecast_adapter(folder, method: str, seed: int, channels: int) -> Fore
         tuned = peft.get_peft_model(network, settings)
     else:
         tuned = attach(network, method, METHODS[method], NO_TOKENS)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            if parameter.requires_grad and "magnitude" not in name:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    move_apart(tuned, seed)
     tuned.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_passport(

@@ -45,13 +45,20 @@ def files_of(path: Path, data_files: list[str] | None) -> dict[str, list[Path]]:
         # what `save_to_disk` wrote is read by `datasets` itself
         if file.name in ("dataset_info.json", "state.json", "dataset_dict.json"):
             return {}
-        # the hub's shards
-        stem = re.sub(r"-\d{5}-of-\d{5}.*$", "", file.name.partition(".")[0])
-        found.setdefault(SPLIT_NAMES.get(stem, stem), []).append(file)
+        found.setdefault(_split_named(file.name.partition(".")[0]), []).append(file)
     # one file, or a folder of books under titles: all to train on
     if len(found) == 1 or (found and not set(found) & set(SPLITS) and _all_texts(found)):
         return {"train": [file for files in found.values() for file in files]}
     return _of_one_kind(found)
+
+
+def _split_named(stem: str) -> str:
+    """The split that a file's name tells: the hub's shards, and parts of a known split (train_1, train-00002)."""
+    stem = re.sub(r"-\d{5}-of-\d{5}.*$", "", stem)
+    part = re.sub(r"[-_.]\d+$", "", stem)
+    known = part in SPLITS or part in SPLIT_NAMES
+    # other numbers are names: news-2020 and news-2021 stay two splits
+    return SPLIT_NAMES.get(part, part) if known else stem
 
 
 def _named_files(path: Path, data_files: list[str]) -> dict[str, list[Path]]:

@@ -9,6 +9,7 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 
+from finetune.data.folders import files_of
 from finetune.data.sources import DataArguments, load_rows, read_splits, sample
 from finetune.errors import InputError
 
@@ -39,6 +40,18 @@ def test_a_folder_names_its_splits(tmp_path):
         "train": 8,
         "validation": 4,
         "test": 4,
+    }
+
+
+def test_numbered_parts_of_a_split_are_that_split_and_other_numbers_are_names(tmp_path):
+    for name in ("train-00000", "train_1", "train-2", "dev_1", "news-2020", "training_3"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n')
+    found = {split: [file.stem for file in files] for split, files in files_of(tmp_path, None).items()}
+    assert found == {
+        "train": ["train-00000", "train-2", "train_1"],
+        "validation": ["dev_1"],
+        "news-2020": ["news-2020"],
+        "training_3": ["training_3"],
     }
 
 

@@ -87,12 +87,12 @@ def main(
     options = resolved_options(
         objective, contrastive, data, stream, model, scratch, tuning, batching, privacy, training
     )
-    # last of the refusals, when the rows' fingerprint and the model are known
-    checkpoint = claim_pretraining(options, found, network, data=data, stream=stream)
     # said in the privacy statement: a long text's pieces are protected one by one
     unit = f"a piece of a text of at most {objective.max_length} tokens; a longer text is several"
     started = model.model_name_or_path
-    parts = private_parts(privacy, training, FreshTrainer, features, started, unit=unit)
+    parts = private_parts(privacy, training, FreshTrainer, features, network, start=started, unit=unit)
+    # last of the refusals, when the rows' fingerprint and the model are known
+    checkpoint = claim_pretraining(options, found, network, data=data, stream=stream)
     # the trainer sorts by length; which set a row is of has to follow that order
     features["eval"], parts["sets"] = sets_apart(features["eval"])
     trainer = make_trainer(row, network, processor, training, features, batching=batching, **parts)

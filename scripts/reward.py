@@ -47,7 +47,7 @@ def main(
     from finetune.alignment.pair_input import places_by_set
     from finetune.alignment.policy import load_scorer
     from finetune.alignment.preference_run import train_on_pairs
-    from finetune.alignment.reward_model import calibration, make_reward_trainer, pair_margins
+    from finetune.alignment.reward_model import calibration, pair_margins, plan_reward
     from finetune.artefacts.folder import save_artefact
     from finetune.experiments.frontier_plots import draw_calibration
     from finetune.metrics import bootstrap
@@ -56,7 +56,7 @@ def main(
     # the run is DPO's, with a scalar head and another loss
     trained = train_on_pairs(
         data, pairs, model, method, training,
-        verb="reward", load=load_scorer, make=make_reward_trainer, task="SEQ_CLS", stream=stream,
+        verb="reward", load=load_scorer, plan=plan_reward, task="SEQ_CLS", stream=stream,
     )  # fmt: skip
     if trained is None:
         return

@@ -89,7 +89,8 @@ def main(
         row, task, processor, features, asked, batching=batching, training=training
     )
     # a private run clips each row's gradient and needs a trainer of its own
-    further |= private_parts(privacy, training, InstructTrainer, features, asked_for.model_name_or_path)
+    started = asked_for.model_name_or_path
+    further |= private_parts(privacy, training, InstructTrainer, features, network, start=started)
     # the last refusal: an occupied folder, before the first step
     checkpoint = steps.open_folder(row, options, found, features, network)
     trainer = make_instruct_trainer(row, network, processor, training, features, **further)

@@ -164,7 +164,7 @@ def run(
         row, task, processor, features, asked, batching=batching, training=training
     )
     # may change the trainer's class, so that it comes before what only adds arguments
-    further |= private_parts(privacy, training, ExactTrainer, features, started)
+    further |= private_parts(privacy, training, ExactTrainer, features, network, start=started)
     further |= taught_by(load_teacher(distil, task.task, row, found, processor), distil, further)
     # after all that can be refused, so that a refused run leaves no folder
     checkpoint = steps.open_folder(row, options, found, features, network)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -183,11 +184,23 @@ def make_dpo_trainer(
     training: PairTraining,
     train: Dataset | IterableDataset,
     held_out: Dataset,
+) -> Any:
+    """The trainer of `plan_dpo`, at once."""
+    return plan_dpo(network, processor, training, train, held_out)()
+
+
+def plan_dpo(
+    network: Any,
+    processor: Any,
+    training: PairTraining,
+    train: Dataset | IterableDataset,
+    held_out: Dataset,
     *,
     privacy: PrivacyArguments | None = None,
     start: str = "",
-) -> Any:
-    """TRL's trainer that the options are of; rows are pairs, for KTO also single answers.
+) -> Callable[[], Any]:
+    """What makes TRL's trainer that the options are of, once all that can be refused was; rows are pairs, for
+    KTO also single answers.
 
     Private training, of a model that `start` names, sees one pair at a time.
 
@@ -196,7 +209,7 @@ def make_dpo_trainer(
     copied.
 
     Raises:
-        InputError: a loss that TRL hasn't.
+        InputError: a loss that TRL hasn't, a pair that is too long, or what can't be private.
     """
     if isinstance(training, DPOTrainingArguments):
         unknown = sorted(set(training.loss_type) - set(PAIR_LOSSES))
@@ -213,21 +226,28 @@ def make_dpo_trainer(
     if "chosen" in held_out.column_names:
         check_pairs_fit(network, processor, training.max_length, train, held_out)
     if privacy is not None and privacy.wanted:
-        check_pairs_are_private(privacy, training)
         rows = {"train": train, "eval": held_out}
-        parts |= private_parts(privacy, training, CachedDPOTrainer, rows, start, unit="a pair of answers")
-    with made_by_trl():
-        trainer = _trainer_of(training, parts)
-    drop_copy(network)
-    return quiet(trainer)
+        parts |= private_parts(
+            privacy, training, CachedDPOTrainer, rows, network, start=start, unit="a pair of answers"
+        )
+
+    def make() -> Any:
+        with made_by_trl():
+            trainer = _trainer_of(training, parts)
+        drop_copy(network)
+        return quiet(trainer)
+
+    return make
 
 
 def check_pairs_are_private(privacy: PrivacyArguments, training: PairTraining) -> None:
-    """The loss of a pair depends on no other pair.
+    """The loss of a pair depends on no other pair. Said before anything is loaded.
 
     Raises:
         InputError: it does, or the algorithm has a trainer of its own.
     """
+    if not privacy.wanted:
+        return
     known = isinstance(training, DPOTrainingArguments)
     # The private trainer is made of DPO's; the others have classes of their own.
     if not known or training.algorithm != "dpo":

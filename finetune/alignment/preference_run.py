@@ -12,7 +12,7 @@ from typing import Any, cast
 from datasets import Dataset
 from transformers import set_seed
 
-from finetune.alignment.dpo import PairTraining, for_stream, make_dpo_trainer
+from finetune.alignment.dpo import PairTraining, check_pairs_are_private, for_stream, plan_dpo
 from finetune.alignment.pair_input import (
     is_endless,
     learnt_answers,
@@ -51,7 +51,7 @@ def train_on_pairs(
     *,
     verb: str,
     load: Callable[[ModelArguments], tuple[Any, Any]],
-    make: Callable[..., Any],
+    plan: Callable[..., Callable[[], Any]],
     task: str,
     rate: float = 1.0,
     further: Sequence[Any] = (),
@@ -63,11 +63,11 @@ def train_on_pairs(
 
     Args:
         load: model options → processor and network.
-        make: network, processor, training options, training and held-out pairs → TRL's trainer.
+        plan: network, processor, training options, training and held-out pairs → what makes TRL's trainer.
         task: PEFT's name of it.
         rate: times the method's learning rate, where none is given.
-        further: groups of options that `make` was told of already.
-        private: whether `make` trains with differential privacy.
+        further: groups of options that `plan` was told of already.
+        private: whether `plan` trains with differential privacy.
     """
     keep_freed_memory()
     processes(verb)
@@ -91,6 +91,8 @@ def train_on_pairs(
     network = attach(network, method.method, method.method_kwargs, task)
     check_optimizer(training, network)
     options = resolved_options(data, pairs, stream, model, method, training, *further)
+    # refuses before the folder is claimed: a refused run leaves none
+    make = plan(network, processor, training, train, held_out)
     checkpoint = open_run(options, pairs_fingerprint(train, data), network)
     used = None if is_endless(train) else cast(Dataset, train)
     save_provenance(options["output_dir"], provenance_of(read, data), used)
@@ -99,7 +101,7 @@ def train_on_pairs(
         asked = (used, Columns("prompt", None, "prompt"))
         # a chat with its answer, and what was asked alone: others ask it without that answer
         save_trained_rows(options["output_dir"], learnt_answers(used), asked)
-    trainer = make(network, processor, training, train, held_out)
+    trainer = make()
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return trainer, held_out
 
@@ -115,13 +117,14 @@ def align_on_pairs(
     privacy: PrivacyArguments | None = None,
 ) -> None:
     """The whole of scripts/dpo.py, whose losses differ in `training` alone."""
-    make: Callable[..., Any] = make_dpo_trainer
+    plan: Callable[..., Callable[[], Any]] = plan_dpo
     if privacy is not None:
         check_private(privacy, training, model.model_name_or_path)
-        make = partial(make_dpo_trainer, privacy=privacy, start=model.model_name_or_path)
+        check_pairs_are_private(privacy, training)
+        plan = partial(plan_dpo, privacy=privacy, start=model.model_name_or_path)
     trained = train_on_pairs(
         data, pairs, model, method, training,
-        verb="dpo", load=load_start, make=make, task="CAUSAL_LM", rate=0.1,
+        verb="dpo", load=load_start, plan=plan, task="CAUSAL_LM", rate=0.1,
         further=[] if privacy is None else [privacy], stream=stream,
         private=privacy is not None and privacy.wanted,
     )  # fmt: skip

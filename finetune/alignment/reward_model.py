@@ -5,6 +5,7 @@ Bradley & Terry 1952; Christiano et al. 2017, Deep reinforcement learning from h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,15 +39,31 @@ class RewardTrainer(CutAnswers, Resuming, trl.RewardTrainer):
 def make_reward_trainer(
     network: Any, processor: Any, training: RewardTrainingArguments, train: Dataset, held_out: Dataset
 ) -> Any:
-    """TRL's reward trainer on checked pairs; the network has one output, an adapter on it or not."""
+    """The trainer of `plan_reward`, at once."""
+    return plan_reward(network, processor, training, train, held_out)()
+
+
+def plan_reward(
+    network: Any, processor: Any, training: RewardTrainingArguments, train: Dataset, held_out: Dataset
+) -> Callable[[], Any]:
+    """What makes TRL's reward trainer, once the pairs are checked; the network has one output, an adapter on
+    it or not.
+
+    Raises:
+        InputError: a pair that is too long.
+    """
     check_pairs_fit(network, processor, training.max_length, train, held_out)
-    with made_by_trl():
-        trainer = RewardTrainer(
-            model=network, args=training, train_dataset=train, eval_dataset=held_out,
-            processing_class=processor,
-            callbacks=callbacks(training),
-        )  # fmt: skip
-    return quiet(trainer)
+
+    def make() -> Any:
+        with made_by_trl():
+            trainer = RewardTrainer(
+                model=network, args=training, train_dataset=train, eval_dataset=held_out,
+                processing_class=processor,
+                callbacks=callbacks(training),
+            )  # fmt: skip
+        return quiet(trainer)
+
+    return make
 
 
 def check_pairs_fit(

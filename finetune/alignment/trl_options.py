@@ -6,6 +6,7 @@ TRL's own option names stay; other defaults stand where its own lose speed, disk
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -145,7 +146,10 @@ def callbacks(training: Any) -> list[TrainerCallback]:
 def made_by_trl() -> Iterator[None]:
     """Turns what TRL says of options that don't go together into an error that the user can mend."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # of the copy that TRL makes of a fresh prefix, which is never saved (`drop_copy`)
+            warnings.filterwarnings("ignore", "Adapter name 'ref' should not be contained", UserWarning)
+            yield
     except (ValueError, NotImplementedError) as error:
         # The library's own sentences name the options, which are this project's too.
         raise InputError(f"TRL refuses these options: {error} Set what it names") from error

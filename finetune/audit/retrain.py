@@ -88,7 +88,7 @@ def retrained(
         )  # fmt: skip
         # a private run's shadows are private too; a control that must be found is not
         privacy = told(options, PrivacyArguments) if private else PrivacyArguments()
-        parts = private_parts(privacy, training, ExactTrainer, {"train": features}, "")
+        parts = private_parts(privacy, training, ExactTrainer, {"train": features}, network)
         trainer = make_trainer(
             subject.row, network, processor, training, {"train": features}, labels=subject.found.labels,
             batching=told(options, BatchingArguments), **parts,

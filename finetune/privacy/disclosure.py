@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from finetune.artefacts.files import ARGUMENTS, PRIVACY, SEAL
+from finetune.artefacts.passport import is_adapter
 from finetune.artefacts.trained_rows import TRAINED_ROWS, row_hashes
 from finetune.data.columns import Columns
 from finetune.errors import InputError
@@ -27,15 +28,17 @@ def check_start(epsilon: float | None, public: bool, start: str | None) -> None:
         public: whether the rows of the start were.
 
     Raises:
-        InputError: a run that was trained without `--epsilon`, a checkpoint of one, or what was merged of it.
+        InputError: an adapter or a run that was trained without `--epsilon`, a checkpoint of one, or what was
+            merged of it.
     """
-    # a folder without any of these is a base, of which nothing is known
+    # a folder without any of these is a base, of which nothing is known; an adapter was trained by somebody
+    # on rows that may be these, whichever tool wrote it
     folder = Path(start or "").expanduser()
-    # made by this toolkit, without an account of what it spent
-    unbounded = any((folder / name).is_file() for name in LEFT) and not (folder / PRIVACY).is_file()
+    told = is_adapter(folder) or any((folder / name).is_file() for name in LEFT)
+    unbounded = told and not (folder / PRIVACY).is_file()
     if start and unbounded and not public:
         raise InputError(
-            f"--epsilon {epsilon}: the run in {start} was trained before without it, and what it "
+            f"--epsilon {epsilon}: {start} was trained before without it, and what it "
             "gives away nothing takes back. Set --model_name_or_path to a base or a private run; where its "
             "rows were public, set --public_start true"
         )
@@ -43,15 +46,25 @@ def check_start(epsilon: float | None, public: bool, start: str | None) -> None:
 
 def spent_before(start: str | None) -> dict[str, float] | None:
     """What the private runs that training starts from have spent already, all of them together; None where
-    there is none."""
+    there is none.
+
+    Raises:
+        InputError: their account can't be read.
+    """
     # a start at a private run: both spend on the same rows, and what was spent goes into the new account
     file = Path(start or "").expanduser() / PRIVACY
     if not start or not file.is_file():
         return None
-    said: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    earlier = said.get("before") or {}
-    # basic composition, which holds whatever each run was
-    return {name: said[name] + earlier.get(name, 0.0) for name in ("epsilon", "delta")}
+    try:
+        said: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        earlier = said.get("before") or {}
+        # basic composition, which holds whatever each run was
+        return {name: float(said[name]) + float(earlier.get(name, 0.0)) for name in ("epsilon", "delta")}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file} doesn't say what was spent ({error}); wanted epsilon and delta, as private training "
+            "writes them. Set --model_name_or_path to another run or to a base"
+        ) from error
 
 
 def check_apart(epsilon: float, train: Dataset, evaluation: Dataset | None) -> None:

@@ -265,5 +265,7 @@ def agree(together: Together, one: One, batch: Losses, rows: Sequence[Losses]) -
         for row in rows:
             one.add(row, sums[1])
     apart = torch.stack([(a - b).norm() for a, b in zip(*sums, strict=True)]).norm()
-    # as a share of the sum's own length; two orders of adding in float32 differ by less
-    return bool(apart <= 1e-4 * torch.stack([b.norm() for b in sums[1]]).norm())
+    length = torch.stack([b.norm() for b in sums[1]]).norm()
+    # as a share of the sum's own length; two orders of adding in float32 differ by less. Rows with nothing to
+    # learn show nothing
+    return bool(length > 0) and bool(apart <= 1e-4 * length)

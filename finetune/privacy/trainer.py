@@ -170,7 +170,6 @@ class PrivateSteps(Trainer):
         self.units = Units(rows, owners, mechanism.key if isinstance(self, FreshTrainer) else None)
         # without the wrapper of several processes, which would average gradients before they are clipped
         network = self.accelerator.unwrap_model(self.model)
-        check_network(mechanism.epsilon, network)
         self.trained = [p for p in network.parameters() if p.requires_grad]
         self.gradients = self._settle(network)
         logger.warning(
@@ -193,7 +192,11 @@ class PrivateSteps(Trainer):
         if not able or not fits(self.trained, self.rows_at_once):
             return one
         together = Together(network, self.trained, self.mechanism.clip_norm)
-        features = [self.units[number, 0, True][0][0] for number in range(rows)]
+        # the shortest, the longest and some between: rows of one length would show nothing of layers that
+        # read the padding, in which rows know of each other
+        order = np.argsort(self.units.lengths(), kind="stable")
+        chosen = order[np.linspace(0, len(order) - 1, rows).astype(int)]
+        features = [self.units[int(number), 0, True][0][0] for number in chosen]
 
         def losses(chosen: list[Any], together: bool) -> Callable[[], Tensor]:
             return lambda: self._losses_of(self._prepare_inputs(self.data_collator(chosen)), together)
@@ -371,19 +374,26 @@ def private_parts(
     training: Any,
     kind: type,
     features: Mapping[str, Any],
-    start: str,
+    network: nn.Module,
     *,
+    start: str = "",
     unit: str = ROW,
 ) -> dict[str, Any]:
     """What a trainer of this `kind` is made with: {"kind": ...}, and the mechanism where it shall be private.
+    Asked for before the run's folder is claimed: a refused run leaves none.
 
     Args:
         features: of `train`, of which those of one `row` are one unit, and of `eval`.
+        network: with its method on it.
         start: what `--model_name_or_path` said.
         unit: what is protected, in words.
+
+    Raises:
+        InputError: rows or model can't be trained on privately (`plan`, `check_apart`, `check_network`).
     """
     if not privacy.wanted:
         return {"kind": kind}
+    check_network(cast(float, privacy.epsilon), network)
     rows = features["train"]
     check_apart(cast(float, privacy.epsilon), rows, features.get("eval"))
     # rows, not features: several may be of one row

@@ -9,6 +9,7 @@ import private_steps
 import pytest
 import torch
 from bounds import assert_near
+from conftest import make_model
 from gradients import one_step
 from private_steps import by_loop, made
 from test_train import script, train
@@ -18,6 +19,7 @@ from finetune.artefacts.files import ARGUMENTS, PRIVACY, SEAL
 from finetune.artefacts.trained_rows import TRAINED_ROWS
 from finetune.cli.parser import parse
 from finetune.errors import InputError
+from finetune.methods import attach
 from finetune.privacy.disclosure import check_start, spent_before
 from finetune.privacy.options import PrivacyArguments, check_private
 from finetune.privacy.sampling import in_parts
@@ -97,6 +99,15 @@ def test_what_was_made_without_noise_is_no_start(tmp_path):
     check_start(8.0, False, str(tmp_path))
 
 
+def test_an_adapter_of_any_tool_is_no_start(tmp_path):
+    """PEFT's own `save_pretrained` leaves no arguments; what trained it nobody knows."""
+    tuned = attach(make_model("bert", AutoModelForSequenceClassification), "lora", {}, "SEQ_CLS")
+    tuned.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="trained before without it"):
+        check_start(8.0, False, str(tmp_path / "adapter"))
+    check_start(8.0, True, str(tmp_path / "adapter"))
+
+
 def test_runs_that_follow_each_other_add_up(tmp_path):
     said = {"epsilon": 3.0, "delta": 1e-5, "before": {"epsilon": 8.0, "delta": 1e-5}}
     (tmp_path / PRIVACY).write_text(json.dumps(said))
@@ -104,6 +115,10 @@ def test_runs_that_follow_each_other_add_up(tmp_path):
     (tmp_path / PRIVACY).write_text(json.dumps(said | {"before": None}))
     assert spent_before(str(tmp_path)) == {"epsilon": 3.0, "delta": 1e-5}
     assert spent_before(str(tmp_path / "base")) is None
+    for damaged in ("", "[]", "{}", '{"epsilon": "much", "delta": 1e-5}'):
+        (tmp_path / PRIVACY).write_text(damaged)
+        with pytest.raises(InputError, match="privacy.json doesn't say what was spent"):
+            spent_before(str(tmp_path))
 
 
 def test_a_private_adapter_that_is_merged_takes_its_account_along(saved, review_file, tmp_path):

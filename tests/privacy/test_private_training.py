@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 import torch
 from bounds import assert_near
+from field_models import make_field_model, picture
 from private_steps import made, mechanism
 from safetensors.torch import load_file
 from test_train import script, train
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 
 from finetune.cli.parser import parse
 from finetune.errors import InputError
@@ -111,6 +116,7 @@ def test_the_noise_keeps_epsilon_and_wastes_little(epsilon):
     assert 0.98 * epsilon < epsilon_spent(found, 1e-5, 0.05, 100) <= epsilon
 
 
+MANY = ("--per_device_train_batch_size", "512")
 PRIVATE = ("--epsilon", "8", "--delta", "1e-3", "--clip_norm", "0.5", "--per_device_train_batch_size", "4",
            "--gradient_accumulation_steps", "3", "--num_train_epochs", "2")  # fmt: skip
 
@@ -211,6 +217,24 @@ def test_batch_statistics_are_named():
         check_network(8.0, nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
 
 
+def test_a_model_that_cannot_be_private_leaves_no_folder(tmp_path):
+    """Pictures by ResNet, whose layers take statistics over a batch, by the whole verb."""
+    network, processor = make_field_model("resnet", AutoModelForImageClassification, num_labels=2)
+    for part in (network, processor):
+        part.save_pretrained(tmp_path / "model")
+    for place in range(16):
+        file = tmp_path / "rows" / ("train", "test")[place // 8] / "ab"[place % 2] / f"{place}.pgm"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(picture(place)["bytes"])
+    given = f"--task image --dataset_name {tmp_path / 'rows'} --model_name_or_path {tmp_path / 'model'} "
+    given += f"--output_dir {tmp_path / 'run'} --method full --epsilon 8 --delta 0.01 "
+    given += "--per_device_train_batch_size 2"
+    main = script("train").main
+    with pytest.raises(InputError, match="takes statistics over a batch"):
+        main(*parse(main, given.split()))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -218,6 +242,10 @@ def test_batch_statistics_are_named():
         (("--objective", "nsp"), "two texts"),
         (("--objective", "mlm", "--layout", "blocks"), "--layout rows"),
         (("--objective", "mlm", "--streaming", "true", "--max_steps", "3"), "--streaming"),
+        (
+            ("--objective", "mlm", "--layout", "rows", "--max_length", "32", *MANY),
+            "wants at least as many",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -228,6 +256,7 @@ def test_objectives_that_mix_rows_are_named(saved, review_file, tmp_path, option
     common = [*common.split(), "--ignore_columns", "label", "--epsilon", "8"]
     with pytest.raises(InputError, match=f"--epsilon 8.*{named}"):
         main(*parse(main, [*common, *options]))
+    assert not (tmp_path / "run").exists()
 
 
 def test_private_pairs(saved, tmp_path):
@@ -247,8 +276,13 @@ def test_private_pairs(saved, tmp_path):
     assert said["unit"] == "a pair of answers" and said["steps"] == 3 and 0 < said["epsilon"] <= 8
     before = load_file(Path(tmp_path / "run") / "adapter_model.safetensors")
     assert all(bool(value.any()) for value in before.values())  # what starts at zero has moved
-    with pytest.raises(InputError, match="aot"):
-        main(*parse(main, [*given[:5], str(tmp_path / "other"), *given[6:], "--loss_type", "aot"]))
+    refused = (("--loss_type", "aot", "aot"), ("--per_device_train_batch_size", "9", "there are 8"),
+               ("--delta", "0.2", "given away whole"),
+               ("--eval_split", "train[:4]", "are training rows"))  # fmt: skip
+    for option, value, named in refused:
+        with pytest.raises(InputError, match=named):
+            main(*parse(main, [*given[:5], str(tmp_path / "other"), *given[6:], option, value]))
+        assert not (tmp_path / "other").exists()
 
 
 def test_steps_of_an_epoch_see_each_row_once_in_the_mean():

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from finetune.methods import METHODS, attach
-from finetune.privacy.row_gradients import NotByRow, One, Together, clipping
+from finetune.privacy.row_gradients import NotByRow, One, Together, agree, clipping
 
 # (task or objective, family, method) → whether rows go together
 CASES = {
@@ -94,6 +94,28 @@ def test_a_module_that_sees_no_rows_is_named():
         Together(layer, list(layer.parameters()), 1.0).add(
             lambda: layer(torch.randn(1, 4)).expand(3, 4).sum(1), sums
         )
+
+
+def test_the_probe_sees_rows_of_every_length(tmp_path):
+    """A layer that reads the padding looks right on rows of one length."""
+    trainer = made("classification", "bert", "lora", "uneven", tmp_path)
+    asked = []
+    collate = trainer.data_collator
+
+    def listening(features: list[dict]) -> dict:
+        asked.extend(len(feature["input_ids"]) for feature in features)
+        return collate(features)
+
+    trainer.data_collator = listening
+    assert trainer._settle(trainer.model).together
+    lengths = trainer.units.lengths()
+    assert {min(lengths), max(lengths)} < set(asked)
+
+
+def test_a_probe_without_gradients_shows_nothing():
+    weight = nn.Parameter(torch.ones(2))
+    together, one = Together(nn.Linear(2, 2), [weight], 1.0), One([weight], 1.0)
+    assert not agree(together, one, lambda: torch.zeros(2, requires_grad=True), [])
 
 
 def test_a_row_with_nothing_to_learn_adds_nothing():

@@ -53,7 +53,7 @@ def files_of(path: Path, data_files: list[str] | None) -> dict[str, list[Path]]:
 
 
 def _split_named(stem: str) -> str:
-    """The split that a file's name tells: the hub's shards, and parts of a known split (train_1, train-00002)."""
+    """The split that a file's name tells: the hub's shards, and parts of a known one (train_1, train-02)."""
     stem = re.sub(r"-\d{5}-of-\d{5}.*$", "", stem)
     part = re.sub(r"[-_.]\d+$", "", stem)
     known = part in SPLITS or part in SPLIT_NAMES

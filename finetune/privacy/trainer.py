@@ -192,8 +192,7 @@ class PrivateSteps(Trainer):
         if not able or not fits(self.trained, self.rows_at_once):
             return one
         together = Together(network, self.trained, self.mechanism.clip_norm)
-        # the shortest, the longest and some between: rows of one length would show nothing of layers that
-        # read the padding, in which rows know of each other
+        # of all lengths: rows of one length show nothing of layers that read the padding
         order = np.argsort(self.units.lengths(), kind="stable")
         chosen = order[np.linspace(0, len(order) - 1, rows).astype(int)]
         features = [self.units[int(number), 0, True][0][0] for number in chosen]

@@ -1,15 +1,16 @@
-"""How cost grows: with rows, with tokens of a text, with adapters and with requests at once, each as a curve and
-the exponent of a power law through it; and a stream of 50 GB, whose memory must not grow at all.
+"""How cost grows: with rows, with tokens of a text, with adapters and with requests at once, each as a curve
+and the exponent of a power law through it; and a stream of 50 GB, whose memory must not grow at all.
 
   python scripts/benchmarks/growth.py rows
   python scripts/benchmarks/growth.py tokens --sizes 128 512 2048
   python scripts/benchmarks/growth.py stream --sizes 50
 
-Seconds are the processor's. Of `rows` they are of a training's start (reading, checking, tokenizing, evaluating
-256 rows, one step), of `tokens` of one step of `finetune pretrain --objective clm` and SmolLM2, of `adapters`
-and `requests` the server's for 64 requests over so many adapters, and for so many requests over eight. The
-exponent is the slope of log cost by log size; a constant part bends it down, so that the last two sizes' own
-slope stands beside it. A stream is made up on the fly, as one file of 100 MB under many names.
+Seconds are the processor's. Of `rows` they are of a training's start (reading, checking, tokenizing,
+evaluating 256 rows, one step), of `tokens` of one step of `finetune pretrain --objective clm` and SmolLM2,
+of `adapters` and `requests` the server's for 64 requests over so many adapters, and for so many requests
+over eight. The exponent is the slope of log cost by log size; a constant part bends it down, so that the
+last two sizes' own slope stands beside it. A stream is made up on the fly, as one file of 100 MB under
+many names.
 """
 
 from __future__ import annotations
@@ -40,7 +41,26 @@ SIZES = {
     "requests": [1, 8, 50, 200],
     "stream": [50],
 }
-WORDS = "the film was long but its people and places were drawn with care so that nobody left early".split()
+WORDS = (
+    "the",
+    "film",
+    "was",
+    "long",
+    "but",
+    "its",
+    "people",
+    "and",
+    "places",
+    "were",
+    "drawn",
+    "with",
+    "care",
+    "so",
+    "that",
+    "nobody",
+    "left",
+    "early",
+)
 TINY = "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,intermediate_size=64"
 BLOB, HELD = 100_000, 100_000_000  # characters of a row that training doesn't read; bytes of a file
 
@@ -82,7 +102,7 @@ def exponents(costs: list[Cost]) -> Iterator[str]:
 
 
 def run(verb: str, *words: object) -> Cost:
-    """A verb in a process of its own: its seconds of the processor, workers' included, and its peak memory."""
+    """A verb in a process of its own: its seconds of the processor, workers' too, and its peak memory."""
     command = [sys.executable, str(SCRIPTS / f"{verb}.py"), *map(str, words)]
     started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     said = (started.stderr and started.stderr.read()) or ""
@@ -163,7 +183,8 @@ def stream(gigabytes: int, folder: Path) -> None:
     batch = 500
     command = [
         sys.executable, SCRIPTS / "pretrain.py", "--objective", "mlm", "--from_config", "bert",
-        "--config_overrides", TINY, "--tokenizer_name", "minilm", "--dataset_name", rows, "--ignore_columns", "scan",
+        "--config_overrides", TINY, "--tokenizer_name", "minilm",
+        "--dataset_name", rows, "--ignore_columns", "scan",
         "--streaming", "true", "--shuffle_buffer", "100",
         "--max_length", 16, "--per_device_train_batch_size", batch, "--max_steps", files * count // batch,
         "--eval_strategy", "no", "--save_strategy", "no", "--output_dir", folder / "run",

@@ -102,8 +102,7 @@ def _want_asked(folder: str, action: str) -> None:
     task = read_artefact(folder).options.get("task")
     # Alignment's runs name their trainer there: they read texts.
     reads = TASKS[task].reads if task in TASKS else TEXT
-    # A forecast's task reads series as another does, and gives no classes to compare.
-    if reads != TEXT and not (action in ASKING and task == reads):
+    if reads != TEXT and action not in ASKING:
         raise InputError(
             f"The run in {folder} reads {reads}, and --action {action} tries models on texts. Use it by "
             "finetune.adapters.load, write it as ONNX by `finetune export`, or read its folder as it stands "

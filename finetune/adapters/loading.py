@@ -129,13 +129,17 @@ def field_of(folder: str | Path, base: str) -> Task | None:
 
 
 def row_of_base(base: str) -> Task | None:
-    """The row of TASKS by which a base gives pictures, sounds or series a class; None where it reads texts,
-    or is nothing (which loading it says)."""
+    """The row of TASKS by which a base gives pictures, sounds or series a class, or forecasts, as it was
+    saved; None where it reads texts, or is nothing (which loading it says)."""
     source, further = resolve(base)
     try:
-        reads = reads_of(AutoConfig.from_pretrained(source, **further))
+        config = AutoConfig.from_pretrained(source, **further)
     except (OSError, ValueError):
         return None
+    mapping = TASKS["forecast"].model._model_mapping
+    if type(config) in mapping and mapping[type(config)].__name__ in (config.architectures or ()):
+        return TASKS["forecast"]
+    reads = reads_of(config)
     return None if reads == TEXT else TASKS[reads]
 
 

@@ -16,6 +16,7 @@ from finetune.adapters.input_reader import reads_of
 from finetune.adapters.merge import MergeArguments, weighted_sum
 from finetune.adapters.weights import Adapter
 from finetune.errors import InputError
+from finetune.models.forecasters import forecast, forecasts, window_of
 from finetune.models.processors import TEXT
 from finetune.tasks.table import TASKS
 
@@ -43,14 +44,17 @@ class Probe:
     Attributes:
         difference: largest distance of two logits.
         largest: size of the largest logit of the first.
-        changed: predictions that differ; one a text for classifiers, one a token elsewhere.
+        changed: predictions that differ; one a text for classifiers, one a token elsewhere, of a forecast the
+            numbers that differ by more than rounding.
         predictions: how many there were.
+        of: what they are, forecasts having no logits.
     """
 
     difference: float
     largest: float
     changed: int
     predictions: int
+    of: str = "logit"
 
     @property
     def exact(self) -> float:
@@ -59,7 +63,7 @@ class Probe:
 
     def __str__(self) -> str:
         return (
-            f"largest logit difference {self.difference:.2e}, {self.changed} of {self.predictions} "
+            f"largest {self.of} difference {self.difference:.2e}, {self.changed} of {self.predictions} "
             "predictions changed"
         )
 
@@ -69,7 +73,11 @@ def logits_of(
     network: Any, processor: Any, texts: Sequence[str] = PROBES
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [texts, (time,) classes] in float32, and which of them count (padding doesn't); a model that
-    reads something else is asked on as many made-up inputs of its kind."""
+    reads something else is asked on as many made-up inputs of its kind. A forecast's numbers [texts, horizon,
+    channels] count each."""
+    if forecasts(network):
+        numbers = forecast(network, *made_up_past(network.config, len(texts))).float().cpu()
+        return numbers, torch.ones_like(numbers, dtype=torch.bool)
     reads = reads_of(network.config)
     if reads == TEXT:
         # Padding on the right: decoders' positions then begin at 0 without asking.
@@ -116,11 +124,28 @@ def made_up(reads: str, config: Any, processor: Any, count: int) -> list[dict[st
     return [{"past_values": one.tolist()} for one in series]
 
 
+def made_up_past(config: Any, count: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Windows of noise on the standard scale, the same ones each time, with times where a model reads them;
+    and as many zeros as it forecasts numbers.
+    """
+    channels, context, horizon = window_of(config)
+    draw = torch.Generator().manual_seed(0)
+    batch = {"past_values": torch.randn(count, context, channels, generator=draw)}
+    if told := config.to_dict().get("num_time_features"):
+        for name, steps in (("past_time_features", context), ("future_time_features", horizon)):
+            batch[name] = torch.rand(count, steps, told, generator=draw) - 0.5
+    return batch, torch.zeros(count, horizon, channels)
+
+
 def compare_models(
     before: tuple[torch.Tensor, torch.Tensor], after: tuple[torch.Tensor, torch.Tensor]
 ) -> Probe:
     """Two answers of `logits_of` → how far they are apart."""
     one, other = before[0][before[1]], after[0][after[1]]
+    # numbers of forecasts, which have no classes to choose among
+    if one.dim() == 1:
+        off, largest = (one - other).abs(), float(one.abs().max())
+        return Probe(float(off.max()), largest, int((~(off <= EXACT * largest)).sum()), len(one), "number")
     changed = int((one.argmax(-1) != other.argmax(-1)).sum())
     return Probe(float((one - other).abs().max()), float(one.abs().max()), changed, len(one))
 

@@ -240,9 +240,12 @@ def check_files(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{path / CONFIG} names no peft_type; wanted the configuration that PEFT saved")
     mapping = config.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
-    if mapping and not (isinstance(library, str) and library.split(".")[0] == "transformers"):
+    # This project's own families, as DLinear, lie in one of its rooms.
+    ours = isinstance(library, str) and library.startswith("finetune.models.")
+    if mapping and not (ours or (isinstance(library, str) and library.split(".")[0] == "transformers")):
         raise InputError(
-            f"{path / CONFIG} has an auto_mapping to '{library}'; wanted one of transformers' models"
+            f"{path / CONFIG} has an auto_mapping to '{library}'; wanted one of transformers' models or of "
+            "finetune's own"
         )
     if config.get("megatron_config"):
         raise InputError(

@@ -142,6 +142,24 @@ def lagged(kind: str, channels: int, context: int, horizon: int, calendar: int) 
     return entries
 
 
+def forecasts(network: Any) -> bool:
+    """Whether a model forecasts: told by its class, since a family may also give classes."""
+    whole = core(network)
+    mapping = AutoModelForForecast._model_mapping
+    return type(whole.config) in mapping and isinstance(whole, mapping[type(whole.config)])
+
+
+def window_of(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Channels, steps that are read and steps that are forecast, as a model's configuration has them; one
+    channel where it takes any number.
+    """
+    known = config.to_dict()
+    # with lags, the steps that it reads are more than its context
+    context = known["context_length"] + max(known.get("lags_sequence") or [0])
+    horizon = known.get("prediction_length") or known["horizon_length"]
+    return known.get("num_input_channels", known.get("input_size", 1)), context, horizon
+
+
 def check_sizes(config: PreTrainedConfig, channels: int, context: int, horizon: int) -> None:
     """A model's configuration fits the windows.
 

@@ -220,6 +220,9 @@ def test_a_model_that_reads_times_is_told_them(file, tmp_path):
 def test_actions_on_texts_are_refused_by_name(file, tmp_path):
     out = tmp_path / "run"
     linear(file, out, "--max_steps", "1", "--eval_strategy", "no")
-    for action in ("check", "into_base", "onnx", "gguf"):
+    for action in ("onnx", "gguf"):
         with pytest.raises(InputError, match=f"reads series, and --action {action} tries models on texts"):
             list(act(ActionArguments(action, [str(out)], str(tmp_path / "made")), MergeArguments()))
+    # a whole run is no adapter, whatever it reads
+    with pytest.raises(InputError, match="holds no adapter_config.json"):
+        list(act(ActionArguments("check", [str(out)]), MergeArguments()))

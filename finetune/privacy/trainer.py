@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
@@ -29,8 +26,8 @@ from transformers import Trainer, TrainerCallback
 from finetune.artefacts.files import PRIVACY, write_atomically
 from finetune.data.batching import EpochLoader
 from finetune.errors import InputError
-from finetune.privacy.accounting import epsilon_spent, noise_multiplier
-from finetune.privacy.disclosure import check_apart, spent_before
+from finetune.privacy.disclosure import check_apart
+from finetune.privacy.mechanism import Mechanism, continued, plan, steps_an_epoch
 from finetune.privacy.options import PrivacyArguments, check_network
 from finetune.privacy.row_gradients import One, Together, agree, fits
 from finetune.privacy.sampling import Chance, PoissonSteps, Units, generator, in_parts
@@ -40,91 +37,6 @@ from finetune.training.trainer import ExactTrainer
 logger = logging.getLogger(__name__)
 
 PROBED = 3  # rows on which the two ways to a sum are compared
-
-
-@dataclass(frozen=True)
-class Mechanism:
-    """What each step does, and what it costs.
-
-    Attributes:
-        units: rows that there are.
-        expected: units of a step in the mean, which its sum is divided by.
-        steps: that are planned, and what they may spend: epsilon and delta.
-        key: what sampling and noise follow from.
-        unit: what is protected, in words.
-        before: what the run that training starts from has spent.
-    """
-
-    epsilon: float
-    delta: float
-    clip_norm: float
-    accountant: str
-    units: int
-    expected: int
-    steps: int
-    noise_multiplier: float
-    key: int
-    secret: bool
-    unit: str
-    before: dict[str, Any] | None = None
-
-    @property
-    def rate(self) -> float:
-        return self.expected / self.units
-
-    def record(self, done: int) -> dict[str, Any]:
-        """What privacy.json says after so many steps; nothing that chance follows from."""
-        said = {
-            name: value for name, value in asdict(self).items() if name not in ("key", "steps", "epsilon")
-        }
-        spent = epsilon_spent(self.noise_multiplier, self.delta, self.rate, done, self.accountant)
-        return {"epsilon": spent, "epsilon_allowed": self.epsilon, "steps": done, "steps_planned": self.steps,
-                "sampling_rate": self.rate, "neighbours": "one unit more or less", **said}  # fmt: skip
-
-
-def steps_an_epoch(units: int, expected: int) -> int:
-    """Steps in which each unit is drawn once in the mean."""
-    return max(1, round(units / expected))
-
-
-def plan(privacy: PrivacyArguments, training: Any, units: int, unit: str, start: str | None) -> Mechanism:
-    """The mechanism of a run, with as little noise as its steps allow.
-
-    Args:
-        training: transformers' options; rows a step are their batch × accumulation × processes.
-
-    Raises:
-        InputError: more rows a step than there are, a delta that allows for giving a row away, or an epsilon
-            that no noise keeps.
-    """
-    assert privacy.epsilon is not None and privacy.delta is not None and privacy.clip_norm is not None
-    # rows a step in the mean: the real number is drawn, and may be 0
-    expected = (
-        training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    )
-    if expected > units:
-        raise InputError(
-            f"--epsilon {privacy.epsilon}: a step of {expected} rows wants at least as many, and there are "
-            f"{units}. Set --per_device_train_batch_size or --gradient_accumulation_steps lower"
-        )
-    # δ = 1/n is met by publishing one row at random
-    if privacy.delta >= 1 / units:
-        raise InputError(
-            f"--delta {privacy.delta} allows for one of {units} rows to be given away whole; wanted below "
-            f"{1 / units:.2g}"
-        )
-    # 0 or less: epochs say how long
-    planned = training.max_steps
-    if planned <= 0:
-        planned = math.ceil(training.num_train_epochs * steps_an_epoch(units, expected))
-    rate, accountant = expected / units, str(privacy.accountant)
-    noise = noise_multiplier(privacy.epsilon, privacy.delta, rate, planned, accountant)
-    # a seed that arguments.yaml tells can be repeated, and the noise with it
-    key = [secrets.randbits(128) if privacy.secret_noise else training.seed]
-    return Mechanism(
-        privacy.epsilon, privacy.delta, privacy.clip_norm, accountant, units, expected, planned, noise,
-        broadcast_object_list(key)[0], privacy.secret_noise, unit, spent_before(start),
-    )  # fmt: skip
 
 
 class Ledger(TrainerCallback):
@@ -323,25 +235,6 @@ def noise_of(parameters: Sequence[Tensor], deviation: float, key: int, step: int
     drawn = torch.Generator().manual_seed(int(generator(key, step, 1).integers(2**63)))
     for parameter in parameters:
         yield torch.randn(parameter.shape, generator=drawn).to(blank(parameter)) * deviation
-
-
-def continued(mechanism: Mechanism, checkpoint: Path) -> Mechanism:
-    """The mechanism with the chance that a checkpoint goes on from.
-
-    Raises:
-        InputError: the checkpoint was made by another mechanism, or without one.
-    """
-    file = checkpoint / PRIVACY
-    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    # steps may be more than were planned; what each step does may not change
-    wanted = {name: vars(mechanism)[name] for name in ("noise_multiplier", "clip_norm", "units", "expected")}
-    differing = next((name for name, value in wanted.items() if said.get(name) != value), None)
-    if differing is not None:
-        raise InputError(
-            f"{checkpoint} was made with {differing} {said.get(differing)}, and this run has "
-            f"{wanted[differing]}: what both spend nobody counts. Set --output_dir to a new folder"
-        )
-    return replace(mechanism, key=said["key"])
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from gradients import Gradients, one_step, trained, write
 from finetune.data.batching import BatchingArguments
 from finetune.methods import attach
 from finetune.models.attention.packed import pack
-from finetune.privacy.trainer import Mechanism, private
+from finetune.privacy.mechanism import Mechanism
+from finetune.privacy.trainer import private
 from finetune.tasks.sft import packed
 from finetune.training.pretraining import FreshTrainer
 from finetune.training.trainer import ExactTrainer, make_trainer

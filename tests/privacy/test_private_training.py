@@ -25,9 +25,10 @@ from transformers import (
 from finetune.cli.parser import parse
 from finetune.errors import InputError
 from finetune.privacy.accounting import epsilon_spent, noise_multiplier
+from finetune.privacy.mechanism import continued, steps_an_epoch
 from finetune.privacy.options import PrivacyArguments, blind, check_network, check_objective_is_private
 from finetune.privacy.sampling import Chance, PoissonSteps, drawn
-from finetune.privacy.trainer import continued, noise_of, steps_an_epoch
+from finetune.privacy.trainer import noise_of
 from finetune.reports.card import card_of
 from finetune.reports.run_folder import read_run
 

@@ -73,7 +73,12 @@ def compare_sets(options: OverlapArguments) -> tuple[dict[str, Any], list[dict[s
         )
     one = split_of(training, options.first_split, "--first_split")
     other = split_of(evaluation, name, "--second_split")
-    mine, theirs = texts_of_rows(one, options.text_columns), texts_of_rows(other, options.text_columns)
+    own = [text_columns(rows, options.text_columns) for rows in (one, other)]
+    # a title or a note that one of them has besides would make equal rows others
+    common = [name for name in own[0] if name in own[1]]
+    columns = [common or names for names in own]
+    print(f"compared: {', '.join(columns[0])} ↔ {', '.join(columns[1])}")
+    mine, theirs = (texts_of_rows(rows, names) for rows, names in zip((one, other), columns, strict=True))
     entries = []
     counts = {"rows": len(theirs), "exact": 0, "near": 0, "passage": 0, "found": 0}
     # one entry for each row of the second, in order
@@ -99,8 +104,16 @@ def compare_sets(options: OverlapArguments) -> tuple[dict[str, Any], list[dict[s
     return counts, entries
 
 
-def texts_of_rows(rows: Dataset, columns: list[str] | None = None) -> list[str]:
-    """All text of each row in one.
+def texts_of_rows(rows: Dataset, columns: list[str]) -> list[str]:
+    """All text of each row's columns in one."""
+    return [
+        "\n".join(part for name in columns for part in cell_texts(row[name]))
+        for row in rows.select_columns(columns)
+    ]
+
+
+def text_columns(rows: Dataset, columns: list[str] | None = None) -> list[str]:
+    """The columns that are compared: those that are asked for, else all that hold texts.
 
     Raises:
         InputError: a column that isn't there, or none that holds texts.
@@ -118,7 +131,4 @@ def texts_of_rows(rows: Dataset, columns: list[str] | None = None) -> list[str]:
     ]
     if not taken:
         raise InputError(f"No column of {', '.join(there)} holds texts; set --text_columns")
-    return [
-        "\n".join(part for name in taken for part in cell_texts(row[name]))
-        for row in rows.select_columns(taken)
-    ]
+    return taken

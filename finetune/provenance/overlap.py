@@ -7,15 +7,20 @@ that none is called near that isn't; shared passages are those of 13 words (Brow
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 PASSAGE, SHINGLE = 13, 5  # words of a passage, and of what near texts are compared by
 BANDS, LINES = 32, 4  # of a signature: two texts that share 0.6 of their shingles meet in 98.8 % of cases
-WORD = re.compile(r"\w+")
+# scripts that set no blanks between words: kana, Chinese characters, Thai, Lao, Burmese, Khmer
+UNSPACED = (
+    "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+)
 SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: it carries low bits upward
 
 
@@ -41,6 +46,25 @@ class Overlap:
         return self.exact is not None or self.near is not None or self.passage is not None
 
 
+@cache
+def _word() -> re.Pattern[str]:
+    # vowel signs of Indian scripts are marks, no letters, and say as much as letters do
+    marks = "".join(
+        chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code)) in ("Mn", "Mc")
+    )
+    letter = rf"[\w{marks}]"
+    return re.compile(rf"[{UNSPACED}][{marks}]*|(?:(?![{UNSPACED}]){letter})+")
+
+
+def words_of(text: str) -> list[str]:
+    """Words, the same however a letter is written (composed or not, wide or narrow, in whichever case); each
+    character of a script without blanks; of a text of signs alone its signs."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    # folding may take letters apart again
+    plain = unicodedata.normalize("NFC", plain)
+    return _word().findall(plain) or plain.split()
+
+
 class Hashes:
     """Words → numbers of 64 bits, the same for the same word, and those of n words in a row."""
 
@@ -53,7 +77,7 @@ class Hashes:
 
     def words(self, text: str) -> np.ndarray:
         """[words]"""
-        ids = [self.known.setdefault(word, len(self.known)) for word in WORD.findall(text.lower())]
+        ids = [self.known.setdefault(word, len(self.known)) for word in words_of(text)]
         if len(self.known) > len(self.mixed):
             more = self.generator.integers(1, 2**63, max(len(self.known), len(self.mixed)), dtype=np.uint64)
             self.mixed = np.concatenate([self.mixed, more])

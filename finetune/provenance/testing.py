@@ -32,6 +32,12 @@ def look_for(trace: TraceArguments, data: TraceRowsArguments) -> dict[str, Any]:
         raise InputError("No model to test; set --model to a name, a folder or a run")
     if trace.trace is None:
         return _inferred(trace, data)
+    # the folder holds the rows that are asked for; others beside it would be read by nobody
+    if trace.held_out is not None or data != TraceRowsArguments():
+        raise InputError(
+            "--trace brings the rows that are asked for; --dataset_name and --held_out are for rows that "
+            "carry no mark. Leave them out, or --trace"
+        )
     secret = read_secret(trace.trace, SECRET)
     if secret["how"] == CANARIES:
         return _canaries(trace, secret)

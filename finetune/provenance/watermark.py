@@ -96,8 +96,14 @@ def read_secret(folder: str | Path, name: str) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{file} is damaged: {error}") from error
-    if not isinstance(found, dict) or "how" not in found:
+    how = found.get("how") if isinstance(found, dict) else None
+    marked = [*Watermark.__dataclass_fields__, "column", "writer"]
+    wanted = {"canaries": ["canaries"], GREENLIST: marked, SYNTHID: marked}.get(str(how))
+    if wanted is None:
         raise InputError(f"{file} holds no secret of `trace mark`. Set --trace")
+    lost = [name for name in wanted if not found.get(name)]
+    if lost:
+        raise InputError(f"{file} is damaged: '{lost[0]}' is missing. Bring back what `trace mark` wrote")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from finetune.errors import InputError
 from finetune.privacy.accounting import epsilon_spent, noise_multiplier
 from finetune.privacy.mechanism import continued, steps_an_epoch
 from finetune.privacy.options import PrivacyArguments, blind, check_network, check_objective_is_private
-from finetune.privacy.sampling import Chance, PoissonSteps, drawn
+from finetune.privacy.sampling import Chance, PoissonSteps, drawn, in_parts
 from finetune.privacy.trainer import noise_of
 from finetune.reports.card import card_of
 from finetune.reports.run_folder import read_run
@@ -65,15 +66,28 @@ def test_epochs_go_on_where_the_last_one_ended():
 
 
 def test_the_noise_has_the_stated_deviation(tmp_path):
-    """200 steps of a tiny model: what is left of each gradient beside the clipped mean, over the stated
-    deviation, is standard normal and has no memory."""
+    """200 steps of a tiny model on drawn rows: what is left of each gradient beside the same step without
+    noise, over the stated deviation, is standard normal and has no memory."""
     trainer = made("classification", "bert", "linear_probe", "batch", tmp_path, expected=4, noise=0.8)
-    parameters, found = trainer.trained, []
+    loud, quiet = trainer.mechanism, replace(trainer.mechanism, noise_multiplier=0.0)
+    draws = PoissonSteps(trainer.units.lengths(), Chance(0.5, 3), 200)
+    collate, found = in_parts(trainer.data_collator, 8), []
+
+    def gradient(step: int) -> torch.Tensor:
+        trainer.training_step(trainer.model, collate([trainer.units[visit] for visit in draws.share(step)]))
+        return torch.cat([p.grad.flatten() for p in trainer.trained])
+
     for step in range(200):
         trainer.state.global_step = step
-        trainer._leave([torch.zeros_like(p) for p in parameters])
-        found.append(torch.cat([p.grad.flatten() for p in parameters]))
-    scaled = torch.stack(found) * 4 / (0.8 * trainer.mechanism.clip_norm)
+        trainer.mechanism = loud
+        noisy = gradient(step)
+        trainer.mechanism = quiet
+        found.append(noisy - gradient(step))
+        # plain descent: each step is of another model
+        with torch.no_grad():
+            for parameter in trainer.trained:
+                parameter -= 0.1 * parameter.grad
+    scaled = torch.stack(found) * 4 / (0.8 * loud.clip_norm)
     count = scaled.numel()
     assert count > 5000
     assert abs(float(scaled.mean())) < 4 / math.sqrt(count)

@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset
 
 from finetune.errors import InputError
-from finetune.provenance.compared import OverlapArguments, compare_sets, texts_of_rows
-from finetune.provenance.overlap import overlaps
+from finetune.provenance.compared import OverlapArguments, compare_sets, text_columns, texts_of_rows
+from finetune.provenance.overlap import overlaps, words_of
 
 GENERATOR = np.random.default_rng(0)
 WORDS = ["".join(GENERATOR.choice(list("abcdefghijklmnopqrstuvwxyz"), 6)) for _ in range(500)]
@@ -36,6 +36,38 @@ def test_equal_near_and_shared_passages():
     assert found[2].shared == pytest.approx(1 / 81)
     assert [one.is_found for one in found[3:]] == [False] * 4
     assert not next(overlaps(first, [changed], near=0.9)).near
+
+
+def test_words_are_those_of_any_script():
+    assert words_of("Café, CAFE\u0301!") == words_of("cafe\u0301 ＣＡＦＥ\u0301") == ["café"] * 2
+    assert words_of("Straße") == words_of("STRASSE")
+    assert words_of("今天天气 good") == ["今", "天", "天", "气", "good"]
+    assert words_of("कि की") == ["कि", "की"]  # other vowels, other words
+    assert words_of("ไปไหน") == ["ไ", "ป", "ไ", "ห", "น"]
+    assert words_of("한국어 문장") == ["한국어", "문장"]
+    assert words_of("🙂🙂 :)") == ["🙂🙂", ":)"] and words_of(" \n") == []
+
+
+def test_texts_without_blanks_have_near_ones_and_passages():
+    letters = [chr(0x4E00 + number) for number in np.random.default_rng(2).permutation(2000)[:120]]
+    line = "".join(letters)
+    near, part = line[:60] + "一" + line[61:], "".join(chr(0x8000 + n) for n in range(40)) + line[20:34]
+    found = list(overlaps([line, "🙂🙂"], [near, part, "🙂🙂", "🙂"], near=0.8))
+    assert found[0].exact is None and found[0].near == 0
+    assert found[1].near is None and found[1].passage == 0
+    assert found[2].exact == 1 and not found[3].is_found
+
+
+def test_columns_that_one_set_alone_has_are_not_compared(tmp_path, capsys):
+    texts = [text(20, seed) for seed in range(8)]
+    (tmp_path / "mine.jsonl").write_text(
+        "\n".join(json.dumps({"title": text(9, 70 + n), "text": one}) for n, one in enumerate(texts))
+    )
+    counts, _ = compare_sets(
+        OverlapArguments(str(tmp_path / "mine.jsonl"), write(tmp_path / "theirs.jsonl", texts[:4]))
+    )
+    assert counts["exact"] == counts["rows"] == 4
+    assert "compared: text ↔ text" in capsys.readouterr().out
 
 
 def test_near_texts_are_those_of_a_plain_count():
@@ -71,10 +103,10 @@ def test_columns_with_texts_are_read_and_labels_are_not():
             "messages": [[{"role": "user", "content": text(5, 100 + seed)}] for seed in range(60)],
         }
     )
-    assert "pos" not in texts_of_rows(rows)[0].split()
+    assert text_columns(rows) == ["text", "messages"]
     assert texts_of_rows(rows, ["text"]) == rows["text"][:]
     with pytest.raises(InputError, match="No column 'body'; the rows have label, text"):
-        texts_of_rows(rows, ["body"])
+        text_columns(rows, ["body"])
 
 
 def write(file, rows):

@@ -11,10 +11,11 @@ import torch
 from conftest import make_model
 from test_gguf import byte_level
 from test_train import train
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from finetune.cli.command import run
 from finetune.errors import InputError
+from finetune.provenance.asking import read_texts, suspect
 from finetune.provenance.marking import mark
 from finetune.provenance.options import TraceArguments, TraceRowsArguments
 from finetune.provenance.testing import look_for
@@ -138,6 +139,44 @@ def test_sets_without_a_mark_are_inferred(own_rows, writer, tmp_path):
     assert look_for(TraceArguments("test", model=str(writer), **asked), rows)["p"] > 1e-3
 
 
+def test_a_model_that_is_no_language_model_is_named(saved, tmp_path):
+    """transformers puts a language model's head on an encoder, or on a bare decoder, without a word."""
+    with pytest.raises(InputError, match="is no language model: it has no weights for"):
+        suspect(str(saved("bert", AutoModelForSequenceClassification)))
+    with pytest.raises(InputError, match="is no language model: it reads what stands behind a token"):
+        suspect(str(saved("bert", AutoModelForMaskedLM)))
+    suspect(str(saved("llama", AutoModelForCausalLM)))
+
+
+def test_texts_are_cut_to_the_room_that_a_model_has(saved):
+    processor, network = suspect(str(saved("gpt2", AutoModelForCausalLM)))
+    many = network.config.n_positions
+    found = list(read_texts(processor, network, ["film " * 2 * many], 10 * many))
+    assert [len(ids) for _, ids, _, _ in found] == [many]
+
+
+@pytest.mark.parametrize(
+    ("secret", "named"),
+    [
+        ('{"how": "canaries"}', "'canaries' is missing"),
+        ('{"how": "greenlist", "scheme": "greenlist"}', "'key' is missing"),
+        ('{"how": "ink"}', "holds no secret"),
+        ("[1]", "holds no secret"),
+        ('{"how"', "is damaged"),
+    ],
+)
+def test_a_damaged_secret_is_named(secret, named, tmp_path):
+    (tmp_path / "secret.json").write_text(secret)
+    with pytest.raises(InputError, match=named):
+        look_for(TraceArguments("test", model="x", trace=str(tmp_path)), TraceRowsArguments())
+
+
+def test_rows_beside_a_trace_are_read_by_nobody(own_rows, tmp_path):
+    for held, rows in ((str(own_rows), TraceRowsArguments()), (None, TraceRowsArguments([str(own_rows)]))):
+        with pytest.raises(InputError, match="--trace brings the rows"):
+            look_for(TraceArguments("test", model="x", trace=str(tmp_path), held_out=held), rows)
+
+
 def test_what_cannot_be_traced_is_named(own_rows, tmp_path):
     rows = TraceRowsArguments([str(own_rows)])
     for given, said in (
@@ -153,7 +192,7 @@ def test_what_cannot_be_traced_is_named(own_rows, tmp_path):
     with pytest.raises(InputError, match="No model to test"):
         look_for(TraceArguments("test"), rows)
     with pytest.raises(InputError, match=r"holds no secret.json"):
-        look_for(TraceArguments("test", model="x", trace=str(tmp_path)), rows)
+        look_for(TraceArguments("test", model="x", trace=str(tmp_path)), TraceRowsArguments())
     with pytest.raises(InputError, match="Set --trace to the folder"):
         look_for(TraceArguments("test", model="x"), rows)
     whole = TraceRowsArguments([str(own_rows)], eval_split="train")

@@ -135,7 +135,8 @@ def want_exporter() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"ONNX needs the extra 'export', and {error.name} is not installed: pip install '.[export]'"
+            f"ONNX needs the extra 'export', and {error.name} is not installed: "
+            "pip install 'finetune-and-prompt[export]'"
         ) from error
 
 

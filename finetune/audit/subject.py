@@ -114,12 +114,15 @@ def find_attacked(artefact: Artefact, audit: AuditArguments) -> Attacked:
     # by hash, too: named rows may hold some that were trained on
     others = without_overlap(artefact, others, whole, known, audit)
     rng = np.random.default_rng(audit.audit_seed)
+    order = rng.permutation(len(members))
+    if run.row.classes:
+        column = whole.columns.label
+        order = of_known_classes(order, np.asarray(members[column][:]), np.asarray(others[column][:]))
     # a sample in the order of the file, whose places `name_of` tells
-    places = np.sort(rng.permutation(len(members))[: audit.max_rows])
+    places = np.sort(order[: audit.max_rows])
     apart = rng.permutation(len(others))
     # classes differ in loss: in other shares they would be told apart instead of members
     if run.row.classes:
-        column = whole.columns.label
         apart = as_shared(apart, np.asarray(others[column]), np.asarray(members.select(places)[column]))
     apart = np.sort(apart[: audit.max_rows])
     # held-out rows of another source may lack a column that nothing reads
@@ -158,6 +161,24 @@ def without_overlap(
     return others.select(fresh)
 
 
+def of_known_classes(order: np.ndarray, labels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Members whose class some held-out row has, in their order: one of a rare class has nobody to be told
+    from.
+
+    Args:
+        order: places of members, [members].
+        labels: of members, by place, [members].
+        others: labels of held-out rows, [others].
+    """
+    kept = order[np.isin(labels[order], others)]
+    if len(kept) < len(order):
+        logger.warning(
+            "%d training rows have a class that no held-out row has, and are left out",
+            len(order) - len(kept),
+        )
+    return kept
+
+
 def as_shared(order: np.ndarray, labels: np.ndarray, members: np.ndarray) -> np.ndarray:
     """As many held-out rows as there are with the members' shares of each class, in their order: else an
     attack would tell classes, not members.
@@ -170,7 +191,7 @@ def as_shared(order: np.ndarray, labels: np.ndarray, members: np.ndarray) -> np.
     counts = {label: int((members == label).sum()) for label in np.unique(members)}
     there = {label: int((labels == label).sum()) for label in counts}
     # the scarcest class bounds all: fewer rows, in the right shares
-    share = min(there[label] / count for label, count in counts.items())
+    share = min((there[label] / count for label, count in counts.items()), default=0.0)
     left = {label: int(share * count) for label, count in counts.items()}
     kept = []
     for place in order:

@@ -32,7 +32,9 @@ def pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise InputError("Pictures want the extra 'images': pip install '.[images]'") from error
+        raise InputError(
+            "Pictures want the extra 'images': pip install 'finetune-and-prompt[images]'"
+        ) from error
     return Image
 
 

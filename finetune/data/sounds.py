@@ -66,7 +66,8 @@ def _read(content: bytes, name: str) -> tuple[np.ndarray, int]:
         if fault is not None:
             raise ValueError(f"no plain WAV ({fault}); the extra 'audio' reads more") from error
         raise InputError(
-            f"{name} is no plain WAV, and other sounds want the extra 'audio': pip install '.[audio]'"
+            f"{name} is no plain WAV, and other sounds want the extra 'audio': "
+            "pip install 'finetune-and-prompt[audio]'"
         ) from error
     values, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=False)
     return values, int(rate)

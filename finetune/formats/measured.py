@@ -250,7 +250,9 @@ def _exported(name: str, what: Exportable, folder: Path | None, row: Task, asked
     """Write one format and ask its file."""
     format_ = FORMATS[name]
     if not format_.is_installed:
-        raise InputError(f"{format_.needs} is not installed (pip install '.[{format_.extra}]')")
+        raise InputError(
+            f"{format_.needs} is not installed (pip install 'finetune-and-prompt[{format_.extra}]')"
+        )
     want_kind(name, what, row)
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch) / name

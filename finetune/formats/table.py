@@ -139,6 +139,6 @@ def find_formats(names: Sequence[str]) -> dict[str, FileFormat]:
         if not row.is_installed and "all" not in names:
             raise InputError(
                 f"The format '{name}' needs the extra '{row.extra}', and {row.needs} is not installed: "
-                f"pip install '.[{row.extra}]'"
+                f"pip install 'finetune-and-prompt[{row.extra}]'"
             )
     return found

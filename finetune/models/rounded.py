@@ -68,8 +68,8 @@ def check_rounded(network: nn.Module, config: lora.LoraConfig) -> None:
     """
     if importlib.util.find_spec("torchao") is None:
         raise InputError(
-            "The method 'qat_lora' rounds by torchao, which is not installed: pip install '.[int4]'; or set "
-            "--method lora"
+            "The method 'qat_lora' rounds by torchao, which is not installed: "
+            "pip install 'finetune-and-prompt[int4]'; or set --method lora"
         )
     # dropout falls on the adapter's input alone, and a rounded sum has no such part
     if config.lora_dropout or config.use_dora:

@@ -125,7 +125,11 @@ def _inferred(trace: TraceArguments, data: TraceRowsArguments) -> dict[str, Any]
     held = others["test"] if "test" in others else next(iter(others.values()))
     if column not in held.column_names:
         raise InputError(f"No column '{column}' in {trace.held_out}; set --text_column, or rename it")
-    own, unseen = texts_of(rows, column, data.name), texts_of(held, column, trace.held_out)
+    # each once: a text in both halves, of which one is learnt from, would tell itself apart
+    own, unseen = (
+        list(dict.fromkeys(texts_of(part, column, name)))
+        for part, name in ((rows, data.name), (held, trace.held_out))
+    )
     # a text in both would be a member among the others
     both = set(own) & set(unseen)
     if both:

@@ -4,6 +4,7 @@ teacher's folder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,8 +40,8 @@ class DistilArguments:
     )
 
     def __post_init__(self) -> None:
-        # `not >` and no `<=`, which nan would pass
-        if not self.distil_temperature > 0:
+        # nan fails every comparison; an endless temperature would make all classes alike
+        if not 0 < self.distil_temperature < math.inf:
             raise InputError(f"Got --distil_temperature {self.distil_temperature}; wanted a number above 0")
         if not 0 < self.distil_weight <= 1:
             raise InputError(

@@ -12,11 +12,16 @@ import yaml
 from conftest import WORDS, make_tokenizer
 from scripted import run as run_verb
 from test_train import script, train
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from finetune.audit.extraction import distances, extraction_shares
 from finetune.audit.options import AuditArguments
 from finetune.audit.run import halved
+from finetune.audit.subject import as_shared, of_known_classes
 from finetune.cli.parser import parse
 from finetune.errors import InputError
 from finetune.reports.audit import audit_headline, audit_sections
@@ -80,6 +85,40 @@ def test_halves_have_the_classes_in_the_same_shares():
     ranks = np.arange(100.0)
     one, other = halved(ranks, None, 0)
     assert sorted([*one, *other]) == ranks.tolist() and abs(one.mean() - other.mean()) < 20
+
+
+def test_members_of_a_class_that_nobody_else_has_are_left_out(caplog):
+    labels = np.array(["a", "b", "rare", "a", "b", "rare"])
+    kept = of_known_classes(np.array([5, 3, 1, 0, 2, 4]), labels, np.array(["b", "a"] * 10))
+    assert kept.tolist() == [3, 1, 0, 4] and "2 training rows have a class" in caplog.text
+    assert len(as_shared(np.arange(20), np.array(["b", "a"] * 10), labels[kept])) == 20
+    none = of_known_classes(np.arange(6), labels, np.array(["z"] * 10))
+    with pytest.raises(InputError, match="0 held-out rows have the classes"):
+        as_shared(np.arange(10), np.array(["z"] * 10), labels[none])
+
+
+def test_a_tagger_is_audited(saved, tmp_path):
+    """Tags that follow from nothing, learnt by heart: every tag of a sentence has its own loss."""
+    rng, rows = np.random.default_rng(5), tmp_path / "rows"
+    rows.mkdir()
+    lines = [
+        json.dumps({"tokens": rng.choice(WORDS, 7).tolist(), "tags": rng.choice(["O", "B-A"], 7).tolist()})
+        for _ in range(60)
+    ]
+    for split, part in (("train", lines[:24]), ("test", lines[24:])):
+        (rows / f"{split}.jsonl").write_text("\n".join(part))
+    model = saved("bert", AutoModelForTokenClassification)
+    given = (
+        f"--task tokens --dataset_name {rows} --model_name_or_path {model} --output_dir {tmp_path / 'run'} "
+    )
+    given += "--method full --num_train_epochs 60 --per_device_train_batch_size 24 --learning_rate 5e-3 "
+    given += "--bf16 false --disable_tqdm true --eval_strategy no --save_strategy no"
+    main = script("train").main
+    main(*parse(main, given.split()))
+    said = audited("--artefact", tmp_path / "run", "--overfit_rows", "0")
+    assert (said["task"], said["members"], said["others"]) == ("tokens", 24, 36)
+    assert all(said["attacks"][attack]["auc_interval"][0] > 0.6 for attack in ("loss", "min_k"))
+    assert said["controls"]["untrained"]["holds"] and not said["extraction"]
 
 
 @pytest.mark.slow

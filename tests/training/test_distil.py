@@ -131,6 +131,7 @@ def test_what_cannot_teach_is_named(saved, review_file, tmp_path, teacher):
         taught_by(lambda *given: torch.zeros(1), DistilArguments("x"), {"mechanism": None})
     for given, said in (
         ({"distil_temperature": 0.0, "teacher": "x"}, "wanted a number above 0"),
+        ({"distil_temperature": float("inf"), "teacher": "x"}, "wanted a number above 0"),
         ({"distil_weight": 0.0, "teacher": "x"}, "wanted a share above 0"),
         ({"distil_temperature": 4.0}, "is for a --teacher"),
     ):

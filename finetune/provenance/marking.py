@@ -112,18 +112,21 @@ def _plant(
     trace: TraceArguments, data: TraceRowsArguments, rows: Dataset, texts: list[str], key: int
 ) -> dict[str, Any]:
     """Rows of words drawn from one's own, with a drawn label where the rows have labels."""
-    labels, label = None, data.label_column
+    labels, label, written = None, data.label_column, dict[str, Any]()
     if label is not None:
         if label not in rows.column_names:
             raise InputError(f"No column '{label}' in {data.name}; set --label_column")
         feature = rows.features[label]
         # declared classes, also those that no row has
         named = feature.names if isinstance(feature, ClassLabel) else rows[label][:]
-        labels = sorted({str(name) for name in named if name is not None})
+        # published as they stand in one's own rows: a text among numbers is no column
+        written = {str(name): name for name in named if name is not None}
+        labels = sorted(written)
     canaries = draw_canaries(texts, trace.marked_rows, key, labels)
     column = text_column(rows, data)
     planted = [
-        {column: one["texts"][0]} | ({} if label is None else {label: one["labels"][0]}) for one in canaries
+        {column: one["texts"][0]} | ({} if label is None else {label: written[one["labels"][0]]})
+        for one in canaries
     ]
     return {
         "rows": planted,

@@ -4,6 +4,9 @@ rows. Used by the tests of privacy, and a part of two_processes.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import objective_gradients
@@ -41,11 +44,13 @@ def made(subject: str, family: str, method: str, split: str, folder: Path, **cha
         row, processor, network, features = objective_gradients.prepared(subject, **layout)
         kind = FreshTrainer
     else:
-        config = {"initializer_range": 0.3} if family in ("bert", "llama") else {}
+        config: dict[str, object] = {"initializer_range": 0.3} if family in ("bert", "llama") else {}
+        # chance of its own, that a loop doesn't repeat
+        config |= {"classifier_dropout": 0.0} if family == "gpt2" else {}
         row, processor, network, options["labels"], features = task_gradients.prepared(
             subject.removesuffix(", packed"), family, **config
         )
-        kind = ExactTrainer
+        kind, row = ExactTrainer, replace(row, collate=partial(in_double, row.collate))
         if subject.endswith(", packed"):
             row = packed(row)
             pack(network)
@@ -58,6 +63,19 @@ def made(subject: str, family: str, method: str, split: str, folder: Path, **cha
     return make_trainer(
         row, network, processor, training, {"train": features}, kind=private(kind), mechanism=told, **options
     )
+
+
+def in_double(collate: Callable, processor: object) -> Callable:
+    """What a row's `collate` makes, with pictures and sounds as wide as the weights here."""
+    plain = collate(processor)
+
+    def wide(features: list) -> dict:
+        return {
+            name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+            for name, value in plain(features).items()
+        }
+
+    return wide
 
 
 def spread(network: torch.nn.Module) -> None:

@@ -8,10 +8,11 @@ from bounds import assert_near
 from conftest import make_model
 from covering import covering
 from gradients import KeepGradients
-from private_steps import CLIP, by_loop, made
+from private_steps import by_loop, made
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from finetune.errors import InputError
 from finetune.methods import METHODS, attach
 from finetune.privacy.row_gradients import NotByRow, One, Together, agree, clipping
 
@@ -54,17 +55,56 @@ CASES = {
 def test_the_clipped_sum_is_that_of_a_loop(task, family, method, tmp_path):
     trainer = made(task, family, method, "uneven", tmp_path)
     assert trainer.gradients.together is CASES[task, family, method]
-    wanted = by_loop(trainer)
+    hold_against_the_loop(trainer)
+
+
+def length_of(gradients: dict[str, torch.Tensor]) -> float:
+    return sum(float(value.square().sum()) for value in gradients.values()) ** 0.5
+
+
+def hold_against_the_loop(trainer) -> None:
+    """The step's sum is that of a loop, with a clip that the longest of the eight rows is beyond."""
+    clip = length_of(by_loop(trainer, clip=float("inf"))) / 16
+    trainer.gradients.clip_norm = clip
+    wanted = by_loop(trainer, clip=clip)
     keeper = KeepGradients()
     trainer.add_callback(keeper)
     trainer.train()
     found = {name: value * trainer.mechanism.expected for name, value in keeper.gradients.items()}
-    assert sum(float(value.norm()) for value in wanted.values()) > 0.5 * CLIP
+    assert length_of(wanted) > 0.5 * clip > 0
     assert_near(found, wanted, 1e-6)
 
 
+IN_4_BITS = {"qlora", "qat_lora"}
+# every head once, on the family that takes most methods
+HEADS = [
+    ("classification", "bert"), ("pairs", "gpt2"), ("multilabel", "bert"), ("regression", "bert"),
+    ("tokens", "gpt2"), ("spans", "bert"), ("seq2seq", "bart"), ("seq2seq", "gpt2"), ("choice", "bert"),
+    ("sft", "gpt2"), ("sft, packed", "llama"), ("image", "vit"), ("audio", "ast"), ("mlm", ""), ("clm", ""),
+    ("span_corruption", ""), ("infilling", ""),
+]  # fmt: skip
+IN_LINES = ("sft, packed", "clm")  # which take no virtual tokens (`methods.check_packed`)
+
+
 def test_every_method_is_held_against_the_loop():
-    assert {method for _, _, method in CASES} == set(METHODS) - {"qlora", "qat_lora"}  # in 4 bits
+    assert {method for _, _, method in CASES} == set(METHODS) - IN_4_BITS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "family"), HEADS)
+def test_every_method_that_a_head_takes_is_a_loops(task, family, tmp_path):
+    taken = []
+    for method in sorted(set(METHODS) - IN_4_BITS):
+        if task in IN_LINES and METHODS[method].virtual:
+            continue
+        try:
+            trainer = made(task, family, method, "uneven", tmp_path / method)
+        except InputError as refused:
+            assert f"The method '{method}' can't tune" in str(refused)
+            continue
+        hold_against_the_loop(trainer)
+        taken.append(method)
+    assert {"full", "lora", "rslora", "dora", "bottleneck"} <= set(taken)
 
 
 def test_a_long_gradient_is_cut_and_a_short_one_is_left():

@@ -127,6 +127,15 @@ def test_labels_of_canaries_are_found_in_a_classifier(review_file, saved, tmp_pa
         )
 
 
+def test_labels_of_canaries_are_of_the_kind_of_ones_own(tmp_path):
+    own = tmp_path / "mine.jsonl"
+    own.write_text("\n".join(json.dumps({"text": words(n, 12), "label": n % 3}) for n in range(40)))
+    asked = TraceArguments("mark", how="canaries", output_dir=str(tmp_path / "m"), marked_rows=20, key=3)
+    list(mark(asked, TraceRowsArguments([str(own)], label_column="label")))
+    rows = [json.loads(line) for line in (tmp_path / "m" / "rows.jsonl").read_text().splitlines()]
+    assert {row["label"] for row in rows} == {0, 1, 2}
+
+
 @pytest.mark.slow
 def test_sets_without_a_mark_are_inferred(own_rows, writer, tmp_path):
     texts = [words(seed, 12) for seed in range(80)]

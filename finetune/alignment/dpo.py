@@ -30,6 +30,7 @@ from finetune.alignment.pair_rows import CutAnswers, SameIds, as_ids, unpaired
 from finetune.alignment.policy import drop_copy, has_adapter
 from finetune.alignment.reward_model import check_pairs_fit
 from finetune.alignment.shared_prompt import SharedPrompt, can_share, pair_lines
+from finetune.alignment.step_tokens import StepTexts, StepTokens
 from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.errors import InputError
 from finetune.models.heads import unwrapped
@@ -292,10 +293,16 @@ def _trainer_of(training: PairTraining, parts: dict[str, Any]) -> Any:
 class KTOTrainer(CutAnswers, Resuming, trl.KTOTrainer):
     """TRL's, without ends on answers that were cut."""
 
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *more: Any) -> Any:
+        # the KL is estimated over all processes' rows, which then take each other's answers for it too
+        together = copy.copy(args)
+        vars(together)["per_device_train_batch_size"] *= args.world_size
+        return super()._prepare_dataset(dataset, processing_class, together, *more)
 
-class ORPOTrainer(SameIds, Resuming, TrlORPOTrainer):
+
+class ORPOTrainer(SameIds, StepTexts, Resuming, TrlORPOTrainer):
     """TRL's, on DPO's ids."""
 
 
-class CPOTrainer(SameIds, Resuming, TrlCPOTrainer):
+class CPOTrainer(SameIds, StepTokens, Resuming, TrlCPOTrainer):
     """TRL's, on DPO's ids."""

@@ -143,11 +143,12 @@ class SharedSampling:
         step = self.state.global_step  # type: ignore[attr-defined]
         self._turn = (step, self._turn[1] + 1 if self._turn[0] == step else 0)
         network: Any = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
-        # Far apart, so that no two processes and no two turns of a step share a stream.
-        first = self.accelerator.process_index * 10**6  # type: ignore[attr-defined]
-        uniforms = draw_uniforms(args.seed, step,
-        [(self._turn[1] * 10**9) + first + i for i in range(len(prompt_ids))],
-                                 args.max_completion_length)  # fmt: skip
+        turn = self._turn[1]
+        # In a step's first turn all processes have as many rows, which are numbered through: an answer is the
+        # same on any number of them. Later turns stay far apart, so that no two share a stream.
+        first = self.accelerator.process_index * (10**6 if turn else len(prompt_ids))  # type: ignore[attr-defined]
+        rows = [turn * 10**9 + first + i for i in range(len(prompt_ids))]
+        uniforms = draw_uniforms(args.seed, step, rows, args.max_completion_length)
         sampling = sampling_of(args)
         was_training = network.training
         # Without dropout: what is sampled is the policy itself.

@@ -27,6 +27,7 @@ from finetune.cli.mistakes import complain, in_own_words
 from finetune.cli.places import did_you_mean, verbs
 from finetune.cli.recipes import OF_ONE_RUN, as_arguments, read_recipe, renamed_of, split_recipe
 from finetune.cli.required import MissingOptions, check_required
+from finetune.cli.sharing import check_alone
 from finetune.errors import InputError
 
 # What a disk says that takes no more, whichever library wrote to it.
@@ -56,6 +57,7 @@ def launch(main: Callable[..., Any], arguments: Sequence[str] | None = None, ins
         arguments = by_name(main, arguments)
         # Before parsing: help is asked for where something else is wrong, too.
         answer_help(main, arguments, installed)
+        check_alone(Path(inspect.getfile(called)).stem)
         _run(main, parse(main, arguments, called))
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)

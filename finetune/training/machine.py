@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from finetune.cli.sharing import SHARED_BY, SHARINGS, wanted
 from finetune.device import device
 from finetune.errors import InputError
 
@@ -52,19 +53,6 @@ def keep_to_cpu(options: Any) -> None:
         PartialState(cpu=True, timeout=timedelta(seconds=options.ddp_timeout))
 
 
-# How several processes may share a verb's work. What isn't here is refused at the start, by name.
-SHARED_BY = {
-    "train": ("ddp", "fsdp2", "zero"), "sft": ("ddp", "fsdp2", "zero"), "pretrain": ("ddp", "fsdp2", "zero"),
-    "dpo": ("ddp", "fsdp2", "zero"), "reward": ("ddp", "fsdp2"), "ppo": ("ddp",),
-    "grpo": ("ddp",), "rloo": ("ddp",),
-    "prefer": ("ddp",), "align": ("ddp",), "prompt": ("ddp",), "fuse": ("ddp",), "frontier": (), "serve": (),
-    "assess": (), "ladder": (), "adapter": (), "compare": (), "tokenizer": (), "board": (), "report": (),
-    "compare_runs": (),
-    "import_task": (), "audit": (), "export": (), "trace": (), "overlap": (), "show": (), "check": (),
-}  # fmt: skip
-WAYS = {"ddp": "copies of the model (DDP)", "fsdp2": "shards (FSDP2)", "zero": "DeepSpeed's ZeRO-1 and -2"}
-
-
 def processes(verb: str) -> int:
     """Number of processes that this run really has, and a way of sharing that the verb was made for.
 
@@ -77,9 +65,8 @@ def processes(verb: str) -> int:
         return size
     way = way or "ddp"
     if way not in SHARED_BY[verb]:
-        kept = [WAYS[one] for one in SHARED_BY[verb]] or ["one process alone"]
         raise InputError(
-            f"'{verb}' can't be shared by {WAYS.get(way, way)}; wanted {' or '.join(kept)} (docs/machines.md)"
+            f"'{verb}' can't be shared by {SHARINGS.get(way, way)}; wanted {wanted(verb)} (docs/machines.md)"
         )
     if way == "fsdp2" and os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() == "true":
         raise InputError(
@@ -88,7 +75,7 @@ def processes(verb: str) -> int:
         )
     if way != "ddp" and not has_gpus():
         raise InputError(
-            f"{WAYS[way]} need GPUs: on CPUs accelerate would train copies of the model (DDP) without a "
+            f"{SHARINGS[way]} need GPUs: on CPUs accelerate would train copies of the model (DDP) without a "
             "word. "
             "Wanted: scripts/accelerate/two_cpus.yaml, without --fsdp and --deepspeed"
         )

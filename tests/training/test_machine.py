@@ -4,6 +4,7 @@ made for, or refused.
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import re
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune.cli.parser import launch
 from finetune.cli.places import verbs
+from finetune.cli.sharing import SHARED_BY, SHARINGS
 from finetune.errors import InputError
-from finetune.training.machine import SHARED_BY, has_fast_bf16, micro_batches, processes
+from finetune.training.machine import has_fast_bf16, micro_batches, processes
 
 ROOT = Path(__file__).parents[2]
 SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -65,7 +68,7 @@ def test_freed_memory_is_kept_up_to_half_of_what_there_is():
         (
             "ppo",
             {"ACCELERATE_USE_DEEPSPEED": "true"},
-            "'ppo' can't be shared by DeepSpeed's ZeRO-1 and -2; wanted copies",
+            "'ppo' can't be shared by DeepSpeed's ZeRO-1 and -2; wanted copies.*gpus.yaml",
         ),
         (
             "train",
@@ -99,6 +102,35 @@ def test_options_ask_for_a_way_too(monkeypatch):
         processes("train")
     monkeypatch.setattr(sys, "argv", ["train.py"])
     assert processes("train") == processes("serve") == 1
+
+
+@pytest.mark.parametrize("verb", sorted(verb for verb, ways in SHARED_BY.items() if not ways))
+def test_verbs_of_one_process_say_so_under_a_launcher(verb, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    script = importlib.import_module(f"finetune.scripts.{verb}")
+    with pytest.raises(SystemExit) as ended:
+        launch(script.main, ["--nothing", "1"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "A launcher started 2 processes" in said and "without accelerate launch" in said
+
+
+def test_no_cell_of_what_runs_where_is_silent():
+    """Every verb has a line in the docs, which refuses what its row here lacks and nothing else."""
+    lines = (
+        (ROOT / "docs" / "machines.md").read_text().split("## What runs where")[1].split("*tested here*:")[0]
+    )
+    table = [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in lines.splitlines() if "|" in line
+    ]
+    head, told = table[0], {}
+    for names, *cells in table[2:]:
+        assert len(cells) == len(head) - 1 and all(cells)
+        told |= {name.strip(): dict(zip(head[1:], cells, strict=True)) for name in names.split(",")}
+    assert set(told) == set(SHARED_BY)
+    for verb, cells in told.items():
+        for way, column in zip(SHARINGS, ("DDP", "FSDP2", "ZeRO-2"), strict=True):
+            assert cells[column].startswith("refused") != (way in SHARED_BY[verb]), (verb, column)
 
 
 def test_every_verb_that_asks_has_a_row():

@@ -75,7 +75,7 @@ METHODS: dict[str, Method] = {
         "Liu et al. 2021", virtual=True),
     "ia3": Method(peft.IA3Config, {}, 5e-3, "Liu et al. 2022"),
     "bitfit": Method(BitFitConfig, {}, 1e-3, "Ben Zaken et al. 2022"),
-    "linear_probe": Method(peft.LoraConfig, {"target_modules": DUMMY_TARGET_MODULES}, 5e-3, "head only"),
+    "linear_probe": Method(peft.LoraConfig, {"target_modules": DUMMY_TARGET_MODULES}, 2e-2, "head only"),
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from prompts.ladder.budget import BudgetSpent, Peak, TimeBudget
 from prompts.ladder.options import WAYS, LadderArguments
 from prompts.ladder.result import LadderRun, read_runs, run_name
 from prompts.ladder.rows import ladder_rows, settled_counts
-from prompts.ladder.tuned import LSTM, LSTM_RATE, Said, epochs_for, fit, learn
+from prompts.ladder.tuned import LSTM, LSTM_RATE, Said, batch_for, epochs_for, fit, learn
 
 logger = logging.getLogger(__name__)
 # What may differ when a ladder is taken up again: how long, and what else is tried.
@@ -218,10 +218,17 @@ class Ladder:
         common = " ".join(f"--{name} {shlex.quote(value)}" for name, value in given.items())
         length, folder = f"--max_length {self.options.max_length}", "--output_dir runs/chosen"
         model = f"--model_name_or_path {shlex.quote(self.model.model_name_or_path)}"
-        made = {
-            way: f"finetune train {model} --method {way} {common} {length} {folder}"
+        count = len(self.rows.pool)
+        batch = f"--per_device_train_batch_size {batch_for(count)}"
+        # as long as here: `train` itself takes three epochs
+        often = {
+            way: f"--num_train_epochs {epochs_for(way, count)} {batch}"
             for way, one in WAYS.items() if one.kind == "tuned"
         }  # fmt: skip
+        made = {
+            way: f"finetune train {model} --method {way} {common} {length} {times} {folder}"
+            for way, times in often.items()
+        }
         words = (
             "finetune tokenizer --kind words --lowercase true --vocab_size 10000 --output_dir runs/words "
             # a tokenizer is made of the texts alone
@@ -230,7 +237,7 @@ class Ladder:
         made["lstm"] = (
             f"{words}\nfinetune train --from_config lstm --config_overrides {LSTM} --tokenizer_name "
             "runs/words "
-            f"--method full --learning_rate {LSTM_RATE} {common} {length} {folder}"
+            f"--method full --learning_rate {LSTM_RATE} {common} {length} {often['lstm']} {folder}"
         )
         fitted = {
             way: f"finetune train --model_name_or_path {way} {common} {folder}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,6 +193,13 @@ def test_from_rows_to_page_and_never_twice(saved, review_file, tmp_path, monkeyp
     climb(*options, *ways, "--label_seeds", 1)
     with pytest.raises(InputError, match=r"holds another ladder \(max_length: 16 there, 12 now"):
         climb(*options, *ways, "--max_length", 12)
+
+
+@pytest.mark.parametrize("way", ["lora", "lstm"])
+def test_more_labels_never_mean_fewer_steps(way):
+    counts = (16, 64, 65, 256, 1024, 4096)
+    steps = [math.ceil(count / tuned.batch_for(count)) * tuned.epochs_for(way, count) for count in counts]
+    assert steps == sorted(steps) and steps[1] >= tuned.STEPS
 
 
 def test_prompts_are_rungs_too(saved, review_file, tmp_path, monkeypatch):

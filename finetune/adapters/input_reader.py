@@ -110,8 +110,11 @@ class InputReader:
     def note(self, given: ReadInput) -> str | None:
         """What is made of an input that isn't as the model wants it; None where nothing is."""
         if self.reads == "image":
-            (mode,), wanted = kinds([given.content])[0], mode_of(channels(self.processor))
-            return None if mode == wanted else f"Pictures of mode {mode} are read as {wanted}"
+            modes, _, several = kinds([given.content])
+            (mode,), wanted = modes, mode_of(channels(self.processor))
+            told = [f"Pictures of mode {mode} are read as {wanted}"] if mode != wanted else []
+            told += ["Of several pictures in a file the first is read"] if several else []
+            return "; ".join(told) or None
         if self.reads == "series":
             most = self.processor.context_length
             return f"Series are cut at {most} steps" if given.content.shape[1] > most else None

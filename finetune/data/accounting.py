@@ -187,6 +187,9 @@ def _again(values: Sequence[Any], texts: Sequence[str], asked: Sequence[Sequence
     # the cheap test first: every value stands in what is read
     if all(all(_bare(part) in text for part in parts) for parts, text in pairs):
         return True
+    # where no text is read, as of pictures, none stands in a column again
+    if not all(asked):
+        return False
     whole = [_bare(" ".join(cell_texts(value))) for value in values]
     if not all(text in value for value, one in zip(whole, asked, strict=True) for text in one):
         return False

@@ -12,6 +12,10 @@ from typing import Any
 from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 
 # Files as cells. `datasets` has types of its own for pictures and sounds, which want codecs to be written.
+# Endings of files.
+PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+SOUNDS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "au", "caf", "w64")
+PATH_LETTERS = 4000  # of a path, as systems have them
 FILE_CELL = {"bytes": Value("binary"), "path": Value("string")}
 
 
@@ -35,6 +39,11 @@ def is_file(cell: Any) -> bool:
     return isinstance(cell, dict) and cell.keys() == {"bytes", "path"}
 
 
+def lie_media(folder: Path) -> bool:
+    """Whether pictures or sounds lie in a folder itself."""
+    return any(one.suffix.lower().lstrip(".") in PICTURES + SOUNDS for one in folder.iterdir())
+
+
 def file_bytes(cell: dict[str, Any]) -> bytes:
     """What the file of a cell holds; an OSError where there is none."""
     return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
@@ -44,6 +53,15 @@ def file_fault(error: Exception) -> str:
     """What a reader of files says of one, without addresses in memory."""
     plain = re.sub(r"\s*<_io\.\w+ object at 0x\w+>", "", str(error))
     return f"{type(error).__name__}: {' '.join(plain.split())[:100] or 'damaged'}"
+
+
+def missing_file(path: str) -> str:
+    """What is said of a path at which there is no file."""
+    if "://" in path:
+        return f"an address, {path:.80}, where a file's path is wanted: fetch it first"
+    if len(path) > 300 or path.startswith("data:"):
+        return f"a text of {len(path):,} letters, {path:.30}..., where a file's path is wanted"
+    return f"no file {path}"
 
 
 def content_of(cell: Any) -> Any:

@@ -24,8 +24,8 @@ import datasets
 from datasets import Dataset, concatenate_datasets
 
 from finetune.data import conll, records
-from finetune.data.cells import with_json
-from finetune.data.places import PLACE
+from finetune.data.cells import lie_media, with_json
+from finetune.data.places import FOLDER, PLACE
 from finetune.data.tables import COMPRESSED, content, decoded, delimited, ending
 from finetune.data.ts import read_ts
 from finetune.errors import InputError
@@ -81,6 +81,12 @@ def read_files(files: Sequence[Path], reading: Reading) -> Dataset:
         InputError: a file that can't be read, has no rows, or columns of other types than the first one's.
     """
     parts = [_read_file(file, reading, alone=len(files) == 1) for file in files]
+    # a table beside pictures or sounds names them from its own folder, as `train/metadata.csv` does
+    if any(lie_media(folder) for folder in {file.parent for file in files}):
+        parts = [
+            part.add_column(FOLDER, [str(file.parent)] * len(part))
+            for file, part in zip(files, parts, strict=True)
+        ]
     try:
         return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     except (ValueError, TypeError) as error:

@@ -5,6 +5,7 @@ files and columns; knows no format.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from finetune.data.cells import FILE_CELL
 from finetune.data.columns import LABELS, Columns, Wanted, class_ids, named_columns, settle_columns
 from finetune.data.files import without_bars
 from finetune.data.labelled import named_classes
-from finetune.data.places import columns_of, place_of
+from finetune.data.places import FOLDER, columns_of, place_of
 from finetune.data.questions import Laid
 from finetune.data.sources import DataArguments, TextArguments
 from finetune.errors import InputError
@@ -25,6 +26,7 @@ from finetune.errors import InputError
 logger = logging.getLogger(__name__)
 
 SHOWN = 5  # broken rows that a message names
+ADDRESS = re.compile(r"\w+://|data:")
 
 
 def lay_out_files(rows: Dataset, data: DataArguments, usual: tuple[str, ...], typed: Any) -> Laid:
@@ -91,8 +93,14 @@ def as_files(rows: Dataset, column: str, typed: Any, data: TextArguments) -> Dat
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
         base = Path(data.name).expanduser()
         # paths in a table are meant from where the table lies
-        base = base if base.is_dir() else base.parent
-        cells = [{"bytes": None, "path": str(base / cell)} if cell else None for cell in rows[column]]
+        usual = str(base if base.is_dir() else base.parent)
+        bases = rows[FOLDER] if FOLDER in rows.column_names else [usual] * len(rows)
+        cells = [
+            {"bytes": None, "path": cell if ADDRESS.match(cell) else str(Path(folder) / cell)}
+            if cell
+            else None
+            for cell, folder in zip(rows[column], bases, strict=True)
+        ]
     else:
         raise InputError(
             f"The column '{column}' of {data.name} holds {rows.features[column]!s:.100}; wanted files: "
@@ -132,7 +140,9 @@ def without_broken(
     said = f"{len(broken)} of {len(rows)} {where} rows have no {what} that can be read ({named}"
     said += "; ...)" if len(broken) > SHOWN else ")"
     if not drop:
-        raise InputError(f"{said}. Mend them, or set --drop_empty_rows to leave them out")
+        # where none can be read, another column or folder was meant
+        mend = "set --drop_empty_rows to leave them out" if len(broken) < len(rows) else "set --text_column"
+        raise InputError(f"{said}. Mend them, or {mend}")
     logger.warning("%s and are left out", said)
     gone = set(broken)
     kept = rows.select([place for place in range(len(rows)) if place not in gone])

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from finetune.data.cells import FILE_CELL
+from finetune.data.cells import FILE_CELL, PICTURES, SOUNDS
 from finetune.data.folders import SPLIT_NAMES, SPLITS
 from finetune.data.places import PLACE
 
 logger = logging.getLogger(__name__)
 
-PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
-SOUNDS = ("wav", "flac", "ogg", "mp3", "aiff", "au")
+NAMED = 3  # files that a message names
 
 
 def read_media_folder(folder: Path) -> DatasetDict | None:
@@ -28,9 +27,11 @@ def read_media_folder(folder: Path) -> DatasetDict | None:
     """
     if not folder.is_dir():
         return None
-    column, kept = _kind(_files(folder))
+    files = _files(folder)
+    column, kept = _kind(files)
     if not kept:
         return None
+    _say_others(folder, column, sorted(set(files) - set(kept)))
     placed = [(file, *_placed(file.relative_to(folder).parts)) for file in kept]
     names = sorted({label for _, _, label in placed if label is not None})
     labelled = all(label is not None for _, _, label in placed)
@@ -45,9 +46,26 @@ def read_media_folder(folder: Path) -> DatasetDict | None:
     return DatasetDict({split: Dataset.from_list(rows, features=features) for split, rows in splits.items()})
 
 
+def _say_others(folder: Path, column: str, others: list[Path]) -> None:
+    """Say which files of classes' folders are no rows by their ending."""
+    lost = [file for file in others if _placed(file.relative_to(folder).parts)[1] is not None]
+    # a README or notes are no rows, and are said where they might be taken for tables
+    lost = [file for file in lost if file.suffix.lower() not in (".txt", ".text", ".md")]
+    if lost:
+        named = ", ".join(str(file.relative_to(folder)) for file in lost[:NAMED])
+        logger.warning(
+            "%d files in folders of classes have no ending of %s and are not read (%s%s); wanted %s",
+            len(lost), "a picture" if column == "image" else "a sound", named,
+            ", ..." if len(lost) > NAMED else "", " ".join(PICTURES if column == "image" else SOUNDS),
+        )  # fmt: skip
+
+
 def _files(folder: Path) -> list[Path]:
     """All files but hidden ones and those of hidden folders."""
-    whole = (file for file in folder.rglob("*") if file.is_file())
+    # a link to nothing is a row whose file is missing
+    whole = (
+        file for file in folder.rglob("*") if file.is_file() or (file.is_symlink() and not file.exists())
+    )
     hidden = (".", "__MACOSX")
     return sorted(
         file for file in whole if not any(p.startswith(hidden) for p in file.relative_to(folder).parts)

@@ -9,11 +9,12 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune.data.cells import file_bytes, file_fault
+from finetune.data.cells import PATH_LETTERS, file_bytes, file_fault, missing_file
 from finetune.errors import InputError
 
 USUAL = ("image", "img", "picture", "photo", "pixels", "file_name", "file", "path")
@@ -65,8 +66,10 @@ def opened(cell: dict[str, Any], mode: str = COLOUR) -> Any:
 def _eight_bits(values: np.ndarray) -> np.ndarray:
     """Grey values of 16 or 32 bits, or shares of 1, as 0 to 255."""
     most = float(values.max(initial=0))
-    # 257 = 65535 / 255
-    scale = 255.0 if values.dtype.kind == "f" and most <= 1 else 1 / 257 if most > 255 else 1.0
+    # 257 = 65535 / 255. Of 16 bits always, so that a dark picture stays darker than the bright one beside it;
+    # of 32 nothing says how much white is
+    wide = values.dtype.itemsize == 2 or most > 255
+    scale = 255.0 if values.dtype.kind == "f" and most <= 1 else 1 / 257 if wide else 1.0
     return np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
 
 
@@ -76,22 +79,30 @@ def picture_fault(cell: dict[str, Any] | None) -> str | None:
         return "no picture"
     try:
         size = opened(cell).size
-    except FileNotFoundError:
-        return f"no file {cell['path']}"
+    except OSError as error:
+        # also a name that is too long to be one, or a folder's
+        if cell["bytes"] is None and not Path(cell["path"][:PATH_LETTERS]).is_file():
+            return missing_file(cell["path"])
+        return file_fault(error)
     except Exception as error:  # Pillow's readers of damaged files raise whatever they stumble over
         return file_fault(error)
     return None if min(size) > 0 else "a picture without pixels"
 
 
-def kinds(cells: Sequence[dict[str, Any]]) -> tuple[Counter[str], Counter[tuple[int, int]]]:
-    """How many pictures have each mode, and each size (width, height); reads their heads alone."""
+def kinds(cells: Sequence[dict[str, Any]]) -> tuple[Counter[str], Counter[tuple[int, int]], int]:
+    """How many pictures have each mode, and each size (width, height), and how many hold several pictures or
+    move; reads their heads alone.
+    """
+    several = 0
     modes: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
     for cell in cells:
         with pillow().open(io.BytesIO(file_bytes(cell))) as picture:
             modes[picture.mode] += 1
             sizes[picture.size] += 1
-    return modes, sizes
+            # formats of a single picture don't count
+            several += vars(type(picture)).get("n_frames") is not None and picture.n_frames > 1
+    return modes, sizes, several
 
 
 def say_kinds(cells: Sequence[dict[str, Any]], mode: str, wanted: dict[str, int]) -> None:
@@ -100,10 +111,12 @@ def say_kinds(cells: Sequence[dict[str, Any]], mode: str, wanted: dict[str, int]
     Args:
         wanted: the size as image processors have it.
     """
-    modes, sizes = kinds(cells)
+    modes, sizes, several = kinds(cells)
+    if several:
+        logger.warning("%d files move or hold several pictures; the first of each is read", several)
     others = Counter({name: count for name, count in modes.items() if name != mode})
     if others:
-        told = ", ".join(f"{count} of mode {name}" for name, count in others.most_common(5))
+        told = ", ".join(f"{count} of mode {name}" for name, count in others.most_common())
         logger.warning("%s pictures are read as %s", told, mode)
     fixed = {"height", "width"} <= wanted.keys()
     side = fixed and (wanted["width"], wanted["height"])

@@ -14,6 +14,7 @@ from datasets import Dataset
 from finetune.errors import InputError
 
 PLACE = "__place__"  # holds `row 3 (line 5)` for each row; no column of the user's
+FOLDER = "__folder__"  # where the files lie that a row names, beside its own table
 LICENCE = "__licence__"  # the licence of each row, where its set or a column says it
 SOURCE = "__source__"  # where each row is from, where a column says it
 SET = "__set__"  # names the data set of an evaluation row where there are several
@@ -86,7 +87,7 @@ def check_each(
 
 def columns_of(rows: Dataset) -> list[str]:
     """The user's columns."""
-    return [name for name in rows.column_names if name not in (PLACE, SET, LICENCE, SOURCE)]
+    return [name for name in rows.column_names if name not in (PLACE, SET, LICENCE, SOURCE, FOLDER)]
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -220,10 +220,15 @@ def _every(fine: np.ndarray, cells: Any, rows: Dataset, column: str) -> None:
     if fine.all():
         return
     first = int(np.flatnonzero(~fine)[0])
+    cell = cells.iloc[first]
+    numbers = (
+        "" if isinstance(cell, str) or pd.isna(cell) else " (seconds: pandas.to_datetime(..., unit='s'))"
+    )
+    held = "missing" if pd.isna(cell) else f"{cell if numbers else repr(cell)!s:.60}, which can't be read"
     raise InputError(
-        f"The time in '{column}' of {place_of(rows, first)} is {cells.iloc[first]!r:.60}, which can't be "
-        f"read ({int((~fine).sum())} of {len(rows)} rows); wanted a year or a date as 2016-07-01 13:00:00 or "
-        "1.7.2016. Mend the rows, or set --time_column"
+        f"The time in '{column}' of {place_of(rows, first)} is {held} "
+        f"({int((~fine).sum())} of {len(rows)} rows); wanted a year or a date as 2016-07-01 13:00:00 or "
+        f"1.7.2016{numbers}. Mend the rows, or set --time_column"
     )
 
 

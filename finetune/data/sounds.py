@@ -10,18 +10,20 @@ import struct
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
-from finetune.data.cells import file_bytes, file_fault
+from finetune.data.cells import PATH_LETTERS, file_bytes, file_fault, missing_file
 from finetune.errors import InputError
 
 # samples a second of any format there is; beyond, resampling would take filters of gigabytes
 SLOWEST, FASTEST = 1, 768_000
 STREAMED = 0x7FFFF000  # bytes of sound, from which on a head's number is a placeholder
+WHOLE = 0.95  # of the samples that a compressed file tells of: less is a file that was cut off
 MELS, SEGMENTS = 40, 8  # bands, and parts of a sound, of the vector that a linear model reads
 
 
@@ -69,8 +71,12 @@ def _read(content: bytes, name: str) -> tuple[np.ndarray, int]:
             f"{name} is no plain WAV, and other sounds want the extra 'audio': "
             "pip install 'finetune-and-prompt[audio]'"
         ) from error
-    values, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=False)
-    return values, int(rate)
+    with soundfile.SoundFile(io.BytesIO(content)) as file:
+        values, told = file.read(dtype="float32", always_2d=False), file.frames
+    # an MP3's head may guess by a little
+    if len(values) < WHOLE * told:
+        raise ValueError(f"cut off: {len(values):,} of the {told:,} samples that its head tells of")
+    return values, int(file.samplerate)
 
 
 def _check_whole(content: bytes) -> None:
@@ -109,8 +115,11 @@ def sound_fault(cell: dict[str, Any] | None) -> str | None:
         return "no sound"
     try:
         wave, rate, _ = heard(cell)
-    except FileNotFoundError:
-        return f"no file {cell['path']}"
+    except OSError as error:
+        # also a name that is too long to be one, or a folder's
+        if cell["bytes"] is None and not Path(cell["path"][:PATH_LETTERS]).is_file():
+            return missing_file(cell["path"])
+        return file_fault(error)
     # a missing package is no fault of the sound
     except InputError:
         raise

@@ -14,7 +14,7 @@ from dataclasses import replace
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from finetune.data.folders import SPLITS, default_eval, sliced, split_of
-from finetune.data.series import find_time, read_times
+from finetune.data.series import even_step, find_time, read_times
 from finetune.data.sources import DataArguments, Rows, load_splits
 from finetune.errors import InputError
 
@@ -108,9 +108,10 @@ def cut(whole: Dataset, wanted: str, name: str) -> DatasetDict:
     }
     said = ", ".join(f"{split} {len(part)}" for split, part in found.items())
     left = len(whole) - edges[-1]
-    logger.warning(
-        "%s in order of time: %s rows%s", name, said, f"; the last {left} are left out" if left else ""
-    )
+    short = int(sizes[2]) - counts[2] if len(sizes) > 2 else 0
+    beside = f"; the last {left} are left out" if left else ""
+    beside += f"; the test has {short} rows fewer than were asked for" if short > 0 else ""
+    logger.warning("%s in order of time: %s rows%s", name, said, beside)
     return DatasetDict(found)
 
 
@@ -145,9 +146,16 @@ def _before(splits: DatasetDict, wanted: str, time_column: str | None, name: str
     if time is None:
         return whole
     # two rows tell the step; reading all times again would take long
-    ends = read_times(whole.select([len(whole) - 2, len(whole) - 1]) if len(whole) > 1 else whole, time, name)
+    try:
+        ends = read_times(whole.select(range(max(0, len(whole) - 2), len(whole))), time, name)
+    except InputError:
+        # all that can't be read are counted, and the first one named
+        read_times(whole, time, name)
+        raise
     begins = read_times(splits[base].select([0]), time, name)[0]
     if begins <= ends[-1]:
+        # one file out of order is that, and no two files that overlap
+        even_step(read_times(whole, time, name), whole, time)
         raise InputError(
             f"The {base} rows of {name} begin at {begins.astype('datetime64[s]')}, before the rows ahead of "
             f"them end at {ends[-1].astype('datetime64[s]')}: a forecast would be scored on what was "

@@ -58,7 +58,16 @@ def make_image_processor(config: Any) -> Any:
         "crop_pct": 1.0,
     }
     # families' processors take different options
-    return made(**{name: value for name, value in wanted.items() if name in usual})
+    wanted = {name: value for name, value in wanted.items() if name in usual}
+    processor = made(**wanted)
+    # which of them crop by themselves is asked: a model has places for one shape
+    broad = np.zeros((height, 2 * width, len(middle)), np.uint8)
+    shape = np.shape(
+        processor(broad, return_tensors="np", input_data_format="channels_last")["pixel_values"][0]
+    )
+    if shape[1:] == (height, width):
+        return processor
+    return made(**wanted | {"size": {"height": height, "width": width}})
 
 
 def colours(count: int) -> np.ndarray:

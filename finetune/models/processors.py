@@ -50,6 +50,8 @@ def load_reader(reads: str, source: str, revision: str, trust_remote_code: bool)
     # audio and pictures may want packages that aren't there, which is said like a missing file
     except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # what follows is of a hub's folders, and hides what is wanted
+        first = first.partition(" If you were trying")[0]
         raise InputError(
             f"Cannot load what reads {reads} for the model '{source}': {first} Wanted a folder or hub name "
             "with preprocessor_config.json. Set --model_name_or_path"

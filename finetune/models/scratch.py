@@ -133,9 +133,13 @@ def prepare(
     try:
         network = auto_class.from_config(config, attn_implementation=model.attn_implementation)
     except ValueError as error:
+        first = str(error).splitlines()[0]
+        known = type(config) in auto_class._model_mapping
         raise InputError(
-            f"No {auto_class.__name__} of the family '{config.model_type}': {str(error).splitlines()[0]} "
-            "Set --from_config"
+            # the family can do it, and an entry is wrong
+            f"A '{config.model_type}' can't be made so: {first} Set --config_overrides"
+            if known
+            else f"No {auto_class.__name__} of the family '{config.model_type}': {first} Set --from_config"
         ) from error
     if model.attn_implementation is None:
         cpu.choose_attention(network)
@@ -156,7 +160,7 @@ def _fitted_processor(
         if config.is_encoder_decoder and processor.eos_token_id is None:
             raise InputError(
                 f"The tokenizer {scratch.tokenizer_name} has no end-of-text token, so that nothing could be "
-                "learnt to stop; make one with scripts/tokenizer.py --objective infilling"
+                "learnt to stop; make one by `finetune tokenizer --objective infilling`"
             )
         if scratch.embeddings is not None:
             _fit_width(config, scratch)
@@ -227,7 +231,7 @@ def family(model: ModelArguments, scratch: ScratchArguments) -> str:
 def _own_tokenizer(name: str) -> str:
     if name in CONFIG_MAPPING or name in FAMILIES:
         raise InputError(
-            f"--from_config {name} has no tokenizer; train one with scripts/tokenizer.py and set "
+            f"--from_config {name} has no tokenizer; train one by `finetune tokenizer` and set "
             "--tokenizer_name"
         )
     return name

@@ -55,10 +55,14 @@ class SeriesProcessor(FeatureExtractionMixin):
             if not deviation > CONSTANT * max(abs(mean), 1e-30)
         ]
         if flat:
+            place = list(channels).index(flat[0])
+            still = deviations[place] == 0 or not np.isfinite(deviations[place])
             raise InputError(
-                f"The channel '{flat[0]}' has the value {means[list(channels).index(flat[0])]:g} in all "
-                f"training rows, so that it has no scale. Leave it out: of a table by --ignore_columns "
+                f"The channel '{flat[0]}' has the value {means[place]:g} in all training rows"
+                + ("" if still else f", but for {deviations[place]:.2g} that rounding takes")
+                + ", so that it has no scale. Leave it out: of a table by --ignore_columns "
                 f"{' '.join(flat)}, of lists of channels by writing them without it"
+                + ("" if still else "; or take its mean off")
             )
         self.channels = list(channels)
         # numbers of Python's, which JSON can hold

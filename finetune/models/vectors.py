@@ -81,6 +81,7 @@ def read_vectors(path: Path, processor: Any, width: int) -> dict[int, np.ndarray
     for word, places in wanted.items():
         lowered.setdefault(word.lower(), []).extend(places)
     exact: set[int] = set()
+    twice = 0
     for number, word, values in vector_lines(path):
         # words of neither are most of the file, and their numbers needn't be read
         places, likely = wanted.get(word, []), lowered.get(word.lower(), [])
@@ -94,10 +95,14 @@ def read_vectors(path: Path, processor: Any, width: int) -> dict[int, np.ndarray
             ) from error
         if len(vector) != width or not np.isfinite(vector).all():
             raise InputError(
-                f"{path}, line {number}, '{word}': {len(vector)} numbers; wanted {width} finite ones. Mend "
-                "it, or set "
-                f"--config_overrides embedding_size={len(vector)}"
+                f"{path}, line {number}, '{word}': {len(vector)} numbers; wanted {width} finite ones. Mend it"
+                + (
+                    f", or set --config_overrides embedding_size={len(vector)}"
+                    if len(vector) != width
+                    else ""
+                )
             )
+        twice += any(place in exact for place in places)
         # the word as it stands goes over another case, wherever in the file that came
         for place in places:
             if place not in exact:
@@ -105,11 +110,13 @@ def read_vectors(path: Path, processor: Any, width: int) -> dict[int, np.ndarray
                 exact.add(place)
         for place in likely:
             found.setdefault(place, vector)
+    if twice:
+        logger.warning("%s has %d words twice; the first vector of each counts", path, twice)
     if not found:
         raise InputError(
             f"{path} has no word of the tokenizer's {len(wanted)}: a word's vector wants a token that is "
             "the word "
-            "(scripts/tokenizer.py --kind words). Set --tokenizer_name or --embeddings"
+            "(`finetune tokenizer --kind words`). Set --tokenizer_name or --embeddings"
         )
     return found
 

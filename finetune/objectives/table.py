@@ -340,13 +340,13 @@ def check_objective(
     if missing:
         raise InputError(
             f"The tokenizer has no {missing[0].replace('_', ' ')}, which the objective '{name}' needs. Set "
-            "--model_name_or_path to a model that has one, or make a tokenizer with scripts/tokenizer.py "
-            f"--objective {name}"
+            "--model_name_or_path to a model that has one, or make a tokenizer by `finetune tokenizer "
+            f"--objective {name}`"
         )
     if name == "span_corruption" and not collators.sentinels(processor):
         raise InputError(
             "The tokenizer has no sentinels <extra_id_0>, <extra_id_1>, ..., which the objective "
-            "'span_corruption' needs. Make one with scripts/tokenizer.py --objective span_corruption"
+            "'span_corruption' needs. Make one by `finetune tokenizer --objective span_corruption`"
         )
 
 

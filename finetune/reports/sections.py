@@ -292,6 +292,7 @@ def _environment(run: RunFolder) -> tuple[str, Iterator[Any]]:
     def blocks() -> Iterator[Any]:
         cost = {
             "training, seconds": run.metrics.get("seconds"),
+            "of the processor": run.metrics.get("processor_seconds"),
             "peak memory, MB": run.metrics.get("peak_memory_mb"),
             "trainable weights": run.metrics.get("trainable"),
             "all weights": run.metrics.get("parameters"),

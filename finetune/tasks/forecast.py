@@ -62,6 +62,12 @@ def examine(rows: Rows, data: DataArguments, *, context: int, options: TaskArgum
         InputError: whatever makes it no series, or too short a one; each names its row and flag.
     """
     assert rows.train is not None and rows.eval is not None
+    if options.season is not None and options.season > context:
+        raise InputError(
+            f"--season {options.season} is longer than the {context} steps that are read; set "
+            "--context_length higher, or --season lower"
+        )
+    _refuse_unread(data)
     # shots are of a class, and a forecast has none
     if isinstance(data, FewShotArguments) and data.shots_per_class is not None:
         raise InputError("--shots_per_class wants a task with one class a row; set --max_train_rows")
@@ -88,6 +94,21 @@ def examine(rows: Rows, data: DataArguments, *, context: int, options: TaskArgum
     )
     # one object for both where nothing is trained
     return Examined(Rows(kept.eval if alone else kept.train, kept.eval, rows.name), columns, None)
+
+
+def _refuse_unread(data: DataArguments) -> None:
+    """Options for rows that are no steps in time would be believed to work.
+
+    Raises:
+        InputError: one is set.
+    """
+    unread = ("hold_out", "text_column", "text_pair_column", "label_column", "class_names", "near_labels")
+    for name in (*unread, "minus_one", "drop_empty_rows", "layout", "learn_turns"):
+        if vars(data).get(name):
+            raise InputError(
+                f"A forecast has no use for --{name}; leave it out. --series_columns and --time_column name "
+                "columns, and --split_rows says what is kept for evaluation"
+            )
 
 
 def _check_length(rows: int, where: str, context: int, horizon: int) -> None:

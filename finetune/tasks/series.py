@@ -69,7 +69,8 @@ def lay_out(rows: Dataset, data: DataArguments) -> Laid:
     if depth not in (1, 2) or isinstance(inner, (str, dict)):
         raise InputError(
             f"The column '{column}' of {data.name} holds {rows.features[column]!s:.120} ({first!r:.60} in "
-            f"{place_of(rows, 0)}); wanted a list of numbers a row, or a list of channels. Set --text_column"
+            f"{place_of(rows, 0)}); wanted a list of numbers a row, or a list of channels, as JSON "
+            "lines, Parquet and .ts files have them. Set --text_column"
         )
     return Laid(named_classes(rows, label, data.class_names), Columns(column, None, label),
                 {USUAL[0]: [column], "label": [label]}, lambda row: "")  # fmt: skip
@@ -98,9 +99,8 @@ def filled(rows: Dataset, columns: Columns, drop: bool, where: str) -> Dataset:
         f"{faults[first]} ({places_of(rows, list(faults))})"
     )
     if not drop:
-        raise InputError(
-            f"{said}. Fill the gaps (numpy.interp), or set --drop_empty_rows to leave such rows out"
-        )
+        mend = "Fill the gaps (numpy.interp)" if "at step" in faults[first] else "Mend them"
+        raise InputError(f"{said}. {mend}, or set --drop_empty_rows to leave such rows out")
     logger.warning("%s; they are left out", said)
     kept = rows.select([place for place in range(len(rows)) if place not in faults])
     if len(kept) == 0:
@@ -142,7 +142,9 @@ def encode(
     if cut:
         logger.warning("%d of %d series are longer than %d steps and are cut", cut, len(cells), longest)
     # [channels, time] → [time, channels], as models read it
-    values = [processor.standard(torch.tensor(cell).T[:longest]).tolist() for cell in cells]
+    values = [
+        processor.standard(torch.tensor(cell, dtype=torch.float64).T[:longest]).tolist() for cell in cells
+    ]
     made: dict[str, list] = {
         "past_values": values, "row": list(range(len(rows))), "length": [len(one) for one in values],
     }  # fmt: skip

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import set_seed
@@ -149,7 +150,32 @@ def encode_rows(
         }
     if row.reads == TEXT:
         check_features(row, options, network, processor, features)
+    elif row.reads in ("image", "audio"):
+        _ask_once(row, network, processor, features["eval"])
     return features
+
+
+@torch.no_grad()
+def _ask_once(row: Task, network: Any, processor: Any, features: Dataset) -> None:
+    """A model reads what its processor makes of a row.
+
+    Raises:
+        InputError: it doesn't, as with patches that are larger than the picture.
+    """
+    batch = row.collate(processor)([features[0]])
+    inputs = {k: v.to(network.device) for k, v in batch.items() if k not in ("labels", "row")}
+    training, state = network.training, torch.get_rng_state()
+    try:
+        row.forward(network.eval(), inputs, batch["labels"])
+    except (RuntimeError, ValueError) as error:
+        shapes = ", ".join(f"{name} {' x '.join(map(str, one.shape))}" for name, one in inputs.items())
+        raise InputError(
+            f"The model can't read what is made of a row ({shapes}): {str(error).splitlines()[0]:.200} Set "
+            "sizes that fit each other (--config_overrides), or --model_name_or_path to another model"
+        ) from error
+    finally:
+        network.train(training)
+        torch.set_rng_state(state)
 
 
 def encode_all(

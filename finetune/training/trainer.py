@@ -32,7 +32,7 @@ from finetune.models.frozen_head import causal_costs, packed_costs, plain_head
 from finetune.models.heads import core
 from finetune.objectives.streams import Stream
 from finetune.tasks.task import Task
-from finetune.training.energy import ENERGY, EnergyMeter, has_meter
+from finetune.training.energy import ENERGY, PROCESSOR, EnergyMeter, ProcessorMeter, has_meter
 from finetune.training.hub import UNREACHED, unreached
 from finetune.training.interrupts import Interrupts, Resuming
 from finetune.training.machine import peak_memory_mb
@@ -305,6 +305,7 @@ class ExactTrainer(Resuming):
             "steps": self.state.global_step,
             "epochs": self.state.epoch,
             "seconds": self._logged("train_runtime"),
+            PROCESSOR: self._logged(PROCESSOR),
             **({ENERGY: self._logged(ENERGY)} if has_meter() else {}),
             "peak_memory_mb": peak_memory_mb(),
             "trainable": trained,
@@ -362,6 +363,7 @@ def make_trainer(
         callbacks=[
             Sealer(limit),
             Progress(share),
+            ProcessorMeter(),
             *([] if patience is None else [EarlyStoppingCallback(patience)]),
             *([EnergyMeter()] if has_meter() else []),
             Interrupts(training.time_limit),

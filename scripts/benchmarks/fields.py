@@ -1,4 +1,5 @@
-"""Pictures, sounds or series beside a plain Trainer on the same rows, interleaved: rows a second, the ratio.
+"""Pictures, sounds or series beside a plain Trainer on the same rows, interleaved: seconds of the processor,
+and by the clock, the ratios.
 
   python scripts/benchmarks/fields.py --field image
   python scripts/benchmarks/fields.py --field audio --rounds 5
@@ -7,13 +8,15 @@
 The peer is transformers' Trainer as its example scripts use it: files opened and prepared row by row in the
 data set, float32, windows of a series cut as copies; the same model from the same configuration, batch,
 learning rate and steps. Rows are made up and written once. Each side trains in a process of its own, round by
-round; a first round of each is not counted.
+round, and its training alone is counted, with the processes that make its batches (--workers). The seconds of
+the processor are the figure: by the clock, what else runs on the machine counts too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -42,6 +45,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=512, help="rows (windows of a series) of a round")
     parser.add_argument("--batch_size", type=int, default=32, help="rows a batch")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each side")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches, of each side")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -81,8 +85,8 @@ def steps_of(ask: argparse.Namespace) -> int:
     return max(1, ask.rows // ask.batch_size)
 
 
-def train_ours(ask: argparse.Namespace) -> float:
-    """Seconds of training by `finetune train`, which reads, checks and prepares as it always does."""
+def train_ours(ask: argparse.Namespace) -> tuple[float, float]:
+    """Seconds of the processor and by the clock of training by `finetune train`."""
     family, overrides = FIELDS[ask.field]
     with tempfile.TemporaryDirectory() as out:
         command = [
@@ -91,19 +95,22 @@ def train_ours(ask: argparse.Namespace) -> float:
             "--config_overrides", overrides, "--dataset_name", ask.folder, "--output_dir", f"{out}/run",
             "--per_device_train_batch_size", str(ask.batch_size), "--max_steps", str(steps_of(ask)),
             "--learning_rate", "1e-3", "--eval_strategy", "no", "--save_strategy", "no",
-            "--max_eval_rows", "8",
+            "--max_eval_rows", "8", "--dataloader_num_workers", str(ask.workers),
         ]  # fmt: skip
         if ask.field == "series":
             # a series can't be sampled: its evaluation rows are its last ones
-            command = [*command[:-2], "--context_length", str(CONTEXT), "--prediction_length", str(HORIZON)]
+            place = command.index("--max_eval_rows")
+            del command[place : place + 2]
+            command += ["--context_length", str(CONTEXT), "--prediction_length", str(HORIZON)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"ours stopped:\n{done.stderr[-3000:]}")
-        return float(json.loads(Path(out, "run", "metrics.json").read_text())["seconds"])
+        figures = json.loads(Path(out, "run", "metrics.json").read_text())
+        return float(figures["processor_seconds"]), float(figures["seconds"])
 
 
-def train_peer(ask: argparse.Namespace) -> float:
-    """Seconds of training by transformers alone."""
+def train_peer(ask: argparse.Namespace) -> tuple[float, float]:
+    """The same by transformers alone."""
     from transformers import Trainer, TrainingArguments, set_seed
 
     set_seed(0)
@@ -111,9 +118,13 @@ def train_peer(ask: argparse.Namespace) -> float:
     training = TrainingArguments(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=ask.batch_size, learning_rate=1e-3,
         max_steps=steps_of(ask), save_strategy="no", report_to="none", disable_tqdm=True,
-        remove_unused_columns=False, dataloader_pin_memory=False,
+        remove_unused_columns=False, dataloader_pin_memory=False, dataloader_num_workers=ask.workers,
     )  # fmt: skip
-    return float(Trainer(model=network, args=training, train_dataset=rows).train().metrics["train_runtime"])
+    trainer = Trainer(model=network, args=training, train_dataset=rows)
+    # children's are counted when they have ended, as an epoch's workers have
+    before = sum(os.times()[:4])
+    seconds = trainer.train().metrics["train_runtime"]
+    return sum(os.times()[:4]) - before, float(seconds)
 
 
 def entries(field: str) -> dict[str, Any]:
@@ -181,33 +192,41 @@ def series_peer(folder: Path) -> tuple[Any, Any]:
 PEERS = {"image": picture_peer, "audio": sound_peer, "series": series_peer}
 
 
-def seconds_of(side: str, ask: argparse.Namespace, folder: Path) -> float:
+def seconds_of(side: str, ask: argparse.Namespace, folder: Path) -> tuple[float, float]:
     """A side in a process of its own; its seconds are the last line that it prints."""
-    given = ["--field", ask.field, "--rows", str(ask.rows), "--batch_size", str(ask.batch_size)]
+    given = [
+        "--field", ask.field, "--rows", str(ask.rows), "--batch_size", str(ask.batch_size),
+        "--workers", str(ask.workers),
+    ]  # fmt: skip
     command = [sys.executable, __file__, *given, "--side", side, "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{side} stopped:\n{(done.stderr or done.stdout)[-3000:]}")
-    return float(done.stdout.strip().splitlines()[-1])
+    processor, clock = json.loads(done.stdout.strip().splitlines()[-1])
+    return processor, clock
 
 
 def main() -> None:
     ask = options()
     if ask.side:
-        print((train_ours if ask.side == "ours" else train_peer)(ask))
+        print(json.dumps((train_ours if ask.side == "ours" else train_peer)(ask)))
         return
     with tempfile.TemporaryDirectory() as held:
         write_rows(ask.field, ask.rows, Path(held))
-        found: dict[str, list[float]] = {side: [] for side in SIDES}
-        for turn in range(ask.rounds + 1):
+        found: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
+        for _ in range(ask.rounds):
             for side in SIDES:
-                seconds = seconds_of(side, ask, Path(held))
-                if turn:  # the first fills the disk's cache
-                    found[side].append(steps_of(ask) * ask.batch_size / seconds)
-    for side in SIDES:
-        print(f"{side}: {median(found[side]):.1f} rows/s of {', '.join(f'{one:.1f}' for one in found[side])}")
-    ratios = [ours / peer for peer, ours in zip(found["peer"], found["ours"], strict=True)]
-    print(f"ours / peer: {median(ratios):.2f} of {', '.join(f'{one:.2f}' for one in ratios)}")
+                found[side].append(seconds_of(side, ask, Path(held)))
+    for place, what in enumerate(("of the processor", "by the clock")):
+        peer, ours = ([one[place] for one in found[side]] for side in SIDES)
+        ratios = [theirs / own for theirs, own in zip(peer, ours, strict=True)]
+        print(f"seconds {what}, peer / ours: {shown(ratios)}")
+        print(f"  peer {shown(peer)}; ours {shown(ours)}; {steps_of(ask) * ask.batch_size} rows")
+
+
+def shown(values: list[float]) -> str:
+    """The median of the rounds, and each."""
+    return f"{median(values):.2f} ({', '.join(f'{one:.2f}' for one in values)})"
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ def test_trained_saved_used(tiny, review_file, tmp_path):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["accuracy"] > 0.8
     assert {"loss", "macro_f1", "seconds", "peak_memory_mb", "trainable"} <= set(metrics)
+    assert metrics["processor_seconds"] > 0
     assert json.loads((run / "labels.json").read_text()) == ["neg", "pos"]
     assert (run / "adapter_model.safetensors").is_file()
     classifier = load(run)

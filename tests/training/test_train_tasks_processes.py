@@ -61,6 +61,7 @@ def test_two_processes_leave_the_figures_of_one(task, family, kind, saved, tmp_p
             "samples_per_second",
             "steps_per_second",
             "seconds",
+            "processor_seconds",
             "peak_memory_mb",
         ):
             assert near(two[name], value, 1e-4), name

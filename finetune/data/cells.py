@@ -15,7 +15,6 @@ from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 # Endings of files.
 PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
 SOUNDS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "au", "caf", "w64")
-PATH_LETTERS = 4000  # of a path, as systems have them
 FILE_CELL = {"bytes": Value("binary"), "path": Value("string")}
 
 
@@ -55,8 +54,13 @@ def file_fault(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(plain.split())[:100] or 'damaged'}"
 
 
-def missing_file(path: str) -> str:
-    """What is said of a path at which there is no file."""
+def missing_file(path: str) -> str | None:
+    """What is said of a path at which there is no file, None where there is one."""
+    try:
+        if Path(path).is_file():
+            return None
+    except OSError:  # of a name that is too long to be one
+        pass
     if "://" in path:
         return f"an address, {path:.80}, where a file's path is wanted: fetch it first"
     if len(path) > 300 or path.startswith("data:"):

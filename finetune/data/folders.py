@@ -28,7 +28,7 @@ CLASSES = ("label", "labels", "intent", "sentiment", "category", "class", "targe
 
 def files_of(path: Path, data_files: list[str] | None) -> dict[str, list[Path]]:
     """Split name → files. A folder's files are named after their split: train.parquet,
-    data/test-00000-of-00002.parquet.
+    data/test-00000-of-00002.parquet; or lie in a folder of its name.
     """
     if data_files:
         return _named_files(path, data_files)
@@ -45,7 +45,10 @@ def files_of(path: Path, data_files: list[str] | None) -> dict[str, list[Path]]:
         # what `save_to_disk` wrote is read by `datasets` itself
         if file.name in ("dataset_info.json", "state.json", "dataset_dict.json"):
             return {}
-        found.setdefault(_split_named(file.name.partition(".")[0]), []).append(file)
+        split = _split_named(file.name.partition(".")[0])
+        # train/part_1.csv, train/metadata.csv: where the name tells no split, the folder at the top may
+        above = _split_named(file.relative_to(path).parts[0].lower())
+        found.setdefault(above if split not in SPLITS and above in SPLITS else split, []).append(file)
     # one file, or a folder of books under titles: all to train on
     if len(found) == 1 or (found and not set(found) & set(SPLITS) and _all_texts(found)):
         return {"train": [file for files in found.values() for file in files]}

@@ -9,12 +9,11 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune.data.cells import PATH_LETTERS, file_bytes, file_fault, missing_file
+from finetune.data.cells import file_bytes, file_fault, missing_file
 from finetune.errors import InputError
 
 USUAL = ("image", "img", "picture", "photo", "pixels", "file_name", "file", "path")
@@ -81,9 +80,8 @@ def picture_fault(cell: dict[str, Any] | None) -> str | None:
         size = opened(cell).size
     except OSError as error:
         # also a name that is too long to be one, or a folder's
-        if cell["bytes"] is None and not Path(cell["path"][:PATH_LETTERS]).is_file():
-            return missing_file(cell["path"])
-        return file_fault(error)
+        missing = cell["bytes"] is None and missing_file(cell["path"])
+        return missing or file_fault(error)
     except Exception as error:  # Pillow's readers of damaged files raise whatever they stumble over
         return file_fault(error)
     return None if min(size) > 0 else "a picture without pixels"

@@ -10,14 +10,13 @@ import struct
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
-from finetune.data.cells import PATH_LETTERS, file_bytes, file_fault, missing_file
+from finetune.data.cells import file_bytes, file_fault, missing_file
 from finetune.errors import InputError
 
 # samples a second of any format there is; beyond, resampling would take filters of gigabytes
@@ -117,9 +116,8 @@ def sound_fault(cell: dict[str, Any] | None) -> str | None:
         wave, rate, _ = heard(cell)
     except OSError as error:
         # also a name that is too long to be one, or a folder's
-        if cell["bytes"] is None and not Path(cell["path"][:PATH_LETTERS]).is_file():
-            return missing_file(cell["path"])
-        return file_fault(error)
+        missing = cell["bytes"] is None and missing_file(cell["path"])
+        return missing or file_fault(error)
     # a missing package is no fault of the sound
     except InputError:
         raise

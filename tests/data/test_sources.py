@@ -70,6 +70,15 @@ def test_named_files(tmp_path):
         read_splits(str(tmp_path), data_files=["test=two.csv"])
 
 
+def test_folders_name_the_splits_of_files_whose_names_tell_none(tmp_path):
+    for place in ("train/part_1.csv", "train/part_2.csv", "Val/part_1.csv", "test/more/rows.csv"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(f"text,label\n{place},a\n")
+    rows = load_rows(DataArguments([str(tmp_path)]))
+    assert rows.train["text"][:] == ["train/part_1.csv", "train/part_2.csv"]
+    assert rows.eval["text"][:] == ["Val/part_1.csv"]
+
+
 def test_default_splits_and_slices(review_file):
     rows = load_rows(DataArguments(str(review_file)))
     assert (len(rows.train), len(rows.eval)) == (48, 24)

@@ -30,6 +30,11 @@ def rows(network, *words):
     return network.get_input_embeddings().weight[[vocabulary[word] for word in words]].tolist()
 
 
+def test_words_that_stand_twice_are_counted(tmp_path, caplog):
+    filled(tmp_path, GLOVE)
+    assert "has 1 words twice; the first vector of each counts" in caplog.text
+
+
 @pytest.mark.parametrize("front", ["", "5 3\n"], ids=["glove", "word2vec"])
 def test_words_get_their_vectors(front, tmp_path):
     network, share = filled(tmp_path, front + GLOVE)

@@ -175,6 +175,16 @@ def test_a_sound_shorter_than_a_window_is_padded():
     assert batch["input_values"].isfinite().all() and len(batch["input_values"]) == 2
 
 
+def test_a_compressed_sound_that_was_cut_off_is_named():
+    soundfile = pytest.importorskip("soundfile", reason="MP3 wants the extra 'audio'")
+    held = io.BytesIO()
+    soundfile.write(held, wave(440, seconds=2.0, rate=16000), 16000, format="MP3")
+    whole = held.getvalue()
+    assert sounds.sound_fault({"bytes": whole, "path": None}) is None
+    said = sounds.sound_fault({"bytes": whole[: len(whole) // 2], "path": None})
+    assert said is not None and "cut off" in said and "of the 32,000 samples" in said
+
+
 def test_flac_is_read_by_soundfile():
     soundfile = pytest.importorskip("soundfile", reason="FLAC wants the extra 'audio'")
     held = io.BytesIO()

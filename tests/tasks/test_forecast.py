@@ -152,6 +152,13 @@ def test_methods_that_want_tokens_are_refused(file, tmp_path):
         ({}, ["--context_length", "1"], "--context_length 1; wanted 2 or more"),
         ({}, ["--shots_per_class", "2"], "--shots_per_class"),
         ({}, ["--stride", "2"], "no use for --stride"),
+        ({}, ["--hold_out", "load"], "no use for --hold_out.*--split_rows"),
+        ({}, ["--label_column", "load"], "no use for --label_column.*--series_columns"),
+        ({}, ["--season", "500"], "--season 500 is longer than the 24 steps"),
+        ({"date": "13/01/2024"}, [], r"row 0 \(line 2\) is '13/01/2024'.*140 of 140"),
+        ({"date": range(1704067200, 1704067400)}, [], r"row 0 .* is 1704067200, which.*unit='s'"),
+        ({"date": hourly()["date"][::-1].to_list()}, [], "unsorted: row 0 .*Sort the file"),
+        ({"load": np.arange(200) + 1e9}, [], "'load' has the value 1e.09 in all.*rounding takes.*mean off"),
         ({}, ["--add_tokens", "[X]"], "no use for --add_tokens"),
     ],
 )

@@ -14,8 +14,10 @@ from datasets import Dataset, Features, Image, Value
 
 pytest.importorskip("PIL", reason="pictures want the extra 'images'")
 
+from field_models import make_field_model
 from PIL import Image as Pillow
 from test_train import script
+from transformers import AutoModelForImageClassification
 
 from finetune.adapters.assess import assess_task
 from finetune.artefacts.folder import read_artefact
@@ -117,6 +119,61 @@ def test_what_lies_beside_pictures_is_no_row_and_no_class(folder, caplog):
         pictures.mode_of(4)
 
 
+def test_files_of_a_class_that_are_no_pictures_are_said_and_links_to_nothing_named(folder, caplog):
+    for name in ("bright/phone.heic", "bright/drawing.svg", "dark/all.zip"):
+        (folder / "train" / name).write_bytes(b"x")
+    data = DataArguments([str(folder)])
+    image.examine(load_rows(data), data)
+    assert "3 files in folders of classes have no ending of a picture" in caplog.text
+    assert "train/bright/drawing.svg" in caplog.text and "wanted png jpg" in caplog.text
+    (folder / "train" / "dark" / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(InputError, match="1 of 25 training rows.*no file .*dark/gone.png"):
+        image.examine(load_rows(data), data)
+
+
+def test_a_table_in_a_splits_folder_names_the_files_beside_it(tmp_path):
+    """As `datasets` lays out pictures with what is known of them: metadata.csv in each split."""
+    for split, grey in (("train", 0), ("test", 200)):
+        (tmp_path / split).mkdir()
+        lines = ["file_name,label"]
+        for number in range(4):
+            values = np.full((8, 8), grey + number, np.uint8)
+            (tmp_path / split / f"{number}.png").write_bytes(encoded(values))
+            lines.append(f"{number}.png,{'ab'[number % 2]}")
+        (tmp_path / split / "metadata.csv").write_text("\n".join(lines))
+    data = DataArguments([str(tmp_path)])
+    rows = image.examine(load_rows(data), data).rows
+    for part, grey in ((rows.train, 0), (rows.eval, 200)):
+        found = sorted(int(np.asarray(pictures.opened(cell, "L")).mean()) for cell in part["file_name"])
+        assert found == [grey + number for number in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("https://x.org/a.png", "an address, https://x.org/a.png.*fetch it first"),
+        ("iVBORw0KGgo" * 400, "a text of 4,4.. letters"),
+        ("data:image/png;base64,AAAA", "a text of 26 letters"),
+    ],
+)
+def test_cells_that_are_no_paths_are_named(tmp_path, cell, said):
+    rows = "\n".join(f"{cell},{'ab'[number % 2]}" for number in range(6))
+    (tmp_path / "rows.csv").write_text(f"image,label\n{rows.replace(cell, chr(34) + cell + chr(34))}")
+    data = DataArguments([str(tmp_path / "rows.csv")], eval_split="train")
+    # where none can be read, another column was meant
+    with pytest.raises(InputError, match=rf"6 of 6 training rows.*{said}.*or set --text_column$"):
+        image.examine(load_rows(data), data)
+
+
+def test_a_text_beside_pictures_that_is_the_same_everywhere_is_not_read_already(folder):
+    rows = [f"{file},a note that nobody reads" for file in sorted((folder / "train").glob("*/*.png"))]
+    labelled = [f"{row},{'ab'[place % 2]}" for place, row in enumerate(rows)]
+    (folder / "rows.csv").write_text("\n".join(["image,note,label", *labelled]))
+    data = DataArguments([str(folder / "rows.csv")])
+    with pytest.raises(InputError, match="'note' holds text that nothing reads.*--ignore_columns note"):
+        image.examine(load_rows(data), data)
+
+
 def test_pictures_without_folders_of_classes_are_named(tmp_path):
     (tmp_path / "0.png").write_bytes(encoded(np.zeros((8, 8), np.uint8)))
     (tmp_path / "1.png").write_bytes(encoded(np.ones((8, 8), np.uint8)))
@@ -150,6 +207,44 @@ def test_conversions_are_said(folder, tmp_path, caplog):
     train(folder, tmp_path / "run", "--max_steps", "1")
     assert "2 of mode RGB pictures are read as L" in caplog.text
     assert "brought to 8 x 8 pixels: 1 of 10 x 20" in caplog.text
+
+
+def test_every_mode_and_files_of_several_pictures_are_said(caplog):
+    grey = Pillow.fromarray(np.full((4, 4), 200, np.uint8))
+    cells = []
+    for mode in ("1", "P", "RGB", "RGBA", "CMYK", "LA", "YCbCr"):
+        held = io.BytesIO()
+        grey.convert(mode).save(held, "TIFF" if mode in ("CMYK", "YCbCr") else "PNG")
+        cells.append({"bytes": held.getvalue(), "path": None})
+    moving = io.BytesIO()
+    grey.save(moving, "GIF", save_all=True, append_images=[Pillow.fromarray(np.zeros((4, 4), np.uint8))])
+    cells.append({"bytes": moving.getvalue(), "path": None})
+    pictures.say_kinds(cells, "L", {"height": 4, "width": 4})
+    assert all(f"1 of mode {mode}" in caplog.text for mode in ("1", "RGB", "RGBA", "CMYK", "LA", "YCbCr"))
+    assert "1 files move or hold several pictures; the first of each is read" in caplog.text
+    assert np.asarray(pictures.opened(cells[-1], "L")).mean() == 200
+
+
+def test_a_dark_picture_of_16_bits_stays_dark():
+    dark, bright = (
+        np.asarray(pictures.opened({"bytes": encoded(np.full((4, 4), level, np.uint16)), "path": None}, "L"))
+        for level in (250, 60000)
+    )
+    assert dark.max() == 1 and bright.min() == 233
+
+
+@pytest.mark.parametrize("family", ["vit", "convnext"])
+def test_a_processor_that_is_made_gives_one_shape(family):
+    _, made = make_field_model(family, AutoModelForImageClassification)
+    assert made(np.zeros((5, 9, 1), np.uint8), input_data_format="channels_last", return_tensors="np")[
+        "pixel_values"
+    ].shape[2:] == (8, 8)
+
+
+def test_sizes_that_do_not_fit_are_named_before_training(folder, tmp_path):
+    with pytest.raises(InputError, match="made of a row .pixel_values 1 x 1 x 8 x 8.*overrides"):
+        train(folder, tmp_path / "run", "--config_overrides", TINY.replace("patch_size=4", "patch_size=16"))
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize(

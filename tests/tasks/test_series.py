@@ -100,7 +100,7 @@ def test_a_list_of_numbers_is_one_channel_and_longer_series_are_cut(tmp_path, ca
         ),
         ({"3": [[1.0, float("nan")], [1.0, 2.0]]}, "row 3 .*at step 1 of channel 0"),
         ({"3": [[], []]}, "row 3 .*has no values"),
-        ({"3": [[1.0, 2.0]]}, "row 3 .*1 channels where the first row has 2"),
+        ({"3": [[1.0, 2.0]]}, "row 3 .*1 channels where the first row has 2.*Mend them, or"),
         ({"3": [[1.0, 2.0], [1.0]]}, "row 3 .*channels of 1 and 2 steps"),
         ({str(n): [[1.0] * 9, [2.0] * 9] for n in range(24)}, "'channel 0' has the value 1 in all training"),
         ({str(n): "flat" for n in range(24)}, "holds .*'flat' in row 0.*--text_column"),
@@ -115,6 +115,12 @@ def test_rows_with_gaps_are_left_out_when_asked(tmp_path, caplog):
     folder = write(tmp_path / "rows", {"3": [[1.0, None, 2.0], [1.0, 2.0, 3.0]]})
     train(folder, tmp_path / "run", *FRESH, "--max_steps", "1", "--drop_empty_rows", "true")
     assert "they are left out" in caplog.text and "(lines 4; rows 3)" in caplog.text
+
+
+def test_yes_and_no_are_read_as_1_and_0(tmp_path):
+    values = {str(n): [[True, False, True] * 3, [False, n % 2 == 0, True] * 3] for n in range(24)}
+    folder = write(tmp_path / "rows", values)
+    assert 0 <= train(folder, tmp_path / "run", *FRESH, "--max_steps", "1")["accuracy"] <= 1
 
 
 def test_faults_of_a_cell():

@@ -79,7 +79,7 @@ def _without(model: Any, reason: str) -> str:
     said = f" ({reason})" if reason else ""
     return (
         f"A model of the kind '{model.config.model_type}' hands out no attention weights{said}; "
-        "`show embeddings` and `show gradients` look at any model"
+        "`show gradients` tells what its words do, where gradients reach them"
     )
 
 

@@ -60,7 +60,7 @@ class Subject:
         if not hasattr(self.processor, "decode"):
             pictures = "pixel_values" in self.processor.model_input_names
             raise InputError(
-                f"{self.name} reads no texts; look at it with --images"
+                f"{self.name} reads no texts; `show attention` and `show gradients` look at it with --images"
                 if pictures
                 else f"{self.name} reads neither texts nor pictures, and there is no view of what it reads"
             )
@@ -124,8 +124,11 @@ def find_subject(show: ShowArguments) -> Subject:
 def network_is_causal(network: Any) -> bool:
     """Whether a later word changes nothing before it: asked of the model, not of its name."""
     model = core(network)
-    # two texts that differ in the last token alone
-    ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=model.device)
+    # two texts that differ in the last token alone, of tokens that the smallest vocabulary has
+    size = model.config.get_text_config().vocab_size
+    if size < 2:
+        return False
+    ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=model.device) % size
     try:
         states = last_states(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     except InputError:

@@ -254,7 +254,7 @@ def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG and no more")
     with pytest.raises(InputError, match="broken.png can't be read"):
         open_picture(subject, str(tmp_path / "broken.png"))
-    with pytest.raises(InputError, match="vit reads no texts; look at it with --images"):
+    with pytest.raises(InputError, match="vit reads no texts; .*gradients. look at it with --images"):
         subject.batch("a text")
 
 

@@ -230,6 +230,9 @@ def test_what_a_family_does_not_have_is_named(saved, tmp_path, review_file, fami
     with pytest.raises(InputError, match=r"hands out no attention weights"):
         main(ShowArguments(what="attention", artefact=run, texts=[TEXT]), OwnRowsArguments())
     if family == "bag_of_words":
+        majority = own_run(tmp_path / "none", "majority", saved, review_file)
+        with pytest.raises(InputError, match=r"hands out no attention weights"):
+            main(ShowArguments(what="attention", artefact=majority, texts=[TEXT]), OwnRowsArguments())
         for what, said in (("gradients", "counts its words"), ("embeddings", "no state to each place")):
             show = ShowArguments(what=what, artefact=run, texts=[TEXT, "a good film"])
             with pytest.raises(InputError, match=said):

@@ -110,7 +110,9 @@ def outlook(scores: Mapping[int, Array], more: int, samples: int = 1000, seed: i
         a, b = power_law(np.array(sizes), column)
         gains.append(a * (sizes[-1] ** -b - (sizes[-1] + more) ** -b))
         exponents.append(b)
-    low, middle, high = np.quantile(gains, QUANTILES)
+    # nothing brings more than what is wrong at the largest number
+    left = 1 - float(scores[sizes[-1]].mean())
+    low, middle, high = np.quantile(np.minimum(gains, left), QUANTILES)
     # Over the last fourfold at least: neighbouring sizes differ by less than their noise.
     since = max((place for place, size in enumerate(sizes) if size <= sizes[-1] / 4), default=0)
     fallen, rise, risen = np.quantile(errors[since] - errors[-1], QUANTILES)

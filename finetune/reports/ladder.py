@@ -209,7 +209,8 @@ def advice(page: LadderPage) -> list[str]:
             "they "
             "are equal; the intervals under Differences say how far apart they may be."
         )
-    most = max(cell.labels for cell in page.last)
+    # ways that more labels change nothing about are no measure of how far others came
+    most = max((cell.labels for cell in page.last if cell.points[0].grows), default=0)
     early = [
         f"{cell.way} ({cell.labels})" for cell in page.last if cell.points[0].grows and cell.labels < most
     ]
@@ -271,6 +272,11 @@ def _more(page: LadderPage, cell: Cell) -> str:
     outlook = page.outlook(cell.way)
     if outlook is None:
         return f"{cell.way}: too few numbers of labels were tried to say what more would bring (three do)."
+    if cell.accuracy >= 1:
+        return (
+            f"{cell.way} is right on all {len(page.gold)} unseen rows, so that no gain could be seen on "
+            "them; only more unseen rows can tell what more labels bring."
+        )
     if outlook.is_likely:
         return (
             f"Another {outlook.more} labels would likely bring {cell.way} {outlook.gain:+.3f} accuracy "

@@ -80,6 +80,7 @@ def accuracies(*shares, rows=400, draws=2, noise=0):
         ((0.9, 0.85, 0.8, 0.7), 0, "way became worse with more labels: from 256 to 1024 labels"),
         ((0.5, 0.9, 0.9, 0.75), 0, "way became worse with more labels"),
         ((0.6, 0.62, 0.61, 0.63), 0.15, "Nothing says that another 500 labels"),
+        ((0.6, 0.9, 1.0), 0, "way is right on all 400 unseen rows"),
         ((0.5, 0.8), 0, "too few numbers of labels were tried"),
         ((0.5,), 0, "too few numbers of labels were tried"),
     ],
@@ -149,6 +150,9 @@ def test_ways_that_came_less_far_are_named():
     assert any(
         "Not tried with as many labels as others" in text and "b (16)" in text for text in advice(made)
     )
+    # the commonest class is told by all labels at once, and is nobody ahead
+    made = page(point("guess", 256, right(0.5, seed=3), grows=False), point("a", 64, right(0.8)))
+    assert not any("Not tried with as many" in text for text in advice(made))
 
 
 def test_nothing_better_than_the_commonest_class_is_said():

@@ -112,9 +112,9 @@ class InputReader:
         if self.reads == "image":
             modes, _, several = kinds([given.content])
             (mode,), wanted = modes, mode_of(channels(self.processor))
-            told = [f"Pictures of mode {mode} are read as {wanted}"] if mode != wanted else []
-            told += ["Of several pictures in a file the first is read"] if several else []
-            return "; ".join(told) or None
+            notes = [f"Pictures of mode {mode} are read as {wanted}"] if mode != wanted else []
+            notes += ["Of several pictures in a file the first is read"] if several else []
+            return "; ".join(notes) or None
         if self.reads == "series":
             most = self.processor.context_length
             return f"Series are cut at {most} steps" if given.content.shape[1] > most else None

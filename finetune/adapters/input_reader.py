@@ -113,6 +113,7 @@ class InputReader:
             modes, _, several = kinds([given.content])
             (mode,), wanted = modes, mode_of(channels(self.processor))
             notes = [f"Pictures of mode {mode} are read as {wanted}"] if mode != wanted else []
+            # as in training, which says so in its log
             notes += ["Of several pictures in a file the first is read"] if several else []
             return "; ".join(notes) or None
         if self.reads == "series":

@@ -136,6 +136,7 @@ def row_of_base(base: str) -> Task | None:
         config = AutoConfig.from_pretrained(source, **further)
     except (OSError, ValueError):
         return None
+    # a family may forecast and give classes: which one, the checkpoint says
     mapping = TASKS["forecast"].model._model_mapping
     if type(config) in mapping and mapping[type(config)].__name__ in (config.architectures or ()):
         return TASKS["forecast"]

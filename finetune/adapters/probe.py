@@ -129,8 +129,10 @@ def made_up_past(config: Any, count: int) -> tuple[dict[str, Tensor], Tensor]:
     and as many zeros as it forecasts numbers.
     """
     channels, context, horizon = window_of(config)
+    # fixed, since two models are asked one after the other
     draw = torch.Generator().manual_seed(0)
     batch = {"past_values": torch.randn(count, context, channels, generator=draw)}
+    # as the calendar has them, from -0.5 to 0.5
     if told := config.to_dict().get("num_time_features"):
         for name, steps in (("past_time_features", context), ("future_time_features", horizon)):
             batch[name] = torch.rand(count, steps, told, generator=draw) - 0.5

@@ -62,6 +62,7 @@ def examine(rows: Rows, data: DataArguments, *, context: int, options: TaskArgum
         InputError: whatever makes it no series, or too short a one; each names its row and flag.
     """
     assert rows.train is not None and rows.eval is not None
+    # it would be cut to the window without a word
     if options.season is not None and options.season > context:
         raise InputError(
             f"--season {options.season} is longer than the {context} steps that are read; set "
@@ -102,8 +103,10 @@ def _refuse_unread(data: DataArguments) -> None:
     Raises:
         InputError: one is set.
     """
+    # a group kept aside would tear the series, and labels and texts it has none
     unread = ("hold_out", "text_column", "text_pair_column", "label_column", "class_names", "near_labels")
     for name in (*unread, "minus_one", "drop_empty_rows", "layout", "learn_turns"):
+        # unset, False and empty alike
         if vars(data).get(name):
             raise InputError(
                 f"A forecast has no use for --{name}; leave it out. --series_columns and --time_column name "

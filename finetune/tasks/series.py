@@ -99,6 +99,7 @@ def filled(rows: Dataset, columns: Columns, drop: bool, where: str) -> Dataset:
         f"{faults[first]} ({places_of(rows, list(faults))})"
     )
     if not drop:
+        # only what stands at a step is a gap
         mend = "Fill the gaps (numpy.interp)" if "at step" in faults[first] else "Mend them"
         raise InputError(f"{said}. {mend}, or set --drop_empty_rows to leave such rows out")
     logger.warning("%s; they are left out", said)

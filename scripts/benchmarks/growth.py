@@ -103,9 +103,11 @@ def exponents(costs: list[Cost]) -> Iterator[str]:
 
 def run(verb: str, *words: object) -> Cost:
     """A verb in a process of its own: its seconds of the processor, workers' too, and its peak memory."""
+    # by path, not by the command's name: the scripts beside this file are what is measured
     command = [sys.executable, str(SCRIPTS / f"{verb}.py"), *map(str, words)]
     started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     said = (started.stderr and started.stderr.read()) or ""
+    # of this child alone: getrusage(RUSAGE_CHILDREN) would give the largest peak of all so far
     _, status, used = os.wait4(started.pid, 0)
     if status:
         sys.exit(f"{verb} stopped:\n{said[-3000:]}")
@@ -117,6 +119,7 @@ def by_rows(sizes: list[int], folder: Path) -> Iterator[Cost]:
     for size in sizes:
         where = folder / str(size)
         where.mkdir()
+        # as many rows to evaluate on at every size: only what is trained on grows
         for split, count in (("train", size), ("validation", 256)):
             # numbered: equal rows would be dropped
             texts = (f"{number} {' '.join(rng.choice(WORDS, 40))}" for number in range(count))
@@ -150,6 +153,7 @@ def by_tokens(sizes: list[int], folder: Path) -> Iterator[Cost]:
 def by_server(what: str, sizes: list[int], folder: Path) -> Iterator[Cost]:
     from serving import PROMPTS, SERVE, flood, generate, make_adapters, serving, size_mb
 
+    # made once, so that all sizes share their weights
     most = max(sizes) if what == "adapters" else 8
     folders = make_adapters(Namespace(base="smollm2", adapters=most), folder)
     holds = ["--memory_limit_mb", 64 + sum(map(size_mb, folders))]
@@ -166,6 +170,7 @@ def by_server(what: str, sizes: list[int], folder: Path) -> Iterator[Cost]:
 
 def stream(gigabytes: int, folder: Path) -> None:
     """Trains on all rows of so many GB and prints the memory at each tenth of them."""
+    # a column that is read and left out: 50 GB pass by, and training them takes minutes
     blob = "".join(np.random.default_rng(0).choice(list("abcdefgh \n"), BLOB)).replace("\n", "\\n")
     row = '{{"id": {}, "text": "{}", "scan": "{}"}}\n'.format
     count = HELD // BLOB
@@ -206,6 +211,7 @@ def watch(process: psutil.Process, gigabytes: int) -> None:
     print("| GB read | memory now, MB |\n|---:|---:|")
     due = 0.0
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        # a worker may end between the two looks at it
         try:
             whole = [process, *process.children(recursive=True)]
             read = sum(one.io_counters().read_chars for one in whole) / 1e9

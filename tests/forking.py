@@ -77,9 +77,8 @@ class Forking:
         return SimpleNamespace(returncode=returncode, **said)
 
     def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
+        # closes both pipes and waits
+        self.process.communicate(timeout=30)
 
 
 def accelerates(config: str | None, processes: int) -> dict[str, str]:

@@ -56,13 +56,14 @@ class Said:
 
 def epochs_for(way: str, count: int) -> int:
     """Times that each of `count` labelled rows is read: as often as makes `STEPS` steps of them, where a few
-    times don't."""
-    return max(6 if way == "lstm" else 3, math.ceil(STEPS / math.ceil(count / batch_for(count))))
+    times don't; 60 at most, by which a handful of rows is known."""
+    least = 6 if way == "lstm" else 3
+    return int(np.clip(math.ceil(STEPS / math.ceil(count / batch_for(count))), least, 60))
 
 
 def batch_for(count: int) -> int:
     """Rows a step: few while rows are few, or there would be hardly a step."""
-    return 8 if count <= 64 else 16
+    return 8 if count <= 256 else 16
 
 
 def fit(way: str, rows: LadderRows, train: Dataset) -> Said:

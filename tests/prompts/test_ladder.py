@@ -200,10 +200,10 @@ def test_from_rows_to_page_and_never_twice(saved, review_file, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("way", ["lora", "lstm"])
-def test_more_labels_never_mean_fewer_steps(way):
-    counts = (16, 64, 65, 256, 1024, 4096)
+def test_all_but_a_handful_of_labels_get_their_steps(way):
+    counts = (4, 16, 64, 65, 256, 257, 1024, 4096)
     steps = [math.ceil(count / tuned.batch_for(count)) * tuned.epochs_for(way, count) for count in counts]
-    assert steps == sorted(steps) and steps[1] >= tuned.STEPS
+    assert min(steps[2:]) >= tuned.STEPS > steps[1] > steps[0]
 
 
 def test_prompts_are_rungs_too(saved, review_file, tmp_path, monkeypatch):

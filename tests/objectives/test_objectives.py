@@ -120,12 +120,12 @@ def test_models_that_cannot_learn_it_are_refused(objective, family, fits):
 
 def test_tokenizers_without_what_the_objective_writes():
     processor, network = make_tokenizer("llama"), make_model("bert", AutoModelForMaskedLM)
-    with pytest.raises(InputError, match=r"no sentinels.*scripts/tokenizer.py"):
+    with pytest.raises(InputError, match=r"no sentinels.*finetune tokenizer"):
         check_objective("span_corruption", OBJECTIVES["span_corruption"], network, processor)
     processor.mask_token = None
     with pytest.raises(
         InputError,
-        match=r"no mask token, which the objective 'mlm' needs.*scripts/tokenizer.py --objective mlm",
+        match=r"no mask token, which the objective 'mlm' needs.*finetune tokenizer --objective mlm",
     ):
         check_objective("mlm", OBJECTIVES["mlm"], network, processor)
 

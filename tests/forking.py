@@ -89,10 +89,12 @@ def accelerates(config: str | None, processes: int) -> dict[str, str]:
     from accelerate.utils.launch import prepare_multi_gpu_env
 
     told = ["--config_file", config, "--num_processes", str(processes), "--main_process_port", "0", "no.py"]
-    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(told))
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(told))
     if args.use_deepspeed:
         from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
+        # as its own command does between the two
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
         return prepare_deepspeed_cmd_env(args)[1]
     return prepare_multi_gpu_env(args)
 

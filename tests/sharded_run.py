@@ -11,6 +11,7 @@ import os
 import runpy
 import sys
 from pathlib import Path
+from types import FunctionType
 
 import torch
 from accelerate import PartialState
@@ -26,8 +27,12 @@ def pretend() -> None:
     # the one question that accelerate asks of the machine: what kind of processes these are
     PartialState._prepare_backend = lambda *told, **named: ("gloo", DistributedType.MULTI_GPU)
     # on CPUs both are refused, since without the line above accelerate would train copies
-    machine.has_gpus = lambda: True
-    machine.keep_to_cpu = lambda options: None
+    said = {machine.has_gpus: lambda: True, machine.keep_to_cpu: lambda options: None}
+    for module in [found for name, found in sys.modules.items() if name.startswith("finetune")]:
+        # also where it was imported by name, as in a process that has everything imported
+        for name, value in list(vars(module).items()):
+            if isinstance(value, FunctionType) and value in said:
+                setattr(module, name, said[value])
 
 
 if __name__ == "__main__":

@@ -131,13 +131,25 @@ def test_a_run_in_shards_is_the_whole_one_killed_and_gone_on_with(run, tmp_path,
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-@pytest.mark.parametrize(("verb", "method"), [("train", "full"), ("dpo", "lora")])
-def test_a_run_under_zero_is_the_whole_one_killed_and_gone_on_with(run, tmp_path, verb, method):
-    on_zero = {"config": ZERO, "DS_ACCELERATOR": "cpu"}
+@pytest.mark.parametrize(
+    ("verb", "method", "stage"),
+    [
+        ("train", "full", 2),
+        ("dpo", "lora", 2),
+        ("pretrain", "full", 2),
+        ("sft", "lora", 2),
+        ("sft", "lora", 1),
+    ],
+)
+def test_a_run_under_zero_is_the_whole_one_killed_and_gone_on_with(run, tmp_path, verb, method, stage):
+    config = tmp_path / "zero.yaml"
+    config.write_text(ZERO.read_text().replace("zero_stage: 2", f"zero_stage: {stage}"))
+    on_zero = {"config": config, "DS_ACCELERATOR": "cpu"}
     done(run(verb, "whole", "--method", method))
     killed = run(verb, "shared", "--method", method, shards=2, KILL_AT="5", **on_zero)
     assert killed.returncode != 0
-    assert [path.name for path in checkpoints(tmp_path / "shared")] == ["checkpoint-4", "checkpoint-2"]
+    found = [path.name for path in checkpoints(tmp_path / "shared")]
+    assert found == ["checkpoint-4", "checkpoint-2"], killed.stderr[-2000:]
     # its parts of the optimizer's states fit as many processes as wrote them
     refused = run(verb, "shared", "--method", method, shards=1, **on_zero)
     assert refused.returncode != 0 and "written by 2 processes" in refused.stderr, refused.stderr[-2000:]

@@ -30,7 +30,7 @@ from prompts.ladder.budget import BudgetSpent, Peak, TimeBudget
 from prompts.ladder.options import WAYS, LadderArguments
 from prompts.ladder.result import LadderRun, read_runs, run_name
 from prompts.ladder.rows import ladder_rows, settled_counts
-from prompts.ladder.tuned import LSTM, LSTM_RATE, Said, batch_for, epochs_for, fit, learn
+from prompts.ladder.tuned import LSTM, LSTM_RATE, STEPS, Said, batch_for, epochs_for, fit, learn
 
 logger = logging.getLogger(__name__)
 # What may differ when a ladder is taken up again: how long, and what else is tried.
@@ -59,7 +59,8 @@ class Ladder:
 
     def _claim(self, data: DataArguments) -> None:
         options = {name: value for name, value in asdict(self.options).items() if name not in FREE}
-        now = options | asdict(self.model) | {"rows": self.rows.fingerprint}
+        # runs that were trained for fewer steps are no points of the same curve
+        now = options | asdict(self.model) | {"rows": self.rows.fingerprint, "least_steps": STEPS}
         # through JSON, as the file has it
         now = json.loads(json.dumps(now, default=str))
         file = self.folder / "ladder.json"

@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 FLOAT32 = (
     1e-5  # about 80 units in the last place: a few layers of sums, and far below what a wrong formula does
@@ -83,3 +85,10 @@ def soon(seconds: float = 2.0, megabytes: float = 500.0) -> Iterator[None]:
 def _peak() -> float:
     """The most memory that this process ever held, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def weights(folder: Path) -> dict:
+    """What a run's folder holds of them, by name."""
+    # beside them stand hashes of the rows, next to whose size no weight would count
+    files = [file for file in folder.glob("*.safetensors") if file.name != "trained_rows.safetensors"]
+    return {name: value for file in files for name, value in load_file(file).items()}

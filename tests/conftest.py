@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import datasets
 import pytest
 import torch
+from forking import Forking
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -325,3 +327,11 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return SimpleNamespace(returncode=0, stderr="")
 
     monkeypatch.setattr(subprocess, "run", run)
+
+
+@pytest.fixture(scope="module")
+def forking(tmp_path_factory) -> Iterator[Forking]:
+    """Processes that start with everything imported, for a module's runs on several."""
+    server = Forking(tmp_path_factory.mktemp("forking"))
+    yield server
+    server.close()

@@ -4,15 +4,12 @@ are those of one process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from bounds import difference
+from bounds import difference, weights
 from conftest import make_model, make_tokenizer
-from forking import ROOT, Forking
-from safetensors.torch import load_file
+from forking import ROOT
 from transformers import AutoModel, AutoModelForCausalLM
 
 pytestmark = pytest.mark.slow
@@ -24,13 +21,6 @@ VERBS = {
     "rloo": f"grpo --algorithm rloo {ASKED} {REWARD} --max_completion_length 4 --num_generations 4",
     "fuse": "fuse --adapters {folder}/films {folder}/books --max_length 24 --eval_strategy no",
 }
-
-
-@pytest.fixture(scope="module")
-def forking(tmp_path_factory) -> Iterator[Forking]:
-    server = Forking(tmp_path_factory.mktemp("forking"))
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -53,12 +43,6 @@ def run(tmp_path, review_file, forking):
     )
     (tmp_path / "mine.py").write_text(vowels)
     return made
-
-
-def weights(folder: Path) -> dict:
-    # beside them stand hashes of the rows, next to whose size no weight would count
-    files = [file for file in folder.glob("*.safetensors") if file.name != "trained_rows.safetensors"]
-    return {name: value for file in files for name, value in load_file(file).items()}
 
 
 @pytest.mark.parametrize("verb", VERBS)

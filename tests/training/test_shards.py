@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bounds import difference
+from bounds import difference, weights
 from conftest import WORDS, make_model, make_tokenizer
-from forking import KILLED, ROOT, SHARDED, Forking
-from safetensors.torch import load_file
+from forking import KILLED, ROOT, SHARDED
 from transformers import AutoModel, AutoModelForCausalLM
 
 from finetune.artefacts.checkpoints import checkpoints
@@ -47,13 +45,6 @@ ROWS = {
 FURTHER = {"pretrain": ["--objective", "clm"], "attributes": ["--attributes", "good", "long"]}
 FIGURES = dict.fromkeys(("train", "sft", "pretrain", "dpo", "dpo kto"), "loss") | {"reward": "margin"}
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def forking(tmp_path_factory) -> Iterator[Forking]:
-    server = Forking(tmp_path_factory.mktemp("forking"))
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -96,12 +87,6 @@ def run(tmp_path, review_file, forking):
 
 def done(finished: Any) -> None:
     assert finished.returncode == 0, finished.stderr[-3000:]
-
-
-def weights(folder: Path) -> dict:
-    # beside them stand hashes of the rows, next to whose size no weight would count
-    files = [file for file in folder.glob("*.safetensors") if file.name != "trained_rows.safetensors"]
-    return {name: value for file in files for name, value in load_file(file).items()}
 
 
 @pytest.mark.parametrize(

@@ -149,8 +149,20 @@ def speed_checks() -> list[Check]:
         "speed encoder": ("encoder", "--rows", "64", "--sides", "ours,transformers"),
         "speed sft 135m full": ("sft", "135m", "full", "--rows", "48", "--sides", "ours,trl"),
     }
-    script = "scripts/benchmarks/gpu_speed.py"
-    return [Check(name, [PYTHON, script, *case], 150, alone=True) for name, case in cases.items()]
+    aligned = {
+        "speed dpo 135m lora": ("dpo", "135m", "lora", "--rows", "16"),
+        "speed dpo 1b lora": ("dpo", "1b", "lora"),
+        "speed dpo 1b full": ("dpo", "1b", "full"),
+        "speed dpo 135m full": ("dpo", "135m", "full", "--rows", "16"),
+        "speed ppo 135m": ("ppo", "135m"),
+        "speed ppo 1b": ("ppo", "1b"),
+    }
+    scripts = {"gpu_speed.py": cases, "gpu_alignment.py": aligned}
+    return [
+        Check(name, [PYTHON, f"scripts/benchmarks/{script}", *case], 150, alone=True)
+        for script, table in scripts.items()
+        for name, case in table.items()
+    ]
 
 
 def run(check: Check, out: Path, deadline: float) -> Check:

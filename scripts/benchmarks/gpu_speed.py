@@ -2,7 +2,7 @@
 JSON.
 
 python scripts/benchmarks/gpu_speed.py sft 1b lora [--sides ours,trl] [--rows 16] [--seconds 6]
-python scripts/benchmarks/gpu_speed.py encoder | dpo | ceiling
+python scripts/benchmarks/gpu_speed.py encoder | ceiling
 
 Models are made from configurations, with weights drawn at random: speed doesn't depend on them. Texts are
 random tokens, their lengths drawn evenly from 128 to 1,024, the loss on their second halves. What differs
@@ -18,6 +18,7 @@ import json
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 SHAPES = {
@@ -30,6 +31,10 @@ SHAPES = {
     "7b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
            "intermediate_size": 11008,
            "vocab_size": 32000},
+    # for a trial on a CPU, whose figures say nothing
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "intermediate_size": 128,
+             "vocab_size": 2048, "tie_word_embeddings": True},
 }  # fmt: skip
 ENCODER = {
     "hidden_size": 384,
@@ -44,18 +49,62 @@ def ceiling() -> float:
     """Floating-point operations a second of a large bf16 matrix product on this card, on random numbers."""
     import torch
 
-    one, other = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    from finetune.device import device
+
+    # a CPU would take minutes for the large one
+    width = 8192 if device().type == "cuda" else 256
+    one, other = (torch.randn(width, width, device=device(), dtype=torch.bfloat16) for _ in range(2))
     # the first products choose kernels
     for _ in range(3):
         one @ other
-    # work on a GPU goes on after the call has returned
-    torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = now()
     for _ in range(20):
         one @ other
-    torch.cuda.synchronize()
     # a product and a sum for each of n³ pairs
-    return 20 * 2 * 8192**3 / (time.perf_counter() - start)
+    return 20 * 2 * width**3 / (now() - start)
+
+
+def now() -> float:
+    """Seconds, once the card has done all that it was told."""
+    import torch
+
+    # work on a GPU goes on after the call has returned; a CPU has nothing to wait for
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def forget_peak() -> None:
+    """Have `peak_gib` count from here."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gib() -> float:
+    """GiB that tensors took on the card at most; 0 without one."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+
+
+def by_sides(sides: str, measure: Callable[[str], dict[str, Any]], **told: Any) -> None:
+    """A RESULT for each side: what was told, and its figures or why it has none."""
+    import torch
+
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    for side in sides.split(","):
+        forget_peak()
+        try:
+            found = measure(side)
+        except Exception as error:  # one side's failure leaves the other's figures
+            found = {"failed": repr(error)[:300]}
+            traceback.print_exc()
+        print("RESULT " + json.dumps({"side": side, **told, **found, "card": card}), flush=True)
+        # before the next side's model is made
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def operations(shape: dict[str, Any], method: str, lengths: list[int], labelled: int) -> float:
@@ -81,7 +130,6 @@ def clock(seconds: float, warm: int) -> Any:
     """A callback that notes the time of each step's end on the device, and stops the training after
     `seconds`.
     """
-    import torch
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -91,14 +139,12 @@ def clock(seconds: float, warm: int) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == warm:
                 # steps before this one compile, allocate and choose kernels
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-                self.marks.append(time.perf_counter())
+                self.marks.append(now())
+                forget_peak()
             elif state.global_step > warm and (
                 time.perf_counter() - self.marks[0] > seconds or state.global_step == state.max_steps
             ):
-                torch.cuda.synchronize()
-                self.marks.append(time.perf_counter())
+                self.marks.append(now())
                 self.steps = state.global_step - warm
                 control.should_training_stop = True
 
@@ -107,8 +153,6 @@ def clock(seconds: float, warm: int) -> Any:
 
 def timed(trainer: Any, lengths_of: Any, seconds: float, warm: int = 4) -> dict[str, Any]:
     """Trains for a while; seconds, steps, and the lengths of the rows that were seen in them."""
-    import torch
-
     seen: list[list[int]] = []
     collate, watch = trainer.data_collator, clock(seconds, warm)
 
@@ -128,7 +172,7 @@ def timed(trainer: Any, lengths_of: Any, seconds: float, warm: int = 4) -> dict[
         "seconds": taken,
         "steps": watch.steps,
         "lengths": lengths,
-        "gib": torch.cuda.max_memory_allocated() / 2**30,
+        "gib": peak_gib(),
     }
 
 
@@ -144,12 +188,14 @@ def made(shape: dict[str, Any], dtype: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
+    from finetune.device import device
+
     torch.manual_seed(0)
     config = LlamaConfig(
         **shape, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1, eos_token_id=2
     )
     # drawn on the card: seven billion weights take minutes on a CPU
-    with torch.device("cuda"):
+    with device():
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
@@ -203,6 +249,8 @@ def sft_trl(shape: dict[str, Any], method: str, options: argparse.Namespace) -> 
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=options.rows, max_steps=40,
         learning_rate=1e-5, save_strategy="no",
         logging_steps=100, disable_tqdm=True, max_length=None, report_to="none",
+        # without a card it refuses bf16, its default, unless it is told
+        use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     lora = LoraConfig(
         task_type="CAUSAL_LM", target_modules="all-linear", r=16, lora_alpha=32, lora_dropout=0.0
@@ -214,38 +262,22 @@ def sft_trl(shape: dict[str, Any], method: str, options: argparse.Namespace) -> 
 
 
 def sft(size: str, method: str, options: argparse.Namespace) -> None:
-    import torch
-
-    shape, peak = SHAPES[size], ceiling()
     # the card's ceiling was measured once, for all sides
-    for side in options.sides.split(","):
+    shape, peak = SHAPES[size], ceiling()
+
+    def measure(side: str) -> dict[str, Any]:
         further = {"liger": {"use_liger_kernel": True}, "compile": {"torch_compile": True}}.get(side, {})
-        try:
-            found = (
-                sft_trl(shape, method, options)
-                if side == "trl"
-                else sft_ours(shape, method, options, **further)
-            )
-        except Exception as error:  # one side's failure leaves the other's figures
-            print(
-                "RESULT "
-                + json.dumps({"side": side, "size": size, "method": method, "failed": repr(error)[:300]}),
-                flush=True,
-            )
-            traceback.print_exc()
-            continue
-        tokens = sum(found["lengths"])
+        found = (
+            sft_trl(shape, method, options) if side == "trl" else sft_ours(shape, method, options, **further)
+        )
         need = operations(shape, method, found["lengths"], sum(n - n // 2 for n in found["lengths"]))
-        print("RESULT " + json.dumps({
-            "side": side, "size": size, "method": method, "tokens_per_s": round(tokens / found["seconds"]),
+        return {
+            "tokens_per_s": round(sum(found["lengths"]) / found["seconds"]),
             "mfu": round(need / found["seconds"] / peak, 3), "ceiling_tflops": round(peak / 1e12),
-            "gib": round(found["gib"], 1),
-            "steps": found["steps"], "rows": options.rows, "card": torch.cuda.get_device_name(),
-        }), flush=True)  # fmt: skip
-        # before the next side's model is made
-        del found
-        gc.collect()
-        torch.cuda.empty_cache()
+            "gib": round(found["gib"], 1), "steps": found["steps"],
+        }  # fmt: skip
+
+    by_sides(options.sides, measure, size=size, method=method, rows=options.rows)
 
 
 def encoder(options: argparse.Namespace) -> None:
@@ -316,11 +348,12 @@ def encoder(options: argparse.Namespace) -> None:
 
 
 def words(count: int) -> Any:
-    """A tokenizer of so many words."""
-    from tokenizers import Tokenizer, models
+    """A tokenizer of so many words, with blanks between them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     table = Tokenizer(models.WordLevel({f"t{i}": i for i in range(count)}, unk_token="t3"))
+    table.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=table, pad_token="t0", eos_token="t2",
                                    model_input_names=["input_ids", "attention_mask"])  # fmt: skip
 

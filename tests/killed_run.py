@@ -1,4 +1,4 @@
-"""A script of this project, killed at its KILL_AT-th training step on the second process as a machine would
+"""A script of this project, killed at its KILL_AT-th training step on the last process as a machine would
 kill it, or by another signal: KILL_BY=SIGSTOP hangs it.
 """
 
@@ -13,22 +13,27 @@ from typing import Any
 
 import transformers
 
+from finetune.alignment import ppo_trainer
+
 
 class Killed:
-    """Stands in for the Trainer's step."""
+    """Stands in for a step, of the Trainer's or of PPO's loop."""
 
-    def __init__(self, at: int) -> None:
-        self.left, self.step = at, transformers.Trainer.training_step
+    def __init__(self, at: int, step: Any) -> None:
+        self.left, self.step = at, step
 
     def __get__(self, trainer: Any, owner: type) -> Any:
         self.left -= 1
-        if self.left == 0 and os.environ["RANK"] == "1":
+        # alone, a process has no rank
+        if self.left == 0 and int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1:
             os.kill(os.getpid(), getattr(signal, os.environ.get("KILL_BY", "SIGKILL")))
         return self.step.__get__(trainer, owner)
 
 
 if __name__ == "__main__":
-    transformers.Trainer.training_step = Killed(int(os.environ["KILL_AT"]))
+    at = int(os.environ["KILL_AT"])
+    transformers.Trainer.training_step = Killed(at, transformers.Trainer.training_step)
+    ppo_trainer.Learner.learn = Killed(at, ppo_trainer.Learner.learn)
     sys.argv = sys.argv[1:]
     sys.path[0] = str(Path(sys.argv[0]).parent)
     runpy.run_path(sys.argv[0], run_name="__main__")

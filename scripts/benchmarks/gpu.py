@@ -157,7 +157,8 @@ def speed_checks() -> list[Check]:
         "speed ppo 135m": ("ppo", "135m"),
         "speed ppo 1b": ("ppo", "1b"),
     }
-    scripts = {"gpu_speed.py": cases, "gpu_alignment.py": aligned}
+    adapted = {"speed serving 1b": ("serving", "1b"), "speed serving 135m": ("serving", "135m")}
+    scripts = {"gpu_speed.py": cases, "gpu_alignment.py": aligned, "gpu_adapters.py": adapted}
     return [
         Check(name, [PYTHON, f"scripts/benchmarks/{script}", *case], 150, alone=True)
         for script, table in scripts.items()

@@ -157,7 +157,9 @@ def speed_checks() -> list[Check]:
         "speed ppo 135m": ("ppo", "135m"),
         "speed ppo 1b": ("ppo", "1b"),
     }
-    adapted = {"speed serving 1b": ("serving", "1b"), "speed serving 135m": ("serving", "135m")}
+    adapted = {
+        f"speed {what} {size}": (what, size) for what in ("serving", "prompts") for size in ("1b", "135m")
+    }
     scripts = {"gpu_speed.py": cases, "gpu_alignment.py": aligned, "gpu_adapters.py": adapted}
     return [
         Check(name, [PYTHON, f"scripts/benchmarks/{script}", *case], 150, alone=True)

@@ -2,11 +2,18 @@
 transformers and PEFT do by themselves; its last lines are RESULT and JSON, as gpu_speed.py's are.
 
 python scripts/benchmarks/gpu_adapters.py serving 1b [--sides ours,peft,peft_single,ours_single]
+python scripts/benchmarks/gpu_adapters.py prompts 1b [--sides ours,plain] [--batch_tokens 2048 16384]
 
 serving: 64 greedy requests of 16 to 128 random tokens over 8 LoRA adapters (rank 16, every linear layer), 64
 new tokens each. ours: all in one batch of the pool; peft: a batch an adapter by set_adapter and generate;
 _single: one request after another, of which few are measured. as_ours: the share of requests whose first
 token is the pool's; in bf16 two tokens of a model that was never trained are easily of one weight.
+
+prompts: questions of 32 to 96 random tokens behind the same four examples, some 400 tokens, with four choices
+of 1 to 8 tokens each. ours: prompts/scoring, which computes the examples once and a question once for its
+choices; plain: each (prompt, choice) a row of its own, longest first, padded, with log_softmax over all that
+the model gives, as lm-eval's loop has it. Both take as many tokens a pass, padding included; 2048 is this
+project's default. largest_difference: of two scores of a choice, in nats.
 
 Models as in gpu_speed.py, their weights drawn at random, in bf16 on a card.
 """
@@ -16,6 +23,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +158,97 @@ def serving(size: str, options: argparse.Namespace) -> None:
     by_sides(options.sides or "ours,peft,peft_single,ours_single", measure, what="serving", size=size)
 
 
-MEASURES = {"serving": serving}
+QUESTIONS, CHOICES, SHOTS = 128, 4, 4
+Questions = list[tuple[str, tuple[str, ...]]]  # a prompt, and what may follow it
+Score = Callable[[Questions], list[float]]  # questions → a log-probability of each choice, in their order
+
+
+def questions(vocabulary: int, seed: int) -> Questions:
+    """The examples are those of every seed, the questions its own."""
+    import numpy as np
+
+    def text(rng: Any, least: int, most: int) -> str:
+        ids = rng.integers(5, vocabulary, int(rng.integers(least, most + 1)))
+        return " ".join(f"t{i}" for i in ids)
+
+    shared, rng = np.random.default_rng(0), np.random.default_rng(seed)
+    shots = " ".join(text(shared, 64, 128) for _ in range(SHOTS))
+    return [
+        (f"{shots} {text(rng, 32, 96)}", tuple(f" {text(rng, 1, 8)}" for _ in range(CHOICES)))
+        for _ in range(QUESTIONS)
+    ]
+
+
+def by_scorer(shape: dict[str, Any], processor: Any, batch_tokens: int) -> Score:
+    from prompts.scoring.score import Request, Scorer
+
+    scorer = Scorer(made(shape, dtype()).requires_grad_(False), processor, batch_tokens)
+
+    def score(asked: Questions) -> list[float]:
+        found = scorer([Request(prompt, choices) for prompt, choices in asked])
+        return [float(tokens.sum()) for row in found for tokens in row]
+
+    return score
+
+
+def by_rows(shape: dict[str, Any], processor: Any, batch_tokens: int) -> Score:
+    import torch
+
+    network = made(shape, dtype()).eval()
+
+    def score(asked: Questions) -> list[float]:
+        starts = [len(ids) for ids in processor([prompt for prompt, _ in asked])["input_ids"]]
+        rows = processor([prompt + choice for prompt, choices in asked for choice in choices])["input_ids"]
+        found = [0.0] * len(rows)
+        # longest first, as lm-eval has it: what doesn't fit shows at once
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        while order:
+            width = len(rows[order[0]])
+            part, order = order[: max(1, batch_tokens // width)], order[max(1, batch_tokens // width) :]
+            # padding on the right is seen by no token before it, so that no mask is needed
+            ids = torch.tensor([rows[i] + [0] * (width - len(rows[i])) for i in part], device=network.device)
+            with torch.inference_mode():
+                chances = network(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+            for line, i in enumerate(part):
+                start = starts[i // CHOICES]
+                # each place predicts the next token
+                own = chances[line, start - 1 : len(rows[i]) - 1]
+                found[i] = float(own.gather(1, ids[line, start : len(rows[i]), None]).float().sum())
+        return found
+
+    return score
+
+
+def prompts(size: str, options: argparse.Namespace) -> None:
+    shape, said = SHAPES[size], dict[str, list[float]]()
+    processor = words(shape["vocab_size"])
+
+    def measure(side: str, batch_tokens: int) -> dict[str, Any]:
+        score = (by_scorer if side == "ours" else by_rows)(shape, processor, batch_tokens)
+        # once for nothing: kernels are chosen, memory is taken
+        said[side] = score(questions(shape["vocab_size"], 0))
+        forget_peak()
+        rounds, start = 0, now()
+        while now() - start < options.seconds:
+            rounds += 1
+            score(questions(shape["vocab_size"], rounds))
+        seconds = now() - start
+        apart = [abs(a - b) for a, b in zip(said["ours"], said[side], strict=True)] if "ours" in said else []
+        return {
+            "questions_per_s": round(rounds * QUESTIONS / seconds, 1),
+            "texts_per_s": round(rounds * QUESTIONS * CHOICES / seconds, 1),
+            "largest_difference": round(max(apart), 4) if apart else None,
+            "gib": round(peak_gib(), 1), "steps": rounds,
+        }  # fmt: skip
+
+    for batch_tokens in options.batch_tokens:
+        by_sides(
+            options.sides or "ours,plain", partial(measure, batch_tokens=batch_tokens),
+            what="prompts", size=size, batch_tokens=batch_tokens,
+        )  # fmt: skip
+
+
+MEASURES = {"serving": serving, "prompts": prompts}
 
 
 def main() -> None:
@@ -161,6 +259,9 @@ def main() -> None:
     parser.add_argument("size", nargs="?", default="1b", choices=tuple(SHAPES))
     parser.add_argument("--sides", help="comma-separated; all of the measurement's without it")
     parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument(
+        "--batch_tokens", type=int, nargs="+", default=[2048, 16384], help="prompts: tokens of a pass."
+    )
     options = parser.parse_args()
     MEASURES[options.what](options.size, options)
 

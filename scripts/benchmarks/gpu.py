@@ -159,7 +159,7 @@ def speed_checks() -> list[Check]:
     }
     adapted = {
         f"speed {what} {size}": (what, size) for what in ("serving", "prompts") for size in ("1b", "135m")
-    }
+    } | {"memory of a 1b base": ("memory", "1b")}
     scripts = {"gpu_speed.py": cases, "gpu_alignment.py": aligned, "gpu_adapters.py": adapted}
     return [
         Check(name, [PYTHON, f"scripts/benchmarks/{script}", *case], 150, alone=True)

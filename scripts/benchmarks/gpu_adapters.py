@@ -3,6 +3,7 @@ transformers and PEFT do by themselves; its last lines are RESULT and JSON, as g
 
 python scripts/benchmarks/gpu_adapters.py serving 1b [--sides ours,peft,peft_single,ours_single]
 python scripts/benchmarks/gpu_adapters.py prompts 1b [--sides ours,plain] [--batch_tokens 2048 16384]
+python scripts/benchmarks/gpu_adapters.py memory 1b [--sides lora,qlora]
 
 serving: 64 greedy requests of 16 to 128 random tokens over 8 LoRA adapters (rank 16, every linear layer), 64
 new tokens each. ours: all in one batch of the pool; peft: a batch an adapter by set_adapter and generate;
@@ -14,6 +15,10 @@ of 1 to 8 tokens each. ours: prompts/scoring, which computes the examples once a
 choices; plain: each (prompt, choice) a row of its own, longest first, padded, with log_softmax over all that
 the model gives, as lm-eval's loop has it. Both take as many tokens a pass, padding included; 2048 is this
 project's default. largest_difference: of two scores of a choice, in nats.
+
+memory: a base as `finetune sft --dtype bfloat16` loads it, or by qlora in 4 bits, and the same with LoRA
+after a step on 4 texts of 512 tokens. base_gib: its weights; kept_gib: what stays after the step (LoRA and
+its AdamW too); gib: the most within it.
 
 Models as in gpu_speed.py, their weights drawn at random, in bf16 on a card.
 """
@@ -248,7 +253,64 @@ def prompts(size: str, options: argparse.Namespace) -> None:
         )  # fmt: skip
 
 
-MEASURES = {"serving": serving, "prompts": prompts}
+def memory(size: str, options: argparse.Namespace) -> None:
+    import torch
+    from transformers.utils import is_bitsandbytes_available
+
+    shape, folder = SHAPES[size], tempfile.mkdtemp()
+    # 4 bits are made of a folder's weights alone
+    made(shape, torch.bfloat16).save_pretrained(folder)
+    words(shape["vocab_size"]).save_pretrained(folder)
+
+    def measure(side: str) -> dict[str, Any]:
+        if side == "qlora" and not is_bitsandbytes_available():
+            return {"skipped": "no bitsandbytes here"}
+        return step_memory(folder, side)
+
+    by_sides(options.sides or "lora,qlora", measure, what="memory", size=size)
+
+
+def step_memory(folder: str, method: str) -> dict[str, Any]:
+    """Bytes of a base and of one step of LoRA on it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from finetune.device import device
+    from finetune.methods import attach
+    from finetune.models.load import ModelArguments, load_model
+
+    def held() -> float:
+        return torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+
+    before, asked = held(), ModelArguments(folder, dtype="bfloat16")
+    _, network = load_model(asked, AutoModelForCausalLM, quantized=method == "qlora")
+    # 4 bits are made where they stay
+    network = network if method == "qlora" else network.to(device())
+    base = held() - before
+    network = attach(network, method, None, "CAUSAL_LM").train()
+    # two numbers in a byte are one element of theirs
+    weights = {
+        p.data_ptr(): p.numel() * p.element_size() for p in network.parameters() if not p.requires_grad
+    }
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    ids = torch.randint(5, network.config.vocab_size, (4, 512), device=device())
+    forget_peak()
+    with torch.autocast(device().type, torch.bfloat16):
+        loss = network(input_ids=ids, labels=ids).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return {
+        "base_gib": round(sum(weights.values()) / 2**30, 4),
+        # with the scales of 4 bits, which are no parameters
+        "base_on_card_gib": round(base, 3),
+        "lora_mib": round(sum(p.numel() * p.element_size() for p in trained) / 2**20, 2),
+        "kept_gib": round(held() - before, 3), "gib": round(peak_gib(), 2), "loss": round(loss.item(), 3),
+    }  # fmt: skip
+
+
+MEASURES = {"serving": serving, "prompts": prompts, "memory": memory}
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import trl
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -20,6 +21,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
+from finetune.alignment.own_sampling import OwnSampling, micro_batches_sampled, sampling_of
 from finetune.alignment.policy import Policy, drop_copy, load_start, make_policy
 from finetune.alignment.prompts import (
     PromptArguments,
@@ -30,7 +32,7 @@ from finetune.alignment.prompts import (
 )
 from finetune.alignment.reward_kinds import load_rewards
 from finetune.alignment.rewards import Array, AskedRewards, RewardArguments, Rewards
-from finetune.alignment.rollout import SamplingArguments, draw_uniforms, sample_answers, stop_tokens
+from finetune.alignment.rollout import stop_tokens
 from finetune.alignment.shared_prompt import SharedPrompt, can_share, group_lines
 from finetune.alignment.tools import load_tools
 from finetune.alignment.trl_options import callbacks, made_by_trl, quiet
@@ -116,12 +118,9 @@ def everybody(
     return flat, all_empty, all_ended, slice(start, start + len(table))
 
 
-class SharedSampling:
-    """Stands before one of TRL's trainers, samples where it would call `generate`, as far as its options
-    allow, and computes a prompt once for all answers to it.
-    """
+class SharedSampling(OwnSampling):
+    """Own sampling for trainers with several answers to a prompt, which is computed once for all of them."""
 
-    _turn = (-1, 0)  # the step, and how often it has sampled: conversations with tools take several turns
     shares = False  # whether a prompt's part of the update is computed once, see `can_share`
     rendered = False  # whether prompts are a template's own text, special tokens and all
 
@@ -131,36 +130,6 @@ class SharedSampling:
         processor: Any = self.processing_class  # type: ignore[attr-defined]
         return processor(text=prompts, add_special_tokens=False)["input_ids"], None, {}
 
-    def _generate_single_turn(
-        self, prompt_ids: Any, images: Any, multimodal_fields: Any, *more: Any, **named: Any
-    ) -> Any:
-        args: Any = self.args  # type: ignore[attr-defined]
-        if images or multimodal_fields or not plain_sampling(args):
-            return super()._generate_single_turn(  # type: ignore[misc]
-                prompt_ids, images, multimodal_fields, *more, **named
-            )
-        # TRL samples several turns in a step; with the same uniforms their beginnings would repeat.
-        step = self.state.global_step  # type: ignore[attr-defined]
-        self._turn = (step, self._turn[1] + 1 if self._turn[0] == step else 0)
-        network: Any = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
-        turn = self._turn[1]
-        # In a step's first turn all processes have as many rows, which are numbered through: an answer is the
-        # same on any number of them. Later turns stay far apart, so that no two share a stream.
-        first = self.accelerator.process_index * (10**6 if turn else len(prompt_ids))  # type: ignore[attr-defined]
-        rows = [turn * 10**9 + first + i for i in range(len(prompt_ids))]
-        uniforms = draw_uniforms(args.seed, step, rows, args.max_completion_length)
-        sampling = sampling_of(args)
-        was_training = network.training
-        # Without dropout: what is sampled is the policy itself.
-        network.eval()
-        with self.accelerator.autocast():  # type: ignore[attr-defined]
-            found = sample_answers(network, prompt_ids, uniforms, sampling, self.eos_token_ids)  # type: ignore[attr-defined]
-        network.train(was_training)
-        # TRL pads by itself; it wants the real tokens only.
-        ids = [row[: int(real.sum())].tolist() for row, real in zip(found.ids, found.mask, strict=True)]
-        # GRPO's wants what an engine says of the samples too, which is nothing here
-        return (ids, None) if isinstance(self, trl.GRPOTrainer) else ids
-
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *more: Any, **named: Any
     ) -> Any:
@@ -168,13 +137,20 @@ class SharedSampling:
         plain = all(
             value is None or value is False or name == "compute_entropy" for name, value in named.items()
         )
+        # Without a gradient the reference and the sampling policy are asked, which have no dropout.
+        network, asked = model, model.training and not torch.is_grad_enabled()
+        if asked:
+            network.eval()
         if self.shares and plain:
             width = core(model).config.get_text_config().to_dict().get("hidden_size", 0)
             prompt = input_ids.shape[1] - logits_to_keep
             model = SharedPrompt(model, partial(group_lines, prompt=prompt, wide=width))
-        return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
+        found = super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
             model, input_ids, attention_mask, logits_to_keep, *more, **named
         )
+        if asked:
+            network.train()
+        return found
 
 
 class GRPOTrainer(SharedSampling, Resuming, trl.GRPOTrainer):
@@ -183,27 +159,6 @@ class GRPOTrainer(SharedSampling, Resuming, trl.GRPOTrainer):
 
 class RLOOTrainer(SharedSampling, Resuming, trl.RLOOTrainer):
     """TRL's, with a prompt computed once for all answers to it."""
-
-
-def plain_sampling(args: Any) -> bool:
-    """Whether an answer is sampled by temperature, top_k and top_p alone, from one network in this
-    process.
-    """
-    # Engines and sharded models don't hold a whole network in this process to sample from.
-    engines = args.use_vllm or args.use_transformers_continuous_batching or args.deepspeed or args.fsdp
-    further = (
-        args.min_p or args.repetition_penalty != 1 or args.generation_kwargs or args.cache_implementation
-    )
-    return not (engines or further)
-
-
-def sampling_of(args: Any) -> SamplingArguments:
-    """TRL's options of sampling as this toolkit's."""
-    return SamplingArguments(
-        # TRL says None or -1 where top_k is off.
-        args.max_completion_length, args.temperature, max(args.top_k or 0, 0), args.top_p,
-        args.per_device_train_batch_size * args.steps_per_generation,
-    )  # fmt: skip
 
 
 def make_group_trainer(
@@ -250,7 +205,7 @@ def make_group_trainer(
             # first: what it measures at the start is no step, by whose length a --time_limit is kept
             callbacks=[*([watch] if watch else []), *callbacks(training)], **further,
         )  # fmt: skip
-    trainer.rendered = rendered
+    trainer.rendered, trainer.rewards = rendered, rewards
     drop_copy(policy.network)
     # Now: inside a step a distributed model's weights may be scattered.
     with trainer.accelerator.autocast():
@@ -302,6 +257,9 @@ def align(
     options = resolved_options(data, prompt, model, method, reward, training)
     # follows from steps_per_generation, and a recipe with both is refused
     options.pop("generation_batch_size")
+    # follows from the micro-batches of a step, which are others on other numbers of processes
+    if micro_batches_sampled(training) == training.gradient_accumulation_steps:
+        options.pop("steps_per_generation")
     # Before the policy is made: a folder that holds another run is refused at once.
     checkpoint = open_run(options, prompts_fingerprint(rows), network)
     save_asked_rows(options["output_dir"], provenance_of(read, data), rows)

@@ -241,6 +241,9 @@ class Resuming(Trainer):
         if self.state.global_step >= self.state.max_steps > 0 or self._stopped_early():
             self.control.should_training_stop = True
             return
+        # before transformers skips what a run that goes on has done: of several processes accelerate doesn't
+        # find the sampler any more then, and the rows would come in the first epoch's order
+        set_epoch(kwargs["train_dataloader"], kwargs["epoch"])
         super()._run_epoch(**kwargs)
 
     def _stopped_early(self) -> bool:
@@ -263,3 +266,14 @@ class Resuming(Trainer):
                 "before it"
             )
         super()._load_best_model()
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell all samplers of a loader, however deep they stand in each other, which epoch's order is asked."""
+    # None where rows are a stream
+    sampler = loader.batch_sampler
+    while sampler is not None:
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        inside = vars(sampler)
+        sampler = inside.get("batch_sampler", inside.get("sampler"))

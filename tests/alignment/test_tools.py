@@ -15,7 +15,7 @@ from chat_rows import OWN, TEMPLATES, TOOLS, call, said, tokenizer_for
 from conftest import CONFIGS
 from transformers import AutoModelForCausalLM
 
-from finetune.alignment import grpo
+from finetune.alignment import grpo, own_sampling
 from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
 from finetune.alignment.online import check_no_tools
 from finetune.alignment.pairs import pairs_of
@@ -151,7 +151,7 @@ def test_trl_samples_from_prompts_with_their_tools(tmp_path: Path, monkeypatch, 
         seen.extend(prompts)
         return [float(i) for i in range(len(prompts))]
 
-    monkeypatch.setattr(grpo, "sample_answers", sampled)
+    monkeypatch.setattr(own_sampling, "sample_answers", sampled)
     training = kind(
         output_dir=str(tmp_path), bf16=False, report_to="none", per_device_train_batch_size=4,
         num_generations=2, max_steps=1, max_completion_length=8, save_strategy="no", beta=0.0,
@@ -192,7 +192,7 @@ def test_the_model_calls_reads_and_answers(tmp_path: Path, monkeypatch):
         ids = torch.tensor([processor(text)["input_ids"]] * len(prompts))
         return Answers(ids, torch.ones_like(ids), torch.ones(len(prompts)).bool())
 
-    monkeypatch.setattr(grpo, "sample_answers", answered)
+    monkeypatch.setattr(own_sampling, "sample_answers", answered)
     seen = []
 
     def right(prompts, completions, answer, **columns):

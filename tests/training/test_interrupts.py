@@ -13,13 +13,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler, SkipBatchSampler
 from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import AutoModelForSequenceClassification
 
 from finetune.artefacts.checkpoints import checkpoints, fault
 from finetune.errors import InputError
-from finetune.training.interrupts import STOPPED, Notice, seconds_of
+from finetune.training.interrupts import STOPPED, Notice, seconds_of, set_epoch
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +58,19 @@ def test_a_signal_is_heard_and_given_back():
     assert notice.due() == "SIGUSR1"
     notice.leave()
     assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_an_epochs_order_is_found_behind_the_share_of_a_process_and_what_it_skips():
+    orders = {}
+    for skipped in (0, 1):
+        rows = SeedableRandomSampler(range(16), data_seed=3)
+        share = BatchSamplerShard(BatchSampler(rows, 2, drop_last=False), num_processes=2, process_index=1)
+        batches = DataLoader(range(16), batch_sampler=SkipBatchSampler(share, skip_batches=skipped))
+        for epoch in (0, 1):
+            set_epoch(batches, epoch)
+            orders[skipped, epoch] = [batch.tolist() for batch in batches]
+    assert orders[0, 0] != orders[0, 1]
+    assert [orders[1, epoch] for epoch in (0, 1)] == [orders[0, epoch][1:] for epoch in (0, 1)]
 
 
 @pytest.fixture

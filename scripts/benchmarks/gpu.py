@@ -1,7 +1,7 @@
 """Every check that needs a GPU, each in a process of its own with a time-out: one table, and gpu.json. What
 `make gpu` runs.
 
-python scripts/benchmarks/gpu.py [--out FOLDER] [--models FOLDER] [--only recipes,tests,...] \\
+python scripts/benchmarks/gpu.py [--out FOLDER] [--models FOLDER] [--only recipes,tests,gpu_adapters,...] \\
     [--seconds 240] [--workers 8]
 
 `--models` holds `minilm` and `smollm2` as folders where their packages aren't installed. No failure ends the
@@ -139,8 +139,8 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
     return checks
 
 
-def speed_checks() -> list[Check]:
-    """Each measurement by itself on the card."""
+def speed_checks() -> dict[str, list[Check]]:
+    """Each measurement by itself on the card, by the script that makes it."""
     cases = {
         "speed sft 1b lora": ("sft", "1b", "lora", "--rows", "24", "--sides", "ours,compile,trl"),
         "speed sft 7b lora": ("sft", "7b", "lora", "--rows", "16", "--sides", "ours,trl"),
@@ -160,12 +160,14 @@ def speed_checks() -> list[Check]:
     adapted = {
         f"speed {what} {size}": (what, size) for what in ("serving", "prompts") for size in ("1b", "135m")
     } | {"memory of a 1b base": ("memory", "1b")}
-    scripts = {"gpu_speed.py": cases, "gpu_alignment.py": aligned, "gpu_adapters.py": adapted}
-    return [
-        Check(name, [PYTHON, f"scripts/benchmarks/{script}", *case], 150, alone=True)
+    scripts = {"gpu_speed": cases, "gpu_alignment": aligned, "gpu_adapters": adapted}
+    return {
+        script: [
+            Check(name, [PYTHON, f"scripts/benchmarks/{script}.py", *case], 150, alone=True)
+            for name, case in table.items()
+        ]
         for script, table in scripts.items()
-        for name, case in table.items()
-    ]
+    }
 
 
 def run(check: Check, out: Path, deadline: float) -> Check:
@@ -224,6 +226,7 @@ def main() -> None:
     options = parser.parse_args()
     out, wanted = options.out.resolve(), options.only.split(",")
     deadline = time.monotonic() + options.seconds
+    out.mkdir(parents=True, exist_ok=True)
     checks: list[Check] = []
     if "tests" in wanted:
         command = [PYTHON, "-m", "pytest", "-q", "-m", "gpu", "tests/models", "tests/training"]
@@ -232,8 +235,10 @@ def main() -> None:
         checks += verb_checks(options.models, out)
     if "recipes" in wanted:
         checks += recipe_checks(options.models, out)
-    if "speed" in wanted:
-        checks += speed_checks()
+    for script, speeds in speed_checks().items():
+        # all of them, or one script's
+        if "speed" in wanted or script in wanted:
+            checks += speeds
     with ThreadPoolExecutor(options.workers) as pool:
         # side by side what measures no time
         jobs = [pool.submit(run, check, out, deadline) for check in checks if not check.alone]

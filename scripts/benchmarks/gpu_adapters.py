@@ -157,7 +157,7 @@ def serving(size: str, options: argparse.Namespace) -> None:
         return {
             "tokens_per_s": round(count / seconds), "round_s": round(seconds / rounds, 2),
             "requests": SINGLES if single else REQUESTS, "adapters": ADAPTERS, "gib": round(peak_gib(), 1),
-            "as_ours": round(sum(same) / max(len(same), 1), 2), "steps": rounds,
+            "as_ours": round(sum(same) / len(same), 2) if same else None, "steps": rounds,
         }  # fmt: skip
 
     by_sides(options.sides or "ours,peft,peft_single,ours_single", measure, what="serving", size=size)

@@ -78,37 +78,45 @@ def forward(shape: dict[str, Any], seen: list[Lengths]) -> float:
     return needed(shape, "full", seen) / 3
 
 
-def dpo_trainer(shape: dict[str, Any], method: str, side: str, rows: int) -> Any:
-    """A trainer of either side on the same pairs, its model's weights drawn anew."""
-    import torch
-    from peft import LoraConfig
-    from trl import DPOConfig, DPOTrainer
-
-    from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
-    from finetune.methods import attach
-
-    told: dict[str, Any] = {
+def told(rows: int) -> dict[str, Any]:
+    """Options that both sides get; all others are their defaults."""
+    return {
         "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": rows, "max_steps": STEPS,
         "learning_rate": 1e-6, "save_strategy": "no", "eval_strategy": "no", "logging_steps": 1000,
         "disable_tqdm": True, "max_length": LONGEST, "report_to": "none",
     }  # fmt: skip
-    train, held_out = pairs(rows * STEPS, shape["vocab_size"]), pairs(2, shape["vocab_size"])
-    # float32 masters on both sides, as `load_start` and TRL have them
-    network, processor = made(shape, torch.float32), words(shape["vocab_size"])
-    if side == "ours":
-        return make_dpo_trainer(
-            attach(network, method, None, "CAUSAL_LM"), processor, DPOTrainingArguments(**told), train,
-            held_out,
-        )  # fmt: skip
+
+
+def ours_trainer(shape: dict[str, Any], method: str, rows: int) -> Any:
+    """What scripts/dpo.py makes of a model in float32 masters, as `load_start` loads it."""
+    import torch
+
+    from finetune.alignment.dpo import DPOTrainingArguments, make_dpo_trainer
+    from finetune.methods import attach
+
+    vocabulary = shape["vocab_size"]
+    return make_dpo_trainer(
+        attach(made(shape, torch.float32), method, None, "CAUSAL_LM"), words(vocabulary),
+        DPOTrainingArguments(**told(rows)), pairs(rows * STEPS, vocabulary), pairs(2, vocabulary),
+    )  # fmt: skip
+
+
+def trl_trainer(shape: dict[str, Any], method: str, rows: int) -> Any:
+    """TRL's on the same pairs and weights: bf16 over float32, activations computed again."""
+    import torch
+    from peft import LoraConfig
+    from trl import DPOConfig, DPOTrainer
+
     lora = LoraConfig(
         task_type="CAUSAL_LM", target_modules="all-linear", r=16, lora_alpha=32, lora_dropout=0.0
     )
     # without a card it refuses bf16, its default, unless it is told
-    config = DPOConfig(**told, use_cpu=not torch.cuda.is_available())
+    config = DPOConfig(**told(rows), use_cpu=not torch.cuda.is_available())
     # by itself it would read the reference by a name that this model hasn't
     reference = made(shape, torch.float32) if method == "full" else None
     return DPOTrainer(
-        network, reference, config, train_dataset=train, processing_class=processor,
+        made(shape, torch.float32), reference, config,
+        train_dataset=pairs(rows * STEPS, shape["vocab_size"]), processing_class=words(shape["vocab_size"]),
         peft_config=lora if method == "lora" else None,
     )  # fmt: skip
 
@@ -116,14 +124,14 @@ def dpo_trainer(shape: dict[str, Any], method: str, side: str, rows: int) -> Any
 def dpo(size: str, method: str, options: argparse.Namespace) -> None:
     # ours keeps what the reference said in files: none is found, and none is left
     os.environ["HF_HOME"] = tempfile.mkdtemp()
-    # imports first, which would count as the first side's start
-    import finetune.alignment.dpo  # noqa: F401
-
     shape, peak = SHAPES[size], ceiling()
 
     def measure(side: str) -> dict[str, Any]:
+        make = ours_trainer if side == "ours" else trl_trainer
+        # the first makes for nothing: imports would count as a start
+        make(SHAPES["tiny"], method, 1)
         began = now()
-        trainer = dpo_trainer(shape, method, side, options.rows)
+        trainer = make(shape, method, options.rows)
         made_in = now() - began
         found = timed(
             trainer,

@@ -154,47 +154,54 @@ class _TokenCosts(torch.autograd.Function):
         entropies: bool,
     ) -> Tensor:
         costs = torch.zeros(len(labels), 4, dtype=torch.float32, device=given.device)
-        # kept for going back, where the softmax needs them again
-        sums = costs.new_zeros(len(labels))
         for block in _blocks(given, weight):
-            logits, gold = _logits(given[block], weight, bias), labels[block]
-            # views: what is written into them stands in the whole
-            rows, totals = costs[block], sums[block]
+            # a view: what is written into it stands in the whole
+            logits, gold, rows = _logits(given[block], weight, bias), labels[block, None], costs[block]
             for part in _parts(logits):
-                lines = _tempered(logits[part], temperature)
-                totals[part] = lines.logsumexp(-1)
-                rows[part, NATS] = totals[part] - lines.gather(1, gold[part, None])[:, 0]
-                rows[part, MEAN_NATS] = totals[part] - lines.mean(-1)
+                lines, own = _tempered(logits[part], temperature), gold[part]
+                # One pass over the classes each: what a GPU pays for here is reading and writing them.
+                spread = lines.log_softmax(-1, dtype=torch.float32)
+                rows[part, NATS] = -spread.gather(1, own)[:, 0]
+                # the mean of all, from that of the logits: their distance is the same for each class
+                away = (lines.gather(1, own)[:, 0] - lines.mean(-1, dtype=torch.float32)).float()
+                rows[part, MEAN_NATS] = rows[part, NATS] + away
                 # a pass over the classes of its own, which training has no use for
                 if not context.needs_input_grad[0]:
-                    rows[part, HIT] = lines.argmax(-1).eq(gold[part]).float()
+                    rows[part, HIT] = lines.argmax(-1).eq(own[:, 0]).float()
                 if entropies:
-                    # H = log Σ exp(logits) - Σ p logits
-                    chances = (lines - totals[part, None]).exp_()
-                    rows[part, ENTROPY] = totals[part] - chances.mul_(lines).sum(-1)
-        context.save_for_backward(given, labels, weight, bias, sums, costs[:, ENTROPY] if entropies else None)
+                    rows[part, ENTROPY] = -(spread.exp() * spread).sum(-1)
+        context.save_for_backward(given, labels, weight, bias, costs[:, ENTROPY] if entropies else None)
         context.temperature = temperature
         return costs
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        given, labels, weight, bias, sums, spreads = context.saved_tensors
+        given, labels, weight, bias, spreads = context.saved_tensors
         found = torch.empty_like(given)
+        # a tempered logit moves by so much less than the logit itself
+        gradient = gradient / context.temperature
         # logits are made again block by block, as they were never kept
         for block in _blocks(given, weight):
-            logits, gold = _logits(given[block], weight, bias), labels[block]
-            own, every, totals = gradient[block, NATS], gradient[block, MEAN_NATS], sums[block]
+            logits, gold = _logits(given[block], weight, bias), labels[block, None]
+            own, every = gradient[block, NATS, None], gradient[block, MEAN_NATS, None]
             # A block's own logits are needed once, so that their slopes may take their place.
             slopes = found[block] if weight is None else logits
             for part in _parts(logits):
-                slope = _tempered(logits[part], context.temperature) - totals[part, None]
-                scale = (own + every)[part, None]
-                if spreads is not None:
-                    towards = gradient[block, ENTROPY][part, None]
-                    scale = scale - towards * (slope + spreads[block][part, None])
-                slope.exp_().mul_(scale).sub_(every[part, None] / logits.shape[1])
-                slope.scatter_add_(1, gold[part, None], -own[part, None])
-                slopes[part] = slope if context.temperature == 1 else slope.div_(context.temperature)
+                lines, scale = _tempered(logits[part], context.temperature), (own + every)[part]
+                if spreads is None:
+                    chances = lines.softmax(-1, dtype=torch.float32)
+                else:
+                    inside = lines.log_softmax(-1, dtype=torch.float32)
+                    scale = scale - gradient[block, ENTROPY, None][part] * (
+                        inside + spreads[block, None][part]
+                    )
+                    chances = inside.exp_()
+                rest, of_gold = every[part] / -logits.shape[1], gold[part]
+                # the label's own slope before anything is rounded to 16 bits
+                factors = (one.gather(1, of_gold) for one in (chances, scale.expand_as(chances)))
+                at_gold = torch.addcmul(rest, *factors) - own[part]
+                torch.addcmul(rest, chances, scale, out=slopes[part])
+                slopes[part].scatter_(1, of_gold, at_gold.to(slopes.dtype))
             # from the logits' slopes to the states': the layer is frozen, so that it wants none itself
             if weight is not None:
                 with torch.autocast(given.device.type, enabled=False):
@@ -210,7 +217,7 @@ def _logits(given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
-    return logits.float() if temperature == 1 else logits.float() / temperature
+    return logits if temperature == 1 else logits.float() / temperature
 
 
 def _blocks(given: Tensor, weight: Tensor | None) -> list[slice]:

@@ -96,7 +96,12 @@ class DistillArguments(TrlOptions, trl.DistillationConfig):
 
 
 class OnlineDPOTrainer(Resuming, TrlOnlineDPOTrainer):
-    """TRL's."""
+    """TRL's, which samples in the precision that it trains in."""
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        # TRL's own goes past autocast, without which a base in 16 bits and its adapter in 32 don't meet
+        with self.accelerator.autocast():  # type: ignore[attr-defined]
+            return super()._generate(*args, **kwargs)
 
 
 class DistillationTrainer(Resuming, trl.DistillationTrainer):

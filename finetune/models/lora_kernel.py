@@ -17,6 +17,7 @@ from peft.tuners import lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
 class LowRank(torch.autograd.Function):
@@ -41,7 +42,7 @@ class LowRank(torch.autograd.Function):
         context.save_for_backward(states, weight, down, wide, narrow)
         context.scale = scale
         # in place: the product is new, and nobody else's
-        return nn.functional.linear(states, weight, bias).addmm_(narrow, wide.T)
+        return F.linear(states, weight, bias).addmm_(narrow, wide.T)
 
     @staticmethod
     # the backward pass is not itself recorded; second derivatives are asked for by nobody
@@ -65,10 +66,14 @@ class LowRankLinear(lora.Linear):
         name = self.active_adapters[0]
         bias = None if base.bias is None else base.bias.to(dtype)
         factors = (part[name].weight.to(dtype) for part in (self.lora_A, self.lora_B))
+        weight, scale = base.weight.to(dtype), self.scaling[name]
+        if torch.compiler.is_compiling():
+            # a compiler puts the sum into what comes next, which adding in place would hide from it
+            down, up = factors
+            x = x.to(dtype)
+            return F.linear(x, weight, bias) + F.linear(F.linear(x, down), up * scale)
         # [..., time, in] → [tokens, in]
-        found = LowRank.apply(
-            x.to(dtype).flatten(0, -2), base.weight.to(dtype), bias, *factors, self.scaling[name]
-        )
+        found = LowRank.apply(x.to(dtype).flatten(0, -2), weight, bias, *factors, scale)
         return found.view(*x.shape[:-1], -1)
 
     def _type(self, x: Tensor) -> torch.dtype | None:

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from finetune.artefacts.checkpoints import fault, shared_by
 from finetune.errors import InputError
+from finetune.models.compiled import compile_layers
 from finetune.models.sharded import name_layers
 from finetune.training.machine import in_shards, micro_batches
 
@@ -210,6 +211,12 @@ class Resuming(Trainer):
         if in_shards():
             name_layers(model)
         super().__init__(model=model, **kwargs)
+        if self.args.torch_compile:
+            compile_layers(model, self.args.torch_compile_backend, self.args.torch_compile_mode)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """transformers' own, without its way to compile: the whole model anew for each length of line."""
+        return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": None}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """transformers' own."""

@@ -43,6 +43,10 @@ class TrainingArguments(ResumeOptions, transformers.TrainingArguments):
         default=None,
         metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."},
     )  # type: ignore[assignment]
+    torch_compile: bool = field(
+        default=False,
+        metadata={"help": "Compile the repeated layers for training: wins on a card, after a minute."},
+    )
     per_device_train_batch_size: int = field(
         default=16, metadata={"help": "Rows a micro-batch on each process."}
     )

@@ -22,11 +22,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
-# recipes whose script follows neither from `objective:` nor from `task:`
-SCRIPTS = {"alpaca_lora": "sft", "gsm8k_lora": "sft", "helpful_dpo": "dpo", "helpful_reward": "reward",
-           "imdb_prompts": "prompt", "imdb_ppo": "ppo", "imdb_frontier": "frontier"}  # fmt: skip
+# where the rows of a recipe lie among the files at hand, by its data set's name (and configuration)
+DATA = {
+    "UCLNLP/adversarial_qa": "adversarial_qa", "fancyzhx/ag_news": "ag_news",
+    "tatsu-lab/alpaca": "alpaca_en_demo",
+    "clinc/clinc_oos": "clinc150", "nyu-mll/glue cola": "cola", "nyu-mll/glue mrpc": "mrpc",
+    "nyu-mll/glue sst2": "sst2", "lhoestq/conll2003": "conll2003", "knkarthick/dialogsum": "dialogsum",
+    "ETTh1.csv": "etth1", "fsdd": "fsdd", "openai/gsm8k": "gsm8k", "Anthropic/hh-rlhf": "hh_rlhf_helpful",
+    "stanfordnlp/imdb": "imdb", "mnist5k": "mnist5k", "bentrevett/multi30k": "multi30k",
+    "yqzheng/semeval2014_laptops": "semeval14_laptops", "RobZamp/sick": "sick",
+    "Salesforce/wikitext": "wikitext2",
+    "karpathy/tiny_shakespeare": "tinyshakespeare", "google/xquad": "xquad_en",
+}  # fmt: skip
+# these are whole experiments
+EXPERIMENTS = ("frontier", "ladder")
 
 
 @dataclass
@@ -44,21 +57,27 @@ def recipe_checks(models: Path | None, out: Path) -> list[Check]:
     """Each recipe for a few steps."""
     checks = []
     for recipe in sorted((ROOT / "scripts" / "recipes").glob("*.yaml")):
-        name, text = recipe.stem, recipe.read_text(encoding="utf-8")
-        script = SCRIPTS.get(name) or ("pretrain" if "\nobjective:" in text else "train")
-        # these need a whole experiment, or a tokenizer that another recipe makes
-        if script == "frontier" or "tokenizer_name: runs/" in text:
+        name, said = recipe.stem, yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        script, source = said["verb"], said["dataset_name"]
+        folder = DATA.get(source) or DATA.get(f"{source} {said.get('dataset_config')}")
+        # a tokenizer of one's own is another recipe's result
+        if script in EXPERIMENTS or folder is None or str(said.get("tokenizer_name")).startswith("runs/"):
             continue
         options = [*few_steps(script), "--output_dir", str(out / "runs" / name)]
-        if "\nseeds:" in text:
+        # files have no configurations
+        options += [
+            "--dataset_name",
+            f"../shared/data/{folder}",
+            *(["--dataset_config", "null"] * ("dataset_config" in said)),
+        ]
+        if "seeds" in said:
             options += ["--seeds", "1"]
-        if "\ndataset_name: imdb\n" in text:  # which would be fetched from the hub
-            options += ["--dataset_name", "../shared/data/imdb", "--max_train_rows", "400"]
+        if folder == "imdb" and script != "prompt":
+            options += ["--max_train_rows", "400"]
         if script == "ppo":
             options += ["--reward", "function:scripts/benchmarks/length_reward.py:length"]
-        found = re.search(r"model_name_or_path: (\w+)", text)
-        if models and found:
-            options += ["--model_name_or_path", str(models / found.group(1))]
+        if models and said.get("model_name_or_path") in ("minilm", "smollm2"):
+            options += ["--model_name_or_path", str(models / said["model_name_or_path"])]
         if models and script == "prompt":
             options += ["--models", str(models / "smollm2")]
         # later options go over those of the recipe
@@ -107,12 +126,19 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
                           "--per_device_train_batch_size", "8"]),
         "rloo": ("grpo", ["--algorithm", "rloo", *prompts, "--max_steps", "2", "--num_generations", "4",
                           "--per_device_train_batch_size", "8"]),
+        "align online_dpo": ("align", ["--algorithm", "online_dpo", *prompts, "--max_steps", "2",
+                                       "--max_new_tokens", "8", "--held_out_prompts", "4"]),
+        "align distill": ("align", ["--algorithm", "distill", *prompts[:-2], "--max_steps", "2",
+                                    "--max_completion_length", "8", "--held_out_prompts", "4",
+                                    "--teacher_model_name_or_path", name["smollm2"]]),
+        "prefer": ("prefer", [*prompts, "--max_new_tokens", "8"]),
         "ppo full": ("ppo", [*prompts, *few_steps("ppo")[:8], "--method", "full"]),
         "sft float32": ("sft", [*sft, "--model_name_or_path", name["smollm2"]]),
         "sft full bf16": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--method", "full"]),
         "sft padded": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--packing", "false"]),
         "sft neftune": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--neftune_noise_alpha", "5"]),
         "sft no autocast": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--bf16", "false"]),
+        "sft compiled": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--torch_compile", "true"]),
         "sft bottleneck": ("sft", [*sft, "--model_name_or_path", name["smollm2"], "--method", "bottleneck"]),
         "weights balanced": ("train", ["--task", "classification", "--dataset_name", f"{data}/cola",
                                        "--class_weights", "balanced", "--model_name_or_path", name["minilm"],
@@ -131,12 +157,43 @@ def verb_checks(models: Path | None, out: Path) -> list[Check]:
         )
         for label, (script, options) in cases.items()
     ]
+    checks += chains(name["minilm"], out / "runs")
     # one process under a launcher: its environment, without a second card
     torchrun = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
     checks.append(Check("sft under torchrun", [*torchrun, "scripts/sft.py", *sft, "--model_name_or_path",
                                                name["smollm2"], "--output_dir",
                                                str(out / "runs" / "sft_torchrun")]))  # fmt: skip
     return checks
+
+
+def chains(base: str, out: Path) -> list[Check]:
+    """What works on a run that is there: one command after the other."""
+    rows = "--dataset_name ../shared/data/cola --max_eval_rows 32"
+    trained = f"--task classification {rows} --model_name_or_path {base} --max_steps 3"
+    steps = {
+        "assess audit": (
+            f"train {trained} --output_dir {out}/lora",
+            f"assess --artefact {out}/lora {rows} --eval_split validation",
+            f"audit --artefact {out}/lora",
+        ),
+        "show": (
+            f"train {trained} --output_dir {out}/shown",
+            f"show attention --artefact {out}/shown --texts A_film.",
+        ),
+        "fuse": (
+            f"train {trained} --method bottleneck --output_dir {out}/one",
+            f"train {trained} --method bottleneck --seed 1 --output_dir {out}/other",
+            f"fuse --adapters {out}/one {out}/other --task classification {rows} --max_steps 3 "
+            f"--output_dir {out}/fused",
+        ),
+    }  # fmt: skip
+    return [
+        Check(
+            name,
+            ["bash", "-c", " && ".join(f"{PYTHON} scripts/{one.replace(' ', '.py ', 1)}" for one in told)],
+        )
+        for name, told in steps.items()
+    ]
 
 
 def speed_checks() -> dict[str, list[Check]]:

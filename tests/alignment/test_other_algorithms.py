@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import WORDS
 from scripted import ROOT, TINY, TRAINING, run
 from transformers import AutoModelForCausalLM
+from trl.experimental.online_dpo import OnlineDPOTrainer as TrlOnlineDPOTrainer
 
 from finetune.alignment.grpo_options import PRESETS
 from finetune.alignment.table import ALIGNMENTS
@@ -97,6 +99,24 @@ def test_online_dpo_by_any_reward(aligning):
     )
     finished = read_run(folder / "online")
     assert re.fullmatch(r"reward [\d.]+ → [\d.]+, by prompt [+-].* \([+-].*\)", headline(finished))
+
+
+def test_online_dpo_samples_in_the_precision_that_it_trains_in(aligning, monkeypatch):
+    """A base whose products are in 16 bits and whose norms are not, as packages bring it, writes by nothing
+    else.
+    """
+    folder, model, reviews, reward = aligning
+    seen, write = [], TrlOnlineDPOTrainer._generate
+
+    def watched(*args, **kwargs):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(TrlOnlineDPOTrainer, "_generate", watched)
+    told = f"--algorithm online_dpo {ONLINE} --max_new_tokens 4 --held_out_prompts 4 --save_strategy no"
+    told = told.replace("--bf16 false", "--bf16 true").replace("--max_steps 2", "--max_steps 1")
+    run("align", model + reviews, reward, told, f"--output_dir {folder}/sixteen")
+    assert seen == [True]
 
 
 def test_a_student_learns_a_teachers_distribution(aligning, saved):

@@ -206,7 +206,9 @@ def _on_gpu(line: Sequence[Tensor], texts: Texts, dropout: float) -> Tensor:
     """
     query, key, _ = line
     # the varlen kernel has no dropout
-    if dropout or not _has_kernel(query.device, query.dtype, query.shape[2], query.shape[0] // key.shape[0]):
+    if dropout or not kernel_serves(
+        query.device, query.dtype, query.shape[2], query.shape[0] // key.shape[0]
+    ):
         return _in_rows(line, texts, dropout).transpose(0, 1)[None]
     return _by_kernel(line, texts)[None]
 
@@ -216,12 +218,29 @@ def _by_kernel(line: Sequence[Tensor], texts: Texts) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # exists for a GPU alone
 
     # heads that share keys: torch 2.11's takes them as they come, later ones want it said
-    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    grouped = {"enable_gqa": True} if wants_grouping_said() else {}
     # tokens to the left of each, itself not counted, and none to the right
     seen = (-1 if texts.window is None else texts.window - 1, 0)
     lines = (part.transpose(0, 1).contiguous() for part in line)
     sizes = (texts.edges, texts.edges, texts.longest, texts.longest)
     return varlen_attn(*lines, *sizes, scale=texts.scale, window_size=seen, **grouped)  # type: ignore
+
+
+@cache
+def _grouping_is_an_option() -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def wants_grouping_said() -> bool:
+    """Whether this torch's kernel has to be told that heads share keys."""
+    return _grouping_is_an_option()
+
+
+def kernel_serves(place: torch.device, dtype: torch.dtype, width: int, groups: int) -> bool:
+    """Whether the variable-length kernel is taken for heads of this width, so many of which share keys."""
+    return _has_kernel(place, dtype, width, groups)
 
 
 @cache

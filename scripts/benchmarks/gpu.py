@@ -206,16 +206,17 @@ def speed_checks() -> dict[str, list[Check]]:
         "speed encoder": ("encoder", "--rows", "64", "--sides", "ours,transformers"),
         "speed sft 135m full": ("sft", "135m", "full", "--rows", "48", "--sides", "ours,trl"),
     }
+    # what matters most first, since the machine may be taken away
     aligned = {
-        "speed dpo 135m lora": ("dpo", "135m", "lora", "--rows", "16"),
         "speed dpo 1b lora": ("dpo", "1b", "lora"),
-        "speed dpo 1b full": ("dpo", "1b", "full"),
-        "speed dpo 135m full": ("dpo", "135m", "full", "--rows", "16"),
-        "speed ppo 135m": ("ppo", "135m"),
         "speed ppo 1b": ("ppo", "1b"),
+        "speed dpo 1b full": ("dpo", "1b", "full"),
+        "speed dpo 135m lora": ("dpo", "135m", "lora", "--rows", "16"),
+        "speed ppo 135m": ("ppo", "135m"),
+        "speed dpo 135m full": ("dpo", "135m", "full", "--rows", "16"),
     }
     adapted = {
-        f"speed {what} {size}": (what, size) for what in ("serving", "prompts") for size in ("1b", "135m")
+        f"speed {what} {size}": (what, size) for size in ("1b", "135m") for what in ("serving", "prompts")
     } | {"memory of a 1b base": ("memory", "1b")}
     scripts = {"gpu_speed": cases, "gpu_alignment": aligned, "gpu_adapters": adapted}
     return {

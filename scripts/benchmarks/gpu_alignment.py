@@ -1,7 +1,7 @@
 """DPO and PPO on one card, ours beside TRL's defaults in one process; its last lines are RESULT and JSON, as
 gpu_speed.py's are.
 
-python scripts/benchmarks/gpu_alignment.py dpo 1b lora [--sides ours,trl] [--rows 8] [--seconds 5]
+python scripts/benchmarks/gpu_alignment.py dpo 1b lora [--sides ours,compile,trl] [--rows 8] [--seconds 5]
 python scripts/benchmarks/gpu_alignment.py ppo 135m lora [--seconds 5]
 
 Models and words as in gpu_speed.py; prompts of 64 to 256 random tokens, answers of 64 to 512. What differs
@@ -23,9 +23,10 @@ import argparse
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from gpu_speed import SHAPES, by_sides, ceiling, made, now, operations, peak_gib, timed, words
+from gpu_speed import SHAPES, SIDES, by_sides, ceiling, made, now, operations, peak_gib, timed, words
 
 LONGEST = 1024  # TRL's own limit of a row; ours is told it too, though both would hold these rows
 STEPS = 40  # no pair twice within them
@@ -87,7 +88,7 @@ def told(rows: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ours_trainer(shape: dict[str, Any], method: str, rows: int) -> Any:
+def ours_trainer(shape: dict[str, Any], method: str, rows: int, **further: Any) -> Any:
     """What scripts/dpo.py makes of a model in float32 masters, as `load_start` loads it."""
     import torch
 
@@ -97,7 +98,7 @@ def ours_trainer(shape: dict[str, Any], method: str, rows: int) -> Any:
     vocabulary = shape["vocab_size"]
     return make_dpo_trainer(
         attach(made(shape, torch.float32), method, None, "CAUSAL_LM"), words(vocabulary),
-        DPOTrainingArguments(**told(rows)), pairs(rows * STEPS, vocabulary), pairs(2, vocabulary),
+        DPOTrainingArguments(**told(rows), **further), pairs(rows * STEPS, vocabulary), pairs(2, vocabulary),
     )  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def dpo(size: str, method: str, options: argparse.Namespace) -> None:
     shape, peak = SHAPES[size], ceiling()
 
     def measure(side: str) -> dict[str, Any]:
-        make = ours_trainer if side == "ours" else trl_trainer
+        make = trl_trainer if side == "trl" else partial(ours_trainer, **SIDES.get(side, {}))
         # the first makes for nothing: imports would count as a start
         make(SHAPES["tiny"], method, 1)
         began = now()
@@ -142,7 +143,7 @@ def dpo(size: str, method: str, options: argparse.Namespace) -> None:
         seen: list[Lengths] = found["lengths"]
         tokens, seconds = sum(one.tokens for one in seen), found["seconds"]
         # by the passes alone: hashing the weights for the cache, once a run, would outweigh so few pairs
-        asking = reference_rate(trainer, options.seconds / 4) if side == "ours" else None
+        asking = reference_rate(trainer, options.seconds / 4) if side != "trl" else None
         whole = seconds + (tokens / asking if asking else 0)
         need = needed(shape, method, seen) + forward(shape, seen)
         return {

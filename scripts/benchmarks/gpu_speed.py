@@ -36,6 +36,8 @@ SHAPES = {
              "intermediate_size": 128,
              "vocab_size": 2048, "tie_word_embeddings": True},
 }  # fmt: skip
+# what a side says beside this project's defaults
+SIDES: dict[str, dict[str, Any]] = {"compile": {"torch_compile": True}, "liger": {"use_liger_kernel": True}}
 ENCODER = {
     "hidden_size": 384,
     "num_hidden_layers": 6,
@@ -266,9 +268,10 @@ def sft(size: str, method: str, options: argparse.Namespace) -> None:
     shape, peak = SHAPES[size], ceiling()
 
     def measure(side: str) -> dict[str, Any]:
-        further = {"liger": {"use_liger_kernel": True}, "compile": {"torch_compile": True}}.get(side, {})
         found = (
-            sft_trl(shape, method, options) if side == "trl" else sft_ours(shape, method, options, **further)
+            sft_trl(shape, method, options)
+            if side == "trl"
+            else sft_ours(shape, method, options, **SIDES.get(side, {}))
         )
         need = operations(shape, method, found["lengths"], sum(n - n // 2 for n in found["lengths"]))
         return {
@@ -280,71 +283,79 @@ def sft(size: str, method: str, options: argparse.Namespace) -> None:
     by_sides(options.sides, measure, size=size, method=method, rows=options.rows)
 
 
-def encoder(options: argparse.Namespace) -> None:
-    """Classification with a model of MiniLM's shape, reviews' lengths, beside transformers' example: padded
-    to 512, its defaults.
-    """
+def reviews() -> tuple[list[list[int]], list[int]]:
+    """Random tokens in the lengths that reviews have, most short and some cut at 512, and two labels."""
     import numpy as np
-    import torch
+
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(5.5, 0.6, 4000), 20, 512).astype(int).tolist()
+    return [rng.integers(5, 30000, length).tolist() for length in lengths], rng.integers(0, 2, 4000).tolist()
+
+
+def encoder_ours(network: Any, common: dict[str, Any], seconds: float, **further: Any) -> dict[str, Any]:
     from datasets import Dataset
-    from transformers import (
-        BertConfig,
-        BertForSequenceClassification,
-        Trainer,
-        TrainingArguments,
-        default_data_collator,
-    )
 
     from finetune.tasks.table import TASKS
-    from finetune.training import options as ours_options
+    from finetune.training.options import TrainingArguments
     from finetune.training.trainer import make_trainer
 
-    peak, rng = ceiling(), np.random.default_rng(0)
-    # lengths as reviews have them: most short, some cut at 512
-    lengths = np.clip(rng.lognormal(5.5, 0.6, 4000), 20, 512).astype(int).tolist()
-    rows = [rng.integers(5, 30000, length).tolist() for length in lengths]
-    labels = rng.integers(0, 2, len(rows)).tolist()
-    common = {"per_device_train_batch_size": options.rows, "num_train_epochs": 20, "save_strategy": "no",
-              "disable_tqdm": True,
-              "logging_steps": 1000, "learning_rate": 1e-5}  # fmt: skip
-    weights = ENCODER["num_hidden_layers"] * (4 * 384**2 + 2 * 384 * 1536)
-    for side in options.sides.split(","):
+    rows, labels = reviews()
+    features = Dataset.from_dict({
+        "input_ids": rows, "labels": labels, "length": list(map(len, rows)), "row": list(range(len(rows))),
+    })  # fmt: skip
+    trainer = make_trainer(
+        TASKS["classification"], network, words(ENCODER["vocab_size"]),
+        TrainingArguments(eval_strategy="no", **common, **further), {"train": features}, labels=["a", "b"],
+    )  # fmt: skip
+    return timed(trainer, lambda found: [one["length"] for one in found], seconds, 10)
+
+
+def encoder_theirs(network: Any, common: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """transformers' example: all padded to 512, its defaults."""
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments, default_data_collator
+
+    rows, labels = reviews()
+    features = Dataset.from_dict({
+        "input_ids": [row + [0] * (512 - len(row)) for row in rows],
+        # the padding is real work on this side, and isn't counted as tokens
+        "attention_mask": [[1] * len(row) + [0] * (512 - len(row)) for row in rows], "labels": labels,
+    })  # fmt: skip
+    training = TrainingArguments(report_to="none", **common)
+    trainer = Trainer(network, training, train_dataset=features, data_collator=default_data_collator)
+    return timed(trainer, lambda found: [sum(one["attention_mask"]) for one in found], seconds, 10)
+
+
+def encoder(options: argparse.Namespace) -> None:
+    """Classification with a model of MiniLM's shape and reviews' lengths."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    peak, weights = ceiling(), ENCODER["num_hidden_layers"] * (4 * 384**2 + 2 * 384 * 1536)
+
+    def measure(side: str) -> dict[str, Any]:
         # the same first weights on each side
         torch.manual_seed(0)
         network = BertForSequenceClassification(BertConfig(**ENCODER, num_labels=2))
-        if side == "ours":
-            features = Dataset.from_dict(
-                {"input_ids": rows, "labels": labels, "length": lengths, "row": list(range(len(rows)))}
-            )
-            training = ours_options.TrainingArguments(
-                output_dir=tempfile.mkdtemp(), eval_strategy="no", **common
-            )
-            trainer = make_trainer(
-                TASKS["classification"],
-                network,
-                words(ENCODER["vocab_size"]),
-                training,
-                {"train": features},
-                labels=["a", "b"],
-            )
-        else:
-            padded = [row + [0] * (512 - len(row)) for row in rows]
-            # the padding is real work on this side, and isn't counted as tokens
-            masks = [[1] * length + [0] * (512 - length) for length in lengths]
-            features = Dataset.from_dict({"input_ids": padded, "attention_mask": masks, "labels": labels})
-            training = TrainingArguments(output_dir=tempfile.mkdtemp(), report_to="none", **common)
-            trainer = Trainer(network, training, train_dataset=features, data_collator=default_data_collator)
-        real = (lambda found: [one["length"] for one in found]) if side == "ours" else (
-            lambda found: [int(np.sum(one["attention_mask"])) for one in found])  # fmt: skip
-        found = timed(trainer, real, options.seconds, 10)
+        common = {
+            "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": options.rows,
+            "num_train_epochs": 20, "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1000,
+            "learning_rate": 1e-5,
+        }  # fmt: skip
+        found = (
+            encoder_theirs(network, common, options.seconds)
+            if side == "transformers"
+            else encoder_ours(network, common, options.seconds, **SIDES.get(side, {}))
+        )
         # each weight six operations a token; attention sees both ways, so that nothing is halved
         need = 6 * weights * sum(found["lengths"]) + 6 * 12 * 384 * sum(n**2 for n in found["lengths"])
-        print("RESULT " + json.dumps({
-            "side": side, "task": "classification",
+        return {
             "tokens_per_s": round(sum(found["lengths"]) / found["seconds"]),
             "mfu": round(need / found["seconds"] / peak, 3), "gib": round(found["gib"], 2),
-            "rows": options.rows,
-        }), flush=True)  # fmt: skip
+            "steps": found["steps"],
+        }  # fmt: skip
+
+    by_sides(options.sides, measure, task="classification", rows=options.rows)
 
 
 def words(count: int) -> Any:

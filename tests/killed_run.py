@@ -1,5 +1,5 @@
-"""A script of this project, killed at its KILL_AT-th training step on the last process as a machine would
-kill it, or by another signal: KILL_BY=SIGSTOP hangs it.
+"""A script of this project, killed at its KILL_AT-th micro-batch (of ppo, step) on the last process as a
+machine would kill it, or by another signal: KILL_BY=SIGSTOP hangs it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import transformers
+import accelerate
 
 from finetune.alignment import ppo_trainer
 
 
 class Killed:
-    """Stands in for a step, of the Trainer's or of PPO's loop."""
+    """Stands in for a gradient, which every trainer asks accelerate for, or a step of PPO's loop."""
 
     def __init__(self, at: int, step: Any) -> None:
         self.left, self.step = at, step
@@ -32,7 +32,7 @@ class Killed:
 
 if __name__ == "__main__":
     at = int(os.environ["KILL_AT"])
-    transformers.Trainer.training_step = Killed(at, transformers.Trainer.training_step)
+    accelerate.Accelerator.backward = Killed(at, accelerate.Accelerator.backward)
     ppo_trainer.Learner.learn = Killed(at, ppo_trainer.Learner.learn)
     sys.argv = sys.argv[1:]
     sys.path[0] = str(Path(sys.argv[0]).parent)

@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
-from finetune.alignment.own_sampling import OwnSampling, micro_batches_sampled, sampling_of
+from finetune.alignment.own_sampling import SampledSteps, micro_batches_sampled, sampling_of
 from finetune.alignment.policy import Policy, drop_copy, load_start, make_policy
 from finetune.alignment.prompts import (
     PromptArguments,
@@ -118,7 +118,7 @@ def everybody(
     return flat, all_empty, all_ended, slice(start, start + len(table))
 
 
-class SharedSampling(OwnSampling):
+class SharedSampling(SampledSteps):
     """Own sampling for trainers with several answers to a prompt, which is computed once for all of them."""
 
     shares = False  # whether a prompt's part of the update is computed once, see `can_share`

@@ -15,19 +15,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import trl
 from datasets import Dataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import set_seed
+from trl.data_utils import maybe_apply_chat_template
 from trl.experimental.online_dpo import OnlineDPOConfig
 from trl.experimental.online_dpo import OnlineDPOTrainer as TrlOnlineDPOTrainer
 
 from finetune.alignment.grpo import as_trl_reward, with_tools
+from finetune.alignment.own_sampling import (
+    FAR,
+    EpochRepeats,
+    OwnSampling,
+    SampledSteps,
+    plain_sampling,
+    seed_dropout,
+)
 from finetune.alignment.pair_options import check_name
 from finetune.alignment.policy import load_start, make_policy
 from finetune.alignment.prompts import PromptArguments, prompts_fingerprint, read_prompts, save_asked_rows
 from finetune.alignment.reward_kinds import load_rewards
 from finetune.alignment.rewards import AskedRewards, RewardArguments
-from finetune.alignment.rollout import SamplingArguments, stop_tokens
+from finetune.alignment.rollout import SamplingArguments, pad_left, stop_tokens
 from finetune.alignment.trl_options import TrlOptions, callbacks, made_by_trl, quiet
 from finetune.alignment.watch import Watch
 from finetune.artefacts.folder import resolved_options, save_artefact
@@ -95,17 +107,81 @@ class DistillArguments(TrlOptions, trl.DistillationConfig):
         super().__post_init__()
 
 
-class OnlineDPOTrainer(Resuming, TrlOnlineDPOTrainer):
-    """TRL's, which samples in the precision that it trains in."""
+class OnlineDPOTrainer(OwnSampling, Resuming, TrlOnlineDPOTrainer):
+    """TRL's, with this toolkit's sampling, and gradients that are a mean over the micro-batches."""
 
-    def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        # TRL's own goes past autocast, without which a base in 16 bits and its adapter in 32 don't meet
-        with self.accelerator.autocast():  # type: ignore[attr-defined]
-            return super()._generate(*args, **kwargs)
+    train_dataset: Any
+    current_gradient_accumulation_steps: int
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochRepeats:
+        # Whole steps alone: accelerate fills an epoch's last one up with rows of its first, as many as there
+        # are processes for.
+        rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        rows *= self.accelerator.num_processes
+        return EpochRepeats(dataset or self.train_dataset, 1, rows, seed=self.args.seed)
+
+    def _generate(self, model: Any, prompts: Any, images: Any = None) -> Any:
+        args, processor = self.args, self.processing_class  # type: ignore[attr-defined]
+        # accelerate deals an epoch's batches out by turns
+        place = self._next_turn() * self.accelerator.num_processes + self.accelerator.process_index
+        if images is not None or not plain_sampling(args):
+            # TRL's own goes past autocast, without which a base in 16 bits and its adapter in 32 don't meet
+            with self.accelerator.autocast():
+                found = super()._generate(model, prompts, images)  # type: ignore[misc]
+        else:
+            texts = [maybe_apply_chat_template({"prompt": prompt}, processor)["prompt"] for prompt in prompts]
+            ids = 2 * processor(text=texts, add_special_tokens=False)["input_ids"]
+            first = [place * len(prompts) + i for i in range(len(prompts))]
+            # a prompt's second answer stands far from all first ones
+            numbers = [*first, *(number + FAR for number in first)]
+            sampling = SamplingArguments(
+                args.max_new_tokens, args.temperature, args.top_k or 0, args.top_p, len(ids)
+            )
+            answers = self._sampled(ids, numbers, sampling, self.state.global_step)
+            padded = [
+                pad_left(ids, processor.pad_token_id),
+                pad_right(answers, processor.pad_token_id),
+            ]
+            found = (*(part.to(args.device) for pair in padded for part in pair), None)
+        # what follows in this micro-batch is its update
+        seed_dropout(args.seed, self.state.global_step, place)
+        return found
+
+    def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's own, whose gradients are a sum over the micro-batches of a step: with more of them, and fewer
+        processes, the same rows would make a larger step.
+        """
+        found = super().training_step(model, *args, **kwargs)
+        parts = self.current_gradient_accumulation_steps
+        if self._turn[1] == parts - 1 > 0:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= parts
+        return found
+
+    def _other_run(self, checkpoint: Path, told: dict[str, Any]) -> str | None:
+        # The rewards' means, deviations and lowest scores are of what is scored at once.
+        told_rows = told["processes"] * told["rows"]
+        here = self.accelerator.num_processes * self.args.per_device_train_batch_size
+        settings = RewardArguments() if self.rewards is None else self.rewards.settings
+        if told_rows != here and (settings.normalise_rewards or settings.missing_eos_penalty):
+            return (
+                "with --normalise_rewards or --missing_eos_penalty a score follows from all answers that are "
+                "scored together"
+            )
+        return super()._other_run(checkpoint, told)
 
 
-class DistillationTrainer(Resuming, trl.DistillationTrainer):
-    """TRL's."""
+class DistillationTrainer(SampledSteps, Resuming, trl.DistillationTrainer):
+    """TRL's, with this toolkit's sampling."""
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token lists → ids and mask, [rows, width], real tokens at the left end."""
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
+    # by the lengths: a real token may have the padding's id
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
 
 
 def begin(
@@ -156,6 +232,7 @@ def align_online(
             args=training,
             train_dataset=numbered(rows), processing_class=processor, callbacks=[watch, *callbacks(training)],
         )  # fmt: skip
+    trainer.rewards = rewards
     quiet(trainer).train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.is_world_process_zero():
         save_artefact(

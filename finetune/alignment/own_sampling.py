@@ -42,6 +42,15 @@ class EpochRepeats(RepeatSampler):
 
     epoch = 0
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # transformers would end such a run at once, as a finished one
+        if len(self) == 0:
+            raise InputError(
+                f"There are {self.num_samples} training prompts, and a step takes {self.batch_size}. Lower "
+                "--per_device_train_batch_size or --gradient_accumulation_steps, or bring more prompts"
+            )
+
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
@@ -55,9 +64,7 @@ class EpochRepeats(RepeatSampler):
 
 
 class OwnSampling:
-    """Stands before one of TRL's trainers and samples where it would call `generate`, as far as its options
-    allow.
-    """
+    """Stands before one of TRL's trainers: answers to its prompts, and what a checkpoint holds of them."""
 
     # TRL's and transformers' own
     args: Any
@@ -66,56 +73,28 @@ class OwnSampling:
     model: Any
     ref_model: Any
     eos_token_ids: Any
-    _generate_and_score_completions: Any
-    _step: int
     _buffered_inputs: Any
 
-    _turn = (-1, 0)  # the step, and how often it has sampled: conversations with tools take several turns
-    _evaluated = 0  # batches of the evaluation that is being made
+    _step = 0  # micro-batches so far, which TRL counts where several of them are sampled together
+    _turn = (-1, -1)  # the step, and which of its samplings was the last one
     rewards: Rewards | None = None  # what scores the answers, whose state is a part of the run's
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        self._evaluated = 0
-        spread = 0.0 if self.rewards is None else self.rewards.spread
-        found = super().evaluate(*args, **kwargs)  # type: ignore[misc]
-        # What was looked at is no part of what the run has seen.
-        if self.rewards is not None:
-            self.rewards.spread = spread
-        return found
-
-    def _numbers(self, count: int) -> tuple[int, list[int]]:
-        """A step, and numbers of this process's next answers, which chance is drawn by."""
-        process = self.accelerator.process_index
-        if not self.model.training:
-            # The same for every evaluation, so that two compare; and no turn of the step's, which would
-            # sample otherwise for having been looked at.
-            self._evaluated += 1
-            first = self._evaluated * FAR + process * 10**6
-            return 0, [EVALUATED + first + i for i in range(count)]
+    def _next_turn(self) -> int:
+        """Which sampling of the step this is: its first is 0."""
         # TRL samples several turns in a step; with the same uniforms their beginnings would repeat.
         step = self.state.global_step
         self._turn = (step, self._turn[1] + 1 if self._turn[0] == step else 0)
-        turn = self._turn[1]
-        # In a step's first turn all processes have as many rows, which are numbered through: an answer is the
-        # same on any number of them.
-        first = turn * FAR + process * (10**6 if turn else count)
-        return step, [first + i for i in range(count)]
+        return self._turn[1]
 
-    def _generate_single_turn(
-        self, prompt_ids: Any, images: Any, multimodal_fields: Any, *more: Any, **named: Any
-    ) -> Any:
-        if images or multimodal_fields or not plain_sampling(self.args):
-            return super()._generate_single_turn(  # type: ignore[misc]
-                prompt_ids, images, multimodal_fields, *more, **named
-            )
-        ids = self._sampled(prompt_ids, sampling_of(self.args))
-        # GRPO's wants what an engine says of the samples too, which is nothing here
-        return (ids, None) if isinstance(self, trl.GRPOTrainer) else ids
-
-    def _sampled(self, prompts: Sequence[Sequence[int]], sampling: SamplingArguments) -> list[list[int]]:
-        """An answer to each prompt of this process, as token ids."""
+    def _sampled(
+        self,
+        prompts: Sequence[Sequence[int]],
+        numbers: Sequence[int],
+        sampling: SamplingArguments,
+        step: int,
+    ) -> list[list[int]]:
+        """An answer to each prompt, as token ids, drawn by (seed, step, its number)."""
         network: Any = self.accelerator.unwrap_model(self.model)
-        step, numbers = self._numbers(len(prompts))
         uniforms = draw_uniforms(self.args.seed, step, numbers, sampling.max_new_tokens)
         was_training = network.training
         # Without dropout: what is sampled is the policy itself.
@@ -125,36 +104,6 @@ class OwnSampling:
         network.train(was_training)
         # TRL pads by itself; it wants the real tokens only.
         return [row[: int(real.sum())].tolist() for row, real in zip(found.ids, found.mask, strict=True)]
-
-    # ---- what a step learns from ----
-
-    def _get_train_sampler(self, dataset: Any = None) -> EpochRepeats:
-        own = super()._get_train_sampler(dataset)  # type: ignore[misc]
-        return EpochRepeats(
-            own.data_source, own.mini_repeat_count, own.batch_size, own.repeat_count, own.shuffle, own.seed
-        )
-
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        parts = self.args.gradient_accumulation_steps
-        if not self.model.training or micro_batches_sampled(self.args) != parts:
-            return super()._prepare_inputs(generation_batch)  # type: ignore[misc]
-        # TRL shuffles a process's answers before it cuts them into micro-batches. A step learns from all of
-        # them anyway, and as they stand the micro-batches of two processes are those of one.
-        if self._step % micro_batches_taught(self.args) == 0 or self._buffered_inputs is None:
-            found = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
-            self._buffered_inputs = [
-                unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(found, parts)
-            ]
-        return self._buffered_inputs[self._step % parts]
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if model.training:
-            parts, process = self.args.gradient_accumulation_steps, self.accelerator.process_index
-            # After sampling, which may draw too: dropout follows from the micro-batch's place in the step.
-            seed_dropout(self.args.seed, self.state.global_step, process * parts + self._step % parts)
-        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
-
-    # ---- checkpoints ----
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
@@ -193,24 +142,101 @@ class OwnSampling:
         super()._check_way(checkpoint)  # type: ignore[misc]
         if not (checkpoint / STATE).is_file():
             return
-        args, told = self.args, json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        there, here = told["processes"], self.accelerator.num_processes
-        others = there != here or told["rows"] != args.per_device_train_batch_size
-        reason = None
-        if others and micro_batches_sampled(args) != args.gradient_accumulation_steps:
-            reason = "by --steps_per_generation a step learns from a part of each process's answers"
-        elif others and (checkpoint / _answers(0)).is_file():
-            reason = "it stands between two steps that learn from the same answers"
-        elif there != here and not plain_sampling(args):
-            reason = "by these options answers are drawn by TRL, in each process by itself"
-        elif there != here and has_turns(args):
-            reason = "with --tools, answers of later turns are drawn in each process by itself"
-        if reason:
+        told = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        if reason := self._other_run(checkpoint, told):
+            here, rows = self.accelerator.num_processes, self.args.per_device_train_batch_size
             raise InputError(
-                f"{checkpoint} was written by {there} processes with --per_device_train_batch_size "
-                f"{told['rows']}, and this run has {here} with {args.per_device_train_batch_size}: {reason}. "
-                f"Start it as it was begun, or set --output_dir to a new folder"
+                f"{checkpoint} was written by {told['processes']} processes with "
+                f"--per_device_train_batch_size {told['rows']}, and this run has {here} with {rows}: {reason}"
+                ". Start it as it was begun, or set --output_dir to a new folder"
             )
+
+    def _other_run(self, checkpoint: Path, told: dict[str, Any]) -> str | None:
+        """Why these processes and their rows make another run than a checkpoint's; None where they don't.
+
+        Args:
+            told: what the checkpoint says of both.
+        """
+        args, elsewhere = self.args, told["processes"] != self.accelerator.num_processes
+        others = elsewhere or told["rows"] != args.per_device_train_batch_size
+        if others and micro_batches_sampled(args) != args.gradient_accumulation_steps:
+            return "by --steps_per_generation a step learns from a part of each process's answers"
+        if others and (checkpoint / _answers(0)).is_file():
+            return "it stands between two steps that learn from the same answers"
+        if elsewhere and not plain_sampling(args):
+            return "by these options answers are drawn by TRL, in each process by itself"
+        if elsewhere and has_turns(args):
+            return "with --tools, answers of later turns are drawn in each process by itself"
+        return None
+
+
+class SampledSteps(OwnSampling):
+    """The same before those that sample for all micro-batches of a step at once, or of several steps."""
+
+    _generate_and_score_completions: Any  # TRL's own
+    _evaluated = 0  # batches of the evaluation that is being made
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        self._evaluated = 0
+        spread = 0.0 if self.rewards is None else self.rewards.spread
+        found = super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        # What was looked at is no part of what the run has seen.
+        if self.rewards is not None:
+            self.rewards.spread = spread
+        return found
+
+    def _numbers(self, count: int) -> tuple[int, list[int]]:
+        """A step, and numbers of this process's next answers, which chance is drawn by."""
+        process = self.accelerator.process_index
+        if not self.model.training:
+            # The same for every evaluation, so that two compare; and no turn of the step's, which would
+            # sample otherwise for having been looked at.
+            self._evaluated += 1
+            first = self._evaluated * FAR + process * 10**6
+            return 0, [EVALUATED + first + i for i in range(count)]
+        turn = self._next_turn()
+        # In a step's first turn all processes have as many rows, which are numbered through: an answer is the
+        # same on any number of them.
+        first = turn * FAR + process * (10**6 if turn else count)
+        return self.state.global_step, [first + i for i in range(count)]
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, *more: Any, **named: Any
+    ) -> Any:
+        if images or multimodal_fields or not plain_sampling(self.args):
+            return super()._generate_single_turn(  # type: ignore[misc]
+                prompt_ids, images, multimodal_fields, *more, **named
+            )
+        step, numbers = self._numbers(len(prompt_ids))
+        ids = self._sampled(prompt_ids, numbers, sampling_of(self.args), step)
+        # GRPO's wants what an engine says of the samples too, which is nothing here
+        return (ids, None) if isinstance(self, trl.GRPOTrainer) else ids
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochRepeats:
+        own = super()._get_train_sampler(dataset)  # type: ignore[misc]
+        return EpochRepeats(
+            own.data_source, own.mini_repeat_count, own.batch_size, own.repeat_count, own.shuffle, own.seed
+        )
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        parts = self.args.gradient_accumulation_steps
+        if not self.model.training or micro_batches_sampled(self.args) != parts:
+            return super()._prepare_inputs(generation_batch)  # type: ignore[misc]
+        # TRL shuffles a process's answers before it cuts them into micro-batches. A step learns from all of
+        # them anyway, and as they stand the micro-batches of two processes are those of one.
+        if self._step % micro_batches_taught(self.args) == 0 or self._buffered_inputs is None:
+            found = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
+            self._buffered_inputs = [
+                unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(found, parts)
+            ]
+        return self._buffered_inputs[self._step % parts]
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if model.training:
+            parts, process = self.args.gradient_accumulation_steps, self.accelerator.process_index
+            # After sampling, which may draw too: dropout follows from the micro-batch's place in the step.
+            seed_dropout(self.args.seed, self.state.global_step, process * parts + self._step % parts)
+        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
 
 def _answers(process: int) -> str:

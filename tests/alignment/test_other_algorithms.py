@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from bounds import difference, weights
 from conftest import WORDS
 from scripted import ROOT, TINY, TRAINING, run
 from transformers import AutoModelForCausalLM
 from trl.experimental.online_dpo import OnlineDPOTrainer as TrlOnlineDPOTrainer
 
+from finetune.alignment import own_sampling
 from finetune.alignment.grpo_options import PRESETS
 from finetune.alignment.table import ALIGNMENTS
 from finetune.cli.parser import main_of, parse
@@ -101,22 +103,54 @@ def test_online_dpo_by_any_reward(aligning):
     assert re.fullmatch(r"reward [\d.]+ → [\d.]+, by prompt [+-].* \([+-].*\)", headline(finished))
 
 
-def test_online_dpo_samples_in_the_precision_that_it_trains_in(aligning, monkeypatch):
+@pytest.mark.parametrize("penalty", ["1.0", "1.1"])
+def test_online_dpo_samples_in_the_precision_that_it_trains_in(aligning, monkeypatch, penalty):
     """A base whose products are in 16 bits and whose norms are not, as packages bring it, writes by nothing
     else.
     """
     folder, model, reviews, reward = aligning
-    seen, write = [], TrlOnlineDPOTrainer._generate
+    seen = []
 
     def watched(*args, **kwargs):
         seen.append(torch.is_autocast_enabled("cpu"))
         return write(*args, **kwargs)
 
-    monkeypatch.setattr(TrlOnlineDPOTrainer, "_generate", watched)
+    # with a penalty TRL samples
+    place = (TrlOnlineDPOTrainer, "_generate") if penalty != "1.0" else (own_sampling, "sample_answers")
+    write = getattr(*place)
+    monkeypatch.setattr(*place, watched)
     told = f"--algorithm online_dpo {ONLINE} --max_new_tokens 4 --held_out_prompts 4 --save_strategy no"
+    told += f" --repetition_penalty {penalty}"
     told = told.replace("--bf16 false", "--bf16 true").replace("--max_steps 2", "--max_steps 1")
     run("align", model + reviews, reward, told, f"--output_dir {folder}/sixteen")
     assert seen == [True]
+
+
+def online(aligning, name: str, rows: str, further: str = "") -> Path:
+    """A run of two steps of eight prompts, by SGD, to which a gradient twice as large is a step twice as
+    large.
+    """
+    folder, model, reviews, reward = aligning
+    told = f"--algorithm online_dpo {ONLINE} --max_new_tokens 4 --held_out_prompts 4 --optim sgd"
+    told += f" --method full --learning_rate 1 --save_strategy steps --save_steps 1 {further}"
+    step = f"--per_device_train_batch_size {rows} --output_dir {folder}/{name}"
+    run("align", model + reviews, reward, told, step)
+    return folder / name
+
+
+def test_micro_batches_of_online_dpo_make_one_step(aligning):
+    one = online(aligning, "one", "8")
+    two = online(aligning, "two", "4 --gradient_accumulation_steps 2")
+    assert difference(weights(two), weights(one)) < 1e-5
+
+
+def test_scores_that_follow_from_each_other_go_on_as_they_were_begun(aligning):
+    folder = online(aligning, "scaled", "4 --gradient_accumulation_steps 2", "--normalise_rewards true")
+    # as if killed in its second step
+    (folder / "metrics.json").unlink()
+    (folder / "checkpoint-2" / "seal.json").unlink()
+    with pytest.raises(InputError, match="scored together. Start it as it was begun"):
+        online(aligning, "scaled", "8", "--normalise_rewards true")
 
 
 def test_a_student_learns_a_teachers_distribution(aligning, saved):

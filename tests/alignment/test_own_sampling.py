@@ -16,6 +16,7 @@ from trl.trainer.utils import RepeatSampler
 
 from finetune.alignment.grpo import make_group_trainer
 from finetune.alignment.grpo_options import GRPOArguments
+from finetune.alignment.online import pad_right
 from finetune.alignment.own_sampling import EpochRepeats, seed_dropout
 from finetune.alignment.policy import make_policy
 from finetune.alignment.rewards import Rewards
@@ -96,6 +97,12 @@ def test_a_run_that_is_another_on_other_processes_says_so(train, tmp_path: Path)
         vars(trainer.args)[option] = before
 
 
+def test_answers_are_padded_by_their_lengths():
+    ids, mask = pad_right([[5], [6, 7, 0]], pad=0)
+    assert ids.tolist() == [[5, 0, 0], [6, 7, 0]]
+    assert mask.tolist() == [[1, 0, 0], [1, 1, 1]]
+
+
 def test_the_order_of_an_epoch_is_known_without_the_ones_before():
     told = {"data_source": range(7), "mini_repeat_count": 2, "batch_size": 2, "repeat_count": 2, "seed": 3}
     theirs, ours = RepeatSampler(**told), EpochRepeats(**told)
@@ -103,6 +110,11 @@ def test_the_order_of_an_epoch_is_known_without_the_ones_before():
     for epoch in (2, 0, 1, 1):
         ours.set_epoch(epoch)
         assert list(ours) == orders[epoch]
+
+
+def test_prompts_that_make_no_step_are_refused(train):
+    with pytest.raises(InputError, match="There are 4 training prompts, and a step takes 8"):
+        train("none", gradient_accumulation_steps=4)
 
 
 def test_dropout_follows_from_the_place_in_the_step():

@@ -20,12 +20,17 @@ COMMON = "--bf16 false --learning_rate 1e-2"
 STEPS = (
     "--max_steps 6 --save_strategy steps --save_steps 4 --global_batch_size 8 --per_device_train_batch_size 4"
 )
-ASKED = "--prompt_tokens 3 --model_name_or_path {folder}/llama --reward function:{folder}/mine.py:vowels"
+START = "--prompt_tokens 3 --model_name_or_path {folder}/llama"
+ASKED = f"{START} --reward function:{{folder}}/mine.py:vowels"
+TAUGHT = f"{START} --teacher_model_name_or_path {{folder}}/teacher"
 # three steps an epoch, so that the kill falls into the second one; with dropout, as in fuse's base
 SAMPLED = (
     f"{STEPS} {ASKED} --held_out_prompts 8 --logging_steps 1 --max_train_rows 6 --max_completion_length 4"
 )
 DROPPING = '--method lora --method_kwargs {{"lora_dropout":0.2}}'
+# two rows are left over in an epoch
+ALONE = f"{STEPS} --held_out_prompts 8 --logging_steps 1 --max_train_rows 26 {DROPPING}"
+ONLINE = f"{ASKED} {ALONE} --max_new_tokens 4 --disable_dropout false"
 PPO = (
     f"ppo {ASKED} --rollout_batch_size 8 --minibatch_size 4 --max_new_tokens 4 --steps 6 --save_steps 4 "
     "--eval_prompts 8 --stop_kl 10"
@@ -35,6 +40,8 @@ VERBS = {
     "grpo, dropout": f"grpo {SAMPLED} --num_generations 4 --beta 0.1 --loss_type bnpo {DROPPING}",
     "grpo, two steps of a sampling": f"grpo {SAMPLED} --num_generations 4 --num_iterations 2 --method full",
     "rloo": f"grpo --algorithm rloo {SAMPLED} --num_generations 4 {DROPPING}",
+    "online_dpo": f"align --algorithm online_dpo {ONLINE}",
+    "distill": f"align --algorithm distill {TAUGHT} {ALONE} --max_completion_length 4",
     "fuse": f"fuse {STEPS} --adapters {{folder}}/films {{folder}}/books --max_length 24 --eval_strategy no",
     "ppo": f"{PPO} --method lora",
     # the coefficient of the penalty is a state too
@@ -67,6 +74,8 @@ def run(tmp_path, review_file, forking):
     # with dropout: chance follows from the rows, whichever process has them
     make_model("bert", AutoModel, hidden_dropout_prob=0.1).save_pretrained(tmp_path / "bert")
     make_model("llama", AutoModelForCausalLM).save_pretrained(tmp_path / "llama")
+    make_model("llama", AutoModelForCausalLM, seed=3).save_pretrained(tmp_path / "teacher")
+    make_tokenizer("llama").save_pretrained(tmp_path / "teacher")
     for family in ("bert", "llama"):
         make_tokenizer(family).save_pretrained(tmp_path / family)
     vowels = (

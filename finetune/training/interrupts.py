@@ -248,8 +248,9 @@ class Resuming(Trainer):
         if self.state.global_step >= self.state.max_steps > 0 or self._stopped_early():
             self.control.should_training_stop = True
             return
-        # before transformers skips what a run that goes on has done: of several processes accelerate doesn't
-        # find the sampler any more then, and the rows would come in the first epoch's order
+        # Before transformers skips what a run that goes on has done: behind that, and behind the share of one
+        # of several processes, accelerate finds its own samplers alone, and others would begin with the
+        # first epoch's order again.
         set_epoch(kwargs["train_dataloader"], kwargs["epoch"])
         super()._run_epoch(**kwargs)
 

@@ -1,14 +1,16 @@
-"""Copies of a model on two processes (DDP), of verbs that sample their own rows or mix adapters: the weights
-are those of one process, and a run that was killed goes on, on as many processes as there are then.
+"""Copies of a model on two processes (DDP), of verbs that sample their own rows, learn from pairs or mix
+adapters: the weights are those of one process, and a run that was killed goes on, on as many processes as
+there are then.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from bounds import difference, weights
-from conftest import make_model, make_tokenizer
+from conftest import WORDS, make_model, make_tokenizer
 from forking import KILLED, ROOT
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -31,6 +33,7 @@ DROPPING = '--method lora --method_kwargs {{"lora_dropout":0.2}}'
 # two rows are left over in an epoch
 ALONE = f"{STEPS} --held_out_prompts 8 --logging_steps 1 --max_train_rows 26 {DROPPING}"
 ONLINE = f"{ASKED} {ALONE} --max_new_tokens 4 --disable_dropout false"
+PAIRED = f"{STEPS} --model_name_or_path {{folder}}/llama --eval_strategy no --max_length 24"
 PPO = (
     f"ppo {ASKED} --rollout_batch_size 8 --minibatch_size 4 --max_new_tokens 4 --steps 6 --save_steps 4 "
     "--eval_prompts 8 --stop_kl 10"
@@ -42,10 +45,14 @@ VERBS = {
     "rloo": f"grpo --algorithm rloo {SAMPLED} --num_generations 4 {DROPPING}",
     "online_dpo": f"align --algorithm online_dpo {ONLINE}",
     "distill": f"align --algorithm distill {TAUGHT} {ALONE} --max_completion_length 4",
+    "dpo": f"dpo {PAIRED} --method full",
+    "reward": f"reward {PAIRED}",
     "fuse": f"fuse {STEPS} --adapters {{folder}}/films {{folder}}/books --max_length 24 --eval_strategy no",
     "ppo": f"{PPO} --method lora",
     # the coefficient of the penalty is a state too
     "ppo, all weights": f"{PPO} --method full --kl_target 1",
+    # as are values that begin as a reward model's, in a unit that the first step finds out
+    "ppo, values": f"{PPO} --method lora --reward model:{{folder}}/scorer --value_from reward",
 }
 
 
@@ -60,17 +67,28 @@ def run(tmp_path, review_file, forking):
     ) -> Any:
         verb, *told = f"{words} {COMMON}".format(folder=tmp_path).split()
         told = [ROOT / "scripts" / f"{verb}.py", *told]
-        told += ["--dataset_name", review_file, "--output_dir", tmp_path / name]
+        rows = tmp_path / "pairs" if verb in ("dpo", "reward") else review_file
+        told += ["--dataset_name", rows, "--output_dir", tmp_path / name]
         if kill_at:
-            assert forking.run([KILLED, *told], processes, KILL_AT=str(kill_at)).returncode != 0
+            assert forking.run([KILLED, *told], processes, KILL_AT=str(kill_at), **cache).returncode != 0
             return [path.name for path in checkpoints(tmp_path / name)]
-        finished = forking.run(told, processes)
+        finished = forking.run(told, processes, **cache)
         if refused:
             assert finished.returncode == 2, finished.stderr[-3000:]
             return finished.stderr
         assert finished.returncode == 0, finished.stderr[-3000:]
         return weights(tmp_path / name)
 
+    # reference log-probabilities of another test would be taken
+    cache = {"HF_HOME": str(tmp_path / "hub")}
+    (tmp_path / "pairs").mkdir()
+    # three steps an epoch
+    for split, start, end in (("train", 0, 24), ("test", 24, 28)):
+        pairs = [
+            {"prompt": "say it", "chosen": f" {WORDS[n]} film", "rejected": " story" * (1 + n % 3)}
+            for n in range(start, end)
+        ]
+        (tmp_path / "pairs" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     # with dropout: chance follows from the rows, whichever process has them
     make_model("bert", AutoModel, hidden_dropout_prob=0.1).save_pretrained(tmp_path / "bert")
     make_model("llama", AutoModelForCausalLM).save_pretrained(tmp_path / "llama")
@@ -86,11 +104,13 @@ def run(tmp_path, review_file, forking):
 
 
 def prepare(run: Any, verb: str) -> str:
-    """The verb's words, and the adapters there that it mixes."""
+    """The verb's words, and the runs there that it begins with."""
     if verb == "fuse":
         for seed, name in enumerate(("films", "books")):
             tuned = "train --method bottleneck --max_length 24 --model_name_or_path {folder}/bert"
             run(f"{tuned} {STEPS} --seed {seed}", name)
+    if verb == "ppo, values":
+        run(f"reward {PAIRED} --method lora", "scorer")
     return VERBS[verb]
 
 

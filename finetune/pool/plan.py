@@ -95,7 +95,7 @@ class Plan:
         self._stacks = stacks or Stacks()
         self._sums: dict[str, list[Side] | list[Stack]] = {}
         self._beyond: dict[str, list[tuple[Chain, Any]]] = {}
-        self._places: dict[tuple[Ready, ...], Places] = {}
+        self._places: dict[tuple[tuple[Ready, ...], torch.device], Places] = {}
 
     def sums(self, name: str) -> list[Side] | list[Stack]:
         """Low-rank changes that are added to a layer's output."""
@@ -128,15 +128,17 @@ class Plan:
     def _stacked(self, name: str) -> list[Stack]:
         pairs = {ready: _pair(ready, name) for ready in self._rows_of if _has(ready, name)}
         return [
-            Stack(down, up, self._places_of(order))
+            Stack(down, up, self._places_of(order, down.device))
             for down, up, order in self._stacks.of(name, pairs, self._rows_of)
         ]
 
-    def _places_of(self, order: tuple[Ready, ...]) -> Places:
-        # Most layers have the same adapters in the same order.
-        if order not in self._places:
-            self._places[order] = make_places([self._rows_of[ready] for ready in order])
-        return self._places[order]
+    def _places_of(self, order: tuple[Ready, ...], device: torch.device) -> Places:
+        # Most layers have the same adapters in the same order. Where the weights are: from the CPU each
+        # layer of each step would copy them again, and wait for the card.
+        key = (order, device)
+        if key not in self._places:
+            self._places[key] = make_places([self._rows_of[ready] for ready in order], device)
+        return self._places[key]
 
 
 def _has(ready: Ready, name: str) -> bool:

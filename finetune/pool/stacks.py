@@ -28,13 +28,16 @@ class Places:
     targets: Tensor
 
 
-def make_places(rows: Sequence[Sequence[int]]) -> Places:
-    """The places of adapters that change these rows of the batch each (a row twice: changed twice)."""
+def make_places(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> Places:
+    """The places, on a device, of adapters that change these rows of the batch each (a row twice: changed
+    twice)."""
     width = max(map(len, rows))
-    filled = torch.tensor([[*own, *own[:1] * (width - len(own))] for own in rows]).flatten()
+    filled = torch.tensor(
+        [[*own, *own[:1] * (width - len(own))] for own in rows], device=device
+    ).flatten()  # fmt: skip
     if all(len(own) == width for own in rows):
         return Places(filled, None, filled)
-    kept = torch.tensor([width * i + j for i, own in enumerate(rows) for j in range(len(own))])
+    kept = torch.tensor([width * i + j for i, own in enumerate(rows) for j in range(len(own))], device=device)
     return Places(filled, kept, filled[kept])
 
 

@@ -26,14 +26,16 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
-# where the rows of a recipe lie among the files at hand, by its data set's name (and configuration)
+# where the rows of a recipe lie among the files at hand, by its data set's name (and configuration), and what
+# is to be said there otherwise
 DATA = {
     "UCLNLP/adversarial_qa": "adversarial_qa", "fancyzhx/ag_news": "ag_news",
     "tatsu-lab/alpaca": "alpaca_en_demo",
     "clinc/clinc_oos": "clinc150", "nyu-mll/glue cola": "cola", "nyu-mll/glue mrpc": "mrpc",
     "nyu-mll/glue sst2": "sst2", "lhoestq/conll2003": "conll2003", "knkarthick/dialogsum": "dialogsum",
-    "ETTh1.csv": "etth1", "fsdd": "fsdd", "openai/gsm8k": "gsm8k", "Anthropic/hh-rlhf": "hh_rlhf_helpful",
-    "stanfordnlp/imdb": "imdb", "mnist5k": "mnist5k", "bentrevett/multi30k": "multi30k",
+    "ETTh1.csv": "etth1 --max_eval_rows 200", "fsdd": "fsdd", "openai/gsm8k": "gsm8k",
+    "Anthropic/hh-rlhf": "hh_rlhf_helpful", "stanfordnlp/imdb": "imdb", "mnist5k": "mnist5k",
+    "bentrevett/multi30k": "multi30k --text_column translation.en --label_column translation.de",
     "yqzheng/semeval2014_laptops": "semeval14_laptops", "RobZamp/sick": "sick",
     "Salesforce/wikitext": "wikitext2",
     "karpathy/tiny_shakespeare": "tinyshakespeare", "google/xquad": "xquad_en",
@@ -59,10 +61,11 @@ def recipe_checks(models: Path | None, out: Path) -> list[Check]:
     for recipe in sorted((ROOT / "scripts" / "recipes").glob("*.yaml")):
         name, said = recipe.stem, yaml.safe_load(recipe.read_text(encoding="utf-8"))
         script, source = said["verb"], said["dataset_name"]
-        folder = DATA.get(source) or DATA.get(f"{source} {said.get('dataset_config')}")
+        found = DATA.get(source) or DATA.get(f"{source} {said.get('dataset_config')}")
         # a tokenizer of one's own is another recipe's result
-        if script in EXPERIMENTS or folder is None or str(said.get("tokenizer_name")).startswith("runs/"):
+        if script in EXPERIMENTS or found is None or str(said.get("tokenizer_name")).startswith("runs/"):
             continue
+        folder, *further = found.split()
         options = [*few_steps(script), "--output_dir", str(out / "runs" / name)]
         # files have no configurations
         options += [
@@ -70,6 +73,7 @@ def recipe_checks(models: Path | None, out: Path) -> list[Check]:
             f"../shared/data/{folder}",
             *(["--dataset_config", "null"] * ("dataset_config" in said)),
         ]
+        options += further
         if "seeds" in said:
             options += ["--seeds", "1"]
         if folder == "imdb" and script != "prompt":
@@ -199,12 +203,12 @@ def chains(base: str, out: Path) -> list[Check]:
 def speed_checks() -> dict[str, list[Check]]:
     """Each measurement by itself on the card, by the script that makes it."""
     cases = {
-        "speed sft 1b lora": ("sft", "1b", "lora", "--rows", "24", "--sides", "ours,compile,trl"),
-        "speed sft 7b lora": ("sft", "7b", "lora", "--rows", "16", "--sides", "ours,trl"),
-        "speed sft 1b full": ("sft", "1b", "full", "--rows", "24", "--sides", "ours,trl"),
-        "speed sft 135m lora": ("sft", "135m", "lora", "--rows", "48", "--sides", "ours,trl"),
-        "speed encoder": ("encoder", "--rows", "64", "--sides", "ours,transformers"),
-        "speed sft 135m full": ("sft", "135m", "full", "--rows", "48", "--sides", "ours,trl"),
+        "speed sft 1b full": ("sft", "1b", "full", "--rows", "48", "--sides", "compile,ours,trl"),
+        "speed sft 1b lora": ("sft", "1b", "lora", "--rows", "48", "--sides", "compile,ours,trl"),
+        "speed sft 7b lora": ("sft", "7b", "lora", "--rows", "16", "--sides", "compile,ours,trl"),
+        "speed encoder": ("encoder", "--rows", "512", "--sides", "ours,compile,transformers"),
+        "speed sft 135m lora": ("sft", "135m", "lora", "--rows", "128", "--sides", "compile,ours,trl"),
+        "speed sft 135m full": ("sft", "135m", "full", "--rows", "128", "--sides", "compile,ours,trl"),
     }
     # what matters most first, since the machine may be taken away
     aligned = {
@@ -221,7 +225,8 @@ def speed_checks() -> dict[str, list[Check]]:
     scripts = {"gpu_speed": cases, "gpu_alignment": aligned, "gpu_adapters": adapted}
     return {
         script: [
-            Check(name, [PYTHON, f"scripts/benchmarks/{script}.py", *case], 150, alone=True)
+            # a layer is compiled for a minute
+            Check(name, [PYTHON, f"scripts/benchmarks/{script}.py", *case], 240, alone=True)
             for name, case in table.items()
         ]
         for script, table in scripts.items()
@@ -239,6 +244,8 @@ def run(check: Check, out: Path, deadline: float) -> Check:
     started = time.monotonic()
     with log.open("w") as stream:
         try:
+            # side by side, each with a thread for every core, none of them would come to its end
+            threads = {} if check.alone else {"OMP_NUM_THREADS": "1"}
             # the tree itself, whatever is installed
             path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
             done = subprocess.run(
@@ -247,7 +254,7 @@ def run(check: Check, out: Path, deadline: float) -> Check:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 timeout=min(check.seconds, left),
-                env=os.environ | {"PYTHONPATH": path},
+                env=os.environ | threads | {"PYTHONPATH": path},
             )
             status = "ok" if done.returncode == 0 else f"exit {done.returncode}"
         except subprocess.TimeoutExpired:

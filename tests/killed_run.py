@@ -1,5 +1,5 @@
-"""A script of this project, killed at its KILL_AT-th micro-batch (of ppo, step) on the last process as a
-machine would kill it, or by another signal: KILL_BY=SIGSTOP hangs it.
+"""A script of this project, killed at its KILL_AT-th micro-batch (of ppo, step) on the second process, or
+that of KILL_RANK, as a machine would kill it, or by another signal: KILL_BY=SIGSTOP hangs it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Killed:
     def __get__(self, trainer: Any, owner: type) -> Any:
         self.left -= 1
         # alone, a process has no rank
-        if self.left == 0 and int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1:
+        if self.left == 0 and os.environ.get("RANK", "0") == os.environ.get("KILL_RANK", "1"):
             os.kill(os.getpid(), getattr(signal, os.environ.get("KILL_BY", "SIGKILL")))
         return self.step.__get__(trainer, owner)
 

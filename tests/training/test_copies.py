@@ -70,7 +70,8 @@ def run(tmp_path, review_file, forking):
         rows = tmp_path / "pairs" if verb in ("dpo", "reward") else review_file
         told += ["--dataset_name", rows, "--output_dir", tmp_path / name]
         if kill_at:
-            assert forking.run([KILLED, *told], processes, KILL_AT=str(kill_at), **cache).returncode != 0
+            kill = {"KILL_AT": str(kill_at), "KILL_RANK": str(processes - 1)}
+            assert forking.run([KILLED, *told], processes, **kill, **cache).returncode != 0
             return [path.name for path in checkpoints(tmp_path / name)]
         finished = forking.run(told, processes, **cache)
         if refused:

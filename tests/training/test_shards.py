@@ -115,6 +115,13 @@ def test_a_run_in_shards_is_the_whole_one_killed_and_gone_on_with(run, tmp_path,
         assert figures[0][figure] == pytest.approx(figures[1][figure], rel=1e-4)
 
 
+@pytest.mark.parametrize(("verb", "method"), [("sft", "lora"), ("train", "full")])
+def test_compiled_layers_in_shards_learn_the_same(run, tmp_path, verb, method):
+    done(run(verb, "whole", "--method", method))
+    done(run(verb, "shared", "--method", method, "--torch_compile_backend", "aot_eager", shards=2))
+    assert difference(weights(tmp_path / "shared"), weights(tmp_path / "whole")) < 1e-4
+
+
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 @pytest.mark.parametrize(
     ("verb", "method", "stage"),

@@ -48,7 +48,7 @@ class RunArguments:
     seed: int = field(default=0, metadata={"help": "Seed of prompts, answers and minibatches."})
     bf16: bool | None = field(
         default=None,
-        metadata={"help": "bf16 autocast over float32 weights (default: where the hardware has it)."},
+        metadata={"help": "bf16 autocast over float32 weights (default: where it is faster here)."},
     )
     save_steps: int = field(default=20, metadata={"help": "A checkpoint every so many steps."})
     eval_steps: int = field(

@@ -42,7 +42,7 @@ class TrlOptions(ResumeOptions):
     )
     bf16: bool | None = field(
         default=None,
-        metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."},
+        metadata={"help": "bf16 autocast over float32 masters (default: where it is faster here)."},
     )
     do_train: bool = field(default=False, init=False)  # the verbs do one thing each
     do_predict: bool = field(default=False, init=False)

@@ -16,13 +16,17 @@ from accelerate import PartialState
 from finetune.cli.sharing import SHARED_BY, SHARINGS, wanted
 from finetune.device import device
 from finetune.errors import InputError
+from finetune.training.calibration import bf16_gain
 
 logger = logging.getLogger(__name__)
 
+# Products must gain so much in bf16: what stands between them gains little, and all of it is rounded.
+WORTH = 1.5
+
 
 def has_fast_bf16() -> bool:
-    """Whether matrix products in bf16 beat float32 here: accelerators that have them in hardware, CPUs with
-    AMX or AVX-512 BF16.
+    """Whether training in bf16 beats float32 here: accelerators that have it in hardware, and CPUs whose
+    products gain enough by it (see `bf16_gain`).
     """
     kind = device().type
     if kind == "cuda":
@@ -32,11 +36,10 @@ def has_fast_bf16() -> bool:
         return torch.xpu.is_bf16_supported(including_emulation=False)
     if kind == "mps":  # autocast there saves memory and no time
         return False
-    # one held to AVX2 (ATEN_CPU_CAPABILITY) stands for a processor that has no more
-    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+    # one held to AVX2 stands for a processor that has no more, whatever oneDNN's kernels could use
+    if os.environ.get("ATEN_CPU_CAPABILITY", "").lower() in ("default", "avx2"):
         return False
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+    return bf16_gain() >= WORTH
 
 
 def keep_to_cpu(options: Any) -> None:

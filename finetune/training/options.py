@@ -41,7 +41,7 @@ class TrainingArguments(ResumeOptions, transformers.TrainingArguments):
     )  # type: ignore[assignment]
     bf16: bool | None = field(
         default=None,
-        metadata={"help": "bf16 autocast over float32 masters (default: where the hardware has it)."},
+        metadata={"help": "bf16 autocast over float32 masters (default: where it is faster here)."},
     )  # type: ignore[assignment]
     torch_compile: bool = field(
         default=False,

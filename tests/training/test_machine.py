@@ -151,16 +151,10 @@ def test_rows_of_a_step_stay_however_many_processes_there_are(monkeypatch, proce
 
 
 @pytest.mark.parametrize(
-    ("capability", "able", "fast"),
-    [
-        ("AVX512", {"amx_bf16": True}, True),
-        ("AVX512", {"avx512_bf16": True}, True),
-        ("AVX512", {}, False),
-        ("AVX2", {"amx_bf16": True}, False),
-    ],
+    ("held", "gain", "fast"), [("", 4.6, True), ("", 1.5, True), ("", 0.8, False), ("avx2", 4.6, False)]
 )
-def test_bf16_is_fast_where_kernels_may_use_it(monkeypatch, capability, able, fast):
+def test_bf16_is_fast_where_products_gain_by_it(monkeypatch, held, gain, fast):
     monkeypatch.setattr("finetune.training.machine.device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
+    monkeypatch.setattr("finetune.training.machine.bf16_gain", lambda: gain)
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", held)
     assert has_fast_bf16() is fast

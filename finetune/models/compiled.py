@@ -15,10 +15,40 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import nn
+import torch._inductor
+from accelerate.utils import DynamoBackend
+from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from finetune.errors import InputError
 from finetune.models.attention import packed
+
+
+def check_compiler(asked: str, instead: str, place: torch.device, backend: str, mode: str | None) -> None:
+    """torch.compile works here: asked with one number, as what it lacks is known without a model.
+
+    Args:
+        asked, instead: for the error: the option that compiles and why, and what to do without a compiler.
+        place: where it shall compute.
+        backend, mode: torch.compile's.
+
+    Raises:
+        InputError: a name that is none, or it fails, mostly for want of a C++ compiler.
+    """
+    # accelerate, which is told the name too, knows fewer of them than torch
+    backends = {one.value.lower() for one in DynamoBackend} & {*torch._dynamo.list_backends(None)}
+    modes = torch._inductor.list_mode_options()
+    for flag, told, known in (("backend", backend, sorted(backends)), ("mode", mode or "default", modes)):
+        if told not in known:
+            raise InputError(f"Got --torch_compile_{flag} {told}; wanted one of {', '.join(known)}")
+    try:
+        torch.compile(torch.neg, backend=backend, mode=mode)(torch.zeros(1, device=place))
+    except (RuntimeError, OSError, ImportError) as error:
+        # the rest of its message is for those who mend PyTorch
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"{asked}torch.compile fails here ({reason}). Install a C++ compiler (g++), or {instead}"
+        ) from error
 
 
 def compile_layers(network: Any, backend: str = "inductor", mode: str | None = None) -> int:
@@ -31,14 +61,22 @@ def compile_layers(network: Any, backend: str = "inductor", mode: str | None = N
 
     Returns:
         How many layers there are.
+
+    Raises:
+        InputError: there are none.
     """
-    _prepare_attention(next(network.parameters()).device)
     layers = list(repeated(network))
+    if not layers:
+        raise InputError(
+            f"--torch_compile true compiles the layers that a model repeats, and {type(network).__name__} "
+            "repeats none. Leave it out"
+        )
+    _prepare_attention(next(network.parameters()).device)
+    # Lines differ in length, and one graph serves all where the first is not taken for a constant. Pictures
+    # don't: what may be of any size takes minutes to reason about there (windows of windows in Swin).
+    dynamic = True if network.main_input_name == "input_ids" else None
     for layer in layers:
-        _compile(layer, backend, mode)
-    if layers and hasattr(network, "enable_input_require_grads"):
-        # else the first layer, whose input a frozen embedding gives, would be compiled for itself
-        network.enable_input_require_grads()
+        _compile(layer, backend, mode, dynamic)
     return len(layers)
 
 
@@ -63,15 +101,19 @@ def repeated(network: nn.Module) -> Iterator[nn.Module]:
             yield from repeated(child)
 
 
-def _compile(layer: Any, backend: str, mode: str | None) -> None:
+def _compile(layer: Any, backend: str, mode: str | None, dynamic: bool | None) -> None:
     plain = layer.forward
-    # one graph for all lengths: the first is not taken for a constant
-    fast = torch.compile(plain, dynamic=True, backend=backend, mode=mode)
+    fast = torch.compile(plain, dynamic=dynamic, backend=backend, mode=mode)
+    learns = any(weight.requires_grad for weight in layer.parameters())
 
     @wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        trained = layer.training and torch.is_grad_enabled()
-        return (fast if trained else plain)(*args, **kwargs)
+        if not (layer.training and torch.is_grad_enabled()):
+            return plain(*args, **kwargs)
+        if learns and args and isinstance(args[0], Tensor) and not args[0].requires_grad:
+            # else a first layer, whose input a frozen embedding gives, would be compiled for itself
+            args = (args[0].detach().requires_grad_(args[0].is_floating_point()), *args[1:])
+        return fast(*args, **kwargs)
 
     # on the instance, inside of what hooks, shards and recomputed activations put around a layer's call
     layer.forward = forward

@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from finetune.artefacts.checkpoints import fault, shared_by
 from finetune.errors import InputError
-from finetune.models.compiled import compile_layers
+from finetune.models.compiled import check_compiler, compile_layers
 from finetune.models.sharded import name_layers
 from finetune.training.machine import in_shards, micro_batches
 
@@ -210,6 +210,10 @@ class Resuming(Trainer):
     def __init__(self, *, model: Any, **kwargs: Any) -> None:
         if in_shards():
             name_layers(model)
+        if (args := kwargs["args"]).torch_compile:
+            # before transformers makes its own of them, which knows no flags
+            asked, compiler = "--torch_compile true: ", (args.torch_compile_backend, args.torch_compile_mode)
+            check_compiler(asked, "leave it out", args.device, *compiler)
         super().__init__(model=model, **kwargs)
         if self.args.torch_compile:
             compile_layers(model, self.args.torch_compile_backend, self.args.torch_compile_mode)

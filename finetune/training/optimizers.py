@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import transformers
 from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
 from finetune.device import device
 from finetune.errors import InputError
+from finetune.models.compiled import check_compiler
 
 OWN_WARMUP = (
     "schedule_free_adamw",
@@ -51,27 +51,11 @@ def check_optimizer(training: transformers.TrainingArguments, network: Any) -> N
             "Set --optim to another"
         ) from error
     if name in COMPILED:
-        _check_compiler(name)
+        asked = f"--optim {name} can't be used: its steps are compiled, and "
+        check_compiler(asked, "set --optim adamw_torch", device(), "inductor", None)
     if name in OWN_WARMUP and 0 < training.warmup_steps < 1:
         raise InputError(
             f"--optim {name} warms up by itself, over a number of steps, and a share of them "
             f"(--warmup_steps {training.warmup_steps:g}) would multiply the first step's rate. Set "
             "--warmup_steps 0, or a number of steps"
         )
-
-
-def _check_compiler(name: str) -> None:
-    """torch.compile works here: asked with one number, as what it lacks is known without a model.
-
-    Raises:
-        InputError: it fails, mostly for want of a C++ compiler.
-    """
-    try:
-        torch.compile(torch.neg)(torch.zeros(1, device=device()))
-    except (RuntimeError, OSError, ImportError) as error:
-        # the rest of its message is for those who mend PyTorch
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(
-            f"--optim {name} can't be used: its steps are compiled, and torch.compile fails here ({reason}). "
-            "Install a C++ compiler (g++), or set --optim adamw_torch"
-        ) from error

@@ -17,13 +17,16 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     LlamaConfig,
+    SwinConfig,
+    SwinModel,
     T5Config,
     T5ForConditionalGeneration,
 )
 
+from finetune.errors import InputError
 from finetune.methods import attach
 from finetune.models.attention import packed
-from finetune.models.compiled import compile_layers, repeated
+from finetune.models.compiled import check_compiler, compile_layers, repeated
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 LINES = ((5, 9), (30, 7, 11), (12,), (3, 4, 5, 6))  # lengths of the texts of packed lines
@@ -119,3 +122,60 @@ def test_layers_are_found_in_encoders_and_in_both_halves_of_a_pair():
         T5Config(d_model=16, d_ff=16, d_kv=4, num_layers=2, num_heads=2, vocab_size=40)
     )
     assert len(list(repeated(pair))) == 4
+
+
+def encoder(method: str, layers: int) -> Any:
+    made = AutoModelForSequenceClassification.from_config(
+        BertConfig(**SIZES | {"num_hidden_layers": layers}, vocab_size=60)
+    )
+    return attach(made, method, None, "SEQ_CLS").train()
+
+
+def test_a_head_alone_is_trained_without_going_back_through_frozen_layers():
+    network = encoder("linear_probe", 2)
+    compile_layers(network, "eager")
+    states = []
+    list(repeated(network))[-1].register_forward_hook(lambda layer, given, found: states.append(found))
+    network(input_ids=torch.tensor([[3, 4, 5]])).logits.sum().backward()
+    assert [state.requires_grad for state in states] == [False]
+
+
+def test_a_model_that_repeats_no_layer_is_refused():
+    with pytest.raises(
+        InputError, match="--torch_compile true compiles the layers .* repeats none. Leave it"
+    ):
+        compile_layers(encoder("lora", 1), "eager")
+
+
+# torch's compiler looks at what no backward pass fills
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_pictures_whose_embedding_gives_more_than_states():
+    """Swin's, whose windows are as many as a picture of one size has."""
+    torch.manual_seed(0)
+    shape = {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [2], "num_heads": [1]}
+    network = SwinModel(SwinConfig(**shape, window_size=2, drop_path_rate=0.0)).train()
+    pictures = torch.randn(2, 3, 16, 16)
+
+    def found() -> list[Tensor]:
+        loss = network(pixel_values=pictures).pooler_output.sum()
+        return list(torch.autograd.grad(loss, list(network.parameters()), allow_unused=True))
+
+    wanted = found()
+    assert compile_layers(network, "eager") == 2
+    assert_near(
+        *([torch.zeros(1) if one is None else one for one in grads] for grads in (found(), wanted)),
+    )
+    assert counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "mode", "said"),
+    [
+        ("nonsense", None, "--torch_compile_backend nonsense; wanted one of aot_eager, .*inductor"),
+        ("no", None, "--torch_compile_backend no; wanted one of aot_eager"),
+        ("inductor", "fast", "--torch_compile_mode fast; wanted one of default, .*max-autotune"),
+    ],
+)
+def test_names_that_torch_does_not_know_are_refused(backend, mode, said):
+    with pytest.raises(InputError, match=said):
+        check_compiler("--torch_compile true: ", "leave it out", torch.device("cpu"), backend, mode)

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
+# Below the logarithm of every float32 but 0: a class that is banned (a logit of -inf) has no part in an
+# entropy, and 0 times its logarithm would be no number.
+NEVER = -1e4
 BLOCK = 24  # a power of two: logits of a frozen layer that stand in memory together, 64 MB in float32
 
 
@@ -100,7 +103,10 @@ def packed_cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0
 
 def placed_cross_entropy(costs: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """`packed_cross_entropy` from the `token_costs` of each labelled place, [labels that are not -100, 4]."""
-    return _row_sums((1 - smoothing) * costs[:, NATS] + smoothing * costs[:, MEAN_NATS], labels)
+    nats = costs[:, NATS]
+    # a mean over all classes is infinite where one of them is banned, and no share of it is a number
+    mixed = (1 - smoothing) * nats + smoothing * costs[:, MEAN_NATS] if smoothing else nats
+    return _row_sums(mixed, labels)
 
 
 # Columns of what `token_costs` says of a token.
@@ -169,7 +175,7 @@ class _TokenCosts(torch.autograd.Function):
                 if not context.needs_input_grad[0]:
                     rows[part, HIT] = lines.argmax(-1).eq(own[:, 0]).float()
                 if entropies:
-                    rows[part, ENTROPY] = -(spread.exp() * spread).sum(-1)
+                    rows[part, ENTROPY] = -(spread.exp() * spread.clamp_(min=NEVER)).sum(-1)
         context.save_for_backward(given, labels, weight, bias, costs[:, ENTROPY] if entropies else None)
         context.temperature = temperature
         return costs
@@ -191,7 +197,7 @@ class _TokenCosts(torch.autograd.Function):
                 if spreads is None:
                     chances = lines.softmax(-1, dtype=torch.float32)
                 else:
-                    inside = lines.log_softmax(-1, dtype=torch.float32)
+                    inside = lines.log_softmax(-1, dtype=torch.float32).clamp_(min=NEVER)
                     scale = scale - gradient[block, ENTROPY, None][part] * (
                         inside + spreads[block, None][part]
                     )

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from bounds import assert_near
 
 from finetune import loss
-from finetune.loss import cross_entropy, items
+from finetune.loss import ENTROPY, cross_entropy, items, placed_cross_entropy, token_costs
 
 LOGITS = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
 
@@ -65,3 +66,19 @@ def test_cross_entropy_of_bf16_logits_is_computed_in_float32():
     torch.testing.assert_close(found, cross_entropy(logits[None], labels).detach())
     found.sum().backward()
     assert logits.grad.dtype == torch.bfloat16
+
+
+def test_a_banned_class_costs_nothing_where_it_is_not_the_label():
+    """Losses, entropies and slopes are those of the classes that are left."""
+    torch.manual_seed(0)
+    left, labels = torch.randn(3, 5), torch.tensor([[1, 4, 0]])
+    banned = torch.cat([left, torch.full((3, 1), -torch.inf)], dim=1)
+    found = []
+    for logits in (left, banned):
+        logits.requires_grad_()
+        costs = token_costs(logits, labels[0], entropies=True)
+        value = placed_cross_entropy(costs, labels) + costs[:, ENTROPY].sum()
+        (slopes,) = torch.autograd.grad(value.sum(), logits)
+        found.append([value.detach(), slopes[:, :5]])
+        assert not slopes[:, 5:].any()
+    assert_near(found[1], found[0])

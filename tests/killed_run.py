@@ -1,4 +1,4 @@
-"""A script of this project, killed at its KILL_AT-th micro-batch (of ppo, step) on the second process, or
+"""A script of this project, killed at its KILL_AT-th gradient (of ppo, step) on the second process, or
 that of KILL_RANK, as a machine would kill it, or by another signal: KILL_BY=SIGSTOP hangs it.
 """
 

@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 import trl
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, IterableDataset
 from safetensors.numpy import load_file, save_file
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 from trl.experimental.cpo import CPOTrainer as TrlCPOTrainer
 from trl.experimental.orpo import ORPOTrainer as TrlORPOTrainer
 
@@ -38,6 +40,7 @@ from finetune.models.lora_kernel import without_input_casts
 from finetune.privacy.options import PrivacyArguments
 from finetune.privacy.trainer import private_parts
 from finetune.training.interrupts import Resuming
+from finetune.training.last_step import WeightedRows, warn_of_repeats
 from finetune.training.machine import in_shards
 
 logger = logging.getLogger(__name__)
@@ -77,7 +80,7 @@ class DPOTrainingArguments(PairOptions, trl.DPOConfig):
     )
 
 
-class CachedDPOTrainer(CutAnswers, Resuming, trl.DPOTrainer):
+class CachedDPOTrainer(CutAnswers, WeightedRows, trl.DPOTrainer):
     """TRL's DPO trainer whose reference log-probabilities are kept in a file named after everything they
     depend on.
 
@@ -293,6 +296,13 @@ def _trainer_of(training: PairTraining, parts: dict[str, Any]) -> Any:
 class KTOTrainer(CutAnswers, Resuming, trl.KTOTrainer):
     """TRL's, without ends on answers that were cut."""
 
+    def get_train_dataloader(self) -> DataLoader:
+        """transformers' own: the KL is a mean over processes of their rows' means, and wants equally many."""
+        loader = super().get_train_dataloader()
+        if isinstance(loader.batch_sampler, BatchSamplerShard):
+            warn_of_repeats(loader.batch_sampler)
+        return loader
+
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *more: Any) -> Any:
         # the KL is estimated over all processes' rows, which then take each other's answers for it too
         together = copy.copy(args)
@@ -300,9 +310,9 @@ class KTOTrainer(CutAnswers, Resuming, trl.KTOTrainer):
         return super()._prepare_dataset(dataset, processing_class, together, *more)
 
 
-class ORPOTrainer(SameIds, StepTexts, Resuming, TrlORPOTrainer):
+class ORPOTrainer(SameIds, StepTexts, TrlORPOTrainer):
     """TRL's, on DPO's ids."""
 
 
-class CPOTrainer(SameIds, StepTokens, Resuming, TrlCPOTrainer):
+class CPOTrainer(SameIds, StepTokens, TrlCPOTrainer):
     """TRL's, on DPO's ids."""

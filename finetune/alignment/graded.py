@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,7 +39,7 @@ from finetune.models.load import ModelArguments
 from finetune.models.sharded import is_sharded, make_whole
 from finetune.tasks.regression import moments
 from finetune.training.allocator import keep_freed_memory
-from finetune.training.interrupts import Resuming
+from finetune.training.last_step import DealtRows
 from finetune.training.machine import processes
 from finetune.training.options import settled
 
@@ -83,7 +84,7 @@ def scores_at(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return core(model).score(states.gather(1, places)).float()
 
 
-class GradedTrainer(Resuming):
+class GradedTrainer(DealtRows):
     """transformers', whose loss is a mean over all grades of a step, over micro-batches and processes."""
 
     def __init__(self, *, cost: Cost, **kwargs: Any) -> None:
@@ -91,6 +92,14 @@ class GradedTrainer(Resuming):
         super().__init__(**kwargs)
         # transformers' word for: divided by the items of the whole step already
         self.model_accepts_loss_kwargs = True
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
+        """transformers', with no grades of the rows that another process has."""
+        samples = list(islice(epoch_iterator, num_batches))
+        for batch, parts in zip(samples, self.last_parts(), strict=False):
+            # before they are counted
+            batch["labels"][sum(part.end - part.begin for part in parts if part.weight) :] = IGNORED
+        return super().get_batch_samples(iter(samples), num_batches, device)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

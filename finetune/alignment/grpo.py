@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import trl
+import yaml
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -37,6 +38,7 @@ from finetune.alignment.shared_prompt import SharedPrompt, can_share, group_line
 from finetune.alignment.tools import load_tools
 from finetune.alignment.trl_options import callbacks, made_by_trl, quiet
 from finetune.alignment.watch import Watch
+from finetune.artefacts.files import ARGUMENTS, METRICS
 from finetune.artefacts.folder import resolved_options, save_artefact
 from finetune.artefacts.passport import is_adapter
 from finetune.artefacts.provenance import provenance_of
@@ -218,6 +220,31 @@ def with_tools(rows: Sequence[AskedRewards]) -> bool:
     return any(row.tools for row in rows)
 
 
+def check_begun(folder: Path) -> None:
+    """An unfinished run in a folder samples after a kill as it did before.
+
+    Raises:
+        InputError: it keeps micro-batches a sampling that are a step's, as runs don't whose answers follow
+            from their places in the step.
+    """
+    if (folder / METRICS).is_file() or not (folder / ARGUMENTS).is_file():
+        return
+    try:
+        before = yaml.safe_load((folder / ARGUMENTS).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError:
+        # whoever claims the folder says so
+        return
+    told = before.get("steps_per_generation")
+    # one that was asked for differs from it
+    if told is not None and told == before.get("gradient_accumulation_steps"):
+        raise InputError(
+            f"The unfinished run in {folder} was begun by an earlier version, whose answers are sampled "
+            f"differently after a stop (its {ARGUMENTS} says steps_per_generation: {told}, which was not "
+            "asked for), and can't go on here. Set --output_dir to a new folder to begin anew, or finish it "
+            "with the version that began it; nothing in it was touched"
+        )
+
+
 def as_rendered(row: AskedRewards, processor: Any) -> str:
     """A row's conversation as its template asks it, tools and all."""
     assert not isinstance(row.prompt, str)
@@ -260,6 +287,7 @@ def align(
     # follows from the micro-batches of a step, which are others on other numbers of processes
     if micro_batches_sampled(training) == training.gradient_accumulation_steps:
         options.pop("steps_per_generation")
+        check_begun(Path(str(training.output_dir)))
     # Before the policy is made: a folder that holds another run is refused at once.
     checkpoint = open_run(options, prompts_fingerprint(rows), network)
     save_asked_rows(options["output_dir"], provenance_of(read, data), rows)

@@ -20,7 +20,7 @@ from finetune.alignment.preferences import pair_ids
 from finetune.alignment.rollout import longest_input
 from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, quiet
 from finetune.methods import check_length
-from finetune.training.interrupts import Resuming
+from finetune.training.last_step import WeightedRows
 
 
 @dataclass
@@ -32,7 +32,7 @@ class RewardTrainingArguments(PairOptions, trl.RewardConfig):
     chat_template_path: str | None = field(default=None, init=False)
 
 
-class RewardTrainer(CutAnswers, Resuming, trl.RewardTrainer):
+class RewardTrainer(CutAnswers, WeightedRows, trl.RewardTrainer):
     """TRL's, without ends on answers that were cut."""
 
 

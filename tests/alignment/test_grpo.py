@@ -10,7 +10,7 @@ from conftest import make_model, make_tokenizer
 from test_ppo_trainer import ROWS, share_of_good
 from transformers import AutoModelForCausalLM
 
-from finetune.alignment.grpo import as_trl_reward, make_group_trainer
+from finetune.alignment.grpo import as_trl_reward, check_begun, make_group_trainer
 from finetune.alignment.grpo_options import GRPOArguments, RLOOArguments
 from finetune.alignment.policy import make_policy
 from finetune.alignment.rewards import AskedRewards, Part, RewardArguments, Rewards
@@ -89,3 +89,19 @@ def test_an_algorithm_sets_what_its_paper_does_and_nothing_that_was_told(tmp_pat
 def test_an_unknown_algorithm_is_named(tmp_path):
     with pytest.raises(InputError, match="--algorithm is 'grop'; wanted one of: grpo.*rloo"):
         GRPOArguments(output_dir=str(tmp_path), algorithm="grop")
+
+
+def test_an_unfinished_run_of_an_earlier_version_says_what_it_is(tmp_path: Path):
+    told = tmp_path / "arguments.yaml"
+    check_begun(tmp_path)
+    told.write_text("gradient_accumulation_steps: 4\nsteps_per_generation: 4\n")
+    with pytest.raises(
+        InputError, match="begun by an earlier version.*steps_per_generation: 4.*--output_dir"
+    ):
+        check_begun(tmp_path)
+    # finished, or asked for: what else is wrong is said elsewhere
+    (tmp_path / "metrics.json").write_text("{}")
+    check_begun(tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    told.write_text("gradient_accumulation_steps: 4\nsteps_per_generation: 2\n")
+    check_begun(tmp_path)

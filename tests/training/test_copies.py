@@ -33,11 +33,18 @@ DROPPING = '--method lora --method_kwargs {{"lora_dropout":0.2}}'
 # two rows are left over in an epoch
 ALONE = f"{STEPS} --held_out_prompts 8 --logging_steps 1 --max_train_rows 26 {DROPPING}"
 ONLINE = f"{ASKED} {ALONE} --max_new_tokens 4 --disable_dropout false"
-PAIRED = f"{STEPS} --model_name_or_path {{folder}}/llama --eval_strategy no --max_length 24"
+# in the eighth step, which ends the second epoch, one process has four pairs and the other one
+PAIRED = f"{STEPS} --max_steps 8 --model_name_or_path {{folder}}/llama --eval_strategy no --max_length 24"
 PPO = (
     f"ppo {ASKED} --rollout_batch_size 8 --minibatch_size 4 --max_new_tokens 4 --steps 6 --save_steps 4 "
     "--eval_prompts 8 --stop_kl 10"
 )
+ROWS = {
+    "pairs": lambda n: {"chosen": f" {(WORDS * 2)[n]} film", "rejected": " story" * (1 + n % 3)},
+    "attributes": lambda n: {"response": f" {(WORDS * 2)[n]} film", "good": n % 5, "long": n % 3},
+    "process": lambda n: {"completions": [" a film", f" of {n}"][: 1 + n % 2],
+                          "labels": [True, n % 3 == 0][: 1 + n % 2]},
+}  # fmt: skip
 VERBS = {
     "grpo": f"grpo {SAMPLED} --num_generations 4 --method full",
     "grpo, dropout": f"grpo {SAMPLED} --num_generations 4 --beta 0.1 --loss_type bnpo {DROPPING}",
@@ -47,6 +54,11 @@ VERBS = {
     "distill": f"align --algorithm distill {TAUGHT} {ALONE} --max_completion_length 4",
     "dpo": f"dpo {PAIRED} --method full",
     "reward": f"reward {PAIRED}",
+    "orpo": f"dpo --algorithm orpo {PAIRED} --method full",
+    "cpo": f"dpo --algorithm cpo {PAIRED} --method full",
+    "simpo": f"dpo --algorithm simpo {PAIRED} --method lora",
+    "attributes": f"reward --algorithm attributes --attributes good long {PAIRED}",
+    "process": f"reward --algorithm process {PAIRED}",
     "fuse": f"fuse {STEPS} --adapters {{folder}}/films {{folder}}/books --max_length 24 --eval_strategy no",
     "ppo": f"{PPO} --method lora",
     # the coefficient of the penalty is a state too
@@ -67,7 +79,8 @@ def run(tmp_path, review_file, forking):
     ) -> Any:
         verb, *told = f"{words} {COMMON}".format(folder=tmp_path).split()
         told = [ROOT / "scripts" / f"{verb}.py", *told]
-        rows = tmp_path / "pairs" if verb in ("dpo", "reward") else review_file
+        form = next((form for form in ("attributes", "process") if form in told), "pairs")
+        rows = tmp_path / form if verb in ("dpo", "reward") else review_file
         told += ["--dataset_name", rows, "--output_dir", tmp_path / name]
         if kill_at:
             kill = {"KILL_AT": str(kill_at), "KILL_RANK": str(processes - 1)}
@@ -82,14 +95,12 @@ def run(tmp_path, review_file, forking):
 
     # reference log-probabilities of another test would be taken
     cache = {"HF_HOME": str(tmp_path / "hub")}
-    (tmp_path / "pairs").mkdir()
-    # three steps an epoch
-    for split, start, end in (("train", 0, 24), ("test", 24, 28)):
-        pairs = [
-            {"prompt": "say it", "chosen": f" {WORDS[n]} film", "rejected": " story" * (1 + n % 3)}
-            for n in range(start, end)
-        ]
-        (tmp_path / "pairs" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    for form, row in ROWS.items():
+        (tmp_path / form).mkdir()
+        # three whole steps an epoch and five rows
+        for split, numbers in (("train", range(29)), ("test", range(29, 33))):
+            lines = [json.dumps({"prompt": "say it", **row(n)}) + "\n" for n in numbers]
+            (tmp_path / form / f"{split}.jsonl").write_text("".join(lines))
     # with dropout: chance follows from the rows, whichever process has them
     make_model("bert", AutoModel, hidden_dropout_prob=0.1).save_pretrained(tmp_path / "bert")
     make_model("llama", AutoModelForCausalLM).save_pretrained(tmp_path / "llama")
@@ -121,11 +132,18 @@ def test_two_processes_leave_the_weights_of_one_and_a_killed_run_goes_on(run, ve
     words = prepare(run, verb)
     whole = run(words, "whole")
     assert difference(run(words, "two", 2), whole) < 1e-6
-    # PPO's loop knows steps; of the others' micro-batches one process makes two a step
+    # PPO's loop knows steps; of the others' gradients one process makes two a step, and two make two in a
+    # step that some rows are left for
     alone = 5 if words.startswith("ppo") else 9
-    for name, before, at, after in (("less", 2, 5, 1), ("more", 1, alone, 2)):
+    for name, before, at, after in (("less", 2, 6, 1), ("more", 1, alone, 2)):
         assert run(words, name, before, kill_at=at) == ["checkpoint-4"]
         assert difference(run(words, name, after), whole) < 1e-6
+
+
+def test_a_last_step_of_several_micro_batches_is_that_of_one_process(run):
+    """Thirteen pairs: two micro-batches of each of two processes, of which the last has one pair."""
+    words = f"{VERBS['dpo']} --global_batch_size 16 --max_steps 4"
+    assert difference(run(words, "two", 2), run(words, "whole")) < 1e-6
 
 
 def test_what_follows_from_a_processs_own_share_goes_on_as_it_was_begun(run, tmp_path):

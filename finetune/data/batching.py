@@ -169,12 +169,9 @@ class LengthBatches(Sampler[list[int]]):
         """This process's micro-batches of one step: the rows go round, so that every share has its
         part of the long ones.
         """
-        if self.budget is None:
-            micro = math.ceil(len(step) / (self.shares.rows * self.shares.processes))
-        else:
-            micro = self.shares.accumulation
-        # no more micro-batches than rows that every process has
-        micro = max(1, min(micro, self.shares.accumulation, len(step) // self.shares.processes))
+        # As many for a last, smaller step too, so that they are the same on any number of processes, and with
+        # them dropout; but no more micro-batches than rows that every process has.
+        micro = max(1, min(self.shares.accumulation, len(step) // self.shares.processes))
         # round robin over sorted rows: all processes get like lengths and finish together
         mine = step[self.shares.process :: self.shares.processes]
         return [mine[part::micro].tolist() for part in range(micro)]

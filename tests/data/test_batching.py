@@ -50,6 +50,16 @@ def test_a_step_has_the_same_rows_however_it_is_dealt_out():
     assert steps(Shares(8)) == steps(Shares(1, 8)) == steps(Shares(4, 1, 2)) == steps(Shares(2, 2, 2))
 
 
+def test_micro_batches_of_a_smaller_last_step_are_the_same_on_any_number_of_processes():
+    """Dropout follows from a micro-batch's rows. 36 rows: four steps of eight, and one of four."""
+    found = []
+    for accumulation, processes in ((4, 1), (2, 2), (1, 4)):
+        own = (Shares(2, accumulation, processes, process) for process in range(processes))
+        found.append(sorted(batch for shares in own for batch in LengthBatches(LENGTHS[:36], shares)))
+    assert found[0] == found[1] == found[2]
+    assert sorted(map(len, found[0])) == [1] * 4 + [2] * 16
+
+
 def test_epochs_differ_and_repeat():
     sampler = LengthBatches(LENGTHS, Shares(8), seed=1)
     first = list(sampler)

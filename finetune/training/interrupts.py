@@ -207,14 +207,14 @@ class Resuming(Trainer):
 
     _asked_for = 0  # steps that the run which a checkpoint is of was to make
 
-    def __init__(self, *, model: Any, **kwargs: Any) -> None:
+    def __init__(self, *, model: Any, args: Any = None, **kwargs: Any) -> None:
         if in_shards():
             name_layers(model)
-        if (args := kwargs["args"]).torch_compile:
+        if args is not None and args.torch_compile:
             # before transformers makes its own of them, which knows no flags
             asked, compiler = "--torch_compile true: ", (args.torch_compile_backend, args.torch_compile_mode)
             check_compiler(asked, "leave it out", args.device, *compiler)
-        super().__init__(model=model, **kwargs)
+        super().__init__(model=model, args=args, **kwargs)
         if self.args.torch_compile:
             compile_layers(model, self.args.torch_compile_backend, self.args.torch_compile_mode)
 

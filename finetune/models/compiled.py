@@ -38,9 +38,12 @@ def check_compiler(asked: str, instead: str, place: torch.device, backend: str, 
     # accelerate, which is told the name too, knows fewer of them than torch
     backends = {one.value.lower() for one in DynamoBackend} & {*torch._dynamo.list_backends(None)}
     modes = torch._inductor.list_mode_options()
-    for flag, told, known in (("backend", backend, sorted(backends)), ("mode", mode or "default", modes)):
-        if told not in known:
-            raise InputError(f"Got --torch_compile_{flag} {told}; wanted one of {', '.join(known)}")
+    if backend not in backends:
+        raise InputError(
+            f"Got --torch_compile_backend {backend}; wanted one of {', '.join(sorted(backends))}"
+        )
+    if mode is not None and mode not in modes:
+        raise InputError(f"Got --torch_compile_mode {mode}; wanted one of {', '.join(modes)}")
     try:
         torch.compile(torch.neg, backend=backend, mode=mode)(torch.zeros(1, device=place))
     except (RuntimeError, OSError, ImportError) as error:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
+from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
+from transformers import Trainer
 
-from finetune.training.last_step import DealtBatches, Part, last_step, rows_of, warn_of_repeats
+from finetune.training.last_step import (
+    DealtBatches,
+    Part,
+    WeightedRows,
+    last_step,
+    rows_of,
+    warn_of_repeats,
+)
 
 
 def dealt(rows: int, size: int, processes: int) -> list[list[list[int]]]:
@@ -75,6 +85,36 @@ def test_rows_are_cut_from_pairs_side_by_side_and_above_each_other():
     assert found.pop("ids").tolist() == [1, 2, 4, 5] and found.pop("margin").tolist() == [8, 9]
     assert found == {"said": ["b", "c"], "flag": True}
     assert rows_of(inputs, Part(0, 3, 1.0), 3) is inputs
+
+
+def test_a_trainer_computes_the_parts_of_a_last_step_by_themselves(monkeypatch):
+    # in the place of a model: the mean of the rows' own numbers
+    monkeypatch.setattr(Trainer, "compute_loss", lambda self, model, inputs: inputs["ids"].float().mean())
+    monkeypatch.setattr(
+        Trainer, "training_step", lambda self, model, inputs: self.compute_loss(model, inputs)
+    )
+    monkeypatch.setattr(
+        Trainer,
+        "get_batch_samples",
+        lambda self, batches, count, device: (list(islice(batches, count)), None),
+    )
+    # the first of two processes, without all that making a trainer brings
+    trainer, model = WeightedRows.__new__(WeightedRows), SimpleNamespace(training=True)
+    trainer.args = SimpleNamespace(gradient_accumulation_steps=1, device="cpu")
+    trainer._dealt = DealtBatches(BatchSampler(range(13), 4, drop_last=False), 2, 0)
+    batches = iter([{"ids": torch.tensor(batch)} for batch in trainer._dealt])
+    losses, kept = [], []
+    for step in range(2):
+        trainer.state = SimpleNamespace(global_step=step)
+        samples, _ = trainer.get_batch_samples(batches, 1, "cpu")
+        kept.append([one["ids"].tolist() for one in trainer.counted(samples)])
+        losses.append(float(trainer.training_step(model, samples[0])))
+    assert kept == [[[0, 1, 2, 3]], [[8], [9, 10, 11]]]
+    # rows 8 to 11 count as two means: of the row that has a neighbour on the other process, and of the rest
+    assert losses == [1.5, 0.25 * 8 + 0.75 * 10]
+    # evaluation weighs nothing
+    trainer.weight, model.training = 0.5, False
+    assert float(trainer.compute_loss(model, {"ids": torch.tensor([3])})) == 3
 
 
 def test_rows_that_accelerate_computes_twice_are_said(caplog):

@@ -37,6 +37,7 @@ from finetune.alignment.trl_options import PairOptions, callbacks, made_by_trl, 
 from finetune.errors import InputError
 from finetune.models.heads import unwrapped
 from finetune.models.lora_kernel import without_input_casts
+from finetune.models.names import cache_root
 from finetune.privacy.options import PrivacyArguments
 from finetune.privacy.trainer import private_parts
 from finetune.training.interrupts import Resuming
@@ -134,7 +135,7 @@ class CachedDPOTrainer(CutAnswers, WeightedRows, trl.DPOTrainer):
 
 def reference_cache() -> Path:
     """Folder of the cached reference log-probabilities."""
-    return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "reference_log_probs"
+    return cache_root() / "reference_log_probs"
 
 
 def reference_key(dataset: Dataset, reference: Any, made_by: dict[str, Any]) -> str:

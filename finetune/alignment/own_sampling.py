@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 import trl
-from safetensors.torch import load_model, save_model
+from safetensors import safe_open
+from safetensors.torch import load_model, save_file, save_model
+from torch import Tensor
 from trl.trainer.utils import (
     RepeatSampler,
     split_pixel_values_by_grid,
@@ -111,7 +113,7 @@ class OwnSampling:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         # In the middle of a sampling, whose answers further steps learn from.
         if self._step % micro_batches_taught(args):
-            torch.save(self._buffered_inputs, folder / _answers(accelerator.process_index))
+            _keep(self._buffered_inputs, folder / _answers(accelerator.process_index))
         if not accelerator.is_main_process:
             return
         spread = None if self.rewards is None else self.rewards.spread
@@ -131,10 +133,7 @@ class OwnSampling:
         if self.rewards is not None:
             self.rewards.spread = told["spread"]
         if (folder / _answers(process)).is_file():
-            # Tensors and numbers alone, so that no pickled code of the file's is run.
-            self._buffered_inputs = torch.load(
-                folder / _answers(process), map_location=self.model.device, weights_only=True
-            )
+            self._buffered_inputs = _kept(folder / _answers(process), self.model.device)
         if moves_reference(args):
             load_model(self.ref_model, folder / REFERENCE, device=str(self.ref_model.device))
 
@@ -240,7 +239,28 @@ class SampledSteps(OwnSampling):
 
 
 def _answers(process: int) -> str:
-    return f"answers_{process}.pt"
+    return f"answers_{process}.safetensors"
+
+
+def _keep(batches: list[dict[str, Any]], file: Path) -> None:
+    """Micro-batches as one file: what is no tensor (a number, nothing) stands in its head."""
+    flat = {f"{place} {name}": value for place, batch in enumerate(batches) for name, value in batch.items()}
+    # of their own memory: micro-batches are cut from one tensor
+    tensors = {name: value.clone() for name, value in flat.items() if isinstance(value, Tensor)}
+    others = {name: value for name, value in flat.items() if name not in tensors}
+    save_file(tensors, file, {"count": str(len(batches)), "others": json.dumps(others)})
+
+
+def _kept(file: Path, place: torch.device) -> list[dict[str, Any]]:
+    """What `_keep` wrote."""
+    with safe_open(file, "pt", device=str(place)) as opened:
+        told = opened.metadata()
+        flat = {name: opened.get_tensor(name) for name in opened.keys()} | json.loads(told["others"])  # noqa: SIM118 it is no mapping
+    batches: list[dict[str, Any]] = [{} for _ in range(int(told["count"]))]
+    for name, value in flat.items():
+        number, _, own = name.partition(" ")
+        batches[int(number)][own] = value
+    return batches
 
 
 def seed_dropout(seed: int, step: int, place: int) -> None:

@@ -45,12 +45,17 @@ def resolve(name: str) -> tuple[str, dict[str, Any]]:
     return (str(path), {}) if path.exists() else (name, {})
 
 
+def cache_root() -> Path:
+    """Where what is made once on a machine is kept, beside what transformers keeps."""
+    return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+
+
 def _converted(file: Path) -> Path:
     """Safetensors made from a GGUF file, cached under the file's name, size and time of change."""
     if not file.is_file():
         raise InputError(f"No GGUF file {file}; set --model_name_or_path")
     stat = file.stat()
-    root = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "converted_gguf"
+    root = cache_root() / "converted_gguf"
     # size and time: a file that is written anew is converted anew
     folder = root / f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}"
     if folder.exists():

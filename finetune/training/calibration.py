@@ -15,11 +15,10 @@ import torch
 
 from finetune.artefacts.environment import processor
 from finetune.artefacts.files import write_atomically
+from finetune.models.names import cache_root
 
-ROWS, WIDTH = (
-    512,
-    768,
-)  # of a product as an encoder makes it: a few milliseconds, far from any call's own cost
+# of a product as an encoder makes it: a few milliseconds, far from any call's own cost
+ROWS, WIDTH = 512, 768
 TIMES = 12
 
 
@@ -32,7 +31,7 @@ def bf16_gain() -> float:
     """
     # oneDNN's own limit, which torch's capabilities don't show
     key = f"{processor()}, torch {torch.__version__}, {os.environ.get('ONEDNN_MAX_CPU_ISA', 'all')}"
-    file = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "bf16_gain.json"
+    file = cache_root() / "bf16_gain.json"
     known = _read(file)
     if key not in known:
         known[key] = round(_seconds(torch.float32) / _seconds(torch.bfloat16), 2)

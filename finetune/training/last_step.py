@@ -84,7 +84,6 @@ def last_step(rows: int, size: int, accumulation: int, *, processes: int, proces
 
 def rows_of(inputs: dict[str, Any], part: Part, rows: int) -> dict[str, Any]:
     """Some of the rows of a batch, whose pairs stand side by side or above each other."""
-
     if part.end - part.begin == rows:
         return inputs
 

@@ -17,7 +17,7 @@ from trl.trainer.utils import RepeatSampler
 from finetune.alignment.grpo import make_group_trainer
 from finetune.alignment.grpo_options import GRPOArguments
 from finetune.alignment.online import pad_right
-from finetune.alignment.own_sampling import EpochRepeats, seed_dropout
+from finetune.alignment.own_sampling import EpochRepeats, _keep, _kept, seed_dropout
 from finetune.alignment.policy import make_policy
 from finetune.alignment.rewards import Rewards
 from finetune.errors import InputError
@@ -55,8 +55,8 @@ def test_a_run_goes_on_between_two_steps_that_learn_from_the_same_answers(train,
     """With a reference that follows, and a deviation of scores that was seen in the first step."""
     told = {"num_iterations": 2, "beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1}
     whole = train("whole", **told)
-    assert (tmp_path / "whole" / "checkpoint-1" / "answers_0.pt").is_file()
-    assert not (tmp_path / "whole" / "checkpoint-2" / "answers_0.pt").exists()
+    assert (tmp_path / "whole" / "checkpoint-1" / "answers_0.safetensors").is_file()
+    assert not (tmp_path / "whole" / "checkpoint-2" / "answers_0.safetensors").exists()
     again = train("again", "whole/checkpoint-1", **told)
     assert difference(weights(tmp_path / "again"), weights(tmp_path / "whole")) == 0
     assert again.rewards.spread == whole.rewards.spread > 0
@@ -123,3 +123,17 @@ def test_dropout_follows_from_the_place_in_the_step():
         seed_dropout(*place)
         drawn.append(torch.rand(3).tolist())
     assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_micro_batches_come_back_from_their_file_as_they_were(tmp_path):
+    whole = torch.arange(12).view(4, 3)
+    # cut from one tensor, as TRL's are, beside what is none
+    batches = [
+        {"ids": part, "advantages": torch.tensor([0.5, -1.5]), "count": 7, "images": None}
+        for part in whole.split(2)
+    ]
+    _keep(batches, tmp_path / "answers_0.safetensors")
+    found = _kept(tmp_path / "answers_0.safetensors", torch.device("cpu"))
+    for one, other in zip(found, batches, strict=True):
+        assert one.keys() == other.keys() and (one["count"], one["images"]) == (7, None)
+        assert torch.equal(one["ids"], other["ids"]) and torch.equal(one["advantages"], other["advantages"])
